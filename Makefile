@@ -1,0 +1,59 @@
+# The two commands of the README are `make demo` and `make test`; both set up what they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test check bench zoo clean
+
+help:
+	@echo "make demo    install splitpoint (no PyTorch) and see it work"
+	@echo "make test    install what the tests need (PyTorch among it) and run them"
+	@echo "make check   lint and types"
+	@echo "make bench   measure; prints machine, versions and numbers"
+	@echo "make zoo     rebuild the networks that come with splitpoint"
+	@echo "make clean   remove what make has made"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp a set of extras: what is installed already is not asked for again until pyproject.toml changes.
+$(VENV)/core.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/check.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[check]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[test,torch,plot,xlsx]'
+	@touch $@
+
+$(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+$(VENV)/zoo.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[torch,zoo]'
+	@touch $@
+
+demo: $(VENV)/core.stamp
+	$(BIN)/splitpoint demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+check: $(VENV)/check.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/core.stamp $(VENV)/bench.stamp
+	$(BIN)/python -m bench
+
+zoo: $(VENV)/zoo.stamp
+	$(BIN)/python scripts/build_zoo.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis out

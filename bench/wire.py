@@ -1,0 +1,262 @@
+"""Round trips on loopback: a bare socket, splitpoint's Edge and Server, and unary gRPC, with the same bytes.
+
+    python bench/wire.py [--rounds 200] [--block 10]
+
+Read this first: loopback has no bandwidth limit and hardly a round trip, so what is compared is software alone, the
+worst case for it. On a real link the bytes cost far more. Server processes run on one core and the client on
+another. The contenders take turns in blocks within one run, so that they meet the same noise. splitpoint's path is the
+whole of it (`Edge.infer`, request ids, checks, clock, trace marks); only the model's computing is left out, by an
+engine that returns a ready answer. The bare socket knows how many bytes come and receives into one buffer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+
+import numpy as np
+
+from splitpoint.machine import this_machine, versions
+from splitpoint.models import load
+from splitpoint.models.model import Segment
+from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.server import Server
+from splitpoint.tensors import Array, TensorSpec
+
+DOWN_FLOATS = 1024
+#: What the project asks of itself: (bytes up, at most this many times the bare socket).
+TARGETS = {600_000: 1.3, 4_096: 5.0}
+GRPC_TIMES = 2.0
+
+
+def pin(core: int) -> str:
+    """Keeps this process on one core, if there are several; says what it did."""
+    if not hasattr(os, "sched_setaffinity"):
+        return "not pinned (not Linux)"
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return "not pinned (one core)"
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
+    return f"core {cores[core % len(cores)]}"
+
+
+# --- the three servers ------------------------------------------------------------------------------------------------
+
+
+def serve_bare(pipe: Connection, up: int) -> None:
+    pin(1)
+    listener = socket.create_server(("127.0.0.1", 0))
+    pipe.send(listener.getsockname()[1])
+    sock, _ = listener.accept()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    buffer, answer = bytearray(up), bytes(4 * DOWN_FLOATS)
+    while sock.recv_into(buffer, up, socket.MSG_WAITALL) == up:
+        sock.sendall(answer)
+
+
+def wait(pipe: Connection) -> None:
+    """Returns when the parent is done."""
+    with suppress(EOFError):
+        pipe.recv()
+
+
+class ReadySession:
+    """Answers at once: what is left is the way there and back."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.inputs: tuple[TensorSpec, ...] = segment.inputs
+        self.outputs: tuple[TensorSpec, ...] = segment.outputs
+        self.nbytes = 0
+        self._answer = {segment.outputs[0].name: np.zeros(DOWN_FLOATS, np.float32)}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self._answer
+
+    def close(self) -> None:
+        pass
+
+
+class ReadyEngine:
+    name, device, threads = "ready", "none", 1
+
+    def compile(self, segment: Segment) -> ReadySession:
+        return ReadySession(segment)
+
+
+def serve_splitpoint(pipe: Connection, up: int) -> None:
+    pin(1)
+    with Server([load(model_file(up))], engine=ReadyEngine(), port=0) as server:
+        pipe.send(server.address)
+        wait(pipe)
+
+
+def serve_grpc(pipe: Connection, up: int) -> None:
+    pin(1)
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
+
+    answer = bytes(4 * DOWN_FLOATS)
+    method = grpc.unary_unary_rpc_method_handler(lambda request, context: answer)
+    server = grpc.server(ThreadPoolExecutor(2), options=_GRPC_OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench", {"Infer": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    pipe.send(port)
+    wait(pipe)
+    server.stop(None)
+
+
+_GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+def model_file(up: int) -> Path:
+    """An ONNX file that takes `up` bytes of float32 and returns 4 KB."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    path = Path(tempfile.gettempdir()) / f"splitpoint-bench-{os.getuid()}-{up}.onnx"
+    ends = [numpy_helper.from_array(np.array([n]), name) for n, name in ((0, "begin"), (DOWN_FLOATS, "end"))]
+    graph = helper.make_graph(
+        [helper.make_node("Slice", ["x", "begin", "end"], ["y"])],
+        "bench",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [up // 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [DOWN_FLOATS])],
+        ends,
+    )
+    beside = path.with_suffix(f".{os.getpid()}")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), beside)
+    beside.replace(path)
+    return path
+
+
+# --- the three clients ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def process(target: Callable[[Connection, int], None], up: int) -> Iterator[object]:
+    """Runs `target` in a fresh process and yields the address it sends."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    child = context.Process(target=target, args=(there, up), daemon=True)
+    child.start()
+    try:
+        if not here.poll(60):
+            raise SystemExit(f"{target.__name__} did not start")
+        yield here.recv()
+    finally:
+        there.close()
+        here.close()
+        child.join(5)
+        child.terminate()
+
+
+def contenders(stack: ExitStack, up: int) -> dict[str, Callable[[], float]]:
+    """Name → a function that makes one round trip and returns its seconds."""
+    floats = np.random.default_rng(0).random(up // 4, np.float32)
+    data = floats.tobytes()
+    calls: dict[str, Callable[[], float]] = {}
+
+    port = stack.enter_context(process(serve_bare, up))
+    sock = stack.enter_context(socket.create_connection(("127.0.0.1", int(str(port)))))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    answer = bytearray(4 * DOWN_FLOATS)
+
+    def bare() -> float:
+        started = perf_counter()
+        sock.sendall(data)
+        sock.recv_into(answer, len(answer), socket.MSG_WAITALL)
+        return perf_counter() - started
+
+    calls["bare socket"] = bare
+
+    address = stack.enter_context(process(serve_splitpoint, up))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    edge = stack.enter_context(Edge(str(address), at="input", cache=folder))
+
+    def splitpoint() -> float:
+        started = perf_counter()
+        edge.infer(floats)
+        return perf_counter() - started
+
+    calls["splitpoint"] = splitpoint
+
+    try:
+        import grpc
+    except ModuleNotFoundError:
+        print("grpcio is not installed (pip install 'splitpoint[bench]'): left out")
+        return calls
+    port = stack.enter_context(process(serve_grpc, up))
+    channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", options=_GRPC_OPTIONS))
+    method = channel.unary_unary("/bench/Infer")
+
+    def unary() -> float:
+        started = perf_counter()
+        method(data)
+        return perf_counter() - started
+
+    calls["gRPC unary"] = unary
+    return calls
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(up: int, rounds: int, block: int) -> dict[str, list[float]]:
+    """Seconds of every round trip, by contender, without the first tenth."""
+    with ExitStack() as stack:
+        calls = contenders(stack, up)
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(rounds + rounds // 10):
+            for name, call in calls.items():
+                times = [call() for _ in range(block)]
+                if turn >= rounds // 10:
+                    taken[name] += times
+    return taken
+
+
+def report(up: int, taken: Mapping[str, Sequence[float]]) -> bool:
+    """Prints a table; True if the targets are met."""
+    bare = median(taken["bare socket"])
+    print(f"\n{up:,} bytes up, {4 * DOWN_FLOATS:,} down, {len(taken['bare socket'])} round trips each")
+    print(f"{'':<14}{'median':>9}{'p10':>9}{'p90':>9}   x bare socket")
+    for name, times in taken.items():
+        deciles = quantiles(times, n=10)
+        row = f"{name:<14}{median(times) * 1e6:>6.0f} µs{deciles[0] * 1e6:>6.0f} µs{deciles[-1] * 1e6:>6.0f} µs"
+        print(f"{row}{median(times) / bare:>11.2f}")
+    ours = median(taken["splitpoint"])
+    met = ours <= TARGETS[up] * bare
+    print(f"target: at most {TARGETS[up]}x the bare socket: {ours / bare:.2f}x, {'met' if met else 'MISSED'}")
+    if "gRPC unary" in taken:
+        ratio = median(taken["gRPC unary"]) / ours
+        faster = ratio >= GRPC_TIMES
+        print(f"target: at least {GRPC_TIMES}x faster than gRPC: {ratio:.2f}x, {'met' if faster else 'MISSED'}")
+        met = met and faster
+    return met
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Round trips on loopback")
+    parser.add_argument("--rounds", type=int, default=200, help="turns each contender has (default 200)")
+    parser.add_argument("--block", type=int, default=10, help="round trips in a turn (default 10)")
+    options = parser.parse_args()
+    print(this_machine())
+    print(", ".join(f"{k} {v}" for k, v in versions(("splitpoint", "numpy", "msgspec", "grpcio")).items()))
+    print(f"client on {pin(0)}, servers on another one; {options.block} round trips a turn")
+    met = [report(up, measure(up, options.rounds, options.block)) for up in TARGETS]
+    print("\nA missed target does not fail this run: it is a measurement, not a test.")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

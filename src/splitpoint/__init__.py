@@ -1,0 +1,78 @@
+"""Split inference: run the first part of a neural network on the device and the rest on a server.
+
+    import splitpoint as sp
+
+    model = sp.load("zoo:efficientnet_lite0")
+    print(model.graph.cut("blocks.5"))                       # what would cross there
+    with sp.Server([model], engine=sp.open_engine(), port=0) as server:
+        with sp.Edge(server.address, at="blocks.5") as edge:
+            result = edge.infer(image)                       # uint8[1,224,224,3]
+            print(result.outputs["logits"].argmax(), result.trace)
+"""
+
+from splitpoint.engines import Engine, Session, open_engine
+from splitpoint.errors import (
+    BusyError,
+    CutError,
+    EngineError,
+    InputError,
+    MissingExtraError,
+    ModelError,
+    ProtocolError,
+    ServerError,
+    SplitpointError,
+    StorageError,
+    UsageError,
+    VerifyError,
+)
+from splitpoint.graph import Cut, Graph, Node
+from splitpoint.images import InputSpec, classify, read_image
+from splitpoint.models import load
+from splitpoint.models.model import Model, Segment
+from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.local import Local
+from splitpoint.runtime.result import Request, Result
+from splitpoint.runtime.server import Server
+from splitpoint.segments import Check, Manifest, split, verify
+from splitpoint.tensors import TensorSpec
+from splitpoint.trace import Recorder, Span, Trace
+
+__all__ = [
+    "BusyError",
+    "Check",
+    "Cut",
+    "CutError",
+    "Edge",
+    "Engine",
+    "EngineError",
+    "Graph",
+    "InputError",
+    "InputSpec",
+    "Local",
+    "Manifest",
+    "MissingExtraError",
+    "Model",
+    "ModelError",
+    "Node",
+    "ProtocolError",
+    "Recorder",
+    "Request",
+    "Result",
+    "Segment",
+    "Server",
+    "ServerError",
+    "Session",
+    "Span",
+    "SplitpointError",
+    "StorageError",
+    "TensorSpec",
+    "Trace",
+    "UsageError",
+    "VerifyError",
+    "classify",
+    "load",
+    "open_engine",
+    "read_image",
+    "split",
+    "verify",
+]

@@ -1,0 +1,104 @@
+"""The command line: one verb a file, each parses, calls the public library, and prints.
+
+Exit codes are those of the error tree (splitpoint.errors); 130 is Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import click
+
+from splitpoint.errors import SplitpointError, nearest
+
+#: Verb → what `splitpoint --help` says of it. Each is `splitpoint.cli.<verb>:command`, imported when asked for.
+VERBS: Mapping[str, str] = {
+    "demo": "See it work: a server, a device, four photos, one minute.",
+    "inspect": "List a model's layers and what would cross the link at each.",
+    "split": "Write the two halves of a model as ONNX files.",
+    "verify": "Prove that cut models give the whole model's answer.",
+    "export": "Turn a PyTorch model into an ONNX file.",
+    "serve": "Run the server side of models.",
+    "run": "Run the device side: images in, answers and milliseconds out.",
+    "sweep": "Measure every split point between a device and a server.",
+    "pull": "Fetch what a device needs of a model, before it is needed.",
+    "cache": "Show or clear what this device has fetched and exported.",
+    "doctor": "Say what this machine and a server can do.",
+}
+
+
+class Verbs(click.Group):
+    """Commands by name; only the one that runs is imported, so that `--help` stays instant on a small device."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"splitpoint.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            hint = nearest(args[0], VERBS) or f" (there are: {', '.join(VERBS)})"
+            raise click.UsageError(f"no command is called {args[0]}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="splitpoint")
+def group() -> None:
+    """Split inference: the first part of a neural network on the device, the rest on a server.
+
+    MODEL is an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function or a .pt2 file.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; every foreseen failure is one line on standard error."""
+    try:
+        status = group.main(
+            args=list(args) if args is not None else None, prog_name="splitpoint", standalone_mode=False
+        )
+    except SplitpointError as exc:
+        return fail(str(exc), exc.exit_code)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.ClickException as exc:
+        where = (
+            f" (see: {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
+        )
+        return fail(exc.format_message() + where, 2)
+    except (KeyboardInterrupt, click.Abort):
+        return fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): not an error, and nobody is there to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return fail(f"cannot write {exc.filename or 'output'}: {exc.strerror}", 7)
+        raise
+    return int(status or 0)
+
+
+def fail(message: str, status: int) -> int:
+    click.echo(f"splitpoint: {message}", err=True)
+    return status
+
+
+def script() -> None:
+    """The `splitpoint` command."""
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""An answer as a person reads it, and where its milliseconds went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from splitpoint import images
+from splitpoint.images import InputSpec
+from splitpoint.report.units import ms
+from splitpoint.tensors import Array
+from splitpoint.trace import Trace
+
+#: Column title → spans of a trace it adds up. What is left of the total is the network, both ways.
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "decode": ("prepare",),
+    "edge": ("head",),
+    "encode": ("encode",),
+    "network": ("up", "down"),
+    "queue": ("queue",),
+    "server": ("decode", "tail", "reply"),
+}
+
+
+def stage_ms(trace: Trace) -> dict[str, float]:
+    """Milliseconds by column: image decoding and resizing, device, encoding, network, queue, server, total."""
+    stages = {title: sum(trace.ms(name) for name in names) for title, names in STAGES.items()}
+    return stages | {"total": sum(stages.values())}
+
+
+def answer(outputs: Mapping[str, Array], spec: InputSpec | None, count: int = 3) -> str:
+    """Labels with probabilities for a classifier; names, types and ranges of the outputs otherwise."""
+    if spec is not None and spec.task == "classify":
+        labels = images.classify(outputs, spec)[:count]
+        return ", ".join(f"{label} {probability:.0%}" for label, probability in labels)
+    return ", ".join(_described(name, value) for name, value in outputs.items())
+
+
+def _described(name: str, value: Array) -> str:
+    shape = ",".join(map(str, value.shape))
+    if value.dtype.kind == "f" and value.size:
+        return f"{name} {value.dtype.name}[{shape}] {value.min():.3g}…{value.max():.3g}"
+    return f"{name} {value.dtype.name}[{shape}]"
+
+
+def as_json(
+    name: str, outputs: Mapping[str, Array], spec: InputSpec | None, trace: Trace, **more: Any
+) -> dict[str, Any]:
+    """One line of `--json`: labels or output specs, stages and spans in milliseconds."""
+    row: dict[str, Any] = {"input": name}
+    if spec is not None and spec.task == "classify":
+        row["labels"] = [{"label": text, "probability": p} for text, p in images.classify(outputs, spec)]
+    row["outputs"] = {k: {"dtype": v.dtype.name, "shape": list(v.shape)} for k, v in outputs.items()}
+    row["ms"] = {k: round(v, 4) for k, v in stage_ms(trace).items()}
+    row["spans_ms"] = {k: round(v, 4) for k, v in trace.stages().items()}
+    return row | more
+
+
+class Lines:
+    """A table that is printed row by row, as answers come."""
+
+    def __init__(self, width: int, names: Sequence[str]) -> None:
+        self.name_width = min(28, max([5, *(len(n) for n in names)]))
+        numbers = 8 * (len(STAGES) + 1)
+        self.answer_width = min(48, max(16, width - self.name_width - numbers - 6))
+        self.traces: list[dict[str, float]] = []
+
+    def header(self) -> str:
+        titles = "".join(f"{t:>8}" for t in (*STAGES, "total"))
+        return f"{'input':<{self.name_width}}  {'answer':<{self.answer_width}}{titles}  ms"
+
+    def row(self, name: str, text: str, trace: Trace) -> str:
+        stages = stage_ms(trace)
+        self.traces.append(stages)
+        return self._line(name, text, stages)
+
+    def medians(self) -> str:
+        """The middle value of each column over all rows."""
+        middle = {k: median(t[k] for t in self.traces) for k in self.traces[0]}
+        return self._line("median", f"of {len(self.traces)}", middle)
+
+    def _line(self, name: str, text: str, stages: Mapping[str, float]) -> str:
+        numbers = "".join(f"{ms(v):>8}" for v in stages.values())
+        return f"{_fit(name, self.name_width)}  {_fit(text, self.answer_width)}{numbers}"
+
+
+def _fit(text: str, width: int) -> str:
+    return f"{text:<{width}}" if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,82 @@
+"""splitpoint doctor: what this machine and a server can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from splitpoint.cli.options import cloud_option
+from splitpoint.machine import EXTRAS, this_machine, versions
+from splitpoint.report.units import size
+
+
+@click.command(short_help="Say what this machine and a server can do.")
+@cloud_option(required=False)
+def command(cloud: str | None) -> None:
+    """Show versions, cores, execution providers with their install lines, and whether a server is reachable.
+
+    Exit status 6 if --cloud is given and the server cannot be reached or does not speak our version.
+    """
+    machine = this_machine()
+    click.echo(f"machine    {machine}")
+    click.echo("packages   " + ", ".join(f"{k} {v}" for k, v in versions().items()))
+    for extra, packages in EXTRAS.items():
+        found = versions(packages)
+        have = ", ".join(f"{k} {v}" for k, v in found.items())
+        missing = [p for p in packages if p not in found]
+        text = (
+            have
+            if not missing
+            else f"{have + '; ' if have else ''}not installed: pip install 'splitpoint[{extra}]'"
+        )
+        click.echo(f"[{extra}]".ljust(11) + text)
+    _providers()
+    _cache()
+    if cloud:
+        _server(cloud)
+
+
+def _providers() -> None:
+    import onnxruntime as ort
+
+    from splitpoint.engines.onnxruntime import DEVICES
+
+    available = set(ort.get_available_providers())
+    for name, device in DEVICES.items():
+        here = device.provider in available
+        click.echo(f"--device   {name:<10} {'yes' if here else 'no   ' + device.install}")
+    known = {d.provider for d in DEVICES.values()}
+    others = sorted(available - known - {"AzureExecutionProvider"})
+    if others:
+        click.echo(f"           also in this build, without a --device name: {', '.join(others)}")
+
+
+def _cache() -> None:
+    from splitpoint.runtime.cache import default_cache
+
+    folder: Path = default_cache()
+    files = [p.stat().st_size for p in folder.rglob("*") if p.is_file()] if folder.is_dir() else []
+    click.echo(f"cache      {folder}: {len(files)} files, {size(sum(files))}")
+
+
+def _server(cloud: str) -> None:
+    from splitpoint.runtime.channel import Channel
+    from splitpoint.runtime.events import software
+    from splitpoint.transports import connect
+
+    connection = connect(cloud, timeout_s=5.0)
+    try:
+        channel = Channel(connection, software=software(), timeout_s=5.0)
+        channel.measure_clock()
+        welcome = channel.welcome
+        click.echo(
+            f"server     {cloud}: reachable, speaks our version "
+            f"({'.'.join(map(str, welcome.version))}, {welcome.software}), "
+            f"round trip {channel.clock.round_trip_s * 1e3:.2f} ms"
+        )
+        for model in welcome.models:
+            click.echo(f"           {model.name} {model.fingerprint[:12]}  {size(model.nbytes)} of weights")
+        click.echo(f"           devices may fetch: {welcome.share}")
+    finally:
+        connection.close()

@@ -1,0 +1,43 @@
+"""splitpoint export: PyTorch → ONNX, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from splitpoint.cli.console import err
+from splitpoint.cli.options import parse_shapes
+from splitpoint.models import SHORT_NAMES
+from splitpoint.report.units import size
+
+
+@click.command(short_help="Turn a PyTorch model into an ONNX file.")
+@click.argument("model")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.onnx"
+)
+@click.option(
+    "--weights", metavar="FILE|random[:SEED]", help="Instead of the library's default pretrained weights."
+)
+@click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,320,320", help="Another input size.")
+@click.option("--input-spec", type=click.Path(path_type=Path), metavar="FILE", help="Another input contract.")
+def command(
+    model: str, output: Path, weights: str | None, shapes: tuple[str, ...], input_spec: Path | None
+) -> None:
+    """Export MODEL to FILE.onnx: the only step that needs PyTorch.
+
+    Image models get uint8 NHWC input with normalisation inside the graph; layers keep their module paths. A free
+    batch is proven at 1, 2 and 3, or fixed at 1 with a word about why.
+    """
+    from splitpoint.images import InputSpec
+    from splitpoint.models.torch import export
+
+    spec = InputSpec.from_file(input_spec) if input_spec else None
+    with err().status(f"exporting {model} …") as status:
+        report = export(
+            SHORT_NAMES.get(model, model), output, weights=weights, shapes=parse_shapes(shapes), input_spec=spec,
+            progress=lambda text: status.update(f"{model}: {text}"),
+        )  # fmt: skip
+    click.echo(str(report))
+    click.echo(f"wrote {output} ({size(output.stat().st_size)})")

@@ -1,0 +1,129 @@
+"""splitpoint inspect: a model's layers, and what would cross behind each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from splitpoint.cli.console import Column, out, table
+from splitpoint.cli.options import json_option, load_model, model_options
+from splitpoint.models.model import Model
+from splitpoint.report.files import write_atomic, write_csv, write_xlsx
+from splitpoint.report.layers import COLUMNS, LayerRow, layer_names, layer_rows
+from splitpoint.report.units import count, size
+
+
+@click.command(short_help="List a model's layers and what would cross the link at each.")
+@click.argument("model")
+@click.option(
+    "--cuts",
+    type=click.Choice(["all", "chain"]),
+    default="all",
+    help="Every node, or single-tensor cuts only.",
+)
+@click.option(
+    "--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE", help="Write all columns as CSV."
+)
+@click.option(
+    "--xlsx", "xlsx_path", type=click.Path(path_type=Path), metavar="FILE", help="Write a spreadsheet."
+)
+@click.option(
+    "--names", type=click.Path(path_type=Path), metavar="FILE", help="Write layer names, one a line."
+)
+@json_option
+@model_options
+def command(
+    model: str, cuts: str, csv_path: Path | None, xlsx_path: Path | None, names: Path | None, as_json: bool,
+    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+) -> None:  # fmt: skip
+    """List MODEL's cut points, one a row.
+
+    Each row is a node in topological order: its layer, what it makes, and everything that would cross the link if
+    the device ran all up to and including it. A number under "cut" marks a single-tensor cut; --at takes that
+    number, a layer's path, a node or a tensor.
+    """
+    loaded = load_model(model, shapes, weights, input_spec)
+    rows = layer_rows(loaded, loaded.graph.chain() if cuts == "chain" else None)
+    written = []
+    if csv_path:
+        write_csv(csv_path, [r.flat() for r in rows], COLUMNS)
+        written.append(csv_path)
+    if xlsx_path:
+        write_xlsx(xlsx_path, [r.flat() for r in rows], COLUMNS, loaded.name)
+        written.append(xlsx_path)
+    if names:
+        write_atomic(names, "".join(f"{n}\n" for n in layer_names(loaded)).encode())
+        written.append(names)
+    if as_json:
+        click.echo(msgspec.json.encode(_summary(loaded) | {"rows": [dataclasses.asdict(r) for r in rows]}))
+    elif not written:
+        _print(loaded, rows)
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
+
+
+def _summary(model: Model) -> dict[str, object]:
+    return {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "source": model.source,
+        "inputs": [str(t) for t in model.inputs],
+        "outputs": [str(t) for t in model.outputs],
+        "assumed": dict(model.graph.assumed),
+        "weight_bytes": model.nbytes,
+    }
+
+
+_COLUMNS = (
+    Column("cut", keep=True),
+    Column("layer", right=False, keep=True),
+    Column("op", right=False),
+    Column("output", right=False, keep=True),
+    Column("crosses", keep=True),
+    Column("FLOPs", keep=True),
+    Column("params"),
+    Column("memory"),
+    Column("on the wire"),
+    Column("elements"),
+    Column("dtype", right=False),
+)
+
+
+def _print(model: Model, rows: Sequence[LayerRow]) -> None:
+    console = out()
+    table(_COLUMNS, [_cells(r) for r in rows], console=console)
+    inner = max(0, len(model.graph.chain()) - 2)
+    totals = f"{count(rows[-1].flops)}FLOPs, {count(rows[-1].params)} parameters" if rows else ""
+    console.print(
+        f"[bold]{model.name}[/] {model.fingerprint[:12]}  {totals}, {size(model.nbytes)} of weights"
+    )
+    if model.source:
+        console.print(model.source, markup=False)
+    console.print("in   " + ", ".join(map(str, model.inputs)), markup=False)
+    console.print("out  " + ", ".join(map(str, model.outputs)), markup=False)
+    if model.graph.assumed:
+        console.print("sizes are for " + ", ".join(f"{k} {v}" for k, v in model.graph.assumed.items()))
+    console.print(f"{len(rows)} cut points, {inner} of them single-tensor cuts inside the model")
+
+
+def _cells(r: LayerRow) -> tuple[str, ...]:
+    crosses = "-" if not r.crossing else size(r.crossing_wire_bytes)
+    if len(r.crossing) > 1:
+        crosses = f"{len(r.crossing)}: {crosses}"
+    return (
+        "" if r.cut is None else str(r.cut),
+        r.layer,
+        r.op,
+        "×".join(map(str, r.shape)) or "scalar",
+        crosses,
+        count(r.flops),
+        count(r.params),
+        size(r.memory_bytes),
+        size(r.wire_bytes),
+        count(r.elements),
+        r.dtype,
+    )

@@ -1,0 +1,89 @@
+"""Options that several verbs share, parsed into the library's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from splitpoint.engines import Engine, open_engine
+from splitpoint.errors import UsageError
+from splitpoint.models import load
+from splitpoint.models.model import Model
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(function: F) -> F:
+    """--shape, --weights, --input-spec: how MODEL is loaded."""
+    for option in (
+        click.option("--input-spec", type=click.Path(path_type=Path), metavar="FILE",
+                     help="How photos become the model's input (JSON or TOML); see docs/input-spec.md."),
+        click.option("--weights", metavar="FILE|random[:SEED]",
+                     help="Weights of a PyTorch model, instead of its default pretrained ones."),
+        click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,640,640",
+                     help="Fix an input's free dimensions; may be given once an input."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def engine_options(function: F) -> F:
+    """--device, --threads: what computes here."""
+    for option in (
+        click.option("--threads", type=click.IntRange(0, 1024), default=0, metavar="N",
+                     help="Compute threads (default: one per core)."),
+        click.option("--device", default="cpu", metavar="NAME",
+                     help="cpu, cuda, tensorrt, openvino, coreml, … (default: cpu; see splitpoint doctor)."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def cloud_option(required: bool = True) -> Callable[[F], F]:
+    return click.option(
+        "--cloud",
+        required=required,
+        metavar="HOST[:PORT]",
+        help="The server that runs the other half (port 3277).",
+    )
+
+
+cache_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    envvar="SPLITPOINT_CACHE",
+    help="Where blobs are kept.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def parse_shapes(shapes: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
+    """``("images=1,3,640,640",)`` → ``{"images": (1, 3, 640, 640)}``; UsageError for anything else."""
+    parsed: dict[str, tuple[int, ...]] = {}
+    for text in shapes:
+        name, equals, numbers = text.rpartition("=")
+        try:
+            parsed[name] = tuple(int(n) for n in numbers.replace("x", ",").split(","))
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise UsageError(f"--shape is NAME=1,3,640,640, not {text}")
+    return parsed
+
+
+def load_model(model: str, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None) -> Model:
+    """The model, with a line about what was assumed."""
+    loaded = load(model, shapes=parse_shapes(shapes), weights=weights, input_spec=input_spec)
+    assumed = loaded.graph.assumed
+    if any(name != "batch" for name in assumed):
+        free = ", ".join(f"{name} = {size}" for name, size in assumed.items())
+        click.echo(f"{loaded.name}: free dimension assumed: {free} (--shape fixes it)", err=True)
+    return loaded
+
+
+def engine_of(device: str, threads: int) -> Engine:
+    return open_engine(device=device, threads=threads)

@@ -1,0 +1,30 @@
+"""splitpoint pull: fetch what a device needs, before it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from splitpoint.cli.options import cache_option, cloud_option
+from splitpoint.models import name_of
+from splitpoint.report.units import size
+from splitpoint.runtime.edge import Edge
+
+
+@click.command(short_help="Fetch what a device needs of a model, before it is needed.")
+@click.argument("model", required=False)
+@cloud_option()
+@click.option("--at", metavar="CUT", help="Only what the head of this cut needs (default: the whole model).")
+@click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
+@cache_option
+def command(
+    model: str | None, cloud: str, at: str | None, model_hash: str | None, cache: Path | None
+) -> None:
+    """Fetch MODEL's graph and weights from a server into the cache.
+
+    What is there already is not fetched again. With the whole model here, a device can finish on its own.
+    """
+    with Edge(cloud, name_of(model) if model else None, at="input", cache=cache, model_hash=model_hash) as edge:
+        fetched = edge.pull(at)
+        click.echo(f"{edge.model.name} {edge.model.fingerprint[:12]}: fetched {size(fetched)} into {edge.cache.folder}")

@@ -1,0 +1,213 @@
+"""splitpoint run: images in, answers and milliseconds out."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import msgspec
+import numpy as np
+
+from splitpoint.cli import answers
+from splitpoint.cli.console import out, progress
+from splitpoint.cli.options import (
+    cache_option,
+    cloud_option,
+    engine_of,
+    engine_options,
+    json_option,
+    load_model,
+    model_options,
+)
+from splitpoint.errors import InputError, SplitpointError, UsageError
+from splitpoint.images import InputSpec
+from splitpoint.inputs import expand, read_bytes, read_inputs
+from splitpoint.models import SHORT_NAMES, name_of
+from splitpoint.report.files import write_atomic
+from splitpoint.report.units import size
+from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.events import Event
+from splitpoint.runtime.local import Local
+from splitpoint.runtime.result import Request, Result
+from splitpoint.tensors import Array
+from splitpoint.trace import Recorder
+
+
+@click.command(short_help="Run the device side: images in, answers and milliseconds out.")
+@click.argument("arguments", metavar="[MODEL] FILES|FOLDER|-", nargs=-1, required=True)
+@cloud_option(required=False)
+@click.option(
+    "--at",
+    default="middle",
+    show_default=True,
+    metavar="CUT",
+    help="A layer, node, tensor, cut number, input (all on the server) or output (all on the device).",
+)
+@click.option(
+    "--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz", help="Keep all outputs."
+)
+@click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
+@json_option
+@cache_option
+@engine_options
+@model_options
+def command(
+    arguments: tuple[str, ...], cloud: str | None, at: str, save: Path | None, model_hash: str | None, as_json: bool,
+    cache: Path | None, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
+    input_spec: Path | None,
+) -> None:  # fmt: skip
+    """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
+
+    Without MODEL the server's only model is used. The device needs no model file: it fetches the graph and its
+    half's weights once. A folder is streamed: device, link and server work at the same time. Without --cloud all
+    runs here.
+    """
+    name, files = _arguments(arguments)
+    paths = [Path(f) for f in files]
+    names = ["-"] if files == ["-"] else [str(p) for p in expand(paths)]
+    with ExitStack() as stack:
+        runner: Edge | Local
+        if cloud is None:
+            if name is None:
+                raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
+            whole = load_model(name, shapes, weights, input_spec)
+            runner = stack.enter_context(Local(whole, engine_of(device, threads)))
+        else:
+            here = load_model(name, shapes, weights, input_spec) if name and is_file(name) else None
+            served = here or (name_of(name) if name else None)
+            runner = stack.enter_context(
+                Edge(cloud, served, at=at, engine=engine_of(device, threads), cache=cache, model_hash=model_hash,
+                     on_event=notice)
+            )  # fmt: skip
+            if input_spec and here is None:
+                runner.model = runner.model.with_input_spec(InputSpec.from_file(input_spec))
+        run = Run(runner, as_json, [Path(n).name for n in names])
+        try:
+            if not as_json:
+                click.echo(describe(runner, cloud))
+            run.all(names, streamed=any(p.is_dir() for p in paths))
+        finally:
+            # Whatever ended the run, what was answered is not lost.
+            if save and run.outputs:
+                write_atomic(save, run.saved())
+                click.echo(f"wrote {save} ({len(run.outputs)} inputs)", err=True)
+    run.finish(len(names))
+
+
+def is_file(name: str) -> bool:
+    """Whether MODEL is a file on this device, rather than a name the server knows."""
+    return Path(name).suffix in (".onnx", ".pt2")
+
+
+def _arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(MODEL or None, files): the first argument is the model unless it is plainly an input."""
+    first, rest = arguments[0], list(arguments[1:])
+    path = Path(first)
+    is_input = first == "-" or (path.exists() and path.suffix not in (".onnx", ".pt2"))
+    if is_input and not (first in SHORT_NAMES and not path.is_file()):
+        return None, [first, *rest]
+    if not rest:
+        if path.suffix in (".onnx", ".pt2") or ":" in first or first in SHORT_NAMES:
+            raise UsageError(
+                f"say what to run {first} on: images, .npy/.npz files, a folder, or - for standard input"
+            )
+        raise InputError(f"no such file: {first}")
+    return first, rest
+
+
+@dataclass
+class Run:
+    """One invocation: reads inputs, prints answers as they come, remembers outputs to save and what failed."""
+
+    edge: Edge | Local
+    as_json: bool
+    labels: Sequence[str]
+    outputs: dict[str, Mapping[str, Array]] = field(default_factory=dict)
+    failed: list[SplitpointError] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lines = answers.Lines(out().width, self.labels)
+
+    def all(self, names: Sequence[str], *, streamed: bool) -> None:
+        if not self.as_json:
+            click.echo(self.lines.header())
+        requests = self._requests(names)
+        results = self.edge.stream(requests) if streamed else map(self.edge.infer, requests)
+        with progress() as bar:
+            task = bar.add_task("streaming", total=len(names), visible=streamed)
+            for result in results:
+                self.show(result)
+                bar.advance(task)
+
+    def _requests(self, names: Sequence[str]) -> Iterator[Request]:
+        """Each input with the time it took to decode; one that cannot be read is reported and passed over."""
+        model = self.edge.model
+        for name in names:
+            recorder = Recorder()
+            try:
+                with recorder.span("prepare"):
+                    if name == "-":
+                        inputs = read_bytes(model, sys.stdin.buffer.read())
+                    else:
+                        inputs = read_inputs(model, Path(name))
+            except InputError as exc:
+                if len(names) == 1:
+                    raise
+                self.failed.append(exc)
+                click.echo(f"splitpoint: {exc}", err=True)
+                continue
+            yield Request(inputs, tuple(recorder.spans), name)
+
+    def show(self, result: Result) -> None:
+        name, spec = result.tag, self.edge.model.input_spec
+        self.outputs[self._key(name)] = result.outputs
+        if self.as_json:
+            more = {"cut": result.cut, "clock_error_ms": result.clock_error_ms}
+            click.echo(msgspec.json.encode(answers.as_json(name, result.outputs, spec, result.trace, **more)))
+        else:
+            short = "-" if name == "-" else Path(name).name
+            click.echo(self.lines.row(short, answers.answer(result.outputs, spec), result.trace))
+
+    def _key(self, name: str) -> str:
+        stem, number = ("stdin" if name == "-" else Path(name).stem), 2
+        key = stem
+        while key in self.outputs:
+            key, number = f"{stem}-{number}", number + 1
+        return key
+
+    def saved(self) -> bytes:
+        """All outputs as an `.npz`: arrays are called ``<file's stem>/<output>``."""
+        arrays = {f"{key}/{name}": v for key, outputs in self.outputs.items() for name, v in outputs.items()}
+        data = io.BytesIO()
+        np.savez(data, **arrays)  # type: ignore[arg-type]
+        return data.getvalue()
+
+    def finish(self, total: int) -> None:
+        if not self.as_json and len(self.lines.traces) > 1:
+            click.echo(self.lines.medians())
+        if self.failed:
+            raise InputError(
+                f"{len(self.failed)} of {total} inputs could not be read; the others were answered"
+            )
+
+
+def notice(event: Event) -> None:
+    """What a device tells its user while it works: on standard error."""
+    click.echo(str(event), err=True)
+
+
+def describe(edge: Edge | Local, address: str | None) -> str:
+    """Two lines: which model and server; where it is cut and what crosses."""
+    cut, model = edge.cut, edge.model
+    crossing = " + ".join(f"{t.name} {t.type}" for t in cut.crossing)
+    crosses = f"{crossing} crosses ({size(cut.nbytes)})" if crossing else "nothing crosses"
+    place = f"server {address}" if address else "no server"
+    return (
+        f"{model.name} {model.fingerprint[:12]}, {place}\n"
+        f"cut at {cut.name}: {len(cut.nodes)} of {len(model.graph.placed)} nodes here, {crosses}"
+    )

@@ -1,0 +1,60 @@
+"""splitpoint serve: the server side."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import click
+
+from splitpoint.cli.options import engine_of, engine_options, load_model, model_options
+from splitpoint.errors import UsageError
+from splitpoint.report.units import size
+from splitpoint.runtime.server import Server
+from splitpoint.wire import DEFAULT_PORT
+
+#: How long the end waits for answers that are being computed or sent.
+_DRAIN_S = 10.0
+
+
+@click.command(short_help="Run the server side of models.")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one."
+)
+@click.option(
+    "--share",
+    type=click.Choice(["model", "head", "none"]),
+    default="model",
+    show_default=True,
+    help="What devices may fetch: everything, heads only, or nothing (they bring the model).",
+)
+@engine_options
+@model_options
+def command(
+    models: tuple[str, ...], host: str, port: int, share: str, device: str, threads: int,
+    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+) -> None:  # fmt: skip
+    """Serve one or more MODELs to devices.
+
+    Hands out graphs and weights by hash, builds the tail of whatever cut a device asks for, and runs it. Several
+    versions of a model may be served at once. Ctrl-C or SIGTERM answers what is in flight and ends.
+    """
+    if len(models) > 1 and (shapes or weights or input_spec):
+        raise UsageError("--shape, --weights and --input-spec describe one model: export or serve each by itself")
+    loaded = [load_model(m, shapes, weights, input_spec) for m in models]
+    engine = engine_of(device, threads)
+    server = Server(loaded, host=host, port=port, engine=engine, share=share, on_event=lambda e: click.echo(str(e)))
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with server:
+        for model in loaded:
+            weights_of = f"{size(model.nbytes)} of weights"
+            click.echo(f"{model.name} {model.fingerprint[:12]}  {weights_of}  {model.source}".rstrip())
+        click.echo(f"serving on {server.address} with {engine.name} on {engine.device}, {engine.threads} threads")
+        stop.wait()
+        click.echo("answering what is in flight, then ending")
+        server.close(drain_s=_DRAIN_S)

@@ -1,0 +1,39 @@
+"""splitpoint split: head.onnx, tail.onnx and a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from splitpoint.cli.options import load_model, model_options
+from splitpoint.report.units import size
+from splitpoint.segments import split
+
+
+@click.command(short_help="Write the two halves of a model as ONNX files.")
+@click.argument("model")
+@click.option(
+    "--at", required=True, metavar="CUT", help="A layer, node, tensor, cut number, input, output or middle."
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write."
+)
+@model_options
+def command(
+    model: str, at: str, output: Path, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None
+) -> None:
+    """Write head.onnx, tail.onnx and manifest.json for MODEL cut at CUT.
+
+    Plain ONNX Runtime (or any other runtime) runs both files; the manifest names the tensors between them.
+    """
+    loaded = load_model(model, shapes, weights, input_spec)
+    manifest = split(loaded, at, output)
+    for name in ("head.onnx", "tail.onnx"):
+        if name in (manifest.head, manifest.tail):
+            click.echo(f"wrote {output / name} ({size((output / name).stat().st_size)})")
+    click.echo(f"wrote {output / 'manifest.json'}")
+    between = ", ".join(map(str, manifest.crossing)) or "nothing"
+    click.echo(f"between them: {between} ({size(sum(t.nbytes for t in manifest.crossing))})")
+    if manifest.shapes:
+        click.echo(f"and the shape vectors {', '.join(manifest.shapes)}")

@@ -1,0 +1,190 @@
+"""splitpoint sweep: the split-latency experiment, at every split point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.cli.options import (
+    cache_option,
+    cloud_option,
+    engine_of,
+    engine_options,
+    json_option,
+    load_model,
+    model_options,
+)
+from splitpoint.cli.run import is_file, notice
+from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.graph import Cut
+from splitpoint.images import InputSpec
+from splitpoint.inputs import expand, read_inputs
+from splitpoint.models import name_of
+from splitpoint.models.model import Model
+from splitpoint.models.zoo import photos
+from splitpoint.report.sweep import SweepRow, as_json, draw, read_rows, write_rows
+from splitpoint.report.units import ms, size
+from splitpoint.runtime.edge import Edge
+from splitpoint.segments import samples_for, select
+from splitpoint.sweep import sweep
+from splitpoint.tensors import Array
+
+
+@click.command(short_help="Measure every split point between a device and a server.")
+@click.argument("model")
+@cloud_option()
+@click.option(
+    "--images", type=click.Path(path_type=Path), metavar="DIR|FILE", help="Inputs; default: four photos."
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1, 100_000),
+    default=3,
+    show_default=True,
+    help="Requests an input and cut.",
+)
+@click.option(
+    "--cuts",
+    default="chain",
+    metavar="chain|all|N",
+    show_default=True,
+    help="Single-tensor cuts, every topological prefix, or N spread over all.",
+)
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    default=Path("split_latency_results.csv"),
+    show_default=True,
+)
+@click.option(
+    "--png",
+    "png_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also draw the result (needs splitpoint[plot]).",
+)
+@click.option("--fresh", is_flag=True, help="Measure anew what the CSV already has.")
+@json_option
+@cache_option
+@engine_options
+@model_options
+def command(
+    model: str, cloud: str, images: Path | None, repeat: int, cuts: str, csv_path: Path, png_path: Path | None,
+    fresh: bool, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
+    weights: str | None, input_spec: Path | None,
+) -> None:  # fmt: skip
+    """Run MODEL at every split point against a server, and write split_latency_results.csv.
+
+    The CSV begins with split_layer,avg_compute,avg_transfer,avg_recv,avg_rtt in seconds: compute on the device;
+    transfer up, end to end (the server's clock is mapped onto the device's, clock_error says how well); recv, the
+    wait from then to the answer, server time included; and their sum. Ctrl-C keeps what was measured; the same
+    command goes on where it stopped.
+    """
+    if png_path:
+        _need_plot()
+    here = load_model(model, shapes, weights, input_spec) if is_file(model) else None
+    engine = engine_of(device, threads)
+    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, on_event=notice) as edge:
+        if input_spec and here is None:
+            edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
+        chosen = select(edge.model, cuts)
+        done = [] if fresh else _done(csv_path, edge.model)
+        inputs = _inputs(edge.model, images)
+        rows = _measure(edge, chosen, done, inputs, repeat, csv_path, as_json)
+        title = f"{edge.model.name}, {len(rows)} split points, {rows[0].n} requests each"
+    if not as_json:
+        _print(rows)
+    click.echo(f"wrote {csv_path}", err=True)
+    if png_path:
+        draw(rows, png_path, title)
+        click.echo(f"wrote {png_path}", err=True)
+
+
+def _need_plot() -> None:
+    """Ask for the extra before an hour of measuring, not after it."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot", "draw pictures")
+
+
+def _done(path: Path, model: Model) -> list[SweepRow]:
+    if not path.exists():
+        return []
+    rows = read_rows(path)
+    other = next((r for r in rows if r.fingerprint != model.fingerprint), None)
+    if other is not None:
+        raise UsageError(
+            f"{path} holds a sweep of {other.model} {other.fingerprint[:12]}: name another file with --csv, or --fresh"
+        )
+    return rows
+
+
+def _inputs(model: Model, images: Path | None) -> list[dict[str, Array]]:
+    if images is not None:
+        return [read_inputs(model, p) for p in expand([images])]
+    if model.input_spec is not None:
+        return [read_inputs(model, p) for p in photos()]
+    click.echo(f"{model.name} does not take photos by itself: measuring with made-up inputs", err=True)
+    return samples_for(model, 4)
+
+
+def _measure(
+    edge: Edge, chosen: Sequence[Cut], done: list[SweepRow], inputs: list[dict[str, Array]], repeat: int,
+    path: Path, as_lines: bool,
+) -> list[SweepRow]:  # fmt: skip
+    known = {r.split_layer: r for r in done}
+    names = [c.name for c in chosen]
+    left = [c for c in chosen if c.name not in known]
+    if len(left) < len(chosen):
+        click.echo(f"{path} has {len(chosen) - len(left)} of {len(chosen)} split points already", err=True)
+    with progress() as bar:
+        task = bar.add_task("sweeping", total=len(chosen), completed=len(chosen) - len(left))
+        for row in sweep(edge, left, inputs, repeat):
+            known[row.split_layer] = row
+            # Written after every cut, in graph order: Ctrl-C or a lost server costs one cut at most.
+            write_rows(path, [known[n] for n in names if n in known])
+            if as_lines:
+                click.echo(msgspec.json.encode(as_json(row)))
+            bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
+    return [known[n] for n in names]
+
+
+def _print(rows: Sequence[SweepRow]) -> None:
+    console = out()
+    columns = (
+        Column("split after", right=False, keep=True), Column("device", keep=True), Column("up", keep=True),
+        Column("recv", keep=True), Column("total", keep=True), Column("p50"), Column("p95"), Column("server"),
+        Column("bytes up", keep=True),
+    )  # fmt: skip
+    table(columns, [_cells(r) for r in rows], console=console)
+    best = min(rows, key=lambda r: r.p50_rtt)
+    console.print(
+        f"milliseconds; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms (clock offset between the machines)"
+    )
+    console.print(
+        f"fastest: split after [bold]{best.split_layer}[/], {ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
+    )
+    ends = {r.split_layer: r for r in rows if r.split_layer in ("input", "output")}
+    for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
+        if name in ends and ends[name] is not best:
+            console.print(f"         {meaning}: {ms(ends[name].p50_rtt * 1e3)} ms")
+
+
+def _cells(r: SweepRow) -> tuple[str, ...]:
+    seconds = (
+        r.avg_compute,
+        r.avg_transfer,
+        r.avg_recv,
+        r.avg_rtt,
+        r.p50_rtt,
+        r.p95_rtt,
+        r.avg_server_compute,
+    )
+    return (r.split_layer, *(ms(s * 1e3) for s in seconds), size(r.bytes_up))

@@ -1,0 +1,70 @@
+"""Engines run a segment on this machine.
+
+An engine compiles a `Segment` into a `Session`; a session computes the segment's outputs from its inputs:
+
+    engine = open_engine("onnxruntime", device="cpu", threads=2)
+    session = engine.compile(model.head(cut))
+    outputs = session.run({"image": photo})          # {"features.7": float32[1,32,28,28]}
+
+Adding one is a file with a class that has these methods, a line in `ENGINES`, and a parameter in
+tests/test_engines.py. Outsiders pass ``"my_package.tvm:TvmEngine"`` instead of a name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Protocol
+
+from splitpoint.errors import EngineError, UsageError, nearest
+from splitpoint.models.model import Segment
+from splitpoint.tensors import Array, TensorSpec
+
+#: Name → where its class is. Imported when asked for.
+ENGINES: Mapping[str, str] = {"onnxruntime": "splitpoint.engines.onnxruntime:OnnxRuntimeEngine"}
+
+
+class Session(Protocol):
+    """A compiled segment. May be called from several threads."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nbytes: int
+    """Memory it holds, measured when it was compiled."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Output name → array. InputError for a wrong input, EngineError if the engine fails."""
+        ...
+
+    def close(self) -> None:
+        """Give its memory back."""
+        ...
+
+
+class Engine(Protocol):
+    """Compiles segments. `name` and `device` say what runs them, in tables and profiles."""
+
+    name: str
+    device: str
+    threads: int
+
+    def compile(self, segment: Segment) -> Session:
+        """A session for `segment`. EngineError if an operator or the device is not supported."""
+        ...
+
+
+def open_engine(name: str = "onnxruntime", *, device: str = "cpu", threads: int = 0) -> Engine:
+    """The engine of that name for `device`, with `threads` compute threads (0: one per core it may use).
+
+    UsageError for an unknown name, EngineError where the device's support is not installed.
+    """
+    target = ENGINES.get(name, name)
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        raise UsageError(f"no engine is called {name}{nearest(name, ENGINES)} (known: {', '.join(ENGINES)})")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as exc:
+        raise EngineError(f"engine {name} cannot be loaded: {exc}") from exc
+    engine: Engine = factory(device=device, threads=threads)
+    return engine

@@ -1,0 +1,96 @@
+"""The one error tree. A message is one sentence that says what is wrong and what to do.
+
+    SplitpointError                 exit  what went wrong
+    ├── UsageError                   2    the call or command line asks for something that makes no sense
+    │   ├── CutError                 2    no such layer, node, tensor or index to cut at
+    │   └── MissingExtraError        2    an optional package is needed: the message has the install line
+    ├── ModelError                   3    the model cannot be found, read, exported or cut
+    ├── InputError                   4    an image, tensor or input spec is broken or of the wrong kind
+    ├── EngineError                  5    the engine, its provider or its device is not there or failed
+    ├── ServerError                  6    the server is not there, or ended, or refused the request
+    │   ├── ProtocolError            6    the peer does not speak our protocol, or broke it
+    │   └── BusyError                6    the server has no room: try again after `retry_after_s`
+    ├── StorageError                 7    the disk is full, a file cannot be written, a cached blob has rotted
+    └── VerifyError                  1    the two halves do not give the whole model's answer
+
+A foreign exception is mapped to this tree once, at the border it comes through (`raise ModelError(...) from exc`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SplitpointError(Exception):
+    """Anything splitpoint reports to its user. `exit_code` is the command line's exit status."""
+
+    exit_code = 1
+
+
+class UsageError(SplitpointError):
+    exit_code = 2
+
+
+class CutError(UsageError):
+    pass
+
+
+class MissingExtraError(UsageError):
+    """An optional package is missing.
+
+    >>> print(MissingExtraError("matplotlib", "plot", "draw pictures"))
+    matplotlib is needed to draw pictures: pip install 'splitpoint[plot]'
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{package} is needed to {purpose}: pip install 'splitpoint[{extra}]'")
+        self.package, self.extra = package, extra
+
+
+class ModelError(SplitpointError):
+    exit_code = 3
+
+
+class InputError(SplitpointError):
+    exit_code = 4
+
+
+class EngineError(SplitpointError):
+    exit_code = 5
+
+
+class ServerError(SplitpointError):
+    exit_code = 6
+
+
+class ProtocolError(ServerError):
+    pass
+
+
+class BusyError(ServerError):
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StorageError(SplitpointError):
+    exit_code = 7
+
+
+class VerifyError(SplitpointError):
+    exit_code = 1
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A phrase that names the nearest known names, or ``""``: the tail of a "no such" message.
+
+    >>> nearest("featurs.7", ["features.7", "features.8", "classifier"])
+    '; did you mean features.7 or features.8?'
+    """
+    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    if not close:
+        return ""
+    if len(close) == 1:
+        return f"; did you mean {close[0]}?"
+    return f"; did you mean {', '.join(close[:-1])} or {close[-1]}?"

@@ -1,0 +1,667 @@
+"""The input contract: from an image file to the tensor a model wants, and from its answer to labels.
+
+An `InputSpec` says everything that is not in the graph: size, layout, colour order, how to resize, what to do
+with the numbers, and what the answers are called. It lives in the model's own metadata
+(`splitpoint.input_spec`, `splitpoint.labels`) or in a file the user writes (``--input-spec FILE``, JSON or
+TOML):
+
+    {"dtype": "float32", "layout": "NCHW", "size": [224, 224], "mode": "shortest", "crop": 0.875,
+     "scale": 0.00392156862745098, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+     "labels": "imagenet.txt"}
+
+Our own exports take uint8 NHWC and normalise inside the graph, so that "send the JPEG" is a cut like any
+other. A plain ONNX file usually wants normalised floats: for those, `scale`, `mean` and `std` are applied
+here, on the device.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+
+import msgspec
+import numpy as np
+
+from splitpoint.errors import InputError, nearest
+from splitpoint.tensors import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Dtype = Literal["uint8", "float32", "float16"]
+Layout = Literal["NHWC", "NCHW"]
+Color = Literal["RGB", "BGR", "GRAY"]
+Mode = Literal["stretch", "shortest", "letterbox"]
+Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
+Task = Literal["classify", "raw"]
+
+#: Larger images are refused before they are decoded. Pillow's own line (a quarter of a gigabyte as RGB),
+#: stated here because Pillow only warns at it.
+MAX_PIXELS = 89_478_485
+
+_MAX_SIDE = 16_384
+_MAX_TEXT = 16 << 20
+
+#: The model's metadata keys that carry a spec and its labels (one a line).
+SPEC_KEY = "splitpoint.input_spec"
+LABELS_KEY = "splitpoint.labels"
+
+#: What each key may be: the second half of every "this value is wrong" message, and the documentation.
+_ALLOWED: Mapping[str, str] = {
+    "input": "the name of the model's input, or left out when it has one",
+    "dtype": "uint8, float32 or float16",
+    "layout": "NHWC or NCHW",
+    "size": f"[height, width], each 1 to {_MAX_SIDE}",
+    "color": "RGB, BGR or GRAY",
+    "mode": "stretch (ignore the aspect ratio), shortest (resize the shorter side to resize_to, then crop "
+    "the centre) or letterbox (fit inside, fill the rest with pad)",
+    "resize_to": f"with mode shortest, the shorter side before the crop: "
+    f"a whole number from max(size) to {_MAX_SIDE}",
+    "crop": "with mode shortest, the kept fraction of the shorter side: above 0.05 and at most 1; "
+    "resize_to is then max(size) / crop",
+    "pad": "a whole number from 0 to 255",
+    "interpolation": "bilinear, bicubic, nearest or lanczos",
+    "scale": "a finite number other than 0, for float dtypes; values are ((x * scale) - mean) / std",
+    "mean": "one finite number, or one a channel, for float dtypes; values are ((x * scale) - mean) / std",
+    "std": "one finite number other than 0, or one a channel, for float dtypes",
+    "task": "classify (answers are labels) or raw (answers are tensors)",
+    "apply_softmax": "true when the model's output are logits, false when they are probabilities already",
+    "output": "the name of the output to classify, or left out when the model has one",
+    "labels": "a list of strings, or the path, relative to the spec file, of a text file with one a line; no "
+    "control characters",
+    "top": "a whole number from 1 to 1000",
+}
+
+
+def _reject(key: str, value: object) -> InputError:
+    return InputError(f"input spec: {key} = {_short(value)} is not possible; {key} is {_ALLOWED[key]}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How an image becomes a model's input, and how its output becomes labels.
+
+    `dtype`, `layout` and `size` describe the tensor (batch 1). The image is turned upright (EXIF), converted
+    to `color`, resized by `mode` with `interpolation` (antialiased when it shrinks, like Pillow and
+    torchvision), and for float dtypes mapped to ``((x * scale) - mean) / std`` with x in 0..255. `mean` and
+    `std` are in the order of the model's channels: for BGR the first is blue's.
+
+    Raises InputError, on every way to make one, if a value is not possible.
+
+    >>> spec = InputSpec(dtype="uint8", layout="NHWC", size=(224, 224), mode="shortest", crop=0.875)
+    >>> print(spec.tensor)
+    image: uint8[1,224,224,3]
+    >>> InputSpec.from_json(spec.to_json()) == spec
+    True
+    """
+
+    dtype: Dtype
+    layout: Layout
+    size: tuple[int, int]
+    input: str = ""
+    color: Color = "RGB"
+    mode: Mode = "stretch"
+    resize_to: int | None = None
+    crop: float | None = None
+    pad: int = 114
+    interpolation: Interpolation = "bilinear"
+    scale: float = 1.0
+    mean: tuple[float, ...] | float = 0.0
+    std: tuple[float, ...] | float = 1.0
+    task: Task = "classify"
+    apply_softmax: bool = True
+    output: str = ""
+    labels: tuple[str, ...] = ()
+    top: int = 5
+
+    def __post_init__(self) -> None:
+        for key in ("size", "mean", "std", "labels"):
+            if isinstance(getattr(self, key), list):
+                msgspec.structs.force_setattr(self, key, tuple(getattr(self, key)))
+        for key, choices in _CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise _reject(key, getattr(self, key))
+        for key, possible in _POSSIBLE.items():
+            try:
+                right = possible(self)
+            except TypeError:  # made in Python with a value of the wrong type
+                right = False
+            if not right:
+                raise _reject(key, getattr(self, key))
+        if self.resize_to is not None and self.crop is not None:
+            raise InputError("input spec: give resize_to or crop, not both: they say the same thing")
+        for key, plain in (("scale", 1.0), ("mean", 0.0), ("std", 1.0)):
+            if self.dtype == "uint8" and getattr(self, key) != plain:
+                raise InputError(
+                    f"input spec: {key} is for float dtypes; a model that takes uint8 normalises in its graph"
+                )
+
+    # --- what it describes ----------------------------------------------------------------------------------
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.color == "GRAY" else 3
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The tensor `read_image` returns: name (`input`, or ``image``), dtype and shape with batch 1."""
+        h, w = self.size
+        shape = (1, h, w, self.channels) if self.layout == "NHWC" else (1, self.channels, h, w)
+        return TensorSpec(self.input or "image", self.dtype, shape)
+
+    @property
+    def shorter_side(self) -> int:
+        """With mode ``shortest``: the length the image's shorter side is resized to, in pixels."""
+        if self.resize_to is not None:
+            return self.resize_to
+        return max(self.size) if self.crop is None else math.floor(max(self.size) / self.crop + 1e-9)
+
+    def bind(self, inputs: Sequence[TensorSpec]) -> InputSpec:
+        """This spec with `input` filled in; InputError if none of the model's `inputs` takes its tensor."""
+        named = [t for t in inputs if t.name == self.input] if self.input else list(inputs)
+        if not named:
+            names = ", ".join(t.name for t in inputs)
+            raise InputError(f"input spec: the model has no input {self.input}; it has {names}")
+        if not self.input and len(named) > 1:
+            names = ", ".join(t.name for t in named)
+            raise InputError(
+                f"input spec: the model has the inputs {names}; say with `input` which one is the image"
+            )
+        target = named[0]
+        made = self.tensor
+        fits = len(target.shape) == 4 and all(
+            isinstance(want, str) or want == got for want, got in zip(target.shape, made.shape, strict=True)
+        )
+        if not fits or target.dtype != made.dtype:
+            raise InputError(
+                f"input spec: it describes {made.type}, but the model's input is {target}; "
+                "correct dtype, layout, size or color in the spec"
+            )
+        return msgspec.structs.replace(self, input=target.name)
+
+    # --- files and metadata ---------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """This spec as indented JSON, keys at their default left out."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> InputSpec:
+        """The spec in a JSON object. Its labels are a list: a model or a server may not name local files."""
+        return _convert(_parse_json(text, "input spec"), "input spec", None)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> InputSpec:
+        """The spec in a `.json` or `.toml` file; `labels` may be a path relative to it."""
+        path = Path(path)
+        text = _read_text(path, "input spec")
+        where = f"input spec {path}"
+        if path.suffix.lower() == ".toml":
+            import tomllib
+
+            try:
+                return _convert(tomllib.loads(text), where, path.parent)
+            except tomllib.TOMLDecodeError as exc:
+                raise InputError(f"{where} is not TOML: {exc}") from exc
+        return _convert(_parse_json(text, where), where, path.parent)
+
+    def to_metadata(self) -> dict[str, str]:
+        """The model metadata that carries this spec: `splitpoint.input_spec` and `splitpoint.labels`."""
+        entries = {SPEC_KEY: msgspec.json.encode(msgspec.structs.replace(self, labels=())).decode()}
+        if self.labels:
+            entries[LABELS_KEY] = "\n".join(self.labels)
+        return entries
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> InputSpec | None:
+        """The spec a model carries in its metadata, with its labels, or None."""
+        if SPEC_KEY not in metadata:
+            return None
+        spec = cls.from_json(metadata[SPEC_KEY])
+        if not spec.labels and metadata.get(LABELS_KEY):
+            spec = msgspec.structs.replace(spec, labels=_lines(metadata[LABELS_KEY]))
+        return spec
+
+    def __str__(self) -> str:
+        how = {
+            "shortest": f"shorter side to {self.shorter_side}, centre crop",
+            "letterbox": f"letterbox, pad {self.pad}",
+        }
+        return f"{self.tensor} {self.color}, {how.get(self.mode, self.mode)}, {self.interpolation}"
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dtype": get_args(Dtype),
+    "layout": get_args(Layout),
+    "color": get_args(Color),
+    "mode": get_args(Mode),
+    "interpolation": get_args(Interpolation),
+    "task": get_args(Task),
+}
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _per_channel(value: object, channels: int, ok: Callable[[float], bool]) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    right = all(isinstance(v, int | float) and math.isfinite(v) and ok(v) for v in values)
+    return right and len(values) in (1, channels)
+
+
+#: Labels come with models from elsewhere and are printed: no escape sequences for the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+
+_POSSIBLE: Mapping[str, Callable[[InputSpec], bool]] = {
+    "size": lambda s: len(s.size) == 2 and all(_whole(v, 1, _MAX_SIDE) for v in s.size),
+    "resize_to": lambda s: (
+        s.resize_to is None or (s.mode == "shortest" and _whole(s.resize_to, max(s.size), _MAX_SIDE))
+    ),
+    "crop": lambda s: s.crop is None or (s.mode == "shortest" and 0.05 < s.crop <= 1),
+    "pad": lambda s: _whole(s.pad, 0, 255),
+    "scale": lambda s: math.isfinite(s.scale) and s.scale != 0,
+    "mean": lambda s: _per_channel(s.mean, s.channels, lambda v: True),
+    "std": lambda s: _per_channel(s.std, s.channels, lambda v: v != 0),
+    "labels": lambda s: isinstance(s.labels, tuple) and not any(map(_CONTROL.search, s.labels)),
+    "top": lambda s: _whole(s.top, 1, 1000),
+}
+
+
+def _read_text(path: Path, what: str) -> str:
+    try:
+        if path.stat().st_size > _MAX_TEXT:
+            raise InputError(f"{what} {path} is larger than {_MAX_TEXT >> 20} MiB")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as exc:
+        raise InputError(f"no such {what} file: {path}") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{what} {path} cannot be read as text: {exc}") from exc
+
+
+def _parse_json(text: str | bytes, where: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as exc:
+        raise InputError(f"{where} is not JSON: {exc}") from exc
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    """The labels in `text`, one a line. Blank lines inside count: they keep the numbering."""
+    return tuple(line.strip() for line in text.rstrip().splitlines())
+
+
+def _convert(raw: object, where: str, folder: Path | None) -> InputSpec:
+    """The spec in `raw` (parsed JSON or TOML), label file read from `folder`; InputError names the key."""
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} must be an object with keys such as dtype, layout and size")
+    values: dict[str, Any] = dict(raw)
+    for key in values:
+        if key not in _ALLOWED:
+            hint = nearest(str(key), _ALLOWED) or f"; the keys are {', '.join(_ALLOWED)}"
+            raise InputError(f"{where}: unknown key {_short(key)}{hint}")
+    if isinstance(values.get("labels"), str):
+        if folder is None:
+            raise InputError(
+                f"{where}: labels must be a list here: a path works in an --input-spec file only"
+            )
+        values["labels"] = _lines(_read_text(folder / values["labels"], "label"))
+    try:
+        return msgspec.convert(values, InputSpec)
+    except msgspec.ValidationError as exc:
+        found = re.search(r"\$\.(\w+)|field `(\w+)`", str(exc))
+        key = (found.group(1) or found.group(2)) if found else ""
+        if key not in values:
+            raise InputError(
+                f"{where}: {key or exc} is missing; {key} is {_ALLOWED.get(key, 'needed')}"
+            ) from exc
+        raise InputError(
+            f"{where}: {key} = {_short(values[key])} is not possible; {key} is {_ALLOWED[key]}"
+        ) from exc
+    except InputError as exc:
+        raise InputError(str(exc).replace("input spec", where, 1)) from exc
+
+
+# --- no spec ------------------------------------------------------------------------------------------------
+
+
+def guess_spec(tensor: TensorSpec) -> InputSpec | None:
+    """The only spec a model input allows, or None when numbers would be guessed.
+
+    A uint8 image input (four dimensions, one axis of 1 or 3 channels, fixed height and width) takes pixels as
+    they are, so a spec is safe; RGB order and stretching are assumed. A float input is never guessed: which
+    mean and std the model was trained with is not in the file, and a wrong guess gives confident wrong
+    answers.
+    """
+    layout = _layout(tensor)
+    if layout is None or tensor.dtype != "uint8":
+        return None
+    h, w, c = layout[1]
+    if not isinstance(h, int) or not isinstance(w, int):
+        return None
+    return InputSpec(
+        dtype="uint8",
+        layout=layout[0],
+        size=(h, w),
+        input=tensor.name,
+        task="raw",
+        color="GRAY" if c == 1 else "RGB",
+    )
+
+
+def _layout(tensor: TensorSpec) -> tuple[Layout, tuple[int | str, int | str, int]] | None:
+    """Layout and (height, width, channels) of an image-shaped tensor; None when it is none or ambiguous."""
+    if len(tensor.shape) != 4:
+        return None
+    _, a, b, c = tensor.shape
+    first, last = a in (1, 3), c in (1, 3)
+    if first == last:
+        return None
+    if last:
+        return "NHWC", (a, b, int(c))
+    return "NCHW", (b, c, int(a))
+
+
+def explain_missing(inputs: Sequence[TensorSpec], model: str) -> str:
+    """The error text for an image given to `model` without a spec: what is not known, and a file to paste.
+
+    The example has the tensor's own dtype, layout and size where they are known and ImageNet's numbers as a
+    starting point that the user must check.
+    """
+    for tensor in inputs:
+        layout = _layout(tensor)
+        if layout is None or tensor.dtype not in get_args(Dtype):
+            continue
+        h, w, c = layout[1]
+        fixed = (h if isinstance(h, int) else 224, w if isinstance(w, int) else 224)
+        example: dict[str, object] = {"dtype": tensor.dtype, "layout": layout[0], "size": fixed}
+        if len(inputs) > 1:
+            example["input"] = tensor.name
+        example |= {"color": "GRAY" if c == 1 else "RGB", "mode": "shortest", "crop": 0.875}
+        if tensor.dtype != "uint8":
+            example["scale"] = 1 / 255
+            example |= {"mean": [0.5], "std": [0.5]} if c == 1 else {
+                "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]
+            }  # fmt: skip
+        example |= {"task": "classify", "labels": "labels.txt"}
+        body = msgspec.json.format(msgspec.json.encode(example), indent=2).decode()
+        return (
+            f"{model} does not say how an image becomes its input {tensor}: resize, colour order, mean and "
+            "std are not in the file. Write them to spec.json and add --input-spec spec.json; for a network "
+            f"trained like torchvision's on ImageNet (check yours) that is:\n{body}"
+        )
+    listed = ", ".join(map(str, inputs))
+    return f"{model} has no input that an image fits ({listed}): give its tensors as .npy or .npz files"
+
+
+# --- image → tensor -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where an upright image's pixels go: `box` of it (left, top, right, bottom) fills `size` at `offset`.
+
+    `size` and `offset` are (width, height) and (x, y) in the model's input. A point found at p in the input
+    lies at ``box[:2] + (p - offset) * (box[2:] - box[:2]) / size`` of the image.
+    """
+
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+    offset: tuple[int, int] = (0, 0)
+
+
+def geometry(width: int, height: int, spec: InputSpec) -> Geometry:
+    """How `spec` places an upright image of `width` x `height` pixels.
+
+    ``shortest`` is torchvision's Resize(n) + CenterCrop and ``letterbox`` is YOLO's, with the same rounding.
+    """
+    out_h, out_w = spec.size
+    if spec.mode == "stretch":
+        return Geometry((0, 0, width, height), (out_w, out_h))
+    if spec.mode == "letterbox":
+        ratio = min(out_w / width, out_h / height)
+        fit_w = min(out_w, max(1, round(width * ratio)))
+        fit_h = min(out_h, max(1, round(height * ratio)))
+        return Geometry((0, 0, width, height), (fit_w, fit_h), ((out_w - fit_w) // 2, (out_h - fit_h) // 2))
+    short = spec.shorter_side
+    if width <= height:
+        new_w, new_h = short, int(short * height / width)
+    else:
+        new_w, new_h = int(short * width / height), short
+    left, top = round((new_w - out_w) / 2), round((new_h - out_h) / 2)
+    # Resampling only the part that is kept gives the same pixels as resizing everything and cropping.
+    fx, fy = width / new_w, height / new_h
+    box = (left * fx, top * fy, min(width, (left + out_w) * fx), min(height, (top + out_h) * fy))
+    return Geometry(box, (out_w, out_h))
+
+
+def read_image(source: str | Path | bytes | Array, spec: InputSpec, *, name: str = "") -> Array:
+    """The tensor `spec` describes, C-contiguous with batch 1, from an image.
+
+    `source` is a file, the bytes of one (any Pillow format except PostScript), or an upright RGB or grey
+    frame as uint8 ``[height, width, 3]`` / ``[height, width]``. `name` is what errors call it. EXIF
+    orientation is honoured, transparency is laid over white, 16-bit grey is scaled to 8 bit, of an animation
+    the first frame is taken; colour profiles are ignored, like everywhere in this field. Files are decoded at
+    full size: JPEG's cheaper scaled decoding would change the pixels.
+
+    Raises InputError for a file that is not there, not an image, broken, or larger than MAX_PIXELS.
+    """
+    if isinstance(source, np.ndarray):
+        return _tensor(_frame(source, name or "frame"), 1, spec)
+    label = name or ("image" if isinstance(source, bytes) else str(source))
+    image, orientation = _open(source, label, spec.color)
+    return _tensor(image, orientation, spec)
+
+
+def _frame(array: Array, name: str) -> Image.Image:
+    from PIL import Image
+
+    shape = array.shape[:2] if array.ndim == 3 and array.shape[2] == 1 else array.shape
+    if array.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
+        got = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
+        raise InputError(
+            f"{name} must be uint8[height,width,3] RGB or uint8[height,width] grey, but {got} came"
+        )
+    return Image.fromarray(np.ascontiguousarray(array.reshape(shape)))
+
+
+def _open(source: str | Path | bytes, label: str, color: Color) -> tuple[Image.Image, int]:
+    """The decoded image, as RGB or L by `color` but not yet upright, and its EXIF orientation (1 to 8)."""
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), label, color)
+    try:
+        file = open(source, "rb")  # noqa: SIM115 - closed below; an error while decoding is another message
+    except FileNotFoundError as exc:
+        raise InputError(f"no such file: {label}") from exc
+    except IsADirectoryError as exc:
+        raise InputError(f"{label} is a folder, not an image") from exc
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{label} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+    with file:
+        return _decode(file, label, color)
+
+
+def _decode(file: BinaryIO, label: str, color: Color) -> tuple[Image.Image, int]:
+    from PIL import Image, UnidentifiedImageError
+
+    limit = f"the limit is {MAX_PIXELS // 1_000_000} megapixels: scale it down first"
+    try:
+        image = Image.open(file)
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"{label} is too large, {image.width} x {image.height} pixels; {limit}")
+        if image.format == "EPS":  # Pillow would start Ghostscript on it
+            raise InputError(f"{label} is PostScript, a program that would have to be run: convert it to PNG")
+        image.load()
+        return _to_8bit(image, label, color), _orientation(image)
+    except InputError:
+        raise
+    except UnidentifiedImageError as exc:
+        raise InputError(f"{label} is not an image that Pillow can read") from exc
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise InputError(f"{label} is too large; {limit}") from exc
+    except Exception as exc:  # plug-ins raise nearly anything on broken bytes
+        raise InputError(f"{label} is a broken or truncated image: {exc}") from exc
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # broken metadata beside good pixels: take the pixels as they lie
+        return 1
+    return value if isinstance(value, int) and value in _TO_RAW else 1
+
+
+def _to_8bit(image: Image.Image, label: str, color: Color) -> Image.Image:
+    """The same pixels as RGB or L."""
+    from PIL import Image
+
+    want = "L" if color == "GRAY" else "RGB"
+    if image.mode == "F":
+        raise InputError(
+            f"{label} is a floating-point image, whose range is not known: give it as an 8- or 16-bit one"
+        )
+    if image.mode == "I" or image.mode.startswith("I;"):
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((wide.clip(0, 65535) + 128) // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        white.alpha_composite(image)
+        image = white
+    elif image.mode == "LAB":
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
+    return image if image.mode == want else image.convert(want)
+
+
+#: EXIF orientation → where the upright image's point (x, y) lies in the stored image of width w and height h.
+_TO_RAW: Mapping[int, Callable[[float, float, float, float], tuple[float, float]]] = {
+    1: lambda x, y, w, h: (x, y),
+    2: lambda x, y, w, h: (w - x, y),
+    3: lambda x, y, w, h: (w - x, h - y),
+    4: lambda x, y, w, h: (x, h - y),
+    5: lambda x, y, w, h: (y, x),
+    6: lambda x, y, w, h: (y, h - x),
+    7: lambda x, y, w, h: (w - y, h - x),
+    8: lambda x, y, w, h: (w - y, x),
+}
+
+
+def _tensor(image: Image.Image, orientation: int, spec: InputSpec) -> Array:
+    """`image` (RGB or L, stored sideways as `orientation` says) resized and as numbers."""
+    from PIL import Image
+
+    if spec.color == "GRAY":
+        image = image.convert("L") if image.mode != "L" else image
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    width, height = image.size
+    sideways = orientation >= 5
+    place = geometry(*((height, width) if sideways else (width, height)), spec)
+
+    # The box is mapped into the stored image and the result is turned: 224 x 224 pixels, not 12 million.
+    to_raw = _TO_RAW[orientation]
+    ax, ay = to_raw(place.box[0], place.box[1], width, height)
+    bx, by = to_raw(place.box[2], place.box[3], width, height)
+    box = (max(0.0, min(ax, bx)), max(0.0, min(ay, by)), min(width, max(ax, bx)), min(height, max(ay, by)))
+    size = place.size[::-1] if sideways else place.size
+    image = image.resize(size, getattr(Image.Resampling, spec.interpolation.upper()), box=box)
+    turn = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+            7: "TRANSVERSE", 8: "ROTATE_90"}.get(orientation)  # fmt: skip
+    if turn:
+        image = image.transpose(Image.Transpose[turn])
+    if place.size != (spec.size[1], spec.size[0]):
+        canvas = Image.new(image.mode, (spec.size[1], spec.size[0]), (spec.pad,) * len(image.getbands()))
+        canvas.paste(image, place.offset)
+        image = canvas
+    pixels = np.asarray(image).reshape(*spec.size, spec.channels)
+    return _numbers(pixels[..., ::-1] if spec.color == "BGR" else pixels, spec)
+
+
+def _numbers(pixels: Array, spec: InputSpec) -> Array:
+    """uint8 ``[height, width, channels]`` as the spec's dtype and layout, with its scale, mean and std."""
+    tensor = np.empty(tuple(int(d) for d in spec.tensor.shape), spec.dtype)
+    planes = tensor[0] if spec.layout == "NCHW" else np.moveaxis(tensor[0], -1, 0)
+    if spec.dtype == "uint8":
+        planes[...] = np.moveaxis(pixels, -1, 0)
+        return tensor
+    # A byte has 256 values: a table a channel is exact, one rounding from float64, and a look-up
+    # a pixel is all it costs.
+    values = np.arange(256, dtype=np.float64) * spec.scale
+    for channel, plane in enumerate(planes):
+        mean, std = _of(spec.mean, channel), _of(spec.std, channel)
+        with np.errstate(over="ignore"):
+            table = ((values - mean) / std).astype(spec.dtype)
+        if not np.isfinite(table).all():
+            raise InputError(f"input spec: scale, mean and std give values that {spec.dtype} cannot hold")
+        plane[...] = table[pixels[..., channel]]
+    return tensor
+
+
+def _of(value: tuple[float, ...] | float, channel: int) -> float:
+    if isinstance(value, tuple):
+        return value[channel if len(value) > 1 else 0]
+    return value
+
+
+# --- answer → labels ----------------------------------------------------------------------------------------
+
+
+def classify(outputs: Mapping[str, Array] | Array, spec: InputSpec) -> list[tuple[str, float]]:
+    """The `spec.top` most probable classes of one image, best first, as (label, probability 0 to 1).
+
+    `outputs` are the model's outputs, or the one to classify: any shape with one item, ``[1, classes]`` as a
+    rule. Softmax is applied unless the spec says that the outputs are probabilities. Equal ones keep the
+    classes' order. Raises InputError if the labels do not fit the output or it is not finite.
+    """
+    name, values = _pick(outputs, spec)
+    classes = max(values.shape, default=1)
+    if values.size != classes:
+        got = ",".join(map(str, values.shape))
+        raise InputError(
+            f"output {name} has the shape [{got}], classes are [1, classes]: "
+            "set task to raw in the input spec, or output to the one with the classes"
+        )
+    if spec.labels and len(spec.labels) != classes:
+        raise InputError(
+            f"output {name} has {classes} classes, but the input spec has {len(spec.labels)} labels"
+        )
+    scores = values.astype(np.float64).reshape(-1)
+    if not np.isfinite(scores).all():
+        raise InputError(
+            f"output {name} has values that are not finite: check dtype, scale, mean and std of the spec"
+        )
+    if spec.apply_softmax:
+        scores = np.exp(scores - scores.max())
+        scores /= scores.sum()
+    best = np.argsort(-scores, kind="stable")[: spec.top]
+    return [
+        ((spec.labels[i] if spec.labels else "") or f"class {i}", float(scores[i])) for i in best.tolist()
+    ]
+
+
+def _pick(outputs: Mapping[str, Array] | Array, spec: InputSpec) -> tuple[str, Array]:
+    if isinstance(outputs, np.ndarray):
+        return spec.output or "output", outputs
+    if spec.output:
+        if spec.output not in outputs:
+            raise InputError(
+                f"input spec: the model has no output {spec.output}{nearest(spec.output, outputs)}"
+            )
+        return spec.output, outputs[spec.output]
+    if len(outputs) != 1:
+        raise InputError(
+            f"the model has the outputs {', '.join(outputs)}: say with `output` in the spec which to classify"
+        )
+    return next(iter(outputs.items()))

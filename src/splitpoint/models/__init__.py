@@ -1,0 +1,120 @@
+"""Models: from what a user names to a graph with weights.
+
+``MODEL`` is one of
+
+    photo.onnx                      an ONNX file (opset 7 and up, external data, above 2 GB)
+    zoo:efficientnet_lite0          a network that comes with splitpoint
+    torchvision:resnet50            exported once, where PyTorch is installed, and cached
+    timm:convnext_tiny              "
+    hf:bert-base-uncased            "
+    my_package.nets:make            a function that returns (nn.Module, example inputs)
+    exported.pt2                    a program saved by torch.export
+    alexnet  vgg16_bn  lenet  mobilenet_v2  (and alex_net  vgg_net  le_net  mobile_net)
+
+Adding a source: a file here that turns its name into an ONNX file, and a line in `load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from splitpoint.errors import ModelError, nearest
+from splitpoint.images import InputSpec
+from splitpoint.models.model import Model
+
+SHORT_NAMES: Mapping[str, str] = {
+    "alexnet": "torchvision:alexnet",
+    "vgg16_bn": "torchvision:vgg16_bn",
+    "mobilenet_v2": "torchvision:mobilenet_v2",
+    "lenet": "zoo:lenet5",
+    # The names the Neurosurgeon replica uses.
+    "alex_net": "torchvision:alexnet",
+    "vgg_net": "torchvision:vgg16_bn",
+    "mobile_net": "torchvision:mobilenet_v2",
+    "le_net": "zoo:lenet5",
+}
+
+
+def load(
+    model: str | Path,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    weights: str | None = None,
+    input_spec: InputSpec | Path | None = None,
+) -> Model:
+    """The `Model` that `model` names.
+
+    `shapes` fixes free input dimensions; a free batch is assumed to be 1 otherwise. `weights` is for PyTorch
+    sources: a file, or ``random[:seed]``. `input_spec` says how photos become the input of a plain ONNX file.
+
+    >>> model = load("zoo:lenet5")
+    >>> print(model.graph.cut("conv2").crossing[0].shape)
+    (1, 16, 10, 10)
+
+    Raises ModelError, MissingExtraError where PyTorch is needed, InputError for a broken input spec.
+    """
+    from splitpoint.models import model as building
+    from splitpoint.models import reading
+    from splitpoint.models.shapes import fix_shapes
+
+    path = locate(model, weights=weights, shapes=shapes)
+    skeleton, blobs = reading.read(path)
+    fix_shapes(skeleton, shapes or {})
+    loaded = building.build(skeleton, blobs, name_of(model))
+    if input_spec is not None:
+        spec = input_spec if isinstance(input_spec, InputSpec) else InputSpec.from_file(input_spec)
+        if not spec.labels and loaded.input_spec is not None:
+            spec = msgspec.structs.replace(spec, labels=loaded.input_spec.labels)
+        loaded = loaded.with_input_spec(spec)
+    return loaded
+
+
+def locate(
+    model: str | Path, *, weights: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Path:
+    """The ONNX file behind `model`, exported first if it must be."""
+    text = SHORT_NAMES.get(str(model), str(model))
+    if text.startswith("zoo:"):
+        from splitpoint.models.zoo import zoo_path
+
+        _refuse_weights(weights, text)
+        return zoo_path(text[4:])
+    from splitpoint.models import torch as torch_source
+
+    if torch_source.is_torch_source(text):
+        return torch_source.exported(text, weights=weights, shapes=shapes)
+    path = Path(text)
+    if path.suffix == ".onnx" or path.exists():
+        _refuse_weights(weights, text)
+        return path
+    raise ModelError(_unknown(text))
+
+
+def _refuse_weights(weights: str | None, text: str) -> None:
+    if weights is not None:
+        raise ModelError(f"{text} has its weights inside: --weights is for torchvision:, timm:, hf: and modules")
+
+
+def _unknown(text: str) -> str:
+    from splitpoint.models.zoo import ZOO
+
+    known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
+    hint = nearest(text, known) or (
+        ": a MODEL is an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function "
+        "or a .pt2 file"
+    )
+    return f"no model is called {text}{hint}"
+
+
+def name_of(model: str | Path) -> str:
+    """The short name a model is served under: ``resnet50`` for ``torchvision:resnet50``, a file's stem."""
+    text = SHORT_NAMES.get(str(model), str(model))
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in ("zoo", "torchvision", "timm", "hf"):
+        return rest.rstrip("/").rsplit("/", 1)[-1]
+    if colon and not Path(text).exists():
+        return rest
+    return Path(text).stem

@@ -1,0 +1,98 @@
+"""How values flow through an ONNX graph: what bodies capture, what depends on the inputs, a topological order."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from splitpoint.errors import ModelError
+from splitpoint.graph import SHAPE_ROOTS
+
+Proto = Any  # onnx publishes no usable types for its generated classes
+
+#: Draw a new value each run, so they depend on more than constants: placed, never copied.
+RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+
+
+def bodies(node: Proto) -> Iterator[Proto]:
+    """The sub-graphs (If branches, Loop and Scan bodies) of a node."""
+    from onnx import AttributeProto
+
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def captures(node: Proto) -> list[str]:
+    """Outer-scope names that the bodies of `node` read, at any depth."""
+    found: dict[str, None] = {}
+    for body in bodies(node):
+        local = {t.name for t in body.initializer} | {i.name for i in body.input}
+        local |= {t.values.name for t in body.sparse_initializer}
+        for inner in body.node:
+            for name in reads(inner):
+                if name not in local:
+                    found[name] = None
+            local.update(inner.output)
+        for out in body.output:
+            if out.name not in local:
+                found[out.name] = None
+    return list(found)
+
+
+def reads(node: Proto) -> list[str]:
+    """Names of the tensors a node reads: its inputs (optional ones that are left out have none), then captures."""
+    return [t for t in node.input if t] + (captures(node) if node.attribute else [])
+
+
+def by_value(graph: Proto) -> list[bool]:
+    """Per node: do its outputs depend on the *values* of the graph's inputs (or on chance)?
+
+    What reads shapes only does not: Shape → Gather → Concat is the same for every input of that shape.
+    """
+    data = {i.name for i in graph.input}
+    result = []
+    for n in graph.node:
+        depends = any(t in data for t in reads(n)) and n.op_type not in SHAPE_ROOTS
+        depends = depends or _draws(n)
+        if depends:
+            data.update(o for o in n.output if o)
+        result.append(depends)
+    return result
+
+
+def _draws(node: Proto) -> bool:
+    return node.op_type in RANDOM or any(_draws(inner) for body in bodies(node) for inner in body.node)
+
+
+def topological(nodes: Iterable[Proto]) -> list[int]:
+    """Indices of `nodes` so that each comes after those it reads from, else in the order they have.
+
+    ModelError names a node of a cycle.
+    """
+    listed = list(nodes)
+    made = {o: i for i, n in enumerate(listed) for o in n.output if o}
+    needs = [{made[t] for t in reads(n) if t in made} for n in listed]
+    users: list[list[int]] = [[] for _ in listed]
+    for i, makers in enumerate(needs):
+        for maker in makers:
+            users[maker].append(i)
+    missing = [len(makers) for makers in needs]
+    ready = [i for i, count in enumerate(missing) if not count]
+    order = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(i)
+        for user in users[i]:
+            missing[user] -= 1
+            if not missing[user]:
+                heapq.heappush(ready, user)
+    if len(order) < len(listed):
+        stuck = next(i for i, count in enumerate(missing) if count)
+        raise ModelError(f"the graph has a cycle through node {listed[stuck].name or stuck}")
+    return order

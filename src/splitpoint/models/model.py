@@ -1,0 +1,229 @@
+"""Model: a graph, its weights and its input contract. Segment: a part of it that an engine can build."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from splitpoint.errors import ModelError, StorageError
+from splitpoint.graph import Cut, Graph
+from splitpoint.images import InputSpec
+from splitpoint.models import knife, layers, placement, shapes
+from splitpoint.models.dataflow import Proto
+from splitpoint.models.fingerprint import fingerprint
+from splitpoint.models.reading import parse_skeleton
+from splitpoint.models.soundness import blob_hash, nbytes
+from splitpoint.models.weights import Blob, Weights
+from splitpoint.tensors import Array, TensorSpec
+
+#: protobuf's limit, with room for the graph itself.
+MAX_PROTO_BYTES = (2 << 30) - (64 << 20)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A sub-model with named inputs and outputs, identified by the model's fingerprint and its boundary.
+
+    Holds no weights: `proto` points to blobs, which `weights` opens when an engine builds the segment.
+    """
+
+    fingerprint: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    proto: Proto = field(repr=False, compare=False)
+    weights: Weights = field(repr=False, compare=False)
+
+    @cached_property
+    def key(self) -> str:
+        """16 hex digits, the same wherever this segment of this model is built."""
+        names = [self.fingerprint, *(t.name for t in self.inputs), "→", *(t.name for t in self.outputs)]
+        return hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+
+    @cached_property
+    def blobs(self) -> tuple[str, ...]:
+        """Hashes of the weight blobs it needs, each once."""
+        hashes = (blob_hash(t) for t in self.proto.graph.initializer)
+        return tuple(dict.fromkeys(h for h in hashes if h))
+
+    @cached_property
+    def initializers(self) -> Mapping[str, str]:
+        """Name of each weight that is not inline → its hash."""
+        return {t.name: h for t in self.proto.graph.initializer if (h := blob_hash(t))}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, each blob once."""
+        return sum({h: nbytes(t) for t in self.proto.graph.initializer if (h := blob_hash(t))}.values())
+
+    @property
+    def _file_bytes(self) -> int:
+        """Bytes of its weights in one file, where a blob that two weights share is written twice."""
+        return sum(nbytes(t) for t in self.proto.graph.initializer)
+
+    def to_bytes(self) -> bytes:
+        """One plain ONNX file with the weights inside. ModelError above protobuf's 2 GB."""
+        import onnx
+
+        if self._file_bytes > MAX_PROTO_BYTES:
+            raise ModelError(f"{self._file_bytes >> 20} MiB of weights do not fit one ONNX file: save it to a folder")
+        full = onnx.ModelProto()
+        full.CopyFrom(self.proto)
+        for t in full.graph.initializer:
+            digest = blob_hash(t)
+            if digest:
+                t.raw_data = bytes(self.weights.open(digest))
+                t.data_location = onnx.TensorProto.DEFAULT
+                del t.external_data[:]
+        return bytes(full.SerializeToString())
+
+    def save(self, path: Path) -> None:
+        """Write a plain ONNX file; above 2 GB the weights go beside it, into `path` + ``.data``."""
+        try:
+            if self._file_bytes <= MAX_PROTO_BYTES:
+                path.write_bytes(self.to_bytes())
+            else:
+                self._save_external(path)
+        except OSError as exc:
+            raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+
+    def _save_external(self, path: Path) -> None:
+        import onnx
+
+        full = onnx.ModelProto()
+        full.CopyFrom(self.proto)
+        location = f"{path.name}.data"
+        places: dict[str, tuple[int, int]] = {}
+        with path.with_name(location).open("wb") as file:
+            for digest in self.blobs:
+                data = self.weights.open(digest)
+                file.seek(-file.tell() % 4096, 1)  # page-aligned, so that runtimes can map it
+                places[digest] = (file.tell(), data.nbytes)
+                file.write(data)
+        for t in full.graph.initializer:
+            digest = blob_hash(t)
+            if digest:
+                offset, length = places[digest]
+                del t.external_data[:]
+                for key, value in (("location", location), ("offset", offset), ("length", length)):
+                    t.external_data.add(key=key, value=str(value))
+        path.write_bytes(full.SerializeToString())
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `splitpoint.load` returns: a `Graph`, its weights as blobs, its fingerprint and its input contract."""
+
+    name: str
+    graph: Graph
+    fingerprint: str
+    input_spec: InputSpec | None
+    source: str
+    specs: Mapping[str, TensorSpec] = field(repr=False)
+    skeleton: Proto = field(repr=False, compare=False)
+    weights: Weights = field(repr=False, compare=False)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.graph.outputs
+
+    # --- cutting ------------------------------------------------------------------------------------------------
+
+    def segment(self, inputs: Sequence[str], outputs: Sequence[str]) -> Segment:
+        """The sub-model that computes `outputs` from `inputs` (tensor names); ModelError if it cannot.
+
+        Names that are in both are passed through by whoever runs the segment and belong to neither.
+        """
+        made = tuple(dict.fromkeys(o for o in outputs if o not in set(inputs)))
+        for name in (*inputs, *made):
+            if name not in self.specs:
+                raise ModelError(f"{self.name} has no tensor {name} that can travel")
+        proto = knife.extract(self.skeleton, inputs, made, self.specs)
+        used = {i.name for i in proto.graph.input}
+        return Segment(
+            self.fingerprint,
+            tuple(self.specs[n] for n in inputs if n in used),
+            tuple(self.specs[n] for n in made),
+            proto,
+            self.weights,
+        )
+
+    def head(self, cut: Cut) -> Segment:
+        """Model inputs → what crosses and the results made on the device. Inputs that cross are passed by the edge."""
+        return self.segment([t.name for t in self.inputs], [*cut.boundary, *cut.results])
+
+    def tail(self, cut: Cut) -> Segment:
+        """What crosses → the model outputs that are not results of the device."""
+        return self.segment(cut.boundary, [t.name for t in self.outputs if t.name not in cut.results])
+
+    def whole(self) -> Segment:
+        return self.segment([t.name for t in self.inputs], [t.name for t in self.outputs])
+
+    # --- moving -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def blobs(self) -> Mapping[str, Blob]:
+        """Every weight blob by hash, with its size."""
+        hashes = (blob_hash(t) for t in self.skeleton.graph.initializer)
+        return {h: Blob(h, nbytes(t)) for t, h in zip(self.skeleton.graph.initializer, hashes, strict=True) if h}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights, each blob once."""
+        return sum(b.nbytes for b in self.blobs.values())
+
+    def blob(self, hash: str) -> memoryview:
+        return self.weights.open(hash)
+
+    def graph_bytes(self) -> bytes:
+        """The skeleton: what a device fetches to know the graph, its names and its input contract."""
+        return bytes(self.skeleton.SerializeToString(deterministic=True))
+
+    def with_input_spec(self, spec: InputSpec) -> Model:
+        return dataclasses.replace(self, input_spec=spec)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.fingerprint[:12]} ({self.graph})"
+
+
+def build(skeleton: Proto, weights: Weights, name: str, probe: shapes.Probe | None = None) -> Model:
+    """The Model of a skeleton and its weights. `probe` measures shapes that inference cannot know."""
+    known = shapes.shapes_of(skeleton, probe or _probe_with(skeleton, weights))
+    graph = placement.graph_of(skeleton, name, known)
+    props = layers.metadata(skeleton)
+    return Model(
+        name,
+        graph,
+        fingerprint(skeleton),
+        InputSpec.from_metadata(props),
+        props.get(layers.SOURCE_KEY, ""),
+        known.free,
+        skeleton,
+        weights,
+    )
+
+
+def from_graph(graph_bytes: bytes, weights: Weights, *, name: str, expected: str | None = None) -> Model:
+    """The Model of a skeleton that came over a wire; its fingerprint is computed anew and must be `expected`."""
+    model = build(parse_skeleton(graph_bytes), weights, name)
+    if expected is not None and model.fingerprint != expected:
+        raise ModelError(
+            f"the graph that came for {name} has fingerprint {model.fingerprint[:12]}…, not {expected[:12]}…: refused"
+        )
+    return model
+
+
+def _probe_with(skeleton: Proto, weights: Weights) -> shapes.Probe:
+    def probe(inputs: Sequence[TensorSpec], names: Sequence[str]) -> Mapping[str, Array | None]:
+        from splitpoint.models.probe import run_once
+
+        return run_once(skeleton, weights, inputs, names)
+
+    return probe

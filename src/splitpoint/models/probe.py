@@ -1,0 +1,84 @@
+"""Measure the shapes that inference cannot know by running the whole model once, unoptimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from splitpoint.errors import ModelError, StorageError
+from splitpoint.models.dataflow import Proto
+from splitpoint.models.shapes import sample_inputs
+from splitpoint.models.soundness import blob_hash, nbytes
+from splitpoint.models.weights import Weights
+from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
+
+
+def run_once(
+    skeleton: Proto, weights: Weights, inputs: Sequence[TensorSpec], names: Sequence[str]
+) -> Mapping[str, Array | None]:
+    """The value of each tensor in `names` for one made-up input; None for what is not an array."""
+    import onnx
+    import onnxruntime as ort
+
+    full = onnx.ModelProto()
+    full.CopyFrom(skeleton)
+    known = {o.name for o in full.graph.output}
+    for name in names:
+        if name not in known:
+            full.graph.output.add().name = name
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    held = external_initializers(full, weights)
+    options.add_external_initializers(list(held), list(held.values()))
+    try:
+        session = ort.InferenceSession(full.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        values = session.run(list(names), sample_inputs(inputs))
+    except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
+        reason = str(exc).strip().splitlines()[0]
+        raise ModelError(
+            f"shapes that exist only at run time could not be measured, because ONNX Runtime cannot run the model: {reason}"
+        ) from exc
+    return {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, values, strict=True)}
+
+
+def external_initializers(proto: Proto, weights: Weights) -> dict[str, object]:
+    """Initializer name → OrtValue over the blob's own memory (no copy on the CPU), for every weight not inline.
+
+    StorageError if a blob is not there or not as long as the weight.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    held: dict[str, object] = {}
+    for t in proto.graph.initializer:
+        digest = blob_hash(t)
+        if not digest:
+            continue
+        data = weights.open(digest)
+        if data.nbytes != nbytes(t):
+            raise StorageError(
+                f"weight blob {digest[:12]}… has {data.nbytes} bytes, weight {t.name} needs {nbytes(t)}"
+            )
+        raw = np.frombuffer(data, dtype=np.uint8)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
+        if dtype.name in ITEM_SIZES:
+            array = raw.view(dtype).reshape(tuple(t.dims))
+            held[t.name] = ort.OrtValue.ortvalue_from_numpy(np.require(array, requirements="A"))
+        else:
+            held[t.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_stand_in(raw, t), t.data_type)
+    return held
+
+
+def _stand_in(raw: Array, tensor: Proto) -> Array:
+    """`raw` as an array of the weight's own shape, for a type numpy has not (bfloat16, packed 4-bit values).
+
+    ONNX Runtime takes the shape from the array and the values from its memory, of which packed ones fill a part.
+    """
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    if raw.nbytes >= count:
+        return raw.view(f"u{raw.nbytes // count}").reshape(tuple(tensor.dims))
+    padded = np.zeros(count, np.uint8)
+    padded[: raw.nbytes] = raw
+    return padded.reshape(tuple(tensor.dims))

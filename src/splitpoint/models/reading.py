@@ -1,0 +1,289 @@
+"""An `.onnx` file → a skeleton (the ModelProto without its weights) and the weights as blobs.
+
+The skeleton is small whatever the model weighs, so shape inference, the knife and the wire never meet protobuf's
+limit of 2 GB. An initializer that was moved out keeps its dtype and dims and points to ``sha256:<hash>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from splitpoint.errors import ModelError
+from splitpoint.models import soundness
+from splitpoint.models.dataflow import Proto, bodies, topological
+from splitpoint.models.layers import LAYER_KEY, SHAPES_KEY, path_of
+from splitpoint.models.weights import MappedFiles, MemoryWeights
+
+#: Tensors up to this many bytes stay in the skeleton: shape inference needs to read the small integer ones.
+INLINE_BYTES = 1024
+#: A skeleton larger than this is not a network.
+MAX_SKELETON_BYTES = 256 << 20
+#: protobuf cannot hold more; a larger file is not ONNX (larger models keep their weights beside it).
+MAX_FILE_BYTES = (2 << 30) - 1
+
+
+def read(path: Path) -> tuple[Proto, MemoryWeights]:
+    """The skeleton and the weights of an ONNX file. ModelError if it is not one, or broken, or too old."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    data = _bytes_of(path)
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except DecodeError as exc:
+        raise ModelError(f"{path} is not an ONNX file, or it is cut short") from exc
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError(f"{path} is not an ONNX file: it holds no graph")
+    try:
+        return skeleton_of(proto, path.parent, str(path))
+    except UnicodeDecodeError as exc:  # protobuf decodes text when it is looked at, not when it is parsed
+        raise ModelError(f"{path} is not an ONNX file, or it is damaged: a name in it is not text") from exc
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder, not an ONNX file")
+        size = path.stat().st_size
+        if not path.is_file() or size > MAX_FILE_BYTES:
+            raise ModelError(f"{path} is not an ONNX file ({size} bytes)")
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise ModelError(f"no such file: {path}") from exc
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, MemoryWeights]:
+    """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`."""
+    import onnx
+
+    if proto.functions:
+        proto = _inlined(proto, name)
+    graph = proto.graph
+    weights = MemoryWeights()
+    files = MappedFiles(folder)
+    _constants_to_initializers(graph)
+    _densify(graph)
+    _drop_weights_listed_as_inputs(graph)
+    # Below 4 every initializer must be an input; shape inference and ONNX Runtime would ignore those that are not.
+    proto.ir_version = max(proto.ir_version, 4)
+    for tensor in graph.initializer:
+        _move_out(tensor, weights, files)
+    for tensor in _nested_tensors(graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _inline(tensor, bytes(_external(tensor, files)))
+    _sort(graph)
+    _name_nodes(graph)
+    _strip(proto)
+    # Parsed messages keep their arena alive; a fresh parse lets go of the weights' copies.
+    skeleton = onnx.ModelProto.FromString(proto.SerializeToString())
+    soundness.check(skeleton, name)
+    return skeleton, weights
+
+
+def parse_skeleton(data: bytes) -> Proto:
+    """A skeleton from bytes that came over a wire. ModelError if they are no graph."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if len(data) > MAX_SKELETON_BYTES:
+        raise ModelError(f"a graph of {len(data) >> 20} MiB without its weights is not a network")
+    try:
+        skeleton = onnx.ModelProto.FromString(data)
+        soundness.check(skeleton, "the graph that came")
+    except (DecodeError, UnicodeDecodeError) as exc:
+        raise ModelError("the graph that came is not ONNX") from exc
+    return skeleton
+
+
+def tensor_bytes(tensor: Proto) -> bytes:
+    """The raw little-endian bytes of an inline TensorProto, whichever field they are in; 4-bit values are packed."""
+    from onnx import TensorProto, numpy_helper
+
+    if tensor.data_type == TensorProto.STRING:
+        return b"".join(len(s).to_bytes(8, "little") + s for s in tensor.string_data)
+    if tensor.HasField("raw_data"):
+        return bytes(tensor.raw_data)
+    try:
+        return bytes(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ModelError(f"weight {tensor.name} is broken: {exc}") from exc
+
+
+def _move_out(tensor: Proto, weights: MemoryWeights, files: MappedFiles) -> None:
+    from onnx import TensorProto
+
+    if tensor.data_type == TensorProto.STRING:
+        return
+    external = tensor.data_location == TensorProto.EXTERNAL
+    data: bytes | memoryview = _external(tensor, files) if external else tensor_bytes(tensor)
+    if len(data) != soundness.nbytes(tensor):
+        raise ModelError(
+            f"weight {tensor.name} has {len(data)} bytes, its dimensions {list(tensor.dims)} need "
+            f"{soundness.nbytes(tensor)}: the file is damaged"
+        )
+    if len(data) <= INLINE_BYTES:
+        _inline(tensor, bytes(data))
+        return
+    digest = weights.add(data)
+    _empty(tensor)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=f"sha256:{digest}")
+
+
+def _inline(tensor: Proto, data: bytes) -> None:
+    _empty(tensor)
+    tensor.raw_data = data
+
+
+def _empty(tensor: Proto) -> None:
+    """Leave of `tensor` its name, dtype and dims."""
+    dims, data_type, name = list(tensor.dims), tensor.data_type, tensor.name
+    tensor.Clear()
+    tensor.name, tensor.data_type = name, data_type
+    tensor.dims.extend(dims)
+
+
+def _external(tensor: Proto, files: MappedFiles) -> memoryview:
+    entries = {e.key: e.value for e in tensor.external_data}
+    try:
+        location = entries["location"]
+        offset = int(entries.get("offset") or 0)
+        length = int(entries.get("length") or soundness.nbytes(tensor))
+    except (KeyError, ValueError) as exc:
+        raise ModelError(f"the external data entry of weight {tensor.name} is broken: {exc}") from exc
+    return files.slice(location, offset, length)
+
+
+def _nested_tensors(graph: Proto) -> Iterator[Proto]:
+    """Tensors in node attributes and bodies, at any depth; the graph's own initializers are not among them."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+        for body in bodies(node):
+            yield from body.initializer
+            yield from _nested_tensors(body)
+
+
+def _inlined(proto: Proto, name: str) -> Proto:
+    """`proto` with its model-local functions expanded where they are called."""
+    from onnx import inliner
+
+    try:
+        return inliner.inline_local_functions(proto)
+    except Exception as exc:  # the C++ inliner raises what it likes
+        raise ModelError(f"{name} has functions that cannot be inlined: {str(exc).splitlines()[0]}") from exc
+
+
+def _constants_to_initializers(graph: Proto) -> None:
+    """Constant nodes hold weights in old exports: treat them as the initializers they are."""
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and value is not None:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+        else:
+            kept.append(node)
+    if len(kept) < len(graph.node):
+        _replace(graph.node, kept)
+
+
+def _densify(graph: Proto) -> None:
+    """Write sparse initializers out: they are rare, and nothing after this has to know them."""
+    from onnx import TensorProto, numpy_helper
+
+    for sparse in graph.sparse_initializer:
+        name = sparse.values.name
+        if any(t.data_location == TensorProto.EXTERNAL for t in (sparse.values, sparse.indices)):
+            raise ModelError(f"sparse weight {name} lies in an external file, which splitpoint cannot read")
+        try:
+            values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+            if prod(sparse.dims) > MAX_SKELETON_BYTES:
+                raise ModelError(f"sparse weight {name} is too large to be written out: {list(sparse.dims)}")
+            dense = np.zeros(tuple(sparse.dims), values.dtype)
+            dense[tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, dense.shape)] = values
+        except (KeyError, TypeError, ValueError, IndexError, OSError) as exc:
+            raise ModelError(f"sparse weight {name} is broken: {exc}") from exc
+        graph.initializer.append(numpy_helper.from_array(dense, name))
+    del graph.sparse_initializer[:]
+
+
+def _drop_weights_listed_as_inputs(graph: Proto) -> None:
+    """IR versions below 4 list initializers as inputs too; they are weights, not inputs."""
+    weights = {t.name for t in graph.initializer}
+    real = [i for i in graph.input if i.name not in weights]
+    if len(real) < len(graph.input):
+        _replace(graph.input, real)
+
+
+def _sort(graph: Proto) -> None:
+    """Put nodes in topological order: the specification demands it, not every file has it."""
+    order = topological(graph.node)
+    if order != sorted(order):
+        _replace(graph.node, [graph.node[i] for i in order])
+
+
+def _name_nodes(graph: Proto) -> None:
+    """Give each node a name of its own: cuts and profiles go by it, and ONNX Runtime refuses two of a name."""
+    seen: set[str] = set()
+    for i, node in enumerate(graph.node):
+        name = node.name if node.name and node.name not in seen else f"{node.op_type}_{i}"
+        while name in seen:
+            name += "_"
+        seen.add(name)
+        if node.name != name:
+            node.name = name
+        for body in bodies(node):
+            _name_nodes(body)
+
+
+def _replace(field: Proto, items: list[Proto]) -> None:
+    """Let a repeated field hold `items`, which are its own."""
+    copies = [type(i).FromString(i.SerializeToString()) for i in items]
+    del field[:]
+    field.extend(copies)
+
+
+def _strip(proto: Proto) -> None:
+    """Keep of all metadata the layer paths and the model's own: exporters write local file paths into the rest."""
+    graph = proto.graph
+    for node in graph.node:
+        path = path_of(node)
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+        if path:
+            node.metadata_props.add(key=LAYER_KEY, value=path)
+        for body in bodies(node):
+            _strip_body(body)
+    for value in (*graph.input, *graph.output):
+        value.ClearField("doc_string")
+        del value.metadata_props[:]
+    for value in graph.output:  # what a file says about them can be wrong; it is inferred anew
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.ClearField("shape")
+    for field in ("value_info", "doc_string", "metadata_props"):
+        graph.ClearField(field)
+    # Shapes are measured anew for every file: what it says may be of another --shape, or wrong.
+    _replace(proto.metadata_props, [p for p in proto.metadata_props if p.key != SHAPES_KEY])
+    for field in ("doc_string", "training_info"):
+        proto.ClearField(field)
+
+
+def _strip_body(body: Proto) -> None:
+    body.ClearField("doc_string")
+    body.ClearField("metadata_props")
+    for node in body.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+        for inner in bodies(node):
+            _strip_body(inner)
+

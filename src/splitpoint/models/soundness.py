@@ -1,0 +1,147 @@
+"""What a skeleton must satisfy before anything else reads it, whether it came from a file or over a wire.
+
+After this, names resolve, nodes are in order, and no tensor points anywhere but to a blob: onnx and ONNX Runtime
+would follow an external-data entry to any file on this machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import prod
+
+from splitpoint.errors import ModelError
+from splitpoint.models.dataflow import Proto, bodies, reads
+
+OLDEST_OPSET = 7
+_BLOB = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+def check(skeleton: Proto, name: str) -> None:
+    """ModelError, one sentence, if `skeleton` (called `name` in it) is not a sound graph without weights."""
+    _check_opset(skeleton, name)
+    if skeleton.functions:
+        raise ModelError(f"{name} still has model-local functions: they must be inlined")
+    graph = skeleton.graph
+    if not graph.output:
+        raise ModelError(f"{name} has no outputs")
+    known: set[str] = set()
+
+    def define(tensor: str, what: str) -> None:
+        if not tensor:
+            raise ModelError(f"{name} has {what} without a name")
+        if tensor in known:
+            raise ModelError(f"{name} is not a valid graph: tensor {tensor} is defined twice")
+        known.add(tensor)
+
+    for t in graph.initializer:
+        define(t.name, "a weight")
+        _check_initializer(t)
+    if graph.sparse_initializer:
+        raise ModelError(f"{name} has sparse weights: they must be made dense")
+    for i in graph.input:
+        define(i.name, "an input")
+    if len({n.name for n in graph.node} - {""}) < len(graph.node):
+        raise ModelError(f"{name} has nodes without a name of their own")
+    for node in graph.node:
+        for t in reads(node):
+            if t not in known:
+                raise ModelError(
+                    f"{name} is not a valid graph: node {node.name} ({node.op_type}) reads tensor {t}, "
+                    "which nothing before it makes"
+                )
+        for t in node.output:
+            if t:
+                define(t, "an output")
+        for t in _attribute_tensors(node):
+            _check_inline(t)
+    outputs = [o.name for o in graph.output]
+    for o in outputs:
+        if o not in known:
+            raise ModelError(f"{name} is not a valid graph: nothing makes its output {o or '(without a name)'}")
+    if len(set(outputs)) < len(outputs):
+        raise ModelError(f"{name} is not a valid graph: it lists an output twice")
+
+
+def _check_opset(skeleton: Proto, name: str) -> None:
+    opset = next((o.version for o in skeleton.opset_import if o.domain in ("", "ai.onnx")), None)
+    if opset is None and not skeleton.opset_import:
+        raise ModelError(f"{name} declares no operator set: it is not a complete ONNX model")
+    if opset is not None and opset < OLDEST_OPSET:
+        raise ModelError(
+            f"{name} uses opset {opset}, older than {OLDEST_OPSET}: convert it with "
+            "onnx.version_converter.convert_version(model, 13)"
+        )
+
+
+def _check_initializer(tensor: Proto) -> None:
+    from onnx import TensorProto
+
+    if tensor.data_location != TensorProto.EXTERNAL:
+        _check_inline(tensor)
+        if tensor.data_type != TensorProto.STRING and len(tensor.raw_data) != nbytes(tensor):
+            raise ModelError(
+                f"weight {tensor.name} has {len(tensor.raw_data)} bytes, its dimensions {list(tensor.dims)} "
+                f"need {nbytes(tensor)}"
+            )
+        return
+    nbytes(tensor)
+    if [e.key for e in tensor.external_data] != ["location"] or blob_hash(tensor) is None:
+        raise ModelError(f"weight {tensor.name} points to a file instead of a blob: refused")
+
+
+def _check_inline(tensor: Proto) -> None:
+    from onnx import TensorProto
+
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise ModelError(f"the constant {tensor.name or '(without a name)'} points to a file: refused")
+
+
+def _attribute_tensors(node: Proto) -> Iterator[Proto]:
+    """Every tensor in the attributes and bodies of a node, at any depth."""
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for s in (*sparse, *attribute.sparse_tensors):
+            yield s.values
+            yield s.indices
+    for body in bodies(node):
+        yield from body.initializer
+        for s in body.sparse_initializer:
+            yield s.values
+            yield s.indices
+        for inner in body.node:
+            yield from _attribute_tensors(inner)
+
+
+def blob_hash(tensor: Proto) -> str | None:
+    """The hash an initializer of a skeleton points to, or None if its bytes are inline."""
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            match = _BLOB.fullmatch(entry.value)
+            return match[1] if match else None
+    return None
+
+
+def nbytes(tensor: Proto) -> int:
+    """Bytes that the values of a TensorProto take, by its dtype and dims. ModelError where these make no sense."""
+    import onnx
+    from onnx import TensorProto
+
+    packed = {TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1)}
+    quarter = {getattr(TensorProto, "INT2", -1), getattr(TensorProto, "UINT2", -1)}
+    count = prod(tensor.dims)
+    if count < 0 or any(d < 0 for d in tensor.dims):
+        raise ModelError(f"weight {tensor.name} has the dimensions {list(tensor.dims)}")
+    if tensor.data_type == TensorProto.STRING:
+        return sum(len(s) for s in tensor.string_data)
+    if tensor.data_type in packed:
+        return (count + 1) // 2
+    if tensor.data_type in quarter:
+        return (count + 3) // 4
+    try:
+        return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"weight {tensor.name} has the unknown data type {tensor.data_type}") from None

@@ -1,0 +1,201 @@
+"""PyTorch models → ONNX files: `export`, the only step that needs torch.
+
+    torchvision:resnet50            timm:convnext_tiny            hf:bert-base-uncased
+    my_package.nets:make            exported.pt2
+
+A module is traced by torch.export with a free batch, translated to ONNX, cleaned, and then *compared*: the file is
+run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. Importing this file imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from splitpoint.errors import MissingExtraError, ModelError
+from splitpoint.images import InputSpec
+from splitpoint.models.torch.report import ExportReport
+
+Shapes = Mapping[str, Sequence[int]]
+
+#: Raised when the exporter's output changes, so that cached files are made anew.
+EXPORT_VERSION = 1
+
+#: Short names, and the ones the Neurosurgeon replica uses.
+ALIASES: Mapping[str, str] = {
+    "alexnet": "torchvision:alexnet",
+    "vgg16_bn": "torchvision:vgg16_bn",
+    "mobilenet_v2": "torchvision:mobilenet_v2",
+    "lenet": "zoo:lenet5",
+    "alex_net": "torchvision:alexnet",
+    "vgg_net": "torchvision:vgg16_bn",
+    "mobile_net": "torchvision:mobilenet_v2",
+    "le_net": "zoo:lenet5",
+}
+
+_SCHEMES = ("torchvision", "timm", "hf")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+def is_torch_source(name: str) -> bool:
+    """Whether `name` (or what it is short for) is exported from PyTorch.
+
+    >>> [is_torch_source(n) for n in ("torchvision:alexnet", "mobile_net", "nets:make", "zoo:lenet5", "net.onnx")]
+    [True, True, True, False, False]
+    """
+    name = ALIASES.get(name, name)
+    scheme, colon, _ = name.partition(":")
+    if name.endswith(".pt2") or (colon and scheme in _SCHEMES):
+        return True
+    return bool(colon) and scheme != "zoo" and _FUNCTION.fullmatch(name) is not None
+
+
+def export(
+    model: str,
+    output: Path,
+    *,
+    weights: str | None = None,
+    shapes: Shapes | None = None,
+    input_spec: InputSpec | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ExportReport:
+    """Write the PyTorch model that `model` names to the ONNX file `output`, and say how that went.
+
+    `weights` is a file, ``random[:seed]``, or None for the library's trained ones. `shapes` give inputs other sizes
+    than the model's usual ones (their batch is taken only where it cannot be free). `progress` is told what happens.
+
+    Raises MissingExtraError without PyTorch; ModelError if the model, its weights or the export are no good, or the
+    file does not compute what PyTorch does; UsageError for senseless arguments; StorageError if it cannot be written.
+    """
+    name = ALIASES.get(model, model)
+    if not is_torch_source(name):
+        raise ModelError(f"{model} is not a PyTorch model: it needs no export")
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "torch", f"export {model}")
+    if importlib.util.find_spec("onnxscript") is None:
+        raise MissingExtraError("onnxscript", "torch", f"export {model}")
+    say = _heard(progress)
+    with _quiet():
+        from splitpoint.models.torch.opening import open_source
+        from splitpoint.models.torch.tracing import Export
+        from splitpoint.models.torch.weights import Weights
+
+        start = time.perf_counter()
+        wanted = Weights.parse(weights)
+        source = open_source(name, wanted, shapes or {}, say)
+        if input_spec is not None:
+            source.spec = input_spec.bind(source.specs())
+        return Export(name, source, shapes or {}, say).write(output, start)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, what torch, timm and transformers print, warn and log stays off the terminal; exceptions do not."""
+    previous = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(previous)
+
+
+def _heard(progress: Callable[[str], None] | None) -> Callable[[str], None]:
+    """`progress`, able to print while everything else is quiet."""
+    out, err = sys.stdout, sys.stderr
+
+    def say(text: str) -> None:
+        if progress is not None:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                progress(text)
+
+    return say
+
+
+# --- cache ------------------------------------------------------------------------------------------------------
+
+
+def exported(
+    model: str,
+    *,
+    weights: str | None = None,
+    shapes: Shapes | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """The ONNX file of the PyTorch model `model`: from the cache, or exported into it now.
+
+    The cache is ``$SPLITPOINT_CACHE/exports`` (``~/.cache/splitpoint/exports``). Its key covers everything the file
+    depends on: name, weights (a file's content), shapes, library versions and, for ``package.module:function`` and
+    ``.pt2``, the file's content. Raises like `export`.
+    """
+    name = ALIASES.get(model, model)
+    folder = cache_folder() / _key(name, weights, shapes or {})
+    stem = re.sub(r"[^\w.-]+", "_", name.removesuffix(".pt2").rpartition(":")[2].rstrip("/").rpartition("/")[2])
+    path = folder / f"{stem or 'model'}.onnx"
+    if not path.is_file():
+        export(name, path, weights=weights, shapes=shapes, progress=progress)
+    return path
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("SPLITPOINT_CACHE")
+    return (Path(base) if base else Path.home() / ".cache" / "splitpoint") / "exports"
+
+
+def _key(name: str, weights: str | None, shapes: Shapes) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    parts: list[object] = [EXPORT_VERSION, name, {k: list(v) for k, v in sorted(shapes.items())}]
+    for package in ("torch", "torchvision", "timm", "transformers", "onnxscript"):
+        try:
+            parts.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            parts.append(f"{package} -")
+    random = weights is not None and weights.partition(":")[0] == "random"
+    parts.append(weights if weights is None or random else _file_hash(Path(weights)))
+    scheme, _, rest = name.partition(":")
+    if name.endswith(".pt2"):
+        parts.append(_file_hash(Path(name)))
+    elif scheme == "hf" and Path(rest).is_dir():
+        files = sorted(p for p in Path(rest).iterdir() if p.is_file())
+        parts.append([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+    elif scheme not in _SCHEMES:
+        parts.append(_module_hash(scheme))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+
+
+def _module_hash(package: str) -> str:
+    """Hash of the Python file of `package`, looked up without running it where it lies in the current directory."""
+    local = Path(*package.split(".")).with_suffix(".py")
+    if local.is_file():
+        return _file_hash(local)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        raise ModelError(f"there is no Python module {package} to import (looked here and where packages are)")
+    return _file_hash(Path(spec.origin))

@@ -1,0 +1,271 @@
+"""Models of torchvision, timm and transformers by name. They run their own code only: `trust_remote_code` is never set.
+
+Needs torch: imported by the export only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitpoint.errors import MissingExtraError, ModelError, UsageError, nearest
+from splitpoint.images import InputSpec
+from splitpoint.models.torch.signal import seeded
+from splitpoint.models.torch.sources import Shapes, Source, image_source, tensor_source
+from splitpoint.models.torch.weights import GIVE_WEIGHTS, Weights, download, first_line, load_file
+
+#: GoogLeNet and Inception with trained weights have no auxiliary heads and rescale their input; FCN and DeepLab have
+#: one. Random weights and `--weights FILE` get the same network.
+_AS_PRETRAINED: Mapping[str, Mapping[str, Any]] = {
+    "googlenet": {"aux_logits": False, "transform_input": True},
+    "inception_v3": {"aux_logits": False, "transform_input": True},
+}
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def _interpolation(value: Any) -> Any:
+    text = str(getattr(value, "value", value)).lower()
+    return text if text in ("bilinear", "bicubic", "nearest", "lanczos") else "bilinear"
+
+
+def torchvision_source(name: str, weights: Weights, shapes: Shapes) -> Source:
+    try:
+        models: Any = import_module("torchvision.models")
+    except ImportError as exc:
+        raise MissingExtraError("torchvision", "torch", f"export torchvision:{name}") from exc
+    known = models.list_models()
+    if name not in known:
+        raise ModelError(f"torchvision has no model {name}{nearest(name, known)}")
+    family = models.get_model_builder(name).__module__.split(".")[2:3]
+    refusal = _REFUSED.get(family[0] if family else "")
+    if refusal:
+        raise ModelError(f"torchvision:{name} cannot be exported: {refusal}")
+    listed = models.get_model_weights(name)
+    default = getattr(listed, "DEFAULT", None) or next(iter(listed), None)
+    extra = dict(_AS_PRETRAINED.get(name, {}))
+    segments = family == ["segmentation"]
+    if weights.path is None and weights.seed is None:
+        if default is None:
+            raise ModelError(f"torchvision has no trained weights for {name}: {GIVE_WEIGHTS}")
+        model = download(f"torchvision:{name}", lambda: models.get_model(name, weights=default))
+        text = f"torchvision:{name} {default.name}"
+    else:
+        if segments:
+            extra["weights_backbone"] = None
+            if name.startswith(("fcn", "deeplab")):
+                extra["aux_loss"] = True
+            extra["num_classes"] = len(default.meta["categories"]) if default else 21
+        with seeded(weights.seed or 0):
+            model = models.get_model(name, weights=None, **extra)
+        if weights.path is not None:
+            load_file(model, weights.path, _AUXILIARY if name in _AS_PRETRAINED else ())
+        text = f"torchvision:{name}, {weights}"
+    if family == ["video"]:
+        return tensor_source(name, model, text, "video", (3, 16, 112, 112), shapes)
+    spec, mean, std = _torchvision_spec(default, segments)
+    return image_source(name, model, text, shapes, spec, mean, std)
+
+
+#: torchvision's families that are not a tensor → tensor network.
+_REFUSED: Mapping[str, str] = {
+    "detection": "torchvision's detectors take a list of images and post-process in Python, which torch.export does "
+    "not follow; use an ONNX file of a detector, or export its backbone with package.module:function",
+    "quantization": "torch's quantised modules have no ONNX form; quantise the exported ONNX file instead",
+    "optical_flow": "it takes two images in a recurrent loop; wrap it with package.module:function",
+}
+
+
+def _torchvision_spec(default: Any, segments: bool) -> tuple[InputSpec, Sequence[float], Sequence[float]]:
+    if default is None:
+        preset: Any = None
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    else:
+        preset = default.transforms()
+        mean, std = tuple(preset.mean), tuple(preset.std)
+    labels = tuple(default.meta.get("categories") or ()) if default is not None else ()
+    resize = preset.resize_size[0] if preset is not None and preset.resize_size else 256
+    crop = getattr(preset, "crop_size", None)
+    interpolation = _interpolation(getattr(preset, "interpolation", "bilinear"))
+    common: dict[str, Any] = {"dtype": "uint8", "layout": "NHWC", "input": "image", "interpolation": interpolation}
+    if segments or (crop is None and preset is not None):
+        return InputSpec(size=(resize, resize), mode="stretch", task="raw", labels=labels, **common), mean, std
+    side = crop[0] if crop else 224
+    spec = InputSpec(
+        size=(side, side), mode="shortest", resize_to=max(side, resize), task="classify", labels=labels, **common
+    )
+    return spec, mean, std
+
+
+def timm_source(name: str, weights: Weights, shapes: Shapes) -> Source:
+    try:
+        timm: Any = import_module("timm")
+        data: Any = import_module("timm.data")
+    except ImportError as exc:
+        raise MissingExtraError("timm", "torch", f"export timm:{name}") from exc
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        raise ModelError(f"timm has no model {name}{nearest(base, timm.list_models())}")
+    if weights.path is None and weights.seed is None:
+        if not timm.models.is_model_pretrained(name):
+            raise ModelError(f"timm has no trained weights for {name}: {GIVE_WEIGHTS}")
+        model = download(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
+        text = f"timm:{name} {model.pretrained_cfg.get('tag') or 'default'}"
+    else:
+        with seeded(weights.seed or 0):
+            model = timm.create_model(name, pretrained=False)
+        if weights.path is not None:
+            load_file(model, weights.path)
+        text = f"timm:{name}, {weights}"
+    config = data.resolve_data_config({}, model=model)
+    channels, height, width = config["input_size"]
+    if channels not in (1, 3):
+        raise ModelError(f"timm:{name} takes {channels} channels, which is no image: wrap it with package.module:function")
+    shortest = config.get("crop_mode") in (None, "center")
+    resize = max(height, width, math.floor(max(height, width) / (config.get("crop_pct") or 1)))
+    labels = _timm_labels(model)
+    spec = InputSpec(
+        dtype="uint8",
+        layout="NHWC",
+        size=(height, width),
+        input="image",
+        color="GRAY" if channels == 1 else "RGB",
+        mode="shortest" if shortest else "stretch",
+        resize_to=resize if shortest else None,
+        interpolation=_interpolation(config.get("interpolation")),
+        task="classify" if getattr(model, "num_classes", 0) else "raw",
+        labels=labels,
+    )
+    return image_source(name, model, text, shapes, spec, config["mean"], config["std"])
+
+
+def _timm_labels(model: Any) -> tuple[str, ...]:
+    data: Any = import_module("timm.data")
+    subset = data.infer_imagenet_subset(model)
+    if not subset or model.num_classes not in (1000, 21841, 21843, 11821, 12000):
+        return ()
+    info = data.ImageNetInfo(subset)
+    labels = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    return labels if len(labels) == model.num_classes else ()
+
+
+# --- transformers -----------------------------------------------------------------------------------------------
+
+
+def transformers_source(name: str, weights: Weights, shapes: Shapes) -> Source:
+    """``hf:NAME``: a folder with a config.json or a hub id; with random weights also a model type (``hf:bert``)."""
+    try:
+        transformers: Any = import_module("transformers")
+    except ImportError as exc:
+        raise MissingExtraError("transformers", "torch", f"export hf:{name}") from exc
+    types = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    default = weights.path is None and weights.seed is None
+    config: Any
+    if not default and name in types and not Path(name).is_dir():
+        config = transformers.AutoConfig.for_model(name)
+    else:
+        try:
+            config = download(f"hf:{name}", lambda: transformers.AutoConfig.from_pretrained(name))
+        except ValueError as exc:
+            raise ModelError(f"hf:{name} is no transformers model: {first_line(exc)}") from exc
+        except ModelError as exc:
+            hint = nearest(name, types) if "/" not in name else ""
+            raise ModelError(
+                f"{exc}; with --weights random, hf:TYPE makes a model from its type's default config{hint}"
+            ) from exc
+    named = next((a for a in getattr(config, "architectures", None) or () if hasattr(transformers, a)), None)
+    architecture = getattr(transformers, named) if named else transformers.AutoModel
+    if default:
+        model = download(f"hf:{name}", lambda: architecture.from_pretrained(name))
+        text = f"hf:{name}"
+    else:
+        with seeded(weights.seed or 0):
+            make = getattr(architecture, "from_config", None) or architecture._from_config
+            model = make(config)
+        if weights.path is not None:
+            load_file(model, weights.path)
+        text = f"hf:{name} ({type(model).__name__}), {weights}"
+    return _hf_source(name.rstrip("/").rsplit("/", 1)[-1], model, text, shapes)
+
+
+def _hf_source(name: str, model: Any, text: str, shapes: Shapes) -> Source:
+    config = model.config
+    accepted = inspect.signature(model.forward).parameters
+    constants: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+    if "return_dict" in accepted:
+        constants["return_dict"] = True
+    pick = ("logits", "last_hidden_state")
+    if model.main_input_name == "pixel_values":
+        source = _hf_image(name, model, text, shapes)
+        source.keywords, source.constants, source.pick = ("pixel_values",), constants, pick
+        return source
+    if model.main_input_name != "input_ids":
+        raise ModelError(
+            f"hf:{name} takes {model.main_input_name}: text and image models are exported by name, others through "
+            "package.module:function"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"hf:{name} has an encoder and a decoder that run a different number of times: export one of them through "
+            "package.module:function"
+        )
+    shape = list(shapes.get("input_ids", shapes.get("attention_mask", (1, 32))))
+    if len(shape) != 2 or min(shape) < 1:
+        raise UsageError(f"--shape input_ids: hf:{name} takes batch,length, not {shape}")
+    vocabulary = int(getattr(config, "vocab_size", 1000))
+    length = shape[1]
+    masked = "attention_mask" in accepted
+
+    def draw(count: int, seed: int) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(0, vocabulary, (count, length), generator=generator)
+        mask = torch.ones(count, length, dtype=torch.int64)
+        if masked and length > 4:  # padded at the end, each item otherwise: the mask must matter
+            for row in range(count):
+                mask[row, length - (row * 3) % (length // 2) :] = 0 if (row * 3) % (length // 2) else 1
+        return (ids, mask) if masked else (ids,)
+
+    keywords = ("input_ids", "attention_mask") if masked else ("input_ids",)
+    inputs = dict(zip(keywords, draw(2, 1), strict=True))
+    return Source(name, model, inputs, draw, text, keywords=keywords, constants=constants, pick=pick)
+
+
+def _hf_image(name: str, model: Any, text: str, shapes: Shapes) -> Source:
+    config = model.config
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    mean, std = _hf_normalisation(config)
+    labels = tuple(str(v) for _, v in sorted((getattr(config, "id2label", None) or {}).items()))
+    named = not all(v == f"LABEL_{i}" for i, v in enumerate(labels))
+    classify = type(model).__name__.endswith("ImageClassification")
+    spec = InputSpec(
+        dtype="uint8",
+        layout="NHWC",
+        size=(height, width),
+        input="image",
+        mode="stretch",
+        task="classify" if classify else "raw",
+        labels=labels if named and classify else (),
+    )
+    return image_source(name, model, text, shapes, spec, mean, std)
+
+
+def _hf_normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The image processor's mean and std, where it lies beside the config; transformers' own 0.5 otherwise."""
+    where = getattr(config, "_name_or_path", "") or ""
+    half = (0.5, 0.5, 0.5)
+    try:
+        find = import_module("transformers.utils").cached_file
+        path = find(where, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False) if where else None
+        found = json.loads(Path(path).read_text()) if path else {}
+    except (OSError, ValueError):
+        return half, half
+    return tuple(found.get("image_mean") or half), tuple(found.get("image_std") or half)
+
+

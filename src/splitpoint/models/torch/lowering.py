@@ -1,0 +1,418 @@
+"""A PyTorch module → an ONNX graph that remembers which module every node came from.
+
+The optimiser folds and drops nodes, so three things are noted before it runs and resolved after it:
+
+* which module paths each unoptimised node belongs to (torch.export keeps the module stack of every operator),
+* what each tensor is made of and who reads it,
+* which modules hand their input on unchanged (Identity, Dropout in evaluation): torch.export leaves no trace of
+  them, so their outputs pass through a marker operator that is taken out again before the optimiser sees it.
+
+Every module path then has a node of its own, is a prefix of one, is an *alias* of the node that holds it (the Conv a
+batch norm was folded into; what an Identity hands on), or is *unused* (an auxiliary head).
+
+Needs torch: imported by the export only.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset20 as op
+
+LAYER_KEY = "splitpoint.layer"
+OPSET = 20
+
+#: The exporter's key: a list literal of module paths, outermost first, and last the fx node's name.
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+#: Operators that only hand values on. Where the optimiser drops one whose shape does not change, its module's output
+#: is its input; any other operator that goes was folded into a later one.
+_MOVES = frozenset({
+    "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "CastLike", "Expand", "Slice", "Transpose",
+    "Dropout", "Concat", "Split",
+})  # fmt: skip
+_READS_SHAPE = frozenset({"Shape", "Size"})
+
+
+@torch.library.custom_op("splitpoint::mark", mutates_args=())
+def _mark(value: torch.Tensor, path: str) -> torch.Tensor:
+    return value.clone()
+
+
+@_mark.register_fake
+def _(value: torch.Tensor, path: str) -> torch.Tensor:
+    return torch.empty_like(value)
+
+
+def _mark_in_onnx(value: Any, path: str) -> Any:
+    return op.Identity(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Where the module paths of the original model went.
+
+    `aliases`: path without a node → name of the node that holds it, or of the model input it hands on. `unused`:
+    paths that play no part in the outputs.
+    """
+
+    aliases: Mapping[str, str]
+    unused: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Before:
+    """The graph before the optimiser, as plain names."""
+
+    maker: dict[str, int] = field(default_factory=dict)
+    readers: dict[str, list[int]] = field(default_factory=dict)
+    ops: list[str] = field(default_factory=list)
+    reads: list[list[str]] = field(default_factory=list)
+    makes: list[list[str]] = field(default_factory=list)
+    #: Module path → indices of its nodes, those of its children included.
+    members: dict[str, list[int]] = field(default_factory=dict)
+    #: Path of an identity module → the tensor it hands on.
+    passed: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, str] = field(default_factory=dict)
+    weights: set[str] = field(default_factory=set)
+
+
+def lower(
+    module: Any,
+    inputs: tuple[Any, ...],
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    free_batch: bool,
+    identities: Iterable[str],
+    paths: Mapping[str, Sequence[str]],
+    preprocess: str,
+) -> tuple[Any, Layers]:
+    """The ONNX model of ``module.model`` inside its wrapper `module`, as ``onnx_ir.Model``, and its `Layers`.
+
+    `paths` maps every module path of ``module.model`` to the names of its own parameters; `identities` are the paths
+    whose module returns its input. `preprocess` is the layer name for the wrapper's own nodes. Raises whatever
+    torch raises when the module cannot be exported.
+    """
+    hooks = []
+    modules = dict(module.model.named_modules(remove_duplicate=False))
+    for path in identities:
+        hooks.append(modules[path].register_forward_hook(_marker(path)))
+    try:
+        dims = {0: torch.export.Dim("batch")} if free_batch else None
+        program = torch.export.export(
+            module, inputs, dynamic_shapes=(tuple(dims for _ in inputs),) if dims else None, strict=False
+        )
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return translate(program, input_names, output_names, paths, preprocess, prefix="model")
+
+
+def translate(
+    program: Any,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+    paths: Mapping[str, Sequence[str]],
+    preprocess: str,
+    prefix: str,
+) -> tuple[Any, Layers]:
+    """The ONNX model of an exported program and its `Layers`; see `lower`. `prefix` is the wrapper's attribute."""
+    translated: Any = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        optimize=False,
+        opset_version=OPSET,
+        input_names=input_names,
+        output_names=output_names,
+        custom_translation_table={torch.ops.splitpoint.mark.default: _mark_in_onnx},
+    )
+    model = translated.model
+    marks = {
+        n.name: n.args[1]
+        for n in translated.exported_program.graph.nodes
+        if n.target is torch.ops.splitpoint.mark.default
+    }
+    clean = _Paths(prefix)
+    passed = _take_out_marks(model.graph, marks)
+    before = _snapshot(model.graph, clean, passed)
+    translated.optimize()
+    model = translated.model
+    _name_batch(model)
+    _name_layers(model.graph, clean, set(paths), preprocess)
+    # Aliases are found by tensor names, so tensors are renamed last.
+    layers = _resolve(model.graph, before, paths, clean)
+    _name_tensors(model.graph, clean)
+    return model, layers
+
+
+def _marker(path: str) -> Callable[..., Any]:
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        return torch.ops.splitpoint.mark(output, path)
+
+    return hook
+
+
+class _Paths:
+    """Reads the exporter's scopes: module paths of the original model, without the wrapper's attribute."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def original(self, scope: str) -> str:
+        scope = re.sub(r"@\d+", "", scope)  # the second call of one module
+        if not self.prefix:
+            return scope
+        return "" if scope == self.prefix else scope.removeprefix(self.prefix + ".")
+
+    def of(self, node: Any) -> tuple[list[str] | None, str]:
+        """(original paths from the root ``""`` inwards, or None outside the model; the fx node's name)."""
+        text = node.metadata_props.get(_SCOPES_KEY, "[]")
+        scopes = [str(s) for s in ast.literal_eval(text)]
+        if not scopes or scopes[0].startswith("_empty_nn_module_stack"):
+            return None, ""
+        inside = scopes[1:-1] if self.prefix else scopes[:-1]
+        return [self.original(s) for s in inside], scopes[-1]
+
+
+def _all_nodes(graph: Any) -> Iterable[Any]:
+    """Every node, those of bodies included."""
+    return ir.traversal.RecursiveGraphIterator(graph)
+
+
+def _within(node: Any) -> Iterable[Any]:
+    """The nodes in the bodies of `node`."""
+    for attribute in node.attributes.values():
+        if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+            yield from _all_nodes(attribute.value)
+        elif isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.value:
+                yield from _all_nodes(graph)
+
+
+def _reads(node: Any) -> list[Any]:
+    """The values a node needs, captures of its bodies included."""
+    inside = list(_within(node))
+    made = {id(v) for n in inside for v in n.outputs}
+    values = [v for n in (node, *inside) for v in n.inputs if v is not None]
+    return [v for v in values if id(v) not in made]
+
+
+def _take_out_marks(graph: Any, marks: Mapping[str, str]) -> dict[str, str]:
+    """Remove the marker nodes; returns path → name of the tensor that passed through its module last."""
+    passed: dict[str, Any] = {}
+    for node in list(graph):
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
+        path = marks.get(scopes[-1]) if scopes else None
+        if path is None:
+            continue
+        made, source = node.outputs[0], node.inputs[0]
+        passed[path] = source
+        if not made.is_graph_output():
+            ir.convenience.replace_all_uses_with(made, source)
+        elif source.is_graph_output() or source.is_graph_input():
+            continue  # the answer is an input or another answer: this Identity is the model's own
+        else:
+            name = made.name
+            ir.convenience.replace_all_uses_with(made, source, replace_graph_outputs=True)
+            made.name, source.name = None, name
+        graph.remove(node, safe=True)
+    return {path: value.name for path, value in passed.items()}
+
+
+def _snapshot(graph: Any, clean: _Paths, passed: dict[str, str]) -> _Before:
+    before = _Before(passed=passed, weights=set(graph.initializers))
+    for index, node in enumerate(graph):
+        reads = _reads(node)
+        before.ops.append(node.op_type)
+        before.reads.append([v.name for v in reads])
+        before.makes.append([v.name for v in node.outputs])
+        for value in reads:
+            before.readers.setdefault(value.name, []).append(index)
+        for value in (*reads, *node.outputs):
+            before.shapes[value.name] = str(value.shape)
+        for value in node.outputs:
+            before.maker[value.name] = index
+        own = {p for n in (node, *_within(node)) for p in clean.of(n)[0] or ()}
+        for path in own:
+            before.members.setdefault(path, []).append(index)
+    return before
+
+
+def _name_batch(model: Any) -> None:
+    """Call the free batch dimension ``batch``, whatever symbol torch gave it."""
+    symbols = {str(d.value) for v in model.graph.inputs for d in (v.shape or ())[:1] if isinstance(d, ir.SymbolicDim)}
+    if len(symbols) != 1:
+        return
+    old = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    values = [*model.graph.inputs, *(v for n in _all_nodes(model.graph) for v in n.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        dims = [old.sub("batch", str(d.value)) if isinstance(d, ir.SymbolicDim) and d.value else d for d in value.shape]
+        value.shape = ir.Shape(dims)
+
+
+def _data_nodes(graph: Any) -> list[Any]:
+    """The nodes that depend on a graph input's values: the others are computed on both sides and hold no layer."""
+    live = {id(v) for v in graph.inputs}
+    found = []
+    for node in graph:
+        if node.op_type not in _READS_SHAPE and any(id(v) in live for v in _reads(node)):
+            found.append(node)
+            live.update(id(v) for v in node.outputs)
+    return found
+
+
+def _name_layers(graph: Any, clean: _Paths, paths: set[str], preprocess: str) -> None:
+    """Give every node its layer (its only metadata) and a readable unique name ``layer/Op``."""
+    layers: dict[int, str] = {}
+    parents = {p.rsplit(".", k)[0] for p in paths for k in range(p.count(".") + 1)}
+    nodes = list(_all_nodes(graph))
+    for node in nodes:
+        inside, fx_name = clean.of(node)
+        if inside is None:
+            continue
+        deepest = inside[-1] if inside else preprocess
+        if not deepest:  # an operator in the model's own forward: named after itself
+            deepest = fx_name.strip("_")
+            deepest = f"{deepest}_op" if deepest in parents else deepest
+        layers[id(node)] = deepest
+    for node in reversed(nodes):  # shape arithmetic without a module belongs to who first reads it
+        if id(node) not in layers:
+            readers = [u.node for v in node.outputs for u in v.uses() if id(u.node) in layers]
+            if readers:
+                layers[id(node)] = layers[id(min(readers, key=nodes.index))]
+    taken = {v.name for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
+    for node in nodes:
+        layer = layers.get(id(node)) or "shared"
+        base = name = f"{layer}/{node.op_type}"
+        count = 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        node.name = name
+        node.doc_string = None
+        node.metadata_props.clear()
+        node.metadata_props[LAYER_KEY] = layer
+
+
+def _name_tensors(graph: Any, clean: _Paths) -> None:
+    """Name tensors after their nodes, and drop what exporters write beside values: local file paths."""
+    kept = {id(v) for v in (*graph.inputs, *graph.outputs)}
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in _all_nodes(graph):
+        for k, value in enumerate(node.outputs):
+            values.append(value)
+            if id(value) not in kept and value.name and not value.is_graph_output():
+                value.name = node.name if len(node.outputs) == 1 else f"{node.name}:{k}"
+    for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
+    taken = {v.name for v in values}
+    for value in list(graph.initializers.values()):  # the original weight names, without the wrapper's attribute
+        name = clean.original(value.name)
+        if name and name not in taken:
+            value.name = name
+    graph.metadata_props.clear()
+    graph.doc_string = None
+
+
+def _resolve(graph: Any, before: _Before, paths: Mapping[str, Sequence[str]], clean: _Paths) -> Layers:
+    """Find the node that holds each module path that has none of its own."""
+    alive = _data_nodes(graph)
+    holder = {v.name: n.name for n in alive for v in n.outputs if v.name}
+    order = {n.name: k for k, n in enumerate(alive)}
+    inputs = {v.name for v in graph.inputs}
+    present = {n.metadata_props[LAYER_KEY] for n in alive}
+    for layer in tuple(present):
+        parts = layer.split(".")
+        present.update(".".join(parts[:k]) for k in range(1, len(parts)))
+    find = _Finder(before, holder, inputs)
+    aliases: dict[str, str] = {}
+    for path, weights in paths.items():
+        if not path or path in present:
+            continue
+        node = None
+        if path in before.passed:
+            node = find.passed(before.passed[path])
+        elif path in before.members:
+            node = find.last(before.members[path])
+        else:  # never called, but its parent may use its weights: MultiheadAttention's out_proj
+            own = [f"{clean.prefix}.{w}" if clean.prefix else w for w in weights]
+            node = find.forward([w for w in own if w in before.weights])
+        if node is not None:
+            aliases[path] = node
+    parents = {p[: m.start()] for p in aliases for m in re.finditer(r"\.", p)}
+    unused = [p for p in paths if p and p not in present and p not in aliases and p not in parents]
+    return Layers(dict(sorted(aliases.items(), key=lambda a: (order.get(a[1], -1), a[0]))), tuple(unused))
+
+
+@dataclass(frozen=True, slots=True)
+class _Finder:
+    """From tensors of the unoptimised graph to the nodes that hold them now."""
+
+    before: _Before
+    holder: Mapping[str, str]
+    inputs: set[str]
+
+    def forward(self, tensors: Iterable[str]) -> str | None:
+        """The first surviving node at or after `tensors`: what they were folded into."""
+        todo, seen = deque(tensors), set[str]()
+        while todo:
+            name = todo.popleft()
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in self.holder:
+                return self.holder[name]
+            for reader in self.before.readers.get(name, ()):
+                if self.before.ops[reader] not in _READS_SHAPE:
+                    todo.extend(self.before.makes[reader])
+        return None
+
+    def passed(self, tensor: str) -> str | None:
+        """The node that makes `tensor`, which an identity handed on."""
+        if tensor in self.inputs:
+            return tensor
+        if tensor in self.holder:
+            return self.holder[tensor]
+        maker = self.before.maker.get(tensor)
+        return self.last([maker]) if maker is not None else self.forward([tensor])
+
+    def last(self, members: Sequence[int]) -> str | None:
+        """The node that holds the output of a module whose nodes (in order) are `members`."""
+        inside, own = {t for m in members for t in self.before.makes[m]}, set(members)
+        # Its output is what others read; shape arithmetic inside it comes last sometimes, so look from the end.
+        outputs = [
+            t
+            for m in reversed(members)
+            for t in self.before.makes[m]
+            if not self.before.readers.get(t) or not own.issuperset(self.before.readers[t])
+        ]
+        if all(self.before.ops[m] in _MOVES | {"Constant"} | _READS_SHAPE for m in members):
+            moved = self._unmoved(members, inside, outputs)
+            if moved is not None:
+                return moved
+        return self.forward(outputs)
+
+    def _unmoved(self, members: Sequence[int], inside: set[str], outputs: Sequence[str]) -> str | None:
+        """Where nothing but a dropped no-op was inside: the node behind it."""
+        if not outputs or outputs[0] in self.holder:
+            return None
+        shape = self.before.shapes.get(outputs[0])
+        for m in members:
+            for source in self.before.reads[m]:
+                same = source not in inside and self.before.shapes.get(source) == shape
+                if same and source not in self.before.weights:
+                    return self.passed(source)
+        return None

@@ -1,0 +1,295 @@
+"""One export: trace, clean, save, compare; and the retreats where one of them fails.
+
+Needs torch: imported by the export only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from splitpoint.errors import ModelError, SplitpointError, StorageError
+from splitpoint.models.torch import lowering
+from splitpoint.models.torch.report import ExportReport
+from splitpoint.models.torch.sources import Shapes, Source, Wrapped
+from splitpoint.models.torch.weights import first_line
+
+#: Largest difference between ONNX Runtime and eager PyTorch, relative to how far the output moves between inputs.
+TOLERANCE = 1e-3
+
+#: Larger files keep their weights beside them: protobuf ends at 2 GB.
+_INLINE_LIMIT = 1 << 30
+
+
+class Export:
+    """One export: trace, clean, compare, and the retreats where one of them fails."""
+
+    def __init__(self, name: str, source: Source, shapes: Shapes, say: Callable[[str], None]) -> None:
+        self.name, self.source, self.shapes, self.say = name, source, shapes, say
+        self.wrapped = Wrapped(source)
+        self.notes: list[str] = []
+
+    def write(self, output: Path, start: float) -> ExportReport:
+        with _scratch(output) as folder:
+            model, layers, batch, error = self._attempts(folder / output.name)
+            _publish(folder, output)
+        return ExportReport(
+            source=self.name,
+            path=output,
+            weights=self.source.weights,
+            opset=int(model.opset_imports[""]),
+            nodes=len(model.graph),
+            batch=batch,
+            max_error=error,
+            seconds=time.perf_counter() - start,
+            nbytes=sum(p.stat().st_size for p in (output, _beside(output)) if p.exists()),
+            aliases=len(layers.aliases),
+            unused=layers.unused,
+            notes=tuple(self.notes),
+        )
+
+    def _attempts(self, path: Path) -> tuple[Any, Any, int | None, float]:
+        """A free batch first, then a fixed one; each with in-place activations only if it is wrong without."""
+        reasons: list[Exception] = []
+        for free_batch in (True, False) if self.source.batched else (False,):
+            inputs = tuple(self.source.inputs.values())
+            if not free_batch and self.source.batched:
+                fixed = next((int(s[0]) for s in self.shapes.values() if s), 1)
+                inputs = tuple(v[:1].repeat(fixed, *(1 for _ in v.shape[1:])) for v in inputs)
+            batch = None if free_batch or not inputs or not inputs[0].dim() else int(inputs[0].shape[0])
+            self.say(f"tracing {self.name} with {'a free batch' if free_batch else f'batch {batch}'}")
+            for in_place in (False, True):
+                try:
+                    model, layers, error = self._attempt(path, inputs, free_batch, in_place)
+                except (SplitpointError, MemoryError, OSError):
+                    raise
+                except Exception as exc:  # torch, onnxscript and onnxruntime raise nearly anything
+                    reasons.append(exc)
+                    if isinstance(exc, _Different):
+                        continue
+                    break
+                if reasons and not free_batch and self.source.batched:
+                    why = _reason(reasons[0])
+                    self.notes.append(f"the batch is fixed at {batch}: with a free one the export fails ({why})")
+                return model, layers, batch, error
+            if self.source.program is not None:
+                break
+        raise ModelError(f"{self.name} cannot be exported to ONNX: {_reason(reasons[-1])}") from reasons[-1]
+
+    def _attempt(
+        self, path: Path, inputs: tuple[Any, ...], free_batch: bool, in_place: bool
+    ) -> tuple[Any, Any, float]:
+        with _functional(self.wrapped, in_place), _uncollected():
+            model, layers = self._lower(inputs, free_batch)
+        self._save(model, layers, path)
+        self.say("comparing with PyTorch")
+        return model, layers, self._compare(path, inputs, free_batch)
+
+    def _lower(self, inputs: tuple[Any, ...], free_batch: bool) -> tuple[Any, lowering.Layers]:
+        if self.source.program is not None:
+            paths = _program_paths(self.source.program)
+            return lowering.translate(self.source.program, None, None, paths, "preprocess", prefix="")
+        modules = dict(self.source.model.named_modules(remove_duplicate=False))
+        with torch.no_grad():
+            identities, output_names = _watch(modules, lambda: self.wrapped.names(*inputs))
+        return lowering.lower(
+            self.wrapped,
+            inputs,
+            input_names=list(self.source.inputs),
+            output_names=output_names,
+            free_batch=free_batch,
+            identities=identities,
+            paths={path: _own_weights(path, m) for path, m in modules.items()},
+            preprocess="preprocess" if "preprocess" not in modules else "splitpoint_preprocess",
+        )
+
+    def _save(self, model: Any, layers: Any, path: Path) -> None:
+
+        spec = self.source.spec
+        model.graph.name = re.sub(r"\W+", "_", self.source.name) or "model"
+        model.doc_string = None
+        model.metadata_props.clear()
+        model.metadata_props["splitpoint.source"] = self.source.weights
+        model.metadata_props["splitpoint.aliases"] = json.dumps(layers.aliases, indent=0)
+        model.metadata_props["splitpoint.unused"] = json.dumps(layers.unused)
+        if spec is not None:
+            model.metadata_props.update(spec.to_metadata())
+        weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        beside = _beside(path).name if weights > _INLINE_LIMIT else None
+        ir.save(model, path, external_data=beside)
+
+    def _compare(self, path: Path, inputs: tuple[Any, ...], free_batch: bool) -> float:
+        """Largest error of the file relative to how far the outputs move; raises _Different above TOLERANCE."""
+        import torch
+
+        session = _session(path)
+        names = [i.name for i in session.get_inputs()]
+        sizes = (2, 1, 3) if free_batch else (inputs[0].shape[0] if inputs and inputs[0].dim() else 1,) * 2
+        spread, errors, kept = 0.0, [0.0], []
+        for k, size in enumerate(sizes):
+            batch = self.source.draw(size, 10 + k)
+            with torch.no_grad():
+                eager = [np.asarray(o) for o in self._eager(batch)]
+            got = session.run(None, {n: v.numpy() for n, v in zip(names, batch, strict=True)})
+            kept.append(eager)
+            for want, have in zip(eager, got, strict=True):
+                if want.shape != have.shape or want.dtype != have.dtype:
+                    raise _Different(f"ONNX Runtime gives {have.dtype}{have.shape}, PyTorch {want.dtype}{want.shape}")
+                if want.dtype.kind != "f":
+                    if not np.array_equal(want, have):
+                        raise _Different("an integer output is not the same in ONNX Runtime")
+                elif want.size:
+                    errors.append(float(np.abs(want.astype(np.float64) - have).max()))
+        first = [o for o in range(len(kept[0])) if kept[0][o].dtype.kind == "f" and kept[0][o].size]
+        for o in first:
+            a = np.concatenate([k[o][:1].reshape(1, -1) for k in kept if k[o][:1].size == kept[0][o][:1].size])
+            spread = max(spread, float(np.abs(a.astype(np.float64) - a[:1]).max()))
+        if not all(math.isfinite(e) for e in errors):
+            raise _Different("the output is not finite")
+        if first and not spread:
+            note = "the output does not move between inputs, so that the file equals PyTorch is not proven"
+            if note not in self.notes:
+                self.notes.append(note)
+            return math.nan
+        worst = max(errors) / spread if spread else 0.0
+        low = any(p.dtype in (torch.float16, torch.bfloat16) for p in self.source.model.parameters())
+        if worst > (2e-2 if low else TOLERANCE):
+            raise _Different(f"ONNX Runtime's output differs from PyTorch's by {worst:.1e} of what it moves by")
+        return worst
+
+    def _eager(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(self.wrapped(*batch))
+
+
+class _Different(Exception):
+    """The file does not compute what the module does."""
+
+
+def _own_weights(path: str, module: Any) -> list[str]:
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return [f"{path}.{name}" if path else name for name, _ in own]
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside, no cyclic garbage collection: tracing makes millions of objects that stay."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _watch(modules: Mapping[str, Any], run: Callable[[], list[str]]) -> tuple[list[str], list[str]]:
+    """(paths of modules that return their input unchanged, what ``run()`` returns)."""
+
+    unchanged: dict[str, bool] = {}
+
+    def hook(path: str) -> Callable[..., None]:
+        def see(_module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            same = isinstance(output, torch.Tensor) and bool(inputs) and output is inputs[0]
+            unchanged[path] = unchanged.get(path, True) and same
+
+        return see
+
+    # In-place activations return their input too, changed; `_functional` has them work on a copy here.
+    handles = [m.register_forward_hook(hook(path)) for path, m in modules.items() if path]
+    try:
+        result = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [p for p, same in unchanged.items() if same], result
+
+
+@contextlib.contextmanager
+def _functional(module: Any, in_place: bool) -> Iterator[None]:
+    """Inside, activations do not write over their input (unless `in_place`): torch exports that twice as fast."""
+    changed = [m for m in module.modules() if getattr(m, "inplace", None) is True and not in_place]
+    for m in changed:
+        m.inplace = False
+    try:
+        yield
+    finally:
+        for m in changed:
+            m.inplace = True
+
+
+def _program_paths(program: Any) -> dict[str, list[str]]:
+    """Module path → its parameters, as far as an exported program tells."""
+    paths: dict[str, list[str]] = {}
+    for node in program.graph.nodes:
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+            paths.setdefault(re.sub(r"@\d+", "", path), [])
+    for name in program.state_dict:
+        paths.setdefault(name.rpartition(".")[0], []).append(name)
+    return paths
+
+
+def _reason(exc: Exception) -> str:
+    """Why torch could not, in one line: the exporter wraps it in a page of advice."""
+    seen = exc
+    while isinstance(seen.__cause__, Exception):
+        seen = seen.__cause__
+    text = first_line(seen)
+    if "data-dependent" in text:
+        return f"its Python code decides by the values of a tensor, which torch.export cannot follow ({text})"
+    if text.startswith("Constraints violated"):
+        return "its Python code decides by the size of the batch"
+    return text
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def _beside(path: Path) -> Path:
+    """The file that holds the weights of a model too large for one ONNX file."""
+    return path.with_name(path.name + ".data")
+
+
+@contextlib.contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that is gone afterwards; StorageError if it cannot be written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=output.parent))
+    except OSError as exc:
+        raise StorageError(f"{output} cannot be written: {exc.strerror or exc}") from exc
+    try:
+        yield folder
+    except OSError as exc:
+        raise StorageError(f"{output} cannot be written: {exc.strerror or exc}") from exc
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, output: Path) -> None:
+    """Move the files to their place, weights first: a half-written model is never seen."""
+    for made in sorted(folder.iterdir(), key=lambda p: p.name, reverse=True):
+        os.replace(made, output.parent / made.name)
+
+

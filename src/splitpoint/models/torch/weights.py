@@ -1,0 +1,153 @@
+"""Weights for a PyTorch module: what ``--weights`` says, state files, and downloads that fail.
+
+Weights come from safetensors or ``torch.load(weights_only=True)``: neither runs anything a file says.
+
+Needs torch: imported by the export only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitpoint.errors import MissingExtraError, ModelError, UsageError
+
+GIVE_WEIGHTS = "give them with --weights FILE (.safetensors, .pt or .pth), or take --weights random[:seed]"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What `--weights` says: the library's default ones, a file, or a seed."""
+
+    path: Path | None = None
+    seed: int | None = None
+
+    @classmethod
+    def parse(cls, text: str | None) -> Weights:
+        if text is None:
+            return cls()
+        word, colon, seed = text.partition(":")
+        if word == "random":
+            if colon and not seed.isdecimal():
+                raise UsageError(f"--weights {text}: the seed must be a whole number, as in random:7")
+            return cls(seed=int(seed) % 2**63 if colon else 0)
+        path = Path(text)
+        if not path.is_file():
+            raise ModelError(
+                f"--weights {text}: no such file (it may also be random or random:SEED)"
+            )
+        return cls(path=path)
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"weights from {self.path.name}"
+        return "default weights" if self.seed is None else f"random weights, seed {self.seed}"
+
+
+
+def load_file(model: Any, path: Path, drop: tuple[str, ...] = ()) -> None:
+    """Put the weights in `path` into `model`; ModelError names what does not fit."""
+    state = {k: v for k, v in _read_state(path).items() if not k.startswith(drop or ("\0",))}
+    for prefix in ("module.", "model."):  # what DataParallel and training loops put before every name
+        if state and all(k.startswith(prefix) for k in state) and not all(
+            k.startswith(prefix) for k in model.state_dict()
+        ):
+            state = {k.removeprefix(prefix): v for k, v in state.items()}
+    own = model.state_dict()
+    # A norm's counter of batches is not a weight; old files do not have it.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    tied = _tied(model)
+    missing = [k for k in missing if not any(t in state for t in tied.get(k, ()))]
+    extra = [k for k in state if k not in own]
+    wrong = [k for k in state if k in own and tuple(state[k].shape) != tuple(own[k].shape)]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} weights are missing ({_few(missing)})")
+    if extra:
+        problems.append(f"{len(extra)} are not the model's ({_few(extra)})")
+    if wrong:
+        k = wrong[0]
+        got, want = list(state[k].shape), list(own[k].shape)
+        problems.append(f"{len(wrong)} have another shape ({k} is {got}, the model needs {want})")
+    if problems:
+        raise ModelError(f"{path} does not hold this model's weights: {'; '.join(problems)}")
+    model.load_state_dict(state, strict=False)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file as read
+
+            try:
+                return dict(read(path))
+            except SafetensorError as exc:
+                raise ModelError(f"{path} is not a safetensors file: {exc}") from exc
+        # weights_only: an unpickler that knows tensors and containers and nothing that runs.
+        found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - cannot run code
+    except ImportError as exc:
+        raise MissingExtraError("safetensors", "torch", "read .safetensors weights") from exc
+    except ModelError:
+        raise
+    except Exception as exc:  # UnpicklingError, RuntimeError, OSError, EOFError …: all "not such a file"
+        raise ModelError(
+            f"{path} is not a file of plain weights, a state_dict saved with torch.save or safetensors "
+            f"({first_line(exc)})"
+        ) from exc
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        raise ModelError(f"{path} holds no state_dict: save the weights with torch.save(model.state_dict(), FILE)")
+    return {str(k): v for k, v in found.items()}
+
+
+def _tied(model: Any) -> dict[str, list[str]]:
+    """Weight name → the other names of the same tensor (GPT-2's head is its embedding)."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(name)
+    return {n: [o for o in same if o != n] for same in names.values() for n in same}
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def first_line(exc: BaseException) -> str:
+    """The first line of what went wrong, short enough for one sentence."""
+    text = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
+    return text if len(text) <= 200 else text[:197] + "…"
+
+
+def download(name: str, load: Callable[[], Any]) -> Any:
+    """`load()`, with every way a download fails turned into the error that says what to do."""
+    # One try and a short wait: what cannot be reached now is named, not waited for.
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "15")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        return load()
+    except Exception as exc:
+        # urllib's and the hub's errors are OSErrors; httpx's are not, and are known by where they come from.
+        causes, cause = [], exc
+        while cause is not None and cause not in causes:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        network = any(
+            isinstance(c, OSError) or type(c).__module__.split(".")[0] in ("httpx", "httpcore", "huggingface_hub")
+            for c in causes
+        )
+        if not network:
+            raise
+        raise ModelError(
+            f"the weights of {name} could not be downloaded ({first_line(exc)}): {GIVE_WEIGHTS}"
+        ) from exc
+
+

@@ -1,0 +1,1 @@
+"""What people read: rows, tables, CSV, spreadsheets and pictures made from the library's values."""

@@ -1,0 +1,110 @@
+"""One row a cut point: what each layer makes and what would cross the link behind it.
+
+The first seed system's `list_layers` and `measure_tensor`, for any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from splitpoint.graph import Cut, Node
+from splitpoint.models.model import Model
+from splitpoint.tensors import TensorSpec
+from splitpoint.wire import PREFIX_BYTES, Infer, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """A node, its output, and the cut behind it (the node and everything before it on the device).
+
+    `cut` is the index in the list of single-tensor cuts, or None. Bytes on the wire include the frame's own.
+    FLOPs and parameters are counted up to here; multiply-adds count as two.
+    """
+
+    row: int
+    cut: int | None
+    layer: str
+    node: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    elements: int
+    memory_bytes: int
+    wire_bytes: int
+    crossing: tuple[str, ...]
+    crossing_bytes: int
+    crossing_wire_bytes: int
+    flops: int
+    params: int
+
+    def flat(self) -> dict[str, Any]:
+        """The row with text in place of tuples, for CSV and spreadsheets."""
+        return asdict(self) | {
+            "shape": "x".join(map(str, self.shape)) or "scalar",
+            "crossing": " ".join(self.crossing),
+            "cut": "" if self.cut is None else self.cut,
+        }
+
+
+COLUMNS: Sequence[str] = (
+    "row", "cut", "layer", "node", "op", "shape", "dtype", "elements", "memory_bytes", "wire_bytes",
+    "crossing", "crossing_bytes", "crossing_wire_bytes", "flops", "params",
+)  # fmt: skip
+
+
+def wire_bytes(tensors: Sequence[TensorSpec], vectors: Sequence[TensorSpec] = ()) -> int:
+    """Bytes of the request frame that carries these tensors raw: prefix, header and body (docs/wire-format.md)."""
+    entries = tuple(Tensor(t.dtype, tuple(int(d) for d in t.shape), t.nbytes) for t in tensors)
+    header = msgspec.msgpack.encode(Infer(0, entries, tuple((1,) * v.elements for v in vectors)))
+    return PREFIX_BYTES + len(header) + sum(t.nbytes for t in tensors)
+
+
+def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow]:
+    """A row for each cut (default: every topological prefix), from `input` to the last node."""
+    graph = model.graph
+    rows: list[LayerRow] = []
+    before: AbstractSet[int] = frozenset()
+    flops = params = 0
+    for number, cut in enumerate(cuts if cuts is not None else graph.prefixes()):
+        new = sorted(cut.nodes - before)
+        before = cut.nodes
+        flops += sum(graph.nodes[i].flops for i in new)
+        params += sum(graph.nodes[i].params for i in new)
+        node = graph.nodes[new[-1]] if new else None
+        vectors = [model.specs[name] for name in cut.shapes]
+        made = _main_output(node, graph.tensors) if node else model.inputs[0].bind(graph.assumed)
+        rows.append(
+            LayerRow(
+                row=number,
+                cut=cut.index,
+                layer=node.layer if node else "input",
+                node=node.name if node else "",
+                op=node.op if node else "",
+                shape=tuple(int(d) for d in made.shape) if made else (),
+                dtype=made.dtype if made else "",
+                elements=made.elements if made else 0,
+                memory_bytes=made.nbytes if made else 0,
+                wire_bytes=wire_bytes([made]) if made else 0,
+                crossing=tuple(t.name for t in cut.crossing),
+                crossing_bytes=cut.nbytes,
+                crossing_wire_bytes=wire_bytes(cut.crossing, vectors) if cut.crossing else 0,
+                flops=flops,
+                params=params,
+            )
+        )
+    return rows
+
+
+def _main_output(node: Node, tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
+    """The node's first output that is an array of numbers."""
+    return next((tensors[t] for t in node.outputs if t in tensors), None)
+
+
+def layer_names(model: Model) -> list[str]:
+    """Every layer once, in order: the lines of the seed's ``layer_names.txt``; each is a valid ``--at``."""
+    return list(dict.fromkeys(n.layer for n in model.graph.nodes if n.placed))

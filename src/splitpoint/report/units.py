@@ -1,0 +1,34 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+
+def size(nbytes: float) -> str:
+    """Bytes in decimal units, as links and file sizes are given.
+
+    >>> size(150528), size(12), size(4_100_000)
+    ('150.5 kB', '12 B', '4.1 MB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes:.0f} B"
+    for unit in ("kB", "MB"):
+        nbytes /= 1000
+        if nbytes < 1000:
+            return f"{nbytes:.1f} {unit}"
+    return f"{nbytes / 1000:.1f} GB"
+
+
+def count(number: float) -> str:
+    """A count with a decimal prefix: 3.5 M."""
+    for unit in ("", " k", " M", " G"):
+        if abs(number) < 1000:
+            return f"{number:.0f}{unit}" if unit == "" else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.1f} T"
+
+
+def ms(milliseconds: float) -> str:
+    """Milliseconds with three significant digits: 0.123, 12.3, 123."""
+    if abs(milliseconds) >= 100:
+        return f"{milliseconds:.0f}"
+    return f"{milliseconds:.1f}" if abs(milliseconds) >= 10 else f"{milliseconds:.2f}"

@@ -1,0 +1,276 @@
+"""One conversation with a server as the device sees it: requests out, answers in, whoever asks.
+
+There is no receiving thread: whoever waits for an answer reads, hands other people's answers to them, and passes the
+reading on when it has its own. With one caller, the usual case, an answer thus wakes exactly the thread that needs it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic, perf_counter
+from typing import TypeVar
+
+from splitpoint import wire
+from splitpoint.errors import ProtocolError, ServerError, SplitpointError
+from splitpoint.runtime.clock import ServerClock
+from splitpoint.transports import Connection, Ended
+from splitpoint.wire import Frame, Kind, Packet
+
+_PING_EVERY_S = 1.0
+_FIRST_PINGS = 8
+_FIRST_PINGS_S = 0.25
+#: A ping whose answer is this late says nothing about the clock.
+_PING_LOST_S = 10.0
+
+M = TypeVar("M", bound=wire.Message)
+
+
+class Channel:
+    """Says HELLO on `connection` and then carries requests for any number of threads."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        software: str,
+        timeout_s: float,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._connection = connection
+        self.timeout_s = timeout_s
+        self._now = clock
+        self.clock = ServerClock()
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._waiting: dict[int, Frame | None] = {}
+        self._followers = 0
+        self._reading = False
+        self._broken: SplitpointError | None = None
+        self._bye = ""
+        self._ids = itertools.count(1)
+        self._pinged = 0.0
+        self._ping_out = False
+        self.answers = 0
+        self.welcome = self._greet(software)
+
+    def _greet(self, software: str) -> wire.Welcome:
+        peer = self._connection.peer
+        self._connection.send(wire.encode(Kind.HELLO, 0, wire.Hello(software=software, eol="\r\n\r\n")))
+        try:
+            frame = self._connection.receive(timeout_s=self.timeout_s)
+        except wire.ForeignError as exc:
+            answer = wire.printable(exc.data)
+            raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
+        except TimeoutError:
+            raise ServerError(
+                f"{peer} did not answer in {self.timeout_s:g} s: it does not speak splitpoint, or it hangs"
+            ) from None
+        except Ended as exc:
+            raise ServerError(f"{exc}, without a word: does it speak splitpoint?") from exc
+        if isinstance(frame.header, wire.Error):
+            raise wire.exception_of(frame.header)
+        if not isinstance(frame.header, wire.Welcome):
+            raise ProtocolError(f"{peer} answered HELLO with {wire.describe(frame.kind)}")
+        return frame.header
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._waiting)
+
+    def reserve(self) -> int:
+        """An id for the request that is about to be sent. ServerError if the connection has ended."""
+        if self._broken is not None:
+            raise self._again(self._broken)
+        if self._bye:
+            raise ServerError(f"{self._connection.peer} takes no more requests: {self._bye}")
+        id = next(self._ids) & 0xFFFFFFFF
+        self._waiting[id] = None
+        return id
+
+    def send(self, id: int, packet: Packet) -> None:
+        """Sends the request `id`; now and then with a ping in front, which costs it no round trip."""
+        try:
+            now = self._now()
+            if now - self._pinged > _PING_EVERY_S and (not self._ping_out or now - self._pinged > _PING_LOST_S):
+                self._pinged, self._ping_out = now, True
+                ping = wire.encode(Kind.PING, 0, wire.Ping(now))
+                packet = Packet((*ping.buffers, *packet.buffers), ping.nbytes + packet.nbytes)
+            self._connection.send(packet)
+        except ServerError as exc:
+            self._waiting.pop(id, None)
+            # The server may have said why before it hung up: that is worth more than "broken pipe".
+            raise self._last_words(exc) from exc
+
+    def wait(self, id: int, timeout_s: float | None = None) -> Frame:
+        """The answer to request `id`; raises what an ERROR or BUSY stands for, ServerError if none comes in time."""
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        lock = self._lock
+        with lock:
+            if self._reading or self._waiting[id] is not None:
+                frame = self._follow(id, monotonic() + limit)
+                if frame is not None:
+                    return self._judge(frame)
+            self._reading = True
+        try:
+            frame = self._lead(id, limit)
+        finally:
+            with lock:
+                self._reading = False
+                del self._waiting[id]
+                if self._followers:
+                    self._arrived.notify_all()
+        return self._judge(frame)
+
+    def abandon(self, id: int) -> None:
+        """Nobody waits for `id` any more: its answer will be dropped."""
+        with self._lock:
+            self._waiting.pop(id, None)
+
+    def ask(self, kind: int, header: wire.Message, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
+        """Sends a request without a body and waits: (the answer's header, its frame)."""
+        id = self.reserve()
+        self.send(id, wire.encode(kind, id, header))
+        return self.expect(id, answer, timeout_s)
+
+    def expect(self, id: int, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
+        """Waits for request `id`, whose answer must be an `answer`."""
+        frame = self.wait(id, timeout_s)
+        if not isinstance(frame.header, answer):
+            raise ProtocolError(f"the server answered with {wire.describe(frame.kind)}, not {answer.__name__}")
+        return frame.header, frame
+
+    def tell(self, kind: int, header: wire.Message) -> None:
+        """Sends what has no answer."""
+        self._connection.send(wire.encode(kind, 0, header))
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def _follow(self, id: int, end: float) -> Frame | None:
+        """Waits until someone else has read our answer (then it is returned) or reading is ours; holds the lock."""
+        self._followers += 1
+        try:
+            while True:
+                frame = self._waiting[id]
+                if frame is not None:
+                    del self._waiting[id]
+                    return frame
+                if self._broken is not None:
+                    del self._waiting[id]
+                    raise self._again(self._broken)
+                if not self._reading:
+                    return None
+                if not self._arrived.wait(end - monotonic()):
+                    del self._waiting[id]
+                    raise self._late()
+        finally:
+            self._followers -= 1
+
+    def _lead(self, id: int, limit: float) -> Frame:
+        """Reads until the answer to `id` is here."""
+        receive = self._connection.receive
+        if self._broken is not None:
+            raise self._again(self._broken)
+        try:
+            frame = receive(timeout_s=limit)
+            if frame.id == id:
+                return frame
+            end = monotonic() + limit
+            while True:
+                self._deliver(frame)
+                left = end - monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                frame = receive(timeout_s=left)
+                if frame.id == id:
+                    return frame
+        except TimeoutError:
+            raise self._late() from None
+        except SplitpointError as exc:
+            self._broken = self._ended(exc)
+            raise self._broken from exc
+
+    def _deliver(self, frame: Frame) -> None:
+        """What a frame means that is not the reader's own answer. Errors of the whole connection are raised."""
+        header = frame.header
+        if frame.kind == Kind.PONG and isinstance(header, wire.Pong):
+            self._ping_out = False
+            self.clock.add(header.ping_s, header.received_s, header.sent_s, frame.started)
+        elif frame.kind == Kind.BYE and isinstance(header, wire.Bye):
+            self._bye = header.reason or "it is ending"
+        elif frame.id == 0 and isinstance(header, wire.Error):
+            raise wire.exception_of(header)
+        elif frame.id:
+            with self._lock:
+                if frame.id in self._waiting:
+                    self._waiting[frame.id] = frame
+                    if self._followers:
+                        self._arrived.notify_all()
+
+    def _judge(self, frame: Frame) -> Frame:
+        if isinstance(frame.header, (wire.Error, wire.Busy)):
+            raise wire.exception_of(frame.header)
+        if frame.kind == Kind.RESULT:
+            self.answers += 1
+        return frame
+
+    # --- trouble ------------------------------------------------------------------------------------------------
+
+    def _late(self) -> ServerError:
+        return ServerError(f"{self._connection.peer} did not answer in time")
+
+    def _ended(self, exc: SplitpointError) -> SplitpointError:
+        if type(exc) is ProtocolError or not isinstance(exc, ServerError):
+            return exc
+        done = f"{self.answers} answer{'s' * (self.answers != 1)}"
+        why = f" ({self._bye})" if self._bye else ""
+        return ServerError(f"{exc}{why}, after {done}: what was answered is kept")
+
+    def _again(self, exc: SplitpointError) -> SplitpointError:
+        """A fresh exception with the same meaning: one object must not collect the tracebacks of many threads."""
+        return exc if isinstance(exc, ProtocolError) else ServerError(str(exc))
+
+    def _last_words(self, exc: ServerError) -> SplitpointError:
+        with self._lock:
+            if self._reading or self._broken is not None:
+                return self._broken or exc
+            self._reading = True
+        try:
+            while True:
+                self._deliver(self._connection.receive(timeout_s=0.2))
+        except TimeoutError:
+            self._broken = self._ended(exc)
+        except SplitpointError as last:
+            self._broken = self._ended(
+                exc if isinstance(last, ServerError) and type(last) is not ProtocolError else last
+            )
+        finally:
+            with self._lock:
+                self._reading = False
+                self._arrived.notify_all()
+        return self._broken
+
+    # --- the clock and the end ----------------------------------------------------------------------------------
+
+    def measure_clock(self, pings: int = _FIRST_PINGS, seconds: float = _FIRST_PINGS_S) -> None:
+        """A few pings, one after the other, until `seconds` are spent; at least one."""
+        end = self._now() + seconds
+        for _ in range(pings):
+            id = self.reserve()
+            self.send(id, wire.encode(Kind.PING, id, wire.Ping(self._now())))
+            pong, frame = self.expect(id, wire.Pong)
+            self.clock.add(pong.ping_s, pong.received_s, pong.sent_s, frame.started)
+            if self._now() >= end:
+                break
+        self._pinged = self._now()
+
+    def close(self) -> None:
+        if self._broken is None:
+            with suppress(ServerError):
+                self.tell(Kind.BYE, wire.Bye("done"))
+            self._broken = ServerError("the connection is closed")
+        self._connection.close()

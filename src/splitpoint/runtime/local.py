@@ -1,0 +1,49 @@
+"""The whole model here: what a cut is compared with, and what runs where there is no server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from time import perf_counter
+
+from splitpoint.engines import Engine
+from splitpoint.graph import Cut
+from splitpoint.models.model import Model
+from splitpoint.runtime.result import Marks, Request, Result
+from splitpoint.segments import check_inputs
+from splitpoint.tensors import Array
+
+
+class Local:
+    """An uncut model on one engine, with the verbs of an `Edge`.
+
+    >>> with Local(load("zoo:lenet5"), open_engine()) as whole:
+    ...     whole.infer({"image": digit}).outputs["logits"].shape
+    (1, 10)
+    """
+
+    def __init__(self, model: Model, engine: Engine) -> None:
+        self.model = model
+        self.cut: Cut = model.graph.cut("output")
+        self._session = engine.compile(model.whole())
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def infer(self, inputs: Mapping[str, Array] | Request) -> Result:
+        """The model's outputs. InputError for inputs that do not fit."""
+        request = inputs if isinstance(inputs, Request) else Request(inputs)
+        given = request.inputs if isinstance(request.inputs, Mapping) else {self.model.inputs[0].name: request.inputs}
+        started = perf_counter()
+        outputs = self._session.run(check_inputs(self.model, given))
+        ended = perf_counter()
+        return Result(outputs, self.cut.name, Marks(started, ended, ended, ended), request.spans, request.tag)
+
+    def stream(self, items: Iterable[Request]) -> Iterator[Result]:
+        """Results in order, one at a time: there is nothing to overlap with."""
+        return map(self.infer, items)

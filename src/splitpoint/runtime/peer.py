@@ -1,0 +1,452 @@
+"""One connected client as the server sees it: a thread that receives, and what it does with each frame."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from math import prod
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from splitpoint import wire
+from splitpoint.errors import (
+    BusyError,
+    EngineError,
+    InputError,
+    ModelError,
+    ProtocolError,
+    ServerError,
+    SplitpointError,
+)
+from splitpoint.models.model import Model
+from splitpoint.runtime.events import Event, software
+from splitpoint.runtime.tails import Tail
+from splitpoint.tensors import Array, TensorSpec
+from splitpoint.transports import Ended
+from splitpoint.transports.tcp import TcpConnection
+from splitpoint.wire import Frame, Kind, Limits
+
+if TYPE_CHECKING:
+    from splitpoint.runtime.server import Server
+
+_VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
+
+
+class _Opened:
+    """A segment that a connection has opened: what INFER needs, looked up once."""
+
+    def __init__(self, tail: Tail, vectors: Sequence[str]) -> None:
+        segment = tail.segment
+        wanted = set(vectors)
+        self.tail = tail
+        self.specs = [t for t in segment.inputs if t.name not in wanted]
+        self.vectors = [t for t in segment.inputs if t.name in wanted]
+        self.inputs = [t.name for t in self.specs]
+        self.outputs = [t.name for t in segment.outputs]
+        self.packer = wire.Packer(Kind.RESULT, wire.Result)
+        self.checked: wire.Infer | None = None
+
+    def check(self, header: wire.Infer, limits: Limits) -> None:
+        """InputError unless the tensors are what the segment needs: known before a byte of them is received."""
+        if header is self.checked:  # a connection decodes a repeated header once
+            return
+        if len(header.tensors) != len(self.specs) or len(header.vectors) != len(self.vectors):
+            raise InputError(
+                f"this segment needs {len(self.specs)} tensors and {len(self.vectors)} shape vectors, "
+                f"but {len(header.tensors)} and {len(header.vectors)} came"
+            )
+        for spec, got in zip(self.specs, header.tensors, strict=True):
+            fits = len(got.shape) == len(spec.shape) and all(
+                isinstance(want, str) or want == n for want, n in zip(spec.shape, got.shape, strict=True)
+            )
+            if got.codec:
+                raise InputError(f"tensor {spec.name} came with the codec {got.codec[:40]}, which is not known here")
+            if got.dtype != spec.dtype or not fits:
+                came = f"{got.dtype}[{','.join(map(str, got.shape))}]"
+                raise InputError(f"tensor {spec.name} must be {spec.type}, but {came} came")
+        for spec, vector in zip(self.vectors, header.vectors, strict=True):
+            _check_vector(spec, vector, limits)
+        self.checked = header
+
+    def feed(self, header: wire.Infer, tensors: Sequence[Array]) -> dict[str, Array]:
+        known = dict(zip(self.inputs, tensors, strict=True))
+        for spec, vector in zip(self.vectors, header.vectors, strict=True):
+            known[spec.name] = np.array(vector, np.int64).reshape(-1 if spec.shape else ())
+        return known
+
+
+def _check_vector(spec: TensorSpec, vector: Sequence[int], limits: Limits) -> None:
+    size = spec.shape[0] if spec.shape else 1
+    if len(vector) > 32 or (isinstance(size, int) and len(vector) != size):
+        raise InputError(f"shape vector {spec.name} must have {size} numbers, but {len(vector)} came")
+    # A shape sizes what the tail allocates: one that no frame could carry is refused.
+    if prod(max(1, abs(n)) for n in vector) > limits.tensor_bytes:
+        raise InputError(f"shape vector {spec.name} asks for a tensor over the limit of {limits.tensor_bytes}")
+
+
+class Peer:
+    """One connected client and the thread that receives from it."""
+
+    def __init__(self, server: Server, connection: TcpConnection) -> None:
+        self.server = server
+        self.connection = connection
+        self.name = connection.peer
+        self.in_flight: set[int] = set()
+        self.answers = 0
+        self.bytes_in = 0
+        self._opened: dict[int, _Opened] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._opening = 0
+        self._receiving: Frame | None = None
+        self._granted: set[str] = set()
+        self._ended = False
+        self._handlers: Mapping[int, Callable[[Frame], None]] = {
+            Kind.INFER: self._infer,
+            Kind.PING: self._ping,
+            Kind.OPEN: self._open,
+            Kind.CLOSE: self._close_segment,
+            Kind.GRAPH: self._graph,
+            Kind.BLOB: self._blob,
+        }
+        self.thread = threading.Thread(target=self._serve, name=f"peer {self.name}", daemon=True)
+
+    # --- the conversation ---------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        why = ""
+        began = perf_counter()
+        try:
+            self._greet()
+            self._converse()
+        except Ended:
+            pass
+        except wire.ForeignError as exc:
+            why = self._answer_stranger(exc)
+        except SplitpointError as exc:
+            why = str(exc)
+            self._send_error(0, exc)
+        except Exception as exc:  # a bug of ours must not take the server down
+            why = f"internal error: {exc!r}"
+            self._send_error(0, ServerError("the server has an internal error; its log says more"))
+        finally:
+            self._leave(why, perf_counter() - began)
+
+    def _greet(self) -> None:
+        limits = self.server.limits
+        # Before the peer has said who it is, it gets little memory.
+        self.connection.limits = dataclasses.replace(limits, header_bytes=64 << 10, frame_bytes=0)
+        try:
+            frame = self.connection.receive(timeout_s=limits.handshake_s)
+        except TimeoutError:
+            raise ServerError(f"{self.name} said nothing in {limits.handshake_s:g} s") from None
+        if not isinstance(frame.header, wire.Hello):
+            raise ProtocolError(f"the first frame must be HELLO, not {wire.describe(frame.kind)}")
+        self.connection.limits = limits
+        names = {f.name for f in dataclasses.fields(limits) if f.type == "int"}
+        told = {name: getattr(limits, name) for name in sorted(names)}
+        welcome = wire.Welcome(software=software(), models=self.server.infos(), share=self.server.share, limits=told)
+        self._send(wire.encode(Kind.WELCOME, frame.id, welcome))
+        who = frame.header.software[:60] or "a client"
+        self.server.tell(Event("connected", f"{self.name} connected ({who})"))
+
+    def _converse(self) -> None:
+        limits = self.server.limits
+        receive, admit, handlers = self.connection.receive, self._admit, self._handlers
+        idle = limits.idle_s or None
+        while True:
+            try:
+                frame = receive(timeout_s=idle, admit=admit)
+            except TimeoutError:
+                if self.in_flight:
+                    continue
+                self.say_bye(f"nothing was asked for {limits.idle_s:g} s")
+                return
+            self._receiving = None
+            self.bytes_in += frame.nbytes
+            if frame.refused is not None:
+                self._refuse(frame)
+            elif (handler := handlers.get(frame.kind)) is not None:
+                try:
+                    handler(frame)
+                except ProtocolError:
+                    raise
+                except SplitpointError as exc:
+                    self._send_error(frame.id, exc)
+            elif frame.kind == Kind.BYE:
+                return
+            elif frame.header is not None:
+                raise ProtocolError(f"a client does not send {wire.describe(frame.kind)}")
+            else:
+                self._send_error(frame.id, ServerError(f"{wire.describe(frame.kind)} is not known here"))
+
+    def _admit(self, frame: Frame) -> SplitpointError | None:
+        """Whether a request's body is worth receiving; a peer that has lost track of its ids is hung up on."""
+        header = frame.header
+        if type(header) is not wire.Infer:
+            return None
+        if frame.id in self.in_flight:
+            raise ProtocolError(f"request {frame.id} is in flight already: ids must differ")
+        server = self.server
+        opened = self._opened.get(header.segment)
+        try:
+            if opened is None:
+                raise InputError(f"segment {header.segment} is not open on this connection")
+            opened.check(header, server.limits)
+        except InputError as exc:
+            return exc
+        if server.draining:
+            return BusyError("the server is ending: it takes no more requests", 1.0)
+        if len(self.in_flight) >= server.limits.in_flight:
+            text = f"{server.limits.in_flight} requests of this connection are in flight already"
+            return BusyError(text, server.compute.retry_after_s)
+        if server.compute.full() or not server.reserve(frame.nbytes):
+            return BusyError("the server has no room for more requests", server.compute.retry_after_s)
+        self.in_flight.add(frame.id)
+        self._receiving = frame
+        return None
+
+    def _refuse(self, frame: Frame) -> None:
+        if isinstance(frame.refused, BusyError):
+            busy = wire.Busy(frame.refused.retry_after_s, str(frame.refused))
+            self._send(wire.encode(Kind.BUSY, frame.id, busy))
+        elif frame.refused is not None:
+            self._send_error(frame.id, frame.refused)
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def _infer(self, frame: Frame) -> None:
+        header = frame.header
+        assert isinstance(header, wire.Infer)
+        opened = self._opened[header.segment]
+        compute = self.server.compute
+        if not frame.flags & wire.PIPELINED and opened.tail.session is not None and compute.begin():
+            started = perf_counter()
+            try:
+                self._run(frame, header, opened, 0.0)
+            finally:
+                compute.end(perf_counter() - started)
+        elif not compute.submit(lambda waited: self._run(frame, header, opened, waited)):
+            self._done(frame)
+            busy = wire.Busy(compute.retry_after_s, "the server has no room for more requests")
+            self._send(wire.encode(Kind.BUSY, frame.id, busy))
+
+    def _run(self, frame: Frame, header: wire.Infer, opened: _Opened, waited: float) -> None:
+        """Computes and answers; whatever goes wrong becomes an ERROR of this request alone."""
+        try:
+            packet = self._compute(frame, header, opened, waited)
+        except SplitpointError as exc:
+            self._done(frame)
+            self._send_error(frame.id, exc)
+        except Exception as exc:  # engines are foreign code
+            self.server.tell(Event("failed", f"request {frame.id} of {self.name} failed: {exc!r}"))
+            self._done(frame)
+            self._send_error(frame.id, EngineError("the engine failed; the server's log says more"))
+        else:
+            self._done(frame)
+            self._send(packet)
+
+    def _compute(self, frame: Frame, header: wire.Infer, opened: _Opened, waited: float) -> wire.Packet:
+        started = perf_counter()
+        received = frame.received
+        if header.deadline_s and started - received > header.deadline_s:
+            raise ServerError(f"the deadline passed {started - received - header.deadline_s:.3f} s before its turn")
+        tails, tail = self.server.tails, opened.tail
+        session = tails.acquire(tail)
+        try:
+            ready = perf_counter()
+            made = session.run(opened.feed(header, frame.tensors))
+            computed = perf_counter()
+            outputs = [made[name] for name in opened.outputs]
+        finally:
+            tails.release(tail)
+        compute = self.server.compute
+        encoded = perf_counter()
+        queued = ready - started + waited
+        times = (
+            received,
+            received - frame.started,
+            max(0.0, started - received - waited),
+            queued,
+            computed - ready,
+            encoded - computed,
+            compute.queue_s,
+            compute.utilisation,
+        )
+        return opened.packer.pack(frame.id, outputs, (), times)
+
+    def _done(self, frame: Frame) -> None:
+        """Before the answer is sent: the peer may use the id again as soon as it has it."""
+        self.in_flight.discard(frame.id)
+        self.server.free(self, frame.nbytes)
+
+    def _ping(self, frame: Frame) -> None:
+        assert isinstance(frame.header, wire.Ping)
+        pong = wire.Pong(frame.header.clock_s, frame.started, perf_counter())
+        self._send(wire.encode(Kind.PONG, frame.id, pong))
+
+    def _open(self, frame: Frame) -> None:
+        request = frame.header
+        assert isinstance(request, wire.OpenRequest)
+        model = self.server.model(request.fingerprint)
+        if len(self._opened) + self._opening >= self.server.limits.segments or self._opening >= 16:
+            raise BusyError("too many segments are open on this connection: close some", 0.1)
+        if self.server.draining:
+            raise ServerError("the server is ending")
+        with self._lock:
+            self._opening += 1
+        self.server.builders.submit(self._open_slowly, frame.id, model, request)
+
+    def _open_slowly(self, id: int, model: Model, request: wire.OpenRequest) -> None:
+        try:
+            opened = self._build(model, request)
+            number = next(self._numbers)
+            self._opened[number] = opened
+            tail = opened.tail
+            reply = wire.Opened(
+                number,
+                tuple(map(wire.TensorInfo.of, (*opened.specs, *opened.vectors))),
+                tuple(map(wire.TensorInfo.of, tail.segment.outputs)),
+                tail.nbytes,
+                tail.compile_s,
+            )
+            self._send(wire.encode(Kind.OPENED, id, reply))
+        except SplitpointError as exc:
+            self._send_error(id, exc)
+        except Exception as exc:  # the knife and the engine meet whatever a client names
+            self.server.tell(Event("failed", f"a tail for {self.name} cannot be built: {exc!r}"))
+            self._send_error(id, EngineError("the tail cannot be built; the server's log says more"))
+        finally:
+            with self._lock:
+                self._opening -= 1
+            if self._ended:  # it left meanwhile
+                self._leave_tails()
+
+    def _build(self, model: Model, request: wire.OpenRequest) -> _Opened:
+        boundary = (*request.inputs, *request.vectors)
+        segment = model.segment(boundary, request.outputs)
+        if not segment.outputs:
+            raise ModelError("a segment without outputs has nothing to compute")
+        tails = self.server.tails
+        tail = tails.tail(segment)
+        try:
+            tails.acquire(tail)
+            tails.release(tail)
+        except BaseException:
+            tails.leave(tail)
+            raise
+        if self.server.share == "head":
+            self._granted |= _head_blobs(model, boundary, request.outputs, tail)
+        text = f"{self.name} opened {model.name} from {', '.join(boundary)[:80]}"
+        self.server.tell(Event("opened", f"{text} ({tail.nbytes >> 20} MiB, {tail.compile_s * 1e3:.0f} ms)"))
+        return _Opened(tail, request.vectors)
+
+    def _close_segment(self, frame: Frame) -> None:
+        assert isinstance(frame.header, wire.Close)
+        opened = self._opened.pop(frame.header.segment, None)
+        if opened is not None:
+            self.server.tails.leave(opened.tail, drop=True)
+
+    # --- graphs and weights -------------------------------------------------------------------------------------
+
+    def _graph(self, frame: Frame) -> None:
+        assert isinstance(frame.header, wire.GraphRequest)
+        model = self.server.model(frame.header.fingerprint)
+        if self.server.share == "none":
+            raise ServerError(f"this server hands out no models (--share none): load {model.name} on the device")
+        data = model.graph_bytes()
+        blobs = tuple((b.hash, b.nbytes) for b in model.blobs.values())
+        reply = wire.GraphData(model.fingerprint, model.name, blobs)
+        self._send(wire.encode(Kind.GRAPH_DATA, frame.id, reply, (data,), len(data)))
+
+    def _blob(self, frame: Frame) -> None:
+        request = frame.header
+        assert isinstance(request, wire.BlobRequest)
+        model = self.server.model(request.fingerprint)
+        blob = model.blobs.get(request.hash)
+        if blob is None:
+            raise ModelError(f"{model.name} has no weight {request.hash[:64]}")
+        if self.server.share == "none":
+            raise ServerError("this server hands out no weights (--share none)")
+        if self.server.share == "head" and request.hash not in self._granted:
+            raise ServerError(
+                f"weight {request.hash[:12]}… belongs to no head of a tail opened here (--share head): cut earlier, "
+                "or load the model on the device"
+            )
+        if request.offset > blob.nbytes:
+            raise InputError(f"weight {request.hash[:12]}… has {blob.nbytes} bytes: {request.offset} is past its end")
+        length = min(request.length or blob.nbytes, self.server.limits.blob_chunk)
+        part = model.blob(request.hash).cast("B")[request.offset : request.offset + length]
+        reply = wire.BlobData(request.hash, request.offset, blob.nbytes)
+        self._send(
+            wire.encode(Kind.BLOB_DATA, frame.id, reply, (part,) if part.nbytes else (), part.nbytes),
+            wait=True,
+        )
+
+    # --- sending ------------------------------------------------------------------------------------------------
+
+    def _send(self, packet: wire.Packet, *, wait: bool = False) -> None:
+        """Sends if the peer is still there; if not, its reader thread finds out."""
+        try:  # noqa: SIM105 - on the way of every answer: `suppress` costs more than sending
+            self.connection.send(packet, wait=wait)
+        except ServerError:
+            pass
+
+    def _send_error(self, id: int, exc: SplitpointError) -> None:
+        self._send(wire.encode(Kind.ERROR, id, wire.error_of(exc)))
+
+    def say_bye(self, reason: str = "the server is ending") -> None:
+        self._send(wire.encode(Kind.BYE, 0, wire.Bye(reason)))
+
+    def _answer_stranger(self, exc: wire.ForeignError) -> str:
+        """A word in the stranger's own language where we know it, and what to log."""
+        if exc.data[:4] in _VERBS:
+            text = "this port speaks splitpoint's own protocol, not HTTP\n"
+            head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+            data = (head + text).encode()
+            self._send(wire.Packet((data,), len(data)))
+            return "it speaks HTTP"
+        if exc.data[:2] == b"\x16\x03":
+            return "it speaks TLS"
+        self._send_error(0, exc)
+        return str(exc)
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def close(self, linger_s: float) -> None:
+        self.connection.close(linger_s)
+
+    def _leave(self, why: str, seconds: float) -> None:
+        self.connection.close(1.0 if why else 0.2)
+        self._ended = True
+        if self._receiving is not None:
+            self._done(self._receiving)  # its body never came
+        self._leave_tails()
+        self.server.left(self)
+        if why:
+            self.server.tell(Event("refused", f"{self.name} disconnected: {why}"))
+        else:
+            text = (
+                f"{self.answers} requests, {self.bytes_in} bytes in, {self.connection.sent_nbytes} out, {seconds:.1f} s"
+            )
+            self.server.tell(Event("left", f"{self.name} left: {text}"))
+
+    def _leave_tails(self) -> None:
+        while self._opened:
+            with suppress(KeyError):
+                self.server.tails.leave(self._opened.popitem()[1].tail)
+
+
+def _head_blobs(model: Model, boundary: Sequence[str], outputs: Sequence[str], tail: Tail) -> set[str]:
+    """The weights that a device needs to feed this tail; none if the tail keeps no weight for itself."""
+    kept = set(tail.segment.blobs)
+    if not kept:
+        return set()
+    results = [t.name for t in model.outputs if t.name not in set(outputs)]
+    head = model.segment([t.name for t in model.inputs], [*boundary, *results])
+    return set(head.blobs)

@@ -1,0 +1,93 @@
+"""An answer and where its milliseconds went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from splitpoint import wire
+from splitpoint.runtime.clock import Offset
+from splitpoint.tensors import Array
+from splitpoint.trace import Span, Trace
+
+
+class Marks(NamedTuple):
+    """Moments of one request on the device's clock, seconds. Without a server the last three are one."""
+
+    started: float
+    headed: float
+    packed: float
+    ended: float
+
+
+class Request(msgspec.Struct, frozen=True):
+    """An input for `Edge.infer` or `Edge.stream` that brings something along.
+
+    `spans` are what was done before (``prepare``: decoding and resizing an image) and become part of the trace;
+    `tag` is anything, and comes back in the result.
+    """
+
+    inputs: Mapping[str, Array] | Array
+    spans: tuple[Span, ...] = ()
+    tag: Any = None
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What `Edge.infer` returns. `outputs` are the model's, by name.
+
+    `up_nbytes` and `down_nbytes` are whole frames; 0 if no server took part. `clock_error_ms` is the most by which
+    ``up`` may be too long and ``down`` too short, or the other way round (None without a server): half of the
+    shortest round trip of a ping. Their sum is not touched by it.
+    """
+
+    outputs: dict[str, Array]
+    cut: str
+    marks: Marks
+    spans: tuple[Span, ...] = ()
+    tag: Any = None
+    up_nbytes: int = 0
+    down_nbytes: int = 0
+    raw_times: bytes = b""
+    offset: Offset | None = None
+
+    @property
+    def clock_error_ms(self) -> float | None:
+        return self.offset.error_at(self.marks.ended) * 1e3 if self.offset is not None else None
+
+    @property
+    def times(self) -> wire.Times:
+        """The server's own account."""
+        return wire.parse_times(self.raw_times) if self.raw_times else wire.Times()
+
+    @property
+    def trace(self) -> Trace:
+        """The stages, without a gap: they sum to what the device measured from the input to the outputs.
+
+        ``head`` computing on the device, ``encode`` making the frame, ``up`` until the server had its last byte,
+        ``decode``, ``queue``, ``tail`` and ``reply`` on the server, ``down`` until the outputs are here. Where
+        ``up`` ends is known through the clocks' offset; it is kept between what came before and what must fit after.
+        """
+        started, headed, packed, ended = self.marks
+        spans = [*self.spans, Span("head", started, headed)]
+        if self.offset is None:
+            return Trace(tuple(spans))
+        t = self.times
+        at_server = (("decode", t.decode_s), ("queue", t.queue_s), ("tail", t.compute_s), ("reply", t.encode_s))
+        spent = sum(seconds for _, seconds in at_server)
+        # A server that claims more time than passed is not believed: its stages are scaled to what there was.
+        scale = min(1.0, (ended - packed) / spent) if spent > 0 else 1.0
+        arrived = min(max(t.received_s - self.offset.offset_s, packed), ended - spent * scale)
+        spans += [Span("encode", headed, packed), Span("up", packed, arrived)]
+        now = arrived
+        for name, seconds in at_server:
+            spans.append(Span(name, now, now + seconds * scale))
+            now += seconds * scale
+        spans.append(Span("down", now, max(now, ended)))
+        return Trace(tuple(spans))
+
+    @property
+    def total_ms(self) -> float:
+        """From the input to the outputs on the device's clock, preparation included."""
+        return (self.marks.ended - self.marks.started) * 1e3 + sum(s.ms for s in self.spans)

@@ -1,0 +1,240 @@
+"""The server: holds models, hands out graphs and weights, compiles tails on demand and runs them.
+
+    frame ─ reader thread of its connection ─┬─ a worker is free: runs it right here      ─┬─ reply, sent without
+                                             └─ no, or more requests follow: bounded queue ─┘  waiting for the peer
+
+Every connection has a thread that receives. A request whose sender waits for the answer (no PIPELINED flag) is run
+by that thread if a worker's place is free, which saves two context switches; otherwise by the pool, so that the next
+request is received meanwhile. A peer that reads slowly holds up nobody: see `transports.tcp`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from time import monotonic
+
+from splitpoint import wire
+from splitpoint.engines import Engine
+from splitpoint.errors import ModelError, ServerError, UsageError, nearest
+from splitpoint.images import InputSpec
+from splitpoint.models.layers import metadata
+from splitpoint.models.model import Model
+from splitpoint.runtime.compute import Compute
+from splitpoint.runtime.events import Event, OnEvent, ignore
+from splitpoint.runtime.peer import Peer
+from splitpoint.runtime.tails import Tails
+from splitpoint.transports.tcp import TcpConnection, TcpListener
+from splitpoint.wire import Kind, Limits
+
+SHARES = ("model", "head", "none")
+
+
+class Server:
+    """Serves `models` (several versions of one name are fine) until it is closed.
+
+    >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
+    ...     with Edge(server.address) as edge:
+    ...         edge.infer(digit).outputs["logits"].shape
+    (1, 10)
+
+    `share` is what devices may fetch: ``"model"`` everything, ``"head"`` the weights of the heads of tails they
+    have opened (never all of a model's), ``"none"`` nothing. `workers` requests run at once: 1 is right for an
+    engine that uses all cores for one. `tail_cache_bytes` bounds compiled tails. `on_event` gets one `Event` a
+    connection made, left or refused, from any thread. ServerError or UsageError if it cannot listen there.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        *,
+        engine: Engine,
+        host: str = "127.0.0.1",
+        port: int = wire.DEFAULT_PORT,
+        share: str = "model",
+        workers: int = 1,
+        limits: Limits | None = None,
+        tail_cache_bytes: int = 2 << 30,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        if share not in SHARES:
+            raise UsageError(f"share is one of {', '.join(SHARES)}, not {share}")
+        if not models:
+            raise UsageError("a server needs at least one model")
+        self.models = {m.fingerprint: m for m in models}
+        self.share = share
+        self.limits = limits or Limits()
+        self.tell = on_event
+        self._host, self._port = host, port
+        self._workers = max(1, workers)
+        self._engine, self._tail_bytes = engine, tail_cache_bytes
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._peers: set[Peer] = set()
+        self._received = 0
+        self._stop = threading.Event()
+        self._listener: TcpListener | None = None
+        self.draining = False
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        """``host:port`` it listens at, once started."""
+        if self._listener is None:
+            raise UsageError("the server is not started: use it in a with statement, or call start()")
+        return self._listener.address
+
+    def start(self) -> None:
+        """Begins to listen and to answer, in threads of its own."""
+        if self._listener is not None:
+            return
+        self._listener = TcpListener(self._host, self._port, self.limits)
+        self.compute = Compute(self._workers, self.limits.queue)
+        self.tails = Tails(self._engine, self._tail_bytes, self.tell)
+        #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
+        self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
+        self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
+        self._accepting.start()
+        self.tell(Event("listening", f"listening at {self.address}"))
+        if not _is_loopback(self._listener.sockaddr[0]):
+            self.tell(
+                Event(
+                    "warning",
+                    f"{self.address} can be reached from other machines, without encryption or a password: "
+                    "let only trusted ones through, or use an SSH tunnel or a VPN",
+                )
+            )
+
+    def serve_forever(self) -> None:
+        """Returns after `stop`, or by an exception (KeyboardInterrupt). Call `close` after it, or use ``with``."""
+        self.start()
+        self._stop.wait()
+
+    def stop(self) -> None:
+        """Makes `serve_forever` return. May be called from a signal handler."""
+        self._stop.set()
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Stops: no new requests, up to `drain_s` for those in flight to be answered, then every connection ends."""
+        self._stop.set()
+        with self._lock:
+            listener, self._listener = self._listener, None
+            if listener is None:
+                return
+            self.draining = True
+            peers = list(self._peers)
+        listener.wake()
+        self._accepting.join()
+        listener.close()
+        for peer in peers:
+            peer.say_bye()
+        end = monotonic() + drain_s
+        with self._lock:
+            self._idle.wait_for(lambda: not any(p.in_flight for p in self._peers), max(0.0, drain_s))
+            peers = list(self._peers)
+        closers = [
+            threading.Thread(target=p.close, args=(max(0.2, end - monotonic()) if drain_s else 0.0,), daemon=True)
+            for p in peers
+        ]
+        for thread in closers:
+            thread.start()
+        for thread in (*closers, *(p.thread for p in peers)):
+            thread.join()
+        self.builders.shutdown(cancel_futures=True)
+        self.compute.close()
+        self.tails.close()
+
+    # --- connections --------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        listener = self._listener
+        while listener is not None and (connection := listener.accept()) is not None:
+            with self._lock:
+                room = len(self._peers) < self.limits.connections and not self.draining
+                if room:
+                    peer = Peer(self, connection)
+                    self._peers.add(peer)
+            if room:
+                peer.thread.start()
+            else:
+                self._turn_away(connection)
+
+    def _turn_away(self, connection: TcpConnection) -> None:
+        text = f"the server has {self.limits.connections} connections already: try again later"
+        with suppress(ServerError):
+            connection.send(wire.encode(Kind.ERROR, 0, wire.Error("busy", text, 1.0)), wait=False)
+        # Not closed at once: its HELLO may be on the way, and a reset would overtake what was just said.
+        self.builders.submit(connection.close, 0.5)
+        self.tell(Event("refused", f"{connection.peer} turned away: {text}"))
+
+    def left(self, peer: Peer) -> None:
+        with self._lock:
+            self._peers.discard(peer)
+            self._idle.notify_all()
+
+    # --- memory of requests that have been received and not answered --------------------------------------------
+
+    def reserve(self, nbytes: int) -> bool:
+        """Takes `nbytes` of the room for requests, if they are there."""
+        with self._lock:
+            if self._received + nbytes > self.limits.memory_bytes and self._received:
+                return False
+            self._received += nbytes
+            return True
+
+    def free(self, peer: Peer, nbytes: int) -> None:
+        """Gives them back: a request of `peer` has its answer."""
+        with self._lock:
+            self._received -= nbytes
+            peer.answers += 1
+            if self.draining:
+                self._idle.notify_all()
+
+    # --- models -------------------------------------------------------------------------------------------------
+
+    def model(self, fingerprint: str) -> Model:
+        """The model with this fingerprint; ModelError says which ones there are."""
+        found = self.models.get(fingerprint)
+        if found is None:
+            known = ", ".join(f"{m.name} {m.fingerprint[:12]}" for m in self.models.values())
+            near = nearest(fingerprint, [m.name for m in self.models.values()])
+            raise ModelError(f"the server has no model {fingerprint[:64]}; it has {known}{near}")
+        return found
+
+    def infos(self) -> tuple[wire.ModelInfo, ...]:
+        return tuple(
+            wire.ModelInfo(
+                m.name,
+                m.fingerprint,
+                m.nbytes,
+                tuple(map(wire.TensorInfo.of, m.inputs)),
+                tuple(map(wire.TensorInfo.of, m.outputs)),
+                _own_spec(m),
+            )
+            for m in self.models.values()
+        )
+
+
+def _own_spec(model: Model) -> str:
+    """The input spec that this model was given here, as JSON; empty if it is the graph's own."""
+    if model.input_spec is None or model.input_spec == InputSpec.from_metadata(metadata(model.skeleton)):
+        return ""
+    return model.input_spec.to_json()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False

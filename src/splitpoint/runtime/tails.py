@@ -1,0 +1,122 @@
+"""Compiled tails: built when asked for, once for all who ask, and dropped when they take too much memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from time import perf_counter
+from weakref import WeakValueDictionary
+
+from splitpoint.engines import Engine, Session
+from splitpoint.models.model import Segment
+from splitpoint.runtime.events import Event, OnEvent, ignore
+
+
+class Tail:
+    """A segment and, while it is in the cache, its session. `users` counts the requests that run it now."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.session: Session | None = None
+        self.nbytes = 0
+        self.compile_s = 0.0
+        self.users = 0
+        self.open = 0
+        self.building = threading.Lock()
+
+
+class Tails:
+    """The cache: at most `budget` bytes of sessions, as measured, besides those that are running right now.
+
+    The least recently used go first; one that is in use is never closed, but as soon as it is free again.
+    """
+
+    def __init__(self, engine: Engine, budget: int, on_event: OnEvent = ignore) -> None:
+        self._engine, self._budget, self._tell = engine, budget, on_event
+        self._lock = threading.Lock()
+        self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
+        self._cached: OrderedDict[int, Tail] = OrderedDict()
+        self.nbytes = 0
+
+    def tail(self, segment: Segment) -> Tail:
+        """The tail for `segment`: the same one for everybody, so that it is compiled once."""
+        with self._lock:
+            found = self._known.get(segment.key)
+            if found is None:
+                found = self._known[segment.key] = Tail(segment)
+            found.open += 1
+            return found
+
+    def leave(self, tail: Tail, *, drop: bool = False) -> None:
+        """One who had it open is done with it. With `drop` it leaves memory too, if that was the last one."""
+        with self._lock:
+            tail.open -= 1
+            closed = self._evict(tail) if drop and not tail.open and not tail.users else None
+        if closed is not None:
+            closed.close()
+
+    def acquire(self, tail: Tail) -> Session:
+        """Its session, compiled now if need be; call `release` after use. EngineError if it cannot be built."""
+        with self._lock:
+            session = tail.session
+            if session is not None:
+                tail.users += 1
+                self._cached.move_to_end(id(tail))
+                return session
+        with tail.building:
+            with self._lock:
+                session = tail.session
+                if session is not None:
+                    tail.users += 1
+                    return session
+            started = perf_counter()
+            session = self._engine.compile(tail.segment)
+            tail.compile_s = perf_counter() - started
+            with self._lock:
+                tail.session, tail.nbytes = session, session.nbytes
+                tail.users += 1
+                self._cached[id(tail)] = tail
+                self.nbytes += tail.nbytes
+                closed = self._shrink()
+        self._close(closed)
+        return session
+
+    def release(self, tail: Tail) -> None:
+        with self._lock:
+            tail.users -= 1
+            if self.nbytes <= self._budget:
+                return
+            closed = self._shrink()
+        self._close(closed)
+
+    def ready(self, tail: Tail) -> bool:
+        """Whether `acquire` would return at once."""
+        return tail.session is not None
+
+    def _shrink(self) -> list[tuple[Tail, Session]]:
+        closed = []
+        for tail in list(self._cached.values()):
+            if self.nbytes <= self._budget:
+                break
+            if not tail.users and (session := self._evict(tail)) is not None:
+                closed.append((tail, session))
+        return closed
+
+    def _evict(self, tail: Tail) -> Session | None:
+        session, tail.session = tail.session, None
+        if session is not None:
+            del self._cached[id(tail)]
+            self.nbytes -= tail.nbytes
+        return session
+
+    def _close(self, closed: list[tuple[Tail, Session]]) -> None:
+        for tail, session in closed:
+            session.close()
+            self._tell(Event("evicted", f"tail {tail.segment.key} left memory, {tail.nbytes >> 20} MiB are free"))
+
+    def close(self) -> None:
+        with self._lock:
+            tails = list(self._cached.values())
+            sessions = [s for t in tails if (s := self._evict(t)) is not None]
+        for session in sessions:
+            session.close()

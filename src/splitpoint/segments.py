@@ -1,0 +1,312 @@
+"""A cut → head and tail: written as ONNX files, or proven to give the whole model's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from splitpoint.engines import Engine, Session
+from splitpoint.errors import InputError, StorageError, UsageError
+from splitpoint.graph import Cut
+from splitpoint.models.model import Model
+from splitpoint.models.shapes import sample_inputs
+from splitpoint.tensors import Array, TensorSpec
+
+#: Largest difference allowed, as a share of how much the output changes between inputs.
+RELATIVE_TOLERANCE = 1e-3
+#: Below this share of its own size an output's change drowns in rounding, and a match proves nothing.
+SIGNAL_FLOOR = 1e-3
+
+
+# --- splitting into files -----------------------------------------------------------------------------------------
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """`manifest.json` beside head.onnx and tail.onnx: what they are parts of and what goes between them.
+
+    `passed` names model inputs that the tail reads too; `head` and `tail` are null where a side has nothing to do.
+    """
+
+    model: str
+    fingerprint: str
+    cut: str
+    crossing: tuple[TensorSpec, ...]
+    shapes: tuple[str, ...]
+    passed: tuple[str, ...]
+    results: tuple[str, ...]
+    head: str | None
+    tail: str | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    format: int = 1
+
+
+def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
+    """Write ``head.onnx``, ``tail.onnx`` and ``manifest.json`` into `folder`; any ONNX runtime runs them.
+
+    >>> manifest = split(load("zoo:lenet5"), "pool1", tmp / "parts")
+    >>> [t.type for t in manifest.crossing]
+    ['float32[1,6,14,14]']
+
+    Raises CutError for an unknown cut, StorageError if the folder cannot be written.
+    """
+    cut = at if isinstance(at, Cut) else model.graph.cut(at)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("head.onnx", "tail.onnx"):  # of an earlier split: this one may have one side only
+            (folder / name).unlink(missing_ok=True)
+    except OSError as exc:
+        raise StorageError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
+    head, tail = model.head(cut), model.tail(cut)
+    if head.outputs:
+        head.save(folder / "head.onnx")
+    if tail.outputs:
+        tail.save(folder / "tail.onnx")
+    inputs = {t.name for t in model.inputs}
+    manifest = Manifest(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        cut=cut.name,
+        crossing=cut.crossing,
+        shapes=cut.shapes,
+        passed=tuple(t.name for t in cut.crossing if t.name in inputs),
+        results=cut.results,
+        head="head.onnx" if head.outputs else None,
+        tail="tail.onnx" if tail.outputs else None,
+        inputs=model.inputs,
+        outputs=model.outputs,
+    )
+    path = folder / "manifest.json"
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+    return manifest
+
+
+# --- running two halves in one process ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Halves:
+    """Head and tail of one cut, compiled on one engine. A side with nothing to compute has no session."""
+
+    cut: Cut
+    head: Session | None
+    tail: Session | None
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The model's outputs by way of the boundary: only what crosses reaches the tail."""
+        made = self.head.run(inputs) if self.head else {}
+        known = {**inputs, **made}
+        outputs = {name: known[name] for name in self.cut.results if name in known}
+        if self.tail:
+            outputs |= self.tail.run({name: known[name] for name in self.cut.boundary})
+        return outputs
+
+    def close(self) -> None:
+        for session in (self.head, self.tail):
+            if session:
+                session.close()
+
+
+def halves(model: Model, cut: Cut, engine: Engine) -> Halves:
+    """Both halves of `cut`, compiled."""
+    head, tail = model.head(cut), model.tail(cut)
+    return Halves(
+        cut,
+        engine.compile(head) if head.outputs else None,
+        engine.compile(tail) if tail.outputs else None,
+    )
+
+
+# --- verification -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One cut against the whole model.
+
+    `error` is the largest difference as a share of `signal`, the largest change of that output between two inputs.
+    `verdict` is ``equal``, ``different`` or ``inconclusive`` (the output hardly depends on the input: no proof).
+    """
+
+    cut: Cut
+    verdict: str
+    error: float
+    output: str
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict == "equal"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cut.name}: {self.verdict}, worst relative error {self.error:.1e} (output {self.output})"
+        )
+
+
+def verify(
+    model: Model,
+    engine: Engine,
+    cuts: Iterable[Cut],
+    inputs: Sequence[Mapping[str, Array]] | None = None,
+    tolerance: float = RELATIVE_TOLERANCE,
+) -> Iterator[Check]:
+    """Run the two halves of every cut against the whole model on at least two inputs; one `Check` a cut.
+
+    Every output must change between the inputs, or the match proves nothing: *inconclusive*, which is a failure.
+    One cut's sessions are in memory at a time.
+    """
+    samples = list(inputs) if inputs is not None else samples_for(model, 2)
+    if len(samples) < 2:
+        raise UsageError(
+            "verification needs at least two inputs: one input cannot show that the answer depends on it"
+        )
+    samples = [check_inputs(model, sample) for sample in samples]
+    expected = _answers(model, engine, samples)
+    for cut in cuts:
+        both = halves(model, cut, engine)
+        try:
+            yield compare(model, cut, expected, [both.run(s) for s in samples], tolerance)
+        finally:
+            both.close()
+
+
+def _answers(model: Model, engine: Engine, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+    """The whole model's outputs; those that are inputs handed through are the inputs."""
+    whole = model.whole()
+    if not whole.outputs:
+        return [dict(s) for s in samples]
+    session = engine.compile(whole)
+    try:
+        return [{**s, **session.run(s)} for s in samples]
+    finally:
+        session.close()
+
+
+def compare(
+    model: Model,
+    cut: Cut,
+    expected: Sequence[Mapping[str, Array]],
+    got: Sequence[Mapping[str, Array]],
+    tolerance: float = RELATIVE_TOLERANCE,
+) -> Check:
+    """The verdict over all outputs; `expected` and `got` hold one dict an input.
+
+    An output that depends on no input (a constant) must be equal, but proves nothing.
+    """
+    found: list[tuple[int, float, str]] = []
+    for spec in model.outputs:
+        rank, error = _judge([e[spec.name] for e in expected], [g.get(spec.name) for g in got], tolerance)
+        if rank != _INCONCLUSIVE or _depends_on_input(model, spec.name):
+            found.append((rank, error, spec.name))
+    rank, error, name = max(found, default=(_INCONCLUSIVE, 0.0, model.outputs[0].name))
+    return Check(cut, ("equal", "inconclusive", "different")[rank], error, name)
+
+
+_EQUAL, _INCONCLUSIVE, _DIFFERENT = 0, 1, 2
+
+
+def _judge(expected: Sequence[Array], got: Sequence[Array | None], tolerance: float) -> tuple[int, float]:
+    """(verdict, worst error as a share of the output's change). Whole numbers must be equal, NaNs be in place."""
+    first = expected[0]
+    moves = [_distance(first, e) for e in expected[1:]]
+    signal, size = max(moves), max(_largest(e) for e in expected)
+    error = max(float("inf") if g is None else _distance(e, g) for e, g in zip(expected, got, strict=True))
+    real = first.dtype.kind == "f"
+    if real:  # half precision has three digits, no more
+        tolerance = max(tolerance, 8 * float(np.finfo(first.dtype).eps))
+    if signal == 0.0 or (real and signal < SIGNAL_FLOOR * size):
+        return (_INCONCLUSIVE, 0.0) if error <= tolerance * size * real else (_DIFFERENT, float("inf"))
+    error /= signal if np.isfinite(signal) else size or 1.0
+    return (_EQUAL if error <= tolerance * real else _DIFFERENT), error
+
+
+def _distance(a: Array, b: Array) -> float:
+    """The largest difference of two arrays; infinite where shape, dtype or what is not a number differ."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    if a.dtype.kind != "f":
+        # float64 does not see the last bits of an int64, so what differs differs by one at least.
+        different = a != b
+        return max(1.0, _largest(_f64(a[different]) - _f64(b[different]))) if different.any() else 0.0
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("inf")
+    return _largest(_f64(a[finite]) - _f64(b[finite]))
+
+
+def _f64(array: Array) -> Array:
+    return array.astype(np.float64)
+
+
+def _largest(array: Array) -> float:
+    """The largest magnitude of the finite values; 0 if there are none."""
+    values = array[np.isfinite(array)]
+    return max(abs(float(values.min())), abs(float(values.max()))) if values.size else 0.0
+
+
+def _depends_on_input(model: Model, output: str) -> bool:
+    graph = model.graph
+    index = graph.producer.get(output)
+    if index is None:
+        return any(output == t.name for t in graph.inputs)
+    return graph.nodes[index].placed or bool(graph.sources(index))
+
+
+def samples_for(model: Model, count: int, seed: int = 0) -> list[dict[str, Array]]:
+    """`count` made-up inputs for the bound shapes; token ids stay inside the vocabulary the model has."""
+    specs = [t.bind(model.graph.assumed) for t in model.inputs]
+    return [sample_inputs(specs, seed + k, _vocabulary(model)) for k in range(count)]
+
+
+def _vocabulary(model: Model) -> int:
+    """The rows of the smallest table that integer inputs index (2 where there is none)."""
+    integers = {t.name for t in model.inputs if t.dtype in ("int64", "int32")}
+    rows = [2]
+    sizes = {t.name: list(t.dims) for t in model.skeleton.graph.initializer}
+    for node in model.skeleton.graph.node:
+        if node.op_type == "Gather" and node.input[1] in integers and len(sizes.get(node.input[0], ())) == 2:
+            rows.append(int(sizes[node.input[0]][0]))
+    inner = [
+        r for r in rows if r > 2
+    ]  # token types have 2 rows: the ids may use the larger table only where alone
+    return min(inner) if inner and len(integers) == 1 else 2
+
+
+def check_inputs(model: Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs, contiguous, if their names, dtypes and shapes are the model's. InputError says what is wrong."""
+    return check_specs(model.inputs, inputs)
+
+
+def check_specs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    known = {t.name for t in specs}
+    extra = [name for name in inputs if name not in known]
+    missing = [t for t in specs if t.name not in inputs]
+    if extra or missing:
+        what = f"has no input {extra[0]}" if extra else f"needs the input {missing[0]}"
+        raise InputError(f"the model {what} (its inputs: {', '.join(map(str, specs))})")
+    return {t.name: t.check(inputs[t.name]) for t in specs}
+
+
+def select(model: Model, which: str) -> list[Cut]:
+    """Cuts for ``chain`` (single-tensor cuts), ``all`` (every topological prefix) or a number N spread over all."""
+    if which == "chain":
+        return list(model.graph.chain())
+    cuts = list(model.graph.prefixes())
+    if which == "all":
+        return cuts
+    try:
+        count = int(which)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise UsageError(f"--cuts is chain, all or a number of cuts, not {which}")
+    picks = np.linspace(0, len(cuts) - 1, min(count, len(cuts))).round().astype(int)
+    return [cuts[i] for i in dict.fromkeys(picks.tolist())]

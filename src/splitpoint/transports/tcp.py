@@ -1,0 +1,299 @@
+"""Frames over TCP, with blocking sockets: bytes go straight from the kernel into the tensor's own memory.
+
+Threads and blocking calls, not asyncio: no turn of an event loop and no copy through a stream's buffer stands
+between a request and its bytes. Time limits are the kernel's (SO_RCVTIMEO, SO_SNDTIMEO), so no call pays for a poll.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from splitpoint.errors import ServerError, UsageError
+from splitpoint.transports.framed import Framed, flat
+from splitpoint.wire import DEFAULT_PORT, Buffer, Limits, Packet
+
+_TIMEVAL = struct.Struct("ll")
+_DONTWAIT = socket.MSG_DONTWAIT
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """(host, port) of ``HOST[:PORT]``, ``[IPV6]:PORT`` too; the port is 3277 if absent. UsageError otherwise.
+
+    >>> parse_address("server.local")
+    ('server.local', 3277)
+    >>> parse_address("[::1]:4000")
+    ('::1', 4000)
+    """
+    host, port = address, ""
+    if address.startswith("["):
+        host, bracket, rest = address[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise UsageError(f"{address} is not an address: write HOST, HOST:PORT or [IPV6]:PORT")
+        port = rest[1:]
+    elif address.count(":") == 1:
+        host, _, port = address.partition(":")
+    if port and (not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536):
+        raise UsageError(f"{port} is not a port number (1 to 65535) in {address}")
+    return host or "127.0.0.1", int(port) if port else DEFAULT_PORT
+
+
+def format_address(sockaddr: Sequence[object]) -> str:
+    """``host:port``, with brackets around an IPv6 host."""
+    host, port = sockaddr[0], sockaddr[1]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+class TcpConnection(Framed):
+    """A connected socket. Replies that the peer is slow to read wait in a queue with a thread of their own."""
+
+    def __init__(self, sock: socket.socket, peer: str, limits: Limits) -> None:
+        super().__init__(peer, limits)
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+            if hasattr(socket, option):  # named differently, or absent, outside Linux
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+        self._sock = sock
+        self._recv_into = sock.recv_into
+        # Typed loosely: numpy's arrays are buffers in the eyes of a type checker from Python 3.12 on only.
+        self._sendmsg: Callable[..., int] = sock.sendmsg
+        self._limit(socket.SO_SNDTIMEO, limits.stall_s)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._queue: deque[Packet] = deque()
+        self._writing = False
+        self.sent_nbytes = 0
+        self._broken = ""
+        self._closed = False
+
+    def _limit(self, option: int, seconds: float) -> None:
+        whole = int(seconds)
+        self._sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, round((seconds - whole) * 1e6)))
+
+    # --- receiving ---------------------------------------------------------------------------------------------
+
+    def _be_patient(self, seconds: float | None) -> None:
+        # 0 means "for ever" to the kernel, and a microsecond is the least it can wait.
+        self._limit(socket.SO_RCVTIMEO, 0.0 if seconds is None else max(seconds, 1e-6))
+
+    def _let_peer_read(self) -> None:
+        self._drain(self.limits.backlog_bytes)
+
+    def _why(self, exc: OSError) -> str:
+        if self._closed:
+            return f"the connection to {self.peer} is closed"
+        if isinstance(exc, (ConnectionResetError, BrokenPipeError)):
+            return f"{self.peer} closed the connection"
+        return f"the connection to {self.peer} broke: {exc.strerror or exc}"
+
+    # --- sending -----------------------------------------------------------------------------------------------
+
+    def send(self, packet: Packet, *, wait: bool = True) -> None:
+        with self._lock:
+            if self._broken:
+                raise ServerError(self._broken)
+            self.sent_nbytes += packet.nbytes
+            if self._writing:
+                # Whoever is writing takes this along: no sender waits for another one's slow peer.
+                self._enqueue(packet)
+                return
+            if not wait:
+                # Never blocks, so the lock may be held; nearly always all of it fits into the kernel's buffer.
+                try:
+                    sent = self._sendmsg(packet.buffers, (), _DONTWAIT)
+                    if sent == packet.nbytes:
+                        return
+                except BlockingIOError:
+                    sent = 0
+                except OSError as exc:
+                    raise self._break(exc) from exc
+                self._enqueue(Packet(_views(packet.buffers, sent), packet.nbytes - sent))
+                self._writing = True
+                threading.Thread(target=self._write_queued, name=f"write {self.peer}", daemon=True).start()
+                return
+            self._writing = True
+        self._write(packet)
+
+    def _enqueue(self, packet: Packet) -> None:
+        self._queue.append(packet)
+        self._queued += packet.nbytes
+
+    def _write_queued(self) -> None:
+        with suppress(ServerError):  # it is recorded: the next send and receive report it
+            self._write(None)
+
+    def _write(self, packet: Packet | None) -> None:
+        """Writes `packet`, then what was queued meanwhile; the caller has set `_writing`."""
+        while True:
+            while packet is not None:
+                try:
+                    sent = self._sendmsg(packet.buffers)
+                except OSError as exc:
+                    with self._lock:
+                        raise self._break(exc) from exc
+                rest = packet.nbytes - sent
+                packet = Packet(_views(packet.buffers, sent), rest) if rest else None
+            with self._lock:
+                if not self._queue:
+                    self._writing = False
+                    self._changed.notify_all()
+                    return
+                packet = self._queue.popleft()
+                self._queued -= packet.nbytes
+                self._changed.notify_all()
+
+    def _break(self, exc: OSError) -> ServerError:
+        """Ends the connection, with the lock held, and returns why."""
+        stalled = isinstance(exc, BlockingIOError)
+        self._broken = f"{self.peer} does not read its answers" if stalled else self._why(exc)
+        self._writing = False
+        self._queue.clear()
+        self._queued = 0
+        self._changed.notify_all()
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        return ServerError(self._broken)
+
+    def _drain(self, most: int, timeout_s: float | None = None) -> None:
+        """Waits until no more than `most` bytes are queued, or (-1) until all is written."""
+        with self._lock:
+            self._changed.wait_for(lambda: not self._writing or 0 <= self._queued <= most, timeout_s)
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def close(self, linger_s: float = 0.0) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if linger_s > 0 and not self._broken:
+            self._linger(time.monotonic() + linger_s)
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._broken = self._broken or f"the connection to {self.peer} is closed"
+            self._changed.wait_for(lambda: not self._writing, 5.0)
+        self._sock.close()
+
+    def _linger(self, end: float) -> None:
+        """Delivers what is queued, then reads the peer's rest away: closing on unread bytes would make the kernel
+        send a reset, which can overtake the last answer."""
+        self._drain(-1, end - time.monotonic())
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            scratch = bytearray(64 << 10)
+            left = 4 << 20
+            while left > 0 and (now := time.monotonic()) < end:
+                self._be_patient(max(end - now, 1e-3))
+                n = self._sock.recv_into(scratch)
+                if not n:
+                    break
+                left -= n
+
+
+def _views(buffers: Sequence[Buffer], skip: int) -> list[memoryview]:
+    """`buffers` as plain bytes, without the first `skip` of them."""
+    result = []
+    for part in buffers:
+        view = flat(part)
+        if skip < view.nbytes:
+            result.append(view[skip:])
+        skip = max(0, skip - view.nbytes)
+    return result
+
+
+class TcpListener:
+    """A listening socket. `accept` can be ended from another thread by `close`."""
+
+    def __init__(self, host: str, port: int, limits: Limits) -> None:
+        self._limits = limits
+        try:
+            family, _, _, _, sockaddr = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            self._sock = socket.create_server(sockaddr[:2], family=family, backlog=128)
+        except OSError as exc:
+            raise _cannot_listen(host, port, exc) from exc
+        self._sock.setblocking(False)
+        self.sockaddr: tuple[str, int] = self._sock.getsockname()[:2]
+        self.address = format_address(self.sockaddr)
+        self._wake, self._waker = socket.socketpair()
+
+    def accept(self) -> TcpConnection | None:
+        """The next connection; None once closed."""
+        while True:
+            ready, _, _ = select.select([self._sock, self._wake], [], [])
+            if self._wake in ready:
+                return None
+            try:
+                sock, sockaddr = self._sock.accept()
+            except (BlockingIOError, ConnectionError):
+                continue  # it left before it was greeted
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    # Out of descriptors: the connection stays in the kernel's queue until some are free.
+                    select.select([self._wake], [], [], 0.1)
+                    continue
+                raise
+            try:
+                return TcpConnection(sock, format_address(sockaddr), self._limits)
+            except OSError:
+                sock.close()
+
+    def wake(self) -> None:
+        """Makes `accept` return None, now and ever after."""
+        with suppress(OSError):
+            self._waker.send(b"x")
+
+    def close(self) -> None:
+        self.wake()
+        self._sock.close()
+        self._wake.close()
+        self._waker.close()
+
+
+def _cannot_listen(host: str, port: int, exc: OSError) -> ServerError | UsageError:
+    where = format_address((host, port))
+    if exc.errno == errno.EADDRINUSE:
+        return ServerError(
+            f"port {port} on {host} is in use: stop what listens there, or take another port, such as {port + 1}"
+        )
+    if exc.errno == errno.EACCES:
+        return ServerError(f"port {port} on {host} is not allowed: ports below 1024 need rights, 3277 does not")
+    if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
+        return UsageError(f"{host} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface")
+    return ServerError(f"cannot listen at {where}: {exc.strerror or exc}")
+
+
+def connect(address: str, limits: Limits, timeout_s: float) -> TcpConnection:
+    """A connection to ``HOST[:PORT]``. ServerError says what is wrong there and what to do."""
+    host, port = parse_address(address)
+    where = format_address((host, port))
+    try:
+        sock = socket.create_connection((host, port), timeout=timeout_s)
+    except ConnectionRefusedError as exc:
+        raise ServerError(
+            f"nothing listens at {where}: start `splitpoint serve MODEL --port {port}` there, or check the port"
+        ) from exc
+    except socket.gaierror as exc:
+        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
+    except TimeoutError as exc:
+        raise ServerError(
+            f"no answer from {where} in {timeout_s:g} s: the machine is off, or a firewall drops the connection"
+        ) from exc
+    except (OSError, UnicodeError) as exc:
+        raise ServerError(f"cannot reach {where}: {getattr(exc, 'strerror', None) or exc}") from exc
+    try:
+        return TcpConnection(sock, where, limits)
+    except OSError as exc:
+        sock.close()
+        raise ServerError(f"cannot reach {where}: {exc.strerror or exc}") from exc

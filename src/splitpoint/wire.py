@@ -1,0 +1,585 @@
+"""Frames ↔ bytes. No I/O here: transports move the bytes, docs/wire-format.md is the specification.
+
+    prefix (24 bytes, fixed) │ header (MessagePack) │ body (tensor bytes, or one blob)
+
+Sending: `encode` gives the buffers to write, tensor bytes uncopied. Receiving: `parse_prefix`, `parse_header`,
+`check_tensors`, then `allocate` makes the arrays that the body is received into. Every length is checked
+against `Limits` before anything of that length is allocated.
+
+>>> data = encode(Kind.PING, 7, Ping(clock_s=1.5)).buffers[0]
+>>> prefix = parse_prefix(data, Limits())
+>>> prefix.kind, prefix.id, parse_header(prefix, data[PREFIX_BYTES:])
+(5, 7, Ping(clock_s=1.5))
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from math import prod
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+
+from splitpoint.errors import (
+    BusyError,
+    EngineError,
+    InputError,
+    ModelError,
+    ProtocolError,
+    ServerError,
+    SplitpointError,
+)
+from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
+
+#: The first byte is not ASCII and begins no UTF-8 text, so no text protocol is ever mistaken for ours.
+MAGIC: Final = b"\xf5SPT"
+#: Frames of another major version are not understood. A higher minor version only adds: kinds, flags, fields.
+MAJOR: Final = 1
+MINOR: Final = 0
+DEFAULT_PORT: Final = 3277
+
+_PREFIX = struct.Struct("<4sBBBBIIQ")
+PREFIX_BYTES: Final = _PREFIX.size
+_ID = struct.Struct("<I")
+_TAIL_START = 7
+_TAIL = struct.Struct("<BI")
+_TIMES = struct.Struct("<8d")
+#: Bytes of `Times` at the start of a RESULT's body.
+FIXED_BYTES: Final = _TIMES.size
+#: Where the request id is in the prefix: all else repeats from one request to the next.
+ID_START: Final = 8
+ID_END: Final = 12
+_MAX_RANK: Final = 32
+
+Raw: TypeAlias = bytes | bytearray | memoryview
+Buffer: TypeAlias = Raw | Array
+
+
+class Kind(IntEnum):
+    """What a frame is. Odd or even, requests and replies are told apart by name, not by number."""
+
+    ERROR = 1
+    HELLO = 2
+    WELCOME = 3
+    BYE = 4
+    PING = 5
+    PONG = 6
+    GRAPH = 16
+    GRAPH_DATA = 17
+    BLOB = 18
+    BLOB_DATA = 19
+    OPEN = 20
+    OPENED = 21
+    CLOSE = 22
+    INFER = 32
+    RESULT = 33
+    BUSY = 34
+
+
+#: INFER: the sender may send more requests before it has this one's answer.
+PIPELINED: Final = 0x01
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one side accepts. A peer that goes beyond is refused before memory is spent on it.
+
+    The times are seconds without progress: `handshake_s` for HELLO, `stall_s` in the middle of a frame or
+    while the peer does not read, `idle_s` between frames (0: for ever; TCP keep-alive notices a dead peer).
+    `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips.
+    """
+
+    header_bytes: int = 4 << 20
+    tensor_bytes: int = 1 << 30
+    tensors: int = 256
+    frame_bytes: int = 2 << 30
+    blob_chunk: int = 1 << 20
+    in_flight: int = 64
+    connections: int = 256
+    queue: int = 256
+    memory_bytes: int = 4 << 30
+    backlog_bytes: int = 64 << 20
+    segments: int = 4096
+    handshake_s: float = 5.0
+    stall_s: float = 30.0
+    idle_s: float = 0.0
+    slowest: float = 2048.0
+
+
+# --- messages: the header of each kind ----------------------------------------------------------------------
+# Maps where a reader should see names; arrays (array_like) on the path of every request.
+# Unknown keys, and elements beyond the known ones, are ignored, so that a minor version can add some.
+
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A header."""
+
+
+class Hello(Message, frozen=True):
+    """First frame of a client. `token` is never sent without TLS. `features` are names it can use.
+
+    `eol` is line ends: a server of a text protocol takes them for the end of a request and answers at once,
+    instead of waiting for more, so that a wrong port is known for what it is.
+    """
+
+    version: tuple[int, int] = (MAJOR, MINOR)
+    software: str = ""
+    features: tuple[str, ...] = ()
+    token: str = ""
+    eol: str = ""
+
+
+class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A `TensorSpec` on the wire: a free dimension is a string."""
+
+    name: str
+    dtype: str
+    shape: tuple[Natural | str, ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> TensorInfo:
+        return cls(spec.name, spec.dtype, spec.shape)
+
+    def spec(self) -> TensorSpec:
+        if self.dtype not in ITEM_SIZES:
+            raise ProtocolError(f"tensor {self.name} has the dtype {self.dtype}, which never travels")
+        return TensorSpec(self.name, self.dtype, self.shape)
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model that a server holds. `input_spec`: JSON, where it is not the one in the graph."""
+
+    name: str
+    fingerprint: str
+    nbytes: Natural = 0
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    input_spec: str = ""
+
+
+class Welcome(Message, frozen=True):
+    """The answer to HELLO. `features`: those of HELLO's that this connection uses; `limits`: what the server
+    accepts, by the names of `Limits`."""
+
+    version: tuple[int, int] = (MAJOR, MINOR)
+    software: str = ""
+    features: tuple[str, ...] = ()
+    models: tuple[ModelInfo, ...] = ()
+    share: str = "model"
+    limits: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Error(Message, frozen=True):
+    """A refusal of the request with the frame's id; of the connection, which then ends, if the id is 0."""
+
+    code: str = "internal"
+    message: str = ""
+    retry_after_s: float = 0.0
+
+
+class Bye(Message, frozen=True):
+    """No new requests: what is in flight is still answered, then the connection ends."""
+
+    reason: str = ""
+
+
+class Ping(Message, frozen=True, array_like=True):
+    clock_s: float = 0.0
+
+
+class Pong(Message, frozen=True, array_like=True):
+    """`ping_s` is the ping's own clock; the others are the answerer's, on receipt and just before sending."""
+
+    ping_s: float = 0.0
+    received_s: float = 0.0
+    sent_s: float = 0.0
+
+
+class GraphRequest(Message, frozen=True):
+    """Asks for a model's graph, without weights, by fingerprint."""
+
+    fingerprint: str
+
+
+class GraphData(Message, frozen=True):
+    """Body: the graph. `blobs`: sha256 and size of every weight it refers to."""
+
+    fingerprint: str
+    name: str = ""
+    blobs: tuple[tuple[str, Natural], ...] = ()
+
+
+class BlobRequest(Message, frozen=True):
+    """Asks for `length` bytes of a weight from `offset` (0: to its end). The reply may be shorter."""
+
+    fingerprint: str
+    hash: str
+    offset: Natural = 0
+    length: Natural = 0
+
+
+class BlobData(Message, frozen=True):
+    """Body: bytes of the blob from `offset`. `nbytes` is the whole blob's size."""
+
+    hash: str
+    offset: Natural = 0
+    nbytes: Natural = 0
+
+
+class OpenRequest(Message, frozen=True):
+    """Asks for a segment by its boundary. `vectors` are inputs that travel in INFER's header (int64)."""
+
+    fingerprint: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    vectors: tuple[str, ...] = ()
+
+
+class Opened(Message, frozen=True):
+    """`segment` is its number on this connection. Specs are in the order of the request (vectors last)."""
+
+    segment: Natural
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    nbytes: Natural = 0
+    compile_s: float = 0.0
+
+
+class Close(Message, frozen=True):
+    """The client is done with a segment. No answer."""
+
+    segment: Natural
+
+
+class Tensor(msgspec.Struct, frozen=True, array_like=True):
+    """A tensor in the body: `nbytes` of it, in order. Codec ``""`` means the raw little-endian elements."""
+
+    dtype: str
+    shape: tuple[Natural, ...]
+    nbytes: Natural
+    codec: str = ""
+
+
+class Infer(Message, frozen=True, array_like=True):
+    """Runs an opened segment. `deadline_s` counts from receipt; 0 is none. `vectors`: int64 shape vectors."""
+
+    segment: Natural
+    tensors: tuple[Tensor, ...]
+    vectors: tuple[tuple[int, ...], ...] = ()
+    deadline_s: float = 0.0
+
+
+class Result(Message, frozen=True, array_like=True):
+    """The answer to INFER: the segment's outputs in order. The body begins with `Times`."""
+
+    tensors: tuple[Tensor, ...]
+
+
+class Times(NamedTuple):
+    """The server's own account of a request, in seconds: eight float64, before the tensors of a RESULT.
+
+    They are not in its header so that the header repeats from one answer to the next and is decoded once.
+
+    `received_s` is the server's clock when the request's last byte was read. `decode_s` to `encode_s` follow
+    each other from there, so that `received_s` plus those four is when the answer was sent; `receive_s`, from
+    the first byte to the last, came before. `load_queue_s` is the recent wait for a free worker, `utilisation`
+    the busy share of the workers (0…1).
+    """
+
+    received_s: float = 0.0
+    receive_s: float = 0.0
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    encode_s: float = 0.0
+    load_queue_s: float = 0.0
+    utilisation: float = 0.0
+
+
+class Busy(Message, frozen=True):
+    """No room for the request: it was not run. Trying again makes sense after `retry_after_s`."""
+
+    retry_after_s: float = 0.1
+    message: str = ""
+
+
+HEADERS: Final[dict[int, type[Message]]] = {
+    Kind.ERROR: Error,
+    Kind.HELLO: Hello,
+    Kind.WELCOME: Welcome,
+    Kind.BYE: Bye,
+    Kind.PING: Ping,
+    Kind.PONG: Pong,
+    Kind.GRAPH: GraphRequest,
+    Kind.GRAPH_DATA: GraphData,
+    Kind.BLOB: BlobRequest,
+    Kind.BLOB_DATA: BlobData,
+    Kind.OPEN: OpenRequest,
+    Kind.OPENED: Opened,
+    Kind.CLOSE: Close,
+    Kind.INFER: Infer,
+    Kind.RESULT: Result,
+    Kind.BUSY: Busy,
+}
+_DECODE: Final = {int(kind): msgspec.msgpack.Decoder(cls).decode for kind, cls in HEADERS.items()}
+_TENSOR_KINDS: Final = frozenset({int(Kind.INFER), int(Kind.RESULT)})
+_BODY_KINDS: Final = _TENSOR_KINDS | {int(Kind.GRAPH_DATA), int(Kind.BLOB_DATA)}
+_DTYPE_LIST: Final = ", ".join(ITEM_SIZES)
+#: Little-endian whatever the machine is. Looked up by dtype, not by its `name`, which numpy takes 3 µs to make.
+_DTYPES: Final = {name: np.dtype(name).newbyteorder("<") for name in ITEM_SIZES}
+_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+class Prefix(NamedTuple):
+    """The first 24 bytes of a frame, checked."""
+
+    minor: int
+    kind: int
+    flags: int
+    id: int
+    header_bytes: int
+    body_bytes: int
+
+
+class Frame(msgspec.Struct, gc=False):
+    """One frame as received. `started` and `received` are the receiver's clock at its first and last byte.
+
+    `tensors` is the body: those of INFER and RESULT, one array of bytes for a graph or blob. `refused` is why
+    the body was skipped. `header` is None for a kind this version does not know. `nbytes` counts it all.
+    """
+
+    kind: int
+    flags: int
+    id: int
+    header: Message | None
+    started: float = 0.0
+    nbytes: int = 0
+    received: float = 0.0
+    tensors: list[Array] = []
+    refused: SplitpointError | None = None
+    times: bytes = b""
+
+
+class ForeignError(ProtocolError):
+    """What came is not one of our frames at all; `data` is how it begins."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(f"this is not a splitpoint frame: it begins with {printable(data)}")
+        self.data = data
+
+
+#: Looks at a frame before its body is received: why the body is to be skipped, or None to receive it.
+Admit = Callable[[Frame], SplitpointError | None]
+
+
+# --- bytes out ----------------------------------------------------------------------------------------------
+
+
+class Packet(NamedTuple):
+    """One frame ready to be written: its buffers in order, and how many bytes they are together."""
+
+    buffers: Sequence[Buffer]
+    nbytes: int
+
+
+def encode(kind: int, id: int, header: Message, body: Sequence[Buffer] = (), nbytes: int = 0, flags: int = 0) -> Packet:
+    """The frame with this header and a body of `nbytes`, whose contiguous buffers are passed on uncopied."""
+    head = bytearray(PREFIX_BYTES)
+    _ENCODER.encode_into(header, head, PREFIX_BYTES)
+    size = len(head)
+    _PREFIX.pack_into(head, 0, MAGIC, MAJOR, MINOR, kind, flags, id, size - PREFIX_BYTES, nbytes)
+    return Packet((head, *body), size + nbytes)
+
+
+class _Memo(NamedTuple):
+    """One immutable value, so that threads that share a `Packer` need no lock."""
+
+    extra: tuple[object, ...]
+    layout: list[tuple[np.dtype[Any], tuple[int, ...]]]
+    head: bytearray
+    nbytes: int
+    has_empty: bool
+
+
+class Packer:
+    """Makes the INFER or RESULT frames of one segment, whose headers hardly change from one to the next.
+
+    `build(tensors, *extra)` makes the header. While dtypes, shapes and `extra` repeat, its bytes are reused.
+    """
+
+    def __init__(self, kind: int, build: Callable[..., Message]) -> None:
+        self._kind, self._build = kind, build
+        self._memo = _Memo((), [], bytearray(), 0, False)
+
+    def pack(
+        self,
+        id: int,
+        arrays: Sequence[Array],
+        extra: tuple[object, ...] = (),
+        times: Sequence[float] = (),
+        flags: int = 0,
+    ) -> Packet:
+        """The frame with `arrays` as body: not copied if they are contiguous and little-endian.
+
+        InputError for a dtype that never travels. `times` (a `Times`) belongs to RESULT, and only there.
+        """
+        memo = self._memo
+        if not memo.head or len(arrays) != len(memo.layout) or extra != memo.extra:
+            arrays, memo = self._learn(arrays, extra)
+        else:
+            for array, (dtype, shape) in zip(arrays, memo.layout, strict=True):
+                if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+                    arrays, memo = self._learn(arrays, extra)
+                    break
+        head = memo.head[:]  # the frame's own: it may be written later
+        _TAIL.pack_into(head, _TAIL_START, flags, id)
+        if times:
+            _TIMES.pack_into(head, len(head) - FIXED_BYTES, *times)
+        if memo.has_empty:
+            arrays = [a for a in arrays if a.nbytes]
+        return Packet((head, *arrays), memo.nbytes)
+
+    def _learn(self, arrays: Sequence[Array], extra: tuple[object, ...]) -> tuple[list[Array], _Memo]:
+        arrays = [_portable(a) for a in arrays]
+        tensors = tuple(Tensor(_NAMES[a.dtype], a.shape, a.nbytes) for a in arrays)
+        fixed = FIXED_BYTES if self._kind == Kind.RESULT else 0
+        size = fixed + sum(a.nbytes for a in arrays)
+        packet = encode(self._kind, 0, self._build(tensors, *extra), (), size)
+        head = bytearray(packet.buffers[0]) + bytes(fixed)
+        layout = [(a.dtype, a.shape) for a in arrays]
+        memo = _Memo(extra, layout, head, packet.nbytes, any(not a.nbytes for a in arrays))
+        self._memo = memo
+        return arrays, memo
+
+
+def _portable(array: Array) -> Array:
+    name = array.dtype.name
+    if name not in ITEM_SIZES:
+        raise InputError(f"a tensor of dtype {name} cannot travel: only {_DTYPE_LIST}")
+    return np.ascontiguousarray(array, dtype=_DTYPES[name]).reshape(array.shape)
+
+
+# --- bytes in -----------------------------------------------------------------------------------------------
+
+
+def parse_prefix(data: Raw, limits: Limits) -> Prefix:
+    """The prefix in `data` (24 bytes). ProtocolError if it is not ours, of another major version, or over a
+    limit. ERROR frames are read in every version: they are how a peer says that it cannot read ours."""
+    magic, major, minor, kind, flags, id, header_bytes, body_bytes = _PREFIX.unpack_from(data)
+    if magic != MAGIC:
+        raise ForeignError(bytes(data[:PREFIX_BYTES]))
+    if major != MAJOR and kind != Kind.ERROR:
+        raise ProtocolError(
+            f"the peer speaks version {major} of the wire format and this side version {MAJOR}: "
+            "install the same major version of splitpoint on both"
+        )
+    if header_bytes > limits.header_bytes:
+        raise ProtocolError(f"a header of {header_bytes} bytes is over the limit, {limits.header_bytes}")
+    if body_bytes > limits.frame_bytes:
+        raise ProtocolError(f"a frame's body of {body_bytes} bytes is over the limit, {limits.frame_bytes}")
+    return Prefix(minor, kind, flags, id, header_bytes, body_bytes)
+
+
+def parse_header(prefix: Prefix, data: Raw) -> Message | None:
+    """The message in `data`, None for a kind of a later version. ProtocolError names what is wrong."""
+    decode = _DECODE.get(prefix.kind)
+    if decode is None:
+        return None
+    if prefix.body_bytes and prefix.kind not in _BODY_KINDS:
+        raise ProtocolError(f"{Kind(prefix.kind).name} has no body, but {prefix.body_bytes} bytes came")
+    try:
+        message: Message = decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ProtocolError(f"the header of a {Kind(prefix.kind).name} frame cannot be read: {exc}") from exc
+    return message
+
+
+def check_tensors(tensors: Sequence[Tensor], body_bytes: int, limits: Limits) -> None:
+    """ProtocolError unless every entry's bytes match its dtype and shape and together make `body_bytes`."""
+    if len(tensors) > limits.tensors:
+        raise ProtocolError(f"a frame with {len(tensors)} tensors is over the limit of {limits.tensors}")
+    total = 0
+    for t in tensors:
+        size = ITEM_SIZES.get(t.dtype)
+        if size is None:
+            raise ProtocolError(f"a tensor has the unknown dtype {t.dtype[:40]!r}: known are {_DTYPE_LIST}")
+        if len(t.shape) > _MAX_RANK:
+            raise ProtocolError(f"a tensor with {len(t.shape)} dimensions is over the limit of {_MAX_RANK}")
+        wanted = size * prod(t.shape)
+        if wanted > limits.tensor_bytes or t.nbytes > limits.tensor_bytes:
+            size = max(wanted, t.nbytes)
+            raise ProtocolError(f"a tensor of {size} bytes is over the limit, {limits.tensor_bytes}")
+        if t.codec == "" and wanted != t.nbytes:
+            shape = ",".join(map(str, t.shape))
+            raise ProtocolError(f"a tensor said to be {t.dtype}[{shape}] has {wanted} bytes, not {t.nbytes}")
+        total += t.nbytes
+    if total != body_bytes:
+        raise ProtocolError(f"a frame's tensors have {total} bytes and its body {body_bytes}")
+
+
+def parse_id(data: Raw) -> int:
+    """The request id in a prefix."""
+    number: int = _ID.unpack_from(data, ID_START)[0]
+    return number
+
+
+def parse_times(data: Raw) -> Times:
+    """What the first bytes of a RESULT's body say."""
+    return Times._make(_TIMES.unpack_from(data))
+
+
+def allocate(tensors: Sequence[Tensor]) -> list[Array]:
+    """Arrays to receive checked tensors into, contiguous and not yet written; an encoded one stays bytes, uint8."""
+    return [np.empty(t.nbytes, np.uint8) if t.codec else np.empty(t.shape, _DTYPES[t.dtype]) for t in tensors]
+
+
+def printable(data: bytes) -> str:
+    """The start of `data` as a reader can recognise it: text up to its line's end, or hex digits."""
+    line, newline, _ = data.partition(b"\n")
+    line = line.rstrip(b"\r\0")
+    if line and all(32 <= b < 127 for b in line):
+        cut_off = not newline and len(data) >= PREFIX_BYTES and not data.endswith(b"\0")
+        return f"'{line.decode('ascii')}{'…' if cut_off else ''}'"
+    return data[:16].hex(" ") or "nothing"
+
+
+# --- errors that travel -------------------------------------------------------------------------------------
+
+_CODES: Final[dict[str, type[SplitpointError]]] = {
+    "input": InputError,
+    "model": ModelError,
+    "engine": EngineError,
+    "protocol": ProtocolError,
+}
+
+
+def error_of(exc: SplitpointError) -> Error:
+    """The ERROR header that tells a peer about `exc`."""
+    for code, cls in _CODES.items():
+        if isinstance(exc, cls):
+            return Error(code, str(exc)[:2000])
+    return Error("server" if isinstance(exc, ServerError) else "internal", str(exc)[:2000])
+
+
+def exception_of(header: Error | Busy) -> SplitpointError:
+    """The exception that an ERROR or BUSY header stands for; an unknown code is a ServerError."""
+    if isinstance(header, Busy):
+        return BusyError(header.message or "the server is busy", header.retry_after_s)
+    if header.retry_after_s > 0:
+        return BusyError(header.message, header.retry_after_s)
+    return _CODES.get(header.code, ServerError)(header.message)
+
+
+def describe(kind: int) -> str:
+    """The kind's name, or its number if this version has none for it."""
+    try:
+        return Kind(kind).name
+    except ValueError:
+        return f"kind {kind}"

@@ -1,0 +1,378 @@
+"""The command line as a user meets it: real processes where a server or a signal is the point."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from splitpoint.cli import VERBS, main
+from splitpoint.models.zoo import digits, photos
+from splitpoint.report.sweep import COLUMNS, SEED_COLUMNS
+
+PYTHON = [sys.executable, "-u", "-m", "splitpoint"]
+
+
+class Serving:
+    """A `splitpoint serve` process."""
+
+    def __init__(self, *models: str) -> None:
+        self.process = subprocess.Popen(
+            [*PYTHON, "serve", *models, "--port", "0", "--threads", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.said: list[str] = []
+        for line in self.process.stdout:
+            self.said.append(line)
+            if line.startswith("serving on "):
+                self.address = line.split()[2]
+                return
+        raise AssertionError("".join(self.said))
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        out, _ = self.process.communicate(timeout=30)
+        self.said.append(out)
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Serving]:
+    server = Serving("zoo:efficientnet_lite0", "zoo:lenet5")
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def ok(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    status = main([str(a) for a in args])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return captured.out
+
+
+def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str:
+    """The message of a command that must fail with this status: one sentence, no traceback."""
+    assert main([str(a) for a in args]) == status
+    message = capsys.readouterr().err
+    assert any(line.startswith("splitpoint: ") for line in message.splitlines())
+    assert "Traceback" not in message
+    return message
+
+
+# --- without a server -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Usage: splitpoint" in ok(capsys, verb, "--help")
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    text = ok(capsys, "--help")
+    assert all(verb in text for verb in VERBS)
+
+
+def test_inspect_lists_layers_and_what_crosses(capsys: pytest.CaptureFixture[str]) -> None:
+    text = ok(capsys, "inspect", "lenet")
+    assert "conv2" in text
+    assert "1×16×10×10" in text
+    assert "uint8[batch,32,32,1]" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_inspect_fits_the_terminal(width: int) -> None:
+    env = os.environ | {"COLUMNS": str(width), "TTY_COMPATIBLE": "1", "TERM": "dumb", "NO_COLOR": "1"}
+    done = subprocess.run([*PYTHON, "inspect", "zoo:efficientnet_lite0"], env=env, capture_output=True, text=True, check=True)
+    assert max(len(line) for line in done.stdout.splitlines()) <= width
+
+
+def test_inspect_writes_json_csv_names_and_a_spreadsheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = json.loads(ok(capsys, "inspect", "lenet", "--json"))
+    conv2 = next(r for r in out["rows"] if r["layer"] == "conv2")
+    assert conv2["shape"] == [1, 16, 10, 10]
+    assert conv2["memory_bytes"] == 6400
+    assert 6400 < conv2["crossing_wire_bytes"] < 6500
+    ok(capsys, "inspect", "lenet", "--csv", tmp_path / "l.csv", "--names", tmp_path / "layer_names.txt")
+    with (tmp_path / "l.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(out["rows"])
+    names = (tmp_path / "layer_names.txt").read_text().split()
+    assert names[:3] == ["normalize", "conv1", "tanh1"]
+    openpyxl = pytest.importorskip("openpyxl")
+    ok(capsys, "inspect", "lenet", "--xlsx", tmp_path / "l.xlsx")
+    sheet = openpyxl.load_workbook(tmp_path / "l.xlsx").active
+    assert sheet.max_row == len(out["rows"]) + 1
+
+
+def test_split_writes_halves_that_plain_onnxruntime_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import onnxruntime as ort
+
+    text = ok(capsys, "split", "lenet", "--at", "pool1", "-o", tmp_path)
+    assert "float32[1,6,14,14]" in text
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    head = ort.InferenceSession(str(tmp_path / manifest["head"]))
+    tail = ort.InferenceSession(str(tmp_path / manifest["tail"]))
+    image = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 1), np.uint8)
+    between = dict(zip((o.name for o in head.get_outputs()), head.run(None, {"image": image}), strict=True))
+    assert tail.run(None, between)[0].shape == (1, 10)
+
+
+def test_verify_says_equal_and_exits_1_when_it_is_not_conclusive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "17 cuts equal the whole model" in ok(capsys, "verify", "lenet", "--cuts", "all")
+    blank = tmp_path / "blank.png"
+    Image.new("L", (32, 32)).save(blank)
+    message = fails(capsys, 1, "verify", "lenet", "--input", blank, "--input", blank)
+    assert "inconclusive" in message
+
+
+def test_doctor_says_what_this_machine_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    text = ok(capsys, "doctor")
+    assert "onnxruntime" in text
+    assert "cuda       no   pip uninstall -y onnxruntime && pip install onnxruntime-gpu" in text or "cuda       yes" in text
+
+
+def test_run_without_a_server_runs_everything_here(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "espresso" in ok(capsys, "run", "zoo:efficientnet_lite0", photos()[2])
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "hint"),
+    [
+        (["inspekt"], 2, "inspect"),
+        (["inspect", "zoo:efficientnet"], 3, "efficientnet_lite0"),
+        (["inspect", "alexnett"], 3, "alexnet"),
+        (["inspect", "nowhere.onnx"], 3, "no such file"),
+        (["inspect", "lenet", "--shape", "image"], 2, "--shape is NAME="),
+        (["inspect", "lenet", "--shape", "img=1,32,32,1"], 3, "image"),
+        (["inspect", "lenet", "--weights", "random"], 3, "--weights is for"),
+        (["split", "lenet", "--at", "conv3", "-o", "x"], 2, "conv2"),
+        (["split", "lenet", "--at", "99", "-o", "x"], 2, "0…"),
+        (["verify", "lenet", "--cuts", "some"], 2, "chain, all or a number"),
+        (["verify", "lenet", "--device", "cuda9"], 5, "cuda"),
+        (["run", "zoo:lenet5"], 2, "say what to run"),
+        (["run", "nowhere.jpg"], 4, "no such file"),
+        (["run", "--cloud", "127.0.0.1:1", "lenet", "nowhere.jpg"], 6, "127.0.0.1:1"),
+        (["doctor", "--cloud", "127.0.0.1:1"], 6, "127.0.0.1:1"),
+        (["serve", "zoo:lenet5", "--port", "0", "--device", "openvino"], 5, "onnxruntime-openvino"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_a_sentence_and_a_status(
+    args: list[str], status: int, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert hint in fails(capsys, status, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_no_images_or_no_models(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photos()[0].read_bytes()[:3000])
+    assert "broken.jpg" in fails(capsys, 4, "run", "zoo:efficientnet_lite0", broken)
+    text = tmp_path / "text.onnx"
+    text.write_text("not a model")
+    assert "not an ONNX file" in fails(capsys, 3, "inspect", text)
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in fails(capsys, 4, "run", "zoo:lenet5", tmp_path / "empty")
+    wrong = tmp_path / "wrong.npy"
+    np.save(wrong, np.zeros((1, 3, 8, 8), np.float32))
+    assert "uint8[batch,32,32,1]" in fails(capsys, 4, "run", "zoo:lenet5", wrong)
+
+
+# --- with a server ----------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_labels_and_stages(serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = ok(capsys, "run", "efficientnet_lite0", "--cloud", serving.address, "--at", "blocks.5", *photos())
+    assert "espresso" in text
+    assert "Egyptian cat" in text
+    for title in ("decode", "edge", "encode", "network", "queue", "server", "total", "median"):
+        assert title in text
+
+
+def test_run_json_lines_add_up_and_equal_the_uncut_model(
+    serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "outputs.npz"
+    text = ok(capsys, "run", "efficientnet_lite0", "--cloud", serving.address, "--at", "blocks.7", "--json",
+              "--save", saved, *photos())  # fmt: skip
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [Path(r["input"]).name for r in rows] == [p.name for p in photos()]
+    for row in rows:
+        stages = dict(row["ms"])
+        total = stages.pop("total")
+        assert sum(stages.values()) == pytest.approx(total, abs=0.01)
+        assert all(value >= 0 for value in stages.values())
+    ok(capsys, "run", "zoo:efficientnet_lite0", "--save", tmp_path / "whole.npz", *photos())
+    with np.load(saved) as cut, np.load(tmp_path / "whole.npz") as whole:
+        assert sorted(cut.files) == sorted(whole.files)
+        for name in cut.files:
+            np.testing.assert_allclose(cut[name], whole[name], atol=2e-4)
+        logits = [whole[name] for name in whole.files]
+    assert max(np.abs(a - logits[0]).max() for a in logits[1:]) > 1  # the answers do differ from photo to photo
+
+
+def test_run_streams_a_folder_and_passes_over_what_is_broken(
+    serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for photo in photos():
+        shutil.copy(photo, folder)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    status = main(["run", "efficientnet_lite0", "--cloud", serving.address, str(folder)])
+    captured = capsys.readouterr()
+    assert status == 4
+    assert "1 of 5 inputs could not be read; the others were answered" in captured.err
+    assert "broken.png" in captured.err
+    answered = [line.split()[0] for line in captured.out.splitlines() if ".jpg" in line]
+    assert answered == sorted(p.name for p in photos())
+
+
+@pytest.mark.parametrize("at", ["input", "output", "3", "pool1"])
+def test_run_at_the_ends_and_between(at: str, serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digit = digits()[0]
+    text = ok(capsys, "run", "lenet", "--cloud", serving.address, "--at", at, digit)
+    line = next(line for line in text.splitlines() if line.startswith(digit.name))
+    assert line.split()[1] == digit.stem
+
+
+def test_run_reads_standard_input(serving: Serving, cache: Path) -> None:
+    command = [*PYTHON, "run", "efficientnet_lite0", "--cloud", serving.address, "-"]
+    done = subprocess.run(command, input=photos()[2].read_bytes(), capture_output=True, check=True)
+    assert b"espresso" in done.stdout
+
+
+def test_pull_then_cache(serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = ok(capsys, "pull", "lenet", "--cloud", serving.address)
+    assert "fetched 245.3 kB" in first
+    assert "fetched 0 B" in ok(capsys, "pull", "lenet", "--cloud", serving.address)
+    assert str(cache) in ok(capsys, "cache")
+    assert "cleared" in ok(capsys, "cache", "--clear")
+    assert " 0 files" in ok(capsys, "cache")
+
+
+def test_doctor_reaches_a_server(serving: Serving, capsys: pytest.CaptureFixture[str]) -> None:
+    text = ok(capsys, "doctor", "--cloud", serving.address)
+    assert "reachable" in text
+    assert "lenet5" in text
+
+
+def test_a_server_with_two_models_asks_which(serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, 2, "run", "--cloud", serving.address, photos()[0])
+    assert "lenet5" in message
+    message = fails(capsys, 3, "run", "resnet50", "--cloud", serving.address, photos()[0])
+    assert "efficientnet_lite0" in message
+
+
+def test_something_else_on_the_port(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import threading
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            peer, _ = listening.accept()
+            with peer:
+                peer.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                peer.recv(4096)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        message = fails(capsys, 6, "doctor", "--cloud", f"127.0.0.1:{listening.getsockname()[1]}")
+        thread.join()
+    assert "SSH-2.0" in message
+
+
+def test_sweep_writes_the_seeds_columns_and_resumes(
+    serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "split_latency_results.csv"
+    command = ["sweep", "lenet", "--cloud", serving.address, "--repeat", "1", "--images", digits()[0].parent]
+    text = ok(capsys, *command, "--csv", path, "--cuts", "5")
+    assert "fastest" in text
+    with path.open(newline="") as file:
+        header = file.readline().strip()
+        assert header.startswith("split_layer,avg_compute,avg_transfer,avg_recv,avg_rtt")
+        assert header == ",".join(COLUMNS)
+        file.seek(0)
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    assert rows[0]["split_layer"] == "input"
+    assert rows[-1]["split_layer"] == "output"
+    for row in rows:
+        compute, transfer, recv, rtt = (float(row[c]) for c in SEED_COLUMNS[1:])
+        assert compute + transfer + recv == pytest.approx(rtt, rel=1e-9)
+        assert rtt > 0
+        assert min(compute, transfer, recv) >= 0
+    before = path.read_text().splitlines()
+    ok(capsys, *command, "--csv", path, "--cuts", "chain")
+    after = path.read_text().splitlines()
+    assert len(after) == 18
+    assert set(before) <= set(after)  # what was measured is not measured again
+    message = fails(capsys, 2, "sweep", "efficientnet_lite0", "--cloud", serving.address, "--csv", path)
+    assert "--fresh" in message
+
+
+def test_sweep_draws(serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    ok(capsys, "sweep", "lenet", "--cloud", serving.address, "--repeat", "1", "--images", digits()[0],
+       "--csv", tmp_path / "s.csv", "--png", tmp_path / "s.png", "--cuts", "3")  # fmt: skip
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 600
+
+
+def test_missing_extras_are_asked_for_by_name(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    assert "splitpoint[xlsx]" in fails(capsys, 2, "inspect", "lenet", "--xlsx", tmp_path / "x.xlsx")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_cleanly(number: int) -> None:
+    server = Serving("zoo:lenet5")
+    assert server.end(number) == 0
+    assert "Traceback" not in "".join(server.said)
+
+
+def test_port_in_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = fails(capsys, 6, "serve", "zoo:lenet5", "--port", port)
+    assert str(port) in message
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = " ".join([*PYTHON, "inspect", "zoo:efficientnet_lite0"]) + " | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_demo_shows_labels_and_the_proof() -> None:
+    done = subprocess.run([*PYTHON, "demo"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "espresso" in done.stdout
+    assert "The uncut model gives" in done.stdout
