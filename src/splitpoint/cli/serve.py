@@ -11,11 +11,14 @@ import click
 from splitpoint.cli.options import engine_of, engine_options, load_model, model_options
 from splitpoint.errors import UsageError
 from splitpoint.report.units import size
+from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import Server
 from splitpoint.wire import DEFAULT_PORT
 
 #: How long the end waits for answers that are being computed or sent.
 _DRAIN_S = 10.0
+#: Events that only --verbose shows: without it, a connection is one line.
+_DETAILS = frozenset({"listening", "opened", "evicted", "left", "fetched"})
 
 
 @click.command(short_help="Run the server side of models.")
@@ -34,7 +37,7 @@ _DRAIN_S = 10.0
 @engine_options
 @model_options
 def command(
-    models: tuple[str, ...], host: str, port: int, share: str, device: str, threads: int,
+    models: tuple[str, ...], host: str, port: int, verbose: bool, share: str, device: str, threads: int,
     shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices.
@@ -46,7 +49,12 @@ def command(
         raise UsageError("--shape, --weights and --input-spec describe one model: export or serve each by itself")
     loaded = [load_model(m, shapes, weights, input_spec) for m in models]
     engine = engine_of(device, threads)
-    server = Server(loaded, host=host, port=port, engine=engine, share=share, on_event=lambda e: click.echo(str(e)))
+
+    def tell(event: Event) -> None:
+        if verbose or event.kind not in _DETAILS:
+            click.echo(str(event), err=event.kind == "warning")
+
+    server = Server(loaded, host=host, port=port, engine=engine, share=share, on_event=tell)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -18,7 +18,7 @@ from splitpoint.cli.options import (
     load_model,
     model_options,
 )
-from splitpoint.cli.run import is_file, notice
+from splitpoint.cli.run import is_file
 from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
@@ -90,7 +90,7 @@ def command(
         _need_plot()
     here = load_model(model, shapes, weights, input_spec) if is_file(model) else None
     engine = engine_of(device, threads)
-    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, on_event=notice) as edge:
+    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache) as edge:
         if input_spec and here is None:
             edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
         chosen = select(edge.model, cuts)

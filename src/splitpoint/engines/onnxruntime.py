@@ -10,7 +10,7 @@ from typing import Any
 
 from splitpoint.errors import EngineError, InputError, nearest
 from splitpoint.models.model import Segment
-from splitpoint.models.probe import external_initializers
+from splitpoint.models.probe import external_initializers, reason_of
 from splitpoint.tensors import Array, TensorSpec
 
 
@@ -99,10 +99,13 @@ class OnnxRuntimeSession:
         before = _resident_bytes()
         try:
             self._session = ort.InferenceSession(
-                segment.proto.SerializeToString(), options, providers=_providers(engine.device)
+                segment.proto.SerializeToString(),
+                options,
+                providers=_providers(engine.device),
+                enable_fallback=0,  # it would print, and try again with the CPU
             )
         except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
-            raise EngineError(f"ONNX Runtime cannot build this segment: {_reason(exc)}") from exc
+            raise EngineError(f"ONNX Runtime cannot build this segment: {reason_of(exc)}") from exc
         if provider not in self._session.get_providers():
             raise EngineError(
                 f"ONNX Runtime could not start {provider} and would have used the CPU without a word: "
@@ -127,7 +130,7 @@ class OnnxRuntimeSession:
         except Exception as exc:
             for spec in self.inputs:  # a wrong input is the usual reason: say which
                 spec.check(feed[spec.name])
-            raise EngineError(f"ONNX Runtime failed: {_reason(exc)}") from exc
+            raise EngineError(f"ONNX Runtime failed: {reason_of(exc)}") from exc
         return dict(zip(self._names, values, strict=True))
 
     def close(self) -> None:
@@ -152,13 +155,6 @@ def _providers(device: str) -> list[str]:
 
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(map(str, specs))
-
-
-def _reason(exc: Exception) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    text = lines[0] if lines else type(exc).__name__
-    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for …": the last part is the news.
-    return text.split(" : ", 3)[-1]
 
 
 def _resident_bytes() -> int:

@@ -12,7 +12,7 @@ Shape = Sequence[int]
 
 def flops(node: Proto, shapes: Mapping[str, Shape]) -> int:
     """FLOPs of `node` for these shapes; 0 for data movement and for what has no known shape."""
-    out = shapes.get(node.output[0]) if node.output else None
+    out = next((shapes.get(o) for o in node.output if o), None)
     if out is None:
         return 0
     ins = [shapes.get(name, ()) for name in node.input]
@@ -70,6 +70,18 @@ def _attention(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]
     return 4 * b * h * q * ins[1][2] * d
 
 
+def _recurrent(gates: int) -> Count:
+    def count(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
+        # X [seq, batch, input] (or batch first), W [directions, gates * hidden, input], R […, gates * hidden, hidden].
+        del out, attributes
+        if len(ins) < 3 or len(ins[0]) != 3 or len(ins[1]) != 3 or len(ins[2]) != 3:
+            return 0
+        hidden = ins[2][2]
+        return 2 * ins[0][0] * ins[0][1] * ins[1][0] * gates * hidden * (ins[1][2] + hidden)
+
+    return count
+
+
 def _einsum(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
     equation = attributes["equation"].s.decode() if "equation" in attributes else ""
     sizes: dict[str, int] = {}
@@ -85,7 +97,7 @@ _COUNTS: Mapping[str, Count] = {
     "FusedMatMul": _matmul, "Gemm": _gemm, "MaxPool": _pool, "AveragePool": _pool, "LpPool": _pool,
     "GlobalAveragePool": _reduce, "GlobalMaxPool": _reduce, "ReduceMean": _reduce, "ReduceSum": _reduce,
     "ReduceMax": _reduce, "ReduceMin": _reduce, "ReduceL2": _reduce, "ReduceProd": _reduce,
-    "Attention": _attention, "Einsum": _einsum,
+    "Attention": _attention, "Einsum": _einsum, "LSTM": _recurrent(4), "GRU": _recurrent(3), "RNN": _recurrent(1),
 }  # fmt: skip
 
 #: Operations an output element costs; what is not listed moves data only.

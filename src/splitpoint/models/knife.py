@@ -57,7 +57,7 @@ def extract(
     part.ir_version = skeleton.ir_version
     part.producer_name = "splitpoint"
     part.opset_import.extend(skeleton.opset_import)
-    part.graph.name = graph.name or "segment"
+    part.graph.name = "segment"
     part.graph.node.extend(graph.node[i] for i in sorted(keep))
     part.graph.initializer.extend(t for t in graph.initializer if t.name in read)
     part.graph.quantization_annotation.extend(q for q in graph.quantization_annotation if q.tensor_name in read)

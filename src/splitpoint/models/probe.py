@@ -33,14 +33,24 @@ def run_once(
     held = external_initializers(full, weights)
     options.add_external_initializers(list(held), list(held.values()))
     try:
-        session = ort.InferenceSession(full.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            full.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
         values = session.run(list(names), sample_inputs(inputs))
     except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
-        reason = str(exc).strip().splitlines()[0]
         raise ModelError(
-            f"shapes that exist only at run time could not be measured, because ONNX Runtime cannot run the model: {reason}"
+            f"ONNX Runtime cannot run this model: {reason_of(exc)} (it was tried because no inference knows the "
+            f"shape of {names[0]})"
         ) from exc
     return {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, values, strict=True)}
+
+
+def reason_of(exc: Exception) -> str:
+    """The first line of what ONNX Runtime says, without its codes."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    text = lines[0] if lines else type(exc).__name__
+    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for …": the last part is the news.
+    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
 def external_initializers(proto: Proto, weights: Weights) -> dict[str, object]:

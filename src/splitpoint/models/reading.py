@@ -38,10 +38,7 @@ def read(path: Path) -> tuple[Proto, MemoryWeights]:
         raise ModelError(f"{path} is not an ONNX file, or it is cut short") from exc
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{path} is not an ONNX file: it holds no graph")
-    try:
-        return skeleton_of(proto, path.parent, str(path))
-    except UnicodeDecodeError as exc:  # protobuf decodes text when it is looked at, not when it is parsed
-        raise ModelError(f"{path} is not an ONNX file, or it is damaged: a name in it is not text") from exc
+    return skeleton_of(proto, path.parent, str(path))
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -62,6 +59,7 @@ def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, MemoryWei
     """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`."""
     import onnx
 
+    soundness.check_text(proto, name)
     if proto.functions:
         proto = _inlined(proto, name)
     graph = proto.graph
@@ -95,9 +93,9 @@ def parse_skeleton(data: bytes) -> Proto:
         raise ModelError(f"a graph of {len(data) >> 20} MiB without its weights is not a network")
     try:
         skeleton = onnx.ModelProto.FromString(data)
-        soundness.check(skeleton, "the graph that came")
-    except (DecodeError, UnicodeDecodeError) as exc:
+    except DecodeError as exc:
         raise ModelError("the graph that came is not ONNX") from exc
+    soundness.check(skeleton, "the graph that came")
     return skeleton
 
 

@@ -17,8 +17,55 @@ OLDEST_OPSET = 7
 _BLOB = re.compile(r"sha256:([0-9a-f]{64})")
 
 
+def check_text(proto: Proto, name: str) -> None:
+    """ModelError if a name in `proto` is not text: protobuf hands damaged strings out as bytes, or raises."""
+    try:
+        whole = all(isinstance(text, str) for text in _texts(proto))
+    except UnicodeDecodeError:
+        whole = False
+    if not whole:
+        raise ModelError(f"{name} is not an ONNX file, or it is damaged: a name in it is not text")
+
+
+def _texts(proto: Proto) -> Iterator[object]:
+    for opset in proto.opset_import:
+        yield opset.domain
+    for prop in proto.metadata_props:
+        yield from (prop.key, prop.value)
+    yield from _graph_texts(proto.graph)
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
+        for node in function.node:
+            yield from _node_texts(node)
+
+
+def _graph_texts(graph: Proto) -> Iterator[object]:
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        if value.type.WhichOneof("value") == "tensor_type":
+            yield from (d.dim_param for d in value.type.tensor_type.shape.dim)
+    sparse = [t.values for t in graph.sparse_initializer]
+    for tensor in (*graph.initializer, *sparse):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    for node in graph.node:
+        yield from _node_texts(node)
+
+
+def _node_texts(node: Proto) -> Iterator[object]:
+    yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for attribute in node.attribute:
+        yield attribute.name
+    for prop in node.metadata_props:
+        yield from (prop.key, prop.value)
+    for body in bodies(node):
+        yield from _graph_texts(body)
+
+
 def check(skeleton: Proto, name: str) -> None:
     """ModelError, one sentence, if `skeleton` (called `name` in it) is not a sound graph without weights."""
+    check_text(skeleton, name)
     _check_opset(skeleton, name)
     if skeleton.functions:
         raise ModelError(f"{name} still has model-local functions: they must be inlined")

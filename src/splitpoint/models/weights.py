@@ -67,9 +67,14 @@ class MappedFiles:
         self._maps: dict[Path, memoryview] = {}
 
     def slice(self, location: str, offset: int, length: int | None) -> memoryview:
-        path = (self.folder / location).resolve()
+        try:
+            path = (self.folder / location).resolve()
+        except (OSError, ValueError) as exc:  # a loop of links, a null byte
+            raise ModelError(f"the model's external data location {location!r} is no path: {exc}") from exc
         if not path.is_relative_to(self.folder):
-            raise ModelError(f"the model's external data points outside its folder: {location}")
+            raise ModelError(
+                f"the model's external data points outside its folder: {location} (put the file beside the model)"
+            )
         if path not in self._maps:
             try:
                 with path.open("rb") as file:

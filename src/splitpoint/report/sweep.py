@@ -129,9 +129,10 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
         axes.bar(places, values, bottom=floor, width=0.85, label=label, color=colour)
         floor = [a + b for a, b in zip(floor, values, strict=True)]
     best = min(places, key=lambda i: rows[i].p50_rtt)
+    side = "left" if best < len(rows) / 3 else "right" if best > len(rows) * 2 / 3 else "center"
     axes.annotate(
-        f"fastest: {rows[best].split_layer}\n{floor[best]:.1f} ms",
-        (best, floor[best]), (0, 18), textcoords="offset points", ha="center", fontsize=9,
+        f"fastest: {rows[best].split_layer}, {floor[best]:.1f} ms",
+        (best, floor[best]), (best, max(floor) * 1.14), ha=side, fontsize=10, fontweight="bold",
         arrowprops={"arrowstyle": "->"},
     )  # fmt: skip
     axes.set_ylim(0, max(floor) * 1.22)

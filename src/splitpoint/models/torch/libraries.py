@@ -54,7 +54,7 @@ def torchvision_source(name: str, weights: Weights, shapes: Shapes) -> Source:
     if weights.path is None and weights.seed is None:
         if default is None:
             raise ModelError(f"torchvision has no trained weights for {name}: {GIVE_WEIGHTS}")
-        model = download(f"torchvision:{name}", lambda: models.get_model(name, weights=default))
+        model = download(f"the file of weights of torchvision:{name}", lambda: models.get_model(name, weights=default))
         text = f"torchvision:{name} {default.name}"
     else:
         if segments:
@@ -115,7 +115,7 @@ def timm_source(name: str, weights: Weights, shapes: Shapes) -> Source:
     if weights.path is None and weights.seed is None:
         if not timm.models.is_model_pretrained(name):
             raise ModelError(f"timm has no trained weights for {name}: {GIVE_WEIGHTS}")
-        model = download(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
+        model = download(f"the file of weights of timm:{name}", lambda: timm.create_model(name, pretrained=True))
         text = f"timm:{name} {model.pretrained_cfg.get('tag') or 'default'}"
     else:
         with seeded(weights.seed or 0):
@@ -170,19 +170,18 @@ def transformers_source(name: str, weights: Weights, shapes: Shapes) -> Source:
     if not default and name in types and not Path(name).is_dir():
         config = transformers.AutoConfig.for_model(name)
     else:
+        if name in types and not Path(name).is_dir():
+            raise ModelError(f"hf:{name} is a model type, which has no weights of its own: take --weights random[:seed]")
+        hint = nearest(name, types) if "/" not in name else ""
+        advice = f"give a folder with its config.json, or a model type with --weights random (hf:bert){hint}"
         try:
-            config = download(f"hf:{name}", lambda: transformers.AutoConfig.from_pretrained(name))
+            config = download(f"hf:{name}", lambda: transformers.AutoConfig.from_pretrained(name), advice)
         except ValueError as exc:
             raise ModelError(f"hf:{name} is no transformers model: {first_line(exc)}") from exc
-        except ModelError as exc:
-            hint = nearest(name, types) if "/" not in name else ""
-            raise ModelError(
-                f"{exc}; with --weights random, hf:TYPE makes a model from its type's default config{hint}"
-            ) from exc
     named = next((a for a in getattr(config, "architectures", None) or () if hasattr(transformers, a)), None)
     architecture = getattr(transformers, named) if named else transformers.AutoModel
     if default:
-        model = download(f"hf:{name}", lambda: architecture.from_pretrained(name))
+        model = download(f"the file of weights of hf:{name}", lambda: architecture.from_pretrained(name))
         text = f"hf:{name}"
     else:
         with seeded(weights.seed or 0):

@@ -7,17 +7,22 @@ Needs torch: imported by the export only.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
 from splitpoint.errors import MissingExtraError, ModelError, UsageError
 
-GIVE_WEIGHTS = "give them with --weights FILE (.safetensors, .pt or .pth), or take --weights random[:seed]"
+GIVE_WEIGHTS = "give weights with --weights FILE (.safetensors, .pt or .pth), or take --weights random[:seed]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,28 +131,64 @@ def first_line(exc: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "…"
 
 
-def download(name: str, load: Callable[[], Any]) -> Any:
-    """`load()`, with every way a download fails turned into the error that says what to do."""
-    # One try and a short wait: what cannot be reached now is named, not waited for.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "15")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        return load()
-    except Exception as exc:
-        # urllib's and the hub's errors are OSErrors; httpx's are not, and are known by where they come from.
-        causes, cause = [], exc
-        while cause is not None and cause not in causes:
-            causes.append(cause)
-            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        network = any(
-            isinstance(c, OSError) or type(c).__module__.split(".")[0] in ("httpx", "httpcore", "huggingface_hub")
-            for c in causes
-        )
-        if not network:
-            raise
-        raise ModelError(
-            f"the weights of {name} could not be downloaded ({first_line(exc)}): {GIVE_WEIGHTS}"
-        ) from exc
+def download(name: str, load: Callable[[], Any], advice: str = GIVE_WEIGHTS) -> Any:
+    """`load()`, with every way a download fails turned into a ModelError that gives `advice`."""
+    waiting = socket.getdefaulttimeout()
+    with _hub() as absent:
+        try:
+            socket.setdefaulttimeout(30)  # torch.hub sets none: a host that swallows packets would hold for ever
+            return load()
+        except Exception as exc:
+            if not _is_network(exc):
+                raise
+            reason = f"no connection to {absent}" if absent and not isinstance(exc, URLError) else first_line(exc)
+            raise ModelError(f"{name} is not on this machine and cannot be downloaded ({reason}): {advice}") from exc
+        finally:
+            socket.setdefaulttimeout(waiting)
 
+
+@contextmanager
+def _hub() -> Iterator[str]:
+    """Inside, the Hugging Face hub is asked only if its host answers; yields the host's name if it does not.
+
+    The hub's own client tries an absent host for 25 to 50 s (measured) before it looks into its cache.
+    """
+    try:
+        constants: Any = import_module("huggingface_hub.constants")
+    except ImportError:
+        yield ""
+        return
+    target = urlsplit(getproxies().get("https") or constants.ENDPOINT)
+    host = target.hostname or ""
+    port = target.port or (80 if target.scheme == "http" else 443)
+    offline, bars = constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_PROGRESS_BARS
+    absent = "" if offline or _answers(host, port) else host
+    constants.HF_HUB_OFFLINE = offline or bool(absent)
+    constants.HF_HUB_DISABLE_PROGRESS_BARS = True
+    try:
+        yield absent
+    finally:
+        constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_PROGRESS_BARS = offline, bars
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _is_network(exc: BaseException) -> bool:
+    """Whether a failed connection or a missing file is behind `exc`.
+
+    urllib's and the hub's errors are OSErrors; those of the hub's HTTP client are known by where they come from.
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = exc
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    hub = ("httpx", "httpx2", "httpcore", "huggingface_hub")
+    return any(isinstance(c, OSError) or type(c).__module__.partition(".")[0] in hub for c in seen)
 
