@@ -23,8 +23,10 @@ def header() -> str:
 
 def pin(core: int) -> None:
     """Keep this process on one core, so that edge and server do not share one."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
+    # Not from sched_getaffinity: a child inherits its parent's one core.
+    if core >= (os.cpu_count() or 1):
+        raise SystemExit("these benchmarks need two cores: one for the edge, one for the server")
+    os.sched_setaffinity(0, {core})
 
 
 def interleaved(actions: Mapping[str, Callable[[], float | None]], rounds: int, warm: int = 5) -> dict[str, float]:

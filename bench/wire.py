@@ -6,7 +6,8 @@ Read this first: loopback has no bandwidth limit and hardly a round trip, so wha
 worst case for it. On a real link the bytes cost far more. Server processes run on one core and the client on
 another. The contenders take turns in blocks within one run, so that they meet the same noise. splitpoint's path is the
 whole of it (`Edge.infer`, request ids, checks, clock, trace marks); only the model's computing is left out, by an
-engine that returns a ready answer. The bare socket knows how many bytes come and receives into one buffer.
+engine that returns a ready answer. The bare socket knows how many bytes come and receives into one buffer, 64 KiB a
+call: of the ways we tried the fastest (one call with MSG_WAITALL is a sixth slower).
 """
 
 from __future__ import annotations
@@ -59,8 +60,14 @@ def serve_bare(pipe: Connection, up: int) -> None:
     pipe.send(listener.getsockname()[1])
     sock, _ = listener.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    buffer, answer = bytearray(up), bytes(4 * DOWN_FLOATS)
-    while sock.recv_into(buffer, up, socket.MSG_WAITALL) == up:
+    buffer, answer = memoryview(bytearray(up)), bytes(4 * DOWN_FLOATS)
+    while True:
+        got = 0
+        while got < up:
+            part = sock.recv_into(buffer[got:], min(64 << 10, up - got))
+            if not part:
+                return
+            got += part
         sock.sendall(answer)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of transports, server, edge and attacks share: small models, an engine one can hold up, leak checks."""
+"""What the tests of transports, server and attacks share: small models, an engine one can hold up, leak checks."""
 
 from __future__ import annotations
 

@@ -41,6 +41,7 @@ class Serving:
             if line.startswith("serving on "):
                 self.address = line.split()[2]
                 return
+        self.process.communicate(timeout=30)
         raise AssertionError("".join(self.said))
 
     def end(self, number: int = signal.SIGTERM) -> int:
@@ -376,3 +377,41 @@ def test_demo_shows_labels_and_the_proof() -> None:
     assert done.returncode == 0, done.stderr
     assert "espresso" in done.stdout
     assert "The uncut model gives" in done.stdout
+
+
+# --- other people's models --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A classifier of three classes as others export them: float NCHW, free height and width, no metadata."""
+    import nets
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["c"], name="/body/conv/Conv", kernel_shape=[3, 3]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"], name="/pool/GlobalAveragePool"),
+        helper.make_node("Flatten", ["p"], ["scores"], name="/head/Flatten"),
+    ]
+    shape = ["batch", 3, "height", "width"]
+    model = nets.proto(nodes, [nets.value("images", shape)], [nets.value("scores", ["batch", 3])], [nets.normal("w", 3, 3, 3, 3)])
+    return nets.saved(model, tmp_path / "plain.onnx")
+
+
+def test_a_plain_onnx_file_reads_photos_once_told_how(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--shape images=1,3,N,N" in fails(capsys, 3, "inspect", plain)
+    fixed = ["--shape", "images=1,3,64,64"]
+    assert "body.conv" in ok(capsys, "inspect", plain, *fixed)
+    message = fails(capsys, 4, "run", plain, photos()[0], *fixed)
+    assert "--input-spec" in message
+    pasted = tmp_path / "spec.json"
+    example = json.loads(message[message.index("{") : message.rindex("}") + 1])
+    assert example["size"] == [64, 64]
+    pasted.write_text(json.dumps(example | {"labels": ["red", "green", "blue"]}))
+    text = ok(capsys, "run", plain, photos()[0], *fixed, "--input-spec", pasted)
+    assert any(color in text for color in ("red", "green", "blue"))
+    ok(capsys, "verify", plain, *fixed, "--input-spec", pasted, "--input", photos()[0], "--input", photos()[1])
+    pasted.write_text(json.dumps(example | {"sized": 3}))
+    assert "size" in fails(capsys, 4, "run", plain, photos()[0], *fixed, "--input-spec", pasted)

@@ -420,6 +420,14 @@ def _has_sparse_weights(p: Any) -> None:
     p.graph.sparse_initializer.add()
 
 
+def _writes_on_the_terminal(p: Any) -> None:
+    p.graph.node[0].name = "\x1b[2J"
+
+
+def _writes_on_the_terminal_as_a_layer(p: Any) -> None:
+    p.graph.node[0].metadata_props.add(key="splitpoint.layer", value="a\nb")
+
+
 def _has_no_output(p: Any) -> None:
     p.graph.output[0].name = "nowhere"
 
@@ -430,6 +438,7 @@ def _has_no_output(p: Any) -> None:
         _points_to_a_file, _also_has_an_offset, _hides_in_an_attribute, _hides_in_a_sparse_attribute, _hides_in_a_body,
         _has_functions, _is_unsorted, _has_the_wrong_size, _has_negative_dimensions, _defines_twice,
         _has_an_unknown_type, _has_no_names, _has_sparse_weights, _has_no_output,
+        _writes_on_the_terminal, _writes_on_the_terminal_as_a_layer,
     ],
 )  # fmt: skip
 def test_a_tampered_graph_is_refused(change: Any) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+
 from serving import nothing_leaks
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, UsageError

@@ -27,6 +27,7 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "left", "fetched"})
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one."
 )
+@click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
 @click.option(
     "--share",
     type=click.Choice(["model", "head", "none"]),

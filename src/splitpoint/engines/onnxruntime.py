@@ -23,8 +23,10 @@ class Device:
 
 
 _GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+#: PyPI has no CUDA wheels for aarch64; NVIDIA's Jetson AI Lab builds them (dusty-nv/jetson-containers#1283).
 _JETSON = (
-    "on a Jetson: pip install onnxruntime-gpu --index-url of https://pypi.jetson-ai-lab.io for your JetPack"
+    "on a Jetson with JetPack 6: pip uninstall -y onnxruntime && "
+    "pip install onnxruntime-gpu --index-url https://pypi.jetson-ai-lab.io/jp6/cu126"
 )
 
 #: Device name → provider. Every wheel but the last three replaces the `onnxruntime` package.

@@ -14,6 +14,7 @@ from splitpoint.errors import ModelError
 from splitpoint.models.dataflow import Proto, bodies, reads
 
 OLDEST_OPSET = 7
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BLOB = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -21,17 +22,23 @@ def check_text(proto: Proto, name: str) -> None:
     """ModelError if a name in `proto` is not text: protobuf hands damaged strings out as bytes, or raises."""
     try:
         whole = all(isinstance(text, str) for text in _texts(proto))
+        whole = whole and all(isinstance(text, str) for p in proto.metadata_props for text in (p.key, p.value))
     except UnicodeDecodeError:
         whole = False
     if not whole:
         raise ModelError(f"{name} is not an ONNX file, or it is damaged: a name in it is not text")
 
 
+def _check_printable(skeleton: Proto, name: str) -> None:
+    """Names end up on terminals and in logs, so a stranger's model may not carry escape sequences in them."""
+    for text in _texts(skeleton):
+        if _CONTROL.search(str(text)):
+            raise ModelError(f"{name} has a name with control characters in it: {text!r}")
+
+
 def _texts(proto: Proto) -> Iterator[object]:
     for opset in proto.opset_import:
         yield opset.domain
-    for prop in proto.metadata_props:
-        yield from (prop.key, prop.value)
     yield from _graph_texts(proto.graph)
     for function in proto.functions:
         yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
@@ -66,6 +73,7 @@ def _node_texts(node: Proto) -> Iterator[object]:
 def check(skeleton: Proto, name: str) -> None:
     """ModelError, one sentence, if `skeleton` (called `name` in it) is not a sound graph without weights."""
     check_text(skeleton, name)
+    _check_printable(skeleton, name)
     _check_opset(skeleton, name)
     if skeleton.functions:
         raise ModelError(f"{name} still has model-local functions: they must be inlined")

@@ -58,7 +58,8 @@ class Channel:
 
     def _greet(self, software: str) -> wire.Welcome:
         peer = self._connection.peer
-        self._connection.send(wire.encode(Kind.HELLO, 0, wire.Hello(software=software, eol="\r\n\r\n")))
+        with suppress(ServerError):  # if it hung up already, it may have said why
+            self._connection.send(wire.encode(Kind.HELLO, 0, wire.Hello(software=software, eol="\r\n\r\n")))
         try:
             frame = self._connection.receive(timeout_s=self.timeout_s)
         except wire.ForeignError as exc:
@@ -87,7 +88,7 @@ class Channel:
         if self._broken is not None:
             raise self._again(self._broken)
         if self._bye:
-            raise ServerError(f"{self._connection.peer} takes no more requests: {self._bye}")
+            raise self._ended(ServerError(f"{self._connection.peer} takes no more requests"))
         id = next(self._ids) & 0xFFFFFFFF
         self._waiting[id] = None
         return id
@@ -213,7 +214,8 @@ class Channel:
 
     def _judge(self, frame: Frame) -> Frame:
         if isinstance(frame.header, (wire.Error, wire.Busy)):
-            raise wire.exception_of(frame.header)
+            exc = wire.exception_of(frame.header)
+            raise self._ended(exc) if self._bye and type(exc) is ServerError else exc
         if frame.kind == Kind.RESULT:
             self.answers += 1
         return frame
@@ -227,7 +229,7 @@ class Channel:
         if type(exc) is ProtocolError or not isinstance(exc, ServerError):
             return exc
         done = f"{self.answers} answer{'s' * (self.answers != 1)}"
-        why = f" ({self._bye})" if self._bye else ""
+        why = f" ({self._bye})" if self._bye and self._bye not in str(exc) else ""
         return ServerError(f"{exc}{why}, after {done}: what was answered is kept")
 
     def _again(self, exc: SplitpointError) -> SplitpointError:

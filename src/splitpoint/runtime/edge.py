@@ -153,7 +153,7 @@ class Edge:
             found = [m for m in served if m.name == model] or _with_prefix(served, model)
             if not found:
                 raise ModelError(
-                    f"the server has no model {model}{nearest(model, [m.name for m in served])} (it has {listed})"
+                    f"the server has no model {model}{nearest(model, {m.name: None for m in served})} (it has {listed})"
                 )
         if model_hash is not None:
             pinned = _with_prefix(found, model_hash)

@@ -201,7 +201,7 @@ class Peer:
         except InputError as exc:
             return exc
         if server.draining:
-            return BusyError("the server is ending: it takes no more requests", 1.0)
+            return ServerError("the server is ending: it takes no more requests")
         if len(self.in_flight) >= server.limits.in_flight:
             text = f"{server.limits.in_flight} requests of this connection are in flight already"
             return BusyError(text, server.compute.retry_after_s)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +32,8 @@ from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.wire import Kind, Limits
 
 SHARES = ("model", "head", "none")
+#: Connections refused for want of room that are kept for a moment, so that they can read why.
+_TURNED_AWAY = 32
 
 
 class Server:
@@ -74,6 +77,7 @@ class Server:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._peers: set[Peer] = set()
+        self._turned_away: deque[TcpConnection] = deque()
         self._received = 0
         self._stop = threading.Event()
         self._listener: TcpListener | None = None
@@ -137,6 +141,8 @@ class Server:
         listener.wake()
         self._accepting.join()
         listener.close()
+        for connection in self._turned_away:
+            connection.close()
         for peer in peers:
             peer.say_bye()
         end = monotonic() + drain_s
@@ -174,8 +180,10 @@ class Server:
         text = f"the server has {self.limits.connections} connections already: try again later"
         with suppress(ServerError):
             connection.send(wire.encode(Kind.ERROR, 0, wire.Error("busy", text, 1.0)), wait=False)
-        # Not closed at once: its HELLO may be on the way, and a reset would overtake what was just said.
-        self.builders.submit(connection.close, 0.5)
+        # Not closed at once: its HELLO may be on the way, and a reset could overtake what was just said.
+        self._turned_away.append(connection)
+        if len(self._turned_away) > _TURNED_AWAY:
+            self._turned_away.popleft().close()
         self.tell(Event("refused", f"{connection.peer} turned away: {text}"))
 
     def left(self, peer: Peer) -> None:
@@ -208,7 +216,7 @@ class Server:
         found = self.models.get(fingerprint)
         if found is None:
             known = ", ".join(f"{m.name} {m.fingerprint[:12]}" for m in self.models.values())
-            near = nearest(fingerprint, [m.name for m in self.models.values()])
+            near = nearest(fingerprint, {m.name: None for m in self.models.values()})
             raise ModelError(f"the server has no model {fingerprint[:64]}; it has {known}{near}")
         return found
 

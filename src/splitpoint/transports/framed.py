@@ -43,14 +43,20 @@ from splitpoint.wire import (
     parse_header,
     parse_id,
     parse_prefix,
+    view_small,
 )
 
 _SCRATCH = 64 << 10
 _LEAD = 4096
 #: A body of up to this many bytes is received with its header and then copied: less work than a second system call.
 _SMALL = 16 << 10
+#: Large tensors are received in pieces: the kernel tells the sender about room at the end of each call, and the
+#: sender waits less (measured with 600 KB on loopback: 340 µs a round trip instead of 400 with one call).
+_PIECE = 256 << 10
 #: Memory of more than this is not allocated before it is known to be needed: many connections may be waiting.
 _AHEAD = 4 << 20
+#: No read returns that many bytes: nothing is like the frame before the first.
+_NEVER = 1 << 62
 
 
 class _Lead(NamedTuple):
@@ -65,6 +71,7 @@ class _Lead(NamedTuple):
     header: Message | None
     body_bytes: int
     nbytes: int
+    tensors: tuple[Tensor, ...]
 
 
 class Framed(ABC):
@@ -81,15 +88,15 @@ class Framed(ABC):
         self._view = memoryview(self._buffer)
         self._ask = PREFIX_BYTES
         self._extra = 0  # bytes at the start of _buffer that were read too far
-        self._last = _Lead(b"\0", b"", 0, 0, 0, 0, None, 0, 0)
+        self._last = _Lead(b"", b"", 0, _NEVER, 0, 0, None, 0, 0, ())
         self._layout: tuple[Tensor, ...] = ()
         self._spare: list[Array] | None = None
-        self._patience: float | None = -1.0
+        self._timeout_s: float | None = -1.0
         self._queued = 0  # bytes that the peer has not taken yet
 
     @abstractmethod
-    def _be_patient(self, seconds: float | None) -> None:
-        """Makes the next calls of `_recv_into` wait that long for a byte, None for ever."""
+    def _be_patient(self, seconds: float) -> None:
+        """Makes the next calls of `_recv_into` wait that long for what they want."""
 
     @abstractmethod
     def _why(self, exc: OSError) -> str:
@@ -98,11 +105,11 @@ class Framed(ABC):
     def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
         if self._queued > self.limits.backlog_bytes:
             self._let_peer_read()
-        if self._spare is None and self._last.body_bytes <= _AHEAD:
+        if self._spare is None and _SMALL < self._last.body_bytes <= _AHEAD:
             self._spare = allocate(self._layout)
-        if timeout_s != self._patience:
-            self._be_patient(timeout_s)
-            self._patience = timeout_s
+        if timeout_s != self._timeout_s:
+            self._timeout_s = timeout_s
+            self._be_patient(self._wait_s())
         got = self._extra or self._some()
         started = perf_counter()
         buffer, lead = self._buffer, self._last
@@ -116,6 +123,9 @@ class Framed(ABC):
         if header is None or (admit is not None and (refused := admit(frame)) is not None):
             frame.refused = None if header is None else refused
             self._skip(lead, got)
+        elif got == lead.end + lead.body_bytes <= len(buffer) and lead.tensors:
+            self._extra = 0
+            frame.tensors = view_small(lead.tensors, self._view, lead.end)
         elif got > lead.end:
             frame.tensors = self._allocate(lead)
             self._fill_after(frame.tensors, lead.end, got)
@@ -134,23 +144,44 @@ class Framed(ABC):
         """Waits until the peer has taken some of what is queued for it: one that does not read is not read from."""
         raise NotImplementedError  # only where `_queued` is ever more than 0
 
+    def _wait_s(self) -> float:
+        """One wait's length: what the caller allows, but in the middle of a frame no more than `stall_s`."""
+        stall_s = self.limits.stall_s
+        return stall_s if self._timeout_s is None else min(self._timeout_s, stall_s)
+
     def _some(self) -> int:
-        try:
-            got = self._recv_into(self._buffer, self._ask)
-        except BlockingIOError:
-            raise TimeoutError from None
-        except OSError as exc:
-            raise Ended(self._why(exc)) from exc
-        if not got:
-            raise Ended(f"{self.peer} closed the connection")
-        return got
+        """The first bytes of a frame, as many as came."""
+        waited = 0.0
+        while True:
+            try:
+                got = self._recv_into(self._buffer, self._ask)
+            except BlockingIOError:
+                waited += self._wait_s()
+                if self._timeout_s is not None and waited >= self._timeout_s:
+                    raise TimeoutError from None
+                continue
+            except OSError as exc:
+                raise Ended(self._why(exc)) from exc
+            if not got:
+                raise Ended(f"{self.peer} closed the connection")
+            return got
 
     def _fill(self, buffer: Buffer, nbytes: int) -> None:
         """Receives exactly `nbytes`; ServerError if the peer ends or stalls."""
+        done = 0
         try:
-            done = self._recv_into(buffer, nbytes, MSG_WAITALL)
+            if nbytes <= _PIECE:
+                done = self._recv_into(buffer, nbytes, MSG_WAITALL)
+            else:
+                view = flat(buffer)
+                while done < nbytes:
+                    size = min(_PIECE, nbytes - done)
+                    got = self._recv_into(view[done : done + size], size, MSG_WAITALL)
+                    done += got
+                    if got != size:
+                        break
         except BlockingIOError:
-            done = 0
+            pass
         except OSError as exc:
             raise ServerError(self._why(exc)) from exc
         if done != nbytes:
@@ -160,7 +191,7 @@ class Framed(ABC):
         """Receives the rest of a body: the first wait's patience was at its end, or the peer ended."""
         limits = self.limits
         self._be_patient(limits.stall_s)
-        self._patience = limits.stall_s
+        self._timeout_s = limits.stall_s
         began, done, size = monotonic(), 0, len(view)
         while done < size:
             try:
@@ -203,6 +234,7 @@ class Framed(ABC):
             header,
             body_bytes,
             header_end + prefix.body_bytes,
+            header.tensors if isinstance(header, (Infer, Result)) else (),
         )
         if isinstance(header, (Infer, Result)):
             if header.tensors != self._layout or body_bytes != self._last.body_bytes:

@@ -59,7 +59,7 @@ class MemoryConnection(Framed):
             for part in packet.buffers:
                 self._out.put(bytes(flat(part)))
 
-    def _be_patient(self, seconds: float | None) -> None:
+    def _be_patient(self, seconds: float) -> None:
         self._seconds = seconds
 
     def _take(self, buffer: Buffer, nbytes: int, flags: int = 0) -> int:

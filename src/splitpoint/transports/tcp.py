@@ -22,6 +22,8 @@ from splitpoint.wire import DEFAULT_PORT, Buffer, Limits, Packet
 
 _TIMEVAL = struct.Struct("ll")
 _DONTWAIT = socket.MSG_DONTWAIT
+#: How long a closing connection reads what its peer may still be sending: a round trip or two.
+_READ_AWAY_S = 0.3
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -81,9 +83,9 @@ class TcpConnection(Framed):
 
     # --- receiving ---------------------------------------------------------------------------------------------
 
-    def _be_patient(self, seconds: float | None) -> None:
+    def _be_patient(self, seconds: float) -> None:
         # 0 means "for ever" to the kernel, and a microsecond is the least it can wait.
-        self._limit(socket.SO_RCVTIMEO, 0.0 if seconds is None else max(seconds, 1e-6))
+        self._limit(socket.SO_RCVTIMEO, max(seconds, 1e-6))
 
     def _let_peer_read(self) -> None:
         self._drain(self.limits.backlog_bytes)
@@ -188,6 +190,7 @@ class TcpConnection(Framed):
         """Delivers what is queued, then reads the peer's rest away: closing on unread bytes would make the kernel
         send a reset, which can overtake the last answer."""
         self._drain(-1, end - time.monotonic())
+        end = min(end, time.monotonic() + _READ_AWAY_S)
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
             scratch = bytearray(64 << 10)

@@ -3,8 +3,8 @@
     torchvision:resnet50            timm:convnext_tiny            hf:bert-base-uncased
     my_package.nets:make            exported.pt2
 
-A module is traced by torch.export with a free batch, translated to ONNX, cleaned, and then *compared*: the file is
-run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. Importing this file imports no torch.
+A module is traced by torch.export with a free batch, translated to ONNX, cleaned, and then *compared*: the
+file is run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. Importing this file imports no torch.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ ALIASES: Mapping[str, str] = {
 _SCHEMES = ("torchvision", "timm", "hf")
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
+
 def is_torch_source(name: str) -> bool:
     """Whether `name` (or what it is short for) is exported from PyTorch.
 
@@ -71,11 +72,13 @@ def export(
 ) -> ExportReport:
     """Write the PyTorch model that `model` names to the ONNX file `output`, and say how that went.
 
-    `weights` is a file, ``random[:seed]``, or None for the library's trained ones. `shapes` give inputs other sizes
-    than the model's usual ones (their batch is taken only where it cannot be free). `progress` is told what happens.
+    `weights` is a file, ``random[:seed]``, or None for the library's trained ones. `shapes` give inputs other
+    sizes than the model's usual ones (their batch is taken only where it cannot be free). `progress` is told
+    what happens.
 
-    Raises MissingExtraError without PyTorch; ModelError if the model, its weights or the export are no good, or the
-    file does not compute what PyTorch does; UsageError for senseless arguments; StorageError if it cannot be written.
+    Raises MissingExtraError without PyTorch; ModelError if the model, its weights or the export are no good,
+    or the file does not compute what PyTorch does; UsageError for senseless arguments; StorageError if it
+    cannot be written.
     """
     name = ALIASES.get(model, model)
     if not is_torch_source(name):
@@ -139,9 +142,9 @@ def exported(
 ) -> Path:
     """The ONNX file of the PyTorch model `model`: from the cache, or exported into it now.
 
-    The cache is ``$SPLITPOINT_CACHE/exports`` (``~/.cache/splitpoint/exports``). Its key covers everything the file
-    depends on: name, weights (a file's content), shapes, library versions and, for ``package.module:function`` and
-    ``.pt2``, the file's content. Raises like `export`.
+    The cache is ``$SPLITPOINT_CACHE/exports`` (``~/.cache/splitpoint/exports``). Its key covers everything
+    the file depends on: name, weights (a file's content), shapes, library versions and, for
+    ``package.module:function`` and ``.pt2``, the file's content. Raises like `export`.
     """
     name = ALIASES.get(model, model)
     folder = cache_folder() / _key(name, weights, shapes or {})

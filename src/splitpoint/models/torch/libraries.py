@@ -1,4 +1,5 @@
-"""Models of torchvision, timm and transformers by name. They run their own code only: `trust_remote_code` is never set.
+"""Models of torchvision, timm and transformers by name. They run their own code only: `trust_remote_code` is
+never set.
 
 Needs torch: imported by the export only.
 """
@@ -21,8 +22,8 @@ from splitpoint.models.torch.signal import seeded
 from splitpoint.models.torch.sources import Shapes, Source, image_source, tensor_source
 from splitpoint.models.torch.weights import GIVE_WEIGHTS, Weights, download, first_line, load_file
 
-#: GoogLeNet and Inception with trained weights have no auxiliary heads and rescale their input; FCN and DeepLab have
-#: one. Random weights and `--weights FILE` get the same network.
+#: GoogLeNet and Inception with trained weights have no auxiliary heads and rescale their input; FCN and
+#: DeepLab have one. Random weights and `--weights FILE` get the same network.
 _AS_PRETRAINED: Mapping[str, Mapping[str, Any]] = {
     "googlenet": {"aux_logits": False, "transform_input": True},
     "inception_v3": {"aux_logits": False, "transform_input": True},
@@ -126,7 +127,9 @@ def timm_source(name: str, weights: Weights, shapes: Shapes) -> Source:
     config = data.resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
     if channels not in (1, 3):
-        raise ModelError(f"timm:{name} takes {channels} channels, which is no image: wrap it with package.module:function")
+        raise ModelError(
+            f"timm:{name} takes {channels} channels, which is no image: wrap it with package.module:function"
+        )
     shortest = config.get("crop_mode") in (None, "center")
     resize = max(height, width, math.floor(max(height, width) / (config.get("crop_pct") or 1)))
     labels = _timm_labels(model)
@@ -170,10 +173,11 @@ def transformers_source(name: str, weights: Weights, shapes: Shapes) -> Source:
     if not default and name in types and not Path(name).is_dir():
         config = transformers.AutoConfig.for_model(name)
     else:
-        if name in types and not Path(name).is_dir():
-            raise ModelError(f"hf:{name} is a model type, which has no weights of its own: take --weights random[:seed]")
-        hint = nearest(name, types) if "/" not in name else ""
-        advice = f"give a folder with its config.json, or a model type with --weights random (hf:bert){hint}"
+        if name in types:
+            advice = "for this model type's default network take --weights random[:seed]"
+        else:
+            hint = nearest(name, types) if "/" not in name else ""
+            advice = f"give a folder with its config.json, or a model type with --weights random (hf:bert){hint}"
         try:
             config = download(f"hf:{name}", lambda: transformers.AutoConfig.from_pretrained(name), advice)
         except ValueError as exc:
@@ -266,5 +270,3 @@ def _hf_normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     except (OSError, ValueError):
         return half, half
     return tuple(found.get("image_mean") or half), tuple(found.get("image_std") or half)
-
-

@@ -7,8 +7,8 @@ The optimiser folds and drops nodes, so three things are noted before it runs an
 * which modules hand their input on unchanged (Identity, Dropout in evaluation): torch.export leaves no trace of
   them, so their outputs pass through a marker operator that is taken out again before the optimiser sees it.
 
-Every module path then has a node of its own, is a prefix of one, is an *alias* of the node that holds it (the Conv a
-batch norm was folded into; what an Identity hands on), or is *unused* (an auxiliary head).
+Every module path then has a node of its own, is a prefix of one, is an *alias* of the node that holds it (the
+Conv a batch norm was folded into; what an Identity hands on), or is *unused* (an auxiliary head).
 
 Needs torch: imported by the export only.
 """
@@ -20,11 +20,13 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
-import onnx_ir as ir
 import torch
-from onnxscript import opset20 as op
+
+# Through Any, so that mypy says the same with and without the [torch] extra.
+ir: Any = import_module("onnx_ir")
 
 LAYER_KEY = "splitpoint.layer"
 OPSET = 20
@@ -32,8 +34,8 @@ OPSET = 20
 #: The exporter's key: a list literal of module paths, outermost first, and last the fx node's name.
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
-#: Operators that only hand values on. Where the optimiser drops one whose shape does not change, its module's output
-#: is its input; any other operator that goes was folded into a later one.
+#: Operators that only hand values on. Where the optimiser drops one whose shape does not change, its module's
+#: output is its input; any other operator that goes was folded into a later one.
 _MOVES = frozenset({
     "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "CastLike", "Expand", "Slice", "Transpose",
     "Dropout", "Concat", "Split",
@@ -41,26 +43,28 @@ _MOVES = frozenset({
 _READS_SHAPE = frozenset({"Shape", "Size"})
 
 
-@torch.library.custom_op("splitpoint::mark", mutates_args=())
 def _mark(value: torch.Tensor, path: str) -> torch.Tensor:
-    return value.clone()
+    return value.clone()  # a custom operator may not return its input
 
 
-@_mark.register_fake
-def _(value: torch.Tensor, path: str) -> torch.Tensor:
+def _mark_shape(value: torch.Tensor, path: str) -> torch.Tensor:
     return torch.empty_like(value)
 
 
+_custom_op: Any = torch.library.custom_op
+_custom_op("splitpoint::mark", _mark, mutates_args=()).register_fake(_mark_shape)
+
+
 def _mark_in_onnx(value: Any, path: str) -> Any:
-    return op.Identity(value)
+    return import_module("onnxscript").opset20.Identity(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
     """Where the module paths of the original model went.
 
-    `aliases`: path without a node → name of the node that holds it, or of the model input it hands on. `unused`:
-    paths that play no part in the outputs.
+    `aliases`: path without a node → name of the node that holds it, or of the model input it hands on.
+    `unused`: paths that play no part in the outputs.
     """
 
     aliases: Mapping[str, str]
@@ -97,9 +101,9 @@ def lower(
 ) -> tuple[Any, Layers]:
     """The ONNX model of ``module.model`` inside its wrapper `module`, as ``onnx_ir.Model``, and its `Layers`.
 
-    `paths` maps every module path of ``module.model`` to the names of its own parameters; `identities` are the paths
-    whose module returns its input. `preprocess` is the layer name for the wrapper's own nodes. Raises whatever
-    torch raises when the module cannot be exported.
+    `paths` maps every module path of ``module.model`` to the names of its own parameters; `identities` are
+    the paths whose module returns its input. `preprocess` is the layer name for the wrapper's own nodes.
+    Raises whatever torch raises when the module cannot be exported.
     """
     hooks = []
     modules = dict(module.model.named_modules(remove_duplicate=False))
@@ -185,7 +189,8 @@ class _Paths:
 
 def _all_nodes(graph: Any) -> Iterable[Any]:
     """Every node, those of bodies included."""
-    return ir.traversal.RecursiveGraphIterator(graph)
+    nodes: Iterable[Any] = ir.traversal.RecursiveGraphIterator(graph)
+    return nodes
 
 
 def _within(node: Any) -> Iterable[Any]:

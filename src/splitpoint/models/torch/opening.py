@@ -2,8 +2,8 @@
 
 Adding a source: one function that returns a `Source`, and a line in `open_source`.
 
-What runs other people's code: ``package.module:function`` is Python that the user names and is run; a ``.pt2`` is to
-be treated like it (see `_pt2`); libraries run their own code; weights files run nothing.
+What runs other people's code: ``package.module:function`` is Python that the user names and is run; a
+``.pt2`` is to be treated like it (see `_pt2`); libraries run their own code; weights files run nothing.
 
 Needs torch: imported by the export only.
 """
@@ -46,13 +46,11 @@ def open_source(name: str, weights: Weights, shapes: Shapes, say: Callable[[str]
         source = _function(name, weights, shapes)
     unknown = set(shapes) - set(source.inputs)
     if unknown:
-        raise UsageError(
-            f"{name} has no input {sorted(unknown)[0]}; its inputs are {', '.join(source.inputs)}"
-        )
+        raise UsageError(f"{name} has no input {sorted(unknown)[0]}; its inputs are {', '.join(source.inputs)}")
     if weights.seed is not None:
         say(f"making the random weights carry signal (seed {weights.seed})")
         wrapped = Wrapped(source)
-        carry_signal(source.model, lambda batch: wrapped(*batch), source.draw(8, weights.seed), weights.seed)
+        carry_signal(source.model, lambda batch: wrapped(*batch), source.draw(4, weights.seed), weights.seed)
     return source
 
 
@@ -97,7 +95,9 @@ def _call(package: str, attribute: str) -> tuple[Any, Any]:
         raise
     except ModuleNotFoundError as exc:
         if exc.name and (package == exc.name or package.startswith(exc.name + ".")):
-            raise ModelError(f"there is no Python module {exc.name} to import (looked here and where packages are)") from exc
+            raise ModelError(
+                f"there is no Python module {exc.name} to import (looked here and where packages are)"
+            ) from exc
         raise ModelError(f"{name} needs the Python package {exc.name}, which is not installed") from exc
     except Exception as exc:  # the user's own code: name it, with its own words
         raise ModelError(f"{name} failed: {type(exc).__name__}: {first_line(exc)}") from exc
@@ -130,12 +130,14 @@ def _example_source(
     batched = free and len(sizes) == 1 and None not in sizes
 
     def draw(count: int, seed: int) -> tuple[Any, ...]:
-        return tuple(_vary(v, (count, *v.shape[1:]) if batched else tuple(v.shape), seed) for v in examples.values())
+        shapes = [(count, *v.shape[1:]) if batched else tuple(v.shape) for v in examples.values()]
+        # A seed of its own for each: two inputs with the same numbers can cancel out.
+        return tuple(
+            _vary(v, s, 1000 * seed + k) for k, (v, s) in enumerate(zip(examples.values(), shapes, strict=True))
+        )
 
     inputs = dict(zip(examples, draw(2, 1), strict=True)) if batched else dict(examples)
-    return Source(
-        name, model, inputs, draw, text, keywords=tuple(examples) if keywords else None, batched=batched
-    )
+    return Source(name, model, inputs, draw, text, keywords=tuple(examples) if keywords else None, batched=batched)
 
 
 def _vary(example: Any, shape: tuple[int, ...], seed: int) -> Any:
@@ -156,10 +158,11 @@ def _vary(example: Any, shape: tuple[int, ...], seed: int) -> Any:
 def _pt2(path: Path, weights: Weights) -> Source:
     """A program saved by ``torch.export.save``. Treat the file like Python code: open your own only.
 
-    torch.export.load unpickles parts of the archive and rebuilds expressions from text; PyTorch says never to load an
-    untrusted one, and nothing in PyTorch loads one safely. Every pickle in it is therefore read with the restricted
-    unpickler first and the file refused if that one refuses, and so are compiled libraries; this closes the plain
-    ways in, not all. No other part of splitpoint opens such a file, and none is ever taken from a peer.
+    torch.export.load unpickles parts of the archive and rebuilds expressions from text; PyTorch says never to
+    load an untrusted one, and nothing in PyTorch loads one safely. Every pickle in it is therefore read with
+    the restricted unpickler first and the file refused if that one refuses, and so are compiled libraries;
+    this closes the plain ways in, not all. No other part of splitpoint opens such a file, and none is ever
+    taken from a peer.
     """
     if weights.path is not None or weights.seed is not None:
         raise UsageError(f"{path} has its weights inside: --weights is for torchvision:, timm:, hf: and modules")
@@ -169,7 +172,9 @@ def _pt2(path: Path, weights: Weights) -> Source:
     try:
         program = torch.export.load(str(path))
     except Exception as exc:
-        raise ModelError(f"{path} is not a program this PyTorch ({torch.__version__}) can load: {first_line(exc)}") from exc
+        raise ModelError(
+            f"{path} is not a program this PyTorch ({torch.__version__}) can load: {first_line(exc)}"
+        ) from exc
     example = program.example_inputs
     if not example or example[1] or not all(isinstance(v, torch.Tensor) for v in example[0]):
         raise ModelError(f"{path}: only programs with plain tensors as positional inputs can be split")
@@ -196,7 +201,7 @@ def _refuse_foreign_pickles(path: Path) -> None:
                         torch.load(io.BytesIO(archive.read(name)), weights_only=True)  # noqa: TID251 - cannot run code
                     except Exception as exc:
                         raise ModelError(
-                            f"{path} holds a pickle that is more than tensors ({name}): it could run code and is refused"
+                            f"{path} holds a pickle of more than tensors ({name}): it could run code and is refused"
                         ) from exc
     except zipfile.BadZipFile as exc:
         raise ModelError(f"{path} is not a .pt2 archive (torch.export.save writes one)") from exc

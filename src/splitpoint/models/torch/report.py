@@ -11,9 +11,9 @@ from pathlib import Path
 class ExportReport:
     """What `export` made, and what was found when it was compared with the eager module.
 
-    `batch` is None where it is free, or the number it is fixed at. `max_error` is relative to how far the output
-    moves between inputs; NaN where it did not move, so nothing could be proven (see `notes`). `seconds` covers
-    everything but importing torch; `nbytes` are the files' bytes.
+    `batch` is None where it is free, or the number it is fixed at. `max_error` is relative to how far the
+    output moves between inputs; NaN where it did not move, so nothing could be proven (see `notes`).
+    `seconds` covers everything but importing torch; `nbytes` are the files' bytes.
     """
 
     source: str

@@ -1,8 +1,8 @@
 """Random weights whose network still listens to its input.
 
-A freshly initialised network often does not: measured, MobileNetV2's output moves by 1.5e-9 between two inputs (batch
-norms with statistics of nothing) and ViT-B/16's by exactly 0 (zero-initialised head). A comparison on such a network
-proves nothing, so random weights are made to carry signal, and that they do is checked.
+A freshly initialised network often does not: measured, MobileNetV2's output moves by 1.5e-9 between two
+inputs (batch norms with statistics of nothing) and ViT-B/16's by exactly 0 (zero-initialised head). A
+comparison on such a network proves nothing, so random weights are made to carry signal, and that they do is checked.
 
 Needs torch: imported by the export only.
 """
@@ -51,17 +51,16 @@ def pictures(count: int, height: int, width: int, seed: int, channels: int = 3) 
 def carry_signal(model: Any, run: Callable[[_Batch], Sequence[Any]], batch: _Batch, seed: int) -> None:
     """Change `model`'s random weights in place until its output depends on its input.
 
-    `run` gives the output tensors for a batch of inputs (8 different ones are enough). Raises ModelError if the output
-    still does not move by LEAST_SIGNAL of its magnitude.
+    `run` gives the output tensors for a batch of inputs (4 different ones are enough). Raises ModelError if
+    the output still does not move by LEAST_SIGNAL of its magnitude.
     """
-    few = tuple(v[:2] for v in batch)
     with seeded(seed), torch.no_grad():
         _redraw(model)
         _calibrate(model, lambda: run(batch))
-        found = signal(run(few))
+        found = signal(run(batch))
         if not found >= LEAST_SIGNAL:
             _rescale(model, lambda: run(batch))
-            found = signal(run(few))
+            found = signal(run(batch))
     if not found >= LEAST_SIGNAL:
         raise ModelError(
             f"with random weights this model's output hardly depends on its input (it moves by {found:.1e} of its "
@@ -91,8 +90,8 @@ def _redraw(model: Any) -> None:
             size = float(value.flatten()[0].abs())
             if name == "weight" and isinstance(module, _NORMS):
                 if constant and size == 0:
-                    # The last norm of a residual block. Not 1: then LeViT-128s amplifies rounding to 6 % of its
-                    # output (measured; with 0.1 to 5e-6), and comparing anything with it says nothing.
+                    # The last norm of a residual block. Not 1: then LeViT-128s amplifies rounding to 6 % of
+                    # its output (measured; with 0.1 to 5e-6), and comparing anything with it says nothing.
                     value.fill_(0.1)
             elif constant and 0 < size <= 1e-2 and value.numel() > 1 and "bias" not in name:
                 value.fill_(1.0)  # a layer scale: ConvNeXt's 1e-6 would switch every block off
@@ -123,8 +122,9 @@ def _calibrate(model: Any, forward: Callable[[], object]) -> None:
 def _rescale(model: Any, forward: Callable[[], object]) -> None:
     """Scale each convolution and linear layer so that its outputs differ by about 1 between the inputs of one batch.
 
-    One pass is enough: a hook corrects a layer's output together with its weight, so the next layer already sees the
-    corrected one (LSUV, Mishkin & Matas 2016, with the variance taken over the batch instead of over everything).
+    One pass is enough: a hook corrects a layer's output together with its weight, so the next layer already
+    sees the corrected one (LSUV, Mishkin & Matas 2016, with the variance taken over the batch instead of over
+    everything).
     """
     done: set[int] = set()
 

@@ -25,10 +25,10 @@ Shapes = Mapping[str, Sequence[int]]
 class Source:
     """A module ready to be exported.
 
-    `model` has its weights. `inputs` are two examples a tensor, by input name; `draw(count, seed)` makes others.
-    `keywords` are the model's argument names, where it is called by keyword; `constants` go with every call.
-    `scale` and `offset` per channel make the model's own input of a uint8 image; without them it takes `inputs` as
-    they are. `program` is set instead of `model` for a ``.pt2``.
+    `model` has its weights. `inputs` are two examples a tensor, by input name; `draw(count, seed)` makes
+    others. `keywords` are the model's argument names, where it is called by keyword; `constants` go with
+    every call. `scale` and `offset` per channel make the model's own input of a uint8 image; without them it
+    takes `inputs` as they are. `program` is set instead of `model` for a ``.pt2``.
     """
 
     name: str
@@ -98,7 +98,8 @@ class Wrapped(_Module):  # type: ignore[misc]  # torch's classes are Any where i
 
 
 def tensors_of(output: Any, pick: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tensors in what a module returned, by name: dictionary keys, or ``output`` / ``output_0``, ``output_1`` …
+    """The tensors in what a module returned, by name: dictionary keys, or ``output`` / ``output_0``,
+    ``output_1`` …
 
     Of a mapping only the first name of `pick` that it has is taken, where it has one.
     """
@@ -122,7 +123,6 @@ def _flatten(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return [leaf for item in value.values() for leaf in _flatten(item)]
     return [value]
-
 
 
 def image_source(
@@ -165,14 +165,10 @@ def _resized(spec: InputSpec, height: int, width: int) -> InputSpec:
     return msgspec.structs.replace(spec, size=(height, width), resize_to=shorter)
 
 
-def tensor_source(
-    name: str, model: Any, text: str, key: str, shape: Sequence[int], shapes: Shapes
-) -> Source:
+def tensor_source(name: str, model: Any, text: str, key: str, shape: Sequence[int], shapes: Shapes) -> Source:
     wanted = tuple(shapes[key])[1:] if key in shapes else tuple(shape)
 
     def draw(count: int, seed: int) -> tuple[Any, ...]:
         return (torch.randn(count, *wanted, generator=torch.Generator().manual_seed(seed)),)
 
     return Source(name, model, {key: draw(2, 1)[0]}, draw, text)
-
-

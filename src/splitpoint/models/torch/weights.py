@@ -43,9 +43,7 @@ class Weights:
             return cls(seed=int(seed) % 2**63 if colon else 0)
         path = Path(text)
         if not path.is_file():
-            raise ModelError(
-                f"--weights {text}: no such file (it may also be random or random:SEED)"
-            )
+            raise ModelError(f"--weights {text}: no such file (it may also be random or random:SEED)")
         return cls(path=path)
 
     def __str__(self) -> str:
@@ -54,13 +52,14 @@ class Weights:
         return "default weights" if self.seed is None else f"random weights, seed {self.seed}"
 
 
-
 def load_file(model: Any, path: Path, drop: tuple[str, ...] = ()) -> None:
     """Put the weights in `path` into `model`; ModelError names what does not fit."""
     state = {k: v for k, v in _read_state(path).items() if not k.startswith(drop or ("\0",))}
     for prefix in ("module.", "model."):  # what DataParallel and training loops put before every name
-        if state and all(k.startswith(prefix) for k in state) and not all(
-            k.startswith(prefix) for k in model.state_dict()
+        if (
+            state
+            and all(k.startswith(prefix) for k in state)
+            and not all(k.startswith(prefix) for k in model.state_dict())
         ):
             state = {k.removeprefix(prefix): v for k, v in state.items()}
     own = model.state_dict()
@@ -191,4 +190,3 @@ def _is_network(exc: BaseException) -> bool:
         cause = cause.__cause__ or cause.__context__
     hub = ("httpx", "httpx2", "httpcore", "huggingface_hub")
     return any(isinstance(c, OSError) or type(c).__module__.partition(".")[0] in hub for c in seen)
-
