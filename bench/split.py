@@ -25,7 +25,10 @@ def main(model_name: str = "mobilenet_v2.onnx", at: str = "middle", rounds: int 
         helper(ECHO, str(up), str(down)) as echo,
         helper(TAIL, model_name, cut.name) as tail,
     ):
-        assert server.stdout and echo.stdout and tail.stdout and tail.stdin
+        assert server.stdout
+        assert echo.stdout
+        assert tail.stdout
+        assert tail.stdin
         address, port = server.stdout.readline().strip(), int(echo.stdout.readline())
         tail.stdout.readline()
         with (
@@ -40,7 +43,8 @@ def main(model_name: str = "mobilenet_v2.onnx", at: str = "middle", rounds: int 
                 bare.recv_into(buffer, down, socket.MSG_WAITALL)
 
             def ask() -> float:
-                assert tail.stdin and tail.stdout
+                assert tail.stdin
+                assert tail.stdout
                 tail.stdin.write("\n")
                 tail.stdin.flush()
                 return float(tail.stdout.readline())

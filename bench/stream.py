@@ -48,7 +48,8 @@ def _balanced(model: sp.Model, engine: sp.Engine, image: dict[str, Array]) -> sp
     best: tuple[float, sp.Cut] | None = None
     for cut in model.graph.chain()[max(1, middle - 8) : middle + 9]:
         both = halves(model, cut, engine)
-        assert both.head and both.tail
+        assert both.head
+        assert both.tail
         made = both.head.run(image)
         times = interleaved(
             {"head": lambda b=both: b.head.run(image) and None, "tail": lambda b=both, m=made: b.tail.run(m) and None},

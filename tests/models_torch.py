@@ -43,6 +43,32 @@ def residual() -> Any:
     return model, torch.randn(2, 3, 8, 8)
 
 
+class Same(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x.reshape(x.shape[0], 8, 8, 8).to(torch.float32)
+
+
+class Vanishing(nn.Module):
+    """Modules whose operators the optimiser takes away: a reshape to the same shape, padding folded into a Conv."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.same = Same()
+        self.pad = nn.ZeroPad2d(1)
+        self.padded = nn.Conv2d(8, 4, 3)
+        self.swap = nn.ModuleList([nn.Identity(), nn.Dropout(0.5)])
+
+    def forward(self, x: Any) -> Any:
+        y = torch.tanh(self.same(self.conv(x)))
+        return self.swap[1](self.swap[0](self.padded(self.pad(y))))
+
+
+def vanishing() -> Any:
+    torch.manual_seed(1)
+    return Vanishing(), torch.randn(2, 3, 8, 8)
+
+
 class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()

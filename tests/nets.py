@@ -157,9 +157,7 @@ def wide_shapes() -> Any:
 
 def branching() -> Any:
     """An If inside an If: bodies two deep capture a weight, a tensor of the head and a model input."""
-    inner_then = helper.make_graph(
-        [node("MatMul", ["h", "w"], ["it"])], "inner_then", [], [value("it", None)]
-    )
+    inner_then = helper.make_graph([node("MatMul", ["h", "w"], ["it"])], "inner_then", [], [value("it", None)])
     inner_else = helper.make_graph([node("Sub", ["h", "x"], ["ie"])], "inner_else", [], [value("ie", None)])
     then = helper.make_graph(
         [
@@ -288,9 +286,7 @@ def passing() -> Any:
 
 def stacked(depth: int, width: int = 4) -> Any:
     """A chain of `depth` cheap nodes."""
-    nodes = [
-        node("Tanh" if i % 2 else "Neg", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(depth)
-    ]
+    nodes = [node("Tanh" if i % 2 else "Neg", [f"t{i}"], [f"t{i + 1}"], name=f"n{i}") for i in range(depth)]
     return proto(nodes, [value("t0", [1, width])], [value(f"t{depth}", [1, width])])
 
 
@@ -393,9 +389,7 @@ def _sequence(k: str, a: str, b: str) -> tuple[list[Any], list[str]]:
 
 def _chosen(k: str, a: str, b: str) -> tuple[list[Any], list[str]]:
     then = helper.make_graph([node("Neg", [a], [f"{k}.then"])], "then", [], [value(f"{k}.then", None)])
-    other = helper.make_graph(
-        [node("Max", [b, "row"], [f"{k}.else"])], "else", [], [value(f"{k}.else", None)]
-    )
+    other = helper.make_graph([node("Max", [b, "row"], [f"{k}.else"])], "else", [], [value(f"{k}.else", None)])
     return [
         node("ReduceSum", [a], [f"{k}.s"], name=f"{k}/sum", keepdims=0),
         node("Cast", [f"{k}.s"], [f"{k}.c"], name=f"{k}/cast", to=TensorProto.BOOL),

@@ -105,8 +105,7 @@ def test_nothing_inside_imports_the_package_root() -> None:
 
 def test_modules_have_no_import_cycle() -> None:
     graph = {
-        module: {target for target, _ in own(path, when_imported=True)} - {module}
-        for module, path in modules().items()
+        module: {target for target, _ in own(path, when_imported=True)} - {module} for module, path in modules().items()
     }
     tuple(TopologicalSorter(graph).static_order())
 
@@ -114,7 +113,17 @@ def test_modules_have_no_import_cycle() -> None:
 @pytest.mark.parametrize("module", ["splitpoint", "splitpoint.cli"])
 def test_importing_loads_no_engine(module: str) -> None:
     """`splitpoint --help` on a small device must not wait for ONNX Runtime."""
-    heavy = ("torch", "onnxruntime", "scipy", "onnx", "google.protobuf", "torchvision", "timm", "transformers", "matplotlib")
+    heavy = (
+        "torch",
+        "onnxruntime",
+        "scipy",
+        "onnx",
+        "google.protobuf",
+        "torchvision",
+        "timm",
+        "transformers",
+        "matplotlib",
+    )
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", f"import {module}"],
         capture_output=True, text=True, check=True,

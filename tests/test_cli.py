@@ -20,6 +20,7 @@ from PIL import Image
 from splitpoint.cli import VERBS, main
 from splitpoint.models.zoo import digits, photos
 from splitpoint.report.sweep import COLUMNS, SEED_COLUMNS
+from splitpoint.tensors import load_arrays
 
 PYTHON = [sys.executable, "-u", "-m", "splitpoint"]
 
@@ -103,7 +104,8 @@ def test_inspect_lists_layers_and_what_crosses(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_inspect_fits_the_terminal(width: int) -> None:
     env = os.environ | {"COLUMNS": str(width), "TTY_COMPATIBLE": "1", "TERM": "dumb", "NO_COLOR": "1"}
-    done = subprocess.run([*PYTHON, "inspect", "zoo:efficientnet_lite0"], env=env, capture_output=True, text=True, check=True)
+    command = [*PYTHON, "inspect", "zoo:efficientnet_lite0"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert max(len(line) for line in done.stdout.splitlines()) <= width
 
 
@@ -150,7 +152,8 @@ def test_verify_says_equal_and_exits_1_when_it_is_not_conclusive(
 def test_doctor_says_what_this_machine_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     text = ok(capsys, "doctor")
     assert "onnxruntime" in text
-    assert "cuda       no   pip uninstall -y onnxruntime && pip install onnxruntime-gpu" in text or "cuda       yes" in text
+    missing = "cuda       no   pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+    assert missing in text or "cuda       yes" in text
 
 
 def test_run_without_a_server_runs_everything_here(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,11 +229,11 @@ def test_run_json_lines_add_up_and_equal_the_uncut_model(
         assert sum(stages.values()) == pytest.approx(total, abs=0.01)
         assert all(value >= 0 for value in stages.values())
     ok(capsys, "run", "zoo:efficientnet_lite0", "--save", tmp_path / "whole.npz", *photos())
-    with np.load(saved) as cut, np.load(tmp_path / "whole.npz") as whole:
-        assert sorted(cut.files) == sorted(whole.files)
-        for name in cut.files:
-            np.testing.assert_allclose(cut[name], whole[name], atol=2e-4)
-        logits = [whole[name] for name in whole.files]
+    cut, whole = load_arrays(saved), load_arrays(tmp_path / "whole.npz")
+    assert list(cut) == list(whole) == [f"{p.stem}/logits" for p in photos()]
+    for name in cut:
+        np.testing.assert_allclose(cut[name], whole[name], atol=2e-4)
+    logits = list(whole.values())
     assert max(np.abs(a - logits[0]).max() for a in logits[1:]) > 1  # the answers do differ from photo to photo
 
 
@@ -252,7 +255,7 @@ def test_run_streams_a_folder_and_passes_over_what_is_broken(
 
 
 @pytest.mark.parametrize("at", ["input", "output", "3", "pool1"])
-def test_run_at_the_ends_and_between(at: str, serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_anywhere(at: str, serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digit = digits()[0]
     text = ok(capsys, "run", "lenet", "--cloud", serving.address, "--at", at, digit)
     line = next(line for line in text.splitlines() if line.startswith(digit.name))
@@ -280,7 +283,7 @@ def test_doctor_reaches_a_server(serving: Serving, capsys: pytest.CaptureFixture
     assert "lenet5" in text
 
 
-def test_a_server_with_two_models_asks_which(serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_models_ask_which(serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, 2, "run", "--cloud", serving.address, photos()[0])
     assert "lenet5" in message
     message = fails(capsys, 3, "run", "resnet50", "--cloud", serving.address, photos()[0])
@@ -385,8 +388,9 @@ def test_demo_shows_labels_and_the_proof() -> None:
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
     """A classifier of three classes as others export them: float NCHW, free height and width, no metadata."""
-    import nets
     from onnx import helper
+
+    import nets
 
     nodes = [
         helper.make_node("Conv", ["images", "w"], ["c"], name="/body/conv/Conv", kernel_shape=[3, 3]),
@@ -394,7 +398,8 @@ def plain(tmp_path: Path) -> Path:
         helper.make_node("Flatten", ["p"], ["scores"], name="/head/Flatten"),
     ]
     shape = ["batch", 3, "height", "width"]
-    model = nets.proto(nodes, [nets.value("images", shape)], [nets.value("scores", ["batch", 3])], [nets.normal("w", 3, 3, 3, 3)])
+    inputs, outputs = [nets.value("images", shape)], [nets.value("scores", ["batch", 3])]
+    model = nets.proto(nodes, inputs, outputs, [nets.normal("w", 3, 3, 3, 3)])
     return nets.saved(model, tmp_path / "plain.onnx")
 
 

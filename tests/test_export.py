@@ -99,6 +99,19 @@ def test_weights_used_without_calling_their_module_are_found(tmp_path: Path) -> 
     assert [o.name for o in model.graph.output] == ["output_0", "output_1"]
 
 
+def test_modules_whose_operators_vanish_lead_to_what_holds_them(tmp_path: Path) -> None:
+    report = export("models_torch:vanishing", tmp_path / "vanishing.onnx")
+    model = onnx.load(report.path)
+    assert [n.name for n in model.graph.node] == ["conv/Conv", "tanh/Tanh", "padded/Conv"]
+    assert json.loads(properties(model)["splitpoint.aliases"]) == {
+        "same": "conv/Conv",  # a reshape to the same shape: its output is its input
+        "pad": "padded/Conv",  # folded into what comes after
+        "swap.0": "padded/Conv",
+        "swap.1": "padded/Conv",
+    }
+    assert uncovered(model, [n for n, _ in module("vanishing").named_modules()]) == []
+
+
 def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
     report = export("models_torch:residual", tmp_path / "residual.onnx")
     data = report.path.read_bytes()

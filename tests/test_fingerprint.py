@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import nets
 import numpy as np
 import pytest
-from nets import node, value, weight
 from onnx import TensorProto, helper, numpy_helper
 
+import nets
+from nets import node, value, weight
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.model import from_graph
 
@@ -190,9 +190,7 @@ def test_text_weights_count() -> None:
         made = [node("LabelEncoder", ["t"], ["n"], domain="ai.onnx.ml", keys_strings=["a"], values_floats=[1.0]),
                 node("ReduceSum", ["n"], ["s"], keepdims=0), node("Mul", ["x", "s"], ["y"])]  # fmt: skip
         tensor = helper.make_tensor("t", TensorProto.STRING, [len(texts)], list(texts))
-        return of(
-            nets.proto(made, [value("x", [2])], [value("y", None)], [tensor], domains={"ai.onnx.ml": 2})
-        )
+        return of(nets.proto(made, [value("x", [2])], [value("y", None)], [tensor], domains={"ai.onnx.ml": 2}))
 
     assert len({labelled("a", "b"), labelled("ab", ""), labelled("a"), labelled("a", "c")}) == 4
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import nets
 import numpy as np
 import pytest
-from nets import node, value, weight
 
+import nets
+from nets import node, value, weight
 from splitpoint.models.flops import flops
 
 

@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Iterable
 
 import msgspec
-import nets
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import nets
 from splitpoint.errors import CutError
 from splitpoint.graph import SHAPE_ROOTS, Cut, Graph, Node, Prefix
 from splitpoint.models.model import Model
@@ -49,16 +49,12 @@ def before(graph: Graph, i: int) -> set[int]:
 def is_closed(graph: Graph, head: Iterable[int]) -> bool:
     inside = set(head)
     groups = [{i for i in graph.placed if graph.nodes[i].group == g} for g in graph.groups]
-    return all(before(graph, i) <= inside for i in inside) and all(
-        not g & inside or g <= inside for g in groups
-    )
+    return all(before(graph, i) <= inside for i in inside) and all(not g & inside or g <= inside for g in groups)
 
 
 def results(graph: Graph, head: Iterable[int]) -> tuple[str, ...]:
     inside = set(head)
-    made = {
-        out.name: {made_by(graph, t) for t in behind(graph, out.name, shapes=True)} for out in graph.outputs
-    }
+    made = {out.name: {made_by(graph, t) for t in behind(graph, out.name, shapes=True)} for out in graph.outputs}
     return tuple(name for name, makers in made.items() if makers - {None} <= inside)
 
 
@@ -137,9 +133,7 @@ def test_prefixes_agree_with_the_definition(proto: object) -> None:
         assert graph.cut_of(frozenset(cut.nodes), index=cut.index) == cut
     widths = [len(crossing(graph, h)) for h in heads]
     inner = [w for w in widths[1:-1] if w]
-    narrow = [
-        h for k, h in enumerate(heads) if k in (0, len(heads) - 1) or (inner and widths[k] == min(inner))
-    ]
+    narrow = [h for k, h in enumerate(heads) if k in (0, len(heads) - 1) or (inner and widths[k] == min(inner))]
     assert [frozenset(c.nodes) for c in graph.chain()] == narrow
     assert [c.index for c in graph.chain()] == list(range(len(narrow)))
 
@@ -339,6 +333,31 @@ def test_a_group_that_reaches_forward_pulls_what_it_needs_first() -> None:
     for cut in graph.prefixes():
         assert is_closed(graph, cut.nodes)
     assert graph.closure([0]) == {0, 1, 2}
+
+
+def test_an_output_that_a_copied_node_makes_of_two_tensors() -> None:
+    """A DequantizeLinear whose scale is data: with one of the two on the device, that one crosses."""
+    nodes = (
+        Node("values", "Cast", "values", ("x",), ("q",)),
+        Node("scale", "ReduceMax", "scale", ("x",), ("s",)),
+        Node("widen", "DequantizeLinear", "widen", ("q", "s"), ("y",), placed=False),
+    )
+    specs = {t: TensorSpec(t, "float32", (1,)) for t in "xqsy"}
+    graph = Graph("two", nodes, (specs["x"],), (specs["y"],), specs)
+    assert [[t.name for t in c.crossing] for c in graph.prefixes()] == [["x"], ["x", "q"], []]
+    assert [c.results for c in graph.prefixes()] == [(), (), ("y",)]
+    assert [graph.cut_of(c.nodes, index=c.index) for c in graph.prefixes()] == list(graph.prefixes())
+    assert graph.cut("widen").nodes == {0, 1}
+
+
+def test_crossing_tensors_come_in_the_order_they_are_made() -> None:
+    """Inputs first. Both segments, the manifest and the wire go by this order."""
+    names = ["z", "y", "b", "a"]
+    nodes = tuple(Node(t, "Relu", t, ("in9", "in1"), (t,)) for t in names)
+    last = Node("sum", "Sum", "sum", (*reversed(names), "in1", "in9"), ("out",))
+    specs = {t: TensorSpec(t, "float32", (1,)) for t in ("in9", "in1", "out", *names)}
+    graph = Graph("order", (*nodes, last), (specs["in9"], specs["in1"]), (specs["out"],), specs)
+    assert [t.name for t in graph.prefixes()[4].crossing] == ["in9", "in1", *names]
 
 
 def test_shapes_travel_one_way_only() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nets
 import numpy as np
 import onnx
 import pytest
-from nets import node, value, weight
 from onnx import TensorProto, helper
 
+import nets
+from nets import node, value, weight
 from splitpoint.errors import ModelError
 from splitpoint.models.model import Model, Segment
 
@@ -167,7 +167,7 @@ def test_quantisation_annotations_follow_their_tensors() -> None:
     assert [q.tensor_name for q in segment.proto.graph.quantization_annotation] == ["r1"]
 
 
-# --- writing ------------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------------
 
 
 def shared() -> Model:

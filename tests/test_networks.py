@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from splitpoint.engines import open_engine
+from splitpoint.inputs import read_inputs
 from splitpoint.models import load
 from splitpoint.models.zoo import digits, photos
-from splitpoint.inputs import read_inputs
 from splitpoint.segments import select, verify
 
 ENGINE = open_engine(threads=1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import nets
 import numpy as np
 import pytest
-from nets import node, value, weight
 from onnx import TensorProto, helper
 
+import nets
+from nets import node, value, weight
 from splitpoint.errors import ModelError
 from splitpoint.graph import Graph
 from splitpoint.models.dataflow import captures
@@ -160,9 +160,7 @@ def test_passthrough_inner_and_constant_outputs() -> None:
 
 
 def test_a_model_that_only_passes_its_input_through() -> None:
-    model = nets.load(
-        nets.proto([node("Relu", ["x"], ["dead"])], [value("x", [2])], [value("x", [2])])
-    )
+    model = nets.load(nets.proto([node("Relu", ["x"], ["dead"])], [value("x", [2])], [value("x", [2])]))
     for cut in model.graph.prefixes():
         assert cut.results == ("x",)
     assert [c.ok for c in verify(model, nets.ENGINE, model.graph.prefixes())] == [True, True]
@@ -173,6 +171,7 @@ def test_a_model_that_only_passes_its_input_through() -> None:
 
 def quantised() -> Any:
     """x → Q → DQ → conv → relu → Q → DQ → (conv → Q → DQ) + → Q → DQ → pool → y, by hand; scales as weights."""
+
     def pair(source: str, name: str, scale: float) -> list[Any]:
         return [
             node("QuantizeLinear", [source, f"{name}.s", "z"], [f"{name}.q"], name=f"{name}.quantize"),
@@ -247,7 +246,12 @@ def test_a_tensor_used_beside_its_quantisation_may_cross() -> None:
 def test_sequences_stay_on_one_side() -> None:
     model = nets.load(nets.sequences())
     graph = model.graph
-    assert [[graph.nodes[i].name for i in s] for s in graph.order] == [["relu"], ["split", "at", "join"], ["fc"], ["add"]]
+    assert [[graph.nodes[i].name for i in s] for s in graph.order] == [
+        ["relu"],
+        ["split", "at", "join"],
+        ["fc"],
+        ["add"],
+    ]
     assert all_equal(model)
 
 
@@ -321,7 +325,7 @@ def test_metadata_is_stripped_to_the_layer() -> None:
 def test_broken_aliases_are_refused(text: str) -> None:
     model = nets.residual()
     model.metadata_props.add(key="splitpoint.aliases", value=text)
-    with pytest.raises(ModelError, match="splitpoint.aliases metadata is not"):
+    with pytest.raises(ModelError, match=r"splitpoint.aliases metadata is not"):
         nets.load(model)
 
 

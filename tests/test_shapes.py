@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import nets
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from nets import node, value, weight
 from onnx import TensorProto, helper
 
+import nets
+from nets import node, value, weight
 from splitpoint.errors import ModelError
 from splitpoint.models import shapes
 from splitpoint.tensors import TensorSpec
@@ -109,9 +109,7 @@ def test_inputs_that_are_no_tensors_of_numbers() -> None:
         opset=20,
     )
     refused(text, "input s has values of text")
-    half = nets.proto(
-        [node("Cast", ["s"], ["y"], to=1)], [value("s", [1], TensorProto.BFLOAT16)], [value("y", None)]
-    )
+    half = nets.proto([node("Cast", ["s"], ["y"], to=1)], [value("s", [1], TensorProto.BFLOAT16)], [value("y", None)])
     refused(half, "input s has values of bfloat16, which splitpoint cannot carry")
 
 

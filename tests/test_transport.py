@@ -236,13 +236,24 @@ def test_received_bytes_go_straight_into_the_tensor() -> None:
     packer = infer_packer()
     arrays = [np.random.default_rng(k).integers(0, 255, 400_000 + k, np.uint8) for k in range(3)]
     places: list[tuple[int, int]] = []
-    real = far._recv_into
+    receive, scatter = far._recv_into, far._recvmsg_into
 
-    def spy(buffer: object, nbytes: int, flags: int = 0) -> int:
-        places.append((np.frombuffer(buffer, np.uint8).__array_interface__["data"][0], nbytes))  # type: ignore[call-overload]
-        return int(real(buffer, nbytes, flags))
+    def note(buffer: wire.Buffer, nbytes: int) -> None:
+        places.append((np.frombuffer(flat(buffer), np.uint8).__array_interface__["data"][0], nbytes))
 
-    far._recv_into = spy
+    def spy(buffer: wire.Buffer, nbytes: int, flags: int = 0) -> int:
+        got = receive(buffer, nbytes, flags)
+        note(buffer, got)
+        return got
+
+    def spy_scatter(buffers: list[wire.Buffer]) -> tuple[int]:
+        got = left = scatter(buffers)[0]
+        for buffer in buffers:
+            note(buffer, min(left, len(flat(buffer))))
+            left -= min(left, len(flat(buffer)))
+        return (got,)
+
+    far._recv_into, far._recvmsg_into = spy, spy_scatter
     thread = threading.Thread(target=lambda: [near.send(packer.pack(k, arrays)) for k in range(2)])
     thread.start()
     for _ in range(2):

@@ -219,7 +219,8 @@ class Graph:
             missing = [p for p in self._makers[i] if p not in head]
             if missing:
                 raise CutError(
-                    f"node {self.nodes[i].name} needs {self.nodes[missing[0]].name}, which this cut leaves on the server"
+                    f"node {self.nodes[i].name} needs {self.nodes[missing[0]].name}, "
+                    "which this cut leaves on the server"
                 )
         for members in self.groups.values():
             inside = [i for i in members if i in head]
@@ -474,7 +475,7 @@ class Prefix(Set[int]):
         self._order, self._rank, self._count = order, rank, count
 
     def __contains__(self, node: object) -> bool:
-        return self._rank.get(node, self._count) < self._count  # type: ignore[call-overload, no-any-return]
+        return isinstance(node, int) and self._rank.get(node, self._count) < self._count
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._order[: self._count])
@@ -494,7 +495,7 @@ class Prefix(Set[int]):
         return f"Prefix({sorted(self)})"
 
     @classmethod
-    def _from_iterable(cls, it: Iterable[T]) -> frozenset[T]:  # type: ignore[override]
+    def _from_iterable(cls, it: Iterable[T]) -> frozenset[T]:
         return frozenset(it)
 
 

@@ -146,9 +146,7 @@ class Check:
         return self.verdict == "equal"
 
     def __str__(self) -> str:
-        return (
-            f"{self.cut.name}: {self.verdict}, worst relative error {self.error:.1e} (output {self.output})"
-        )
+        return f"{self.cut.name}: {self.verdict}, worst relative error {self.error:.1e} (output {self.output})"
 
 
 def verify(
@@ -165,9 +163,7 @@ def verify(
     """
     samples = list(inputs) if inputs is not None else samples_for(model, 2)
     if len(samples) < 2:
-        raise UsageError(
-            "verification needs at least two inputs: one input cannot show that the answer depends on it"
-        )
+        raise UsageError("verification needs at least two inputs: one input cannot show that the answer depends on it")
     samples = [check_inputs(model, sample) for sample in samples]
     expected = _answers(model, engine, samples)
     for cut in cuts:
@@ -274,9 +270,7 @@ def _vocabulary(model: Model) -> int:
     for node in model.skeleton.graph.node:
         if node.op_type == "Gather" and node.input[1] in integers and len(sizes.get(node.input[0], ())) == 2:
             rows.append(int(sizes[node.input[0]][0]))
-    inner = [
-        r for r in rows if r > 2
-    ]  # token types have 2 rows: the ids may use the larger table only where alone
+    inner = [r for r in rows if r > 2]  # token types have 2 rows: the ids may use the larger table only where alone
     return min(inner) if inner and len(integers) == 1 else 2
 
 

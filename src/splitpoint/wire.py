@@ -540,17 +540,6 @@ def allocate(tensors: Sequence[Tensor]) -> list[Array]:
     return [np.empty(t.nbytes, np.uint8) if t.codec else np.empty(t.shape, _DTYPES[t.dtype]) for t in tensors]
 
 
-def view_small(tensors: Sequence[Tensor], data: memoryview, start: int) -> list[Array]:
-    """Checked tensors whose bytes follow each other in `data` from `start`, copied out of it with one call each."""
-    arrays: list[Array] = []
-    for t in tensors:
-        end = start + t.nbytes
-        own = bytearray(data[start:end])
-        arrays.append(np.ndarray((t.nbytes,), np.uint8, own) if t.codec else np.ndarray(t.shape, _DTYPES[t.dtype], own))
-        start = end
-    return arrays
-
-
 def printable(data: bytes) -> str:
     """The start of `data` as a reader can recognise it: text up to its line's end, or hex digits."""
     line, newline, _ = data.partition(b"\n")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def command(at: str) -> None:
     click.echo(_NEXT)
 
 
-def _run(edge: Edge) -> list[Mapping[str, Array]]:
+def _run(edge: Edge) -> Sequence[Mapping[str, Array]]:
     spec = input_spec(edge.model)
     lines = answers.Lines(out().width, [p.name for p in photos()])
     click.echo(lines.header())
@@ -69,7 +69,7 @@ def _run(edge: Edge) -> list[Mapping[str, Array]]:
     return got
 
 
-def _prove(edge: Edge, got: list[Mapping[str, Array]], threads: int) -> None:
+def _prove(edge: Edge, got: Sequence[Mapping[str, Array]], threads: int) -> None:
     model = load(MODEL)
     if model.fingerprint != edge.model.fingerprint:
         raise VerifyError("the server's model is not the zoo's: is another version of splitpoint running?")

@@ -166,7 +166,8 @@ def _print(rows: Sequence[SweepRow]) -> None:
     table(columns, [_cells(r) for r in rows], console=console)
     best = min(rows, key=lambda r: r.p50_rtt)
     console.print(
-        f"milliseconds; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms (clock offset between the machines)"
+        f"milliseconds; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
+        "(clock offset between the machines)"
     )
     console.print(
         f"fastest: split after [bold]{best.split_layer}[/], {ms(best.p50_rtt * 1e3)} ms (median of {best.n})"

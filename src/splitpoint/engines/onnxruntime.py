@@ -10,7 +10,7 @@ from typing import Any
 
 from splitpoint.errors import EngineError, InputError, nearest
 from splitpoint.models.model import Segment
-from splitpoint.models.probe import external_initializers, reason_of
+from splitpoint.models.probe import give_weights, reason_of
 from splitpoint.tensors import Array, TensorSpec
 
 
@@ -34,15 +34,9 @@ DEVICES: Mapping[str, Device] = {
     "cpu": Device("CPUExecutionProvider", "pip install onnxruntime"),
     "cuda": Device("CUDAExecutionProvider", f"{_GPU} ({_JETSON})"),
     "tensorrt": Device("TensorrtExecutionProvider", f"{_GPU} tensorrt ({_JETSON})"),
-    "openvino": Device(
-        "OpenVINOExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-openvino"
-    ),
-    "directml": Device(
-        "DmlExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-directml"
-    ),
-    "migraphx": Device(
-        "MIGraphXExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-migraphx"
-    ),
+    "openvino": Device("OpenVINOExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-openvino"),
+    "directml": Device("DmlExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-directml"),
+    "migraphx": Device("MIGraphXExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-migraphx"),
     "qnn": Device("QNNExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-qnn"),
     "coreml": Device("CoreMLExecutionProvider", "pip install onnxruntime, on macOS"),
     "xnnpack": Device("XnnpackExecutionProvider", "a build of ONNX Runtime with --use_xnnpack"),
@@ -61,9 +55,7 @@ class OnnxRuntimeEngine:
 
     def __init__(self, device: str = "cpu", threads: int = 0, spinning: bool = False) -> None:
         if device not in DEVICES:
-            raise EngineError(
-                f"no device is called {device}{nearest(device, DEVICES)} (known: {', '.join(DEVICES)})"
-            )
+            raise EngineError(f"no device is called {device}{nearest(device, DEVICES)} (known: {', '.join(DEVICES)})")
         import onnxruntime as ort
 
         provider = DEVICES[device].provider
@@ -95,8 +87,7 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = engine.threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if engine.spinning else "0")
-        self._held = external_initializers(segment.proto, segment.weights)
-        options.add_external_initializers(list(self._held), list(self._held.values()))
+        self._held: object = give_weights(options, segment.proto, segment.weights)
         provider = DEVICES[engine.device].provider
         before = _resident_bytes()
         try:
@@ -122,9 +113,7 @@ class OnnxRuntimeSession:
         try:
             feed = {t.name: inputs[t.name] for t in self.inputs}
         except KeyError as exc:
-            raise InputError(
-                f"input {exc.args[0]} is missing (this segment needs: {_listed(self.inputs)})"
-            ) from exc
+            raise InputError(f"input {exc.args[0]} is missing (this segment needs: {_listed(self.inputs)})") from exc
         try:
             values = self._run(self._names, feed)
         except EngineError:  # closed
@@ -138,7 +127,7 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         self._run = _closed
         self._session = None
-        self._held = {}
+        self._held = None
 
 
 def _closed(*_: object) -> None:

@@ -72,9 +72,7 @@ def load(
     return loaded
 
 
-def locate(
-    model: str | Path, *, weights: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Path:
+def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None) -> Path:
     """The ONNX file behind `model`, exported first if it must be."""
     text = SHORT_NAMES.get(str(model), str(model))
     if text.startswith("zoo:"):

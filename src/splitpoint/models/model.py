@@ -98,10 +98,10 @@ class Segment:
         location = f"{path.name}.data"
         places: dict[str, tuple[int, int]] = {}
         with path.with_name(location).open("wb") as file:
-            for digest in self.blobs:
-                data = self.weights.open(digest)
+            for blob in self.blobs:
+                data = self.weights.open(blob)
                 file.seek(-file.tell() % 4096, 1)  # page-aligned, so that runtimes can map it
-                places[digest] = (file.tell(), data.nbytes)
+                places[blob] = (file.tell(), data.nbytes)
                 file.write(data)
         for t in full.graph.initializer:
             digest = blob_hash(t)

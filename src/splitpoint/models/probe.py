@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,7 @@ def run_once(
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    held = external_initializers(full, weights)
-    options.add_external_initializers(list(held), list(held.values()))
+    held = give_weights(options, full, weights)
     try:
         session = ort.InferenceSession(
             full.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
@@ -42,6 +42,7 @@ def run_once(
             f"ONNX Runtime cannot run this model: {reason_of(exc)} (it was tried because no inference knows the "
             f"shape of {names[0]})"
         ) from exc
+    del held
     return {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, values, strict=True)}
 
 
@@ -51,6 +52,19 @@ def reason_of(exc: Exception) -> str:
     text = lines[0] if lines else type(exc).__name__
     # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for …": the last part is the news.
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+
+
+def give_weights(options: Any, proto: Proto, weights: Weights) -> object:
+    """Let a session of `options` use the blobs of `proto`'s weights; the caller holds what is returned as long.
+
+    Given as external initializers, for the optimiser, and as shared ones, for the kernels: with the first alone ONNX
+    Runtime copies what it does not repack (measured: a 381 MB table costs 382 MB, shared 1 MB).
+    """
+    held = external_initializers(proto, weights)
+    options.add_external_initializers(list(held), list(held.values()))
+    for name, tensor in held.items():
+        options.add_initializer(name, tensor)
+    return held
 
 
 def external_initializers(proto: Proto, weights: Weights) -> dict[str, object]:
@@ -68,9 +82,7 @@ def external_initializers(proto: Proto, weights: Weights) -> dict[str, object]:
             continue
         data = weights.open(digest)
         if data.nbytes != nbytes(t):
-            raise StorageError(
-                f"weight blob {digest[:12]}… has {data.nbytes} bytes, weight {t.name} needs {nbytes(t)}"
-            )
+            raise StorageError(f"weight blob {digest[:12]}… has {data.nbytes} bytes, weight {t.name} needs {nbytes(t)}")
         raw = np.frombuffer(data, dtype=np.uint8)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
         if dtype.name in ITEM_SIZES:

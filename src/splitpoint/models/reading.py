@@ -31,9 +31,8 @@ def read(path: Path) -> tuple[Proto, MemoryWeights]:
     import onnx
     from google.protobuf.message import DecodeError
 
-    data = _bytes_of(path)
     try:
-        proto = onnx.ModelProto.FromString(data)
+        proto = onnx.ModelProto.FromString(_bytes_of(path))
     except DecodeError as exc:
         raise ModelError(f"{path} is not an ONNX file, or it is cut short") from exc
     if not proto.graph.node and not proto.graph.output:
@@ -284,4 +283,3 @@ def _strip_body(body: Proto) -> None:
         node.ClearField("metadata_props")
         for inner in bodies(node):
             _strip_body(inner)
-

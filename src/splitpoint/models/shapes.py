@@ -22,9 +22,7 @@ from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec, spec_of
 _OTHER_BATCH = 3
 
 #: The shape of what they make depends on the values they get, …
-_SHAPED_BY_VALUES = frozenset(
-    {"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "StringSplit"}
-)
+_SHAPED_BY_VALUES = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "StringSplit"})
 #: … or on the values of the inputs that say what shape to make.
 _SHAPED_BY_INPUT = frozenset(
     {"Reshape", "Resize", "Upsample", "Tile", "Expand", "Range", "ConstantOfShape", "Slice", "Pad", "TopK", "OneHot",
@@ -96,9 +94,7 @@ def _fix_input(value: Proto, shape: Sequence[int], sizes: dict[str, int]) -> Non
         if isinstance(want, int) and want != size:
             raise ModelError(f"input {declared} is fixed, --shape {value.name} asks for {list(shape)}")
         if dim.dim_param and sizes.setdefault(dim.dim_param, size) != size:
-            raise ModelError(
-                f"--shape gives dimension {dim.dim_param} two sizes, {sizes[dim.dim_param]} and {size}"
-            )
+            raise ModelError(f"--shape gives dimension {dim.dim_param} two sizes, {sizes[dim.dim_param]} and {size}")
         dim.dim_value = size
 
 
@@ -211,9 +207,7 @@ def _measured(
     return specs, opaque
 
 
-def _freed(
-    spec: TensorSpec, other: TensorSpec | None, dynamic: bool, assumed: Mapping[str, int]
-) -> TensorSpec:
+def _freed(spec: TensorSpec, other: TensorSpec | None, dynamic: bool, assumed: Mapping[str, int]) -> TensorSpec:
     """`spec` with names for the dimensions that are not the same in `other`, of another batch, or in every run."""
     if dynamic:
         return TensorSpec(spec.name, spec.dtype, tuple(f"{spec.name}.{k}" for k in range(len(spec.shape))))
@@ -267,9 +261,7 @@ def _note(shapes: Shapes) -> str:
     return msgspec.json.encode(_Note(tensors, sorted(shapes.opaque))).decode()
 
 
-def _recall(
-    noted: str, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int]
-) -> Shapes:
+def _recall(noted: str, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int]) -> Shapes:
     """The shapes found where the weights are: a device that holds only its head could not measure them."""
     try:
         note = msgspec.json.decode(noted, type=_Note)
@@ -310,10 +302,10 @@ def _inferred(skeleton: Proto, inputs: Sequence[TensorSpec]) -> tuple[dict[str, 
     specs: dict[str, TensorSpec] = {}
     opaque: set[str] = set()
     for value in (*inferred.graph.value_info, *inferred.graph.output):
+        kind = value.type.WhichOneof("value")
+        elem_type = value.type.tensor_type.elem_type if kind == "tensor_type" else 0
         found = spec_of_value(value)
-        if value.type.WhichOneof("value") not in ("tensor_type", None):
-            opaque.add(value.name)
-        elif value.type.tensor_type.elem_type and dtype_name(value.type.tensor_type.elem_type) not in ITEM_SIZES:
+        if kind not in ("tensor_type", None) or (elem_type and dtype_name(elem_type) not in ITEM_SIZES):
             opaque.add(value.name)
         elif found is not None and found.is_static and found.dtype in ITEM_SIZES:
             specs[value.name] = found

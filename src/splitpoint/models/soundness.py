@@ -187,7 +187,7 @@ def nbytes(tensor: Proto) -> int:
 
     packed = {TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1)}
     quarter = {getattr(TensorProto, "INT2", -1), getattr(TensorProto, "UINT2", -1)}
-    count = prod(tensor.dims)
+    count = prod(int(d) for d in tensor.dims)
     if count < 0 or any(d < 0 for d in tensor.dims):
         raise ModelError(f"weight {tensor.name} has the dimensions {list(tensor.dims)}")
     if tensor.data_type == TensorProto.STRING:

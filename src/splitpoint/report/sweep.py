@@ -155,8 +155,8 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
         handles + more, labels + names, loc="outside lower center", ncols=6, frameon=False, fontsize=9
     )
     axes.set_title(title)
-    for side in (axes, sizes):
-        side.spines["top"].set_visible(False)
+    for drawn in (axes, sizes):
+        drawn.spines["top"].set_visible(False)
     try:
         figure.savefig(path, dpi=130)
     except OSError as exc:

@@ -19,6 +19,7 @@ from splitpoint.runtime.clock import ServerClock
 from splitpoint.transports import Connection, Ended
 from splitpoint.wire import Frame, Kind, Packet
 
+_RESULT = int(Kind.RESULT)
 _PING_EVERY_S = 1.0
 _FIRST_PINGS = 8
 _FIRST_PINGS_S = 0.25
@@ -118,7 +119,16 @@ class Channel:
                     return self._judge(frame)
             self._reading = True
         try:
-            frame = self._lead(id, limit)
+            if self._broken is not None:
+                raise self._again(self._broken)
+            frame = self._connection.receive(timeout_s=limit)
+            if frame.id != id:
+                frame = self._lead(id, limit, frame)
+        except TimeoutError:
+            raise self._late() from None
+        except SplitpointError as exc:
+            self._broken = self._broken or self._ended(exc)
+            raise self._broken from exc
         finally:
             with lock:
                 self._reading = False
@@ -171,29 +181,16 @@ class Channel:
         finally:
             self._followers -= 1
 
-    def _lead(self, id: int, limit: float) -> Frame:
-        """Reads until the answer to `id` is here."""
-        receive = self._connection.receive
-        if self._broken is not None:
-            raise self._again(self._broken)
-        try:
-            frame = receive(timeout_s=limit)
-            if frame.id == id:
-                return frame
-            end = monotonic() + limit
-            while True:
-                self._deliver(frame)
-                left = end - monotonic()
-                if left <= 0:
-                    raise TimeoutError
-                frame = receive(timeout_s=left)
-                if frame.id == id:
-                    return frame
-        except TimeoutError:
-            raise self._late() from None
-        except SplitpointError as exc:
-            self._broken = self._ended(exc)
-            raise self._broken from exc
+    def _lead(self, id: int, limit: float, frame: Frame) -> Frame:
+        """Delivers `frame`, which is not the answer to `id`, and reads until that is here; TimeoutError."""
+        end = monotonic() + limit
+        while frame.id != id:
+            self._deliver(frame)
+            left = end - monotonic()
+            if left <= 0:
+                raise TimeoutError
+            frame = self._connection.receive(timeout_s=left)
+        return frame
 
     def _deliver(self, frame: Frame) -> None:
         """What a frame means that is not the reader's own answer. Errors of the whole connection are raised."""
@@ -213,11 +210,11 @@ class Channel:
                         self._arrived.notify_all()
 
     def _judge(self, frame: Frame) -> Frame:
-        if isinstance(frame.header, (wire.Error, wire.Busy)):
+        if frame.kind == _RESULT:
+            self.answers += 1
+        elif isinstance(frame.header, (wire.Error, wire.Busy)):
             exc = wire.exception_of(frame.header)
             raise self._ended(exc) if self._bye and type(exc) is ServerError else exc
-        if frame.kind == Kind.RESULT:
-            self.answers += 1
         return frame
 
     # --- trouble ------------------------------------------------------------------------------------------------

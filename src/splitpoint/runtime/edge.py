@@ -344,21 +344,19 @@ class Edge:
         return _Sent(placement, request, known, started, headed, packed, id, packet.nbytes)
 
     def _finish(self, sent: _Sent) -> Result:
-        placement, known = sent.placement, sent.known
-        outputs: dict[str, Array] = {}
+        placement = sent.placement
         if not sent.id:
-            for name in placement.outputs:
-                outputs[name] = known[name]
+            outputs = {name: sent.known[name] for name in placement.outputs}
             now = perf_counter()
             request = sent.request
             return Result(outputs, placement.cut.name, Marks(sent.started, now, now, now), request.spans, request.tag)
         frame = self._channel.wait(sent.id)
-        if frame.kind != Kind.RESULT or len(frame.tensors) != len(placement.remote):
+        if frame.kind != _RESULT or len(frame.tensors) != len(placement.remote):
             raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
-        made = dict(zip(placement.remote, frame.tensors, strict=True))
-        for name in placement.outputs:
-            value = made.get(name)
-            outputs[name] = known[name] if value is None else value
+        outputs = dict(zip(placement.remote, frame.tensors, strict=True))
+        if placement.results:
+            known = {**sent.known, **outputs}
+            outputs = {name: known[name] for name in placement.outputs}
         return Result(
             outputs,
             placement.cut.name,
@@ -381,6 +379,7 @@ def _key(cut: Cut) -> _Key:
     return cut.boundary, cut.results
 
 
+_RESULT = int(Kind.RESULT)
 #: A tail may be large, and compiling it is not what `timeout_s` is about.
 _COMPILE_S = 600.0
 
@@ -410,6 +409,7 @@ class _Placement:
         self.tensors = [name for name in needed if name not in vectors]
         self.vectors = [name for name in needed if name in vectors]
         self.remote = [t.name for t in opened.outputs] if opened is not None else []
+        self.results = self.remote != self.outputs
         self.segment = segment = opened.segment if opened is not None else 0
         self.packer = wire.Packer(
             Kind.INFER,

@@ -34,6 +34,7 @@ from splitpoint.wire import Frame, Kind, Limits
 if TYPE_CHECKING:
     from splitpoint.runtime.server import Server
 
+_INFER = int(Kind.INFER)
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
 
 
@@ -75,6 +76,8 @@ class _Opened:
 
     def feed(self, header: wire.Infer, tensors: Sequence[Array]) -> dict[str, Array]:
         known = dict(zip(self.inputs, tensors, strict=True))
+        if not self.vectors:
+            return known
         for spec, vector in zip(self.vectors, header.vectors, strict=True):
             known[spec.name] = np.array(vector, np.int64).reshape(-1 if spec.shape else ())
         return known
@@ -107,7 +110,6 @@ class Peer:
         self._granted: set[str] = set()
         self._ended = False
         self._handlers: Mapping[int, Callable[[Frame], None]] = {
-            Kind.INFER: self._infer,
             Kind.PING: self._ping,
             Kind.OPEN: self._open,
             Kind.CLOSE: self._close_segment,
@@ -171,6 +173,8 @@ class Peer:
             self.bytes_in += frame.nbytes
             if frame.refused is not None:
                 self._refuse(frame)
+            elif frame.kind == _INFER:
+                self._infer(frame)
             elif (handler := handlers.get(frame.kind)) is not None:
                 try:
                     handler(frame)
@@ -221,8 +225,7 @@ class Peer:
     # --- requests -----------------------------------------------------------------------------------------------
 
     def _infer(self, frame: Frame) -> None:
-        header = frame.header
-        assert isinstance(header, wire.Infer)
+        header: wire.Infer = frame.header  # type: ignore[assignment]  # the kind says so, and each check costs
         opened = self._opened[header.segment]
         compute = self.server.compute
         if not frame.flags & wire.PIPELINED and opened.tail.session is not None and compute.begin():

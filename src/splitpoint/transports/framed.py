@@ -1,13 +1,10 @@
 """Frames over any stream of bytes: the part that TCP, memory and (later) TLS connections share.
 
-After a thread has slept for its peer, a line of Python costs some five times what it costs in a loop (cold
-caches; measured: 5.6 µs instead of 0.8 to unpack the prefix). So the way from "bytes are there" to "frame" is
-short in the case that matters, a frame like the one before it:
-
-* prefix and header come with one call, because the last frame's length tells how much to ask for; what was read
-  too far (a body's first bytes, or the next frame) is moved along;
-* a header equal to the last one is not decoded again;
-* the tensors' memory was allocated before the wait.
+After a thread has slept for its peer, a line of Python costs three to six times what it costs in a loop (cold caches;
+measured). So the way from "bytes are there" to "frame" is short in the case that matters, a frame like the one before
+it: the frame is made, and its tensors are allocated, before the wait; prefix, header and what is there of the body
+come with one call, each to its place; and a header that is byte for byte the last one is not decoded again. Any
+other frame takes the long way, `_unlike`.
 """
 
 from __future__ import annotations
@@ -16,8 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from socket import MSG_WAITALL
 from time import monotonic, perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from splitpoint.errors import ProtocolError, ServerError
@@ -37,19 +35,16 @@ from splitpoint.wire import (
     Limits,
     Message,
     Result,
-    Tensor,
     allocate,
     check_tensors,
     parse_header,
     parse_id,
     parse_prefix,
-    view_small,
 )
 
+_RESULT = int(Kind.RESULT)
 _SCRATCH = 64 << 10
 _LEAD = 4096
-#: A body of up to this many bytes is received with its header and then copied: less work than a second system call.
-_SMALL = 16 << 10
 #: Large tensors are received in pieces: the kernel tells the sender about room at the end of each call, and the
 #: sender waits less (measured with 600 KB on loopback: 340 µs a round trip instead of 400 with one call).
 _PIECE = 256 << 10
@@ -60,7 +55,10 @@ _NEVER = 1 << 62
 
 
 class _Lead(NamedTuple):
-    """All of a frame but its id and the tensors' bytes: what the next one is compared with."""
+    """All of a frame but its id and the tensors' bytes: what the next one is compared with.
+
+    `begin` is the prefix up to the id, `rest` what follows it to the header's end, `end` where the tensors begin.
+    """
 
     begin: bytes
     rest: bytes
@@ -70,27 +68,32 @@ class _Lead(NamedTuple):
     flags: int
     header: Message | None
     body_bytes: int
-    nbytes: int
-    tensors: tuple[Tensor, ...]
+
+
+class _Ahead(msgspec.Struct, gc=False):
+    """The next frame, if it is like the last: made before it is there, to be received into `places`."""
+
+    lead: _Lead
+    frame: Frame
+    places: list[Buffer]
 
 
 class Framed(ABC):
-    """Receives frames through a function like ``socket.recv_into``; a tensor's bytes go into the array itself."""
+    """Receives frames through functions like those of a socket; a tensor's bytes go into the array itself."""
 
-    #: Receives up to this many bytes and returns how many, 0 if the peer ended. BlockingIOError when the patience
-    #: is at its end. With MSG_WAITALL it tries to receive them all.
+    #: Like ``socket.recv_into`` and ``socket.recvmsg_into``: how many bytes were received, 0 if the peer ended.
+    #: BlockingIOError when the patience is at its end.
     _recv_into: Callable[..., int]
+    _recvmsg_into: Callable[..., tuple[Any, ...]]
 
     def __init__(self, peer: str, limits: Limits) -> None:
         self.peer = peer
         self.limits = limits
-        self._buffer = bytearray(_LEAD + _SMALL)
+        self._buffer = bytearray(_LEAD)
         self._view = memoryview(self._buffer)
-        self._ask = PREFIX_BYTES
         self._extra = 0  # bytes at the start of _buffer that were read too far
-        self._last = _Lead(b"", b"", 0, _NEVER, 0, 0, None, 0, 0, ())
-        self._layout: tuple[Tensor, ...] = ()
-        self._spare: list[Array] | None = None
+        self._last = _Lead(b"", b"", 0, _NEVER, 0, 0, None, 0)
+        self._ahead: _Ahead | None = None
         self._timeout_s: float | None = -1.0
         self._queued = 0  # bytes that the peer has not taken yet
 
@@ -105,39 +108,89 @@ class Framed(ABC):
     def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
         if self._queued > self.limits.backlog_bytes:
             self._let_peer_read()
-        if self._spare is None and _SMALL < self._last.body_bytes <= _AHEAD:
-            self._spare = allocate(self._layout)
         if timeout_s != self._timeout_s:
             self._timeout_s = timeout_s
             self._be_patient(self._wait_s())
-        got = self._extra or self._some()
+        ahead = self._ahead or self._look_ahead()
+        if self._extra:
+            return self._unlike(self._extra, perf_counter(), admit)
+        got = self._some(ahead.places)
         started = perf_counter()
-        buffer, lead = self._buffer, self._last
+        buffer, lead, frame = self._buffer, ahead.lead, ahead.frame
         if got < lead.end or not buffer.startswith(lead.begin) or buffer[ID_END : lead.header_end] != lead.rest:
-            lead, got = self._parse(got)
-            buffer = self._buffer
+            self._gather(ahead.places, got)
+            return self._unlike(got, started, admit)
+        self._ahead = None
+        frame.id = parse_id(buffer)
+        frame.started = started
+        if lead.kind == _RESULT:
+            frame.times = bytes(self._view[lead.header_end : lead.end])
+        if admit is not None and (refused := admit(frame)) is not None:
+            frame.refused, frame.tensors = refused, []
+            self._skip(lead.end + lead.body_bytes - got)
+        elif got != frame.nbytes:
+            if len(ahead.places) == 1:
+                frame.tensors = allocate(frame.header.tensors)  # type: ignore[union-attr]
+            self._complete(frame.tensors, got - lead.end)
+        frame.received = perf_counter()
+        return frame
+
+    def _look_ahead(self) -> _Ahead:
+        """Makes the next frame, if it will be like the last, and says where its bytes are to go."""
+        lead = self._last
+        frame = Frame(lead.kind, lead.flags, 0, lead.header, 0.0, lead.end + lead.body_bytes)
+        if lead.end > _LEAD:
+            places: list[Buffer] = [self._view[:PREFIX_BYTES]]
+        elif lead.body_bytes > _AHEAD:
+            places = [self._view[: lead.end]]
+        else:
+            frame.tensors = allocate(lead.header.tensors)  # type: ignore[union-attr]
+            places = [self._view[: lead.end], *frame.tensors]
+        self._ahead = ahead = _Ahead(lead, frame, places)
+        return ahead
+
+    def _gather(self, places: Sequence[Buffer], got: int) -> None:
+        """Puts the `got` bytes of a frame that is not like the last into `_buffer`, one after the other."""
+        at = len(flat(places[0]))
+        if got > len(self._buffer):
+            self._resize(got, at)
+        for place in places[1:]:
+            if at >= got:
+                break
+            view = flat(place)[: got - at]
+            self._view[at : at + len(view)] = view
+            at += len(view)
+
+    def _unlike(self, got: int, started: float, admit: Admit | None) -> Frame:
+        """The frame whose first `got` bytes, and perhaps more than its own, are in `_buffer`."""
+        lead, got = self._parse(got)
         header = lead.header
-        frame = Frame(lead.kind, lead.flags, parse_id(buffer), header, started, lead.nbytes)
+        nbytes = lead.end + lead.body_bytes
+        frame = Frame(lead.kind, lead.flags, parse_id(self._buffer), header, started, nbytes)
         if type(header) is Result:
-            frame.times = bytes(buffer[lead.header_end : lead.end])
+            frame.times = bytes(self._view[lead.header_end : lead.end])
+        here = min(got, nbytes)  # the end of what is here of this frame
         if header is None or (admit is not None and (refused := admit(frame)) is not None):
             frame.refused = None if header is None else refused
-            self._skip(lead, got)
-        elif got == lead.end + lead.body_bytes <= len(buffer) and lead.tensors:
-            self._extra = 0
-            frame.tensors = view_small(lead.tensors, self._view, lead.end)
-        elif got > lead.end:
-            frame.tensors = self._allocate(lead)
-            self._fill_after(frame.tensors, lead.end, got)
+            self._skip(nbytes - here)
         else:
-            self._extra = 0
-            frame.tensors = tensors = self._allocate(lead)
-            for array in tensors:
-                if nbytes := array.nbytes:
-                    self._fill(array, nbytes)
+            if type(header) is Infer or type(header) is Result:
+                frame.tensors = allocate(header.tensors)
+            elif lead.body_bytes:
+                frame.tensors = [np.empty(lead.body_bytes, np.uint8)]
+            at = lead.end
+            for array in frame.tensors:
+                view = flat(array)[: here - at]
+                view[:] = self._view[at : at + len(view)]
+                at += len(view)
+            self._complete(frame.tensors, here - lead.end)
+        self._extra = got - here
+        if self._extra:
+            self._buffer[: self._extra] = self._buffer[here:got]
         frame.received = perf_counter()
-        if len(self._buffer) > _LEAD + _SMALL:
-            self._resize(_LEAD + _SMALL, self._extra)
+        if len(self._buffer) > _LEAD and self._extra <= _LEAD:
+            self._resize(_LEAD, self._extra)
+        self._ahead = None
         return frame
 
     def _let_peer_read(self) -> None:
@@ -149,12 +202,12 @@ class Framed(ABC):
         stall_s = self.limits.stall_s
         return stall_s if self._timeout_s is None else min(self._timeout_s, stall_s)
 
-    def _some(self) -> int:
-        """The first bytes of a frame, as many as came."""
+    def _some(self, places: Sequence[Buffer]) -> int:
+        """Receives the first bytes of a frame, as many as came; returns how many."""
         waited = 0.0
         while True:
             try:
-                got = self._recv_into(self._buffer, self._ask)
+                got: int = self._recvmsg_into(places)[0]
             except BlockingIOError:
                 waited += self._wait_s()
                 if self._timeout_s is not None and waited >= self._timeout_s:
@@ -165,6 +218,18 @@ class Framed(ABC):
             if not got:
                 raise Ended(f"{self.peer} closed the connection")
             return got
+
+    def _complete(self, arrays: Sequence[Array], done: int) -> None:
+        """Receives what is missing of `arrays` when their first `done` bytes are there."""
+        for array in arrays:
+            nbytes = array.nbytes
+            if done >= nbytes:
+                done -= nbytes
+            elif done:
+                self._fill(flat(array)[done:], nbytes - done)
+                done = 0
+            else:
+                self._fill(array, nbytes)
 
     def _fill(self, buffer: Buffer, nbytes: int) -> None:
         """Receives exactly `nbytes`; ServerError if the peer ends or stalls."""
@@ -233,30 +298,16 @@ class Framed(ABC):
             prefix.flags,
             header,
             body_bytes,
-            header_end + prefix.body_bytes,
-            header.tensors if isinstance(header, (Infer, Result)) else (),
         )
         if isinstance(header, (Infer, Result)):
-            if header.tensors != self._layout or body_bytes != self._last.body_bytes:
-                check_tensors(header.tensors, body_bytes, self.limits)
-                self._layout, self._spare = header.tensors, None
+            check_tensors(header.tensors, body_bytes, self.limits)
             self._last = lead
-        self._ask = min(end, _LEAD)
-        if body_bytes <= _SMALL:
-            self._ask += body_bytes
         return lead, got
 
     def _resize(self, nbytes: int, got: int) -> None:
         buffer = bytearray(nbytes)
         buffer[:got] = self._buffer[:got]
         self._buffer, self._view = buffer, memoryview(buffer)
-
-    def _allocate(self, lead: _Lead) -> list[Array]:
-        if type(lead.header) is Infer or type(lead.header) is Result:
-            arrays = self._spare
-            self._spare = None
-            return allocate(self._layout) if arrays is None else arrays
-        return [np.empty(lead.body_bytes, np.uint8)] if lead.body_bytes else []
 
     def _finish_prefix(self, got: int) -> int:
         if got < len(MAGIC) and self._buffer[:got] == MAGIC[:got]:
@@ -268,30 +319,8 @@ class Framed(ABC):
         self._fill(self._view[got:PREFIX_BYTES], PREFIX_BYTES - got)
         return PREFIX_BYTES
 
-    def _fill_after(self, arrays: Sequence[Array], start: int, got: int) -> None:
-        """Fills `arrays` where their first bytes, and perhaps the next frame's, are in `_lead` already."""
-        for array in arrays:
-            size = array.nbytes
-            if size <= got - start:
-                flat(array)[:] = self._view[start : start + size]
-                start += size
-            elif size:
-                view, n = flat(array), got - start
-                view[:n] = self._view[start:got]
-                start = got
-                self._fill(view[n:], size - n)
-        self._keep(start, got)
-
-    def _keep(self, start: int, got: int) -> None:
-        if got > start:
-            self._buffer[: got - start] = self._buffer[start:got]
-        self._extra = got - start
-
-    def _skip(self, lead: _Lead, got: int) -> None:
-        """Reads the body away, so that the next frame can be read."""
-        n = min(got - lead.end, lead.body_bytes)
-        self._keep(lead.end + n, got)
-        left = lead.body_bytes - n
+    def _skip(self, left: int) -> None:
+        """Receives `left` bytes and forgets them, so that the next frame can be read."""
         scratch = bytearray(min(left, _SCRATCH))
         while left:
             self._fill(scratch, min(left, _SCRATCH))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 
 from splitpoint.errors import ServerError
 from splitpoint.transports.framed import Framed, flat
@@ -41,6 +42,11 @@ class _Stream:
                 moved += n
             return moved
 
+    def waiting(self) -> bool:
+        """Whether there are bytes now."""
+        with self._changed:
+            return bool(self._parts)
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -53,6 +59,7 @@ class MemoryConnection(Framed):
         self._in, self._out = inward, outward
         self._lock = threading.Lock()
         self._recv_into = self._take
+        self._recvmsg_into = self._take_into
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
         with self._lock:
@@ -64,6 +71,18 @@ class MemoryConnection(Framed):
 
     def _take(self, buffer: Buffer, nbytes: int, flags: int = 0) -> int:
         return self._in.take(flat(buffer)[:nbytes], self._seconds)
+
+    def _take_into(self, places: Sequence[Buffer]) -> tuple[int]:
+        got = 0
+        for place in places:
+            view = flat(place)
+            if got and not self._in.waiting():
+                break
+            n = self._in.take(view, self._seconds) if len(view) else 0
+            got += n
+            if n < len(view):
+                break
+        return (got,)
 
     def _why(self, exc: OSError) -> str:
         return f"the connection to {self.peer} is closed"

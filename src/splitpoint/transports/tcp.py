@@ -66,6 +66,7 @@ class TcpConnection(Framed):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
         self._sock = sock
         self._recv_into = sock.recv_into
+        self._recvmsg_into = sock.recvmsg_into
         # Typed loosely: numpy's arrays are buffers in the eyes of a type checker from Python 3.12 on only.
         self._sendmsg: Callable[..., int] = sock.sendmsg
         self._limit(socket.SO_SNDTIMEO, limits.stall_s)
