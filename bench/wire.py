@@ -241,8 +241,8 @@ def measure(up: int, rounds: int, block: int, core: int) -> dict[str, list[float
     return taken
 
 
-def report(up: int, taken: Mapping[str, Sequence[float]]) -> bool:
-    """Prints a table; True if the targets are met."""
+def report(up: int, taken: Mapping[str, Sequence[float]]) -> None:
+    """Prints a table, and whether the targets are met."""
     bare = median(taken["bare socket"])
     print(f"\n{up:,} bytes up, {4 * DOWN_FLOATS:,} down, {len(taken['bare socket'])} round trips each")
     print(f"{'':<14}{'median':>9}{'p10':>9}{'p90':>9}   x bare socket")
@@ -251,14 +251,12 @@ def report(up: int, taken: Mapping[str, Sequence[float]]) -> bool:
         row = f"{name:<14}{median(times) * 1e6:>6.0f} µs{deciles[0] * 1e6:>6.0f} µs{deciles[-1] * 1e6:>6.0f} µs"
         print(f"{row}{median(times) / bare:>11.2f}")
     ours = median(taken["splitpoint"])
-    met = ours <= TARGETS[up] * bare
-    print(f"target: at most {TARGETS[up]}x the bare socket: {ours / bare:.2f}x, {'met' if met else 'MISSED'}")
+    verdict = "met" if ours <= TARGETS[up] * bare else "MISSED"
+    print(f"target: at most {TARGETS[up]}x the bare socket: {ours / bare:.2f}x, {verdict}")
     if "gRPC unary" in taken:
         ratio = median(taken["gRPC unary"]) / ours
-        faster = ratio >= GRPC_TIMES
-        print(f"target: at least {GRPC_TIMES}x faster than gRPC: {ratio:.2f}x, {'met' if faster else 'MISSED'}")
-        met = met and faster
-    return met
+        verdict = "met" if ratio >= GRPC_TIMES else "MISSED"
+        print(f"target: at least {GRPC_TIMES}x faster than gRPC: {ratio:.2f}x, {verdict}")
 
 
 def main() -> int:
@@ -272,9 +270,10 @@ def main() -> int:
     pin(near)
     where = f"client on core {near}, servers on core {far}" if near >= 0 else "not pinned: one core only"
     print(f"{where}; {options.block} round trips a turn")
-    met = [report(up, measure(up, options.rounds, options.block, far)) for up in TARGETS]
+    for up in TARGETS:
+        report(up, measure(up, options.rounds, options.block, far))
     print("\nA missed target does not fail this run: it is a measurement, not a test.")
-    return 0 if all(met) else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from nets import node, value, weight
 from splitpoint.errors import EngineError, ModelError, SplitpointError, StorageError
 from splitpoint.models import load, reading, soundness
 from splitpoint.models.model import Model, from_graph
+from splitpoint.models.probe import external_initializers
 from splitpoint.models.weights import MemoryWeights
 from splitpoint.segments import verify
 
@@ -101,6 +102,8 @@ def test_where_a_weight_is_stored_changes_nothing(tmp_path: Path) -> None:
 def test_an_unaligned_weight_is_read_right(tmp_path: Path) -> None:
     model = load(nets.saved(linear(outside(tmp_path, offset=3)), tmp_path / "net.onnx"))
     assert same(model, nets.load(linear(raw())))
+    (held,) = external_initializers(model.skeleton, model.weights).values()
+    assert held.data_ptr() % 4 == 0  # not every processor reads a float from anywhere
 
 
 def test_a_constant_node_is_a_weight(tmp_path: Path) -> None:
@@ -384,6 +387,14 @@ def _hides_in_a_body(p: Any) -> None:
     p.graph.node.insert(0, node("If", ["yes"], ["s"], name="thief", then_branch=body, else_branch=body))
 
 
+def _hides_in_a_node_of_a_body(p: Any) -> None:
+    bad = TensorProto(name="b", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    bad.external_data.add(key="location", value="/etc/passwd")
+    body = helper.make_graph([node("Constant", [], ["o"], value=bad)], "b", [], [value("o", None)])
+    p.graph.initializer.append(weight("yes", True))
+    p.graph.node.insert(0, node("If", ["yes"], ["s"], name="thief", then_branch=body, else_branch=body))
+
+
 def _has_functions(p: Any) -> None:
     p.functions.append(helper.make_function("d", "F", [], [], [], [helper.make_opsetid("", 17)]))
 
@@ -434,6 +445,7 @@ def _has_no_output(p: Any) -> None:
     "change",
     [
         _points_to_a_file, _also_has_an_offset, _hides_in_an_attribute, _hides_in_a_sparse_attribute, _hides_in_a_body,
+        _hides_in_a_node_of_a_body,
         _has_functions, _is_unsorted, _has_the_wrong_size, _has_negative_dimensions, _defines_twice,
         _has_an_unknown_type, _has_no_names, _has_sparse_weights, _has_no_output,
         _writes_on_the_terminal, _writes_on_the_terminal_as_a_layer,

@@ -447,3 +447,21 @@ def test_a_cut_in_the_middle_of_anything(tmp_path: Path) -> None:
     stem, act = model.graph.closure([1]), model.graph.closure([0])
     cut: Cut = dataclasses.replace(model.graph.cut_of(stem), name="by hand")
     assert failed(verify(model, nets.ENGINE, [cut, model.graph.cut_of(act)])) == []
+
+
+def test_a_weight_that_the_optimiser_reshapes_is_used_as_reshaped() -> None:
+    """ONNX Runtime moves a Transpose behind a Mul and reshapes its constant [C,1,1]: kernels must see the new one."""
+    from splitpoint.segments import select
+
+    channels = 384  # more than 1 KiB, so that it is a blob
+    nodes = [
+        nets.node("Transpose", ["x"], ["last"], perm=[0, 2, 3, 1]),
+        nets.node("Relu", ["last"], ["r"]),
+        nets.node("Transpose", ["r"], ["first"], perm=[0, 3, 1, 2]),
+        nets.node("Mul", ["first", "scale"], ["scaled"]),
+        nets.node("Add", ["scaled", "x"], ["y"]),
+    ]
+    scale = nets.weight("scale", np.linspace(0.5, 2, channels, dtype=np.float32).reshape(channels, 1, 1))
+    shape = ["batch", channels, 14, 14]
+    model = nets.load(nets.proto(nodes, [nets.value("x", shape)], [nets.value("y", shape)], [scale]))
+    assert all(check.ok for check in verify(model, nets.ENGINE, select(model, "all")))

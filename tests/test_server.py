@@ -389,7 +389,7 @@ def test_the_tail_cache_is_bounded_and_spares_what_runs(model: Model, cache: Pat
         assert running not in gate.closed[3:]
         gate.open.set()
         thread.join()
-        assert server.tails.nbytes <= 1000
+        assert until(lambda: server.tails.nbytes <= 1000)
 
 
 def test_a_cache_smaller_than_one_tail_still_works(model: Model) -> None:

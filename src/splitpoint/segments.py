@@ -216,8 +216,10 @@ def _judge(expected: Sequence[Array], got: Sequence[Array | None], tolerance: fl
     signal, size = max(moves), max(_largest(e) for e in expected)
     error = max(float("inf") if g is None else _distance(e, g) for e, g in zip(expected, got, strict=True))
     real = first.dtype.kind == "f"
-    if real:  # half precision has three digits, no more
-        tolerance = max(tolerance, 8 * float(np.finfo(first.dtype).eps))
+    if real:
+        # Half precision has three digits, and a cut rounds to them what the whole keeps in float32: measured on light
+        # ResNet-50, SqueezeNet and DenseNet in half precision, 0.6–1.0 % of the change (float32: 1e-6).
+        tolerance = max(tolerance, 16 * float(np.finfo(first.dtype).eps))
     if signal == 0.0 or (real and signal < SIGNAL_FLOOR * size):
         return (_INCONCLUSIVE, 0.0) if error <= tolerance * size * real else (_DIFFERENT, float("inf"))
     error /= signal if np.isfinite(signal) else size or 1.0

@@ -57,17 +57,16 @@ def reason_of(exc: Exception) -> str:
 def give_weights(options: Any, proto: Proto, weights: Weights) -> object:
     """Let a session of `options` use the blobs of `proto`'s weights; the caller holds what is returned as long.
 
-    Given as external initializers, for the optimiser, and as shared ones, for the kernels: with the first alone ONNX
-    Runtime copies what it does not repack (measured: a 381 MB table costs 382 MB, shared 1 MB).
+    Not with `options.add_initializer`, which would share a weight's memory with the kernels and save a copy of what
+    ONNX Runtime does not repack: the kernels would then see the weight as it was before the optimiser reshaped it
+    (ConvNeXt's layer scale [384,1,1] behind a moved Transpose: wrong broadcast, and where sizes agree a wrong answer).
     """
     held = external_initializers(proto, weights)
     options.add_external_initializers(list(held), list(held.values()))
-    for name, tensor in held.items():
-        options.add_initializer(name, tensor)
     return held
 
 
-def external_initializers(proto: Proto, weights: Weights) -> dict[str, object]:
+def external_initializers(proto: Proto, weights: Weights) -> dict[str, Any]:
     """Initializer name → OrtValue over the blob's own memory (no copy on the CPU), for every weight not inline.
 
     StorageError if a blob is not there or not as long as the weight.
@@ -75,7 +74,7 @@ def external_initializers(proto: Proto, weights: Weights) -> dict[str, object]:
     import onnx
     import onnxruntime as ort
 
-    held: dict[str, object] = {}
+    held: dict[str, Any] = {}
     for t in proto.graph.initializer:
         digest = blob_hash(t)
         if not digest:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from splitpoint import wire
+from splitpoint.engines import Session
 from splitpoint.errors import (
     BusyError,
     EngineError,
@@ -100,6 +101,7 @@ class Peer:
         self.connection = connection
         self.name = connection.peer
         self.in_flight: set[int] = set()
+        self.unanswered = 0  # kept by the server, under its lock
         self.answers = 0
         self.bytes_in = 0
         self._opened: dict[int, _Opened] = {}
@@ -165,7 +167,7 @@ class Peer:
             try:
                 frame = receive(timeout_s=idle, admit=admit)
             except TimeoutError:
-                if self.in_flight:
+                if self.unanswered:
                     continue
                 self.say_bye(f"nothing was asked for {limits.idle_s:g} s")
                 return
@@ -188,6 +190,8 @@ class Peer:
                 raise ProtocolError(f"a client does not send {wire.describe(frame.kind)}")
             else:
                 self._send_error(frame.id, ServerError(f"{wire.describe(frame.kind)} is not known here"))
+            # Before the next one's memory is allocated: so that it is the same, and still in the processor's cache.
+            del frame
 
     def _admit(self, frame: Frame) -> SplitpointError | None:
         """Whether a request's body is worth receiving; a peer that has lost track of its ids is hung up on."""
@@ -209,7 +213,7 @@ class Peer:
         if len(self.in_flight) >= server.limits.in_flight:
             text = f"{server.limits.in_flight} requests of this connection are in flight already"
             return BusyError(text, server.compute.retry_after_s)
-        if server.compute.full() or not server.reserve(frame.nbytes):
+        if server.compute.full() or not server.reserve(self, frame.nbytes):
             return BusyError("the server has no room for more requests", server.compute.retry_after_s)
         self.in_flight.add(frame.id)
         self._receiving = frame
@@ -241,50 +245,57 @@ class Peer:
 
     def _run(self, frame: Frame, header: wire.Infer, opened: _Opened, waited: float) -> None:
         """Computes and answers; whatever goes wrong becomes an ERROR of this request alone."""
+        tails, tail = self.server.tails, opened.tail
+        session: Session | None = None
         try:
-            packet = self._compute(frame, header, opened, waited)
+            started = perf_counter()
+            late_s = started - frame.received - header.deadline_s
+            if header.deadline_s and late_s > 0:
+                raise ServerError(f"the deadline passed {late_s:.3f} s before its turn")
+            session = tails.acquire(tail)
+            packet = self._compute(session, frame, header, opened, started, waited)
         except SplitpointError as exc:
-            self._done(frame)
-            self._send_error(frame.id, exc)
+            packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(exc))
         except Exception as exc:  # engines are foreign code
             self.server.tell(Event("failed", f"request {frame.id} of {self.name} failed: {exc!r}"))
-            self._done(frame)
-            self._send_error(frame.id, EngineError("the engine failed; the server's log says more"))
-        else:
-            self._done(frame)
-            self._send(packet)
-
-    def _compute(self, frame: Frame, header: wire.Infer, opened: _Opened, waited: float) -> wire.Packet:
-        started = perf_counter()
-        received = frame.received
-        if header.deadline_s and started - received > header.deadline_s:
-            raise ServerError(f"the deadline passed {started - received - header.deadline_s:.3f} s before its turn")
-        tails, tail = self.server.tails, opened.tail
-        session = tails.acquire(tail)
-        try:
-            ready = perf_counter()
-            made = session.run(opened.feed(header, frame.tensors))
-            computed = perf_counter()
-            outputs = [made[name] for name in opened.outputs]
-        finally:
+            hidden = EngineError("the engine failed; the server's log says more")
+            packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(hidden))
+        # The peer may use the id again as soon as it has the answer; all else can wait until that is on its way.
+        self.in_flight.discard(frame.id)
+        self._send(packet)
+        if session is not None:
             tails.release(tail)
-        compute = self.server.compute
-        encoded = perf_counter()
-        queued = ready - started + waited
+        self.server.free(self, frame.nbytes)
+
+    def _compute(
+        self,
+        session: Session,
+        frame: Frame,
+        header: wire.Infer,
+        opened: _Opened,
+        started: float,
+        waited: float,
+    ) -> wire.Packet:
+        ready = perf_counter()
+        made = session.run(opened.feed(header, frame.tensors))
+        computed = perf_counter()
+        outputs = [made[name] for name in opened.outputs]
+        compute, received = self.server.compute, frame.received
+        decoded_s = started - received - waited
         times = (
             received,
             received - frame.started,
-            max(0.0, started - received - waited),
-            queued,
+            decoded_s if decoded_s > 0 else 0.0,
+            ready - started + waited,
             computed - ready,
-            encoded - computed,
+            perf_counter() - computed,
             compute.queue_s,
             compute.utilisation,
         )
         return opened.packer.pack(frame.id, outputs, (), times)
 
     def _done(self, frame: Frame) -> None:
-        """Before the answer is sent: the peer may use the id again as soon as it has it."""
+        """A request that is not run after all: its id and its room are free again."""
         self.in_flight.discard(frame.id)
         self.server.free(self, frame.nbytes)
 

@@ -147,7 +147,7 @@ class Server:
             peer.say_bye()
         end = monotonic() + drain_s
         with self._lock:
-            self._idle.wait_for(lambda: not any(p.in_flight for p in self._peers), max(0.0, drain_s))
+            self._idle.wait_for(lambda: not any(p.unanswered for p in self._peers), max(0.0, drain_s))
             peers = list(self._peers)
         closers = [
             threading.Thread(target=p.close, args=(max(0.2, end - monotonic()) if drain_s else 0.0,), daemon=True)
@@ -193,18 +193,20 @@ class Server:
 
     # --- memory of requests that have been received and not answered --------------------------------------------
 
-    def reserve(self, nbytes: int) -> bool:
-        """Takes `nbytes` of the room for requests, if they are there."""
+    def reserve(self, peer: Peer, nbytes: int) -> bool:
+        """Takes `nbytes` of the room for requests, if they are there: `peer` sends one."""
         with self._lock:
             if self._received + nbytes > self.limits.memory_bytes and self._received:
                 return False
             self._received += nbytes
+            peer.unanswered += 1
             return True
 
     def free(self, peer: Peer, nbytes: int) -> None:
-        """Gives them back: a request of `peer` has its answer."""
+        """Gives them back: the answer to a request of `peer` is on its way."""
         with self._lock:
             self._received -= nbytes
+            peer.unanswered -= 1
             peer.answers += 1
             if self.draining:
                 self._idle.notify_all()
