@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from splitpoint.errors import MissingExtraError, ModelError, UsageError
-from splitpoint.models.torch import ALIASES, cache_folder, export, exported, is_torch_source
+from splitpoint.machine import default_cache
+from splitpoint.models.names import SHORT_NAMES
+from splitpoint.models.torch import export, exported, is_torch_source
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -290,8 +292,8 @@ def test_weights_that_cannot_be_downloaded_are_an_error_with_the_ways_out(
 
 
 def test_what_is_a_torch_source() -> None:
-    for name in ("torchvision:resnet50", "timm:x", "hf:bert", "a.b:c", "nets:make", "x.pt2", *ALIASES):
-        assert is_torch_source(name) == (ALIASES.get(name) != "zoo:lenet5"), name
+    for name in ("torchvision:resnet50", "timm:x", "hf:bert", "a.b:c", "nets:make", "x.pt2", *SHORT_NAMES):
+        assert is_torch_source(name) == (SHORT_NAMES.get(name) != "zoo:lenet5"), name
     for name in ("zoo:lenet5", "net.onnx", "resnet50", "C:/models/net.onnx", "a b:c"):
         assert not is_torch_source(name), name
 
@@ -431,7 +433,7 @@ def test_a_text_model_from_its_type_and_from_a_folder(tmp_path: Path) -> None:
 
 def test_a_cached_export_is_made_once(tmp_path: Path) -> None:
     path = exported("models_torch:named", weights="random")
-    assert path.is_relative_to(cache_folder())
+    assert path.is_relative_to(default_cache() / "exports")
     assert path.name == "named.onnx"
     before = path.stat().st_mtime_ns
     assert exported("models_torch:named", weights="random") == path

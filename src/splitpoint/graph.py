@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TypeVar
 
 from splitpoint.errors import CutError, nearest
@@ -82,7 +83,8 @@ class Graph:
     """A model's nodes in topological order, its inputs and outputs, and the bound shape of every data tensor.
 
     `aliases` maps module paths that no node carries (folded or inlined when exported) to the node that holds them.
-    `assumed` are the free dimensions that were bound to compute shapes, such as ``{"batch": 1}``.
+    `assumed` are the free dimensions that were bound to compute shapes, such as ``{"batch": 1}``. `unused` are module
+    paths of the original network that play no part in its outputs (auxiliary heads in evaluation).
     """
 
     name: str
@@ -92,6 +94,7 @@ class Graph:
     tensors: Mapping[str, TensorSpec]
     aliases: Mapping[str, str] = field(default_factory=dict)
     assumed: Mapping[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     # --- wiring -------------------------------------------------------------------------------------------------
 
@@ -304,8 +307,8 @@ class Graph:
     def chain(self) -> tuple[Cut, ...]:
         """The single-tensor cuts in order, `input` first and `output` last.
 
-        Where one tensor more is the least that can cross (an attention mask beside the hidden state), the narrowest
-        cuts there are.
+        Where there is none, in the whole graph or over a stretch of more than a quarter of its FLOPs (an attention
+        mask travels beside BERT's hidden state, skip connections beside a U-Net's), the narrowest cuts there are.
         """
         return self._chain
 
@@ -316,14 +319,25 @@ class Graph:
     @cached_property
     def _prefixes(self) -> tuple[Cut, ...]:
         cuts = list(self._walk())
-        widths = [len(c.crossing) for c in cuts[1:-1] if c.crossing]
-        least = min(widths, default=0)
-        index = 0
-        for k, cut in enumerate(cuts):
-            if k in (0, len(cuts) - 1) or (least and len(cut.crossing) == least):
-                cuts[k] = dataclasses.replace(cut, index=index)
-                index += 1
+        for index, k in enumerate(self._chosen(cuts)):
+            cuts[k] = dataclasses.replace(cuts[k], index=index)
         return tuple(cuts)
+
+    def _chosen(self, cuts: list[Cut]) -> list[int]:
+        """Places of the chain's cuts among the prefixes."""
+        last = len(cuts) - 1
+        single = [k for k, c in enumerate(cuts) if len(c.crossing) == 1 and 0 < k < last]
+        done, work = 0, [0]
+        for step in self.order:
+            done += sum(self.nodes[i].flops for i in step)
+            work.append(done)
+        chosen = {0, last, *single}
+        for a, b in pairwise(sorted(chosen)):
+            stretch = [(len(cuts[k].crossing), k) for k in range(a + 1, b) if cuts[k].crossing]
+            if stretch and (not single or work[b] - work[a] > done / 4):
+                least = min(stretch)[0]
+                chosen.update(k for width, k in stretch if width == least)
+        return sorted(chosen)
 
     def _walk(self) -> Iterator[Cut]:
         """What `cut_of` says of every prefix, in one pass over the edges instead of one for each prefix."""
@@ -396,6 +410,8 @@ class Graph:
         if _INDEX.fullmatch(at) and (targets is None or -len(self.chain()) <= int(at) < len(self.chain())):
             # Old exports call tensors and nodes by number, too: an index counts first where there is one.
             return self._at_index(int(at))
+        if targets is None and any(at == path or path.startswith(at + ".") for path in self.unused):
+            raise CutError(f"{at} plays no part in the outputs of {self.name}: there is nothing to cut behind it")
         if targets is None:
             raise CutError(f"{self.name} has no layer, node or tensor {at}{nearest(at, self.names)}")
         nodes = self.closure(targets)
@@ -413,7 +429,8 @@ class Graph:
         if at in {t.name for t in self.inputs}:
             return []
         if at in self.aliases:
-            return self._named([self.aliases[at]]) or None
+            held = self.aliases[at]
+            return [] if held in {t.name for t in self.inputs} else self._named([held]) or None
         inside = [i for i, n in enumerate(self.nodes) if n.layer == at or n.layer.startswith(at + ".")]
         if inside:
             return [i for i in inside if self.nodes[i].placed] or inside
@@ -455,7 +472,7 @@ class Graph:
         return min(inner, key=lambda c: (abs(2 * done[len(c.nodes)] - done[-1]), abs(2 * len(c.nodes) - len(done))))
 
     def __str__(self) -> str:
-        inner = max(0, len(self.chain()) - 2)
+        inner = sum(len(c.crossing) == 1 for c in self.chain()[1:-1])
         return f"{self.name}: {len(self.nodes)} nodes, {inner} single-tensor cuts between input and output"
 
 

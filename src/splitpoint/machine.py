@@ -1,4 +1,4 @@
-"""What this machine is: processor, cores, memory, clock governor, versions. Goes into every measurement."""
+"""This machine: where its cache is, and its processor, cores, memory, clock governor and versions, for measurements."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ def this_machine() -> Machine:
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         python=platform.python_version(),
     )
+
+
+def default_cache() -> Path:
+    """Where fetched weights and exported models are kept: ``$SPLITPOINT_CACHE``, or ``~/.cache/splitpoint``."""
+    set_to = os.environ.get("SPLITPOINT_CACHE")
+    return Path(set_to) if set_to else Path.home() / ".cache" / "splitpoint"
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

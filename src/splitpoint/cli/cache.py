@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.options import cache_option
+from splitpoint.machine import default_cache
 from splitpoint.report.units import size
-from splitpoint.runtime.cache import default_cache
 
 
 @click.command(short_help="Show or clear what this device has fetched and exported.")

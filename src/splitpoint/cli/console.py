@@ -39,28 +39,37 @@ def err() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-#: Longer cells are cut with an ellipsis where the terminal is too narrow for them.
-_WIDEST = 34
+#: The widest a column of names may be where another column would have to go for it.
+_NAMES = 34
+_GAP = 3
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, console: Console) -> None:
-    """Print a table that fits the terminal: columns that do not fit are left out (JSON and CSV have them all)."""
-    widths = [
-        min(_WIDEST, max([len(c.title), *(len(r[i]) for r in rows)])) + 3 for i, c in enumerate(columns)
-    ]
+    """Print a table that fits the terminal: columns that do not fit are left out (JSON and CSV have them all).
+
+    Names (the first column that is not right-aligned) are shortened at the front: the end of a path tells more.
+    """
+    widths = [max([len(c.title), *(len(r[i]) for r in rows)]) for i, c in enumerate(columns)]
+    names = next((i for i, c in enumerate(columns) if not c.right), 0)
+    full, widths[names] = widths[names], min(widths[names], _NAMES)
     shown = list(range(len(columns)))
-    while sum(widths[i] for i in shown) > console.width:
+    while sum(widths[i] + _GAP for i in shown) > console.width:
         spare = [i for i in shown if not columns[i].keep]
         if not spare:
             break
         shown.remove(spare[-1])
+    others = sum(widths[i] + _GAP for i in shown if i != names)
+    widths[names] = max(12, min(full, console.width - others - _GAP))
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i in shown:
-        c = columns[i]
-        made.add_column(c.title, justify="right" if c.right else "left", no_wrap=True, overflow="ellipsis")
+        made.add_column(columns[i].title, justify="right" if columns[i].right else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*(Text(row[i]) for i in shown))
+        made.add_row(*(Text(_shortened(row[i], widths[i])) for i in shown))
     console.print(made)
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def progress() -> Progress:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.options import cloud_option
-from splitpoint.machine import EXTRAS, this_machine, versions
+from splitpoint.machine import EXTRAS, default_cache, this_machine, versions
 from splitpoint.report.units import size
 
 
@@ -53,8 +53,6 @@ def _providers() -> None:
 
 
 def _cache() -> None:
-    from splitpoint.runtime.cache import default_cache
-
     folder: Path = default_cache()
     files = [p.stat().st_size for p in folder.rglob("*") if p.is_file()] if folder.is_dir() else []
     click.echo(f"cache      {folder}: {len(files)} files, {size(sum(files))}")

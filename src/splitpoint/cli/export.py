@@ -8,7 +8,7 @@ import click
 
 from splitpoint.cli.console import err
 from splitpoint.cli.options import parse_shapes
-from splitpoint.models import SHORT_NAMES
+from splitpoint.models.names import SHORT_NAMES
 from splitpoint.report.units import size
 
 

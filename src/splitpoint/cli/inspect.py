@@ -96,7 +96,7 @@ _COLUMNS = (
 def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     console = out()
     table(_COLUMNS, [_cells(r) for r in rows], console=console)
-    inner = max(0, len(model.graph.chain()) - 2)
+    inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
     totals = f"{count(rows[-1].flops)}FLOPs, {count(rows[-1].params)} parameters" if rows else ""
     console.print(
         f"[bold]{model.name}[/] {model.fingerprint[:12]}  {totals}, {size(model.nbytes)} of weights"

@@ -27,7 +27,8 @@ from splitpoint.cli.options import (
 from splitpoint.errors import InputError, SplitpointError, UsageError
 from splitpoint.images import InputSpec
 from splitpoint.inputs import expand, read_bytes, read_inputs
-from splitpoint.models import SHORT_NAMES, name_of
+from splitpoint.models import name_of
+from splitpoint.models.names import SHORT_NAMES
 from splitpoint.report.files import write_atomic
 from splitpoint.report.units import size
 from splitpoint.runtime.edge import Edge

@@ -24,18 +24,7 @@ import msgspec
 from splitpoint.errors import ModelError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.models.model import Model
-
-SHORT_NAMES: Mapping[str, str] = {
-    "alexnet": "torchvision:alexnet",
-    "vgg16_bn": "torchvision:vgg16_bn",
-    "mobilenet_v2": "torchvision:mobilenet_v2",
-    "lenet": "zoo:lenet5",
-    # The names the Neurosurgeon replica uses.
-    "alex_net": "torchvision:alexnet",
-    "vgg_net": "torchvision:vgg16_bn",
-    "mobile_net": "torchvision:mobilenet_v2",
-    "le_net": "zoo:lenet5",
-}
+from splitpoint.models.names import SHORT_NAMES
 
 
 def load(

@@ -8,6 +8,7 @@ from splitpoint.models.dataflow import Proto
 
 LAYER_KEY = "splitpoint.layer"
 ALIASES_KEY = "splitpoint.aliases"
+UNUSED_KEY = "splitpoint.unused"
 SOURCE_KEY = "splitpoint.source"
 SHAPES_KEY = "splitpoint.shapes"
 

@@ -11,15 +11,17 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 from splitpoint.errors import ModelError
 from splitpoint.graph import Graph, Node
 from splitpoint.models.dataflow import Proto, by_value, reads
 from splitpoint.models.flops import flops
-from splitpoint.models.layers import ALIASES_KEY, metadata, path_of
+from splitpoint.models.layers import ALIASES_KEY, UNUSED_KEY, metadata, path_of
 from splitpoint.models.shapes import Shapes
 from splitpoint.tensors import TensorSpec
+
+T = TypeVar("T")
 
 #: INT64, BOOL and STRING constants are shapes, axes, indices and masks, not parameters.
 _NO_WEIGHTS = frozenset({7, 8, 9})
@@ -50,6 +52,7 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
                 group=groups.get(i, -1),
             )
         )
+    unused: list[str] = _json(skeleton, UNUSED_KEY, [])
     return Graph(
         name=name,
         nodes=_attribute_weights_of_copied(made),
@@ -58,6 +61,7 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
         tensors=shapes.bound,
         aliases=_aliases(skeleton, {n.layer for n in made}, {n.name for n in made}),
         assumed=shapes.assumed,
+        unused=tuple(map(str, unused)),
     )
 
 
@@ -130,14 +134,22 @@ def _groups(nodes: Any, placed: list[bool], shapes: Shapes) -> Mapping[int, int]
     return {i: find(i) for i in range(len(nodes)) if sizes[find(i)] > 1}
 
 
-def _aliases(skeleton: Proto, layers: set[str], names: set[str]) -> dict[str, str]:
-    text = metadata(skeleton).get(ALIASES_KEY)
+def _json(skeleton: Proto, key: str, default: T) -> T:
+    """The JSON in the metadata under `key`, of the same kind as `default`, which stands where there is none."""
+    text = metadata(skeleton).get(key)
     if not text:
-        return {}
+        return default
     try:
-        aliases = json.loads(text)
+        value = json.loads(text)
     except ValueError as exc:
-        raise ModelError(f"the model's {ALIASES_KEY} metadata is not JSON: export it again") from exc
-    if not isinstance(aliases, dict):
-        raise ModelError(f"the model's {ALIASES_KEY} metadata is not a JSON object: export it again")
-    return {str(k): str(v) for k, v in aliases.items() if str(v) in names and str(k) not in layers}
+        raise ModelError(f"the model's {key} metadata is not JSON: export it again") from exc
+    if not isinstance(value, type(default)):
+        raise ModelError(f"the model's {key} metadata is not a JSON {type(default).__name__}: export it again")
+    return value
+
+
+def _aliases(skeleton: Proto, layers: set[str], names: set[str]) -> dict[str, str]:
+    # An Identity that comes first hands on a model input.
+    known = names | {i.name for i in skeleton.graph.input}
+    found: dict[str, str] = _json(skeleton, ALIASES_KEY, {})
+    return {str(k): str(v) for k, v in found.items() if str(v) in known and str(k) not in layers}

@@ -22,12 +22,6 @@ from typing import BinaryIO
 from splitpoint.errors import StorageError
 
 
-def default_cache() -> Path:
-    """``$SPLITPOINT_CACHE``, or ``~/.cache/splitpoint``."""
-    set_to = os.environ.get("SPLITPOINT_CACHE")
-    return Path(set_to) if set_to else Path.home() / ".cache" / "splitpoint"
-
-
 class BlobCache:
     """A folder of blobs. It is a `Weights`: `open` gives a blob's bytes, mapped from disk.
 

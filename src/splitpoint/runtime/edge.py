@@ -17,8 +17,9 @@ from splitpoint.engines import Engine, Session, open_engine
 from splitpoint.errors import InputError, ModelError, ProtocolError, ServerError, StorageError, UsageError, nearest
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
+from splitpoint.machine import default_cache
 from splitpoint.models.model import Model, from_graph
-from splitpoint.runtime.cache import BlobCache, default_cache
+from splitpoint.runtime.cache import BlobCache
 from splitpoint.runtime.channel import Channel
 from splitpoint.runtime.events import Event, OnEvent, ignore, software
 from splitpoint.runtime.fetch import fetch

@@ -15,7 +15,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -25,24 +24,14 @@ from pathlib import Path
 
 from splitpoint.errors import MissingExtraError, ModelError
 from splitpoint.images import InputSpec
+from splitpoint.machine import default_cache
+from splitpoint.models.names import SHORT_NAMES
 from splitpoint.models.torch.report import ExportReport
 
 Shapes = Mapping[str, Sequence[int]]
 
 #: Raised when the exporter's output changes, so that cached files are made anew.
 EXPORT_VERSION = 1
-
-#: Short names, and the ones the Neurosurgeon replica uses.
-ALIASES: Mapping[str, str] = {
-    "alexnet": "torchvision:alexnet",
-    "vgg16_bn": "torchvision:vgg16_bn",
-    "mobilenet_v2": "torchvision:mobilenet_v2",
-    "lenet": "zoo:lenet5",
-    "alex_net": "torchvision:alexnet",
-    "vgg_net": "torchvision:vgg16_bn",
-    "mobile_net": "torchvision:mobilenet_v2",
-    "le_net": "zoo:lenet5",
-}
 
 _SCHEMES = ("torchvision", "timm", "hf")
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -54,7 +43,7 @@ def is_torch_source(name: str) -> bool:
     >>> [is_torch_source(n) for n in ("torchvision:alexnet", "mobile_net", "nets:make", "zoo:lenet5", "net.onnx")]
     [True, True, True, False, False]
     """
-    name = ALIASES.get(name, name)
+    name = SHORT_NAMES.get(name, name)
     scheme, colon, _ = name.partition(":")
     if name.endswith(".pt2") or (colon and scheme in _SCHEMES):
         return True
@@ -80,7 +69,7 @@ def export(
     or the file does not compute what PyTorch does; UsageError for senseless arguments; StorageError if it
     cannot be written.
     """
-    name = ALIASES.get(model, model)
+    name = SHORT_NAMES.get(model, model)
     if not is_torch_source(name):
         raise ModelError(f"{model} is not a PyTorch model: it needs no export")
     if importlib.util.find_spec("torch") is None:
@@ -146,18 +135,13 @@ def exported(
     the file depends on: name, weights (a file's content), shapes, library versions and, for
     ``package.module:function`` and ``.pt2``, the file's content. Raises like `export`.
     """
-    name = ALIASES.get(model, model)
-    folder = cache_folder() / _key(name, weights, shapes or {})
+    name = SHORT_NAMES.get(model, model)
+    folder = default_cache() / "exports" / _key(name, weights, shapes or {})
     stem = re.sub(r"[^\w.-]+", "_", name.removesuffix(".pt2").rpartition(":")[2].rstrip("/").rpartition("/")[2])
     path = folder / f"{stem or 'model'}.onnx"
     if not path.is_file():
         export(name, path, weights=weights, shapes=shapes, progress=progress)
     return path
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("SPLITPOINT_CACHE")
-    return (Path(base) if base else Path.home() / ".cache" / "splitpoint") / "exports"
 
 
 def _key(name: str, weights: str | None, shapes: Shapes) -> str:
