@@ -4,15 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check bench zoo clean
+.PHONY: help demo test networks check bench zoo clean
 
 help:
-	@echo "make demo    install splitpoint (no PyTorch) and see it work"
-	@echo "make test    install what the tests need (PyTorch among it) and run them"
-	@echo "make check   lint and types"
-	@echo "make bench   measure; prints machine, versions and numbers"
-	@echo "make zoo     rebuild the networks that come with splitpoint"
-	@echo "make clean   remove what make has made"
+	@echo "make demo      install splitpoint (no PyTorch) and see it work"
+	@echo "make test      install what the tests need (PyTorch among it) and run them"
+	@echo "make networks  prove the cuts of the large networks too (minutes)"
+	@echo "make check     lint and types"
+	@echo "make bench     measure; prints machine, versions and numbers"
+	@echo "make zoo       rebuild the networks that come with splitpoint"
+	@echo "make clean     remove what make has made"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,15 +42,19 @@ $(VENV)/zoo.stamp: pyproject.toml | $(BIN)/python
 demo: $(VENV)/core.stamp
 	$(BIN)/splitpoint demo
 
+# PyTorch's own threads would fight over the cores that pytest's two workers already use.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+networks: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m heavy
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/core.stamp $(VENV)/bench.stamp
+bench: $(VENV)/test.stamp $(VENV)/bench.stamp
 	$(BIN)/python -m bench
 
 zoo: $(VENV)/zoo.stamp
