@@ -146,9 +146,7 @@ def build_lite0(out: Path, versions: str) -> str:
     with torch.no_grad():
         pixels = torch.from_numpy(batch)
         truth = original((pixels.permute(0, 3, 1, 2).float() - 127) / 128).numpy()
-        assert np.allclose(model(pixels).numpy(), truth, atol=1e-4), (
-            "our wrapper differs from the package's network"
-        )
+        assert np.allclose(model(pixels).numpy(), truth, atol=1e-4), "our wrapper differs from the package's network"
 
     spec = with_labels(LITE0_SPEC, imagenet_labels())
     exported = export(model, torch.from_numpy(batch[:2].copy()), spec, half=True, metadata={
@@ -159,8 +157,7 @@ def build_lite0(out: Path, versions: str) -> str:
     names = [classify({"logits": row[None]}, spec)[0] for row in run(exported, batch[:4])]
     (out / "efficientnet_lite0.onnx").write_bytes(exported.SerializeToString(deterministic=True))
     best = ", ".join(
-        f"{p.stem}: {n} {v:.2f}"
-        for p, (n, v) in zip(sorted((out / "photos").glob("*.jpg")), names, strict=True)
+        f"{p.stem}: {n} {v:.2f}" for p, (n, v) in zip(sorted((out / "photos").glob("*.jpg")), names, strict=True)
     )
     swing = float(np.abs(truth[0] - truth[1]).max())
     return (
@@ -288,9 +285,7 @@ def write_digits(out: Path, digits: Digits) -> None:
         sheet[y * 8 : y * 8 + 8, x * 8 : x * 8 + 8] = picture
     Image.fromarray(sheet).save(out / "heldout.png", optimize=True)
     text = "".join(map(str, digits.held_labels.tolist()))
-    (out / "heldout.txt").write_text(
-        "\n".join(text[i : i + columns] for i in range(0, len(text), columns)) + "\n"
-    )
+    (out / "heldout.txt").write_text("\n".join(text[i : i + columns] for i in range(0, len(text), columns)) + "\n")
 
 
 # --- export -------------------------------------------------------------------------------------------------
@@ -448,9 +443,7 @@ def find_aliases(graph: onnx.GraphProto, model: nn.Module) -> dict[str, str]:
             continue
         # A convolution (and the padding inside it) is folded into the batch norm beside it.
         unit = path.split(".conv")[0]
-        aliases[path] = next(
-            n.name for n in graph.node if n.op_type == "Conv" and layer_of[n.name] == f"{unit}.norm"
-        )
+        aliases[path] = next(n.name for n in graph.node if n.op_type == "Conv" and layer_of[n.name] == f"{unit}.norm")
     return aliases
 
 

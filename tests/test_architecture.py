@@ -18,8 +18,8 @@ SRC = Path(splitpoint.__file__).parent
 
 #: docs/design.md. Rooms of one row may not import each other.
 ORDER = (
-    ("errors",),
-    ("tensors", "trace"),
+    ("errors", "units"),
+    ("tensors", "trace", "files"),
     ("machine", "graph"),
     ("images",),
     ("zoo",),

@@ -142,18 +142,24 @@ def test_split_writes_halves_that_plain_onnxruntime_runs(tmp_path: Path, capsys:
 def test_verify_says_equal_and_exits_1_when_it_is_not_conclusive(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import nets
+
     assert "17 cuts equal the whole model" in ok(capsys, "verify", "lenet", "--cuts", "all")
     blank = tmp_path / "blank.png"
     Image.new("L", (32, 32)).save(blank)
-    message = fails(capsys, 1, "verify", "lenet", "--input", blank, "--input", blank)
+    assert "all equal" in fails(capsys, 2, "verify", "lenet", "--input", blank, "--input", blank)
+    nodes = [nets.node("Mul", ["x", "zero"], ["gone"]), nets.node("Add", ["gone", "bias"], ["y"])]
+    weights = [nets.weight("zero", np.zeros(1, np.float32)), nets.normal("bias", 8)]
+    deaf = nets.proto(nodes, [nets.value("x", ["batch", 8])], [nets.value("y", ["batch", 8])], weights)
+    message = fails(capsys, 1, "verify", nets.saved(deaf, tmp_path / "deaf.onnx"))
     assert "inconclusive" in message
 
 
 def test_doctor_says_what_this_machine_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     text = ok(capsys, "doctor")
     assert "onnxruntime" in text
-    missing = "cuda       no   pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
-    assert missing in text or "cuda       yes" in text
+    missing = "cuda      no   pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+    assert missing in text or "cuda      yes" in text
 
 
 def test_run_without_a_server_runs_everything_here(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +184,11 @@ def test_run_without_a_server_runs_everything_here(cache: Path, capsys: pytest.C
         (["run", "nowhere.jpg"], 4, "no such file"),
         (["run", "--cloud", "127.0.0.1:1", "lenet", "nowhere.jpg"], 6, "127.0.0.1:1"),
         (["doctor", "--cloud", "127.0.0.1:1"], 6, "127.0.0.1:1"),
+        (["run", "lenet", str(digits()[0]), "--at", "conv2"], 2, "add --cloud"),
+        (["run", "lenet", str(digits()[0]), "--cloud", "127.0.0.1:1", "--weights", "random"], 2, "the server's"),
+        (["run", "lenet", str(digits()[0]), "--save", "nowhere/x.npz"], 7, "there is no folder"),
+        (["run", "lenet", str(digits()[0]), "--save", "x.txt"], 2, "x.npz"),
+        (["sweep", "lenet", "--cloud", "127.0.0.1:1", "--csv", "nowhere/x.csv"], 7, "there is no folder"),
         (["serve", "zoo:lenet5", "--port", "0", "--device", "openvino"], 5, "onnxruntime-openvino"),
     ],
 )  # fmt: skip
@@ -211,7 +222,7 @@ def test_run_prints_labels_and_stages(serving: Serving, cache: Path, capsys: pyt
     text = ok(capsys, "run", "efficientnet_lite0", "--cloud", serving.address, "--at", "blocks.5", *photos())
     assert "espresso" in text
     assert "Egyptian cat" in text
-    for title in ("decode", "edge", "encode", "network", "queue", "server", "total", "median"):
+    for title in ("decode", "edge", "encode", "net", "queue", "server", "total", "median"):
         assert title in text
 
 
@@ -254,6 +265,16 @@ def test_run_streams_a_folder_and_passes_over_what_is_broken(
     assert answered == sorted(p.name for p in photos())
 
 
+def test_an_answer_without_labels_is_described_and_ends_nothing(
+    serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "two.npy", np.zeros((2, 32, 32, 1), np.uint8))
+    shutil.copy(digits()[0], tmp_path / "zero.png")
+    text = ok(capsys, "run", "lenet", "--cloud", serving.address, tmp_path)
+    assert "float32[2,10]" in text
+    assert any(line.startswith("zero.png") for line in text.splitlines())
+
+
 @pytest.mark.parametrize("at", ["input", "output", "3", "pool1"])
 def test_run_anywhere(at: str, serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digit = digits()[0]
@@ -268,13 +289,39 @@ def test_run_reads_standard_input(serving: Serving, cache: Path) -> None:
     assert b"espresso" in done.stdout
 
 
+def test_every_row_of_inspect_and_sweep_names_its_own_cut(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside parallel branches the last node's name means a smaller cut: such rows are called prefix:K."""
+    import nets
+    from splitpoint.models import load
+
+    nodes = [
+        nets.node("MatMul", ["a", "wl"], ["l1"], name="left"),
+        nets.node("Relu", ["l1"], ["l2"], name="left_relu"),
+        nets.node("MatMul", ["a", "wr"], ["r1"], name="right"),
+        nets.node("Tanh", ["r1"], ["r2"], name="right_tanh"),
+        nets.node("Add", ["l2", "r2"], ["y"], name="add"),
+    ]
+    shape = ["batch", 8]
+    weights = [nets.normal("wl", 8, 8), nets.normal("wr", 8, 8)]
+    net = nets.proto(nodes, [nets.value("a", shape)], [nets.value("y", shape)], weights)
+    path = nets.saved(net, tmp_path / "b.onnx")
+    graph = load(path).graph
+    rows = json.loads(ok(capsys, "inspect", path, "--json"))["rows"]
+    assert [r["at"] for r in rows] == ["input", "left", "left_relu", "prefix:3", "prefix:4", "output"]
+    for row, cut in zip(rows, graph.prefixes(), strict=True):
+        assert graph.cut(row["at"]).nodes == cut.nodes
+        assert [t.name for t in graph.cut(row["at"]).crossing] == row["crossing"]
+
+
 def test_pull_then_cache(serving: Serving, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = ok(capsys, "pull", "lenet", "--cloud", serving.address)
     assert "fetched 245.3 kB" in first
     assert "fetched 0 B" in ok(capsys, "pull", "lenet", "--cloud", serving.address)
     assert str(cache) in ok(capsys, "cache")
     assert "cleared" in ok(capsys, "cache", "--clear")
-    assert " 0 files" in ok(capsys, "cache")
+    assert ": 0 files" in ok(capsys, "cache")
 
 
 def test_doctor_reaches_a_server(serving: Serving, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,6 +381,10 @@ def test_sweep_writes_the_seeds_columns_and_resumes(
     after = path.read_text().splitlines()
     assert len(after) == 18
     assert set(before) <= set(after)  # what was measured is not measured again
+    ok(capsys, *command, "--csv", path, "--cuts", "3")
+    assert path.read_text().splitlines() == after  # nor lost
+    message = fails(capsys, 2, *command, "--csv", path, "--repeat", "2")
+    assert "was measured otherwise" in message
     message = fails(capsys, 2, "sweep", "efficientnet_lite0", "--cloud", serving.address, "--csv", path)
     assert "--fresh" in message
 

@@ -22,7 +22,9 @@ MODULES = sorted(
     and m.name not in ("splitpoint.__main__", "splitpoint.models.signal")
 )
 WITH_EXAMPLES = [
-    m for m in MODULES if ">>>" in Path(str(importlib.util.find_spec(m).origin)).read_text()  # type: ignore[union-attr]
+    m
+    for m in MODULES
+    if ">>>" in Path(str(importlib.util.find_spec(m).origin)).read_text()  # type: ignore[union-attr]
 ]
 
 

@@ -130,7 +130,9 @@ def test_prefixes_agree_with_the_definition(proto: object) -> None:
         assert set(names) == crossing(graph, cut.nodes)
         assert cut.results == results(graph, cut.nodes)
         # The fast walk and the definition for any set say the same, shape vectors and names included.
-        assert graph.cut_of(frozenset(cut.nodes), index=cut.index) == cut
+        assert graph.cut_of(frozenset(cut.nodes), name=cut.name, index=cut.index) == cut
+        # A name that is printed leads back to the very cut it was printed for.
+        assert graph.cut(cut.name).nodes == cut.nodes
     widths = [len(crossing(graph, h)) for h in heads]
     flops = [sum(graph.nodes[i].flops for i in h) for h in heads]
     single = [k for k in range(1, len(heads) - 1) if widths[k] == 1]

@@ -182,9 +182,7 @@ def test_grey_input_bgr_and_the_first_frame() -> None:
 
 def test_layout_and_numbers() -> None:
     pixels = read_image(encoded(picture()), spec())[0].astype(np.float64)
-    rule = spec(
-        dtype="float32", layout="NCHW", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-    )
+    rule = spec(dtype="float32", layout="NCHW", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     got = read_image(encoded(picture()), rule)
     want = ((pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)[None]
     assert got.dtype == np.float32
@@ -230,10 +228,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def png_header(width: int, height: int) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
     )
 
 
@@ -265,9 +260,7 @@ def test_a_truncated_file_is_named(format: str, tmp_path: Path) -> None:
         read_image(path, spec())
 
 
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning"
-)  # Pillow on corrupt EXIF; whatever else it raises must be ours
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on corrupt EXIF; whatever else it raises must be ours
 def test_damaged_files_never_escape_the_error_tree() -> None:
     rng = np.random.default_rng(0)
     outcomes = set()
@@ -321,9 +314,7 @@ def test_a_spec_round_trips_and_prints() -> None:
 
 def test_spec_files_in_json_and_toml(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat\n dog \n\nowl\n")
-    (tmp_path / "spec.json").write_text(
-        '{"dtype":"uint8","layout":"NHWC","size":[32,48],"labels":"names.txt"}'
-    )
+    (tmp_path / "spec.json").write_text('{"dtype":"uint8","layout":"NHWC","size":[32,48],"labels":"names.txt"}')
     (tmp_path / "spec.toml").write_text(
         'dtype = "uint8"\nlayout = "NHWC"\nsize = [32, 48]\nlabels = ["cat", "dog", "", "owl"]\n'
     )
@@ -394,9 +385,7 @@ def test_a_spec_is_bound_to_the_input_it_fits() -> None:
     with pytest.raises(InputError, match="inputs img, mask; say with `input`"):
         spec().bind([image, mask])
     for wrong in (spec(dtype="float32"), spec(layout="NCHW"), spec(size=(8, 8)), spec(color="GRAY")):
-        with pytest.raises(
-            InputError, match=r"describes .*, but the model's input is img: uint8\[batch,32,48,3\]"
-        ):
+        with pytest.raises(InputError, match=r"describes .*, but the model's input is img: uint8\[batch,32,48,3\]"):
             wrong.bind([image])
     with pytest.raises(InputError, match="but the model's input is"):
         spec().bind([TensorSpec("img", "uint8", (4, 32, 48, 3))])
@@ -438,10 +427,7 @@ def test_the_example_in_the_error_can_be_pasted(tensor: TensorSpec, tmp_path: Pa
 
 def test_a_model_without_an_image_input_says_so() -> None:
     text = explain_missing([TensorSpec("ids", "int64", (1, 128))], "bert")
-    assert (
-        text
-        == "bert has no input that an image fits (ids: int64[1,128]): give its tensors as .npy or .npz files"
-    )
+    assert text == "bert has no input that an image fits (ids: int64[1,128]): give its tensors as .npy or .npz files"
 
 
 # --- labels -------------------------------------------------------------------------------------------------

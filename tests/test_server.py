@@ -31,7 +31,7 @@ from splitpoint.errors import (
 )
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.runtime.cache import BlobCache
+from splitpoint.runtime.cache import BlobCache, clear, usage
 from splitpoint.runtime.channel import Channel
 from splitpoint.runtime.clock import ServerClock
 from splitpoint.runtime.compute import Compute
@@ -143,7 +143,7 @@ def test_a_local_model_needs_no_cache_and_must_be_served(model: Model, tmp_path:
         assert not (tmp_path / "none").exists()
         with pytest.raises(ModelError, match=f"does not have this other.*it has affine {model.fingerprint[:12]}"):
             Edge(server.address, other)
-        with pytest.raises(ServerError, match="hands out no models"):
+        with pytest.raises(ServerError, match=r"hands out no models: give the model's own file"):
             Edge(server.address, cache=tmp_path / "none")
 
 
@@ -197,10 +197,11 @@ def test_several_models_and_versions_are_told_apart(tmp_path: Path, cache: Path)
         with pytest.raises(UsageError, match=r"several models.*net.*other"):
             Edge(address, cache=cache)
         for given, pinned, want in (
-            ("net", None, one),
+            ("net", one.fingerprint[:10], one),
             ("net", two.fingerprint[:10], two),
             (two.fingerprint, None, two),
             ("other", None, other),
+            (two.fingerprint[:8], None, two),
             (None, other.fingerprint, other),
             (two, None, two),
         ):
@@ -211,6 +212,29 @@ def test_several_models_and_versions_are_told_apart(tmp_path: Path, cache: Path)
             Edge(address, "nett", cache=cache)
         with pytest.raises(ModelError, match="not the pinned one"):
             Edge(address, "net", model_hash=other.fingerprint, cache=cache)
+
+
+def test_a_name_of_several_versions_is_never_a_guess(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "v2").mkdir()
+    one, two = affine(tmp_path, name="br"), affine(tmp_path / "v2", name="br", seed=1)
+    with Server([one, two, one], engine=ort(), port=0) as server:
+        assert [i.fingerprint for i in server.infos()] == [one.fingerprint, two.fingerprint]
+        for name in ("br", None):
+            with pytest.raises(UsageError) as caught:
+                Edge(server.address, name, cache=cache)
+            assert str(caught.value) == (
+                f"the server has 2 models called br: br {one.fingerprint[:12]}, br {two.fingerprint[:12]}; "
+                "name one by its fingerprint or pin it with --model-hash"
+            )
+        for given, pinned in ((two.fingerprint[:12], None), (None, two.fingerprint[:12]), ("br", two.fingerprint)):
+            with Edge(server.address, given, model_hash=pinned, cache=cache, at="input") as edge:
+                assert edge.info.fingerprint == two.fingerprint
+
+
+def test_an_address_must_be_given() -> None:
+    for address in ("", " ", "tcp://"):
+        with pytest.raises(UsageError, match=r"address is empty: --cloud HOST\[:PORT\]"):
+            Edge(address)
 
 
 def test_an_input_spec_given_to_the_server_reaches_the_device(cache: Path) -> None:
@@ -724,11 +748,53 @@ def test_sharing_heads_gives_the_weights_of_opened_heads_only(model: Model, cach
             head = set(model.head(edge.cut).blobs)
             store = BlobCache(cache)
             assert {h for h in model.blobs if h in store} == head
-            with pytest.raises(ServerError, match="no head of a tail opened here"):
+            with pytest.raises(ServerError, match=r"only hands out heads.*give --at CUT"):
                 edge.pull()
             with pytest.raises(ServerError, match="no head of a tail"):
                 edge.switch("output")
         assert {h for h in model.blobs if h in BlobCache(cache)} == head
+
+
+def test_pulling_a_head_from_a_server_that_shares_heads_opens_its_tail(model: Model, cache: Path) -> None:
+    with (
+        Server([model], engine=ort(), port=0, share="head") as server,
+        Edge(server.address, at="input", cache=cache) as edge,
+    ):
+        head = model.head(model.graph.cut("add1")).blobs
+        assert edge.pull("add1") == sum(model.blobs[h].nbytes for h in head)
+        assert {h for h in model.blobs if h in BlobCache(cache)} == set(head)
+        assert edge.pull("add1") == 0
+        assert edge.infer(inputs()[0]).outputs  # and the answers of the connection are still told apart
+        (peer,) = server._peers
+        assert until(lambda: len(peer._opened) == 1), "the tail it was fetched for is closed again"
+
+
+def test_ctrl_c_while_sending_ends_the_connection_at_once(
+    model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with Server([model], engine=ort(), port=0) as server:
+        edge = Edge(server.address, at="add1", cache=cache)
+        monkeypatch.setattr(edge._channel._connection, "_sendmsg", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            edge.infer(inputs()[0])
+        began = time.perf_counter()
+        edge.close()
+        assert time.perf_counter() - began < 2
+
+
+def test_a_servers_words_are_cleaned_on_the_device(model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server([model], engine=ort(), port=0) as server:
+
+        def no(fingerprint: str) -> Model:
+            raise ModelError("\x1b[2J\x1b]0;title\x07gone\nserving on 6.6.6.6")
+
+        monkeypatch.setattr(server, "model", no)
+        with pytest.raises(ModelError) as caught:
+            Edge(server.address, cache=cache)
+        assert str(caught.value) == "[2J ]0;title gone serving on 6.6.6.6"
 
 
 def test_a_tail_without_weights_of_its_own_grants_none(tmp_path: Path, cache: Path) -> None:
@@ -827,6 +893,68 @@ def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         BlobCache(tmp_path).put(hashlib.sha256(data).hexdigest(), [data])
 
 
+def test_clearing_takes_our_own_files_and_nothing_else(tmp_path: Path) -> None:
+    import hashlib
+
+    folder, outside = tmp_path / "cache", tmp_path / "outside"
+    assert (usage(folder), clear(folder)) == ({}, 0)
+    store = BlobCache(folder)
+    for data in (b"one", b"three"):
+        store.put(hashlib.sha256(data).hexdigest(), [data])
+    store.put_graph("a" * 64, b"graph")
+    export = folder / "exports" / ("0" * 24)
+    half = export / ".export-x1_y"
+    half.mkdir(parents=True)
+    for path in (
+        export / "net.onnx",
+        export / "net.onnx.data",
+        half / "net.onnx",
+        folder / "graphs" / ".".join(("", "b" * 16, "c" * 12)),
+    ):
+        path.write_bytes(b"1234")
+    assert usage(folder) == {"blobs": (2, 8), "graphs": (2, 9), "exports": (3, 12)}
+
+    blob = "d" * 64
+    (outside / "dd").mkdir(parents=True)
+    foreign = [
+        folder / "thesis.txt",
+        folder / "blobs" / "thesis.txt",
+        folder / "blobs" / "ee" / blob,  # ours would be in dd
+        folder / "blobs" / "ab" / "sub" / blob,
+        folder / "graphs" / "notes",
+        folder / "exports" / "mine.onnx",
+        export / "thesis.txt",
+        outside / "dd" / blob,
+        outside / "net.onnx",
+    ]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"keep")
+    links = [folder / "blobs" / "dd", folder / "graphs" / ("e" * 64), folder / "exports" / ("f" * 24)]
+    for link, target in zip(links, (outside / "dd", outside / "net.onnx", outside), strict=True):
+        link.symlink_to(target)
+    (folder / "blobs" / "empty").mkdir()
+
+    assert usage(folder) == {"blobs": (2, 8), "graphs": (2, 9), "exports": (3, 12)}
+    assert clear(folder) == 7
+    assert {k: n for k, (n, _) in usage(folder).items()} == {"blobs": 0, "graphs": 0, "exports": 0}
+    assert all(p.read_bytes() == b"keep" for p in foreign)
+    assert all(p.is_symlink() for p in links)
+    assert (folder / "blobs" / "empty").is_dir()
+    assert not half.exists()
+    assert not (folder / "blobs" / hashlib.sha256(b"one").hexdigest()[:2]).exists()
+
+
+def test_a_cache_of_ours_alone_is_cleared_to_the_last_folder_and_a_linked_one_is_not(tmp_path: Path) -> None:
+    store = BlobCache(tmp_path / "cache")
+    store.put_graph("a" * 64, b"graph")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "graphs").symlink_to(tmp_path / "cache" / "graphs")
+    assert (usage(tmp_path / "linked"), clear(tmp_path / "linked")) == ({}, 0)
+    assert clear(tmp_path / "cache") == 1
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 # --- greeting -------------------------------------------------------------------------------------------------------
 
 
@@ -901,7 +1029,7 @@ def test_a_connection_is_reported_when_it_comes_and_goes(model: Model, cache: Pa
             edge.infer(inputs()[0])
         assert until(lambda: told[-1].kind == "left")
     assert [e.kind for e in told] == ["listening", "connected", "opened", "left"]
-    assert "1 requests" in str(told[-1])
+    assert "left: 1 request, " in str(told[-1])
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

@@ -119,6 +119,29 @@ def test_declared_output_shapes_are_not_believed() -> None:
     assert nets.load(proto).outputs[0].shape == ("batch", 5)
 
 
+@pytest.mark.parametrize(
+    ("declared", "shape"),
+    [([1, 4], (1, 4)), (["n", 4], ("y.0", 4)), ([1, 5], (1, "y.1")), ([4], ("y.0", "y.1")), (None, ("y.0", "y.1"))],
+)
+def test_declared_output_shapes_are_kept_where_nothing_else_is_known(declared: Any, shape: tuple[Any, ...]) -> None:
+    """Inference knows nothing behind a Reshape to what an input says; one run bears the declaration out, or not."""
+    nodes = [
+        node("Cast", ["x"], ["ints"], name="cast", to=TensorProto.INT64),
+        node("Mul", ["ints", "zero"], ["none"], name="mul"),
+        node("Add", ["none", "wanted"], ["size"], name="add"),
+        node("Reshape", ["w", "size"], ["y"], name="reshape"),
+    ]
+    constants = [weight("zero", 0, np.int64), weight("wanted", [1, 4], np.int64), nets.normal("w", 4)]
+    model = nets.load(nets.proto(nodes, [value("x", [2])], [value("y", declared)], constants))
+    assert model.outputs[0].shape == shape
+
+
+@pytest.mark.parametrize("size", [[99999999999999999999, 3], [1 << 21, 1 << 20]])
+def test_a_shape_that_no_machine_can_hold(size: list[int]) -> None:
+    proto = nets.proto([node("Relu", ["x"], ["y"])], [value("x", ["n", "m"])], [value("y", None)])
+    refused(proto, "--shape x: [0-9x]+ is more than any machine can hold", x=size)
+
+
 def test_a_model_for_batch_one_only_is_declared_so() -> None:
     """Its input says the batch is free, its Reshape says it is not."""
     proto = nets.proto(

@@ -86,7 +86,8 @@ def test_tensors_survive_any_shape_layout_and_fragmentation(
             assert wire.parse_times(frame.times) == times
 
 
-texts = st.text(max_size=20)
+# Words for people arrive as `plain` leaves them, so only those that it leaves as they are survive.
+texts = st.text(max_size=20).map(lambda text: wire.plain(text, 20))
 naturals = st.integers(0, 2**63 - 1)
 infos = st.builds(wire.TensorInfo, texts, dtypes, st.lists(st.one_of(naturals, texts), max_size=4).map(tuple))
 messages = st.one_of(
@@ -213,6 +214,11 @@ def raw(kind: int, header: object, body: int, *, major: int = wire.MAJOR, header
         (raw(Kind.INFER, b"", 0), "INFER"),
         (raw(Kind.ERROR, {"code": b"\xff"}, 0), "ERROR"),
         (raw(Kind.INFER, b"\x91" * 5000, 0), "INFER"),
+        (raw(Kind.INFER, [1, [["float32", [2**62, 2**62, 0], 0, ""]]], 0), "no elements.*dimensions over the limit"),
+        (
+            raw(Kind.RESULT, [[["float32", [0, 2**62], 0, ""]]], 64) + bytes(64),
+            "no elements.*dimensions over the limit",
+        ),
         (raw(Kind.PING, [1.0], 5), "PING has no body, but 5 bytes came"),
         (raw(Kind.RESULT, [[]], 63), "64 bytes of times"),
     ],
@@ -259,6 +265,60 @@ def test_a_foreign_protocol_is_quoted() -> None:
         wire.parse_prefix(b"HTTP/1.1 400 Bad Request\r\n\r\n", Limits())
     assert wire.printable(b"\x00\x01") == "00 01"
     assert wire.printable(b"") == "nothing"
+
+
+TITLE = "\x1b]0;title\x07\nserving on 6.6.6.6"
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "left"),
+    [
+        ("plain words, µ and 猫", 60, "plain words, µ and 猫"),
+        (TITLE, 60, "]0;title serving on 6.6.6.6"),
+        ("a\r\nb\u2028c\x85d", 60, "a b c d"),
+        ("right\u202eleft \x9b2J", 60, "right left 2J"),
+        ("x" * 11, 10, "x" * 9 + "…"),
+        ("x" * 10, 10, "x" * 10),
+        ("\n" * 10_000_000, 10, ""),
+        ("\ud800", 10, ""),
+    ],
+)
+def test_a_peers_words_are_one_bounded_line_that_no_terminal_acts_upon(text: str, most: int, left: str) -> None:
+    assert wire.plain(text, most) == left
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Hello(software=TITLE),
+        wire.Bye(TITLE * 1000),
+        wire.GraphData("f", TITLE),
+        wire.Welcome(
+            software=TITLE,
+            share=TITLE,
+            models=(wire.ModelInfo(TITLE, TITLE, 1, (wire.TensorInfo(TITLE, TITLE, (TITLE, 2)),)),),
+        ),
+    ],
+)
+def test_what_a_peer_says_is_cleaned_when_it_is_decoded(message: wire.Message) -> None:
+    header = received(joined(wire.encode(kinds[type(message)], 1, message)))[0].header
+    assert "title serving on" in repr(header)
+    assert not any(bad in repr(header) for bad in ("x1b", "x07", "\\n"))
+    assert len(repr(header)) < 3000
+
+
+def test_what_a_peer_refuses_with_is_cleaned_when_it_is_raised() -> None:
+    for header in (wire.Error("input", TITLE * 1000), wire.Error(TITLE, TITLE * 1000, 2.0), wire.Busy(1.0, TITLE)):
+        text = str(wire.exception_of(header))
+        assert text.startswith("]0;title serving on 6.6.6.6")
+        assert text.isprintable()
+        assert len(text) <= 2000
+
+
+def test_a_dtype_that_is_no_dtype_is_quoted_cleanly() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        wire.TensorInfo(TITLE, TITLE, ()).spec()
+    assert str(caught.value).isprintable()
 
 
 # --- errors that travel ---------------------------------------------------------------------------------------------

@@ -29,11 +29,13 @@ class SplitpointError(Exception):
 
 
 class UsageError(SplitpointError):
+    """The call or command line asks for something that makes no sense."""
+
     exit_code = 2
 
 
 class CutError(UsageError):
-    pass
+    """No such layer, node, tensor or index to cut at, or no cut there."""
 
 
 class MissingExtraError(UsageError):
@@ -49,36 +51,50 @@ class MissingExtraError(UsageError):
 
 
 class ModelError(SplitpointError):
+    """The model cannot be found, read, exported or cut."""
+
     exit_code = 3
 
 
 class InputError(SplitpointError):
+    """An image, tensor or input spec is broken or of the wrong kind."""
+
     exit_code = 4
 
 
 class EngineError(SplitpointError):
+    """The engine, its provider or its device is not there or failed."""
+
     exit_code = 5
 
 
 class ServerError(SplitpointError):
+    """The server is not there, or ended, or refused the request."""
+
     exit_code = 6
 
 
 class ProtocolError(ServerError):
-    pass
+    """The peer does not speak our protocol, or broke it."""
 
 
 class BusyError(ServerError):
+    """The server has no room: try again after `retry_after_s` seconds."""
+
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
 class StorageError(SplitpointError):
+    """The disk is full, a file cannot be written, a cached blob has rotted."""
+
     exit_code = 7
 
 
 class VerifyError(SplitpointError):
+    """The two halves do not give the whole model's answer, or nothing proves that they do."""
+
     exit_code = 1
 
 

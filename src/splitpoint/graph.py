@@ -26,6 +26,9 @@ from splitpoint.tensors import TensorSpec
 
 T = TypeVar("T")
 
+#: Names of topological prefixes that no layer or node stands for.
+_PREFIX = "prefix:"
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -319,9 +322,37 @@ class Graph:
     @cached_property
     def _prefixes(self) -> tuple[Cut, ...]:
         cuts = list(self._walk())
+        for k in self._misnamed(cuts):
+            cuts[k] = dataclasses.replace(cuts[k], name=f"{_PREFIX}{k}")
         for index, k in enumerate(self._chosen(cuts)):
             cuts[k] = dataclasses.replace(cuts[k], index=index)
         return tuple(cuts)
+
+    def _misnamed(self, cuts: list[Cut]) -> Iterator[int]:
+        """Prefixes whose last node's name means another cut: beside parallel branches, what it needs is less."""
+        ancestors: dict[int, int] = {}  # a node → bits of all that its closure holds
+        below: dict[str, int] = {}  # a path → the same for the layer and all layers inside
+        for step in self.order:
+            bits = 0
+            for i in step:
+                bits |= 1 << i
+                for maker in self._makers[i]:
+                    bits |= ancestors.get(maker, 0)
+            for i in step:
+                ancestors[i] = bits
+        for i in self.placed:
+            parts = self.nodes[i].layer.split(".")
+            for depth in range(1, len(parts) + 1):
+                path = ".".join(parts[:depth])
+                below[path] = below.get(path, 0) | ancestors[i]
+        bits = 0
+        for k, step in enumerate(((), *self.order)):
+            for i in step:
+                bits |= 1 << i
+            if 0 < k < len(cuts) - 1:
+                last = max(step)
+                if below.get(self.nodes[last].name, ancestors[last]) != bits:
+                    yield k
 
     def _chosen(self, cuts: list[Cut]) -> list[int]:
         """Places of the chain's cuts among the prefixes."""
@@ -398,7 +429,8 @@ class Graph:
     def cut(self, at: str | int) -> Cut:
         """The cut named `at`: a layer path, node, tensor, chain index, ``input``, ``output`` or ``middle``.
 
-        A layer means "up to and including all that this layer needs". Raises CutError naming the nearest names.
+        A layer means "up to and including all that this layer needs". ``prefix:17`` is the 17th topological prefix:
+        beside parallel branches it may have no other name. Raises CutError naming the nearest names.
         """
         if isinstance(at, int):
             return self._at_index(at)
@@ -406,6 +438,11 @@ class Graph:
             return self.prefixes()[0 if at == "input" else -1]
         if at == "middle":
             return self.middle()
+        if at.startswith(_PREFIX) and at[len(_PREFIX) :].isdecimal():
+            place = int(at[len(_PREFIX) :])
+            if place >= len(self.prefixes()):
+                raise CutError(f"{at} is not in {_PREFIX}0…{len(self.prefixes()) - 1}, the rows of splitpoint inspect")
+            return self.prefixes()[place]
         targets = self._targets(at)
         if _INDEX.fullmatch(at) and (targets is None or -len(self.chain()) <= int(at) < len(self.chain())):
             # Old exports call tensors and nodes by number, too: an index counts first where there is one.
@@ -421,7 +458,7 @@ class Graph:
     def _at_index(self, index: int) -> Cut:
         chain = self.chain()
         if not -len(chain) <= index < len(chain):
-            raise CutError(f"cut {index} is not in 0…{len(chain) - 1}, the single-tensor cuts of {self.name}")
+            raise CutError(f"cut {index} is not in 0…{len(chain) - 1} (see splitpoint inspect)")
         return chain[index]
 
     def _targets(self, at: str) -> list[int] | None:

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 
 from splitpoint.errors import InputError, nearest
-from splitpoint.tensors import Array, TensorSpec
+from splitpoint.tensors import CONTROL, Array, TensorSpec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,8 +60,7 @@ _ALLOWED: Mapping[str, str] = {
     "color": "RGB, BGR or GRAY",
     "mode": "stretch (ignore the aspect ratio), shortest (resize the shorter side to resize_to, then crop "
     "the centre) or letterbox (fit inside, fill the rest with pad)",
-    "resize_to": f"with mode shortest, the shorter side before the crop: "
-    f"a whole number from max(size) to {_MAX_SIDE}",
+    "resize_to": f"with mode shortest, the shorter side before the crop: a whole number from max(size) to {_MAX_SIDE}",
     "crop": "with mode shortest, the kept fraction of the shorter side: above 0.05 and at most 1; "
     "resize_to is then max(size) / crop",
     "pad": "a whole number from 0 to 255",
@@ -173,9 +172,7 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise InputError(f"input spec: the model has no input {self.input}; it has {names}")
         if not self.input and len(named) > 1:
             names = ", ".join(t.name for t in named)
-            raise InputError(
-                f"input spec: the model has the inputs {names}; say with `input` which one is the image"
-            )
+            raise InputError(f"input spec: the model has the inputs {names}; say with `input` which one is the image")
         target = named[0]
         made = self.tensor
         fits = len(target.shape) == 4 and all(
@@ -259,9 +256,6 @@ def _per_channel(value: object, channels: int, ok: Callable[[float], bool]) -> b
     return right and len(values) in (1, channels)
 
 
-#: Labels come with models from elsewhere and are printed: no escape sequences for the terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-
 _POSSIBLE: Mapping[str, Callable[[InputSpec], bool]] = {
     "size": lambda s: len(s.size) == 2 and all(_whole(v, 1, _MAX_SIDE) for v in s.size),
     "resize_to": lambda s: (
@@ -272,7 +266,8 @@ _POSSIBLE: Mapping[str, Callable[[InputSpec], bool]] = {
     "scale": lambda s: math.isfinite(s.scale) and s.scale != 0,
     "mean": lambda s: _per_channel(s.mean, s.channels, lambda v: True),
     "std": lambda s: _per_channel(s.std, s.channels, lambda v: v != 0),
-    "labels": lambda s: isinstance(s.labels, tuple) and not any(map(_CONTROL.search, s.labels)),
+    # They come with models from elsewhere and are printed: no escape sequences for the terminal.
+    "labels": lambda s: isinstance(s.labels, tuple) and not any(map(CONTROL.search, s.labels)),
     "top": lambda s: _whole(s.top, 1, 1000),
 }
 
@@ -311,9 +306,7 @@ def _convert(raw: object, where: str, folder: Path | None) -> InputSpec:
             raise InputError(f"{where}: unknown key {_short(key)}{hint}")
     if isinstance(values.get("labels"), str):
         if folder is None:
-            raise InputError(
-                f"{where}: labels must be a list here: a path works in an --input-spec file only"
-            )
+            raise InputError(f"{where}: labels must be a list here: a path works in an --input-spec file only")
         values["labels"] = _lines(_read_text(folder / values["labels"], "label"))
     try:
         return msgspec.convert(values, InputSpec)
@@ -321,12 +314,8 @@ def _convert(raw: object, where: str, folder: Path | None) -> InputSpec:
         found = re.search(r"\$\.(\w+)|field `(\w+)`", str(exc))
         key = (found.group(1) or found.group(2)) if found else ""
         if key not in values:
-            raise InputError(
-                f"{where}: {key or exc} is missing; {key} is {_ALLOWED.get(key, 'needed')}"
-            ) from exc
-        raise InputError(
-            f"{where}: {key} = {_short(values[key])} is not possible; {key} is {_ALLOWED[key]}"
-        ) from exc
+            raise InputError(f"{where}: {key or exc} is missing; {key} is {_ALLOWED.get(key, 'needed')}") from exc
+        raise InputError(f"{where}: {key} = {_short(values[key])} is not possible; {key} is {_ALLOWED[key]}") from exc
     except InputError as exc:
         raise InputError(str(exc).replace("input spec", where, 1)) from exc
 
@@ -468,9 +457,7 @@ def _frame(array: Array, name: str) -> Image.Image:
     shape = array.shape[:2] if array.ndim == 3 and array.shape[2] == 1 else array.shape
     if array.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
         got = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
-        raise InputError(
-            f"{name} must be uint8[height,width,3] RGB or uint8[height,width] grey, but {got} came"
-        )
+        raise InputError(f"{name} must be uint8[height,width,3] RGB or uint8[height,width] grey, but {got} came")
     return Image.fromarray(np.ascontiguousarray(array.reshape(shape)))
 
 
@@ -526,9 +513,7 @@ def _to_8bit(image: Image.Image, label: str, color: Color) -> Image.Image:
 
     want = "L" if color == "GRAY" else "RGB"
     if image.mode == "F":
-        raise InputError(
-            f"{label} is a floating-point image, whose range is not known: give it as an 8- or 16-bit one"
-        )
+        raise InputError(f"{label} is a floating-point image, whose range is not known: give it as an 8- or 16-bit one")
     if image.mode == "I" or image.mode.startswith("I;"):
         wide = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((wide.clip(0, 65535) + 128) // 257).astype(np.uint8))
@@ -634,21 +619,15 @@ def classify(outputs: Mapping[str, Array] | Array, spec: InputSpec) -> list[tupl
             "set task to raw in the input spec, or output to the one with the classes"
         )
     if spec.labels and len(spec.labels) != classes:
-        raise InputError(
-            f"output {name} has {classes} classes, but the input spec has {len(spec.labels)} labels"
-        )
+        raise InputError(f"output {name} has {classes} classes, but the input spec has {len(spec.labels)} labels")
     scores = values.astype(np.float64).reshape(-1)
     if not np.isfinite(scores).all():
-        raise InputError(
-            f"output {name} has values that are not finite: check dtype, scale, mean and std of the spec"
-        )
+        raise InputError(f"output {name} has values that are not finite: check dtype, scale, mean and std of the spec")
     if spec.apply_softmax:
         scores = np.exp(scores - scores.max())
         scores /= scores.sum()
     best = np.argsort(-scores, kind="stable")[: spec.top]
-    return [
-        ((spec.labels[i] if spec.labels else "") or f"class {i}", float(scores[i])) for i in best.tolist()
-    ]
+    return [((spec.labels[i] if spec.labels else "") or f"class {i}", float(scores[i])) for i in best.tolist()]
 
 
 def _pick(outputs: Mapping[str, Array] | Array, spec: InputSpec) -> tuple[str, Array]:
@@ -656,9 +635,7 @@ def _pick(outputs: Mapping[str, Array] | Array, spec: InputSpec) -> tuple[str, A
         return spec.output or "output", outputs
     if spec.output:
         if spec.output not in outputs:
-            raise InputError(
-                f"input spec: the model has no output {spec.output}{nearest(spec.output, outputs)}"
-            )
+            raise InputError(f"input spec: the model has no output {spec.output}{nearest(spec.output, outputs)}")
         return spec.output, outputs[spec.output]
     if len(outputs) != 1:
         raise InputError(

@@ -81,9 +81,7 @@ def tensor_inputs(model: Model, arrays: Mapping[str, Array], where: str) -> dict
     if "" in named:
         if len(model.inputs) != 1:
             names = ", ".join(t.name for t in model.inputs)
-            raise InputError(
-                f"{where} holds one array, {model.name} needs {names}: give an .npz with these names"
-            )
+            raise InputError(f"{where} holds one array, {model.name} needs {names}: give an .npz with these names")
         named = {model.inputs[0].name: named[""]}
     for spec in model.inputs:
         array = named.get(spec.name)
@@ -106,9 +104,7 @@ def token_inputs(model: Model, path: Path) -> dict[str, Array]:
     except FileNotFoundError as exc:
         raise InputError(f"no such file: {path}") from exc
     except (OSError, UnicodeDecodeError, ValueError) as exc:
-        raise InputError(
-            f"{path} does not hold token ids (whole numbers with spaces between): {exc}"
-        ) from exc
+        raise InputError(f"{path} does not hold token ids (whole numbers with spaces between): {exc}") from exc
     if not ids:
         raise InputError(f"{path} is empty: it should hold token ids (whole numbers with spaces between)")
     inputs: dict[str, Array] = {}

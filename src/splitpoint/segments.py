@@ -11,6 +11,7 @@ import numpy as np
 
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import InputError, StorageError, UsageError
+from splitpoint.files import write_atomic
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.models.shapes import sample_inputs
@@ -58,7 +59,8 @@ def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("head.onnx", "tail.onnx"):  # of an earlier split: this one may have one side only
+        # Of an earlier split: this one may have one side only, and no manifest may stand beside another's files.
+        for name in ("manifest.json", "head.onnx", "tail.onnx"):
             (folder / name).unlink(missing_ok=True)
     except OSError as exc:
         raise StorageError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
@@ -81,11 +83,7 @@ def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
         inputs=model.inputs,
         outputs=model.outputs,
     )
-    path = folder / "manifest.json"
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    except OSError as exc:
-        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+    write_atomic(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
 
 
@@ -143,6 +141,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
+        """Whether the match is proven; *inconclusive* is not."""
         return self.verdict == "equal"
 
     def __str__(self) -> str:
@@ -165,6 +164,8 @@ def verify(
     if len(samples) < 2:
         raise UsageError("verification needs at least two inputs: one input cannot show that the answer depends on it")
     samples = [check_inputs(model, sample) for sample in samples]
+    if all(_same(samples[0], sample) for sample in samples[1:]):
+        raise UsageError("the inputs are all equal: verification needs two that differ, to see the answer change")
     expected = _answers(model, engine, samples)
     for cut in cuts:
         both = halves(model, cut, engine)
@@ -172,6 +173,11 @@ def verify(
             yield compare(model, cut, expected, [both.run(s) for s in samples], tolerance)
         finally:
             both.close()
+
+
+def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    # Bytes, so that a NaN equals itself.
+    return all(a[n].shape == b[n].shape and a[n].tobytes() == b[n].tobytes() for n in a)
 
 
 def _answers(model: Model, engine: Engine, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:

@@ -16,7 +16,7 @@ WARM_UP = 2
 
 
 def sweep(
-    edge: Edge, cuts: Sequence[Cut], inputs: Sequence[Mapping[str, Array]], repeat: int = 1
+    edge: Edge, cuts: Sequence[Cut], inputs: Sequence[Mapping[str, Array]], repeat: int = 1, setup: str = ""
 ) -> Iterator[SweepRow]:
     """One row a cut, measured with `repeat` requests for each of `inputs`, one at a time (no pipelining).
 
@@ -30,7 +30,7 @@ def sweep(
         for k in range(WARM_UP):
             edge.infer(inputs[k % len(inputs)])
         timings = [timing_of(edge.infer(one)) for _ in range(repeat) for one in inputs]
-        yield summarise(cut, timings, edge.model.name, edge.model.fingerprint)
+        yield summarise(cut, timings, setup, edge.model.name, edge.model.fingerprint)
 
 
 def timing_of(result: Result) -> Timing:

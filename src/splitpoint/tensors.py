@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from splitpoint.errors import InputError
 
 Array = NDArray[Any]
+
+#: Characters that act on a terminal, and may not be in a name or label that a stranger's file carries. A tab does not.
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 #: Every dtype a tensor may have between our segments, and its size in bytes. Strings and sequences are not
 #: here: they have no fixed layout and never cross a wire.
@@ -41,6 +45,7 @@ class TensorSpec:
 
     @property
     def is_static(self) -> bool:
+        """Whether no dimension is free."""
         return all(isinstance(d, int) for d in self.shape)
 
     @property
@@ -75,6 +80,7 @@ class TensorSpec:
 
     @property
     def type(self) -> str:
+        """dtype and shape as messages print them: ``uint8[batch,224,224,3]``."""
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
     def __str__(self) -> str:
@@ -108,6 +114,14 @@ def load_arrays(path: Path, limit: int = 4 << 30) -> dict[str, Array]:
     except FileNotFoundError as exc:
         raise InputError(f"no such file: {path}") from exc
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-        raise InputError(
-            f"{path} is not a readable numpy file (.npy or .npz of plain numbers): {exc}"
-        ) from exc
+        raise InputError(f"{path} is not a readable numpy file (.npy or .npz of plain numbers){_why(exc)}") from exc
+
+
+def _why(exc: Exception) -> str:
+    """What numpy says is wrong, without its advice to load pickles after all."""
+    if isinstance(exc, OSError) and exc.strerror:
+        return f": {exc.strerror}"
+    text = str(exc)
+    if "pickle" in text:
+        return ": it holds Python objects, or is no numpy file at all"
+    return f": {text}" if text else ""

@@ -32,6 +32,7 @@ class Span:
 
     @property
     def ms(self) -> float:
+        """How long it took, in milliseconds."""
         return (self.end - self.start) * 1e3
 
 
@@ -62,6 +63,7 @@ class Recorder:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
+        """Record what runs inside `with` as a span, also if it raises."""
         start = self.clock()
         try:
             yield
@@ -69,7 +71,9 @@ class Recorder:
             self.spans.append(Span(name, start, self.clock()))
 
     def add(self, name: str, start: float, end: float) -> None:
+        """Record a span that was timed elsewhere, in seconds on the same clock."""
         self.spans.append(Span(name, start, end))
 
     def trace(self) -> Trace:
+        """What was recorded so far, in order of start."""
         return Trace(tuple(sorted(self.spans, key=lambda s: s.start)))

@@ -144,11 +144,15 @@ class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, spec: TensorSpec) -> TensorInfo:
+        """`spec` as it travels."""
         return cls(spec.name, spec.dtype, spec.shape)
 
     def spec(self) -> TensorSpec:
+        """What it describes. ProtocolError for a dtype that never travels."""
         if self.dtype not in ITEM_SIZES:
-            raise ProtocolError(f"tensor {self.name} has the dtype {self.dtype}, which never travels")
+            raise ProtocolError(
+                f"tensor {plain(self.name, _NAME)} has the dtype {plain(self.dtype, 40)}, which never travels"
+            )
         return TensorSpec(self.name, self.dtype, self.shape)
 
 
@@ -190,6 +194,8 @@ class Bye(Message, frozen=True):
 
 
 class Ping(Message, frozen=True, array_like=True):
+    """Asks for the answerer's clock. `clock_s` is the sender's own, of any origin."""
+
     clock_s: float = 0.0
 
 
@@ -326,6 +332,39 @@ HEADERS: Final[dict[int, type[Message]]] = {
     Kind.INFER: Infer,
     Kind.RESULT: Result,
     Kind.BUSY: Busy,
+}
+#: The most characters of a peer's sentence, and of a name it gives, that are kept.
+_TEXT: Final = 2000
+_NAME: Final = 100
+
+
+def _clean_model(info: ModelInfo) -> ModelInfo:
+    name, fingerprint = plain(info.name, _NAME), plain(info.fingerprint, _NAME)
+    return msgspec.structs.replace(
+        info, name=name, fingerprint=fingerprint, inputs=_clean_specs(info.inputs), outputs=_clean_specs(info.outputs)
+    )
+
+
+def _clean_specs(specs: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
+    def shape(spec: TensorInfo) -> tuple[int | str, ...]:
+        return tuple(plain(n, _NAME) if isinstance(n, str) else n for n in spec.shape)
+
+    return tuple(TensorInfo(plain(s.name, _NAME), plain(s.dtype, _NAME), shape(s)) for s in specs)
+
+
+#: What is done to headers with words for people, as soon as they are decoded. (`exception_of` does it for ERROR and
+#: BUSY: it is the only way from them to a message. Tensor names in OPEN and OPENED
+#: are compared with those of a model, and shown only when they are equal.)
+_CLEAN: Final[dict[int, Callable[[Any], Message]]] = {
+    Kind.BYE: lambda m: msgspec.structs.replace(m, reason=plain(m.reason, _TEXT)),
+    Kind.HELLO: lambda m: msgspec.structs.replace(m, software=plain(m.software, _NAME)),
+    Kind.GRAPH_DATA: lambda m: msgspec.structs.replace(m, name=plain(m.name, _NAME)),
+    Kind.WELCOME: lambda m: msgspec.structs.replace(
+        m,
+        software=plain(m.software, _NAME),
+        share=plain(m.share, _NAME),
+        models=tuple(map(_clean_model, m.models)),
+    ),
 }
 _DECODE: Final = {int(kind): msgspec.msgpack.Decoder(cls).decode for kind, cls in HEADERS.items()}
 _TENSOR_KINDS: Final = frozenset({int(Kind.INFER), int(Kind.RESULT)})
@@ -497,8 +536,10 @@ def parse_header(prefix: Prefix, data: Raw) -> Message | None:
     try:
         message: Message = decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ProtocolError(f"the header of a {Kind(prefix.kind).name} frame cannot be read: {exc}") from exc
-    return message
+        why = plain(str(exc), _TEXT)
+        raise ProtocolError(f"the header of a {Kind(prefix.kind).name} frame cannot be read: {why}") from exc
+    clean = _CLEAN.get(prefix.kind)
+    return message if clean is None else clean(message)
 
 
 def check_tensors(tensors: Sequence[Tensor], body_bytes: int, limits: Limits) -> None:
@@ -516,6 +557,10 @@ def check_tensors(tensors: Sequence[Tensor], body_bytes: int, limits: Limits) ->
         if wanted > limits.tensor_bytes or t.nbytes > limits.tensor_bytes:
             size = max(wanted, t.nbytes)
             raise ProtocolError(f"a tensor of {size} bytes is over the limit, {limits.tensor_bytes}")
+        # One of 0 bytes too: numpy makes no array of [2^62, 2^62, 0], although it would have no elements.
+        if not wanted and size * prod(n or 1 for n in t.shape) > limits.tensor_bytes:
+            shape = ",".join(map(str, t.shape))
+            raise ProtocolError(f"a tensor of no elements, {t.dtype}[{shape}], has dimensions over the limit")
         if t.codec == "" and wanted != t.nbytes:
             shape = ",".join(map(str, t.shape))
             raise ProtocolError(f"a tensor said to be {t.dtype}[{shape}] has {wanted} bytes, not {t.nbytes}")
@@ -538,6 +583,19 @@ def parse_times(data: Raw) -> Times:
 def allocate(tensors: Sequence[Tensor]) -> list[Array]:
     """Arrays to receive checked tensors into, contiguous and not yet written; an encoded one stays bytes, uint8."""
     return [np.empty(t.nbytes, np.uint8) if t.codec else np.empty(t.shape, _DTYPES[t.dtype]) for t in tensors]
+
+
+def plain(text: str, most: int) -> str:
+    """`text` as one line of at most `most` characters, without any that a terminal would act upon.
+
+    Whatever a peer wrote goes through here before it is shown: escape sequences, line ends and changes of the
+    writing direction could make a terminal or a log show what was never said.
+
+    >>> plain("\\x1b]0;title\\x07\\nserving on 6.6.6.6", 60)
+    ']0;title serving on 6.6.6.6'
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * most]).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def printable(data: bytes) -> str:
@@ -572,11 +630,12 @@ def error_of(exc: SplitpointError) -> Error:
 
 def exception_of(header: Error | Busy) -> SplitpointError:
     """The exception that an ERROR or BUSY header stands for; an unknown code is a ServerError."""
+    message = plain(header.message, _TEXT)
     if isinstance(header, Busy):
-        return BusyError(header.message or "the server is busy", header.retry_after_s)
+        return BusyError(message or "the server is busy", header.retry_after_s)
     if header.retry_after_s > 0:
-        return BusyError(header.message, header.retry_after_s)
-    return _CODES.get(header.code, ServerError)(header.message)
+        return BusyError(message, header.retry_after_s)
+    return _CODES.get(header.code, ServerError)(message)
 
 
 def describe(kind: int) -> str:

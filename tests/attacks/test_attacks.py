@@ -62,6 +62,17 @@ def test_saying_nothing_is_ended(target: Target) -> None:
     assert "said nothing" in target.attacker(hello=False).refusal()
 
 
+def test_a_name_with_terminal_escapes_is_one_harmless_line(target: Target) -> None:
+    attacker = target.attacker(hello=False)
+    attacker.send(2, 0, {"version": [1, 0], "software": "\x1b]0;title\x07\nserving on 6.6.6.6" + "x" * 10_000})
+    assert attacker.receive()[0] == Kind.WELCOME
+    assert until(lambda: any(e.kind == "connected" for e in target.told))
+    (text,) = [e.text for e in target.told if e.kind == "connected"]
+    assert text.isprintable()
+    assert "(]0;title serving on 6.6.6.6xxx" in text
+    assert len(text) < 200
+
+
 @pytest.mark.parametrize("cut", [1, 10, 23, 24, 30, 60, 1000])
 def test_half_a_frame_and_silence(target: Target, cut: int) -> None:
     attacker = target.attacker()
@@ -140,6 +151,8 @@ def test_anything_but_hello_first(target: Target, kind: int) -> None:
         (["float32", [1, 1024], 4096, ""], 4097, "4096 bytes and its body 4097"),
         (["float32", [2**31, 2**31, 2**31], 4096, ""], 4096, "over the limit"),
         (["float32", [1] * 40 + [1024], 4096, ""], 4096, "dimensions"),
+        (["float32", [2**62, 2**62, 0], 0, ""], 0, "dimensions over the limit"),
+        (["float32", [0, 2**62], 0, ""], 0, "dimensions over the limit"),
         (["object", [1, 1024], 4096, ""], 4096, "unknown dtype 'object'"),
         (["float32", [-1, -1024], 4096, ""], 4096, "cannot be read"),
         (["float32", "1024", 4096, ""], 4096, "cannot be read"),

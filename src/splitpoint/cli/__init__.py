@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 
 import click
 
@@ -57,8 +58,15 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
+def _version() -> str:
+    try:
+        return metadata.version("splitpoint")
+    except metadata.PackageNotFoundError:
+        return "(run from its source, not installed)"
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="splitpoint")
+@click.version_option(_version(), prog_name="splitpoint")
 def group() -> None:
     """Split inference: the first part of a neural network on the device, the rest on a server.
 
@@ -77,9 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.ClickException as exc:
-        where = (
-            f" (see: {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
-        )
+        where = f" (see: {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
         return fail(exc.format_message() + where, 2)
     except (KeyboardInterrupt, click.Abort):
         return fail("interrupted", 130)

@@ -7,17 +7,18 @@ from statistics import median
 from typing import Any
 
 from splitpoint import images
+from splitpoint.errors import InputError
 from splitpoint.images import InputSpec
-from splitpoint.report.units import ms
 from splitpoint.tensors import Array
 from splitpoint.trace import Trace
+from splitpoint.units import ms
 
 #: Column title → spans of a trace it adds up. What is left of the total is the network, both ways.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "decode": ("prepare",),
     "edge": ("head",),
     "encode": ("encode",),
-    "network": ("up", "down"),
+    "net": ("up", "down"),
     "queue": ("queue",),
     "server": ("decode", "tail", "reply"),
 }
@@ -31,10 +32,20 @@ def stage_ms(trace: Trace) -> dict[str, float]:
 
 def answer(outputs: Mapping[str, Array], spec: InputSpec | None, count: int = 3) -> str:
     """Labels with probabilities for a classifier; names, types and ranges of the outputs otherwise."""
-    if spec is not None and spec.task == "classify":
-        labels = images.classify(outputs, spec)[:count]
-        return ", ".join(f"{label} {probability:.0%}" for label, probability in labels)
+    labels = _labels(outputs, spec)
+    if labels is not None:
+        return ", ".join(f"{label} {probability:.0%}" for label, probability in labels[:count])
     return ", ".join(_described(name, value) for name, value in outputs.items())
+
+
+def _labels(outputs: Mapping[str, Array], spec: InputSpec | None) -> list[tuple[str, float]] | None:
+    """Labels of a classifier's answer; None where there are none to give (a batch of several, for instance)."""
+    if spec is None or spec.task != "classify":
+        return None
+    try:
+        return images.classify(outputs, spec)
+    except InputError:
+        return None  # the answer is there all the same: it is described by its numbers
 
 
 def _described(name: str, value: Array) -> str:
@@ -49,25 +60,29 @@ def as_json(
 ) -> dict[str, Any]:
     """One line of `--json`: labels or output specs, stages and spans in milliseconds."""
     row: dict[str, Any] = {"input": name}
-    if spec is not None and spec.task == "classify":
-        row["labels"] = [{"label": text, "probability": p} for text, p in images.classify(outputs, spec)]
+    labels = _labels(outputs, spec)
+    if labels is not None:
+        row["labels"] = [{"label": text, "probability": p} for text, p in labels]
     row["outputs"] = {k: {"dtype": v.dtype.name, "shape": list(v.shape)} for k, v in outputs.items()}
     row["ms"] = {k: round(v, 4) for k, v in stage_ms(trace).items()}
     row["spans_ms"] = {k: round(v, 4) for k, v in trace.stages().items()}
     return row | more
 
 
+_NUMBER = 7
+
+
 class Lines:
     """A table that is printed row by row, as answers come."""
 
     def __init__(self, width: int, names: Sequence[str]) -> None:
-        self.name_width = min(28, max([5, *(len(n) for n in names)]))
-        numbers = 8 * (len(STAGES) + 1)
-        self.answer_width = min(48, max(16, width - self.name_width - numbers - 6))
+        self.name_width = min(14 if width < 100 else 28, max([6, *(len(n) for n in names)]))
+        numbers = _NUMBER * (len(STAGES) + 1)
+        self.answer_width = min(48, max(9, width - self.name_width - numbers - 6))
         self.traces: list[dict[str, float]] = []
 
     def header(self) -> str:
-        titles = "".join(f"{t:>8}" for t in (*STAGES, "total"))
+        titles = "".join(f"{t:>{_NUMBER}}" for t in (*STAGES, "total"))
         return f"{'input':<{self.name_width}}  {'answer':<{self.answer_width}}{titles}  ms"
 
     def row(self, name: str, text: str, trace: Trace) -> str:
@@ -81,7 +96,7 @@ class Lines:
         return self._line("median", f"of {len(self.traces)}", middle)
 
     def _line(self, name: str, text: str, stages: Mapping[str, float]) -> str:
-        numbers = "".join(f"{ms(v):>8}" for v in stages.values())
+        numbers = "".join(f"{ms(v):>{_NUMBER}}" for v in stages.values())
         return f"{_fit(name, self.name_width)}  {_fit(text, self.answer_width)}{numbers}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,9 +71,9 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
-def progress() -> Progress:
-    """A progress bar on standard error: what, how many, time so far and left. Silent when that is no terminal."""
-    console = err()
+def progress(console: Console | None = None) -> Progress:
+    """A progress bar (on standard error, or `console`): what, how many, time so far and left. Only on a terminal."""
+    console = console or err()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -84,5 +83,5 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not console.is_terminal,
     )

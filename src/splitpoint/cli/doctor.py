@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from splitpoint.cli.options import cloud_option
 from splitpoint.machine import EXTRAS, default_cache, this_machine, versions
-from splitpoint.report.units import size
+from splitpoint.units import size
 
 
 @click.command(short_help="Say what this machine and a server can do.")
@@ -25,11 +23,7 @@ def command(cloud: str | None) -> None:
         found = versions(packages)
         have = ", ".join(f"{k} {v}" for k, v in found.items())
         missing = [p for p in packages if p not in found]
-        text = (
-            have
-            if not missing
-            else f"{have + '; ' if have else ''}not installed: pip install 'splitpoint[{extra}]'"
-        )
+        text = have if not missing else f"{have + '; ' if have else ''}not installed: pip install 'splitpoint[{extra}]'"
         click.echo(f"[{extra}]".ljust(11) + text)
     _providers()
     _cache()
@@ -40,12 +34,12 @@ def command(cloud: str | None) -> None:
 def _providers() -> None:
     import onnxruntime as ort
 
-    from splitpoint.engines.onnxruntime import DEVICES
+    from splitpoint.engines.onnxruntime import DEVICES, JETSON
 
     available = set(ort.get_available_providers())
     for name, device in DEVICES.items():
-        here = device.provider in available
-        click.echo(f"--device   {name:<10} {'yes' if here else 'no   ' + device.install}")
+        click.echo(f"--device   {name:<9} {'yes' if device.provider in available else 'no   ' + device.install}")
+    click.echo(f"           on a Jetson (JetPack 6), cuda and tensorrt: {JETSON}")
     known = {d.provider for d in DEVICES.values()}
     others = sorted(available - known - {"AzureExecutionProvider"})
     if others:
@@ -53,9 +47,10 @@ def _providers() -> None:
 
 
 def _cache() -> None:
-    folder: Path = default_cache()
-    files = [p.stat().st_size for p in folder.rglob("*") if p.is_file()] if folder.is_dir() else []
-    click.echo(f"cache      {folder}: {len(files)} files, {size(sum(files))}")
+    from splitpoint.runtime.cache import usage
+
+    kinds = usage(default_cache()).values()
+    click.echo(f"cache      {default_cache()}: {sum(n for n, _ in kinds)} files, {size(sum(b for _, b in kinds))}")
 
 
 def _server(cloud: str) -> None:

@@ -9,22 +9,16 @@ import click
 from splitpoint.cli.console import err
 from splitpoint.cli.options import parse_shapes
 from splitpoint.models.names import SHORT_NAMES
-from splitpoint.report.units import size
+from splitpoint.units import size
 
 
 @click.command(short_help="Turn a PyTorch model into an ONNX file.")
 @click.argument("model")
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.onnx"
-)
-@click.option(
-    "--weights", metavar="FILE|random[:SEED]", help="Instead of the library's default pretrained weights."
-)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.onnx")
+@click.option("--weights", metavar="FILE|random[:SEED]", help="Instead of the library's default pretrained weights.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,320,320", help="Another input size.")
 @click.option("--input-spec", type=click.Path(path_type=Path), metavar="FILE", help="Another input contract.")
-def command(
-    model: str, output: Path, weights: str | None, shapes: tuple[str, ...], input_spec: Path | None
-) -> None:
+def command(model: str, output: Path, weights: str | None, shapes: tuple[str, ...], input_spec: Path | None) -> None:
     """Export MODEL to FILE.onnx: the only step that needs PyTorch.
 
     Image models get uint8 NHWC input with normalisation inside the graph; layers keep their module paths. A free

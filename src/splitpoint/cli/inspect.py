@@ -14,7 +14,7 @@ from splitpoint.cli.options import json_option, load_model, model_options
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_atomic, write_csv, write_xlsx
 from splitpoint.report.layers import COLUMNS, LayerRow, layer_names, layer_rows
-from splitpoint.report.units import count, size
+from splitpoint.units import count, size
 
 
 @click.command(short_help="List a model's layers and what would cross the link at each.")
@@ -25,15 +25,9 @@ from splitpoint.report.units import count, size
     default="all",
     help="Every node, or single-tensor cuts only.",
 )
-@click.option(
-    "--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE", help="Write all columns as CSV."
-)
-@click.option(
-    "--xlsx", "xlsx_path", type=click.Path(path_type=Path), metavar="FILE", help="Write a spreadsheet."
-)
-@click.option(
-    "--names", type=click.Path(path_type=Path), metavar="FILE", help="Write layer names, one a line."
-)
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE", help="Write all columns as CSV.")
+@click.option("--xlsx", "xlsx_path", type=click.Path(path_type=Path), metavar="FILE", help="Write a spreadsheet.")
+@click.option("--names", type=click.Path(path_type=Path), metavar="FILE", help="Write layer names, one a line.")
 @json_option
 @model_options
 def command(
@@ -43,8 +37,8 @@ def command(
     """List MODEL's cut points, one a row.
 
     Each row is a node in topological order: its layer, what it makes, and everything that would cross the link if
-    the device ran all up to and including it. A number under "cut" marks a single-tensor cut; --at takes that
-    number, a layer's path, a node or a tensor.
+    the device ran all up to and including it. A number under "cut" marks a cut that one tensor (or the fewest there
+    are) crosses; --at takes that number, a layer's path, a node or a tensor.
     """
     loaded = load_model(model, shapes, weights, input_spec)
     rows = layer_rows(loaded, loaded.graph.chain() if cuts == "chain" else None)
@@ -97,10 +91,8 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     console = out()
     table(_COLUMNS, [_cells(r) for r in rows], console=console)
     inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
-    totals = f"{count(rows[-1].flops)}FLOPs, {count(rows[-1].params)} parameters" if rows else ""
-    console.print(
-        f"[bold]{model.name}[/] {model.fingerprint[:12]}  {totals}, {size(model.nbytes)} of weights"
-    )
+    totals = f"{count(rows[-1].flops)} FLOPs, {count(rows[-1].params)} parameters" if rows else ""
+    console.print(f"[bold]{model.name}[/] {model.fingerprint[:12]}  {totals}, {size(model.nbytes)} of weights")
     if model.source:
         console.print(model.source, markup=False)
     console.print("in   " + ", ".join(map(str, model.inputs)), markup=False)

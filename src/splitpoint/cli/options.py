@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import UsageError
 from splitpoint.models import load
 from splitpoint.models.model import Model
@@ -83,7 +82,3 @@ def load_model(model: str, shapes: tuple[str, ...], weights: str | None, input_s
         free = ", ".join(f"{name} = {size}" for name, size in assumed.items())
         click.echo(f"{loaded.name}: free dimension assumed: {free} (--shape fixes it)", err=True)
     return loaded
-
-
-def engine_of(device: str, threads: int) -> Engine:
-    return open_engine(device=device, threads=threads)

@@ -8,8 +8,8 @@ import click
 
 from splitpoint.cli.options import cache_option, cloud_option
 from splitpoint.models import name_of
-from splitpoint.report.units import size
 from splitpoint.runtime.edge import Edge
+from splitpoint.units import size
 
 
 @click.command(short_help="Fetch what a device needs of a model, before it is needed.")
@@ -18,12 +18,10 @@ from splitpoint.runtime.edge import Edge
 @click.option("--at", metavar="CUT", help="Only what the head of this cut needs (default: the whole model).")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @cache_option
-def command(
-    model: str | None, cloud: str, at: str | None, model_hash: str | None, cache: Path | None
-) -> None:
+def command(model: str | None, cloud: str, at: str | None, model_hash: str | None, cache: Path | None) -> None:
     """Fetch MODEL's graph and weights from a server into the cache.
 
-    What is there already is not fetched again. With the whole model here, a device can finish on its own.
+    What is there already is not fetched again, and `run` then starts without fetching.
     """
     with Edge(cloud, name_of(model) if model else None, at="input", cache=cache, model_hash=model_hash) as edge:
         fetched = edge.pull(at)

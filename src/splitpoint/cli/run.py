@@ -18,25 +18,25 @@ from splitpoint.cli.console import out, progress
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
-    engine_of,
     engine_options,
     json_option,
     load_model,
     model_options,
 )
+from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, SplitpointError, UsageError
 from splitpoint.images import InputSpec
 from splitpoint.inputs import expand, read_bytes, read_inputs
 from splitpoint.models import name_of
 from splitpoint.models.names import SHORT_NAMES
-from splitpoint.report.files import write_atomic
-from splitpoint.report.units import size
+from splitpoint.report.files import check_writable, write_atomic
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.local import Local
 from splitpoint.runtime.result import Request, Result
 from splitpoint.tensors import Array
 from splitpoint.trace import Recorder
+from splitpoint.units import size
 
 
 @click.command(short_help="Run the device side: images in, answers and milliseconds out.")
@@ -44,22 +44,18 @@ from splitpoint.trace import Recorder
 @cloud_option(required=False)
 @click.option(
     "--at",
-    default="middle",
-    show_default=True,
     metavar="CUT",
-    help="A layer, node, tensor, cut number, input (all on the server) or output (all on the device).",
+    help="A layer, node, tensor, cut number, input (all on the server) or output (all on the device); default: middle.",
 )
-@click.option(
-    "--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz", help="Keep all outputs."
-)
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @json_option
 @cache_option
 @engine_options
 @model_options
 def command(
-    arguments: tuple[str, ...], cloud: str | None, at: str, save: Path | None, model_hash: str | None, as_json: bool,
-    cache: Path | None, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
+    arguments: tuple[str, ...], cloud: str | None, at: str | None, save: Path | None, model_hash: str | None,
+    as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
     input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
@@ -71,38 +67,50 @@ def command(
     name, files = _arguments(arguments)
     paths = [Path(f) for f in files]
     names = ["-"] if files == ["-"] else [str(p) for p in expand(paths)]
+    if save:
+        if save.suffix != ".npz":
+            raise UsageError(f"--save writes an .npz file: call it {save.stem}.npz")
+        check_writable(save)
     with ExitStack() as stack:
         runner: Edge | Local
+        engine = open_engine(device=device, threads=threads)
         if cloud is None:
             if name is None:
                 raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
-            whole = load_model(name, shapes, weights, input_spec)
-            runner = stack.enter_context(Local(whole, engine_of(device, threads)))
+            if at not in (None, "output") or model_hash:
+                raise UsageError("--at and --model-hash are for a cut model: add --cloud HOST")
+            runner = stack.enter_context(Local(load_model(name, shapes, weights, input_spec), engine))
         else:
-            here = load_model(name, shapes, weights, input_spec) if name and is_file(name) else None
+            here = load_model(name, shapes, weights, input_spec) if name and is_local(name) else None
+            if here is None:
+                refuse_local_options(shapes, weights)
             served = here or (name_of(name) if name else None)
             runner = stack.enter_context(
-                Edge(cloud, served, at=at, engine=engine_of(device, threads), cache=cache, model_hash=model_hash,
+                Edge(cloud, served, at=at or "middle", engine=engine, cache=cache, model_hash=model_hash,
                      on_event=notice)
             )  # fmt: skip
             if input_spec and here is None:
                 runner.model = runner.model.with_input_spec(InputSpec.from_file(input_spec))
-        run = Run(runner, as_json, [Path(n).name for n in names])
+        run = Run(runner, cloud, as_json, [Path(n).name for n in names])
         try:
-            if not as_json:
-                click.echo(describe(runner, cloud))
             run.all(names, streamed=any(p.is_dir() for p in paths))
         finally:
             # Whatever ended the run, what was answered is not lost.
             if save and run.outputs:
                 write_atomic(save, run.saved())
-                click.echo(f"wrote {save} ({len(run.outputs)} inputs)", err=True)
+                click.echo(f"wrote {save} ({len(run.outputs)} input{'s' * (len(run.outputs) > 1)})", err=True)
     run.finish(len(names))
 
 
-def is_file(name: str) -> bool:
-    """Whether MODEL is a file on this device, rather than a name the server knows."""
-    return Path(name).suffix in (".onnx", ".pt2")
+def is_local(name: str) -> bool:
+    """Whether MODEL is on this device, rather than a name the server knows."""
+    return Path(name).suffix in (".onnx", ".pt2") or name.startswith("zoo:")
+
+
+def refuse_local_options(shapes: tuple[str, ...], weights: str | None) -> None:
+    """UsageError for options that would change nothing, because the model is the server's."""
+    if shapes or weights:
+        raise UsageError("--shape and --weights are for a model on this device; here the server's is used as it is")
 
 
 def _arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -114,9 +122,7 @@ def _arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         return None, [first, *rest]
     if not rest:
         if path.suffix in (".onnx", ".pt2") or ":" in first or first in SHORT_NAMES:
-            raise UsageError(
-                f"say what to run {first} on: images, .npy/.npz files, a folder, or - for standard input"
-            )
+            raise UsageError(f"say what to run {first} on: images, .npy/.npz files, a folder, or - for standard input")
         raise InputError(f"no such file: {first}")
     return first, rest
 
@@ -126,6 +132,7 @@ class Run:
     """One invocation: reads inputs, prints answers as they come, remembers outputs to save and what failed."""
 
     edge: Edge | Local
+    cloud: str | None
     as_json: bool
     labels: Sequence[str]
     outputs: dict[str, Mapping[str, Array]] = field(default_factory=dict)
@@ -135,14 +142,18 @@ class Run:
         self.lines = answers.Lines(out().width, self.labels)
 
     def all(self, names: Sequence[str], *, streamed: bool) -> None:
-        if not self.as_json:
-            click.echo(self.lines.header())
         requests = self._requests(names)
         results = self.edge.stream(requests) if streamed else map(self.edge.infer, requests)
-        with progress() as bar:
+        # Rows and a live bar on one terminal must come from one console.
+        terminal = out() if sys.stdout.isatty() else None
+        with progress(terminal) as bar:
             task = bar.add_task("streaming", total=len(names), visible=streamed)
             for result in results:
-                self.show(result)
+                for line in self._lines(result):
+                    if terminal:
+                        terminal.print(line, markup=False, highlight=False, soft_wrap=True)
+                    else:
+                        click.echo(line)
                 bar.advance(task)
 
     def _requests(self, names: Sequence[str]) -> Iterator[Request]:
@@ -152,10 +163,8 @@ class Run:
             recorder = Recorder()
             try:
                 with recorder.span("prepare"):
-                    if name == "-":
-                        inputs = read_bytes(model, sys.stdin.buffer.read())
-                    else:
-                        inputs = read_inputs(model, Path(name))
+                    stdin = name == "-"
+                    inputs = read_bytes(model, _standard_input()) if stdin else read_inputs(model, Path(name))
             except InputError as exc:
                 if len(names) == 1:
                     raise
@@ -164,15 +173,20 @@ class Run:
                 continue
             yield Request(inputs, tuple(recorder.spans), name)
 
-    def show(self, result: Result) -> None:
+    def _lines(self, result: Result) -> Iterator[str]:
+        """What to print for one answer; the first brings the header."""
         name, spec = result.tag, self.edge.model.input_spec
+        if not self.outputs and not self.as_json:
+            yield describe(self.edge, self.cloud)
+            yield self.lines.header()
         self.outputs[self._key(name)] = result.outputs
         if self.as_json:
             more = {"cut": result.cut, "clock_error_ms": result.clock_error_ms}
-            click.echo(msgspec.json.encode(answers.as_json(name, result.outputs, spec, result.trace, **more)))
+            row = answers.as_json(name, result.outputs, spec, result.trace, **more)
+            yield msgspec.json.encode(row).decode()
         else:
             short = "-" if name == "-" else Path(name).name
-            click.echo(self.lines.row(short, answers.answer(result.outputs, spec), result.trace))
+            yield self.lines.row(short, answers.answer(result.outputs, spec), result.trace)
 
     def _key(self, name: str) -> str:
         stem, number = ("stdin" if name == "-" else Path(name).stem), 2
@@ -192,9 +206,18 @@ class Run:
         if not self.as_json and len(self.lines.traces) > 1:
             click.echo(self.lines.medians())
         if self.failed:
-            raise InputError(
-                f"{len(self.failed)} of {total} inputs could not be read; the others were answered"
-            )
+            raise InputError(f"{len(self.failed)} of {total} inputs could not be read; the others were answered")
+
+
+#: The most that standard input may hold: a photo or a tensor, not a disk.
+_STDIN_BYTES = 256 << 20
+
+
+def _standard_input() -> bytes:
+    data = sys.stdin.buffer.read(_STDIN_BYTES + 1)
+    if len(data) > _STDIN_BYTES:
+        raise InputError(f"standard input holds more than {_STDIN_BYTES >> 20} MiB: pipe one image or tensor into it")
+    return data
 
 
 def notice(event: Event) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import engine_of, engine_options, load_model, model_options
+from splitpoint.cli.options import engine_options, load_model, model_options
+from splitpoint.engines import open_engine
 from splitpoint.errors import UsageError
-from splitpoint.report.units import size
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import Server
+from splitpoint.units import size
 from splitpoint.wire import DEFAULT_PORT
 
 #: How long the end waits for answers that are being computed or sent.
@@ -24,9 +25,7 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "left", "fetched"})
 @click.command(short_help="Run the server side of models.")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 @click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
 @click.option(
     "--share",
@@ -49,7 +48,7 @@ def command(
     if len(models) > 1 and (shapes or weights or input_spec):
         raise UsageError("--shape, --weights and --input-spec describe one model: export or serve each by itself")
     loaded = [load_model(m, shapes, weights, input_spec) for m in models]
-    engine = engine_of(device, threads)
+    engine = open_engine(device=device, threads=threads)
 
     def tell(event: Event) -> None:
         if verbose or event.kind not in _DETAILS:

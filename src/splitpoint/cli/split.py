@@ -7,18 +7,14 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.options import load_model, model_options
-from splitpoint.report.units import size
 from splitpoint.segments import split
+from splitpoint.units import size
 
 
 @click.command(short_help="Write the two halves of a model as ONNX files.")
 @click.argument("model")
-@click.option(
-    "--at", required=True, metavar="CUT", help="A layer, node, tensor, cut number, input, output or middle."
-)
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write."
-)
+@click.option("--at", required=True, metavar="CUT", help="A layer, node, tensor, cut number, input, output or middle.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
 @model_options
 def command(
     model: str, at: str, output: Path, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None

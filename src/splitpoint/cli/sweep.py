@@ -12,13 +12,13 @@ from splitpoint.cli.console import Column, out, progress, table
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
-    engine_of,
     engine_options,
     json_option,
     load_model,
     model_options,
 )
-from splitpoint.cli.run import is_file
+from splitpoint.cli.run import is_local, refuse_local_options
+from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
@@ -26,20 +26,19 @@ from splitpoint.inputs import expand, read_inputs
 from splitpoint.models import name_of
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
-from splitpoint.report.sweep import SweepRow, as_json, draw, read_rows, write_rows
-from splitpoint.report.units import ms, size
+from splitpoint.report.files import check_writable
+from splitpoint.report.sweep import SweepRow, draw, read_rows, write_rows
 from splitpoint.runtime.edge import Edge
 from splitpoint.segments import samples_for, select
 from splitpoint.sweep import sweep
 from splitpoint.tensors import Array
+from splitpoint.units import ms, size
 
 
 @click.command(short_help="Measure every split point between a device and a server.")
 @click.argument("model")
 @cloud_option()
-@click.option(
-    "--images", type=click.Path(path_type=Path), metavar="DIR|FILE", help="Inputs; default: four photos."
-)
+@click.option("--images", type=click.Path(path_type=Path), metavar="DIR|FILE", help="Inputs; default: four photos.")
 @click.option(
     "--repeat",
     type=click.IntRange(1, 100_000),
@@ -86,18 +85,23 @@ def command(
     wait from then to the answer, server time included; and their sum. Ctrl-C keeps what was measured; the same
     command goes on where it stopped.
     """
+    check_writable(csv_path)
     if png_path:
+        check_writable(png_path)
         _need_plot()
-    here = load_model(model, shapes, weights, input_spec) if is_file(model) else None
-    engine = engine_of(device, threads)
+    here = load_model(model, shapes, weights, input_spec) if is_local(model) else None
+    if here is None:
+        refuse_local_options(shapes, weights)
+    engine = open_engine(device=device, threads=threads)
     with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache) as edge:
         if input_spec and here is None:
             edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
         chosen = select(edge.model, cuts)
-        done = [] if fresh else _done(csv_path, edge.model)
         inputs = _inputs(edge.model, images)
-        rows = _measure(edge, chosen, done, inputs, repeat, csv_path, as_json)
-        title = f"{edge.model.name}, {len(rows)} split points, {rows[0].n} requests each"
+        setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"
+        done = [] if fresh else _done(csv_path, edge.model, setup)
+        rows = _measure(edge, chosen, done, inputs, repeat, setup, csv_path, as_json)
+        title = f"{edge.model.name}, {len(rows)} split points, {len(inputs) * repeat} requests each"
     if not as_json:
         _print(rows)
     click.echo(f"wrote {csv_path}", err=True)
@@ -114,15 +118,17 @@ def _need_plot() -> None:
         raise MissingExtraError("matplotlib", "plot", "draw pictures")
 
 
-def _done(path: Path, model: Model) -> list[SweepRow]:
+def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
+    """Rows of an earlier run. UsageError if it measured something else: rows of two setups do not compare."""
     if not path.exists():
         return []
     rows = read_rows(path)
-    other = next((r for r in rows if r.fingerprint != model.fingerprint), None)
-    if other is not None:
-        raise UsageError(
-            f"{path} holds a sweep of {other.model} {other.fingerprint[:12]}: name another file with --csv, or --fresh"
-        )
+    way_out = "name another file with --csv, or measure anew with --fresh"
+    for row in rows:
+        if row.fingerprint != model.fingerprint:
+            raise UsageError(f"{path} holds a sweep of {row.model} {row.fingerprint[:12]}: {way_out}")
+        if row.setup != setup:
+            raise UsageError(f"{path} was measured otherwise ({row.setup}; now {setup}): {way_out}")
     return rows
 
 
@@ -136,24 +142,25 @@ def _inputs(model: Model, images: Path | None) -> list[dict[str, Array]]:
 
 
 def _measure(
-    edge: Edge, chosen: Sequence[Cut], done: list[SweepRow], inputs: list[dict[str, Array]], repeat: int,
+    edge: Edge, chosen: Sequence[Cut], done: list[SweepRow], inputs: list[dict[str, Array]], repeat: int, setup: str,
     path: Path, as_lines: bool,
 ) -> list[SweepRow]:  # fmt: skip
-    known = {r.split_layer: r for r in done}
-    names = [c.name for c in chosen]
-    left = [c for c in chosen if c.name not in known]
+    """The rows of `chosen`, those that are `done` already as they are; the file keeps every other row it has."""
+    known = {r.identity: r for r in done}
+    wanted = [(len(c.nodes), c.name, " ".join(t.name for t in c.crossing)) for c in chosen]
+    left = [c for c, key in zip(chosen, wanted, strict=True) if key not in known]
     if len(left) < len(chosen):
         click.echo(f"{path} has {len(chosen) - len(left)} of {len(chosen)} split points already", err=True)
     with progress() as bar:
         task = bar.add_task("sweeping", total=len(chosen), completed=len(chosen) - len(left))
-        for row in sweep(edge, left, inputs, repeat):
-            known[row.split_layer] = row
+        for row in sweep(edge, left, inputs, repeat, setup):
+            known[row.identity] = row
             # Written after every cut, in graph order: Ctrl-C or a lost server costs one cut at most.
-            write_rows(path, [known[n] for n in names if n in known])
+            write_rows(path, [known[key] for key in sorted(known)])
             if as_lines:
-                click.echo(msgspec.json.encode(as_json(row)))
+                click.echo(msgspec.json.encode(row))
             bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
-    return [known[n] for n in names]
+    return [known[key] for key in wanted]
 
 
 def _print(rows: Sequence[SweepRow]) -> None:
@@ -169,9 +176,7 @@ def _print(rows: Sequence[SweepRow]) -> None:
         f"milliseconds; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
         "(clock offset between the machines)"
     )
-    console.print(
-        f"fastest: split after [bold]{best.split_layer}[/], {ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
-    )
+    console.print(f"fastest: split after [bold]{best.split_layer}[/], {ms(best.p50_rtt * 1e3)} ms (median of {best.n})")
     ends = {r.split_layer: r for r in rows if r.split_layer in ("input", "output")}
     for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
         if name in ends and ends[name] is not best:

@@ -8,7 +8,8 @@ import click
 import msgspec
 
 from splitpoint.cli.console import progress
-from splitpoint.cli.options import engine_of, engine_options, json_option, load_model, model_options
+from splitpoint.cli.options import engine_options, json_option, load_model, model_options
+from splitpoint.engines import open_engine
 from splitpoint.errors import VerifyError
 from splitpoint.inputs import read_inputs
 from splitpoint.segments import RELATIVE_TOLERANCE, Check, select, verify
@@ -55,7 +56,7 @@ def command(
     worst: Check | None = None
     with progress() as bar:
         task = bar.add_task("verifying", total=len(chosen))
-        for check in verify(loaded, engine_of(device, threads), chosen, samples, tolerance):
+        for check in verify(loaded, open_engine(device=device, threads=threads), chosen, samples, tolerance):
             bar.advance(task)
             worst = check if worst is None or check.error >= worst.error else worst
             if not check.ok:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitpoint.errors import EngineError, InputError, nearest
+from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
+from splitpoint.errors import EngineError, InputError, SplitpointError, nearest
 from splitpoint.models.model import Segment
 from splitpoint.models.probe import give_weights, reason_of
 from splitpoint.tensors import Array, TensorSpec
@@ -22,22 +24,19 @@ class Device:
     install: str
 
 
-_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+_REPLACE = "pip uninstall -y onnxruntime && pip install"
 #: PyPI has no CUDA wheels for aarch64; NVIDIA's Jetson AI Lab builds them (dusty-nv/jetson-containers#1283).
-_JETSON = (
-    "on a Jetson with JetPack 6: pip uninstall -y onnxruntime && "
-    "pip install onnxruntime-gpu --index-url https://pypi.jetson-ai-lab.io/jp6/cu126"
-)
+JETSON = f"{_REPLACE} onnxruntime-gpu --index-url https://pypi.jetson-ai-lab.io/jp6/cu126"
 
 #: Device name → provider. Every wheel but the last three replaces the `onnxruntime` package.
 DEVICES: Mapping[str, Device] = {
     "cpu": Device("CPUExecutionProvider", "pip install onnxruntime"),
-    "cuda": Device("CUDAExecutionProvider", f"{_GPU} ({_JETSON})"),
-    "tensorrt": Device("TensorrtExecutionProvider", f"{_GPU} tensorrt ({_JETSON})"),
-    "openvino": Device("OpenVINOExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-openvino"),
-    "directml": Device("DmlExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-directml"),
-    "migraphx": Device("MIGraphXExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-migraphx"),
-    "qnn": Device("QNNExecutionProvider", "pip uninstall -y onnxruntime && pip install onnxruntime-qnn"),
+    "cuda": Device("CUDAExecutionProvider", f"{_REPLACE} onnxruntime-gpu"),
+    "tensorrt": Device("TensorrtExecutionProvider", f"{_REPLACE} onnxruntime-gpu tensorrt"),
+    "openvino": Device("OpenVINOExecutionProvider", f"{_REPLACE} onnxruntime-openvino"),
+    "directml": Device("DmlExecutionProvider", f"{_REPLACE} onnxruntime-directml"),
+    "migraphx": Device("MIGraphXExecutionProvider", f"{_REPLACE} onnxruntime-migraphx"),
+    "qnn": Device("QNNExecutionProvider", f"{_REPLACE} onnxruntime-qnn"),
     "coreml": Device("CoreMLExecutionProvider", "pip install onnxruntime, on macOS"),
     "xnnpack": Device("XnnpackExecutionProvider", "a build of ONNX Runtime with --use_xnnpack"),
     "acl": Device("ACLExecutionProvider", "a build of ONNX Runtime with --use_acl"),
@@ -62,7 +61,7 @@ class OnnxRuntimeEngine:
         if provider not in ort.get_available_providers():
             raise EngineError(
                 f"the installed ONNX Runtime has no {device} support ({provider}); "
-                f"install it with: {DEVICES[device].install}"
+                f"install it with: {JETSON if _on_jetson(device) else DEVICES[device].install}"
             )
         self.device = device
         if threads < 0:
@@ -89,10 +88,13 @@ class OnnxRuntimeSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if engine.spinning else "0")
         self._held: object = give_weights(options, segment.proto, segment.weights)
         provider = DEVICES[engine.device].provider
+        proto, self._shifted = segment.proto, frozenset[str]()
+        if rewrites_int8(engine.device):
+            proto, self._shifted = with_uint8_activations(proto)
         before = _resident_bytes()
         try:
             self._session = ort.InferenceSession(
-                segment.proto.SerializeToString(),
+                proto.SerializeToString(),
                 options,
                 providers=_providers(engine.device),
                 enable_fallback=0,  # it would print, and try again with the CPU
@@ -105,6 +107,7 @@ class OnnxRuntimeSession:
                 f"are {engine.device}'s own libraries installed? ({DEVICES[engine.device].install})"
             )
         self.inputs, self.outputs = segment.inputs, segment.outputs
+        self._int8 = {t.name: t for t in segment.inputs if t.name in self._shifted}
         self._names = [t.name for t in segment.outputs]
         self._run: Any = self._session.run
         self.nbytes = max(_resident_bytes() - before, segment.nbytes)
@@ -115,19 +118,28 @@ class OnnxRuntimeSession:
         except KeyError as exc:
             raise InputError(f"input {exc.args[0]} is missing (this segment needs: {_listed(self.inputs)})") from exc
         try:
+            for name in self._shifted.intersection(feed):
+                feed[name] = shifted(self._int8[name].check(feed[name]))
             values = self._run(self._names, feed)
-        except EngineError:  # closed
+        except SplitpointError:  # closed, or a wrong input
             raise
         except Exception as exc:
             for spec in self.inputs:  # a wrong input is the usual reason: say which
-                spec.check(feed[spec.name])
+                spec.check(inputs[spec.name])
             raise EngineError(f"ONNX Runtime failed: {reason_of(exc)}") from exc
-        return dict(zip(self._names, values, strict=True))
+        made: dict[str, Array] = dict(zip(self._names, values, strict=True))
+        for name in self._shifted.intersection(made):
+            made[name] = shifted(made[name])
+        return made
 
     def close(self) -> None:
         self._run = _closed
         self._session = None
         self._held = None
+
+
+def _on_jetson(device: str) -> bool:
+    return device in ("cuda", "tensorrt") and platform.machine() == "aarch64"
 
 
 def _closed(*_: object) -> None:

@@ -9,7 +9,7 @@
     hf:bert-base-uncased            "
     my_package.nets:make            a function that returns (nn.Module, example inputs)
     exported.pt2                    a program saved by torch.export
-    alexnet  vgg16_bn  lenet  mobilenet_v2  (and alex_net  vgg_net  le_net  mobile_net)
+    efficientnet_lite0  lenet5  alexnet  vgg16_bn  mobilenet_v2  (and lenet  le_net  alex_net  vgg_net  mobile_net)
 
 Adding a source: a file here that turns its name into an ONNX file, and a line in `load`.
 """
@@ -64,20 +64,27 @@ def load(
 def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None) -> Path:
     """The ONNX file behind `model`, exported first if it must be."""
     text = SHORT_NAMES.get(str(model), str(model))
+    if not str(model):
+        raise ModelError("no model is given: a MODEL is " + _FORMS)
     if text.startswith("zoo:"):
         from splitpoint.models.zoo import zoo_path
 
+        path = zoo_path(text[4:])
         _refuse_weights(weights, text)
-        return zoo_path(text[4:])
+        return path
     from splitpoint.models import torch as torch_source
 
     if torch_source.is_torch_source(text):
         return torch_source.exported(text, weights=weights, shapes=shapes)
     path = Path(text)
     if path.suffix == ".onnx" or path.exists():
-        _refuse_weights(weights, text)
+        if path.exists():  # where it does not, reading it says so
+            _refuse_weights(weights, text)
         return path
     raise ModelError(_unknown(text))
+
+
+_FORMS = "an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function or a .pt2 file"
 
 
 def _refuse_weights(weights: str | None, text: str) -> None:
@@ -89,10 +96,7 @@ def _unknown(text: str) -> str:
     from splitpoint.models.zoo import ZOO
 
     known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
-    hint = nearest(text, known) or (
-        ": a MODEL is an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function "
-        "or a .pt2 file"
-    )
+    hint = nearest(text, known) or f": a MODEL is {_FORMS}"
     return f"no model is called {text}{hint}"
 
 

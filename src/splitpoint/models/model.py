@@ -128,10 +128,12 @@ class Model:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """The model's inputs, free dimensions by name."""
         return self.graph.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """The model's outputs, free dimensions by name."""
         return self.graph.outputs
 
     # --- cutting ------------------------------------------------------------------------------------------------
@@ -164,6 +166,7 @@ class Model:
         return self.segment(cut.boundary, [t.name for t in self.outputs if t.name not in cut.results])
 
     def whole(self) -> Segment:
+        """The model in one piece: inputs → outputs."""
         return self.segment([t.name for t in self.inputs], [t.name for t in self.outputs])
 
     # --- moving -------------------------------------------------------------------------------------------------
@@ -176,10 +179,13 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights, each blob once."""
-        return sum(b.nbytes for b in self.blobs.values())
+        """Bytes of all weights, each blob once and those that stay in the skeleton too."""
+        small = (t for t in self.skeleton.graph.initializer if not blob_hash(t))
+        inline = sum(nbytes(t) for t in small if t.data_type not in placement.NO_WEIGHTS)
+        return sum(b.nbytes for b in self.blobs.values()) + inline
 
     def blob(self, hash: str) -> memoryview:
+        """The raw little-endian bytes of one weight, read-only. StorageError if it is not there."""
         return self.weights.open(hash)
 
     def graph_bytes(self) -> bytes:
@@ -187,6 +193,7 @@ class Model:
         return bytes(self.skeleton.SerializeToString(deterministic=True))
 
     def with_input_spec(self, spec: InputSpec) -> Model:
+        """The same model, whose input is made from photos as `spec` says."""
         return dataclasses.replace(self, input_spec=spec)
 
     def __str__(self) -> str:

@@ -24,7 +24,7 @@ from splitpoint.tensors import TensorSpec
 T = TypeVar("T")
 
 #: INT64, BOOL and STRING constants are shapes, axes, indices and masks, not parameters.
-_NO_WEIGHTS = frozenset({7, 8, 9})
+NO_WEIGHTS = frozenset({7, 8, 9})
 _ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu"})
 
 
@@ -32,7 +32,7 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
     """The Graph of a skeleton whose shapes are known."""
     nodes = skeleton.graph.node
     initializers = {t.name: tuple(t.dims) for t in skeleton.graph.initializer}
-    weights = {t.name: prod(t.dims) for t in skeleton.graph.initializer if t.data_type not in _NO_WEIGHTS}
+    weights = {t.name: prod(t.dims) for t in skeleton.graph.initializer if t.data_type not in NO_WEIGHTS}
     known = {n: tuple(int(d) for d in s.shape) for n, s in shapes.bound.items()} | initializers
     placed = _placed(skeleton, shapes)
     groups = _groups(nodes, placed, shapes)

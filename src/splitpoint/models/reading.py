@@ -264,9 +264,6 @@ def _strip(proto: Proto) -> None:
     for value in (*graph.input, *graph.output):
         value.ClearField("doc_string")
         del value.metadata_props[:]
-    for value in graph.output:  # what a file says about them can be wrong; it is inferred anew
-        if value.type.WhichOneof("value") == "tensor_type":
-            value.type.tensor_type.ClearField("shape")
     for field in ("value_info", "doc_string", "metadata_props"):
         graph.ClearField(field)
     # Shapes are measured anew for every file: what it says may be of another --shape, or wrong.

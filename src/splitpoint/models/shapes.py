@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +18,9 @@ from splitpoint.errors import ModelError, nearest
 from splitpoint.models.dataflow import Proto, by_value, reads
 from splitpoint.models.layers import SHAPES_KEY
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec, spec_of
+
+#: More elements than a machine can hold in one input; its dimensions, and their product, stay below.
+_MOST_ELEMENTS = 1 << 40
 
 #: Shapes are found for batch 1 and for this one: what differs follows the batch.
 _OTHER_BATCH = 3
@@ -80,6 +84,8 @@ def fix_shapes(skeleton: Proto, shapes: Mapping[str, Sequence[int]]) -> None:
 def _fix_input(value: Proto, shape: Sequence[int], sizes: dict[str, int]) -> None:
     if any(size < 1 for size in shape):
         raise ModelError(f"--shape {value.name}: a dimension must be 1 or more, not {min(shape)}")
+    if prod(int(size) for size in shape) > _MOST_ELEMENTS:
+        raise ModelError(f"--shape {value.name}: {'x'.join(map(str, shape))} is more than any machine can hold")
     declared = spec_of_value(value, least=1)
     if declared is None:
         if value.type.WhichOneof("value") == "tensor_type":
@@ -153,15 +159,25 @@ def shapes_of(skeleton: Proto, probe: Probe) -> Shapes:
     """
     inputs = input_specs(skeleton)
     assumed = assumed_dims(inputs)
+    declared = {o.name: spec_of_value(o) for o in skeleton.graph.output}
+    for value in skeleton.graph.output:  # what a file says about them can be wrong; it is found anew
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.ClearField("shape")
     noted = next((p.value for p in skeleton.metadata_props if p.key == SHAPES_KEY), None)
     if noted is not None:
         return _recall(noted, skeleton, inputs, assumed)
-    found = _find(skeleton, inputs, assumed, probe)
+    found = _find(skeleton, inputs, assumed, probe, declared)
     skeleton.metadata_props.add(key=SHAPES_KEY, value=_note(found))
     return found
 
 
-def _find(skeleton: Proto, inputs: Sequence[TensorSpec], assumed: Mapping[str, int], probe: Probe) -> Shapes:
+def _find(
+    skeleton: Proto,
+    inputs: Sequence[TensorSpec],
+    assumed: Mapping[str, int],
+    probe: Probe,
+    declared: Mapping[str, TensorSpec | None],
+) -> Shapes:
     many = dict.fromkeys(assumed, _OTHER_BATCH)
     one, opaque = _inferred(skeleton, [s.bind(assumed) for s in inputs])
     other = _inferred(skeleton, [s.bind(many) for s in inputs])[0] if assumed else {}
@@ -184,6 +200,9 @@ def _find(skeleton: Proto, inputs: Sequence[TensorSpec], assumed: Mapping[str, i
             one[t.name] = TensorSpec(t.name, dtype_name(t.data_type), tuple(t.dims))
     dynamic = _dynamic(graph, {*unknown, *opaque})
     free = {n: _freed(s, other.get(n), n in dynamic, assumed) for n, s in one.items()}
+    for name, spec in declared.items():
+        if spec is not None and name in dynamic and name in free:
+            free[name] = _as_declared(free[name], spec, one[name], other.get(name))
     return Shapes(
         tuple(inputs),
         assumed,
@@ -218,6 +237,15 @@ def _freed(spec: TensorSpec, other: TensorSpec | None, dynamic: bool, assumed: M
     for axis, (a, b) in enumerate(zip(spec.shape, other.shape, strict=True)):
         shape.append(a if a == b else batch if (a, b) == (1, _OTHER_BATCH) else f"{spec.name}.{axis}")
     return TensorSpec(spec.name, spec.dtype, tuple(shape))
+
+
+def _as_declared(free: TensorSpec, declared: TensorSpec, one: TensorSpec, other: TensorSpec | None) -> TensorSpec:
+    """`free` with the sizes that the file declares for this output, where what was measured bears them out."""
+    if any(s is not None and len(s.shape) != len(declared.shape) for s in (one, other)):
+        return free
+    ours, others = one.shape, (other or one).shape
+    rows = zip(free.shape, declared.shape, ours, others, strict=True)
+    return TensorSpec(free.name, free.dtype, tuple(d if d == a == b else name for name, d, a, b in rows))
 
 
 def _dynamic(graph: Proto, unknown: set[str]) -> set[str]:

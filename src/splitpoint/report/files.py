@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from splitpoint.errors import MissingExtraError, StorageError
+from splitpoint.errors import MissingExtraError
+from splitpoint.files import check_writable, write_atomic
 
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` with `data`; a full disk leaves the old file. StorageError says why it failed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as exc:
-        part.unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+__all__ = ["check_writable", "write_atomic", "write_csv", "write_xlsx"]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

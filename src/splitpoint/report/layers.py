@@ -22,12 +22,14 @@ from splitpoint.wire import PREFIX_BYTES, Infer, Tensor
 class LayerRow:
     """A node, its output, and the cut behind it (the node and everything before it on the device).
 
-    `cut` is the index in the list of single-tensor cuts, or None. Bytes on the wire include the frame's own.
+    `cut` is the index in ``Graph.chain()``, or None; `at` is the name that ``--at`` takes for just this cut. Bytes on
+    the wire include the frame's own.
     FLOPs and parameters are counted up to here; multiply-adds count as two.
     """
 
     row: int
     cut: int | None
+    at: str
     layer: str
     node: str
     op: str
@@ -52,7 +54,7 @@ class LayerRow:
 
 
 COLUMNS: Sequence[str] = (
-    "row", "cut", "layer", "node", "op", "shape", "dtype", "elements", "memory_bytes", "wire_bytes",
+    "row", "cut", "at", "layer", "node", "op", "shape", "dtype", "elements", "memory_bytes", "wire_bytes",
     "crossing", "crossing_bytes", "crossing_wire_bytes", "flops", "params",
 )  # fmt: skip
 
@@ -82,6 +84,7 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
             LayerRow(
                 row=number,
                 cut=cut.index,
+                at=cut.name,
                 layer=node.layer if node else "input",
                 node=node.name if node else "",
                 op=node.op if node else "",

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, quantiles
-from typing import Any
 
 from splitpoint.errors import MissingExtraError, StorageError, UsageError
 from splitpoint.graph import Cut
@@ -56,17 +55,27 @@ class SweepRow:
     bytes_down: int
     crossing: str
     cut: str
+    nodes: int
     n: int
+    setup: str
     model: str
     fingerprint: str
+
+    @property
+    def identity(self) -> tuple[int, str, str]:
+        """What tells a cut from every other one of its model."""
+        return self.nodes, self.split_layer, self.crossing
 
 
 COLUMNS: Sequence[str] = tuple(f.name for f in fields(SweepRow))
 SEED_COLUMNS: Sequence[str] = COLUMNS[:5]
 
 
-def summarise(cut: Cut, timings: Sequence[Timing], model: str, fingerprint: str) -> SweepRow:
-    """The row of a cut. `avg_rtt` is exactly the sum of the three averages before it."""
+def summarise(cut: Cut, timings: Sequence[Timing], setup: str, model: str, fingerprint: str) -> SweepRow:
+    """The row of a cut. `avg_rtt` is exactly the sum of the three averages before it.
+
+    `setup` says what was measured how (engine, server, inputs): rows of different ones do not compare.
+    """
     rtts = [t.rtt for t in timings]
     compute, transfer, recv = (fmean(getattr(t, k) for t in timings) for k in ("compute", "transfer", "recv"))
     cuts = quantiles(rtts, n=20, method="inclusive") if len(rtts) > 1 else rtts * 19
@@ -86,7 +95,9 @@ def summarise(cut: Cut, timings: Sequence[Timing], model: str, fingerprint: str)
         bytes_down=timings[0].bytes_down,
         crossing=" ".join(t.name for t in cut.crossing),
         cut="" if cut.index is None else str(cut.index),
+        nodes=len(cut.nodes),
         n=len(timings),
+        setup=setup,
         model=model,
         fingerprint=fingerprint,
     )
@@ -108,9 +119,7 @@ def read_rows(path: Path) -> list[SweepRow]:
     except OSError as exc:
         raise StorageError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as exc:
-        raise UsageError(
-            f"{path} is not a sweep's CSV, or it is damaged: delete it or name another file"
-        ) from exc
+        raise UsageError(f"{path} is not a sweep's CSV, or it is damaged: delete it or name another file") from exc
 
 
 def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
@@ -131,7 +140,7 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     best = min(places, key=lambda i: rows[i].p50_rtt)
     side = "left" if best < len(rows) / 3 else "right" if best > len(rows) * 2 / 3 else "center"
     axes.annotate(
-        f"fastest: {rows[best].split_layer}, {floor[best]:.1f} ms",
+        f"fastest: {rows[best].split_layer}, median {rows[best].p50_rtt * 1e3:.1f} ms",
         (best, floor[best]), (best, max(floor) * 1.14), ha=side, fontsize=10, fontweight="bold",
         arrowprops={"arrowstyle": "->"},
     )  # fmt: skip
@@ -140,20 +149,14 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     axes.set_ylabel("mean milliseconds per request")
     axes.set_xlabel("split after layer")
     step = max(1, len(rows) // 60)
-    axes.set_xticks(
-        list(places)[::step], [_short(r.split_layer) for r in rows][::step], rotation=90, fontsize=7
-    )
+    axes.set_xticks(list(places)[::step], [_short(r.split_layer) for r in rows][::step], rotation=90, fontsize=7)
     sizes = axes.twinx()
-    sizes.plot(
-        places, [r.bytes_up / 1e3 for r in rows], color="black", marker=".", linewidth=1, label="bytes up"
-    )
+    sizes.plot(places, [r.bytes_up / 1e3 for r in rows], color="black", marker=".", linewidth=1, label="bytes up")
     sizes.set_ylabel("kB on the uplink (line)")
     sizes.set_ylim(bottom=0)
     handles, labels = axes.get_legend_handles_labels()
     more, names = sizes.get_legend_handles_labels()
-    figure.legend(
-        handles + more, labels + names, loc="outside lower center", ncols=6, frameon=False, fontsize=9
-    )
+    figure.legend(handles + more, labels + names, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     axes.set_title(title)
     for drawn in (axes, sizes):
         drawn.spines["top"].set_visible(False)
@@ -181,7 +184,3 @@ def _stages(rows: Sequence[SweepRow]) -> list[tuple[str, str, list[float]]]:
 
 def _short(layer: str, width: int = 26) -> str:
     return layer if len(layer) <= width else "…" + layer[-width + 1 :]
-
-
-def as_json(row: SweepRow) -> dict[str, Any]:
-    return asdict(row)

@@ -2,6 +2,7 @@
 
     DIR/blobs/ab/ab12…      the bytes whose SHA-256 is ab12…
     DIR/graphs/FINGERPRINT  the graph of a model, without weights
+    DIR/exports/KEY/        ONNX files made from PyTorch models (`models.torch` writes them)
 
 Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used.
 """
@@ -12,14 +13,17 @@ import errno
 import hashlib
 import mmap
 import os
+import re
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from splitpoint.errors import StorageError
+
+_ELSEWHERE = "give another folder with --cache DIR"
 
 
 class BlobCache:
@@ -40,6 +44,7 @@ class BlobCache:
         self._open: dict[str, memoryview] = {}
 
     def path(self, hash: str) -> Path:
+        """Where this blob is, or would be. StorageError if `hash` is none."""
         if len(hash) != 64 or not set(hash) <= set("0123456789abcdef"):
             raise StorageError(f"{hash[:64]!r} is no SHA-256: nothing is stored under it")
         return self.folder / "blobs" / hash[:2] / hash
@@ -92,10 +97,12 @@ class BlobCache:
             raise StorageError(f"{self._graph_path(fingerprint)} cannot be read: {exc.strerror or exc}") from exc
 
     def put_graph(self, fingerprint: str, data: bytes | memoryview) -> None:
+        """Keeps the graph of this model."""
         with self._writing(self._graph_path(fingerprint)) as file:
             file.write(data)
 
     def drop_graph(self, fingerprint: str) -> None:
+        """Deletes it, if it is there: it has rotted."""
         with suppress(OSError):
             self._graph_path(fingerprint).unlink()
 
@@ -118,5 +125,103 @@ class BlobCache:
                 beside.unlink(missing_ok=True)
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageError(f"no space is left for {path}: free some, or put the cache elsewhere") from exc
-            raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+                raise StorageError(f"no space is left for {path}: free some, or {_ELSEWHERE}") from exc
+            raise StorageError(f"{path} cannot be written ({exc.strerror or exc}): {_ELSEWHERE}") from exc
+
+
+# --- what is there, and clearing it -------------------------------------------------------------------------------
+
+
+class _Own(NamedTuple):
+    """What we make in one subfolder, as paths relative to it."""
+
+    files: re.Pattern[str]
+    folders: re.Pattern[str]
+
+
+#: A file that was being written when its process died.
+_HALF = r"\.[0-9a-f]{16}\.[0-9a-f]{12}"
+_ONNX = r"[\w.-]+\.onnx(\.data)?"
+#: The whole path must match: a cache may be put into a folder that has other things in it.
+_OWN: Mapping[str, _Own] = {
+    "blobs": _Own(re.compile(rf"([0-9a-f]{{2}})/(\1[0-9a-f]{{62}}|{_HALF})"), re.compile(r"[0-9a-f]{2}")),
+    "graphs": _Own(re.compile(rf"[0-9a-f]{{64}}|{_HALF}"), re.compile(r"(?!)")),
+    "exports": _Own(
+        re.compile(rf"[0-9a-f]{{24}}/(\.export-\w+/)?{_ONNX}"), re.compile(r"[0-9a-f]{24}(/\.export-\w+)?")
+    ),
+}
+
+
+def usage(folder: Path) -> dict[str, tuple[int, int]]:
+    """(files, bytes) that the cache `folder` holds, for each of its subfolders that is there.
+
+    Only what we made is counted: what else may lie there is not the cache's. StorageError if it cannot be read.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for name in _OWN:
+        top = folder / name
+        if top.is_symlink() or not top.is_dir():
+            continue
+        sizes = []
+        for path in _own_files(top):
+            with suppress(FileNotFoundError):  # another process has replaced or deleted it meanwhile
+                sizes.append(path.lstat().st_size)
+        found[name] = len(sizes), sum(sizes)
+    return found
+
+
+def clear(folder: Path) -> int:
+    """Deletes what we made in the cache `folder`, and folders of ours that are empty then; returns files deleted.
+
+    Nothing else is touched, and no symbolic link followed. StorageError for what cannot be deleted.
+    """
+    deleted = 0
+    for name in _OWN:
+        top = folder / name
+        if top.is_symlink() or not top.is_dir():
+            continue
+        for path in list(_own_files(top)):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise StorageError(f"{path} cannot be deleted: {exc.strerror or exc}") from exc
+            deleted += 1
+        for path in (*reversed(list(_own_folders(top))), top):
+            with suppress(OSError):  # not empty: something in it is not ours
+                path.rmdir()
+    return deleted
+
+
+def _own_folders(top: Path) -> Iterator[Path]:
+    """Our folders in the subfolder `top`, each before those in it; never through a symbolic link."""
+    own = _OWN[top.name].folders
+
+    def within(folder: Path) -> Iterator[Path]:
+        for entry in _entries(folder):
+            path = folder / entry.name
+            if own.fullmatch(path.relative_to(top).as_posix()) and entry.is_dir(follow_symlinks=False):
+                yield path
+                yield from within(path)
+
+    return within(top)
+
+
+def _own_files(top: Path) -> Iterator[Path]:
+    own = _OWN[top.name].files
+    for folder in (top, *_own_folders(top)):
+        for entry in _entries(folder):
+            path = folder / entry.name
+            if own.fullmatch(path.relative_to(top).as_posix()) and entry.is_file(follow_symlinks=False):
+                yield path
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise StorageError(f"{folder} cannot be read: {exc.strerror or exc}") from exc

@@ -17,6 +17,7 @@ from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError
 from splitpoint.runtime.clock import ServerClock
 from splitpoint.transports import Connection, Ended
+from splitpoint.units import counted
 from splitpoint.wire import Frame, Kind, Packet
 
 _RESULT = int(Kind.RESULT)
@@ -82,6 +83,7 @@ class Channel:
 
     @property
     def in_flight(self) -> int:
+        """How many requests have no answer yet."""
         return len(self._waiting)
 
     def reserve(self) -> int:
@@ -225,7 +227,7 @@ class Channel:
     def _ended(self, exc: SplitpointError) -> SplitpointError:
         if type(exc) is ProtocolError or not isinstance(exc, ServerError):
             return exc
-        done = f"{self.answers} answer{'s' * (self.answers != 1)}"
+        done = counted(self.answers, "answer")
         why = f" ({self._bye})" if self._bye and self._bye not in str(exc) else ""
         return ServerError(f"{exc}{why}, after {done}: what was answered is kept")
 
@@ -268,6 +270,7 @@ class Channel:
         self._pinged = self._now()
 
     def close(self) -> None:
+        """Says goodbye, if there is anyone to say it to, and ends the connection."""
         if self._broken is None:
             with suppress(ServerError):
                 self.tell(Kind.BYE, wire.Bye("done"))

@@ -28,6 +28,7 @@ from splitpoint.runtime.stream import stream
 from splitpoint.segments import check_specs
 from splitpoint.tensors import Array
 from splitpoint.transports import Connection, connect
+from splitpoint.units import counted, size
 from splitpoint.wire import Kind, Limits, ModelInfo
 
 Inputs = Mapping[str, Array] | Array | Request
@@ -43,9 +44,10 @@ class Edge:
     >>> list(result.trace.stages())
     ['head', 'encode', 'up', 'decode', 'queue', 'tail', 'reply', 'down']
 
-    `model` is a name or fingerprint that the server has (it may be left out if there is one), or a `Model` that is
-    here already and whose fingerprint the server must have. Without one, the graph and the weights of the head are
-    fetched into `cache` once. `model_hash` pins the fingerprint (its first digits suffice): another one is refused.
+    `model` is a name or fingerprint (its first digits suffice) that the server has (it may be left out if there is
+    one), or a `Model` that is here already and whose fingerprint the server must have. Without one, the graph and the
+    weights of the head are fetched into `cache` once. `model_hash` pins the fingerprint (its first digits suffice):
+    another one is refused. A name that several versions have needs one of the two.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `engine` is ONNX
     Runtime on the CPU if not given. `timeout_s` is how long any answer may take.
 
@@ -138,8 +140,8 @@ class Edge:
         return self._channel.clock.round_trip_s * 1e3
 
     def _choose(self, model: Model | str | None, model_hash: str | None) -> ModelInfo:
-        served = self.served
-        listed = ", ".join(f"{m.name} {m.fingerprint[:12]}" for m in served) or "none"
+        served = list({m.fingerprint: m for m in self.served}.values())
+        listed = _listed(served)
         if isinstance(model, Model):
             found = [m for m in served if m.fingerprint == model.fingerprint]
             if not found:
@@ -147,7 +149,7 @@ class Edge:
                     f"the server does not have this {model.name} ({model.fingerprint[:12]}); it has {listed}"
                 )
         elif model is None:
-            found = list(served)
+            found = served
             if len({m.name for m in found}) > 1 and not model_hash:
                 raise UsageError(f"the server has several models, so name one: {listed}")
         else:
@@ -166,6 +168,13 @@ class Edge:
             found = pinned
         if not found:
             raise ModelError("the server has no model")
+        if len(found) > 1:  # a fleet moves to a new version edge by edge: which one is never a guess
+            names = {m.name for m in found}
+            called = f"called {found[0].name}" if len(names) == 1 else "that fit"
+            raise UsageError(
+                f"the server has {len(found)} models {called}: {_listed(found)}; "
+                "name one by its fingerprint or pin it with --model-hash"
+            )
         return found[0]
 
     @property
@@ -189,7 +198,7 @@ class Edge:
         raw = bytes(frame.tensors[0].data) if frame.tensors else b""
         model = from_graph(raw, weights, name=name, expected=fingerprint)
         self.cache.put_graph(fingerprint, raw)
-        self._tell(Event("fetched", f"fetched the graph of {name} ({len(raw)} bytes), fingerprint {fingerprint[:12]}"))
+        self._tell(Event("fetched", f"fetched the graph of {name} ({size(len(raw))}), fingerprint {fingerprint[:12]}"))
         return self._with_spec(model)
 
     def _with_spec(self, model: Model) -> Model:
@@ -198,22 +207,40 @@ class Edge:
         return model.with_input_spec(InputSpec.from_json(text)) if text else model
 
     def pull(self, at: str | int | Cut | None = None) -> int:
-        """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched."""
+        """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched.
+
+        ServerError if the server does not hand them out; StorageError for the cache.
+        """
         if self._local:
             return 0
+        heads_only = self._channel.welcome.share == "head"
         if at is None:
+            if heads_only:
+                raise ServerError("this server only hands out heads, not the whole model: give --at CUT")
             return self._pull(tuple(self.model.blobs))
         cut = at if isinstance(at, Cut) else self.model.graph.cut(at)
-        return self._pull(self.model.head(cut).blobs)
+        wanted = self.model.head(cut).blobs
+        if not heads_only or _key(cut) in self._placements or all(h in self.cache for h in wanted):
+            return self._pull(wanted)
+        asked = self._ask_for_tail(cut)
+        if asked is None:
+            return self._pull(wanted)
+        opened, _ = self._channel.expect(asked, wire.Opened, _COMPILE_S)
+        try:
+            return self._pull(wanted)
+        finally:
+            with suppress(ServerError):  # if the connection has ended, so has the tail
+                self._channel.tell(Kind.CLOSE, wire.Close(opened.segment))
 
     def _pull(self, hashes: Sequence[str]) -> int:
         sizes = self.model.blobs
         wanted = [(h, sizes[h].nbytes) for h in hashes if h not in self.cache]
         if not wanted:
             return 0
-        chunk = self._channel.welcome.limits.get("blob_chunk", 1 << 20)
+        chunk = max(1, self._channel.welcome.limits.get("blob_chunk", 1 << 20))
         fetched = fetch(self._channel, self.info.fingerprint, wanted, self.cache, chunk, self._progress)
-        self._tell(Event("fetched", f"fetched {len(wanted)} weights of {self.info.name} ({fetched} bytes)"))
+        text = f"fetched {counted(len(wanted), 'weight')} of {self.info.name} ({size(fetched)})"
+        self._tell(Event("fetched", text))
         return fetched
 
     # --- cuts ---------------------------------------------------------------------------------------------------
@@ -253,17 +280,11 @@ class Edge:
 
     def _build(self, cut: Cut) -> _Placement:
         """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled."""
-        outputs = tuple(t.name for t in self.model.outputs if t.name not in cut.results)
-        crossing = tuple(t.name for t in cut.crossing)
-        asked = None
-        if outputs:
-            request = wire.OpenRequest(self.info.fingerprint, crossing, outputs, cut.shapes)
-            asked = self._channel.reserve()
-            self._channel.send(asked, wire.encode(Kind.OPEN, asked, request))
-            if self._channel.welcome.share == "head":
-                # The head's weights are handed out to those who have opened its tail.
-                opened, _ = self._channel.expect(asked, wire.Opened, _COMPILE_S)
-                return _Placement(self.model, cut, self._head(cut), opened)
+        asked = self._ask_for_tail(cut)
+        if asked is not None and self._channel.welcome.share == "head":
+            # The head's weights are handed out to those who have opened its tail.
+            opened, _ = self._channel.expect(asked, wire.Opened, _COMPILE_S)
+            return _Placement(self.model, cut, self._head(cut), opened)
         try:
             head = self._head(cut)
         except BaseException:
@@ -279,6 +300,17 @@ class Edge:
                 head.close()
             raise
         return _Placement(self.model, cut, head, opened)
+
+    def _ask_for_tail(self, cut: Cut) -> int | None:
+        """Sends OPEN for what follows `cut`; its id, or None if nothing is left to compute there."""
+        outputs = tuple(t.name for t in self.model.outputs if t.name not in cut.results)
+        if not outputs:
+            return None
+        crossing = tuple(t.name for t in cut.crossing)
+        request = wire.OpenRequest(self.info.fingerprint, crossing, outputs, cut.shapes)
+        asked = self._channel.reserve()
+        self._channel.send(asked, wire.encode(Kind.OPEN, asked, request))
+        return asked
 
     def _head(self, cut: Cut) -> Session | None:
         segment = self.model.head(cut)
@@ -311,7 +343,7 @@ class Edge:
         """
         if window < 1:
             raise UsageError(f"a stream needs a window of at least 1, not {window}")
-        window = min(window, self._channel.welcome.limits.get("in_flight", window))
+        window = max(1, min(window, self._channel.welcome.limits.get("in_flight", window)))
         flags = wire.PIPELINED if window > 1 else 0
 
         def begin(item: Inputs) -> _Sent:
@@ -410,6 +442,10 @@ class _Placement:
         self.tensors = [name for name in needed if name not in vectors]
         self.vectors = [name for name in needed if name in vectors]
         self.remote = [t.name for t in opened.outputs] if opened is not None else []
+        stays = set(cut.results) if opened is not None else set(self.outputs)
+        asked = [name for name in self.outputs if name not in stays]
+        if set(needed) - {t.name for t in cut.crossing} - vectors or self.remote != asked:
+            raise ProtocolError("the server opened another segment than it was asked for")
         self.results = self.remote != self.outputs
         self.segment = segment = opened.segment if opened is not None else 0
         self.packer = wire.Packer(
@@ -468,6 +504,13 @@ class _Fetching:
         except ServerError as exc:
             raise StorageError(f"weight {hash[:12]}… is not in the cache and cannot be fetched: {exc}") from exc
         return cache.open(hash)
+
+
+def _listed(models: Iterable[ModelInfo]) -> str:
+    """Names and fingerprints for a message."""
+    all_of_them = [f"{m.name} {m.fingerprint[:12]}" for m in models]
+    more = f" and {len(all_of_them) - 20} more" if len(all_of_them) > 20 else ""
+    return ", ".join(all_of_them[:20]) + more or "none"
 
 
 def _with_prefix(models: Iterable[ModelInfo], digits: str) -> list[ModelInfo]:

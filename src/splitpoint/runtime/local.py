@@ -33,6 +33,7 @@ class Local:
         self.close()
 
     def close(self) -> None:
+        """Frees the compiled model."""
         self._session.close()
 
     def infer(self, inputs: Mapping[str, Array] | Request) -> Result:

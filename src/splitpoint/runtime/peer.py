@@ -30,13 +30,19 @@ from splitpoint.runtime.tails import Tail
 from splitpoint.tensors import Array, TensorSpec
 from splitpoint.transports import Ended
 from splitpoint.transports.tcp import TcpConnection
+from splitpoint.units import counted, size
 from splitpoint.wire import Frame, Kind, Limits
 
 if TYPE_CHECKING:
     from splitpoint.runtime.server import Server
 
 _INFER = int(Kind.INFER)
+#: The most characters of a reason in an event: a peer can have words in it.
+_WHY = 1000
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
+
+#: What a device can do where nothing is handed out.
+_OWN_FILE = "give the model's own file (splitpoint run model.onnx …)"
 
 
 class _Opened:
@@ -76,6 +82,7 @@ class _Opened:
         self.checked = header
 
     def feed(self, header: wire.Infer, tensors: Sequence[Array]) -> dict[str, Array]:
+        """What the session is run with: the tensors and the shape vectors, by name."""
         known = dict(zip(self.inputs, tensors, strict=True))
         if not self.vectors:
             return known
@@ -156,7 +163,7 @@ class Peer:
         told = {name: getattr(limits, name) for name in sorted(names)}
         welcome = wire.Welcome(software=software(), models=self.server.infos(), share=self.server.share, limits=told)
         self._send(wire.encode(Kind.WELCOME, frame.id, welcome))
-        who = frame.header.software[:60] or "a client"
+        who = frame.header.software or "a client"
         self.server.tell(Event("connected", f"{self.name} connected ({who})"))
 
     def _converse(self) -> None:
@@ -257,7 +264,9 @@ class Peer:
         except SplitpointError as exc:
             packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(exc))
         except Exception as exc:  # engines are foreign code
-            self.server.tell(Event("failed", f"request {frame.id} of {self.name} failed: {exc!r}"))
+            self.server.tell(
+                Event("failed", f"request {frame.id} of {self.name} failed: {wire.plain(repr(exc), _WHY)}")
+            )
             hidden = EngineError("the engine failed; the server's log says more")
             packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(hidden))
         # The peer may use the id again as soon as it has the answer; all else can wait until that is on its way.
@@ -333,7 +342,7 @@ class Peer:
         except SplitpointError as exc:
             self._send_error(id, exc)
         except Exception as exc:  # the knife and the engine meet whatever a client names
-            self.server.tell(Event("failed", f"a tail for {self.name} cannot be built: {exc!r}"))
+            self.server.tell(Event("failed", f"a tail for {self.name} cannot be built: {wire.plain(repr(exc), _WHY)}"))
             self._send_error(id, EngineError("the tail cannot be built; the server's log says more"))
         finally:
             with self._lock:
@@ -356,8 +365,8 @@ class Peer:
             raise
         if self.server.share == "head":
             self._granted |= _head_blobs(model, boundary, request.outputs, tail)
-        text = f"{self.name} opened {model.name} from {', '.join(boundary)[:80]}"
-        self.server.tell(Event("opened", f"{text} ({tail.nbytes >> 20} MiB, {tail.compile_s * 1e3:.0f} ms)"))
+        text = f"{self.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
+        self.server.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)"))
         return _Opened(tail, request.vectors)
 
     def _close_segment(self, frame: Frame) -> None:
@@ -372,7 +381,7 @@ class Peer:
         assert isinstance(frame.header, wire.GraphRequest)
         model = self.server.model(frame.header.fingerprint)
         if self.server.share == "none":
-            raise ServerError(f"this server hands out no models (--share none): load {model.name} on the device")
+            raise ServerError(f"the server hands out no models: {_OWN_FILE}")
         data = model.graph_bytes()
         blobs = tuple((b.hash, b.nbytes) for b in model.blobs.values())
         reply = wire.GraphData(model.fingerprint, model.name, blobs)
@@ -386,7 +395,7 @@ class Peer:
         if blob is None:
             raise ModelError(f"{model.name} has no weight {request.hash[:64]}")
         if self.server.share == "none":
-            raise ServerError("this server hands out no weights (--share none)")
+            raise ServerError(f"the server hands out no weights: {_OWN_FILE}")
         if self.server.share == "head" and request.hash not in self._granted:
             raise ServerError(
                 f"weight {request.hash[:12]}… belongs to no head of a tail opened here (--share head): cut earlier, "
@@ -415,6 +424,7 @@ class Peer:
         self._send(wire.encode(Kind.ERROR, id, wire.error_of(exc)))
 
     def say_bye(self, reason: str = "the server is ending") -> None:
+        """Tells the client that no new requests are taken, and why."""
         self._send(wire.encode(Kind.BYE, 0, wire.Bye(reason)))
 
     def _answer_stranger(self, exc: wire.ForeignError) -> str:
@@ -433,6 +443,7 @@ class Peer:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def close(self, linger_s: float) -> None:
+        """Ends the connection, after at most `linger_s` to deliver what is queued."""
         self.connection.close(linger_s)
 
     def _leave(self, why: str, seconds: float) -> None:
@@ -443,10 +454,11 @@ class Peer:
         self._leave_tails()
         self.server.left(self)
         if why:
-            self.server.tell(Event("refused", f"{self.name} disconnected: {why}"))
+            self.server.tell(Event("refused", f"{self.name} disconnected: {wire.plain(why, _WHY)}"))
         else:
             text = (
-                f"{self.answers} requests, {self.bytes_in} bytes in, {self.connection.sent_nbytes} out, {seconds:.1f} s"
+                f"{counted(self.answers, 'request')}, {size(self.bytes_in)} in, "
+                f"{size(self.connection.sent_nbytes)} out, {seconds:.1f} s"
             )
             self.server.tell(Event("left", f"{self.name} left: {text}"))
 

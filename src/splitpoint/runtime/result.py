@@ -54,6 +54,7 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def clock_error_ms(self) -> float | None:
+        """The most by which ``up`` and ``down`` may be wrong, one against the other; None without a server."""
         return self.offset.error_at(self.marks.ended) * 1e3 if self.offset is not None else None
 
     @property

@@ -67,7 +67,9 @@ class Server:
             raise UsageError(f"share is one of {', '.join(SHARES)}, not {share}")
         if not models:
             raise UsageError("a server needs at least one model")
-        self.models = {m.fingerprint: m for m in models}
+        self.models: dict[str, Model] = {}
+        for model in models:  # the same one given twice is one model, under the name given first
+            self.models.setdefault(model.fingerprint, model)
         self.share = share
         self.limits = limits or Limits()
         self.tell = on_event
@@ -187,6 +189,7 @@ class Server:
         self.tell(Event("refused", f"{connection.peer} turned away: {text}"))
 
     def left(self, peer: Peer) -> None:
+        """The connection of `peer` has ended."""
         with self._lock:
             self._peers.discard(peer)
             self._idle.notify_all()
@@ -223,6 +226,7 @@ class Server:
         return found
 
     def infos(self) -> tuple[wire.ModelInfo, ...]:
+        """What WELCOME says about each model, in the order given; every fingerprint once."""
         return tuple(
             wire.ModelInfo(
                 m.name,

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 from splitpoint.engines import Engine, Session
 from splitpoint.models.model import Segment
 from splitpoint.runtime.events import Event, OnEvent, ignore
+from splitpoint.units import size
 
 
 class Tail:
@@ -82,6 +83,7 @@ class Tails:
         return session
 
     def release(self, tail: Tail) -> None:
+        """The session that `acquire` gave is no longer used by this caller: it may leave memory."""
         with self._lock:
             tail.users -= 1
             if self.nbytes <= self._budget:
@@ -112,9 +114,10 @@ class Tails:
     def _close(self, closed: list[tuple[Tail, Session]]) -> None:
         for tail, session in closed:
             session.close()
-            self._tell(Event("evicted", f"tail {tail.segment.key} left memory, {tail.nbytes >> 20} MiB are free"))
+            self._tell(Event("evicted", f"tail {tail.segment.key} left memory, {size(tail.nbytes)} are free"))
 
     def close(self) -> None:
+        """Closes every session."""
         with self._lock:
             tails = list(self._cached.values())
             sessions = [s for t in tails if (s := self._evict(t)) is not None]

@@ -65,6 +65,8 @@ def connect(address: str, limits: Limits | None = None, timeout_s: float = 10.0)
     scheme, separator, rest = address.partition("://")
     if not separator:
         scheme, rest = "tcp", address
+    if not rest.strip():
+        raise UsageError("the server's address is empty: --cloud HOST[:PORT]")
     if scheme not in TRANSPORTS:
         raise UsageError(f"no transport {scheme}:// (in {address}): known are {', '.join(TRANSPORTS)}")
     opened: Connection = import_module(TRANSPORTS[scheme]).connect(rest, limits or Limits(), timeout_s)

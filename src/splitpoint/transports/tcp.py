@@ -101,30 +101,40 @@ class TcpConnection(Framed):
     # --- sending -----------------------------------------------------------------------------------------------
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
-        with self._lock:
-            if self._broken:
-                raise ServerError(self._broken)
-            self.sent_nbytes += packet.nbytes
-            if self._writing:
-                # Whoever is writing takes this along: no sender waits for another one's slow peer.
-                self._enqueue(packet)
-                return
-            if not wait:
-                # Never blocks, so the lock may be held; nearly always all of it fits into the kernel's buffer.
-                try:
-                    sent = self._sendmsg(packet.buffers, (), _DONTWAIT)
-                    if sent == packet.nbytes:
-                        return
-                except BlockingIOError:
-                    sent = 0
-                except OSError as exc:
-                    raise self._break(exc) from exc
-                self._enqueue(Packet(_views(packet.buffers, sent), packet.nbytes - sent))
+        began = False
+        try:
+            with self._lock:
+                if self._broken:
+                    raise ServerError(self._broken)
+                self.sent_nbytes += packet.nbytes
+                if self._writing:
+                    # Whoever is writing takes this along: no sender waits for another one's slow peer.
+                    self._enqueue(packet)
+                    return
+                began = True
+                if not wait:
+                    # Never blocks, so the lock may be held; nearly always all of it fits into the kernel's buffer.
+                    try:
+                        sent = self._sendmsg(packet.buffers, (), _DONTWAIT)
+                        if sent == packet.nbytes:
+                            return
+                    except BlockingIOError:
+                        sent = 0
+                    except OSError as exc:
+                        raise self._break(exc) from exc
+                    self._enqueue(Packet(_views(packet.buffers, sent), packet.nbytes - sent))
+                    self._writing = True
+                    threading.Thread(target=self._write_queued, name=f"write {self.peer}", daemon=True).start()
+                    return
                 self._writing = True
-                threading.Thread(target=self._write_queued, name=f"write {self.peer}", daemon=True).start()
-                return
-            self._writing = True
-        self._write(packet)
+            self._write(packet)
+        except ServerError:
+            raise
+        except BaseException:  # Ctrl-C, no memory, no thread: half a frame may be out, so nothing can follow it
+            if began:
+                with self._lock:
+                    self._end(f"sending to {self.peer} was interrupted")
+            raise
 
     def _enqueue(self, packet: Packet) -> None:
         self._queue.append(packet)
@@ -157,14 +167,18 @@ class TcpConnection(Framed):
     def _break(self, exc: OSError) -> ServerError:
         """Ends the connection, with the lock held, and returns why."""
         stalled = isinstance(exc, BlockingIOError)
-        self._broken = f"{self.peer} does not read its answers" if stalled else self._why(exc)
+        self._end(f"{self.peer} does not read its answers" if stalled else self._why(exc))
+        return ServerError(self._broken)
+
+    def _end(self, why: str) -> None:
+        """Nothing more is written, and whoever waits for that need not; the lock is held."""
+        self._broken = self._broken or why
         self._writing = False
         self._queue.clear()
         self._queued = 0
         self._changed.notify_all()
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        return ServerError(self._broken)
 
     def _drain(self, most: int, timeout_s: float | None = None) -> None:
         """Waits until no more than `most` bytes are queued, or (-1) until all is written."""
@@ -259,6 +273,7 @@ class TcpListener:
             self._waker.send(b"x")
 
     def close(self) -> None:
+        """Stops listening, and makes `accept` return None."""
         self.wake()
         self._sock.close()
         self._wake.close()

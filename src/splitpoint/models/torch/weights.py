@@ -102,7 +102,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     except Exception as exc:  # UnpicklingError, RuntimeError, OSError, EOFError …: all "not such a file"
         raise ModelError(
             f"{path} is not a file of plain weights, a state_dict saved with torch.save or safetensors "
-            f"({first_line(exc)})"
+            f"({_why_unreadable(exc)})"
         ) from exc
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -122,6 +122,13 @@ def _tied(model: Any) -> dict[str, list[str]]:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _why_unreadable(exc: Exception) -> str:
+    """What is wrong with the file, without torch's advice to load it with what may run code."""
+    if "weights_only" in str(exc):
+        return "it holds Python objects, which could run code, or is damaged"
+    return first_line(exc)
 
 
 def first_line(exc: BaseException) -> str:

@@ -32,3 +32,8 @@ def ms(milliseconds: float) -> str:
     if abs(milliseconds) >= 100:
         return f"{milliseconds:.0f}"
     return f"{milliseconds:.1f}" if abs(milliseconds) >= 10 else f"{milliseconds:.2f}"
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 weight``, ``2 weights``."""
+    return f"{number} {thing}{'s' * (number != 1)}"

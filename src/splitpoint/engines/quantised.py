@@ -1,0 +1,110 @@
+"""int8 activations as uint8 on x86, so that a half computes as the whole model does.
+
+There ONNX Runtime rewrites int8 activations to uint8, because its uint8 kernels are faster (EfficientNet-Lite0 in int8,
+one core without VNNI: 13 ms; 57 ms where ``session.qdqisint8allowed`` forbids it). It does so for a QuantizeLinear that
+one DequantizeLinear follows: not for an input or an output, nor for a tensor with two readers. The operator beside such
+a tensor has int8 on one side and uint8 on the other, fits no integer kernel and runs in float. Where that happens
+depends on the cut: measured on LeNet-5, halves and whole were 5 steps of the output's quantisation apart (the whole was
+the one that is off: without VNNI the integer kernels saturate). So every activation is rewritten here, at boundaries
+and between, and the session shifts what goes in and out by 128: cuts are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from splitpoint.tensors import Array
+
+Proto = Any  # onnx publishes no usable types for its generated classes
+
+
+def rewrites_int8(device: str) -> bool:
+    """Whether ONNX Runtime rewrites int8 to uint8 there: on the CPU of an x86."""
+    return device == "cpu" and platform.machine().lower() in ("x86_64", "amd64", "x86", "i386", "i686")
+
+
+def shifted(array: Array) -> Array:
+    """int8 → uint8 or back, 128 up or down: the highest bit flips."""
+    flipped: Array = array.view(np.uint8) ^ np.uint8(0x80)
+    return flipped.view(np.int8 if array.dtype == np.uint8 else np.uint8)
+
+
+def with_uint8_activations(proto: Proto) -> tuple[Proto, frozenset[str]]:
+    """`proto`, or a copy whose int8 activations are uint8; the names of the inputs and outputs among them.
+
+    An activation qualifies if QuantizeLinear makes it or it is an input, and nothing but DequantizeLinear reads it, all
+    of them with zero points that lie in the graph.
+    """
+    import onnx
+
+    graph = proto.graph
+    zeros = _zero_points(graph)
+    ends = {v.name for v in (*graph.input, *graph.output) if v.type.tensor_type.elem_type == onnx.TensorProto.INT8}
+    made = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and _is_end_of(n, n.output[0], zeros)}
+    names = made | ends.intersection(v.name for v in graph.input)
+    names -= {t for node in graph.node for t in _touched(node) if t in names and not _is_end_of(node, t, zeros)}
+    if not names:
+        return proto, frozenset()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    graph = copy.graph
+    moved: dict[str, str] = {}
+    for node in graph.node:
+        if any(_is_end_of(node, t, zeros) for t in names.intersection((*node.input[:1], *node.output[:1]))):
+            zero = node.input[2]
+            if zero not in moved:
+                moved[zero] = f"{zero}.uint8"
+                graph.initializer.append(onnx.numpy_helper.from_array(shifted(zeros[zero]), moved[zero]))
+            node.input[2] = moved[zero]
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.name in names:
+            value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    return copy, frozenset(names & ends)
+
+
+def _zero_points(graph: Proto) -> dict[str, Array]:
+    """int8 constants of the graph by name; those that are blobs are no zero points worth the trouble."""
+    import onnx
+
+    tensors: Iterable[Proto] = (
+        *graph.initializer,
+        *(
+            _named(a.t, n.output[0])
+            for n in graph.node
+            if n.op_type == "Constant"
+            for a in n.attribute
+            if a.HasField("t")
+        ),
+    )
+    inline = (t for t in tensors if t.data_type == onnx.TensorProto.INT8 and not t.external_data)
+    return {t.name: onnx.numpy_helper.to_array(t) for t in inline}
+
+
+def _named(tensor: Proto, name: str) -> Proto:
+    import onnx
+
+    made = onnx.TensorProto()
+    made.CopyFrom(tensor)
+    made.name = name
+    return made
+
+
+def _touched(node: Proto) -> set[str]:
+    from splitpoint.models.dataflow import reads
+
+    return {*reads(node), *node.output}
+
+
+def _is_end_of(node: Proto, tensor: str, zeros: dict[str, Array]) -> bool:
+    """Whether `node` quantises to `tensor`, or dequantises it, with a zero point we know."""
+    if len(node.input) != 3 or node.input[2] not in zeros or tensor in list(node.input[1:]):
+        return False
+    if any(a.name == "output_dtype" and node.op_type == "QuantizeLinear" and a.i for a in node.attribute):
+        return False  # opset 21 may say int8 a second time: left as it is
+    if node.op_type == "DequantizeLinear":
+        return bool(node.input[0] == tensor)
+    return bool(node.op_type == "QuantizeLinear" and node.output[0] == tensor and node.input[0] != tensor)

@@ -1,0 +1,73 @@
+"""load(): what a name means, and what is said where it means nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nets
+from splitpoint.errors import CutError, InputError, ModelError
+from splitpoint.models import load
+from splitpoint.tensors import load_arrays
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nosuch.onnx", "^no such file: nosuch.onnx$"),
+        ("zoo:foo", "^no model foo in the zoo"),
+        ("", "^no model is given: a MODEL is an .onnx file"),
+        ("lenet5", "has its weights inside"),
+        ("zoo:lenet5", "has its weights inside"),
+    ],
+)
+def test_what_is_missing_is_said_before_what_is_wrong_with_weights(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load(name, weights="random")
+
+
+@pytest.mark.parametrize("name", ["", "nosuch.onnx", "zoo:foo", "lenet55"])
+def test_nothing_is_called_so(name: str) -> None:
+    with pytest.raises(ModelError, match=r"^no (model|such file)"):
+        load(name)
+
+
+def test_the_zoo_needs_no_prefix() -> None:
+    assert load("lenet5").fingerprint == load("zoo:lenet5").fingerprint
+    assert load("efficientnet_lite0").name == "efficientnet_lite0"
+
+
+def test_small_weights_count() -> None:
+    """They stay in the skeleton and are no blobs."""
+    weights = [nets.normal("w", 8, 16), nets.normal("v", 16)]
+    nodes = [nets.node("MatMul", ["x", "w"], ["m"]), nets.node("Add", ["m", "v"], ["y"])]
+    model = nets.load(nets.proto(nodes, [nets.value("x", [1, 8])], [nets.value("y", None)], weights))
+    assert (len(model.blobs), model.nbytes) == (0, 4 * (8 * 16 + 16))
+    large = nets.load(nets.measured())
+    assert (len(large.blobs), large.nbytes) == (1, 4 * 6 * 64)
+
+
+def test_an_index_that_is_no_cut() -> None:
+    graph = load("lenet5").graph
+    for index in (99, -99):
+        with pytest.raises(CutError, match=rf"^cut {index} is not in 0…{len(graph.chain()) - 1} \(see splitpoint ins"):
+            graph.cut(index)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello\n", b"", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, "]
+)
+def test_broken_arrays_come_without_advice_to_unpickle(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a readable numpy file") as caught:
+        load_arrays(path)
+    assert "allow_pickle" not in str(caught.value)
+
+
+def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="it holds Python objects"):
+        load_arrays(tmp_path / "a.npy")
