@@ -156,7 +156,8 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     sizes.set_ylim(bottom=0)
     handles, labels = axes.get_legend_handles_labels()
     more, names = sizes.get_legend_handles_labels()
-    figure.legend(handles + more, labels + names, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    columns = 6 if len(rows) > 24 else 3
+    figure.legend(handles + more, labels + names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     axes.set_title(title)
     for drawn in (axes, sizes):
         drawn.spines["top"].set_visible(False)
