@@ -43,7 +43,7 @@ def test_examples_in_docstrings_are_true(name: str, tmp_path: Path) -> None:
 
 def test_the_packages_own_example_runs() -> None:
     text = splitpoint.__doc__ or ""
-    code = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    code = text.split("```python\n")[1].split("```")[0]
     ast.parse(code)
     image = read_inputs(splitpoint.load("zoo:efficientnet_lite0"), _photo())["image"]
     exec(compile(code, "splitpoint.__doc__", "exec"), {"image": image})

@@ -293,7 +293,7 @@ def test_weights_that_cannot_be_downloaded_are_an_error_with_the_ways_out(
 
 def test_what_is_a_torch_source() -> None:
     for name in ("torchvision:resnet50", "timm:x", "hf:bert", "a.b:c", "nets:make", "x.pt2", *SHORT_NAMES):
-        assert is_torch_source(name) == (SHORT_NAMES.get(name) != "zoo:lenet5"), name
+        assert is_torch_source(name) == (not SHORT_NAMES.get(name, name).startswith("zoo:")), name
     for name in ("zoo:lenet5", "net.onnx", "resnet50", "C:/models/net.onnx", "a b:c"):
         assert not is_torch_source(name), name
 

@@ -1,5 +1,6 @@
 """Split inference: run the first part of a neural network on the device and the rest on a server.
 
+```python
 import splitpoint as sp
 
 model = sp.load("zoo:efficientnet_lite0")
@@ -8,6 +9,7 @@ with sp.Server([model], engine=sp.open_engine(), port=0) as server:
     with sp.Edge(server.address, at="blocks.5") as edge:
         result = edge.infer(image)                       # uint8[1,224,224,3]
         print(result.outputs["logits"].argmax(), result.trace)
+```
 """
 
 from splitpoint.engines import Engine, Session, open_engine
