@@ -104,7 +104,9 @@ class ReadyEngine:
 
 
 def serve_splitpoint(pipe: Connection, up: int) -> None:
-    with Server([load(model_file(up))], engine=ReadyEngine(), port=0) as server:
+    with tempfile.TemporaryDirectory() as folder:
+        model = load(model_file(up, Path(folder)))
+    with Server([model], engine=ReadyEngine(), port=0) as server:
         pipe.send(server.address)
         wait(pipe)
 
@@ -128,12 +130,11 @@ def serve_grpc(pipe: Connection, up: int) -> None:
 _GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-def model_file(up: int) -> Path:
+def model_file(up: int, folder: Path) -> Path:
     """An ONNX file that takes `up` bytes of float32 and returns 4 KB."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    path = Path(tempfile.gettempdir()) / f"splitpoint-bench-{os.getuid()}-{up}.onnx"
     ends = [numpy_helper.from_array(np.array([n]), name) for n, name in ((0, "begin"), (DOWN_FLOATS, "end"))]
     graph = helper.make_graph(
         [helper.make_node("Slice", ["x", "begin", "end"], ["y"])],
@@ -142,9 +143,8 @@ def model_file(up: int) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [DOWN_FLOATS])],
         ends,
     )
-    beside = path.with_suffix(f".{os.getpid()}")
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), beside)
-    beside.replace(path)
+    path = folder / "bench.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
 
