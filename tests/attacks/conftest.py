@@ -25,7 +25,7 @@ from splitpoint.wire import Kind, Limits
 
 LIMITS = Limits(
     handshake_s=0.3,
-    stall_s=0.3,
+    stall_s=1.0,
     connections=8,
     in_flight=4,
     queue=8,
@@ -70,13 +70,15 @@ class Attacker:
         self.raw(self.frame(kind, id, header, body, **more))
 
     def read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = self.sock.recv(size - len(data))
-            if not part:
+        # In one buffer: joining parts costs the square of the size, and a slow reader is given up.
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            got = self.sock.recv_into(rest)
+            if not got:
                 raise EOFError
-            data += part
-        return data
+            rest = rest[got:]
+        return bytes(data)
 
     def receive(self) -> tuple[int, int, Any, bytes]:
         """(kind, id, header, body) of the next frame; EOFError when the server has hung up."""
