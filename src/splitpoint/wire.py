@@ -39,7 +39,7 @@ from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 MAGIC: Final = b"\xf5SPT"
 #: Frames of another major version are not understood. A higher minor version only adds: kinds, flags, fields.
 MAJOR: Final = 1
-MINOR: Final = 0
+MINOR: Final = 1
 DEFAULT_PORT: Final = 3277
 
 _PREFIX = struct.Struct("<4sBBBBIIQ")
@@ -68,6 +68,8 @@ class Kind(IntEnum):
     BYE = 4
     PING = 5
     PONG = 6
+    PROBE = 7
+    PROBED = 8
     GRAPH = 16
     GRAPH_DATA = 17
     BLOB = 18
@@ -75,6 +77,8 @@ class Kind(IntEnum):
     OPEN = 20
     OPENED = 21
     CLOSE = 22
+    PROFILE = 24
+    PROFILED = 25
     INFER = 32
     RESULT = 33
     BUSY = 34
@@ -207,6 +211,33 @@ class Pong(Message, frozen=True, array_like=True):
     sent_s: float = 0.0
 
 
+class Probe(Message, frozen=True, array_like=True):
+    """Bytes to measure the link with: the body is thrown away, the answer has a body of `reply_nbytes`."""
+
+    reply_nbytes: Natural = 0
+
+
+class Probed(Message, frozen=True, array_like=True):
+    """The answerer's clock at the PROBE's first and last byte, and just before this is sent."""
+
+    started_s: float = 0.0
+    received_s: float = 0.0
+    sent_s: float = 0.0
+
+
+class ProfileRequest(Message, frozen=True):
+    """Asks the server to measure a model on itself, for at most `budget_s` (and the server's own limit)."""
+
+    fingerprint: str
+    budget_s: float = 0.0
+
+
+class Profiled(Message, frozen=True):
+    """Body: the profile as JSON."""
+
+    fingerprint: str
+
+
 class GraphRequest(Message, frozen=True):
     """Asks for a model's graph, without weights, by fingerprint."""
 
@@ -322,6 +353,10 @@ HEADERS: Final[dict[int, type[Message]]] = {
     Kind.BYE: Bye,
     Kind.PING: Ping,
     Kind.PONG: Pong,
+    Kind.PROBE: Probe,
+    Kind.PROBED: Probed,
+    Kind.PROFILE: ProfileRequest,
+    Kind.PROFILED: Profiled,
     Kind.GRAPH: GraphRequest,
     Kind.GRAPH_DATA: GraphData,
     Kind.BLOB: BlobRequest,
@@ -368,7 +403,13 @@ _CLEAN: Final[dict[int, Callable[[Any], Message]]] = {
 }
 _DECODE: Final = {int(kind): msgspec.msgpack.Decoder(cls).decode for kind, cls in HEADERS.items()}
 _TENSOR_KINDS: Final = frozenset({int(Kind.INFER), int(Kind.RESULT)})
-_BODY_KINDS: Final = _TENSOR_KINDS | {int(Kind.GRAPH_DATA), int(Kind.BLOB_DATA)}
+_BODY_KINDS: Final = _TENSOR_KINDS | {
+    int(Kind.GRAPH_DATA),
+    int(Kind.BLOB_DATA),
+    int(Kind.PROBE),
+    int(Kind.PROBED),
+    int(Kind.PROFILED),
+}
 _DTYPE_LIST: Final = ", ".join(ITEM_SIZES)
 #: Little-endian whatever the machine is. Looked up by dtype, not by its `name`, which numpy takes 3 µs to make.
 _DTYPES: Final = {name: np.dtype(name).newbyteorder("<") for name in ITEM_SIZES}

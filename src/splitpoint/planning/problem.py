@@ -1,0 +1,96 @@
+"""The placement problem as numbers: no names, no units, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Which of `n` steps run on the device (the rest on the server), and what crosses between them.
+
+    A *step* is a placed node, or a group of nodes that stay together, in topological order. `edge[i]` and `cloud[i]`
+    are what step i costs on the device and on the server (float64[n], ≥ 0, ms). `before`/`after` (int32[m]) are pairs:
+    if step ``after[j]`` is on the device, ``before[j]`` must be, too. Tensors that may cross: tensor t is made by step
+    ``maker[t]`` (−1: it is an input of the model) and needed by the steps ``users[first[t]:first[t + 1]]``;
+    it crosses, once, for `link[t]` (ms; inf: it must not), if its maker is on the device and a user is not.
+
+    `edge_fixed` is paid if any step is on the device, `cloud_fixed` (round trip, frame, the server's own overhead) if
+    any step is on the server. What comes back is part of `down[i]`: paid on the link if step i, which makes an
+    output of the model, is on the server.
+    """
+
+    edge: Floats
+    cloud: Floats
+    before: Ints
+    after: Ints
+    maker: Ints
+    link: Floats
+    first: Ints
+    users: Ints
+    down: Floats
+    edge_fixed: float = 0.0
+    cloud_fixed: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return len(self.edge)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The three things that can be busy, for one placement (ms)."""
+
+    edge: float
+    link: float
+    cloud: float
+
+    @property
+    def total(self) -> float:
+        return self.edge + self.link + self.cloud
+
+    @property
+    def slowest(self) -> float:
+        return max(self.edge, self.link, self.cloud)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """`on_edge` (bool[n]) is closed under predecessors; `bound` is proven: no placement has a smaller `value`."""
+
+    on_edge: Bools
+    value: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """How far `value` may be above the best there is, as a share of the bound."""
+        return self.value / self.bound - 1 if self.bound > 0 else 0.0
+
+
+def stages(problem: Problem, on_edge: Bools) -> Stages:
+    """What a placement costs on the device, the link and the server, fixed costs included.
+
+    Fixed costs: `edge_fixed` belongs to the device; `cloud_fixed` to the link.
+    """
+    on_cloud = ~on_edge
+    edge = float(problem.edge[on_edge].sum()) + (problem.edge_fixed if on_edge.any() else 0.0)
+    cloud = float(problem.cloud[on_cloud].sum())
+    made = np.where(problem.maker < 0, True, on_edge[problem.maker]) if problem.maker.size else np.zeros(0, bool)
+    owner = np.repeat(np.arange(problem.link.size), np.diff(problem.first))
+    wanted = np.zeros(problem.link.size, bool)
+    wanted[owner[on_cloud[problem.users]]] = True
+    link = float(problem.link[made & wanted].sum() + problem.down[on_cloud].sum())
+    return Stages(edge, link + (problem.cloud_fixed if on_cloud.any() else 0.0), cloud)
+
+
+def is_closed(problem: Problem, on_edge: Bools) -> bool:
+    """Whether every step on the device has all it needs there."""
+    return not bool((on_edge[problem.after] & ~on_edge[problem.before]).any())
