@@ -33,6 +33,7 @@ ORDER = (
     ("transports",),
     ("runtime",),
     ("report", "lab"),
+    ("advisor",),
     ("sweep", "compare"),
     ("cli",),
 )

@@ -29,8 +29,16 @@ from splitpoint.errors import (
 )
 from splitpoint.graph import Cut, Graph, Node
 from splitpoint.images import InputSpec, classify, read_image
+from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.model import Model, Segment
+from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.files import load_plan, save_plan
+from splitpoint.planning.plan import Planner, plan
+from splitpoint.planning.values import Option, Plan
+from splitpoint.profile.files import load_profile, save_profile
+from splitpoint.profile.measure import profile_model
+from splitpoint.profile.values import Profile
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.local import Local
 from splitpoint.runtime.result import Request, Result
@@ -42,6 +50,7 @@ from splitpoint.trace import Recorder, Span, Trace
 __all__ = [
     "BusyError",
     "Check",
+    "Constraints",
     "Cut",
     "CutError",
     "Edge",
@@ -50,12 +59,17 @@ __all__ = [
     "Graph",
     "InputError",
     "InputSpec",
+    "Link",
     "Local",
     "Manifest",
     "MissingExtraError",
     "Model",
     "ModelError",
     "Node",
+    "Option",
+    "Plan",
+    "Planner",
+    "Profile",
     "ProtocolError",
     "Recorder",
     "Request",
@@ -73,8 +87,14 @@ __all__ = [
     "VerifyError",
     "classify",
     "load",
+    "load_plan",
+    "load_profile",
     "open_engine",
+    "plan",
+    "profile_model",
     "read_image",
+    "save_plan",
+    "save_profile",
     "split",
     "verify",
 ]

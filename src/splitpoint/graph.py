@@ -158,6 +158,18 @@ class Graph:
         """The data tensors that node `index` needs, looking through copied nodes."""
         return self._needs[index].values
 
+    def makers(self, index: int) -> tuple[int, ...]:
+        """The placed nodes that must be on the device when node `index` is."""
+        return self._makers[index]
+
+    def answer(self, output: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """What it takes to have a model output: the data tensors it is made from, and the placed nodes behind it.
+
+        It is made on the device if all of these are there (or if there are none), on the server otherwise.
+        """
+        need = self._output_needs[output]
+        return need.values, tuple(self.producer[t] for t in need.origins if t in self.producer)
+
     @cached_property
     def groups(self) -> Mapping[int, tuple[int, ...]]:
         """Group id → its placed nodes."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from splitpoint.errors import UsageError
+from splitpoint.errors import UsageError, nearest
 from splitpoint.graph import Cut
 from splitpoint.report.sweep import SweepRow, Timing, summarise
 from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.encoding import CodecChoice
 from splitpoint.runtime.result import Result
 from splitpoint.tensors import Array
 
@@ -16,21 +17,40 @@ WARM_UP = 2
 
 
 def sweep(
-    edge: Edge, cuts: Sequence[Cut], inputs: Sequence[Mapping[str, Array]], repeat: int = 1, setup: str = ""
+    edge: Edge,
+    cuts: Sequence[Cut],
+    inputs: Sequence[Mapping[str, Array]],
+    repeat: int = 1,
+    setup: str = "",
+    codec: CodecChoice | None = None,
 ) -> Iterator[SweepRow]:
     """One row a cut, measured with `repeat` requests for each of `inputs`, one at a time (no pipelining).
 
-    One cut's sessions are in memory at a time, here and on the server. UsageError without inputs.
+    `codec` is as `Edge.switch` takes it (None: as the edge does it now); codecs by tensor name hold at the cuts where
+    these cross. One cut's sessions are in memory at a time, here and on the server. UsageError without inputs, or for
+    a tensor that the model does not have.
     """
     if not inputs:
         raise UsageError("a sweep needs at least one input")
+    if codec is not None and not isinstance(codec, str):
+        tensors = edge.model.graph.tensors
+        for name in codec:
+            if name not in tensors:
+                raise UsageError(f"{edge.model.name} has no tensor {name} for a codec{nearest(name, tensors)}")
     for cut in cuts:
-        edge.switch(cut)
+        edge.switch(cut, _at(cut, codec))
         edge.forget()
         for k in range(WARM_UP):
-            edge.infer(inputs[k % len(inputs)])
+            codecs = edge.infer(inputs[k % len(inputs)]).codecs
         timings = [timing_of(edge.infer(one)) for _ in range(repeat) for one in inputs]
-        yield summarise(cut, timings, setup, edge.model.name, edge.model.fingerprint)
+        yield summarise(cut, timings, setup, edge.model.name, edge.model.fingerprint, codecs)
+
+
+def _at(cut: Cut, codec: CodecChoice | None) -> CodecChoice | None:
+    """What of `codec` concerns the tensors that cross at `cut`."""
+    if codec is None or isinstance(codec, str):
+        return codec
+    return {t.name: codec[t.name] for t in cut.crossing if t.name in codec}
 
 
 def timing_of(result: Result) -> Timing:

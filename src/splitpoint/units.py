@@ -37,3 +37,8 @@ def ms(milliseconds: float) -> str:
 def counted(number: int, thing: str) -> str:
     """``1 weight``, ``2 weights``."""
     return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def mbps(rate: float) -> str:
+    """Mbit/s with four significant digits, never with an exponent: 0.13, 5.85, 12820."""
+    return f"{rate:.0f}" if rate >= 1000 else f"{rate:.4g}"

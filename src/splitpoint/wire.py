@@ -18,12 +18,14 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from math import prod
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
+from splitpoint.codecs import CODECS, Codec
 from splitpoint.errors import (
     BusyError,
     EngineError,
@@ -94,7 +96,8 @@ class Limits:
 
     The times are seconds without progress: `handshake_s` for HELLO, `stall_s` in the middle of a frame or
     while the peer does not read, `idle_s` between frames (0: for ever; TCP keep-alive notices a dead peer).
-    `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips.
+    `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips. `profile_s` is how
+    long a server measures itself when it is asked to (0: it refuses).
     """
 
     header_bytes: int = 4 << 20
@@ -112,6 +115,7 @@ class Limits:
     stall_s: float = 30.0
     idle_s: float = 0.0
     slowest: float = 2048.0
+    profile_s: float = 60.0
 
 
 # --- messages: the header of each kind ----------------------------------------------------------------------
@@ -295,7 +299,10 @@ class Close(Message, frozen=True):
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
-    """A tensor in the body: `nbytes` of it, in order. Codec ``""`` means the raw little-endian elements."""
+    """A tensor in the body: `nbytes` of it, in order. Codec ``""`` means the raw little-endian elements.
+
+    `dtype` and `shape` are those of the tensor, `nbytes` what it takes in the body: encoded, if it has a codec.
+    """
 
     dtype: str
     shape: tuple[Natural, ...]
@@ -387,10 +394,19 @@ def _clean_specs(specs: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(plain(s.name, _NAME), plain(s.dtype, _NAME), shape(s)) for s in specs)
 
 
+def _raw_answer(result: Result) -> Result:
+    """`result`; ProtocolError if a tensor of it is encoded: a device never asks for that."""
+    for tensor in result.tensors:
+        if tensor.codec:
+            raise ProtocolError(f"an answer came with the codec {plain(tensor.codec, 40)}: answers travel raw")
+    return result
+
+
 #: What is done to headers with words for people, as soon as they are decoded. (`exception_of` does it for ERROR and
 #: BUSY: it is the only way from them to a message. Tensor names in OPEN and OPENED
 #: are compared with those of a model, and shown only when they are equal.)
 _CLEAN: Final[dict[int, Callable[[Any], Message]]] = {
+    Kind.RESULT: _raw_answer,
     Kind.BYE: lambda m: msgspec.structs.replace(m, reason=plain(m.reason, _TEXT)),
     Kind.HELLO: lambda m: msgspec.structs.replace(m, software=plain(m.software, _NAME)),
     Kind.GRAPH_DATA: lambda m: msgspec.structs.replace(m, name=plain(m.name, _NAME)),
@@ -432,7 +448,8 @@ class Frame(msgspec.Struct, gc=False):
     """One frame as received. `started` and `received` are the receiver's clock at its first and last byte.
 
     `tensors` is the body: those of INFER and RESULT, one array of bytes for a graph or blob. `refused` is why
-    the body was skipped. `header` is None for a kind this version does not know. `nbytes` counts it all.
+    the body was skipped. `header` is None for a kind this version does not know. `nbytes` counts it all; `held` is
+    for the receiver to note how much memory it has set aside for it.
     """
 
     kind: int
@@ -445,6 +462,7 @@ class Frame(msgspec.Struct, gc=False):
     tensors: list[Array] = []
     refused: SplitpointError | None = None
     times: bytes = b""
+    held: int = 0
 
 
 class ForeignError(ProtocolError):
@@ -463,10 +481,14 @@ Admit = Callable[[Frame], SplitpointError | None]
 
 
 class Packet(NamedTuple):
-    """One frame ready to be written: its buffers in order, and how many bytes they are together."""
+    """One frame ready to be written: its buffers in order, and how many bytes they are together.
+
+    `codecs` are what its tensors travel with, in order (``""``: raw); empty if all are raw.
+    """
 
     buffers: Sequence[Buffer]
     nbytes: int
+    codecs: tuple[str, ...] = ()
 
 
 def encode(kind: int, id: int, header: Message, body: Sequence[Buffer] = (), nbytes: int = 0, flags: int = 0) -> Packet:
@@ -539,6 +561,65 @@ class Packer:
         return arrays, memo
 
 
+class _Encoded(NamedTuple):
+    """The frame before, of an `EncodingPacker`; immutable, as `_Memo` is. Before the first header `head` is empty."""
+
+    layout: list[tuple[np.dtype[Any], tuple[int, ...]]]
+    codecs: Sequence[Codec | None]
+    names: tuple[str, ...]
+    extra: tuple[object, ...] = ()
+    sizes: Sequence[int] = ()
+    head: bytearray = bytearray()
+    nbytes: int = 0
+
+
+class EncodingPacker:
+    """A `Packer` for INFER frames in which tensors travel encoded.
+
+    `choose(arrays)` says with which codecs (None: raw); it is asked anew when dtypes or shapes change. The header's
+    bytes are reused while it would be the same: always, but for codecs whose size depends on the values.
+    """
+
+    def __init__(
+        self, build: Callable[..., Message], choose: Callable[[Sequence[Array]], Sequence[Codec | None]]
+    ) -> None:
+        self._build, self._choose = build, choose
+        self._memo = _Encoded([], (), ())
+
+    def pack(
+        self,
+        id: int,
+        arrays: Sequence[Array],
+        extra: tuple[object, ...] = (),
+        times: Sequence[float] = (),
+        flags: int = 0,
+    ) -> Packet:
+        """The frame with `arrays` encoded as body. InputError for what never travels or cannot be encoded so."""
+        assert not times, "only RESULT has times, and is never encoded"
+        arrays = [_portable(a) for a in arrays]
+        memo = self._memo
+        if not memo.head or memo.layout != [(a.dtype, a.shape) for a in arrays]:
+            codecs = self._choose(arrays)
+            names = tuple(c.name if c is not None else "" for c in codecs)
+            memo = _Encoded([(a.dtype, a.shape) for a in arrays], codecs, names if any(names) else ())
+        bodies = [a if c is None else c.encode(a) for a, c in zip(arrays, memo.codecs, strict=True)]
+        sizes = [b.nbytes for b in bodies]
+        if sizes != memo.sizes or extra != memo.extra or not memo.head:
+            memo = self._memo = self._headed(memo, sizes, extra)
+        head = memo.head[:]  # the frame's own: it may be written later
+        _TAIL.pack_into(head, _TAIL_START, flags, id)
+        return Packet((head, *(b for b in bodies if b.nbytes)), memo.nbytes, memo.names)
+
+    def _headed(self, memo: _Encoded, sizes: Sequence[int], extra: tuple[object, ...]) -> _Encoded:
+        """`memo` with the header for bodies of `sizes`."""
+        tensors = tuple(
+            Tensor(_NAMES[dtype], shape, size, codec.name if codec is not None else "")
+            for (dtype, shape), size, codec in zip(memo.layout, sizes, memo.codecs, strict=True)
+        )
+        packet = encode(Kind.INFER, 0, self._build(tensors, *extra), (), sum(sizes))
+        return memo._replace(extra=extra, sizes=sizes, head=bytearray(packet.buffers[0]), nbytes=packet.nbytes)
+
+
 def _portable(array: Array) -> Array:
     name = array.dtype.name
     if name not in ITEM_SIZES:
@@ -547,6 +628,21 @@ def _portable(array: Array) -> Array:
 
 
 # --- bytes in -----------------------------------------------------------------------------------------------
+
+
+def codec_feature(codec: str) -> str:
+    """The feature of HELLO and WELCOME that stands for `codec`, whatever its parameters.
+
+    >>> codec_feature("int8+zstd"), codec_feature("jpeg:90")
+    ('codec:int8+zstd', 'codec:jpeg')
+    """
+    return f"codec:{codec.partition(':')[0]}"
+
+
+@cache
+def features() -> tuple[str, ...]:
+    """The optional features of this side: the codecs that it encodes and decodes."""
+    return tuple(sorted({codec_feature(name) for name in CODECS} - {codec_feature("raw")}))
 
 
 def parse_prefix(data: Raw, limits: Limits) -> Prefix:
@@ -584,10 +680,13 @@ def parse_header(prefix: Prefix, data: Raw) -> Message | None:
 
 
 def check_tensors(tensors: Sequence[Tensor], body_bytes: int, limits: Limits) -> None:
-    """ProtocolError unless every entry's bytes match its dtype and shape and together make `body_bytes`."""
+    """ProtocolError unless every entry's bytes match its dtype and shape and together make `body_bytes`.
+
+    What a codec's bytes should be is not looked at here, but what they say they decode to is held to the limits.
+    """
     if len(tensors) > limits.tensors:
         raise ProtocolError(f"a frame with {len(tensors)} tensors is over the limit of {limits.tensors}")
-    total = 0
+    total = decoded = 0
     for t in tensors:
         size = ITEM_SIZES.get(t.dtype)
         if size is None:
@@ -606,8 +705,11 @@ def check_tensors(tensors: Sequence[Tensor], body_bytes: int, limits: Limits) ->
             shape = ",".join(map(str, t.shape))
             raise ProtocolError(f"a tensor said to be {t.dtype}[{shape}] has {wanted} bytes, not {t.nbytes}")
         total += t.nbytes
+        decoded += wanted
     if total != body_bytes:
         raise ProtocolError(f"a frame's tensors have {total} bytes and its body {body_bytes}")
+    if decoded > limits.frame_bytes:
+        raise ProtocolError(f"a frame's tensors decode to {decoded} bytes, over the limit, {limits.frame_bytes}")
 
 
 def parse_id(data: Raw) -> int:

@@ -13,6 +13,7 @@ import pytest
 from conftest import LIMITS, Target
 
 from serving import until
+from splitpoint.runtime.probe import MOST_NBYTES
 from splitpoint.wire import Kind
 
 
@@ -246,12 +247,59 @@ def test_unknown_kinds_are_answered_and_skipped(target: Target) -> None:
     assert attacker.receive()[:2] == (Kind.PONG, 6)
 
 
-@pytest.mark.parametrize("kind", [3, 6, 17, 19, 21, 33, 34])
+@pytest.mark.parametrize(
+    ("reply", "body"),
+    [(MOST_NBYTES + 1, 0), (2**63 - 1, 0), (0, MOST_NBYTES), (0, 32 << 20), (2**40, 32 << 20)],
+)
+def test_a_probe_over_the_limit_is_skipped(target: Target, reply: int, body: int) -> None:
+    attacker = target.attacker()
+    data = attacker.frame(7, 5, [reply], bytes(body))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    attacker.raw(data)
+    kind, id, header, _ = attacker.receive()
+    assert (kind, id) == (Kind.ERROR, 5)
+    assert "is over the limit" in header["message"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10  # kilobytes
+    attacker.send(7, 6, [10], bytes(100))
+    assert attacker.receive()[:2] == (Kind.PROBED, 6)
+
+
+def test_a_probe_padded_with_a_long_header(target: Target) -> None:
+    attacker = target.attacker()
+    attacker.send(7, 5, [0, "x" * (3 << 20)])
+    assert attacker.receive()[:2] == (Kind.ERROR, 5)
+
+
+@pytest.mark.parametrize("header", [[-1], [2**63], ["x"], [1.5], {}])
+def test_a_broken_probe(target: Target, header: object) -> None:
+    attacker = target.attacker()
+    attacker.send(7, 5, header)
+    assert "cannot be read" in attacker.refusal()
+
+
+def test_asking_for_probes_without_reading_them(target: Target) -> None:
+    attacker = target.attacker()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    attacker.raw(b"".join(attacker.frame(7, id, [MOST_NBYTES]) for id in range(2, 2000)))
+    target.serves()  # meanwhile
+    assert until(lambda: not target.server._peers, 10)  # it does not read: given up
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # kilobytes; it asked for 2 GB
+
+
+def test_leaving_in_the_middle_of_a_probe(target: Target) -> None:
+    attacker = target.attacker()
+    attacker.raw(attacker.frame(7, 5, [MOST_NBYTES], bytes(1000), size=100_000))
+    attacker.close()
+    assert until(lambda: not target.server._peers)
+
+
+@pytest.mark.parametrize("kind", [3, 6, 8, 17, 19, 21, 33, 34])
 def test_a_client_that_talks_like_a_server(target: Target, kind: int) -> None:
     attacker = target.attacker()
     headers: dict[int, object] = {
         3: {},
         6: [0.0, 0.0, 0.0],
+        8: [0.0, 0.0, 0.0],
         17: {"fingerprint": ""},
         19: {"hash": ""},
         21: {"segment": 1},

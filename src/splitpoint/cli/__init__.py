@@ -23,11 +23,16 @@ VERBS: Mapping[str, str] = {
     "split": "Write the two halves of a model as ONNX files.",
     "verify": "Prove that cut models give the whole model's answer.",
     "export": "Turn a PyTorch model into an ONNX file.",
+    "profile": "Measure what a model costs on this machine, or on a server.",
     "serve": "Run the server side of models.",
     "run": "Run the device side: images in, answers and milliseconds out.",
+    "link": "Measure the network to a server, or say what a link means.",
+    "plan": "Say whether and where to split: the honest table.",
+    "compare": "Run the plan's table for real: predicted beside measured.",
     "sweep": "Measure every split point between a device and a server.",
     "pull": "Fetch what a device needs of a model, before it is needed.",
     "cache": "Show or clear what this device has fetched and exported.",
+    "lab": "Experiments on one machine: a shaped link, a slowed device, scenarios.",
     "doctor": "Say what this machine and a server can do.",
 }
 

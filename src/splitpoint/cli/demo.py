@@ -15,39 +15,74 @@ from pathlib import Path
 
 import click
 
+from splitpoint.advisor import Survey, placement, survey
 from splitpoint.cli import answers
 from splitpoint.cli.console import out
+from splitpoint.cli.plan import show
 from splitpoint.cli.run import describe
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, VerifyError
 from splitpoint.inputs import input_spec, read_inputs
+from splitpoint.link.presets import PRESETS
 from splitpoint.models import load
 from splitpoint.models.zoo import photos
+from splitpoint.planning.values import Option, Plan
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.result import Request
 from splitpoint.segments import compare
 from splitpoint.tensors import Array
 from splitpoint.trace import Recorder
+from splitpoint.units import ms
 
 MODEL = "zoo:efficientnet_lite0"
+#: Seconds that each side may profile itself.
+_BUDGET_S = 5.0
+#: The device of the what-if, against this machine: a small board against a server.
+_SLOWER = 8
 
 
 @click.command(short_help="See it work: a server, a device, four photos, one minute.")
-@click.option("--at", default="middle", show_default=True, metavar="CUT", help="Where to cut.")
-def command(at: str) -> None:
-    """Cut EfficientNet-Lite0 in the middle and run four photos through both halves.
+@click.option("--at", metavar="CUT", help="Where to cut for the photos (default: the best split of the plan).")
+def command(at: str | None) -> None:
+    """Plan EfficientNet-Lite0 for this machine, cut it, and run four photos through both halves.
 
-    A second process serves the tail on loopback; this one fetches its head from it, as a device would, into an
-    empty cache. Then the whole model runs here, uncut, and the answers are compared.
+    A second process serves the tail on loopback; this one is the device, with an empty cache. Both are profiled, the
+    link is measured, and the honest table says whether splitting pays. Then the photos go through the best split (or
+    --at CUT), and the answers are compared with the whole model's.
     """
     threads = max(1, (os.cpu_count() or 2) // 2)
     with tempfile.TemporaryDirectory(prefix="splitpoint-demo-") as folder, _server(threads) as address:
         click.echo(f"server process: splitpoint serve {MODEL}, listening on {address}")
-        with Edge(address, at=at, engine=open_engine(threads=threads), cache=Path(folder)) as edge:
-            click.echo(f"device process: {describe(edge, address)}\n")
+        engine = open_engine(threads=threads)
+        with Edge(address, at="input", engine=engine, cache=Path(folder)) as edge:
+            click.echo(f"device process: profiling both sides and the link, about {2 * _BUDGET_S + 3:.0f} s\n")
+            known = survey(edge, engine, budget_s=_BUDGET_S, cache=Path(folder))
+            plan = known.planner(edge.model.graph).plan(known.link)
+            show(plan)
+            _what_if(known, edge)
+            edge.switch(*([at] if at else placement(edge.model.graph, _best_split(plan))))
+            click.echo(f"\n{describe(edge, address)}\n")
             got = _run(edge)
         _prove(edge, got, threads)
     click.echo(_NEXT)
+
+
+def _best_split(plan: Plan) -> Option:
+    """What to show the two halves with, whether or not it pays on this machine."""
+    return next((o for o in plan.options if o.kind == "split"), plan.best)
+
+
+def _what_if(known: Survey, edge: Edge) -> None:
+    """What would be advised for a slower device behind other links: predicted, nothing is run."""
+    slow = Survey(known.edge.slowed(_SLOWER), known.cloud, known.link)
+    planner = slow.planner(edge.model.graph)
+    click.echo(f"\npredicted for a device that computes {_SLOWER} times slower than this one:")
+    for name in ("4g", "wifi", "wifi5", "lan"):
+        link = PRESETS[name]
+        plan = planner.plan(link, sensitivity=False)
+        best, others = plan.best, [o for o in plan.options if o.kind != plan.best.kind and not o.refused]
+        then = ", ".join(f"{o.label} {ms(o.total.ms)}" for o in {o.kind: o for o in reversed(others)}.values())
+        click.echo(f"  {name:<6}{link.up_mbps:>7g} Mbit/s  {best.label} {ms(best.total.ms)} ms; {then}")
 
 
 def _run(edge: Edge) -> Sequence[Mapping[str, Array]]:

@@ -57,6 +57,14 @@ cache_option = click.option(
     envvar="SPLITPOINT_CACHE",
     help="Where blobs are kept.",
 )
+codec_choice_option = click.option(
+    "--codec",
+    "codecs",
+    multiple=True,
+    metavar="NAME|TENSOR=NAME",
+    help="How what crosses travels: raw (default), fp16, int8, int4, each also with +zstd, jpeg:QUALITY; for all that "
+    "it takes, or for one tensor (may be given several times).",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -72,6 +80,26 @@ def parse_shapes(shapes: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
         if not equals or not name:
             raise UsageError(f"--shape is NAME=1,3,640,640, not {text}")
     return parsed
+
+
+def parse_codecs(codecs: tuple[str, ...]) -> str | Mapping[str, str]:
+    """``("int8",)`` → ``"int8"``; ``("h=int8", "image=jpeg:90")`` → by tensor; ``"raw"`` if there are none.
+
+    UsageError for anything else. Whether there are such codecs and tensors is seen when they are used.
+    """
+    if not codecs:
+        return "raw"
+    if len(codecs) == 1 and "=" not in codecs[0]:
+        return codecs[0]
+    by_name: dict[str, str] = {}
+    for text in codecs:
+        name, equals, codec = text.rpartition("=")
+        if not equals or not name or not codec:
+            raise UsageError(f"--codec is one codec for all, or TENSOR=CODEC for each, not {' and '.join(codecs)}")
+        if name in by_name:
+            raise UsageError(f"--codec names tensor {name} twice")
+        by_name[name] = codec
+    return by_name
 
 
 def load_model(model: str, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None) -> Model:

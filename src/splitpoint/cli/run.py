@@ -13,22 +13,28 @@ import click
 import msgspec
 import numpy as np
 
+from splitpoint.advisor import placement, survey
 from splitpoint.cli import answers
 from splitpoint.cli.console import out, progress
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
+    codec_choice_option,
     engine_options,
     json_option,
     load_model,
     model_options,
+    parse_codecs,
 )
-from splitpoint.engines import open_engine
+from splitpoint.cli.quantities import parse_ms
+from splitpoint.codecs import Codec, open_codec
+from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, SplitpointError, UsageError
 from splitpoint.images import InputSpec
 from splitpoint.inputs import expand, read_bytes, read_inputs
 from splitpoint.models import name_of
 from splitpoint.models.names import SHORT_NAMES
+from splitpoint.planning.constraints import Constraints
 from splitpoint.report.files import check_writable, write_atomic
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
@@ -45,8 +51,11 @@ from splitpoint.units import size
 @click.option(
     "--at",
     metavar="CUT",
-    help="A layer, node, tensor, cut number, input (all on the server) or output (all on the device); default: middle.",
+    help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto (default): "
+    "profile both sides and the link, and take the best.",
 )
+@click.option("--budget", default="10s", show_default=True, metavar="TIME", help="How long --at auto profiles a side.")
+@codec_choice_option
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @json_option
@@ -54,9 +63,10 @@ from splitpoint.units import size
 @engine_options
 @model_options
 def command(
-    arguments: tuple[str, ...], cloud: str | None, at: str | None, save: Path | None, model_hash: str | None,
-    as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
-    input_spec: Path | None,
+    arguments: tuple[str, ...], cloud: str | None, at: str | None, budget: str, codecs: tuple[str, ...],
+    save: Path | None,
+    model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
+    weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
@@ -64,6 +74,8 @@ def command(
     half's weights once. A folder is streamed: device, link and server work at the same time. Without --cloud all
     runs here.
     """
+    auto = at in (None, "auto")
+    budget_s = parse_ms(budget, "--budget") / 1e3
     name, files = _arguments(arguments)
     paths = [Path(f) for f in files]
     names = ["-"] if files == ["-"] else [str(p) for p in expand(paths)]
@@ -77,8 +89,8 @@ def command(
         if cloud is None:
             if name is None:
                 raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
-            if at not in (None, "output") or model_hash:
-                raise UsageError("--at and --model-hash are for a cut model: add --cloud HOST")
+            if at not in (None, "auto", "output") or model_hash or codecs:
+                raise UsageError("--at, --codec and --model-hash are for a cut model: add --cloud HOST")
             runner = stack.enter_context(Local(load_model(name, shapes, weights, input_spec), engine))
         else:
             here = load_model(name, shapes, weights, input_spec) if name and is_local(name) else None
@@ -86,11 +98,13 @@ def command(
                 refuse_local_options(shapes, weights)
             served = here or (name_of(name) if name else None)
             runner = stack.enter_context(
-                Edge(cloud, served, at=at or "middle", engine=engine, cache=cache, model_hash=model_hash,
-                     on_event=notice)
+                Edge(cloud, served, at="input" if auto else str(at), codec="raw" if auto else parse_codecs(codecs),
+                     engine=engine, cache=cache, model_hash=model_hash, on_event=notice)
             )  # fmt: skip
             if input_spec and here is None:
                 runner.model = runner.model.with_input_spec(InputSpec.from_file(input_spec))
+            if auto:
+                place(runner, engine, codecs, budget_s, cache)
         run = Run(runner, cloud, as_json, [Path(n).name for n in names])
         try:
             run.all(names, streamed=any(p.is_dir() for p in paths))
@@ -100,6 +114,19 @@ def command(
                 write_atomic(save, run.saved())
                 click.echo(f"wrote {save} ({len(run.outputs)} input{'s' * (len(run.outputs) > 1)})", err=True)
     run.finish(len(names))
+
+
+def place(edge: Edge, engine: Engine, codecs: tuple[str, ...], budget_s: float, cache: Path | None) -> None:
+    """Plans for this device, server and link, says so on standard error, and cuts there."""
+    if any("=" in codec for codec in codecs):
+        raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
+    constraints = Constraints(codecs=codecs)
+    known = survey(edge, engine, budget_s=budget_s, cache=cache, on_step=lambda text: click.echo(text, err=True))
+    plan = known.planner(edge.model.graph, constraints=constraints).plan(known.link, sensitivity=False)
+    click.echo(f"link {plan.link}", err=True)
+    click.echo(f"{plan.advice} (splitpoint compare shows the whole table)", err=True)
+    edge.switch(*placement(edge.model.graph, plan.best))
+    edge.forget()
 
 
 def is_local(name: str) -> bool:
@@ -181,7 +208,8 @@ class Run:
             yield self.lines.header()
         self.outputs[self._key(name)] = result.outputs
         if self.as_json:
-            more = {"cut": result.cut, "clock_error_ms": result.clock_error_ms}
+            more = {"cut": result.cut, "codecs": result.codecs, "up_nbytes": result.up_nbytes,
+                    "clock_error_ms": result.clock_error_ms}  # fmt: skip
             row = answers.as_json(name, result.outputs, spec, result.trace, **more)
             yield msgspec.json.encode(row).decode()
         else:
@@ -228,10 +256,17 @@ def notice(event: Event) -> None:
 def describe(edge: Edge | Local, address: str | None) -> str:
     """Two lines: which model and server; where it is cut and what crosses."""
     cut, model = edge.cut, edge.model
-    crossing = " + ".join(f"{t.name} {t.type}" for t in cut.crossing)
-    crosses = f"{crossing} crosses ({size(cut.nbytes)})" if crossing else "nothing crosses"
+    codecs = {n: open_codec(c) for n, c in edge.codecs.items()} if isinstance(edge, Edge) else {}
+    crossing = " + ".join(f"{t.name} {t.type}{_as(codecs, t.name)}" for t in cut.crossing)
+    nbytes = sum(codecs[t.name].nbytes(t) if t.name in codecs else t.nbytes for t in cut.crossing)
+    about = "" if all(c.sized for c in codecs.values()) else "about "
+    crosses = f"{crossing} crosses ({about}{size(nbytes)})" if crossing else "nothing crosses"
     place = f"server {address}" if address else "no server"
     return (
         f"{model.name} {model.fingerprint[:12]}, {place}\n"
         f"cut at {cut.name}: {len(cut.nodes)} of {len(model.graph.placed)} nodes here, {crosses}"
     )
+
+
+def _as(codecs: Mapping[str, Codec], name: str) -> str:
+    return f" as {codecs[name].name}" if name in codecs else ""

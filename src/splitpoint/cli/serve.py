@@ -14,7 +14,7 @@ from splitpoint.errors import UsageError
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import Server
 from splitpoint.units import size
-from splitpoint.wire import DEFAULT_PORT
+from splitpoint.wire import DEFAULT_PORT, Limits
 
 #: How long the end waits for answers that are being computed or sent.
 _DRAIN_S = 10.0
@@ -34,11 +34,19 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "left", "fetched"})
     show_default=True,
     help="What devices may fetch: everything, heads only, or nothing (they bring the model).",
 )
+@click.option(
+    "--max-profile",
+    type=click.FloatRange(0, 3600),
+    default=Limits.profile_s,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it measures itself when a device asks for its profile; 0: it refuses.",
+)
 @engine_options
 @model_options
 def command(
-    models: tuple[str, ...], host: str, port: int, verbose: bool, share: str, device: str, threads: int,
-    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    models: tuple[str, ...], host: str, port: int, verbose: bool, share: str, max_profile: float, device: str,
+    threads: int, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices.
 
@@ -54,7 +62,8 @@ def command(
         if verbose or event.kind not in _DETAILS:
             click.echo(str(event), err=event.kind == "warning")
 
-    server = Server(loaded, host=host, port=port, engine=engine, share=share, on_event=tell)
+    limits = Limits(profile_s=max_profile)
+    server = Server(loaded, host=host, port=port, engine=engine, share=share, limits=limits, on_event=tell)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -12,10 +12,12 @@ from splitpoint.cli.console import Column, out, progress, table
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
+    codec_choice_option,
     engine_options,
     json_option,
     load_model,
     model_options,
+    parse_codecs,
 )
 from splitpoint.cli.run import is_local, refuse_local_options
 from splitpoint.engines import open_engine
@@ -29,6 +31,7 @@ from splitpoint.models.zoo import photos
 from splitpoint.report.files import check_writable
 from splitpoint.report.sweep import SweepRow, draw, read_rows, write_rows
 from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.encoding import CodecChoice
 from splitpoint.segments import samples_for, select
 from splitpoint.sweep import sweep
 from splitpoint.tensors import Array
@@ -53,6 +56,7 @@ from splitpoint.units import ms, size
     show_default=True,
     help="Single-tensor cuts, every topological prefix, or N spread over all.",
 )
+@codec_choice_option
 @click.option(
     "--csv",
     "csv_path",
@@ -74,9 +78,9 @@ from splitpoint.units import ms, size
 @engine_options
 @model_options
 def command(
-    model: str, cloud: str, images: Path | None, repeat: int, cuts: str, csv_path: Path, png_path: Path | None,
-    fresh: bool, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
-    weights: str | None, input_spec: Path | None,
+    model: str, cloud: str, images: Path | None, repeat: int, cuts: str, codecs: tuple[str, ...], csv_path: Path,
+    png_path: Path | None, fresh: bool, as_json: bool, cache: Path | None, device: str, threads: int,
+    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Run MODEL at every split point against a server, and write split_latency_results.csv.
 
@@ -97,10 +101,13 @@ def command(
         if input_spec and here is None:
             edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
         chosen = select(edge.model, cuts)
-        inputs = _inputs(edge.model, images)
+        inputs = read_images(edge.model, images)
         setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"
+        codec = parse_codecs(codecs)
+        if codec != "raw":
+            setup += f"; codec {' '.join(codecs)}"
         done = [] if fresh else _done(csv_path, edge.model, setup)
-        rows = _measure(edge, chosen, done, inputs, repeat, setup, csv_path, as_json)
+        rows = _measure(edge, chosen, done, inputs, repeat, setup, codec, csv_path, as_json)
         title = f"{edge.model.name}, {len(rows)} split points, {len(inputs) * repeat} requests each"
     if not as_json:
         _print(rows)
@@ -132,7 +139,7 @@ def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
     return rows
 
 
-def _inputs(model: Model, images: Path | None) -> list[dict[str, Array]]:
+def read_images(model: Model, images: Path | None) -> list[dict[str, Array]]:
     if images is not None:
         return [read_inputs(model, p) for p in expand([images])]
     if model.input_spec is not None:
@@ -143,7 +150,7 @@ def _inputs(model: Model, images: Path | None) -> list[dict[str, Array]]:
 
 def _measure(
     edge: Edge, chosen: Sequence[Cut], done: list[SweepRow], inputs: list[dict[str, Array]], repeat: int, setup: str,
-    path: Path, as_lines: bool,
+    codec: CodecChoice, path: Path, as_lines: bool,
 ) -> list[SweepRow]:  # fmt: skip
     """The rows of `chosen`, those that are `done` already as they are; the file keeps every other row it has."""
     known = {r.identity: r for r in done}
@@ -153,7 +160,7 @@ def _measure(
         click.echo(f"{path} has {len(chosen) - len(left)} of {len(chosen)} split points already", err=True)
     with progress() as bar:
         task = bar.add_task("sweeping", total=len(chosen), completed=len(chosen) - len(left))
-        for row in sweep(edge, left, inputs, repeat, setup):
+        for row in sweep(edge, left, inputs, repeat, setup, codec):
             known[row.identity] = row
             # Written after every cut, in graph order: Ctrl-C or a lost server costs one cut at most.
             write_rows(path, [known[key] for key in sorted(known)])

@@ -7,7 +7,11 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
+
+import msgspec
 
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
 from splitpoint.errors import EngineError, InputError, SplitpointError, nearest
@@ -73,15 +77,32 @@ class OnnxRuntimeEngine:
     def compile(self, segment: Segment) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(segment, self)
 
+    def kernel_times(
+        self, segment: Segment, inputs: Mapping[str, Array], runs: int, warm: int
+    ) -> list[tuple[str, float]]:
+        """(name, median ms) of every kernel in the order they ran, by ONNX Runtime's own profiler."""
+        with TemporaryDirectory(prefix="splitpoint-") as folder:
+            session = OnnxRuntimeSession(segment, self, profile_to=os.path.join(folder, "kernels"))
+            try:
+                for _ in range(warm + runs):
+                    session.run(inputs)
+                path = session.end_profiling()
+            finally:
+                session.close()
+            with open(path, "rb") as file:
+                return _kernel_medians(msgspec.json.decode(file.read()), warm, warm + runs)
+
     def __repr__(self) -> str:
         return f"OnnxRuntimeEngine(device={self.device!r}, threads={self.threads})"
 
 
 class OnnxRuntimeSession:
-    def __init__(self, segment: Segment, engine: OnnxRuntimeEngine) -> None:
+    def __init__(self, segment: Segment, engine: OnnxRuntimeEngine, profile_to: str = "") -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
+        if profile_to:
+            options.enable_profiling, options.profile_file_prefix = True, profile_to
         options.log_severity_level = 4
         options.intra_op_num_threads = engine.threads
         options.inter_op_num_threads = 1
@@ -132,17 +153,31 @@ class OnnxRuntimeSession:
             made[name] = shifted(made[name])
         return made
 
+    def end_profiling(self) -> str:
+        """The file that ONNX Runtime wrote, if it was made with `profile_to`."""
+        return str(self._session.end_profiling()) if self._session is not None else _closed()
+
     def close(self) -> None:
         self._run = _closed
         self._session = None
         self._held = None
 
 
+def _kernel_medians(events: list[dict[str, Any]], warm: int, runs: int) -> list[tuple[str, float]]:
+    """(name, median ms a run) of each kernel over all `runs` but the first `warm`, in order of execution."""
+    found: dict[str, list[float]] = {}
+    for event in sorted((e for e in events if e.get("cat") == "Node"), key=lambda e: float(e["ts"])):
+        if str(event["name"]).endswith("_kernel_time"):
+            found.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(float(event["dur"]) / 1e3)
+    # One in the body of a loop runs several times a run.
+    return [(name, median(t[len(t) * warm // runs :]) * max(1, len(t) // runs)) for name, t in found.items()]
+
+
 def _on_jetson(device: str) -> bool:
     return device in ("cuda", "tensorrt") and platform.machine() == "aarch64"
 
 
-def _closed(*_: object) -> None:
+def _closed(*_: object) -> NoReturn:
     raise EngineError("this session is closed")
 
 

@@ -17,7 +17,7 @@ from splitpoint.models.dataflow import Proto
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.soundness import blob_hash, nbytes
-from splitpoint.models.weights import Blob, Weights
+from splitpoint.models.weights import Blob, Weights, stand_ins
 from splitpoint.tensors import Array, TensorSpec
 
 #: protobuf's limit, with room for the graph itself.
@@ -191,6 +191,10 @@ class Model:
     def graph_bytes(self) -> bytes:
         """The skeleton: what a device fetches to know the graph, its names and its input contract."""
         return bytes(self.skeleton.SerializeToString(deterministic=True))
+
+    def with_stand_ins(self) -> Model:
+        """The same model with made-up weights: as slow as the real one without a download, and of no other use."""
+        return dataclasses.replace(self, weights=stand_ins(self.skeleton))
 
     def with_input_spec(self, spec: InputSpec) -> Model:
         """The same model, whose input is made from photos as `spec` says."""

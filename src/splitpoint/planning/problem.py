@@ -63,7 +63,10 @@ class Stages:
 
 @dataclass(frozen=True)
 class Solution:
-    """`on_edge` (bool[n]) is closed under predecessors; `bound` is proven: no placement has a smaller `value`."""
+    """`on_edge` (bool[n]) is closed under predecessors; `bound` is proven: no placement has a smaller `value`.
+
+    Both are inf where nothing is allowed; `on_edge` then means nothing.
+    """
 
     on_edge: Bools
     value: float
@@ -72,7 +75,14 @@ class Solution:
     @property
     def gap(self) -> float:
         """How far `value` may be above the best there is, as a share of the bound."""
-        return self.value / self.bound - 1 if self.bound > 0 else 0.0
+        if self.value <= self.bound:
+            return 0.0
+        return self.value / self.bound - 1 if self.bound > 0 else np.inf
+
+    @property
+    def feasible(self) -> bool:
+        """Whether there is a placement that everything allows."""
+        return bool(np.isfinite(self.value))
 
 
 def stages(problem: Problem, on_edge: Bools) -> Stages:
@@ -83,7 +93,7 @@ def stages(problem: Problem, on_edge: Bools) -> Stages:
     on_cloud = ~on_edge
     edge = float(problem.edge[on_edge].sum()) + (problem.edge_fixed if on_edge.any() else 0.0)
     cloud = float(problem.cloud[on_cloud].sum())
-    made = np.where(problem.maker < 0, True, on_edge[problem.maker]) if problem.maker.size else np.zeros(0, bool)
+    made = np.append(on_edge, True)[problem.maker]  # the model's inputs, −1, are always there
     owner = np.repeat(np.arange(problem.link.size), np.diff(problem.first))
     wanted = np.zeros(problem.link.size, bool)
     wanted[owner[on_cloud[problem.users]]] = True

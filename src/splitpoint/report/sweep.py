@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -60,6 +60,8 @@ class SweepRow:
     setup: str
     model: str
     fingerprint: str
+    codec: str = ""
+    """What each tensor of `crossing` travelled with, in order; empty in the files of earlier versions: raw."""
 
     @property
     def identity(self) -> tuple[int, str, str]:
@@ -71,10 +73,13 @@ COLUMNS: Sequence[str] = tuple(f.name for f in fields(SweepRow))
 SEED_COLUMNS: Sequence[str] = COLUMNS[:5]
 
 
-def summarise(cut: Cut, timings: Sequence[Timing], setup: str, model: str, fingerprint: str) -> SweepRow:
+def summarise(
+    cut: Cut, timings: Sequence[Timing], setup: str, model: str, fingerprint: str, codecs: Mapping[str, str] = {}
+) -> SweepRow:
     """The row of a cut. `avg_rtt` is exactly the sum of the three averages before it.
 
-    `setup` says what was measured how (engine, server, inputs): rows of different ones do not compare.
+    `setup` says what was measured how (engine, server, inputs): rows of different ones do not compare. `codecs`: what
+    tensors travelled with, by name; the others raw.
     """
     rtts = [t.rtt for t in timings]
     compute, transfer, recv = (fmean(getattr(t, k) for t in timings) for k in ("compute", "transfer", "recv"))
@@ -100,6 +105,7 @@ def summarise(cut: Cut, timings: Sequence[Timing], setup: str, model: str, finge
         setup=setup,
         model=model,
         fingerprint=fingerprint,
+        codec=" ".join(codecs.get(t.name, "raw") for t in cut.crossing),
     )
 
 
@@ -113,7 +119,7 @@ def read_rows(path: Path) -> list[SweepRow]:
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != tuple(COLUMNS):
+            if tuple(reader.fieldnames or ()) not in (tuple(COLUMNS), tuple(COLUMNS[:-1])):  # before there were codecs
                 raise UsageError(f"{path} is not a sweep's CSV: name another file with --csv")
             return [SweepRow(**{k: kinds[k](v) for k, v in line.items()}) for line in reader]
     except OSError as exc:

@@ -61,7 +61,8 @@ class Channel:
     def _greet(self, software: str) -> wire.Welcome:
         peer = self._connection.peer
         with suppress(ServerError):  # if it hung up already, it may have said why
-            self._connection.send(wire.encode(Kind.HELLO, 0, wire.Hello(software=software, eol="\r\n\r\n")))
+            hello = wire.Hello(software=software, features=wire.features(), eol="\r\n\r\n")
+            self._connection.send(wire.encode(Kind.HELLO, 0, hello))
         try:
             frame = self._connection.receive(timeout_s=self.timeout_s)
         except wire.ForeignError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -13,16 +14,22 @@ import msgspec
 import numpy as np
 
 from splitpoint import wire
+from splitpoint.codecs import Codec
 from splitpoint.engines import Engine, Session, open_engine
 from splitpoint.errors import InputError, ModelError, ProtocolError, ServerError, StorageError, UsageError, nearest
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
+from splitpoint.link import Link
 from splitpoint.machine import default_cache
 from splitpoint.models.model import Model, from_graph
+from splitpoint.profile.files import parse_profile
+from splitpoint.profile.values import Profile
 from splitpoint.runtime.cache import BlobCache
 from splitpoint.runtime.channel import Channel
+from splitpoint.runtime.encoding import CodecChoice, check_decodable, choose, chooser
 from splitpoint.runtime.events import Event, OnEvent, ignore, software
 from splitpoint.runtime.fetch import fetch
+from splitpoint.runtime.probe import measure_link
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.stream import stream
 from splitpoint.segments import check_specs
@@ -48,11 +55,12 @@ class Edge:
     one), or a `Model` that is here already and whose fingerprint the server must have. Without one, the graph and the
     weights of the head are fetched into `cache` once. `model_hash` pins the fingerprint (its first digits suffice):
     another one is refused. A name that several versions have needs one of the two.
-    `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `engine` is ONNX
+    `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
+    tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. `engine` is ONNX
     Runtime on the CPU if not given. `timeout_s` is how long any answer may take.
 
-    Raises ServerError and its kin if the server is not there or refuses, CutError for an unknown cut, StorageError
-    for the cache. Any number of threads may call `infer`.
+    Raises ServerError and its kin if the server is not there or refuses, CutError for an unknown cut, UsageError for
+    a codec that makes no sense, StorageError for the cache. Any number of threads may call `infer`.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class Edge:
         model: Model | str | None = None,
         *,
         at: str | int | Cut = "middle",
+        codec: CodecChoice = "raw",
         engine: Engine | None = None,
         cache: Path | None = None,
         model_hash: str | None = None,
@@ -76,6 +85,7 @@ class Edge:
         self._timeout_s = timeout_s
         self._cache_folder = cache
         self._cache: BlobCache | None = None
+        self._codec = codec
         self._placements: dict[_Key, _Placement] = {}
         self._placing = threading.Lock()
         connection = connect(address, limits, connect_s) if isinstance(address, str) else address
@@ -90,7 +100,7 @@ class Edge:
             self._channel.measure_clock()
             self.model = model if isinstance(model, Model) else self._fetch_graph()
             self._local = isinstance(model, Model)
-            self._current = self._place(at)
+            self._current = self._place(at, codec)
         except BaseException:
             self.close()
             raise
@@ -125,6 +135,11 @@ class Edge:
         return self._current.cut
 
     @property
+    def codecs(self) -> Mapping[str, str]:
+        """How what crosses now travels, by tensor name; what travels raw is not in it."""
+        return {name: codec.name for name, codec in self._current.codecs.items()}
+
+    @property
     def input_spec(self) -> InputSpec | None:
         """How photos become the model's input."""
         return self.model.input_spec
@@ -138,6 +153,26 @@ class Edge:
     def round_trip_ms(self) -> float:
         """The shortest of the recent pings."""
         return self._channel.clock.round_trip_s * 1e3
+
+    def measure_link(self, budget_s: float = 3.0) -> Link:
+        """The link to the server, measured by sending over it (`splitpoint.runtime.probe`). ServerError if it ends."""
+        return measure_link(self._channel, budget_s)
+
+    def profile_server(self, budget_s: float = 60.0) -> Profile:
+        """What every cut costs on the server, which measures itself for up to `budget_s` (less, if it says so).
+
+        It keeps the result: asking again costs nothing. BusyError while it measures another model for someone,
+        ServerError if it does not measure itself, InputError for a profile that makes no sense.
+        """
+        if not 0 < budget_s < float("inf"):
+            raise UsageError(f"a profile's time budget is a number of seconds above 0, not {budget_s}")
+        request = wire.ProfileRequest(self.info.fingerprint, budget_s)
+        # Compiling a large model once is not interrupted, and the server may be slow.
+        _, frame = self._channel.ask(Kind.PROFILE, request, wire.Profiled, _COMPILE_S + 2 * budget_s)
+        data = bytes(frame.tensors[0].data) if frame.tensors else b""
+        profile = parse_profile(data, "what the server sent")
+        profile.require(self.info.fingerprint, self.info.name)
+        return profile
 
     def _choose(self, model: Model | str | None, model_hash: str | None) -> ModelInfo:
         served = list({m.fingerprint: m for m in self.served}.values())
@@ -245,38 +280,50 @@ class Edge:
 
     # --- cuts ---------------------------------------------------------------------------------------------------
 
-    def warm(self, at: str | int | Cut) -> Cut:
+    def warm(self, at: str | int | Cut, codec: CodecChoice | None = None) -> Cut:
         """Makes the cut `at` ready, head here and tail there, without switching to it."""
-        return self._place(at).cut
+        return self._place(at, codec).cut
 
-    def switch(self, at: str | int | Cut) -> Cut:
-        """Cuts at `at` from the next request on. A cut that is ready (`warm`, or used before) costs < 1 ms."""
-        self._current = self._place(at)
+    def switch(self, at: str | int | Cut, codec: CodecChoice | None = None) -> Cut:
+        """Cuts at `at` from the next request on. A cut that is ready (`warm`, or used before) costs < 1 ms.
+
+        Without `codec` tensors travel as before; those that it gave to tensors by name go on while these cross.
+        Another codec compiles nothing.
+        """
+        self._current = self._place(at, codec)
+        if codec is not None:
+            self._codec = codec
         return self._current.cut
 
     def forget(self, at: str | int | Cut | None = None) -> None:
         """Frees the compiled halves of `at`, or of every cut but the current one, here and on the server."""
         with self._placing:
             if at is None:
-                gone = [k for k, p in self._placements.items() if p is not self._current]
+                gone = [k for k in self._placements if k != _key(self._current.cut)]
             else:
                 cut = at if isinstance(at, Cut) else self.model.graph.cut(at)
                 gone = [_key(cut)] if _key(cut) in self._placements else []
             for key in gone:
-                if self._placements[key] is self._current:
+                if key == _key(self._current.cut):
                     raise UsageError(f"{self._current.cut.name} is in use: switch to another cut first")
                 placement = self._placements.pop(key)
                 placement.close()
                 if placement.segment:
                     self._channel.tell(Kind.CLOSE, wire.Close(placement.segment))
 
-    def _place(self, at: str | int | Cut) -> _Placement:
+    def _place(self, at: str | int | Cut, codec: CodecChoice | None) -> _Placement:
         cut = at if isinstance(at, Cut) else self.model.graph.cut(at)
+        asked = self._codec if codec is None else codec
+        if codec is None and not isinstance(asked, str):
+            crossing = {t.name for t in cut.crossing}
+            asked = {name: one for name, one in asked.items() if name in crossing}
+        chosen = choose(cut, asked)
+        check_decodable(chosen, self._channel.welcome.features)
         with self._placing:
             found = self._placements.get(_key(cut))
             if found is None:
                 found = self._placements[_key(cut)] = self._build(cut)
-            return found
+            return found.encoding(chosen, strict=not isinstance(asked, str))
 
     def _build(self, cut: Cut) -> _Placement:
         """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled."""
@@ -360,7 +407,7 @@ class Edge:
             known = {**known, **placement.head.run(known)}
         headed = perf_counter()
         if not placement.segment:
-            return _Sent(placement, request, known, started, headed, headed, 0, 0)
+            return _Sent(placement, request, known, started, headed, headed, 0, 0, ())
         arrays = [known[name] for name in placement.tensors]
         extra = (placement.vectors_of(known), deadline_s) if placement.vectors else ((), deadline_s)
         channel = self._channel
@@ -374,7 +421,7 @@ class Edge:
             raise
         packed = perf_counter()
         channel.send(id, packet)
-        return _Sent(placement, request, known, started, headed, packed, id, packet.nbytes)
+        return _Sent(placement, request, known, started, headed, packed, id, packet.nbytes, packet.codecs)
 
     def _finish(self, sent: _Sent) -> Result:
         placement = sent.placement
@@ -400,6 +447,7 @@ class Edge:
             frame.nbytes,
             frame.times,
             self._channel.clock.best,
+            {n: c for n, c in zip(placement.tensors, sent.codecs, strict=True) if c} if sent.codecs else {},
         )
 
     def _abandon(self, sent: _Sent) -> None:
@@ -428,10 +476,11 @@ class _Sent(msgspec.Struct):
     packed: float
     id: int
     nbytes: int
+    codecs: tuple[str, ...]
 
 
 class _Placement:
-    """A cut with both halves compiled, and the names of everything that goes back and forth."""
+    """A cut with both halves compiled, the names of everything that goes back and forth, and how it is encoded."""
 
     def __init__(self, model: Model, cut: Cut, head: Session | None, opened: wire.Opened | None) -> None:
         self.cut, self.head = cut, head
@@ -448,10 +497,10 @@ class _Placement:
             raise ProtocolError("the server opened another segment than it was asked for")
         self.results = self.remote != self.outputs
         self.segment = segment = opened.segment if opened is not None else 0
-        self.packer = wire.Packer(
-            Kind.INFER,
-            lambda tensors, vectors, deadline_s: wire.Infer(segment, tensors, vectors, deadline_s),
-        )
+        self._header = lambda tensors, vectors, deadline_s: wire.Infer(segment, tensors, vectors, deadline_s)
+        self.packer: wire.Packer | wire.EncodingPacker = wire.Packer(Kind.INFER, self._header)
+        self.codecs: Mapping[str, Codec] = {}
+        self._encodings: dict[object, _Placement] = {}
         self._accepted: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = []
 
     def check(self, inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
@@ -477,6 +526,22 @@ class _Placement:
         checked = check_specs(self.inputs, inputs)
         self._accepted = [(name, a.dtype, a.shape) for name, a in checked.items()]
         return checked
+
+    def encoding(self, codecs: Mapping[str, Codec], *, strict: bool) -> _Placement:
+        """The same halves, for tensors that travel with `codecs`; see `chooser` for `strict`. Called by one at a time.
+
+        Only the one without codecs is closed, and all with it.
+        """
+        codecs = {name: codecs[name] for name in self.tensors if name in codecs}
+        if not codecs:
+            return self
+        key = (strict, *((name, codec.name) for name, codec in codecs.items()))
+        found = self._encodings.get(key)
+        if found is None:
+            found = self._encodings[key] = copy(self)
+            found.codecs = codecs
+            found.packer = wire.EncodingPacker(self._header, chooser(self.tensors, codecs, strict=strict))
+        return found
 
     def vectors_of(self, known: Mapping[str, Array]) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(int(n) for n in known[name].reshape(-1)) for name in self.vectors)

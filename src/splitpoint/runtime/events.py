@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is one of listening, warning, connected, left, refused, opened, evicted, failed, fetched, notice."""
+    """`kind` is one of listening, warning, connected, left, refused, opened, evicted, failed, fetched,
+    profiling, notice."""
 
     kind: str
     text: str

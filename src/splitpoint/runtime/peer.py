@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from splitpoint import wire
+from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Session
 from splitpoint.errors import (
     BusyError,
@@ -23,9 +24,11 @@ from splitpoint.errors import (
     ProtocolError,
     ServerError,
     SplitpointError,
+    UsageError,
 )
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event, software
+from splitpoint.runtime.probe import MOST_NBYTES, noise
 from splitpoint.runtime.tails import Tail
 from splitpoint.tensors import Array, TensorSpec
 from splitpoint.transports import Ended
@@ -45,6 +48,14 @@ _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC"
 _OWN_FILE = "give the model's own file (splitpoint run model.onnx …)"
 
 
+class _Checked(NamedTuple):
+    """A header that fits its segment: how each tensor is decoded (empty: all are raw), and the memory that takes."""
+
+    header: wire.Infer | None
+    decoders: Sequence[tuple[Codec, TensorSpec] | None] = ()
+    decoded_nbytes: int = 0
+
+
 class _Opened:
     """A segment that a connection has opened: what INFER needs, looked up once."""
 
@@ -57,12 +68,13 @@ class _Opened:
         self.inputs = [t.name for t in self.specs]
         self.outputs = [t.name for t in segment.outputs]
         self.packer = wire.Packer(Kind.RESULT, wire.Result)
-        self.checked: wire.Infer | None = None
+        self.checked = _Checked(None)
 
-    def check(self, header: wire.Infer, limits: Limits) -> None:
-        """InputError unless the tensors are what the segment needs: known before a byte of them is received."""
-        if header is self.checked:  # a connection decodes a repeated header once
-            return
+    def check(self, header: wire.Infer, limits: Limits) -> int:
+        """Bytes that decoding the tensors will take. InputError unless they are what the segment needs: known before
+        a byte of them is received."""
+        if header is self.checked.header:  # a connection decodes a repeated header once
+            return self.checked.decoded_nbytes
         if len(header.tensors) != len(self.specs) or len(header.vectors) != len(self.vectors):
             raise InputError(
                 f"this segment needs {len(self.specs)} tensors and {len(self.vectors)} shape vectors, "
@@ -72,23 +84,74 @@ class _Opened:
             fits = len(got.shape) == len(spec.shape) and all(
                 isinstance(want, str) or want == n for want, n in zip(spec.shape, got.shape, strict=True)
             )
-            if got.codec:
-                raise InputError(f"tensor {spec.name} came with the codec {got.codec[:40]}, which is not known here")
             if got.dtype != spec.dtype or not fits:
                 came = f"{got.dtype}[{','.join(map(str, got.shape))}]"
                 raise InputError(f"tensor {spec.name} must be {spec.type}, but {came} came")
         for spec, vector in zip(self.vectors, header.vectors, strict=True):
             _check_vector(spec, vector, limits)
-        self.checked = header
+        self.checked = self._decoding(header)
+        return self.checked.decoded_nbytes
+
+    def _decoding(self, header: wire.Infer) -> _Checked:
+        """How the tensors of `header`, which fit otherwise, are decoded. InputError for what no codec here does."""
+        if not any(t.codec for t in header.tensors):
+            return _Checked(header)
+        decoders = [
+            _decoder(name, tensor) if tensor.codec else None
+            for name, tensor in zip(self.inputs, header.tensors, strict=True)
+        ]
+        return _Checked(header, decoders, sum(d[1].nbytes for d in decoders if d is not None))
+
+    def decode(self, header: wire.Infer, tensors: Sequence[Array]) -> Sequence[Array]:
+        """The tensors as they were before they were encoded. InputError for bytes that are not what they should be."""
+        checked = self.checked
+        if checked.header is not header:  # while this one waited, another was received
+            checked = self._decoding(header)
+        if not checked.decoders:
+            return tensors
+        return [
+            array if decoder is None else _decoded(array, *decoder)
+            for array, decoder in zip(tensors, checked.decoders, strict=True)
+        ]
 
     def feed(self, header: wire.Infer, tensors: Sequence[Array]) -> dict[str, Array]:
-        """What the session is run with: the tensors and the shape vectors, by name."""
+        """What the session is run with: the tensors, decoded, and the shape vectors, by name."""
         known = dict(zip(self.inputs, tensors, strict=True))
         if not self.vectors:
             return known
         for spec, vector in zip(self.vectors, header.vectors, strict=True):
             known[spec.name] = np.array(vector, np.int64).reshape(-1 if spec.shape else ())
         return known
+
+
+def _decoder(name: str, tensor: wire.Tensor) -> tuple[Codec, TensorSpec]:
+    """The codec that `tensor` came with and what it decodes to. InputError if it cannot: nothing is allocated yet."""
+    # Only names that we told the peer, with their parameters: no stranger chooses what is looked up here.
+    known = len(tensor.codec) <= 40 and wire.codec_feature(tensor.codec) in wire.features()
+    try:
+        codec = open_codec(tensor.codec) if known else None
+    except UsageError:
+        codec = None
+    if codec is None:
+        text = wire.plain(tensor.codec, 40)
+        raise InputError(f"tensor {name} came with the codec {text}, which is not known here")
+    spec = TensorSpec(name, tensor.dtype, tensor.shape)
+    if not codec.accepts(spec):
+        raise InputError(f"tensor {name} came with the codec {codec.name}, which does not take {spec.type}")
+    most = codec.most(spec)
+    if tensor.nbytes > most:
+        raise InputError(
+            f"tensor {name} came as {tensor.nbytes} bytes of {codec.name}: {spec.type} takes at most {most}"
+        )
+    return codec, spec
+
+
+def _decoded(data: Array, codec: Codec, spec: TensorSpec) -> Array:
+    array = codec.decode(data, spec)
+    # The engine must never see anything but what the segment takes, whatever a codec made of a stranger's bytes.
+    if array.dtype.name != spec.dtype or array.shape != spec.shape:
+        raise EngineError(f"codec {codec.name} decoded tensor {spec.name} to something else than {spec.type}")
+    return array
 
 
 def _check_vector(spec: TensorSpec, vector: Sequence[int], limits: Limits) -> None:
@@ -120,10 +183,12 @@ class Peer:
         self._ended = False
         self._handlers: Mapping[int, Callable[[Frame], None]] = {
             Kind.PING: self._ping,
+            Kind.PROBE: self._probe,
             Kind.OPEN: self._open,
             Kind.CLOSE: self._close_segment,
             Kind.GRAPH: self._graph,
             Kind.BLOB: self._blob,
+            Kind.PROFILE: self._profile,
         }
         self.thread = threading.Thread(target=self._serve, name=f"peer {self.name}", daemon=True)
 
@@ -161,7 +226,14 @@ class Peer:
         self.connection.limits = limits
         names = {f.name for f in dataclasses.fields(limits) if f.type == "int"}
         told = {name: getattr(limits, name) for name in sorted(names)}
-        welcome = wire.Welcome(software=software(), models=self.server.infos(), share=self.server.share, limits=told)
+        asked = set(frame.header.features)
+        welcome = wire.Welcome(
+            software=software(),
+            features=tuple(f for f in wire.features() if f in asked),
+            models=self.server.infos(),
+            share=self.server.share,
+            limits=told,
+        )
         self._send(wire.encode(Kind.WELCOME, frame.id, welcome))
         who = frame.header.software or "a client"
         self.server.tell(Event("connected", f"{self.name} connected ({who})"))
@@ -204,7 +276,7 @@ class Peer:
         """Whether a request's body is worth receiving; a peer that has lost track of its ids is hung up on."""
         header = frame.header
         if type(header) is not wire.Infer:
-            return None
+            return self._admit_probe(frame) if type(header) is wire.Probe else None
         if frame.id in self.in_flight:
             raise ProtocolError(f"request {frame.id} is in flight already: ids must differ")
         server = self.server
@@ -212,7 +284,7 @@ class Peer:
         try:
             if opened is None:
                 raise InputError(f"segment {header.segment} is not open on this connection")
-            opened.check(header, server.limits)
+            held = frame.nbytes + opened.check(header, server.limits)
         except InputError as exc:
             return exc
         if server.draining:
@@ -220,10 +292,17 @@ class Peer:
         if len(self.in_flight) >= server.limits.in_flight:
             text = f"{server.limits.in_flight} requests of this connection are in flight already"
             return BusyError(text, server.compute.retry_after_s)
-        if server.compute.full() or not server.reserve(self, frame.nbytes):
+        if server.compute.full() or not server.reserve(self, held):
             return BusyError("the server has no room for more requests", server.compute.retry_after_s)
+        frame.held = held
         self.in_flight.add(frame.id)
         self._receiving = frame
+        return None
+
+    def _admit_probe(self, frame: Frame) -> SplitpointError | None:
+        most = min(self.server.limits.blob_chunk, MOST_NBYTES)
+        if frame.nbytes > most:
+            return InputError(f"a PROBE of {frame.nbytes} bytes is over the limit, {most}")
         return None
 
     def _refuse(self, frame: Frame) -> None:
@@ -274,7 +353,7 @@ class Peer:
         self._send(packet)
         if session is not None:
             tails.release(tail)
-        self.server.free(self, frame.nbytes)
+        self.server.free(self, frame.held)
 
     def _compute(
         self,
@@ -285,18 +364,21 @@ class Peer:
         started: float,
         waited: float,
     ) -> wire.Packet:
-        ready = perf_counter()
-        made = session.run(opened.feed(header, frame.tensors))
+        ready = decoded = perf_counter()
+        tensors = opened.decode(header, frame.tensors)
+        if tensors is not frame.tensors:
+            decoded = perf_counter()
+        made = session.run(opened.feed(header, tensors))
         computed = perf_counter()
         outputs = [made[name] for name in opened.outputs]
         compute, received = self.server.compute, frame.received
-        decoded_s = started - received - waited
+        before_s = started - received - waited
         times = (
             received,
             received - frame.started,
-            decoded_s if decoded_s > 0 else 0.0,
+            (before_s if before_s > 0 else 0.0) + decoded - ready,
             ready - started + waited,
-            computed - ready,
+            computed - decoded,
             perf_counter() - computed,
             compute.queue_s,
             compute.utilisation,
@@ -306,12 +388,22 @@ class Peer:
     def _done(self, frame: Frame) -> None:
         """A request that is not run after all: its id and its room are free again."""
         self.in_flight.discard(frame.id)
-        self.server.free(self, frame.nbytes)
+        self.server.free(self, frame.held)
 
     def _ping(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.Ping)
         pong = wire.Pong(frame.header.clock_s, frame.started, perf_counter())
         self._send(wire.encode(Kind.PONG, frame.id, pong))
+
+    def _probe(self, frame: Frame) -> None:
+        assert isinstance(frame.header, wire.Probe)
+        nbytes, most = frame.header.reply_nbytes, min(self.server.limits.blob_chunk, MOST_NBYTES)
+        if nbytes > most:
+            raise InputError(f"a PROBE that asks for {nbytes} bytes is over the limit, {most}")
+        probed = wire.Probed(frame.started, frame.received, perf_counter())
+        body = (noise(nbytes),) if nbytes else ()
+        # Waits, like a blob: who asks for more than it reads is not read from.
+        self._send(wire.encode(Kind.PROBED, frame.id, probed, body, nbytes), wait=True)
 
     def _open(self, frame: Frame) -> None:
         request = frame.header
@@ -374,6 +466,33 @@ class Peer:
         opened = self._opened.pop(frame.header.segment, None)
         if opened is not None:
             self.server.tails.leave(opened.tail, drop=True)
+
+    def _profile(self, frame: Frame) -> None:
+        request = frame.header
+        assert isinstance(request, wire.ProfileRequest)
+        model = self.server.model(request.fingerprint)
+        if self.server.share == "none":
+            raise ServerError(
+                "the server hands out no models, and a profile has the model's graph in it: make it on the server "
+                "itself (splitpoint profile MODEL -o cloud.profile.json)"
+            )
+
+        def answer(made: bytes | SplitpointError) -> None:
+            self.server.free(self, 0)
+            if isinstance(made, SplitpointError):
+                self._send_error(frame.id, made)
+            else:
+                self._send(wire.encode(Kind.PROFILED, frame.id, wire.Profiled(model.fingerprint), (made,), len(made)))
+
+        if not self.server.reserve(self, 0):
+            raise BusyError("the server has no room for more requests", self.server.compute.retry_after_s)
+        try:
+            self.server.profiling.ask(model, request.budget_s, answer, lambda: self._ended)
+        except SplitpointError as exc:
+            self.server.free(self, 0)
+            if not isinstance(exc, BusyError):
+                raise
+            self._send(wire.encode(Kind.BUSY, frame.id, wire.Busy(exc.retry_after_s, str(exc))))
 
     # --- graphs and weights -------------------------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ class Request(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True):
     """What `Edge.infer` returns. `outputs` are the model's, by name.
 
-    `up_nbytes` and `down_nbytes` are whole frames; 0 if no server took part. `clock_error_ms` is the most by which
+    `up_nbytes` and `down_nbytes` are whole frames; 0 if no server took part. `codecs` are those that tensors travelled
+    with, by tensor name; what travelled raw is not in it. `clock_error_ms` is the most by which
     ``up`` may be too long and ``down`` too short, or the other way round (None without a server): half of the
     shortest round trip of a ping. Their sum is not touched by it.
     """
@@ -51,6 +52,7 @@ class Result(msgspec.Struct, frozen=True):
     down_nbytes: int = 0
     raw_times: bytes = b""
     offset: Offset | None = None
+    codecs: Mapping[str, str] = {}
 
     @property
     def clock_error_ms(self) -> float | None:
@@ -66,8 +68,8 @@ class Result(msgspec.Struct, frozen=True):
     def trace(self) -> Trace:
         """The stages, without a gap: they sum to what the device measured from the input to the outputs.
 
-        ``head`` computing on the device, ``encode`` making the frame, ``up`` until the server had its last byte,
-        ``decode``, ``queue``, ``tail`` and ``reply`` on the server, ``down`` until the outputs are here. Where
+        ``head`` computing on the device, ``encode`` its tensors and the frame, ``up`` until the server had its last
+        byte, ``decode``, ``queue``, ``tail`` and ``reply`` on the server, ``down`` until the outputs are here. Where
         ``up`` ends is known through the clocks' offset; it is kept between what came before and what must fit after.
         """
         started, headed, packed, ended = self.marks

@@ -27,6 +27,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.compute import Compute
 from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.runtime.peer import Peer
+from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tails
 from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.wire import Kind, Limits
@@ -108,6 +109,7 @@ class Server:
         self._listener = TcpListener(self._host, self._port, self.limits)
         self.compute = Compute(self._workers, self.limits.queue)
         self.tails = Tails(self._engine, self._tail_bytes, self.tell)
+        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell)
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
         self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
@@ -147,6 +149,7 @@ class Server:
             connection.close()
         for peer in peers:
             peer.say_bye()
+        self.profiling.stop()
         end = monotonic() + drain_s
         with self._lock:
             self._idle.wait_for(lambda: not any(p.unanswered for p in self._peers), max(0.0, drain_s))
@@ -159,6 +162,7 @@ class Server:
             thread.start()
         for thread in (*closers, *(p.thread for p in peers)):
             thread.join()
+        self.profiling.close()
         self.builders.shutdown(cancel_futures=True)
         self.compute.close()
         self.tails.close()

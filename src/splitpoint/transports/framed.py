@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from socket import MSG_WAITALL
+from socket import MSG_DONTWAIT, MSG_WAITALL
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
@@ -96,6 +96,8 @@ class Framed(ABC):
         self._ahead: _Ahead | None = None
         self._timeout_s: float | None = -1.0
         self._queued = 0  # bytes that the peer has not taken yet
+        #: How long to ask for the next frame again and again before going to sleep, seconds.
+        self.spin_s = 0.0
 
     @abstractmethod
     def _be_patient(self, seconds: float) -> None:
@@ -204,6 +206,8 @@ class Framed(ABC):
 
     def _some(self, places: Sequence[Buffer]) -> int:
         """Receives the first bytes of a frame, as many as came; returns how many."""
+        if self.spin_s and (early := self._spin(places)):
+            return early
         waited = 0.0
         while True:
             try:
@@ -218,6 +222,19 @@ class Framed(ABC):
             if not got:
                 raise Ended(f"{self.peer} closed the connection")
             return got
+
+    def _spin(self, places: Sequence[Buffer]) -> int:
+        """What `_some` returns, if bytes come within `spin_s`; else 0. An error is left for it to find again."""
+        end = perf_counter() + self.spin_s
+        while perf_counter() < end:
+            try:
+                got: int = self._recvmsg_into(places, 0, MSG_DONTWAIT)[0]
+            except BlockingIOError:
+                continue
+            except OSError:
+                return 0
+            return got
+        return 0
 
     def _complete(self, arrays: Sequence[Array], done: int) -> None:
         """Receives what is missing of `arrays` when their first `done` bytes are there."""

@@ -1,0 +1,160 @@
+"""Predicted head and tail times against measured ones, over all single-tensor cuts, in the same run.
+
+    python -m bench.profile zoo:efficientnet_lite0 mobilenet_v2.onnx … [--budget 60]
+
+After every visit of the profile one cut is measured by itself, compiled anew, from the other end of the chain: both see
+the same drift of the machine. *Held out*: the profile with every second cut taken away, asked about those. *Measured
+twice*: the first direct measurement against the second, than which no profile can be better. ``--cpu-time`` is for a
+shared machine: milliseconds that this process computed, without those that others took (one thread only).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from time import perf_counter, process_time
+
+import msgspec
+import numpy as np
+
+from bench.common import EDGE_CORE, header, pin
+from splitpoint.engines import open_engine
+from splitpoint.models import load
+from splitpoint.models.model import Model
+from splitpoint.profile.measure import Survey, stat_of
+from splitpoint.profile.values import Profile, Stat
+from splitpoint.trace import Clock
+
+#: The issue's: 5 % median; 15 % worst, or 0.1 ms.
+MEDIAN, WORST, NOTHING_MS = 0.05, 0.15, 0.1
+#: Direct visits a cut gets at least.
+VISITS = 2
+
+
+class Pausing:
+    """`clock`, standing still while somebody else measures."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._paused_s = clock, 0.0
+
+    def __call__(self) -> float:
+        return self._clock() - self._paused_s
+
+    def pause(self, seconds: float) -> None:
+        self._paused_s += seconds
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Over heads and tails of cuts: relative errors, and the same of those more than `NOTHING_MS` apart."""
+
+    relative: list[float]
+    large: list[float]
+    where: str
+
+    def __str__(self) -> str:
+        median, high = np.percentile(self.relative, (50, 90))
+        worst = max(self.large, default=0.0)
+        verdict = "ok" if median <= MEDIAN and worst <= WORST else "MISSED"
+        over = sum(e > WORST for e in self.large)
+        return (
+            f"median {median:5.1%}  p90 {high:6.1%}  worst {worst:6.1%}{f' at {self.where}' if worst > WORST else ''}"
+            f"  ({over} of {len(self.relative)} over {WORST:.0%} and {NOTHING_MS} ms)  {verdict}"
+        )
+
+
+def main(names: Sequence[str], budget_s: float = 60.0, threads: int = 1, clock: Clock = perf_counter) -> None:
+    for name in names:
+        model = load(name)
+        started = perf_counter()
+        profile, direct = both(model, budget_s, threads, clock)
+        chain = [k for k, c in enumerate(model.graph.prefixes()) if c.index is not None]
+        print(
+            f"{model.name}: whole {profile.whole}, {profile.measured} of {len(chain)} cuts in {budget_s:g} s, "
+            f"{perf_counter() - started:.0f} s with the direct measurements"
+        )
+        repeat = {k: (stat_of(v[0][:1]), stat_of(v[1][:1])) for k, v in direct.items() if v[0] and v[1]}
+        print(f"  all cuts          {compare(profile, direct, chain)}")
+        half = {s.prefix for s in profile.segments if s.prefix in (0, chain[-1])} | set(chain[::2])
+        fewer = msgspec.structs.replace(profile, segments=tuple(s for s in profile.segments if s.prefix in half))
+        print(f"  held-out cuts     {compare(fewer, direct, [k for k in chain if k not in half])}")
+        print(f"  measured twice    {repeated(model, direct, repeat)}", flush=True)
+
+
+def both(
+    model: Model, budget_s: float, threads: int, now: Clock
+) -> tuple[Profile, dict[int, tuple[list[list[float]], list[list[float]]]]]:
+    """The profile, and (head visits, tail visits) in ms of every cut of the chain, measured in between."""
+    clock, engine = Pausing(now), open_engine(threads=threads)
+    survey = Survey(model, engine, budget_s=budget_s, clock=clock)
+    other = Survey(model, engine, budget_s=1e9, clock=now)
+    chain = [k for k, c in enumerate(model.graph.prefixes()) if c.index is not None]
+    direct: dict[int, tuple[list[list[float]], list[list[float]]]] = {k: ([], []) for k in chain}
+    order = cycle(chain[::-1])
+    visits = 0
+
+    def one() -> None:
+        nonlocal visits
+        started = now()
+        k = next(order)
+        visit = other.visit(k)
+        for mine, theirs in zip(direct[k], (visit.head, visit.tail), strict=True):
+            if theirs:
+                mine.append(theirs)
+        visits += 1
+        clock.pause(now() - started)
+
+    survey.prepare()
+    for _ in survey.visits():
+        one()
+    while visits < VISITS * len(chain):
+        one()
+    return survey.profile(), direct
+
+
+def compare(
+    profile: Profile, direct: dict[int, tuple[list[list[float]], list[list[float]]]], cuts: list[int]
+) -> Errors:
+    pairs = [
+        (predict(k).median, stat_of(visits).median, f"{side} of {profile.graph.prefixes()[k].name}")
+        for k in cuts
+        for side, predict, visits in zip(("head", "tail"), (profile.head, profile.tail), direct[k], strict=True)
+        if visits
+    ]
+    return errors(pairs)
+
+
+def repeated(
+    model: Model,
+    direct: dict[int, tuple[list[list[float]], list[list[float]]]],
+    first: dict[int, tuple[Stat, Stat]],
+) -> Errors:
+    """The direct measurement's own first visit against its second: what no profile can be better than here."""
+
+    def pairs() -> Iterator[tuple[float, float, str]]:
+        for k, visits in direct.items():
+            for side, of in enumerate(visits):
+                if len(of) > 1 and k in first:
+                    yield first[k][side].median, stat_of(of[1:2]).median, model.graph.prefixes()[k].name
+
+    return errors(list(pairs()))
+
+
+def errors(pairs: Sequence[tuple[float, float, str]]) -> Errors:
+    found = [(abs(a - b) / b, abs(a - b), where) for a, b, where in pairs]
+    large = [(relative, where) for relative, ms, where in found if ms > NOTHING_MS]
+    return Errors([f[0] for f in found], [r for r, _ in large], max(large, default=(0.0, ""))[1])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=["zoo:efficientnet_lite0"])
+    parser.add_argument("--budget", type=float, default=60.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu-time", action="store_true")
+    arguments = parser.parse_args()
+    pin(EDGE_CORE)
+    print(header())
+    main(arguments.models, arguments.budget, arguments.threads, process_time if arguments.cpu_time else perf_counter)

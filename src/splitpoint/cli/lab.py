@@ -1,0 +1,167 @@
+"""splitpoint lab: a shaped link, a slowed device, scenarios on one machine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.lab.device import METHODS, slowed
+from splitpoint.lab.forwarder import Forwarder, be_punctual
+from splitpoint.lab.relay import control
+from splitpoint.lab.scenario import find, load_scenario, names
+from splitpoint.link.parse import parse_link
+from splitpoint.units import ms, size
+
+
+@click.group(short_help="Experiments on one machine: a shaped link, a slowed device, scenarios.")
+def command() -> None:
+    """Emulate a network and a slow device on this machine, without root. Every result says that it is emulated."""
+
+
+@command.command(short_help="A link with a rate, a delay and jitter before a TCP server.")
+@click.option("--to", "target", required=True, metavar="HOST[:PORT]", help="Where the bytes go (port 3277).")
+@click.option(
+    "--link",
+    "text",
+    required=True,
+    metavar="LINK",
+    help="cat1, 3g, 4g, wifi, wifi5, lan; 10mbit/20mbit,40ms; a .link.json; a .csv trace.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on (default: any free one).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the jitter.")
+@click.option(
+    "--control",
+    "controlled",
+    is_flag=True,
+    help="Obey lines on standard input: link LINK, stall S, cut [S [BYTES]], status. Its end is the end.",
+)
+def link(target: str, text: str, host: str, port: int, seed: int, controlled: bool) -> None:  # fmt: skip
+    """Carry bytes to HOST as LINK would, both ways, at an address of its own. Ctrl-C or SIGTERM ends it."""
+    shaped = parse_link(text)
+    forwarder = Forwarder(
+        target, shaped, host=host, port=port, seed=seed, on_event=lambda said: click.echo(said, err=True)
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: forwarder.stop())
+    be_punctual()
+    if controlled:
+        threading.Thread(target=control, args=(forwarder, sys.stdin, click.echo), daemon=True).start()
+    else:
+        click.echo(f"emulated link at {forwarder.address} to {target}: {shaped}")
+    forwarder.run()
+
+
+@command.command(short_help="Run a command on a slower device.", context_settings={"ignore_unknown_options": True})
+@click.argument("factor", type=float)
+@click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--threads", default=1, show_default=True, metavar="N", help="Threads of COMMAND that compute at once.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="auto",
+    show_default=True,
+    help="quota: a control group's CPU limit; stop: stopped and continued in turns; auto: the first that works.",
+)
+def slow(factor: float, words: tuple[str, ...], threads: int, method: str) -> None:  # fmt: skip
+    """Run COMMAND as if this machine computed FACTOR times slower. Ends with COMMAND's exit status.
+
+    COMMAND finds what to say of its measurements in $SPLITPOINT_EMULATED.
+    """
+    with slowed(factor, threads=threads, method=method) as limited:
+        click.echo(limited.note, err=True)
+        # In a process group of its own a command may not read the terminal: it would be stopped for good.
+        terminal = sys.stdin is not None and sys.stdin.isatty()
+        closed = limited.method == "stop" and terminal
+        # In ours it gets Ctrl-C from the terminal, without us.
+        shared = limited.method == "quota" and terminal
+        held: list[int] = []
+        handlers: dict[int, Any] = {}
+        process = None
+
+        def forward(number: int, _: object) -> None:
+            if process is None:
+                held.append(number)
+            elif not (number == signal.SIGINT and shared):
+                limited.send(process, number)
+
+        for number in (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGHUP)):
+            handlers[number] = signal.signal(number, forward)
+        try:
+            process = limited.start(words, stdin=subprocess.DEVNULL if closed else None)
+            for number in held:
+                limited.send(process, number)
+            status = process.wait()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    raise click.exceptions.Exit(status if status >= 0 else 128 - status)
+
+
+@command.command(name="list", short_help="The scenarios that ship.")
+def list_scenarios() -> None:
+    """Name the scenarios that `splitpoint lab run` knows, and what each runs."""
+    rows = []
+    for name in names():
+        it = load_scenario(find(name))
+        slow = f"{it.device.slowdown:g}x slower"
+        rows.append([name, it.model, str(it.shaped()), slow, ", ".join(it.at), it.title])
+    columns = [Column("scenario", right=False, keep=True), Column("model", right=False), Column("link", right=False),
+               Column("device", right=False), Column("cuts", right=False), Column("about", right=False)]  # fmt: skip
+    table(columns, rows, console=out())
+
+
+@command.command(short_help="Run a scenario: server, link and device on this machine.")
+@click.argument("name", metavar="SCENARIO")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder for requests.jsonl, summary.csv, about.json and the scenario.",
+)
+def run(name: str, output: Path | None) -> None:  # fmt: skip
+    """Run SCENARIO (a .toml file, or a name of `splitpoint lab list`) and print what each cut took.
+
+    A server process, a relay process and a device process on this machine; the link and the device are emulated.
+    """
+    from splitpoint.lab import experiment
+
+    file = find(name)
+    scenario = load_scenario(file)
+    if output is not None:
+        experiment.make_folder(output)
+    total = scenario.requests * len(scenario.at or "1")
+    with progress() as bar:
+        task = bar.add_task(f"running {scenario.name}", total=total)
+        results = experiment.run(scenario, file, on_row=lambda _: bar.advance(task))
+    click.echo(f"{scenario.name}: {scenario.model}, {results.note}")
+    columns = [Column("cut", right=False, keep=True), Column("codec", right=False), Column("answers", keep=True),
+               Column("bytes up"), Column("total ms", keep=True), Column("p10…p90")]  # fmt: skip
+    rows = []
+    for line in results.summary():
+        stages = [ms(sum(line.spans_ms.get(s, 0.0) for s in spans)) for spans in experiment.STAGES.values()]
+        answered = f"{line.requests - line.failed}/{line.requests}"
+        rows.append([line.cut, line.codec, answered, size(line.up_nbytes), ms(line.median_ms),
+                     f"{ms(line.p10_ms)}…{ms(line.p90_ms)}", *stages])  # fmt: skip
+    table([*columns, *(Column(f"{title} ms") for title in experiment.STAGES)], rows, console=out())
+    if output is not None:
+        results.save(output)
+        click.echo(f"wrote {output / 'requests.jsonl'}, summary.csv, about.json and scenario.toml")
+
+
+@command.command(hidden=True)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--cloud", "address", required=True)
+def edge(file: Path, address: str) -> None:
+    """The device of `lab run`."""
+    from splitpoint.lab.worker import work
+
+    work(load_scenario(file), address, click.echo, sys.stdin.readline)

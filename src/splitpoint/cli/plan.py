@@ -1,0 +1,275 @@
+"""splitpoint plan: whether to split, and where; the honest table."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from splitpoint.calibration.values import Calibration
+from splitpoint.cli.console import Column, out, table
+from splitpoint.cli.options import (
+    cache_option,
+    engine_options,
+    json_option,
+    load_model,
+    model_options,
+)
+from splitpoint.cli.quantities import parse_ms, parse_share, parse_size, parse_watts
+from splitpoint.cli.run import is_local
+from splitpoint.errors import InputError, MissingExtraError, UsageError
+from splitpoint.files import check_writable
+from splitpoint.link import Link
+from splitpoint.link.parse import parse_link
+from splitpoint.link.trace import LinkTrace
+from splitpoint.models import name_of
+from splitpoint.models.model import Model
+from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.files import plan_bytes, save_plan
+from splitpoint.planning.objectives import NAMES
+from splitpoint.planning.plan import Planner
+from splitpoint.planning.values import Plan
+from splitpoint.profile.files import load_profile
+from splitpoint.profile.values import Profile, Watts
+from splitpoint.report.plan import KEPT, draw, proof, range_lines, refusals, rows, seed_lines, titles
+
+#: ``--link measured``: what no ``--link`` means, too, where there is a server.
+MEASURED = "measured"
+
+
+@click.command(short_help="Say whether and where to split: the honest table.")
+@click.argument("model", required=False)
+@click.option(
+    "--edge",
+    "edge_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The device's profile (splitpoint profile -o); without it this machine is profiled now.",
+)
+@click.option(
+    "--cloud",
+    required=True,
+    metavar="FILE|HOST[:PORT]",
+    help="The server's profile, or the server, which then profiles itself.",
+)
+@click.option(
+    "--link",
+    "link_text",
+    metavar="SPEC",
+    help="4g, 10mbit/20mbit,40ms, a .link.json or .csv file, or measured (default with --cloud HOST).",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(NAMES),
+    default="latency",
+    show_default=True,
+    help="What to make least (throughput: most).",
+)
+@click.option("--max-drop", metavar="SHARE", help="The most top-1 agreement to lose, such as 1% (needs --calib).")
+@click.option("--max-edge-memory", metavar="SIZE", help="The most that the device's half may hold, such as 100MB.")
+@click.option("--keep-input-local", is_flag=True, help="The model's input must not leave the device.")
+@click.option("--deadline", metavar="TIME", help="Nine requests in ten must be answered by then, such as 200ms.")
+@click.option(
+    "--codec",
+    "codecs",
+    multiple=True,
+    metavar="NAME",
+    help="What may cross encoded: fp16, int8, int4, also with +zstd, jpeg:QUALITY; several may be given.",
+)
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What codecs cost in accuracy (splitpoint calibrate -o).",
+)
+@click.option("--edge-watts", metavar="COMPUTE,TX,IDLE", help="The device's power in watts, for --objective energy.")
+@click.option("--budget", default="20s", show_default=True, metavar="TIME", help="How long profiling may take.")
+@click.option("--explain", is_flag=True, help="Say why the runner-up lost, stage by stage.")
+@click.option(
+    "--png",
+    "png_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw the plan as a function of the bandwidth (needs splitpoint[plot]).",
+)
+@click.option(
+    "-o",
+    "--out",
+    "out_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the plan as JSON.",
+)
+@json_option
+@cache_option
+@engine_options
+@model_options
+def command(
+    model: str | None, edge_path: Path | None, cloud: str, link_text: str | None, objective: str, max_drop: str | None,
+    max_edge_memory: str | None, keep_input_local: bool, deadline: str | None, codecs: tuple[str, ...],
+    calib: Path | None, edge_watts: str | None, budget: str, explain: bool, png_path: Path | None,
+    out_path: Path | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
+    weights: str | None, input_spec: Path | None,
+) -> None:  # fmt: skip
+    """Compare all on the device, all on the server and every split, and say what is best and by how much.
+
+    MODEL is not needed where both profiles are files: the graph is inside them.
+    """
+    constraints = Constraints(
+        max_drop=None if max_drop is None else parse_share(max_drop),
+        max_edge_memory=None if max_edge_memory is None else parse_size(max_edge_memory),
+        keep_input_local=keep_input_local,
+        deadline_ms=None if deadline is None else parse_ms(deadline, "--deadline"),
+        codecs=codecs,
+    )
+    watts = None if edge_watts is None else parse_watts(edge_watts)
+    for path in (out_path, png_path):
+        if path is not None:
+            check_writable(path)
+    if png_path is not None:
+        _need_plot()
+    calibration = None if calib is None else _calibration(calib)
+    wanted = load_model(model, shapes, weights, input_spec) if model is not None and is_local(model) else None
+    budget_s = parse_ms(budget, "--budget") / 1e3
+    edge, there, link = _gather(
+        model, wanted, edge_path, cloud, link_text, budget_s, device=device, threads=threads, cache=cache
+    )
+    if watts is not None:
+        edge = _with_watts(edge, watts)
+    planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
+    plan = planner.plan(link)
+    if as_json:
+        click.echo(plan_bytes(plan), nl=False)
+    else:
+        show(plan, explain=explain)
+    if out_path is not None:
+        save_plan(out_path, plan)
+        click.echo(f"wrote {out_path}", err=True)
+    if png_path is not None:
+        draw(plan, planner.curves(link), png_path)
+        click.echo(f"wrote {png_path}", err=True)
+
+
+# --- what is planned with ---------------------------------------------------------------------------------------------
+
+
+def _gather(
+    model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, link_text: str | None, budget_s: float,
+    *, device: str, threads: int, cache: Path | None,
+) -> tuple[Profile, Profile, Link]:  # fmt: skip
+    """The two profiles and the link: from files, from the server, or measured here."""
+    is_file = Path(cloud).suffix == ".json" or Path(cloud).is_file()
+    edge = None if edge_path is None else _profile_file(edge_path, model, wanted)
+    there = _profile_file(Path(cloud), model, wanted) if is_file else None
+    link = None if link_text in (None, MEASURED) else _link(str(link_text))
+    if link is None and is_file:
+        raise UsageError(
+            "a link cannot be measured without a server: name it with --link (4g, 10mbit/20mbit,40ms, a file), or give "
+            "--cloud HOST"
+        )
+    if edge is None and model is None:
+        raise UsageError("give MODEL, to profile it here, or the device's profile with --edge FILE")
+    if edge is not None and there is not None and link is not None:
+        return edge, there, link
+    from splitpoint.engines import open_engine
+    from splitpoint.runtime.edge import Edge
+
+    engine = open_engine(device=device, threads=threads)
+    served = wanted or name_of(model or (edge.graph.name if edge else ""))
+    with nullcontext() if is_file else Edge(cloud, served, at="input", engine=engine, cache=cache) as server:
+        if server is not None:
+            there = server.profile_server(budget_s)
+            if link is None:
+                click.echo("measuring the link, 3 s", err=True)
+                link = server.measure_link()
+        if edge is None:
+            here = wanted or (server.model if server is not None else None)
+            if here is None:
+                raise UsageError(f"{model} is no model on this machine: name a file, or a --cloud HOST that has it")
+            edge = _profile_here(here, engine, budget_s, stand_ins=wanted is None)
+    assert there is not None
+    assert link is not None
+    return edge, there, link
+
+
+def _profile_here(model: Model, engine: object, budget_s: float, *, stand_ins: bool) -> Profile:
+    from splitpoint.profile.measure import profile_model
+
+    click.echo(f"no --edge profile: profiling {model.name} on this machine, at most {budget_s:g} s", err=True)
+    return profile_model(model.with_stand_ins() if stand_ins else model, engine, budget_s=budget_s)  # type: ignore[arg-type]
+
+
+def _profile_file(path: Path, model: str | None, wanted: Model | None) -> Profile:
+    """The profile in a file; InputError unless it is of `wanted`, or, where MODEL is only a name, of one called so."""
+    profile = load_profile(path)
+    if wanted is None and model is not None and name_of(model) != profile.graph.name:
+        raise InputError(f"{path}: this is a profile of {profile.graph.name}, not of {name_of(model)}")
+    if wanted is not None:
+        try:
+            profile.require(wanted.fingerprint, wanted.name)
+        except InputError as exc:
+            raise InputError(f"{path}: {exc}") from exc
+    return profile
+
+
+def _link(text: str) -> Link:
+    found = parse_link(text)
+    if isinstance(found, LinkTrace):
+        click.echo(f"{text} is a trace: planning for its mean, {found.mean}", err=True)
+        return found.mean
+    return found
+
+
+def _calibration(path: Path) -> Calibration:
+    from splitpoint.calibration.files import load_calibration
+
+    return load_calibration(path)
+
+
+def _with_watts(profile: Profile, watts: Watts) -> Profile:
+    import msgspec
+
+    return msgspec.structs.replace(profile, watts=watts)
+
+
+def _need_plot() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot", "draw pictures")
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
+def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -> None:
+    """Print the honest table, and what it comes to, to standard output or `console`."""
+    console = console or out()
+    aim = f"{'most' if plan.objective == 'throughput' else 'least'} {plan.objective}"
+    console.print(f"{plan.model} {plan.fingerprint[:12]}, {aim}", markup=False, style="bold")
+    console.print(f"device  {plan.edge}", markup=False)
+    console.print(f"server  {plan.cloud}", markup=False)
+    name = f"{plan.link.name}: " if plan.link.name and plan.link.name not in str(plan.link) else ""
+    console.print(f"link    {name}{plan.link}", markup=False)
+    shown = titles(plan)
+    columns = [Column(t, right=t not in ("option", "quality"), keep=t in KEPT) for t in shown]
+    table(columns, [row[: len(shown)] for row in rows(plan)], console=console)
+    for line in refusals(plan):
+        console.print(line, markup=False)
+    for line in seed_lines(plan):
+        console.print(line, markup=False)
+    console.print()
+    console.print(plan.advice, markup=False, style="bold")
+    console.print(proof(plan), markup=False)
+    ranges = range_lines(plan)
+    if ranges:
+        console.print("\nas the uplink's bandwidth changes, all else being equal:")
+        width = max(len(rates) for rates, _ in ranges)
+        for rates, label in ranges:
+            console.print(f"  {rates:<{width}}  {label}", markup=False)
+    if explain and plan.why:
+        console.print()
+        for line in plan.why:
+            console.print(line, markup=False)

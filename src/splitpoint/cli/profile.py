@@ -1,0 +1,277 @@
+"""splitpoint profile: what a model costs here, or on a server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from splitpoint.cli.console import Column, err, out, table
+from splitpoint.cli.options import (
+    cache_option,
+    cloud_option,
+    engine_options,
+    json_option,
+    load_model,
+    model_options,
+)
+from splitpoint.cli.run import is_local, notice, refuse_local_options
+from splitpoint.engines import open_engine
+from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.models import name_of
+from splitpoint.profile import measure
+from splitpoint.profile.files import profile_bytes, save_profile
+from splitpoint.profile.power import find_meter
+from splitpoint.profile.values import Profile, Watts
+from splitpoint.report.files import check_writable
+from splitpoint.report.profile import cost_rows, draw, write_rows, write_sheet
+from splitpoint.runtime.edge import Edge
+from splitpoint.units import counted, size
+from splitpoint.units import ms as usual_ms
+
+#: Layers in the summary.
+_SLOWEST = 8
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "ms": 1e-3}
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|ms)?", re.ASCII)
+
+
+@click.command(short_help="Measure what a model costs on this machine, or on a server.")
+@click.argument("model", required=False)
+@cloud_option(required=False)
+@click.option("--budget", default="60s", show_default=True, metavar="TIME", help="How long it may take: 30s, 5m.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the profile (edge.profile.json): splitpoint plan reads it.",
+)
+@click.option(
+    "--png",
+    "png_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw latency and output size of every layer (needs splitpoint[plot]).",
+)
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a row a layer as CSV.",
+)
+@click.option(
+    "--xlsx",
+    "xlsx_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a row a layer as a spreadsheet (needs splitpoint[xlsx]).",
+)
+@click.option(
+    "--edge-watts",
+    metavar="COMPUTE,TX,IDLE",
+    help="Watts of the device computing, sending and waiting; measured if the system tells.",
+)
+@click.option("--note", default="", metavar="TEXT", help="Kept in the profile: what is special about this machine.")
+@json_option
+@cache_option
+@engine_options
+@model_options
+def command(
+    model: str | None, cloud: str | None, budget: str, output: Path | None, png_path: Path | None,
+    csv_path: Path | None, xlsx_path: Path | None, edge_watts: str | None, note: str, as_json: bool,
+    cache: Path | None, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
+    input_spec: Path | None,
+) -> None:  # fmt: skip
+    """Measure what every cut of MODEL costs on this machine, with the engine and threads that will run it.
+
+    With --cloud HOST the server measures itself and sends the result; MODEL is then one that it has, and may
+    be left out if there is one. Heads and tails of cuts are compiled and run one after the other, from coarse to
+    fine, until the time budget ends; the cuts that were not reached are modelled.
+    """
+    seconds = parse_budget(budget)
+    watts = parse_watts(edge_watts) if edge_watts else None
+    for path in (output, png_path, csv_path, xlsx_path):
+        if path:
+            check_writable(path)
+    _need_extras(png_path, xlsx_path)
+    if cloud is None:
+        if model is None:
+            raise UsageError("say which MODEL to measure, or which server measures itself (--cloud HOST)")
+        made = _measure_here(model, seconds, watts, note, device, threads, shapes, weights, input_spec)
+    else:
+        if note or watts:
+            raise UsageError("--note and --edge-watts describe this machine: with --cloud the server measures itself")
+        made = _ask_server(model, cloud, seconds, cache, shapes, weights, input_spec)
+    written = _write(made, output, png_path, csv_path, xlsx_path)
+    if as_json:
+        click.echo(profile_bytes(made), nl=False)
+    else:
+        _print(made)
+        _say_next(made, output, cloud)
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
+
+
+def parse_budget(text: str) -> float:
+    """``"60s"``, ``"60"``, ``"5m"`` in seconds; UsageError for anything else, and for zero."""
+    found = _BUDGET.fullmatch(text.strip().lower())
+    seconds = float(found.group(1)) * _UNITS[found.group(2) or ""] if found else 0.0
+    if not 0 < seconds <= 86400:
+        raise UsageError(f"--budget is a time like 60s or 5m, above 0 and at most a day, not {text}")
+    return seconds
+
+
+def parse_watts(text: str) -> Watts:
+    """``"5.5,2,1.3"`` as power while computing, sending and waiting; UsageError for anything else."""
+    try:
+        compute, tx, idle = (float(part) for part in text.split(","))
+    except ValueError:
+        compute = tx = idle = -1.0
+    if not all(0 <= w < 1e6 for w in (compute, tx, idle)):
+        raise UsageError(f"--edge-watts is three numbers, COMPUTE,TX,IDLE (such as 5.5,2,1.3), not {text}")
+    return Watts(compute, tx, idle, "given by --edge-watts")
+
+
+def _need_extras(png_path: Path | None, xlsx_path: Path | None) -> None:
+    """Ask for them before a minute of measuring, not after it."""
+    from importlib.util import find_spec
+
+    if png_path and find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot", "draw pictures")
+    if xlsx_path and find_spec("openpyxl") is None:
+        raise MissingExtraError("openpyxl", "xlsx", "write spreadsheets")
+
+
+def _measure_here(
+    name: str, seconds: float, watts: Watts | None, note: str, device: str, threads: int, shapes: tuple[str, ...],
+    weights: str | None, input_spec: Path | None,
+) -> Profile:  # fmt: skip
+    engine = open_engine(device=device, threads=threads)
+    model = load_model(name, shapes, weights, input_spec)
+    with _bar() as bar:
+        task = bar.add_task(f"measuring {model.name}", total=seconds, left="")
+
+        def show(progress: measure.Progress) -> None:
+            end = progress.elapsed_s + progress.left_s
+            what = f"measuring {model.name}: {progress.what}"
+            bar.update(
+                task,
+                completed=progress.elapsed_s,
+                total=end,
+                description=what[:60],
+                left=f"{progress.left_s:.0f} s left",
+            )
+
+        return measure.profile_model(
+            model, engine, budget_s=seconds, on_progress=show, note=note, watts=watts,
+            meter=None if watts else find_meter(),
+        )  # fmt: skip
+
+
+def _bar() -> Progress:
+    console = err()
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+
+
+def _ask_server(
+    name: str | None, cloud: str, seconds: float, cache: Path | None, shapes: tuple[str, ...], weights: str | None,
+    input_spec: Path | None,
+) -> Profile:  # fmt: skip
+    here = load_model(name, shapes, weights, input_spec) if name and is_local(name) else None
+    if here is None:
+        refuse_local_options(shapes, weights)
+    with (
+        Edge(cloud, here or (name_of(name) if name else None), at="input", cache=cache, on_event=notice) as edge,
+        err().status(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
+    ):
+        return edge.profile_server(seconds)
+
+
+def _write(profile: Profile, output: Path | None, png: Path | None, csv: Path | None, xlsx: Path | None) -> list[Path]:
+    rows = cost_rows(profile) if png or csv or xlsx else []
+    writers: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (output, lambda path: save_profile(path, profile)),
+        (png, lambda path: draw(profile, rows, path)),
+        (csv, lambda path: write_rows(path, rows)),
+        (xlsx, lambda path: write_sheet(path, rows, profile.graph.name)),
+    ]
+    for path, write in writers:
+        if path:
+            write(path)
+    return [path for path, _ in writers if path]
+
+
+_COLUMNS = (
+    Column("layer", right=False, keep=True), Column("op", right=False), Column("ms", keep=True),
+    Column("share", keep=True), Column("output", keep=True), Column("crosses behind it"),
+)  # fmt: skip
+
+
+def _print(profile: Profile) -> None:
+    console, graph, whole = out(), profile.graph, profile.whole
+    console.print(f"[bold]{graph.name}[/] {profile.fingerprint[:12]}")
+    console.print(profile.where, markup=False)
+    spread = (whole.p90 - whole.p10) / 2
+    console.print(
+        f"whole model [bold]{ms(whole.median)} ms[/] ± {ms(spread)} (median of {whole.count} runs, "
+        f"{ms(whole.p10)}…{ms(whole.p90)} for eight of ten)"
+    )
+    rows = sorted(cost_rows(profile), key=lambda r: r.ms, reverse=True)[:_SLOWEST]
+    console.print(f"\nslowest of {counted(len(graph.order), 'layer')}, by the engine's own kernel times")
+    cells = [
+        (r.layer, r.op, ms(r.ms), f"{r.share:.0%}", size(r.output_bytes), size(r.crossing_bytes) if r.cut else "")
+        for r in rows
+    ]
+    table(_COLUMNS, cells, console=console)
+    chain = len(graph.chain())
+    others = len(profile.segments) - profile.measured
+    more = f", and {others} between them" if others else ""
+    console.print(f"{profile.measured} of {chain} single-tensor cuts were measured{more}: {_spread(profile)}")
+    if profile.codecs:
+        costs = ", ".join(
+            f"{name} {ms(c.encode_ms_per_mb + c.encode_fixed_ms)}"
+            for name, c in profile.codecs.items()
+            if name != "raw"
+        )
+        console.print(f"ms to encode 1 MB: {costs}", markup=False)
+    if profile.watts:
+        w = profile.watts
+        console.print(
+            f"{w.compute:.1f} W computing, {w.tx:.1f} W sending, {w.idle:.1f} W idle ({w.source})", markup=False
+        )
+
+
+def ms(milliseconds: float) -> str:
+    """Milliseconds with three digits, of tiny layers too."""
+    return usual_ms(milliseconds) if milliseconds >= 0.995 else f"{milliseconds:.3f}"
+
+
+def _spread(profile: Profile) -> str:
+    """How far eight of ten runs lie apart, over all measured halves."""
+    halves = [h for s in profile.segments for h in (s.head, s.tail) if h is not None and h.median > 0]
+    spreads = sorted((h.p90 - h.p10) / 2 / h.median for h in halves)
+    if not spreads:
+        return "nothing to say of their spread"
+    middle, worst = spreads[len(spreads) // 2], spreads[-1]
+    advice = "; other programs may be running: measure again when it is quiet" if middle > 0.1 else ""
+    return f"runs spread by ± {middle:.0%} (worst cut ± {worst:.0%}){advice}"
+
+
+def _say_next(profile: Profile, output: Path | None, cloud: str | None) -> None:
+    if not profile.complete:
+        click.echo(
+            "the time budget ended before every cut was measured; the others are modelled (a larger --budget helps)"
+        )
+    if output is None:
+        click.echo(f"keep it with -o {'cloud' if cloud else 'edge'}.profile.json")
+    elif cloud:
+        click.echo(f"next: splitpoint plan MODEL --edge edge.profile.json --cloud {output} --link wifi")
+    else:
+        click.echo(f"next: splitpoint plan MODEL --edge {output} --cloud HOST --link wifi")

@@ -1,0 +1,38 @@
+"""What all codecs check: the tensor that goes in, the bytes that come."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from splitpoint.codecs import Codec
+from splitpoint.errors import InputError
+from splitpoint.tensors import Array, TensorSpec, spec_of
+
+#: The dtypes that lossy codecs take. Integers are ids, counts or quantised already: their bits all mean something.
+FLOATS = frozenset({"float16", "float32", "float64"})
+
+
+def checked(codec: Codec, array: Array) -> Array:
+    """`array`, C-contiguous and in this machine's byte order, if `codec` takes it; InputError otherwise."""
+    spec = spec_of("tensor", array)
+    if not codec.accepts(spec):
+        raise InputError(f"codec {codec.name} does not take {spec.type}: send it raw")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def dims(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of a bound spec."""
+    return tuple(int(n) for n in spec.shape)
+
+
+def exactly(data: Array, nbytes: int, codec: Codec, spec: TensorSpec) -> Array:
+    """`data` if it has `nbytes` bytes; InputError otherwise."""
+    if data.dtype != np.uint8 or data.ndim != 1 or data.size != nbytes:
+        raise InputError(f"{spec} takes {nbytes} bytes of {codec.name}, but {data.nbytes} came")
+    return data
+
+
+def aligned(data: Array, dtype: str) -> Array:
+    """`data` (uint8[n]) as numbers of `dtype`: a view, or a copy where the bytes do not lie as the CPU wants them."""
+    view = data.view(dtype)
+    return view if view.flags.aligned else view.copy()

@@ -1,0 +1,86 @@
+"""jpeg:QUALITY: the opponent that a cut must beat, a photo as every camera sends it."""
+
+from __future__ import annotations
+
+import io
+from math import ceil
+
+import numpy as np
+
+from splitpoint.codecs.bytes import checked, dims
+from splitpoint.errors import InputError
+from splitpoint.images import MAX_PIXELS
+from splitpoint.tensors import Array, TensorSpec
+
+#: libjpeg's own limit for a side.
+_LONGEST = 65500
+#: Bits a pixel of photos scaled to 224 x 224, by quality, interpolated between these: until a calibration measures.
+_QUALITIES = (1, 10, 30, 50, 75, 85, 90, 95, 98, 100)
+_BITS = (0.2, 0.4, 0.8, 1.1, 1.5, 2.0, 2.5, 3.6, 5.2, 7.5)
+_HEADER = 623
+
+
+class Jpeg:
+    """Baseline JPEG with colour at half the resolution (4:2:0), as Pillow writes it by default."""
+
+    exact = False
+    sized = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._quality = int(name.partition(":")[2])
+
+    def accepts(self, spec: TensorSpec) -> bool:
+        if spec.dtype != "uint8" or len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
+            return False
+        h, w = spec.shape[1:3]
+        sized = isinstance(h, int) and isinstance(w, int)
+        return sized and 1 <= int(h) <= _LONGEST and 1 <= int(w) <= _LONGEST and int(h) * int(w) <= MAX_PIXELS
+
+    def nbytes(self, spec: TensorSpec) -> int:
+        bits = float(np.interp(self._quality, _QUALITIES, _BITS))
+        colour = 1.0 if spec.shape[3] == 3 else 0.85
+        return min(self.most(spec), round(_HEADER + bits * colour * _pixels(spec) / 8))
+
+    def most(self, spec: TensorSpec) -> int:
+        # A coefficient takes 26 bits at most (a code of 16 and 10 bits of its value), and blocks are padded to whole
+        # ones. 32 leaves room for the zero byte that follows each 0xFF.
+        h, w = (ceil(int(n) / 16) * 16 for n in spec.shape[1:3])
+        return h * w * (6 if spec.shape[3] == 3 else 4) + 1024
+
+    def encode(self, array: Array) -> Array:
+        from PIL import Image
+
+        picture = checked(self, array)[0]
+        data = io.BytesIO()
+        image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+        image.save(data, "JPEG", quality=self._quality, subsampling="4:2:0" if image.mode == "RGB" else -1)
+        return np.frombuffer(data.getvalue(), np.uint8)
+
+    def decode(self, data: Array, spec: TensorSpec) -> Array:
+        # Not Image.open: of all that Pillow reads, a stranger gets this one decoder.
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        if data.size > self.most(spec):
+            raise InputError(f"{spec} takes at most {self.most(spec)} bytes of {self.name}, but {data.size} came")
+        try:
+            with JpegImageFile(io.BytesIO(data.tobytes())) as image:
+                self._check(image.mode, image.size, bool(image.info.get("progressive")), spec)
+                image.load()
+                return np.asarray(image).reshape(dims(spec))
+        except InputError:
+            raise
+        except Exception as exc:  # Pillow raises nearly anything on broken bytes
+            raise InputError(f"{spec} came as a broken or truncated JPEG: {exc}") from exc
+
+    def _check(self, mode: str, size: tuple[int, int], progressive: bool, spec: TensorSpec) -> None:
+        """InputError unless the header fits: said before a pixel is allocated."""
+        wanted = ("RGB" if spec.shape[3] == 3 else "L", (spec.shape[2], spec.shape[1]))
+        if (mode, size) != wanted:
+            raise InputError(f"{spec} came as a JPEG of {size[0]} x {size[1]} {mode} pixels")
+        if progressive:  # its coefficients are kept for the whole picture: a multiple of what the spec says
+            raise InputError(f"{spec} came as a progressive JPEG: only baseline ones are decoded")
+
+
+def _pixels(spec: TensorSpec) -> int:
+    return int(spec.shape[1]) * int(spec.shape[2])

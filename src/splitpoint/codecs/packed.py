@@ -1,0 +1,66 @@
+"""NAME+zstd: the bytes of another codec, compressed with Zstandard."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import zstandard
+
+from splitpoint.codecs import open_codec
+from splitpoint.codecs.bytes import checked
+from splitpoint.errors import InputError
+from splitpoint.tensors import Array, TensorSpec
+
+#: The fastest of the ordinary levels. Level 3 saves 0–2 % more bytes of features at a third of the speed.
+LEVEL = 1
+#: What is left of the bytes, roughly: the planner's guess until a calibration has measured it.
+_GUESS = {"raw": 0.8, "fp16": 0.8, "int8": 0.75, "int4": 0.8}
+
+
+class Zstd:
+    """One Zstandard frame that says how much is in it. Safe for several threads: each has its own (de)compressor."""
+
+    sized = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        kind = name.removesuffix("+zstd")
+        self._inner = open_codec(kind)
+        self._guess = _GUESS[kind]
+        self.exact = self._inner.exact
+        self._own = threading.local()
+
+    def accepts(self, spec: TensorSpec) -> bool:
+        return self._inner.accepts(spec)
+
+    def nbytes(self, spec: TensorSpec) -> int:
+        return min(self.most(spec), round(self._guess * self._inner.nbytes(spec)) + 16)
+
+    def most(self, spec: TensorSpec) -> int:
+        # ZSTD_COMPRESSBOUND of zstd.h.
+        size = self._inner.nbytes(spec)
+        return size + (size >> 8) + (((128 << 10) - size) >> 11 if size < 128 << 10 else 0)
+
+    def encode(self, array: Array) -> Array:
+        inner = self._inner.encode(checked(self, array))
+        if not hasattr(self._own, "compressor"):
+            self._own.compressor = zstandard.ZstdCompressor(level=LEVEL)
+        return np.frombuffer(self._own.compressor.compress(inner), np.uint8)
+
+    def decode(self, data: Array, spec: TensorSpec) -> Array:
+        size = self._inner.nbytes(spec)
+        if data.size > self.most(spec):
+            raise InputError(f"{spec} takes at most {self.most(spec)} bytes of {self.name}, but {data.size} came")
+        if not hasattr(self._own, "decompressor"):
+            self._own.decompressor = zstandard.ZstdDecompressor()
+        packed = np.ascontiguousarray(data).tobytes()
+        try:
+            # Nothing is allocated for a frame that unpacks to another size, or wants more room than its content.
+            frame = zstandard.get_frame_parameters(packed)
+            if frame.content_size != size or frame.window_size > max(size, 1 << 10) or frame.dict_id:
+                raise InputError(f"{spec} came as a Zstandard frame that does not hold the {size} bytes it should")
+            inner = self._own.decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)
+        except zstandard.ZstdError as exc:
+            raise InputError(f"{spec} came as bytes of {self.name} that cannot be unpacked: {exc}") from exc
+        return self._inner.decode(np.frombuffer(inner, np.uint8), spec)

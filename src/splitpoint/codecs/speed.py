@@ -1,0 +1,94 @@
+"""How long a codec takes on this machine: a fixed part and a part a megabyte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from splitpoint.codecs import Codec
+from splitpoint.codecs.bytes import FLOATS, dims
+from splitpoint.errors import InputError
+from splitpoint.tensors import Array, TensorSpec
+
+#: Two sizes tell the fixed part from the other: this many values, and this many times as many.
+_SMALL, _RATIO = 1 << 13, 32
+_LEAST_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Milliseconds a tensor, and a megabyte (10⁶ bytes of the *decoded* tensor) of it."""
+
+    encode_fixed_ms: float
+    encode_ms_per_mb: float
+    decode_fixed_ms: float
+    decode_ms_per_mb: float
+
+
+def measure(
+    codec: Codec, spec: TensorSpec, budget_s: float = 0.05, *, clock: Callable[[], float] = perf_counter
+) -> Speed:
+    """What `codec` costs for tensors like `spec`: medians of runs at two sizes, interleaved, in about `budget_s`.
+
+    Two tensors are made with the proportions of `spec` and values like a network's features (a photo's, for uint8).
+    InputError if `codec` does not take such tensors.
+    """
+    arrays = [sample(sized(spec, _SMALL * ratio)) for ratio in (1, _RATIO)]
+    specs = [TensorSpec(spec.name, a.dtype.name, a.shape) for a in arrays]
+    if not codec.accepts(specs[0]):
+        raise InputError(f"codec {codec.name} does not take {spec.type}")
+    data = [codec.encode(a) for a in arrays]
+    taken: list[list[float]] = [[] for _ in range(4)]
+    actions: list[Callable[[], Array]] = [
+        lambda: codec.encode(arrays[0]), lambda: codec.decode(data[0], specs[0]),
+        lambda: codec.encode(arrays[1]), lambda: codec.decode(data[1], specs[1]),
+    ]  # fmt: skip
+    end = clock() + budget_s
+    while len(taken[0]) < _LEAST_ROUNDS or clock() < end:
+        for times, action in zip(taken, actions, strict=True):
+            start = clock()
+            action()
+            times.append((clock() - start) * 1e3)
+    encode_small, decode_small, encode, decode = (median(times) for times in taken)
+    small, large = (s.nbytes / 1e6 for s in specs)
+    return Speed(*_line(small, encode_small, large, encode), *_line(small, decode_small, large, decode))
+
+
+def _line(small: float, at_small: float, large: float, at_large: float) -> tuple[float, float]:
+    """(fixed, a megabyte) through two points; neither is negative."""
+    slope = min(max(0.0, (at_large - at_small) / (large - small)), at_large / large)
+    return max(0.0, at_large - slope * large), slope
+
+
+def sized(spec: TensorSpec, elements: int) -> TensorSpec:
+    """A spec of about `elements` values with the proportions of `spec`, batch 1.
+
+    Pictures (uint8) and tokens grow along their length, feature maps in channels: the length of a channel stays.
+    """
+    shape = [max(1, n) for n in dims(spec)] or [1]
+    shape[0] = 1 if len(shape) > 1 else shape[0]
+    axis = 0 if len(shape) == 1 else 1
+    shape[axis] = 1
+    shape[axis] = max(1, round(elements / prod(shape)))
+    return TensorSpec(spec.name, spec.dtype, tuple(shape))
+
+
+def sample(spec: TensorSpec, seed: int = 0) -> Array:
+    """Values like those of a network: neighbours alike, half of the floats zero; whole numbers are small."""
+    rng = np.random.default_rng(seed)
+    count = spec.elements
+    noise = rng.standard_normal(count, np.float32)
+    smooth = np.convolve(rng.standard_normal(count, np.float32), np.full(24, 24**-0.5, np.float32))[:count]
+    mixed: Array = (0.9 * smooth + 0.4 * noise).reshape(dims(spec))
+    if spec.dtype == "uint8":
+        mixed = np.clip(mixed * 40 + 128, 0, 255)
+    elif spec.dtype in FLOATS:
+        mixed = np.maximum(mixed, 0)
+    else:
+        mixed = mixed > 0
+    return mixed.astype(spec.dtype)

@@ -1,0 +1,14 @@
+"""Experiments that can be repeated on one machine: a shaped link, a slowed device, scenarios. No root needed.
+
+>>> with Relay(server.address, PRESETS["4g"]) as relay, Edge(relay.address, at="middle") as edge:
+...     edge.infer(photo)
+...     relay.set_link(PRESETS["3g"])
+
+| what | where |
+|---|---|
+| a link with rate, delay, jitter, stalls and cuts, before any TCP server | `relay.Relay`, over `forwarder` and `lane` |
+| a device that computes slower | `device.Stretched` (an engine), `device.slowed` (a CPU limit for a command) |
+| a server, a link and a device as a file | `scenario.Scenario`, run by `experiment.run` |
+
+Whatever ran here is emulated, and every result says so.
+"""

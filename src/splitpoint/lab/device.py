@@ -1,0 +1,368 @@
+"""A slower device, emulated: an engine whose runs take longer, or a CPU limit for a whole command.
+
+>>> engine = Stretched(open_engine(threads=1), 4)          # every run takes four times as long
+>>> engine.note
+'emulated: 4x slower by waiting after every run'
+
+>>> with slowed(4) as slow:                                # a real CPU limit, where the system has one
+...     slow.start([sys.executable, "-m", "splitpoint", "profile", "zoo:lenet5"]).wait()
+
+`Stretched` is clean and repeatable for any length of run, but slows only what the engine computes. A CPU limit slows
+everything, Python too, but by shares of a period: what takes less than the share runs at full speed, then waits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from splitpoint.engines import Engine, Session
+from splitpoint.errors import EngineError, UsageError
+from splitpoint.models.model import Segment
+from splitpoint.tensors import Array
+
+#: Set for a command that runs slowed: what its measurements must say of themselves.
+NOTE_VARIABLE = "SPLITPOINT_EMULATED"
+METHODS = ("auto", "quota", "stop")
+
+_MOST = 1000.0
+_PERIOD_MS = 10.0
+#: The least the kernel grants in a period, and the least for which starting and stopping a process is exact enough.
+_LEAST_QUOTA_MS, _LEAST_RUN_MS = 1.0, 2.0
+#: Sleeping ends late by up to this much: the rest is watched.
+_WATCHED_S = 0.3e-3
+
+
+def check_factor(factor: float, *, least: float | None = None) -> float:
+    """`factor` if a device can be that much slower: above 1 (or from `least`) and up to 1000. UsageError otherwise."""
+    fits = isfinite(factor) and factor <= _MOST and (factor > 1 if least is None else factor >= least)
+    if not fits:
+        wanted = "above 1" if least is None else f"{least:g} or more"
+        raise UsageError(f"a device can be slowed by a factor {wanted} and up to {_MOST:g}, not {factor:g}")
+    return factor
+
+
+# --- an engine that takes longer ------------------------------------------------------------------------------------
+
+
+class Stretched:
+    """An engine (splitpoint.engines) whose every run takes `factor` times as long as it computed.
+
+    `factor` may be set at any time and holds from the next run on; 1 is as fast as it is.
+    """
+
+    def __init__(
+        self, engine: Engine, factor: float, *, clock: Callable[[], float] = time.perf_counter,
+        wait_until: Callable[[float], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.engine = engine
+        self.name, self.device, self.threads = engine.name, engine.device, engine.threads
+        self.factor = factor
+        self.clock = clock
+        self.wait_until = wait_until or _wait_until
+
+    @property
+    def factor(self) -> float:
+        """How many times slower it is."""
+        return self._factor
+
+    @factor.setter
+    def factor(self, factor: float) -> None:
+        self._factor = check_factor(factor, least=1.0)
+
+    @property
+    def note(self) -> str:
+        """What a measurement with it must say; empty at factor 1."""
+        return f"emulated: {self.factor:g}x slower by waiting after every run" if self.factor > 1 else ""
+
+    def compile(self, segment: Segment) -> _StretchedSession:
+        """A session whose runs are stretched; compiling takes as long as it takes."""
+        return _StretchedSession(self.engine.compile(segment), self)
+
+    def __repr__(self) -> str:
+        return f"Stretched({self.engine!r}, {self.factor:g})"
+
+
+class _StretchedSession:
+    def __init__(self, session: Session, engine: Stretched) -> None:
+        self.inputs, self.outputs, self.nbytes = session.inputs, session.outputs, session.nbytes
+        self._session, self._engine = session, engine
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        began = self._engine.clock()
+        made = self._session.run(inputs)
+        ended = self._engine.clock()
+        if self._engine.factor > 1:
+            self._engine.wait_until(began + (ended - began) * self._engine.factor)
+        return made
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def spin_until(moment: float) -> None:
+    """Returns at `moment` without giving the core away: the next run finds it as warm as a busy device's.
+
+    For ``Stretched(…, wait_until=spin_until)`` where the engine has a core to itself. Sleeping leaves the core to
+    others, and the run after it is cold: some 15 % longer for a whole network here, up to twice for a 0.6 ms head.
+    """
+    while time.perf_counter() < moment:
+        pass
+
+
+def _wait_until(moment: float) -> None:
+    while (left := moment - time.perf_counter()) > 0:
+        time.sleep(max(0.0, left - _WATCHED_S))
+
+
+# --- a CPU limit for a command ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`run_ms` of processor time in every `period_ms`."""
+
+    run_ms: float
+    period_ms: float
+
+
+def quota_share(factor: float, threads: int = 1) -> Share:
+    """What `threads` busy threads may use so that each computes `factor` times slower.
+
+    The period is 10 ms, and longer where the share would be less than the millisecond that the kernel grants.
+
+    >>> quota_share(4), quota_share(16)
+    (Share(run_ms=2.5, period_ms=10.0), Share(run_ms=1.0, period_ms=16.0))
+    """
+    period = max(_PERIOD_MS, _LEAST_QUOTA_MS * factor / threads)
+    return Share(period * threads / factor, period)
+
+
+def stop_share(factor: float) -> Share:
+    """How long a command runs before it is stopped for the rest of a period.
+
+    >>> stop_share(2), stop_share(16)
+    (Share(run_ms=5.0, period_ms=10.0), Share(run_ms=2.0, period_ms=32.0))
+    """
+    period = max(_PERIOD_MS, _LEAST_RUN_MS * factor)
+    return Share(period / factor, period)
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """A folder of the control groups' file system where a group may be made. `version` 1 or 2."""
+
+    version: int
+    folder: Path
+
+    def limit(self, group: Path, share: Share) -> None:
+        """Bounds `group`. OSError where that is not allowed, or the group has no CPU controller."""
+        quota, period = round(share.run_ms * 1e3), round(share.period_ms * 1e3)
+        if self.version == 2:
+            _write(group / "cpu.max", f"{quota} {period}")
+        else:
+            _write(group / "cpu.cfs_period_us", str(period))
+            _write(group / "cpu.cfs_quota_us", str(quota))
+
+
+def hierarchies(process: Path = Path("/proc/self")) -> Iterator[Hierarchy]:
+    """Where this process might make a group: below its own (version 1, or 2), then beside it (version 2)."""
+    try:
+        mounts = [line.split() for line in (process / "mounts").read_text().splitlines()]
+        own = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, place, kind, options, *_ in mounts:
+        for _, controllers, path in own:
+            inside = Path(place) / path.lstrip("/")
+            here = inside if inside.is_dir() else Path(place)  # a container sees its own group as the root
+            if kind == "cgroup" and "cpu" in options.split(",") and "cpu" in controllers.split(","):
+                yield Hierarchy(1, here)
+            elif kind == "cgroup2" and not controllers:
+                yield Hierarchy(2, here)
+                if here != Path(place):  # a group with processes in it can have no limited groups below
+                    yield Hierarchy(2, here.parent)
+
+
+def slowed(factor: float, *, threads: int = 1, method: str = "auto", process: Path = Path("/proc/self")) -> Slowed:
+    """Commands started by what this returns compute `factor` times slower. Use it in a with statement.
+
+    `threads` is how many threads of the command compute at once: its limit is theirs together. `method` is ``quota``
+    (a control group's CPU quota; EngineError where this user may not set one), ``stop`` (SIGSTOP and SIGCONT in turns)
+    or ``auto``: the first that works. UsageError for a factor that is not above 1.
+    """
+    check_factor(factor)
+    if not 1 <= threads <= 1024:
+        raise UsageError(f"a command computes with 1 to 1024 threads, not {threads}")
+    if method not in METHODS:
+        raise UsageError(f"a command is slowed by {', '.join(METHODS)}, not {method}")
+    if method != "stop":
+        share = quota_share(factor, threads)
+        for hierarchy in hierarchies(process):
+            group = _make_group(hierarchy, share)
+            if group is not None:
+                several = f" for {threads} threads together" if threads > 1 else ""
+                how = f"a CPU quota of {share.run_ms:.3g} ms in every {share.period_ms:.3g} ms{several}"
+                return Slowed(factor, "quota", f"emulated: {factor:g}x slower by {how}", group=group)
+        if method == "quota":
+            raise EngineError(
+                "this user may not set CPU quotas here: run it as root, inside `systemd-run --user --scope "
+                "-p Delegate=yes`, or use --method stop"
+            )
+    share = stop_share(factor)
+    how = f"stopping it for {share.period_ms - share.run_ms:.3g} ms after every {share.run_ms:.3g} ms"
+    return Slowed(factor, "stop", f"emulated: {factor:g}x slower by {how}")
+
+
+@dataclass
+class Slowed:
+    """Starts commands that are slowed. `note` says how, and is given to them as $SPLITPOINT_EMULATED."""
+
+    factor: float
+    method: str
+    note: str
+    group: Path | None = None
+    _processes: list[subprocess.Popen[Any]] = field(default_factory=list)
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _guards: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.group is not None:
+            self._guard(_UNGROUP, str(self.group))
+
+    def __enter__(self) -> Slowed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """The command as a process, slowed from its first instruction; `options` are Popen's.
+
+        UsageError if there is no such command. `close` ends it if it still runs.
+        """
+        if not command or shutil.which(command[0]) is None:
+            raise UsageError(f"there is no command {command[0] if command else 'given'}: check the spelling")
+        options["env"] = {**(options.get("env") or os.environ), NOTE_VARIABLE: self.note}
+        if self.group is not None:
+            enter = ["/bin/sh", "-c", 'echo 0 > "$0" && exec "$@"', str(self.group / "cgroup.procs")]
+            process = subprocess.Popen([*enter, *command], **options)
+            self._processes.append(process)
+            return process
+        process = subprocess.Popen(list(command), process_group=0, **options)
+        self._processes.append(process)
+        self._guard(_CONTINUE, str(process.pid))
+        thread = threading.Thread(target=_take_turns, args=(process, self.factor), name="slow", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return process
+
+    def send(self, process: subprocess.Popen[Any], number: int) -> None:
+        """Sends a signal to the command, and to the processes it started where they are a group of their own."""
+        with suppress(ProcessLookupError):
+            if self.method == "stop":
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+
+    def close(self) -> None:
+        """Ends what still runs, and leaves no group, no thread and no guard behind."""
+        for process in self._processes:
+            if process.poll() is None:
+                self.send(process, signal.SIGTERM)
+                try:
+                    process.wait(5.0)
+                except subprocess.TimeoutExpired:
+                    self.send(process, signal.SIGKILL)
+                    process.wait()
+        for thread in self._threads:
+            thread.join()
+        if self.group is not None:
+            _remove_group(self.group)
+        for guard in self._guards:
+            assert guard.stdin is not None
+            guard.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                guard.wait(1.0)
+
+    def _guard(self, script: str, argument: str) -> None:
+        """A shell that tidies up when this process is gone, however it ended: the end of a pipe tells it."""
+        command = ["/bin/sh", "-c", script, argument]
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        self._guards.append(guard)
+
+
+#: What the guards do, to the group $0 or to the processes of group $0.
+_UNGROUP = 'read _; while [ -d "$0" ] && ! rmdir "$0"; do sleep 0.2; done'
+_CONTINUE = 'read _; kill -CONT -- "-$0"'
+_number = count()
+
+
+def _make_group(hierarchy: Hierarchy, share: Share) -> Path | None:
+    """A limited group that this user may put processes into; None, and nothing left, where that is not so."""
+    group = hierarchy.folder / f"splitpoint-{os.getpid()}-{next(_number)}"
+    try:
+        group.mkdir()
+    except OSError:
+        return None
+    try:
+        hierarchy.limit(group, share)
+        # Making a group does not mean that processes may be moved there: try it with one.
+        probe = ["/bin/sh", "-c", 'echo 0 > "$0"', str(group / "cgroup.procs")]
+        if subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+            return group
+    except OSError:
+        pass
+    _remove_group(group)
+    return None
+
+
+def _remove_group(group: Path) -> None:
+    """Removes the group. What still runs in it (a daemon that the command left) goes on outside, unslowed."""
+    end = time.monotonic() + 2.0
+    while group.is_dir():
+        try:
+            group.rmdir()
+        except OSError:
+            if time.monotonic() > end:
+                return  # the guard goes on trying
+            with suppress(OSError):
+                for pid in (group / "cgroup.procs").read_text().split():
+                    _write(group.parent / "cgroup.procs", pid)
+            time.sleep(0.01)
+
+
+def _write(path: Path, text: str) -> None:
+    # Not write_text: the file is there or the controller is not, and must not be made.
+    with open(path, "r+") as file:
+        file.write(text)
+
+
+def _take_turns(process: subprocess.Popen[Any], factor: float) -> None:
+    """Lets the process group run and stop in turns until its first process has ended."""
+    run_s = stop_share(factor).run_ms / 1e3
+    try:
+        while process.poll() is None:
+            began = time.monotonic()
+            time.sleep(run_s)
+            os.killpg(process.pid, signal.SIGSTOP)
+            stopped = time.monotonic()
+            # As long as it really ran, not as long as it should have: a late wake-up makes both longer.
+            time.sleep(max(0.0, (stopped - began) * (factor - 1) - (time.monotonic() - stopped)))
+            os.killpg(process.pid, signal.SIGCONT)
+    except ProcessLookupError:
+        return
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)

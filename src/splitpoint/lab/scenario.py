@@ -1,0 +1,172 @@
+"""An experiment as a file: model, cuts, link, device, server, requests. TOML, checked field by field.
+
+    model = "zoo:efficientnet_lite0"
+    at = ["input", "middle", "output"]
+    link = "4g"                        # a preset, 10mbit/20mbit,40ms, a .link.json or a .csv trace beside this file
+    requests = 20
+
+    [device]
+    slowdown = 4
+
+    [[events]]                         # what happens to the link meanwhile
+    at_s = 2.0
+    do = "stall"
+    seconds = 0.5
+
+docs/lab.md has every field. Scenarios that ship: `names()`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from splitpoint.codecs import open_codec
+from splitpoint.errors import InputError, SplitpointError, UsageError, nearest
+from splitpoint.lab.device import check_factor
+from splitpoint.link import Link
+from splitpoint.link.parse import parse_link
+from splitpoint.link.trace import LinkTrace
+
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The emulated device; `slowdown` 1 is this machine as it is. `method`: ``stretched`` (each run of the engine takes
+    longer), ``quota`` or ``stop`` (a limit for the whole process), ``limit`` (whichever of these two works here)."""
+
+    slowdown: float = 1.0
+    threads: int = 1
+    method: Literal["stretched", "limit", "quota", "stop"] = "stretched"
+
+
+class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the server is started."""
+
+    device: str = "cpu"
+    threads: int = 1
+
+
+class LinkEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that happens `at_s` seconds after the first measured request: the link stalls for `seconds`, is cut
+    and refuses connections for `seconds`, or becomes `link`."""
+
+    at_s: float
+    do: Literal["stall", "cut", "link"]
+    seconds: float = 0.0
+    link: str = ""
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is run, and on what. `at` are cut names, as `--at` takes them; `plan` is a plan's file instead of them.
+
+    `inputs` is ``photos`` (those of the zoo), ``synthetic`` (drawn with `seed`), or files and folders.
+    """
+
+    name: str = ""
+    title: str = ""
+    model: str
+    at: tuple[str, ...] = ()
+    plan: str = ""
+    link: str
+    codec: str = "raw"
+    requests: int = 20
+    warm_up: int = 2
+    inputs: str | tuple[str, ...] = "photos"
+    seed: int = 0
+    device: Device = Device()
+    server: ServerOptions = ServerOptions()
+    events: tuple[LinkEvent, ...] = ()
+    folder: str = ""
+    source: str = ""
+    """Where its files are, and its text; both not in the file."""
+
+    def __post_init__(self) -> None:
+        for field, low, high in (("requests", 1, 1_000_000), ("warm_up", 0, 1_000_000)):
+            value = getattr(self, field)
+            if not low <= value <= high:
+                raise UsageError(f"{field} must be from {low} to {high}, not {value}")
+        for field, threads in (("device.threads", self.device.threads), ("server.threads", self.server.threads)):
+            if not 1 <= threads <= 1024:
+                raise UsageError(f"{field} must be from 1 to 1024, not {threads}")
+        check_factor(self.device.slowdown, least=1.0)
+        if bool(self.at) == bool(self.plan):
+            raise UsageError('give either at = ["middle", …] or plan = "FILE"')
+        for event in self.events:
+            if not (isfinite(event.at_s) and event.at_s >= 0 and isfinite(event.seconds) and event.seconds >= 0):
+                raise UsageError("an event's at_s and seconds must be 0 or more")
+            if (event.do == "link") != bool(event.link):
+                raise UsageError('an event has a link if, and only if, it does "link"')
+
+    def path(self, file: str) -> Path:
+        """A file that the scenario names: relative to where the scenario is."""
+        return Path(self.folder) / file
+
+    def shaped(self, text: str = "") -> Link | LinkTrace:
+        """The link (or that of an event). Files are looked for beside the scenario."""
+        text = text or self.link
+        if Path(text).suffix.lower() in (".json", ".csv"):
+            text = str(self.path(text))
+        return parse_link(text)
+
+
+_OURS = frozenset({"folder", "source"})
+
+
+def _shipped() -> Path:
+    return Path(str(resources.files("splitpoint"))) / "lab" / "scenarios"
+
+
+def names() -> list[str]:
+    """The scenarios that ship, the slowest link first."""
+    order = ("cat1", "3g", "4g", "wifi", "wifi5", "lan")
+    found = {p.stem for p in _shipped().glob("*.toml")}
+    return [n for n in order if n in found] + sorted(found - set(order))
+
+
+def find(name: str) -> Path:
+    """The file of a scenario that ships, or `name` itself if it is a file. UsageError if it is neither."""
+    if Path(name).suffix == ".toml" or Path(name).is_file():
+        return Path(name)
+    if name in names():
+        return _shipped() / f"{name}.toml"
+    hint = nearest(name, names()) or f" (there are: {', '.join(names())})"
+    raise UsageError(f"no scenario is called {name}{hint}; or name a .toml file")
+
+
+def load_scenario(path: Path) -> Scenario:
+    """The scenario in `path`. InputError names the file and the field that is wrong."""
+    try:
+        source = path.read_bytes().decode()
+        found = tomllib.loads(source)
+    except FileNotFoundError as exc:
+        raise InputError(f"there is no file {path}") from exc
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InputError(f"{path} is not TOML: {exc}") from exc
+    for field in _OURS & found.keys():
+        raise InputError(f"{path}: Object contains unknown field `{field}`")
+    found.setdefault("name", path.stem)
+    try:
+        scenario = msgspec.convert({**found, "folder": str(path.parent), "source": source}, Scenario)
+        for event in scenario.events:
+            if event.link:
+                scenario.shaped(event.link)
+        scenario.shaped()
+        open_codec(scenario.codec)
+    except msgspec.ValidationError as exc:
+        raise InputError(f"{path}: {_hinted(str(exc))}") from exc
+    except SplitpointError as exc:
+        raise InputError(f"{path}: {exc}") from exc
+    return scenario
+
+
+def _hinted(said: str) -> str:
+    """msgspec's sentence, with the field that was probably meant."""
+    wrong = said.partition("unknown field `")[2].partition("`")[0]
+    fields = {f for s in (Scenario, Device, ServerOptions, LinkEvent) for f in s.__struct_fields__} - _OURS
+    return said + (nearest(wrong, fields) if wrong else "")

@@ -1,0 +1,148 @@
+"""One sentence of advice, and why the runner-up lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+from splitpoint.planning.values import STAGES, Option, value
+from splitpoint.units import ms, size
+
+#: Below this share two medians are alike, however narrow their bands: profiles repeat within 2 to 4 %.
+ALIKE = 0.02
+
+
+def advise(options: Sequence[Option], best: Option, objective: str) -> str:
+    """Whether to split, and by how much that is better than not to (or than to): one sentence."""
+    others = [o for o in options if not o.refused and o != best]
+    plain = _least([o for o in others if o.kind != "split"], objective)
+    said = f"{_opening(best)}: {quantity(best, objective)}"
+    hint = _jpeg_hint(options, best, objective)
+    if plain is not None and not _told_apart(best, plain, objective):
+        return (
+            f"Too close to call: {best.label} ({quantity(best, objective)}) and {plain.label} "
+            f"({quantity(plain, objective)}) are within the error bars, measure them with splitpoint compare{hint}."
+        )
+    if best.kind == "split":
+        if plain is None:
+            return f"{said}; neither device nor server alone keeps to the constraints{hint}."
+        return f"{said}, {_less(best, plain, objective)} {plain.label}{hint}."
+    split = _least([o for o in others if o.kind == "split"], objective)
+    if split is None:
+        why = "no split keeps to the constraints" if len(options) > 2 else "there is nothing to split"
+        return f"{said}; {why}{hint}."
+    where = split.label.removeprefix("split after ")
+    if not _told_apart(best, split, objective):
+        # No gain that anybody could measure: not splitting is simpler.
+        return f"{said}; the best split, after {where}, is no better ({quantity(split, objective)}){hint}."
+    return f"{said}, {_less(best, split, objective)} the best split, after {where}{hint}."
+
+
+def _least(options: Sequence[Option], objective: str) -> Option | None:
+    return min(options, key=lambda o: (value(o, objective), o.total.ms), default=None)
+
+
+def _told_apart(best: Option, other: Option, objective: str) -> bool:
+    return value(other, objective) - value(best, objective) > margin(best, other, objective)
+
+
+def _opening(best: Option) -> str:
+    if best.kind == "split":
+        unknown = "" if best.exact or best.quality is not None else " (accuracy not measured)"
+        return best.label[0].upper() + best.label[1:] + unknown
+    place = {"device": "on the device", "server": "on the server", "jpeg": "on the server"}[best.kind]
+    how = {"device": "", "server": ", " + best.label.rpartition(", ")[2], "jpeg": " with a JPEG frame"}[best.kind]
+    return f"Do not split: run it all {place}{how}"
+
+
+def _jpeg_hint(options: Sequence[Option], best: Option, objective: str) -> str:
+    """A word about the JPEG frame where it would win but nobody knows how accurate it is."""
+    jpeg = next((o for o in options if o.kind == "jpeg" and o.refused.startswith("its accuracy")), None)
+    if jpeg is None or value(jpeg, objective) >= value(best, objective):
+        return ""
+    quality = jpeg.codecs[0].partition(":")[2]
+    return (
+        f"; a JPEG frame (q{quality}) to the server would need {quantity(jpeg, objective)}, if splitpoint calibrate "
+        "finds it accurate enough"
+    )
+
+
+def quantity(option: Option, objective: str) -> str:
+    """What the objective is about, with its unit."""
+    if objective == "throughput":
+        return f"{option.throughput:.3g} requests a second"
+    if objective == "energy":
+        return f"{ms(value(option, objective))} mJ a request"
+    if objective == "bytes":
+        return f"{size(value(option, objective))} on the link"
+    if objective == "server-time":
+        return f"{ms(value(option, objective))} ms on the server"
+    return f"{ms(option.total.ms)} ms"
+
+
+def _less(best: Option, rival: Option, objective: str) -> str:
+    """``28.1 ms (31 %) less than``."""
+    if objective == "throughput":
+        more = best.throughput - rival.throughput
+        return f"{more:.3g} ({_share(more, rival.throughput)}) more than"
+    low, high = value(best, objective), value(rival, objective)
+    amount = size(high - low) if objective == "bytes" else f"{ms(high - low)} {'mJ' if objective == 'energy' else 'ms'}"
+    return f"{amount} ({_share(high - low, high)}) less than"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole > 0 else "all"
+
+
+def margin(a: Option, b: Option, objective: str) -> float:
+    """How far apart two options must be for the profiles to tell them apart, in the objective's unit."""
+    if objective == "bytes":
+        return 0.0 if a.sized and b.sized else 0.1 * max(value(a, objective), value(b, objective))
+    floor = ALIKE * min(value(a, objective), value(b, objective))
+    if objective == "server-time":
+        return max(floor, _apart(a.stages["server"].error, b.stages["server"].error))
+    spread = _apart(*(e for stage in STAGES for e in _errors(a, b, stage)))
+    if objective == "latency":
+        return max(floor, spread)
+    # Energy and the slowest stage are made of the same milliseconds: they are as uncertain.
+    longest = max(a.total.ms, b.total.ms)
+    share = spread / longest if longest > 0 else 0.0
+    return max(floor, share * min(value(a, objective), value(b, objective)))
+
+
+def _errors(a: Option, b: Option, stage: str) -> tuple[float, ...]:
+    one, other = a.stages[stage], b.stages[stage]
+    if one == other or (stage in ("up", "down") and a.up_nbytes and b.up_nbytes):
+        return ()  # the same half, or the same link's jitter: it does not tell them apart
+    return one.error, other.error
+
+
+def _apart(*errors: float) -> float:
+    return sqrt(sum(e * e for e in errors))
+
+
+def explain(options: Sequence[Option], best: Option, objective: str) -> tuple[str, ...]:
+    """Why the runner-up lost, stage by stage; and why what would have won may not."""
+    others = [o for o in options if o != best]
+    allowed = [o for o in others if not o.refused]
+    lines = []
+    if allowed:
+        second = min(allowed, key=lambda o: (value(o, objective), o.total.ms))
+        lines.append(
+            f"the runner-up is {second.label}: {quantity(second, objective)} against {quantity(best, objective)}"
+        )
+        lines += [line for stage in STAGES if (line := _stage_line(stage, best, second))]
+    for o in others:
+        if o.refused and value(o, objective) < value(best, objective):
+            lines.append(f"{o.label} would need {quantity(o, objective)}, but {o.refused}")
+    return tuple(lines)
+
+
+def _stage_line(stage: str, best: Option, second: Option) -> str:
+    one, other = best.stages[stage].ms, second.stages[stage].ms
+    if abs(other - one) < 0.005:
+        return ""
+    sign = "+" if other > one else "−"
+    nbytes = {"up": (best.up_nbytes, second.up_nbytes), "down": (best.down_nbytes, second.down_nbytes)}.get(stage)
+    why = f", {size(nbytes[1])} instead of {size(nbytes[0])}" if nbytes and nbytes[0] != nbytes[1] else ""
+    return f"{stage}: {sign}{ms(abs(other - one))} ms ({ms(other)} instead of {ms(one)} ms{why})"

@@ -1,0 +1,97 @@
+"""What a plan must keep to, and the sentence where it cannot."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import msgspec
+
+from splitpoint.calibration.values import Calibration, Quality
+from splitpoint.codecs import open_codec
+from splitpoint.errors import UsageError
+from splitpoint.units import ms, size
+
+
+class Constraints(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_drop` is a share of top-1 agreement (0.01: one input in a hundred), `max_edge_memory` bytes.
+
+    `keep_input_local`: neither the model's input crosses nor what holds it only rearranged. `deadline_ms` is met if
+    nine requests in ten are answered by then. `codecs` may be used for what crosses; none given means `raw`, and with
+    `max_drop` all that are calibrated. UsageError for numbers that make no sense and codecs that do not exist.
+    """
+
+    max_drop: float | None = None
+    max_edge_memory: float | None = None
+    keep_input_local: bool = False
+    deadline_ms: float | None = None
+    codecs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise UsageError(f"a drop is a share from 0 to below 1, such as 0.01 for 1 %: not {self.max_drop}")
+        for name, value, unit in (
+            ("deadline", self.deadline_ms, "milliseconds"),
+            ("edge memory", self.max_edge_memory, "bytes"),
+        ):
+            if value is not None and not (isfinite(value) and value > 0):
+                raise UsageError(f"the {name} must be a number of {unit} above zero, not {value}")
+        for codec in self.codecs:
+            open_codec(codec)
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """Each constraint that is set, in words."""
+        found = []
+        if self.max_drop is not None:
+            found.append(f"a drop of at most {percent(self.max_drop)}")
+        if self.max_edge_memory is not None:
+            found.append(f"at most {size(self.max_edge_memory)} on the device")
+        if self.keep_input_local:
+            found.append("the input stays on the device")
+        if self.deadline_ms is not None:
+            found.append(f"an answer within {ms(self.deadline_ms)} ms")
+        return tuple(found)
+
+
+def percent(share: float) -> str:
+    """A share as people read it.
+
+    >>> percent(0.01), percent(0.125), percent(1)
+    ('1 %', '12.5 %', '100 %')
+    """
+    return f"{share * 100:.3g} %"
+
+
+def check_budget(max_drop: float, calibration: Calibration | None) -> None:
+    """UsageError where a budget for the drop in agreement cannot mean anything."""
+    if calibration is None:
+        raise UsageError(
+            f"--max-drop {percent(max_drop)} needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json"
+        )
+    if not calibration.classifier:
+        raise UsageError(
+            f"--max-drop is about top-1 agreement, and {calibration.output} of {calibration.model} is no classifier's "
+            "output: choose codecs by the error that its calibration shows, with --codec"
+        )
+
+
+def over_budget(quality: Quality | None, max_drop: float) -> str:
+    """Why lossy codecs of this quality are ruled out by `max_drop`; empty if they are not."""
+    if quality is None or quality.agreement is None:
+        return "its accuracy is not measured (splitpoint calibrate)"
+    if quality.bound <= max_drop:
+        return ""
+    if quality.agreement < 1:
+        same = round(quality.agreement * quality.inputs)
+        return f"{same}/{quality.inputs} labels stay: the drop may be {percent(quality.bound)}"
+    return (
+        f"not shown by {quality.inputs} inputs, which allow a drop of {percent(quality.bound)}: "
+        f"calibrate with {needed(max_drop)}"
+    )
+
+
+def needed(max_drop: float) -> str:
+    """How many inputs without a disagreement show a drop of at most `max_drop` (95 %)."""
+    if max_drop <= 0:
+        return "codecs that lose nothing"
+    return f"at least {int(-(-3 // max_drop))}"

@@ -1,0 +1,91 @@
+"""The plan as a function of the uplink's bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+
+from splitpoint.link import Link
+from splitpoint.planning.values import Option, Range
+
+#: Uplink rates, in Mbit/s, from less than the slowest modem link to the fastest wire an edge device has.
+SLOWEST, FASTEST = 0.05, 2000.0
+_POINTS = 33
+#: Two rates this close are one change point.
+_CLOSE = 1.01
+#: A stretch narrower than this belongs to the one before.
+_SLIVER = 1.05
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What each kind of option costs at each of `rates` (Mbit/s up); ``values["best"]`` is the plan: the picture."""
+
+    link: Link
+    objective: str
+    rates: tuple[float, ...]
+    values: Mapping[str, tuple[float, ...]]
+
+
+def at_rate(link: Link, up_mbps: float) -> Link:
+    """`link` with another uplink, all else being equal."""
+    return msgspec.structs.replace(link, up_mbps=up_mbps)
+
+
+def ranges(best_at: Callable[[Link], Option | None], link: Link) -> tuple[Range, ...]:
+    """Which option is the best at which rates: re-planned on a logarithmic grid, change points by bisection.
+
+    For a sum (latency, energy) each option is a line over 1 ÷ rate: one that wins at two rates wins between them. A
+    stretch in which nothing keeps to the constraints has the kind ``none``.
+    """
+    known: dict[float, Option | None] = {}
+
+    def at(rate: float) -> Option | None:
+        if rate not in known:
+            known[rate] = best_at(at_rate(link, rate))
+        return known[rate]
+
+    def refine(low: float, high: float) -> None:
+        if _key(at(low)) != _key(at(high)) and high / low > _CLOSE:
+            middle = (low * high) ** 0.5
+            refine(low, middle)
+            refine(middle, high)
+
+    grid = np.geomspace(SLOWEST, FASTEST, _POINTS).tolist()
+    for low, high in pairwise(grid):
+        refine(low, high)
+    found: list[Range] = []
+    rates = sorted(known)
+    start = rates[0]
+    for here, after in zip(rates, [*rates[1:], None], strict=True):
+        if after is None or _key(known[here]) != _key(known[after]):
+            end = here if after is None else (here * after) ** 0.5
+            # A sliver between two answers is a change point: too narrow to tell where one's own link lies.
+            if end / start >= _SLIVER or not found:
+                found.append(_range(start, end, known[here]))
+            else:
+                found[-1] = msgspec.structs.replace(found[-1], up_mbps_to=end)
+            start = end
+    return tuple(found)
+
+
+def _key(option: Option | None) -> object:
+    return None if option is None else (option.kind, option.on_edge, option.codecs)
+
+
+def _range(low: float, high: float, option: Option | None) -> Range:
+    if option is None:
+        return Range(low, high, "none", "", ())
+    return Range(low, high, option.kind, option.cut, option.codecs)
+
+
+def curves(kinds_at: Callable[[Link], Mapping[str, float]], link: Link, objective: str, points: int = 97) -> Curves:
+    """The picture's lines; a kind that does not exist at a rate is inf there."""
+    rates = tuple(np.geomspace(SLOWEST, FASTEST, points).tolist())
+    rows = [kinds_at(at_rate(link, rate)) for rate in rates]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Curves(link, objective, rates, {n: tuple(row.get(n, float("inf")) for row in rows) for n in names})

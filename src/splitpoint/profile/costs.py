@@ -1,0 +1,100 @@
+"""Measured prefixes → a cost for every node, so that any cut is a sum.
+
+Between two measured prefixes the engine's own kernel times share out what lies between them. Where measurements go down
+as a prefix grows (a Conv without the Relu that the engine fuses into it is the slower one), no node costs less
+than nothing: the nearest monotone fit is taken instead, by relative error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitpoint.graph import Graph
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class NodeCosts:
+    """Milliseconds of each node of a graph (float64[len(graph.nodes)], ≥ 0; 0 for copied ones) in its two roles.
+
+    ``head(cut) ≈ edge_fixed + edge[cut.nodes].sum()`` and, over the placed nodes that are left,
+    ``tail(cut) ≈ cloud_fixed + cloud[rest].sum()``. The fixed parts are paid by a side that has a node at all.
+    """
+
+    edge: Floats
+    cloud: Floats
+    edge_fixed: float = 0.0
+    cloud_fixed: float = 0.0
+
+
+def monotone(values: Sequence[float]) -> Floats:
+    """The non-decreasing sequence nearest to `values` (> 0) by squared relative error: pool adjacent violators.
+
+    >>> monotone([1.0, 3.0, 3.0, 2.0]).round(2).tolist()
+    [1.0, 2.45, 2.45, 2.45]
+    """
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, how many
+    for value in values:
+        block = (value, 1 / max(value, 1e-6) ** 2, 1)
+        while blocks and blocks[-1][0] > block[0]:
+            mean, weight, count = blocks.pop()
+            total = weight + block[1]
+            block = ((mean * weight + block[0] * block[1]) / total, total, count + block[2])
+        blocks.append(block)
+    return np.repeat([b[0] for b in blocks], [b[2] for b in blocks])
+
+
+def step_costs(anchors: Mapping[int, float], kernels: Floats, fixed: float) -> Floats:
+    """What each step costs. `anchors`: prefix (number of steps, > 0) → measured ms; the last must be all steps.
+
+    `kernels` (ms a step) share out what lies between two anchors.
+    """
+    places = sorted(anchors)
+    fitted = monotone([max(anchors[k] - fixed, 0.0) for k in places])
+    spans = np.diff(places, prepend=0)
+    return _shared(np.diff(fitted, prepend=0.0), np.repeat(np.arange(len(places)), spans), kernels)
+
+
+def _shared(totals: Floats, owner: Ints, parts: Floats) -> Floats:
+    """Each of `totals` shared out among the `parts` it owns, in proportion; equally where they are all 0."""
+    sums = np.bincount(owner, parts, len(totals))
+    empty = sums == 0
+    parts = np.where(empty[owner], 1.0, parts)
+    sums = np.where(empty, np.bincount(owner, minlength=len(totals)), sums)
+    made: Floats = totals[owner] * parts / sums[owner]
+    return made
+
+
+def fixed_cost(anchors: Mapping[int, float], kernels: Floats) -> float:
+    """What a segment costs however small it is: as much as all of the measured ones have beside their kernels."""
+    done = np.cumsum(kernels)
+    scale = min(1.0, anchors[max(anchors)] / done[-1]) if done.size and done[-1] > 0 else 0.0
+    return max(0.0, min((ms - scale * float(done[k - 1]) for k, ms in anchors.items()), default=0.0))
+
+
+def fit(graph: Graph, heads: Mapping[int, float], tails: Mapping[int, float], whole: float, nodes: Floats) -> NodeCosts:
+    """The costs behind measured `heads` and `tails`: place in ``graph.prefixes()`` → median ms."""
+    steps = graph.order
+    if not steps:
+        nothing = np.zeros(len(graph.nodes))
+        return NodeCosts(nothing, nothing)
+    flat = np.array([i for step in steps for i in step])
+    owner = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
+    kernels = np.bincount(owner, nodes[flat], len(steps)).astype(np.float64)
+    # From the other end a tail is a prefix, too: of the steps in reverse.
+    n = len(steps)
+    ahead = {n: whole} | {k: ms for k, ms in heads.items() if k}
+    back = {n: whole} | {n - k: ms for k, ms in tails.items() if k < n}
+    edge_fixed, cloud_fixed = fixed_cost(ahead, kernels), fixed_cost(back, kernels[::-1])
+    edge = step_costs(ahead, kernels, edge_fixed)
+    cloud = step_costs(back, kernels[::-1], cloud_fixed)[::-1]
+    on_edge, on_cloud = np.zeros(len(graph.nodes)), np.zeros(len(graph.nodes))
+    on_edge[flat] = _shared(edge, owner, nodes[flat])  # a group shares its time as its kernels do
+    on_cloud[flat] = _shared(cloud, owner, nodes[flat])
+    return NodeCosts(on_edge, on_cloud, edge_fixed, cloud_fixed)
