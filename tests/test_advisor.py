@@ -54,9 +54,7 @@ def test_a_survey_is_kept_and_used_again(server: Server, tmp_path: Path) -> None
         assert third.edge.fingerprint == first.edge.fingerprint
 
 
-def test_another_machines_profile_is_not_used(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_machines_profile_is_not_used(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, told = open_engine(threads=1), list[str]()
     with Edge(server.address, at="input", engine=engine, cache=tmp_path) as edge:
         survey(edge, engine, budget_s=0.5, link=SLOW, cache=tmp_path)

@@ -114,7 +114,15 @@ def lenet() -> Model:
 
 
 def survey(model: Model, machinery: Machinery, budget_s: float, **more: Any) -> Survey:
-    return Survey(model, machinery, budget_s=budget_s, clock=machinery.clock, codecs=lambda model, s: {}, pause=lambda: None, **more)
+    return Survey(
+        model,
+        machinery,
+        budget_s=budget_s,
+        clock=machinery.clock,
+        codecs=lambda model, s: {},
+        pause=lambda: None,
+        **more,
+    )
 
 
 def measured(model: Model, machinery: Machinery, budget_s: float = 1e3, **more: Any) -> Profile:

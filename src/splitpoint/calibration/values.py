@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
+
 import msgspec
 
 FORMAT = 1
@@ -21,9 +24,21 @@ class Quality(msgspec.Struct, frozen=True):
 
     @property
     def bound(self) -> float:
-        """The drop in top-1 agreement that the calibration does not rule out (95 %; Clopper–Pearson's upper end,
-        which is about 3/n where nothing disagreed)."""
-        raise NotImplementedError
+        """The drop in top-1 agreement that the calibration does not rule out, with 95 % confidence.
+
+        3/n where all n labels stayed (Hanley & Lippman-Hand, 1983: the rule of three), else Clopper and Pearson's
+        upper end. 1 where agreement means nothing.
+        """
+        if self.agreement is None:
+            return 1.0
+        changed = round((1 - self.agreement) * self.inputs)
+        if changed == 0:
+            return min(1.0, 3 / self.inputs)
+        if changed >= self.inputs:
+            return 1.0
+        from scipy.special import betaincinv
+
+        return float(betaincinv(changed + 1, self.inputs - changed, 0.95))
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -40,7 +55,7 @@ class Row(msgspec.Struct, frozen=True):
     quality: Quality
 
 
-class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Rows for every calibrated cut × codec of one model. `classifier`: whether top-1 agreement means anything."""
 
     format: int = FORMAT
@@ -51,3 +66,11 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     output: str
     """The output that was compared."""
     rows: tuple[Row, ...]
+
+    def row(self, prefix: int, codec: str) -> Row | None:
+        """What was measured of `codec` at a cut; None if nothing was."""
+        return self._by_place.get((prefix, codec))
+
+    @cached_property
+    def _by_place(self) -> Mapping[tuple[int, str], Row]:
+        return {(r.prefix, r.codec): r for r in self.rows}

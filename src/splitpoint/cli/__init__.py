@@ -27,6 +27,7 @@ VERBS: Mapping[str, str] = {
     "serve": "Run the server side of models.",
     "run": "Run the device side: images in, answers and milliseconds out.",
     "link": "Measure the network to a server, or say what a link means.",
+    "calibrate": "Measure what codecs cost in accuracy, with real inputs.",
     "plan": "Say whether and where to split: the honest table.",
     "compare": "Run the plan's table for real: predicted beside measured.",
     "sweep": "Measure every split point between a device and a server.",

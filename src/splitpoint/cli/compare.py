@@ -36,15 +36,30 @@ from splitpoint.units import ms, size
 @cloud_option()
 @click.option("--images", type=click.Path(path_type=Path), metavar="DIR|FILE", help="Inputs; default: four photos.")
 @click.option("--repeat", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Requests an option.")
-@click.option("--codec", "codecs", multiple=True, metavar="NAME",
-              help="What may cross encoded: fp16, int8, int4, also with +zstd, jpeg:QUALITY; several may be given.")
+@click.option(
+    "--codec",
+    "codecs",
+    multiple=True,
+    metavar="NAME",
+    help="What may cross encoded: fp16, int8, int4, also with +zstd, jpeg:QUALITY; several may be given.",
+)
 @click.option("--max-drop", metavar="SHARE", help="The most top-1 agreement to lose, such as 1% (needs --calib).")
-@click.option("--calib", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="What codecs cost in accuracy (splitpoint calibrate -o).")
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What codecs cost in accuracy (splitpoint calibrate -o).",
+)
 @click.option("--budget", default="20s", show_default=True, metavar="TIME", help="How long each profiling may take.")
 @click.option("--fresh", is_flag=True, help="Profile this machine anew, whatever an earlier run has kept.")
-@click.option("-o", "--out", "out_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Write predictions and measurements as JSON.")
+@click.option(
+    "-o",
+    "--out",
+    "out_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write predictions and measurements as JSON.",
+)
 @json_option
 @cache_option
 @engine_options

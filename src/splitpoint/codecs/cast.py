@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from splitpoint.codecs.bytes import FLOATS, aligned, checked, dims, exactly
+from splitpoint.codecs.half import from_half, to_half
 from splitpoint.errors import InputError
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 
@@ -57,24 +58,26 @@ class Half:
 
     def encode(self, array: Array) -> Array:
         array = checked(self, array)
-        with np.errstate(over="ignore"):
-            half = array.astype(np.float16, copy=False)
-        if half is not array and _overflows(array):
+        if array.dtype == np.float16:
+            return array.reshape(-1).view(np.uint8)
+        plain = _range_of(array) < _TOO_LARGE  # not so with a NaN in it
+        if not plain and bool((np.isfinite(array) & (np.abs(array) >= _TOO_LARGE)).any()):
             raise InputError(
                 f"a value beyond 65504, the largest of half precision: codec {self.name} cannot express it; send it raw"
             )
-        return half.reshape(-1).view(np.uint8)
+        if plain and array.dtype == np.float32:
+            return to_half(array.reshape(-1)).view(np.uint8)
+        return array.astype(np.float16).reshape(-1).view(np.uint8)
 
     def decode(self, data: Array, spec: TensorSpec) -> Array:
         half = aligned(exactly(data, self.nbytes(spec), self, spec), "float16")
-        return half.astype(spec.dtype, copy=False).reshape(dims(spec))
+        values = from_half(half) if spec.dtype == "float32" else half.astype(spec.dtype, copy=False)
+        return values.reshape(dims(spec))
 
 
-def _overflows(array: Array) -> bool:
-    """Whether a finite value rounds to an infinite half. Two passes at memory speed; a third where they find one."""
-    if not array.size or max(-float(array.min()), float(array.max())) < _TOO_LARGE:
-        return False
-    return bool((np.isfinite(array) & (np.abs(array) >= _TOO_LARGE)).any())
+def _range_of(array: Array) -> float:
+    """The largest magnitude; NaN if there is one."""
+    return max(-float(array.min()), float(array.max())) if array.size else 0.0
 
 
 #: Halfway between the largest half and the next power of two: the smallest that rounds to infinity.

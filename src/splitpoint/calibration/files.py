@@ -1,0 +1,87 @@
+"""Calibrations as readable JSON files. What comes from a file is checked before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+
+import msgspec
+
+from splitpoint.calibration.values import FORMAT, Calibration, Row
+from splitpoint.codecs import open_codec
+from splitpoint.errors import InputError, UsageError
+from splitpoint.files import write_atomic
+
+#: A thousand cuts with twenty codecs are 4 MB.
+_MAX_BYTES = 64 << 20
+
+
+def calibration_bytes(calibration: Calibration) -> bytes:
+    """`calibration` as readable JSON."""
+    return msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n"
+
+
+def save_calibration(path: Path, calibration: Calibration) -> None:
+    """Write `calibration`; StorageError if that is not possible, and nothing is half-written."""
+    write_atomic(path, calibration_bytes(calibration))
+
+
+def load_calibration(path: Path) -> Calibration:
+    """The calibration in a file. InputError names the file and what is wrong in it."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path} is too large to be a calibration: {path.stat().st_size >> 20} MiB")
+        data = path.read_bytes()
+    except FileNotFoundError as exc:
+        raise InputError(f"there is no file {path}: splitpoint calibrate -o writes one") from exc
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    return parse_calibration(data, str(path))
+
+
+class _Versioned(msgspec.Struct):
+    format: int
+
+
+def parse_calibration(data: bytes, where: str = "the calibration") -> Calibration:
+    """The calibration in JSON bytes; InputError as `load_calibration`."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).format
+        if version != FORMAT:
+            raise InputError(
+                f"{where} has the calibration format {version} and this version reads {FORMAT}: "
+                "make it again with splitpoint calibrate"
+            )
+        found = msgspec.json.decode(data, type=Calibration)
+    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as exc:
+        raise InputError(f"{where} is not a calibration: {exc}") from exc
+    for problem in _problems(found):
+        raise InputError(f"{where} is not a calibration: {problem}")
+    return found
+
+
+def _problems(found: Calibration) -> Iterator[str]:
+    if found.inputs < 1 or not found.rows:
+        yield "it has no inputs or no rows"
+    for k, row in enumerate(found.rows):
+        for problem in _problems_of(row, found.classifier):
+            yield f"{problem} - at `$.rows[{k}]`"
+
+
+def _problems_of(row: Row, classifier: bool) -> Iterator[str]:
+    try:
+        open_codec(row.codec)
+    except UsageError as exc:
+        yield str(exc)
+    if row.prefix < 0 or row.most < 0 or any(n < 0 for n in row.nbytes):
+        yield "a place or a size is below 0"
+    quality = row.quality
+    if quality.inputs < 1:
+        yield "a quality of no inputs"
+    if (quality.agreement is not None) != classifier:
+        yield "an agreement of what is no classifier" if not classifier else "a classifier without an agreement"
+    if quality.agreement is not None and not 0 <= quality.agreement <= 1:
+        yield "an agreement outside 0…1"
+    if not (isfinite(quality.cosine) and isfinite(quality.error) and quality.error >= 0):
+        yield "a cosine or an error that is no number"
