@@ -1,4 +1,4 @@
-"""Codecs on one core: gigabytes of tensor a second, both ways, and what is left of the bytes. `python -m bench.codecs`."""
+"""Codecs on one core: gigabytes of tensor a second, both ways, and the bytes left. `python -m bench.codecs`."""
 
 from __future__ import annotations
 

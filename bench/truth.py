@@ -2,17 +2,18 @@
 
     python -m bench.truth               # 6 networks x 5 links x 3 devices
     python -m bench.truth --subset      # two networks x 3 links x 1 device
+    python -m bench.truth --codecs int8 # as if the input were no picture: no JPEG
 
-Read this first. One machine plays all parts: the device on one core, the server on another (one thread each), a relay
-between them that shapes both directions to a preset's rates and round trip, and a device that is made slower by
-waiting after each run of the engine (`splitpoint.lab`). Slow devices and links are therefore *emulated*; compute is real.
-Weights are random, but for EfficientNet-Lite0: they do not change how long anything takes, and they say nothing about
-accuracy, so int8 and JPEG (quality 90) are allowed everywhere.
+Read this first. One machine plays all parts: the device on one core, the server on another (one thread each), a
+relay between them that shapes both directions to a preset's rates and round trip, and a device that is made slower by
+waiting after each run of the engine (`splitpoint.lab`). Slow devices and links are therefore *emulated*; compute is
+real. Weights are random, but for EfficientNet-Lite0: they do not change how long anything takes, and they say nothing
+about accuracy, so the codecs are allowed everywhere.
 
 For every scenario: plan from profiles and a measured link; measure candidates (every single-tensor cut, raw and int8,
-the baselines, and what was planned); measure the chosen one, the best ones and the baselines again, in turns. *Regret* is
-the chosen one's median over the best median. A candidate is skipped only if it has lost already: its bytes ÷ rate plus
-the round trip, plus its head as just measured on the device, are more than the best latency that was measured.
+the baselines, and what was planned); measure the chosen one, the best ones and the baselines again, in turns. *Regret*
+is the chosen one's median over the best median. A candidate is skipped only if it has lost already: its bytes ÷ rate
+plus the round trip, plus its head as measured on the device, are more than the best latency that was measured.
 """
 
 from __future__ import annotations
@@ -32,26 +33,27 @@ from splitpoint.advisor import placement
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
 from splitpoint.graph import Cut
+from splitpoint.inputs import read_inputs
 from splitpoint.lab.device import Stretched, spin_until
 from splitpoint.lab.relay import Relay
 from splitpoint.link import Link
 from splitpoint.link.presets import PRESETS
 from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import KINDS, Option
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.values import Profile
 from splitpoint.runtime.edge import Edge
-from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
 
 NETWORKS = ("mobilenet_v2", "resnet50", "googlenet", "efficientnet_lite0", "vgg16_bn", "vit_b_16")
 LINKS = ("3g", "4g", "wifi", "wifi5", "lan")
 SLOWDOWNS = (2, 4, 16)
 SUBSET = (("mobilenet_v2", "efficientnet_lite0"), ("4g", "wifi", "wifi5"), (4,))
-CODECS = ("int8", "jpeg:90")
+CODECS = ("int8", JPEG := "jpeg:90")
 #: Where the networks of torchvision are exported to, once.
 NETS = Path("out") / "nets"
 PROFILE_S = 60.0
@@ -125,15 +127,15 @@ def model_of(name: str) -> str:
     return str(path)
 
 
-def candidates(model: Model) -> list[Candidate]:
+def candidates(model: Model, codecs: Sequence[str]) -> list[Candidate]:
     """Every single-tensor cut, raw and int8; the input raw and as JPEG; all on the device."""
     found = []
     for cut in model.graph.chain():
         kind = {"input": "server", "output": "device"}.get(cut.name, "split")
         ways = [("raw", kind)]
-        if kind == "server":
-            ways.append(("jpeg:90", "jpeg"))
-        elif kind == "split":
+        if kind == "server" and JPEG in codecs:
+            ways.append((JPEG, "jpeg"))
+        elif kind == "split" and "int8" in codecs:
             ways.append(("int8", kind))
         for name, as_kind in ways:
             codec = open_codec(name)
@@ -149,8 +151,10 @@ def candidates(model: Model) -> list[Candidate]:
 class Bench:
     """One network: an edge on our core, its server and the relay on the other, and every request that was measured."""
 
-    def __init__(self, edge: Edge, relay: Relay, engine: Stretched, image: Mapping[str, Array]) -> None:
-        self.edge, self.relay, self.engine, self.image = edge, relay, engine, image
+    def __init__(
+        self, edge: Edge, relay: Relay, engine: Stretched, image: Mapping[str, Array], codecs: Sequence[str]
+    ) -> None:
+        self.edge, self.relay, self.engine, self.image, self.codecs = edge, relay, engine, image, codecs
         self.model = edge.model
         self.link = ""
         #: (candidate, link, slowdown) → milliseconds. What stays on the device knows no link.
@@ -218,7 +222,9 @@ def as_candidate(model: Model, option: Option) -> Candidate:
     return Candidate(f"{cut.name} {ways}", option.kind, cut, codecs, option.up_nbytes)
 
 
-def run(name: str, links: Sequence[str], slowdowns: Sequence[int], profile_s: float) -> list[Row]:
+def run(
+    name: str, links: Sequence[str], slowdowns: Sequence[int], profile_s: float, codecs: Sequence[str]
+) -> list[Row]:
     """The rows of one network."""
     source = model_of(name)
     model = load(source)
@@ -230,13 +236,13 @@ def run(name: str, links: Sequence[str], slowdowns: Sequence[int], profile_s: fl
             here = profile_model(model, open_engine(threads=1), budget_s=profile_s)
             there = edge.profile_server(profile_s)
             say(f"{name}: whole {here.whole.median:.1f} ms on the device's core, {there.whole.median:.1f} there")
-            bench = Bench(edge, relay, engine, samples_for(model, 1)[0])
+            bench = Bench(edge, relay, engine, read_inputs(model, photos()[0]), codecs)
             known = {}
             for link in links:
                 bench.set_link(link)
                 known[link] = edge.measure_link()
                 say(f"  {link}: {known[link].up_mbps:.2f} Mbit/s up, round trip {known[link].rtt_ms:.2f} ms")
-            plans = make_plans(model, here, there, known, slowdowns)
+            plans = make_plans(model, here, there, known, slowdowns, codecs)
             tried, skipped = explore(bench, {s: c for s, (c, _, _) in plans.items()})
             return [final(bench, name, s, *plans[s], tried, skipped) for s in plans]
 
@@ -246,12 +252,13 @@ Planned = tuple[Candidate, Option, float]
 
 
 def make_plans(
-    model: Model, here: Profile, there: Profile, links: Mapping[str, Link], slowdowns: Sequence[int]
-) -> dict[Scenario, Planned]:
+    model: Model, here: Profile, there: Profile, links: Mapping[str, Link], slowdowns: Sequence[int],
+    codecs: Sequence[str],
+) -> dict[Scenario, Planned]:  # fmt: skip
     """What is planned for each link and slowdown, and how long that took (ms)."""
     plans: dict[Scenario, Planned] = {}
     for slow in slowdowns:
-        planner = Planner(model.graph, (here.slowed(slow), there), constraints=Constraints(codecs=CODECS))
+        planner = Planner(model.graph, (here.slowed(slow), there), constraints=Constraints(codecs=tuple(codecs)))
         for name, link in links.items():
             began = perf_counter()
             best = planner.plan(link, sensitivity=False).best
@@ -261,7 +268,7 @@ def make_plans(
 
 def explore(bench: Bench, chosen: Mapping[Scenario, Candidate]) -> tuple[int, int]:
     """Measures every candidate in every scenario that it has not lost already: (measured, skipped)."""
-    everything = candidates(bench.model)
+    everything = candidates(bench.model, bench.codecs)
     # The plain baselines and what was planned come first, so that there is something to lose against.
     first = [c for c in everything if c.kind != "split"] + list(chosen.values())
     done: set[str] = set()
@@ -295,7 +302,7 @@ def final(
 ) -> Row:  # fmt: skip
     """The chosen candidate, the best ones and the baselines once more, in turns."""
     link, slow = scenario
-    known = {c.name: c for c in [*candidates(bench.model), chosen]}
+    known = {c.name: c for c in [*candidates(bench.model, bench.codecs), chosen]}
     ranked = sorted(known.values(), key=lambda c: bench.middle(c, link, slow))
     near = 1.5 * bench.middle(ranked[0], link, slow)
     plain = [c for c in ranked if c.kind != "split" and bench.middle(c, link, slow) <= near]
@@ -353,6 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Was the plan right?")
     parser.add_argument("--subset", action="store_true", help="a sixth of it, in minutes")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS)
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=CODECS)
     parser.add_argument("--profile-s", type=float, default=PROFILE_S)
     parser.add_argument("--out", type=Path, default=Path("out") / "truth.json")
     given = parser.parse_args(arguments)
@@ -361,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = perf_counter()
     rows: list[Row] = []
     for name in given.networks or networks:
-        rows += run(name, links, slowdowns, given.profile_s)
+        rows += run(name, links, slowdowns, given.profile_s, given.codecs)
         given.out.parent.mkdir(exist_ok=True)
         given.out.write_text(json.dumps([dataclasses.asdict(r) for r in rows], indent=1))
     report(rows, perf_counter() - began)

@@ -32,9 +32,8 @@ ORDER = (
     ("wire",),
     ("transports",),
     ("runtime",),
-    ("report", "lab"),
-    ("advisor",),
-    ("sweep", "compare"),
+    ("report", "advisor"),
+    ("lab", "sweep", "compare"),
     ("cli",),
 )
 RANK = {room: k for k, row in enumerate(ORDER) for room in row}

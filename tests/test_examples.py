@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import plans
 import splitpoint
 from splitpoint import images
 from splitpoint.inputs import read_inputs
+from splitpoint.link.presets import PRESETS
 from splitpoint.models.zoo import digits
+from splitpoint.planning.build import Costing
+from splitpoint.planning.latency import least
 
 MODULES = sorted(
     m.name
@@ -33,7 +37,13 @@ def test_examples_in_docstrings_are_true(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(name)
     public = {n: getattr(splitpoint, n) for n in splitpoint.__all__}
     digit = read_inputs(splitpoint.load("zoo:lenet5"), digits()[0])["image"]
-    globs = public | vars(module) | {"digit": digit, "tmp": tmp_path, "images": images}
+    edge, cloud = plans.profiles("zoo:lenet5", 8.0, 1.0)
+    ready = {
+        "digit": digit, "tmp": tmp_path, "images": images, "graph": edge.graph, "profile": edge, "edge": edge,
+        "cloud": cloud, "problem": Costing(edge.graph, edge, cloud).problem(PRESETS["4g"]), "PRESETS": PRESETS,
+        "least": least,
+    }  # fmt: skip
+    globs = public | ready | vars(module)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for test in doctest.DocTestFinder().find(module, globs=globs):
         runner.run(test)

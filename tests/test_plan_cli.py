@@ -202,7 +202,7 @@ def test_times(text: str, ms: float) -> None:
 
 def test_shares_and_watts() -> None:
     assert parse_share("1%") == parse_share("0.01") == 0.01
-    assert parse_watts("7,3,2") == Watts(7, 3, 2)
+    assert parse_watts("7,3,2") == Watts(7, 3, 2, "given by --edge-watts")
     for text in ("100%", "-1%", "1%%", "", "nan"):
         with pytest.raises(UsageError):
             parse_share(text)

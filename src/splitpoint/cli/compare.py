@@ -18,7 +18,7 @@ from splitpoint.cli.options import (
     load_model,
     model_options,
 )
-from splitpoint.cli.quantities import parse_ms, parse_share
+from splitpoint.cli.quantities import parse_budget, parse_share
 from splitpoint.cli.run import is_local, refuse_local_options
 from splitpoint.cli.sweep import read_images
 from splitpoint.compare import Compared, compare
@@ -75,7 +75,7 @@ def command(
     """
     constraints = Constraints(max_drop=None if max_drop is None else parse_share(max_drop), codecs=codecs)
     calibration = None if calib is None else load_calibration(calib)
-    budget_s = parse_ms(budget, "--budget") / 1e3
+    budget_s = parse_budget(budget)
     if out_path:
         check_writable(out_path)
     here = load_model(model, shapes, weights, input_spec) if is_local(model) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import msgspec
 
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.options import cloud_option, json_option
+from splitpoint.cli.quantities import parse_budget
 from splitpoint.errors import UsageError
 from splitpoint.files import check_writable
 from splitpoint.link import Link
@@ -17,7 +17,7 @@ from splitpoint.link.files import save_link
 from splitpoint.link.parse import parse_link
 from splitpoint.link.presets import PRESETS, nearest_preset
 from splitpoint.link.trace import LinkTrace
-from splitpoint.units import ms, size
+from splitpoint.units import mbps, ms, size
 
 #: What a link is judged by: a photo as MobileNet and its kin take it, 224 x 224 x 3 bytes.
 _PHOTO = 224 * 224 * 3
@@ -57,7 +57,7 @@ def command(cloud: str | None, spec: str | None, budget: str, path: Path | None,
             raise UsageError("-o writes a link: measure one with --cloud, or name one with --link")
         check_writable(path)
     if cloud:
-        link = _measure(cloud, _seconds(budget), as_json)
+        link = _measure(cloud, parse_budget(budget), as_json)
     elif spec is not None:
         found = parse_link(spec)
         if isinstance(found, LinkTrace) and path is not None:
@@ -121,8 +121,8 @@ def _explain(found: Link | LinkTrace, as_json: bool) -> Link:
 
 
 def _show(link: Link) -> None:
-    click.echo(f"up          {_mbps(link.up_mbps)} Mbit/s")
-    click.echo(f"down        {_mbps(link.down_mbps)} Mbit/s")
+    click.echo(f"up          {mbps(link.up_mbps)} Mbit/s")
+    click.echo(f"down        {mbps(link.down_mbps)} Mbit/s")
     click.echo(f"round trip  {ms(link.rtt_ms)} ms, jitter {ms(link.jitter_ms)} ms (90th percentile above the least)")
     near = nearest_preset(link)
     if link != PRESETS[near]:
@@ -141,22 +141,10 @@ def _list_presets(as_json: bool) -> None:
         Column("round trip ms", keep=True), Column("150.5 kB up ms"),
     )  # fmt: skip
     rows = [
-        (name, _mbps(link.up_mbps), _mbps(link.down_mbps), f"{link.rtt_ms:g}", ms(link.transfer_ms(_PHOTO, 0)))
+        (name, mbps(link.up_mbps), mbps(link.down_mbps), f"{link.rtt_ms:g}", ms(link.transfer_ms(_PHOTO, 0)))
         for name, link in PRESETS.items()
     ]
     table(columns, rows, console=out())
     click.echo(
         "up: cat1 to wifi are those of the DADS paper; the rest are ours. Measure yours: splitpoint link --cloud HOST"
     )
-
-
-def _mbps(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 1000 else f"{rate:.3g}" if rate < 10 else f"{rate:.4g}"
-
-
-def _seconds(text: str) -> float:
-    """Seconds of ``3s``, ``3`` or ``500ms``."""
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|)\s*", text.lower())
-    if found is None:
-        raise UsageError(f"--budget is a number of seconds such as 3s, not {text}")
-    return float(found[1]) * (1e-3 if found[2] == "ms" else 1.0)

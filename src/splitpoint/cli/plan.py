@@ -17,7 +17,7 @@ from splitpoint.cli.options import (
     load_model,
     model_options,
 )
-from splitpoint.cli.quantities import parse_ms, parse_share, parse_size, parse_watts
+from splitpoint.cli.quantities import parse_budget, parse_ms, parse_share, parse_size, parse_watts
 from splitpoint.cli.run import is_local
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.files import check_writable
@@ -132,7 +132,7 @@ def command(
         _need_plot()
     calibration = None if calib is None else _calibration(calib)
     wanted = load_model(model, shapes, weights, input_spec) if model is not None and is_local(model) else None
-    budget_s = parse_ms(budget, "--budget") / 1e3
+    budget_s = parse_budget(budget)
     edge, there, link = _gather(
         model, wanted, edge_path, cloud, link_text, budget_s, device=device, threads=threads, cache=cache
     )

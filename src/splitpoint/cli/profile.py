@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from splitpoint.cli.options import (
     load_model,
     model_options,
 )
+from splitpoint.cli.quantities import parse_budget, parse_watts
 from splitpoint.cli.run import is_local, notice, refuse_local_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.lab.device import NOTE_VARIABLE
 from splitpoint.models import name_of
 from splitpoint.profile import measure
 from splitpoint.profile.files import profile_bytes, save_profile
@@ -34,8 +36,6 @@ from splitpoint.units import ms as usual_ms
 
 #: Layers in the summary.
 _SLOWEST = 8
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "ms": 1e-3}
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|ms)?", re.ASCII)
 
 
 @click.command(short_help="Measure what a model costs on this machine, or on a server.")
@@ -101,6 +101,7 @@ def command(
     if cloud is None:
         if model is None:
             raise UsageError("say which MODEL to measure, or which server measures itself (--cloud HOST)")
+        note = note or os.environ.get(NOTE_VARIABLE, "")  # `splitpoint lab slow` says what it emulates
         made = _measure_here(model, seconds, watts, note, device, threads, shapes, weights, input_spec)
     else:
         if note or watts:
@@ -114,26 +115,6 @@ def command(
         _say_next(made, output, cloud)
     for path in written:
         click.echo(f"wrote {path}", err=True)
-
-
-def parse_budget(text: str) -> float:
-    """``"60s"``, ``"60"``, ``"5m"`` in seconds; UsageError for anything else, and for zero."""
-    found = _BUDGET.fullmatch(text.strip().lower())
-    seconds = float(found.group(1)) * _UNITS[found.group(2) or ""] if found else 0.0
-    if not 0 < seconds <= 86400:
-        raise UsageError(f"--budget is a time like 60s or 5m, above 0 and at most a day, not {text}")
-    return seconds
-
-
-def parse_watts(text: str) -> Watts:
-    """``"5.5,2,1.3"`` as power while computing, sending and waiting; UsageError for anything else."""
-    try:
-        compute, tx, idle = (float(part) for part in text.split(","))
-    except ValueError:
-        compute = tx = idle = -1.0
-    if not all(0 <= w < 1e6 for w in (compute, tx, idle)):
-        raise UsageError(f"--edge-watts is three numbers, COMPUTE,TX,IDLE (such as 5.5,2,1.3), not {text}")
-    return Watts(compute, tx, idle, "given by --edge-watts")
 
 
 def _need_extras(png_path: Path | None, xlsx_path: Path | None) -> None:

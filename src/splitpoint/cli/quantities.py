@@ -44,6 +44,16 @@ def parse_ms(text: str, option: str) -> float:
     return float(found[1]) * {"s": 1e3, "m": 6e4, "min": 6e4}.get(found[2].lower(), 1.0)
 
 
+def parse_budget(text: str) -> float:
+    """``"60s"``, ``"60"``, ``"500ms"``, ``"5m"`` in seconds; UsageError for anything else, zero, and over a day."""
+    found = _TIME.fullmatch(text.strip())
+    unit = {"ms": 1e-3, "m": 60.0, "min": 60.0}.get(found[2].lower(), 1.0) if found else 0.0
+    seconds = float(found[1]) * unit if found else 0.0
+    if not 0 < seconds <= 86400:
+        raise UsageError(f"--budget is a time like 60s or 5m, above 0 and at most a day, not {text}")
+    return seconds
+
+
 def parse_watts(text: str) -> Watts:
     """``7,3,2`` → Watts; UsageError for anything else."""
     try:
@@ -52,4 +62,4 @@ def parse_watts(text: str) -> Watts:
         compute = tx = idle = -1.0
     if not all(0 <= n < 1e6 for n in (compute, tx, idle)):
         raise UsageError(f"--edge-watts is COMPUTE,TX,IDLE in watts, such as 7,3,2, not {text}")
-    return Watts(compute, tx, idle)
+    return Watts(compute, tx, idle, "given by --edge-watts")

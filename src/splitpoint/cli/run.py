@@ -26,7 +26,7 @@ from splitpoint.cli.options import (
     model_options,
     parse_codecs,
 )
-from splitpoint.cli.quantities import parse_ms
+from splitpoint.cli.quantities import parse_budget
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, SplitpointError, UsageError
@@ -75,7 +75,7 @@ def command(
     runs here.
     """
     auto = at in (None, "auto")
-    budget_s = parse_ms(budget, "--budget") / 1e3
+    budget_s = parse_budget(budget)
     name, files = _arguments(arguments)
     paths = [Path(f) for f in files]
     names = ["-"] if files == ["-"] else [str(p) for p in expand(paths)]

@@ -70,7 +70,7 @@ class Affine:
         return out
 
     def decode(self, data: Array, spec: TensorSpec) -> Array:
-        data = exactly(data, self.nbytes(spec), self, spec)
+        data = exactly(data, self, spec)
         if not spec.elements:
             return np.empty(dims(spec), spec.dtype)
         layout, table = channels(spec)

@@ -14,10 +14,14 @@ FLOATS = frozenset({"float16", "float32", "float64"})
 
 def checked(codec: Codec, array: Array) -> Array:
     """`array`, C-contiguous and in this machine's byte order, if `codec` takes it; InputError otherwise."""
-    spec = spec_of("tensor", array)
+    takes(codec, spec_of("tensor", array))
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def takes(codec: Codec, spec: TensorSpec) -> None:
+    """InputError unless `codec` takes tensors like `spec`."""
     if not codec.accepts(spec):
         raise InputError(f"codec {codec.name} does not take {spec.type}: send it raw")
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
 
 
 def dims(spec: TensorSpec) -> tuple[int, ...]:
@@ -25,11 +29,13 @@ def dims(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(int(n) for n in spec.shape)
 
 
-def exactly(data: Array, nbytes: int, codec: Codec, spec: TensorSpec) -> Array:
-    """`data` if it has `nbytes` bytes; InputError otherwise."""
+def exactly(data: Array, codec: Codec, spec: TensorSpec) -> Array:
+    """`data`, contiguous, if it is as long as `codec`, a sized one, says of `spec`; InputError otherwise."""
+    takes(codec, spec)
+    nbytes = codec.nbytes(spec)
     if data.dtype != np.uint8 or data.ndim != 1 or data.size != nbytes:
         raise InputError(f"{spec} takes {nbytes} bytes of {codec.name}, but {data.nbytes} came")
-    return data
+    return np.ascontiguousarray(data)
 
 
 def aligned(data: Array, dtype: str) -> Array:

@@ -32,7 +32,7 @@ class Raw:
         return checked(self, array).reshape(-1).view(np.uint8)
 
     def decode(self, data: Array, spec: TensorSpec) -> Array:
-        data = exactly(data, spec.nbytes, self, spec)
+        data = exactly(data, self, spec)
         if spec.dtype == "bool" and data.size and data.max() > 1:
             raise InputError(f"{spec} came with a byte that is neither 0 nor 1")
         return aligned(data, spec.dtype).reshape(dims(spec))
@@ -70,7 +70,7 @@ class Half:
         return array.astype(np.float16).reshape(-1).view(np.uint8)
 
     def decode(self, data: Array, spec: TensorSpec) -> Array:
-        half = aligned(exactly(data, self.nbytes(spec), self, spec), "float16")
+        half = aligned(exactly(data, self, spec), "float16")
         values = from_half(half) if spec.dtype == "float32" else half.astype(spec.dtype, copy=False)
         return values.reshape(dims(spec))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 from math import ceil
 
 import numpy as np
 
-from splitpoint.codecs.bytes import checked, dims
+from splitpoint.codecs.bytes import checked, dims, takes
 from splitpoint.errors import InputError
 from splitpoint.images import MAX_PIXELS
 from splitpoint.tensors import Array, TensorSpec
@@ -18,6 +19,11 @@ _LONGEST = 65500
 _QUALITIES = (1, 10, 30, 50, 75, 85, 90, 95, 98, 100)
 _BITS = (0.2, 0.4, 0.8, 1.1, 1.5, 2.0, 2.5, 3.6, 5.2, 7.5)
 _HEADER = 623
+#: The only segments in front of the picture: APP0 (JFIF), DQT, SOF0, DHT, DRI, SOS. Pillow keeps all others it finds,
+#: a hundred bytes for each of four, reads Exif, and warns on the server's screen about what is wrong in there.
+_SOF0, _SOS = 0xFFC0, 0xFFDA
+_SEGMENTS = frozenset({0xFFE0, 0xFFDB, _SOF0, 0xFFC4, 0xFFDD, _SOS})
+_LONGEST_HEADER = 2048
 
 
 class Jpeg:
@@ -61,11 +67,13 @@ class Jpeg:
         # Not Image.open: of all that Pillow reads, a stranger gets this one decoder.
         from PIL.JpegImagePlugin import JpegImageFile
 
+        takes(self, spec)
         if data.size > self.most(spec):
             raise InputError(f"{spec} takes at most {self.most(spec)} bytes of {self.name}, but {data.size} came")
+        packed = data.tobytes()
         try:
-            with JpegImageFile(io.BytesIO(data.tobytes())) as image:
-                self._check(image.mode, image.size, bool(image.info.get("progressive")), spec)
+            self._check(packed, spec)
+            with JpegImageFile(io.BytesIO(packed)) as image:
                 image.load()
                 return np.asarray(image).reshape(dims(spec))
         except InputError:
@@ -73,13 +81,34 @@ class Jpeg:
         except Exception as exc:  # Pillow raises nearly anything on broken bytes
             raise InputError(f"{spec} came as a broken or truncated JPEG: {exc}") from exc
 
-    def _check(self, mode: str, size: tuple[int, int], progressive: bool, spec: TensorSpec) -> None:
-        """InputError unless the header fits: said before a pixel is allocated."""
-        wanted = ("RGB" if spec.shape[3] == 3 else "L", (spec.shape[2], spec.shape[1]))
-        if (mode, size) != wanted:
-            raise InputError(f"{spec} came as a JPEG of {size[0]} x {size[1]} {mode} pixels")
-        if progressive:  # its coefficients are kept for the whole picture: a multiple of what the spec says
-            raise InputError(f"{spec} came as a progressive JPEG: only baseline ones are decoded")
+    def _check(self, data: bytes, spec: TensorSpec) -> None:
+        """InputError unless the header fits: said before Pillow sees a byte, and before a pixel is allocated."""
+        height, width, colours = _header(data, spec)
+        if (height, width, colours) != spec.shape[1:]:
+            raise InputError(f"{spec} came as a JPEG of {width} x {height} pixels with {colours} colour channels")
+
+
+def _header(data: bytes, spec: TensorSpec) -> tuple[int, int, int]:
+    """Height, width and number of colour channels of a baseline JPEG with one scan; InputError for any other.
+
+    Progressive ones, and those with a scan a channel, are kept whole as coefficients, a multiple of what the spec
+    says, and gone over once a scan: a few bytes buy a pass over the picture, and half a million fit what is allowed.
+    """
+    if data[:2] != b"\xff\xd8":
+        raise InputError(f"{spec} came as bytes that are not a JPEG")
+    at, size = 2, (0, 0, 0)
+    while at < _LONGEST_HEADER:
+        marker, length = struct.unpack_from(">HH", data, at)
+        if marker not in _SEGMENTS:
+            raise InputError(f"{spec} came as a JPEG with segment {marker:04x}: only plain baseline ones are decoded")
+        if marker == _SOF0:
+            size = struct.unpack_from(">HHB", data, at + 5)
+        if marker == _SOS:
+            if data[at + 4] != size[2]:
+                raise InputError(f"{spec} came as a JPEG of several scans: only plain baseline ones are decoded")
+            return size
+        at += 2 + length
+    raise InputError(f"{spec} came as a JPEG with more than {_LONGEST_HEADER} bytes before its picture")
 
 
 def _pixels(spec: TensorSpec) -> int:

@@ -1,8 +1,8 @@
 """Experiments that can be repeated on one machine: a shaped link, a slowed device, scenarios. No root needed.
 
->>> with Relay(server.address, PRESETS["4g"]) as relay, Edge(relay.address, at="middle") as edge:
-...     edge.infer(photo)
-...     relay.set_link(PRESETS["3g"])
+    with Relay(server.address, PRESETS["4g"]) as relay, Edge(relay.address, at="middle") as edge:
+        edge.infer(photo)
+        relay.set_link(PRESETS["3g"])
 
 | what | where |
 |---|---|

@@ -4,8 +4,8 @@
 >>> engine.note
 'emulated: 4x slower by waiting after every run'
 
->>> with slowed(4) as slow:                                # a real CPU limit, where the system has one
-...     slow.start([sys.executable, "-m", "splitpoint", "profile", "zoo:lenet5"]).wait()
+    with slowed(4) as slow:                                # a real CPU limit, where the system has one
+        slow.start([sys.executable, "-m", "splitpoint", "profile", "zoo:lenet5"]).wait()
 
 `Stretched` is clean and repeatable for any length of run, but slows only what the engine computes. A CPU limit slows
 everything, Python too, but by shares of a period: what takes less than the share runs at full speed, then waits.

@@ -1,10 +1,10 @@
 """A shaped link before a TCP server: an address of its own that carries every byte late and no faster than told.
 
->>> with Relay("127.0.0.1:3277", PRESETS["4g"]) as relay:
-...     edge = Edge(relay.address, at="middle")
-...     relay.set_link(PRESETS["3g"])       # from now on
-...     relay.stall(2.0)                    # not a byte for two seconds
-...     relay.cut(refuse_s=5.0)             # every connection is reset, new ones are refused for a while
+    with Relay("127.0.0.1:3277", PRESETS["4g"]) as relay:
+        edge = Edge(relay.address, at="middle")
+        relay.set_link(PRESETS["3g"])       # from now on
+        relay.stall(2.0)                    # not a byte for two seconds
+        relay.cut(refuse_s=5.0)             # every connection is reset, new ones are refused for a while
 
 `Relay` is a process of its own, so that it waits for no interpreter lock of whoever measures; `ThreadRelay` is the same
 in a thread, for tests of what is carried rather than when.

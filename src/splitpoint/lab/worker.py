@@ -6,6 +6,7 @@ for a line, and then says one line of JSON a request.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from splitpoint.advisor import placement, survey
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, ServerError, UsageError
 from splitpoint.graph import Cut
@@ -22,6 +24,7 @@ from splitpoint.lab.scenario import Scenario
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
+from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import load_plan
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.result import Result
@@ -33,6 +36,8 @@ Codecs = str | Mapping[str, str]
 _ANSWER_S = 300.0
 #: How long a link that was cut is tried again, and how often.
 _RECONNECT_S, _RETRY_S = 120.0, 0.2
+#: A cut that the planner chooses, and how long each side then profiles itself.
+AUTO, _PROFILE_S = "auto", 15.0
 #: Inputs that are drawn where the scenario wants no photos.
 _SYNTHETIC = 8
 
@@ -57,7 +62,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Callable[[], object]) -> None:
     """Runs the scenario's requests against the server at `address`. Errors are those of `Edge` and `load`."""
     model = load(model_name(scenario))
-    cuts = cuts_of(scenario, model)
+    cuts = cuts_of(scenario, model, address)
     inputs = inputs_of(scenario, model)
     engine: Engine = open_engine(threads=scenario.device.threads)
     note = os.environ.get(NOTE_VARIABLE, "")
@@ -149,8 +154,11 @@ def model_name(scenario: Scenario) -> str:
     return str(scenario.path(scenario.model)) if is_file else scenario.model
 
 
-def cuts_of(scenario: Scenario, model: Model) -> list[tuple[Cut, Codecs]]:
-    """Where to cut, and how what crosses travels. CutError for a name that the model does not have."""
+def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[tuple[Cut, Codecs]]:
+    """Where to cut, and how what crosses travels; ``auto`` is what a plan for the server at `address` says.
+
+    CutError for a name that the model does not have.
+    """
     if scenario.plan:
         plan = load_plan(scenario.path(scenario.plan))
         if plan.fingerprint != model.fingerprint:
@@ -162,7 +170,22 @@ def cuts_of(scenario: Scenario, model: Model) -> list[tuple[Cut, Codecs]]:
             raise InputError(f"{scenario.plan}: best.on_edge names nodes that {model.name} does not have")
         cut = model.graph.cut_of(frozenset(plan.best.on_edge))
         return [(cut, {c.name: c.codec for c in plan.best.crossing})]
-    return [(model.graph.cut(name), scenario.codec) for name in scenario.at]
+    return [
+        _planned(scenario, model, address) if name == AUTO else (model.graph.cut(name), scenario.codec)
+        for name in scenario.at
+    ]
+
+
+def _planned(scenario: Scenario, model: Model, address: str) -> tuple[Cut, Codecs]:
+    """The best option for the emulated device, the server and the link as it is now."""
+    engine = open_engine(threads=scenario.device.threads)
+    with Edge(address, model, at="input", engine=engine, connect_s=_RECONNECT_S) as edge:
+        known = survey(edge, engine, budget_s=_PROFILE_S)
+        if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
+            known = dataclasses.replace(known, edge=known.edge.slowed(scenario.device.slowdown))
+        codecs = () if scenario.codec == "raw" else (scenario.codec,)
+        plan = known.planner(model.graph, constraints=Constraints(codecs=codecs)).plan(known.link, sensitivity=False)
+    return placement(model.graph, plan.best)
 
 
 def inputs_of(scenario: Scenario, model: Model) -> list[tuple[str, Mapping[str, Array]]]:

@@ -37,7 +37,7 @@ def monotone(values: Sequence[float]) -> Floats:
     """The non-decreasing sequence nearest to `values` (> 0) by squared relative error: pool adjacent violators.
 
     >>> monotone([1.0, 3.0, 3.0, 2.0]).round(2).tolist()
-    [1.0, 2.45, 2.45, 2.45]
+    [1.0, 2.47, 2.47, 2.47]
     """
     blocks: list[tuple[float, float, int]] = []  # mean, weight, how many
     for value in values:

@@ -361,6 +361,11 @@ class Survey:
     def _segment(self, k: int) -> SegmentCost:
         visits = self._visits[k]
         heads, tails = [v.head for v in visits if v.head], [v.tail for v in visits if v.tail]
+        # The head of one end and the tail of the other are the same thing, the whole model: all visits to it count.
+        if k == 0 and not heads:
+            tails = self._wholes()
+        elif k == len(self._prefixes) - 1 and not tails:
+            heads = self._wholes()
         return SegmentCost(
             k,
             stat_of(heads) if heads else None,

@@ -75,9 +75,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What every cut of one model costs on one machine. `nodes` are the engine's own kernel times in ms, in the order
     of ``graph.nodes`` (0 for copied ones): how time is shared out between two measured cuts.
 
-    >>> profile = load_profile("edge.profile.json")
-    >>> print(profile.head(profile.graph.cut("features.7")))
-    3.21 ms (3.18…3.30)
+    >>> print(profile.head(profile.graph.cut("pool1")))
+    2.41 ms (2.28…2.65)
     """
 
     format: int = FORMAT
