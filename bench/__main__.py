@@ -1,30 +1,43 @@
-"""`make bench`: every number of docs/benchmarks.md, measured on this machine."""
+"""`make bench`: the numbers of docs/benchmarks.md, measured on this machine.
+
+    python -m bench             # all of it but the long tables
+    python -m bench wire split  # some of it, by name
+
+The long tables are commands of their own: `python -m bench.truth` (every scenario) and `python -m bench.profile`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
+import sys
+from collections.abc import Callable, Mapping
 
-from bench import device, split, stream, wire
+from bench import codecs, device, planning, relay, slow, split, stream, throughput, truth, wire
 from bench.common import header
-from splitpoint.models.torch import export
+from bench.nets import path_of
+
+PARTS: Mapping[str, Callable[[], object]] = {
+    "wire": wire.main,
+    "split": lambda: split.main(path_of("mobilenet_v2")),
+    "stream": stream.main,
+    "device": device.main,
+    "codecs": codecs.main,
+    "planning": planning.main,
+    "throughput": lambda: throughput.main([]),
+    "relay": relay.main,
+    "slow": slow.main,
+    "truth": lambda: truth.main(["--subset"]),
+}
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise SystemExit(f"there is no part {unknown[0]}: {', '.join(PARTS)}")
     print(header())
-    print()
-    wire.main()
-    print()
-    with TemporaryDirectory() as folder:
-        # Weights do not change how long a network takes; downloading them would.
-        path = Path(folder) / "mobilenet_v2.onnx"
-        export("torchvision:mobilenet_v2", path, weights="random:0")
-        split.main(str(path))
-    print()
-    stream.main()
-    print()
-    device.main()
+    for name in names or PARTS:
+        print(f"\n--- {name}")
+        PARTS[name]()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -28,6 +28,7 @@ from statistics import median
 from time import perf_counter
 
 from bench.common import EDGE_CORE, SERVE, SERVER_CORE, header, helper, pin
+from bench.nets import SIX, path_of
 from bench.split import said
 from splitpoint.advisor import placement
 from splitpoint.codecs import open_codec
@@ -49,13 +50,10 @@ from splitpoint.profile.values import Profile
 from splitpoint.runtime.edge import Edge
 from splitpoint.tensors import Array
 
-NETWORKS = ("mobilenet_v2", "resnet50", "googlenet", "efficientnet_lite0", "vgg16_bn", "vit_b_16")
 LINKS = ("3g", "4g", "wifi", "wifi5", "lan")
 SLOWDOWNS = (2, 4, 16)
 SUBSET = (("mobilenet_v2", "efficientnet_lite0"), ("4g", "wifi", "wifi5"), (4,))
 CODECS = ("int8", JPEG := "jpeg:90")
-#: Where the networks of torchvision are exported to, once.
-NETS = Path("out") / "nets"
 PROFILE_S = 60.0
 #: Rounds of the last, paired comparison; fewer where one round takes long.
 ROUNDS, LONG_ROUNDS, LONG_MS = 7, 3, 3000.0
@@ -112,19 +110,6 @@ class Row:
     def close(self) -> bool:
         """Whether the two best kinds of answer are within 25 %."""
         return self.second_kind_ms <= 1.25 * self.best_ms
-
-
-def model_of(name: str) -> str:
-    """What `load` takes for a network of the table."""
-    if name == "efficientnet_lite0":
-        return f"zoo:{name}"
-    path = NETS / f"{name}.onnx"
-    if not path.exists():
-        from splitpoint.models.torch import export
-
-        NETS.mkdir(parents=True, exist_ok=True)
-        export(f"torchvision:{name}", path, weights="random:0")
-    return str(path)
 
 
 def candidates(model: Model, codecs: Sequence[str]) -> list[Candidate]:
@@ -226,7 +211,7 @@ def run(
     name: str, links: Sequence[str], slowdowns: Sequence[int], profile_s: float, codecs: Sequence[str]
 ) -> list[Row]:
     """The rows of one network."""
-    source = model_of(name)
+    source = path_of(name)
     model = load(source)
     pin(EDGE_CORE)
     with helper(SERVE, source) as server, Relay(said(server), PRESETS["lan"]) as relay:
@@ -359,12 +344,12 @@ def say(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Was the plan right?")
     parser.add_argument("--subset", action="store_true", help="a sixth of it, in minutes")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS)
+    parser.add_argument("--networks", nargs="+", choices=SIX)
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=CODECS)
     parser.add_argument("--profile-s", type=float, default=PROFILE_S)
     parser.add_argument("--out", type=Path, default=Path("out") / "truth.json")
     given = parser.parse_args(arguments)
-    networks, links, slowdowns = SUBSET if given.subset else (NETWORKS, LINKS, SLOWDOWNS)
+    networks, links, slowdowns = SUBSET if given.subset else (SIX, LINKS, SLOWDOWNS)
     print(header())
     began = perf_counter()
     rows: list[Row] = []
