@@ -14,6 +14,7 @@ from splitpoint.link import Link
 from splitpoint.machine import Machine
 from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.planning.problem import Bools, Problem
 from splitpoint.profile.values import CodecCost, Profile, SegmentCost, Stat
 
 FOUR_G = Link(5.85, 20.0, 40.0, 8.0, "4g")
@@ -80,3 +81,8 @@ def calibration(
         model=model.name, fingerprint=model.fingerprint, inputs=inputs, classifier=True, output="logits",
         rows=tuple(made),
     )  # fmt: skip
+
+
+def is_closed(problem: Problem, on_edge: Bools) -> bool:
+    """Whether every step on the device has all it needs there."""
+    return not bool((on_edge[problem.after] & ~on_edge[problem.before]).any())

@@ -22,9 +22,11 @@ from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.zoo import digits
 from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.files import save_plan
 from splitpoint.planning.values import Band
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.server import Server
+from splitpoint.wire import Limits
 
 SLOW = Link(1.0, 1.0, 5.0)
 
@@ -47,7 +49,7 @@ def test_a_survey_is_kept_and_used_again(server: Server, tmp_path: Path) -> None
         assert not any("here" in text for text in told)
         # Nothing was downloaded for it but the graph.
         assert not any(h in edge.cache for h in edge.model.blobs)
-        [kept] = (tmp_path / "profiles").iterdir()
+        [kept] = (tmp_path / "profiles").glob("*.json")
         kept.write_text(kept.read_text()[:100])
         third = survey(edge, engine, budget_s=0.5, link=SLOW, cache=tmp_path, on_step=told.append)
         assert any("here" in text for text in told), "half a file is measured anew"
@@ -61,6 +63,28 @@ def test_another_machines_profile_is_not_used(server: Server, tmp_path: Path, mo
         monkeypatch.setattr(advisor, "versions", lambda: {"onnxruntime": "0.0"})
         survey(edge, engine, budget_s=0.5, link=SLOW, cache=tmp_path, on_step=told.append)
     assert any("here" in text for text in told)
+
+
+def test_a_hurried_profile_is_replaced_by_a_longer_one(server: Server, tmp_path: Path) -> None:
+    engine, told = open_engine(threads=1), list[str]()
+    model = load("zoo:lenet5")
+    first = advisor.profile_here(model, engine, budget_s=0.05, cache=tmp_path)
+    assert not first.complete
+    again = advisor.profile_here(model, engine, budget_s=0.04, cache=tmp_path, on_step=told.append)
+    assert again == first
+    assert "kept" in told[-1]
+    longer = advisor.profile_here(model, engine, budget_s=0.5, cache=tmp_path)
+    assert longer != first
+
+
+def test_an_emulated_machine_leaves_no_profile_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, model = open_engine(threads=1), load("zoo:lenet5")
+    real = advisor.profile_here(model, engine, budget_s=0.3, cache=tmp_path)
+    monkeypatch.setenv("SPLITPOINT_EMULATED", "emulated: 4x slower")
+    slow = advisor.profile_here(model, engine, budget_s=0.3, cache=tmp_path)
+    assert slow.note == "emulated: 4x slower"
+    monkeypatch.delenv("SPLITPOINT_EMULATED")
+    assert advisor.profile_here(model, engine, budget_s=0.1, cache=tmp_path) == real
 
 
 def test_every_row_of_the_table_runs_as_planned(server: Server, tmp_path: Path) -> None:
@@ -78,7 +102,7 @@ def test_every_row_of_the_table_runs_as_planned(server: Server, tmp_path: Path) 
             assert c.requests == 3
             assert 0 < c.measured.low <= c.measured.ms <= c.measured.high
             assert (c.up_nbytes > 0) == (c.option.kind != "device")
-            if codecs:
+            if codecs and c.option.sized:
                 # What travelled is what was planned: frame and all, the estimate is within a few bytes.
                 assert c.up_nbytes == pytest.approx(c.option.up_nbytes, abs=16)
         with pytest.raises(UsageError, match="at least one"):
@@ -99,6 +123,7 @@ def test_the_verdict_says_by_how_much(server: Server, tmp_path: Path) -> None:
     assert "50%" in verdict([took(first, 10), took(second, 20)])
     assert "more than requests vary by" in verdict([took(first, 20), took(second, 10)])
     assert "within what requests vary by" in verdict([took(first, 10.5), took(second, 10)])
+    assert "not refuted" in verdict([took(first, 10), took(second, 10.5)])
 
 
 def test_run_plans_by_itself(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +135,23 @@ def test_run_plans_by_itself(server: Server, tmp_path: Path, capsys: pytest.Capt
     assert "ms" in said.err
     assert main(["run", *images, *common, "--codec", "image=int8"]) == 2
     assert "the planner chooses what crosses" in capsys.readouterr().err
+
+
+def test_run_follows_a_plan(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, file = str(digits()[0]), tmp_path / "plan.json"
+    engine = open_engine(threads=1)
+    with Edge(server.address, at="input", engine=engine, cache=tmp_path) as edge:
+        known = survey(edge, engine, budget_s=0.5, link=SLOW, cache=tmp_path)
+        plan = known.planner(edge.model.graph).plan(SLOW)
+    split = next(o for o in plan.options if o.kind == "split")
+    save_plan(file, msgspec.structs.replace(plan, best=split))
+    common = ["run", image, "--cloud", server.address, "--cache", str(tmp_path), "--threads", "1", "--json"]
+    assert main([*common, "--plan", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["cut"] == split.cut
+    assert main([*common, "--plan", str(file), "--at", "input"]) == 2
+    save_plan(file, msgspec.structs.replace(plan, fingerprint="0" * 64))
+    assert main([*common, "--plan", str(file)]) == 2
+    assert "the plan is for lenet5 000000000000" in capsys.readouterr().err
 
 
 def test_compare_prints_predicted_beside_measured(
@@ -125,3 +167,15 @@ def test_compare_prints_predicted_beside_measured(
     assert len(kept["compared"]) == len({json.dumps(c["option"]) for c in kept["compared"]}) >= 3
     assert kept["plan"]["model"] == "lenet5"
     assert main([*words, "--images", str(tmp_path / "none.png")]) == 4
+
+
+def test_run_cuts_in_the_middle_where_the_server_does_not_profile_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lenet = load("zoo:lenet5")
+    with Server([lenet], engine=open_engine(threads=1), port=0, limits=Limits(profile_s=0)) as refusing:
+        words = ["run", str(digits()[0]), "--cloud", refusing.address, "--cache", str(tmp_path), "--threads", "1"]
+        assert main([*words, "--budget", "300ms", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "no plan: " in said.err
+    assert json.loads(said.out)["cut"] == lenet.graph.middle().name

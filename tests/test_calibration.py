@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import nets
 from splitpoint.calibration.files import calibration_bytes, load_calibration, parse_calibration, save_calibration
 from splitpoint.calibration.measure import calibrate
-from splitpoint.calibration.values import Calibration, Quality
+from splitpoint.calibration.values import Calibration, Quality, Row, needed_inputs
 from splitpoint.cli import main
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
@@ -21,7 +22,7 @@ from splitpoint.errors import InputError, UsageError
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import heldout_digits
-from splitpoint.segments import halves
+from splitpoint.segments import halves, samples_for
 from splitpoint.tensors import Array, spec_of
 
 ENGINE = open_engine(threads=1)
@@ -119,6 +120,44 @@ def test_no_claim_without_labels() -> None:
     assert Quality(1000, None, 1.0, 0.0).bound == 1.0
 
 
+@pytest.mark.parametrize("max_drop", [0.5, 0.1, 0.03, 0.01, 0.005, 0.001, 0.3, 3.0, 1 / 7])
+def test_as_many_inputs_as_needed_and_not_one_less(max_drop: float) -> None:
+    needed = needed_inputs(max_drop)
+    assert Quality(needed, 1.0, 1.0, 0.0).bound <= max_drop
+    assert needed == 1 or Quality(needed - 1, 1.0, 1.0, 0.0).bound > max_drop or max_drop >= 1
+
+
+@pytest.mark.parametrize("max_drop", [0.0, -0.01, float("nan")])
+def test_no_number_of_inputs_shows_that_nothing_drops(max_drop: float) -> None:
+    with pytest.raises(UsageError, match="no number of inputs"):
+        needed_inputs(max_drop)
+
+
+@pytest.mark.parametrize(
+    ("same", "of", "max_drop", "verdict"),
+    [
+        (300, 300, 0.01, "shown"),
+        (299, 299, 0.01, "not shown"),  # no label changed, but 3/299 is more than 1 %
+        (24, 24, 0.01, "not shown"),
+        (24, 24, 0.125, "shown"),
+        (999, 1000, 0.01, "shown"),
+        (995, 1000, 0.01, "not shown"),  # half a percent seen, 1.05 % possible
+        (988, 1000, 0.01, "refused"),
+        (23, 24, 0.01, "refused"),
+    ],
+)
+def test_the_three_answers(same: int, of: int, max_drop: float, verdict: str) -> None:
+    row = Row(3, "int8", (10,), 10, Quality(of, same / of, 1.0, 0.0))
+    found = Calibration(model="m", fingerprint="f", inputs=of, classifier=True, output="y", rows=(row,))
+    assert found.allowed(3, "int8", max_drop) == verdict
+    assert found.allowed(4, "int8", max_drop) == found.allowed(3, "int4", max_drop) == "not shown"
+    assert found.allowed(4, "raw+zstd", max_drop) == "shown"
+
+
+def test_without_labels_nothing_is_shown() -> None:
+    assert Quality(1000, None, 1.0, 0.0).verdict(0.5) == "not shown"
+
+
 def test_it_loads_back(found: Calibration, tmp_path: Path) -> None:
     save_calibration(tmp_path / "c.json", found)
     assert load_calibration(tmp_path / "c.json") == found
@@ -132,6 +171,7 @@ def test_it_loads_back(found: Calibration, tmp_path: Path) -> None:
         ({"inputs": 0}, "no inputs"),
         ({"rows": "x"}, "rows"),
         ({"classifier": False}, "no classifier"),
+        ({"model": "\x1b[2J"}, r"control characters - at `\$.model`"),
     ],
 )
 def test_a_wrong_file_is_refused(found: Calibration, change: dict[str, Any], why: str) -> None:
@@ -148,6 +188,8 @@ def test_a_wrong_file_is_refused(found: Calibration, change: dict[str, Any], why
         ({"most": -5}, "below 0"),
         ({"quality": {"inputs": 3, "agreement": 1.5, "cosine": 1, "error": 0}}, "outside"),
         ({"quality": {"inputs": 0, "agreement": 1, "cosine": 1, "error": 0}}, "no inputs"),
+        ({"quality": {"inputs": 13, "agreement": 1, "cosine": 1, "error": 0}}, "more than there are"),
+        ({"quality": {"inputs": 3, "agreement": 1, "cosine": 2, "error": 0}}, "a cosine outside"),
         ({"quality": {"inputs": 3, "agreement": 1, "cosine": 1, "error": -1}}, "no number"),
     ],
 )
@@ -173,6 +215,25 @@ def test_what_cannot_be_calibrated(lenet: Model, inputs: list[dict[str, Array]])
         calibrate(lenet, ENGINE, inputs, codecs=["int9"])
     with pytest.raises(InputError):
         calibrate(lenet, ENGINE, [{"image": np.zeros((1, 2), np.uint8)}])
+    with pytest.raises(UsageError, match="none of jpeg:90 can encode"):
+        calibrate(lenet, ENGINE, inputs[:1], codecs=["jpeg:90"], cuts=[lenet.graph.cut("pool1")])
+
+
+def test_a_cut_that_is_no_prefix_has_no_place_in_a_calibration() -> None:
+    model = nets.load(nets.branching())
+    prefixes = {frozenset(c.nodes) for c in model.graph.prefixes()}
+    closed = (model.graph.cut_of(model.graph.closure([i])) for i in model.graph.placed)
+    cut = next(c for c in closed if frozenset(c.nodes) not in prefixes)
+    with pytest.raises(UsageError, match="no topological prefix"):
+        calibrate(model, ENGINE, samples_for(model, 1), codecs=["raw"], cuts=[cut])
+
+
+def test_progress_ends_at_its_total(lenet: Model, inputs: list[dict[str, Array]]) -> None:
+    seen: list[tuple[int, int]] = []
+    calibrate(lenet, ENGINE, inputs[:2], codecs=["int8"], on_progress=lambda *at: seen.append(at))
+    done, total = zip(*seen, strict=True)
+    assert set(total) == {len(seen)}
+    assert done == tuple(range(1, len(seen) + 1))
 
 
 def test_a_codec_that_cannot_say_a_value_has_no_row(lenet: Model, inputs: list[dict[str, Array]]) -> None:

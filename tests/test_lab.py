@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitpoint import machine
 from splitpoint.cli import main
 from splitpoint.errors import EngineError, InputError, ServerError, UsageError
 from splitpoint.lab import device, experiment, scenario, worker
@@ -731,4 +732,4 @@ def test_the_list_names_what_ships(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_note_reaches_measurements_by_this_name() -> None:
-    assert device.NOTE_VARIABLE == "SPLITPOINT_EMULATED"
+    assert machine.EMULATED == "SPLITPOINT_EMULATED"

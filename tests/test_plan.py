@@ -24,15 +24,16 @@ from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.advice import margin
+from splitpoint.planning.advice import ALIKE, margin, pace
 from splitpoint.planning.build import input_like
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import load_plan, parse_plan, plan_bytes, save_plan
 from splitpoint.planning.plan import Planner, plan
+from splitpoint.planning.sensitivity import ranges
 from splitpoint.planning.values import STAGES, Option, Plan, value
 from splitpoint.profile.files import save_profile
-from splitpoint.profile.values import Profile, Watts
-from splitpoint.report.plan import draw
+from splitpoint.profile.values import CodecCost, Profile, Stat, Watts
+from splitpoint.report.plan import draw, seed_lines
 
 EFFICIENT = "zoo:efficientnet_lite0"
 LENET = "zoo:lenet5"
@@ -118,8 +119,11 @@ def test_no_cut_and_no_codec_beats_the_plan(net: str, objective: str) -> None:
         )
         # Frames cost some 200 bytes, which brute force here leaves out.
         frames = 300 * 8e-3 / link.up_mbps * (WATTS.tx if objective == "energy" else 1)
-        assert least * (1 - 1e-9) <= value(chosen.best, objective) <= least + frames
-        assert chosen.bound <= value(chosen.best, objective)
+        # A simpler option that nobody could tell from the best is taken instead.
+        alike = 1.0 if chosen.best.kind == "split" else 1 + ALIKE
+        assert least * (1 - 1e-9) <= value(chosen.best, objective) <= (least + frames) * alike
+        assert chosen.bound <= min(least + frames, value(chosen.best, objective))
+        assert chosen.gap < (0.05 if objective == "throughput" else ALIKE + 1e-9)
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput", "energy", "bytes", "server-time"])
@@ -130,7 +134,7 @@ def test_no_option_of_the_table_beats_the_best_and_all_add_up(objective: str) ->
         assert set(option.stages) == set(STAGES)
         assert isclose(sum(s.ms for s in option.stages.values()), option.total.ms)
         if not option.refused:
-            assert value(found.best, objective) <= value(option, objective)
+            assert value(found.best, objective) <= value(option, objective) * (1 + ALIKE)
     assert {o.kind for o in found.options} == {"device", "server", "jpeg", "split"}
     assert 0 <= found.gap < 0.05
 
@@ -151,15 +155,16 @@ def test_a_deadline_and_the_least_server_time_are_held_together() -> None:
 
 def test_bands_are_the_root_of_the_stages_squares_and_hold_the_links_jitter() -> None:
     edge, cloud = pair()
-    found = planned(Link(5.85, 20, 40, 8))
+    link = Link(5.85, 20, 40, 8)
+    found = planned(link)
     split = next(o for o in found.options if o.kind == "split")
     cut = edge.graph.cut_of(split.on_edge)
     head, tail = edge.head(cut), cloud.tail(cut)
-    above = sqrt((head.p90 - head.median) ** 2 + (tail.p90 - tail.median) ** 2 + 8**2)
+    sent = (0.05 * link.up_ms(split.up_nbytes)) ** 2 + (0.05 * link.down_ms(split.down_nbytes)) ** 2
+    above = sqrt((head.p90 - head.median) ** 2 + (tail.p90 - tail.median) ** 2 + 8**2 + sent)
     assert isclose(split.total.high - split.total.ms, above)
-    assert isclose(
-        split.total.ms - split.total.low, sqrt((head.median - head.p10) ** 2 + (tail.median - tail.p10) ** 2)
-    )
+    below = sqrt((head.median - head.p10) ** 2 + (tail.median - tail.p10) ** 2 + sent)
+    assert isclose(split.total.ms - split.total.low, below)
     device = found.option("device")
     assert device is not None
     assert isclose(device.total.high, edge.whole.p90)
@@ -196,6 +201,28 @@ def test_a_split_that_is_no_better_is_not_worth_it() -> None:
     assert found.best.kind == "server"
     assert found.advice.startswith("Do not split: run it all on the server, raw input: ")
     assert "the best split, after normalize.transpose, is no better" in found.advice
+
+
+def test_of_two_that_nobody_can_tell_apart_the_simpler_is_the_best() -> None:
+    # 0.2 ms on the server: a split saves less than 2 % of that.
+    found = plan(None, pair(LENET, 3.0, 0.2), Link(19862, 18000, 0.06), objective="throughput")
+    assert found.best.kind == "server"
+    split = found.split
+    assert split is not None
+    assert value(split, "throughput") < value(found.best, "throughput") <= value(split, "throughput") * (1 + ALIKE)
+    assert "the best split, after normalize.mul, is better by less than 2 % (5012 requests a second)" in found.advice
+    assert "the difference is below 2 %, and all on the server, raw input is simpler" in found.why
+    assert 0 < found.gap < ALIKE
+    assert found.bound <= value(split, "throughput") * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("objective", ["bytes", "server-time"])
+def test_that_a_device_alone_sends_nothing_is_no_news(objective: str) -> None:
+    found = planned(objective=objective)
+    assert found.best.kind == "device"
+    assert "which is always the least: to rule that out, give a deadline (--deadline) or a memory" in found.advice
+    limited = planned(objective=objective, deadline_ms=1000.0)
+    assert limited.advice.endswith("which is always the least, and the device keeps to the limits.")
 
 
 def test_do_not_split_is_an_answer_with_its_number() -> None:
@@ -258,6 +285,18 @@ def test_explain_says_stage_by_stage_why_the_runner_up_lost() -> None:
     assert any("but its accuracy is not measured" in line for line in found.why)
 
 
+def test_explain_names_the_slowest_stages_of_a_stream() -> None:
+    found = planned(codecs=("int4",), objective="throughput")
+    assert found.why[1] == "slowest stage: device 27.2 ms instead of link 23.6 ms"
+    for option in found.options:
+        busy = {
+            "device": option.stages["edge"].ms + option.stages["encode"].ms,
+            "link": FOUR_G.up_ms(option.up_nbytes) + FOUR_G.down_ms(option.down_nbytes),
+            "server": option.stages["server"].ms,
+        }
+        assert busy[pace(option)] == max(busy.values())
+
+
 # --- constraints ------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +317,7 @@ def test_the_devices_memory_bounds_the_head() -> None:
     assert tight.gap < 1e-6
     device = tight.option("device")
     assert device is not None
-    assert device.refused.startswith("its head holds 18.5 MB")
+    assert device.refused.startswith("its head holds about 28.2 MB")
 
 
 def test_a_deadline_rules_out_what_is_too_slow_for_one_request_in_ten() -> None:
@@ -406,6 +445,59 @@ def test_the_ranges_cover_every_rate_and_change_where_the_answer_does(objective:
             assert (best.kind, best.cut, best.codecs) == (stretch.kind, stretch.cut, stretch.codecs)
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.05, 5.43, 2000.0, 19862.0])
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_the_range_that_holds_the_link_says_what_the_plan_says(objective: str, rate: float) -> None:
+    planner = Planner(None, pair(), objective=objective, constraints=Constraints(codecs=("int4",)))
+    found = planner.plan(Link(rate, 20, 40))
+    assert found.sensitivity[0].up_mbps_from <= min(rate, 0.05)
+    assert found.sensitivity[-1].up_mbps_to >= max(rate, 2000)
+    own = [r for r in found.sensitivity if r.up_mbps_from <= rate <= r.up_mbps_to]
+    best = found.best
+    assert (best.kind, best.cut, best.codecs) in [(r.kind, r.cut, r.codecs) for r in own]
+
+
+def test_an_answer_for_one_rate_alone_is_a_range_of_its_own() -> None:
+    device, server = (planned(objective="bytes").option(kind) for kind in ("device", "server"))
+    assert device is not None
+    assert server is not None
+    found = ranges(lambda link: device, Link(7, 7, 1), server)
+    assert [r.kind for r in found] == ["device", "server", "device"]
+    assert found[1].up_mbps_from < 7 < found[1].up_mbps_to
+
+
+def test_one_answer_for_all_rates_says_which_rates() -> None:
+    text = printed(plan(None, pair(LENET, 0.3, 0.2), Link(19862, 18000, 3)))
+    assert "  from 0.05 to 39724 Mbit/s  all on the device" in text
+    assert "at any bandwidth" not in text
+    assert "  from 0.05 to 2000 Mbit/s  all on the device" in printed(plan(None, pair(LENET, 0.3, 0.2), FOUR_G))
+
+
+def test_a_streams_bound_counts_the_servers_own_overhead_and_coding() -> None:
+    """Milliseconds that every call takes on either side, and codecs that take as long: no gap comes of them."""
+    graph = model_of(LENET).graph
+
+    def with_overhead(found: Profile) -> Profile:
+        def more(stat: Stat | None) -> Stat | None:
+            return None if stat is None else Stat(stat.median + 0.25, stat.p10 + 0.25, stat.p90 + 0.25, stat.count)
+
+        segments = tuple(
+            msgspec.structs.replace(s, head=more(s.head), tail=more(s.tail)) for s in found.segments
+        )  # fmt: skip
+        codecs = {"int8": CodecCost(0.1, 2.0, 0.1, 1.5)}
+        return msgspec.structs.replace(found, segments=segments, whole=more(found.whole), codecs=codecs)
+
+    both = with_overhead(profile(graph, 0.13)), with_overhead(profile(graph, 0.13))
+    for link in (Link(19862, 18000, 0.06), Link(60, 60, 1), Link(8, 8, 1)):
+        found = plan(None, both, link, objective="throughput", constraints=Constraints(codecs=("int8",)))
+        assert found.gap < 0.03, link
+
+
+def test_only_a_least_latency_is_called_the_best() -> None:
+    assert seed_lines(planned())[1] == "best latency: 90.0 ms"
+    assert seed_lines(planned(objective="bytes"))[1] == "latency of the plan: 90.0 ms"
+
+
 def test_a_new_link_gives_what_a_new_planner_gives() -> None:
     limits = Constraints(codecs=("int8",))
     planner = Planner(None, pair(), constraints=limits)
@@ -431,7 +523,7 @@ def test_the_picture_shows_each_kind_and_the_plan_below_them(tmp_path: Path) -> 
         assert set(lines.values) == {"device", "server", "jpeg", "split", "best"}
         for k in range(len(lines.rates)):
             least = min(lines.values[kind][k] for kind in ("device", "server", "split"))
-            assert lines.values["best"][k] <= least * (1 + 1e-6)
+            assert lines.values["best"][k] <= least * (1 + ALIKE)
         draw(found, lines, tmp_path / "plan.png")
         assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
@@ -581,7 +673,22 @@ def test_the_table_fits_the_terminal(width: int) -> None:
     text = printed(planned(codecs=("int8",), objective="energy"), width)
     assert max(map(len, text.splitlines())) <= width
     assert all(w in text for w in ("option", "ms ± band", "edge", "link", "server", "up", "best partition point: "))
-    assert ("mJ" in text.splitlines()[5]) == (width > 120)
+    assert "mJ" in text.splitlines()[5]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+@pytest.mark.parametrize("objective", ["latency", "energy", "throughput", "bytes", "server-time"])
+def test_a_narrow_table_keeps_what_an_option_is_and_the_objectives_column(objective: str, width: int) -> None:
+    found = planned(codecs=("int8",), objective=objective)
+    lines = printed(found, width).splitlines()
+    assert max(map(len, lines)) <= width
+    own = {"energy": "mJ", "throughput": "req/s", "bytes": " up"}.get(objective, "server")
+    assert own in lines[5]
+    table = lines[7 : 7 + len(found.options)]
+    assert all(any(f" {kind}" in row for kind in ("device", "server", "split", "on the")) for row in table)
+    assert not any(row[5] == "…" for row in table)
+    for option, row in zip(found.options, table, strict=True):
+        assert "int8" not in option.codecs or "int8" in row
 
 
 def test_an_option_says_what_it_is() -> None:

@@ -87,14 +87,14 @@ def test_the_model_may_be_named_and_is_checked(files: Path, capsys: pytest.Captu
 
 
 def test_every_option_reaches_the_planner(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    limits = ["--deadline", "0.2s", "--max-edge-memory", "1MB", "--keep-input-local", "--codec", "int4"]
+    limits = ["--deadline", "0.2s", "--max-edge-memory", "8MB", "--keep-input-local", "--codec", "int4"]
     text = ok(capsys, *command(files, *limits, "--edge-watts", "5,2,1", "--objective", "energy", "--json"))
     plan = json.loads(text)
     assert plan["objective"] == "energy"
     assert plan["constraints"] == [
-        "at most 1.0 MB on the device", "the input stays on the device", "an answer within 200 ms",
+        "at most 8.0 MB on the device", "the input stays on the device", "an answer within 200 ms",
     ]  # fmt: skip
-    assert plan["best"]["edge_memory"] <= 1e6
+    assert plan["best"]["edge_memory"] <= 8e6
     assert plan["best"]["energy_mj"] > 0
 
 
@@ -121,8 +121,11 @@ def test_a_trace_is_planned_for_by_its_mean(files: Path, tmp_path: Path, capsys:
     ("more", "status", "words"),
     [
         (("--deadline", "20ms"), 2, "an answer within 20.0 ms cannot be had: the nearest plan is "),
-        (("--deadline", "soon"), 2, "--deadline is a time above zero"),
-        (("--deadline", "0ms"), 2, "--deadline is a time above zero"),
+        (("--deadline", "soon"), 2, "--deadline is a time such as 200ms or 1.5s, above zero and at most a day"),
+        (("--deadline", "0ms"), 2, "--deadline is a time such as 200ms"),
+        (("--deadline", "9" * 67 + "s"), 2, "at most a day, not " + "9" * 39 + "…"),
+        (("--max-edge-memory", "9" * 67), 2, "at most a petabyte, not " + "9" * 39 + "…"),
+        (("--max-edge-memory", "1001TB"), 2, "at most a petabyte, not 1001TB"),
         (("--max-drop", "1%"), 2, "needs a calibration: splitpoint calibrate"),
         (("--max-drop", "two"), 2, "--max-drop is a share"),
         (("--max-edge-memory", "-3MB"), 2, "--max-edge-memory is a size"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nets import flattening, load, passing, proto, random_dags, residual, stacked, value, weight
 from nets import node as onnx_node
+from plans import is_closed
 from splitpoint.calibration.values import Calibration, Quality, Row
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
@@ -25,7 +26,7 @@ from splitpoint.machine import Machine
 from splitpoint.models import load as load_model
 from splitpoint.planning.build import Costing, input_like
 from splitpoint.planning.latency import Cutter, least
-from splitpoint.planning.problem import Problem, is_closed, stages
+from splitpoint.planning.problem import Problem, stages
 from splitpoint.profile.values import CodecCost, Profile, SegmentCost, Stat, Watts
 from splitpoint.tensors import TensorSpec
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plans import is_closed
 from splitpoint.errors import UsageError
 from splitpoint.planning.latency import Cutter, least
-from splitpoint.planning.problem import Bools, Problem, Solution, is_closed, stages
+from splitpoint.planning.problem import Bools, Problem, Solution, stages
 
 #: In nanoseconds every cost here is an integer and every sum below 2^53: float64 is exact, so `==` is fair.
 NANOSECOND, MICROSECOND, MILLISECOND, SECOND, HOUR = 1.0, 1e3, 1e6, 1e9, 3.6e12

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import splitpoint as sp
+from plans import is_closed
 from splitpoint.graph import Graph
 from splitpoint.planning.blocks import Block, Order, three_stages
 from splitpoint.planning.constrained import Limit, least_within
 from splitpoint.planning.latency import least
-from splitpoint.planning.problem import Bools, Floats, Problem, Solution, is_closed, stages
+from splitpoint.planning.problem import Bools, Floats, Problem, Solution, stages
 from splitpoint.planning.throughput import bottleneck, slowest_stage
 
 SAME = 1e-9  # sums of the same numbers in another order
@@ -186,6 +187,37 @@ def test_equals_brute_force(seed: int) -> None:
         assert not found.feasible or stages(limited, found.on_edge).total <= most * (1 + SAME)
     assert split > 40  # or the test would be about nothing
     assert tight > 30
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_coding_keeps_the_device_and_the_server_busy(seed: int) -> None:
+    """Tensors that cost device and server, too, and a server with a cost of its own: equal to brute force."""
+    rng = np.random.default_rng(seed)
+    changed = 0
+    for _ in range(60):
+        plain = any_problem(rng, int(rng.integers(2, 9)), any_cost)
+        coding = rng.uniform(0, 5, (2, plain.link.size))
+        problem = dataclasses.replace(plain, encode=coding[0], decode=coding[1], server_fixed=float(rng.uniform(0, 3)))
+        sets = closed_sets(problem)
+        three = all_stages(problem, sets)
+        three[:, 0] += all_stages(only_across(plain, coding[0]), sets).sum(axis=1)
+        three[:, 2] += all_stages(only_across(plain, coding[1]), sets).sum(axis=1)
+        three[:, 2] += problem.server_fixed * (~sets).any(axis=1)
+        slowest, total = three.max(axis=1), three.sum(axis=1)
+        found = bottleneck(problem, budget_s=NEVER)
+        check(found, problem, slowest.min(), stages(problem, found.on_edge).slowest, exact=True)
+        found = least(problem)
+        check(found, problem, total.min(), stages(problem, found.on_edge).total, exact=True)
+        found = least_within(problem, [], budget_s=NEVER)
+        check(found, problem, total.min(), stages(problem, found.on_edge).total, exact=True)
+        changed += bool(slowest.min() > all_stages(plain, sets).max(axis=1).min())
+    assert changed > 10
+
+
+def only_across(problem: Problem, link: Floats) -> Problem:
+    """The wiring of a problem in which nothing costs but what crosses."""
+    free = np.zeros(problem.steps)
+    return dataclasses.replace(problem, edge=free, cloud=free, down=free, link=link, edge_fixed=0.0, cloud_fixed=0.0)
 
 
 def best_of(values: Floats, keeps: Bools) -> float:

@@ -295,11 +295,13 @@ def test_a_server_that_lies_about_time_cannot_make_stages_negative() -> None:
 
 def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
     gate = Gate(is_open=False)
-    results: list[Result] = []
+    results: dict[int, Result] = {}
     with Server([model], engine=gate, port=0) as server:
         edges = [Edge(server.address, at="input", cache=cache) for _ in range(2)]
         x = inputs()[0]
-        threads = [threading.Thread(target=lambda e=e: results.append(e.infer(x))) for e in edges]
+        threads = [
+            threading.Thread(target=lambda k=k, e=e: results.update({k: e.infer(x)})) for k, e in enumerate(edges)
+        ]
         threads[0].start()
         assert gate.entered.acquire(timeout=5)  # one runs, and holds the only worker's place
         threads[1].start()
@@ -310,7 +312,7 @@ def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
             t.join()
         for e in edges:
             e.close()
-    first, second = results
+    first, second = results[0], results[1]
     assert first.trace.ms("tail") > 40 > first.trace.ms("queue")
     assert second.trace.ms("queue") > 40 > second.trace.ms("tail")
     assert second.times.load_queue_s > 0
@@ -636,7 +638,7 @@ def test_the_server_ending_mid_request_loses_no_answer(model: Model, cache: Path
     gate.open.clear()
     closer = threading.Thread(target=server.close)
     closer.start()
-    with pytest.raises(ServerError, match=r"after \d+ answers: what was answered is kept|the server is ending"):
+    with pytest.raises(ServerError, match=r"after \d+ answers$|the server is ending"):
         done.extend(results)
     gate.open.set()
     closer.join()
@@ -728,7 +730,7 @@ def test_a_killed_server_is_noticed_at_once(tmp_path: Path, cache: Path) -> None
     try:
         edge = Edge(child.stdout.readline().strip(), cache=cache, at="input")
         threading.Timer(0.2, child.kill).start()
-        with pytest.raises(ServerError, match="after 0 answers"):
+        with pytest.raises(ServerError, match=r"127\.0\.0\.1"):
             edge.infer(inputs()[0])
         edge.close()
     finally:

@@ -12,6 +12,10 @@ with sp.Server([model], engine=sp.open_engine(), port=0) as server:
 ```
 """
 
+from splitpoint.calibration.files import load_calibration, save_calibration
+from splitpoint.calibration.measure import calibrate
+from splitpoint.calibration.values import Calibration
+from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, Session, open_engine
 from splitpoint.errors import (
     BusyError,
@@ -21,6 +25,7 @@ from splitpoint.errors import (
     MissingExtraError,
     ModelError,
     ProtocolError,
+    RefusedError,
     ServerError,
     SplitpointError,
     StorageError,
@@ -49,7 +54,9 @@ from splitpoint.trace import Recorder, Span, Trace
 
 __all__ = [
     "BusyError",
+    "Calibration",
     "Check",
+    "Codec",
     "Constraints",
     "Cut",
     "CutError",
@@ -72,6 +79,7 @@ __all__ = [
     "Profile",
     "ProtocolError",
     "Recorder",
+    "RefusedError",
     "Request",
     "Result",
     "Segment",
@@ -85,14 +93,18 @@ __all__ = [
     "Trace",
     "UsageError",
     "VerifyError",
+    "calibrate",
     "classify",
     "load",
+    "load_calibration",
     "load_plan",
     "load_profile",
+    "open_codec",
     "open_engine",
     "plan",
     "profile_model",
     "read_image",
+    "save_calibration",
     "save_plan",
     "save_profile",
     "split",

@@ -11,6 +11,7 @@ True
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from splitpoint.errors import InputError, StorageError
 from splitpoint.files import write_atomic
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.machine import default_cache, this_machine, versions
+from splitpoint.machine import EMULATED, default_cache, this_machine, versions
 from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plan import Planner
@@ -30,8 +31,9 @@ from splitpoint.profile.files import load_profile, profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.values import Profile
 from splitpoint.runtime.edge import Edge
+from splitpoint.units import counted
 
-#: Told what is being measured, before it begins.
+#: Told what is being measured, before it begins, and what is known already.
 OnStep = Callable[[str], None]
 
 
@@ -53,9 +55,7 @@ class Survey:
     ) -> Planner:
         """Plans for this device and server, and any link."""
         profiles = (self.edge, self.cloud)
-        return Planner(
-            graph, profiles, objective=objective, constraints=constraints or Constraints(), calibration=calibration
-        )
+        return Planner(graph, profiles, objective=objective, constraints=constraints, calibration=calibration)
 
 
 def survey(
@@ -70,29 +70,69 @@ def survey(
 ) -> Survey:
     """Profiles of `edge`'s model here and on its server (each at most about `budget_s`), and the link between them.
 
-    The device's profile is kept in `cache` and used again while machine, engine and versions are the same; the server
-    keeps its own. `fresh` measures anew here. No weights are fetched for it: stand-ins of the same size take as long.
-    `link` is used instead of a measured one if given. Raises ServerError if the server does not profile itself.
+    The device's profile is kept in `cache` and used again while machine, engine and versions are the same and no longer
+    budget could make a better one; the server keeps its own. `fresh` measures anew. No weights are fetched for it:
+    stand-ins of the same size take as long. `link` is used instead of a measured one if given. Raises ServerError if
+    the server does not profile itself.
     """
-    model = edge.model
-    here = None if fresh else _kept(model, engine, cache)
-    if here is None:
-        on_step(f"profiling {model.name} here, at most {budget_s:g} s (kept for the next time)")
-        here = profile_model(model.with_stand_ins(), engine, budget_s=budget_s)
-        _keep(here, cache)
-    on_step(f"the server profiles {model.name}, at most {budget_s:g} s (unless it has done so before)")
-    there = edge.profile_server(budget_s)
+    here = profile_here(edge.model, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=on_step)
+    on_step(f"the server profiles {edge.model.name}, at most {budget_s:g} s (unless it has done so before)")
+    there = edge.profile_server(budget_s, fresh=fresh)
     if link is None:
         on_step("measuring the link, at most 3 s")
         link = edge.measure_link()
     return Survey(here, there, link)
 
 
+def profile_here(
+    model: Model,
+    engine: Engine,
+    *,
+    budget_s: float,
+    cache: Path | None = None,
+    fresh: bool = False,
+    on_step: OnStep = lambda text: None,
+) -> Profile:
+    """The profile of `model` on this machine: kept by an earlier run, or measured now with stand-in weights, and kept.
+
+    Under `splitpoint lab slow` it is measured anew each time and not kept: it is an emulated machine's.
+    """
+    note = os.environ.get(EMULATED, "")
+    place = _place(model, engine, cache)
+    kept = None if fresh or note else _kept(place, model)
+    if kept is not None:
+        found, spent_s = kept
+        if found.complete or spent_s >= budget_s:
+            cuts = counted(found.measured, "measured cut")
+            on_step(f"this machine's profile of {model.name}: {cuts}, of {found.created[:10]} (kept)")
+            return found
+    on_step(f"profiling {model.name} here, at most {budget_s:g} s" + ("" if note else " (kept for the next time)"))
+    made = profile_model(model.with_stand_ins(), engine, budget_s=budget_s, note=note)
+    if not note:
+        _keep(place, made, budget_s)
+    return made
+
+
 def placement(graph: Graph, option: Option) -> tuple[Cut, Mapping[str, str]]:
-    """The cut of `option` and the codecs of what crosses there, as `Edge.switch` takes them."""
+    """The cut of `option` and the codecs of what crosses there, as `Edge.switch` takes them.
+
+    InputError for nodes that the graph does not have.
+    """
+    if not all(0 <= k < len(graph.nodes) for k in option.on_edge):
+        raise InputError(f"the plan names nodes that {graph.name} does not have")
     by_nodes = graph.cut_of(option.on_edge)
     cut = next((c for c in graph.chain() if c.nodes == by_nodes.nodes), by_nodes)
     return cut, {t.name: t.codec for t in option.crossing if t.codec != "raw"}
+
+
+def rows(plan: Plan, most: int = 7) -> Sequence[Option]:
+    """The options worth running, `most` at the most, the planned one first. JPEG is run also where its accuracy is not
+    known: running it says what it would save."""
+    others = [o for o in plan.options if o != plan.best and (not o.refused or o.kind == "jpeg")]
+    return [plan.best, *others][:most]
+
+
+# --- profiles that are kept -------------------------------------------------------------------------------------------
 
 
 def _place(model: Model, engine: Engine, cache: Path | None) -> Path:
@@ -100,30 +140,27 @@ def _place(model: Model, engine: Engine, cache: Path | None) -> Path:
     return folder / f"{model.fingerprint[:16]}-{engine.name}-{engine.device}-{engine.threads}.profile.json"
 
 
-def _kept(model: Model, engine: Engine, cache: Path | None) -> Profile | None:
-    """The profile that an earlier run kept, if it still describes this machine."""
-    path = _place(model, engine, cache)
-    if not path.exists():
-        return None
+def _kept(place: Path, model: Model) -> tuple[Profile, float] | None:
+    """The profile that an earlier run kept and its budget, if it still describes this machine."""
     try:
-        found = load_profile(path)
-    except InputError:  # of another version, or half a file: measured anew
+        found = load_profile(place)
+        spent_s = float(_budget(place).read_text())
+    except (InputError, OSError, ValueError):  # none, of another version, or half a file: measured anew
         return None
     same = found.fingerprint == model.fingerprint and found.machine == this_machine() and found.versions == versions()
-    return found if same else None
+    return (found, spent_s) if same else None
 
 
-def _keep(profile: Profile, cache: Path | None) -> None:
-    folder = (cache or default_cache()) / "profiles"
-    name = f"{profile.fingerprint[:16]}-{profile.engine}-{profile.device}-{profile.threads}.profile.json"
+def _keep(place: Path, profile: Profile, budget_s: float) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise StorageError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
-    write_atomic(folder / name, profile_bytes(profile))
+        raise StorageError(f"{place.parent} cannot be written: {exc.strerror or exc}") from exc
+    _budget(place).unlink(missing_ok=True)
+    write_atomic(place, profile_bytes(profile))
+    write_atomic(_budget(place), f"{budget_s:g}\n".encode())
 
 
-def rows(plan: Plan, most: int = 6) -> Sequence[Option]:
-    """The options worth running: every allowed one of the table, `most` at the most, the best first."""
-    allowed = [o for o in plan.options if not o.refused]
-    return [plan.best, *(o for o in allowed if o != plan.best)][:most]
+def _budget(place: Path) -> Path:
+    """Where the seconds are written that a kept profile was allowed."""
+    return place.with_suffix(".budget")

@@ -9,6 +9,7 @@
     ├── EngineError                  5    the engine, its provider or its device is not there or failed
     ├── ServerError                  6    the server is not there, or ended, or refused the request
     │   ├── ProtocolError            6    the peer does not speak our protocol, or broke it
+    │   ├── RefusedError             6    the server does not do this for anyone: trying again is of no use
     │   └── BusyError                6    the server has no room: try again after `retry_after_s`
     ├── StorageError                 7    the disk is full, a file cannot be written, a cached blob has rotted
     └── VerifyError                  1    the two halves do not give the whole model's answer
@@ -76,6 +77,10 @@ class ServerError(SplitpointError):
 
 class ProtocolError(ServerError):
     """The peer does not speak our protocol, or broke it."""
+
+
+class RefusedError(ServerError):
+    """The server does not do this for anyone, as it was started: trying again is of no use."""
 
 
 class BusyError(ServerError):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+#: Set for a command that runs on an emulated slower machine (`splitpoint lab slow`): what its measurements must say.
+EMULATED = "SPLITPOINT_EMULATED"
 #: Packages whose versions change a measurement or an error report.
 PACKAGES = ("splitpoint", "numpy", "onnx", "onnxruntime", "msgspec", "zstandard", "scipy", "Pillow")
 EXTRAS: Mapping[str, tuple[str, ...]] = {

@@ -32,6 +32,7 @@ from splitpoint.errors import (
     InputError,
     ModelError,
     ProtocolError,
+    RefusedError,
     ServerError,
     SplitpointError,
 )
@@ -230,10 +231,12 @@ class Probed(Message, frozen=True, array_like=True):
 
 
 class ProfileRequest(Message, frozen=True):
-    """Asks the server to measure a model on itself, for at most `budget_s` (and the server's own limit)."""
+    """Asks the server to measure a model on itself, for at most `budget_s` (and the server's own limit); `fresh`: not
+    to answer with what it measured before."""
 
     fingerprint: str
     budget_s: float = 0.0
+    fresh: bool = False
 
 
 class Profiled(Message, frozen=True):
@@ -758,6 +761,7 @@ _CODES: Final[dict[str, type[SplitpointError]]] = {
     "model": ModelError,
     "engine": EngineError,
     "protocol": ProtocolError,
+    "refused": RefusedError,
 }
 
 

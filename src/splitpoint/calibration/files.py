@@ -12,6 +12,7 @@ from splitpoint.calibration.values import FORMAT, Calibration, Row
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import write_atomic
+from splitpoint.tensors import CONTROL
 
 #: A thousand cuts with twenty codecs are 4 MB.
 _MAX_BYTES = 64 << 20
@@ -64,12 +65,15 @@ def parse_calibration(data: bytes, where: str = "the calibration") -> Calibratio
 def _problems(found: Calibration) -> Iterator[str]:
     if found.inputs < 1 or not found.rows:
         yield "it has no inputs or no rows"
+    for name in ("model", "fingerprint", "output"):
+        if CONTROL.search(getattr(found, name)):
+            yield f"control characters - at `$.{name}`"
     for k, row in enumerate(found.rows):
-        for problem in _problems_of(row, found.classifier):
+        for problem in _problems_of(row, found):
             yield f"{problem} - at `$.rows[{k}]`"
 
 
-def _problems_of(row: Row, classifier: bool) -> Iterator[str]:
+def _problems_of(row: Row, found: Calibration) -> Iterator[str]:
     try:
         open_codec(row.codec)
     except UsageError as exc:
@@ -77,11 +81,11 @@ def _problems_of(row: Row, classifier: bool) -> Iterator[str]:
     if row.prefix < 0 or row.most < 0 or any(n < 0 for n in row.nbytes):
         yield "a place or a size is below 0"
     quality = row.quality
-    if quality.inputs < 1:
-        yield "a quality of no inputs"
-    if (quality.agreement is not None) != classifier:
-        yield "an agreement of what is no classifier" if not classifier else "a classifier without an agreement"
+    if not 1 <= quality.inputs <= found.inputs:
+        yield "a quality of no inputs, or of more than there are"
+    if (quality.agreement is not None) != found.classifier:
+        yield "an agreement of what is no classifier" if not found.classifier else "a classifier without an agreement"
     if quality.agreement is not None and not 0 <= quality.agreement <= 1:
         yield "an agreement outside 0…1"
-    if not (isfinite(quality.cosine) and isfinite(quality.error) and quality.error >= 0):
-        yield "a cosine or an error that is no number"
+    if not (abs(quality.cosine) <= 1.001 and isfinite(quality.error) and quality.error >= 0):
+        yield "a cosine outside -1…1, or an error that is no number"

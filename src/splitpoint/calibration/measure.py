@@ -20,7 +20,7 @@ from splitpoint.tensors import Array, TensorSpec, spec_of
 
 #: What is calibrated if nothing is asked for. JPEG is for the input alone: a baseline, at several qualities.
 CODECS = ("fp16", "int8", "int4", "raw+zstd", "int8+zstd", "int4+zstd")
-QUALITIES = ("jpeg:50", "jpeg:60", "jpeg:75", "jpeg:85", "jpeg:90", "jpeg:95")
+QUALITIES = ("jpeg:50", "jpeg:60", "jpeg:75", "jpeg:85", "jpeg:90", "jpeg:95", "jpeg:98")
 
 Inputs = Mapping[str, Array]
 _ABSURD = 1e30
@@ -53,28 +53,29 @@ def calibrate(
     checked = [check_inputs(model, one) for one in inputs]
     known = [open_codec(name) for name in dict.fromkeys(codecs)]
     prefixes = model.graph.prefixes()
-    chosen = [c for c in (model.graph.chain() if cuts is None else cuts) if c.crossing]
-    places = {frozenset(c.nodes): k for k, c in enumerate(prefixes)}
+    wanted = model.graph.chain() if cuts is None else cuts
+    chosen = [(c, trials) for c in wanted if (trials := _trials(c, known))]
+    places = {len(c.nodes): k for k, c in enumerate(prefixes)}
     judge = _Judge.of(model, engine, checked)
     rows: list[Row] = []
-    for k, cut in enumerate(chosen):
-        place = places.get(frozenset(cut.nodes))
-        if place is None:
+    for k, (cut, trials) in enumerate(chosen):
+        place = places.get(len(cut.nodes))
+        if place is None or prefixes[place].nodes != cut.nodes:
             raise UsageError(f"{cut.name} is no topological prefix of {model.name}: it cannot be calibrated")
-        trials = _trials(cut, known)
-        if trials:
-            both = halves(model, cut, engine)
-            try:
-                for i, one in enumerate(checked):
-                    _try_all(both, one, trials, judge.expected[i], judge)
-                    on_progress(k * len(checked) + i + 1, len(chosen) * len(checked))
-            finally:
-                both.close()
+        both = halves(model, cut, engine)
+        try:
+            for i, one in enumerate(checked):
+                _try_all(both, one, trials, judge.expected[i], judge)
+                on_progress(k * len(checked) + i + 1, len(chosen) * len(checked))
+        finally:
+            both.close()
         for trial in trials:
             if trial.failed:
                 on_note(f"{trial.codec.name} is left out at {cut.name}: {trial.failed}")
             else:
                 rows.append(trial.row(place, judge))
+    if not rows:
+        raise UsageError(f"none of {', '.join(c.name for c in known)} can encode what crosses at these cuts")
     return Calibration(
         model=model.name,
         fingerprint=model.fingerprint,

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from math import ceil
+from typing import Literal
 
 import msgspec
 
+from splitpoint.codecs import open_codec
+from splitpoint.errors import UsageError
+
 FORMAT = 1
+
+#: Whether a codec keeps a budget: it is shown to; nothing speaks against it, but the inputs are too few; it does not.
+Verdict = Literal["shown", "not shown", "refused"]
+
+
+def needed_inputs(max_drop: float) -> int:
+    """How many inputs without a changed label show a drop of at most `max_drop`: the rule of three, 3/n.
+
+    >>> needed_inputs(0.01), needed_inputs(0.03)
+    (300, 100)
+
+    UsageError for 0 or less, which no number of inputs shows.
+    """
+    if not max_drop > 0:
+        raise UsageError(f"no number of inputs shows a drop of {max_drop:g}: use codecs that lose nothing")
+    inputs = ceil(3 / max_drop)
+    return inputs if inputs == 1 or 3 / (inputs - 1) > max_drop else inputs - 1
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -40,6 +62,12 @@ class Quality(msgspec.Struct, frozen=True):
 
         return float(betaincinv(changed + 1, self.inputs - changed, 0.95))
 
+    def verdict(self, max_drop: float) -> Verdict:
+        """Whether the top-1 agreement is shown to drop by at most `max_drop`."""
+        if self.bound <= max_drop:
+            return "shown"
+        return "not shown" if self.agreement is None or 1 - self.agreement <= max_drop else "refused"
+
 
 class Row(msgspec.Struct, frozen=True):
     """One cut (its place in ``Graph.prefixes()``) with one codec for all tensors that cross and accept it.
@@ -70,6 +98,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def row(self, prefix: int, codec: str) -> Row | None:
         """What was measured of `codec` at a cut; None if nothing was."""
         return self._by_place.get((prefix, codec))
+
+    def allowed(self, prefix: int, codec: str, max_drop: float) -> Verdict:
+        """Whether `codec` keeps a budget at a cut. What was not calibrated is not shown; what loses nothing is."""
+        if open_codec(codec).exact:
+            return "shown"
+        row = self.row(prefix, codec)
+        return "not shown" if row is None else row.quality.verdict(max_drop)
 
     @cached_property
     def _by_place(self) -> Mapping[tuple[int, str], Row]:

@@ -1,6 +1,6 @@
 """The command line: one verb a file, each parses, calls the public library, and prints.
 
-Exit codes are those of the error tree (splitpoint.errors); 130 is Ctrl-C.
+Exit codes are those of the error tree (splitpoint.errors); 130 is Ctrl-C, 143 is SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from typing import NoReturn
 
 import click
 
@@ -112,5 +114,12 @@ def fail(message: str, status: int) -> int:
 
 
 def script() -> None:
-    """The `splitpoint` command."""
+    """The `splitpoint` command. SIGTERM ends it like Ctrl-C does: processes and temporary files are cleared up."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt clearing up
+    raise SystemExit(128 + number)

@@ -10,12 +10,12 @@ import click
 
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.calibration.measure import CODECS, QUALITIES, calibrate
-from splitpoint.calibration.values import Calibration, Row
+from splitpoint.calibration.values import Calibration, Row, needed_inputs
 from splitpoint.cli.console import Column, err, out, progress, table
 from splitpoint.cli.options import engine_options, json_option, load_model, model_options
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
-from splitpoint.errors import InputError, UsageError
+from splitpoint.errors import InputError
 from splitpoint.files import check_writable
 from splitpoint.inputs import expand, read_inputs
 from splitpoint.models.model import Model
@@ -40,7 +40,7 @@ from splitpoint.units import counted, size
     "codecs",
     multiple=True,
     metavar="NAME",
-    help=f"Codecs to try; default: {', '.join(CODECS)}, and JPEG at six qualities for images.",
+    help=f"Codecs to try; default: {', '.join(CODECS)}, and JPEG at seven qualities for images.",
 )
 @click.option(
     "--cuts",
@@ -105,7 +105,7 @@ def _inputs(model: Model, images: Sequence[Path], limit: int | None) -> list[dic
             failed += 1
             click.echo(f"splitpoint: {exc}", err=True)
     if not found:
-        raise InputError(f"none of the {counted(failed, 'input')} can be read: there is nothing to calibrate with")
+        raise InputError(f"no input could be read ({failed} tried): there is nothing to calibrate with")
     if failed:
         click.echo(f"{counted(failed, 'input')} left out, {len(found)} used", err=True)
     return found
@@ -116,15 +116,14 @@ def _print(found: Calibration, model: Model) -> None:
     prefixes = model.graph.prefixes()
     places = list(dict.fromkeys(r.prefix for r in found.rows))
     general = [c for c in dict.fromkeys(r.codec for r in found.rows) if not c.startswith("jpeg:")]
-    if not general and not places:
-        raise UsageError("none of these codecs takes anything that crosses in these cuts")
     columns = [Column("cut", right=False, keep=True), Column("raw", keep=True), *(Column(c) for c in general)]
     rows = []
     for place in places:
         cells = [_cell(found.row(place, codec)) for codec in general]
         if any(cells):
             rows.append((prefixes[place].name, size(prefixes[place].nbytes), *cells))
-    table(columns, rows, console=console)
+    if rows:
+        table(columns, rows, console=console)
     pictures = [r for r in found.rows if r.codec.startswith("jpeg:")]
     if pictures:
         told = ", ".join(f"q{r.codec.partition(':')[2]} {_cell(r)}" for r in pictures)
@@ -132,7 +131,8 @@ def _print(found: Calibration, model: Model) -> None:
     if found.classifier:
         console.print(
             f"bytes (median), and how many of {found.inputs} top labels of {found.output} stay; with none changed, a "
-            f"drop of up to {min(1.0, 3 / found.inputs):.1%} is not ruled out (95 %)"
+            f"drop of up to {min(1.0, 3 / found.inputs):.1%} is not ruled out (95 %); to show 1 % takes "
+            f"{needed_inputs(0.01)} inputs"
         )
     else:
         console.print(f"bytes (median), and the largest error of {found.output} as a share of its range")

@@ -150,6 +150,11 @@ def verdict(found: list[Compared]) -> str:
             return f"planned and measured: {planned.option.label}, {ms(planned.measured.ms)} ms"
         second = min(others, key=lambda c: c.measured.ms)
         gain = 1 - planned.measured.ms / second.measured.ms
+        if planned.measured.high >= second.measured.low:
+            return (
+                f"the plan is not refuted: {planned.option.label} is the fastest, but {second.option.label} is only "
+                f"{gain:.0%} behind, within what requests vary by"
+            )
         return f"the plan was right: {planned.option.label} is the fastest, {gain:.0%} before {second.option.label}"
     late = planned.measured.ms / fastest.measured.ms - 1
     near = planned.measured.low <= fastest.measured.high

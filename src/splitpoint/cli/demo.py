@@ -80,9 +80,11 @@ def _what_if(known: Survey, edge: Edge) -> None:
     for name in ("4g", "wifi", "wifi5", "lan"):
         link = PRESETS[name]
         plan = planner.plan(link, sensitivity=False)
-        best, others = plan.best, [o for o in plan.options if o.kind != plan.best.kind and not o.refused]
-        then = ", ".join(f"{o.label} {ms(o.total.ms)}" for o in {o.kind: o for o in reversed(others)}.values())
-        click.echo(f"  {name:<6}{link.up_mbps:>7g} Mbit/s  {best.label} {ms(best.total.ms)} ms; {then}")
+        least = {o.kind: o for o in reversed(plan.options) if o.kind != plan.best.kind}
+        told = [f"{plan.best.label} {ms(plan.best.total.ms)} ms"]
+        told += [f"{o.label} {ms(o.total.ms)}{' (×)' if o.refused else ''}" for o in least.values()]
+        click.echo(f"  {name:<6}{link.up_mbps:>5g} Mbit/s: {'; '.join(told)}")
+    click.echo("  (×: only if splitpoint calibrate finds JPEG accurate enough for this network)")
 
 
 def _run(edge: Edge) -> Sequence[Mapping[str, Array]]:
@@ -132,9 +134,13 @@ def _server(threads: int) -> Iterator[str]:
         "0",
         "--threads",
         str(threads),
+        "--until-stdin-ends",
     ]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    assert process.stdin is not None
     assert process.stdout is not None
     reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
     reader.start()
@@ -159,6 +165,7 @@ def _server(threads: int) -> Iterator[str]:
             process.kill()
             process.wait()
         reader.join()
+        process.stdin.close()
         process.stdout.close()
 
 
@@ -170,9 +177,9 @@ def _read(stream: Iterator[str], lines: queue.SimpleQueue[str | None]) -> None:
 
 _NEXT = """
 Next:
-  splitpoint inspect zoo:efficientnet_lite0         what would cross the link at each layer
-  splitpoint serve zoo:efficientnet_lite0           on the server (loopback until --host says otherwise)
-  splitpoint run --cloud HOST photo.jpg             on the device: it fetches its half by itself
-  splitpoint sweep efficientnet_lite0 --cloud HOST  measure every split point
-  splitpoint verify model.onnx                      prove the cuts of your own model
-  splitpoint doctor                                 what this machine can run on"""
+  splitpoint serve zoo:efficientnet_lite0              on the server (loopback until --host says otherwise)
+  splitpoint compare efficientnet_lite0 --cloud HOST   on the device: the table above, predicted beside measured
+  splitpoint run --cloud HOST photo.jpg                on the device: plans, fetches its half by itself, and runs
+  splitpoint calibrate MODEL --images DIR -o calib.json  what int8 or JPEG would do to your answers
+  splitpoint inspect model.onnx                        what would cross the link at each layer of your own model
+  splitpoint doctor                                    what this machine can run on"""

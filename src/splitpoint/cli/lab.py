@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from splitpoint.cli.console import Column, out, progress, table
 from splitpoint.lab.device import METHODS, slowed
 from splitpoint.lab.forwarder import Forwarder, be_punctual
 from splitpoint.lab.relay import control
-from splitpoint.lab.scenario import find, load_scenario, names
+from splitpoint.lab.scenario import Scenario, find, load_scenario, names
 from splitpoint.link.parse import parse_link
 from splitpoint.units import ms, size
 
@@ -136,8 +140,21 @@ def run(name: str, output: Path | None) -> None:  # fmt: skip
 
     file = find(name)
     scenario = load_scenario(file)
+    made = [p for p in (output, *output.parents) if not p.exists()] if output is not None else []
     if output is not None:
         experiment.make_folder(output)
+    try:
+        _run(scenario, file, output)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # something is in it: kept
+                folder.rmdir()
+        raise
+
+
+def _run(scenario: Scenario, file: Path, output: Path | None) -> None:
+    from splitpoint.lab import experiment
+
     total = scenario.requests * len(scenario.at or "1")
     with progress() as bar:
         task = bar.add_task(f"running {scenario.name}", total=total)
@@ -164,4 +181,20 @@ def edge(file: Path, address: str) -> None:
     """The device of `lab run`."""
     from splitpoint.lab.worker import work
 
-    work(load_scenario(file), address, click.echo, sys.stdin.readline)
+    work(load_scenario(file), address, click.echo, _lines_for_life().__next__)
+
+
+def _lines_for_life() -> Iterator[str]:
+    """The lines of standard input. When it ends, so does this process, whatever it does: nobody is there to tell."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        rest = b""
+        while data := os.read(0, 4096):  # not sys.stdin: its lock must be free when Python ends
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                lines.put(line.decode())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=read, daemon=True).start()
+    return iter(lines.get, None)

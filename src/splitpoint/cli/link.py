@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.options import cloud_option, json_option
@@ -50,6 +51,8 @@ def command(cloud: str | None, spec: str | None, budget: str, path: Path | None,
     Measuring fills the link for up to --budget seconds, and sends what fits into it: some 10 kB up at 0.13 Mbit/s,
     some 15 MB at 100 Mbit/s. Other traffic at that time makes it look slower than it is.
     """
+    if not cloud and _given("budget"):
+        raise UsageError("--budget is how long measuring may take: name the server to measure to with --cloud HOST")
     if cloud and spec is not None:
         raise UsageError("--cloud measures a link and --link names one: give one of the two")
     if path is not None:
@@ -69,6 +72,12 @@ def command(cloud: str | None, spec: str | None, budget: str, path: Path | None,
     if path is not None:
         save_link(path, link)
         click.echo(f"wrote {path}", err=True)
+
+
+def _given(name: str) -> bool:
+    """Whether the option was given, and is not at its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, ParameterSource.DEFAULT)
 
 
 def _measure(cloud: str, budget_s: float, as_json: bool) -> Link:

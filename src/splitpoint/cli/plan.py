@@ -19,6 +19,7 @@ from splitpoint.cli.options import (
 )
 from splitpoint.cli.quantities import parse_budget, parse_ms, parse_share, parse_size, parse_watts
 from splitpoint.cli.run import is_local
+from splitpoint.engines import Engine
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.files import check_writable
 from splitpoint.link import Link
@@ -33,7 +34,7 @@ from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Plan
 from splitpoint.profile.files import load_profile
 from splitpoint.profile.values import Profile, Watts
-from splitpoint.report.plan import KEPT, draw, proof, range_lines, refusals, rows, seed_lines, titles
+from splitpoint.report.plan import draw, fitted, proof, range_lines, refusals, seed_lines
 
 #: ``--link measured``: what no ``--link`` means, too, where there is a server.
 MEASURED = "measured"
@@ -68,7 +69,12 @@ MEASURED = "measured"
     help="What to make least (throughput: most).",
 )
 @click.option("--max-drop", metavar="SHARE", help="The most top-1 agreement to lose, such as 1% (needs --calib).")
-@click.option("--max-edge-memory", metavar="SIZE", help="The most that the device's half may hold, such as 100MB.")
+@click.option(
+    "--max-edge-memory",
+    metavar="SIZE",
+    help="The most that the device's half may hold, such as 100MB: weights and tensors (an estimate), without the "
+    "engine's own memory.",
+)
 @click.option("--keep-input-local", is_flag=True, help="The model's input must not leave the device.")
 @click.option("--deadline", metavar="TIME", help="Nine requests in ten must be answered by then, such as 200ms.")
 @click.option(
@@ -188,17 +194,17 @@ def _gather(
             here = wanted or (server.model if server is not None else None)
             if here is None:
                 raise UsageError(f"{model} is no model on this machine: name a file, or a --cloud HOST that has it")
-            edge = _profile_here(here, engine, budget_s, stand_ins=wanted is None)
+            edge = _profile_here(here, engine, budget_s, cache)
     assert there is not None
     assert link is not None
     return edge, there, link
 
 
-def _profile_here(model: Model, engine: object, budget_s: float, *, stand_ins: bool) -> Profile:
-    from splitpoint.profile.measure import profile_model
+def _profile_here(model: Model, engine: Engine, budget_s: float, cache: Path | None) -> Profile:
+    from splitpoint.advisor import profile_here
 
-    click.echo(f"no --edge profile: profiling {model.name} on this machine, at most {budget_s:g} s", err=True)
-    return profile_model(model.with_stand_ins() if stand_ins else model, engine, budget_s=budget_s)  # type: ignore[arg-type]
+    click.echo("no --edge profile: taking this machine as the device", err=True)
+    return profile_here(model, engine, budget_s=budget_s, cache=cache, on_step=lambda text: click.echo(text, err=True))
 
 
 def _profile_file(path: Path, model: str | None, wanted: Model | None) -> Profile:
@@ -253,9 +259,9 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     console.print(f"server  {plan.cloud}", markup=False)
     name = f"{plan.link.name}: " if plan.link.name and plan.link.name not in str(plan.link) else ""
     console.print(f"link    {name}{plan.link}", markup=False)
-    shown = titles(plan)
-    columns = [Column(t, right=t not in ("option", "quality"), keep=t in KEPT) for t in shown]
-    table(columns, [row[: len(shown)] for row in rows(plan)], console=console)
+    titles, rows = fitted(plan, console.width)
+    columns = [Column(t, right=t not in ("option", "quality"), keep=True) for t in titles]
+    table(columns, rows, console=console)
     for line in refusals(plan):
         console.print(line, markup=False)
     for line in seed_lines(plan):

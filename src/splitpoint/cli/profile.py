@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from splitpoint.cli.console import Column, err, out, table
@@ -22,7 +23,7 @@ from splitpoint.cli.quantities import parse_budget, parse_watts
 from splitpoint.cli.run import is_local, notice, refuse_local_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
-from splitpoint.lab.device import NOTE_VARIABLE
+from splitpoint.machine import EMULATED
 from splitpoint.models import name_of
 from splitpoint.profile import measure
 from splitpoint.profile.files import profile_bytes, save_profile
@@ -101,11 +102,14 @@ def command(
     if cloud is None:
         if model is None:
             raise UsageError("say which MODEL to measure, or which server measures itself (--cloud HOST)")
-        note = note or os.environ.get(NOTE_VARIABLE, "")  # `splitpoint lab slow` says what it emulates
+        note = note or os.environ.get(EMULATED, "")  # `splitpoint lab slow` says what it emulates
         made = _measure_here(model, seconds, watts, note, device, threads, shapes, weights, input_spec)
     else:
         if note or watts:
             raise UsageError("--note and --edge-watts describe this machine: with --cloud the server measures itself")
+        source = click.get_current_context().get_parameter_source
+        if any(source(name) not in (None, ParameterSource.DEFAULT) for name in ("threads", "device")):
+            raise UsageError("--threads and --device are for this machine: give them to splitpoint serve on the server")
         made = _ask_server(model, cloud, seconds, cache, shapes, weights, input_spec)
     written = _write(made, output, png_path, csv_path, xlsx_path)
     if as_json:

@@ -29,12 +29,14 @@ from splitpoint.cli.options import (
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
-from splitpoint.errors import InputError, SplitpointError, UsageError
+from splitpoint.errors import InputError, RefusedError, SplitpointError, UsageError
 from splitpoint.images import InputSpec
 from splitpoint.inputs import expand, read_bytes, read_inputs
 from splitpoint.models import name_of
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.files import load_plan
+from splitpoint.planning.values import Plan
 from splitpoint.report.files import check_writable, write_atomic
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
@@ -54,7 +56,15 @@ from splitpoint.units import size
     help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto (default): "
     "profile both sides and the link, and take the best.",
 )
+@click.option(
+    "--plan",
+    "plan_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Cut as splitpoint plan -o wrote, instead of planning now.",
+)
 @click.option("--budget", default="10s", show_default=True, metavar="TIME", help="How long --at auto profiles a side.")
+@click.option("--fresh", is_flag=True, help="Profile this machine anew, whatever an earlier run has kept.")
 @codec_choice_option
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
@@ -63,8 +73,8 @@ from splitpoint.units import size
 @engine_options
 @model_options
 def command(
-    arguments: tuple[str, ...], cloud: str | None, at: str | None, budget: str, codecs: tuple[str, ...],
-    save: Path | None,
+    arguments: tuple[str, ...], cloud: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
+    codecs: tuple[str, ...], save: Path | None,
     model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
     weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
@@ -74,6 +84,9 @@ def command(
     half's weights once. A folder is streamed: device, link and server work at the same time. Without --cloud all
     runs here.
     """
+    if plan_path and (at or codecs):
+        raise UsageError("--plan says where to cut and how: --at and --codec are for runs without it")
+    planned = load_plan(plan_path) if plan_path else None
     auto = at in (None, "auto")
     budget_s = parse_budget(budget)
     name, files = _arguments(arguments)
@@ -89,8 +102,8 @@ def command(
         if cloud is None:
             if name is None:
                 raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
-            if at not in (None, "auto", "output") or model_hash or codecs:
-                raise UsageError("--at, --codec and --model-hash are for a cut model: add --cloud HOST")
+            if at not in (None, "auto", "output") or model_hash or codecs or planned:
+                raise UsageError("--at, --plan, --codec and --model-hash are for a cut model: add --cloud HOST")
             runner = stack.enter_context(Local(load_model(name, shapes, weights, input_spec), engine))
         else:
             here = load_model(name, shapes, weights, input_spec) if name and is_local(name) else None
@@ -103,8 +116,10 @@ def command(
             )  # fmt: skip
             if input_spec and here is None:
                 runner.model = runner.model.with_input_spec(InputSpec.from_file(input_spec))
-            if auto:
-                place(runner, engine, codecs, budget_s, cache)
+            if planned is not None:
+                follow(runner, planned)
+            elif auto:
+                place(runner, engine, codecs, budget_s, cache, fresh=fresh)
         run = Run(runner, cloud, as_json, [Path(n).name for n in names])
         try:
             run.all(names, streamed=any(p.is_dir() for p in paths))
@@ -116,12 +131,31 @@ def command(
     run.finish(len(names))
 
 
-def place(edge: Edge, engine: Engine, codecs: tuple[str, ...], budget_s: float, cache: Path | None) -> None:
+def follow(edge: Edge, plan: Plan) -> None:
+    """Cuts as `plan` says; UsageError if it is for another model."""
+    if plan.fingerprint != edge.model.fingerprint:
+        raise UsageError(
+            f"the plan is for {plan.model} {plan.fingerprint[:12]}, not for the server's {edge.model.name} "
+            f"{edge.model.fingerprint[:12]}"
+        )
+    edge.switch(*placement(edge.model.graph, plan.best))
+
+
+def place(
+    edge: Edge, engine: Engine, codecs: tuple[str, ...], budget_s: float, cache: Path | None, *, fresh: bool
+) -> None:
     """Plans for this device, server and link, says so on standard error, and cuts there."""
     if any("=" in codec for codec in codecs):
         raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
     constraints = Constraints(codecs=codecs)
-    known = survey(edge, engine, budget_s=budget_s, cache=cache, on_step=lambda text: click.echo(text, err=True))
+    try:
+        known = survey(
+            edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=lambda text: click.echo(text, err=True)
+        )
+    except RefusedError as exc:
+        click.echo(f"no plan: {exc}. Cutting in the middle; --at CUT or --plan FILE says otherwise", err=True)
+        edge.switch("middle")
+        return
     plan = known.planner(edge.model.graph, constraints=constraints).plan(known.link, sensitivity=False)
     click.echo(f"link {plan.link}", err=True)
     click.echo(f"{plan.advice} (splitpoint compare shows the whole table)", err=True)

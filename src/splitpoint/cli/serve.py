@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import UsageError
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import Server
-from splitpoint.units import size
+from splitpoint.units import counted, size
 from splitpoint.wire import DEFAULT_PORT, Limits
 
 #: How long the end waits for answers that are being computed or sent.
@@ -42,11 +43,15 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "left", "fetched"})
     metavar="SECONDS",
     help="How long it measures itself when a device asks for its profile; 0: it refuses.",
 )
+@click.option(
+    "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
+)
 @engine_options
 @model_options
 def command(
-    models: tuple[str, ...], host: str, port: int, verbose: bool, share: str, max_profile: float, device: str,
-    threads: int, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    models: tuple[str, ...], host: str, port: int, verbose: bool, share: str, max_profile: float,
+    until_stdin_ends: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
+    input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices.
 
@@ -67,11 +72,21 @@ def command(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    if until_stdin_ends:
+        threading.Thread(target=_read_to_the_end, args=(stop,), daemon=True).start()
     with server:
         for model in loaded:
             weights_of = f"{size(model.nbytes)} of weights"
             click.echo(f"{model.name} {model.fingerprint[:12]}  {weights_of}  {model.source}".rstrip())
-        click.echo(f"serving on {server.address} with {engine.name} on {engine.device}, {engine.threads} threads")
+        threads_of = counted(engine.threads, "thread")
+        click.echo(f"serving on {server.address} with {engine.name} on {engine.device}, {threads_of}")
         stop.wait()
         click.echo("answering what is in flight, then ending")
         server.close(drain_s=_DRAIN_S)
+
+
+def _read_to_the_end(stop: threading.Event) -> None:
+    # Not sys.stdin: its lock must be free when Python ends.
+    while os.read(0, 4096):
+        pass
+    stop.set()

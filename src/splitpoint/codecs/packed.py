@@ -12,7 +12,8 @@ from splitpoint.codecs.bytes import checked, takes
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec
 
-#: The fastest of the ordinary levels. Level 3 saves 0–2 % more bytes of features at a third of the speed.
+#: The fastest of the ordinary levels. Level 3 saves 1 % of the bytes on average (EfficientNet-Lite0; 10 % at most, in
+#: its first layers) at two thirds of the speed.
 LEVEL = 1
 #: What is left of the bytes, roughly: the planner's guess until a calibration has measured it.
 _GUESS = {"raw": 0.8, "fp16": 0.8, "int8": 0.75, "int4": 0.8}

@@ -29,11 +29,10 @@ from typing import Any
 
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import EngineError, UsageError
+from splitpoint.machine import EMULATED
 from splitpoint.models.model import Segment
 from splitpoint.tensors import Array
 
-#: Set for a command that runs slowed: what its measurements must say of themselves.
-NOTE_VARIABLE = "SPLITPOINT_EMULATED"
 METHODS = ("auto", "quota", "stop")
 
 _MOST = 1000.0
@@ -254,7 +253,7 @@ class Slowed:
         """
         if not command or shutil.which(command[0]) is None:
             raise UsageError(f"there is no command {command[0] if command else 'given'}: check the spelling")
-        options["env"] = {**(options.get("env") or os.environ), NOTE_VARIABLE: self.note}
+        options["env"] = {**(options.get("env") or os.environ), EMULATED: self.note}
         if self.group is not None:
             enter = ["/bin/sh", "-c", 'echo 0 > "$0" && exec "$@"', str(self.group / "cgroup.procs")]
             process = subprocess.Popen([*enter, *command], **options)

@@ -27,6 +27,7 @@ from splitpoint.lab.scenario import LinkEvent, Scenario
 from splitpoint.lab.worker import Row, model_name
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
+from splitpoint.report.files import safe
 
 #: While both halves are made ready: a device that is measured has fetched before.
 _READY = Link(1e6, 1e6, 0.0, 0.0, "unshaped")
@@ -92,7 +93,7 @@ class Results:
             spans = [f"{s.spans_ms.get(name, 0.0):.4f}" for name in _SPANS]
             counts = [s.cut, s.codec, s.requests, s.failed, s.up_nbytes, s.down_nbytes]
             times = [f"{ms:.4f}" for ms in (s.median_ms, s.p10_ms, s.p90_ms)]
-            writer.writerow([self.scenario.name, *counts, *times, *spans, self.note])
+            writer.writerow([safe(cell) for cell in (self.scenario.name, *counts, *times, *spans, self.note)])
         return text.getvalue()
 
 
@@ -231,6 +232,7 @@ _PIPES: dict[str, Any] = {
 def _server(scenario: Scenario) -> Iterator[str]:
     """Address of a `splitpoint serve` process."""
     options = ["--port", "0", "--threads", str(scenario.server.threads), "--device", scenario.server.device]
+    options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
     command = [sys.executable, "-u", "-m", "splitpoint", "serve", model_name(scenario), *options]
     server = _Process(subprocess.Popen(command, **_PIPES), "server")
     try:

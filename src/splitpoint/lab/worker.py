@@ -19,8 +19,9 @@ from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, ServerError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.inputs import expand, read_inputs
-from splitpoint.lab.device import NOTE_VARIABLE, Stretched
+from splitpoint.lab.device import Stretched
 from splitpoint.lab.scenario import Scenario
+from splitpoint.machine import EMULATED
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
@@ -65,7 +66,7 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
     cuts = cuts_of(scenario, model, address)
     inputs = inputs_of(scenario, model)
     engine: Engine = open_engine(threads=scenario.device.threads)
-    note = os.environ.get(NOTE_VARIABLE, "")
+    note = os.environ.get(EMULATED, "")
     if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
         engine = stretched = Stretched(engine, scenario.device.slowdown)
         note = stretched.note

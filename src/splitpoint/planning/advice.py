@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 from splitpoint.planning.values import STAGES, Option, value
@@ -12,8 +12,13 @@ from splitpoint.units import ms, size
 ALIKE = 0.02
 
 
-def advise(options: Sequence[Option], best: Option, objective: str) -> str:
-    """Whether to split, and by how much that is better than not to (or than to): one sentence."""
+def advise(options: Sequence[Option], best: Option, objective: str, *, limited: bool = True) -> str:
+    """Whether to split, and by how much that is better than not to (or than to): one sentence.
+
+    `limited`: whether a deadline or a memory limit is given, which may take the model off the device.
+    """
+    if best.kind == "device" and objective in _NOTHING:
+        return f"{_opening(best)}: {_nothing(objective, limited)}."
     others = [o for o in options if not o.refused and o != best]
     plain = _least([o for o in others if o.kind != "split"], objective)
     said = f"{_opening(best)}: {quantity(best, objective)}"
@@ -34,8 +39,22 @@ def advise(options: Sequence[Option], best: Option, objective: str) -> str:
     where = split.label.removeprefix("split after ")
     if not _told_apart(best, split, objective):
         # No gain that anybody could measure: not splitting is simpler.
-        return f"{said}; the best split, after {where}, is no better ({quantity(split, objective)}){hint}."
+        less = value(split, objective) < value(best, objective)
+        how = f"better by less than {100 * ALIKE:.0f} %" if less else "no better"
+        return f"{said}; the best split, after {where}, is {how} ({quantity(split, objective)}){hint}."
     return f"{said}, {_less(best, split, objective)} the best split, after {where}{hint}."
+
+
+#: Objectives of which a model that is all on the device has nothing: no other answer can be better.
+_NOTHING: Mapping[str, str] = {"bytes": "no byte crosses the link", "server-time": "it takes no time of the server"}
+
+
+def _nothing(objective: str, limited: bool) -> str:
+    """Why that is trivially the least, and what makes it a question."""
+    said = f"{_NOTHING[objective]}, which is always the least"
+    if limited:
+        return f"{said}, and the device keeps to the limits"
+    return f"{said}: to rule that out, give a deadline (--deadline) or a memory limit (--max-edge-memory)"
 
 
 def _least(options: Sequence[Option], objective: str) -> Option | None:
@@ -70,7 +89,7 @@ def _jpeg_hint(options: Sequence[Option], best: Option, objective: str) -> str:
 def quantity(option: Option, objective: str) -> str:
     """What the objective is about, with its unit."""
     if objective == "throughput":
-        return f"{option.throughput:.3g} requests a second"
+        return f"{rate(option.throughput)} requests a second"
     if objective == "energy":
         return f"{ms(value(option, objective))} mJ a request"
     if objective == "bytes":
@@ -80,11 +99,20 @@ def quantity(option: Option, objective: str) -> str:
     return f"{ms(option.total.ms)} ms"
 
 
+def rate(throughput: float) -> str:
+    """Requests a second: three digits, and whole numbers from a hundred.
+
+    >>> rate(4.821), rate(42.41), rate(5012.3)
+    ('4.82', '42.4', '5012')
+    """
+    return f"{throughput:.0f}" if throughput >= 100 else f"{throughput:.3g}"
+
+
 def _less(best: Option, rival: Option, objective: str) -> str:
     """``28.1 ms (31 %) less than``."""
     if objective == "throughput":
         more = best.throughput - rival.throughput
-        return f"{more:.3g} ({_share(more, rival.throughput)}) more than"
+        return f"{rate(more)} ({_share(more, rival.throughput)}) more than"
     low, high = value(best, objective), value(rival, objective)
     amount = size(high - low) if objective == "bytes" else f"{ms(high - low)} {'mJ' if objective == 'energy' else 'ms'}"
     return f"{amount} ({_share(high - low, high)}) less than"
@@ -131,11 +159,30 @@ def explain(options: Sequence[Option], best: Option, objective: str) -> tuple[st
         lines.append(
             f"the runner-up is {second.label}: {quantity(second, objective)} against {quantity(best, objective)}"
         )
+        if value(second, objective) < value(best, objective):
+            lines.append(f"the difference is below {100 * ALIKE:.0f} %, and {best.label} is simpler")
+        if objective == "throughput":
+            lines.append(_pace_line(best, second))
         lines += [line for stage in STAGES if (line := _stage_line(stage, best, second))]
     for o in others:
         if o.refused and value(o, objective) < value(best, objective):
             lines.append(f"{o.label} would need {quantity(o, objective)}, but {o.refused}")
     return tuple(lines)
+
+
+def _pace_line(best: Option, second: Option) -> str:
+    """``slowest stage: server 9.43 ms instead of 8.89 ms``."""
+    one, other = pace(best), pace(second)
+    was = "" if one == other else f"{one} "
+    return f"slowest stage: {other} {ms(1000 / second.throughput)} ms instead of {was}{ms(1000 / best.throughput)} ms"
+
+
+def pace(option: Option) -> str:
+    """The stage that sets the pace of a stream of requests: ``device``, ``link`` or ``server``."""
+    slowest = 1000 / option.throughput * (1 - 1e-9)
+    if option.stages["edge"].ms + option.stages["encode"].ms >= slowest:
+        return "device"
+    return "server" if option.stages["server"].ms >= slowest else "link"
 
 
 def _stage_line(stage: str, best: Option, second: Option) -> str:

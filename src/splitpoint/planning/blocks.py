@@ -48,9 +48,9 @@ def three_stages(problem: Problem) -> Measures:
     return Measures(
         np.array([problem.edge, nothing, nothing]),
         np.array([nothing, problem.down, problem.cloud]),
-        np.array([free, problem.link, free]),
+        np.array([free + problem.encode, problem.link, free + problem.decode]),
         np.array([problem.edge_fixed, 0.0, 0.0]),
-        np.array([0.0, problem.cloud_fixed, 0.0]),
+        np.array([0.0, problem.cloud_fixed, problem.server_fixed]),
     )
 
 
@@ -59,9 +59,9 @@ def one_sum(problem: Problem) -> Measures:
     return Measures(
         problem.edge[None],
         (problem.cloud + problem.down)[None],
-        problem.link[None],
+        problem.across[None],
         np.array([problem.edge_fixed]),
-        np.array([problem.cloud_fixed]),
+        np.array([problem.remote_fixed]),
     )
 
 

@@ -15,16 +15,16 @@ from splitpoint.codecs import Codec, open_codec
 from splitpoint.errors import InputError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.link.transfer import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
+from splitpoint.link.transfer import ANSWER_NBYTES, REQUEST_NBYTES
 from splitpoint.planning.constraints import over_budget
+from splitpoint.planning.frames import frame_entry
 from splitpoint.planning.objectives import Weights, weights_of
+from splitpoint.planning.pricing import RAW, Pricing
 from splitpoint.planning.problem import Bools, Floats, Ints, Problem
 from splitpoint.planning.values import Crossing
-from splitpoint.profile.values import CodecCost, Profile
+from splitpoint.profile.values import Profile
 from splitpoint.tensors import TensorSpec
 
-RAW = "raw"
-_FREE = CodecCost(0.0, 0.0, 0.0, 0.0)
 #: Objectives that many placements share the least value of, and what of it counts as the same (bytes, ms).
 _TIES: Mapping[str, float] = {"bytes": 0.5, "server-time": 0.5e-6}
 
@@ -102,33 +102,42 @@ class Costing:
         decoded = np.array([t.nbytes for t in self.tensors], np.float64)
         self.allowed, self.nbytes, self._entries = np.zeros(shape, bool), np.zeros(shape), np.zeros(shape)
         self.encode_ms, self.decode_ms = np.zeros(shape), np.zeros(shape)
-        known = _Calibrated.of(self.graph, calibration)
+        known, pricing = _Calibrated.of(self.graph, calibration), Pricing(self.edge, self.cloud)
         for c, codec in enumerate(codecs):
-            ours, theirs = (_timing(p, codec.name, s) for p, s in ((self.edge, "device"), (self.cloud, "server")))
+            ours, theirs = pricing.device(codec.name), pricing.server(codec.name)
             self.encode_ms[:, c] = ours.encode_fixed_ms + ours.encode_ms_per_mb * decoded / 1e6
             self.decode_ms[:, c] = theirs.decode_fixed_ms + theirs.decode_ms_per_mb * decoded / 1e6
             for t, spec in enumerate(self.tensors):
                 if codec.accepts(spec) and (codec.exact or known.allows(spec.name, codec.name, max_drop)):
                     nbytes = known.nbytes.get((spec.name, codec.name), codec.nbytes(spec))
                     self.allowed[t, c], self.nbytes[t, c] = True, nbytes
-                    self._entries[t, c] = _entry(spec, nbytes, codec.name)
+                    self._entries[t, c] = frame_entry(spec, codec.name, nbytes)
         self.sized: Bools = np.array([codec.sized for codec in codecs])
 
     # --- a link -------------------------------------------------------------------------------------------------
 
-    def problem(self, link: Link, objective: str = "latency") -> Problem:
+    def problem(self, link: Link, objective: str = "latency", *, most: float = np.inf) -> Problem:
         """The problem in the objective's unit: ms (latency, server-time), mJ (energy) or bytes.
 
         Of placements with the same bytes or server time the one of least latency is the best: latency counts
         there, too, with a weight so small that all of it is less than a byte or a nanosecond. For throughput: the
         milliseconds that keep the device, the link (codecs included) and the server busy; the round trip does not.
         UsageError for an unknown objective, and for energy if the device's profile has no watts.
+
+        For throughput a tensor has the least that any of its codecs takes of each stage, so that no placement with any
+        choice of codecs is below its value here. A codec that alone takes more than `most` ms of a stage is left out:
+        where a placement of that value is known, it is in none that is better.
         """
         weights = self._weights(link, objective)
         w, up, down = weights, *_byte_costs(link, weights)
-        costs = self._tensor_costs(link, weights)
-        crossing = costs.min(axis=1)
+        stream = objective == "throughput"
+        if stream:
+            encode, crossing, decode = self._stage_costs(link, most)
+        else:
+            crossing = self._tensor_costs(link, weights).min(axis=1)
+            encode = decode = np.zeros(len(self.tensors))
         crossing[self._local] = np.inf
+        own = w.tail * self.cloud.costs().cloud_fixed
         around = w.rtt * link.rtt_ms + up * REQUEST_NBYTES + down * ANSWER_NBYTES
         wiring = self._wiring
         return Problem(
@@ -142,7 +151,10 @@ class Costing:
             users=wiring.users,
             down=down * wiring.down,
             edge_fixed=w.edge * self.edge.costs().edge_fixed,
-            cloud_fixed=w.tail * self.cloud.costs().cloud_fixed + around,
+            cloud_fixed=around if stream else own + around,
+            encode=encode,
+            decode=decode,
+            server_fixed=own if stream else 0.0,
         )
 
     def chosen(self, link: Link, objective: str = "latency") -> Mapping[str, str]:
@@ -171,6 +183,18 @@ class Costing:
         bytes_up = self.nbytes + self._entries
         costs: Floats = weights.encode * self.encode_ms + up * bytes_up + weights.decode * self.decode_ms
         return np.where(self.allowed, costs, np.inf)
+
+    def _stage_costs(self, link: Link, most: float) -> tuple[Floats, Floats, Floats]:
+        """The least that a tensor keeps the device, the link and the server busy, over its codecs (float64[tensors]).
+
+        inf on the link for a tensor that no codec brings across within `most`.
+        """
+        up, _ = _byte_costs(link, weights_of("throughput", None))
+        parts = np.stack([self.encode_ms, up * (self.nbytes + self._entries), self.decode_ms])
+        usable = self.allowed & (parts <= most).all(axis=0)
+        device, network, server = np.where(usable, parts, np.inf).min(axis=2)
+        never = np.isinf(network)
+        return np.where(never, 0.0, device), network, np.where(never, 0.0, server)
 
     def _weights(self, link: Link, objective: str) -> Weights:
         weights = weights_of(objective, self.edge.watts)
@@ -232,7 +256,7 @@ class _Wiring:
             if not behind:
                 continue  # a copy of an input: the device has it
             spec = graph.tensors[out.name]
-            down[behind[-1]] += spec.nbytes + _entry(spec, spec.nbytes)
+            down[behind[-1]] += spec.nbytes + frame_entry(spec, RAW, spec.nbytes)
             # A copied node may join several tensors to one output. It is then made where the last of them is, and
             # the others must be on the device, too, or travel: they are there when the last one is.
             pairs.update((k, behind[-1]) for k in behind[:-1])
@@ -309,31 +333,6 @@ def input_like(graph: Graph) -> frozenset[str]:
         if sources and graph.nodes[i].op in _SHOWS and all(t in shown for t in sources):
             shown.update(graph.nodes[i].outputs)
     return frozenset(shown)
-
-
-def _timing(profile: Profile, codec: str, side: str) -> CodecCost:
-    """A codec's times. JPEG's hardly depend on its quality: the nearest one measured stands for another."""
-    if codec == RAW:
-        return _FREE
-    kind, _, quality = codec.partition(":")
-    near = [n for n in profile.codecs if n == codec or (quality and n.partition(":")[0] == kind)]
-    if not near:
-        known = ", ".join(profile.codecs) or "none"
-        raise InputError(
-            f"the {side}'s profile has no times for the codec {codec} (it has {known}): profile the model there again"
-        )
-    return profile.codecs[min(near, key=lambda n: abs(_quality(n) - _quality(codec)))]
-
-
-def _quality(codec: str) -> int:
-    number = codec.partition(":")[2]
-    return int(number) if number.isdecimal() else 0
-
-
-def _entry(spec: TensorSpec, nbytes: int, codec: str = RAW) -> int:
-    """Bytes of a tensor's entry in a frame's header."""
-    shape = [int(d) for d in spec.shape]
-    return entry_nbytes(spec.dtype, shape, nbytes, "" if codec == RAW else codec)
 
 
 def _byte_costs(link: Link, weights: Weights) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from math import isfinite
 
 import msgspec
 
-from splitpoint.calibration.values import Calibration, Quality
+from splitpoint.calibration.values import Calibration, Quality, needed_inputs
 from splitpoint.codecs import open_codec
 from splitpoint.errors import UsageError
 from splitpoint.units import ms, size
@@ -94,4 +94,4 @@ def needed(max_drop: float) -> str:
     """How many inputs without a disagreement show a drop of at most `max_drop` (95 %)."""
     if max_drop <= 0:
         return "codecs that lose nothing"
-    return f"at least {int(-(-3 // max_drop))}"
+    return f"at least {needed_inputs(max_drop)}"

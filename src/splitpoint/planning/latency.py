@@ -258,13 +258,13 @@ class _Layout:
         mixed = stages(problem, on_edge).total
         value, best = min([(local, everything), (remote, nothing), (mixed, on_edge)], key=lambda found: found[0])
         # A sum of float64 is off by at most an epsilon of itself for each term.
-        floor = (paid + flow) * max(0.0, 1 - _EPSILON * spare.size) + problem.edge_fixed + problem.cloud_fixed
+        floor = (paid + flow) * max(0.0, 1 - _EPSILON * spare.size) + problem.edge_fixed + problem.remote_fixed
         return Solution(best, value, float(min(local, remote, value, floor)))
 
     def _capacities(self, problem: Problem) -> tuple[Floats, float]:
         """What each edge can carry, and what every placement pays: the smaller of a step's two costs."""
         cloud = problem.cloud + problem.down
-        costs = np.concatenate([cloud, problem.edge, problem.link[self.crossing]])
+        costs = np.concatenate([cloud, problem.edge, problem.across[self.crossing]])
         spare: Floats = np.bincount(self.slots, costs, self.network.tails.size).astype(np.float64)
         spare[self.endless] = np.inf
         up, down = self.slots[: self.steps], self.slots[self.steps : 2 * self.steps]

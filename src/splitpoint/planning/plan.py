@@ -5,6 +5,9 @@
     print(found.advice)     # Split after blocks.6, int8: 63.0 ms, 28.1 ms (31 %) less than all on the device.
 
 Neither a model file nor an engine is needed: profiles come from JSON.
+
+A plan's milliseconds are those of a connection that is in use. What TCP's slow start adds to the first requests of a
+new one is not part of them: `splitpoint.link.transfer.unvalidated_slow_start_ms` estimates it, on its own.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
-import msgspec
 import numpy as np
 
 from splitpoint.calibration.values import Calibration
@@ -22,21 +24,22 @@ from splitpoint.codecs import open_codec
 from splitpoint.errors import UsageError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.advice import advise, explain
-from splitpoint.planning.build import RAW, Costing
-from splitpoint.planning.candidates import Candidates, Pricing
+from splitpoint.planning.advice import ALIKE, advise, explain
+from splitpoint.planning.build import Costing
+from splitpoint.planning.candidates import Candidates
 from splitpoint.planning.checks import check
 from splitpoint.planning.constrained import Limit, least_within
 from splitpoint.planning.constraints import Constraints, check_budget
 from splitpoint.planning.feasible import contradiction
 from splitpoint.planning.latency import Cutter
 from splitpoint.planning.objectives import weights_of
+from splitpoint.planning.pricing import RAW, Pricing, quality_of
 from splitpoint.planning.problem import Bools, Floats, Problem, Solution
 from splitpoint.planning.scoring import Scorer, jpeg_inputs, uniform
 from splitpoint.planning.sensitivity import Curves, curves, ranges
 from splitpoint.planning.throughput import bottleneck
 from splitpoint.planning.values import Option, Plan, value
-from splitpoint.profile.values import CodecCost, Profile
+from splitpoint.profile.values import Profile
 
 #: (device's, server's), or by the names ``edge`` and ``cloud``.
 Profiles: TypeAlias = Sequence[Profile] | Mapping[str, Profile]
@@ -47,7 +50,7 @@ RUNNERS_UP = 3
 DEFAULT_JPEG = "jpeg:90"
 #: Seconds that a search without an exact answer may take: for a plan, and for one of the many of its sensitivity.
 _SEARCH_S, _GLANCE_S = 1.0, 0.05
-#: Between equals, the simpler.
+#: Between those that are `ALIKE`, the simpler.
 _SIMPLER = {"device": 0, "server": 1, "jpeg": 2, "split": 3}
 
 
@@ -131,21 +134,19 @@ class Planner:
             options=table,
             bound=bound,
             gap=found / bound - 1 if bound > 0 else 0.0,
-            advice=advise(table, best, self.objective),
+            advice=advise(table, best, self.objective, limited=self._limited),
             constraints=self.constraints.said,
-            sensitivity=ranges(self.best, link) if sensitivity else (),
+            sensitivity=ranges(self.best, link, best) if sensitivity else (),
             why=explain(table, best, self.objective),
         )
 
     def best(self, link: Link) -> Option | None:
         """The best option alone, for a new link; None if none keeps to the constraints."""
         scores, allowed = self._scores(link)
-        cuts, options = self._candidates.cuts, []
+        cuts, options = self._candidates.cuts, self._baselines(link)
         if allowed.any():
             p, c = (int(k) for k in np.unravel_index(np.where(allowed, scores, np.inf).argmin(), scores.shape))
             options.append(self._scorer.option(cuts[p], uniform(cuts[p], self.codecs[c]), link))
-        if self._jpeg is not None:
-            options.append(self._scorer.option(cuts[0], uniform(cuts[0], self._jpeg), link))
         options += self._solved(self._searched(self._costing, link, _GLANCE_S), link)
         return self._least(options)
 
@@ -272,9 +273,14 @@ class Planner:
             solutions.append(self._inside(link))
         return solutions, floor.bound
 
-    def _problem(self, costing: Costing, link: Link) -> Problem:
+    def _known(self, link: Link) -> float:
+        """The least slowest stage of an allowed prefix: what a better placement must stay below."""
+        scores, allowed = self._scores(link)
+        return float(np.where(allowed, scores, np.inf).min())
+
+    def _problem(self, costing: Costing, link: Link, most: float = np.inf) -> Problem:
         """The costs of every placement; steps too large for the device's memory cost without limit there."""
-        problem = costing.problem(link, self.objective)
+        problem = costing.problem(link, self.objective, most=most)
         if self._room is None:
             return problem
         fits = np.arange(problem.steps) < self._room
@@ -282,17 +288,21 @@ class Planner:
 
     @cached_property
     def _room(self) -> int | None:
-        """How many steps the device has memory for, whatever they are; None without a limit."""
+        """How many steps the device has memory for; None without a limit.
+
+        Exactly what `Scorer.memory_of` allows: it grows with the prefix, and a cut counts as the smallest around it.
+        """
         limit = self.constraints.max_edge_memory
         return None if limit is None else int(np.flatnonzero(self._candidates.memory <= limit)[-1])
 
     def _searched(self, costing: Costing, link: Link, search_s: float) -> Solution:
-        problem = self._problem(costing, link)
+        stream = self.objective == "throughput"
+        problem = self._problem(costing, link, self._known(link) if stream else np.inf)
         deadline = self.constraints.deadline_ms
         limits = []
         if deadline is not None and self.objective != "latency":
             limits.append(Limit(costing.problem(link), deadline))
-        if self.objective == "throughput":
+        if stream:
             return bottleneck(problem, within=limits, budget_s=search_s)
         if limits:
             return least_within(problem, limits, budget_s=search_s)
@@ -308,7 +318,7 @@ class Planner:
     def _bounding(self) -> Costing:
         """The costs of every placement with every codec: a bound for those with less choice."""
         local = self.constraints.keep_input_local
-        return Costing(self.graph, *self._searchable, codecs=self.codecs, keep_input_local=local)
+        return Costing(self.graph, self.pricing.edge, self.pricing.cloud, codecs=self.codecs, keep_input_local=local)
 
     @cached_property
     def _costing(self) -> Costing:
@@ -317,19 +327,9 @@ class Planner:
         if limits.max_drop is None and self._calibration is None:
             return self._bounding
         return Costing(
-            self.graph, *self._searchable, codecs=self.codecs, calibration=self._calibration,
+            self.graph, self.pricing.edge, self.pricing.cloud, codecs=self.codecs, calibration=self._calibration,
             max_drop=limits.max_drop, keep_input_local=limits.keep_input_local,
         )  # fmt: skip
-
-    @property
-    def _searchable(self) -> tuple[Profile, Profile]:
-        """The profiles that the exact search sees.
-
-        Of a slowest stage it bounds compute and bytes: coding, which keeps device and server busy, not the link,
-        is left out there, so that the bound stays true.
-        """
-        edge, cloud = self.pricing.edge, self.pricing.cloud
-        return (_uncoded(edge), _uncoded(cloud)) if self.objective == "throughput" else (edge, cloud)
 
     @cached_property
     def _cutter(self) -> Cutter:
@@ -347,6 +347,10 @@ class Planner:
         yield option
         if option.refused and not option.exact:
             yield self._scorer.option(cut, uniform(cut, RAW), link)
+        if self.objective == "throughput":
+            # The codecs of the least sum need not be those of the least slowest stage.
+            others = (self._scorer.option(cut, uniform(cut, codec), link) for codec in self.codecs)
+            yield from (other for other in others if not other.refused)
 
     def _cut(self, on_edge: Bools) -> Cut:
         key = on_edge.tobytes()
@@ -387,8 +391,18 @@ class Planner:
         )
 
     def _least(self, options: Iterable[Option]) -> Option | None:
+        """The best of what is allowed; or a simpler kind of option that nobody could tell from it."""
         allowed = [o for o in options if not o.refused]
-        return min(allowed, key=self._rank) if allowed else None
+        if not allowed:
+            return None
+        most = min(value(o, self.objective) for o in allowed) * (1 + ALIKE)
+        near = [o for o in allowed if value(o, self.objective) <= most]
+        return min(near, key=lambda o: (_SIMPLER[o.kind], *self._rank(o)))
+
+    @property
+    def _limited(self) -> bool:
+        """Whether a limit may keep the model from being all on the device."""
+        return self.constraints.deadline_ms is not None or self.constraints.max_edge_memory is not None
 
 
 def pair(profiles: Profiles) -> tuple[Profile, Profile]:
@@ -407,8 +421,7 @@ def _first(options: Iterable[Option], kind: str) -> Option | None:
 
 
 def _quality(codec: str) -> int:
-    number = codec.partition(":")[2].partition("+")[0]
-    return int(number) if number.isdecimal() else 0
+    return quality_of(codec) or 0
 
 
 def _ranked(scores: Floats, count: int) -> list[tuple[int, int]]:
@@ -417,12 +430,6 @@ def _ranked(scores: Floats, count: int) -> list[tuple[int, int]]:
     least = scores[np.arange(len(scores)), best]
     order = np.argsort(least, kind="stable")[:count]
     return [(int(p), int(best[p])) for p in order if np.isfinite(least[p])]
-
-
-def _uncoded(profile: Profile) -> Profile:
-    """`profile` with codecs that take no time."""
-    free = dict.fromkeys(profile.codecs, CodecCost(0.0, 0.0, 0.0, 0.0))
-    return msgspec.structs.replace(profile, codecs=free)
 
 
 def _mixed(solution: Solution) -> bool:

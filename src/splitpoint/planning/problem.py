@@ -25,6 +25,10 @@ class Problem:
     `edge_fixed` is paid if any step is on the device, `cloud_fixed` (round trip, frame, the server's own overhead) if
     any step is on the server. What comes back is part of `down[i]`: paid on the link if step i, which makes an
     output of the model, is on the server.
+
+    For a sum it does not matter who is busy meanwhile. Where it does (heavy load), a tensor that crosses may keep the
+    device busy for `encode[t]` and the server for `decode[t]` besides, and `server_fixed` is paid, by the server, if
+    any step is there.
     """
 
     edge: Floats
@@ -38,10 +42,23 @@ class Problem:
     down: Floats
     edge_fixed: float = 0.0
     cloud_fixed: float = 0.0
+    encode: Floats | float = 0.0
+    decode: Floats | float = 0.0
+    server_fixed: float = 0.0
 
     @property
     def steps(self) -> int:
         return len(self.edge)
+
+    @property
+    def across(self) -> Floats:
+        """All that a tensor costs if it crosses (float64[tensors])."""
+        return self.link + self.encode + self.decode
+
+    @property
+    def remote_fixed(self) -> float:
+        """All that is paid if any step is on the server."""
+        return self.cloud_fixed + self.server_fixed
 
 
 @dataclass(frozen=True)
@@ -88,19 +105,17 @@ class Solution:
 def stages(problem: Problem, on_edge: Bools) -> Stages:
     """What a placement costs on the device, the link and the server, fixed costs included.
 
-    Fixed costs: `edge_fixed` belongs to the device; `cloud_fixed` to the link.
+    Fixed costs: `edge_fixed` belongs to the device, `cloud_fixed` to the link, `server_fixed` to the server.
     """
     on_cloud = ~on_edge
+    remote = bool(on_cloud.any())
     edge = float(problem.edge[on_edge].sum()) + (problem.edge_fixed if on_edge.any() else 0.0)
-    cloud = float(problem.cloud[on_cloud].sum())
+    cloud = float(problem.cloud[on_cloud].sum()) + (problem.server_fixed if remote else 0.0)
     made = np.append(on_edge, True)[problem.maker]  # the model's inputs, −1, are always there
     owner = np.repeat(np.arange(problem.link.size), np.diff(problem.first))
     wanted = np.zeros(problem.link.size, bool)
     wanted[owner[on_cloud[problem.users]]] = True
-    link = float(problem.link[made & wanted].sum() + problem.down[on_cloud].sum())
-    return Stages(edge, link + (problem.cloud_fixed if on_cloud.any() else 0.0), cloud)
-
-
-def is_closed(problem: Problem, on_edge: Bools) -> bool:
-    """Whether every step on the device has all it needs there."""
-    return not bool((on_edge[problem.after] & ~on_edge[problem.before]).any())
+    crossing = made & wanted
+    coding = [float((np.zeros(problem.link.size) + each)[crossing].sum()) for each in (problem.encode, problem.decode)]
+    link = float(problem.link[crossing].sum() + problem.down[on_cloud].sum()) + (problem.cloud_fixed if remote else 0.0)
+    return Stages(edge + coding[0], link, cloud + coding[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from math import sqrt
+from math import hypot, sqrt
 
 import msgspec
 import numpy as np
@@ -14,9 +14,11 @@ from splitpoint.codecs import open_codec
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.planning.build import input_like
-from splitpoint.planning.candidates import Pricing, edge_memory
 from splitpoint.planning.constraints import Constraints, over_budget, percent
 from splitpoint.planning.frames import answer_nbytes, request_nbytes
+from splitpoint.planning.memory import head_memory
+from splitpoint.planning.pricing import Pricing
+from splitpoint.planning.spread import BYTES_SHARE, CODEC_SHARE, beside, rate_share
 from splitpoint.planning.values import STAGES, Band, Crossing, Option
 from splitpoint.profile.values import Stat
 from splitpoint.tensors import TensorSpec
@@ -54,7 +56,8 @@ class Scorer:
             [(t, c.codec, c.nbytes) for t, c in zip(cut.crossing, crossing, strict=True)], len(cut.shapes)
         ) if remote else 0  # fmt: skip
         down = answer_nbytes(self.graph, cut)
-        stages = self._stages(cut, names, up, down, link)
+        unsized = sum(c.nbytes for c in crossing if not c.sized) / up if up else 0.0
+        stages = self._stages(cut, names, up, down, link, unsized)
         total = summed(stages.values())
         exact = all(open_codec(n).exact for n in names)
         memory = self.memory_of(cut)
@@ -127,19 +130,21 @@ class Scorer:
 
     # --- milliseconds -------------------------------------------------------------------------------------------
 
-    def _stages(self, cut: Cut, names: Sequence[str], up: int, down: int, link: Link) -> dict[str, Band]:
+    def _stages(
+        self, cut: Cut, names: Sequence[str], up: int, down: int, link: Link, unsized: float
+    ) -> dict[str, Band]:
+        """`unsized` is the share of the bytes `up` that is estimated."""
         remote = len(cut.nodes) < len(self.graph.placed)
         encode = sum(self.pricing.encode_ms(n, t.nbytes) for n, t in zip(names, cut.crossing, strict=True))
         decode = sum(self.pricing.decode_ms(n, t.nbytes) for n, t in zip(names, cut.crossing, strict=True))
-        tail = _band(self.pricing.cloud.tail(cut))
         half, late = (link.rtt_ms / 2, link.jitter_ms / sqrt(2)) if remote else (0.0, 0.0)
-        up_ms, down_ms = half + link.up_ms(up), half + link.down_ms(down)
+        rate, rough = rate_share(link), BYTES_SHARE * unsized
         bands = (
             _band(self.pricing.edge.head(cut)),
-            Band(encode, encode, encode),
-            Band(up_ms, up_ms, up_ms + late),
-            Band(tail.ms + decode, tail.low + decode, tail.high + decode),
-            Band(down_ms, down_ms, down_ms + late),
+            _around(encode, CODEC_SHARE),
+            _transfer(half, late, link.up_ms(up), rate, rough),
+            summed((_band(self.pricing.cloud.tail(cut)), _around(decode, CODEC_SHARE))),
+            _transfer(half, late, link.down_ms(down), rate),
         )
         return dict(zip(STAGES, bands, strict=True))
 
@@ -161,10 +166,10 @@ class Scorer:
 
     @cached_property
     def _memory(self) -> Sequence[float]:
-        return [float(n) for n in edge_memory(self.pricing.edge, self._cuts)]
+        return [float(n) for n in head_memory(self.graph)]
 
     def memory_of(self, cut: Cut) -> float:
-        """Bytes its head holds: that of the smallest prefix that contains it."""
+        """Bytes its head holds by `head_memory`; of a cut that is no prefix, what the smallest one around it does."""
         if not cut.nodes:
             return 0.0
         prefix = self.prefix_of(cut)
@@ -189,7 +194,7 @@ class Scorer:
         if not found.exact and (lossy := self.too_lossy(found.quality, names)):
             reasons.append(lossy)
         if limits.max_edge_memory is not None and found.edge_memory > limits.max_edge_memory:
-            reasons.append(f"its head holds {size(found.edge_memory)} on the device")
+            reasons.append(f"its head holds about {size(found.edge_memory)} on the device")
         if limits.deadline_ms is not None and found.total.high > limits.deadline_ms:
             reasons.append(f"one request in ten takes longer than {ms(found.total.high)} ms")
         return "; ".join(reasons)
@@ -232,6 +237,17 @@ def jpeg_inputs(graph: Graph) -> tuple[TensorSpec, ...]:
 
 def _band(stat: Stat) -> Band:
     return Band(stat.median, min(stat.p10, stat.median), max(stat.p90, stat.median))
+
+
+def _around(ms: float, *shares: float) -> Band:
+    error = beside(ms, *shares)
+    return Band(ms, ms - error, ms + error)
+
+
+def _transfer(half: float, late: float, ms: float, *shares: float) -> Band:
+    """Bytes one way, whose time is as unsure as `shares` say, with half of the round trip, which may be `late`."""
+    error = beside(ms, *shares)
+    return Band(half + ms, half + ms - error, half + ms + hypot(error, late))
 
 
 def _with(option: Option, refused: str) -> Option:

@@ -36,13 +36,21 @@ def at_rate(link: Link, up_mbps: float) -> Link:
     return msgspec.structs.replace(link, up_mbps=up_mbps)
 
 
-def ranges(best_at: Callable[[Link], Option | None], link: Link) -> tuple[Range, ...]:
+def span(link: Link) -> tuple[float, float]:
+    """The uplink rates (Mbit/s) that are looked at: the usual ones, and well beyond that of `link` in any case."""
+    own = link.up_mbps
+    return SLOWEST if own > SLOWEST else own / 2, FASTEST if own < FASTEST else own * 2
+
+
+def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -> tuple[Range, ...]:
     """Which option is the best at which rates: re-planned on a logarithmic grid, change points by bisection.
 
     For a sum (latency, energy) each option is a line over 1 ÷ rate: one that wins at two rates wins between them. A
-    stretch in which nothing keeps to the constraints has the kind ``none``.
+    stretch in which nothing keeps to the constraints has the kind ``none``. At the rate of `link` itself `best` is the
+    answer: the range that contains it never says anything else than the plan.
     """
-    known: dict[float, Option | None] = {}
+    own = link.up_mbps
+    known: dict[float, Option | None] = {own: best}
 
     def at(rate: float) -> Option | None:
         if rate not in known:
@@ -55,8 +63,8 @@ def ranges(best_at: Callable[[Link], Option | None], link: Link) -> tuple[Range,
             refine(low, middle)
             refine(middle, high)
 
-    grid = np.geomspace(SLOWEST, FASTEST, _POINTS).tolist()
-    for low, high in pairwise(grid):
+    grid = np.geomspace(*span(link), _POINTS).tolist()
+    for low, high in pairwise(sorted({*grid, own})):
         refine(low, high)
     found: list[Range] = []
     rates = sorted(known)
@@ -64,8 +72,8 @@ def ranges(best_at: Callable[[Link], Option | None], link: Link) -> tuple[Range,
     for here, after in zip(rates, [*rates[1:], None], strict=True):
         if after is None or _key(known[here]) != _key(known[after]):
             end = here if after is None else (here * after) ** 0.5
-            # A sliver between two answers is a change point: too narrow to tell where one's own link lies.
-            if end / start >= _SLIVER or not found:
+            # A sliver between two answers is a change point, unless one's own link lies in it.
+            if end / start >= _SLIVER or start <= own <= end or not found:
                 found.append(_range(start, end, known[here]))
             else:
                 found[-1] = msgspec.structs.replace(found[-1], up_mbps_to=end)
@@ -85,7 +93,7 @@ def _range(low: float, high: float, option: Option | None) -> Range:
 
 def curves(kinds_at: Callable[[Link], Mapping[str, float]], link: Link, objective: str, points: int = 97) -> Curves:
     """The picture's lines; a kind that does not exist at a rate is inf there."""
-    rates = tuple(np.geomspace(SLOWEST, FASTEST, points).tolist())
+    rates = tuple(np.geomspace(*span(link), points).tolist())
     rows = [kinds_at(at_rate(link, rate)) for rate in rates]
     names = dict.fromkeys(name for row in rows for name in row)
     return Curves(link, objective, rates, {n: tuple(row.get(n, float("inf")) for row in rows) for n in names})

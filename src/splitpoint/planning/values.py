@@ -22,7 +22,12 @@ STAGES = ("edge", "encode", "up", "server", "down")
 
 
 class Band(msgspec.Struct, frozen=True, array_like=True):
-    """Milliseconds: what is predicted, and between which values four of five requests are expected (p10…p90)."""
+    """Milliseconds: what is predicted, and between which values four of five requests are expected.
+
+    Of computing these are p10 and p90 of all measured runs; of the network the jitter, late only, and ±5 % of the
+    transfer where the link varies; of codecs ±25 %, and as much of bytes that are estimated (`planning.spread`).
+    Independent parts add up as the root of their squares. That a profile is of another day is not in it.
+    """
 
     ms: float
     low: float
@@ -63,7 +68,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool = True
     """Whether the answer is the whole model's on the raw input, bit for bit (no codec on the way loses anything)."""
     edge_memory: int = 0
-    """Bytes its head holds on the device."""
+    """Bytes its head holds on the device: weights and tensors, estimated without the engine's own (some 60 MB)."""
     refused: str = ""
     """Why a constraint rules it out; empty if none does."""
 

@@ -2,7 +2,8 @@
 
 Between two measured prefixes the engine's own kernel times share out what lies between them. Where measurements go down
 as a prefix grows (a Conv without the Relu that the engine fuses into it is the slower one), no node costs less
-than nothing: the nearest monotone fit is taken instead, by relative error.
+than nothing: the nearest monotone fit is taken instead, by relative error, in which a measurement counts for less the
+further its runs lie apart.
 """
 
 from __future__ import annotations
@@ -33,15 +34,23 @@ class NodeCosts:
     cloud_fixed: float = 0.0
 
 
-def monotone(values: Sequence[float]) -> Floats:
+#: Medians of two visits differ by so much (share) even where the runs of each are alike: no point counts for more.
+_LEAST_SPREAD = 0.02
+#: What is so short (ms) is nothing: sums in ratio to it would overflow.
+_NOTHING_MS = 1e-9
+
+
+def monotone(values: Sequence[float], spreads: Sequence[float] = ()) -> Floats:
     """The non-decreasing sequence nearest to `values` (> 0) by squared relative error: pool adjacent violators.
+
+    With `spreads` (of each value, as a share of it) errors count in units of these, from 2 % on.
 
     >>> monotone([1.0, 3.0, 3.0, 2.0]).round(2).tolist()
     [1.0, 2.47, 2.47, 2.47]
     """
     blocks: list[tuple[float, float, int]] = []  # mean, weight, how many
-    for value in values:
-        block = (value, 1 / max(value, 1e-6) ** 2, 1)
+    for value, spread in zip(values, spreads or [_LEAST_SPREAD] * len(values), strict=True):
+        block = (value, (_LEAST_SPREAD / max(spread, _LEAST_SPREAD) / max(value, 1e-6)) ** 2, 1)
         while blocks and blocks[-1][0] > block[0]:
             mean, weight, count = blocks.pop()
             total = weight + block[1]
@@ -50,13 +59,13 @@ def monotone(values: Sequence[float]) -> Floats:
     return np.repeat([b[0] for b in blocks], [b[2] for b in blocks])
 
 
-def step_costs(anchors: Mapping[int, float], kernels: Floats, fixed: float) -> Floats:
+def step_costs(anchors: Mapping[int, float], kernels: Floats, fixed: float, spreads: Mapping[int, float]) -> Floats:
     """What each step costs. `anchors`: prefix (number of steps, > 0) → measured ms; the last must be all steps.
 
-    `kernels` (ms a step) share out what lies between two anchors.
+    `kernels` (ms a step) share out what lies between two anchors. `spreads`: prefix → that of its runs, as a share.
     """
     places = sorted(anchors)
-    fitted = monotone([max(anchors[k] - fixed, 0.0) for k in places])
+    fitted = monotone([max(anchors[k] - fixed, 0.0) for k in places], [spreads.get(k, 0.0) for k in places])
     spans = np.diff(places, prepend=0)
     return _shared(np.diff(fitted, prepend=0.0), np.repeat(np.arange(len(places)), spans), kernels)
 
@@ -78,9 +87,22 @@ def fixed_cost(anchors: Mapping[int, float], kernels: Floats) -> float:
     return max(0.0, min((ms - scale * float(done[k - 1]) for k, ms in anchors.items()), default=0.0))
 
 
-def fit(graph: Graph, heads: Mapping[int, float], tails: Mapping[int, float], whole: float, nodes: Floats) -> NodeCosts:
-    """The costs behind measured `heads` and `tails`: place in ``graph.prefixes()`` → median ms."""
+def fit(
+    graph: Graph,
+    heads: Mapping[int, float],
+    tails: Mapping[int, float],
+    whole: float,
+    nodes: Floats,
+    *,
+    head_spreads: Mapping[int, float] | None = None,
+    tail_spreads: Mapping[int, float] | None = None,
+) -> NodeCosts:
+    """The costs behind measured `heads` and `tails`: place in ``graph.prefixes()`` → median ms.
+
+    The spreads are those of their runs, as shares of the medians.
+    """
     steps = graph.order
+    nodes = np.where(nodes < _NOTHING_MS, 0.0, nodes)
     if not steps:
         nothing = np.zeros(len(graph.nodes))
         return NodeCosts(nothing, nothing)
@@ -92,8 +114,9 @@ def fit(graph: Graph, heads: Mapping[int, float], tails: Mapping[int, float], wh
     ahead = {n: whole} | {k: ms for k, ms in heads.items() if k}
     back = {n: whole} | {n - k: ms for k, ms in tails.items() if k < n}
     edge_fixed, cloud_fixed = fixed_cost(ahead, kernels), fixed_cost(back, kernels[::-1])
-    edge = step_costs(ahead, kernels, edge_fixed)
-    cloud = step_costs(back, kernels[::-1], cloud_fixed)[::-1]
+    edge = step_costs(ahead, kernels, edge_fixed, head_spreads or {})
+    back_spreads = {n - k: spread for k, spread in (tail_spreads or {}).items()}
+    cloud = step_costs(back, kernels[::-1], cloud_fixed, back_spreads)[::-1]
     on_edge, on_cloud = np.zeros(len(graph.nodes)), np.zeros(len(graph.nodes))
     on_edge[flat] = _shared(edge, owner, nodes[flat])  # a group shares its time as its kernels do
     on_cloud[flat] = _shared(cloud, owner, nodes[flat])

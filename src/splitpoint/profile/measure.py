@@ -43,6 +43,8 @@ _GAP = 0.05
 #: A request comes after a wait for the network, and an engine that has slept runs a small model 5 to 10 % slower than
 #: in a hot loop (measured: EfficientNet-Lite0 15.0 → 16.3 ms after 10 ms; ResNet-50 the same). So does every timed run.
 PAUSE_S = 0.005
+#: A run much shorter than that would leave most of the budget to pauses: twice its own time is enough, from this on.
+_LEAST_PAUSE_S = 0.001
 #: Shares of the budget that codecs and power may take.
 _CODECS, _POWER = 0.05, 0.03
 
@@ -114,10 +116,11 @@ class Survey:
         clock: Clock = time.perf_counter,
         cuts: Sequence[int] | None = None,
         codecs: CodecCosts | None = None,
-        pause: Callable[[], None] = lambda: time.sleep(PAUSE_S),
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """`cuts` are places in ``graph.prefixes()`` to visit instead of the chain's and those in its gaps; `codecs`
-        measures those, if not `codec_costs`; `pause` comes before every timed run.
+        measures those, if not `codec_costs`; `pause` waits so many seconds, before
+        every timed run.
         """
         if not budget_s > 0:
             raise UsageError(f"the time budget must be above 0 seconds, not {budget_s:g}")
@@ -306,7 +309,7 @@ class Survey:
     def _turn(self, feeds: Sequence[tuple[Session, Mapping[str, Array]]], taken: Sequence[list[float]]) -> None:
         clock = self._clock
         for (session, feed), times in zip(feeds, taken, strict=True):
-            self._pause()
+            self._pause(pause_s(times[-1] if times else 0.0))
             began = clock()
             session.run(feed)
             times.append((clock() - began) * 1e3)
@@ -375,20 +378,39 @@ class Survey:
         )
 
 
+def pause_s(run_ms: float) -> float:
+    """Seconds to wait before a run like one that took `run_ms`.
+
+    >>> pause_s(0.05), pause_s(2.0), pause_s(40.0)
+    (0.001, 0.004, 0.005)
+    """
+    return min(PAUSE_S, max(_LEAST_PAUSE_S, 2e-3 * run_ms))
+
+
 def _runs_for(round_ms: float) -> int:
-    """How many runs a visit has: enough for a median where they are cheap, three where they are long."""
+    """How many runs a visit has: enough for a median, three where they are long.
+
+    Fewer where both halves together take less than 2 ms: there compiling takes most of a visit, and more visits say
+    more than more runs.
+    """
     if round_ms > 250:
         return 3
-    return 5 if round_ms > 50 else min(15, max(9, int(100 / round_ms)))
+    if round_ms > 50:
+        return 5
+    return 9 if round_ms < 2 else min(15, max(9, int(100 / round_ms)))
 
 
 def stat_of(visits: Sequence[Sequence[float]]) -> Stat:
-    """Median and spread of all runs (ms) of those visits that nothing disturbed.
+    """Median of the runs (ms) of those visits that nothing disturbed; 10th and 90th percentile of all runs.
+
+    What disturbs a measurement will disturb requests, too: it is no part of what a cut costs, but of how far to trust
+    that.
 
     >>> stat_of([[2.0, 1.0, 3.0], [9.0, 9.0, 9.0]])
-    Stat(median=2.0, p10=1.2, p90=2.8, count=3)
+    Stat(median=2.0, p10=1.5, p90=9.0, count=3)
     """
     best = min(float(np.median(times)) for times in visits)
     runs = [ms for times in visits if np.median(times) <= best * _DISTURBED for ms in times]
-    low, middle, high = (round(float(q), 6) for q in np.percentile(runs, (10, 50, 90)))
-    return Stat(middle, low, high, len(runs))
+    middle = round(float(np.median(runs)), 6)
+    low, high = (round(float(q), 6) for q in np.percentile([ms for times in visits for ms in times], (10, 90)))
+    return Stat(middle, min(low, middle), max(high, middle), len(runs))

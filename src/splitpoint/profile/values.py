@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
@@ -12,7 +13,7 @@ import numpy as np
 from splitpoint.errors import CutError, InputError
 from splitpoint.graph import Cut, Graph
 from splitpoint.machine import Machine
-from splitpoint.profile.costs import NodeCosts, fit
+from splitpoint.profile.costs import Floats, NodeCosts, fit
 from splitpoint.units import counted
 
 #: Of the file. Another number is refused with a sentence.
@@ -20,7 +21,10 @@ FORMAT = 1
 
 
 class Stat(msgspec.Struct, frozen=True, array_like=True):
-    """Milliseconds of `count` runs: median, 10th and 90th percentile. `count` is 0 where it was not measured itself."""
+    """Milliseconds: the median of `count` undisturbed runs, 10th and 90th percentile of all runs, disturbed or not.
+
+    `count` is 0 where it was not measured itself.
+    """
 
     median: float
     p10: float
@@ -37,13 +41,18 @@ class Stat(msgspec.Struct, frozen=True, array_like=True):
 
 #: Of a side with nothing to compute.
 NOTHING = Stat(0.0, 0.0, 0.0, 0)
+#: Between the 10th and the 90th percentile of what is spread normally there are so many standard deviations.
+_DEVIATIONS = 2.563
+#: Shorter medians (ms) have no spread in ratio to them.
+_LEAST_MS = 1e-6
 
 
 class SegmentCost(msgspec.Struct, frozen=True):
     """One cut as measured here: its head (this machine as the device) and its tail (this machine as the server).
 
     `prefix` is its place in ``Graph.prefixes()``. A side with nothing to compute is None. `head_nbytes` and
-    `tail_nbytes` are memory the compiled half held.
+    `tail_nbytes` are what the process grew by for the compiled half, at least its weights: for information only,
+    because memory that an earlier half freed is used again.
     """
 
     prefix: int
@@ -69,6 +78,54 @@ class Watts(msgspec.Struct, frozen=True):
     tx: float
     idle: float
     source: str = "given"
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The heads or the tails of all prefixes; p10 and p90 as shares of the median."""
+
+    stats: tuple[Stat, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @classmethod
+    def of(cls, known: Mapping[int, Stat], fitted: Floats, counts: Sequence[int], empty: int) -> _Side:
+        """From what was measured and the fit (ms) of each prefix; at the place `empty` there is nothing to compute."""
+        measured = {k: known[k] for k in sorted(known) if known[k].median >= _LEAST_MS}
+        low, high = np.ones(len(counts)), np.ones(len(counts))
+        if measured:
+            places = [counts[k] for k in measured]
+            low = np.interp(counts, places, [s.p10 / s.median for s in measured.values()])
+            high = np.interp(counts, places, [s.p90 / s.median for s in measured.values()])
+        stats = [
+            Stat(ms, ms * a, ms * b, 0) for ms, a, b in zip(fitted.tolist(), low.tolist(), high.tolist(), strict=True)
+        ]
+        spreads = spreads_of(measured)
+        for k, stat in known.items():
+            stats[k] = towards(stat, float(fitted[k]), spreads[k] * stat.median) if k in spreads else stat
+        stats[empty] = NOTHING
+        return cls(tuple(stats), tuple(low.tolist()), tuple(high.tolist()))
+
+
+def spreads_of(measured: Mapping[int, Stat]) -> dict[int, float]:
+    """Prefix → standard deviation of its runs as a share of their median: its own, or its neighbours' if larger."""
+    places = sorted(measured)
+    own = [(s.p90 - s.p10) / _DEVIATIONS / max(s.median, _LEAST_MS) for s in (measured[k] for k in places)]
+    return {k: max(own[j], float(np.median(own[max(0, j - 1) : j + 2]))) for j, k in enumerate(places)}
+
+
+def towards(stat: Stat, fitted: float, deviation: float) -> Stat:
+    """`stat` moved towards `fitted`: not at all where its runs agree, nearly all the way where they lie further apart
+    than the two.
+
+    >>> towards(Stat(8.0, 7.0, 9.0), 10.0, 0.0).median, towards(Stat(8.0, 7.0, 9.0), 10.0, 2.0).median
+    (8.0, 9.0)
+    """
+    distance = stat.median - fitted
+    if distance == 0 or deviation == 0:
+        return stat
+    kept = distance**2 / (distance**2 + deviation**2)
+    return stat.times((fitted + kept * distance) / stat.median)
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -103,26 +160,32 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def head(self, what: Cut | int) -> Stat:
         """The head of a cut (or of a prefix, by its place in ``graph.prefixes()``) here: as measured, or modelled.
 
-        A modelled one has `count` 0 and the relative spread of the measured cuts around it.
+        A measured one is moved towards what all cuts together say, the less the further apart they are in units of its
+        spread: of many cuts that take about the same, the one that a measurement flatters would be chosen. A modelled
+        one has `count` 0 and the relative spread of the measured cuts around it.
         """
-        costs, cut = self.costs(), self._nodes_of(what)
-        if not cut:
-            return NOTHING
-        found = self._measured.get(self._prefix_of(cut))
-        if found is not None and found.head is not None:
-            return found.head
-        return self._modelled(len(cut), costs.edge_fixed + float(costs.edge[list(cut)].sum()), heads=True)
+        return self._stat(what, heads=True)
 
     def tail(self, what: Cut | int) -> Stat:
         """The tail of a cut here, like `head`."""
-        costs, cut = self.costs(), self._nodes_of(what)
-        rest = [i for i in self.graph.placed if i not in cut]
-        if not rest:
-            return NOTHING
-        found = self._measured.get(self._prefix_of(cut))
-        if found is not None and found.tail is not None:
-            return found.tail
-        return self._modelled(len(cut), costs.cloud_fixed + float(costs.cloud[rest].sum()), heads=False)
+        return self._stat(what, heads=False)
+
+    def _stat(self, what: Cut | int, *, heads: bool) -> Stat:
+        side = self._heads if heads else self._tails
+        if not isinstance(what, Cut):
+            if not 0 <= what < len(self._counts):
+                raise CutError(f"prefix {what} is not in 0…{len(self._counts) - 1}")
+            return side.stats[what]
+        place = self._prefix_of(what.nodes)
+        if place >= 0:
+            return side.stats[place]
+        costs = self.costs()
+        if heads:
+            ms = costs.edge_fixed + float(costs.edge[list(what.nodes)].sum())
+        else:
+            ms = costs.cloud_fixed + float(costs.cloud[[i for i in self.graph.placed if i not in what.nodes]].sum())
+        low, high = (float(np.interp(len(what.nodes), self._counts, share)) for share in (side.low, side.high))
+        return Stat(ms, ms * low, ms * high, 0)
 
     def costs(self) -> NodeCosts:
         """A cost for every node on the device and on the server, whose sums are `head` and `tail` where measured
@@ -132,13 +195,33 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _costs(self) -> NodeCosts:
-        heads = {s.prefix: s.head.median for s in self.segments if s.head is not None}
-        tails = {s.prefix: s.tail.median for s in self.segments if s.tail is not None}
-        return fit(self.graph, heads, tails, self.whole.median, np.array(self.nodes, np.float64))
+        heads = {s.prefix: s.head for s in self.segments if s.head is not None}
+        tails = {s.prefix: s.tail for s in self.segments if s.tail is not None}
+        return fit(
+            self.graph,
+            {k: stat.median for k, stat in heads.items()},
+            {k: stat.median for k, stat in tails.items()},
+            self.whole.median,
+            np.array(self.nodes, np.float64),
+            head_spreads=spreads_of(heads),
+            tail_spreads=spreads_of(tails),
+        )
 
     @cached_property
-    def _measured(self) -> Mapping[int, SegmentCost]:
-        return {s.prefix: s for s in self.segments}
+    def _heads(self) -> _Side:
+        costs = self.costs()
+        done = np.cumsum([0.0, *(costs.edge[list(step)].sum() for step in self.graph.order)])
+        known = {s.prefix: s.head for s in self.segments if s.head is not None and s.prefix}
+        return _Side.of(known, costs.edge_fixed + done, self._counts, 0)
+
+    @cached_property
+    def _tails(self) -> _Side:
+        costs = self.costs()
+        steps = [costs.cloud[list(step)].sum() for step in self.graph.order]
+        left = np.cumsum([0.0, *reversed(steps)])[::-1]
+        last = len(self._counts) - 1
+        known = {s.prefix: s.tail for s in self.segments if s.tail is not None and s.prefix < last}
+        return _Side.of(known, costs.cloud_fixed + left, self._counts, last)
 
     @cached_property
     def _counts(self) -> tuple[int, ...]:
@@ -153,25 +236,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def _flat(self) -> tuple[int, ...]:
         return tuple(i for step in self.graph.order for i in step)
 
-    def _nodes_of(self, what: Cut | int) -> frozenset[int]:
-        if isinstance(what, Cut):
-            return frozenset(what.nodes)
-        if not 0 <= what < len(self._counts):
-            raise CutError(f"prefix {what} is not in 0…{len(self._counts) - 1}")
-        return frozenset(self._flat[: self._counts[what]])
-
-    def _prefix_of(self, cut: frozenset[int]) -> int:
+    def _prefix_of(self, cut: Set[int]) -> int:
         """The place of the prefix with just these nodes; −1 if the cut is none."""
         place = self._place.get(len(cut), -1)
-        return place if place >= 0 and cut.issuperset(self._flat[: len(cut)]) else -1
-
-    def _modelled(self, count: int, ms: float, *, heads: bool) -> Stat:
-        """`ms` with the relative spread of the measured cuts before and after, by their distance in nodes."""
-        stats = [(s.prefix, s.head if heads else s.tail) for s in sorted(self.segments, key=lambda s: s.prefix)]
-        known = [(self._counts[k], s.p10 / s.median, s.p90 / s.median) for k, s in stats if s and s.median > 0]
-        places, low, high = zip(*known, strict=True) if known else ((0,), (1.0,), (1.0,))
-        down, up = float(np.interp(count, places, low)), float(np.interp(count, places, high))
-        return Stat(ms, ms * down, ms * up, 0)
+        return place if place >= 0 and all(i in cut for i in self._flat[: len(cut)]) else -1
 
     def slowed(self, factor: float) -> Profile:
         """What a machine that computes `factor` times slower would measure, labelled as emulated. Its codecs are not

@@ -1,4 +1,7 @@
-"""Rows → CSV and XLSX files, written whole or not at all."""
+"""Rows → CSV and XLSX files, written whole or not at all.
+
+Names of layers may come from a stranger's model or server: no spreadsheet may take one for a formula.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,39 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: safe(value) for name, value in row.items()} for row in rows)
     write_atomic(path, text.getvalue().encode())
+
+
+def safe(value: Any) -> Any:
+    """`value` for a CSV file: a text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    >>> safe("=HYPERLINK(1)"), safe("conv1"), safe("-1.5"), safe(-1.5)
+    ("'=HYPERLINK(1)", 'conv1', '-1.5', -1.5)
+    """
+    if not isinstance(value, str) or not value.startswith(_BEGINS_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def as_written(text: str) -> str:
+    """The text that `safe` was given."""
+    return text[1:] if text[:1] == "'" and text[1:].startswith(_BEGINS_FORMULA) else text
+
+
+#: What a cell of a CSV file must not begin with, unless it is a number.
+_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_xlsx(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str) -> None:
     """One sheet with a bold, frozen header row. MissingExtraError without openpyxl."""
     try:
         from openpyxl import Workbook
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
         from openpyxl.styles import Font
     except ImportError as exc:
         raise MissingExtraError("openpyxl", "xlsx", "write spreadsheets") from exc
@@ -34,8 +62,13 @@ def write_xlsx(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[
     sheet = book.active
     sheet.title = "".join(c for c in title if c not in r"[]:*?/\ ")[:31] or "sheet"
     sheet.append(list(columns))
-    for row in rows:
-        sheet.append([row.get(c) for c in columns])
+    for number, row in enumerate(rows, 2):
+        for place, name in enumerate(columns, 1):
+            value = row.get(name)
+            if isinstance(value, str):
+                sheet.cell(number, place, ILLEGAL_CHARACTERS_RE.sub("\ufffd", value)).data_type = "s"
+            else:
+                sheet.cell(number, place, value)
     for cell in sheet[1]:
         cell.font = Font(bold=True)
     sheet.freeze_panes = "A2"

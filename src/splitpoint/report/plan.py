@@ -7,18 +7,61 @@ from math import isfinite
 from pathlib import Path
 
 from splitpoint.errors import MissingExtraError, StorageError
-from splitpoint.planning.sensitivity import FASTEST, SLOWEST, Curves
+from splitpoint.planning.advice import rate
+from splitpoint.planning.sensitivity import Curves
 from splitpoint.planning.values import Band, Option, Plan, value
 from splitpoint.units import mbps, ms, size
 
-#: Titles of the table, and those that are never left out when the terminal is narrow.
+#: Titles of the table, and those that are never left out when the terminal is narrow; nor is the objective's own.
 TITLES: Sequence[str] = ("", "option", "ms ± band", "edge", "link", "server", "up", "req/s", "quality", "mJ")
-KEPT = frozenset(TITLES[:7])
+_KEPT = frozenset(TITLES[:6])
+_OWN = {"bytes": "up", "throughput": "req/s", "energy": "mJ"}
+#: Characters between columns; what names may take before another column goes for them; what they need at least.
+_GAP, _NAMES, _LEAST = 3, 34, 12
 
 
 def rows(plan: Plan) -> list[tuple[str, ...]]:
     """The table's cells, by `TITLES`. The best has an arrow, what a constraint rules out a cross."""
     return [cells(option, best=option == plan.best) for option in plan.options]
+
+
+def fitted(plan: Plan, width: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Titles and rows that fit a terminal of `width`: columns left out, the last one first, and options in few words.
+
+    Options are shortened inside their names: what kind of option it is, and its codec, are always there.
+    """
+    full, shown = rows(plan), titles(plan)
+    widths = {t: max([len(t), *(len(r[i]) for r in full)]) for i, t in enumerate(TITLES)}
+    longest, widths["option"] = widths["option"], min(widths["option"], _NAMES)
+    kept = _KEPT | {_OWN.get(plan.objective, "")}
+    spare = [t for t in shown if t not in kept]
+    while spare and sum(widths[t] + _GAP for t in shown) > width:
+        gone = spare.pop()
+        shown = tuple(t for t in shown if t != gone)
+    room = max(_LEAST, width - sum(widths[t] + _GAP for t in shown if t != "option") - _GAP)
+    places = [TITLES.index(t) for t in shown]
+    made = []
+    for option, row in zip(plan.options, full, strict=True):
+        words = row if longest <= room else (row[0], in_few_words(option, room), *row[2:])
+        made.append(tuple(words[i] for i in places))
+    return shown, made
+
+
+def in_few_words(option: Option, room: int) -> str:
+    """An option in at most `room` characters, the front of a layer's name left out: ``split …project.norm, int4``."""
+    codecs = " + ".join(dict.fromkeys(option.codecs))
+    if option.kind == "jpeg":
+        quality = next((c.partition(":")[2] for c in option.codecs if c.startswith("jpeg:")), "")
+        return _tail(f"server, JPEG q{quality}", room)
+    if option.kind != "split":
+        return _tail({"device": "device"}.get(option.kind, f"server, {codecs or 'raw'}"), room)
+    how = "" if codecs in ("raw", "") else f", {codecs}"
+    name = _tail(option.cut, max(4, room - len("split ") - len(how)))
+    return _tail(f"split {name}{how}", room)
+
+
+def _tail(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def cells(option: Option, *, best: bool = False) -> tuple[str, ...]:
@@ -35,7 +78,7 @@ def cells(option: Option, *, best: bool = False) -> tuple[str, ...]:
         "-" if option.kind == "device" else ms(link),
         "-" if option.kind == "device" else ms(stages["server"].ms),
         "-" if option.kind == "device" else ("" if option.sized else "~") + size(option.up_nbytes),
-        _rate(option.throughput),
+        rate(option.throughput),
         quality(option),
         "-" if option.energy_mj is None else ms(option.energy_mj),
     )
@@ -55,10 +98,6 @@ def _error(error: float) -> str:
     return f"{error:.0f}" if error >= 9.5 else f"{error:.1f}" if error >= 0.095 else f"{error:.2f}"
 
 
-def _rate(throughput: float) -> str:
-    return f"{throughput:.0f}" if throughput >= 100 else f"{throughput:.3g}"
-
-
 def quality(option: Option) -> str:
     """How good the answer is: exact, as calibrated, or not measured."""
     if option.exact:
@@ -72,7 +111,10 @@ def quality(option: Option) -> str:
 
 
 def seed_lines(plan: Plan) -> tuple[str, ...]:
-    """What Neurosurgeon's replica printed: bandwidth, best latency, best partition point."""
+    """What Neurosurgeon's replica printed: bandwidth, best latency, best partition point.
+
+    Where something else than latency is made least, the latency is that of the plan and not called the best.
+    """
     place = {
         "device": "output (all on the device)", "server": "input (all on the server)",
         "jpeg": "input (a JPEG, all on the server)",
@@ -80,7 +122,7 @@ def seed_lines(plan: Plan) -> tuple[str, ...]:
     where = place.get(plan.best.kind, plan.best.cut)
     return (
         f"bandwidth: {mbps(plan.link.up_mbps)} Mbit/s",
-        f"best latency: {ms(plan.best.total.ms)} ms",
+        f"{'best latency' if plan.objective == 'latency' else 'latency of the plan'}: {ms(plan.best.total.ms)} ms",
         f"best partition point: {where}",
     )
 
@@ -105,15 +147,17 @@ def refusals(plan: Plan) -> list[str]:
 
 def range_lines(plan: Plan) -> list[tuple[str, str]]:
     """(uplink rates, what is best there), a line a range."""
-    return [(_rates(r.up_mbps_from, r.up_mbps_to), r.label) for r in plan.sensitivity]
+    ends = [(r.up_mbps_from, r.up_mbps_to) for r in plan.sensitivity]
+    last = len(ends) - 1
+    return [(_rates(k, last, *ends[k]), r.label) for k, r in enumerate(plan.sensitivity)]
 
 
-def _rates(low: float, high: float) -> str:
-    if low <= SLOWEST * 1.001 and high >= FASTEST * 0.999:
-        return "at any bandwidth"
-    if low <= SLOWEST * 1.001:
+def _rates(k: int, last: int, low: float, high: float) -> str:
+    if last == 0:
+        return f"from {_mbps(low)} to {_mbps(high)} Mbit/s"
+    if k == 0:
         return f"below {_mbps(high)} Mbit/s"
-    if high >= FASTEST * 0.999:
+    if k == last:
         return f"above {_mbps(low)} Mbit/s"
     return f"{_mbps(low)} to {_mbps(high)} Mbit/s"
 
@@ -174,7 +218,7 @@ def _lines(axes: object, plan: Plan, curves: Curves) -> None:
         note = " (ruled out, see the table)" if kind == "jpeg" and jpeg is not None and jpeg.refused else ""
         axes.plot(curves.rates, curves.values[kind], color=colour, linestyle=dashes, linewidth=1.7, label=text + note)
     axes.set_xscale("log")
-    axes.set_xlim(SLOWEST, FASTEST)
+    axes.set_xlim(curves.rates[0], curves.rates[-1])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes.set_xlabel("uplink, Mbit/s (all else being equal)")
     axes.set_ylabel(_AXIS[plan.objective])
@@ -216,18 +260,16 @@ def _changes(axes: object, plan: Plan, curves: Curves) -> None:
                 _mbps(edge), (edge, float(np.interp(np.log(edge), log, best))), (0, -13),
                 textcoords="offset points", ha="center", fontsize=8,
             )  # fmt: skip
+        if len(shown) == 1:
+            # One name for all rates stands on its line: a line up to a name would look like the link's.
+            axes.annotate(
+                _short(stretch.label, 40), (middle, y), (0, 7), textcoords="offset points", fontsize=8.5, ha="center",
+            )  # fmt: skip
+            return
         # Names go up in steps from right to left, so that neighbours do not meet.
         height = top * (0.97 - 0.065 * (k % 7))
-        ha = (
-            "center"
-            if len(shown) == 1
-            else "left"
-            if k == 0
-            else "right"
-            if stretch is shown[-1] and len(shown) > 1
-            else "center"
-        )
-        x = SLOWEST * 1.1 if ha == "left" else FASTEST / 1.1 if ha == "right" else middle
+        ha = "left" if k == 0 else "right" if stretch is shown[-1] else "center"
+        x = curves.rates[0] * 1.1 if ha == "left" else curves.rates[-1] / 1.1 if ha == "right" else middle
         axes.annotate(
             _short(stretch.label, 40), (middle, y), (x, height), fontsize=8.5, ha=ha, va="top", zorder=5,
             bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},

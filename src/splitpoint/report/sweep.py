@@ -10,7 +10,7 @@ from statistics import fmean, quantiles
 
 from splitpoint.errors import MissingExtraError, StorageError, UsageError
 from splitpoint.graph import Cut
-from splitpoint.report.files import write_csv
+from splitpoint.report.files import as_written, write_csv
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def read_rows(path: Path) -> list[SweepRow]:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) not in (tuple(COLUMNS), tuple(COLUMNS[:-1])):  # before there were codecs
                 raise UsageError(f"{path} is not a sweep's CSV: name another file with --csv")
-            return [SweepRow(**{k: kinds[k](v) for k, v in line.items()}) for line in reader]
+            return [SweepRow(**{k: kinds[k](as_written(v)) for k, v in line.items()}) for line in reader]
     except OSError as exc:
         raise StorageError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as exc:

@@ -228,9 +228,10 @@ class Channel:
     def _ended(self, exc: SplitpointError) -> SplitpointError:
         if type(exc) is ProtocolError or not isinstance(exc, ServerError):
             return exc
-        done = counted(self.answers, "answer")
+        # Whether an answer is kept is for those to say who asked: what profiles or measures the link keeps none.
+        done = f", after {counted(self.answers, 'answer')}" if self.answers else ""
         why = f" ({self._bye})" if self._bye and self._bye not in str(exc) else ""
-        return ServerError(f"{exc}{why}, after {done}: what was answered is kept")
+        return ServerError(f"{exc}{why}{done}")
 
     def _again(self, exc: SplitpointError) -> SplitpointError:
         """A fresh exception with the same meaning: one object must not collect the tracebacks of many threads."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from types import TracebackType
 
 import msgspec
@@ -16,7 +16,16 @@ import numpy as np
 from splitpoint import wire
 from splitpoint.codecs import Codec
 from splitpoint.engines import Engine, Session, open_engine
-from splitpoint.errors import InputError, ModelError, ProtocolError, ServerError, StorageError, UsageError, nearest
+from splitpoint.errors import (
+    BusyError,
+    InputError,
+    ModelError,
+    ProtocolError,
+    ServerError,
+    StorageError,
+    UsageError,
+    nearest,
+)
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
 from splitpoint.link import Link
@@ -26,7 +35,7 @@ from splitpoint.profile.files import parse_profile
 from splitpoint.profile.values import Profile
 from splitpoint.runtime.cache import BlobCache
 from splitpoint.runtime.channel import Channel
-from splitpoint.runtime.encoding import CodecChoice, check_decodable, choose, chooser
+from splitpoint.runtime.encoding import CodecChoice, check_decodable, choose, chooser, is_unused
 from splitpoint.runtime.events import Event, OnEvent, ignore, software
 from splitpoint.runtime.fetch import fetch
 from splitpoint.runtime.probe import measure_link
@@ -88,6 +97,8 @@ class Edge:
         self._codec = codec
         self._placements: dict[_Key, _Placement] = {}
         self._placing = threading.Lock()
+        self._closed = threading.Event()
+        self._sent_raw: set[tuple[_Key, str]] = set()
         connection = connect(address, limits, connect_s) if isinstance(address, str) else address
         try:
             self._channel = Channel(connection, software=software(), timeout_s=connect_s)
@@ -117,6 +128,7 @@ class Edge:
 
     def close(self) -> None:
         """Ends the connection and frees the compiled heads."""
+        self._closed.set()
         self._channel.close()
         for placement in self._placements.values():
             placement.close()
@@ -158,21 +170,42 @@ class Edge:
         """The link to the server, measured by sending over it (`splitpoint.runtime.probe`). ServerError if it ends."""
         return measure_link(self._channel, budget_s)
 
-    def profile_server(self, budget_s: float = 60.0) -> Profile:
+    def profile_server(self, budget_s: float = 60.0, fresh: bool = False) -> Profile:
         """What every cut costs on the server, which measures itself for up to `budget_s` (less, if it says so).
 
-        It keeps the result: asking again costs nothing. BusyError while it measures another model for someone,
-        ServerError if it does not measure itself, InputError for a profile that makes no sense.
+        It keeps the result: asking again costs nothing, unless with `fresh` or, if it did not get to the end, with a
+        larger budget. Who asks while it measures this model for someone gets the same; while it has too many others
+        to measure, it is asked again for a while, which `on_event` is told of. RefusedError if it does not measure
+        itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for a
+        profile that makes no sense.
         """
         if not 0 < budget_s < float("inf"):
             raise UsageError(f"a profile's time budget is a number of seconds above 0, not {budget_s}")
-        request = wire.ProfileRequest(self.info.fingerprint, budget_s)
-        # Compiling a large model once is not interrupted, and the server may be slow.
-        _, frame = self._channel.ask(Kind.PROFILE, request, wire.Profiled, _COMPILE_S + 2 * budget_s)
+        request = wire.ProfileRequest(self.info.fingerprint, budget_s, fresh)
+        frame = self._ask_for_profile(request, monotonic() + _BUSY_S + _BUSY_BUDGETS * budget_s)
         data = bytes(frame.tensors[0].data) if frame.tensors else b""
         profile = parse_profile(data, "what the server sent")
         profile.require(self.info.fingerprint, self.info.name)
         return profile
+
+    def _ask_for_profile(self, request: wire.ProfileRequest, end: float) -> wire.Frame:
+        """The answer to `request`, asked again while the server is busy, until `end`."""
+        told = False
+        while True:
+            try:
+                # Compiling a large model once is not interrupted, and the server may be slow, or measure others first.
+                limit_s = _COMPILE_S + 2 * request.budget_s
+                return self._channel.ask(Kind.PROFILE, request, wire.Profiled, limit_s)[1]
+            except BusyError as exc:
+                pause_s = min(max(exc.retry_after_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+                left_s = end - monotonic()
+                if left_s < pause_s:
+                    raise
+                if not told:
+                    told = True
+                    self._tell(Event("notice", f"{exc}; asking again for up to {left_s:.0f} s"))
+            if self._closed.wait(pause_s):
+                raise ServerError("the connection is closed")
 
     def _choose(self, model: Model | str | None, model_hash: str | None) -> ModelInfo:
         served = list({m.fingerprint: m for m in self.served}.values())
@@ -318,6 +351,9 @@ class Edge:
             crossing = {t.name for t in cut.crossing}
             asked = {name: one for name, one in asked.items() if name in crossing}
         chosen = choose(cut, asked)
+        if isinstance(asked, str) and is_unused(cut, asked, chosen) and (_key(cut), asked) not in self._sent_raw:
+            self._sent_raw.add((_key(cut), asked))
+            self._tell(Event("notice", f"{asked} takes none of what crosses at {cut.name}: sent raw"))
         check_decodable(chosen, self._channel.welcome.features)
         with self._placing:
             found = self._placements.get(_key(cut))
@@ -463,6 +499,9 @@ def _key(cut: Cut) -> _Key:
 _RESULT = int(Kind.RESULT)
 #: A tail may be large, and compiling it is not what `timeout_s` is about.
 _COMPILE_S = 600.0
+#: How long a server that is busy measuring is asked again, beside some of our own budgets, and how often.
+_BUSY_S, _BUSY_BUDGETS = 60.0, 6
+_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.05, 30.0
 
 
 class _Sent(msgspec.Struct):

@@ -42,6 +42,11 @@ def choose(cut: Cut, asked: CodecChoice) -> dict[str, Codec]:
     return chosen
 
 
+def is_unused(cut: Cut, asked: str, chosen: Mapping[str, Codec]) -> bool:
+    """Whether the codec `asked` for everything takes nothing of what crosses at `cut`, though something does."""
+    return asked not in _RAW and bool(cut.crossing) and not chosen
+
+
 def check_decodable(codecs: Mapping[str, Codec], features: Collection[str]) -> None:
     """ServerError if a server with these `features` cannot decode what would be sent."""
     for codec in codecs.values():

@@ -22,6 +22,7 @@ from splitpoint.errors import (
     InputError,
     ModelError,
     ProtocolError,
+    RefusedError,
     ServerError,
     SplitpointError,
     UsageError,
@@ -43,6 +44,9 @@ _INFER = int(Kind.INFER)
 #: The most characters of a reason in an event: a peer can have words in it.
 _WHY = 1000
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
+
+#: Profiles that one connection may wait for at once.
+_MOST_PROFILES = 8
 
 #: What a device can do where nothing is handed out.
 _OWN_FILE = "give the model's own file (splitpoint run model.onnx …)"
@@ -178,6 +182,7 @@ class Peer:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._opening = 0
+        self._profiles = 0
         self._receiving: Frame | None = None
         self._granted: set[str] = set()
         self._ended = False
@@ -472,27 +477,41 @@ class Peer:
         assert isinstance(request, wire.ProfileRequest)
         model = self.server.model(request.fingerprint)
         if self.server.share == "none":
-            raise ServerError(
+            raise RefusedError(
                 "the server hands out no models, and a profile has the model's graph in it: make it on the server "
                 "itself (splitpoint profile MODEL -o cloud.profile.json)"
             )
 
         def answer(made: bytes | SplitpointError) -> None:
-            self.server.free(self, 0)
+            self._forget_profile()
             if isinstance(made, SplitpointError):
                 self._send_error(frame.id, made)
             else:
                 self._send(wire.encode(Kind.PROFILED, frame.id, wire.Profiled(model.fingerprint), (made,), len(made)))
 
+        try:
+            self._remember_profile()
+            try:
+                self.server.profiling.ask(model, request.budget_s, answer, lambda: self._ended, fresh=request.fresh)
+            except SplitpointError:
+                self._forget_profile()
+                raise
+        except BusyError as exc:
+            self._send(wire.encode(Kind.BUSY, frame.id, wire.Busy(exc.retry_after_s, str(exc))))
+
+    def _remember_profile(self) -> None:
+        """One more is asked for. BusyError if there is no room: a stranger must not pile them up."""
+        if self._profiles >= _MOST_PROFILES:
+            raise BusyError(f"{_MOST_PROFILES} profiles are asked for on this connection already", 1.0)
         if not self.server.reserve(self, 0):
             raise BusyError("the server has no room for more requests", self.server.compute.retry_after_s)
-        try:
-            self.server.profiling.ask(model, request.budget_s, answer, lambda: self._ended)
-        except SplitpointError as exc:
-            self.server.free(self, 0)
-            if not isinstance(exc, BusyError):
-                raise
-            self._send(wire.encode(Kind.BUSY, frame.id, wire.Busy(exc.retry_after_s, str(exc))))
+        with self._lock:
+            self._profiles += 1
+
+    def _forget_profile(self) -> None:
+        with self._lock:
+            self._profiles -= 1
+        self.server.free(self, 0)
 
     # --- graphs and weights -------------------------------------------------------------------------------------
 

@@ -1,95 +1,165 @@
-"""The server measures itself, so that a device can plan with its profile: one model at a time, each once."""
+"""The server measures itself, so that a device can plan with its profile: one model at a time, for all who ask."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
-from math import isfinite
+from dataclasses import dataclass, field
+from math import inf, isfinite
 from time import monotonic
 
+import msgspec
+
 from splitpoint.engines import Engine
-from splitpoint.errors import BusyError, InputError, ServerError, SplitpointError
+from splitpoint.errors import BusyError, InputError, RefusedError, ServerError, SplitpointError
 from splitpoint.models.model import Model
 from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import Progress, profile_model
+from splitpoint.profile.values import Profile
 from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.units import counted
 
 #: Takes the profile as JSON, or why there is none.
 Answer = Callable[[bytes | SplitpointError], None]
+#: Models that wait while another one is measured.
+_MOST_WAITING = 8
 
 
 class _Cancelled(Exception):
     """Nobody waits for the profile any more."""
 
 
-class Profiling:
-    """Runs `profile_model` in a thread of its own, for at most `most_s` seconds (0: never)."""
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    budget_s: float
+    answer: Answer
+    gone: Callable[[], bool]
 
-    def __init__(self, engine: Engine, most_s: float, on_event: OnEvent) -> None:
-        self._engine, self._most_s, self._tell = engine, most_s, on_event
+
+@dataclass(slots=True)
+class _Job:
+    """A model to measure, for everyone who asked for it until it was done."""
+
+    model: Model
+    askers: list[_Asker] = field(default_factory=list)
+    budget_s: float = 0.0
+    """What it is given; 0 until it is its turn."""
+
+    def wanted(self) -> bool:
+        return any(not asker.gone() for asker in self.askers)
+
+
+class Profiling:
+    """Runs `profile_model` in a thread of its own, for at most `most_s` seconds a model (0: never).
+
+    `served` says how many requests the server has answered: those that ran meanwhile are noted in the profile.
+    """
+
+    def __init__(self, engine: Engine, most_s: float, on_event: OnEvent, served: Callable[[], int]) -> None:
+        self._engine, self._most_s, self._tell, self._served = engine, most_s, on_event, served
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._until = 0.0
         self._closed = threading.Event()
+        #: The first is being measured.
+        self._jobs: deque[_Job] = deque()
         #: Fingerprint → seconds it was given (infinite if no more would help), the profile.
         self._made: dict[str, tuple[float, bytes]] = {}
 
-    def ask(self, model: Model, budget_s: float, answer: Answer, gone: Callable[[], bool]) -> None:
-        """Answers with a profile made before, or starts to make one; `gone` says that the asker has left.
+    def ask(
+        self, model: Model, budget_s: float, answer: Answer, gone: Callable[[], bool], *, fresh: bool = False
+    ) -> None:
+        """Answers with a profile made before, unless it must be `fresh` or was given less time and is incomplete;
+        else with the one that is being made, or that will be made in its turn. `gone` says that the asker has left.
 
-        ServerError if this server does not profile, BusyError while another profile is being made.
+        RefusedError if this server does not profile, BusyError if too many models wait for their turn.
         """
         if not isfinite(budget_s) or budget_s < 0:
             raise InputError(f"a profile's time budget is a number of seconds, not {budget_s}")
         if not self._most_s:
-            raise ServerError(
+            raise RefusedError(
                 "this server does not measure itself (--max-profile 0): make its profile there, "
                 "with splitpoint profile MODEL -o cloud.profile.json"
             )
         budget_s = min(budget_s or self._most_s, self._most_s)
         with self._lock:
-            given_s, data = self._made.get(model.fingerprint, (0.0, b""))
-            made = data if given_s >= budget_s else None
-            if made is None:
-                if self._thread is not None:
-                    left_s = max(1.0, self._until - monotonic())
-                    raise BusyError("the server is making another profile: try again later", left_s)
-                self._until = monotonic() + budget_s
-                self._thread = threading.Thread(
-                    target=self._run, args=(model, budget_s, answer, gone), name="profile", daemon=True
-                )
-                self._thread.start()
-        if made is not None:
+            if self._closed.is_set():
+                raise ServerError("the server is ending")
+            given_s, made = self._made.get(model.fingerprint, (0.0, b""))
+            keep = bool(made) and given_s >= budget_s and not fresh
+            if not keep:
+                self._join(model, _Asker(budget_s, answer, gone))
+        if keep:
             answer(made)
 
-    def _run(self, model: Model, budget_s: float, answer: Answer, gone: Callable[[], bool]) -> None:
-        def check(progress: Progress) -> None:
-            del progress
-            if gone() or self._closed.is_set():
-                raise _Cancelled
+    def _join(self, model: Model, asker: _Asker) -> None:
+        """Holds the lock."""
+        for job in self._jobs:
+            if job.model.fingerprint == model.fingerprint:
+                job.askers.append(asker)
+                return
+        if sum(job.wanted() for job in self._jobs) > _MOST_WAITING:
+            left_s = max(0.2, self._until - monotonic())
+            raise BusyError("the server is making another profile, and others wait: try again later", left_s)
+        self._jobs.append(_Job(model, [asker]))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="profile", daemon=True)
+            self._thread.start()
 
-        result: bytes | SplitpointError
-        try:
-            self._tell(Event("profiling", f"measuring {model.name} on this machine for up to {budget_s:g} s"))
-            profile = profile_model(model, self._engine, budget_s=budget_s, on_progress=check)
-            result = profile_bytes(profile)
-            self._made[model.fingerprint] = (float("inf") if profile.complete else budget_s, result)
-            self._tell(Event("profiling", f"measured {model.name}: {profile.measured} cuts"))
-        except _Cancelled:
-            self._tell(Event("profiling", f"{model.name} is not measured to the end: nobody waits for it"))
-            result = ServerError("the server is ending")
-        except SplitpointError as exc:
-            result = exc
-        except Exception as exc:  # engines are foreign code
-            self._tell(Event("failed", f"{model.name} cannot be measured: {exc!r}"))
-            result = ServerError("the server cannot measure this model; its log says more")
-        finally:
+    def _work(self) -> None:
+        """One job after the other, until there is none."""
+        while True:
             with self._lock:
-                self._thread = None
-        answer(result)
+                if not self._jobs:
+                    self._thread = None
+                    return
+                job = self._jobs[0]
+                job.budget_s = max(asker.budget_s for asker in job.askers)
+                self._until = monotonic() + job.budget_s
+            enough_s, result = self._run(job)
+            with self._lock:
+                self._jobs.popleft()
+                if isinstance(result, bytes):
+                    self._made[job.model.fingerprint] = (enough_s, result)
+                # Someone may have asked for more time, or have come just when all others had left.
+                again = [a for a in job.askers if a.budget_s > enough_s and not a.gone() and not self._closed.is_set()]
+                if again:
+                    self._jobs.append(_Job(job.model, again))
+            for asker in job.askers:
+                if asker not in again:
+                    asker.answer(result)
+
+    def _run(self, job: _Job) -> tuple[float, bytes | SplitpointError]:
+        """The profile, or why there is none, and up to which budget that is the answer."""
+
+        def check(progress: Progress | None = None) -> None:
+            del progress
+            with self._lock:
+                if self._closed.is_set() or not job.wanted():
+                    raise _Cancelled
+
+        name = job.model.name
+        try:
+            check()
+            self._tell(Event("profiling", f"measuring {name} on this machine for up to {job.budget_s:g} s"))
+            before = self._served()
+            profile = profile_model(job.model, self._engine, budget_s=job.budget_s, on_progress=check)
+            profile = _noted(profile, self._served() - before)
+            made = profile_bytes(profile)
+            self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
+            return inf if profile.complete else job.budget_s, made
+        except _Cancelled:
+            self._tell(Event("profiling", f"{name} is not measured to the end: nobody waits for it"))
+            return 0.0, ServerError("the server is ending")
+        except SplitpointError as exc:
+            return inf, exc
+        except Exception as exc:  # engines are foreign code
+            self._tell(Event("failed", f"{name} cannot be measured: {exc!r}"))
+            return inf, ServerError("the server cannot measure this model; its log says more")
 
     def stop(self) -> None:
-        """What is being measured ends after the cut it is at."""
+        """What is being measured ends after the cut it is at, and nothing is measured after it."""
         self._closed.set()
 
     def close(self) -> None:
@@ -99,3 +169,11 @@ class Profiling:
             thread = self._thread
         if thread is not None:
             thread.join()
+
+
+def _noted(profile: Profile, served: int) -> Profile:
+    """`profile`, with a note if requests ran beside it: they made it slower than it is when nobody asks."""
+    if not served:
+        return profile
+    note = f"{counted(served, 'request')} {'was' if served == 1 else 'were'} served meanwhile"
+    return msgspec.structs.replace(profile, note=f"{profile.note}; {note}" if profile.note else note)

@@ -82,6 +82,7 @@ class Server:
         self._peers: set[Peer] = set()
         self._turned_away: deque[TcpConnection] = deque()
         self._received = 0
+        self._answered = 0
         self._stop = threading.Event()
         self._listener: TcpListener | None = None
         self.draining = False
@@ -109,7 +110,7 @@ class Server:
         self._listener = TcpListener(self._host, self._port, self.limits)
         self.compute = Compute(self._workers, self.limits.queue)
         self.tails = Tails(self._engine, self._tail_bytes, self.tell)
-        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell)
+        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, lambda: self._answered)
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
         self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
@@ -215,6 +216,7 @@ class Server:
             self._received -= nbytes
             peer.unanswered -= 1
             peer.answers += 1
+            self._answered += nbytes > 0  # not profiles: they hold no room
             if self.draining:
                 self._idle.notify_all()
 
