@@ -158,7 +158,7 @@ def test_profiles_of_two_models_and_files_that_are_none_are_refused(
 ) -> None:
     words = ["plan", "--edge", f"{files}/edge.profile.json", "--link", "4g", "--cloud"]
     assert "both must be of one model" in fails(capsys, 4, *words, f"{files}/lenet_cloud.profile.json")
-    assert "cannot be read" in fails(capsys, 4, *words, str(tmp_path / "missing.profile.json"))
+    assert "there is no file" in fails(capsys, 4, *words, str(tmp_path / "missing.profile.json"))
     (tmp_path / "half.profile.json").write_text('{"format": 1')
     assert "half.profile.json" in fails(capsys, 4, *words, str(tmp_path / "half.profile.json"))
     message = fails(capsys, 2, "plan", "--cloud", f"{files}/cloud.profile.json", "--link", "4g")

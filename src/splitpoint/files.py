@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from splitpoint.errors import StorageError
+from splitpoint.errors import InputError, StorageError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -40,3 +40,15 @@ def check_writable(path: Path) -> None:
 def _part(path: Path) -> Path:
     """What is written and then becomes `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def read_file(path: Path, most: int, what: str, made_by: str) -> bytes:
+    """The bytes of a file that should hold `what` (``a plan``), at most `most`. InputError says what is wrong."""
+    try:
+        if path.stat().st_size > most:
+            raise InputError(f"{path} is too large to be {what}: {path.stat().st_size >> 20} MiB")
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise InputError(f"there is no file {path}: {made_by} writes one") from exc
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc

@@ -11,7 +11,7 @@ import msgspec
 from splitpoint.calibration.values import FORMAT, Calibration, Row
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
-from splitpoint.files import write_atomic
+from splitpoint.files import read_file, write_atomic
 from splitpoint.tensors import CONTROL
 
 #: A thousand cuts with twenty codecs are 4 MB.
@@ -30,15 +30,7 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
 
 def load_calibration(path: Path) -> Calibration:
     """The calibration in a file. InputError names the file and what is wrong in it."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} is too large to be a calibration: {path.stat().st_size >> 20} MiB")
-        data = path.read_bytes()
-    except FileNotFoundError as exc:
-        raise InputError(f"there is no file {path}: splitpoint calibrate -o writes one") from exc
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    return parse_calibration(data, str(path))
+    return parse_calibration(read_file(path, _MAX_BYTES, "a calibration", "splitpoint calibrate -o"), str(path))
 
 
 class _Versioned(msgspec.Struct):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -39,7 +40,7 @@ _ANSWER_S = 10.0
 _MOST_S = 86_400.0
 
 
-class _Controlled:
+class _Controlled(ABC):
     """What both relays can be told, in the words of `obey`."""
 
     address = ""
@@ -52,16 +53,17 @@ class _Controlled:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @abstractmethod
     def start(self) -> None:
         """Begins to listen."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Resets every connection and stops listening."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _tell(self, line: str) -> str:
-        raise NotImplementedError
+        """The answer to one line."""
 
     def set_link(self, link: AnyLink) -> None:
         """Shapes by `link` from now on; a trace begins at its beginning."""

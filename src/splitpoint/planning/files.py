@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from splitpoint.errors import InputError, SplitpointError
-from splitpoint.files import write_atomic
+from splitpoint.files import read_file, write_atomic
 from splitpoint.planning.objectives import NAMES
 from splitpoint.planning.values import FORMAT, KINDS, STAGES, Band, Option, Plan
 
@@ -29,15 +29,7 @@ def save_plan(path: Path, plan: Plan) -> None:
 
 def load_plan(path: Path) -> Plan:
     """The plan in a file. InputError names the file and what is wrong in it."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is too large to be a plan: {path.stat().st_size >> 20} MiB")
-        data = path.read_bytes()
-    except FileNotFoundError as exc:
-        raise InputError(f"there is no file {path}: splitpoint plan -o writes one") from exc
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    return parse_plan(data, str(path))
+    return parse_plan(read_file(path, MAX_BYTES, "a plan", "splitpoint plan -o"), str(path))
 
 
 def parse_plan(data: bytes, where: str = "the plan") -> Plan:

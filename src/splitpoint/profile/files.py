@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from splitpoint.errors import InputError
-from splitpoint.files import check_writable, write_atomic
+from splitpoint.files import check_writable, read_file, write_atomic
 from splitpoint.graph import Graph
 from splitpoint.profile.limits import check_size
 from splitpoint.profile.values import FORMAT, Profile, Stat
@@ -37,13 +37,7 @@ def save_profile(path: Path | str, profile: Profile) -> None:
 def load_profile(path: Path | str) -> Profile:
     """The profile in `path`. InputError names the file and what is wrong in it."""
     path = Path(path)
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: it is no profile")
-        data = path.read_bytes()
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    return parse_profile(data, str(path))
+    return parse_profile(read_file(path, _MOST_BYTES, "a profile", "splitpoint profile MODEL -o"), str(path))
 
 
 def profile_bytes(profile: Profile) -> bytes:
