@@ -28,7 +28,7 @@ from splitpoint.planning.advice import ALIKE, margin, pace
 from splitpoint.planning.build import input_like
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import load_plan, parse_plan, plan_bytes, save_plan
-from splitpoint.planning.plan import Planner, plan
+from splitpoint.planning.plan import DOUBTFUL, Planner, plan
 from splitpoint.planning.sensitivity import ranges
 from splitpoint.planning.values import STAGES, Option, Plan, value
 from splitpoint.profile.files import save_profile
@@ -242,14 +242,38 @@ def test_a_split_says_by_how_much_it_wins() -> None:
     assert "(accuracy not measured)" in found.advice
 
 
-def test_a_difference_within_the_error_bars_is_too_close_to_call() -> None:
+def test_a_split_that_gains_less_than_its_error_bars_is_not_worth_it() -> None:
     found = planned(codecs=("int4",))
-    device = found.option("device")
+    device, split = found.option("device"), found.split
     assert device is not None
-    assert found.best.kind == "split"
-    assert 0 < device.total.ms - found.best.total.ms < margin(found.best, device, "latency")
-    assert found.advice.startswith("Too close to call: split after ")
-    assert "splitpoint compare" in found.advice
+    assert split is not None
+    assert ALIKE < 1 - split.total.ms / device.total.ms < DOUBTFUL
+    assert device.total.ms - split.total.ms < margin(split, device, "latency")
+    assert found.best == device
+    assert ", which is within the error bars" in found.advice
+    assert "the difference is within the error bars, and all on the device is simpler" in found.why
+
+
+def test_two_that_do_not_split_and_are_within_the_error_bars_are_too_close_to_call() -> None:
+    edge, cloud = pair(LENET, 3.0, 0.2)
+    ways = {rate: plan(None, (edge, cloud), Link(rate, 18000, 0.06)) for rate in (0.5, 1000.0)}
+    close = plan(None, (edge, cloud), _even(edge, cloud))
+    assert close.advice.startswith("Too close to call: all on the ")
+    assert "splitpoint compare" in close.advice
+    assert all("Too close" not in found.advice for found in ways.values())
+
+
+def _even(edge: Profile, cloud: Profile) -> Link:
+    """The link on which device and server take the same time."""
+    low, high = 0.1, 1000.0
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        found = plan(None, (edge, cloud), Link(middle, 18000, 0.06))
+        device, server = found.option("device"), found.option("server")
+        assert device is not None
+        assert server is not None
+        low, high = (middle, high) if server.total.ms > device.total.ms else (low, middle)
+    return Link(high, 18000, 0.06)
 
 
 def test_an_unmeasured_jpeg_frame_is_priced_and_named_but_never_chosen() -> None:

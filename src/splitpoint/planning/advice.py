@@ -39,10 +39,16 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
     where = split.label.removeprefix("split after ")
     if not _told_apart(best, split, objective):
         # No gain that anybody could measure: not splitting is simpler.
-        less = value(split, objective) < value(best, objective)
-        how = f"better by less than {100 * ALIKE:.0f} %" if less else "no better"
+        gain = 1 - value(split, objective) / value(best, objective) if value(best, objective) > 0 else 0.0
+        how = "no better" if gain <= 0 else _better(gain)
         return f"{said}; the best split, after {where}, is {how} ({quantity(split, objective)}){hint}."
     return f"{said}, {_less(best, split, objective)} the best split, after {where}{hint}."
+
+
+def _better(gain: float) -> str:
+    if gain < ALIKE:
+        return f"better by less than {100 * ALIKE:.0f} %"
+    return f"better by {100 * gain:.0f} %, which is within the error bars"
 
 
 #: Objectives of which a model that is all on the device has nothing: no other answer can be better.
@@ -160,7 +166,9 @@ def explain(options: Sequence[Option], best: Option, objective: str) -> tuple[st
             f"the runner-up is {second.label}: {quantity(second, objective)} against {quantity(best, objective)}"
         )
         if value(second, objective) < value(best, objective):
-            lines.append(f"the difference is below {100 * ALIKE:.0f} %, and {best.label} is simpler")
+            less = 1 - value(second, objective) / value(best, objective)
+            close = f"below {100 * ALIKE:.0f} %" if less < ALIKE else "within the error bars"
+            lines.append(f"the difference is {close}, and {best.label} is simpler")
         if objective == "throughput":
             lines.append(_pace_line(best, second))
         lines += [line for stage in STAGES if (line := _stage_line(stage, best, second))]

@@ -93,9 +93,14 @@ class Candidates:
 
     def slowest(self, link: Link) -> Floats:
         """float64[prefixes, codecs]: ms of the slowest of device, link (both ways, no round trip) and server."""
+        device, network, server = self.parts(link)
+        return np.maximum(np.maximum(device, network), server)
+
+    def parts(self, link: Link) -> tuple[Floats, Floats, Floats]:
+        """float64[prefixes, codecs] each: ms for which device, link (both ways, no round trip) and server are busy."""
         device = self.head[:, :1] + self.encode
         network = link.up_ms(1) * self.up_nbytes + link.down_ms(1) * self.down_nbytes[:, None]
-        return np.maximum(np.maximum(device, network), self.tail[:, :1] + self.decode)
+        return device, network, self.tail[:, :1] + self.decode
 
     def high(self, link: Link, latency: Floats) -> Floats:
         """float64[prefixes, codecs]: what nine requests in ten are answered by, as `Scorer` has it."""

@@ -24,13 +24,14 @@ from splitpoint.codecs import open_codec
 from splitpoint.errors import UsageError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.advice import ALIKE, advise, explain
+from splitpoint.planning.advice import ALIKE, advise, explain, margin
 from splitpoint.planning.build import Costing
 from splitpoint.planning.candidates import Candidates
 from splitpoint.planning.checks import check
 from splitpoint.planning.constrained import Limit, least_within
 from splitpoint.planning.constraints import Constraints, check_budget
 from splitpoint.planning.feasible import contradiction
+from splitpoint.planning.frontier import supported
 from splitpoint.planning.latency import Cutter
 from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.pricing import RAW, Pricing, quality_of
@@ -50,6 +51,8 @@ RUNNERS_UP = 3
 DEFAULT_JPEG = "jpeg:90"
 #: Seconds that a search without an exact answer may take: for a plan, and for one of the many of its sensitivity.
 _SEARCH_S, _GLANCE_S = 1.0, 0.05
+#: A split that promises less than this share, and less than the error bars, is not worth it.
+DOUBTFUL = 0.05
 #: Between those that are `ALIKE`, the simpler.
 _SIMPLER = {"device": 0, "server": 1, "jpeg": 2, "split": 3}
 
@@ -103,6 +106,7 @@ class Planner:
         }
         self._candidates = Candidates(self.graph, self.pricing, self.codecs, measured)
         self._cuts: dict[bytes, Cut] = {}
+        self._placed: dict[tuple[int, ...], Cut] = {}
 
     def _codecs(self, calibration: Calibration | None) -> tuple[str, ...]:
         """raw, and those that may be used besides."""
@@ -143,12 +147,63 @@ class Planner:
     def best(self, link: Link) -> Option | None:
         """The best option alone, for a new link; None if none keeps to the constraints."""
         scores, allowed = self._scores(link)
-        cuts, options = self._candidates.cuts, self._baselines(link)
+        options = self._baselines(link)
         if allowed.any():
-            p, c = (int(k) for k in np.unravel_index(np.where(allowed, scores, np.inf).argmin(), scores.shape))
-            options.append(self._scorer.option(cuts[p], uniform(cuts[p], self.codecs[c]), link))
+            options.append(self._cheapest(scores, allowed, link))
         options += self._solved(self._searched(self._costing, link, _GLANCE_S), link)
         return self._least(options)
+
+    def price(self, cut: Cut | Iterable[int], codecs: Sequence[str], link: Link) -> Option:
+        """The row of one placement for `link`, refused or not; `cut` may also be the nodes of its head
+        (`Option.on_edge`). `codecs` are those of what crosses, in order.
+
+        CutError for nodes that no cut puts on the device.
+        """
+        if not isinstance(cut, Cut):
+            cut = self._cut_of(tuple(cut))
+        return self._scorer.option(cut, codecs, link)
+
+    def local(self, link: Link) -> Option:
+        """The row of everything on the device."""
+        return self._baselines(link)[0]
+
+    def remote(self, link: Link) -> Option | None:
+        """The best option that uses the server: a prefix or a baseline; None if none keeps to the constraints."""
+        scores, allowed = self._scores(link)
+        allowed &= self._candidates.remote[:, None]
+        options = self._baselines(link)[1:]
+        if allowed.any():
+            options.append(self._cheapest(scores, allowed, link))
+        return self._least(options)
+
+    def slowed(self, device: float, server: float) -> Planner:
+        """A planner for the same device and server while they compute so many times slower than their profiles say."""
+        edge, cloud = self.pricing.edge, self.pricing.cloud
+        found = Planner(
+            self.graph,
+            (edge if device == 1 else edge.slowed(device), cloud if server == 1 else cloud.slowed(server)),
+            objective=self.objective, constraints=self.constraints, calibration=self._calibration,
+        )  # fmt: skip
+        found._placed = self._placed
+        return found
+
+    def frontier(self, link: Link, most: int = 8) -> Sequence[Option]:
+        """The best option for `link`, then others that are allowed and the cheapest for some prices of the device's,
+        the link's and the server's time: what is chosen from where requests are planned together. None if none is.
+        """
+        best = self.best(link)
+        if best is None:
+            return ()
+        found, cuts = self._candidates, self._candidates.cuts
+        costs = np.stack(np.broadcast_arrays(*found.parts(link)), -1)
+        rows = np.argwhere(self._scores(link)[1])
+        chosen = [rows[k] for k in supported(costs[rows[:, 0], rows[:, 1]], most)]
+        options = [self._scorer.option(cuts[p], uniform(cuts[p], self.codecs[c]), link) for p, c in chosen]
+        kept = [best]
+        for option in [o for o in (*self._baselines(link), *options) if not o.refused]:
+            if not any(_nearly(option, other, link) for other in kept):
+                kept.append(option)
+        return kept[:most]
 
     def curves(self, link: Link) -> Curves:
         """The objective of each kind of option as a function of the uplink's bandwidth."""
@@ -217,6 +272,12 @@ class Planner:
             chosen.append((0, int(np.where(allowed[0], scores[0], np.inf).argmin())))
         cuts = self._candidates.cuts
         return [self._scorer.option(cuts[p], uniform(cuts[p], self.codecs[c]), link) for p, c in chosen]
+
+    def _cheapest(self, scores: Floats, allowed: Bools, link: Link) -> Option:
+        """The row of the least of `scores`."""
+        p, c = (int(k) for k in np.unravel_index(np.where(allowed, scores, np.inf).argmin(), scores.shape))
+        cut = self._candidates.cuts[p]
+        return self._scorer.option(cut, uniform(cut, self.codecs[c]), link)
 
     def _scores(self, link: Link) -> tuple[Floats, Bools]:
         """The objective of every prefix with every codec, and which of them are allowed."""
@@ -360,6 +421,14 @@ class Planner:
             self._cuts[key] = cut if prefix is None else self._candidates.cuts[prefix]
         return self._cuts[key]
 
+    def _cut_of(self, on_edge: tuple[int, ...]) -> Cut:
+        found = self._placed.get(on_edge)
+        if found is None:
+            cut = self.graph.cut_of(on_edge)
+            prefix = self._scorer.prefix_of(cut)
+            found = self._placed[on_edge] = cut if prefix is None else self._candidates.cuts[prefix]
+        return found
+
     # --- choosing -----------------------------------------------------------------------------------------------
 
     def _rank(self, option: Option) -> tuple[float, float, int]:
@@ -395,9 +464,19 @@ class Planner:
         allowed = [o for o in options if not o.refused]
         if not allowed:
             return None
-        most = min(value(o, self.objective) for o in allowed) * (1 + ALIKE)
-        near = [o for o in allowed if value(o, self.objective) <= most]
+        least = min(allowed, key=self._rank)
+        near = [o for o in allowed if self._alike(o, least)]
         return min(near, key=lambda o: (_SIMPLER[o.kind], *self._rank(o)))
+
+    def _alike(self, option: Option, least: Option) -> bool:
+        """Whether `option` is as good as `least`, as far as anybody knows."""
+        low, more = value(least, self.objective), value(option, self.objective)
+        if more <= low * (1 + ALIKE):
+            return True
+        if self.objective != "latency" or least.kind != "split" or option.kind == "split":
+            return False
+        # Two halves have two wake-ups, two caches to fill: a split must show that it gains more than its error bars.
+        return more <= low * (1 + DOUBTFUL) and more - low <= margin(least, option, self.objective)
 
     @property
     def _limited(self) -> bool:
@@ -414,6 +493,21 @@ def pair(profiles: Profiles) -> tuple[Profile, Profile]:
         return edge, cloud
     except (KeyError, ValueError, TypeError):
         raise UsageError("profiles are (the device's, the server's), or {'edge': …, 'cloud': …}") from None
+
+
+def _nearly(option: Option, other: Option, link: Link) -> bool:
+    """Whether `other`, which is as simple or simpler, keeps nothing busy for longer, as far as anybody knows."""
+    if _SIMPLER[other.kind] > _SIMPLER[option.kind]:
+        return False
+    slack = ALIKE * option.total.ms
+    return all(a <= b + slack for a, b in zip(_parts(other, link), _parts(option, link), strict=True))
+
+
+def _parts(option: Option, link: Link) -> tuple[float, float, float]:
+    """For how long device, link and server are busy with it."""
+    at = option.stages
+    network = link.up_ms(option.up_nbytes) + link.down_ms(option.down_nbytes)
+    return at["edge"].ms + at["encode"].ms, network, at["server"].ms
 
 
 def _first(options: Iterable[Option], kind: str) -> Option | None:
