@@ -28,7 +28,7 @@ $(VENV)/check.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
-	$(PIP) -e '.[test,torch,plot,xlsx]'
+	$(PIP) -e '.[test,torch,plot,xlsx,video]'
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python

@@ -6,6 +6,9 @@ from pathlib import Path
 
 #: The six of docs/benchmarks.md.
 SIX = ("mobilenet_v2", "resnet50", "googlenet", "efficientnet_lite0", "vgg16_bn", "vit_b_16")
+#: Those of the multi-task experiment of the Neurosurgeon replica (LeNet-5 stands for its LeNet).
+MIX = ("alexnet", "vgg16_bn", "lenet5", "mobilenet_v2")
+_ZOO = ("efficientnet_lite0", "lenet5")
 _FOLDER = Path("out") / "nets"
 
 
@@ -14,7 +17,7 @@ def path_of(name: str) -> str:
 
     The weights of torchvision's are random: they do not change how long a network takes, and downloading them would.
     """
-    if name == "efficientnet_lite0":
+    if name in _ZOO:
         return f"zoo:{name}"
     path = _FOLDER / f"{name}.onnx"
     if not path.exists():

@@ -89,7 +89,7 @@ class GateSession:
         if self.gate.fails is not None:
             raise self.gate.fails
         first = inputs[self.inputs[0].name]
-        return {t.name: first.copy() for t in self.outputs}
+        return {t.name: first.astype(t.dtype) for t in self.outputs}  # a copy
 
     def close(self) -> None:
         self.gate.closed.append(self.segment.key)

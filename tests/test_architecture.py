@@ -27,13 +27,14 @@ ORDER = (
     ("engines", "codecs"),
     ("segments",),
     ("inputs", "profile"),
-    ("calibration",),
+    ("calibration", "sources"),
     ("planning",),
     ("wire",),
     ("transports",),
+    ("advisor",),
     ("runtime",),
-    ("report", "advisor"),
-    ("lab", "sweep", "compare"),
+    ("report",),
+    ("lab", "sweep", "compare", "tasks"),
     ("cli",),
 )
 RANK = {room: k for k, row in enumerate(ORDER) for room in row}
@@ -125,6 +126,7 @@ def test_importing_loads_no_engine(module: str) -> None:
         "timm",
         "transformers",
         "matplotlib",
+        "cv2",
     )
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", f"import {module}"],

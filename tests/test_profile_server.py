@@ -16,7 +16,7 @@ from splitpoint.errors import BusyError, RefusedError, ServerError
 from splitpoint.models.model import Model
 from splitpoint.profile import measure
 from splitpoint.profile.values import Profile
-from splitpoint.runtime import edge as edge_module
+from splitpoint.runtime import asking as asking_module
 from splitpoint.runtime import peer as peer_module
 from splitpoint.runtime import profiling
 from splitpoint.runtime.edge import Edge
@@ -123,7 +123,7 @@ def test_a_device_asks_a_busy_server_again(models: list[Model], monkeypatch: pyt
 
 def test_a_server_that_stays_busy_is_an_error(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_MOST_WAITING", 0)
-    monkeypatch.setattr(edge_module, "_BUSY_S", 0.0)
+    monkeypatch.setattr(asking_module, "_BUSY_S", 0.0)
     gate = Gate(is_open=False)
     with Server(models, engine=gate, port=0) as server:
         first = Asking(server, models[0], 20.0)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from splitpoint.calibration.values import Calibration
 from splitpoint.engines import Engine
@@ -30,11 +31,21 @@ from splitpoint.planning.values import Option, Plan
 from splitpoint.profile.files import load_profile, profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.values import Profile
-from splitpoint.runtime.edge import Edge
 from splitpoint.units import counted
 
 #: Told what is being measured, before it begins, and what is known already.
 OnStep = Callable[[str], None]
+
+
+class Reached(Protocol):
+    """A server that is reached, with one of its models: what of an `Edge` is used here."""
+
+    @property
+    def model(self) -> Model: ...
+
+    def profile_server(self, budget_s: float = ..., fresh: bool = ...) -> Profile: ...
+
+    def measure_link(self) -> Link: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class Survey:
 
 
 def survey(
-    edge: Edge,
+    edge: Reached,
     engine: Engine,
     *,
     budget_s: float,

@@ -54,11 +54,23 @@ def read_inputs(model: Model, path: Path) -> dict[str, Array]:
         return tensor_inputs(model, load_arrays(path), str(path))
     if suffix in TOKEN_SUFFIXES:
         return token_inputs(model, path)
+    spec = _only_image(model)
+    return check_inputs(model, {spec.input: images.read_image(path, spec)})
+
+
+def _only_image(model: Model) -> images.InputSpec:
+    """`input_spec`; InputError if the model needs more than the image."""
     spec = input_spec(model)
     if len(model.inputs) > 1:
         others = ", ".join(t.name for t in model.inputs if t.name != spec.input)
         raise InputError(f"{model.name} needs {others} beside the image: give all inputs in one .npz file")
-    return check_inputs(model, {spec.input: images.read_image(path, spec)})
+    return spec
+
+
+def read_frame(model: Model, pixels: Array, name: str = "frame") -> dict[str, Array]:
+    """The model's inputs from a picture that is in memory: uint8 [height, width, 3], RGB."""
+    spec = _only_image(model)
+    return check_inputs(model, {spec.input: images.read_image(pixels, spec, name=name)})
 
 
 def read_bytes(model: Model, data: bytes, name: str = "standard input") -> dict[str, Array]:

@@ -42,3 +42,12 @@ def counted(number: int, thing: str) -> str:
 def mbps(rate: float) -> str:
     """Mbit/s with four significant digits, never with an exponent: 0.13, 5.85, 12820."""
     return f"{rate:.0f}" if rate >= 1000 else f"{rate:.4g}"
+
+
+def rate(per_second: float) -> str:
+    """How often a second, with three significant digits, never with an exponent.
+
+    >>> rate(30), rate(7.125), rate(1234.5)
+    ('30/s', '7.12/s', '1234/s')
+    """
+    return f"{per_second:.0f}/s" if per_second >= 100 else f"{per_second:.3g}/s"

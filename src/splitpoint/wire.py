@@ -21,6 +21,7 @@ from enum import IntEnum
 from functools import cache
 from math import prod
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -42,7 +43,7 @@ from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 MAGIC: Final = b"\xf5SPT"
 #: Frames of another major version are not understood. A higher minor version only adds: kinds, flags, fields.
 MAJOR: Final = 1
-MINOR: Final = 1
+MINOR: Final = 2
 DEFAULT_PORT: Final = 3277
 
 _PREFIX = struct.Struct("<4sBBBBIIQ")
@@ -57,6 +58,9 @@ FIXED_BYTES: Final = _TIMES.size
 ID_START: Final = 8
 ID_END: Final = 12
 _MAX_RANK: Final = 32
+_FLAGS_AT = 7
+_BODY_AT = 16
+_BODY = struct.Struct("<Q")
 
 Raw: TypeAlias = bytes | bytearray | memoryview
 Buffer: TypeAlias = Raw | Array
@@ -89,6 +93,13 @@ class Kind(IntEnum):
 
 #: INFER: the sender may send more requests before it has this one's answer.
 PIPELINED: Final = 0x01
+#: Where `CRC32` was agreed on: the last four bytes of the body are the CRC-32 of all before them, little-endian.
+CHECKED: Final = 0x02
+#: The feature of HELLO and WELCOME that stands for this.
+CRC32: Final = "crc32"
+CHECKSUM_BYTES: Final = 4
+#: The CRC-32 of anything with its own CRC-32 behind it.
+RESIDUE: Final = 0x2144DF1C
 
 
 @dataclass(frozen=True)
@@ -501,6 +512,42 @@ def encode(kind: int, id: int, header: Message, body: Sequence[Buffer] = (), nby
     size = len(head)
     _PREFIX.pack_into(head, 0, MAGIC, MAJOR, MINOR, kind, flags, id, size - PREFIX_BYTES, nbytes)
     return Packet((head, *body), size + nbytes)
+
+
+def flat(buffer: Buffer) -> memoryview:
+    """`buffer` as plain bytes."""
+    if isinstance(buffer, np.ndarray):
+        return buffer.reshape(-1).view("u1").data
+    return memoryview(buffer)
+
+
+def checked(packet: Packet) -> Packet:
+    """The frames of `packet`, one or several, each with the flag CHECKED and its checksum at the end.
+
+    Prefix and header are copied, tensors are not. What is no frame of ours is left as it is.
+    """
+    buffers: list[Buffer] = []
+    left = crc = added = 0
+    for part in map(flat, packet.buffers):
+        size = part.nbytes
+        if not size:
+            continue
+        if not left:
+            head = bytearray(part)
+            if size < PREFIX_BYTES or not head.startswith(MAGIC):
+                return packet
+            part = memoryview(head)
+            _, _, _, _, flags, _, header_bytes, body_bytes = _PREFIX.unpack_from(head)
+            left, crc = PREFIX_BYTES + header_bytes + body_bytes, 0
+            head[_FLAGS_AT] = flags | CHECKED
+            _BODY.pack_into(head, _BODY_AT, body_bytes + CHECKSUM_BYTES)
+        crc = crc32(part, crc)
+        buffers.append(part)
+        left -= size
+        if not left:
+            buffers.append(crc.to_bytes(CHECKSUM_BYTES, "little"))
+            added += CHECKSUM_BYTES
+    return Packet(buffers, packet.nbytes + added, packet.codecs)
 
 
 class _Memo(NamedTuple):

@@ -28,6 +28,7 @@ VERBS: Mapping[str, str] = {
     "profile": "Measure what a model costs on this machine, or on a server.",
     "serve": "Run the server side of models.",
     "run": "Run the device side: images in, answers and milliseconds out.",
+    "tasks": "Run a queue of requests for different models, planned together.",
     "link": "Measure the network to a server, or say what a link means.",
     "calibrate": "Measure what codecs cost in accuracy, with real inputs.",
     "plan": "Say whether and where to split: the honest table.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -13,13 +14,14 @@ from splitpoint.tensors import Array
 from splitpoint.trace import Trace
 from splitpoint.units import ms
 
-#: Column title → spans of a trace it adds up. What is left of the total is the network, both ways.
+#: Column title → spans of a trace it adds up. ``queue`` is all that was waited for: the frames before this one, a
+#: server that was late and whose part was then computed here (``local``), and the server's queue.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "decode": ("prepare",),
-    "edge": ("head",),
+    "edge": ("head", "local"),
     "encode": ("encode",),
     "net": ("up", "down"),
-    "queue": ("queue",),
+    "queue": ("held", "wait", "queue"),
     "server": ("decode", "tail", "reply"),
 }
 
@@ -70,6 +72,8 @@ def as_json(
 
 
 _NUMBER = 7
+#: A camera may run for days: medians are those of so many last answers.
+_REMEMBERED = 10_000
 
 
 class Lines:
@@ -79,7 +83,7 @@ class Lines:
         self.name_width = min(14 if width < 100 else 28, max([6, *(len(n) for n in names)]))
         numbers = _NUMBER * (len(STAGES) + 1)
         self.answer_width = min(48, max(9, width - self.name_width - numbers - 6))
-        self.traces: list[dict[str, float]] = []
+        self.traces: deque[dict[str, float]] = deque(maxlen=_REMEMBERED)
 
     def header(self) -> str:
         titles = "".join(f"{t:>{_NUMBER}}" for t in (*STAGES, "total"))

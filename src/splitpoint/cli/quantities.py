@@ -70,6 +70,19 @@ def parse_budget(text: str) -> float:
     return seconds
 
 
+_RATE = re.compile(r"([0-9]*\.?[0-9]+)\s*(/\s*s|fps|hz|)", re.IGNORECASE)
+_MOST_RATE = 1e6
+
+
+def parse_rate(text: str) -> float:
+    """``30``, ``29.97``, ``30/s`` → frames a second; UsageError for anything else, zero, and over a million."""
+    found = _RATE.fullmatch(text.strip())
+    per_second = float(found[1]) if found else 0.0
+    if not 0 < per_second <= _MOST_RATE:
+        raise UsageError(f"--rate is frames a second, such as 30 or 0.5, above zero, not {_short(text)}")
+    return per_second
+
+
 def parse_watts(text: str) -> Watts:
     """``7,3,2`` → Watts; UsageError for anything else."""
     try:

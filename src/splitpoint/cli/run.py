@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import click
-import msgspec
-import numpy as np
 
-from splitpoint.advisor import placement, survey
-from splitpoint.cli import answers
-from splitpoint.cli.console import out, progress
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
@@ -26,30 +21,62 @@ from splitpoint.cli.options import (
     model_options,
     parse_codecs,
 )
-from splitpoint.cli.quantities import parse_budget
+from splitpoint.cli.placing import Placed, follow, place
+from splitpoint.cli.quantities import parse_budget, parse_ms, parse_rate
+from splitpoint.cli.rows import Rows
+from splitpoint.cli.streaming import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
-from splitpoint.errors import InputError, RefusedError, SplitpointError, UsageError
+from splitpoint.errors import InputError, RefusedError, UsageError
 from splitpoint.images import InputSpec
-from splitpoint.inputs import expand, read_bytes, read_inputs
 from splitpoint.models import name_of
+from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
-from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import load_plan
 from splitpoint.planning.values import Plan
 from splitpoint.report.files import check_writable, write_atomic
+from splitpoint.runtime.adaptive import Watching
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
+from splitpoint.runtime.fallback import FALLBACKS, LOCAL, WAIT
 from splitpoint.runtime.local import Local
-from splitpoint.runtime.result import Request, Result
-from splitpoint.tensors import Array
-from splitpoint.trace import Recorder
-from splitpoint.units import size
+from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
+from splitpoint.sources import Files, Source, is_stream, open_source
+from splitpoint.units import counted, size
+
+#: Requests under way in a stream where no plan says how many keep everything busy; fewer where frames grow old.
+_WINDOW, _FRESH_WINDOW = 8, 4
 
 
 @click.command(short_help="Run the device side: images in, answers and milliseconds out.")
-@click.argument("arguments", metavar="[MODEL] FILES|FOLDER|-", nargs=-1, required=True)
+@click.argument("arguments", metavar="[MODEL] [FILES|FOLDER|-]", nargs=-1)
 @cloud_option(required=False)
+@click.option(
+    "--source",
+    "source_text",
+    metavar="FOLDER|VIDEO|CAMERA",
+    help="Stream this: a folder, a video file, or a camera (/dev/video0, camera:0); the last two need "
+    "splitpoint[video].",
+)
+@click.option("--rate", metavar="FPS", help="Give frames at this rate, like a camera, ready or not.")
+@click.option(
+    "--on-overload",
+    type=click.Choice(POLICIES),
+    help="When frames come faster than they are answered: let them wait (queue, default for files), drop the oldest "
+    "(drop-oldest, default for a camera), or use a cheaper codec or cut, and drop where none is left (degrade).",
+)
+@click.option(
+    "--deadline",
+    metavar="TIME",
+    help="How long an answer may take, such as 200ms: what the server does not answer by then is finished here (see "
+    "--fallback). Misses are counted.",
+)
+@click.option(
+    "--fallback",
+    type=click.Choice(FALLBACKS),
+    help="When the server is late, gone, busy or wrong: finish here (local, default where the whole model can be had), "
+    "wait for it, or fail (error).",
+)
 @click.option(
     "--at",
     metavar="CUT",
@@ -65,102 +92,236 @@ from splitpoint.units import size
 )
 @click.option("--budget", default="10s", show_default=True, metavar="TIME", help="How long --at auto profiles a side.")
 @click.option("--fresh", is_flag=True, help="Profile this machine anew, whatever an earlier run has kept.")
+@click.option("--no-adapt", is_flag=True, help="Stay with the first plan of --at auto, whatever becomes of the link.")
+@click.option(
+    "--probe-every",
+    default="1s",
+    show_default=True,
+    metavar="TIME",
+    help="How often --at auto looks at an idle link, with at most 1 % of what it carries; 0 is never.",
+)
 @codec_choice_option
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
+@click.option(
+    "--checksum",
+    is_flag=True,
+    help="Every frame carries a CRC-32: what was changed on its way is no answer. (TCP's own checksum has 16 bits.)",
+)
 @json_option
 @cache_option
 @engine_options
 @model_options
 def command(
-    arguments: tuple[str, ...], cloud: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
-    codecs: tuple[str, ...], save: Path | None,
+    arguments: tuple[str, ...], cloud: str | None, source_text: str | None, rate: str | None, on_overload: str | None,
+    deadline: str | None, fallback: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
+    no_adapt: bool, probe_every: str,
+    codecs: tuple[str, ...], save: Path | None, checksum: bool,
     model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
     weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
     Without MODEL the server's only model is used. The device needs no model file: it fetches the graph and its
-    half's weights once. A folder is streamed: device, link and server work at the same time. Without --cloud all
-    runs here.
+    half's weights once. A folder, a video and a camera are streamed: device, link and server work at the same time,
+    and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
     """
     if plan_path and (at or codecs):
         raise UsageError("--plan says where to cut and how: --at and --codec are for runs without it")
-    planned = load_plan(plan_path) if plan_path else None
-    auto = at in (None, "auto")
-    budget_s = parse_budget(budget)
-    name, files = _arguments(arguments)
-    paths = [Path(f) for f in files]
-    names = ["-"] if files == ["-"] else [str(p) for p in expand(paths)]
-    if save:
-        if save.suffix != ".npz":
-            raise UsageError(f"--save writes an .npz file: call it {save.stem}.npz")
-        check_writable(save)
+    fps = parse_rate(rate) if rate is not None else 0.0
+    name, files = _arguments(arguments, source_text)
+    check_save(save)
+    probe_every_s = 0.0 if probe_every.strip() == "0" else parse_ms(probe_every, "--probe-every") / 1e3
+    asked = Asked(
+        name, cloud, at, load_plan(plan_path) if plan_path else None, parse_budget(budget), fresh, codecs, fallback,
+        parse_ms(deadline, "--deadline") / 1e3 if deadline is not None else 0.0, model_hash, checksum, cache, shapes,
+        weights, input_spec, None if no_adapt else probe_every_s,
+    )  # fmt: skip
     with ExitStack() as stack:
-        runner: Edge | Local
+        source = _open(files, fps)
+        stack.callback(source.close)
+        streamed = fps > 0 or any(is_stream(f) for f in files)
+        policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
+        check_policy(on_overload, source, fps, has_options=asked.has_options)
         engine = open_engine(device=device, threads=threads)
+        placed = Placed()
+        runner: Edge | Local
         if cloud is None:
-            if name is None:
-                raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
-            if at not in (None, "auto", "output") or model_hash or codecs or planned:
-                raise UsageError("--at, --plan, --codec and --model-hash are for a cut model: add --cloud HOST")
-            runner = stack.enter_context(Local(load_model(name, shapes, weights, input_spec), engine))
+            runner = stack.enter_context(asked.local(engine))
         else:
-            here = load_model(name, shapes, weights, input_spec) if name and is_local(name) else None
-            if here is None:
-                refuse_local_options(shapes, weights)
-            served = here or (name_of(name) if name else None)
-            runner = stack.enter_context(
-                Edge(cloud, served, at="input" if auto else str(at), codec="raw" if auto else parse_codecs(codecs),
-                     engine=engine, cache=cache, model_hash=model_hash, on_event=notice)
-            )  # fmt: skip
-            if input_spec and here is None:
-                runner.model = runner.model.with_input_spec(InputSpec.from_file(input_spec))
-            if planned is not None:
-                follow(runner, planned)
-            elif auto:
-                place(runner, engine, codecs, budget_s, cache, fresh=fresh)
-        run = Run(runner, cloud, as_json, [Path(n).name for n in names])
+            runner = stack.enter_context(asked.edge(engine))
+            arriving = (fps or source.rate or inf) if streamed else 0.0
+            placed = asked.place(runner, engine, arriving, degrade=policy == DEGRADE, once=source.count == 1)
+        feed = Feed(
+            source, live=source.live, rate=fps, policy=policy, levels=len(placed.cheaper),
+            moved=lambda level: degraded(runner, placed, level), captured_s=lambda frame: frame.captured_s,
+        )  # fmt: skip
+        if feed.paced:
+            click.echo(pacing(source, fps, policy, asked=on_overload is not None), err=True)
+        rows = Rows(
+            runner.model.input_spec, _labels(source), lambda: describe(runner, cloud), as_json=as_json,
+            keep=save is not None,
+        )  # fmt: skip
+        stream = Stream(runner, rows, feed, source.count, asked.deadline_s)
         try:
-            run.all(names, streamed=any(p.is_dir() for p in paths))
+            if streamed:
+                stream.all_at_once(placed.window(_FRESH_WINDOW if feed.paced else _WINDOW))
+            else:
+                stream.one_by_one()
         finally:
             # Whatever ended the run, what was answered is not lost.
-            if save and run.outputs:
-                write_atomic(save, run.saved())
-                click.echo(f"wrote {save} ({len(run.outputs)} input{'s' * (len(run.outputs) > 1)})", err=True)
-    run.finish(len(names))
+            if save and rows.outputs:
+                write_atomic(save, rows.saved())
+                click.echo(f"wrote {save} ({counted(len(rows.outputs), 'input')})", err=True)
+            stream.conclude(streamed=streamed, policy=policy)
+    stream.check()
 
 
-def follow(edge: Edge, plan: Plan) -> None:
-    """Cuts as `plan` says; UsageError if it is for another model."""
-    if plan.fingerprint != edge.model.fingerprint:
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of the model, and of where and how it runs."""
+
+    name: str | None
+    cloud: str | None
+    at: str | None
+    plan: Plan | None
+    budget_s: float
+    fresh: bool
+    codecs: tuple[str, ...]
+    fallback: str | None
+    deadline_s: float
+    model_hash: str | None
+    checksum: bool
+    cache: Path | None
+    shapes: tuple[str, ...]
+    weights: str | None
+    input_spec: Path | None
+    probe_every_s: float | None
+    """None: the plan stays what it is."""
+
+    @property
+    def auto(self) -> bool:
+        """Whether it is to be planned now."""
+        return self.at in (None, "auto") and self.plan is None
+
+    @property
+    def has_options(self) -> bool:
+        """Whether there will be a plan with more than one option."""
+        return self.cloud is not None and (self.auto or self.plan is not None)
+
+    def local(self, engine: Engine) -> Local:
+        """The whole model here."""
+        if self.name is None:
+            raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
+        if self.checksum:
+            raise UsageError("--checksum is for what crosses the link: add --cloud HOST")
+        if self.at not in (None, "auto", "output") or self.model_hash or self.codecs or self.plan or self.fallback:
+            raise UsageError("--at, --plan, --codec, --fallback and --model-hash are for a server: add --cloud HOST")
+        model = load_model(self.name, self.shapes, self.weights, self.input_spec)
+        return Local(model, engine)
+
+    def edge(self, engine: Engine) -> Edge:
+        """The server, reached; cut as it was asked for, or not at all yet."""
+        name, cuts = self.name, self.auto or self.plan is not None
+        here = load_model(name, self.shapes, self.weights, self.input_spec) if name and is_local(name) else None
+        if here is None:
+            refuse_local_options(self.shapes, self.weights)
+        edge = self._connect(
+            here or (name_of(name) if name else None),
+            at="input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
+            engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=notice, checksum=self.checksum,
+        )  # fmt: skip
+        if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
+            click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
+            try:
+                edge.pull()
+            except BaseException:
+                edge.close()
+                raise
+        if self.input_spec and here is None:
+            edge.model = edge.model.with_input_spec(InputSpec.from_file(self.input_spec))
+        return edge
+
+    def _connect(self, model: Model | str | None, **options: Any) -> Edge:
+        """With the fallback that was asked for; else ``local``, or, if the whole model cannot be had, ``wait``."""
+        assert self.cloud is not None
+        if self.fallback is not None:
+            # Who waits gets a late answer, too: its deadline is only counted.
+            deadline_s = 0.0 if self.fallback == WAIT else self.deadline_s
+            return Edge(self.cloud, model, fallback=self.fallback, deadline_s=deadline_s, **options)
+        try:
+            return Edge(self.cloud, model, fallback=LOCAL, deadline_s=self.deadline_s, **options)
+        except RefusedError as exc:
+            click.echo(f"{exc}: taking wait", err=True)
+            return Edge(self.cloud, model, fallback=WAIT, **options)
+
+    def place(self, edge: Edge, engine: Engine, arriving: float, *, degrade: bool, once: bool) -> Placed:
+        """Cuts by the plan, or by one that is made now and goes on being made, unless it is said where."""
+        if self.plan is not None:
+            return follow(edge, self.plan, streamed=arriving > 0, degrade=degrade)
+        if not self.auto:
+            return Placed()
+        watching = None
+        if self.probe_every_s is not None and not once:
+            # In a stream requests also wait for those before them: what is late there is learned.
+            watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0)
+        return place(
+            edge, engine, self.codecs, self.budget_s, self.cache, fresh=self.fresh, rate=arriving, degrade=degrade,
+            watching=watching,
+        )  # fmt: skip
+
+
+# --- what is run ------------------------------------------------------------------------------------------------------
+
+
+def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None, list[str]]:
+    """(MODEL or None, what to run): the first argument is the model unless it is plainly an input."""
+    if source is not None:
+        if len(arguments) > 1 or (arguments and _is_input(arguments[0])):
+            raise UsageError(f"--source {source} is what is run: give MODEL beside it, and no files")
+        return (arguments[0] if arguments else None), [source]
+    if not arguments:
         raise UsageError(
-            f"the plan is for {plan.model} {plan.fingerprint[:12]}, not for the server's {edge.model.name} "
-            f"{edge.model.fingerprint[:12]}"
+            "say what to run: images, .npy/.npz files, a folder, a video, - for standard input, or --source"
         )
-    edge.switch(*placement(edge.model.graph, plan.best))
+    first, rest = arguments[0], list(arguments[1:])
+    if _is_input(first):
+        return None, [first, *rest]
+    if not rest:
+        if Path(first).suffix in (".onnx", ".pt2") or ":" in first or first in SHORT_NAMES:
+            raise UsageError(f"say what to run {first} on: images, .npy/.npz files, a folder, or - for standard input")
+        raise InputError(f"no such file: {first}")
+    return first, rest
 
 
-def place(
-    edge: Edge, engine: Engine, codecs: tuple[str, ...], budget_s: float, cache: Path | None, *, fresh: bool
-) -> None:
-    """Plans for this device, server and link, says so on standard error, and cuts there."""
-    if any("=" in codec for codec in codecs):
-        raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
-    constraints = Constraints(codecs=codecs)
-    try:
-        known = survey(
-            edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=lambda text: click.echo(text, err=True)
-        )
-    except RefusedError as exc:
-        click.echo(f"no plan: {exc}. Cutting in the middle; --at CUT or --plan FILE says otherwise", err=True)
-        edge.switch("middle")
+def _is_input(text: str) -> bool:
+    path = Path(text)
+    there = text == "-" or is_stream(text) or (path.exists() and path.suffix not in (".onnx", ".pt2"))
+    return there and not (text in SHORT_NAMES and not path.is_file())
+
+
+def _open(files: Sequence[str], fps: float) -> Source:
+    """What to run, opened. UsageError for a video or a camera among others."""
+    if len(files) == 1 and is_stream(files[0]):
+        return open_source(files[0], rate=fps)
+    for text in files:
+        if is_stream(text) and not Path(text).is_dir():
+            raise UsageError(f"{text} is a stream of its own: run it alone")
+    return Files([Path(f) for f in files])
+
+
+def _labels(source: Source) -> Sequence[str]:
+    """Names as wide as those of the table's rows."""
+    return [p.name for p in source.paths] if isinstance(source, Files) else ["frame 00000"]
+
+
+def check_save(save: Path | None) -> None:
+    """UsageError or StorageError unless outputs can be written there."""
+    if save is None:
         return
-    plan = known.planner(edge.model.graph, constraints=constraints).plan(known.link, sensitivity=False)
-    click.echo(f"link {plan.link}", err=True)
-    click.echo(f"{plan.advice} (splitpoint compare shows the whole table)", err=True)
-    edge.switch(*placement(edge.model.graph, plan.best))
-    edge.forget()
+    if save.suffix != ".npz":
+        raise UsageError(f"--save writes an .npz file: call it {save.stem}.npz")
+    check_writable(save)
 
 
 def is_local(name: str) -> bool:
@@ -174,112 +335,7 @@ def refuse_local_options(shapes: tuple[str, ...], weights: str | None) -> None:
         raise UsageError("--shape and --weights are for a model on this device; here the server's is used as it is")
 
 
-def _arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(MODEL or None, files): the first argument is the model unless it is plainly an input."""
-    first, rest = arguments[0], list(arguments[1:])
-    path = Path(first)
-    is_input = first == "-" or (path.exists() and path.suffix not in (".onnx", ".pt2"))
-    if is_input and not (first in SHORT_NAMES and not path.is_file()):
-        return None, [first, *rest]
-    if not rest:
-        if path.suffix in (".onnx", ".pt2") or ":" in first or first in SHORT_NAMES:
-            raise UsageError(f"say what to run {first} on: images, .npy/.npz files, a folder, or - for standard input")
-        raise InputError(f"no such file: {first}")
-    return first, rest
-
-
-@dataclass
-class Run:
-    """One invocation: reads inputs, prints answers as they come, remembers outputs to save and what failed."""
-
-    edge: Edge | Local
-    cloud: str | None
-    as_json: bool
-    labels: Sequence[str]
-    outputs: dict[str, Mapping[str, Array]] = field(default_factory=dict)
-    failed: list[SplitpointError] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.lines = answers.Lines(out().width, self.labels)
-
-    def all(self, names: Sequence[str], *, streamed: bool) -> None:
-        requests = self._requests(names)
-        results = self.edge.stream(requests) if streamed else map(self.edge.infer, requests)
-        # Rows and a live bar on one terminal must come from one console.
-        terminal = out() if sys.stdout.isatty() else None
-        with progress(terminal) as bar:
-            task = bar.add_task("streaming", total=len(names), visible=streamed)
-            for result in results:
-                for line in self._lines(result):
-                    if terminal:
-                        terminal.print(line, markup=False, highlight=False, soft_wrap=True)
-                    else:
-                        click.echo(line)
-                bar.advance(task)
-
-    def _requests(self, names: Sequence[str]) -> Iterator[Request]:
-        """Each input with the time it took to decode; one that cannot be read is reported and passed over."""
-        model = self.edge.model
-        for name in names:
-            recorder = Recorder()
-            try:
-                with recorder.span("prepare"):
-                    stdin = name == "-"
-                    inputs = read_bytes(model, _standard_input()) if stdin else read_inputs(model, Path(name))
-            except InputError as exc:
-                if len(names) == 1:
-                    raise
-                self.failed.append(exc)
-                click.echo(f"splitpoint: {exc}", err=True)
-                continue
-            yield Request(inputs, tuple(recorder.spans), name)
-
-    def _lines(self, result: Result) -> Iterator[str]:
-        """What to print for one answer; the first brings the header."""
-        name, spec = result.tag, self.edge.model.input_spec
-        if not self.outputs and not self.as_json:
-            yield describe(self.edge, self.cloud)
-            yield self.lines.header()
-        self.outputs[self._key(name)] = result.outputs
-        if self.as_json:
-            more = {"cut": result.cut, "codecs": result.codecs, "up_nbytes": result.up_nbytes,
-                    "clock_error_ms": result.clock_error_ms}  # fmt: skip
-            row = answers.as_json(name, result.outputs, spec, result.trace, **more)
-            yield msgspec.json.encode(row).decode()
-        else:
-            short = "-" if name == "-" else Path(name).name
-            yield self.lines.row(short, answers.answer(result.outputs, spec), result.trace)
-
-    def _key(self, name: str) -> str:
-        stem, number = ("stdin" if name == "-" else Path(name).stem), 2
-        key = stem
-        while key in self.outputs:
-            key, number = f"{stem}-{number}", number + 1
-        return key
-
-    def saved(self) -> bytes:
-        """All outputs as an `.npz`: arrays are called ``<file's stem>/<output>``."""
-        arrays = {f"{key}/{name}": v for key, outputs in self.outputs.items() for name, v in outputs.items()}
-        data = io.BytesIO()
-        np.savez(data, **arrays)  # type: ignore[arg-type]
-        return data.getvalue()
-
-    def finish(self, total: int) -> None:
-        if not self.as_json and len(self.lines.traces) > 1:
-            click.echo(self.lines.medians())
-        if self.failed:
-            raise InputError(f"{len(self.failed)} of {total} inputs could not be read; the others were answered")
-
-
-#: The most that standard input may hold: a photo or a tensor, not a disk.
-_STDIN_BYTES = 256 << 20
-
-
-def _standard_input() -> bytes:
-    data = sys.stdin.buffer.read(_STDIN_BYTES + 1)
-    if len(data) > _STDIN_BYTES:
-        raise InputError(f"standard input holds more than {_STDIN_BYTES >> 20} MiB: pipe one image or tensor into it")
-    return data
+# --- how it is run ----------------------------------------------------------------------------------------------------
 
 
 def notice(event: Event) -> None:

@@ -44,13 +44,21 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "left", "fetched"})
     help="How long it measures itself when a device asks for its profile; 0: it refuses.",
 )
 @click.option(
+    "--queue",
+    type=click.IntRange(1, 1_000_000),
+    default=Limits.queue,
+    show_default=True,
+    metavar="N",
+    help="Requests that may wait for their turn; more are told that the server is busy.",
+)
+@click.option(
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
 )
 @engine_options
 @model_options
 def command(
     models: tuple[str, ...], host: str, port: int, verbose: bool, share: str, max_profile: float,
-    until_stdin_ends: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
+    queue: int, until_stdin_ends: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
     input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices.
@@ -67,7 +75,7 @@ def command(
         if verbose or event.kind not in _DETAILS:
             click.echo(str(event), err=event.kind == "warning")
 
-    limits = Limits(profile_s=max_profile)
+    limits = Limits(profile_s=max_profile, queue=queue)
     server = Server(loaded, host=host, port=port, engine=engine, share=share, limits=limits, on_event=tell)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -80,7 +88,9 @@ def command(
             click.echo(f"{model.name} {model.fingerprint[:12]}  {weights_of}  {model.source}".rstrip())
         threads_of = counted(engine.threads, "thread")
         click.echo(f"serving on {server.address} with {engine.name} on {engine.device}, {threads_of}")
-        stop.wait()
+        # In turns: a signal that the kernel gives to another thread does not wake this one.
+        while not stop.wait(0.5):
+            pass
         click.echo("answering what is in flight, then ending")
         server.close(drain_s=_DRAIN_S)
 

@@ -2,6 +2,10 @@
 
 There is no receiving thread: whoever waits for an answer reads, hands other people's answers to them, and passes the
 reading on when it has its own. With one caller, the usual case, an answer thus wakes exactly the thread that needs it.
+
+That caller is in the kernel until the frame is complete, for half a minute if the link stalls in the middle of it. Who
+must answer in time whatever the link does calls `detach` first: a thread reads from then on, nothing that is sent
+waits for the link, and an answer goes to the *sink* that `reserve` was given.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import TypeVar
 
@@ -17,6 +22,7 @@ from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError
 from splitpoint.runtime.clock import ServerClock
 from splitpoint.transports import Connection, Ended
+from splitpoint.transports.framed import Framed
 from splitpoint.units import counted
 from splitpoint.wire import Frame, Kind, Packet
 
@@ -26,8 +32,13 @@ _FIRST_PINGS = 8
 _FIRST_PINGS_S = 0.25
 #: A ping whose answer is this late says nothing about the clock.
 _PING_LOST_S = 10.0
+_NEVER_TOO_MUCH = 1 << 62
+#: How long it takes to find out what a server said before it hung up.
+_LAST_WORDS_S = 0.2
 
 M = TypeVar("M", bound=wire.Message)
+#: Called once, from the reading thread: with the answer, or with why there will be none.
+Sink = Callable[[Frame | SplitpointError], None]
 
 
 class Channel:
@@ -39,6 +50,7 @@ class Channel:
         *,
         software: str,
         timeout_s: float,
+        checksum: bool = False,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._connection = connection
@@ -48,6 +60,9 @@ class Channel:
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._waiting: dict[int, Frame | None] = {}
+        self._sinks: dict[int, Sink] = {}
+        self._reader: threading.Thread | None = None
+        self._on_end: Callable[[SplitpointError], None] = lambda _: None
         self._followers = 0
         self._reading = False
         self._broken: SplitpointError | None = None
@@ -56,12 +71,14 @@ class Channel:
         self._pinged = 0.0
         self._ping_out = False
         self.answers = 0
-        self.welcome = self._greet(software)
+        self.welcome = self._greet(software, checksum)
 
-    def _greet(self, software: str) -> wire.Welcome:
+    def _greet(self, software: str, checksum: bool) -> wire.Welcome:
         peer = self._connection.peer
+        features = (*wire.features(), wire.CRC32) if checksum else wire.features()
+        self._connection.checks = checksum
         with suppress(ServerError):  # if it hung up already, it may have said why
-            hello = wire.Hello(software=software, features=wire.features(), eol="\r\n\r\n")
+            hello = wire.Hello(software=software, features=features, eol="\r\n\r\n")
             self._connection.send(wire.encode(Kind.HELLO, 0, hello))
         try:
             frame = self._connection.receive(timeout_s=self.timeout_s)
@@ -78,23 +95,49 @@ class Channel:
             raise wire.exception_of(frame.header)
         if not isinstance(frame.header, wire.Welcome):
             raise ProtocolError(f"{peer} answered HELLO with {wire.describe(frame.kind)}")
+        if checksum:
+            self._agree_on_checksums(frame, frame.header)
         return frame.header
+
+    def _agree_on_checksums(self, frame: Frame, welcome: wire.Welcome) -> None:
+        """From here on every frame has one. ServerError if the server makes none."""
+        if wire.CRC32 not in welcome.features:
+            raise ServerError(
+                f"{self._connection.peer} makes no checksums: install a newer splitpoint there, or do without"
+            )
+        if not frame.flags & wire.CHECKED:
+            raise ProtocolError(f"{self._connection.peer} agreed on checksums and sent WELCOME without one")
+        self._connection.seals = True
 
     # --- asking -------------------------------------------------------------------------------------------------
 
     @property
+    def peer(self) -> str:
+        """The other side's address, for messages."""
+        return self._connection.peer
+
+    @property
     def in_flight(self) -> int:
         """How many requests have no answer yet."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._sinks)
 
-    def reserve(self) -> int:
-        """An id for the request that is about to be sent. ServerError if the connection has ended."""
+    def reserve(self, sink: Sink | None = None) -> int:
+        """An id for the request that is about to be sent. ServerError if the connection has ended.
+
+        Its answer is waited for, or goes to `sink` (only once `detach` was called).
+        """
         if self._broken is not None:
             raise self._again(self._broken)
         if self._bye:
             raise self._ended(ServerError(f"{self._connection.peer} takes no more requests"))
         id = next(self._ids) & 0xFFFFFFFF
-        self._waiting[id] = None
+        if sink is None:
+            self._waiting[id] = None
+            return id
+        with self._lock:  # whoever ends the connection tells every sink, once
+            if self._broken is not None:
+                raise self._again(self._broken)
+            self._sinks[id] = sink
         return id
 
     def send(self, id: int, packet: Packet) -> None:
@@ -105,9 +148,9 @@ class Channel:
                 self._pinged, self._ping_out = now, True
                 ping = wire.encode(Kind.PING, 0, wire.Ping(now))
                 packet = Packet((*ping.buffers, *packet.buffers), ping.nbytes + packet.nbytes)
-            self._connection.send(packet)
+            self._connection.send(packet, wait=self._reader is None)
         except ServerError as exc:
-            self._waiting.pop(id, None)
+            self.abandon(id)
             # The server may have said why before it hung up: that is worth more than "broken pipe".
             raise self._last_words(exc) from exc
 
@@ -119,7 +162,7 @@ class Channel:
             if self._reading or self._waiting[id] is not None:
                 frame = self._follow(id, monotonic() + limit)
                 if frame is not None:
-                    return self._judge(frame)
+                    return self.judge(frame)
             self._reading = True
         try:
             if self._broken is not None:
@@ -138,12 +181,13 @@ class Channel:
                 del self._waiting[id]
                 if self._followers:
                     self._arrived.notify_all()
-        return self._judge(frame)
+        return self.judge(frame)
 
     def abandon(self, id: int) -> None:
         """Nobody waits for `id` any more: its answer will be dropped."""
         with self._lock:
             self._waiting.pop(id, None)
+            self._sinks.pop(id, None)
 
     def ask(self, kind: int, header: wire.Message, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
         """Sends a request without a body and waits: (the answer's header, its frame)."""
@@ -160,9 +204,60 @@ class Channel:
 
     def tell(self, kind: int, header: wire.Message) -> None:
         """Sends what has no answer."""
-        self._connection.send(wire.encode(kind, 0, header))
+        self._connection.send(wire.encode(kind, 0, header), wait=self._reader is None)
+
+    def ping(self, timeout_s: float) -> float | None:
+        """The seconds of a round trip; None if none was made in time, or the connection has ended."""
+        try:
+            id = self.reserve()
+            sent = self._now()
+            self.send(id, wire.encode(Kind.PING, id, wire.Ping(sent)))
+            pong, frame = self.expect(id, wire.Pong, timeout_s)
+        except SplitpointError:
+            return None
+        self.clock.add(pong.ping_s, pong.received_s, pong.sent_s, frame.started)
+        return max(0.0, (frame.started - sent) - (pong.sent_s - pong.received_s))
 
     # --- reading ------------------------------------------------------------------------------------------------
+
+    def detach(self, on_end: Callable[[SplitpointError], None] = lambda _: None) -> None:
+        """From now on a thread of its own reads, and nothing that is sent waits until the link takes it.
+
+        `on_end` is told why the connection has ended, before those who wait for an answer. Nothing, the second time.
+        """
+        with self._lock:
+            if self._reader is not None:
+                return
+            self._on_end = on_end
+            if isinstance(self._connection, Framed):
+                self._connection.spin_s = 0.0  # that is for who waits for one answer; here two threads would fight
+                # Reading goes on, however much the link has not taken yet: answers are what is waited for.
+                self._connection.limits = replace(self._connection.limits, backlog_bytes=_NEVER_TOO_MUCH)
+            self._reader = threading.Thread(target=self._read, name=f"read {self._connection.peer}", daemon=True)
+            self._reader.start()
+
+    def _read(self) -> None:
+        with self._lock:
+            self._followers += 1
+            while self._reading:
+                self._arrived.wait()
+            self._followers -= 1
+            self._reading = True
+        try:
+            while self._broken is None:
+                self._deliver(self._connection.receive(timeout_s=None))
+        except SplitpointError as exc:
+            self._broken = self._broken or self._ended(exc)
+        except Exception as exc:  # a bug of ours must not leave anyone waiting
+            self._broken = self._broken or ServerError(f"what the server sent could not be read: {exc!r}")
+        with self._lock:
+            self._reading = False
+            sinks, self._sinks = list(self._sinks.values()), {}
+            self._arrived.notify_all()
+        why = self._broken or ServerError("the connection is closed")
+        self._on_end(why)
+        for sink in sinks:
+            sink(self._again(why))
 
     def _follow(self, id: int, end: float) -> Frame | None:
         """Waits until someone else has read our answer (then it is returned) or reading is ours; holds the lock."""
@@ -198,7 +293,7 @@ class Channel:
     def _deliver(self, frame: Frame) -> None:
         """What a frame means that is not the reader's own answer. Errors of the whole connection are raised."""
         header = frame.header
-        if frame.kind == Kind.PONG and isinstance(header, wire.Pong):
+        if frame.id == 0 and frame.kind == Kind.PONG and isinstance(header, wire.Pong):
             self._ping_out = False
             self.clock.add(header.ping_s, header.received_s, header.sent_s, frame.started)
         elif frame.kind == Kind.BYE and isinstance(header, wire.Bye):
@@ -207,12 +302,16 @@ class Channel:
             raise wire.exception_of(header)
         elif frame.id:
             with self._lock:
+                sink = self._sinks.pop(frame.id, None)
                 if frame.id in self._waiting:
                     self._waiting[frame.id] = frame
                     if self._followers:
                         self._arrived.notify_all()
+            if sink is not None:
+                sink(frame)
 
-    def _judge(self, frame: Frame) -> Frame:
+    def judge(self, frame: Frame) -> Frame:
+        """`frame`, if it is an answer; raises what an ERROR or BUSY stands for."""
         if frame.kind == _RESULT:
             self.answers += 1
         elif isinstance(frame.header, (wire.Error, wire.Busy)):
@@ -239,12 +338,15 @@ class Channel:
 
     def _last_words(self, exc: ServerError) -> SplitpointError:
         with self._lock:
+            if self._reader is not None:  # it notices too, and may have read why
+                self._arrived.wait_for(lambda: self._broken is not None, _LAST_WORDS_S)
+                self._broken = self._broken or self._ended(exc)
             if self._reading or self._broken is not None:
                 return self._broken or exc
             self._reading = True
         try:
             while True:
-                self._deliver(self._connection.receive(timeout_s=0.2))
+                self._deliver(self._connection.receive(timeout_s=_LAST_WORDS_S))
         except TimeoutError:
             self._broken = self._ended(exc)
         except SplitpointError as last:
@@ -271,6 +373,21 @@ class Channel:
                 break
         self._pinged = self._now()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is of no more use: closed, broken, or the server has said goodbye."""
+        return self._broken is not None or bool(self._bye)
+
+    @property
+    def moved_nbytes(self) -> int:
+        """Bytes that the link has carried so far, both ways, as far as the system knows; 0 where it does not."""
+        return self._connection.moved_nbytes()
+
+    def abort(self, why: str) -> None:
+        """Ends the connection at once; what is queued is thrown away, so that it delays nothing that comes after."""
+        self._broken = self._broken or ServerError(f"{self._connection.peer} {why}")
+        self._connection.abort()
+
     def close(self) -> None:
         """Says goodbye, if there is anyone to say it to, and ends the connection."""
         if self._broken is None:
@@ -278,3 +395,5 @@ class Channel:
                 self.tell(Kind.BYE, wire.Bye("done"))
             self._broken = ServerError("the connection is closed")
         self._connection.close()
+        if self._reader is not None and self._reader is not threading.current_thread():
+            self._reader.join(1.0)

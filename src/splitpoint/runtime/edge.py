@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from copy import copy
 from pathlib import Path
-from time import monotonic, perf_counter
+from random import Random
+from time import perf_counter
 from types import TracebackType
 
-import msgspec
-import numpy as np
-
 from splitpoint import wire
-from splitpoint.codecs import Codec
-from splitpoint.engines import Engine, Session, open_engine
-from splitpoint.errors import (
-    BusyError,
-    InputError,
-    ModelError,
-    ProtocolError,
-    ServerError,
-    StorageError,
-    UsageError,
-    nearest,
-)
+from splitpoint.engines import Engine, open_engine
+from splitpoint.errors import ModelError, RefusedError, ServerError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
 from splitpoint.link import Link
-from splitpoint.machine import default_cache
-from splitpoint.models.model import Model, from_graph
-from splitpoint.profile.files import parse_profile
+from splitpoint.models.model import Model
+from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.plan import Planner
 from splitpoint.profile.values import Profile
+from splitpoint.runtime import plain
+from splitpoint.runtime.adaptive import Adaptive, Watching, planned
+from splitpoint.runtime.asking import COMPILE_S, ask_profile
+from splitpoint.runtime.breaker import DOWN, UP
 from splitpoint.runtime.cache import BlobCache
 from splitpoint.runtime.channel import Channel
-from splitpoint.runtime.encoding import CodecChoice, check_decodable, choose, chooser, is_unused
+from splitpoint.runtime.choosing import choose_model
+from splitpoint.runtime.cuts import Cuts
+from splitpoint.runtime.encoding import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, software
-from splitpoint.runtime.fetch import fetch
+from splitpoint.runtime.fallback import ERROR, LOCAL, Survivor, Ticket, check_deadline, check_fallback
+from splitpoint.runtime.glimpse import Glimpse, glimpse
+from splitpoint.runtime.here import Here
+from splitpoint.runtime.holding import Background, Holding
+from splitpoint.runtime.late import PATIENCE, Patience
+from splitpoint.runtime.line import Line
+from splitpoint.runtime.placement import Route
 from splitpoint.runtime.probe import measure_link
-from splitpoint.runtime.result import Marks, Request, Result
+from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.stream import stream
-from splitpoint.segments import check_specs
+from splitpoint.runtime.switches import Switch
+from splitpoint.runtime.watcher import Watcher, tell
 from splitpoint.tensors import Array
 from splitpoint.transports import Connection, connect
-from splitpoint.units import counted, size
+from splitpoint.units import size
 from splitpoint.wire import Kind, Limits, ModelInfo
 
 Inputs = Mapping[str, Array] | Array | Request
-_Key = tuple[tuple[str, ...], tuple[str, ...]]
+#: What `fallback` there is while nothing is fetched for it.
+_NOT_YET = "no local fallback yet ({} of {} here): until the rest is, a request waits for the server"
 
 
 class Edge:
@@ -66,10 +68,24 @@ class Edge:
     another one is refused. A name that several versions have needs one of the two.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. `engine` is ONNX
-    Runtime on the CPU if not given. `timeout_s` is how long any answer may take.
+    Runtime on the CPU if not given. `timeout_s` is how long any answer may take. With `checksum` every frame carries a
+    CRC-32, and one that was changed on its way ends the connection instead of giving a wrong answer; without it that is
+    left to TCP, whose checksum has 16 bits.
+
+    `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that;
+    ``"wait"`` asks again, on a new connection if need be, until the deadline or for ever; ``"local"`` finishes it here
+    from the tensors that are here. That takes the whole model's weights: a local `Model`, or they are fetched
+    after the first answer, with a tenth of the link; until then it is ``"wait"``, and `on_event` is told so.
+    `deadline_s` is when an answer should be there, counted from the call; 0 is none. `patience` says what *late*
+    means, and `seed` draws the pauses before a lost server is tried again.
+
+    ``plan="auto"`` chooses the cut, and goes on choosing (`adapt`): both sides are profiled for up to `budget_s` (what
+    an earlier run kept counts) and the link is measured, which is told to `on_event`; `constraints` are what the plan
+    keeps to. `watching` says how often the link is looked at.
 
     Raises ServerError and its kin if the server is not there or refuses, CutError for an unknown cut, UsageError for
-    a codec that makes no sense, StorageError for the cache. Any number of threads may call `infer`.
+    a codec that makes no sense, StorageError for the cache, RefusedError for the fallback ``"local"`` if the server
+    does not hand the model out. Any number of threads may call `infer`.
     """
 
     def __init__(
@@ -77,44 +93,90 @@ class Edge:
         address: str | Connection,
         model: Model | str | None = None,
         *,
-        at: str | int | Cut = "middle",
+        at: str | int | Cut | None = None,
         codec: CodecChoice = "raw",
+        plan: str = "",
+        budget_s: float = 10.0,
+        constraints: Constraints | None = None,
+        watching: Watching | None = None,
+        fallback: str = ERROR,
+        deadline_s: float = 0.0,
         engine: Engine | None = None,
         cache: Path | None = None,
         model_hash: str | None = None,
         timeout_s: float = 30.0,
         connect_s: float = 5.0,
+        checksum: bool = False,
         limits: Limits | None = None,
+        patience: Patience = PATIENCE,
+        seed: int | None = None,
         on_event: OnEvent = ignore,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        self._fallback, self._deadline_s = check_fallback(fallback), check_deadline(deadline_s)
+        auto = _check_plan(plan, at, codec)
+        if fallback != ERROR and not isinstance(address, str):
+            raise UsageError(f"fallback {fallback} makes connections again: give an address, not a connection")
         self._tell = on_event
-        self._progress = on_progress
         self._engine = engine
-        self._timeout_s = timeout_s
-        self._cache_folder = cache
-        self._cache: BlobCache | None = None
         self._codec = codec
-        self._placements: dict[_Key, _Placement] = {}
-        self._placing = threading.Lock()
-        self._closed = threading.Event()
-        self._sent_raw: set[tuple[_Key, str]] = set()
-        connection = connect(address, limits, connect_s) if isinstance(address, str) else address
+        self._closed, self._lock = threading.Event(), threading.Lock()
+        self._timeout_s, self._patience = timeout_s, patience
+        self._dialled = address, limits, checksum
+        self._background: Background | None = None
+        self._survivor: Survivor | None = None
+        self._cuts: Cuts = None  # type: ignore[assignment]  # until the model is known
+        self.adaptive: Adaptive | None = None
+        """Who keeps the cut right, after `adapt`."""
+        self.watchers: list[Watcher] = []
+        """Told of all that happens to requests; added to and removed from at any time."""
+        self.on_result: Callable[[Request, Result], None] | None = None
+        """Told of every answer, with its request, as it is given to whoever asked, while there are watchers."""
+        channel = self._connect(connect_s, lambda _: None)
+        self._line = Line(channel, self._reconnect, patience, Random(seed), self._state_changed)
         try:
-            self._channel = Channel(connection, software=software(), timeout_s=connect_s)
-        except BaseException:
-            connection.close()
-            raise
-        try:
-            self._channel.timeout_s = timeout_s
-            self.info = self._choose(model, model_hash)
-            self._channel.measure_clock()
-            self.model = model if isinstance(model, Model) else self._fetch_graph()
-            self._local = isinstance(model, Model)
-            self._current = self._place(at, codec)
+            self.info = choose_model(channel.welcome.models, model, model_hash)
+            self._check_shared(model)
+            channel.timeout_s = timeout_s
+            channel.measure_clock()
+            local = model if isinstance(model, Model) else None
+            self._holding = Holding(self.info, local, lambda: self._line.channel, cache, on_event, on_progress)
+            self.model = self._holding.model
+            self._cuts = Cuts(self._holding, lambda: self._line.channel, self._engine_here, patience, on_event)
+            self._here = Here(self._holding, self._engine_here, self._cuts.all)
+            first = self._cut("input" if auto else "middle" if at is None else at)
+            self._cuts.switch(first, self._codecs_at(first, codec))
+            if fallback != ERROR:
+                self._prepare_to_survive()
+            if auto:
+                known = planned(self, self._engine_here(), budget_s, constraints, cache, on_event)
+                self.adapt(*known, watching)
         except BaseException:
             self.close()
             raise
+
+    def _connect(self, timeout_s: float, greeting: Callable[[Connection], None]) -> Channel:
+        address, limits, checksum = self._dialled
+        connection = connect(address, limits, timeout_s) if isinstance(address, str) else address
+        greeting(connection)
+        try:
+            return Channel(connection, software=software(), timeout_s=timeout_s, checksum=checksum)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _reconnect(self, greeting: Callable[[Connection], None]) -> Channel:
+        """A new connection to the same model. ServerError, ModelError."""
+        channel = self._connect(self._patience.greet_s, greeting)
+        try:
+            if self.info.fingerprint not in {m.fingerprint for m in channel.welcome.models}:
+                raise ModelError(f"the server no longer has {self.info.name} {self.info.fingerprint[:12]}")
+            channel.measure_clock()
+        except BaseException:
+            channel.close()
+            raise
+        channel.timeout_s = self._timeout_s
+        return channel
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -127,14 +189,72 @@ class Edge:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection and frees the compiled heads."""
+        """Ends the connection and frees what is compiled here."""
         self._closed.set()
-        self._channel.close()
-        for placement in self._placements.values():
-            placement.close()
-        self._placements.clear()
+        atexit.unregister(self.close)
+        if self.adaptive is not None:
+            self.adaptive.close()
+        if self._survivor is not None:
+            self._survivor.close()
+        if self._background is not None:
+            self._background.close()
+        self._line.close()
+        if self._cuts is not None:
+            self._cuts.close()
+        if self._survivor is not None:
+            self._here.close()
 
-    # --- choosing and fetching the model ------------------------------------------------------------------------
+    def _check_shared(self, model: Model | str | None) -> None:
+        """RefusedError if the rest of the model can never be here, and is to be."""
+        if self._fallback == LOCAL and not isinstance(model, Model) and self._channel.welcome.share != "model":
+            shared = "only heads" if self._channel.welcome.share == "head" else "no models"
+            raise RefusedError(
+                f"this server hands out {shared}, so no request can be finished here: "
+                "give the model's own file, or choose the fallback wait"
+            )
+
+    def _prepare_to_survive(self) -> None:
+        """Readies what a request needs that the server lets down."""
+        self._surviving()
+        atexit.register(self.close)  # threads of ours must not run while the interpreter is taken apart
+        if self._fallback == LOCAL and self._here.possible():
+            self._here.prepare(self._cuts.current.placement)
+        elif self._fallback == LOCAL:
+            here, total = self._holding.amount()
+            self._tell(Event("notice", _NOT_YET.format(size(here), size(total))))
+            self._background = Background(self._holding, self._complete, self._tell)
+        self._line.keep(self._cuts.reopen_current, self._cuts.reopen_all)
+
+    def _complete(self) -> None:
+        self._here.complete()
+        self._here.prepare_soon(self._cuts.current.placement)
+
+    def _surviving(self) -> Survivor:
+        """Whoever answers requests that are watched, or that have a fallback."""
+        found = self._survivor
+        if found is None:
+            with self._lock:
+                if self._survivor is None:
+                    self._line.attach(self._channel)
+                    self._survivor = Survivor(
+                        self._line, self._here, self._fallback, self._timeout_s, self.watchers, self._cuts.reopen
+                    )
+                found = self._survivor
+        return found
+
+    def _state_changed(self, state: str) -> None:
+        if self._fallback != ERROR:
+            if state == DOWN:
+                self._tell(Event("notice", f"not asking the server for now: {self._line.why}"))
+            elif state == UP:
+                self._tell(Event("notice", "the server answers again"))
+        tell(self.watchers, lambda w: w.state(state))
+
+    # --- the server and its model -------------------------------------------------------------------------------
+
+    @property
+    def _channel(self) -> Channel:
+        return self._line.channel
 
     @property
     def served(self) -> tuple[ModelInfo, ...]:
@@ -144,17 +264,37 @@ class Edge:
     @property
     def cut(self) -> Cut:
         """Where the model is cut now."""
-        return self._current.cut
+        return self._cuts.current.placement.cut
 
     @property
     def codecs(self) -> Mapping[str, str]:
         """How what crosses now travels, by tensor name; what travels raw is not in it."""
-        return {name: codec.name for name, codec in self._current.codecs.items()}
+        return {name: codec.name for name, codec in self._cuts.current.codecs.items()}
 
     @property
     def input_spec(self) -> InputSpec | None:
         """How photos become the model's input."""
         return self.model.input_spec
+
+    @property
+    def cache(self) -> BlobCache:
+        """Where weights are kept on this device."""
+        return self._holding.cache
+
+    @property
+    def fallback(self) -> str:
+        """What becomes of a request that the server lets down: ``error``, ``wait`` or ``local``."""
+        return self._fallback
+
+    @property
+    def link_state(self) -> str:
+        """Whether requests go to the server: ``up``, ``down``, or ``trying`` (one goes, to see whether it is well)."""
+        return self._line.state
+
+    @property
+    def local_ready(self) -> bool:
+        """Whether a request at the current cut can be finished here now."""
+        return self._here.ready(self._cuts.current.placement)
 
     @property
     def clock_error_ms(self) -> float:
@@ -165,6 +305,15 @@ class Edge:
     def round_trip_ms(self) -> float:
         """The shortest of the recent pings."""
         return self._channel.clock.round_trip_s * 1e3
+
+    def ping(self) -> float | None:
+        """The seconds of a round trip to the server; None if none was made in time."""
+        return self._channel.ping(self._patience.pong_s)
+
+    def glimpse(self, nbytes: int, timeout_s: float) -> Glimpse | None:
+        """What `nbytes` over an idle link tell of it; None if no answer came within `timeout_s`."""
+        channel = self._channel
+        return glimpse(channel, lambda: channel.clock.offset_s, nbytes, timeout_s)
 
     def measure_link(self, budget_s: float = 3.0) -> Link:
         """The link to the server, measured by sending over it (`splitpoint.runtime.probe`). ServerError if it ends."""
@@ -179,447 +328,203 @@ class Edge:
         itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for a
         profile that makes no sense.
         """
-        if not 0 < budget_s < float("inf"):
-            raise UsageError(f"a profile's time budget is a number of seconds above 0, not {budget_s}")
-        request = wire.ProfileRequest(self.info.fingerprint, budget_s, fresh)
-        frame = self._ask_for_profile(request, monotonic() + _BUSY_S + _BUSY_BUDGETS * budget_s)
-        data = bytes(frame.tensors[0].data) if frame.tensors else b""
-        profile = parse_profile(data, "what the server sent")
-        profile.require(self.info.fingerprint, self.info.name)
-        return profile
-
-    def _ask_for_profile(self, request: wire.ProfileRequest, end: float) -> wire.Frame:
-        """The answer to `request`, asked again while the server is busy, until `end`."""
-        told = False
-        while True:
-            try:
-                # Compiling a large model once is not interrupted, and the server may be slow, or measure others first.
-                limit_s = _COMPILE_S + 2 * request.budget_s
-                return self._channel.ask(Kind.PROFILE, request, wire.Profiled, limit_s)[1]
-            except BusyError as exc:
-                pause_s = min(max(exc.retry_after_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
-                left_s = end - monotonic()
-                if left_s < pause_s:
-                    raise
-                if not told:
-                    told = True
-                    self._tell(Event("notice", f"{exc}; asking again for up to {left_s:.0f} s"))
-            if self._closed.wait(pause_s):
-                raise ServerError("the connection is closed")
-
-    def _choose(self, model: Model | str | None, model_hash: str | None) -> ModelInfo:
-        served = list({m.fingerprint: m for m in self.served}.values())
-        listed = _listed(served)
-        if isinstance(model, Model):
-            found = [m for m in served if m.fingerprint == model.fingerprint]
-            if not found:
-                raise ModelError(
-                    f"the server does not have this {model.name} ({model.fingerprint[:12]}); it has {listed}"
-                )
-        elif model is None:
-            found = served
-            if len({m.name for m in found}) > 1 and not model_hash:
-                raise UsageError(f"the server has several models, so name one: {listed}")
-        else:
-            found = [m for m in served if m.name == model] or _with_prefix(served, model)
-            if not found:
-                raise ModelError(
-                    f"the server has no model {model}{nearest(model, {m.name: None for m in served})} (it has {listed})"
-                )
-        if model_hash is not None:
-            pinned = _with_prefix(found, model_hash)
-            if not pinned:
-                raise ModelError(
-                    f"the server's model is not the pinned one, {model_hash[:12]}: it has {listed}; "
-                    "use another --model-hash only if you know why it changed"
-                )
-            found = pinned
-        if not found:
-            raise ModelError("the server has no model")
-        if len(found) > 1:  # a fleet moves to a new version edge by edge: which one is never a guess
-            names = {m.name for m in found}
-            called = f"called {found[0].name}" if len(names) == 1 else "that fit"
-            raise UsageError(
-                f"the server has {len(found)} models {called}: {_listed(found)}; "
-                "name one by its fingerprint or pin it with --model-hash"
-            )
-        return found[0]
-
-    @property
-    def cache(self) -> BlobCache:
-        """Where weights are kept on this device."""
-        if self._cache is None:
-            self._cache = BlobCache(self._cache_folder or default_cache())
-        return self._cache
-
-    def _fetch_graph(self) -> Model:
-        fingerprint, name = self.info.fingerprint, self.info.name
-        weights = _Fetching(self)
-        data = self.cache.graph(fingerprint)
-        if data is not None:
-            try:
-                return self._with_spec(from_graph(data, weights, name=name, expected=fingerprint))
-            except ModelError:
-                self.cache.drop_graph(fingerprint)
-                self._tell(Event("notice", f"the cached graph of {name} has rotted: fetching it again"))
-        _, frame = self._channel.ask(Kind.GRAPH, wire.GraphRequest(fingerprint), wire.GraphData)
-        raw = bytes(frame.tensors[0].data) if frame.tensors else b""
-        model = from_graph(raw, weights, name=name, expected=fingerprint)
-        self.cache.put_graph(fingerprint, raw)
-        self._tell(Event("fetched", f"fetched the graph of {name} ({size(len(raw))}), fingerprint {fingerprint[:12]}"))
-        return self._with_spec(model)
-
-    def _with_spec(self, model: Model) -> Model:
-        """`model` with the input spec that the server was given for it, if that is not the graph's own."""
-        text = self.info.input_spec
-        return model.with_input_spec(InputSpec.from_json(text)) if text else model
+        return ask_profile(self._channel, self.info, budget_s, self._closed, self._tell, fresh=fresh)
 
     def pull(self, at: str | int | Cut | None = None) -> int:
         """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched.
 
-        ServerError if the server does not hand them out; StorageError for the cache.
+        With the whole model requests can be finished here from then on, if that is the fallback. ServerError if the
+        server does not hand them out; StorageError for the cache.
         """
-        if self._local:
+        holding = self._holding
+        if holding.local:
             return 0
         heads_only = self._channel.welcome.share == "head"
         if at is None:
             if heads_only:
                 raise ServerError("this server only hands out heads, not the whole model: give --at CUT")
-            return self._pull(tuple(self.model.blobs))
-        cut = at if isinstance(at, Cut) else self.model.graph.cut(at)
+            fetched = holding.pull(tuple(self.model.blobs))
+            if self._fallback == LOCAL:
+                self._complete()
+            return fetched
+        cut = self._cut(at)
         wanted = self.model.head(cut).blobs
-        if not heads_only or _key(cut) in self._placements or all(h in self.cache for h in wanted):
-            return self._pull(wanted)
-        asked = self._ask_for_tail(cut)
+        if not heads_only or cut in self._cuts or holding.has(wanted):
+            return holding.pull(wanted)
+        asked = self._cuts.ask_for_tail(cut)
         if asked is None:
-            return self._pull(wanted)
-        opened, _ = self._channel.expect(asked, wire.Opened, _COMPILE_S)
+            return holding.pull(wanted)
+        opened, _ = self._channel.expect(asked, wire.Opened, COMPILE_S)
         try:
-            return self._pull(wanted)
+            return holding.pull(wanted)
         finally:
             with suppress(ServerError):  # if the connection has ended, so has the tail
                 self._channel.tell(Kind.CLOSE, wire.Close(opened.segment))
-
-    def _pull(self, hashes: Sequence[str]) -> int:
-        sizes = self.model.blobs
-        wanted = [(h, sizes[h].nbytes) for h in hashes if h not in self.cache]
-        if not wanted:
-            return 0
-        chunk = max(1, self._channel.welcome.limits.get("blob_chunk", 1 << 20))
-        fetched = fetch(self._channel, self.info.fingerprint, wanted, self.cache, chunk, self._progress)
-        text = f"fetched {counted(len(wanted), 'weight')} of {self.info.name} ({size(fetched)})"
-        self._tell(Event("fetched", text))
-        return fetched
 
     # --- cuts ---------------------------------------------------------------------------------------------------
 
     def warm(self, at: str | int | Cut, codec: CodecChoice | None = None) -> Cut:
         """Makes the cut `at` ready, head here and tail there, without switching to it."""
-        return self._place(at, codec).cut
+        return self._route(self._cut(at), codec).placement.cut
 
-    def switch(self, at: str | int | Cut, codec: CodecChoice | None = None) -> Cut:
+    def switch(
+        self, at: str | int | Cut, codec: CodecChoice | None = None, *, predicted_ms: float | None = None
+    ) -> Cut:
         """Cuts at `at` from the next request on. A cut that is ready (`warm`, or used before) costs < 1 ms.
 
         Without `codec` tensors travel as before; those that it gave to tensors by name go on while these cross.
-        Another codec compiles nothing.
+        Another codec compiles nothing. `predicted_ms` is what a request is expected to take there: what takes
+        much longer is late. Without it that is learned.
         """
-        self._current = self._place(at, codec)
+        cut = self._cut(at)
+        route = self._cuts.switch(cut, self._codecs_at(cut, codec))
         if codec is not None:
             self._codec = codec
-        return self._current.cut
+        route.placement.waits.told_s = (predicted_ms or 0.0) / 1e3
+        if self._fallback == LOCAL and self._here.possible():
+            self._here.prepare_soon(route.placement)
+        return cut
 
     def forget(self, at: str | int | Cut | None = None) -> None:
         """Frees the compiled halves of `at`, or of every cut but the current one, here and on the server."""
-        with self._placing:
-            if at is None:
-                gone = [k for k in self._placements if k != _key(self._current.cut)]
-            else:
-                cut = at if isinstance(at, Cut) else self.model.graph.cut(at)
-                gone = [_key(cut)] if _key(cut) in self._placements else []
-            for key in gone:
-                if key == _key(self._current.cut):
-                    raise UsageError(f"{self._current.cut.name} is in use: switch to another cut first")
-                placement = self._placements.pop(key)
-                placement.close()
-                if placement.segment:
-                    self._channel.tell(Kind.CLOSE, wire.Close(placement.segment))
+        self._cuts.forget(None if at is None else self._cut(at))
 
-    def _place(self, at: str | int | Cut, codec: CodecChoice | None) -> _Placement:
-        cut = at if isinstance(at, Cut) else self.model.graph.cut(at)
+    def _cut(self, at: str | int | Cut) -> Cut:
+        return at if isinstance(at, Cut) else self.model.graph.cut(at)
+
+    def _route(self, cut: Cut, codec: CodecChoice | None) -> Route:
+        return self._cuts.route(cut, self._codecs_at(cut, codec))
+
+    def _codecs_at(self, cut: Cut, codec: CodecChoice | None) -> CodecChoice:
+        """`codec`, or what of the edge's own is for tensors that cross at `cut`."""
         asked = self._codec if codec is None else codec
         if codec is None and not isinstance(asked, str):
             crossing = {t.name for t in cut.crossing}
             asked = {name: one for name, one in asked.items() if name in crossing}
-        chosen = choose(cut, asked)
-        if isinstance(asked, str) and is_unused(cut, asked, chosen) and (_key(cut), asked) not in self._sent_raw:
-            self._sent_raw.add((_key(cut), asked))
-            self._tell(Event("notice", f"{asked} takes none of what crosses at {cut.name}: sent raw"))
-        check_decodable(chosen, self._channel.welcome.features)
-        with self._placing:
-            found = self._placements.get(_key(cut))
-            if found is None:
-                found = self._placements[_key(cut)] = self._build(cut)
-            return found.encoding(chosen, strict=not isinstance(asked, str))
-
-    def _build(self, cut: Cut) -> _Placement:
-        """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled."""
-        asked = self._ask_for_tail(cut)
-        if asked is not None and self._channel.welcome.share == "head":
-            # The head's weights are handed out to those who have opened its tail.
-            opened, _ = self._channel.expect(asked, wire.Opened, _COMPILE_S)
-            return _Placement(self.model, cut, self._head(cut), opened)
-        try:
-            head = self._head(cut)
-        except BaseException:
-            if asked is not None:
-                self._channel.abandon(asked)
-            raise
-        if asked is None:
-            return _Placement(self.model, cut, head, None)
-        try:
-            opened, _ = self._channel.expect(asked, wire.Opened, _COMPILE_S)
-        except BaseException:
-            if head is not None:
-                head.close()
-            raise
-        return _Placement(self.model, cut, head, opened)
-
-    def _ask_for_tail(self, cut: Cut) -> int | None:
-        """Sends OPEN for what follows `cut`; its id, or None if nothing is left to compute there."""
-        outputs = tuple(t.name for t in self.model.outputs if t.name not in cut.results)
-        if not outputs:
-            return None
-        crossing = tuple(t.name for t in cut.crossing)
-        request = wire.OpenRequest(self.info.fingerprint, crossing, outputs, cut.shapes)
-        asked = self._channel.reserve()
-        self._channel.send(asked, wire.encode(Kind.OPEN, asked, request))
         return asked
 
-    def _head(self, cut: Cut) -> Session | None:
-        segment = self.model.head(cut)
-        if not segment.outputs:
-            return None
-        if not self._local:
-            self._pull(segment.blobs)
+    def _engine_here(self) -> Engine:
         if self._engine is None:
             self._engine = open_engine()
-        return self._engine.compile(segment)
+        return self._engine
+
+    # --- adapting -----------------------------------------------------------------------------------------------
+
+    def adapt(self, planner: Planner, link: Link, watching: Watching | None = None) -> Adaptive:
+        """Cuts as `planner` says for `link`, and from then on for link, load and device as they are seen to be.
+
+        The next likely cuts are made ready in the background, and a switch happens between two requests; each is told
+        to `on_event` ("switched") and is in `switches`. Called again, it begins anew.
+        """
+        if self.adaptive is not None:
+            self.adaptive.close()
+        if self._fallback != LOCAL and not self._holding.local and self._channel.welcome.share == "model":
+            self._background = self._background or Background(self._holding, self._here.complete, self._tell)
+        self.adaptive = Adaptive(self, planner, link, watching, on_event=self._tell)
+        atexit.register(self.close)  # threads of ours must not run while the interpreter is taken apart
+        self.adaptive.start()
+        return self.adaptive
+
+    @property
+    def switches(self) -> Sequence[Switch]:
+        """What `adapt` has switched so far."""
+        return tuple(self.adaptive.switches) if self.adaptive is not None else ()
+
+    def holds(self, cut: Cut) -> bool:
+        """Whether `cut` can be made ready without fetching weights over a link that requests need."""
+        return self._here.possible() or self._cuts.holds(cut)
 
     # --- running ------------------------------------------------------------------------------------------------
 
-    def infer(self, inputs: Inputs, *, deadline_s: float = 0.0) -> Result:
+    def infer(
+        self,
+        inputs: Inputs,
+        *,
+        deadline_s: float | None = None,
+        at: str | int | Cut | None = None,
+        codec: CodecChoice | None = None,
+    ) -> Result:
         """The model's outputs for `inputs`: an array if it has one input, else arrays by name; or a `Request`.
 
-        `deadline_s`: a server that cannot begin by then refuses instead of computing in vain. Raises InputError for
-        inputs that do not fit, BusyError, ServerError; none of them costs an answer that was given before.
+        With `at` (and `codec`) this one request is cut there, whatever the others are; `warm` makes that ready.
+        `deadline_s` (the edge's own if None, 0 for none): a server that cannot begin by then refuses instead of
+        computing in vain. With the fallback ``"local"`` the answer is then finished here, in time if the device can;
+        with ``"wait"`` it is a ServerError. Raises InputError for inputs that do not fit, and with the fallback
+        ``"error"`` BusyError and ServerError; none of them costs an answer that was given before.
         """
-        placement = self._current
-        request = inputs if isinstance(inputs, Request) else Request(inputs)
-        sent = self._begin(placement, request, deadline_s, 0)
-        return self._finish(sent)
+        limit_s = self._deadline_s if deadline_s is None else check_deadline(deadline_s)
+        request = _request(inputs)
+        route = None if at is None else self._route(self._cut(at), codec)
+        if self._fallback == ERROR and not self.watchers:
+            return plain.finish(plain.send(plain.begin(route or self._cuts.current, request, limit_s, 0)))
+        survivor = self._surviving()
+        return self._survived(survivor.send(survivor.begin(self._held(route), request, limit_s, 0)))
 
-    def stream(self, items: Iterable[Inputs], *, window: int = 4, deadline_s: float = 0.0) -> Iterator[Result]:
+    def stream(self, items: Iterable[Inputs], *, window: int = 4, deadline_s: float | None = None) -> Iterator[Result]:
         """Results of `items` in order, with up to `window` of them under way at once.
 
-        While one is on the wire or at the server, the head of the next computes; `items` is read in a thread of
-        its own. An exception, the caller's included, ends all of it; results before it are delivered first.
+        While one is at the server and another on the wire, the head of the next computes and the one after it is
+        taken from `items`, each in a thread of its own. An exception, the caller's included, ends all of it; results
+        before it are delivered first.
         """
         if window < 1:
             raise UsageError(f"a stream needs a window of at least 1, not {window}")
+        limit_s = self._deadline_s if deadline_s is None else check_deadline(deadline_s)
         window = max(1, min(window, self._channel.welcome.limits.get("in_flight", window)))
         flags = wire.PIPELINED if window > 1 else 0
+        if self._fallback == ERROR and not self.watchers:
 
-        def begin(item: Inputs) -> _Sent:
-            request = item if isinstance(item, Request) else Request(item)
-            return self._begin(self._current, request, deadline_s, flags)
+            def begin(item: Inputs) -> plain.Sent:
+                return plain.begin(self._cuts.current, _request(item), limit_s, flags)
 
-        return stream(items, begin, self._finish, self._abandon, window)
+            return stream(items, (begin, plain.send, plain.finish), plain.abandon, window)
+        survivor = self._surviving()
 
-    def _begin(self, placement: _Placement, request: Request, deadline_s: float, flags: int) -> _Sent:
-        """Runs the head and sends the request, if there is anything to send."""
-        started = perf_counter()
-        known = placement.check(request.inputs)
-        if placement.head is not None:
-            known = {**known, **placement.head.run(known)}
-        headed = perf_counter()
-        if not placement.segment:
-            return _Sent(placement, request, known, started, headed, headed, 0, 0, ())
-        arrays = [known[name] for name in placement.tensors]
-        extra = (placement.vectors_of(known), deadline_s) if placement.vectors else ((), deadline_s)
-        channel = self._channel
-        if channel.in_flight:
-            flags |= wire.PIPELINED
-        id = channel.reserve()
-        try:
-            packet = placement.packer.pack(id, arrays, extra, (), flags)
-        except BaseException:
-            channel.abandon(id)
-            raise
-        packed = perf_counter()
-        channel.send(id, packet)
-        return _Sent(placement, request, known, started, headed, packed, id, packet.nbytes, packet.codecs)
+        def hold(item: Inputs) -> Ticket:
+            return survivor.begin(self._held(), _request(item), limit_s, flags)
 
-    def _finish(self, sent: _Sent) -> Result:
-        placement = sent.placement
-        if not sent.id:
-            outputs = {name: sent.known[name] for name in placement.outputs}
-            now = perf_counter()
-            request = sent.request
-            return Result(outputs, placement.cut.name, Marks(sent.started, now, now, now), request.spans, request.tag)
-        frame = self._channel.wait(sent.id)
-        if frame.kind != _RESULT or len(frame.tensors) != len(placement.remote):
-            raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
-        outputs = dict(zip(placement.remote, frame.tensors, strict=True))
-        if placement.results:
-            known = {**sent.known, **outputs}
-            outputs = {name: known[name] for name in placement.outputs}
-        return Result(
-            outputs,
-            placement.cut.name,
-            Marks(sent.started, sent.headed, sent.packed, perf_counter()),
-            sent.request.spans,
-            sent.request.tag,
-            sent.nbytes,
-            frame.nbytes,
-            frame.times,
-            self._channel.clock.best,
-            {n: c for n, c in zip(placement.tensors, sent.codecs, strict=True) if c} if sent.codecs else {},
-        )
+        return stream(items, (hold, survivor.send, self._survived), survivor.abandon, window)
 
-    def _abandon(self, sent: _Sent) -> None:
-        if sent.id:
-            self._channel.abandon(sent.id)
+    def shadow(self, inputs: Inputs, at: str | int | Cut, codec: CodecChoice | None = None) -> None:
+        """Sends a request over the cut `at`, which is warm, beside the others; only `watchers` hear of its answer.
 
-
-def _key(cut: Cut) -> _Key:
-    """What tells two cuts apart that are not the same: what crosses, and which results stay."""
-    return cut.boundary, cut.results
-
-
-_RESULT = int(Kind.RESULT)
-#: A tail may be large, and compiling it is not what `timeout_s` is about.
-_COMPILE_S = 600.0
-#: How long a server that is busy measuring is asked again, beside some of our own budgets, and how often.
-_BUSY_S, _BUSY_BUDGETS = 60.0, 6
-_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.05, 30.0
-
-
-class _Sent(msgspec.Struct):
-    """A request under way. `id` is 0 if it needs no server."""
-
-    placement: _Placement
-    request: Request
-    known: Mapping[str, Array]
-    started: float
-    headed: float
-    packed: float
-    id: int
-    nbytes: int
-    codecs: tuple[str, ...]
-
-
-class _Placement:
-    """A cut with both halves compiled, the names of everything that goes back and forth, and how it is encoded."""
-
-    def __init__(self, model: Model, cut: Cut, head: Session | None, opened: wire.Opened | None) -> None:
-        self.cut, self.head = cut, head
-        self.inputs = model.inputs
-        self.outputs = [t.name for t in model.outputs]
-        vectors = set(cut.shapes)
-        needed = [t.name for t in opened.inputs] if opened is not None else []
-        self.tensors = [name for name in needed if name not in vectors]
-        self.vectors = [name for name in needed if name in vectors]
-        self.remote = [t.name for t in opened.outputs] if opened is not None else []
-        stays = set(cut.results) if opened is not None else set(self.outputs)
-        asked = [name for name in self.outputs if name not in stays]
-        if set(needed) - {t.name for t in cut.crossing} - vectors or self.remote != asked:
-            raise ProtocolError("the server opened another segment than it was asked for")
-        self.results = self.remote != self.outputs
-        self.segment = segment = opened.segment if opened is not None else 0
-        self._header = lambda tensors, vectors, deadline_s: wire.Infer(segment, tensors, vectors, deadline_s)
-        self.packer: wire.Packer | wire.EncodingPacker = wire.Packer(Kind.INFER, self._header)
-        self.codecs: Mapping[str, Codec] = {}
-        self._encodings: dict[object, _Placement] = {}
-        self._accepted: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = []
-
-    def check(self, inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
-        """`inputs` by name, contiguous; InputError unless they are what the model takes."""
-        if isinstance(inputs, np.ndarray):
-            if len(self.inputs) != 1:
-                raise InputError(f"the model has {len(self.inputs)} inputs: give them by name")
-            inputs = {self.inputs[0].name: inputs}
-        accepted = self._accepted
-        if len(inputs) == len(accepted):
-            # Looked at again only if something changed since the last time.
-            for name, dtype, shape in accepted:
-                array = inputs.get(name)
-                if (
-                    not isinstance(array, np.ndarray)
-                    or array.dtype != dtype
-                    or array.shape != shape
-                    or not array.flags.c_contiguous
-                ):
-                    break
-            else:
-                return inputs
-        checked = check_specs(self.inputs, inputs)
-        self._accepted = [(name, a.dtype, a.shape) for name, a in checked.items()]
-        return checked
-
-    def encoding(self, codecs: Mapping[str, Codec], *, strict: bool) -> _Placement:
-        """The same halves, for tensors that travel with `codecs`; see `chooser` for `strict`. Called by one at a time.
-
-        Only the one without codecs is closed, and all with it.
+        Nothing is sent while the last one has no answer yet, or the link is down. UsageError if the cut is not warm.
         """
-        codecs = {name: codecs[name] for name in self.tensors if name in codecs}
-        if not codecs:
-            return self
-        key = (strict, *((name, codec.name) for name, codec in codecs.items()))
-        found = self._encodings.get(key)
-        if found is None:
-            found = self._encodings[key] = copy(self)
-            found.codecs = codecs
-            found.packer = wire.EncodingPacker(self._header, chooser(self.tensors, codecs, strict=strict))
-        return found
+        cut = self._cut(at)
+        if cut not in self._cuts:
+            raise UsageError(f"{cut.name} is not warm: nothing is compiled for a request that nobody waits for")
+        route = self._route(cut, codec)
+        if route.placement.remote and route.placement.hold():
+            self._surviving().shadow(route, _request(inputs))
 
-    def vectors_of(self, known: Mapping[str, Array]) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(int(n) for n in known[name].reshape(-1)) for name in self.vectors)
+    def _held(self, wanted: Route | None = None) -> Route:
+        """The current route (or `wanted`), whose halves are kept until the request is answered."""
+        while not (route := wanted or self._cuts.current).placement.hold():
+            if self._closed.is_set():
+                raise ServerError("the connection is closed")
+            if wanted is not None:
+                raise UsageError(f"{route.placement.cut.name} was forgotten while a request was to use it")
+        return route
 
-    def close(self) -> None:
-        if self.head is not None:
-            self.head.close()
-
-
-class _Fetching:
-    """`Weights` over the cache; what is missing or has rotted is fetched."""
-
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
-
-    def open(self, hash: str) -> memoryview:
-        cache = self._edge.cache
-        if hash in cache:
-            try:
-                return cache.open(hash)
-            except StorageError as exc:
-                self._edge._tell(Event("notice", f"{exc}; fetching it again"))
+    def _survived(self, ticket: Ticket) -> Result:
         try:
-            self._edge._pull((hash,))
-        except ServerError as exc:
-            raise StorageError(f"weight {hash[:12]}… is not in the cache and cannot be fetched: {exc}") from exc
-        return cache.open(hash)
+            result = self._surviving().finish(ticket)
+        finally:
+            if self._background is not None:
+                self._background.start()
+        if self.on_result is not None:
+            self.on_result(ticket.request, result)
+        return result
 
 
-def _listed(models: Iterable[ModelInfo]) -> str:
-    """Names and fingerprints for a message."""
-    all_of_them = [f"{m.name} {m.fingerprint[:12]}" for m in models]
-    more = f" and {len(all_of_them) - 20} more" if len(all_of_them) > 20 else ""
-    return ", ".join(all_of_them[:20]) + more or "none"
+def _check_plan(plan: str, at: object, codec: CodecChoice) -> bool:
+    """Whether the edge plans by itself. UsageError for what makes no sense."""
+    if plan not in ("", "auto"):
+        raise UsageError(f'plan is "auto" or nothing, not {plan}: to cut as a Plan says, give at and codec')
+    if plan and (at is not None or codec != "raw"):
+        raise UsageError('with plan="auto" the cut and its codecs are the planner\'s choice: at and codec say nothing')
+    return plan == "auto"
 
 
-def _with_prefix(models: Iterable[ModelInfo], digits: str) -> list[ModelInfo]:
-    wanted = digits.lower()
-    with suppress(ValueError):
-        int(wanted, 16)
-        return [m for m in models if len(wanted) >= 6 and m.fingerprint.startswith(wanted)]
-    return []
+def _request(inputs: Inputs) -> Request:
+    return inputs if isinstance(inputs, Request) else Request(inputs)

@@ -9,6 +9,7 @@ from splitpoint.engines import Engine
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.runtime.result import Marks, Request, Result
+from splitpoint.runtime.stream import stream
 from splitpoint.segments import check_inputs
 from splitpoint.tensors import Array
 
@@ -45,6 +46,6 @@ class Local:
         ended = perf_counter()
         return Result(outputs, self.cut.name, Marks(started, ended, ended, ended), request.spans, request.tag)
 
-    def stream(self, items: Iterable[Request]) -> Iterator[Result]:
-        """Results in order, one at a time: there is nothing to overlap with."""
-        return map(self.infer, items)
+    def stream(self, items: Iterable[Request], *, window: int = 2) -> Iterator[Result]:
+        """Results in order; while one is computed the next is taken from `items`, in a thread of its own."""
+        return stream(items, (self.infer,), lambda result: None, window)

@@ -232,9 +232,11 @@ class Peer:
         names = {f.name for f in dataclasses.fields(limits) if f.type == "int"}
         told = {name: getattr(limits, name) for name in sorted(names)}
         asked = set(frame.header.features)
+        if wire.CRC32 in asked:
+            self.connection.checks = self.connection.seals = True
         welcome = wire.Welcome(
             software=software(),
-            features=tuple(f for f in wire.features() if f in asked),
+            features=tuple(f for f in (*wire.features(), wire.CRC32) if f in asked),
             models=self.server.infos(),
             share=self.server.share,
             limits=told,

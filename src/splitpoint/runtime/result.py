@@ -53,6 +53,17 @@ class Result(msgspec.Struct, frozen=True):
     raw_times: bytes = b""
     offset: Offset | None = None
     codecs: Mapping[str, str] = {}
+    fallback: str = ""
+    attempts: int = 1
+    resumed: float = 0.0
+    deadline_s: float = 0.0
+
+    @property
+    def missed_ms(self) -> float:
+        """By how much the answer came after its deadline, which counts from the call; 0 if it did not, or had none."""
+        if not self.deadline_s:
+            return 0.0
+        return max(0.0, self.marks.ended - self.marks.started - self.deadline_s) * 1e3
 
     @property
     def clock_error_ms(self) -> float | None:
@@ -71,9 +82,18 @@ class Result(msgspec.Struct, frozen=True):
         ``head`` computing on the device, ``encode`` its tensors and the frame, ``up`` until the server had its last
         byte, ``decode``, ``queue``, ``tail`` and ``reply`` on the server, ``down`` until the outputs are here. Where
         ``up`` ends is known through the clocks' offset; it is kept between what came before and what must fit after.
+
+        What was finished here has ``head``, ``wait`` (for a server that was late or failed: encoding and sending
+        included; not there if nothing was sent) and ``local``. ``wait`` is also what earlier attempts took of an answer
+        that came at last; the other stages are then those of the last attempt.
         """
         started, headed, packed, ended = self.marks
         spans = [*self.spans, Span("head", started, headed)]
+        if self.resumed:
+            spans.append(Span("wait", headed, self.resumed))
+            headed = self.resumed
+        if self.fallback:
+            return Trace((*spans, Span("local", headed, ended)))
         if self.offset is None:
             return Trace(tuple(spans))
         t = self.times

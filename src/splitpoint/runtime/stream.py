@@ -1,77 +1,82 @@
-"""A pipeline of three: begin (head, send) → finish (receive) → whoever iterates, in order and bounded.
+"""A pipeline: items are read, begun (head), sent, and their answers received, each step in a thread of its own.
 
-Receiving has a thread of its own, so that an answer is taken, and its time noted, when it comes and not when the
-caller asks for it.
+So that while one frame is on the wire and another at the server, the next one computes and the one after it is decoded:
+what leaves is bounded by the slowest step alone. Sending is a step because a slow link blocks the sender; receiving,
+so that an answer is taken, and its time noted, when it comes and not when the caller asks for it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import TypeVar
+from time import monotonic
+from typing import Any
 
-Item = TypeVar("Item")
-Ticket = TypeVar("Ticket")
-Out = TypeVar("Out")
+#: What one step hands to the next: (value, None), (None, what ended it), or (None, None) behind the last.
+_Hand = tuple[Any, BaseException | None]
+_END: _Hand = (None, None)
+#: How long closing waits for what a step is doing.
+_JOIN_S = 1.0
 
 
 def stream(
-    items: Iterable[Item],
-    begin: Callable[[Item], Ticket],
-    finish: Callable[[Ticket], Out],
-    abandon: Callable[[Ticket], None],
-    window: int,
-) -> Iterator[Out]:
-    """``finish(begin(item))`` for each item in order, at most `window` begun and not yet taken by the caller.
+    items: Iterable[Any], steps: Sequence[Callable[[Any], Any]], abandon: Callable[[Any], None], window: int
+) -> Iterator[Any]:
+    """Each item through all `steps`, in order; at most `window` taken from `items` and not yet by the caller.
 
-    An exception of `items`, `begin` or `finish` is raised in its place, after the results before it. Closing the
-    iterator stops it: what is under way is abandoned.
+    An item is taken when there is room for it, not before: a camera's is then as fresh as it can be. An exception of
+    `items` or of a step is raised in its place, after the results before it. Closing the iterator stops it: what is
+    under way is abandoned. Neither items nor what steps return may be None.
     """
     room = threading.Semaphore(window)
-    begun: SimpleQueue[tuple[Ticket | None, BaseException | None]] = SimpleQueue()
-    ready: SimpleQueue[tuple[Out | None, BaseException | None]] = SimpleQueue()
+    hands: list[SimpleQueue[_Hand]] = [SimpleQueue() for _ in range(len(steps) + 1)]
     stop = threading.Event()
+    #: The last step that failed: whatever comes to it, or to one before it, is behind the failure.
+    failed = -1
 
-    def produce() -> None:
+    def read() -> None:
+        end = _END
         try:
-            for item in items:
-                room.acquire()
-                if stop.is_set():
-                    return
-                begun.put((begin(item), None))
+            source = iter(items)
+            while room.acquire() and not stop.is_set() and failed < 0:
+                item = next(source, None)
+                if item is None:
+                    break
+                hands[0].put((item, None))
         except BaseException as exc:
-            begun.put((None, exc))
-        else:
-            begun.put((None, None))
-        finally:
-            if stop.is_set():
-                begun.put((None, None))
+            end = (None, exc)
+        hands[0].put(end)
 
-    def collect() -> None:
+    def work(k: int) -> None:
+        nonlocal failed
         while True:
-            ticket, exc = begun.get()
-            if ticket is None:
-                ready.put((None, exc))
+            value, exc = hands[k].get()
+            if value is None:
+                hands[k + 1].put((None, exc))
                 return
-            if stop.is_set():
-                abandon(ticket)
+            if stop.is_set() or k <= failed:
+                if k:  # what has not begun holds nothing
+                    abandon(value)
                 continue
             try:
-                ready.put((finish(ticket), None))
+                hands[k + 1].put((steps[k](value), None))
             except BaseException as failure:
-                stop.set()
-                ready.put((None, failure))
+                failed = max(failed, k)
+                hands[k + 1].put((None, failure))
+                room.release()
 
-    producer = threading.Thread(target=produce, name="stream head", daemon=True)
-    collector = threading.Thread(target=collect, name="stream answers", daemon=True)
+    threads = [threading.Thread(target=read, name="stream items", daemon=True)]
+    threads += [
+        threading.Thread(target=work, args=(k,), name=f"stream step {k}", daemon=True) for k in range(len(steps))
+    ]
 
-    def consume() -> Iterator[Out]:
-        producer.start()
-        collector.start()
+    def consume() -> Iterator[Any]:
+        for thread in threads:
+            thread.start()
         try:
             while True:
-                result, exc = ready.get()
+                result, exc = hands[-1].get()
                 if exc is not None:
                     raise exc
                 if result is None:
@@ -81,8 +86,10 @@ def stream(
         finally:
             stop.set()
             room.release()
+            hands[0].put(_END)
             # `items` may be waiting for a camera for ever: its thread ends with the next item.
-            producer.join(1.0)
-            collector.join(1.0)
+            end = monotonic() + _JOIN_S
+            for thread in threads:
+                thread.join(max(0.0, end - monotonic()))
 
     return consume()

@@ -4,9 +4,12 @@ A transport moves whole frames (`splitpoint.wire`). What it must be able to do i
 
     class Connection(Protocol):
         peer: str                                             # "192.168.1.7:41234", for messages
+        checks: bool; seals: bool                             # checksums: looked at, made and demanded
         def send(self, packet, *, wait=True) -> None         # a frame from wire.encode
         def receive(self, *, timeout_s=None, admit=None) -> Frame
         def close(self, linger_s=0.0) -> None
+        def abort(self) -> None                               # at once, without what is queued
+        def moved_nbytes(self) -> int                         # what the link has carried, if that is known
 
 >>> from splitpoint import wire
 >>> from splitpoint.transports import memory
@@ -42,6 +45,10 @@ class Connection(Protocol):
     """One side of a conversation in frames. Any thread may `send`; one at a time may `receive`."""
 
     peer: str
+    checks: bool
+    """Whether a frame that comes with a checksum has it looked at: ProtocolError if it is wrong."""
+    seals: bool
+    """Whether every frame is sent with one, and one that comes without is a ProtocolError."""
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
         """Sends one frame. Without `wait` it never blocks: what does not fit now is sent behind the scenes.
@@ -58,6 +65,13 @@ class Connection(Protocol):
 
     def close(self, linger_s: float = 0.0) -> None:
         """Ends it and wakes whoever waits on it, after at most `linger_s` to deliver what is queued."""
+
+    def abort(self) -> None:
+        """Ends it at once and wakes whoever waits on it; what is queued is thrown away, by the system too."""
+
+    def moved_nbytes(self) -> int:
+        """Bytes that have reached the peer or come from it; 0 where the system does not say."""
+        ...
 
 
 def connect(address: str, limits: Limits | None = None, timeout_s: float = 10.0) -> Connection:

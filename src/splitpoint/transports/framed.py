@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from socket import MSG_DONTWAIT, MSG_WAITALL
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -22,11 +23,14 @@ from splitpoint.errors import ProtocolError, ServerError
 from splitpoint.tensors import Array
 from splitpoint.transports import Ended
 from splitpoint.wire import (
+    CHECKED,
+    CHECKSUM_BYTES,
     FIXED_BYTES,
     ID_END,
     ID_START,
     MAGIC,
     PREFIX_BYTES,
+    RESIDUE,
     Admit,
     Buffer,
     Frame,
@@ -34,9 +38,12 @@ from splitpoint.wire import (
     Kind,
     Limits,
     Message,
+    Prefix,
     Result,
     allocate,
     check_tensors,
+    describe,
+    flat,
     parse_header,
     parse_id,
     parse_prefix,
@@ -58,6 +65,7 @@ class _Lead(NamedTuple):
     """All of a frame but its id and the tensors' bytes: what the next one is compared with.
 
     `begin` is the prefix up to the id, `rest` what follows it to the header's end, `end` where the tensors begin.
+    `checksum_bytes` come after them: 4, or 0.
     """
 
     begin: bytes
@@ -68,6 +76,7 @@ class _Lead(NamedTuple):
     flags: int
     header: Message | None
     body_bytes: int
+    checksum_bytes: int = 0
 
 
 class _Ahead(msgspec.Struct, gc=False):
@@ -98,6 +107,8 @@ class Framed(ABC):
         self._queued = 0  # bytes that the peer has not taken yet
         #: How long to ask for the next frame again and again before going to sleep, seconds.
         self.spin_s = 0.0
+        self.checks = False
+        self.seals = False
 
     @abstractmethod
     def _be_patient(self, seconds: float) -> None:
@@ -142,7 +153,8 @@ class Framed(ABC):
         lead = self._last
         frame = Frame(lead.kind, lead.flags, 0, lead.header, 0.0, lead.end + lead.body_bytes)
         if lead.end > _LEAD:
-            places: list[Buffer] = [self._view[:PREFIX_BYTES]]
+            # Frames with checksums are never expected: of these, as much as comes.
+            places: list[Buffer] = [self._view[: _LEAD if self.seals else PREFIX_BYTES]]
         elif lead.body_bytes > _AHEAD:
             places = [self._view[: lead.end]]
         else:
@@ -167,25 +179,33 @@ class Framed(ABC):
         """The frame whose first `got` bytes, and perhaps more than its own, are in `_buffer`."""
         lead, got = self._parse(got)
         header = lead.header
-        nbytes = lead.end + lead.body_bytes
+        nbytes = lead.end + lead.body_bytes + lead.checksum_bytes
         frame = Frame(lead.kind, lead.flags, parse_id(self._buffer), header, started, nbytes)
         if type(header) is Result:
             frame.times = bytes(self._view[lead.header_end : lead.end])
         here = min(got, nbytes)  # the end of what is here of this frame
         if header is None or (admit is not None and (refused := admit(frame)) is not None):
             frame.refused = None if header is None else refused
-            self._skip(nbytes - here)
+            if lead.checksum_bytes:
+                self._judge(lead.kind, self._skip_summing(nbytes - here, crc32(self._view[:here])))
+            else:
+                self._skip(nbytes - here)
         else:
             if type(header) is Infer or type(header) is Result:
                 frame.tensors = allocate(header.tensors)
             elif lead.body_bytes:
                 frame.tensors = [np.empty(lead.body_bytes, np.uint8)]
+            arrays = frame.tensors
+            if lead.checksum_bytes:
+                arrays = [*arrays, np.empty(CHECKSUM_BYTES, np.uint8)]
             at = lead.end
-            for array in frame.tensors:
+            for array in arrays:
                 view = flat(array)[: here - at]
                 view[:] = self._view[at : at + len(view)]
                 at += len(view)
-            self._complete(frame.tensors, here - lead.end)
+            self._complete(arrays, here - lead.end)
+            if lead.checksum_bytes:
+                self._judge(lead.kind, _sum(arrays, crc32(self._view[: lead.end])))
         self._extra = got - here
         if self._extra:
             self._buffer[: self._extra] = self._buffer[here:got]
@@ -294,6 +314,9 @@ class Framed(ABC):
         if got < PREFIX_BYTES:
             got = self._finish_prefix(got)
         prefix = parse_prefix(self._buffer, self.limits)
+        checksum_bytes = self._checksum_bytes(prefix)
+        if checksum_bytes:
+            prefix = prefix._replace(body_bytes=prefix.body_bytes - checksum_bytes)
         fixed = FIXED_BYTES if prefix.kind == Kind.RESULT else 0
         if prefix.body_bytes < fixed:
             raise ProtocolError(f"a RESULT begins with {FIXED_BYTES} bytes of times: {prefix.body_bytes} came")
@@ -315,11 +338,29 @@ class Framed(ABC):
             prefix.flags,
             header,
             body_bytes,
+            checksum_bytes,
         )
         if isinstance(header, (Infer, Result)):
             check_tensors(header.tensors, body_bytes, self.limits)
-            self._last = lead
+            # One with a checksum always takes the long way: adding up its bytes costs more than that.
+            if not checksum_bytes:
+                self._last = lead
         return lead, got
+
+    def _checksum_bytes(self, prefix: Prefix) -> int:
+        """How many bytes of the body are its checksum. ProtocolError if they should be there and are not."""
+        if not self.checks or not prefix.flags & CHECKED:
+            if self.seals:
+                raise ProtocolError(f"{describe(prefix.kind)} came without the checksum that was agreed on")
+            return 0
+        if prefix.body_bytes < CHECKSUM_BYTES:
+            raise ProtocolError(f"a checksum takes {CHECKSUM_BYTES} bytes: a body of {prefix.body_bytes} came")
+        return CHECKSUM_BYTES
+
+    def _judge(self, kind: int, crc: int) -> None:
+        """ProtocolError unless `crc` is the sum of a frame that is as it was sent, its own checksum included."""
+        if crc != RESIDUE:
+            raise ProtocolError(f"{describe(kind)} from {self.peer} was changed on its way: its checksum is wrong")
 
     def _resize(self, nbytes: int, got: int) -> None:
         buffer = bytearray(nbytes)
@@ -343,9 +384,19 @@ class Framed(ABC):
             self._fill(scratch, min(left, _SCRATCH))
             left -= min(left, _SCRATCH)
 
+    def _skip_summing(self, left: int, crc: int) -> int:
+        """`_skip`, and returns the checksum `crc` continued over what was skipped."""
+        scratch = memoryview(bytearray(min(left, _SCRATCH)))
+        while left:
+            part = scratch[: min(left, _SCRATCH)]
+            self._fill(part, len(part))
+            crc = crc32(part, crc)
+            left -= len(part)
+        return crc
 
-def flat(buffer: Buffer) -> memoryview:
-    """`buffer` as plain bytes."""
-    if isinstance(buffer, np.ndarray):
-        return buffer.reshape(-1).view("u1").data
-    return memoryview(buffer)
+
+def _sum(arrays: Sequence[Array], crc: int) -> int:
+    """The checksum `crc` continued over `arrays`."""
+    for array in arrays:
+        crc = crc32(flat(array), crc)
+    return crc

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from splitpoint.errors import ServerError
-from splitpoint.transports.framed import Framed, flat
-from splitpoint.wire import Buffer, Limits, Packet
+from splitpoint.transports.framed import Framed
+from splitpoint.wire import Buffer, Limits, Packet, checked, flat
 
 
 class _Stream:
@@ -62,6 +62,8 @@ class MemoryConnection(Framed):
         self._recvmsg_into = self._take_into
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
+        if self.seals:
+            packet = checked(packet)
         with self._lock:
             for part in packet.buffers:
                 self._out.put(bytes(flat(part)))
@@ -90,6 +92,12 @@ class MemoryConnection(Framed):
     def close(self, linger_s: float = 0.0) -> None:
         self._in.close()
         self._out.close()
+
+    def abort(self) -> None:
+        self.close()
+
+    def moved_nbytes(self) -> int:
+        return 0
 
 
 def pair(limits: Limits | None = None) -> tuple[MemoryConnection, MemoryConnection]:

@@ -17,11 +17,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from splitpoint.errors import ServerError, UsageError
-from splitpoint.transports.framed import Framed, flat
-from splitpoint.wire import DEFAULT_PORT, Buffer, Limits, Packet
+from splitpoint.transports.framed import Framed
+from splitpoint.wire import DEFAULT_PORT, Buffer, Limits, Packet, checked, flat
 
 _TIMEVAL = struct.Struct("ll")
 _DONTWAIT = socket.MSG_DONTWAIT
+_NO_LINGER = struct.pack("ii", 1, 0)
+#: Linux: tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info.
+_TCP_INFO = getattr(socket, "TCP_INFO", 11)
+_MOVED = struct.Struct("QQ")
+_MOVED_AT = 120
 #: How long a closing connection reads what its peer may still be sending: a round trip or two.
 _READ_AWAY_S = 0.3
 #: A device that waits for an answer asks for it again and again this long before it sleeps. Waking up costs a third of
@@ -89,7 +94,10 @@ class TcpConnection(Framed):
 
     def _be_patient(self, seconds: float) -> None:
         # 0 means "for ever" to the kernel, and a microsecond is the least it can wait.
-        self._limit(socket.SO_RCVTIMEO, max(seconds, 1e-6))
+        try:
+            self._limit(socket.SO_RCVTIMEO, max(seconds, 1e-6))
+        except OSError as exc:  # closed by another thread
+            raise ServerError(self._why(exc)) from exc
 
     def _let_peer_read(self) -> None:
         self._drain(self.limits.backlog_bytes)
@@ -105,6 +113,8 @@ class TcpConnection(Framed):
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
         began = False
+        if self.seals:
+            packet = checked(packet)
         try:
             with self._lock:
                 if self._broken:
@@ -204,12 +214,25 @@ class TcpConnection(Framed):
             self._changed.wait_for(lambda: not self._writing, 5.0)
         self._sock.close()
 
+    def abort(self) -> None:
+        # Linux throws away what it has not sent of a socket that does not linger, and sends a reset.
+        with suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.close()
+
+    def moved_nbytes(self) -> int:
+        """What the kernel counts as acknowledged and received; 0 where it does not (before Linux 4.1, elsewhere)."""
+        try:
+            return sum(_MOVED.unpack_from(self._sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256), _MOVED_AT))
+        except (OSError, struct.error):
+            return 0
+
     def _linger(self, end: float) -> None:
         """Delivers what is queued, then reads the peer's rest away: closing on unread bytes would make the kernel
         send a reset, which can overtake the last answer."""
         self._drain(-1, end - time.monotonic())
         end = min(end, time.monotonic() + _READ_AWAY_S)
-        with suppress(OSError):
+        with suppress(OSError, ServerError):
             self._sock.shutdown(socket.SHUT_WR)
             scratch = bytearray(64 << 10)
             left = 4 << 20

@@ -1,0 +1,195 @@
+"""How `splitpoint run` streams: frames in, rows out, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+import click
+import msgspec
+
+from splitpoint.cli.console import progress
+from splitpoint.cli.placing import Placed
+from splitpoint.cli.rows import Rows, Tag
+from splitpoint.cli.summary import Summary
+from splitpoint.errors import InputError, SplitpointError, UsageError
+from splitpoint.inputs import read_bytes
+from splitpoint.models.model import Model
+from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.local import Local
+from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed
+from splitpoint.runtime.result import Request, Result
+from splitpoint.sources import Frame, Source
+from splitpoint.tensors import Array
+from splitpoint.trace import Recorder
+from splitpoint.units import rate as per_second
+
+#: How long Ctrl-C leaves what is under way.
+DRAIN_S = 5.0
+#: The most that standard input may hold: a photo or a tensor, not a disk.
+_STDIN_BYTES = 256 << 20
+
+
+@dataclass
+class Stream:
+    """One invocation: reads inputs, prints answers as they come, remembers what failed."""
+
+    runner: Edge | Local
+    rows: Rows
+    feed: Feed[Frame]
+    count: int | None
+    deadline_s: float = 0.0
+    failed: list[SplitpointError] = field(default_factory=list)
+    summary: Summary = field(default_factory=Summary)
+    interrupted: bool = False
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def one_by_one(self) -> None:
+        """Each input when the one before it is answered."""
+        for request in self._requests():
+            self._answered(self.runner.infer(request))
+
+    def all_at_once(self, window: int) -> None:
+        """Device, link and server at the same time. Ctrl-C ends the reading; what is under way is still answered."""
+        try:
+            with progress(self.rows.terminal) as bar, draining(self._interrupt):
+                task = bar.add_task("streaming", total=self.count)
+                for result in self.runner.stream(self._requests(), window=window):
+                    self._answered(result)
+                    bar.advance(task)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            self.feed.stop()
+
+    def _answered(self, result: Result) -> None:
+        if self.deadline_s:  # it may be watched here alone
+            result = msgspec.structs.replace(result, deadline_s=self.deadline_s)
+        self.summary.add(result)
+        self.rows.print(result)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self.feed.stop()
+
+    def _requests(self) -> Iterator[Request]:
+        """Each frame with its times so far; one that cannot be read is reported and passed over."""
+        model, alone = self.runner.model, self.count == 1
+        for taken in self.feed:
+            recorder = Recorder()
+            recorder.spans += taken.frame.spans
+            if 0 < taken.due_s < (now := recorder.clock()):
+                recorder.add("held", taken.due_s, now)
+            try:
+                with recorder.span("prepare"):
+                    inputs = _inputs(model, taken.frame)
+            except InputError as exc:
+                if alone:
+                    raise
+                self.failed.append(exc)
+                click.echo(f"splitpoint: {exc}", err=True)
+                continue
+            yield Request(inputs, tuple(recorder.spans), Tag(taken.frame.name, taken.level))
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def conclude(self, *, streamed: bool, policy: str) -> None:
+        """Prints what it comes to: to standard error where standard output is JSON."""
+        summary, err = self.summary, self.rows.as_json
+        self.rows.medians()
+        if streamed and (summary.answered or self.interrupted):
+            click.echo(summary.speed(), err=err)
+            if self.feed.paced or self.interrupted:
+                click.echo(summary.frames(self.feed.counts, policy), err=err)
+        for line in summary.trouble():
+            click.echo(line, err=err)
+
+    def check(self) -> None:
+        """KeyboardInterrupt if it was interrupted; InputError if some of its inputs could not be read."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        if self.failed:
+            raise InputError(
+                f"{len(self.failed)} of {self.feed.counts.taken} inputs could not be read; the others were answered"
+            )
+
+
+def _inputs(model: Model, frame: Frame) -> dict[str, Array]:
+    return read_bytes(model, _standard_input()) if frame.name == "-" else frame.inputs(model)
+
+
+def _standard_input() -> bytes:
+    data = sys.stdin.buffer.read(_STDIN_BYTES + 1)
+    if len(data) > _STDIN_BYTES:
+        raise InputError(f"standard input holds more than {_STDIN_BYTES >> 20} MiB: pipe one image or tensor into it")
+    return data
+
+
+@contextmanager
+def draining(stop: Callable[[], None], seconds: float = DRAIN_S) -> Iterator[None]:
+    """Inside, the first Ctrl-C only calls `stop`; a second one, or `seconds` after the first, interrupts as usual."""
+    in_main = threading.current_thread() is threading.main_thread()  # which alone hears signals
+    if not in_main or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        stop()
+        # Not through a buffer that the main thread may be in the middle of.
+        os.write(2, b"stopping: what is under way is answered first (Ctrl-C again ends at once)\n")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- frames that come too fast ----------------------------------------------------------------------------------------
+
+
+def check_policy(asked: str | None, source: Source, fps: float, *, has_options: bool) -> None:
+    """UsageError for --on-overload where nothing can be overloaded, or nothing is cheaper."""
+    if asked is None:
+        return
+    if not fps and not source.live:
+        raise UsageError(f"{source.name} waits until it is read, so nothing is overloaded: --on-overload needs --rate")
+    if asked == DEGRADE and not has_options:
+        raise UsageError(
+            "--on-overload degrade changes to cheaper options of a plan: add --cloud, with --at auto or --plan"
+        )
+
+
+def pacing(source: Source, fps: float, policy: str, *, asked: bool) -> str:
+    """How frames come, and what happens if they come too fast."""
+    then = {
+        QUEUE: f"frames wait (of a camera's at most {HELD})" if source.live else "frames wait",
+        DROP_OLDEST: "the oldest is dropped",
+        DEGRADE: "a cheaper option is used, and the oldest dropped where none is left",
+    }[policy]
+    how = f"at {per_second(fps)}" if fps else "as it comes"
+    hint = "" if asked else f" ({policy}; --on-overload says otherwise)"
+    return f"{source.name} {how}; when that is too fast, {then}{hint}"
+
+
+def degraded(runner: Edge | Local, placed: Placed, level: int) -> None:
+    """Changes to the option of `level` and says so."""
+    assert isinstance(runner, Edge)
+    option = placed.use(runner, level)
+    click.echo(f"{f'too fast: now {option.label}' if level else f'room again: back to {option.label}'}", err=True)

@@ -1,0 +1,72 @@
+"""Which of a server's models is meant: by name, by fingerprint, by a model that is here, or the only one there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from splitpoint.errors import ModelError, UsageError, nearest
+from splitpoint.models.model import Model
+from splitpoint.wire import ModelInfo
+
+
+def choose_model(served: Sequence[ModelInfo], model: Model | str | None, model_hash: str | None) -> ModelInfo:
+    """The one that is meant; ModelError if the server does not have it, UsageError if it could be several."""
+    served = list({m.fingerprint: m for m in served}.values())
+    found = _named(served, model, model_hash)
+    if model_hash is not None:
+        found = _pinned(served, found, model_hash)
+    if not found:
+        raise ModelError("the server has no model")
+    if len(found) > 1:  # a fleet moves to a new version edge by edge: which one is never a guess
+        names = {m.name for m in found}
+        called = f"called {found[0].name}" if len(names) == 1 else "that fit"
+        raise UsageError(
+            f"the server has {len(found)} models {called}: {_listed(found)}; "
+            "name one by its fingerprint or pin it with --model-hash"
+        )
+    return found[0]
+
+
+def _named(served: Sequence[ModelInfo], model: Model | str | None, model_hash: str | None) -> Sequence[ModelInfo]:
+    if isinstance(model, Model):
+        found = [m for m in served if m.fingerprint == model.fingerprint]
+        if not found:
+            raise ModelError(
+                f"the server does not have this {model.name} ({model.fingerprint[:12]}); it has {_listed(served)}"
+            )
+        return found
+    if model is None:
+        if len({m.name for m in served}) > 1 and not model_hash:
+            raise UsageError(f"the server has several models, so name one: {_listed(served)}")
+        return served
+    found = [m for m in served if m.name == model] or _with_prefix(served, model)
+    if not found:
+        close = nearest(model, {m.name: None for m in served})
+        raise ModelError(f"the server has no model {model}{close} (it has {_listed(served)})")
+    return found
+
+
+def _pinned(served: Sequence[ModelInfo], found: Iterable[ModelInfo], model_hash: str) -> Sequence[ModelInfo]:
+    pinned = _with_prefix(found, model_hash)
+    if not pinned:
+        raise ModelError(
+            f"the server's model is not the pinned one, {model_hash[:12]}: it has {_listed(served)}; "
+            "use another --model-hash only if you know why it changed"
+        )
+    return pinned
+
+
+def _listed(models: Iterable[ModelInfo]) -> str:
+    """Names and fingerprints for a message."""
+    all_of_them = [f"{m.name} {m.fingerprint[:12]}" for m in models]
+    more = f" and {len(all_of_them) - 20} more" if len(all_of_them) > 20 else ""
+    return ", ".join(all_of_them[:20]) + more or "none"
+
+
+def _with_prefix(models: Iterable[ModelInfo], digits: str) -> list[ModelInfo]:
+    wanted = digits.lower()
+    with suppress(ValueError):
+        int(wanted, 16)
+        return [m for m in models if len(wanted) >= 6 and m.fingerprint.startswith(wanted)]
+    return []

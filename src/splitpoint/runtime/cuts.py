@@ -1,0 +1,191 @@
+"""The cuts of a model that are ready: heads compiled on this device, tails open at the server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from splitpoint import wire
+from splitpoint.engines import Engine, Session
+from splitpoint.errors import ServerError, SplitpointError, UsageError
+from splitpoint.graph import Cut
+from splitpoint.runtime.asking import COMPILE_S
+from splitpoint.runtime.channel import Channel
+from splitpoint.runtime.encoding import CodecChoice, check_decodable, choose, is_unused
+from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.runtime.holding import Holding
+from splitpoint.runtime.late import Patience
+from splitpoint.runtime.line import ask_while_alive
+from splitpoint.runtime.placement import Far, Key, Placement, Route, key_of
+from splitpoint.wire import Kind
+
+
+class Cuts:
+    """Makes cuts of `holding`'s model ready, once each: `engine` compiles heads, tails are opened on `channel`.
+
+    `current` is what requests go through, from the first `switch` on.
+    """
+
+    current: Route
+
+    def __init__(
+        self, holding: Holding, channel: Callable[[], Channel], engine: Callable[[], Engine], patience: Patience,
+        on_event: OnEvent,
+    ) -> None:  # fmt: skip
+        self._holding, self._channel, self._engine = holding, channel, engine
+        self._patience, self._tell = patience, on_event
+        self._placements: dict[Key, Placement] = {}
+        self._lock, self._building = threading.Lock(), threading.Lock()
+        self._closed = False
+        self._sent_raw: set[tuple[Key, str]] = set()
+
+    def __contains__(self, cut: Cut) -> bool:
+        return key_of(cut) in self._placements
+
+    def all(self) -> Iterable[Placement]:
+        """Those that are ready."""
+        return tuple(self._placements.values())
+
+    # --- making one ready -----------------------------------------------------------------------------------------
+
+    def route(self, cut: Cut, asked: CodecChoice) -> Route:
+        """`cut`, made ready if it is not, with tensors that travel as `asked`."""
+        chosen = choose(cut, asked)
+        key = key_of(cut)
+        if isinstance(asked, str) and is_unused(cut, asked, chosen) and (key, asked) not in self._sent_raw:
+            self._sent_raw.add((key, asked))
+            self._tell(Event("notice", f"{asked} takes none of what crosses at {cut.name}: sent raw"))
+        check_decodable(chosen, self._channel().welcome.features)
+        strict = not isinstance(asked, str)
+        with self._lock:
+            found = self._placements.get(key)
+            if found is not None:
+                return found.route(chosen, strict=strict)
+        # One at a time; whoever wants a cut that is ready does not wait for it.
+        with self._building:
+            found = self._placements.get(key)
+            made = found if found is not None else self._build(cut)
+            with self._lock:
+                if self._closed:
+                    made.close()
+                    raise ServerError("the connection is closed")
+                self._placements[key] = made
+                return made.route(chosen, strict=strict)
+
+    def switch(self, cut: Cut, asked: CodecChoice) -> Route:
+        """Makes `cut` ready, and what the next request goes through."""
+        while True:
+            route = self.route(cut, asked)
+            with self._lock:
+                if self._placements.get(key_of(cut)) is route.placement:  # not forgotten meanwhile
+                    self.current = route
+                    return route
+
+    def _build(self, cut: Cut) -> Placement:
+        """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled."""
+        channel = self._channel()
+        asked = self.ask_for_tail(cut)
+        opened: wire.Opened | None = None
+        head: Session | None = None
+        try:
+            if asked is not None and channel.welcome.share == "head":
+                # The head's weights are handed out to those who have opened its tail.
+                opened, _ = channel.expect(asked, wire.Opened, COMPILE_S)
+            head = self._head(cut)
+            if asked is not None and opened is None:
+                opened, _ = channel.expect(asked, wire.Opened, COMPILE_S)
+            placement = Placement(self._holding.model, cut, head, opened, self._patience)
+        except BaseException:
+            if asked is not None:
+                channel.abandon(asked)
+            if head is not None:
+                head.close()
+            raise
+        if opened is not None:
+            placement.far = Far(channel, opened.segment)
+        return placement
+
+    def _open_request(self, cut: Cut) -> wire.OpenRequest | None:
+        """What OPEN says for what follows `cut`; None if nothing is left to compute there."""
+        outputs = tuple(t.name for t in self._holding.model.outputs if t.name not in cut.results)
+        if not outputs:
+            return None
+        crossing = tuple(t.name for t in cut.crossing)
+        return wire.OpenRequest(self._holding.info.fingerprint, crossing, outputs, cut.shapes)
+
+    def ask_for_tail(self, cut: Cut) -> int | None:
+        """Sends OPEN for what follows `cut`; its id, or None if there is nothing to ask for."""
+        request = self._open_request(cut)
+        if request is None:
+            return None
+        channel = self._channel()
+        asked = channel.reserve()
+        channel.send(asked, wire.encode(Kind.OPEN, asked, request))
+        return asked
+
+    def _head(self, cut: Cut) -> Session | None:
+        segment = self._holding.model.head(cut)
+        if not segment.outputs:
+            return None
+        if not self._holding.local:
+            self._holding.pull(segment.blobs)
+        return self._engine().compile(segment)
+
+    def holds(self, cut: Cut) -> bool:
+        """Whether `cut` can be made ready without fetching weights over a link that requests need."""
+        if self._holding.local or cut in self or self._holding.has(self._holding.model.head(cut).blobs):
+            return True
+        # Heads alone are handed out with their tails; all else comes by itself, with a tenth of the link.
+        return self._channel().welcome.share == "head" and self._open_request(cut) is not None
+
+    # --- when the connection was made again -----------------------------------------------------------------------
+
+    def reopen(self, placement: Placement, channel: Channel | None = None) -> None:
+        """Opens a cut's tail on `channel`, or the connection of the moment. ServerError and its kin."""
+        channel = channel or self._channel()
+        request = self._open_request(placement.cut)
+        if request is None or (placement.far is not None and placement.far.channel is channel):
+            return
+        frame = ask_while_alive(channel, Kind.OPEN, request, wire.Opened, self._patience.pong_s)
+        assert isinstance(frame.header, wire.Opened)
+        placement.check_opened(frame.header)
+        placement.far = Far(channel, frame.header.segment)
+
+    def reopen_current(self, channel: Channel) -> None:
+        """Opens on `channel` the tail that the next request needs."""
+        opened: Placement | None = None
+        while opened is not self.current.placement:  # it may be switched meanwhile
+            opened = self.current.placement
+            self.reopen(opened, channel)
+
+    def reopen_all(self, channel: Channel) -> None:
+        """Opens all tails there that are not; whoever needs one that cannot be opened finds out why."""
+        for placement in self.all():
+            with suppress(SplitpointError):
+                self.reopen(placement, channel)
+
+    # --- freeing --------------------------------------------------------------------------------------------------
+
+    def forget(self, cut: Cut | None) -> None:
+        """Frees both halves of `cut`, or of all but the current one, as soon as nobody uses them."""
+        with self._lock:
+            current = self.current.placement.cut
+            keep = key_of(current)
+            wanted = [k for k in self._placements if k != keep] if cut is None else [key_of(cut)]
+            if keep in wanted:
+                raise UsageError(f"{current.name} is in use: switch to another cut first")
+            for placement in [self._placements.pop(k) for k in wanted if k in self._placements]:
+                placement.close()
+                far = placement.far
+                if far is not None and far.channel is self._channel():
+                    with suppress(ServerError):  # if the connection has ended, so has the tail
+                        far.channel.tell(Kind.CLOSE, wire.Close(far.segment))
+
+    def close(self) -> None:
+        """Frees what is compiled here, as soon as nobody uses it."""
+        with self._lock:
+            self._closed = True
+        for placement in self.all():
+            placement.close()
+        self._placements.clear()

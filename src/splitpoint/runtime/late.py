@@ -1,0 +1,103 @@
+"""When an answer is late: a pure function of what was predicted, what was seen, and what was promised.
+
+*Late* is what was predicted and four times the usual deviation, or 200 ms if that is more; or the moment when finishing
+here must begin to meet the deadline, whichever comes first. Before anything is known of a cut it is one second.
+
+>>> waits = Waits(Patience())
+>>> waits.late_s()
+1.0
+>>> for wait_s in (0.050, 0.052, 0.048, 0.051):
+...     waits.add(wait_s)
+>>> round(waits.late_s(), 3)                            # 50.5 ms and the least
+0.251
+>>> round(waits.late_s(left_s=0.200, here_s=0.080), 3)  # 80 ms are needed here
+0.12
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+
+import msgspec
+
+#: Waits that are remembered of a cut, and times it was finished here.
+_KEEP, _KEEP_HERE = 32, 8
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """How long a server is waited for, seconds; tests bring shorter ones.
+
+    `first_s` before anything is known of a cut; `least_s` the least beyond what is predicted, and `spreads` the number
+    of mean deviations that count. `pong_s`: a connection on which a late answer and then a ping do not come for
+    so long (or four times the predicted wait) is given up. `failures` in a row open the breaker, whose pauses grow
+    from `pause_s` to `longest_pause_s`. A greeting is waited for `greet_s` when the connection is made again.
+    """
+
+    first_s: float = 1.0
+    least_s: float = 0.2
+    spreads: float = 4.0
+    pong_s: float = 2.0
+    failures: int = 3
+    pause_s: float = 0.1
+    longest_pause_s: float = 10.0
+    greet_s: float = 5.0
+
+
+PATIENCE = Patience()
+
+
+def mid(ordered: list[float]) -> float:
+    """The median of sorted numbers.
+
+    >>> mid([1.0, 2.0, 4.0]), mid([1.0, 2.0])
+    (2.0, 1.5)
+    """
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+class Waits:
+    """What is known of one cut: how long its answers were waited for, and what finishing here took."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._seen: deque[float] = deque(maxlen=_KEEP)
+        self._here: deque[float] = deque(maxlen=_KEEP_HERE)
+        self._usual = self._deviation = 0.0
+        self.told_s = 0.0
+        """What a plan predicts of a whole request, its head included; 0 where nobody did."""
+
+    def add(self, wait_s: float) -> None:
+        """An answer that was waited for, from the moment it was handed over."""
+        self._seen.append(wait_s)
+        self._usual = mid(sorted(self._seen))
+        self._deviation = mid(sorted(abs(w - self._usual) for w in self._seen))
+
+    def finished(self, here_s: float) -> None:
+        """The rest of a request was computed here."""
+        self._here.append(here_s)
+
+    @property
+    def predicted_s(self) -> float:
+        """How long the next answer is likely to take at most: as planned, else as seen; 0 if nothing is known."""
+        return self.told_s or self._usual
+
+    @property
+    def here_s(self) -> float:
+        """How long finishing here takes: the longest of the last times, as a deadline hangs on it. 0 if not known."""
+        return max(self._here, default=0.0)
+
+    def late_s(self, left_s: float = inf, here_s: float = 0.0, spent_s: float = 0.0) -> float:
+        """When an answer is late, counted from the moment its request was handed over.
+
+        `left_s` is what is left of the deadline then; `here_s`, how long finishing here is likely to take; `spent_s`,
+        how much of the request's time was spent before, on its head.
+        """
+        patience = self._patience
+        if self.told_s or self._seen:
+            predicted_s = max(0.0, self.told_s - spent_s) if self.told_s else self._usual
+            usual = predicted_s + max(patience.spreads * self._deviation, patience.least_s)
+        else:
+            usual = patience.first_s
+        return max(0.0, min(usual, left_s - here_s))

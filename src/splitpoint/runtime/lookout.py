@@ -1,0 +1,110 @@
+"""When an edge looks at its link beside its requests, and with how many bytes. Pure: time is an argument.
+
+While requests use the link they say it all. An idle link is looked at every so often with a message of at most 1 % of
+what it carries. While everything runs on the device, one real request in so many goes over as well: a small message
+tells little of a large one, and nothing of the server's load. What is seen and differs much from what is believed is
+looked at again at once, so that it need not be believed on its own.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+#: The share of the link's bytes that probes may take, and for how many seconds it can be saved.
+SHARE, SAVED_S = 0.01, 4.0
+#: The largest message: it holds up a request that comes at that moment. And the smallest that says anything.
+MOST_NBYTES, LEAST_NBYTES = 16_384, 512
+#: A probe takes this part of what is saved, so that there is something left to look again.
+_PART = 1 / 3
+#: A surprise: so much faster or slower than believed; it is looked at again so many times, so soon,
+#: but not more often than this: on a noisy link everything surprises.
+_SURPRISE, _SURPRISE_MS = 1.4, 2.0
+_AGAIN, _SOON_S, _CALM_S = 3, 0.1, 1.0
+#: A request beside whose answer never came does not forbid the next one for ever.
+_LOST_S = 10.0
+
+
+class Allowance:
+    """Bytes that may be sent beside requests: a share of what the link could have carried, saved for some seconds
+    (or, on a link that slow, up to `least`).
+
+    >>> allowance = Allowance(share=0.01, saved_s=4)
+    >>> allowance.grow(10.0, mbps=8), allowance.grow(11.0, mbps=8)      # 1 MB/s: 10 kB in a second
+    (0.0, 10000.0)
+    >>> allowance.spend(4000)
+    >>> allowance.grow(60.0, mbps=8)                                    # never more than four seconds' worth
+    40000.0
+    """
+
+    def __init__(self, share: float = SHARE, saved_s: float = SAVED_S, least: float = 0.0) -> None:
+        self._share, self._saved_s, self._least = share, saved_s, least
+        self._at_s: float | None = None
+        self.nbytes = 0.0
+
+    def grow(self, now_s: float, mbps: float) -> float:
+        """What may be spent at `now_s`, the link having carried `mbps` since it was last asked."""
+        rate = self._share * mbps * 125e3
+        passed_s = 0.0 if self._at_s is None else max(0.0, now_s - self._at_s)
+        self._at_s = now_s
+        self.nbytes = min(self.nbytes + rate * passed_s, max(rate * self._saved_s, self._least))
+        return self.nbytes
+
+    def spend(self, nbytes: float) -> None:
+        """So many were sent."""
+        self.nbytes -= nbytes
+
+
+class Lookout:
+    """When to probe, and when to send a request beside. With `probe_every_s` 0 never the one, with `explore_every` 0
+    never the other."""
+
+    def __init__(self, probe_every_s: float, explore_every: int) -> None:
+        self._every_s, self._every = probe_every_s, explore_every
+        self._allowance = Allowance(least=LEAST_NBYTES / _PART)
+        self._used_s = self._probed_s = self._alone_s = self._surprised_s = -inf
+        self._beside_s: float | None = None  # when the request beside was sent that is under way
+        self._alone = self._again = 0
+
+    def used(self, now_s: float) -> None:
+        """A request was on the link just now; if one was beside, its answer is here."""
+        self._used_s, self._beside_s = now_s, None
+
+    def ran_alone(self, now_s: float) -> None:
+        """A request was run on the device, as planned."""
+        self._alone_s = now_s
+        self._alone += 1
+
+    def saw(self, now_s: float, believed_ms: float, seen_ms: float) -> None:
+        """A frame was `seen_ms` on its way, and `believed_ms` were believed."""
+        low, high = sorted((believed_ms, seen_ms))
+        surprise = high > _SURPRISE * low and high - low > _SURPRISE_MS
+        if surprise and now_s - self._surprised_s >= _CALM_S:
+            self._surprised_s, self._again = now_s, _AGAIN
+
+    def wants_request(self, now_s: float, *, hurry: bool = False) -> bool:
+        """Whether the next request that runs on the device should go over the link too; `hurry`: it has been away."""
+        if not self._every or (self._beside_s is not None and now_s - self._beside_s < _LOST_S):
+            return False
+        return self._alone >= self._every or ((hurry or self._again > 0) and self._alone > 0)
+
+    def sent_request(self, now_s: float) -> None:
+        """One was sent beside."""
+        self._beside_s, self._alone = now_s, 0
+        self._again = max(0, self._again - 1)
+
+    def probe_nbytes(self, now_s: float, mbps: float) -> int:
+        """How many bytes to probe a link of `mbps` with now; 0 for not at all."""
+        may = self._allowance.grow(now_s, mbps)
+        if not self._every_s or now_s - self._used_s < self._every_s or self._beside_s is not None:
+            return 0
+        again = self._again > 0 and not (self._every and now_s - self._alone_s < self._every_s)
+        if now_s - self._probed_s < (_SOON_S if again else self._every_s):
+            return 0
+        nbytes = int(min(MOST_NBYTES, may * _PART))
+        return nbytes if nbytes >= LEAST_NBYTES else 0
+
+    def sent_probe(self, now_s: float, nbytes: int) -> None:
+        """A probe was sent, with all that belongs to it."""
+        self._probed_s = now_s
+        self._allowance.spend(nbytes)
+        self._again = max(0, self._again - 1)

@@ -1,0 +1,89 @@
+"""Which cuts are kept compiled for a switch that may come: few, the likely ones, made one at a time. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from math import inf
+
+import msgspec
+
+from splitpoint.graph import Cut
+
+#: Cuts that are kept at most, and for how long one that is no longer likely. A request may still be on its way there.
+MOST, KEPT_S = 6, 30.0
+#: One that could not be made ready is tried again after this.
+RETRY_S = 30.0
+_LEAST_S = 5.0
+
+#: A cut, and how what crosses there travels (which compiles nothing).
+Placing = tuple[Cut, Mapping[str, str]]
+Nodes = Set[int]
+
+
+class _Kept(msgspec.Struct):
+    """What is known of a cut: when it was last likely, whether it is ready, and until when not to try."""
+
+    placing: Placing
+    likely_s: float
+    made: bool = False
+    not_before_s: float = -inf
+
+
+class Ready:
+    """The cuts that were likely lately.
+
+    >>> ready = Ready()
+    >>> ready.likely(0.0, [(cut, {}) for cut in graph.chain()[:2]])
+    >>> first = ready.next(0.0)
+    >>> ready.made(first[0])
+    >>> ready.has(first[0]), ready.next(0.0)[0].name
+    (True, 'normalize.transpose')
+    """
+
+    def __init__(self, most: int = MOST, kept_s: float = KEPT_S) -> None:
+        self._most, self._kept_s = most, kept_s
+        self._known: dict[Nodes, _Kept] = {}
+
+    def likely(self, now_s: float, placings: Iterable[Placing]) -> None:
+        """These are the likely ones now, the likeliest first."""
+        for placing in placings:
+            found = self._known.get(placing[0].nodes)
+            if found is None:
+                self._known[placing[0].nodes] = _Kept(placing, now_s)
+            else:
+                found.placing, found.likely_s = placing, now_s
+
+    def has(self, cut: Cut) -> bool:
+        """Whether it is compiled, on both sides."""
+        found = self._known.get(cut.nodes)
+        return found is not None and found.made
+
+    def next(self, now_s: float) -> Placing | None:
+        """What to make ready next; None if all that is likely is ready, or not to be had for a while."""
+        latest = max((k.likely_s for k in self._known.values()), default=now_s)
+        waiting = [k for k in self._known.values() if not k.made and k.likely_s == latest and k.not_before_s <= now_s]
+        return waiting[0].placing if waiting else None
+
+    def made(self, cut: Cut) -> None:
+        """It is ready."""
+        if (found := self._known.get(cut.nodes)) is not None:
+            found.made = True
+
+    def failed(self, now_s: float, cut: Cut) -> None:
+        """It could not be made ready; not again for a while."""
+        if (found := self._known.get(cut.nodes)) is not None:
+            found.not_before_s = now_s + RETRY_S
+
+    def spare(self, now_s: float, current: Cut) -> list[Cut]:
+        """Those to free: not likely for long, or too many; never `current`, nor what was in use a moment ago."""
+        others = sorted(
+            (k for k in self._known.values() if k.placing[0].nodes != current.nodes), key=lambda k: -k.likely_s
+        )
+        gone = [
+            k
+            for place, k in enumerate(others, 1)
+            if now_s - k.likely_s > self._kept_s or (place >= self._most and now_s - k.likely_s > _LEAST_S)
+        ]
+        for kept in gone:
+            del self._known[kept.placing[0].nodes]
+        return [k.placing[0] for k in gone if k.made]
