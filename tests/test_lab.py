@@ -26,8 +26,10 @@ from splitpoint.errors import EngineError, InputError, ServerError, UsageError
 from splitpoint.lab import device, experiment, scenario, worker
 from splitpoint.lab.device import Hierarchy, Share, Stretched, hierarchies, quota_share, slowed, stop_share
 from splitpoint.lab.lane import Lane
+from splitpoint.lab.mobile import as_csv, mobile_trace
 from splitpoint.lab.relay import Relay, ThreadRelay
 from splitpoint.link import Link
+from splitpoint.link.files import load_trace
 from splitpoint.link.trace import LinkTrace
 from splitpoint.models import load
 from splitpoint.tensors import Array
@@ -598,12 +600,27 @@ seconds = 0.2
 
 
 def test_scenarios_that_ship_are_sound() -> None:
-    assert scenario.names() == ["cat1", "3g", "4g", "wifi", "wifi5", "lan"]
-    for name in scenario.names():
+    links = {name: name for name in ("cat1", "3g", "4g", "wifi", "wifi5", "lan")}
+    links |= {"lte": "lte.csv", "step": "50mbit,10ms"}
+    assert scenario.names() == list(links)
+    for name, link in links.items():
         found = scenario.load_scenario(scenario.find(name))
         assert found.model == "zoo:efficientnet_lite0"
-        assert found.shaped().name == name
+        assert found.shaped().name == link
         assert found.title
+
+
+def test_the_mobile_trace_that_ships_is_the_one_that_is_made() -> None:
+    shipped = load_trace(scenario.find("lte").with_suffix(".csv"))
+    made = mobile_trace()
+    assert shipped.times == made.times
+    assert shipped.links == made.links
+    assert as_csv(made).splitlines()[0] == "time,up,down,rtt"
+    rates = sorted(link.up_mbps for link in made.links)
+    assert rates[0] < 1
+    assert 4 < rates[len(rates) // 2] < 8
+    assert rates[-1] > 15
+    assert mobile_trace(seed=1) != made
 
 
 @pytest.mark.parametrize(

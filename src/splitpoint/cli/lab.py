@@ -16,12 +16,18 @@ from typing import Any
 import click
 
 from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.errors import VerifyError
 from splitpoint.lab.device import METHODS, slowed
+from splitpoint.lab.faults import KINDS, schedule
 from splitpoint.lab.forwarder import Forwarder, be_punctual
 from splitpoint.lab.relay import control
 from splitpoint.lab.scenario import Scenario, find, load_scenario, names
+from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
 from splitpoint.units import ms, size
+
+#: From how many to how many requests apart: in the default number of requests nearly everything goes wrong once.
+_FAULTS_APART = (15, 45)
 
 
 @click.group(short_help="Experiments on one machine: a shaped link, a slowed device, scenarios.")
@@ -45,7 +51,8 @@ def command() -> None:
     "--control",
     "controlled",
     is_flag=True,
-    help="Obey lines on standard input: link LINK, stall S, cut [S [BYTES]], status. Its end is the end.",
+    help="Obey lines on standard input: link LINK, stall S, blackhole S, cut [S [BYTES]], "
+    "corrupt up|down [BYTES [COUNT]], status. Its end is the end.",
 )
 def link(target: str, text: str, host: str, port: int, seed: int, controlled: bool) -> None:  # fmt: skip
     """Carry bytes to HOST as LINK would, both ways, at an address of its own. Ctrl-C or SIGTERM ends it."""
@@ -116,7 +123,9 @@ def list_scenarios() -> None:
     for name in names():
         it = load_scenario(find(name))
         slow = f"{it.device.slowdown:g}x slower"
-        rows.append([name, it.model, str(it.shaped()), slow, ", ".join(it.at), it.title])
+        shaped = it.shaped()
+        link = str(shaped) if isinstance(shaped, Link) else f"trace {shaped.name}, {shaped.duration:.0f} s"
+        rows.append([name, it.model, link, slow, ", ".join(it.at), it.title])
     columns = [Column("scenario", right=False, keep=True), Column("model", right=False), Column("link", right=False),
                Column("device", right=False), Column("cuts", right=False), Column("about", right=False)]  # fmt: skip
     table(columns, rows, console=out())
@@ -172,6 +181,47 @@ def _run(scenario: Scenario, file: Path, output: Path | None) -> None:
     if output is not None:
         results.save(output)
         click.echo(f"wrote {output / 'requests.jsonl'}, summary.csv, about.json and scenario.toml")
+
+
+@command.command(short_help="Requests through random faults: none may be lost, none wrong.")
+@click.argument("model", default="zoo:lenet5")
+@click.option("--count", type=click.IntRange(1), default=300, show_default=True, metavar="N", help="Requests.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what goes wrong, and when.")
+@click.option("--at", default="middle", show_default=True, metavar="CUT", help="Where to cut.")
+@click.option("--rate", default=40.0, show_default=True, metavar="N", help="Requests a second.")
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(list(KINDS)),
+    multiple=True,
+    help="What may go wrong (repeat for several; default: everything).",
+)
+def faults(model: str, count: int, seed: int, at: str, rate: float, kinds: tuple[str, ...]) -> None:  # fmt: skip
+    """Ask for COUNT answers of MODEL while the server is killed, paused and kept busy and the link is cut, stalled,
+    swallowed and corrupted. Every request must be answered once and with what the whole model answers; if not, exit
+    status 1.
+
+    A server process, a relay process and the device on this machine; frames carry checksums.
+    """
+    from splitpoint.lab import ordeal
+
+    planned = schedule(seed, count, kinds=kinds or tuple(KINDS), gap=_FAULTS_APART)
+    with progress() as bar:
+        task = bar.add_task("asking", total=count)
+        report = ordeal.run(
+            model, planned, count=count, at=at, rate=rate, seed=seed, on_answer=lambda: bar.advance(task)
+        )
+    columns = [Column("fault", right=False, keep=True), Column("times", keep=True), Column("server"), Column("here"),
+               Column("longest gap ms", keep=True), Column("about", right=False)]  # fmt: skip
+    rows = [
+        [t.kind or "none yet", str(t.times or ""), str(t.by_server), str(t.here), ms(t.longest_gap_ms),
+         KINDS[t.kind][0] if t.kind else ""]
+        for t in report.tolls()
+    ]  # fmt: skip
+    table(columns, rows, console=out())
+    click.echo(report.summary)
+    if not report.sound:
+        raise VerifyError("; ".join(report.complaints))
 
 
 @command.command(hidden=True)

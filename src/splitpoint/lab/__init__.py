@@ -6,9 +6,10 @@
 
 | what | where |
 |---|---|
-| a link with rate, delay, jitter, stalls and cuts, before any TCP server | `relay.Relay`, over `forwarder` and `lane` |
+| a link with rate, delay, jitter, stalls, cuts, changed bytes, before any TCP server | `relay.Relay` (`forwarder`) |
 | a device that computes slower | `device.Stretched` (an engine), `device.slowed` (a CPU limit for a command) |
 | a server, a link and a device as a file | `scenario.Scenario`, run by `experiment.run` |
+| what goes wrong, from a seed, and whether every request survives it | `faults.schedule`, `ordeal.run` |
 
 Whatever ran here is emulated, and every result says so.
 """

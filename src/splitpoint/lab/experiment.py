@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import queue
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import msgspec
 import numpy as np
 
-from splitpoint.errors import ServerError, StorageError, UsageError
+from splitpoint.errors import StorageError
 from splitpoint.files import write_atomic
 from splitpoint.lab.device import slowed
+from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
 from splitpoint.lab.worker import Row, model_name
@@ -31,8 +29,6 @@ from splitpoint.report.files import safe
 
 #: While both halves are made ready: a device that is measured has fetched before.
 _READY = Link(1e6, 1e6, 0.0, 0.0, "unshaped")
-#: Starting Python and compiling a network may take this long; one request may take longer than it should.
-_START_S, _ROW_S = 300.0, 400.0
 #: Stages of a table: title → spans of a trace that it adds up.
 STAGES = {
     "edge": ("head", "encode"),
@@ -154,102 +150,26 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[Row], None] = lambd
 # --- the processes ---------------------------------------------------------------------------------------------------
 
 
-class _Process:
-    """A process of ours that says lines."""
-
-    def __init__(self, process: subprocess.Popen[Any], name: str) -> None:
-        self.process, self.name = process, name
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._complaints: list[str] = []
-        self._readers = [
-            threading.Thread(target=self._read, args=(process.stdout, self._lines.put), daemon=True),
-            threading.Thread(target=self._read, args=(process.stderr, self._complain), daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _read(self, stream: IO[str], put: Callable[[str | None], None]) -> None:
-        for line in stream:
-            put(line.rstrip("\n"))
-        put(None)
-
-    def _complain(self, line: str | None) -> None:
-        if line:
-            self._complaints = [*self._complaints[-5:], line]
-
-    def line(self, timeout_s: float) -> str:
-        """What it says next. The error that it ended with is raised, as what it was."""
-        try:
-            line = self._lines.get(timeout=timeout_s)
-        except queue.Empty:
-            raise ServerError(f"the {self.name} said nothing for {timeout_s:.0f} s") from None
-        if line is None:
-            status = self.process.wait()
-            self._readers[1].join()
-            said = self._complaints[-1] if self._complaints else f"exit status {status}"
-            kind = UsageError if status == UsageError.exit_code else ServerError
-            raise kind(f"the {self.name} ended: {said.removeprefix('splitpoint: ')}")
-        return line
-
-    def expect(self, word: str) -> None:
-        while self.line(_START_S) != word:
-            pass
-
-    def lines(self, count: int) -> Iterator[str]:
-        for _ in range(count):
-            yield self.line(_ROW_S)
-
-    def go(self) -> None:
-        assert self.process.stdin is not None
-        with suppress(OSError):  # it has ended; its next line says why
-            self.process.stdin.write("go\n")
-            self.process.stdin.flush()
-
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        for reader in self._readers:
-            reader.join()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-
-
-_PIPES: dict[str, Any] = {
-    "stdin": subprocess.PIPE,
-    "stdout": subprocess.PIPE,
-    "stderr": subprocess.PIPE,
-    "text": True,
-}
-
-
 @contextmanager
 def _server(scenario: Scenario) -> Iterator[str]:
     """Address of a `splitpoint serve` process."""
     options = ["--port", "0", "--threads", str(scenario.server.threads), "--device", scenario.server.device]
     options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
     command = [sys.executable, "-u", "-m", "splitpoint", "serve", model_name(scenario), *options]
-    server = _Process(subprocess.Popen(command, **_PIPES), "server")
+    server = Process(subprocess.Popen(command, **PIPES), "server")
     try:
-        while not (line := server.line(_START_S)).startswith("serving on "):
-            pass
-        yield line.split()[2]
+        yield server.expect("serving on ").split()[2]
     finally:
         server.close()
 
 
 @contextmanager
-def _device(scenario: Scenario, file: Path, address: str) -> Iterator[_Process]:
+def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     """The device's process, under a CPU limit if the scenario wants one."""
     command = [sys.executable, "-u", "-m", "splitpoint", "lab", "edge", str(file), "--cloud", address]
     asked = scenario.device
     if asked.method == "stretched" or asked.slowdown == 1:
-        device = _Process(subprocess.Popen(command, **_PIPES), "device")
+        device = Process(subprocess.Popen(command, **PIPES), "device")
         try:
             yield device
         finally:
@@ -257,7 +177,7 @@ def _device(scenario: Scenario, file: Path, address: str) -> Iterator[_Process]:
         return
     method = "auto" if asked.method == "limit" else asked.method
     with slowed(asked.slowdown, threads=asked.threads, method=method) as limited:
-        device = _Process(limited.start(command, **_PIPES), "device")
+        device = Process(limited.start(command, **PIPES), "device")
         try:
             yield device
         finally:
@@ -290,5 +210,9 @@ def _happen(scenario: Scenario, relay: Relay, event: LinkEvent) -> None:
         relay.stall(event.seconds)
     elif event.do == "cut":
         relay.cut(event.seconds)
+    elif event.do == "blackhole":
+        relay.blackhole(event.seconds)
+    elif event.do == "corrupt":
+        relay.corrupt(event.direction, event.after_nbytes, event.count)
     else:
         relay.set_link(scenario.shaped(event.link))

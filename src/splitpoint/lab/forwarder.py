@@ -24,6 +24,7 @@ from random import Random
 import msgspec
 
 from splitpoint.errors import ServerError, UsageError
+from splitpoint.lab.damage import Damage
 from splitpoint.lab.lane import Lane
 from splitpoint.link import Link
 from splitpoint.link.trace import LinkTrace
@@ -55,12 +56,14 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Status(msgspec.Struct, frozen=True):
-    """`up_nbytes` and `down_nbytes` have arrived since the beginning; `held_nbytes` are on their way now."""
+    """`up_nbytes` and `down_nbytes` have arrived since the beginning, `changed_nbytes` of them changed on the way;
+    `held_nbytes` are on their way now."""
 
     connections: int
     up_nbytes: int
     down_nbytes: int
     held_nbytes: int
+    changed_nbytes: int = 0
 
 
 class _Flow:
@@ -91,6 +94,7 @@ class _Road(Lane[tuple["_Flow", "bytes | None"]]):
 
     def __init__(self, seed: str) -> None:
         super().__init__(1.0, random=Random(seed))
+        self.damage = Damage(Random(f"{seed}:damage"))
         self.flows: list[_Flow] = []
         self.idle = True
         self.nbytes = 0
@@ -121,7 +125,7 @@ class Forwarder:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._trace: LinkTrace | None = None
         self._trace_began = self._asked_trace = 0.0
-        self._refuse_until = float("-inf")
+        self._refuse_until = self._black_until = float("-inf")
         self._cut_after: tuple[int, float] | None = None
         self._early_s = _EARLY_S
         self._running = True
@@ -175,6 +179,22 @@ class Forwarder:
         self._up.stall(now, seconds)
         self._down.stall(now, seconds)
 
+    def blackhole(self, seconds: float) -> None:
+        """Nothing passes for `seconds`: no byte, no new connection, no end or reset of one. Then all of it does.
+
+        A new connection seems to be made (the kernel answers for us) and is silent. What was sent arrives once the time
+        is over, at once: TCP would send it again, and waits for up to as long again before it does.
+        """
+        self._black_until = max(self._black_until, self._clock() + seconds)
+        self.stall(seconds)
+
+    def corrupt(self, direction: str, after_nbytes: int = 0, count: int = 1) -> None:
+        """Flips one bit of each of `count` bytes, once `after_nbytes` more have gone ``"up"`` or ``"down"``.
+
+        Whatever connection they belong to. A second order for the same direction takes the place of the first.
+        """
+        (self._up if direction == "up" else self._down).damage.order(after_nbytes, count)
+
     def cut(self, refuse_s: float = 0.0, after_nbytes: int = 0) -> None:
         """Resets every connection, once `after_nbytes` more have gone up; then refuses new ones for `refuse_s`.
 
@@ -195,7 +215,8 @@ class Forwarder:
     def status(self) -> Status:
         """How many connections there are, and how much was carried."""
         held = sum(f.held for p in self._pairs for f in p.flows)
-        return Status(len(self._pairs), self._up.nbytes, self._down.nbytes, held)
+        changed = self._up.damage.nbytes + self._down.damage.nbytes
+        return Status(len(self._pairs), self._up.nbytes, self._down.nbytes, held, changed)
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -214,9 +235,10 @@ class Forwarder:
     def _turn(self) -> None:
         self._do_jobs()
         self._follow_trace()
-        for road in (self._up, self._down):
-            self._hand_over(road)
-            self._take_in(road)
+        if self._clock() >= self._black_until:
+            for road in (self._up, self._down):
+                self._hand_over(road)
+                self._take_in(road)
         readable, writable = self._wait()
         if self._waked in readable:
             with suppress(BlockingIOError):
@@ -257,6 +279,8 @@ class Forwarder:
         now = self._clock()
         until, sharp = float("inf"), False
         reading = [self._waked]
+        if now < self._black_until:
+            return reading, [], self._black_until, False
         if self._listener is None:
             until = self._refuse_until
         elif len(self._pairs) < _MOST_CONNECTIONS:
@@ -352,12 +376,13 @@ class Forwarder:
                 continue
             if data is None:
                 flow.done = True
-            elif road is self._up and self._cut_after is not None:
-                left, refuse_s = self._cut_after
-                flow.overdue.append(memoryview(data)[:left])
-                self._cut_after = (left - len(data), refuse_s)
             else:
-                flow.overdue.append(memoryview(data))
+                arrived = memoryview(road.damage.passed(data))
+                if road is self._up and self._cut_after is not None:
+                    left, refuse_s = self._cut_after
+                    arrived = arrived[:left]
+                    self._cut_after = (left - len(data), refuse_s)
+                flow.overdue.append(arrived)
             self._write(flow)
 
     def _write(self, flow: _Flow) -> None:

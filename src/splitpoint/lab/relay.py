@@ -5,6 +5,8 @@
         relay.set_link(PRESETS["3g"])       # from now on
         relay.stall(2.0)                    # not a byte for two seconds
         relay.cut(refuse_s=5.0)             # every connection is reset, new ones are refused for a while
+        relay.blackhole(10.0)               # nothing passes, not even an end or a reset: as if it had no signal
+        relay.corrupt("down", 1000)         # after 1000 bytes more, one of an answer arrives with a bit flipped
 
 `Relay` is a process of its own, so that it waits for no interpreter lock of whoever measures; `ThreadRelay` is the same
 in a thread, for tests of what is carried rather than when.
@@ -36,8 +38,9 @@ _Self = TypeVar("_Self", bound="_Controlled")
 #: Python and the command line must start; a loaded single-board computer takes its time.
 _START_S = 60.0
 _ANSWER_S = 10.0
-#: A stall or refusal longer than a day is a slip of the pen.
+#: A stall or refusal longer than a day is a slip of the pen, and so is damage to more than this.
 _MOST_S = 86_400.0
+_MOST_CHANGED = 1_000_000
 
 
 class _Controlled(ABC):
@@ -72,6 +75,14 @@ class _Controlled(ABC):
     def stall(self, seconds: float) -> None:
         """Not a byte arrives for `seconds`, in either direction; none is lost."""
         self._tell(f"stall {seconds!r}")
+
+    def blackhole(self, seconds: float) -> None:
+        """Nothing passes for `seconds`: not a byte, no new connection, no end or reset of one. Then all of it does."""
+        self._tell(f"blackhole {seconds!r}")
+
+    def corrupt(self, direction: str, after_nbytes: int = 0, count: int = 1) -> None:
+        """Flips one bit of each of `count` bytes, once `after_nbytes` more have gone ``"up"`` or ``"down"``."""
+        self._tell(f"corrupt {direction} {after_nbytes} {count}")
 
     def cut(self, refuse_s: float = 0.0, after_nbytes: int = 0) -> None:
         """Resets every connection, once `after_nbytes` more have gone up; then refuses new ones for `refuse_s`."""
@@ -232,7 +243,8 @@ def control(forwarder: Forwarder, lines: Iterable[str], answer: _Answering) -> N
 def obey(forwarder: Forwarder, line: str) -> str:
     """Does what one line says, and returns what it answers. UsageError for what it does not know.
 
-    ``link LINK`` (what --link takes, or JSON) · ``stall SECONDS`` · ``cut [SECONDS [BYTES]]`` · ``status``
+    ``link LINK`` (what --link takes, or JSON) · ``stall SECONDS`` · ``blackhole SECONDS`` · ``cut [SECONDS [BYTES]]`` ·
+    ``corrupt up|down [BYTES [COUNT]]`` · ``status``
     """
     verb, _, rest = line.strip().partition(" ")
     words = rest.split()
@@ -242,21 +254,35 @@ def obey(forwarder: Forwarder, line: str) -> str:
     elif verb == "stall" and len(words) == 1:
         seconds = _seconds(words[0])
         forwarder.ask(lambda: forwarder.stall(seconds))
+    elif verb == "blackhole" and len(words) == 1:
+        seconds = _seconds(words[0])
+        forwarder.ask(lambda: forwarder.blackhole(seconds))
     elif verb == "cut" and len(words) <= 2:
         refuse_s = _seconds(words[0]) if words else 0.0
-        after = words[1] if len(words) > 1 else "0"
-        if not (after.isascii() and after.isdigit()):
-            raise UsageError(f"{after} is no number of bytes to cut after")
-        forwarder.ask(lambda: forwarder.cut(refuse_s, int(after)))
+        after = _count(words[1], "to cut after") if len(words) > 1 else 0
+        forwarder.ask(lambda: forwarder.cut(refuse_s, after))
+    elif verb == "corrupt" and 1 <= len(words) <= 3 and words[0] in ("up", "down"):
+        after = _count(words[1], "to pass first") if len(words) > 1 else 0
+        count = _count(words[2], "to change") if len(words) > 2 else 1
+        if not 1 <= count <= _MOST_CHANGED:
+            raise UsageError(f"from 1 to {_MOST_CHANGED} bytes can be changed, not {count}")
+        forwarder.ask(lambda: forwarder.corrupt(words[0], after, count))
     elif verb == "status" and not rest:
         found: list[Status] = []
         forwarder.ask(lambda: found.append(forwarder.status()))
         return msgspec.json.encode(found[0]).decode()
     else:
         raise UsageError(
-            f"a relay does not know {line.strip()[:60]}: say link LINK, stall SECONDS, cut [SECONDS [BYTES]] or status"
+            f"a relay does not know {line.strip()[:60]}: say link LINK, stall SECONDS, blackhole SECONDS, "
+            "cut [SECONDS [BYTES]], corrupt up|down [BYTES [COUNT]] or status"
         )
     return ""
+
+
+def _count(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise UsageError(f"{text[:20]} is no number of bytes {what}")
+    return int(text)
 
 
 def _read_link(text: str) -> AnyLink:

@@ -52,18 +52,23 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class LinkEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Something that happens `at_s` seconds after the first measured request: the link stalls for `seconds`, is cut
-    and refuses connections for `seconds`, or becomes `link`."""
+    and refuses connections for `seconds`, swallows everything for `seconds`, becomes `link`, or changes `count` bytes
+    that go ``"up"`` or ``"down"``, after `after_nbytes` others (``corrupt``)."""
 
     at_s: float
-    do: Literal["stall", "cut", "link"]
+    do: Literal["stall", "cut", "blackhole", "link", "corrupt"]
     seconds: float = 0.0
     link: str = ""
+    direction: Literal["", "up", "down"] = ""
+    after_nbytes: int = 0
+    count: int = 1
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is run, and on what. `at` are cut names, as `--at` takes them; `plan` is a plan's file instead of them.
 
-    `inputs` is ``photos`` (those of the zoo), ``synthetic`` (drawn with `seed`), or files and folders.
+    `inputs` is ``photos`` (those of the zoo), ``synthetic`` (drawn with `seed`), or files and folders. `checksum` has
+    every frame carry one.
     """
 
     name: str = ""
@@ -73,6 +78,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     plan: str = ""
     link: str
     codec: str = "raw"
+    checksum: bool = False
     requests: int = 20
     warm_up: int = 2
     inputs: str | tuple[str, ...] = "photos"
@@ -100,6 +106,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise UsageError("an event's at_s and seconds must be 0 or more")
             if (event.do == "link") != bool(event.link):
                 raise UsageError('an event has a link if, and only if, it does "link"')
+            if (event.do == "corrupt") != bool(event.direction):
+                raise UsageError('an event has a direction if, and only if, it does "corrupt"')
+            if event.after_nbytes < 0 or not 1 <= event.count <= 1_000_000:
+                raise UsageError("an event's after_nbytes must be 0 or more, and its count from 1 to 1000000")
 
     def path(self, file: str) -> Path:
         """A file that the scenario names: relative to where the scenario is."""

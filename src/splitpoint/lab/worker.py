@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
@@ -21,12 +22,14 @@ from splitpoint.graph import Cut
 from splitpoint.inputs import expand, read_inputs
 from splitpoint.lab.device import Stretched
 from splitpoint.lab.scenario import Scenario
+from splitpoint.link import Link
 from splitpoint.machine import EMULATED
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import load_plan
+from splitpoint.planning.plan import Planner
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.result import Result
 from splitpoint.segments import samples_for
@@ -37,14 +40,15 @@ Codecs = str | Mapping[str, str]
 _ANSWER_S = 300.0
 #: How long a link that was cut is tried again, and how often.
 _RECONNECT_S, _RETRY_S = 120.0, 0.2
-#: A cut that the planner chooses, and how long each side then profiles itself.
-AUTO, _PROFILE_S = "auto", 15.0
+#: A cut that the planner chooses, one that it goes on choosing, and how long each side profiles itself for that.
+AUTO, ADAPT, _PROFILE_S = "auto", "adapt", 15.0
 #: Inputs that are drawn where the scenario wants no photos.
 _SYNTHETIC = 8
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request: milliseconds by span of its trace, or why it failed. `at_s` counts from the first request."""
+    """One request: milliseconds by span of its trace, or why it failed. `at_s` counts from the first request. `ran` is
+    where it was really cut, if `cut` does not say."""
 
     request: int
     cut: str
@@ -57,7 +61,21 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     down_nbytes: int = 0
     codecs: dict[str, str] = {}
     clock_error_ms: float = 0.0
+    ran: str = ""
     note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Changing:
+    """A cut that is changed while it runs: `planner` says where to, `link` is believed at first."""
+
+    name: ClassVar[str] = ADAPT
+    planner: Planner
+    link: Link
+
+
+#: Where to cut, and how what crosses travels.
+Placed = tuple[Cut | Changing, Codecs]
 
 
 def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Callable[[], object]) -> None:
@@ -70,7 +88,7 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
     if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
         engine = stretched = Stretched(engine, scenario.device.slowdown)
         note = stretched.note
-    device = _Device(address, model, engine, cuts)
+    device = _Device(address, model, engine, cuts, scenario.checksum)
     try:
         for k in range(len(cuts)):
             device.use(k)
@@ -92,16 +110,17 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
                     row = Row(request=k, cut=cut.name, input=name, at_s=at_s, error=str(exc), note=note)
                     device.close()
                 else:
-                    row = _row(result, k, name, at_s, note)
+                    row = _row(result, cut.name, k, name, at_s, note)
                 say(msgspec.json.encode(row).decode())
     finally:
         device.close()
 
 
-def _row(result: Result, request: int, name: str, at_s: float, note: str) -> Row:
+def _row(result: Result, cut: str, request: int, name: str, at_s: float, note: str) -> Row:
     return Row(
         request=request,
-        cut=result.cut,
+        cut=cut,
+        ran=result.cut if cut == ADAPT else "",
         input=name,
         at_s=at_s,
         total_ms=round(result.total_ms, 4),
@@ -117,26 +136,33 @@ def _row(result: Result, request: int, name: str, at_s: float, note: str) -> Row
 class _Device:
     """An edge that connects again after its link was cut."""
 
-    def __init__(self, address: str, model: Model, engine: Engine, cuts: Sequence[tuple[Cut, Codecs]]) -> None:
+    def __init__(self, address: str, model: Model, engine: Engine, cuts: Sequence[Placed], checksum: bool) -> None:
         self._address, self._model, self._engine, self._cuts = address, model, engine, cuts
+        self._checksum = checksum
         self._edge: Edge | None = None
+        self._changing: Edge | None = None
 
     def use(self, number: int) -> Edge:
-        """The edge, cut at the cut of this number."""
+        """The edge, cut at the cut of this number; for the one that changes, an edge of its own."""
         cut, codec = self._cuts[number]
+        if isinstance(cut, Changing):
+            if self._changing is None:
+                self._changing = self._connect("input", "raw", fallback="local")
+                self._changing.adapt(cut.planner, cut.link)
+            return self._changing
         if self._edge is None:
             self._edge = self._connect(cut, codec)
         else:
             self._edge.switch(cut, codec)
         return self._edge
 
-    def _connect(self, cut: Cut, codec: Codecs) -> Edge:
+    def _connect(self, cut: Cut | str, codec: Codecs, fallback: str = "error") -> Edge:
         end = time.monotonic() + _RECONNECT_S
         while True:
             try:
                 return Edge(
                     self._address, self._model, at=cut, codec=codec, engine=self._engine, timeout_s=_ANSWER_S,
-                    connect_s=_RECONNECT_S,
+                    connect_s=_RECONNECT_S, checksum=self._checksum, fallback=fallback,
                 )  # fmt: skip
             except ServerError:
                 if time.monotonic() > end:
@@ -144,9 +170,10 @@ class _Device:
                 time.sleep(_RETRY_S)
 
     def close(self) -> None:
-        edge, self._edge = self._edge, None
-        if edge is not None:
-            edge.close()
+        edges, self._edge, self._changing = (self._edge, self._changing), None, None
+        for edge in edges:
+            if edge is not None:
+                edge.close()
 
 
 def model_name(scenario: Scenario) -> str:
@@ -155,8 +182,9 @@ def model_name(scenario: Scenario) -> str:
     return str(scenario.path(scenario.model)) if is_file else scenario.model
 
 
-def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[tuple[Cut, Codecs]]:
-    """Where to cut, and how what crosses travels; ``auto`` is what a plan for the server at `address` says.
+def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[Placed]:
+    """Where to cut, and how what crosses travels; ``auto`` is what a plan for the server at `address` says, and
+    ``adapt`` what it says from moment to moment.
 
     CutError for a name that the model does not have.
     """
@@ -171,22 +199,31 @@ def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[tuple[C
             raise InputError(f"{scenario.plan}: best.on_edge names nodes that {model.name} does not have")
         cut = model.graph.cut_of(frozenset(plan.best.on_edge))
         return [(cut, {c.name: c.codec for c in plan.best.crossing})]
-    return [
-        _planned(scenario, model, address) if name == AUTO else (model.graph.cut(name), scenario.codec)
-        for name in scenario.at
-    ]
+    found: list[Placed] = []
+    for name in scenario.at:
+        if name not in (AUTO, ADAPT):
+            found.append((model.graph.cut(name), scenario.codec))
+            continue
+        planner, link = _planner(scenario, model, address)
+        if name == ADAPT:
+            found.append((Changing(planner, link), "raw"))
+        else:
+            found.append(placement(model.graph, planner.plan(link, sensitivity=False).best))
+    return found
 
 
-def _planned(scenario: Scenario, model: Model, address: str) -> tuple[Cut, Codecs]:
-    """The best option for the emulated device, the server and the link as it is now."""
+def _planner(scenario: Scenario, model: Model, address: str) -> tuple[Planner, Link]:
+    """Plans for the emulated device and the server, and the scenario's link as it is when it begins: it is not shaped
+    while the cuts are made ready."""
+    shaped = scenario.shaped()
+    link = shaped if isinstance(shaped, Link) else shaped.at(0.0)
     engine = open_engine(threads=scenario.device.threads)
     with Edge(address, model, at="input", engine=engine, connect_s=_RECONNECT_S) as edge:
-        known = survey(edge, engine, budget_s=_PROFILE_S)
-        if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
-            known = dataclasses.replace(known, edge=known.edge.slowed(scenario.device.slowdown))
-        codecs = () if scenario.codec == "raw" else (scenario.codec,)
-        plan = known.planner(model.graph, constraints=Constraints(codecs=codecs)).plan(known.link, sensitivity=False)
-    return placement(model.graph, plan.best)
+        known = survey(edge, engine, budget_s=_PROFILE_S, link=link)
+    if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
+        known = dataclasses.replace(known, edge=known.edge.slowed(scenario.device.slowdown))
+    codecs = () if scenario.codec == "raw" else (scenario.codec,)
+    return known.planner(model.graph, constraints=Constraints(codecs=codecs)), link
 
 
 def inputs_of(scenario: Scenario, model: Model) -> list[tuple[str, Mapping[str, Array]]]:

@@ -1,0 +1,93 @@
+"""A process of ours that says lines."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import IO, Any
+
+from splitpoint.errors import ServerError, UsageError
+
+#: Starting Python and compiling a network may take this long; one request may take longer than it should.
+START_S, ROW_S = 300.0, 400.0
+PIPES: dict[str, Any] = {
+    "stdin": subprocess.PIPE,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.PIPE,
+    "text": True,
+}
+
+
+class Process:
+    """`process`, started with `PIPES`, and what it says; `name` is for messages."""
+
+    def __init__(self, process: subprocess.Popen[Any], name: str) -> None:
+        self.process, self.name = process, name
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._complaints: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=(process.stdout, self._lines.put), daemon=True),
+            threading.Thread(target=self._read, args=(process.stderr, self._complain), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: IO[str], put: Callable[[str | None], None]) -> None:
+        for line in stream:
+            put(line.rstrip("\n"))
+        put(None)
+
+    def _complain(self, line: str | None) -> None:
+        if line:
+            self._complaints = [*self._complaints[-5:], line]
+
+    def line(self, timeout_s: float) -> str:
+        """What it says next. The error that it ended with is raised, as what it was."""
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            raise ServerError(f"the {self.name} said nothing for {timeout_s:.0f} s") from None
+        if line is None:
+            status = self.process.wait()
+            self._readers[1].join()
+            said = self._complaints[-1] if self._complaints else f"exit status {status}"
+            kind = UsageError if status == UsageError.exit_code else ServerError
+            raise kind(f"the {self.name} ended: {said.removeprefix('splitpoint: ')}")
+        return line
+
+    def expect(self, start: str) -> str:
+        """The next line that begins with `start`; those before it are passed over."""
+        while not (line := self.line(START_S)).startswith(start):
+            pass
+        return line
+
+    def lines(self, count: int) -> Iterator[str]:
+        """Its next `count` lines."""
+        for _ in range(count):
+            yield self.line(ROW_S)
+
+    def go(self) -> None:
+        """Says a line to it."""
+        assert self.process.stdin is not None
+        with suppress(OSError):  # it has ended; its next line says why
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+
+    def close(self) -> None:
+        """Ends it, by force if it does not end by itself."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for reader in self._readers:
+            reader.join()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
