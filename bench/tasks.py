@@ -1,0 +1,189 @@
+"""Forty requests for four models, one queue: each with its own best plan (fifo), or planned together (joint).
+
+    python -m bench.tasks                  # 4g and wifi, a device 4 times slower, raw and with int8 and JPEG allowed
+    python -m bench.tasks --simulate       # profiles and predictions alone, for ten seeds
+    python -m bench.tasks --rounds 5
+
+Read this first. One machine plays all parts: the device on one core, the server on another (one thread each), a relay
+that shapes the link, a device made slower by waiting after each run of the engine (`splitpoint.lab`). Slow device and
+link are therefore *emulated*; compute is real. Weights are random. All tasks are there at the start; what each policy
+uses is compiled and run once before. The policies run in the same pipeline and take turns.
+
+Target: joint's makespan at most 0.85 of fifo's, both links, with what a user gets by default (raw).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from bench.common import EDGE_CORE, SERVE, SERVER_CORE, header, helper, pin
+from bench.nets import MIX, path_of
+from bench.split import said
+from splitpoint.advisor import Survey
+from splitpoint.engines import open_engine
+from splitpoint.lab.device import Stretched
+from splitpoint.lab.relay import Relay
+from splitpoint.link.presets import PRESETS
+from splitpoint.models import load
+from splitpoint.planning.constraints import Constraints
+from splitpoint.profile.files import load_profile, save_profile
+from splitpoint.profile.measure import profile_model
+from splitpoint.profile.values import Profile
+from splitpoint.tasks.execute import Planned, Run, predict
+from splitpoint.tasks.fleet import Fleet, inputs_of
+from splitpoint.tasks.mix import mix
+from splitpoint.tasks.values import Summary, Task
+
+LINKS, SLOWDOWN, COUNT, SEED = ("4g", "wifi"), 4, 40, 1
+POLICIES = ("fifo", "sjf", "joint")
+TARGET = 0.15
+CODECS = {"raw": (), "int8, JPEG allowed": ("int8", "jpeg:90")}
+PROFILE_S = 25.0
+
+
+class Known(NamedTuple):
+    """A model's profiles at full speed, on the device's core and on the server's."""
+
+    edge: Profile
+    cloud: Profile
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(description="One queue, several policies.")
+    parser.add_argument("--simulate", action="store_true", help="predictions alone")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--profile-s", type=float, default=PROFILE_S)
+    parser.add_argument("--links", nargs="+", default=LINKS, choices=tuple(PRESETS))
+    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
+    parser.add_argument("--codecs", nargs="+", default=tuple(CODECS), choices=tuple(CODECS))
+    parser.add_argument("--keep", type=Path, help="a folder for the profiles, to use them again")
+    given = parser.parse_args(list(arguments))
+    pin(EDGE_CORE)
+    names = [path_of(name) for name in MIX]
+    with helper(SERVE, *names) as server, Relay(said(server), PRESETS["lan"]) as relay:
+        os.sched_setaffinity(relay.pid, {SERVER_CORE})
+        known = profiles(relay.address, names, given.profile_s, given.keep)
+        for codecs in given.codecs:
+            for link in given.links:
+                with fleet_of(relay, names, known, codecs) as fleet:
+                    if given.simulate:
+                        simulate(fleet, codecs, link)
+                    else:
+                        measure(fleet, relay, codecs, link, given.rounds, given.policies)
+
+
+def tasks_of(seed: int) -> list[Task]:
+    return mix(list(MIX), COUNT, seed)
+
+
+def profiles(address: str, names: Sequence[str], budget_s: float, keep: Path | None) -> dict[str, Known]:
+    """Each model on both cores; read from `keep` where an earlier run has left it there."""
+    found = {}
+    with Fleet(address, engine=open_engine(threads=1)) as fleet:
+        for name, file in zip(MIX, names, strict=True):
+            kept = [keep / f"{name}.{side}.profile.json" for side in ("edge", "cloud")] if keep else []
+            if kept and all(path.exists() for path in kept):
+                known = Known(*(load_profile(path) for path in kept))
+            else:
+                model = load(file)
+                here = profile_model(model, open_engine(threads=1), budget_s=budget_s)
+                known = Known(here, fleet.add((name, ""), model).profile_server(budget_s))
+                for path, profile in zip(kept, known, strict=False):
+                    save_profile(path, profile)
+            found[name] = known
+            print(
+                f"{name}: whole {known.edge.whole.median:.1f} ms on the device's core, "
+                f"{known.cloud.whole.median:.1f} ms on the server's",
+                flush=True,
+            )
+    return found
+
+
+@contextmanager
+def fleet_of(relay: Relay, names: Sequence[str], known: dict[str, Known], codecs: str) -> Iterator[Fleet]:
+    """The four models, on a device as slow as it is emulated."""
+    relay.set_link(PRESETS["lan"])
+    engine = Stretched(open_engine(threads=1), SLOWDOWN)
+    constraints = Constraints(codecs=CODECS[codecs])
+    with Fleet(relay.address, engine=engine, constraints=constraints) as fleet:
+        for name, file in zip(MIX, names, strict=True):
+            fleet.add((name, ""), load(file))
+            edge, cloud = known[name]
+            fleet.know((name, ""), Survey(edge.slowed(SLOWDOWN), cloud, PRESETS["lan"]))
+        yield fleet
+
+
+def simulate(fleet: Fleet, codecs: str, link: str) -> None:
+    """Predicted makespans for ten seeds."""
+    fleet.link = PRESETS[link]
+    for seed in range(10):
+        plans = {by: predict(fleet, tasks_of(seed), by) for by in POLICIES}
+        show(f"{codecs}, {link}, seed {seed}", {by: [p.summary] for by, p in plans.items()})
+        if seed == SEED:
+            describe(plans["fifo"])
+            describe(plans["joint"])
+
+
+def measure(fleet: Fleet, relay: Relay, codecs: str, link: str, rounds: int, policies: Sequence[str]) -> None:
+    """The seed's queue by every policy, in turns."""
+    tasks = tasks_of(SEED)
+    inputs = inputs_of(fleet, tasks)
+    relay.set_link(PRESETS[link])
+    fleet.link = next(iter(fleet.edges.values())).measure_link()
+    print(f"\n{codecs}, {link}: {fleet.link}; device {SLOWDOWN}x slower (emulated)", flush=True)
+    taken: dict[str, list[Summary]] = {by: [] for by in policies}
+    relay.set_link(PRESETS["lan"])
+    for by in policies:  # compiled before the first measured run
+        describe(Run(fleet, tasks, by, inputs).prepare())
+    relay.set_link(PRESETS[link])
+    for _ in range(rounds):
+        for by in policies:
+            run = Run(fleet, tasks, by, inputs)
+            run.run()
+            taken[by].append(run.summary)
+            report(run.summary)
+    show(f"{codecs}, {link}, measured, medians of {rounds}", taken)
+
+
+def describe(planned: Planned) -> None:
+    """How a policy serves each model, and what it expects."""
+    counts: dict[tuple[str, str], int] = {}
+    for row in planned.rows:
+        key = row.task.model, row.option
+        counts[key] = counts.get(key, 0) + 1
+    s = planned.summary
+    bound = f", bound {s.bound_ms:.0f} ms" if s.bound_ms else ""
+    print(f"  {s.policy}: predicted {s.makespan_ms:.0f} ms{bound}, planned in {s.planning_ms:.0f} ms")
+    for (model, option), count in sorted(counts.items()):
+        print(f"    {count:3} x {model}: {option}")
+
+
+def report(s: Summary) -> None:
+    busy = f"device {s.usage.device:.0%}, link {s.usage.link:.0%}, server {s.usage.server:.0%}"
+    again = f", planned again {s.replans} times" if s.replans else ""
+    print(
+        f"  {s.policy:6} {s.makespan_ms:7.0f} ms (predicted {s.predicted_ms:.0f}), mean {s.mean_ms:.0f}, "
+        f"p95 {s.p95_ms:.0f}; busy: {busy}{again}",
+        flush=True,
+    )
+
+
+def show(title: str, taken: dict[str, list[Summary]]) -> None:
+    spans = {by: median(s.makespan_ms for s in all_of_them) for by, all_of_them in taken.items()}
+    gain = 1 - spans.get("joint", 0.0) / spans.get("fifo", 1.0)
+    every = ", ".join(f"{by} {ms:.0f} ms" for by, ms in spans.items())
+    verdict = "met" if gain >= TARGET else "missed"
+    print(f"{title}: {every}; joint needs {gain:.1%} less than fifo (target {TARGET:.0%}: {verdict})", flush=True)
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(header())
+    main(sys.argv[1:])

@@ -1,0 +1,220 @@
+"""splitpoint tasks: a queue of requests for different models, planned together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from splitpoint.cli import answers
+from splitpoint.cli.compare import step
+from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.cli.options import cache_option, cloud_option, engine_options, json_option, load_model
+from splitpoint.cli.quantities import parse_budget
+from splitpoint.cli.run import is_local, notice
+from splitpoint.engines import open_engine
+from splitpoint.errors import InputError, ModelError, ServerError, SplitpointError, StorageError, UsageError
+from splitpoint.models import name_of
+from splitpoint.planning.constraints import Constraints
+from splitpoint.report.files import check_writable, write_csv
+from splitpoint.runtime.fallback import FALLBACKS
+from splitpoint.runtime.result import Result
+from splitpoint.tasks.execute import Run, predict
+from splitpoint.tasks.files import Mistake, read_tasks, refuse
+from splitpoint.tasks.fleet import Fleet, inputs_of
+from splitpoint.tasks.menu import Source
+from splitpoint.tasks.mix import mix
+from splitpoint.tasks.schedule import POLICIES
+from splitpoint.tasks.table import COLUMNS, TITLES, cells, record, said
+from splitpoint.tasks.values import Task, TaskPlan, TaskResult
+from splitpoint.units import ms
+
+
+@click.command(short_help="Run a queue of requests for different models, planned together.")
+@click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[TASKS.toml]")
+@cloud_option(required=False)
+@click.option("--mix", "models", metavar="MODEL,MODEL,…", help="Draw tasks at random from these models, all at once.")
+@click.option("--count", type=int, default=40, show_default=True, help="How many --mix draws.")
+@click.option("--seed", type=int, default=0, show_default=True, help="What --mix draws: the same for the same seed.")
+@click.option(
+    "--policy",
+    "by",
+    type=click.Choice(tuple(POLICIES)),
+    default="joint",
+    show_default=True,
+    help="Who goes first: who came first, has the earliest deadline, or takes least, each with its own best plan; or "
+    "joint: choose order and cuts together.",
+)
+@click.option("--dry-run", is_flag=True, help="Only plan: print what is predicted, by every policy.")
+@click.option(
+    "--codec",
+    "codecs",
+    multiple=True,
+    metavar="NAME",
+    help="What may cross encoded: fp16, int8, int4, also with +zstd, jpeg:QUALITY; several may be given.",
+)
+@click.option(
+    "--fallback",
+    type=click.Choice(("auto", *FALLBACKS)),
+    default="auto",
+    show_default=True,
+    help="When the server is gone, busy or wrong: finish on the device (local), ask again (wait), or end (error). "
+    "auto: local for models that are here, wait for others.",
+)
+@click.option("--budget", default="10s", show_default=True, metavar="TIME", help="How long each profiling may take.")
+@click.option("--fresh", is_flag=True, help="Profile this machine anew, whatever an earlier run has kept.")
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write one line a task.",
+)
+@json_option
+@cache_option
+@engine_options
+def command(
+    file: Path | None, cloud: str | None, models: str | None, count: int, seed: int, by: str, dry_run: bool,
+    codecs: tuple[str, ...], fallback: str, budget: str, fresh: bool, csv_path: Path | None, as_json: bool,
+    cache: Path | None, device: str, threads: int,
+) -> None:  # fmt: skip
+    """Run the tasks of a file, or a mix of MODELs, on this device and a server that has these models.
+
+    Every model is profiled on both sides (the results are kept) and the link is measured. Then all tasks go through
+    one pipeline: device, link and server work at the same time. docs/tasks.md has the file's fields.
+    """
+    if (file is None) == (models is None):
+        raise UsageError("say what to run: a file of tasks (tasks.toml), or --mix MODEL,MODEL,…")
+    if cloud is None:
+        raise UsageError("tasks are shared out between this device and a server: add --cloud HOST (splitpoint serve)")
+    budget_s, constraints = parse_budget(budget), Constraints(codecs=codecs)
+    if csv_path:
+        check_writable(csv_path)
+    drawn = mix(models.split(","), count, seed) if models is not None else []
+    engine = open_engine(device=device, threads=threads)
+    with Fleet(cloud, engine=engine, cache=cache, constraints=constraints, fallback=fallback, on_event=notice) as fleet:
+        tasks = read(fleet, file) if file else reach(fleet, drawn)
+        inputs = inputs_of(fleet, tasks)
+        link = fleet.survey(budget_s=budget_s, fresh=fresh, on_step=step)
+        click.echo(f"link {link}", err=True)
+        if dry_run:
+            show_plans(fleet, tasks, by, csv_path, as_json)
+            return
+        execute(fleet, Run(fleet, tasks, by, inputs), csv_path, as_json)
+
+
+# --- whose models they are --------------------------------------------------------------------------------------------
+
+
+def read(fleet: Fleet, path: Path) -> list[Task]:
+    """The tasks in `path`, their models reached. InputError with all mistakes, models that are not there included."""
+    entries, mistakes = read_tasks(path)
+    for entry in entries:
+        try:
+            said = wrong(fleet, entry.tasks[0].source)
+        except ServerError:
+            refuse(path, mistakes)  # no server says which models there are, but what is wrong besides is known
+            raise
+        if said:
+            mistakes.append(Mistake(entry.line, said))
+    refuse(path, mistakes)
+    return [task for entry in entries for task in entry.tasks]
+
+
+def reach(fleet: Fleet, tasks: list[Task]) -> list[Task]:
+    """`tasks`, their models reached. ModelError names all that are not there."""
+    found = [said for source in dict.fromkeys(t.source for t in tasks) if (said := wrong(fleet, source))]
+    if found:
+        raise ModelError("; ".join(found))
+    return tasks
+
+
+def wrong(fleet: Fleet, source: Source) -> str:
+    """Reaches the model; what is wrong with it, or nothing."""
+    model, weights = source
+    try:
+        here = load_model(model, (), weights or None, None) if weights or is_local(model) else None
+        fleet.add(source, here or name_of(model))
+    except (ModelError, UsageError, InputError, StorageError) as exc:
+        return str(exc)
+    return ""
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def execute(fleet: Fleet, run: Run, csv_path: Path | None, as_json: bool) -> None:
+    """Runs and prints; what was answered is printed and written also where not all was."""
+    answered: list[TaskResult] = []
+    planned = run.prepare()
+    for line in said(planned.summary, predicted=True)[:1]:
+        click.echo(line, err=True)
+    with progress() as bar:
+        task = bar.add_task("tasks", total=len(run.tasks))
+
+        def on_answer(row: TaskResult, result: Result) -> None:
+            spec = fleet.edges[row.task.source].model.input_spec
+            answered.append(msgspec.structs.replace(row, answer=answers.answer(result.outputs, spec, 1)))
+            bar.advance(task)
+
+        run.on_answer = on_answer
+        try:
+            run.run()
+        except (KeyboardInterrupt, SplitpointError) as exc:
+            left = len(run.tasks) - len(answered)
+            why = "interrupted" if isinstance(exc, KeyboardInterrupt) else str(exc)
+            click.echo(f"{len(answered)} of {len(run.tasks)} answered, {left} not: {why}", err=True)
+            if answered:
+                finish(run, answered, csv_path, as_json)
+            raise
+    finish(run, answered, csv_path, as_json)
+
+
+def finish(run: Run, rows: list[TaskResult], csv_path: Path | None, as_json: bool) -> None:
+    """Prints and writes the rows and what they came to."""
+    summary = run.summary
+    if as_json:
+        click.echo(msgspec.json.encode({"summary": summary, "tasks": records(rows, run.by, run.fleet.note)}))
+    else:
+        show(rows)
+        for line in said(summary):
+            click.echo(line)
+    write(rows, run.by, run.fleet.note, csv_path)
+
+
+def show_plans(fleet: Fleet, tasks: list[Task], by: str, csv_path: Path | None, as_json: bool) -> None:
+    """Prints what each policy is predicted to come to, and the timeline of `by`."""
+    plans = {name: predict(fleet, tasks, name) for name in POLICIES}
+    chosen, note = plans[by], fleet.note
+    if as_json:
+        every = {name: plan.summary for name, plan in plans.items()}
+        rows = records(chosen.rows, by, note)
+        click.echo(msgspec.json.encode({"summary": chosen.summary, "tasks": rows, "policies": every}))
+    else:
+        show(chosen.rows)
+        for line in said(chosen.summary, predicted=True):
+            click.echo(line)
+        click.echo("by policy: " + ", ".join(f"{name} {ms(p.summary.makespan_ms)} ms" for name, p in plans.items()))
+    write(chosen.rows, by, note, csv_path)
+
+
+def show(rows: list[TaskPlan] | list[TaskResult]) -> None:
+    """The table."""
+    kept = {"task", "cut", "edge", "transfer", "server", "waiting"}
+    columns = [Column(t, right=t not in ("task", "cut", "deadline"), keep=t in kept) for t in TITLES]
+    table(columns, [cells(row) for row in rows], console=out())
+
+
+def records(rows: list[TaskPlan] | list[TaskResult], by: str, note: str) -> list[Mapping[str, Any]]:
+    """The rows as JSON and CSV have them."""
+    return [record(row, by, note) for row in rows]
+
+
+def write(rows: list[TaskPlan] | list[TaskResult], by: str, note: str, path: Path | None) -> None:
+    """One line a task into the CSV file, if there is to be one."""
+    if path:
+        write_csv(path, records(rows, by, note), COLUMNS)
+        click.echo(f"wrote {path}", err=True)

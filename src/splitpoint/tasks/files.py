@@ -1,0 +1,229 @@
+"""A queue as a file: TOML, every mistake in it told at once, with its line.
+
+[[tasks]]
+model = "vgg16_bn"          # what the server calls it, or a MODEL that is here
+weights = "random:0"        # as --weights takes them: then the model is loaded here, and must be the server's
+input = "dog.jpg"           # beside this file; without it an input is made up
+count = 3                   # so many of them
+priority = 2                # higher ones go first
+arrival = "500ms"           # from the start
+deadline = "2s"             # from the arrival
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from splitpoint.errors import InputError, nearest
+from splitpoint.tasks.mix import MOST_TASKS
+from splitpoint.tasks.values import MOST_PRIORITY, MOST_S, Task
+from splitpoint.units import counted
+
+_MOST_BYTES = 16 << 20
+_MOST_TEXT = 1000
+_TIME = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|min)")
+_UNITS = {"ms": 1e-3, "s": 1.0, "min": 60.0}
+_HEADER = re.compile(r"\s*\[\[\s*tasks\s*\]\]")
+_KEY = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
+
+
+class Mistake(NamedTuple):
+    """What is wrong in a line; 0 where no line can be named."""
+
+    line: int
+    text: str
+
+
+class Entry(NamedTuple):
+    """A ``[[tasks]]`` table: its tasks, and where it names its model."""
+
+    line: int
+    tasks: tuple[Task, ...]
+
+
+def load_tasks(path: Path, check: Callable[[Entry], str] = lambda entry: "") -> list[Task]:
+    """The tasks in `path`. InputError with every mistake there is; `check` says what is wrong with an entry's model."""
+    entries, mistakes = read_tasks(path)
+    mistakes += [Mistake(e.line, said) for e in entries if (said := check(e))]
+    refuse(path, mistakes)
+    return [task for entry in entries for task in entry.tasks]
+
+
+def refuse(path: Path, mistakes: Iterable[Mistake]) -> None:
+    """InputError with all `mistakes` in the order of their lines, if there are any."""
+    found = sorted(dict.fromkeys(mistakes))
+    if found:
+        lines = "".join(f"\n  {f'line {m.line}: ' if m.line else ''}{m.text}" for m in found)
+        raise InputError(f"{path} has {counted(len(found), 'mistake')}:{lines}")
+
+
+def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
+    """(the entries that make sense, the mistakes of the others). InputError for a file that is no TOML."""
+    text = _text(path)
+    try:
+        found = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        raise InputError(f"{path} is not TOML: {exc}") from exc
+    lines = _Lines(text)
+    mistakes = [
+        Mistake(lines.of_key(key), f"unknown field {key}{nearest(key, ('tasks',)) or ': there are only [[tasks]]'}")
+        for key in found
+        if key != "tasks"
+    ]
+    tables = found.get("tasks", [])
+    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        return [], [*mistakes, Mistake(lines.of_key("tasks"), "tasks are written as tables: [[tasks]], then model = …")]
+    if not tables:
+        return [], [*mistakes, Mistake(0, "there is no [[tasks]] in it")]
+    entries: list[Entry] = []
+    met: dict[str, int] = {}
+    for k, table in enumerate(tables):
+        reader = _Reader(table, k, lines, path.parent)
+        entry = reader.entry(met)
+        mistakes += reader.mistakes
+        if not reader.mistakes:
+            entries.append(entry)
+    if sum(len(e.tasks) for e in entries) > MOST_TASKS:
+        mistakes.append(Mistake(0, f"there are more than {MOST_TASKS} tasks"))
+    return entries, mistakes
+
+
+def _text(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise InputError(f"{path} is no file of tasks: it has more than {_MOST_BYTES >> 20} MiB")
+        return data.decode()
+    except FileNotFoundError as exc:
+        raise InputError(f"there is no file {path}") from exc
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{path} is not TOML: it is not UTF-8 text") from exc
+
+
+class _Reader:
+    """One table, field by field."""
+
+    def __init__(self, table: Mapping[str, Any], place: int, lines: _Lines, folder: Path) -> None:
+        self._table, self._place, self._lines, self._folder = table, place, lines, folder
+        self.mistakes: list[Mistake] = []
+
+    def entry(self, met: dict[str, int]) -> Entry:
+        """Its tasks, numbered on from those `met` before. What is wrong is in `mistakes`."""
+        for key in self._table:
+            if key not in _FIELDS:
+                self._wrong(key, f"unknown field {key}{nearest(key, _FIELDS) or ': there are ' + ', '.join(_FIELDS)}")
+        if "model" not in self._table:
+            self._wrong("", 'a task needs a model: model = "…"')
+        model, weights, file = (self._read_text(key) for key in ("model", "weights", "input"))
+        count = self._whole("count", 1, 1, MOST_TASKS)
+        priority = self._whole("priority", 0, -MOST_PRIORITY, MOST_PRIORITY)
+        arrival, deadline = self._seconds("arrival"), self._seconds("deadline", least=1e-6)
+        if file:
+            file = str(self._folder / file)
+            if not Path(file).is_file():
+                self._wrong("input", f"there is no file {file}")
+        tasks = []
+        for _ in range(count if not self.mistakes else 0):
+            met[model] = met.get(model, 0) + 1
+            name = f"{Path(model).stem if model.endswith('.onnx') else model}-{met[model]}"
+            tasks.append(
+                Task(name=name, model=model, weights=weights, input=file, priority=priority, arrival_s=arrival,
+                     deadline_s=deadline)
+            )  # fmt: skip
+        return Entry(self._line("model"), tuple(tasks))
+
+    def _read_text(self, key: str) -> str:
+        value = self._table.get(key, "")
+        if not isinstance(value, str) or (key in self._table and not value.strip()) or len(value) > _MOST_TEXT:
+            self._wrong(key, f"{key} must be a text")
+            return ""
+        return value
+
+    def _whole(self, key: str, default: int, low: int, high: int) -> int:
+        value = self._table.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self._wrong(key, f"{key} must be a whole number from {low} to {high}, not {_short(value)}")
+            return default
+        return value
+
+    def _seconds(self, key: str, least: float = 0.0) -> float:
+        if key not in self._table:
+            return 0.0
+        value = self._table[key]
+        found = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+        seconds = float(found[1]) * _UNITS[found[2]] if found else -1.0
+        if not least <= seconds <= MOST_S:
+            above = "above zero and " if least else ""
+            self._wrong(
+                key, f'{key} must be a time such as "200ms" or "1.5s", {above}at most a day, not {_short(value)}'
+            )
+        return seconds
+
+    def _wrong(self, key: str, text: str) -> None:
+        self.mistakes.append(Mistake(self._line(key), text))
+
+    def _line(self, key: str) -> int:
+        return self._lines.of(self._place, key)
+
+
+_FIELDS = ("model", "weights", "input", "count", "priority", "arrival", "deadline")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+class _Lines:
+    """Which line says what: tomllib does not tell. Where a file is written in another style, the nearest line above."""
+
+    def __init__(self, text: str) -> None:
+        self._tables: list[int] = []
+        self._keys: dict[tuple[int, str], int] = {}
+        quote = ""
+        for number, line in enumerate(text.splitlines(), 1):
+            inside, quote = bool(quote), _open_quote(line, quote)
+            if inside:
+                continue
+            if _HEADER.match(line):
+                self._tables.append(number)
+            elif found := _KEY.match(line):
+                self._keys.setdefault((len(self._tables) - 1, found[1]), number)
+
+    def of(self, place: int, key: str) -> int:
+        """The line of `key` in the table at `place`; that of the table's header, if the key is nowhere."""
+        if place >= len(self._tables):  # tasks = [{…}, {…}]
+            return self.of_key("tasks")
+        return self._keys.get((place, key), self._tables[place])
+
+    def of_key(self, key: str) -> int:
+        """The line of a field outside of all tables; 0 if it is nowhere."""
+        return self._keys.get((-1, key), 0)
+
+
+def _open_quote(line: str, quote: str) -> str:
+    """The three quotes that a text of several lines is in, behind `line`; `quote` is what it was before."""
+    place = 0
+    while place < len(line):
+        if quote:
+            place = line.find(quote, place)
+            if place < 0:
+                return quote
+            place, quote = place + 3, ""
+        elif line[place] == "#":
+            return ""
+        elif line.startswith(('"""', "'''"), place):
+            quote, place = line[place : place + 3], place + 3
+        elif line[place] in "\"'":
+            end = line.find(line[place], place + 1)
+            place = end + 1 if end >= 0 else len(line)
+        else:
+            place += 1
+    return quote

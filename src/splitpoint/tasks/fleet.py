@@ -1,0 +1,157 @@
+"""Several models on one server, each with an edge here: surveyed, planned for, and made ready.
+
+with Fleet("10.0.0.5", engine=open_engine()) as fleet:
+    fleet.add(("vgg16_bn", ""), "vgg16_bn")
+    fleet.add(("lenet5", ""), "lenet5")
+    fleet.survey(budget_s=10)
+    rows = Run(fleet, tasks, "joint", inputs_of(fleet, tasks)).run()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from splitpoint.advisor import OnStep, Survey, placement, survey
+from splitpoint.engines import Engine
+from splitpoint.errors import UsageError
+from splitpoint.inputs import read_inputs
+from splitpoint.link import Link
+from splitpoint.models.model import Model
+from splitpoint.models.zoo import photos
+from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.plan import Planner
+from splitpoint.planning.values import Option
+from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.events import OnEvent, ignore
+from splitpoint.runtime.fallback import LOCAL, WAIT
+from splitpoint.runtime.late import Patience
+from splitpoint.segments import samples_for
+from splitpoint.tasks.device import Device
+from splitpoint.tasks.menu import Source, same
+from splitpoint.tasks.values import Task
+from splitpoint.tensors import Array
+
+#: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.
+_PATIENCE = Patience(first_s=30.0, least_s=30.0)
+
+
+class Fleet:
+    """The models of a queue on the server at `cloud`, one `Edge` each, and the device that they share.
+
+    `constraints` are those of every plan; `timeout_s` is how long an answer may take, its turn in the queue included.
+    `fallback` is what becomes of a request whose server is gone, busy or wrong, as an `Edge` has it; ``"auto"``
+    finishes it here where the model is here, and waits for the server else.
+    """
+
+    def __init__(
+        self,
+        cloud: str,
+        *,
+        engine: Engine,
+        cache: Path | None = None,
+        constraints: Constraints | None = None,
+        fallback: str = "error",
+        timeout_s: float = 120.0,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        self.device = Device(engine)
+        self.edges: dict[Source, Edge] = {}
+        self.planners: dict[Source, Planner] = {}
+        self.ready: dict[Source, list[Option]] = {}
+        self.link: Link | None = None
+        self._cloud, self._cache, self._constraints = cloud, cache, constraints
+        self._timeout_s, self._fallback, self._tell = timeout_s, fallback, on_event
+        self._stack = ExitStack()
+
+    def add(self, source: Source, model: Model | str) -> Edge:
+        """The edge of `model` (one that is here, or what the server calls it), which tasks name by `source`.
+
+        ServerError, ModelError and StorageError as an `Edge` raises them.
+        """
+        if source not in self.edges:
+            fallback = self._fallback
+            if fallback == "auto":
+                fallback = LOCAL if isinstance(model, Model) else WAIT
+            edge = Edge(
+                self._cloud, model, at="input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
+                fallback=fallback, patience=_PATIENCE, on_event=self._tell,
+            )  # fmt: skip
+            self.edges[source] = self._stack.enter_context(edge)
+            self.ready[source] = []
+        return self.edges[source]
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all connections."""
+        self._stack.close()
+
+    def survey(self, *, budget_s: float, fresh: bool = False, on_step: OnStep = lambda text: None) -> Link:
+        """Profiles every model here and there, each for `budget_s` at most, measures the link, and makes the planners.
+
+        Raises ServerError if the server does not profile itself, UsageError where the constraints cannot be kept.
+        """
+        if not self.edges:
+            raise UsageError("there are no tasks")
+        link = self.link
+        for source, edge in self.edges.items():
+            found = survey(
+                edge, self.device.engine, budget_s=budget_s, link=link, cache=self._cache, fresh=fresh, on_step=on_step
+            )
+            link = found.link
+            self.know(source, found)
+        assert link is not None
+        return link
+
+    def know(self, source: Source, found: Survey) -> None:
+        """Plans for `source` by what is known of it."""
+        self.planners[source] = found.planner(self.edges[source].model.graph, constraints=self._constraints)
+        self.link = found.link
+
+    @property
+    def note(self) -> str:
+        """What its measurements must say: that the device is emulated. Empty if it is not."""
+        return next((p.pricing.edge.note for p in self.planners.values()), "")
+
+    def prepare(self, source: Source, option: Option) -> None:
+        """Fetches and compiles what `option` needs, here and there, if that is not done."""
+        if not self.is_ready(source, option):
+            edge = self.edges[source]
+            edge.warm(*placement(edge.model.graph, option))
+            self.ready[source].append(option)
+
+    def is_ready(self, source: Source, option: Option) -> bool:
+        """Whether a request can be served so at once."""
+        return any(same(option, known) for known in self.ready[source])
+
+    def forget(self) -> None:
+        """Frees all that `prepare` made."""
+        for source, edge in self.edges.items():
+            edge.switch("input")
+            edge.forget()
+            self.ready[source] = []
+
+
+def inputs_of(fleet: Fleet, tasks: Sequence[Task]) -> Mapping[str, Mapping[str, Array]]:
+    """The inputs of each task, by its name: its file's; the zoo's photos in turn where it has none and its model takes
+    photos; made-up numbers else. InputError for a file that cannot be read or does not fit."""
+    found: dict[str, Mapping[str, Array]] = {}
+    read: dict[tuple[Source, str], Mapping[str, Array]] = {}
+    for k, task in enumerate(tasks):
+        model = fleet.edges[task.source].model
+        file = task.input or (str(photos()[k % len(photos())]) if model.input_spec is not None else f"{k % 4}")
+        key = task.source, file
+        if key not in read:
+            made_up = not task.input and model.input_spec is None
+            read[key] = samples_for(model, 1, k % 4)[0] if made_up else read_inputs(model, Path(file))
+        found[task.name] = read[key]
+    return found

@@ -1,0 +1,147 @@
+"""Requests that wait together, and what became of them: values alone."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import msgspec
+
+from splitpoint.errors import UsageError
+from splitpoint.link import Link
+
+#: A day: what is later is a slip of the pen.
+MOST_S = 86_400.0
+MOST_PRIORITY = 1_000_000
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a queue. `model` is what the server calls it, or a MODEL that is here; `weights` as --weights
+    takes them. `input` is a file; without one, an input of the right kind is made up.
+
+    `arrival_s` counts from the start. The answer is due `deadline_s` after the arrival (0: whenever it comes).
+    Those with a higher `priority` go first, whatever the policy.
+    """
+
+    name: str
+    model: str
+    weights: str = ""
+    input: str = ""
+    priority: int = 0
+    arrival_s: float = 0.0
+    deadline_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field, seconds in (("arrival_s", self.arrival_s), ("deadline_s", self.deadline_s)):
+            if not (isfinite(seconds) and 0 <= seconds <= MOST_S):
+                raise UsageError(f"{self.name}: {field} must be from 0 to a day in seconds, not {seconds}")
+        if abs(self.priority) > MOST_PRIORITY:
+            raise UsageError(f"{self.name}: a priority is within ±{MOST_PRIORITY}, not {self.priority}")
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """What tells its model from those of other tasks: (model, weights)."""
+        return self.model, self.weights
+
+
+class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is predicted for a task: how it is served, and when (ms after the start)."""
+
+    task: Task
+    option: str
+    up_mbps: float
+    edge_ms: float
+    transfer_ms: float
+    server_ms: float
+    waiting_ms: float
+    started_ms: float
+    ended_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From its arrival to its answer."""
+        return self.ended_ms - self.task.arrival_s * 1e3
+
+    @property
+    def met(self) -> bool | None:
+        """Whether its deadline is kept; None if it has none."""
+        return self.total_ms <= self.task.deadline_s * 1e3 if self.task.deadline_s else None
+
+
+class TaskResult(TaskPlan, frozen=True, kw_only=True):
+    """What was measured of it, and what had been predicted when it was planned for the last time.
+
+    `edge_ms` computing and encoding on the device, `transfer_ms` on the network both ways, `server_ms` decoding and
+    computing there; `waiting_ms` is the rest: for the device, behind others on the link, in the server's queue.
+    """
+
+    predicted_ms: float
+    answer: str = ""
+    fallback: str = ""
+    """Why it was finished on the device, if that was not the plan."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """The share of the time from the first arrival to the last answer in which each was busy: 0…1."""
+
+    device: float
+    link: float
+    server: float
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue worked off by one policy. `makespan_ms` is from the first arrival to the last answer.
+
+    `bound_ms`: no choice of cuts and no order is predicted to need less (0 where the policy does not say).
+    """
+
+    policy: str
+    tasks: int
+    link: Link
+    makespan_ms: float
+    mean_ms: float
+    p95_ms: float
+    usage: Usage
+    met: int
+    missed: int
+    predicted_ms: float
+    """The makespan as it was predicted before the start."""
+    bound_ms: float = 0.0
+    planning_ms: float = 0.0
+    compile_s: float = 0.0
+    """Compiling heads and tails, before the start."""
+    replans: int = 0
+    local: int = 0
+    """Answers that were finished on the device because the server was late or gone."""
+
+
+def summarise(
+    rows: list[TaskPlan] | list[TaskResult], policy: str, link: Link, usage: Usage, predicted_ms: float, **more: float
+) -> Summary:
+    """What a queue came to; `more` are the fields of `Summary` that rows do not tell."""
+    first = min(r.task.arrival_s for r in rows) * 1e3
+    totals = sorted(r.total_ms for r in rows)
+    return Summary(
+        policy=policy,
+        tasks=len(rows),
+        link=link,
+        makespan_ms=max(r.ended_ms for r in rows) - first,
+        mean_ms=sum(totals) / len(totals),
+        p95_ms=quantile(totals, 0.95),
+        usage=usage,
+        met=sum(r.met is True for r in rows),
+        missed=sum(r.met is False for r in rows),
+        predicted_ms=predicted_ms,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def quantile(ordered: list[float], share: float) -> float:
+    """The value that `share` of `ordered` do not exceed, interpolated.
+
+    >>> quantile([1.0, 2.0, 3.0], 0.5), quantile([1.0, 2.0], 0.95)
+    (2.0, 1.95)
+    """
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
