@@ -23,13 +23,13 @@ NETWORKS = {
     "torchvision:mobilenet_v2": "chain",
     "torchvision:alexnet": "8",
     "torchvision:googlenet": "8",
-    "torchvision:shufflenet_v2_x1_0": "12",
     "torchvision:convnext_tiny": "6",
-    "torchvision:lraspp_mobilenet_v3_large": "10",
     "hf:bert": "4",
 }
 #: Exporting and running these takes half a minute each: `make networks` checks them too.
 HEAVY = {
+    "torchvision:shufflenet_v2_x1_0": "12",
+    "torchvision:lraspp_mobilenet_v3_large": "10",
     "torchvision:vgg16_bn": "6",
     "torchvision:resnet50": "12",
     "torchvision:inception_v3": "12",

@@ -266,7 +266,7 @@ def test_two_that_do_not_split_and_are_within_the_error_bars_are_too_close_to_ca
 def _even(edge: Profile, cloud: Profile) -> Link:
     """The link on which device and server take the same time."""
     low, high = 0.1, 1000.0
-    for _ in range(60):
+    for _ in range(20):
         middle = (low * high) ** 0.5
         found = plan(None, (edge, cloud), Link(middle, 18000, 0.06))
         device, server = found.option("device"), found.option("server")

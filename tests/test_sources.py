@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from plans import profiles
-from serving import until
+from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
 from splitpoint import sources
 from splitpoint.cli import main
 from splitpoint.cli.rows import Rows, Tag, whole_trace
@@ -409,6 +409,7 @@ class Running:
 
 
 @pytest.mark.parametrize("rate", [["--rate", "40"], []])
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_answers_what_is_under_way_and_sums_up(
     rate: list[str], serving: Serving, cache: Path, folder: Path
 ) -> None:
@@ -430,6 +431,7 @@ def test_ctrl_c_answers_what_is_under_way_and_sums_up(
     assert names == sorted(names)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_twice_ends_at_once(cache: Path, folder: Path) -> None:
     server = Serving("zoo:lenet5")
     words = ["lenet", "--cloud", server.address, "--at", "pool1", "--json", "--source", folder, "--rate", "40"]

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nets
-from serving import nothing_leaks
+from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 from splitpoint.advisor import Survey
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
@@ -506,6 +506,7 @@ def test_a_server_that_ends_is_an_error_after_what_was_answered(
     assert run.summary.tasks == len(run.rows)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_answers_what_is_under_way(fleet: Fleet) -> None:
     tasks = [Task(name=f"t{k}", model="lenet5", arrival_s=0.01 * k) for k in range(500)]
     run = Run(fleet, tasks, "fifo", inputs_of(fleet, tasks))

@@ -3,7 +3,7 @@
 >>> damage = Damage(Random(0))
 >>> damage.order(after_nbytes=1, count=2)
 >>> bytes(damage.passed(b"aa")), bytes(damage.passed(b"aaa")), damage.nbytes
-(b'a!', b'aaa', 2)
+(b'a!', b'!aa', 2)
 """
 
 from __future__ import annotations

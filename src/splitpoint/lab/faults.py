@@ -1,7 +1,7 @@
 """What goes wrong, and when: a schedule of faults, drawn from a seed. Pure; `ordeal` makes it happen.
 
 >>> [f.do for f in schedule(seed=4, count=300, gap=(40, 60), kinds=("cut", "pause"))]
-['cut', 'pause', 'cut', 'pause', 'pause', 'cut']
+['cut', 'pause', 'cut', 'pause']
 """
 
 from __future__ import annotations
