@@ -6,7 +6,7 @@ import _thread
 import csv
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
 from random import Random
@@ -25,6 +25,8 @@ from splitpoint.errors import InputError, ServerError, UsageError
 from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.planning.plan import Planner
+from splitpoint.planning.values import Option
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.values import Profile
 from splitpoint.runtime.result import Result
@@ -37,6 +39,7 @@ from splitpoint.tasks.joint import _Search, bound, joint
 from splitpoint.tasks.lane import Lane
 from splitpoint.tasks.menu import Pace
 from splitpoint.tasks.mix import mix
+from splitpoint.tasks.monitor import Monitor
 from splitpoint.tasks.schedule import (
     POLICIES,
     Free,
@@ -50,8 +53,9 @@ from splitpoint.tasks.schedule import (
     score,
     timeline,
 )
+from splitpoint.tasks.table import said
 from splitpoint.tasks.uplink import Carried, Uplink
-from splitpoint.tasks.values import Task, TaskResult
+from splitpoint.tasks.values import Summary, Task, TaskResult, Usage
 
 # --- the schedule in virtual time -------------------------------------------------------------------------------------
 
@@ -278,12 +282,12 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path
     path = tmp_path / "tasks.toml"
     path.write_text(WRONG)
     with pytest.raises(InputError) as told:
-        load_tasks(path, lambda entry: f"no model is called {entry.tasks[0].model}")
+        load_tasks(path, lambda entry: "" if entry.source[0] == "resnet" else f"no model is called {entry.source[0]}")
     lines = str(told.value).splitlines()
-    assert lines[0] == f"{path} has 11 mistakes:"
+    assert lines[0] == f"{path} has 13 mistakes:"
     found = {int(line.split(":")[0].removeprefix("  line ")): line for line in lines[1:]}
     assert sorted(int(line.split(":")[0].removeprefix("  line ")) for line in lines[1:]) == [
-        1, 2, 3, 6, 7, 13, 14, 15, 16, 19, 21,
+        1, 2, 3, 5, 6, 7, 12, 13, 14, 15, 16, 19, 21,
     ]  # fmt: skip
     assert "unknown field title" in found[1]
     assert "a task needs a model" in found[2]
@@ -293,6 +297,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path
     assert "unknown field note" in found[7]
     assert '"200ms"' in found[13]
     assert '"200ms"' in found[19]
+    assert "no model is called lenet6" in found[5], "though its deadline is wrong, too"
     assert "no model is called lenet7" in found[21]
 
 
@@ -451,12 +456,41 @@ def test_every_answer_is_the_whole_models(name: str, fleet: Fleet, models: Mappi
     assert max(r.total_ms for r in rows) <= summary.makespan_ms
 
 
+def test_the_bound_is_compared_with_what_it_came_to() -> None:
+    common = {"policy": "joint", "tasks": 6, "link": FAST, "mean_ms": 9.0, "p95_ms": 20.0, "usage": Usage(0.2, 0, 0)}
+    summary = Summary(**common, makespan_ms=435.0, met=0, missed=0, predicted_ms=315.0, bound_ms=300.0)
+    (line,) = [line for line in said(summary) if "no order" in line]
+    assert line == "no cuts and no order are predicted to take less than 300 ms: this is within 45.0%"
+
+
 def test_a_deadline_that_cannot_be_kept_is_missed_and_answered(fleet: Fleet) -> None:
     tasks = [Task(name="a", model="lenet5", deadline_s=1e-6)]
     run = Run(fleet, tasks, "edf", inputs_of(fleet, tasks))
     [row] = run.run()
     assert row.met is False
     assert run.summary.missed == 1
+
+
+def test_what_arrives_is_not_held_up_by_finding_options_anew(
+    fleet: Fleet, profiles: Mapping[str, Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_device(fleet, profiles)
+    found: list[float] = []
+    frontier = Planner.frontier
+
+    def counted(self: Planner, link: Link, most: int = 8) -> Sequence[Option]:
+        found.append(link.up_mbps)
+        return frontier(self, link, most)
+
+    monkeypatch.setattr(Planner, "frontier", counted)
+    monkeypatch.setattr(Monitor, "pace", property(lambda self: Pace(Link(0.9 * FAST.up_mbps, FAST.down_mbps, 0.0))))
+    tasks = [Task(name=f"{k}", model="lenet5", arrival_s=0.02 * k) for k in range(4)]
+    run = Run(fleet, tasks, "joint", inputs_of(fleet, tasks))
+    run.prepare()
+    found.clear()
+    rows = run.run()
+    assert found == [], "only before the start: the link is hardly another"
+    assert [r.up_mbps for r in sorted(rows, key=lambda r: r.started_ms)][1:] == [0.9 * FAST.up_mbps] * 3
 
 
 class Changing:
@@ -504,6 +538,20 @@ def test_a_server_that_ends_is_an_error_after_what_was_answered(
         run.run()
     assert 3 <= len(run.rows) < 50
     assert run.summary.tasks == len(run.rows)
+
+
+def test_a_profile_that_runs_contradict_is_corrected_before_the_start(
+    fleet: Fleet, profiles: Mapping[str, Profile]
+) -> None:
+    told = profiles["lenet5"].slowed(200)
+    fleet.know(("lenet5", ""), Survey(told, profiles["lenet5"].slowed(1e5), FAST))
+    tasks = [Task(name=f"t{k}", model="lenet5") for k in range(3)]
+    planned = Run(fleet, tasks, "fifo", inputs_of(fleet, tasks)).prepare()
+    believed = fleet.planners["lenet5", ""].pricing
+    assert believed.edge.whole.median < told.whole.median / 5
+    assert believed.cloud.whole.median > told.whole.median, "no run said anything of the server"
+    assert planned.summary.makespan_ms < 3 * told.whole.median / 5
+    assert "200x" in fleet.note, "what is emulated stays labelled"
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -589,12 +637,12 @@ def test_the_command_names_all_models_that_are_not_there(
     assert "lenet6" in text
     assert "resnet" in text
     file = tmp_path / "tasks.toml"
-    entries = ('model = "lenet6"', 'model = "lenet5"\npriority = 1.5', 'model = "x"')
+    entries = ('model = "lenet6"', 'model = "lenet5"\npriority = 1.5', 'model = "x"\ncount = 0')
     file.write_text("".join(f"[[tasks]]\n{entry}\n" for entry in entries))
     text = fails(capsys, 4, file, "--cloud", server.address, "--cache", tmp_path)
-    assert "has 3 mistakes" in text
-    for line, said in ((2, "did you mean lenet5"), (5, "whole number"), (7, "no model x")):
-        assert any(f"line {line}:" in row and said in row for row in text.splitlines())
+    assert "has 4 mistakes" in text
+    for line, hint in ((2, "did you mean lenet5"), (5, "whole number"), (7, "no model x"), (8, "whole number")):
+        assert any(f"line {line}:" in row and hint in row for row in text.splitlines())
 
 
 def test_the_command_runs_a_file(server: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.report.files import check_writable, write_csv
 from splitpoint.runtime.fallback import FALLBACKS
 from splitpoint.runtime.result import Result
+from splitpoint.security import Security
 from splitpoint.tasks.execute import Run, predict
 from splitpoint.tasks.files import Mistake, read_tasks, refuse
 from splitpoint.tasks.fleet import Fleet, inputs_of
@@ -77,7 +78,8 @@ from splitpoint.units import ms
 @cache_option
 @engine_options
 def command(
-    file: Path | None, cloud: str | None, models: str | None, count: int, seed: int, by: str, dry_run: bool,
+    file: Path | None, cloud: str | None, security: Security, models: str | None, count: int, seed: int, by: str,
+    dry_run: bool,
     codecs: tuple[str, ...], fallback: str, budget: str, fresh: bool, csv_path: Path | None, as_json: bool,
     cache: Path | None, device: str, threads: int,
 ) -> None:  # fmt: skip
@@ -95,7 +97,10 @@ def command(
         check_writable(csv_path)
     drawn = mix(models.split(","), count, seed) if models is not None else []
     engine = open_engine(device=device, threads=threads)
-    with Fleet(cloud, engine=engine, cache=cache, constraints=constraints, fallback=fallback, on_event=notice) as fleet:
+    with Fleet(
+        cloud, engine=engine, cache=cache, constraints=constraints, fallback=fallback, security=security,
+        on_event=notice,
+    ) as fleet:  # fmt: skip
         tasks = read(fleet, file) if file else reach(fleet, drawn)
         inputs = inputs_of(fleet, tasks)
         link = fleet.survey(budget_s=budget_s, fresh=fresh, on_step=step)
@@ -114,7 +119,7 @@ def read(fleet: Fleet, path: Path) -> list[Task]:
     entries, mistakes = read_tasks(path)
     for entry in entries:
         try:
-            said = wrong(fleet, entry.tasks[0].source)
+            said = wrong(fleet, entry.source)
         except ServerError:
             refuse(path, mistakes)  # no server says which models there are, but what is wrong besides is known
             raise

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from statistics import median
 from time import perf_counter, sleep
 from typing import NamedTuple
 
@@ -33,8 +34,12 @@ from splitpoint.tensors import Array
 
 #: Requests that are under way at once, at most; the server takes 64 of a connection.
 _WINDOW = 48
-#: A request's first run allocates: each way is run once before the start, unless that takes longer than this.
-_WARM_MS = 2000.0
+#: A request's first run allocates: each way is run a few times before the start, unless one takes longer than this.
+_WARM_MS, _WARM_RUNS = 4000.0, 3
+#: What takes so many times as long as its profile says, or as little, contradicts it; shorter stages say nothing.
+_OFF, _SAYS_MS = 1.2, 2.0
+#: How often the profiles are corrected by that, at most.
+_CORRECTIONS = 2
 #: How often a server that is busy is asked again.
 _TRIES = 50
 #: Between two plans that are made because something has changed.
@@ -101,6 +106,18 @@ class _Way(NamedTuple):
     ticket: int
 
 
+def _ratio(took_ms: float, planned_ms: float) -> float:
+    """How many times as long as planned; 0 where that says nothing."""
+    return took_ms / planned_ms if planned_ms >= _SAYS_MS and took_ms > 0 else 0.0
+
+
+def _contradicted(ratios: Sequence[float]) -> float:
+    """By how much a profile is off, as far as its model's ways agree on it; 1 if it is not."""
+    known = [r for r in ratios if r]
+    middle = median(known) if known else 1.0
+    return middle if not 1 / _OFF <= middle <= _OFF else 1.0
+
+
 class _Held:
     """How long a request waited for the link between its head and its sending."""
 
@@ -145,27 +162,58 @@ class Run:
     # --- before the start ---------------------------------------------------------------------------------------
 
     def prepare(self) -> Planned:
-        """Plans, compiles what the plan needs, and runs each way once; returns what is predicted."""
-        self.planned = predict(self.fleet, self.tasks, self.by)
-        first = [k for k, task in enumerate(self.tasks) if not task.arrival_s]
-        self._turns = list(self._decide(self.planned.menu.jobs(self.tasks), first, Free()).turns)
-        began = perf_counter()
-        loads = [self._warm(source, option) for source, option in self.planned.options]
-        self.monitor.loaded(max(loads, default=0.0))
-        self.compile_s = perf_counter() - began
-        return self.planned
+        """Plans, compiles what the plan needs and runs each way; returns what is predicted.
 
-    def _warm(self, source: Source, option: Option) -> float:
-        """Makes a way ready, and returns for how long requests wait at the server (ms)."""
+        On a machine that others use too a profile may be off by half. Where the runs show that, it is corrected, and
+        the plan is made again.
+        """
+        began = perf_counter()
+        planned = predict(self.fleet, self.tasks, self.by)
+        for _ in range(_CORRECTIONS):
+            if not self._correct(self._warm_all(planned)):
+                break
+            planned = predict(self.fleet, self.tasks, self.by)
+        self._warm_all(planned)
+        first = [k for k, task in enumerate(self.tasks) if not task.arrival_s]
+        self._turns = list(self._decide(planned.menu.jobs(self.tasks), first, Free()).turns)
+        self.compile_s = perf_counter() - began
+        self.planned = planned
+        return planned
+
+    def _warm_all(self, planned: Planned) -> dict[Source, list[Pace]]:
+        """Makes all ready that `planned` needs; what runs of what is new said of device and server, by model."""
+        seen: dict[Source, list[Pace]] = {}
+        for source, option in planned.options:
+            if (pace := self._warm(source, option)) is not None:
+                seen.setdefault(source, []).append(pace)
+        return seen
+
+    def _correct(self, seen: Mapping[Source, Sequence[Pace]]) -> bool:
+        """Corrects the profiles that the runs contradict; whether there were any."""
+        off = False
+        for source, paces in seen.items():
+            device, server = (_contradicted([getattr(p, side) for p in paces]) for side in ("device", "server"))
+            if (device, server) != (1.0, 1.0):
+                self.fleet.correct(source, device, server)
+                off = True
+        return off
+
+    def _warm(self, source: Source, option: Option) -> Pace | None:
+        """Makes a way ready, and runs it if it is new: how slow device and server were against the profiles."""
         fresh = not self.fleet.is_ready(source, option)
         self.fleet.prepare(source, option)
         if not fresh or option.total.ms > _WARM_MS:
-            return 0.0
+            return None
         edge = self.fleet.edges[source]
         task = next(t for t in self.tasks if t.source == source)
         cut, codecs = placement(edge.model.graph, option)
-        result = edge.infer(self._inputs[task.name], at=cut, codec=codecs)
-        return result.times.load_queue_s * 1e3
+        runs = [edge.infer(self._inputs[task.name], at=cut, codec=codecs) for _ in range(_WARM_RUNS)]
+        self.monitor.loaded(max(self.monitor.pace.load_ms, runs[-1].times.load_queue_s * 1e3))
+        stages = [run.trace.stages() for run in runs[1:]]  # the first one allocates
+        edge_ms = min(s.get("head", 0.0) + s.get("encode", 0.0) for s in stages)
+        server_ms = min(s.get("decode", 0.0) + s.get("tail", 0.0) for s in stages)
+        planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
+        return Pace(self.monitor.pace.link, _ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms))
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -195,9 +243,10 @@ class Run:
         span = max(r.ended_ms for r in self.rows) - min(r.task.arrival_s for r in self.rows) * 1e3
         busy = (sum(s.edge for s in self._spent), self.monitor.link_busy_s * 1e3, sum(s.server for s in self._spent))
         said = self.planned.summary
+        bound_ms = said.bound_ms if len(self.rows) == len(self.tasks) else 0.0  # it is one for all of them
         return summarise(
             self.rows, self.by, self.monitor.pace.link, Usage(*(min(1.0, ms / span) for ms in busy)),
-            said.makespan_ms, bound_ms=said.bound_ms, planning_ms=said.planning_ms + self._planning_ms,
+            said.makespan_ms, bound_ms=bound_ms, planning_ms=said.planning_ms + self._planning_ms,
             compile_s=self.compile_s, replans=self.replans, local=sum(bool(r.fallback) for r in self.rows),
         )  # fmt: skip
 
@@ -208,6 +257,7 @@ class Run:
         """Begins one task after the other, as soon as the device is free."""
         assert self.planned is not None
         menu, turns = self.planned.menu, self._turns
+        self._menu = menu
         waiting = [turn.job for turn in turns]
         left = [k for k in sorted(range(len(self.tasks)), key=lambda k: self.tasks[k].arrival_s) if k not in waiting]
         planned_ms = 0.0
@@ -244,7 +294,9 @@ class Run:
         """The order and the ways of what waits, out of what is ready; what would be better is compiled beside."""
         began = perf_counter()
         self._fresh.clear()
-        menu = Menu(self.fleet.planners, pace, several=self.by == "joint")
+        if pace.differs(self._menu.pace):  # it takes a while, and the device waits for it
+            self._menu = Menu(self.fleet.planners, pace, several=self.by == "joint")
+        menu = self._menu.at(pace)
         wished = self._decide(menu.jobs(self.tasks), waiting, self._free())
         missing = dict.fromkeys(
             (self.tasks[t.job].source, menu.option(self.tasks[t.job], t.way).label) for t in wished.turns

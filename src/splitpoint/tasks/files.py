@@ -39,9 +39,11 @@ class Mistake(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A ``[[tasks]]`` table: its tasks, and where it names its model."""
+    """A ``[[tasks]]`` table that names a model: where, which (and with which weights), and its tasks; none where
+    something in it is wrong."""
 
     line: int
+    source: tuple[str, str]
     tasks: tuple[Task, ...]
 
 
@@ -62,7 +64,7 @@ def refuse(path: Path, mistakes: Iterable[Mistake]) -> None:
 
 
 def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
-    """(the entries that make sense, the mistakes of the others). InputError for a file that is no TOML."""
+    """(the entries that name a model, all mistakes but those). InputError for a file that is no TOML."""
     text = _text(path)
     try:
         found = tomllib.loads(text)
@@ -85,7 +87,7 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
         reader = _Reader(table, k, lines, path.parent)
         entry = reader.entry(met)
         mistakes += reader.mistakes
-        if not reader.mistakes:
+        if entry.source[0]:
             entries.append(entry)
     if sum(len(e.tasks) for e in entries) > MOST_TASKS:
         mistakes.append(Mistake(0, f"there are more than {MOST_TASKS} tasks"))
@@ -137,7 +139,7 @@ class _Reader:
                 Task(name=name, model=model, weights=weights, input=file, priority=priority, arrival_s=arrival,
                      deadline_s=deadline)
             )  # fmt: skip
-        return Entry(self._line("model"), tuple(tasks))
+        return Entry(self._line("model"), (model, weights), tuple(tasks))
 
     def _read_text(self, key: str) -> str:
         value = self._table.get(key, "")

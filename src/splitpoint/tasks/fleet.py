@@ -28,6 +28,7 @@ from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import OnEvent, ignore
 from splitpoint.runtime.fallback import LOCAL, WAIT
 from splitpoint.runtime.late import Patience
+from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
 from splitpoint.tasks.device import Device
 from splitpoint.tasks.menu import Source, same
@@ -55,6 +56,7 @@ class Fleet:
         constraints: Constraints | None = None,
         fallback: str = "error",
         timeout_s: float = 120.0,
+        security: Security = OPEN,
         on_event: OnEvent = ignore,
     ) -> None:
         self.device = Device(engine)
@@ -62,7 +64,9 @@ class Fleet:
         self.planners: dict[Source, Planner] = {}
         self.ready: dict[Source, list[Option]] = {}
         self.link: Link | None = None
-        self._cloud, self._cache, self._constraints = cloud, cache, constraints
+        self.note = ""
+        """What its measurements must say: that the device is emulated. Empty if it is not."""
+        self._cloud, self._security, self._cache, self._constraints = cloud, security, cache, constraints
         self._timeout_s, self._fallback, self._tell = timeout_s, fallback, on_event
         self._stack = ExitStack()
 
@@ -77,7 +81,7 @@ class Fleet:
                 fallback = LOCAL if isinstance(model, Model) else WAIT
             edge = Edge(
                 self._cloud, model, at="input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
-                fallback=fallback, patience=_PATIENCE, on_event=self._tell,
+                fallback=fallback, patience=_PATIENCE, security=self._security, on_event=self._tell,
             )  # fmt: skip
             self.edges[source] = self._stack.enter_context(edge)
             self.ready[source] = []
@@ -116,11 +120,11 @@ class Fleet:
         """Plans for `source` by what is known of it."""
         self.planners[source] = found.planner(self.edges[source].model.graph, constraints=self._constraints)
         self.link = found.link
+        self.note = self.note or found.edge.note
 
-    @property
-    def note(self) -> str:
-        """What its measurements must say: that the device is emulated. Empty if it is not."""
-        return next((p.pricing.edge.note for p in self.planners.values()), "")
+    def correct(self, source: Source, device: float, server: float) -> None:
+        """Plans for `source` as if all took so many times as long as its profiles say: it was run, and did."""
+        self.planners[source] = self.planners[source].slowed(device, server)
 
     def prepare(self, source: Source, option: Option) -> None:
         """Fetches and compiles what `option` needs, here and there, if that is not done."""

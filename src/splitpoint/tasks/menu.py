@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from math import inf
 from typing import NamedTuple
 
@@ -47,6 +48,12 @@ class Menu:
             found = planner.frontier(pace.link, MOST_OPTIONS) if several else (planner.best(pace.link),)
             # Nothing is allowed: `plan` says why, and what would be.
             self.options[source] = [o for o in found if o is not None] or [planner.plan(pace.link).best]
+
+    def at(self, pace: Pace) -> Menu:
+        """The same options for a pace that is hardly another: what they cost follows it."""
+        menu = copy(self)
+        menu.pace, menu.options = pace, dict(self.options)
+        return menu
 
     def only(self, ready: Mapping[Source, Sequence[Option]]) -> None:
         """Keeps what is in `ready`; where that is nothing, what is ready is the menu. The quickest is first, unless the

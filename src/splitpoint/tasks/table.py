@@ -61,8 +61,10 @@ def said(summary: Summary, *, predicted: bool = False) -> list[str]:
     if summary.met or summary.missed:
         lines.append(f"deadlines: {summary.met} met, {summary.missed} missed")
     if summary.bound_ms:
-        gap = max(0.0, summary.predicted_ms / summary.bound_ms - 1)
-        lines.append(f"no cuts and no order can take less than {ms(summary.bound_ms)} ms: within {gap:.1%} of that")
+        gap = max(0.0, summary.makespan_ms / summary.bound_ms - 1)
+        lines.append(
+            f"no cuts and no order are predicted to take less than {ms(summary.bound_ms)} ms: this is within {gap:.1%}"
+        )
     if not predicted:
         more = f", compiled in {summary.compile_s:.1f} s" if summary.compile_s >= 0.05 else ""
         again = f", planned again {counted(summary.replans, 'time')}" if summary.replans else ""
