@@ -20,6 +20,8 @@ from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option
 from splitpoint.runtime.adapt import Adapter, Policy
 from splitpoint.runtime.observe import Conditions
+from splitpoint.runtime.switches import Switch
+from splitpoint.units import rate
 from virtual import Course, Network, Runner, World, always, contenders, fixed_p95, oracle, p95, steps
 
 FAST, SLOW = Link(50, 200, 10), Link(2, 8, 10)
@@ -99,6 +101,19 @@ def test_a_step_down_switches_at_once_and_says_why(plan: Planner) -> None:
     assert decision.gain_ms == pytest.approx(decision.current_ms - decision.best_ms)
     assert decision.gain_ms > 100
     assert decides.current == decision.option
+
+
+def test_a_stream_that_is_planned_for_throughput_gains_answers_a_second(plan: Planner) -> None:
+    streaming = plan.relaxed(plan.constraints, "throughput")
+    decides = Adapter(streaming, current=streaming.best(FAST))
+    before = decides.decide(0.0, Conditions(link=FAST)).option
+    decision = decides.decide(5.0, Conditions(link=Link(0.5, 2, 10)))
+    assert decision.switch
+    now = streaming.price(before.on_edge, before.codecs, Link(0.5, 2, 10))
+    assert decision.gain_rate == pytest.approx(decision.option.throughput - now.throughput)
+    switch = Switch(5.0, "a", "b", "c", decision.gain_ms, gain_rate=decision.gain_rate)
+    assert str(switch).endswith(f"expected to gain {rate(decision.gain_rate)}"), "milliseconds are not what it is for"
+    assert adapter(plan).decide(0.0, Conditions(link=SLOW)).gain_rate == 0.0
 
 
 WHYS = {

@@ -71,6 +71,7 @@ class World:
         self.warmed: list[str] = []
         self.forgotten: list[str] = []
         self.beside: list[str] = []
+        self.lets_beside = True
         self.probes: list[tuple[float, int]] = []
         self.told: list[Event] = []
         self.broken: dict[str, Exception] = {}
@@ -109,12 +110,15 @@ class World:
     def holds(self, at: Cut) -> bool:
         return True
 
-    def shadow(self, inputs: Request, at: Cut, codec: object = None) -> None:
+    def shadow(self, inputs: Request, at: Cut, codec: object = None) -> bool:
         assert inputs is PHOTO
+        if not self.lets_beside:
+            return False
         self.beside.append(at.name)
         codecs = codec if isinstance(codec, Mapping) else {}
         result = self._answer(self._priced(at, codecs), at, self.now_s)
         self.due.append(result)
+        return True
 
     def glimpse(self, nbytes: int, timeout_s: float) -> Glimpse | None:
         self.probes.append((self.now_s, nbytes))
@@ -347,11 +351,14 @@ def test_a_server_that_is_gone_is_left_and_returned_to() -> None:
     assert world.cut.name == "output"
     assert world.beside == []
     assert world.probes == []
-    world.link_state = "trying"
+    world.link_state, world.lets_beside = "trying", False  # it has not opened the cuts again yet
     for watcher in world.watchers:
         watcher.state("trying")
     world.ask_for(0.5)
-    assert world.beside, "who is trying wants a request soon"
+    assert world.beside == []
+    world.lets_beside = True
+    world.ask_for(1.0)
+    assert world.beside, "who is trying wants a request soon, and again where it could not be sent"
     world.link_state = "up"
     for watcher in world.watchers:
         watcher.state("up")
@@ -423,6 +430,27 @@ def test_a_lost_request_beside_does_not_forbid_the_next_for_ever() -> None:
     assert lookout.wants_request(12.0)
     lookout.used(2.0)
     assert lookout.wants_request(2.0)
+
+
+def test_a_request_beside_that_could_not_be_sent_is_tried_again_in_a_second() -> None:
+    lookout = Lookout(0.0, 2)
+    for _ in range(2):
+        lookout.ran_alone(1.0)
+    lookout.sent_request(1.0)
+    lookout.not_sent(1.0)
+    assert not lookout.wants_request(1.5)
+    assert lookout.wants_request(2.0)
+
+
+def test_nothing_is_made_ready_on_a_link_that_is_down() -> None:
+    world = World()
+    world.adapt()
+    world.link_state = "down"
+    world.ask_for(2)
+    assert world.warmed == []
+    world.link_state = "up"
+    world.ask_for(2)
+    assert world.warmed
 
 
 def test_ready_makes_the_likeliest_first_keeps_few_and_tries_again() -> None:
@@ -620,5 +648,7 @@ def test_run_adapts_unless_told_not_to(
     assert len(given) == 1
     assert main(["run", *images, *words, "--probe-every", "0"]) == 0
     assert given[-1] == Watching(probe_every_s=0.0)
+    assert main(["run", *images, *words, "--probe-every", "3"]) == 0
+    assert given[-1] == Watching(probe_every_s=3.0), "seconds, as --budget"
     assert main(["run", *images, *words, "--probe-every", "-1s"]) == 2
     assert "--probe-every is a time" in capsys.readouterr().err

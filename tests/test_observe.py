@@ -136,6 +136,19 @@ def test_slowdowns_are_medians_and_drift_back_to_the_profile(plan: Planner) -> N
     assert later[-1].server == pytest.approx(1, abs=0.01)
 
 
+def test_one_slow_run_is_not_a_slow_machine(plan: Planner) -> None:
+    """The first run of a session allocates: it is believed when a second one says the like."""
+    seen, whole = observer(plan), plan.graph.cut("output")
+    time_ms = plan.pricing.edge.whole.median
+    seen.computed(0.0, whole, 5 * time_ms)
+    assert seen.conditions(0.0).device == 1.0
+    seen.computed(0.1, whole, 2 * time_ms)
+    assert seen.conditions(0.1).device == pytest.approx(2)
+    for k in (20, 40, 60):  # a request takes long there, and they are far apart
+        seen.computed(k, whole, 30 * time_ms)
+    assert seen.conditions(60).device == pytest.approx(30)
+
+
 def test_a_short_segment_says_little_of_a_machine(plan: Planner) -> None:
     """Half a millisecond of waking up beside half a millisecond of computing is not a server of half the speed."""
     seen, cloud = observer(plan), plan.pricing.cloud

@@ -112,7 +112,8 @@ def open_source(text: str, *, rate: float = 0.0, clock: Clock = time.perf_counte
         return Camera(f"{_VIDEO}{int(found[1])}" if found else text, rate=rate, clock=clock)
     path = Path(text)
     if not path.exists():
-        raise InputError(f"no such file or folder: {text}")
+        camera = " (a camera is camera:0 or /dev/video0)" if text.startswith(("camera", _VIDEO)) else ""
+        raise InputError(f"no such file or folder: {text}{camera}")
     if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
         return Video(path, clock=clock)
     return Files((path,), name=str(path))

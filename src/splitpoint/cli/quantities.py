@@ -60,13 +60,13 @@ def parse_ms(text: str, option: str) -> float:
     return time_ms
 
 
-def parse_budget(text: str) -> float:
+def parse_budget(text: str, option: str = "--budget") -> float:
     """``"60s"``, ``"60"``, ``"500ms"``, ``"5m"`` in seconds; UsageError for anything else, zero, and over a day."""
     found = _TIME.fullmatch(text.strip())
     unit = {"ms": 1e-3, "m": 60.0, "min": 60.0}.get(found[2].lower(), 1.0) if found else 0.0
     seconds = float(found[1]) * unit if found else 0.0
     if not 0 < seconds <= _DAY_S:
-        raise UsageError(f"--budget is a time like 60s or 5m, above 0 and at most a day, not {_short(text)}")
+        raise UsageError(f"{option} is a time like 60s or 5m, above 0 and at most a day, not {_short(text)}")
     return seconds
 
 
@@ -79,7 +79,9 @@ def parse_rate(text: str) -> float:
     found = _RATE.fullmatch(text.strip())
     per_second = float(found[1]) if found else 0.0
     if not 0 < per_second <= _MOST_RATE:
-        raise UsageError(f"--rate is frames a second, such as 30 or 0.5, above zero, not {_short(text)}")
+        raise UsageError(
+            f"--rate is frames a second, such as 30 or 0.5, above zero and at most a million, not {_short(text)}"
+        )
     return per_second
 
 

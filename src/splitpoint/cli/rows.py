@@ -77,7 +77,7 @@ class Rows:
         if result.attempts > 1:
             more["attempts"] = result.attempts
         if result.deadline_s:
-            more |= {"deadline_ms": result.deadline_s * 1e3, "missed_ms": round(result.missed_ms, 4)}
+            more |= {"deadline_ms": result.deadline_s * 1e3, "missed_ms": round(missed_ms(result), 4)}
         if result.tag.level:
             more["degraded"] = result.tag.level
         return answers.as_json(name, result.outputs, self._spec, whole_trace(result), **more)
@@ -111,9 +111,19 @@ def whole_trace(result: Result) -> Trace:
     return Trace((*trace.spans[: len(result.spans)], held, *trace.spans[len(result.spans) :])) if held.ms > 0 else trace
 
 
+def total_ms(result: Result) -> float:
+    """What a row's last column says: from the frame to its answer."""
+    return sum(s.ms for s in whole_trace(result).spans)
+
+
+def missed_ms(result: Result) -> float:
+    """By how much that is more than the deadline; 0 if it is not, or there is none."""
+    return max(0.0, total_ms(result) - result.deadline_s * 1e3) if result.deadline_s else 0.0
+
+
 def _remarks(result: Result) -> Iterator[str]:
     """What a row says beside its numbers."""
     if result.fallback:
         yield f"finished here: {result.fallback}"
-    if result.missed_ms:
-        yield f"{ms(result.missed_ms)} ms after the deadline"
+    if missed := missed_ms(result):
+        yield f"{ms(missed)} ms after the deadline"

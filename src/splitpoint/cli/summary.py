@@ -8,7 +8,7 @@ from time import perf_counter
 
 import numpy as np
 
-from splitpoint.cli.rows import whole_trace
+from splitpoint.cli.rows import missed_ms, total_ms
 from splitpoint.runtime.pace import Counts
 from splitpoint.runtime.result import Result
 from splitpoint.trace import Clock
@@ -34,13 +34,13 @@ class Summary:
         """One more answer."""
         self.answered += 1
         self._ended = self._clock()
-        self._total_ms.append(sum(s.ms for s in whole_trace(result).spans))
+        self._total_ms.append(total_ms(result))
         if result.fallback:
             self._fallbacks[result.fallback.partition(":")[0]] += 1  # without the details, which are in the rows
         self._deadline_s = result.deadline_s
-        if result.missed_ms:
+        if missed := missed_ms(result):
             self._missed += 1
-            self._worst_ms = max(self._worst_ms, result.missed_ms)
+            self._worst_ms = max(self._worst_ms, missed)
 
     def speed(self) -> str:
         """Answers, seconds, answers a second, median and p95."""

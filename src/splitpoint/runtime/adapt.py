@@ -85,6 +85,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     `why`, a part of a sentence, is what changed if `switch`, else what speaks against it. `current_ms` and `best_ms`
     are what a request takes now and with the best option, `gain_ms` their difference (0 if the server is gone).
+    Where throughput is the objective, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
     """
 
     switch: bool
@@ -93,6 +94,7 @@ class Decision(msgspec.Struct, frozen=True):
     gain_ms: float
     current_ms: float
     best_ms: float
+    gain_rate: float = 0.0
 
 
 class Adapter:
@@ -144,8 +146,10 @@ class Adapter:
             return _keep(current, best, against)
         self._switch(now_s, current, best, cause, conditions)
         gain_ms = current.total.ms - best.total.ms if conditions.reachable else 0.0
-        why = _said(cause, then, conditions) or f"{best.label} is better by {ms(gain_ms)} ms"
-        return Decision(True, best, why, gain_ms, current.total.ms, best.total.ms)
+        many = self._outlook.objective == "throughput" and conditions.reachable
+        gain_rate = best.throughput - current.throughput if many else 0.0
+        why = _said(cause, then, conditions) or "it is better now"
+        return Decision(True, best, why, gain_ms, current.total.ms, best.total.ms, gain_rate)
 
     def revert(self, now_s: float) -> Option:
         """The option before, which is the current one again, because the edge could not switch to the one that was

@@ -85,7 +85,7 @@ class Adaptable(Protocol):
 
     def holds(self, cut: Cut) -> bool: ...
 
-    def shadow(self, inputs: Request, at: Cut, codec: CodecChoice | None = None) -> None: ...
+    def shadow(self, inputs: Request, at: Cut, codec: CodecChoice | None = None) -> bool: ...
 
     def glimpse(self, nbytes: int, timeout_s: float) -> Glimpse | None: ...
 
@@ -281,7 +281,10 @@ class Adaptive:
             self._tell(Event("notice", f"could not switch to {new.label}: {exc}"))
             return
         self._open.append((len(self.switches), self._now()))
-        self.switches.append(Switch(now_s - self.began_s, old.label, new.label, decision.why, decision.gain_ms))
+        at_s = now_s - self.began_s
+        self.switches.append(
+            Switch(at_s, old.label, new.label, decision.why, decision.gain_ms, gain_rate=decision.gain_rate)
+        )
 
     def _prepare(self, now_s: float, conditions: Conditions) -> None:
         """Has the likely next cuts compiled in the background, and frees what has not been likely for long."""
@@ -291,7 +294,7 @@ class Adaptive:
             likely = [self._adapter.current, *self._adapter.likely(conditions)]
             self._likely = [self._placing(option) for option in likely]
         self._ready.likely(now_s, [p for p in self._likely if self._ready.has(p[0]) or self._edge.holds(p[0])])
-        if (wanted := self._ready.next(now_s)) is not None:
+        if self._edge.link_state != DOWN and (wanted := self._ready.next(now_s)) is not None:
             self._do(_WARM, partial(self._warm, *wanted))
         for cut in self._ready.spare(now_s, self._edge.cut):
             self._do(f"forget {cut.name}", partial(self._edge.forget, cut))
@@ -348,7 +351,7 @@ class Adaptive:
             try:
                 job()
             except SplitpointError as exc:
-                if not self._closed.is_set():
+                if not self._closed.is_set() and self._edge.link_state != DOWN:  # that has been told
                     self._tell(Event("notice", f"{name}: {exc}"))
             finally:
                 self._working.discard(name)
@@ -365,8 +368,13 @@ class Adaptive:
         self._wake.set()
 
     def _shadow(self, request: Request, cut: Cut, codecs: Mapping[str, str]) -> None:
-        self._edge.warm(cut, codecs)
-        self._edge.shadow(request, cut, codecs)
+        sent = False
+        try:
+            self._edge.warm(cut, codecs)
+            sent = self._edge.shadow(request, cut, codecs)
+        finally:
+            if not sent:
+                self._heard.append(partial(self._lookout.not_sent, self._now()))
 
     def _probe(self, nbytes: int) -> None:
         seen = self._edge.glimpse(nbytes, _PROBE_WAIT_S)

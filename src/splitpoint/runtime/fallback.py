@@ -339,8 +339,8 @@ class Survivor:
         elif channel.ended:
             ticket.why = gone(exc)
             line.lost(channel, ticket.why)
-        else:
-            ticket.why = f"the server failed: {exc}"
+        else:  # what it refuses because the deadline has passed is no failure of its own
+            ticket.why = f"{_LATE if ticket.left_s() <= 0 else 'the server failed'}: {exc}"
             line.failed(ticket.why)
 
     def _ask_again(self, ticket: Ticket) -> None:
@@ -425,21 +425,22 @@ class Survivor:
 
     # --- shadows ------------------------------------------------------------------------------------------------
 
-    def shadow(self, route: Route, request: Request) -> None:
-        """One request whose answer only the watchers hear of; not while another one is under way."""
+    def shadow(self, route: Route, request: Request) -> bool:
+        """One request whose answer only the watchers hear of; not while another one is under way. Whether one is."""
         before = self._shadow
         if before is not None:
             self._look_at(before)
             route.placement.release()
-            return
-        ticket = self.begin(route, request, 0.0, 0)
+            return True
+        ticket, sent = self.begin(route, request, 0.0, 0), False
         ticket.beside = True
         try:
             with suppress(ServerError):
-                if self._send(ticket):
+                if sent := self._send(ticket):
                     self._shadow, ticket.attempt = ticket.attempt, None
         finally:
             self.abandon(ticket)
+        return sent
 
     def _look_at(self, shadow: Attempt) -> None:
         """An unanswered one may be late: then it counts as a failure, and nobody waits for it any longer."""

@@ -61,7 +61,7 @@ class Lookout:
     def __init__(self, probe_every_s: float, explore_every: int) -> None:
         self._every_s, self._every = probe_every_s, explore_every
         self._allowance = Allowance(least=LEAST_NBYTES / _PART)
-        self._used_s = self._probed_s = self._alone_s = self._surprised_s = -inf
+        self._used_s = self._probed_s = self._alone_s = self._surprised_s = self._not_before_s = -inf
         self._beside_s: float | None = None  # when the request beside was sent that is under way
         self._alone = self._again = 0
 
@@ -83,7 +83,8 @@ class Lookout:
 
     def wants_request(self, now_s: float, *, hurry: bool = False) -> bool:
         """Whether the next request that runs on the device should go over the link too; `hurry`: it has been away."""
-        if not self._every or (self._beside_s is not None and now_s - self._beside_s < _LOST_S):
+        waits = self._beside_s is not None and now_s - self._beside_s < _LOST_S
+        if not self._every or waits or now_s < self._not_before_s:
             return False
         return self._alone >= self._every or ((hurry or self._again > 0) and self._alone > 0)
 
@@ -91,6 +92,11 @@ class Lookout:
         """One was sent beside."""
         self._beside_s, self._alone = now_s, 0
         self._again = max(0, self._again - 1)
+
+    def not_sent(self, now_s: float) -> None:
+        """It could not be: it is tried again soon."""
+        self._beside_s, self._not_before_s = None, now_s + _CALM_S
+        self._alone += self._every
 
     def probe_nbytes(self, now_s: float, mbps: float) -> int:
         """How many bytes to probe a link of `mbps` with now; 0 for not at all."""

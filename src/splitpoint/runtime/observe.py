@@ -54,6 +54,8 @@ _SAME_S = 0.05
 _PINGS = 8
 #: The median of so many values, none older than this (but the newest).
 _COUNT, _WINDOW_S = 5, 10.0
+#: A machine is as fast as profiled until so many runs, two of them alike, say otherwise: the first one is always slow.
+_LEAST_RUNS = 3
 _QUEUE_WINDOW_S = 5.0
 #: A value is as good as new for so long; then what is left of it halves every so many seconds.
 _FRESH_S = 5.0
@@ -95,7 +97,8 @@ class Observer:
     def __init__(self, link: Link, edge: Profile, cloud: Profile) -> None:
         self._edge, self._cloud = edge, cloud
         self._link = _LinkWatch(link)
-        self._device, self._server = _Recent(_DEVICE_LIFE_S), _Recent(_SERVER_LIFE_S)
+        self._device = _Recent(_DEVICE_LIFE_S, least=_LEAST_RUNS)
+        self._server = _Recent(_SERVER_LIFE_S, least=_LEAST_RUNS)
         self._queue, self._busy = (_Recent(_QUEUE_LIFE_S, _QUEUE_WINDOW_S) for _ in range(2))
         self._beside, self._failing = _Recent(_SERVER_LIFE_S), _Recent(_FAILING_LIFE_S)
         self._there_ms = _Recent(_SERVER_LIFE_S)
@@ -197,17 +200,18 @@ def _slowdown(measured_ms: float, profiled: Stat, whole: Stat) -> float | None:
 
 
 class _Recent:
-    """The median of the last few values; it fades to 0 when none is told any more, and is 0 before any."""
+    """The median of the last few values; it fades to 0 when none is told any more, and is 0 before any. Where there
+    are fewer than `least`, the missing ones count as 0."""
 
-    def __init__(self, life_s: float, window_s: float = _WINDOW_S) -> None:
-        self._life_s, self._window_s = life_s, window_s
+    def __init__(self, life_s: float, window_s: float = _WINDOW_S, least: int = 1) -> None:
+        self._life_s, self._window_s, self._least = life_s, window_s, least
         self._values: deque[tuple[float, float]] = deque(maxlen=_COUNT)
 
     def add(self, now_s: float, value: float | None) -> None:
         """A value as of `now_s`; None is none."""
         if value is None:
             return
-        while self._values and self._values[0][0] < now_s - self._window_s:
+        while len(self._values) >= self._least and self._values[0][0] < now_s - self._window_s:
             self._values.popleft()
         self._values.append((now_s, value))
 
@@ -216,7 +220,8 @@ class _Recent:
             return 0.0
         age_s = max(0.0, now_s - self._values[-1][0] - _FRESH_S)
         kept: float = 0.5 ** min(age_s / self._life_s, 40.0)
-        return kept * median(value for _, value in self._values)
+        missing = [0.0] * (self._least - len(self._values))
+        return kept * median([*missing, *(value for _, value in self._values)])
 
 
 class _Way(NamedTuple):

@@ -13,7 +13,7 @@ from statistics import median
 
 import msgspec
 
-from splitpoint.units import ms
+from splitpoint.units import ms, rate
 
 #: Of so many last answers the usual gap is taken.
 _USUAL = 20
@@ -23,7 +23,8 @@ class Switch(msgspec.Struct, frozen=True):
     """One change of the cut, `at_s` seconds after adapting began. `old` and `new` are options in words.
 
     `gap_ms` lies between the last answer to a request that began before it and the first to one that began after it;
-    `usual_ms` is the median of the gaps before. Both are None while there is no such answer.
+    `usual_ms` is the median of the gaps before. Both are None while there is no such answer. `gain_rate`, requests a
+    second, is what it was for in a stream that is planned for throughput.
     """
 
     at_s: float
@@ -33,10 +34,13 @@ class Switch(msgspec.Struct, frozen=True):
     gain_ms: float
     gap_ms: float | None = None
     usual_ms: float | None = None
+    gain_rate: float = 0.0
 
     def __str__(self) -> str:
         said = f"switched after {self.at_s:.1f} s: {self.old} → {self.new} ({self.why})"
-        if self.gain_ms > 0:
+        if self.gain_rate > 0:
+            said += f", expected to gain {rate(self.gain_rate)}"
+        elif self.gain_ms > 0:
             said += f", expected to gain {ms(self.gain_ms)} ms"
         if self.gap_ms is None:
             return said
