@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test networks check bench zoo clean
+.PHONY: help demo test networks check bench soak fuzz zoo clean
 
 help:
 	@echo "make demo      install splitpoint (no PyTorch) and see it work"
@@ -12,6 +12,8 @@ help:
 	@echo "make networks  prove the cuts of the large networks too (minutes)"
 	@echo "make check     lint and types"
 	@echo "make bench     measure; prints machine, versions and numbers"
+	@echo "make soak      ten minutes of clients that come, go, stall and die (SECONDS=60 make soak)"
+	@echo "make fuzz      a million damaged frames (FRAMES=100000 make fuzz)"
 	@echo "make zoo       rebuild the networks that come with splitpoint"
 	@echo "make clean     remove what make has made"
 
@@ -28,7 +30,7 @@ $(VENV)/check.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
-	$(PIP) -e '.[test,torch,plot,xlsx,video]'
+	$(PIP) -e '.[test,torch,plot,xlsx,video,tls]'
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
@@ -56,6 +58,14 @@ check: $(VENV)/check.stamp
 
 bench: $(VENV)/test.stamp $(VENV)/bench.stamp
 	$(BIN)/python -m bench
+
+SECONDS ?= 600
+soak: $(VENV)/core.stamp
+	$(BIN)/python -m bench.soak --seconds $(SECONDS)
+
+FRAMES ?= 1000000
+fuzz: $(VENV)/core.stamp
+	$(BIN)/python -m bench.fuzz --frames $(FRAMES)
 
 zoo: $(VENV)/zoo.stamp
 	$(BIN)/python scripts/build_zoo.py

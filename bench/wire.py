@@ -1,4 +1,4 @@
-"""Round trips on loopback: a bare socket, splitpoint's Edge and Server, and unary gRPC, with the same bytes.
+"""Round trips on loopback: a bare socket, splitpoint's Edge and Server, with TLS too, and unary gRPC; the same bytes.
 
     python bench/wire.py [--rounds 200] [--block 10]
 
@@ -6,8 +6,10 @@ Read this first: loopback has no bandwidth limit and hardly a round trip, so wha
 worst case for it. On a real link the bytes cost far more. Server processes run on one core and the client on
 another. The contenders take turns in blocks within one run, so that they meet the same noise. splitpoint's path is the
 whole of it (`Edge.infer`, request ids, checks, clock, trace marks); only the model's computing is left out, by an
-engine that returns a ready answer. The bare socket knows how many bytes come and receives into one buffer, 64 KiB a
-call: of the ways we tried the fastest (one call with MSG_WAITALL is a sixth slower).
+engine that returns a ready answer. With TLS every byte is encrypted and decrypted too, by the same two cores, where
+without it there is next to nothing to do; *bare TLS* is the standard library's socket, as far as encryption goes the
+fastest that Python has. The bare socket knows how many bytes come and receives into one buffer, 64 KiB a call: of the
+ways we tried the fastest (one call with MSG_WAITALL is a sixth slower).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
@@ -28,12 +32,16 @@ from time import perf_counter, sleep
 
 import numpy as np
 
+from splitpoint.errors import MissingExtraError
+from splitpoint.keys import make
 from splitpoint.machine import this_machine, versions
 from splitpoint.models import load
 from splitpoint.models.model import Segment
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.server import Server
+from splitpoint.security import OPEN, Security, ServerSecurity
 from splitpoint.tensors import Array, TensorSpec
+from splitpoint.transports.tls import client_context, server_context
 
 DOWN_FLOATS = 1024
 #: What the project asks of itself: (bytes up, at most this many times the bare socket).
@@ -58,11 +66,13 @@ def pin(core: int) -> None:
 # --- the three servers ------------------------------------------------------------------------------------------------
 
 
-def serve_bare(pipe: Connection, up: int) -> None:
+def serve_bare(pipe: Connection, up: int, security: ServerSecurity | None = None) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     pipe.send(listener.getsockname()[1])
     sock, _ = listener.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if security is not None:
+        sock = server_context(security).wrap_socket(sock, server_side=True)
     buffer, answer = memoryview(bytearray(up)), bytes(4 * DOWN_FLOATS)
     while True:
         got = 0
@@ -103,10 +113,10 @@ class ReadyEngine:
         return ReadySession(segment)
 
 
-def serve_splitpoint(pipe: Connection, up: int) -> None:
+def serve_splitpoint(pipe: Connection, up: int, security: ServerSecurity | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = load(model_file(up, Path(folder)))
-    with Server([model], engine=ReadyEngine(), port=0) as server:
+    with Server([model], engine=ReadyEngine(), port=0, security=security) as server:
         pipe.send(server.address)
         wait(pipe)
 
@@ -165,13 +175,33 @@ def process(target: Callable[[Connection, int], None], up: int, core: int) -> It
     child.start()
     try:
         if not here.poll(60):
-            raise SystemExit(f"{target.__name__} did not start")
+            raise SystemExit(f"{target} did not start")
         yield here.recv()
     finally:
         there.close()
         here.close()
         child.join(5)
         child.terminate()
+
+
+def asking(
+    stack: ExitStack,
+    serve: Callable[[Connection, int], None],
+    floats: Array,
+    core: int,
+    cache: Path,
+    security: Security,
+) -> Callable[[], float]:
+    """A function that asks the server that `serve` runs, and returns the seconds."""
+    address = stack.enter_context(process(serve, floats.nbytes, core))
+    edge = stack.enter_context(Edge(str(address), at="input", cache=cache, security=security))
+
+    def ask() -> float:
+        started = perf_counter()
+        edge.infer(floats)
+        return perf_counter() - started
+
+    return ask
 
 
 def contenders(stack: ExitStack, up: int, core: int) -> dict[str, Callable[[], float]]:
@@ -193,16 +223,31 @@ def contenders(stack: ExitStack, up: int, core: int) -> dict[str, Callable[[], f
 
     calls["bare socket"] = bare
 
-    address = stack.enter_context(process(serve_splitpoint, up, core))
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    edge = stack.enter_context(Edge(str(address), at="input", cache=folder))
+    calls["splitpoint"] = asking(stack, serve_splitpoint, floats, core, folder, OPEN)
+    try:
+        keys = make(folder / "keys", ["127.0.0.1"], now=datetime.now(UTC))
+    except MissingExtraError as exc:
+        print(f"{exc}: TLS is left out")
+    else:
+        security = ServerSecurity(keys.server, keys.server_key)
+        port = stack.enter_context(process(partial(serve_bare, security=security), up, core))
+        plain = stack.enter_context(socket.create_connection(("127.0.0.1", int(str(port)))))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        known = Security(ca=keys.ca)
+        wrapped = stack.enter_context(client_context(known).wrap_socket(plain, server_hostname="127.0.0.1"))
 
-    def splitpoint() -> float:
-        started = perf_counter()
-        edge.infer(floats)
-        return perf_counter() - started
+        def bare_tls() -> float:
+            started = perf_counter()
+            wrapped.sendall(data)
+            got = 0
+            while got < len(answer):
+                got += wrapped.recv_into(answer, len(answer) - got)
+            return perf_counter() - started
 
-    calls["splitpoint"] = splitpoint
+        calls["bare TLS"] = bare_tls
+        serve = partial(serve_splitpoint, security=security)
+        calls["splitpoint TLS"] = asking(stack, serve, floats, core, folder, known)
 
     try:
         import grpc
@@ -245,14 +290,19 @@ def report(up: int, taken: Mapping[str, Sequence[float]]) -> None:
     """Prints a table, and whether the targets are met."""
     bare = median(taken["bare socket"])
     print(f"\n{up:,} bytes up, {4 * DOWN_FLOATS:,} down, {len(taken['bare socket'])} round trips each")
-    print(f"{'':<14}{'median':>9}{'p10':>9}{'p90':>9}   x bare socket")
+    print(f"{'':<16}{'median':>9}{'p10':>9}{'p90':>9}   x bare socket")
     for name, times in taken.items():
         deciles = quantiles(times, n=10)
-        row = f"{name:<14}{median(times) * 1e6:>6.0f} µs{deciles[0] * 1e6:>6.0f} µs{deciles[-1] * 1e6:>6.0f} µs"
+        row = f"{name:<16}{median(times) * 1e6:>6.0f} µs{deciles[0] * 1e6:>6.0f} µs{deciles[-1] * 1e6:>6.0f} µs"
         print(f"{row}{median(times) / bare:>11.2f}")
     ours = median(taken["splitpoint"])
     verdict = "met" if ours <= TARGETS[up] * bare else "MISSED"
     print(f"target: at most {TARGETS[up]}x the bare socket: {ours / bare:.2f}x, {verdict}")
+    if "splitpoint TLS" in taken:
+        encrypted = median(taken["splitpoint TLS"])
+        print(
+            f"TLS: {encrypted / ours:.2f}x without it, {encrypted / median(taken['bare TLS']):.2f}x the bare TLS socket"
+        )
     if "gRPC unary" in taken:
         ratio = median(taken["gRPC unary"]) / ours
         verdict = "met" if ratio >= GRPC_TIMES else "MISSED"

@@ -6,19 +6,23 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 
+import certificates
 from serving import nothing_leaks
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, UsageError
 from splitpoint.transports import Connection, Ended, connect, memory
 from splitpoint.transports.framed import Framed, flat
 from splitpoint.transports.tcp import TcpConnection, TcpListener, parse_address
+from splitpoint.transports.tls import TlsConnection, server_context
 from splitpoint.wire import Kind, Limits, Packer, Packet
 
 Pair = Callable[..., tuple[Connection, Connection]]
+SocketsPair = Callable[..., tuple[TcpConnection, TcpConnection]]
 QUICK = Limits(stall_s=0.2, handshake_s=0.2)
 
 
@@ -34,6 +38,28 @@ def tcp_pair(limits: Limits = QUICK) -> tuple[TcpConnection, TcpConnection]:
         listener.close()
 
 
+def tls_pair(limits: Limits = QUICK) -> tuple[TlsConnection, TlsConnection]:
+    context = server_context(certificates.server())
+    listener = TcpListener("127.0.0.1", 0, limits, partial(TlsConnection, context=context))
+    accepted: list[TlsConnection] = []
+
+    def accept() -> None:
+        far = listener.accept()
+        assert isinstance(far, TlsConnection)
+        far.handshake(5)
+        accepted.append(far)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        near = connect(listener.address, limits, security=certificates.client())
+        assert isinstance(near, TlsConnection)
+    finally:
+        thread.join()
+        listener.close()
+    return near, accepted[0]
+
+
 def memory_pair(limits: Limits = QUICK) -> tuple[Connection, Connection]:
     return memory.pair(limits)
 
@@ -44,7 +70,10 @@ def _no_leaks() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=[tcp_pair, memory_pair], ids=["tcp", "memory"])
+sockets = pytest.mark.parametrize("sockets_pair", [tcp_pair, tls_pair], ids=["tcp", "tls"])
+
+
+@pytest.fixture(params=[tcp_pair, tls_pair, memory_pair], ids=["tcp", "tls", "memory"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     made: list[Connection] = []
 
@@ -269,8 +298,9 @@ def test_received_bytes_go_straight_into_the_tensor() -> None:
     far.close()
 
 
-def test_receiving_allocates_the_tensor_once() -> None:
-    near, far = tcp_pair(Limits())
+@sockets
+def test_receiving_allocates_the_tensor_once(sockets_pair: SocketsPair) -> None:
+    near, far = sockets_pair(Limits())
     size = 32 << 20
     sent = np.ones(size, np.uint8)
     thread = threading.Thread(target=lambda: near.send(infer_packer().pack(1, [sent])))
@@ -293,8 +323,9 @@ def test_receiving_allocates_the_tensor_once() -> None:
 # --- sending to a peer that does not read ---------------------------------------------------------------------------
 
 
-def test_sending_without_wait_never_blocks_and_loses_nothing() -> None:
-    near, far = tcp_pair(Limits(stall_s=20))
+@sockets
+def test_sending_without_wait_never_blocks_and_loses_nothing(sockets_pair: SocketsPair) -> None:
+    near, far = sockets_pair(Limits(stall_s=20))
     packer = Packer(Kind.RESULT, wire.Result)
     times = wire.Times()
     done = threading.Event()
@@ -317,8 +348,9 @@ def test_sending_without_wait_never_blocks_and_loses_nothing() -> None:
     far.close()
 
 
-def test_a_peer_that_never_reads_is_given_up() -> None:
-    near, far = tcp_pair(Limits(stall_s=0.2, backlog_bytes=1 << 20))
+@sockets
+def test_a_peer_that_never_reads_is_given_up(sockets_pair: SocketsPair) -> None:
+    near, far = sockets_pair(Limits(stall_s=0.2, backlog_bytes=1 << 20))
     packet = Packer(Kind.RESULT, wire.Result).pack(1, [np.zeros(64 << 20, np.uint8)], (), wire.Times())
     near.send(packet, wait=False)
     with pytest.raises(ServerError):  # receiving waits for the backlog first, and hears of its end
@@ -329,8 +361,9 @@ def test_a_peer_that_never_reads_is_given_up() -> None:
     far.close()
 
 
-def test_lingering_delivers_the_last_words_though_the_peer_still_talks() -> None:
-    near, far = tcp_pair()
+@sockets
+def test_lingering_delivers_the_last_words_though_the_peer_still_talks(sockets_pair: SocketsPair) -> None:
+    near, far = sockets_pair()
     far.send(Packet((b"x" * 10_000,), 10_000))  # unread when near closes: a plain close would reset the connection
     near.send(wire.encode(Kind.ERROR, 0, wire.Error("protocol", "goodbye")))
     closer = threading.Thread(target=near.close, args=(2.0,))
@@ -340,8 +373,9 @@ def test_lingering_delivers_the_last_words_though_the_peer_still_talks() -> None
     closer.join()
 
 
-def test_close_wakes_a_receiver() -> None:
-    near, far = tcp_pair(Limits())
+@sockets
+def test_close_wakes_a_receiver(sockets_pair: SocketsPair) -> None:
+    near, far = sockets_pair(Limits())
     woken: list[Exception] = []
 
     def receive() -> None:

@@ -10,6 +10,7 @@
     ├── ServerError                  6    the server is not there, or ended, or refused the request
     │   ├── ProtocolError            6    the peer does not speak our protocol, or broke it
     │   ├── RefusedError             6    the server does not do this for anyone: trying again is of no use
+    │   ├── AccessError              6    the server lets this device in only with TLS, a token or a certificate
     │   └── BusyError                6    the server has no room: try again after `retry_after_s`
     ├── StorageError                 7    the disk is full, a file cannot be written, a cached blob has rotted
     └── VerifyError                  1    the two halves do not give the whole model's answer
@@ -81,6 +82,10 @@ class ProtocolError(ServerError):
 
 class RefusedError(ServerError):
     """The server does not do this for anyone, as it was started: trying again is of no use."""
+
+
+class AccessError(ServerError):
+    """The server does not let this device in: it wants TLS, its token, or a client certificate."""
 
 
 class BusyError(ServerError):

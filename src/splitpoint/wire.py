@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from math import prod
+from math import inf, prod
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -28,6 +28,7 @@ import numpy as np
 
 from splitpoint.codecs import CODECS, Codec
 from splitpoint.errors import (
+    AccessError,
     BusyError,
     EngineError,
     InputError,
@@ -36,6 +37,7 @@ from splitpoint.errors import (
     RefusedError,
     ServerError,
     SplitpointError,
+    UsageError,
 )
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 
@@ -109,7 +111,8 @@ class Limits:
     The times are seconds without progress: `handshake_s` for HELLO, `stall_s` in the middle of a frame or
     while the peer does not read, `idle_s` between frames (0: for ever; TCP keep-alive notices a dead peer).
     `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips. `profile_s` is how
-    long a server measures itself when it is asked to (0: it refuses).
+    long a server measures itself when it is asked to (0: it refuses). `client_connections` and `client_compiles` (tails
+    compiled in a minute) are one address's share of a server. UsageError for numbers that make no sense.
     """
 
     header_bytes: int = 4 << 20
@@ -119,6 +122,8 @@ class Limits:
     blob_chunk: int = 1 << 20
     in_flight: int = 64
     connections: int = 256
+    client_connections: int = 128
+    client_compiles: int = 600
     queue: int = 256
     memory_bytes: int = 4 << 30
     backlog_bytes: int = 64 << 20
@@ -129,12 +134,28 @@ class Limits:
     slowest: float = 2048.0
     profile_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name in _MAY_BE_NONE else 1 if isinstance(value, int) else 1e-3
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < inf:
+                raise UsageError(f"the limit {name} must be {least:g} or more, not {value}")
+            if isinstance(getattr(type(self), name), int) and not isinstance(value, int):
+                raise UsageError(f"the limit {name} must be a whole number, not {value}")
+
+
+#: Limits for which 0 means something: never, for ever, or nothing yet.
+_MAY_BE_NONE: Final = frozenset({"frame_bytes", "idle_s", "profile_s", "slowest"})
 
 # --- messages: the header of each kind ----------------------------------------------------------------------
 # Maps where a reader should see names; arrays (array_like) on the path of every request.
 # Unknown keys, and elements beyond the known ones, are ignored, so that a minor version can add some.
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+#: A header of 4 MiB could have a million entries of 4 bytes, which take 100 bytes each once they are decoded. These are
+#: counted before they are: far more than any model needs, and few enough that memory stays in proportion.
+Few = msgspec.Meta(max_length=64)
+Some = msgspec.Meta(max_length=4096)
+Many = msgspec.Meta(max_length=65536)
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -150,7 +171,7 @@ class Hello(Message, frozen=True):
 
     version: tuple[int, int] = (MAJOR, MINOR)
     software: str = ""
-    features: tuple[str, ...] = ()
+    features: Annotated[tuple[str, ...], Some] = ()
     token: str = ""
     eol: str = ""
 
@@ -160,7 +181,7 @@ class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
 
     name: str
     dtype: str
-    shape: tuple[Natural | str, ...]
+    shape: Annotated[tuple[Natural | str, ...], Few]
 
     @classmethod
     def of(cls, spec: TensorSpec) -> TensorInfo:
@@ -182,8 +203,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     name: str
     fingerprint: str
     nbytes: Natural = 0
-    inputs: tuple[TensorInfo, ...] = ()
-    outputs: tuple[TensorInfo, ...] = ()
+    inputs: Annotated[tuple[TensorInfo, ...], Some] = ()
+    outputs: Annotated[tuple[TensorInfo, ...], Some] = ()
     input_spec: str = ""
 
 
@@ -193,10 +214,10 @@ class Welcome(Message, frozen=True):
 
     version: tuple[int, int] = (MAJOR, MINOR)
     software: str = ""
-    features: tuple[str, ...] = ()
-    models: tuple[ModelInfo, ...] = ()
+    features: Annotated[tuple[str, ...], Some] = ()
+    models: Annotated[tuple[ModelInfo, ...], Some] = ()
     share: str = "model"
-    limits: dict[str, int] = msgspec.field(default_factory=dict)
+    limits: Annotated[dict[str, int], Some] = msgspec.field(default_factory=dict)
 
 
 class Error(Message, frozen=True):
@@ -267,7 +288,7 @@ class GraphData(Message, frozen=True):
 
     fingerprint: str
     name: str = ""
-    blobs: tuple[tuple[str, Natural], ...] = ()
+    blobs: Annotated[tuple[tuple[str, Natural], ...], Many] = ()
 
 
 class BlobRequest(Message, frozen=True):
@@ -291,17 +312,17 @@ class OpenRequest(Message, frozen=True):
     """Asks for a segment by its boundary. `vectors` are inputs that travel in INFER's header (int64)."""
 
     fingerprint: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    vectors: tuple[str, ...] = ()
+    inputs: Annotated[tuple[str, ...], Some]
+    outputs: Annotated[tuple[str, ...], Some]
+    vectors: Annotated[tuple[str, ...], Some] = ()
 
 
 class Opened(Message, frozen=True):
     """`segment` is its number on this connection. Specs are in the order of the request (vectors last)."""
 
     segment: Natural
-    inputs: tuple[TensorInfo, ...] = ()
-    outputs: tuple[TensorInfo, ...] = ()
+    inputs: Annotated[tuple[TensorInfo, ...], Some] = ()
+    outputs: Annotated[tuple[TensorInfo, ...], Some] = ()
     nbytes: Natural = 0
     compile_s: float = 0.0
 
@@ -319,7 +340,7 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True):
     """
 
     dtype: str
-    shape: tuple[Natural, ...]
+    shape: Annotated[tuple[Natural, ...], Few]
     nbytes: Natural
     codec: str = ""
 
@@ -328,15 +349,15 @@ class Infer(Message, frozen=True, array_like=True):
     """Runs an opened segment. `deadline_s` counts from receipt; 0 is none. `vectors`: int64 shape vectors."""
 
     segment: Natural
-    tensors: tuple[Tensor, ...]
-    vectors: tuple[tuple[int, ...], ...] = ()
+    tensors: Annotated[tuple[Tensor, ...], Some]
+    vectors: Annotated[tuple[Annotated[tuple[int, ...], Few], ...], Some] = ()
     deadline_s: float = 0.0
 
 
 class Result(Message, frozen=True, array_like=True):
     """The answer to INFER: the segment's outputs in order. The body begins with `Times`."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: Annotated[tuple[Tensor, ...], Some]
 
 
 class Times(NamedTuple):
@@ -346,8 +367,8 @@ class Times(NamedTuple):
 
     `received_s` is the server's clock when the request's last byte was read. `decode_s` to `encode_s` follow
     each other from there, so that `received_s` plus those four is when the answer was sent; `receive_s`, from
-    the first byte to the last, came before. `load_queue_s` is the recent wait for a free worker, `utilisation`
-    the busy share of the workers (0…1).
+    the first byte to the last, came before. `load_queue_s` is the recent wait of this connection's requests for a
+    free worker, `utilisation` the recent busy share of the workers (0…1).
     """
 
     received_s: float = 0.0
@@ -809,6 +830,7 @@ _CODES: Final[dict[str, type[SplitpointError]]] = {
     "engine": EngineError,
     "protocol": ProtocolError,
     "refused": RefusedError,
+    "unauthorized": AccessError,
 }
 
 

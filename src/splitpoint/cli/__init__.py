@@ -37,6 +37,7 @@ VERBS: Mapping[str, str] = {
     "pull": "Fetch what a device needs of a model, before it is needed.",
     "cache": "Show or clear what this device has fetched and exported.",
     "lab": "Experiments on one machine: a shaped link, a slowed device, scenarios.",
+    "keys": "Make certificates and a token for a lab.",
     "doctor": "Say what this machine and a server can do.",
 }
 

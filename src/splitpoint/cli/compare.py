@@ -28,6 +28,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.values import Plan
 from splitpoint.report.files import check_writable, write_atomic
 from splitpoint.runtime.edge import Edge
+from splitpoint.security import Security
 from splitpoint.units import ms, size
 
 
@@ -65,7 +66,8 @@ from splitpoint.units import ms, size
 @engine_options
 @model_options
 def command(
-    model: str, cloud: str, images: Path | None, repeat: int, codecs: tuple[str, ...], max_drop: str | None,
+    model: str, cloud: str, security: Security, images: Path | None, repeat: int, codecs: tuple[str, ...],
+    max_drop: str | None,
     calib: Path | None, budget: str, fresh: bool, out_path: Path | None, as_json: bool, cache: Path | None, device: str,
     threads: int, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
@@ -82,7 +84,7 @@ def command(
     if here is None:
         refuse_local_options(shapes, weights)
     engine = open_engine(device=device, threads=threads)
-    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache) as edge:
+    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, security=security) as edge:
         inputs = read_images(edge.model, images)
         known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=step)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)

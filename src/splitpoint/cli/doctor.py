@@ -6,12 +6,13 @@ import click
 
 from splitpoint.cli.options import cloud_option
 from splitpoint.machine import EXTRAS, default_cache, this_machine, versions
+from splitpoint.security import Security
 from splitpoint.units import size
 
 
 @click.command(short_help="Say what this machine and a server can do.")
 @cloud_option(required=False)
-def command(cloud: str | None) -> None:
+def command(cloud: str | None, security: Security) -> None:
     """Show versions, cores, execution providers with their install lines, and whether a server is reachable.
 
     Exit status 6 if --cloud is given and the server cannot be reached or does not speak our version.
@@ -28,7 +29,7 @@ def command(cloud: str | None) -> None:
     _providers()
     _cache()
     if cloud:
-        _server(cloud)
+        _server(cloud, security)
 
 
 def _providers() -> None:
@@ -53,14 +54,14 @@ def _cache() -> None:
     click.echo(f"cache      {default_cache()}: {sum(n for n, _ in kinds)} files, {size(sum(b for _, b in kinds))}")
 
 
-def _server(cloud: str) -> None:
+def _server(cloud: str, security: Security) -> None:
     from splitpoint.runtime.channel import Channel
     from splitpoint.runtime.events import software
     from splitpoint.transports import connect
 
-    connection = connect(cloud, timeout_s=5.0)
+    connection = connect(cloud, timeout_s=5.0, security=security)
     try:
-        channel = Channel(connection, software=software(), timeout_s=5.0)
+        channel = Channel(connection, software=software(), timeout_s=5.0, token=security.token)
         channel.measure_clock()
         welcome = channel.welcome
         click.echo(

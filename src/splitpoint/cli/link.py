@@ -18,6 +18,7 @@ from splitpoint.link.files import save_link
 from splitpoint.link.parse import parse_link
 from splitpoint.link.presets import PRESETS, nearest_preset
 from splitpoint.link.trace import LinkTrace
+from splitpoint.security import Security
 from splitpoint.units import mbps, ms, size
 
 #: What a link is judged by: a photo as MobileNet and its kin take it, 224 x 224 x 3 bytes.
@@ -44,7 +45,9 @@ _FAST_MBPS = 2000.0
     help="Write the link, for --link FILE elsewhere.",
 )
 @json_option
-def command(cloud: str | None, spec: str | None, budget: str, path: Path | None, as_json: bool) -> None:  # fmt: skip
+def command(
+    cloud: str | None, security: Security, spec: str | None, budget: str, path: Path | None, as_json: bool
+) -> None:  # fmt: skip
     """Measure bandwidth up and down, round trip and jitter to a server (--cloud), show what a link means (--link), or
     list the presets (neither).
 
@@ -60,7 +63,7 @@ def command(cloud: str | None, spec: str | None, budget: str, path: Path | None,
             raise UsageError("-o writes a link: measure one with --cloud, or name one with --link")
         check_writable(path)
     if cloud:
-        link = _measure(cloud, parse_budget(budget), as_json)
+        link = _measure(cloud, security, parse_budget(budget), as_json)
     elif spec is not None:
         found = parse_link(spec)
         if isinstance(found, LinkTrace) and path is not None:
@@ -80,16 +83,16 @@ def _given(name: str) -> bool:
     return source not in (None, ParameterSource.DEFAULT)
 
 
-def _measure(cloud: str, budget_s: float, as_json: bool) -> Link:
+def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
     from splitpoint.runtime.channel import Channel
     from splitpoint.runtime.events import software
     from splitpoint.runtime.probe import check_budget, probe
     from splitpoint.transports import connect
 
     check_budget(budget_s)
-    connection = connect(cloud, timeout_s=5.0)
+    connection = connect(cloud, timeout_s=5.0, security=security)
     try:
-        channel = Channel(connection, software=software(), timeout_s=5.0)
+        channel = Channel(connection, software=software(), timeout_s=5.0, token=security.token)
         measured = probe(channel, budget_s, name=cloud)
         channel.close()
     finally:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from splitpoint.errors import UsageError
 from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.security import OPEN, client_security, server_security
+
+_FILE = click.Path(path_type=Path)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,12 +46,81 @@ def engine_options(function: F) -> F:
 
 
 def cloud_option(required: bool = True) -> Callable[[F], F]:
-    return click.option(
-        "--cloud",
-        required=required,
-        metavar="HOST[:PORT]",
-        help="The server that runs the other half (port 3277).",
-    )
+    """--cloud, and how to speak with it: the command gets `security` too."""
+
+    def decorate(function: F) -> F:
+        return click.option(
+            "--cloud",
+            required=required,
+            metavar="[tls://]HOST[:PORT]",
+            help="The server that runs the other half (port 3277).",
+        )(security_options(function))
+
+    return decorate
+
+
+def security_options(function: F) -> F:
+    """--tls, --ca, --tls-cert, --tls-key, --token-file, --server-name, as the one parameter `security`."""
+
+    @wraps(function)
+    def secured(
+        *args: Any, tls: bool, ca: Path | None, tls_cert: Path | None, tls_key: Path | None, token_file: Path | None,
+        server_name: str, cloud: str | None, **others: Any,
+    ) -> Any:  # fmt: skip
+        made = OPEN
+        if cloud is not None:
+            made = client_security(
+                tls=tls, ca=ca, certificate=tls_cert, key=tls_key, token_file=token_file, server_name=server_name
+            )
+        elif tls or ca or tls_cert or tls_key or token_file or server_name:
+            raise UsageError("--tls, --ca, --tls-cert, --token-file and --server-name need a server: --cloud HOST")
+        return function(*args, cloud=cloud, security=made, **others)
+
+    result = cast(F, secured)
+    for option in (
+        click.option("--server-name", default="", metavar="NAME",
+                     help="The name in the server's certificate, where it is not the address's."),
+        click.option("--token-file", type=_FILE, metavar="FILE",
+                     help="The server's token (or SPLITPOINT_TOKEN_FILE, SPLITPOINT_TOKEN)."),
+        click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key (or SPLITPOINT_TLS_KEY)."),
+        click.option("--tls-cert", type=_FILE, metavar="FILE",
+                     help="This device's certificate, for a server that wants one (or SPLITPOINT_TLS_CERT)."),
+        click.option("--ca", type=_FILE, metavar="FILE",
+                     help="TLS, with a server whose certificate this authority has signed (or SPLITPOINT_CA)."),
+        click.option("--tls", is_flag=True,
+                     help="TLS, with a server whose certificate an authority known to this system has signed."),
+    ):  # fmt: skip
+        result = option(result)
+    return result
+
+
+def server_security_options(function: F) -> F:
+    """--tls-cert, --tls-key, --client-ca, --token-file, --insecure, as the one parameter `security`."""
+
+    @wraps(function)
+    def secured(
+        *args: Any, tls_cert: Path | None, tls_key: Path | None, client_ca: Path | None, token_file: Path | None,
+        insecure: bool, **others: Any,
+    ) -> Any:  # fmt: skip
+        made = server_security(
+            certificate=tls_cert, key=tls_key, client_ca=client_ca, token_file=token_file, insecure=insecure
+        )
+        return function(*args, security=made, **others)
+
+    result = cast(F, secured)
+    for option in (
+        click.option("--insecure", is_flag=True,
+                     help="Serve other machines without TLS and a token or client certificates."),
+        click.option("--token-file", type=_FILE, metavar="FILE",
+                     help="Devices must know the token in it (or SPLITPOINT_TOKEN_FILE, SPLITPOINT_TOKEN)."),
+        click.option("--client-ca", type=_FILE, metavar="FILE",
+                     help="Devices must have a certificate that this authority has signed (or SPLITPOINT_CLIENT_CA)."),
+        click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key (or SPLITPOINT_TLS_KEY)."),
+        click.option("--tls-cert", type=_FILE, metavar="FILE",
+                     help="TLS, with this certificate and its chain (or SPLITPOINT_TLS_CERT); see splitpoint keys."),
+    ):  # fmt: skip
+        result = option(result)
+    return result
 
 
 cache_option = click.option(

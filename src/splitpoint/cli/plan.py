@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -16,6 +17,7 @@ from splitpoint.cli.options import (
     json_option,
     load_model,
     model_options,
+    security_options,
 )
 from splitpoint.cli.quantities import parse_budget, parse_ms, parse_share, parse_size, parse_watts
 from splitpoint.cli.run import is_local
@@ -35,6 +37,7 @@ from splitpoint.planning.values import Plan
 from splitpoint.profile.files import load_profile
 from splitpoint.profile.values import Profile, Watts
 from splitpoint.report.plan import draw, fitted, proof, range_lines, refusals, seed_lines
+from splitpoint.security import Security
 
 #: ``--link measured``: what no ``--link`` means, too, where there is a server.
 MEASURED = "measured"
@@ -55,6 +58,7 @@ MEASURED = "measured"
     metavar="FILE|HOST[:PORT]",
     help="The server's profile, or the server, which then profiles itself.",
 )
+@security_options
 @click.option(
     "--link",
     "link_text",
@@ -113,7 +117,8 @@ MEASURED = "measured"
 @engine_options
 @model_options
 def command(
-    model: str | None, edge_path: Path | None, cloud: str, link_text: str | None, objective: str, max_drop: str | None,
+    model: str | None, edge_path: Path | None, cloud: str, security: Security, link_text: str | None, objective: str,
+    max_drop: str | None,
     max_edge_memory: str | None, keep_input_local: bool, deadline: str | None, codecs: tuple[str, ...],
     calib: Path | None, edge_watts: str | None, budget: str, explain: bool, png_path: Path | None,
     out_path: Path | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
@@ -140,7 +145,7 @@ def command(
     wanted = load_model(model, shapes, weights, input_spec) if model is not None and is_local(model) else None
     budget_s = parse_budget(budget)
     edge, there, link = _gather(
-        model, wanted, edge_path, cloud, link_text, budget_s, device=device, threads=threads, cache=cache
+        model, wanted, edge_path, cloud, security, link_text, budget_s, device=device, threads=threads, cache=cache
     )
     if watts is not None:
         edge = _with_watts(edge, watts)
@@ -162,8 +167,8 @@ def command(
 
 
 def _gather(
-    model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, link_text: str | None, budget_s: float,
-    *, device: str, threads: int, cache: Path | None,
+    model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, security: Security,
+    link_text: str | None, budget_s: float, *, device: str, threads: int, cache: Path | None,
 ) -> tuple[Profile, Profile, Link]:  # fmt: skip
     """The two profiles and the link: from files, from the server, or measured here."""
     is_file = Path(cloud).suffix == ".json" or Path(cloud).is_file()
@@ -184,7 +189,8 @@ def _gather(
 
     engine = open_engine(device=device, threads=threads)
     served = wanted or name_of(model or (edge.graph.name if edge else ""))
-    with nullcontext() if is_file else Edge(cloud, served, at="input", engine=engine, cache=cache) as server:
+    known: dict[str, Any] = {"engine": engine, "cache": cache, "security": security}
+    with nullcontext() if is_file else Edge(cloud, served, at="input", **known) as server:
         if server is not None:
             there = server.profile_server(budget_s)
             if link is None:

@@ -32,6 +32,7 @@ from splitpoint.profile.values import Profile, Watts
 from splitpoint.report.files import check_writable
 from splitpoint.report.profile import cost_rows, draw, write_rows, write_sheet
 from splitpoint.runtime.edge import Edge
+from splitpoint.security import Security
 from splitpoint.units import counted, size
 from splitpoint.units import ms as usual_ms
 
@@ -82,7 +83,7 @@ _SLOWEST = 8
 @engine_options
 @model_options
 def command(
-    model: str | None, cloud: str | None, budget: str, output: Path | None, png_path: Path | None,
+    model: str | None, cloud: str | None, security: Security, budget: str, output: Path | None, png_path: Path | None,
     csv_path: Path | None, xlsx_path: Path | None, edge_watts: str | None, note: str, as_json: bool,
     cache: Path | None, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
     input_spec: Path | None,
@@ -110,7 +111,7 @@ def command(
         source = click.get_current_context().get_parameter_source
         if any(source(name) not in (None, ParameterSource.DEFAULT) for name in ("threads", "device")):
             raise UsageError("--threads and --device are for this machine: give them to splitpoint serve on the server")
-        made = _ask_server(model, cloud, seconds, cache, shapes, weights, input_spec)
+        made = _ask_server(model, cloud, security, seconds, cache, shapes, weights, input_spec)
     written = _write(made, output, png_path, csv_path, xlsx_path)
     if as_json:
         click.echo(profile_bytes(made), nl=False)
@@ -166,16 +167,20 @@ def _bar() -> Progress:
 
 
 def _ask_server(
-    name: str | None, cloud: str, seconds: float, cache: Path | None, shapes: tuple[str, ...], weights: str | None,
+    name: str | None, cloud: str, security: Security, seconds: float, cache: Path | None, shapes: tuple[str, ...],
+    weights: str | None,
     input_spec: Path | None,
 ) -> Profile:  # fmt: skip
     here = load_model(name, shapes, weights, input_spec) if name and is_local(name) else None
     if here is None:
         refuse_local_options(shapes, weights)
     with (
-        Edge(cloud, here or (name_of(name) if name else None), at="input", cache=cache, on_event=notice) as edge,
+        Edge(
+            cloud, here or (name_of(name) if name else None), at="input", cache=cache, security=security,
+            on_event=notice,
+        ) as edge,
         err().status(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
-    ):
+    ):  # fmt: skip
         return edge.profile_server(seconds)
 
 

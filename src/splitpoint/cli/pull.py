@@ -9,6 +9,7 @@ import click
 from splitpoint.cli.options import cache_option, cloud_option
 from splitpoint.models import name_of
 from splitpoint.runtime.edge import Edge
+from splitpoint.security import Security
 from splitpoint.units import size
 
 
@@ -18,11 +19,14 @@ from splitpoint.units import size
 @click.option("--at", metavar="CUT", help="Only what the head of this cut needs (default: the whole model).")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @cache_option
-def command(model: str | None, cloud: str, at: str | None, model_hash: str | None, cache: Path | None) -> None:
+def command(
+    model: str | None, cloud: str, security: Security, at: str | None, model_hash: str | None, cache: Path | None
+) -> None:  # fmt: skip
     """Fetch MODEL's graph and weights from a server into the cache.
 
     What is there already is not fetched again, and `run` then starts without fetching.
     """
-    with Edge(cloud, name_of(model) if model else None, at="input", cache=cache, model_hash=model_hash) as edge:
+    name = name_of(model) if model else None
+    with Edge(cloud, name, at="input", cache=cache, model_hash=model_hash, security=security) as edge:
         fetched = edge.pull(at)
         click.echo(f"{edge.model.name} {edge.model.fingerprint[:12]}: fetched {size(fetched)} into {edge.cache.folder}")

@@ -41,6 +41,7 @@ from splitpoint.runtime.events import Event
 from splitpoint.runtime.fallback import FALLBACKS, LOCAL, WAIT
 from splitpoint.runtime.local import Local
 from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
+from splitpoint.security import Security
 from splitpoint.sources import Files, Source, is_stream, open_source
 from splitpoint.units import counted, size
 
@@ -69,7 +70,7 @@ _WINDOW, _FRESH_WINDOW = 8, 4
     "--deadline",
     metavar="TIME",
     help="How long an answer may take, such as 200ms: what the server does not answer by then is finished here (see "
-    "--fallback). Misses are counted.",
+    "--fallback). Misses are counted, from when a frame came.",
 )
 @click.option(
     "--fallback",
@@ -113,7 +114,8 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @engine_options
 @model_options
 def command(
-    arguments: tuple[str, ...], cloud: str | None, source_text: str | None, rate: str | None, on_overload: str | None,
+    arguments: tuple[str, ...], cloud: str | None, security: Security, source_text: str | None, rate: str | None,
+    on_overload: str | None,
     deadline: str | None, fallback: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
     no_adapt: bool, probe_every: str,
     codecs: tuple[str, ...], save: Path | None, checksum: bool,
@@ -131,11 +133,11 @@ def command(
     fps = parse_rate(rate) if rate is not None else 0.0
     name, files = _arguments(arguments, source_text)
     check_save(save)
-    probe_every_s = 0.0 if probe_every.strip() == "0" else parse_ms(probe_every, "--probe-every") / 1e3
+    probe_every_s = 0.0 if probe_every.strip() == "0" else parse_budget(probe_every, "--probe-every")
     asked = Asked(
         name, cloud, at, load_plan(plan_path) if plan_path else None, parse_budget(budget), fresh, codecs, fallback,
         parse_ms(deadline, "--deadline") / 1e3 if deadline is not None else 0.0, model_hash, checksum, cache, shapes,
-        weights, input_spec, None if no_adapt else probe_every_s,
+        weights, input_spec, None if no_adapt else probe_every_s, security,
     )  # fmt: skip
     with ExitStack() as stack:
         source = _open(files, fps)
@@ -157,7 +159,8 @@ def command(
             moved=lambda level: degraded(runner, placed, level), captured_s=lambda frame: frame.captured_s,
         )  # fmt: skip
         if feed.paced:
-            click.echo(pacing(source, fps, policy, asked=on_overload is not None), err=True)
+            then = DROP_OLDEST if policy == DEGRADE and not placed.cheaper else policy  # which has been said
+            click.echo(pacing(source, fps, then, asked=on_overload is not None), err=True)
         rows = Rows(
             runner.model.input_spec, _labels(source), lambda: describe(runner, cloud), as_json=as_json,
             keep=save is not None,
@@ -198,6 +201,7 @@ class Asked:
     input_spec: Path | None
     probe_every_s: float | None
     """None: the plan stays what it is."""
+    security: Security
 
     @property
     def auto(self) -> bool:
@@ -230,6 +234,7 @@ class Asked:
             here or (name_of(name) if name else None),
             at="input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=notice, checksum=self.checksum,
+            security=self.security,
         )  # fmt: skip
         if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
             click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
@@ -301,8 +306,9 @@ def _is_input(text: str) -> bool:
 
 
 def _open(files: Sequence[str], fps: float) -> Source:
-    """What to run, opened. UsageError for a video or a camera among others."""
-    if len(files) == 1 and is_stream(files[0]):
+    """What to run, opened. UsageError for a video or a camera among others, InputError where nothing is there: before
+    anything is profiled for it."""
+    if len(files) == 1 and files[0] != "-" and (is_stream(files[0]) or not Path(files[0]).exists()):
         return open_source(files[0], rate=fps)
     for text in files:
         if is_stream(text) and not Path(text).is_dir():

@@ -32,6 +32,7 @@ from splitpoint.report.files import check_writable
 from splitpoint.report.sweep import SweepRow, draw, read_rows, write_rows
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.encoding import CodecChoice
+from splitpoint.security import Security
 from splitpoint.segments import samples_for, select
 from splitpoint.sweep import sweep
 from splitpoint.tensors import Array
@@ -78,7 +79,8 @@ from splitpoint.units import ms, size
 @engine_options
 @model_options
 def command(
-    model: str, cloud: str, images: Path | None, repeat: int, cuts: str, codecs: tuple[str, ...], csv_path: Path,
+    model: str, cloud: str, security: Security, images: Path | None, repeat: int, cuts: str, codecs: tuple[str, ...],
+    csv_path: Path,
     png_path: Path | None, fresh: bool, as_json: bool, cache: Path | None, device: str, threads: int,
     shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
@@ -97,7 +99,7 @@ def command(
     if here is None:
         refuse_local_options(shapes, weights)
     engine = open_engine(device=device, threads=threads)
-    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache) as edge:
+    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, security=security) as edge:
         if input_spec and here is None:
             edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
         chosen = select(edge.model, cuts)

@@ -19,7 +19,7 @@ from time import monotonic, perf_counter
 from typing import TypeVar
 
 from splitpoint import wire
-from splitpoint.errors import ProtocolError, ServerError, SplitpointError
+from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UsageError
 from splitpoint.runtime.clock import ServerClock
 from splitpoint.transports import Connection, Ended
 from splitpoint.transports.framed import Framed
@@ -51,6 +51,7 @@ class Channel:
         software: str,
         timeout_s: float,
         checksum: bool = False,
+        token: str = "",
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._connection = connection
@@ -71,14 +72,18 @@ class Channel:
         self._pinged = 0.0
         self._ping_out = False
         self.answers = 0
-        self.welcome = self._greet(software, checksum)
+        self.welcome = self._greet(software, checksum, token)
 
-    def _greet(self, software: str, checksum: bool) -> wire.Welcome:
+    def _greet(self, software: str, checksum: bool, token: str) -> wire.Welcome:
         peer = self._connection.peer
+        if token and not self._connection.private:
+            raise UsageError(
+                f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
+            )
         features = (*wire.features(), wire.CRC32) if checksum else wire.features()
         self._connection.checks = checksum
         with suppress(ServerError):  # if it hung up already, it may have said why
-            hello = wire.Hello(software=software, features=features, eol="\r\n\r\n")
+            hello = wire.Hello(software=software, features=features, token=token, eol="\r\n\r\n")
             self._connection.send(wire.encode(Kind.HELLO, 0, hello))
         try:
             frame = self._connection.receive(timeout_s=self.timeout_s)

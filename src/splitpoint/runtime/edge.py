@@ -43,6 +43,7 @@ from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.stream import stream
 from splitpoint.runtime.switches import Switch
 from splitpoint.runtime.watcher import Watcher, tell
+from splitpoint.security import OPEN, Security
 from splitpoint.tensors import Array
 from splitpoint.transports import Connection, connect
 from splitpoint.units import size
@@ -70,7 +71,8 @@ class Edge:
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. `engine` is ONNX
     Runtime on the CPU if not given. `timeout_s` is how long any answer may take. With `checksum` every frame carries a
     CRC-32, and one that was changed on its way ends the connection instead of giving a wrong answer; without it that is
-    left to TCP, whose checksum has 16 bits.
+    left to TCP, whose checksum has 16 bits. `security` says whom to trust and what to show (TLS, tokens); an address
+    ``tls://host`` is enough where the server's certificate is signed by an authority that this system knows.
 
     `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that;
     ``"wait"`` asks again, on a new connection if need be, until the deadline or for ever; ``"local"`` finishes it here
@@ -81,7 +83,8 @@ class Edge:
 
     ``plan="auto"`` chooses the cut, and goes on choosing (`adapt`): both sides are profiled for up to `budget_s` (what
     an earlier run kept counts) and the link is measured, which is told to `on_event`; `constraints` are what the plan
-    keeps to. `watching` says how often the link is looked at.
+    keeps to. `watching` says how often the link is looked at. With the fallback ``"error"`` a connection that is lost
+    stays lost: from then on all runs here.
 
     Raises ServerError and its kin if the server is not there or refuses, CutError for an unknown cut, UsageError for
     a codec that makes no sense, StorageError for the cache, RefusedError for the fallback ``"local"`` if the server
@@ -107,6 +110,7 @@ class Edge:
         timeout_s: float = 30.0,
         connect_s: float = 5.0,
         checksum: bool = False,
+        security: Security = OPEN,
         limits: Limits | None = None,
         patience: Patience = PATIENCE,
         seed: int | None = None,
@@ -122,7 +126,7 @@ class Edge:
         self._codec = codec
         self._closed, self._lock = threading.Event(), threading.Lock()
         self._timeout_s, self._patience = timeout_s, patience
-        self._dialled = address, limits, checksum
+        self._dialled, self._security = (address, limits, checksum), security
         self._background: Background | None = None
         self._survivor: Survivor | None = None
         self._cuts: Cuts = None  # type: ignore[assignment]  # until the model is known
@@ -157,10 +161,13 @@ class Edge:
 
     def _connect(self, timeout_s: float, greeting: Callable[[Connection], None]) -> Channel:
         address, limits, checksum = self._dialled
-        connection = connect(address, limits, timeout_s) if isinstance(address, str) else address
+        security = self._security
+        connection = connect(address, limits, timeout_s, security) if isinstance(address, str) else address
         greeting(connection)
         try:
-            return Channel(connection, software=software(), timeout_s=timeout_s, checksum=checksum)
+            return Channel(
+                connection, software=software(), timeout_s=timeout_s, checksum=checksum, token=security.token
+            )
         except BaseException:
             connection.close()
             raise
@@ -485,17 +492,19 @@ class Edge:
 
         return stream(items, (hold, survivor.send, self._survived), survivor.abandon, window)
 
-    def shadow(self, inputs: Inputs, at: str | int | Cut, codec: CodecChoice | None = None) -> None:
+    def shadow(self, inputs: Inputs, at: str | int | Cut, codec: CodecChoice | None = None) -> bool:
         """Sends a request over the cut `at`, which is warm, beside the others; only `watchers` hear of its answer.
 
-        Nothing is sent while the last one has no answer yet, or the link is down. UsageError if the cut is not warm.
+        Nothing is sent while the last one has no answer yet, or the link is down, or the server has not opened the cut
+        again after that: False says that none is under way. UsageError if the cut is not warm.
         """
         cut = self._cut(at)
         if cut not in self._cuts:
             raise UsageError(f"{cut.name} is not warm: nothing is compiled for a request that nobody waits for")
         route = self._route(cut, codec)
-        if route.placement.remote and route.placement.hold():
-            self._surviving().shadow(route, _request(inputs))
+        if not route.placement.remote or not route.placement.hold():
+            return False
+        return self._surviving().shadow(route, _request(inputs))
 
     def _held(self, wanted: Route | None = None) -> Route:
         """The current route (or `wanted`), whose halves are kept until the request is answered."""

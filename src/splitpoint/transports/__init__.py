@@ -5,6 +5,7 @@ A transport moves whole frames (`splitpoint.wire`). What it must be able to do i
     class Connection(Protocol):
         peer: str                                             # "192.168.1.7:41234", for messages
         checks: bool; seals: bool                             # checksums: looked at, made and demanded
+        private: bool                                         # whether nobody between the ends can read it
         def send(self, packet, *, wait=True) -> None         # a frame from wire.encode
         def receive(self, *, timeout_s=None, admit=None) -> Frame
         def close(self, linger_s=0.0) -> None
@@ -29,11 +30,14 @@ from importlib import import_module
 from typing import Final, Protocol
 
 from splitpoint.errors import ServerError, UsageError
+from splitpoint.security import OPEN, Security
 from splitpoint.wire import Admit, Frame, Limits, Packet
 
-#: Scheme of an address → the module whose `connect(address, limits, timeout_s)` opens it. No scheme means tcp.
+#: Scheme of an address → the module whose `connect(address, limits, timeout_s)` opens it. No scheme means tcp, or tls
+#: (whose `connect` takes a `Security` too) where that asks for it.
 TRANSPORTS: Final = {
     "tcp": "splitpoint.transports.tcp",
+    "tls": "splitpoint.transports.tls",
 }
 
 
@@ -49,6 +53,11 @@ class Connection(Protocol):
     """Whether a frame that comes with a checksum has it looked at: ProtocolError if it is wrong."""
     seals: bool
     """Whether every frame is sent with one, and one that comes without is a ProtocolError."""
+
+    @property
+    def private(self) -> bool:
+        """Whether nobody between the two ends can read what is sent; else no token is."""
+        ...
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
         """Sends one frame. Without `wait` it never blocks: what does not fit now is sent behind the scenes.
@@ -74,14 +83,19 @@ class Connection(Protocol):
         ...
 
 
-def connect(address: str, limits: Limits | None = None, timeout_s: float = 10.0) -> Connection:
+def connect(
+    address: str, limits: Limits | None = None, timeout_s: float = 10.0, security: Security = OPEN
+) -> Connection:
     """A connection to ``[SCHEME://]HOST[:PORT]``. ServerError if nothing answers there, with what to do."""
     scheme, separator, rest = address.partition("://")
     if not separator:
-        scheme, rest = "tcp", address
+        scheme, rest = "tls" if security.encrypts else "tcp", address
     if not rest.strip():
         raise UsageError("the server's address is empty: --cloud HOST[:PORT]")
     if scheme not in TRANSPORTS:
         raise UsageError(f"no transport {scheme}:// (in {address}): known are {', '.join(TRANSPORTS)}")
-    opened: Connection = import_module(TRANSPORTS[scheme]).connect(rest, limits or Limits(), timeout_s)
+    if scheme != "tls" and security.encrypts:
+        raise UsageError(f"{address} is without TLS, but TLS is asked for: write tls://{rest}")
+    more = (security,) if scheme == "tls" else ()
+    opened: Connection = import_module(TRANSPORTS[scheme]).connect(rest, limits or Limits(), timeout_s, *more)
     return opened

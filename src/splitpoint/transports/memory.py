@@ -54,6 +54,8 @@ class _Stream:
 
 
 class MemoryConnection(Framed):
+    private = True
+
     def __init__(self, peer: str, inward: _Stream, outward: _Stream, limits: Limits) -> None:
         super().__init__(peer, limits)
         self._in, self._out = inward, outward

@@ -7,6 +7,7 @@ between a request and its bytes. Time limits are the kernel's (SO_RCVTIMEO, SO_S
 from __future__ import annotations
 
 import errno
+import ipaddress
 import select
 import socket
 import struct
@@ -31,7 +32,7 @@ _MOVED_AT = 120
 _READ_AWAY_S = 0.3
 #: A device that waits for an answer asks for it again and again this long before it sleeps. Waking up costs a third of
 #: a short round trip (docs/benchmarks.md), and an answer that takes longer costs the battery no more than this.
-_SPIN_S = 200e-6
+SPIN_S = 200e-6
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -59,6 +60,16 @@ def format_address(sockaddr: Sequence[object]) -> str:
     """``host:port``, with brackets around an IPv6 host."""
     host, port = sockaddr[0], sockaddr[1]
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a numeric address, is this machine itself."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 class TcpConnection(Framed):
@@ -89,6 +100,22 @@ class TcpConnection(Framed):
     def _limit(self, option: int, seconds: float) -> None:
         whole = int(seconds)
         self._sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, round((seconds - whole) * 1e6)))
+
+    @property
+    def private(self) -> bool:
+        """Whether nobody between the two ends can read what is sent: it stays on this machine, or is encrypted."""
+        try:
+            return is_loopback(str(self._sock.getpeername()[0]))
+        except OSError:
+            return False
+
+    @property
+    def identity(self) -> str:
+        """The name in a certificate that the peer has shown and that was looked at; empty if none was."""
+        return ""
+
+    def handshake(self, timeout_s: float) -> None:
+        """Agrees on encryption, where there is any: before the first frame, by the thread that receives."""
 
     # --- receiving ---------------------------------------------------------------------------------------------
 
@@ -207,6 +234,8 @@ class TcpConnection(Framed):
             self._closed = True
         if linger_s > 0 and not self._broken:
             self._linger(time.monotonic() + linger_s)
+        else:
+            self._say_end()
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         with self._lock:
@@ -220,6 +249,9 @@ class TcpConnection(Framed):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.close()
 
+    def _say_end(self) -> None:
+        """Sends what an encrypted connection ends with, if that can be done at once."""
+
     def moved_nbytes(self) -> int:
         """What the kernel counts as acknowledged and received; 0 where it does not (before Linux 4.1, elsewhere)."""
         try:
@@ -231,6 +263,7 @@ class TcpConnection(Framed):
         """Delivers what is queued, then reads the peer's rest away: closing on unread bytes would make the kernel
         send a reset, which can overtake the last answer."""
         self._drain(-1, end - time.monotonic())
+        self._say_end()
         end = min(end, time.monotonic() + _READ_AWAY_S)
         with suppress(OSError, ServerError):
             self._sock.shutdown(socket.SHUT_WR)
@@ -255,11 +288,15 @@ def _views(buffers: Sequence[Buffer], skip: int) -> list[memoryview]:
     return result
 
 
-class TcpListener:
-    """A listening socket. `accept` can be ended from another thread by `close`."""
+#: How a connection is made of (an accepted socket, its peer, limits).
+Wrap = Callable[[socket.socket, str, Limits], TcpConnection]
 
-    def __init__(self, host: str, port: int, limits: Limits) -> None:
-        self._limits = limits
+
+class TcpListener:
+    """A listening socket. `accept` can be ended from another thread by `close`; `wrap` makes what it returns."""
+
+    def __init__(self, host: str, port: int, limits: Limits, wrap: Wrap = TcpConnection) -> None:
+        self._limits, self._wrap = limits, wrap
         try:
             family, _, _, _, sockaddr = socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -282,14 +319,13 @@ class TcpListener:
                 sock, sockaddr = self._sock.accept()
             except (BlockingIOError, ConnectionError):
                 continue  # it left before it was greeted
-            except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    # Out of descriptors: the connection stays in the kernel's queue until some are free.
-                    select.select([self._wake], [], [], 0.1)
-                    continue
-                raise
+            except OSError:
+                # Out of descriptors or memory, mostly: the connection stays in the kernel's queue until some are free.
+                # Whatever else it is, those who are here are served on, and the next one may come through.
+                select.select([self._wake], [], [], 0.1)
+                continue
             try:
-                return TcpConnection(sock, format_address(sockaddr), self._limits)
+                return self._wrap(sock, format_address(sockaddr), self._limits)
             except OSError:
                 sock.close()
 
@@ -319,8 +355,8 @@ def _cannot_listen(host: str, port: int, exc: OSError) -> ServerError | UsageErr
     return ServerError(f"cannot listen at {where}: {exc.strerror or exc}")
 
 
-def connect(address: str, limits: Limits, timeout_s: float) -> TcpConnection:
-    """A connection to ``HOST[:PORT]``. ServerError says what is wrong there and what to do."""
+def dial(address: str, timeout_s: float) -> tuple[socket.socket, str]:
+    """(a socket connected to ``HOST[:PORT]``, its address). ServerError says what is wrong there and what to do."""
     host, port = parse_address(address)
     where = format_address((host, port))
     try:
@@ -337,9 +373,15 @@ def connect(address: str, limits: Limits, timeout_s: float) -> TcpConnection:
         ) from exc
     except (OSError, UnicodeError) as exc:
         raise ServerError(f"cannot reach {where}: {getattr(exc, 'strerror', None) or exc}") from exc
+    return sock, where
+
+
+def connect(address: str, limits: Limits, timeout_s: float) -> TcpConnection:
+    """A connection to ``HOST[:PORT]``. ServerError says what is wrong there and what to do."""
+    sock, where = dial(address, timeout_s)
     try:
         connection = TcpConnection(sock, where, limits)
-        connection.spin_s = _SPIN_S
+        connection.spin_s = SPIN_S
         return connection
     except OSError as exc:
         sock.close()

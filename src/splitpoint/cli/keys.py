@@ -1,0 +1,51 @@
+"""splitpoint keys: certificates and a token for a lab."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from splitpoint.keys import make
+
+
+@click.command(short_help="Make certificates and a token for a lab.")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name or IP address by which devices call the server; may be given several times "
+    "(default: this machine's name). localhost is always one.",
+)
+@click.option(
+    "--days",
+    type=click.FloatRange(0, 36_500, min_open=True),
+    default=365,
+    show_default=True,
+    metavar="N",
+    help="How long they hold.",
+)
+def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
+    """Make what a server and its devices need to know each other, in DIR: an authority of your own, a certificate for
+    the server and one for devices, and a token.
+
+    For a few machines of your own: whoever can read DIR can be the server, and any device.
+    """
+    called = (*(hosts or (socket.gethostname(),)), "localhost", "127.0.0.1", "::1")
+    made = make(folder, called, now=datetime.now(UTC), days=days)
+    where = hosts[0] if hosts else socket.gethostname()
+    ca, token, server, key = (shlex.quote(str(p)) for p in (made.ca, made.token, made.server, made.server_key))
+    click.echo(f"{folder}: an authority, a server certificate for {', '.join(called)}, one for devices, and a token")
+    click.echo(f"server     splitpoint serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
+    click.echo(f"               --token-file {token}")
+    click.echo(f"devices    (copy {made.ca.name} and {made.token.name} there, over a way you trust)")
+    click.echo(f"           splitpoint run MODEL INPUTS --cloud {where} --ca {ca} --token-file {token}")
+    click.echo(
+        f"or         --client-ca {ca} instead of the server's token: each device then needs "
+        f"--tls-cert {made.client.name} --tls-key {made.client_key.name}"
+    )

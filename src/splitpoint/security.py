@@ -1,0 +1,199 @@
+"""Who may speak with whom, as values: authorities, certificates, keys and tokens. `transports.tls` puts them to use.
+
+Nothing here is read from the environment unless it is asked for (`client_security`, `server_security`), and no token
+is ever printed: neither value shows its own.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import shlex
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from splitpoint.errors import UsageError
+
+#: Characters of a token: with fewer it could be guessed; more is not read, nor looked at.
+LEAST_TOKEN, MOST_TOKEN = 16, 1024
+#: A key, a certificate with its chain, or a system's list of authorities; nothing larger is read.
+_MOST_NBYTES = 4 << 20
+_OTHERS = stat.S_IROTH | stat.S_IWOTH
+_GROUP = stat.S_IRGRP | stat.S_IWGRP
+
+
+def _check_pair(certificate: Path | None, key: Path | None) -> None:
+    if key is not None and certificate is None:
+        raise UsageError(f"the key {key} comes without its certificate: --tls-cert FILE")
+
+
+def _check_characters(token: str) -> None:
+    if len(token) > MOST_TOKEN:
+        raise UsageError(f"a token has {MOST_TOKEN} characters at most")
+    if not all("!" <= character <= "~" for character in token):
+        raise UsageError("a token is one word of ASCII characters")
+
+
+@dataclass(frozen=True)
+class Security:
+    """How a device speaks with a server. As it is made by default: openly, and without a token.
+
+    With `tls`, an authority or a certificate the connection is encrypted, and the server must have a certificate for
+    its own name (or for `server_name`) that `ca`, or else an authority known to this system, has signed. `certificate`
+    and `key` (in the same file if left out) are for servers that want to know the device, `token` for those that want
+    one; a token never goes over a connection that others could read.
+    """
+
+    tls: bool = False
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token: str = field(default="", repr=False)
+    server_name: str = ""
+
+    def __post_init__(self) -> None:
+        _check_pair(self.certificate, self.key)
+        _check_characters(self.token)
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether something in it makes sense with TLS only."""
+        return self.tls or bool(self.ca or self.certificate or self.server_name)
+
+
+OPEN = Security()
+
+
+@dataclass(frozen=True)
+class ServerSecurity:
+    """Whom a server lets in. As it is made by default: everyone, and so it may listen on loopback only.
+
+    With `certificate` and `key` (in the same file if left out) connections are encrypted; with `client_ca` a device
+    must have a certificate that this authority has signed; with `token` it must know that. Without encryption and one
+    of these two a server that other machines can reach does not start, unless it is `insecure` on purpose.
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    token: str = field(default="", repr=False)
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        _check_pair(self.certificate, self.key)
+        _check_characters(self.token)
+        if self.client_ca is not None and self.certificate is None:
+            raise UsageError("client certificates need TLS: give the server's own too (--tls-cert, --tls-key)")
+        if self.token and len(self.token) < LEAST_TOKEN:
+            raise UsageError(
+                f"the token has {len(self.token)} characters and could be guessed: it needs {LEAST_TOKEN} or more "
+                "(splitpoint keys makes one)"
+            )
+
+    @property
+    def guarded(self) -> bool:
+        """Whether strangers can neither get in nor read what goes over."""
+        return self.certificate is not None and bool(self.token or self.client_ca)
+
+    def admits(self, token: str) -> bool:
+        """Whether who says `token` may come in. Takes the same time however much of it is right."""
+        if not self.token:
+            return True
+        fits = len(token) <= MOST_TOKEN
+        return hmac.compare_digest(token.encode("utf-8", "replace") if fits else b"", self.token.encode()) and fits
+
+
+def client_security(
+    *,
+    tls: bool = False,
+    ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    token_file: Path | None = None,
+    server_name: str = "",
+    environ: Mapping[str, str] = os.environ,
+) -> Security:
+    """What a device is told, completed from SPLITPOINT_CA, _TLS_CERT, _TLS_KEY, _TOKEN_FILE and _TOKEN. UsageError."""
+    if certificate is None and key is None:
+        certificate, key = _path(environ, "TLS_CERT"), _path(environ, "TLS_KEY")
+    return Security(
+        tls=tls,
+        ca=ca or _path(environ, "CA"),
+        certificate=certificate,
+        key=key,
+        token=_token(token_file, environ),
+        server_name=server_name,
+    )
+
+
+def server_security(
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    client_ca: Path | None = None,
+    token_file: Path | None = None,
+    insecure: bool = False,
+    environ: Mapping[str, str] = os.environ,
+) -> ServerSecurity:
+    """What a server is told, completed from SPLITPOINT_TLS_CERT, _TLS_KEY, _CLIENT_CA, _TOKEN_FILE and _TOKEN.
+
+    UsageError.
+    """
+    if certificate is None and key is None:
+        certificate, key = _path(environ, "TLS_CERT"), _path(environ, "TLS_KEY")
+    return ServerSecurity(
+        certificate=certificate,
+        key=key,
+        client_ca=client_ca or _path(environ, "CLIENT_CA"),
+        token=_token(token_file, environ),
+        insecure=insecure,
+    )
+
+
+def read_token(path: Path) -> str:
+    """The token in `path`. UsageError if there is none, or others than the file's owner can read it too."""
+    data, mode = read_file(path, "token file")
+    check_own(path, "token file", mode, group=False)
+    text = data.strip()
+    if not text:
+        raise UsageError(f"the token file {path} is empty: splitpoint keys makes one")
+    try:
+        token = text.decode("ascii")
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"the token file {path} holds no token: a token is one word of ASCII characters") from exc
+    try:
+        _check_characters(token)
+    except UsageError as exc:
+        raise UsageError(f"the token file {path} holds no token: {exc}") from exc
+    return token
+
+
+def read_file(path: Path, what: str) -> tuple[bytes, int]:
+    """(the bytes of `path`, its mode). UsageError if it cannot be read or is too large."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(_MOST_NBYTES + 1)
+    except OSError as exc:
+        raise UsageError(f"cannot read the {what} {path}: {exc.strerror or exc}") from exc
+    if len(data) > _MOST_NBYTES:
+        raise UsageError(f"the {what} {path} has more than {_MOST_NBYTES >> 20} MB: is it the right file?")
+    return data, mode
+
+
+def check_own(path: Path, what: str, mode: int, *, group: bool) -> None:
+    """UsageError if a file of this `mode` is for others than its owner; `group`: for its group it may be."""
+    if os.name == "posix" and mode & (_OTHERS if group else _OTHERS | _GROUP):
+        raise UsageError(f"the {what} {path} is not for its owner alone: chmod 600 {shlex.quote(str(path))}")
+
+
+def _path(environ: Mapping[str, str], name: str) -> Path | None:
+    text = environ.get(f"SPLITPOINT_{name}", "")
+    return Path(text) if text else None
+
+
+def _token(token_file: Path | None, environ: Mapping[str, str]) -> str:
+    path = token_file or _path(environ, "TOKEN_FILE")
+    return read_token(path) if path is not None else environ.get("SPLITPOINT_TOKEN", "").strip()
