@@ -182,7 +182,7 @@ def test_run_without_a_server_runs_everything_here(cache: Path, capsys: pytest.C
         (["verify", "lenet", "--device", "cuda9"], 5, "cuda"),
         (["run", "zoo:lenet5"], 2, "say what to run"),
         (["run", "nowhere.jpg"], 4, "no such file"),
-        (["run", "--cloud", "127.0.0.1:1", "lenet", "nowhere.jpg"], 6, "127.0.0.1:1"),
+        (["run", "--cloud", "127.0.0.1:1", "lenet", str(digits()[0])], 6, "127.0.0.1:1"),
         (["doctor", "--cloud", "127.0.0.1:1"], 6, "127.0.0.1:1"),
         (["run", "lenet", str(digits()[0]), "--at", "conv2"], 2, "add --cloud"),
         (["run", "lenet", str(digits()[0]), "--cloud", "127.0.0.1:1", "--weights", "random"], 2, "the server's"),

@@ -37,10 +37,12 @@ from splitpoint.runtime.clock import ServerClock
 from splitpoint.runtime.compute import Compute
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
+from splitpoint.runtime.fair import Client, Job
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.server import Server
 from splitpoint.runtime.stream import stream
 from splitpoint.runtime.tails import Tails
+from splitpoint.security import ServerSecurity
 from splitpoint.tensors import Array
 from splitpoint.trace import Span
 from splitpoint.transports import connect
@@ -305,7 +307,7 @@ def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
         threads[0].start()
         assert gate.entered.acquire(timeout=5)  # one runs, and holds the only worker's place
         threads[1].start()
-        assert until(lambda: len(server.compute._jobs) == 1)
+        assert until(lambda: server.compute.waiting == 1)
         time.sleep(0.05)  # the time that the second is to be seen waiting
         gate.open.set()
         for t in threads:
@@ -604,7 +606,7 @@ def test_a_deadline_that_has_passed_is_not_computed(model: Model, cache: Path) -
 
         second = threading.Thread(target=ask)
         second.start()
-        assert until(lambda: len(server.compute._jobs) == 1)
+        assert until(lambda: server.compute.waiting == 1)
         time.sleep(0.02)  # the deadline passes
         gate.open.set()
         second.join()
@@ -1015,7 +1017,8 @@ def test_a_server_of_another_major_version_is_a_clear_error() -> None:
 
 def test_off_loopback_it_warns_and_a_used_port_is_an_error(model: Model) -> None:
     told: list[Event] = []
-    with Server([model], engine=Gate(), host="0.0.0.0", port=0, on_event=told.append) as server:
+    insecure = ServerSecurity(insecure=True)
+    with Server([model], engine=Gate(), host="0.0.0.0", port=0, security=insecure, on_event=told.append) as server:
         assert [e.kind for e in told] == ["listening", "warning"]
         port = int(server.address.rpartition(":")[2])
         with pytest.raises(ServerError, match=f"port {port} .*in use"):
@@ -1062,19 +1065,20 @@ def test_the_pool_runs_what_it_takes_and_measures_itself() -> None:
         gate.wait(5)
         done.release()
 
-    assert pool.begin()
-    assert pool.begin()
-    assert not pool.begin()
-    assert [pool.submit(job) for _ in range(4)] == [True, True, True, False]
+    one = Client()
+    assert pool.begin(one)
+    assert pool.begin(one)
+    assert not pool.begin(one)
+    assert [pool.submit(Job(Client(), job)) for _ in range(4)] == [True, True, True, False]
     assert pool.full()
-    pool.end(0.5)
-    pool.end(0.5)
+    pool.end(one, 0.5)
+    pool.end(one, 0.5)
     gate.set()
     for _ in range(3):
         assert done.acquire(timeout=5)
-    assert until(lambda: pool.begin())
-    pool.end(0.0)
-    assert pool.retry_after_s > 0
+    assert until(lambda: pool.begin(one))
+    pool.end(one, 0.0)
+    assert pool.retry_after_s(one) > 0
     pool.close()
-    assert not pool.begin()
-    assert not pool.submit(job)
+    assert not pool.begin(one)
+    assert not pool.submit(Job(one, job))

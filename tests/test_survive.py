@@ -618,6 +618,27 @@ def test_a_server_that_is_late_but_first_is_no_failure(model: Model) -> None:
 # --- deadlines ------------------------------------------------------------------------------------------------------
 
 
+def test_what_the_server_refuses_because_the_deadline_has_passed_was_late(model: Model) -> None:
+    there, here, heard = Gate(is_open=False), Gate(), Heard()
+    results: list[Result] = []
+    with (
+        Server([model], engine=there, port=0, max_batch=1) as server,
+        Edge(server.address, model, at="input", fallback="local", patience=PATIENT, engine=here, seed=1) as edge,
+    ):
+        edge.watchers.append(heard)
+        here.open.clear()
+        thread = threading.Thread(target=lambda: results.extend(edge.stream(xs(2), window=2, deadline_s=0.3)))
+        thread.start()
+        assert until(lambda: server.compute.waiting == 1)
+        time.sleep(0.35)  # the deadline passes
+        there.open.set()
+        assert until(lambda: heard.failures)
+        here.open.set()
+        thread.join(20)
+        assert heard.failures[0].startswith("the server was late: the deadline passed")
+        assert [r.fallback.partition(":")[0] for r in results] == ["", "the server was late"]
+
+
 def test_a_deadline_is_met_here_when_the_server_cannot(model: Model) -> None:
     gate = Gate(is_open=False)
     x = xs(1)[0]

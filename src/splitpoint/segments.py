@@ -209,10 +209,16 @@ def compare(
         if rank != _INCONCLUSIVE or _depends_on_input(model, spec.name):
             found.append((rank, error, spec.name))
     rank, error, name = max(found, default=(_INCONCLUSIVE, 0.0, model.outputs[0].name))
-    return Check(cut, ("equal", "inconclusive", "different")[rank], error, name)
+    return Check(cut, VERDICTS[rank], error, name)
 
 
 _EQUAL, _INCONCLUSIVE, _DIFFERENT = 0, 1, 2
+VERDICTS = ("equal", "inconclusive", "different")
+
+
+def verdict_of(expected: Sequence[Array], got: Sequence[Array]) -> str:
+    """``equal``, ``different`` or ``inconclusive``, of one output for two inputs or more, as `Check` has it."""
+    return VERDICTS[_judge(expected, got, RELATIVE_TOLERANCE)[0]]
 
 
 def _judge(expected: Sequence[Array], got: Sequence[Array | None], tolerance: float) -> tuple[int, float]:

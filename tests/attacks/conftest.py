@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ LIMITS = Limits(
 class Attacker:
     """Speaks the wire format by hand, from docs/wire-format.md and not from our code, and so may break it."""
 
-    def __init__(self, address: str, *, hello: bool = True) -> None:
+    def __init__(self, address: str, *, hello: bool = True, source: str = "") -> None:
         host, _, port = address.rpartition(":")
-        self.sock = socket.create_connection((host, int(port)), timeout=5)
+        self.sock = socket.create_connection((host, int(port)), timeout=5, source_address=(source, 0))
         if hello:
             self.send(2, 0, {"version": [1, 0]})
             assert self.receive()[0] == Kind.WELCOME
@@ -138,13 +139,14 @@ class Target:
             np.testing.assert_array_equal(edge.infer(x).outputs["y3"], x)
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Target]:
-    model, gate = affine(tmp_path), Gate()
+@contextmanager
+def under_attack(folder: Path, limits: Limits = LIMITS) -> Iterator[Target]:
+    """A server that must serve an honest client at the end, have lost nothing, and have said of no bug of ours."""
+    model, gate = affine(folder), Gate()
     with nothing_leaks():
         told: list[Event] = []
-        with Server([model], engine=gate, port=0, limits=LIMITS, on_event=told.append) as server:
-            made = Target(server, model, gate, tmp_path / "cache", told)
+        with Server([model], engine=gate, port=0, limits=limits, on_event=told.append) as server:
+            made = Target(server, model, gate, folder / "cache", told)
             yield made
             gate.open.set()
             made.serves()
@@ -153,3 +155,9 @@ def target(tmp_path: Path) -> Iterator[Target]:
         internal = [e.text for e in told if "internal" in e.text]
         assert not internal
         assert server._received == 0, "room for requests was not given back"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Target]:
+    with under_attack(tmp_path) as made:
+        yield made

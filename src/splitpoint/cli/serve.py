@@ -9,18 +9,22 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import engine_options, load_model, model_options
+from splitpoint.cli.options import engine_options, load_model, model_options, server_security_options
+from splitpoint.cli.quantities import parse_ms
 from splitpoint.engines import open_engine
-from splitpoint.errors import UsageError
+from splitpoint.errors import ModelError, SplitpointError, UsageError
+from splitpoint.models.model import Model
+from splitpoint.models.names import SHORT_NAMES
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import Server
+from splitpoint.security import ServerSecurity
 from splitpoint.units import counted, size
 from splitpoint.wire import DEFAULT_PORT, Limits
 
 #: How long the end waits for answers that are being computed or sent.
 _DRAIN_S = 10.0
 #: Events that only --verbose shows: without it, a connection is one line.
-_DETAILS = frozenset({"listening", "opened", "evicted", "left", "fetched"})
+_DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetched"})
 
 
 @click.command(short_help="Run the server side of models.")
@@ -52,31 +56,77 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "left", "fetched"})
     help="Requests that may wait for their turn; more are told that the server is busy.",
 )
 @click.option(
+    "--connections",
+    type=click.IntRange(1, 1_000_000),
+    default=Limits.connections,
+    show_default=True,
+    metavar="N",
+    help="Devices that may be connected at once.",
+)
+@click.option(
+    "--client-connections",
+    type=click.IntRange(1, 1_000_000),
+    default=Limits.client_connections,
+    show_default=True,
+    metavar="N",
+    help="How many of these may come from one address: more for a fleet behind one router.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Most requests for one tail that run as one batch when they wait at the same time, where that is measured to "
+    "be faster; 1: none do.",
+)
+@click.option(
+    "--max-wait",
+    default="0",
+    show_default=True,
+    metavar="TIME",
+    help="How long a request may wait for others to join its batch, such as 2ms; 0: only those that wait anyway.",
+)
+@click.option(
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
 )
+@server_security_options
 @engine_options
 @model_options
 def command(
-    models: tuple[str, ...], host: str, port: int, verbose: bool, share: str, max_profile: float,
-    queue: int, until_stdin_ends: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
+    models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: str,
+    max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait: str,
+    until_stdin_ends: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
     input_spec: Path | None,
 ) -> None:  # fmt: skip
-    """Serve one or more MODELs to devices.
+    """Serve one or more MODELs to devices. A folder stands for every .onnx file in it that can be read.
 
     Hands out graphs and weights by hash, builds the tail of whatever cut a device asks for, and runs it. Several
     versions of a model may be served at once. Ctrl-C or SIGTERM answers what is in flight and ends.
     """
-    if len(models) > 1 and (shapes or weights or input_spec):
+    if (len(models) > 1 or any(map(_is_folder, models))) and (shapes or weights or input_spec):
         raise UsageError("--shape, --weights and --input-spec describe one model: export or serve each by itself")
-    loaded = [load_model(m, shapes, weights, input_spec) for m in models]
+    max_wait_s = 0.0 if max_wait.strip() == "0" else parse_ms(max_wait, "--max-wait") / 1e3
+    limits = Limits(profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections)
+    loaded = [model for name in models for model in _loaded(name, shapes, weights, input_spec)]
     engine = open_engine(device=device, threads=threads)
 
     def tell(event: Event) -> None:
         if verbose or event.kind not in _DETAILS:
             click.echo(str(event), err=event.kind == "warning")
 
-    limits = Limits(profile_s=max_profile, queue=queue)
-    server = Server(loaded, host=host, port=port, engine=engine, share=share, limits=limits, on_event=tell)
+    server = Server(
+        loaded,
+        host=host,
+        port=port,
+        engine=engine,
+        share=share,
+        limits=limits,
+        max_batch=max_batch,
+        max_wait_s=max_wait_s,
+        security=security,
+        on_event=tell,
+    )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -88,11 +138,42 @@ def command(
             click.echo(f"{model.name} {model.fingerprint[:12]}  {weights_of}  {model.source}".rstrip())
         threads_of = counted(engine.threads, "thread")
         click.echo(f"serving on {server.address} with {engine.name} on {engine.device}, {threads_of}")
+        if security.certificate is not None or security.token:
+            click.echo(_lets_in(security))
         # In turns: a signal that the kernel gives to another thread does not wake this one.
         while not stop.wait(0.5):
             pass
         click.echo("answering what is in flight, then ending")
         server.close(drain_s=_DRAIN_S)
+
+
+def _is_folder(name: str) -> bool:
+    return name not in SHORT_NAMES and Path(name).is_dir()
+
+
+def _loaded(name: str, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None) -> list[Model]:
+    """The model of that name, or those in the folder: a broken one is named, and the others are served."""
+    if not _is_folder(name):
+        return [load_model(name, shapes, weights, input_spec)]
+    paths, loaded = sorted(Path(name).glob("*.onnx")), []
+    for path in paths:
+        try:
+            loaded.append(load_model(str(path), (), None, None))
+        except SplitpointError as exc:
+            click.echo(f"not served: {exc if str(path) in str(exc) else f'{path}: {exc}'}", err=True)
+    if not loaded:
+        raise ModelError(f"the folder {name} has no {'.onnx file' if not paths else 'model that can be served'}")
+    return loaded
+
+
+def _lets_in(security: ServerSecurity) -> str:
+    """Who may come in, and how."""
+    wanted = [
+        *(["TLS"] if security.certificate is not None else []),
+        *(["a certificate"] if security.client_ca is not None else []),
+        *(["the token"] if security.token else []),
+    ]
+    return f"devices need {' and '.join(wanted)}"
 
 
 def _read_to_the_end(stop: threading.Event) -> None:

@@ -59,6 +59,18 @@ class Process:
             raise kind(f"the {self.name} ended: {said.removeprefix('splitpoint: ')}")
         return line
 
+    def said(self) -> list[str]:
+        """What it has said and nobody has read yet."""
+        found = []
+        with suppress(queue.Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                found.append(line)
+        return found
+
+    def complaints(self) -> list[str]:
+        """The last lines of its standard error."""
+        return list(self._complaints)
+
     def expect(self, start: str) -> str:
         """The next line that begins with `start`; those before it are passed over."""
         while not (line := self.line(START_S)).startswith(start):

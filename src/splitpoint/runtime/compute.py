@@ -1,106 +1,165 @@
-"""The server's compute pool: a few workers, a bounded queue, and an honest account of both."""
+"""The server's compute pool: a few workers, a fair and bounded queue, and an honest account of both."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
-Job = Callable[[float], None]
-_SMOOTH = 0.2
-_WINDOW_S = 1.0
+from splitpoint.runtime.fair import Client, FairQueue, Gauge, Job, Together
+
+#: More jobs than that are never run as one.
+_MOST = 1024
 
 
 class Compute:
     """At most `workers` jobs run at once, in threads of their own or, when one is free, in the caller's.
 
     A thread that has just received a request keeps it if there is room (`begin`, then `end`): handing it over
-    would cost two context switches. `submit` queues it; a job is called with the seconds it waited.
+    would cost two context switches. `submit` queues it. Whose turn it is: `runtime.fair`. Jobs with the same key
+    that wait at the same time are given to `together`, as many as the key says; if there are fewer than it
+    wants, a worker waits until the first has waited `max_wait_s`.
     """
 
-    def __init__(self, workers: int, queue: int) -> None:
+    def __init__(
+        self,
+        workers: int,
+        queue: int,
+        together: Callable[[Sequence[Job]], None] | None = None,
+        max_wait_s: float = 0.0,
+    ) -> None:
         self.workers = workers
-        self._limit = queue
+        self.max_wait_s = max_wait_s
+        self._together = together
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
-        self._jobs: deque[tuple[Job, float]] = deque()
+        self._more = threading.Condition(self._lock)
+        self._gathering: list[Together] = []  # keys that a worker waits for
+        self._queue = FairQueue(queue)
         self._running = 0
         self._closed = False
-        self._busy_s = 0.0
-        self._since = perf_counter()
-        self._mean_s = 0.0
-        #: Recent wait for a worker, seconds, and recent busy share of the workers (0…1).
-        self.queue_s = 0.0
-        self.utilisation = 0.0
+        self._gauge = Gauge(workers, perf_counter())
         self._threads = [threading.Thread(target=self._work, name=f"compute {i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
 
-    def begin(self) -> bool:
+    def begin(self, client: Client) -> bool:
         """Takes a worker's place for the calling thread, if one is free and nobody waits. Then call `end`."""
         with self._lock:
-            if self._running >= self.workers or self._jobs or self._closed:
+            if self._running >= self.workers or self._queue.waiting or self._closed:
                 return False
+            now = perf_counter()
             self._running += 1
-            self.queue_s *= 1 - _SMOOTH
+            self._gauge.change(now, 1)
+            self._queue.begin(now, client)
             return True
 
-    def end(self, busy_s: float) -> None:
-        """Gives the place back after `busy_s` of work."""
-        now = perf_counter()
+    def end(self, client: Client, busy_s: float) -> None:
+        """Gives the place back after `busy_s` of work for `client`."""
         with self._lock:
-            self._running -= 1
-            self._busy_s += busy_s
-            self._mean_s += _SMOOTH * (busy_s - self._mean_s)
-            elapsed = now - self._since
-            if elapsed >= _WINDOW_S:
-                self.utilisation = min(1.0, self._busy_s / (elapsed * self.workers))
-                self._busy_s, self._since = 0.0, now
-            if self._jobs:
-                self._ready.notify()
+            self._queue.end(client, busy_s)
+            self._free(perf_counter())
+
+    def _free(self, now: float) -> None:
+        """A place is free again; the lock is held."""
+        self._running -= 1
+        self._gauge.change(now, -1)
+        if self._queue.waiting:
+            self._ready.notify()
+        elif not self._running:
+            self._queue.rest()
 
     def submit(self, job: Job) -> bool:
-        """Queues `job`; False if the queue is full."""
+        """Queues `job`; False if there is no room for it."""
         with self._lock:
-            if len(self._jobs) >= self._limit or self._closed:
+            if self._closed or not self._queue.push(perf_counter(), job):
                 return False
-            self._jobs.append((job, perf_counter()))
-            if self._running < self.workers:
+            if self._gathering:
+                self._more.notify_all()
+            if self._running < self.workers and (job.key is None or job.key not in self._gathering):
                 self._ready.notify()
             return True
 
+    def room(self, client: Client) -> bool:
+        """Whether `submit` would take a job of `client` now."""
+        return self._queue.room(client)
+
     def full(self) -> bool:
-        """Whether `submit` would refuse now."""
-        return len(self._jobs) >= self._limit
+        """Whether `submit` would refuse whoever it was."""
+        return self._queue.waiting >= self._queue.limit
 
     @property
-    def retry_after_s(self) -> float:
-        """When a place in a full queue is likely to be free: the time it takes to work off a quarter of it."""
-        return max(0.01, self._mean_s * max(1, len(self._jobs) // 4) / self.workers)
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return self._queue.waiting
+
+    @property
+    def utilisation(self) -> float:
+        """The recent busy share of the workers (0…1)."""
+        return self._gauge.at(perf_counter())
+
+    def retry_after_s(self, client: Client) -> float:
+        """When there is likely to be room again for `client`."""
+        return self._queue.retry_after_s(client, self.workers)
+
+    def drop(self, client: Client) -> list[Job]:
+        """The jobs of `client` that have not begun: they will not."""
+        with self._lock:
+            return self._queue.drop(client)
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                while not self._jobs or self._running >= self.workers:
-                    if self._closed and not self._jobs:
+                while not self._queue.waiting or self._running >= self.workers:
+                    if self._closed and not self._queue.waiting:
                         return
                     self._ready.wait()
-                job, queued = self._jobs.popleft()
-                self._running += 1
                 started = perf_counter()
-                waited = started - queued
-                self.queue_s += _SMOOTH * (waited - self.queue_s)
+                self._running += 1
+                self._gauge.change(started, 1)
+                jobs = [self._queue.take(started)]
+                if self._together is not None and (key := jobs[0].key) is not None:
+                    started = self._gather(key, jobs, started)
             try:
-                job(waited)
+                if len(jobs) == 1 or self._together is None:
+                    jobs[0].run(jobs[0].waited_s)
+                else:
+                    self._together(jobs)
             finally:
-                self.end(perf_counter() - started)
+                ended = perf_counter()
+                with self._lock:
+                    for job in jobs:
+                        self._queue.end(job.client, (ended - started) / len(jobs), job.charged_s)
+                    self._free(ended)
+            # Before the wait for the next ones: what they hold is large.
+            del jobs, job
+
+    def _gather(self, key: Together, jobs: list[Job], now: float) -> float:
+        """Adds the jobs that are to run with `jobs[0]`; returns when that was done. The lock is held.
+
+        Waits for more of them until the first one has waited `max_wait_s`, but not while another kind of job waits.
+        """
+        waiting = 1 + self._queue.count_like(key, _MOST)
+        if (end := jobs[0].queued_s + self.max_wait_s) > now:
+            wanted = key.wanted()
+            self._gathering.append(key)
+            while waiting < wanted and waiting > self._queue.waiting and not self._closed and now < end:
+                self._more.wait(end - now)
+                now = perf_counter()
+                waiting = 1 + self._queue.count_like(key, _MOST)
+            self._gathering.remove(key)
+            jobs[0].waited_s = now - jobs[0].queued_s
+        jobs += self._queue.take_like(now, key, key.size(waiting) - 1)
+        if self._queue.waiting and self._running < self.workers:
+            self._ready.notify()  # nobody was, for those that came meanwhile
+        return now
 
     def close(self) -> None:
         """Ends the threads after what they run now; what is queued is dropped."""
         with self._lock:
             self._closed = True
-            self._jobs.clear()
+            self._queue.clear()
             self._ready.notify_all()
+            self._more.notify_all()
         for thread in self._threads:
             thread.join()

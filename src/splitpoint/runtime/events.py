@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is one of listening, warning, connected, left, refused, opened, evicted, failed, fetched,
+    """`kind` is one of listening, warning, connected, left, refused, opened, evicted, batched, failed, fetched,
     profiling, notice, switched."""
 
     kind: str

@@ -7,9 +7,10 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from math import prod
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from splitpoint import wire
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Session
 from splitpoint.errors import (
+    AccessError,
     BusyError,
     EngineError,
     InputError,
@@ -28,7 +30,10 @@ from splitpoint.errors import (
     UsageError,
 )
 from splitpoint.models.model import Model
+from splitpoint.runtime.batching import Gain
 from splitpoint.runtime.events import Event, software
+from splitpoint.runtime.fair import Client, Job
+from splitpoint.runtime.origins import Origin
 from splitpoint.runtime.probe import MOST_NBYTES, noise
 from splitpoint.runtime.tails import Tail
 from splitpoint.tensors import Array, TensorSpec
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
     from splitpoint.runtime.server import Server
 
 _INFER = int(Kind.INFER)
+#: How long a wrong token is thought about: a guess a quarter of a second and connection.
+_GUESS_S = 0.25
 #: The most characters of a reason in an event: a peer can have words in it.
 _WHY = 1000
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
@@ -53,11 +60,15 @@ _OWN_FILE = "give the model's own file (splitpoint run model.onnx …)"
 
 
 class _Checked(NamedTuple):
-    """A header that fits its segment: how each tensor is decoded (empty: all are raw), and the memory that takes."""
+    """A header that fits its segment: how each tensor is decoded (empty: all are raw), and the memory that takes.
+
+    `gain` is what it has in common with requests that can run as one batch with it.
+    """
 
     header: wire.Infer | None
     decoders: Sequence[tuple[Codec, TensorSpec] | None] = ()
     decoded_nbytes: int = 0
+    gain: Gain | None = None
 
 
 class _Opened:
@@ -98,13 +109,16 @@ class _Opened:
 
     def _decoding(self, header: wire.Infer) -> _Checked:
         """How the tensors of `header`, which fit otherwise, are decoded. InputError for what no codec here does."""
+        gain = None
+        if not header.vectors:
+            gain = self.tail.gain([t.dtype for t in header.tensors], [t.shape for t in header.tensors])
         if not any(t.codec for t in header.tensors):
-            return _Checked(header)
+            return _Checked(header, gain=gain)
         decoders = [
             _decoder(name, tensor) if tensor.codec else None
             for name, tensor in zip(self.inputs, header.tensors, strict=True)
         ]
-        return _Checked(header, decoders, sum(d[1].nbytes for d in decoders if d is not None))
+        return _Checked(header, decoders, sum(d[1].nbytes for d in decoders if d is not None), gain)
 
     def decode(self, header: wire.Infer, tensors: Sequence[Array]) -> Sequence[Array]:
         """The tensors as they were before they were encoded. InputError for bytes that are not what they should be."""
@@ -167,15 +181,38 @@ def _check_vector(spec: TensorSpec, vector: Sequence[int], limits: Limits) -> No
         raise InputError(f"shape vector {spec.name} asks for a tensor over the limit of {limits.tensor_bytes}")
 
 
+class Request(NamedTuple):
+    """An INFER that waits for its turn."""
+
+    peer: Peer
+    frame: Frame
+    header: wire.Infer
+    opened: _Opened
+
+    def feed(self, now_s: float) -> Mapping[str, Array] | None:
+        """What its session is run with; None if its deadline has passed or its bytes are wrong: run it by itself."""
+        deadline_s = self.header.deadline_s
+        if deadline_s and now_s - self.frame.received > deadline_s:
+            return None
+        try:
+            return self.opened.feed(self.header, self.opened.decode(self.header, self.frame.tensors))
+        except Exception:  # codecs meet foreign bytes
+            return None
+
+
 class Peer:
     """One connected client and the thread that receives from it."""
 
-    def __init__(self, server: Server, connection: TcpConnection) -> None:
+    def __init__(self, server: Server, connection: TcpConnection, origin: Origin) -> None:
         self.server = server
         self.connection = connection
+        self.origin = origin
         self.name = connection.peer
         self.in_flight: set[int] = set()
-        self.unanswered = 0  # kept by the server, under its lock
+        #: Its place among those who wait for a worker.
+        self.client = Client()
+        self.unanswered = 0  # these two are kept by the server, under its lock
+        self.held_nbytes = 0
         self.answers = 0
         self.bytes_in = 0
         self._opened: dict[int, _Opened] = {}
@@ -220,14 +257,18 @@ class Peer:
 
     def _greet(self) -> None:
         limits = self.server.limits
-        # Before the peer has said who it is, it gets little memory.
-        self.connection.limits = dataclasses.replace(limits, header_bytes=64 << 10, frame_bytes=0)
+        # Before the peer has said who it is, it gets little memory and little time.
+        self.connection.limits = dataclasses.replace(
+            limits, header_bytes=64 << 10, frame_bytes=0, stall_s=min(limits.stall_s, limits.handshake_s)
+        )
+        self.connection.handshake(limits.handshake_s)
         try:
             frame = self.connection.receive(timeout_s=limits.handshake_s)
         except TimeoutError:
             raise ServerError(f"{self.name} said nothing in {limits.handshake_s:g} s") from None
         if not isinstance(frame.header, wire.Hello):
             raise ProtocolError(f"the first frame must be HELLO, not {wire.describe(frame.kind)}")
+        self._check_token(frame.header.token)
         self.connection.limits = limits
         names = {f.name for f in dataclasses.fields(limits) if f.type == "int"}
         told = {name: getattr(limits, name) for name in sorted(names)}
@@ -243,7 +284,17 @@ class Peer:
         )
         self._send(wire.encode(Kind.WELCOME, frame.id, welcome))
         who = frame.header.software or "a client"
+        if identity := self.connection.identity:
+            who = f"{who}, with the certificate of {wire.plain(identity, 80)}"
         self.server.tell(Event("connected", f"{self.name} connected ({who})"))
+
+    def _check_token(self, token: str) -> None:
+        """AccessError, after a while, for who does not know the server's token; nothing has been said to it before."""
+        if not self.server.security.admits(token):
+            self.server.pause(_GUESS_S)
+            if not token:
+                raise AccessError("this server wants a token: --token-file FILE, or SPLITPOINT_TOKEN")
+            raise AccessError("this is not the token that the server wants")
 
     def _converse(self) -> None:
         limits = self.server.limits
@@ -293,18 +344,24 @@ class Peer:
                 raise InputError(f"segment {header.segment} is not open on this connection")
             held = frame.nbytes + opened.check(header, server.limits)
         except InputError as exc:
-            return exc
+            # Without its traceback: that knows this frame, which will know the exception, and since the garbage
+            # collector does not see frames (`gc=False`), neither would ever leave memory.
+            return exc.with_traceback(None)
         if server.draining:
             return ServerError("the server is ending: it takes no more requests")
         if len(self.in_flight) >= server.limits.in_flight:
             text = f"{server.limits.in_flight} requests of this connection are in flight already"
-            return BusyError(text, server.compute.retry_after_s)
-        if server.compute.full() or not server.reserve(self, held):
-            return BusyError("the server has no room for more requests", server.compute.retry_after_s)
+            return BusyError(text, server.compute.retry_after_s(self.client))
+        if not server.compute.room(self.client) or not server.reserve(self, held):
+            return BusyError(self._no_room(), server.compute.retry_after_s(self.client))
         frame.held = held
         self.in_flight.add(frame.id)
         self._receiving = frame
         return None
+
+    def _no_room(self) -> str:
+        own = len(self.client.jobs)
+        return f"the server has no room for more requests{f', {own} of yours wait' if own else ''}"
 
     def _admit_probe(self, frame: Frame) -> SplitpointError | None:
         most = min(self.server.limits.blob_chunk, MOST_NBYTES)
@@ -324,20 +381,27 @@ class Peer:
     def _infer(self, frame: Frame) -> None:
         header: wire.Infer = frame.header  # type: ignore[assignment]  # the kind says so, and each check costs
         opened = self._opened[header.segment]
-        compute = self.server.compute
-        if not frame.flags & wire.PIPELINED and opened.tail.session is not None and compute.begin():
+        compute, gain = self.server.compute, opened.checked.gain
+        # One that others may join is not run at once where a wait for them is allowed.
+        at_once = not frame.flags & wire.PIPELINED and (gain is None or not compute.max_wait_s)
+        if at_once and opened.tail.session is not None and compute.begin(self.client):
             started = perf_counter()
             try:
-                self._run(frame, header, opened, 0.0)
+                self._run(frame, header, opened, None, 0.0)
             finally:
-                compute.end(perf_counter() - started)
-        elif not compute.submit(lambda waited: self._run(frame, header, opened, waited)):
+                compute.end(self.client, perf_counter() - started)
+            return
+        request = Request(self, frame, header, opened)
+        if not compute.submit(Job(self.client, partial(self._run, frame, header, opened, gain), gain, request)):
             self._done(frame)
-            busy = wire.Busy(compute.retry_after_s, "the server has no room for more requests")
+            busy = wire.Busy(compute.retry_after_s(self.client), self._no_room())
             self._send(wire.encode(Kind.BUSY, frame.id, busy))
 
-    def _run(self, frame: Frame, header: wire.Infer, opened: _Opened, waited: float) -> None:
-        """Computes and answers; whatever goes wrong becomes an ERROR of this request alone."""
+    def _run(self, frame: Frame, header: wire.Infer, opened: _Opened, gain: Gain | None, waited: float) -> None:
+        """Computes and answers; whatever goes wrong becomes an ERROR of this request alone.
+
+        `gain` is told how long it took: only of those that waited, as a batch does, and not of a thread just awake.
+        """
         tails, tail = self.server.tails, opened.tail
         session: Session | None = None
         try:
@@ -346,7 +410,7 @@ class Peer:
             if header.deadline_s and late_s > 0:
                 raise ServerError(f"the deadline passed {late_s:.3f} s before its turn")
             session = tails.acquire(tail)
-            packet = self._compute(session, frame, header, opened, started, waited)
+            packet = self._compute(session, frame, header, opened, gain, started, waited)
         except SplitpointError as exc:
             packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(exc))
         except Exception as exc:  # engines are foreign code
@@ -368,6 +432,7 @@ class Peer:
         frame: Frame,
         header: wire.Infer,
         opened: _Opened,
+        gain: Gain | None,
         started: float,
         waited: float,
     ) -> wire.Packet:
@@ -377,8 +442,32 @@ class Peer:
             decoded = perf_counter()
         made = session.run(opened.feed(header, tensors))
         computed = perf_counter()
+        if gain is not None:
+            gain.add(1, computed - decoded)
+        return self._result(frame, opened, made, waited, (started, ready, decoded, computed))
+
+    def answer(
+        self, request: Request, made: Mapping[str, Array], waited: float, clock: tuple[float, float, float, float]
+    ) -> None:
+        """Sends what was computed for `request`, together with others."""
+        frame = request.frame
+        packet = self._result(frame, request.opened, made, waited, clock)
+        self.in_flight.discard(frame.id)
+        self._send(packet)
+        self.server.free(self, frame.held)
+
+    def _result(
+        self,
+        frame: Frame,
+        opened: _Opened,
+        made: Mapping[str, Array],
+        waited: float,
+        clock: tuple[float, float, float, float],
+    ) -> wire.Packet:
+        """The RESULT; `clock` is when its turn came, when its session was there, it was decoded, and computed."""
+        started, ready, decoded, computed = clock
         outputs = [made[name] for name in opened.outputs]
-        compute, received = self.server.compute, frame.received
+        received = frame.received
         before_s = started - received - waited
         times = (
             received,
@@ -387,8 +476,8 @@ class Peer:
             ready - started + waited,
             computed - decoded,
             perf_counter() - computed,
-            compute.queue_s,
-            compute.utilisation,
+            self.client.queue_s,
+            self.server.compute.utilisation,
         )
         return opened.packer.pack(frame.id, outputs, (), times)
 
@@ -457,6 +546,9 @@ class Peer:
         tails = self.server.tails
         tail = tails.tail(segment)
         try:
+            if not tails.ready(tail) and (wait_s := self.server.may_compile(self.origin)):
+                most = self.server.limits.client_compiles
+                raise BusyError(f"{most} tails a minute are compiled for one address: wait, or keep them open", wait_s)
             tails.acquire(tail)
             tails.release(tail)
         except BaseException:
@@ -506,7 +598,7 @@ class Peer:
         if self._profiles >= _MOST_PROFILES:
             raise BusyError(f"{_MOST_PROFILES} profiles are asked for on this connection already", 1.0)
         if not self.server.reserve(self, 0):
-            raise BusyError("the server has no room for more requests", self.server.compute.retry_after_s)
+            raise BusyError(self._no_room(), self.server.compute.retry_after_s(self.client))
         with self._lock:
             self._profiles += 1
 
@@ -557,7 +649,7 @@ class Peer:
         """Sends if the peer is still there; if not, its reader thread finds out."""
         try:  # noqa: SIM105 - on the way of every answer: `suppress` costs more than sending
             self.connection.send(packet, wait=wait)
-        except ServerError:
+        except (ServerError, RuntimeError, MemoryError):  # the last two: no thread for a slow reader; it has ended
             pass
 
     def _send_error(self, id: int, exc: SplitpointError) -> None:
@@ -591,6 +683,8 @@ class Peer:
         self._ended = True
         if self._receiving is not None:
             self._done(self._receiving)  # its body never came
+        for job in self.server.compute.drop(self.client):  # nobody reads those answers
+            self._done(cast(Request, job.what).frame)
         self._leave_tails()
         self.server.left(self)
         if why:

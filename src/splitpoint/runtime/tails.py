@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from time import perf_counter
 from weakref import WeakValueDictionary
 
 from splitpoint.engines import Engine, Session
 from splitpoint.models.model import Segment
+from splitpoint.runtime.batching import Gain, batchable, stackable
 from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.units import size
 
+#: Shapes of one tail whose batches are measured; requests of others run alone.
+_MOST_SHAPES = 4
+
 
 class Tail:
-    """A segment and, while it is in the cache, its session. `users` counts the requests that run it now."""
+    """A segment and, while it is in the cache, its session. `users` counts the requests that run it now.
 
-    def __init__(self, segment: Segment) -> None:
+    `most` requests for it run as one batch, if its inputs and outputs allow it at all.
+    """
+
+    def __init__(self, segment: Segment, most: int = 1) -> None:
         self.segment = segment
+        self._most = most if most > 1 and batchable(segment) else 1
+        self._gains: dict[object, Gain] = {}
         self.session: Session | None = None
         self.nbytes = 0
         self.compile_s = 0.0
         self.users = 0
         self.open = 0
         self.building = threading.Lock()
+
+    def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> Gain | None:
+        """What requests with such tensors have in common with others like them; None if they always run alone."""
+        if self._most == 1 or not stackable(dtypes, shapes):
+            return None
+        key = tuple(map(tuple, shapes))
+        if key not in self._gains and len(self._gains) >= _MOST_SHAPES:
+            return None
+        return self._gains.setdefault(key, Gain(self._most))
 
 
 class Tails:
@@ -32,8 +51,9 @@ class Tails:
     The least recently used go first; one that is in use is never closed, but as soon as it is free again.
     """
 
-    def __init__(self, engine: Engine, budget: int, on_event: OnEvent = ignore) -> None:
+    def __init__(self, engine: Engine, budget: int, on_event: OnEvent = ignore, max_batch: int = 1) -> None:
         self._engine, self._budget, self._tell = engine, budget, on_event
+        self._most = max_batch
         self._lock = threading.Lock()
         self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
         self._cached: OrderedDict[int, Tail] = OrderedDict()
@@ -44,7 +64,7 @@ class Tails:
         with self._lock:
             found = self._known.get(segment.key)
             if found is None:
-                found = self._known[segment.key] = Tail(segment)
+                found = self._known[segment.key] = Tail(segment, self._most)
             found.open += 1
             return found
 

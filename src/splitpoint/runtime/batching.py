@@ -1,0 +1,169 @@
+"""Requests for one tail that wait at the same time, run as one batch: whether that is right, and whether it helps.
+
+It is possible for tails whose inputs and outputs all begin with the same free dimension, and for requests whose shapes
+are equal. It is right if a batch of two gives what two runs give: tried once a tail, because an operator may mix what
+is in a batch (a mean over it, a scale found at run time), and then one client's answer would depend on another's
+request. It helps if a batch takes at least a tenth less than its requests one by one: measured, in service.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from math import prod
+from statistics import median
+
+import numpy as np
+
+from splitpoint.engines import Session
+from splitpoint.models.model import Segment
+from splitpoint.segments import verdict_of
+from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
+
+Feed = Mapping[str, Array]
+
+#: A batch must be faster than its requests one by one by this share.
+_GAIN = 0.1
+#: Runs of each size that are kept, and how many there must be before they are believed.
+_KEPT, _ENOUGH = 9, 3
+#: How many requests are tried that prove nothing.
+_TRIALS = 3
+#: After that many batches or single runs that could have been either, one size is tried that is not used now.
+_AGAIN = 100
+#: Larger requests are not copied together: they fill the engine's caches by themselves.
+_MOST_NBYTES = 8 << 20
+
+
+def batchable(segment: Segment) -> bool:
+    """Whether all inputs and outputs begin with one free dimension, and nothing else about an output is open.
+
+    >>> batchable(load("zoo:lenet5").tail(cut))      # float32[batch,6,14,14] → float32[batch,10]
+    True
+    """
+    specs = (*segment.inputs, *segment.outputs)
+    if not segment.inputs or not segment.outputs or not all(t.shape and isinstance(t.shape[0], str) for t in specs):
+        return False
+    batch = specs[0].shape[0]
+    open_dims = {d for t in segment.inputs for d in t.shape[1:] if isinstance(d, str)}
+    return batch not in open_dims and all(t.shape[0] == batch for t in specs) and _follows(segment.outputs, open_dims)
+
+
+def _follows(outputs: Sequence[TensorSpec], known: set[str]) -> bool:
+    """Whether no dimension of an output but the first depends on anything but the inputs' shapes."""
+    return all(isinstance(d, int) or d in known for t in outputs for d in t.shape[1:])
+
+
+def stackable(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether requests of a batchable segment with such tensors can be copied together, and are worth it."""
+    nbytes = sum(ITEM_SIZES[d] * prod(s) for d, s in zip(dtypes, shapes, strict=True))
+    return len({shape[0] for shape in shapes}) == 1 and 0 < nbytes <= _MOST_NBYTES
+
+
+def run_stacked(session: Session, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+    """The outputs for each of `feeds`, whose shapes are equal, computed as one batch.
+
+    Each is memory of its own: an answer that is slow to be read holds no other one's.
+    """
+    rows = len(next(iter(feeds[0].values())))
+    made = session.run({name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]})
+    parts = {name: array.reshape(len(feeds), rows, *array.shape[1:]) for name, array in made.items()}
+    return [{name: array[k].copy() for name, array in parts.items()} for k in range(len(feeds))]
+
+
+def tried(session: Session, feed: Feed) -> tuple[str, str]:
+    """``equal``, ``different`` or ``inconclusive``, and why: a batch of two against the same two one by one.
+
+    They differ in every place and in size: `feed`, and its mirror image at half the size. InputError or EngineError
+    if `feed` cannot be run at all.
+    """
+    feeds: list[Feed] = [feed, {name: _other(array) for name, array in feed.items()}]
+    alone = [session.run(f) for f in feeds]
+    try:
+        together = run_stacked(session, feeds)
+    except Exception as exc:  # a shape that is fixed somewhere inside, and engines are foreign code
+        return "different", f"it does not run as a batch of two: {exc}"
+    found = {name: verdict_of([a[name] for a in alone], [t[name] for t in together]) for name in alone[0]}
+    for name, verdict in sorted(found.items(), key=lambda item: item[1]):  # different comes first
+        if verdict != "equal":
+            return verdict, f"a batch of two is {verdict} in output {name}"
+    return "equal", ""
+
+
+def _other(array: Array) -> Array:
+    """What another request could hold: the same values in another order, and floats half as large."""
+    turned = array.reshape(len(array), -1)[:, ::-1].reshape(array.shape)
+    half: Array = turned / 2 if array.dtype.kind == "f" else turned
+    return np.ascontiguousarray(half, array.dtype)
+
+
+class Gain:
+    """How many requests of one tail to run together, by what was measured. Any thread may call it.
+
+    `verdict` is None until it is known whether that is right, then "" if it is, or why not.
+
+    >>> gain = Gain(8)
+    >>> gain.judge("equal", "")
+    >>> for _ in range(4):
+    ...     gain.add(1, 1.0), gain.add(2, 1.5), gain.add(4, 3.9)
+    >>> gain.size(2), gain.size(5)
+    (2, 2)
+    """
+
+    def __init__(self, most: int) -> None:
+        self.verdict: str | None = None
+        self._trials = 0
+        self._lock = threading.Lock()
+        #: 2, 4, 8 … and the largest that is allowed: few sizes, each measured often.
+        self._sizes: list[int] = sorted({*(1 << k for k in range(1, most.bit_length())), most} - {1})
+        self._taken: dict[int, deque[float]] = {size: deque(maxlen=_KEPT) for size in (1, *self._sizes)}
+        self._first = set(self._sizes)  # engines plan their memory at the first run of a shape
+        self._choices = 0
+
+    def judge(self, verdict: str, why: str) -> None:
+        """What a trial said. One that proves nothing is repeated with another request, a few times."""
+        with self._lock:
+            self._trials += 1
+            if verdict == "equal":
+                self.verdict = ""
+            elif verdict == "different" or self._trials >= _TRIALS:
+                self.verdict = why
+
+    def add(self, size: int, seconds: float) -> None:
+        """`size` requests have been computed as one, in `seconds`."""
+        with self._lock:
+            if size in self._first:
+                self._first.discard(size)
+            elif size in self._taken:
+                self._taken[size].append(seconds)
+
+    def size(self, waiting: int) -> int:
+        """How many of `waiting` requests to run as one: the fastest a request, but one by one unless that gains."""
+        fits = [s for s in self._sizes if s <= waiting]
+        if not fits or self.verdict:
+            return 1
+        if self.verdict is None:
+            return 2
+        with self._lock:
+            self._choices += 1
+            unknown = [s for s in (1, *fits) if len(self._taken[s]) < _ENOUGH]
+            if unknown:
+                return unknown[0]
+            if self._choices % _AGAIN == 0:
+                return (1, *fits)[self._choices // _AGAIN % (1 + len(fits))]
+            return self._best(fits)
+
+    def wanted(self) -> int:
+        """The size that is worth waiting for: the best known one, or the next to be measured; 1 if none is."""
+        if self.verdict or not self._sizes:
+            return 1
+        if self.verdict is None:
+            return 2
+        with self._lock:
+            unknown = [s for s in self._sizes if len(self._taken[s]) < _ENOUGH]
+            return unknown[0] if unknown else self._best(self._sizes)
+
+    def _best(self, sizes: Sequence[int]) -> int:
+        each = {s: median(self._taken[s]) / s for s in (1, *sizes) if self._taken[s]}
+        best = min(each, key=lambda s: (each[s], s))
+        return best if 1 in each and each[best] < (1 - _GAIN) * each[1] else 1
