@@ -3,8 +3,8 @@
     python -m bench             # all of it but the long tables
     python -m bench wire split  # some of it, by name
 
-The long ones are commands of their own: `python -m bench.truth` (every scenario), `bench.profile`, `bench.adapt`, `bench.tasks`,
-`bench.faults`, `bench.load`, `bench.fuzz` and `bench.soak`.
+The long ones are commands of their own: `python -m bench.truth` (every scenario), `bench.profile`, `bench.adapt`,
+`bench.tasks`, `bench.faults`, `bench.load`, `bench.fuzz` and `bench.soak`.
 """
 
 from __future__ import annotations
