@@ -44,9 +44,9 @@ $(VENV)/zoo.stamp: pyproject.toml | $(BIN)/python
 demo: $(VENV)/core.stamp
 	$(BIN)/splitpoint demo
 
-# PyTorch's own threads would fight over the cores that pytest's two workers already use.
+# PyTorch's own threads would fight over the cores that pytest's workers already use; three of them, because many tests wait.
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 networks: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m heavy

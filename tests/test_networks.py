@@ -22,12 +22,12 @@ ENGINE = open_engine(threads=1)
 NETWORKS = {
     "torchvision:mobilenet_v2": "chain",
     "torchvision:alexnet": "8",
-    "torchvision:googlenet": "8",
     "torchvision:convnext_tiny": "6",
     "hf:bert": "4",
 }
 #: Exporting and running these takes half a minute each: `make networks` checks them too.
 HEAVY = {
+    "torchvision:googlenet": "8",
     "torchvision:shufflenet_v2_x1_0": "12",
     "torchvision:lraspp_mobilenet_v3_large": "10",
     "torchvision:vgg16_bn": "6",

@@ -399,6 +399,7 @@ def test_a_request_whose_decoding_has_no_room_is_busy(model: Model) -> None:
             edge.infer(np.zeros((100, 1024), np.float32))
         gate.open.set()
         first.result()
+        assert until(lambda: not server._received), "its room is free a moment after its answer is sent"
         assert edge.infer(np.zeros((100, 1024), np.float32)).up_nbytes < 10_000
 
 

@@ -105,7 +105,9 @@ class Gain:
     >>> gain = Gain(8)
     >>> gain.judge("equal", "")
     >>> for _ in range(4):
-    ...     gain.add(1, 1.0), gain.add(2, 1.5), gain.add(4, 3.9)
+    ...     gain.add(1, 1.0)
+    ...     gain.add(2, 1.5)
+    ...     gain.add(4, 3.9)
     >>> gain.size(2), gain.size(5)
     (2, 2)
     """
