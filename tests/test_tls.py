@@ -713,8 +713,10 @@ def test_keys_makes_what_server_and_device_need(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "my keys"
-    assert main(["keys", str(folder), "--host", "server.lab", "--host", "192.168.1.7"]) == 0
+    assert main(["keys", str(folder), "--host", "server.lab", "--host", "192.168.1.7", "--host", "localhost"]) == 0
     said = capsys.readouterr().out
+    assert said.splitlines()[0].count("localhost") == 1
+    assert "--cloud server.lab --ca ca.pem --token-file token" in said, "where the device has copied them to"
     assert "--host 0.0.0.0" in said
     assert "'" in said, "a path with a space is quoted"
     assert (folder / "token").read_text().strip() not in said

@@ -36,7 +36,7 @@ def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
 
     For a few machines of your own: whoever can read DIR can be the server, and any device.
     """
-    called = (*(hosts or (socket.gethostname(),)), "localhost", "127.0.0.1", "::1")
+    called = tuple(dict.fromkeys((*(hosts or (socket.gethostname(),)), "localhost", "127.0.0.1", "::1")))
     made = make(folder, called, now=datetime.now(UTC), days=days)
     where = hosts[0] if hosts else socket.gethostname()
     ca, token, server, key = (shlex.quote(str(p)) for p in (made.ca, made.token, made.server, made.server_key))
@@ -44,7 +44,7 @@ def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
     click.echo(f"server     splitpoint serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
     click.echo(f"               --token-file {token}")
     click.echo(f"devices    (copy {made.ca.name} and {made.token.name} there, over a way you trust)")
-    click.echo(f"           splitpoint run MODEL INPUTS --cloud {where} --ca {ca} --token-file {token}")
+    click.echo(f"           splitpoint run MODEL INPUTS --cloud {where} --ca {made.ca.name} --token-file {made.token.name}")
     click.echo(
         f"or         --client-ca {ca} instead of the server's token: each device then needs "
         f"--tls-cert {made.client.name} --tls-key {made.client_key.name}"
