@@ -44,7 +44,9 @@ def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
     click.echo(f"server     splitpoint serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
     click.echo(f"               --token-file {token}")
     click.echo(f"devices    (copy {made.ca.name} and {made.token.name} there, over a way you trust)")
-    click.echo(f"           splitpoint run MODEL INPUTS --cloud {where} --ca {made.ca.name} --token-file {made.token.name}")
+    click.echo(
+        f"           splitpoint run MODEL INPUTS --cloud {where} --ca {made.ca.name} --token-file {made.token.name}"
+    )
     click.echo(
         f"or         --client-ca {ca} instead of the server's token: each device then needs "
         f"--tls-cert {made.client.name} --tls-key {made.client_key.name}"
