@@ -23,6 +23,7 @@ from splitpoint.link import Link
 from splitpoint.models.model import Segment
 from splitpoint.segments import halves, samples_for
 from splitpoint.tensors import Array
+from splitpoint.trace import Trace
 
 TARGET = 1.6
 #: Of what the longest stage allows.
@@ -93,14 +94,24 @@ def three_stages(
         longest = max(stages.values())
         window = ceil((sum(stages.values()) + rtt_ms) / longest) + 1
         _stream_s(edge, image, 20, window)
-        took = [_stream_s(edge, image, frames, window) for _ in range(rounds)]
+        traces: list[Trace] = []
+        took = [_stream_s(edge, image, frames, window, traces) for _ in range(rounds)]
     rate = frames / median(took)
+    then = {
+        "device": median([t.ms("head") + t.ms("encode") for t in traces]),
+        "link": stages["link"],
+        "server": median([t.ms("decode") + t.ms("tail") + t.ms("reply") for t in traces]),
+    }
     said = ", ".join(f"{name} {ms:.2f}" for name, ms in stages.items())
     does = "wait" if isinstance(engine, Waiting) else "compute"
     print(f"stages that {does}: {said} ms; {mbps:.1f} Mbit/s up, round trip {rtt_ms:g} ms, {window} under way")
     print(
         f"  stream {rate:.1f}/s of {1e3 / longest:.1f}/s: {rate * longest / 1e3:.2f} of 1 ÷ longest stage "
         f"(target ≥ {BUSY}; worst of {rounds} runs {frames / max(took) * longest / 1e3:.2f})"
+    )
+    slowed = ", ".join(f"{name} {ms:.2f}" for name, ms in then.items())
+    print(
+        f"  the same stages while all three work: {slowed} ms: {rate * max(then.values()) / 1e3:.2f} of 1 ÷ the longest"
     )
 
 
@@ -132,11 +143,14 @@ class _Waiting:
         pass
 
 
-def _stream_s(edge: sp.Edge, image: dict[str, Array], frames: int, window: int) -> float:
-    """Seconds that a stream of `frames` takes, from the first frame taken to the last answer."""
+def _stream_s(
+    edge: sp.Edge, image: dict[str, Array], frames: int, window: int, traces: list[Trace] | None = None
+) -> float:
+    """Seconds that a stream of `frames` takes, from the first frame taken to the last answer; `traces` takes theirs."""
     start = perf_counter()
-    for _ in edge.stream((image for _ in range(frames)), window=window):
-        pass
+    for result in edge.stream((image for _ in range(frames)), window=window):
+        if traces is not None:
+            traces.append(result.trace)
     return perf_counter() - start
 
 

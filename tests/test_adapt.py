@@ -406,7 +406,10 @@ def test_an_outage_is_sat_out_on_the_device(plan: Planner) -> None:
     assert max(d.ms for d in runner.done) < 500
     assert p95(runner.between(11.5, 16)) < 1.2 * plan.local(FAST).total.ms
     assert p95(runner.between(19, 30)) < 1.2 * fixed_p95(runner.adapter.current, 50, plan, 10.0)
-    assert [d.why for _, d in runner.switches][-2:] == ["the server is gone", "the server is back"]
+    kinds = [(10 < at < 11 or at > 16, d.option.kind) for at, d in runner.switches]
+    assert kinds[0] == (True, "device")  # from the first silence on, before the breaker calls it gone
+    assert kinds[-1] == (True, "server")
+    assert len(kinds) <= 4
 
 
 def test_a_server_that_slows_down_is_left_and_returned_to(plan: Planner) -> None:

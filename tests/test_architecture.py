@@ -29,6 +29,7 @@ ORDER = (
     ("inputs", "profile"),
     ("calibration", "sources"),
     ("planning",),
+    ("predict",),
     ("wire",),
     ("transports",),
     ("advisor",),

@@ -45,9 +45,10 @@ def test_a_request_that_is_overdue_bounds_the_uplink_at_once(plan: Planner) -> N
     for k in range(10):
         answer(seen, plan, 0.1 * k, 50)
     seen.overdue(1.24, 150_000, 240)
-    assert 4 < believed(seen, 1.24) < 6
+    # At best 150 kB took 240 ms, 5 Mbit/s; what has lasted so long may last as long again.
+    assert 2 < believed(seen, 1.24) < 3
     # The longer it is silent, the slower the link must be.
-    assert believed(seen, 2.0) == pytest.approx(150_000 * 8e-3 / (1000 - 18), rel=0.05)
+    assert believed(seen, 2.0) == pytest.approx(150_000 * 8e-3 / (1000 - 18) / 2, rel=0.05)
     # The answer says it all: a link of 1 Mbit/s, at once and not after three.
     answer(seen, plan, 2.215, 1, remote_ms=1219)
     assert believed(seen, 2.215) == pytest.approx(1, rel=0.1)

@@ -8,7 +8,7 @@ happened once, with two exceptions that cannot be otherwise:
 * A frame may be late for many reasons, but it is early only because the link is fast. So a link is as fast as its
   fastest frame, at once; that it has become slower takes `LinkEstimator` three frames.
 * A request that should have been answered long ago says how slow the link is at best, more so the longer the silence.
-  That bound is used while it lasts. The late answer then says by itself whether it was the link.
+  Half of that is believed while it lasts. The late answer then says by itself whether it was the link.
 
 On a ramp `LinkEstimator` may take the trend for a cost beside the bytes. Where it believes in a faster link than most
 frames allow it is begun anew.
@@ -248,10 +248,15 @@ class _Waiting(NamedTuple):
     nbytes: float
     elsewhere_ms: float
 
-    def most_mbps(self, now_s: float) -> float:
-        """The uplink that would just not have had it answered by now."""
+    def likely_mbps(self, now_s: float) -> float:
+        """The uplink, if half of the frame is through by now: what has taken so long may take as long again.
+
+        Where nothing is known of how long something lasts, its age is the median of what is left (Gott, Nature 1993).
+        The rate that would just have had it answered by now is only the best that the link can still be: who planned
+        for that one switched to a cut between, and, a dwell later, once more.
+        """
         on_link_ms = (now_s - self.began_s) * 1e3 - self.elsewhere_ms
-        return max(self.nbytes * 8e-3 / on_link_ms, _LEAST_MBPS) if on_link_ms > 0 else inf
+        return max(self.nbytes * 8e-3 / (2 * on_link_ms), _LEAST_MBPS) if on_link_ms > 0 else inf
 
 
 class _LinkWatch:
@@ -269,8 +274,8 @@ class _LinkWatch:
         """(the link, what a request costs beyond it in ms)."""
         found = self._estimator.estimate(now_s)
         link = found.link
-        if self._waiting is not None and (most := self._waiting.most_mbps(now_s)) < link.up_mbps:
-            link = msgspec.structs.replace(link, up_mbps=most)
+        if self._waiting is not None and (likely := self._waiting.likely_mbps(now_s)) < link.up_mbps:
+            link = msgspec.structs.replace(link, up_mbps=likely)
         return link, found.overhead_ms
 
     def ping(self, now_s: float, rtt_ms: float) -> None:
