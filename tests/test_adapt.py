@@ -116,6 +116,27 @@ def test_a_stream_that_is_planned_for_throughput_gains_answers_a_second(plan: Pl
     assert adapter(plan).decide(0.0, Conditions(link=SLOW)).gain_rate == 0.0
 
 
+def test_a_light_stream_that_becomes_heavy_is_planned_for_throughput_and_back(plan: Planner) -> None:
+    slow = Link(2, 8, 10)
+    quick, many = plan.best(slow), plan.relaxed(plan.constraints, "throughput").best(slow)
+    assert quick is not None
+    assert many is not None
+    assert many.throughput > 1.2 * quick.throughput, "there must be something to gain"
+    rate_fps = (quick.throughput + many.throughput) / 2
+    decides = Adapter(plan, current=plan.best(FAST), rate=rate_fps)
+    assert not decides.decide(0.0, Conditions(link=FAST)).switch, "a light load: the least latency"
+    decision = decides.decide(5.0, Conditions(link=slow))
+    assert decision.switch
+    assert decision.option.on_edge == many.on_edge
+    assert decision.option.throughput >= rate_fps
+    assert decision.gain_rate > 0
+    back = next(d for k in range(200) if (d := decides.decide(6 + 0.1 * k, Conditions(link=FAST))).switch)
+    assert back.option.label == plan.best(FAST).label  # type: ignore[union-attr]
+    assert back.gain_rate == 0, "what is gained is latency again"
+    # Who is not told of a stream plans for what it was asked for.
+    assert adapter(plan).decide(5.0, Conditions(link=slow)).option.label == quick.label
+
+
 WHYS = {
     "the server's queue is 150 ms": {"queue_ms": 150.0},
     "the server is 12.0x slower than profiled": {"server": 12.0},
@@ -234,6 +255,19 @@ def test_a_switch_that_the_edge_could_not_make_is_taken_back(plan: Planner) -> N
     assert tries[0] < 2
     assert 5 <= len(tries) <= 12
     assert gaps[-1] >= 9.9
+
+
+def test_who_may_not_have_the_whole_model_takes_the_best_that_uses_the_server(plan: Planner) -> None:
+    """A server that hands out heads only: "all on the device" cannot be made ready, and the link has fallen."""
+    decides, slow = adapter(plan), Conditions(link=Link(2, 8, 10))
+    decides.decide(0.0, Conditions(link=FAST))
+    assert decides.decide(0.25, slow).option.kind == "device"
+    assert decides.revert(0.25).kind == "server"
+    instead = decides.decide(0.35, slow)
+    assert instead.switch
+    remote = plan.remote(Link(2, 8, 10))
+    assert remote is not None
+    assert instead.option.on_edge == remote.on_edge
 
 
 def test_a_switch_that_was_taken_back_is_no_mistake(plan: Planner) -> None:

@@ -269,7 +269,7 @@ class Asked:
         watching = None
         if self.probe_every_s is not None and not once:
             # In a stream requests also wait for those before them: what is late there is learned.
-            watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0)
+            watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0, rate=arriving)
         return place(
             edge, engine, self.codecs, self.budget_s, self.cache, fresh=self.fresh, rate=arriving, degrade=degrade,
             watching=watching,

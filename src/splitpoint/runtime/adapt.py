@@ -33,7 +33,7 @@ from splitpoint.errors import UsageError
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option, value
 from splitpoint.runtime.observe import Conditions
-from splitpoint.runtime.outlook import Outlook
+from splitpoint.runtime.outlook import Outlook, View
 from splitpoint.units import mbps, ms
 
 #: A pause is drawn between these shares of its length.
@@ -85,7 +85,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     `why`, a part of a sentence, is what changed if `switch`, else what speaks against it. `current_ms` and `best_ms`
     are what a request takes now and with the best option, `gain_ms` their difference (0 if the server is gone).
-    Where throughput is the objective, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
+    Where throughput is the objective now, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
     """
 
     switch: bool
@@ -100,14 +100,16 @@ class Decision(msgspec.Struct, frozen=True):
 class Adapter:
     """Decides for one edge, again and again. `current` is the option that it runs with (None: the first `decide` says).
 
-    `seed` should differ between edges: who shares a server must not think in step. One thread at a time.
+    `seed` should differ between edges: who shares a server must not think in step. `rate` is a stream's frames a
+    second: while the best for latency keeps up with them it is wanted, else the most throughput. One thread at a time.
     """
 
     def __init__(
-        self, planner: Planner, *, current: Option | None = None, policy: Policy | None = None, seed: int = 0
-    ) -> None:
+        self, planner: Planner, *, current: Option | None = None, policy: Policy | None = None, seed: int = 0,
+        rate: float = 0.0,
+    ) -> None:  # fmt: skip
         self.policy = policy or Policy()
-        self._outlook = Outlook(planner)
+        self._outlook = Outlook(planner, rate)
         self._pauses, self._random = _Pauses(self.policy), Random(seed)
         self._current = self._before = current
         #: What was believed when the current option was chosen, when that was, and since when there is a better one.
@@ -130,7 +132,7 @@ class Adapter:
         view = self._outlook.view(conditions)
         best = self._outlook.best(view) if conditions.reachable else view.alone()
         if best is not None and self._barred is not None and self._barred.bars(now_s, best):
-            best = view.alone()
+            best = self._instead(now_s, view, conditions) or best
         if self._current is None:
             first = self._current = self._before = best or view.local()
             self._then, self._switched_s = conditions, now_s
@@ -176,6 +178,12 @@ class Adapter:
         """The best option that uses the server, to learn of link and server while all runs on the device; None if
         there is none."""
         return self._outlook.view(conditions).remote()
+
+    def _instead(self, now_s: float, view: View, conditions: Conditions) -> Option | None:
+        """The better of all on the device and the best that uses the server, of what is not barred."""
+        both = (view.alone(), view.remote() if conditions.reachable else None)
+        left = [o for o in both if o is not None and not (self._barred and self._barred.bars(now_s, o))]
+        return min(left, key=lambda o: value(o, self._outlook.objective), default=None)
 
     # --- what speaks against a switch ---------------------------------------------------------------------------
 

@@ -96,7 +96,8 @@ class Watching(msgspec.Struct, frozen=True):
     `probe_every_s` 0 sends no probes, `explore_every` 0 no request beside; `policy` and `seed` are the `Adapter`'s;
     without a seed each edge draws its own, as edges that share a server should. With `predict` the edge is told what a
     request should take, so that it knows when one is late; without, it learns that, as it must where requests wait for
-    one another.
+    one another. `rate` is how many frames a second a stream brings (0: none, inf: as many as are answered): see
+    `Adapter`.
     """
 
     probe_every_s: float = 1.0
@@ -104,10 +105,13 @@ class Watching(msgspec.Struct, frozen=True):
     policy: Policy = Policy()
     seed: int | None = None
     predict: bool = True
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         if not (isfinite(self.probe_every_s) and self.probe_every_s >= 0):
             raise UsageError(f"an idle link is probed every so many seconds, or never (0): not {self.probe_every_s:g}")
+        if not self.rate >= 0:
+            raise UsageError(f"a stream brings so many frames a second, from 0, not {self.rate:g}")
         if self.explore_every < 0:
             raise UsageError(f"one request in so many goes over the wire too, or none (0): not {self.explore_every}")
 
@@ -131,7 +135,7 @@ class Adaptive:
         first = planner.best(link) or planner.local(link)
         self._observer = Observer(link, planner.pricing.edge, planner.pricing.cloud)
         seed = watching.seed if watching.seed is not None else Random().getrandbits(32)
-        self._adapter = Adapter(planner, current=first, policy=watching.policy, seed=seed)
+        self._adapter = Adapter(planner, current=first, policy=watching.policy, seed=seed, rate=watching.rate)
         self._lookout = Lookout(watching.probe_every_s, watching.explore_every)
         self._ready, self._gaps = Ready(), Gaps()
         self.switches: list[Switch] = []

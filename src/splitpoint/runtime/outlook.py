@@ -15,6 +15,7 @@ import msgspec
 from splitpoint.link import Link
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option
+from splitpoint.runtime.load import judge
 from splitpoint.runtime.observe import Conditions
 
 #: Slowdowns are planned for in steps of 10 %; one stays in its step until it is this far from it (of a step).
@@ -24,6 +25,8 @@ _LEAVES_STEP = 0.8
 _LEAST_FACTOR, _MOST_FACTOR = 1 / 16, 64.0
 #: Planners that are kept, the last ones used.
 _PLANNERS = 8
+#: A stream that is planned for throughput is planned for latency again when that keeps up with so much more.
+_LIGHT = 1.1
 #: Under rates that differ by less than this share, and a round trip by less than this share of the best option's time,
 #: that option is still the best, or nearly.
 _SAME_RATE, _SAME_TRIP = 0.03, 0.02
@@ -75,20 +78,59 @@ class View:
 
 
 class Outlook:
-    """Views under changing conditions, and the last best option: conditions seldom change from one look to the next."""
+    """Views under changing conditions, and the last best options: conditions seldom change from one look to the next.
 
-    def __init__(self, planner: Planner) -> None:
+    `rate` is how many frames a second arrive in a stream (inf: as many as are answered; 0: it is none). Then each view
+    is one of a planner for latency or for throughput, by the load test of DADS (`load.judge`), whichever `planner` is.
+    """
+
+    def __init__(self, planner: Planner, rate: float = 0.0) -> None:
         self.objective = planner.objective
-        self._planner = planner
-        self._planners = OrderedDict({(0, 0): (planner, _without_deadline(planner))})
+        self._rate = rate if planner.objective in ("latency", "throughput") else 0.0
+        self._base = {planner.objective: planner}
+        if self._rate:
+            for objective in {"latency", "throughput"} - {planner.objective}:
+                self._base[objective] = planner.relaxed(planner.constraints, objective)
+        self._planners = OrderedDict(
+            {(objective, 0, 0): (base, _without_deadline(base)) for objective, base in self._base.items()}
+        )
         self._step = (0, 0)
-        self._last: tuple[View, Option] | None = None
+        self._last: dict[str, tuple[View, Option]] = {}
 
     def view(self, conditions: Conditions) -> View:
-        """What options cost under `conditions`. A new slowdown costs a planner."""
+        """What options cost under `conditions`. A new slowdown costs a planner. A stream's `objective` is chosen."""
         c = conditions
         self._step = (_step(c.device, self._step[0]), _step(c.server, self._step[1]))
-        planner, easier = self._planned(self._step)
+        if self._rate and c.reachable:
+            self.objective = self._judged(self._view("latency", c), self._view("throughput", c))
+        return self._view(self.objective, c)
+
+    def best(self, view: View) -> Option | None:
+        """``view.best()``, searched for only if it may be another one than the last time."""
+        objective = view.planner.objective
+        last = self._last.get(objective)
+        if last is not None and _alike(last[0], view, last[1]):
+            return view.price(last[1])
+        found = view.best()
+        if found is None:
+            self._last.pop(objective, None)
+        else:
+            self._last[objective] = (view, found)
+        return found
+
+    def _judged(self, quick: View, many: View) -> str:
+        """The objective by the load test; it is not changed back for a hair."""
+        latency = self.best(quick)
+        margin = _LIGHT if self.objective == "throughput" else 1.0
+        if latency is None or self._rate * margin <= latency.throughput:
+            return "latency"
+        most = self.best(many)
+        return (
+            "latency" if most is None else judge(max(self._rate, latency.throughput * _LIGHT), latency, most).objective
+        )
+
+    def _view(self, objective: str, c: Conditions) -> View:
+        planner, easier = self._planned(objective, self._step)
         besides_ms = c.queue_ms + c.overhead_ms
         if c.failing:
             # Who fails has cost the time until the device has done it all.
@@ -96,22 +138,15 @@ class Outlook:
         rtt_ms = min(c.link.rtt_ms + besides_ms, _MOST_MS)
         return View(planner, easier, msgspec.structs.replace(c.link, rtt_ms=rtt_ms))
 
-    def best(self, view: View) -> Option | None:
-        """``view.best()``, searched for only if it may be another one than the last time."""
-        if self._last is not None and _alike(self._last[0], view, self._last[1]):
-            return view.price(self._last[1])
-        found = view.best()
-        self._last = (view, found) if found is not None else None
-        return found
-
-    def _planned(self, step: tuple[int, int]) -> tuple[Planner, Planner]:
-        if step not in self._planners:
-            made = self._planner.slowed(exp(step[0] * _STEP), exp(step[1] * _STEP))
-            self._planners[step] = (made, _without_deadline(made))
-            while len(self._planners) > _PLANNERS:
+    def _planned(self, objective: str, step: tuple[int, int]) -> tuple[Planner, Planner]:
+        key = (objective, *step)
+        if key not in self._planners:
+            made = self._base[objective].slowed(exp(step[0] * _STEP), exp(step[1] * _STEP))
+            self._planners[key] = (made, _without_deadline(made))
+            while len(self._planners) > _PLANNERS * len(self._base):
                 self._planners.popitem(last=False)
-        self._planners.move_to_end(step)
-        return self._planners[step]
+        self._planners.move_to_end(key)
+        return self._planners[key]
 
 
 def _without_deadline(planner: Planner) -> Planner:
