@@ -1,7 +1,8 @@
 """One server, 32 edges: how much of its time computes, how fairly it is shared, and what becomes of it under load.
 
-    python -m bench.load                    # one tail for all, then a mix of tails
-    python -m bench.load --seconds 20 --edges 32
+    python -m bench.load                    # one tail for all, a mix of tails, and edges that adapt (bench.overload)
+    python -m bench.load one mixed --seconds 20 --edges 32
+    python -m bench.load overload --steps 1 8 24 48 --per-edge 4 --slower 30
 
 Read this first. The edges are one process that replays recorded tensors over raw sockets on one core; the server has
 another, one engine thread. What is measured is the server, not the devices. Loopback has no bandwidth to wait for.
@@ -9,9 +10,9 @@ another, one engine thread. What is measured is the server, not the devices. Loo
 * *answers per CPU second*: what the answers given cost in CPU time when the same tails run back to back in one process,
   over the CPU time the server took for them (receiving, decoding, scheduling and sending included).
 * *Jain*: of the answers each edge got, among edges with the same tail. Each keeps two requests under way.
-* *70 %*: Poisson arrivals at 70 % of the peak, from when a request was due until its answer was here, against a queue
-  in virtual time, first come first served, with the same arrivals and the service times the server reported, plus
-  the median of what is neither waiting nor service.
+* *70 %*: Poisson arrivals at 70 % of the peak, for four phases' time, from when a request was due until its answer was
+  here, against a queue in virtual time, first come first served, with the same arrivals and the service times the
+  server reported, plus the median of what is neither waiting nor service.
 * *150 %*: Poisson arrivals at half as much again as the peak; who is told BUSY does not ask again. Work is counted in
   seconds of the tails run alone, since fairness changes which answers are given.
 
@@ -25,7 +26,7 @@ import heapq
 import os
 import select
 import socket
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from statistics import median
@@ -49,6 +50,8 @@ ONE = (("zoo:efficientnet_lite0", 0.5),)
 MIX = (("zoo:efficientnet_lite0", 0.15), ("zoo:efficientnet_lite0", 0.5), ("zoo:efficientnet_lite0", 0.8),
        ("zoo:lenet5", 0.3))  # fmt: skip
 WINDOW = 2
+#: The 99th percentile needs thousands of answers: the steady phase takes so many times as long as the others.
+_STEADY = 4
 
 #: Runs tails in turn, `N` times each, when asked with a line, and answers with each one's CPU milliseconds.
 ALONE = """
@@ -269,13 +272,11 @@ def poisson(edges: int, per_second: float, seconds: float, seed: int) -> list[tu
 def first_come(answers: Sequence[Answer], beside_s: float) -> list[float]:
     """Seconds each would have taken, first come first served by one worker, `beside_s` beside waiting and service.
 
-    The answers of one batch have one time, to the last bit: each of them is a part of it.
+    What a request of a batch waited for the others' parts is said to be its wait.
     """
-    batch = Counter(a.times.compute_s for a in answers)
     free_s, taken = 0.0, []
     for a in sorted(answers, key=lambda a: a.due_s):
-        own_s = a.times.compute_s / batch[a.times.compute_s]
-        free_s = max(free_s, a.due_s) + a.service_s - a.times.compute_s + own_s
+        free_s = max(free_s, a.due_s) + a.service_s
         taken.append(free_s - a.due_s + beside_s)
     return taken
 
@@ -303,7 +304,8 @@ def measure(title: str, kinds: Sequence[tuple[str, float]], edges: int, seconds:
         after = cost_ms(alone)
         cost_s = [(a + b) / 2e3 for a, b in zip(before, after, strict=True)]
         rate = len(peak.answers) / peak.seconds
-        steady = play(clients, server.pid, seconds, poisson(edges, 0.7 * equal_rate(peak, cost_s), seconds, 1))
+        long_s = _STEADY * seconds
+        steady = play(clients, server.pid, long_s, poisson(edges, 0.7 * equal_rate(peak, cost_s), long_s, 1))
         flood = play(clients, server.pid, seconds, poisson(edges, 1.5 * equal_rate(peak, cost_s), seconds, 2))
         print(f"{title}: {edges} edges, {seconds:g} s a phase; {', '.join(t.name for t in tails)}")
         print(f"  alone, before/after the peak: {_spread(before, after)} ms of CPU")
@@ -362,19 +364,33 @@ def _spread(before: Sequence[float], after: Sequence[float]) -> str:
     return ", ".join(f"{b:.2f}/{a:.2f}" for b, a in zip(before, after, strict=True))
 
 
-PARTS: Mapping[str, Sequence[tuple[str, float]]] = {"one tail": ONE, "mixed tails": MIX}
+PARTS: Mapping[str, Sequence[tuple[str, float]]] = {"one": ONE, "mixed": MIX}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="One server, many edges.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    from bench import overload
+
+    parser, known = argparse.ArgumentParser(description="One server, many edges."), [*PARTS, "overload"]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(known)} (all, if none is named)")
     parser.add_argument("--edges", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each phase")
+    parser.add_argument("--steps", type=int, nargs="+", default=overload.STEPS, help="edges that adapt, step by step")
+    parser.add_argument("--per-edge", type=float, default=4.0, help="what each of them wants, answers a second")
+    parser.add_argument("--slower", type=float, default=30.0, help="how many times slower their devices are emulated")
+    parser.add_argument("--fixed", action="store_true", help="they do not adapt: to see what that is worth")
     asked = parser.parse_args(arguments)
+    if unknown := set(asked.parts) - set(known):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: {', '.join(known)}")
     pin(EDGE_CORE)
-    for title, kinds in PARTS.items():
-        measure(title, kinds, asked.edges, asked.seconds)
+    for part, kinds in PARTS.items():
+        if part in asked.parts or not asked.parts:
+            measure(f"{part} tail{'s' * (part != 'one')}", kinds, asked.edges, asked.seconds)
+    if asked.parts and "overload" not in asked.parts:
+        return 0
+    met = overload.measure(asked.steps, asked.per_edge, asked.slower, asked.seconds, adapts=not asked.fixed)
+    return 0 if met or asked.fixed else 1
 
 
 if __name__ == "__main__":
     print(header())
-    main()
+    raise SystemExit(main())

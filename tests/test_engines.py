@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import types
@@ -250,6 +251,36 @@ def test_weights_are_copied_once_at_most() -> None:
     assert anonymous_bytes() - before < table.nbytes + (16 << 20)
     assert session.nbytes >= table.nbytes
     session.close()
+
+
+_BATCHES = """
+import numpy as np
+from splitpoint.engines import open_engine
+from splitpoint.engines.memory import few_arenas, resident_bytes
+from splitpoint.models import load
+few_arenas()
+model, engine = load("zoo:efficientnet_lite0"), open_engine(threads=1)
+cuts = [c for c in model.graph.chain() if c.name != "output"][:5]
+sessions = [engine.compile(model.tail(c)) for c in cuts]
+batch = [{t.name: np.zeros(t.bind({"batch": 8}).shape, t.dtype) for t in s.inputs} for s in sessions]
+sessions[0].run(batch[0])
+one = resident_bytes()
+for session, inputs in zip(sessions, batch):
+    session.run(inputs)
+many = resident_bytes()
+for session in sessions:
+    session.close()
+print((many - one) / 1e6, (many - resident_bytes()) / 1e6)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux does")
+def test_sessions_share_what_they_compute_in_and_give_the_rest_back() -> None:
+    """Five tails that have run a batch of eight hold the memory for one such batch, not for five (some 300 MB)."""
+    said = subprocess.run([sys.executable, "-c", _BATCHES], capture_output=True, text=True, check=True).stdout
+    more, given_back = map(float, said.split())
+    assert more < 100
+    assert given_back > 50, "five times the weights, packed as the engine likes them"
 
 
 def anonymous_bytes() -> int:

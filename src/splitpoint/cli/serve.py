@@ -12,6 +12,7 @@ import click
 from splitpoint.cli.options import engine_options, load_model, model_options, server_security_options
 from splitpoint.cli.quantities import parse_ms
 from splitpoint.engines import open_engine
+from splitpoint.engines.memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
@@ -109,6 +110,7 @@ def command(
     max_wait_s = 0.0 if max_wait.strip() == "0" else parse_ms(max_wait, "--max-wait") / 1e3
     limits = Limits(profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections)
     loaded = [model for name in models for model in _loaded(name, shapes, weights, input_spec)]
+    few_arenas()
     engine = open_engine(device=device, threads=threads)
 
     def tell(event: Event) -> None:

@@ -24,7 +24,9 @@ from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 Feed = Mapping[str, Array]
 
 #: A batch must be faster than its requests one by one by this share.
-_GAIN = 0.1
+GAIN = 0.1
+#: What a request must take less, by this share, in a batch than in one half as large, for larger ones to be tried.
+_HOPE = 0.02
 #: Runs of each size that are kept, and how many there must be before they are believed.
 _KEPT, _ENOUGH = 9, 3
 #: How many requests are tried that prove nothing.
@@ -148,9 +150,8 @@ class Gain:
             return 2
         with self._lock:
             self._choices += 1
-            unknown = [s for s in (1, *fits) if len(self._taken[s]) < _ENOUGH]
-            if unknown:
-                return unknown[0]
+            if unknown := self._unknown(fits):
+                return unknown
             if self._choices % _AGAIN == 0:
                 return (1, *fits)[self._choices // _AGAIN % (1 + len(fits))]
             return self._best(fits)
@@ -162,10 +163,22 @@ class Gain:
         if self.verdict is None:
             return 2
         with self._lock:
-            unknown = [s for s in self._sizes if len(self._taken[s]) < _ENOUGH]
-            return unknown[0] if unknown else self._best(self._sizes)
+            return self._unknown(self._sizes) or self._best(self._sizes)
+
+    def _unknown(self, sizes: Sequence[int]) -> int:
+        """The next size to be measured, 0 if none is: where two gain nothing, eight do not, and take long."""
+        before = 0.0
+        for size in (1, *sizes):
+            taken = self._taken[size]
+            if len(taken) < _ENOUGH:
+                return size
+            each = median(taken) / size
+            if before and each > (1 - _HOPE) * before:
+                return 0
+            before = each
+        return 0
 
     def _best(self, sizes: Sequence[int]) -> int:
         each = {s: median(self._taken[s]) / s for s in (1, *sizes) if self._taken[s]}
         best = min(each, key=lambda s: (each[s], s))
-        return best if 1 in each and each[best] < (1 - _GAIN) * each[1] else 1
+        return best if 1 in each and each[best] < (1 - GAIN) * each[1] else 1

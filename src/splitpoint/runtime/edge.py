@@ -450,10 +450,12 @@ class Edge:
         deadline_s: float | None = None,
         at: str | int | Cut | None = None,
         codec: CodecChoice | None = None,
+        more: bool = False,
     ) -> Result:
         """The model's outputs for `inputs`: an array if it has one input, else arrays by name; or a `Request`.
 
         With `at` (and `codec`) this one request is cut there, whatever the others are; `warm` makes that ready.
+        `more` tells the server that others follow before this one is answered: it receives them meanwhile.
         `deadline_s` (the edge's own if None, 0 for none): a server that cannot begin by then refuses instead of
         computing in vain. With the fallback ``"local"`` the answer is then finished here, in time if the device can;
         with ``"wait"`` it is a ServerError. Raises InputError for inputs that do not fit, and with the fallback
@@ -462,10 +464,11 @@ class Edge:
         limit_s = self._deadline_s if deadline_s is None else check_deadline(deadline_s)
         request = _request(inputs)
         route = None if at is None else self._route(self._cut(at), codec)
+        flags = wire.PIPELINED if more else 0
         if self._fallback == ERROR and not self.watchers:
-            return plain.finish(plain.send(plain.begin(route or self._cuts.current, request, limit_s, 0)))
+            return plain.finish(plain.send(plain.begin(route or self._cuts.current, request, limit_s, flags)))
         survivor = self._surviving()
-        return self._survived(survivor.send(survivor.begin(self._held(route), request, limit_s, 0)))
+        return self._survived(survivor.send(survivor.begin(self._held(route), request, limit_s, flags)))
 
     def stream(self, items: Iterable[Inputs], *, window: int = 4, deadline_s: float | None = None) -> Iterator[Result]:
         """Results of `items` in order, with up to `window` of them under way at once.

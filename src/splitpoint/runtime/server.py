@@ -22,6 +22,7 @@ from time import monotonic
 
 from splitpoint import wire
 from splitpoint.engines import Engine
+from splitpoint.engines.memory import give_back
 from splitpoint.errors import ModelError, ServerError, UsageError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.models.layers import metadata
@@ -35,11 +36,14 @@ from splitpoint.runtime.tails import Tails
 from splitpoint.runtime.together import run_together
 from splitpoint.security import ServerSecurity
 from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap, is_loopback
+from splitpoint.units import counted
 from splitpoint.wire import Kind, Limits
 
 SHARES = ("model", "head", "none")
 #: Connections refused for want of room that are kept for a moment, so that they can read why.
 _TURNED_AWAY = 32
+#: When connections end, free memory is given back to the system; not more often than this.
+_TIDY_S = 5.0
 
 
 class Server:
@@ -100,6 +104,7 @@ class Server:
         self._turned_away: deque[TcpConnection] = deque()
         self._received = 0
         self._answered = 0
+        self._tidied_s = -inf
         self._stop = threading.Event()
         self._listener: TcpListener | None = None
         self.draining = False
@@ -125,6 +130,7 @@ class Server:
         if self._listener is not None:
             return
         self._listener = self._listen()
+        self._listener.on_starved = lambda why: self.tell(Event("warning", f"others wait to be connected: {why}"))
         self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s)
         self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch)
         self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, lambda: self._answered)
@@ -227,7 +233,8 @@ class Server:
                 if len(self._peers) < limits.connections and not self.draining:
                     origin = self._origins.enter(connection.peer, monotonic())
                     if origin is None:
-                        text = f"{limits.client_connections} connections come from this address already: close some"
+                        many = counted(limits.client_connections, "connection")
+                        text = f"{many} from this address already: close one, or serve with more --client-connections"
                     else:
                         peer = Peer(self, connection, origin)
                         self._peers.add(peer)
@@ -259,10 +266,16 @@ class Server:
 
     def left(self, peer: Peer) -> None:
         """The connection of `peer` has ended."""
+        now_s = monotonic()
         with self._lock:
             self._peers.discard(peer)
             self._origins.leave(peer.origin)
             self._idle.notify_all()
+            tidy = now_s >= self._tidied_s + _TIDY_S
+            if tidy:
+                self._tidied_s = now_s
+        if tidy:  # what its thread has freed stays with the C library, which keeps it for every thread apart
+            give_back()
 
     # --- memory of requests that have been received and not answered --------------------------------------------
 

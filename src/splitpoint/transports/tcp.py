@@ -21,6 +21,11 @@ from splitpoint.errors import ServerError, UsageError
 from splitpoint.transports.framed import Framed
 from splitpoint.wire import DEFAULT_PORT, Buffer, Limits, Packet, checked, flat
 
+#: What is said when a process has no descriptor left, and what helps.
+_NO_DESCRIPTORS = "this process has no file descriptor left: allow it more (ulimit -n), or fewer --connections"
+#: Ports that are looked at for one that is free.
+_NEAR = 20
+
 _TIMEVAL = struct.Struct("ll")
 _DONTWAIT = socket.MSG_DONTWAIT
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -302,12 +307,19 @@ class TcpListener:
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             self._sock = socket.create_server(sockaddr[:2], family=family, backlog=128)
+            try:
+                self._wake, self._waker = socket.socketpair()
+            except OSError:
+                self._sock.close()
+                raise
         except OSError as exc:
             raise _cannot_listen(host, port, exc) from exc
         self._sock.setblocking(False)
         self.sockaddr: tuple[str, int] = self._sock.getsockname()[:2]
         self.address = format_address(self.sockaddr)
-        self._wake, self._waker = socket.socketpair()
+        self._starved = False
+        self.on_starved: Callable[[str], None] = lambda why: None
+        """Told why when a connection cannot be taken for want of descriptors or memory, once until one can again."""
 
     def accept(self) -> TcpConnection | None:
         """The next connection; None once closed."""
@@ -319,11 +331,15 @@ class TcpListener:
                 sock, sockaddr = self._sock.accept()
             except (BlockingIOError, ConnectionError):
                 continue  # it left before it was greeted
-            except OSError:
+            except OSError as exc:
                 # Out of descriptors or memory, mostly: the connection stays in the kernel's queue until some are free.
                 # Whatever else it is, those who are here are served on, and the next one may come through.
+                if not self._starved:
+                    self._starved = True
+                    self.on_starved(_NO_DESCRIPTORS if exc.errno == errno.EMFILE else exc.strerror or str(exc))
                 select.select([self._wake], [], [], 0.1)
                 continue
+            self._starved = False
             try:
                 return self._wrap(sock, format_address(sockaddr), self._limits)
             except OSError:
@@ -342,12 +358,23 @@ class TcpListener:
         self._waker.close()
 
 
+def _free_port(host: str, port: int) -> int:
+    """The next port at `host` that is free; 0, which stands for any, if that cannot be found out."""
+    for other in range(port + 1, min(port + _NEAR, 65535) + 1):
+        with suppress(OSError), socket.create_server((host, other)):
+            return other
+    return 0
+
+
 def _cannot_listen(host: str, port: int, exc: OSError) -> ServerError | UsageError:
     where = format_address((host, port))
     if exc.errno == errno.EADDRINUSE:
         return ServerError(
-            f"port {port} on {host} is in use: stop what listens there, or take another port, such as {port + 1}"
+            f"port {port} on {host} is in use: stop what listens there, or take another port, such as "
+            f"{_free_port(host, port)}"
         )
+    if exc.errno == errno.EMFILE:
+        return ServerError(f"cannot listen at {where}: {_NO_DESCRIPTORS}")
     if exc.errno == errno.EACCES:
         return ServerError(f"port {port} on {host} is not allowed: ports below 1024 need rights, 3277 does not")
     if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
