@@ -18,7 +18,8 @@ import click
 
 from splitpoint.errors import SplitpointError, nearest
 
-#: Verb → what `splitpoint --help` says of it. Each is `splitpoint.cli.<verb>:command`, imported when asked for.
+#: Verb → what `splitpoint --help` says of it. Each is `splitpoint.cli.<verb>:command` (a - becomes _), imported when
+#: asked for.
 VERBS: Mapping[str, str] = {
     "demo": "See it work: a server, a device, four photos, one minute.",
     "inspect": "List a model's layers and what would cross the link at each.",
@@ -31,6 +32,8 @@ VERBS: Mapping[str, str] = {
     "tasks": "Run a queue of requests for different models, planned together.",
     "link": "Measure the network to a server, or say what a link means.",
     "calibrate": "Measure what codecs cost in accuracy, with real inputs.",
+    "predict": "Say what a model would take on a device it never ran on.",
+    "calibrate-device": "Learn what kernels cost here, to price any network.",
     "plan": "Say whether and where to split: the honest table.",
     "compare": "Run the plan's table for real: predicted beside measured.",
     "sweep": "Measure every split point between a device and a server.",
@@ -51,7 +54,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"splitpoint.cli.{cmd_name}")
+        module = importlib.import_module(f"splitpoint.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

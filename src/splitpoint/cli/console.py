@@ -85,3 +85,12 @@ def progress(console: Console | None = None) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def countdown() -> Progress:
+    """A progress bar of time (on standard error): what, how far, time so far and what its task says is `left`."""
+    console = err()
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip

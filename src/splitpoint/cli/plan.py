@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from splitpoint.calibration.values import Calibration
 from splitpoint.cli.console import Column, out, table
+from splitpoint.cli.latency import check_same, codecs_there, is_latency
 from splitpoint.cli.options import (
     cache_option,
     engine_options,
@@ -34,13 +37,19 @@ from splitpoint.planning.files import plan_bytes, save_plan
 from splitpoint.planning.objectives import NAMES
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Plan
+from splitpoint.predict.files import load_latency
+from splitpoint.predict.price import predict
+from splitpoint.predict.values import Latency
 from splitpoint.profile.files import load_profile
 from splitpoint.profile.values import Profile, Watts
 from splitpoint.report.plan import draw, fitted, proof, range_lines, refusals, seed_lines
+from splitpoint.report.predict import uncalibrated_line
 from splitpoint.security import Security
 
 #: ``--link measured``: what no ``--link`` means, too, where there is a server.
 MEASURED = "measured"
+
+T = TypeVar("T")
 
 
 @click.command(short_help="Say whether and where to split: the honest table.")
@@ -50,13 +59,14 @@ MEASURED = "measured"
     "edge_path",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="The device's profile (splitpoint profile -o); without it this machine is profiled now.",
+    help="The device's profile (splitpoint profile -o), or what was learned of it (splitpoint calibrate-device -o, or "
+    "neurosurgeon-edge), which prices a MODEL that never ran there; without it this machine is profiled now.",
 )
 @click.option(
     "--cloud",
     required=True,
     metavar="FILE|HOST[:PORT]",
-    help="The server's profile, or the server, which then profiles itself.",
+    help="The server's profile or latency file (also neurosurgeon-cloud), or the server, which then profiles itself.",
 )
 @security_options
 @click.option(
@@ -96,6 +106,7 @@ MEASURED = "measured"
 )
 @click.option("--edge-watts", metavar="COMPUTE,TX,IDLE", help="The device's power in watts, for --objective energy.")
 @click.option("--budget", default="20s", show_default=True, metavar="TIME", help="How long profiling may take.")
+@click.option("--force", is_flag=True, help="Only warn where a latency file is of another engine, device or threads.")
 @click.option("--explain", is_flag=True, help="Say why the runner-up lost, stage by stage.")
 @click.option(
     "--png",
@@ -120,13 +131,13 @@ def command(
     model: str | None, edge_path: Path | None, cloud: str, security: Security, link_text: str | None, objective: str,
     max_drop: str | None,
     max_edge_memory: str | None, keep_input_local: bool, deadline: str | None, codecs: tuple[str, ...],
-    calib: Path | None, edge_watts: str | None, budget: str, explain: bool, png_path: Path | None,
+    calib: Path | None, edge_watts: str | None, budget: str, force: bool, explain: bool, png_path: Path | None,
     out_path: Path | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
     weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Compare all on the device, all on the server and every split, and say what is best and by how much.
 
-    MODEL is not needed where both profiles are files: the graph is inside them.
+    MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
     constraints = Constraints(
         max_drop=None if max_drop is None else parse_share(max_drop),
@@ -142,11 +153,14 @@ def command(
     if png_path is not None:
         _need_plot()
     calibration = None if calib is None else _calibration(calib)
-    wanted = load_model(model, shapes, weights, input_spec) if model is not None and is_local(model) else None
+    learned = _learned(edge_path, cloud, device, threads, force=force)
+    load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
+    wanted = load_model(model, shapes, weights, input_spec) if model is not None and load_it else None
     budget_s = parse_budget(budget)
     edge, there, link = _gather(
-        model, wanted, edge_path, cloud, security, link_text, budget_s, device=device, threads=threads, cache=cache
-    )
+        model, wanted, edge_path, cloud, security, link_text, budget_s, device=device, threads=threads, cache=cache,
+        learned=learned,
+    )  # fmt: skip
     if watts is not None:
         edge = _with_watts(edge, watts)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
@@ -169,13 +183,14 @@ def command(
 def _gather(
     model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, security: Security,
     link_text: str | None, budget_s: float, *, device: str, threads: int, cache: Path | None,
+    learned: Mapping[str, Latency],
 ) -> tuple[Profile, Profile, Link]:  # fmt: skip
     """The two profiles and the link: from files, from the server, or measured here."""
-    is_file = Path(cloud).suffix == ".json" or Path(cloud).is_file()
-    edge = None if edge_path is None else _profile_file(edge_path, model, wanted)
-    there = _profile_file(Path(cloud), model, wanted) if is_file else None
+    named = _is_named(cloud, learned)
+    edge = None if edge_path is None else _side(str(edge_path), model, wanted, learned)
+    there = _side(cloud, model, wanted, learned) if named else None
     link = None if link_text in (None, MEASURED) else _link(str(link_text))
-    if link is None and is_file:
+    if link is None and named:
         raise UsageError(
             "a link cannot be measured without a server: name it with --link (4g, 10mbit/20mbit,40ms, a file), or give "
             "--cloud HOST"
@@ -190,7 +205,7 @@ def _gather(
     engine = open_engine(device=device, threads=threads)
     served = wanted or name_of(model or (edge.graph.name if edge else ""))
     known: dict[str, Any] = {"engine": engine, "cache": cache, "security": security}
-    with nullcontext() if is_file else Edge(cloud, served, at="input", **known) as server:
+    with nullcontext() if named else Edge(cloud, served, at="input", **known) as server:
         if server is not None:
             there = server.profile_server(budget_s)
             if link is None:
@@ -200,10 +215,55 @@ def _gather(
             here = wanted or (server.model if server is not None else None)
             if here is None:
                 raise UsageError(f"{model} is no model on this machine: name a file, or a --cloud HOST that has it")
-            edge = _profile_here(here, engine, budget_s, cache)
+            known_of = learned.get(str(edge_path))
+            edge = _predicted(here, known_of) if known_of else _profile_here(here, engine, budget_s, cache)
     assert there is not None
     assert link is not None
     return edge, there, link
+
+
+def _is_named(cloud: str, learned: Mapping[str, Latency]) -> bool:
+    """Whether the server is known by a file, rather than one to connect to."""
+    return cloud in learned or Path(cloud).suffix == ".json" or Path(cloud).is_file()
+
+
+def _learned(edge_path: Path | None, cloud: str, device: str, threads: int, *, force: bool) -> dict[str, Latency]:
+    """What was learned of the device, of the server, or both, by what was typed; profiles and servers are not there."""
+    asked = {str(p): p is edge_path for p in (cloud, edge_path) if p is not None and is_latency(str(p))}
+    found = {}
+    for text, is_edge in asked.items():
+        found[text] = load_latency(text)
+        if is_edge:  # --device and --threads say what runs the device's half
+            check_same(found[text], text, device=_given("device", device), threads=_given("threads", threads) or None,
+                       force=force)  # fmt: skip
+        else:
+            check_same(found[text], text, force=force)
+    return found
+
+
+def _given(name: str, value: T) -> T | None:
+    """`value` if the user gave the option of that name; None where it is the default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return value if source not in (None, ParameterSource.DEFAULT) else None
+
+
+def _side(text: str, model: str | None, wanted: Model | None, learned: Mapping[str, Latency]) -> Profile | None:
+    """The profile behind a file: as it is, or predicted for `wanted`; None if the model is not known yet."""
+    if text not in learned:
+        return _profile_file(Path(text), model, wanted)
+    if model is None:
+        raise UsageError(f"give MODEL: {text} says what kernels take on a device, and prices any model")
+    return None if wanted is None else _predicted(wanted, learned[text])
+
+
+def _predicted(model: Model, latency: Latency) -> Profile:
+    """What `model` would take there, which is said."""
+    found = predict(model, latency)
+    click.echo(f"{latency.name}: {model.name} predicted, never run there ({found.whole} for the whole)", err=True)
+    line = uncalibrated_line(found)
+    if line:
+        click.echo(line, err=True)
+    return found.profile(codecs_there(model, latency))
 
 
 def _profile_here(model: Model, engine: Engine, budget_s: float, cache: Path | None) -> Profile:

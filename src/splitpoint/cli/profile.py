@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 from click.core import ParameterSource
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from splitpoint.cli.console import Column, err, out, table
+from splitpoint.cli.console import Column, countdown, err, out, table
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
@@ -138,7 +137,7 @@ def _measure_here(
 ) -> Profile:  # fmt: skip
     engine = open_engine(device=device, threads=threads)
     model = load_model(name, shapes, weights, input_spec)
-    with _bar() as bar:
+    with countdown() as bar:
         task = bar.add_task(f"measuring {model.name}", total=seconds, left="")
 
         def show(progress: measure.Progress) -> None:
@@ -156,14 +155,6 @@ def _measure_here(
             model, engine, budget_s=seconds, on_progress=show, note=note, watts=watts,
             meter=None if watts else find_meter(),
         )  # fmt: skip
-
-
-def _bar() -> Progress:
-    console = err()
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
 
 
 def _ask_server(

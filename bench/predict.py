@@ -1,0 +1,149 @@
+"""How well latency is predicted.
+
+    python -m bench.predict seed DIR     # DIR has edge/ and cloud/ with the Neurosurgeon replica's tables
+
+`seed`: what is learned of nine tenths of the rows of each table, judged on the tenth kept apart (seed 0, as the issue
+asks), beside a random forest on the raw columns and the replica's linear regression; and how far identical
+configurations in the tables differ, below which no prediction can get. Ten minutes on one core.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from time import process_time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.common import header
+from splitpoint.predict.features import columns_of
+from splitpoint.predict.learn import FULL, effort_for, learn_kind
+from splitpoint.predict.linear import fit_linear
+from splitpoint.predict.table import Table, read_tables
+
+Floats = NDArray[np.float64]
+
+SIDES = ("edge", "cloud")
+#: Shares within ±10 % of all kinds together.
+TARGETS = {"edge": 0.68, "cloud": 0.85}
+APART, SEED = 0.1, 0
+
+
+def seed(arguments: list[str]) -> None:
+    """The table for both machines."""
+    if len(arguments) != 1:
+        raise SystemExit("python -m bench.predict seed DIR, where DIR/edge and DIR/cloud have conv_lat.csv and others")
+    for side in SIDES:
+        tables, said = read_tables(Path(arguments[0]) / side)
+        print(f"\n{side}: {sum(map(len, tables.values()))} rows", *said, sep="\n  ")
+        for line in floor(tables):
+            print(f"  {line}")
+        judge(side, tables)
+
+
+def floor(tables: Mapping[str, Table]) -> Iterator[str]:
+    """How far rows differ that are the same configuration, or whose two neighbours in their only varied size agree."""
+    for kind, table in tables.items():
+        pairs = repeated(table)
+        if len(pairs):
+            near = np.abs(table.latency_ms[pairs[:, 0]] / table.latency_ms[pairs[:, 1]] - 1)
+            yield (
+                f"noise of {kind}: {len(pairs)} configurations are there twice; the second is within 10 % of the first "
+                f"in {(near <= 0.1).mean():.0%}, half are within {np.median(near):.1%}, nine tenths within "
+                f"{np.quantile(near, 0.9):.0%}"
+            )
+        off = between(table)
+        if len(off):
+            yield (
+                f"noise of {kind}: {len(off)} rows lie between two with only Cin (or in_features) less and more; from "
+                f"the line between those {(off <= 0.1).mean():.0%} are within 10 %, half within {np.median(off):.1%}"
+            )
+
+
+def repeated(table: Table) -> NDArray[np.intp]:
+    """Pairs of rows whose columns are all the same (FLOPs, which are rounded, apart)."""
+    rows = np.stack([v for name, v in table.columns.items() if name != "FLOPs"], axis=1)
+    _, place = np.unique(rows, axis=0, return_inverse=True)
+    order = np.argsort(place.ravel(), kind="stable")
+    same = np.flatnonzero(np.diff(place.ravel()[order]) == 0)
+    return np.stack([order[same], order[same + 1]], axis=1)
+
+
+def between(table: Table) -> Floats:
+    """How far, as a share, each row lies from the line between its neighbours in the size that is sampled densest."""
+    name = "in_features" if table.kind == "linear" else "Cin"
+    others = [v for n, v in table.columns.items() if n not in (name, "FLOPs")]
+    order = np.lexsort([table.columns[name], *others])
+    x, y = table.columns[name][order], table.latency_ms[order]
+    same = (
+        np.all([v[order][2:] == v[order][:-2] for v in others], axis=0) & (np.diff(x)[1:] > 0) & (np.diff(x)[:-1] > 0)
+    )
+    # Only where sizes are close: latency is no line from 3 to 64 channels.
+    same &= x[2:] <= 1.5 * x[:-2]
+    share = (x[1:-1] - x[:-2]) / np.maximum(x[2:] - x[:-2], 1e-9)
+    line = y[:-2] + share * (y[2:] - y[:-2])
+    return np.asarray(np.abs(line / y[1:-1] - 1)[same])
+
+
+def judge(side: str, tables: Mapping[str, Table]) -> None:
+    """Prints a line for each kind and one for all together."""
+    print(f"  {'':10} {'rows':>5} {'±5 %':>6} {'±10 %':>6} {'±20 %':>6} {'MAPE':>7} {'in 80 %':>8}"
+          f" | {'forest':>6} {'MAPE':>7} | {'linear':>6} {'MAPE':>8} | {'s':>4}")  # fmt: skip
+    ours, forests, lines, inside = [], [], [], []
+    for kind, table in tables.items():
+        order = np.random.default_rng(SEED).permutation(len(table))
+        apart, rest = order[: round(APART * len(table))], order[round(APART * len(table)) :]
+        started = process_time()
+        model, _ = learn_kind(table.take(rest), effort_for(table, FULL), SEED)
+        spent = process_time() - started
+        test = table.take(apart)
+        times = model.predict(kind, test.columns)
+        ours.append(np.abs(times.median_ms / test.latency_ms - 1))
+        inside.append((times.low_ms <= test.latency_ms) & (test.latency_ms <= times.high_ms))
+        forests.append(np.abs(raw_forest(table.take(rest), test) / test.latency_ms - 1))
+        lines.append(np.abs(linear(table.take(rest), test) / test.latency_ms - 1))
+        show(kind, ours[-1], inside[-1], forests[-1], lines[-1], spent)
+    together = np.concatenate(ours)
+    show("all", together, np.concatenate(inside), np.concatenate(forests), np.concatenate(lines), None)
+    hit = float((together <= 0.1).mean())
+    print(f"  target: {TARGETS[side]:.0%} within 10 %: {'met' if hit >= TARGETS[side] else 'MISSED'} ({hit:.1%})")
+
+
+def show(kind: str, e: Floats, inside: NDArray[np.bool_], forest: Floats, line: Floats, spent: float | None) -> None:
+    shares = " ".join(f"{(e <= s).mean():6.1%}" for s in (0.05, 0.1, 0.2))
+    print(f"  {kind:10} {len(e):5} {shares} {e.mean():7.1%} {inside.mean():8.1%} | {(forest <= 0.1).mean():6.1%} "
+          f"{forest.mean():7.1%} | {(line <= 0.1).mean():6.1%} {line.mean():8.0%} | "
+          f"{'' if spent is None else f'{spent:4.0f}'}", flush=True)  # fmt: skip
+
+
+def raw_forest(train: Table, test: Table) -> Floats:
+    """ms by an untuned random forest on the columns as they are: what to be better than."""
+    from sklearn.ensemble import RandomForestRegressor
+
+    columns = list(train.columns)
+    model = RandomForestRegressor(random_state=SEED)
+    model.fit(np.stack([train.columns[c] for c in columns], axis=1), train.latency_ms)
+    return np.asarray(model.predict(np.stack([test.columns[c] for c in columns], axis=1)))
+
+
+def linear(train: Table, test: Table) -> Floats:
+    """ms by the replica's linear regression."""
+    found = fit_linear(columns_of(train.kind, train.columns), train.latency_ms)
+    columns = columns_of(test.kind, test.columns)
+    return np.asarray(found["1"] + sum(k * columns[name] for name, k in found.items() if name != "1"))
+
+
+PARTS: Mapping[str, Callable[[list[str]], None]] = {"seed": seed}
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] not in PARTS:
+        raise SystemExit(f"python -m bench.predict PART: {', '.join(PARTS)}")
+    print(header())
+    PARTS[arguments[0]](arguments[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

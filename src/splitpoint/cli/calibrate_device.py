@@ -1,0 +1,163 @@
+"""splitpoint calibrate-device: learn what kernels cost on this machine, to price networks that never ran here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from splitpoint.cli.console import Column, countdown, err, out, table
+from splitpoint.cli.options import engine_options, json_option
+from splitpoint.cli.quantities import parse_budget
+from splitpoint.engines import Engine, open_engine
+from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.files import check_writable
+from splitpoint.predict.collect import collect, quick_fit
+from splitpoint.predict.collection import Collection, load_collection, save_collection, started
+from splitpoint.predict.files import latency_bytes, save_latency
+from splitpoint.predict.table import write_tables
+from splitpoint.predict.values import Latency
+from splitpoint.profile.measure import Progress
+from splitpoint.units import counted
+
+#: A latency file's usual ending, and that of the measurements beside it.
+_ENDING, _BESIDE = ".latency.json", ".strips.json"
+
+
+@click.command(short_help="Learn what kernels cost here, to price any network.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("device.latency.json"),
+    show_default=True,
+    metavar="FILE",
+    help="Where to write what was learned; the measurements go beside it (device.strips.json).",
+)
+@click.option("--budget", default="5m", show_default=True, metavar="TIME", help="How long to measure: 2m, 5m.")
+@click.option(
+    "--csv",
+    "csv_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the measurements as tables, one CSV file a kind (splitpoint predict train DIR learns from them).",
+)
+@click.option(
+    "--name", default="", metavar="TEXT", help="What the device is called in tables (default: its processor)."
+)
+@click.option("--note", default="", metavar="TEXT", help="Kept in the file: what is special about this machine.")
+@click.option(
+    "--seed", type=click.IntRange(0, 1 << 30), default=0, metavar="N", help="Of the random networks (default: 0)."
+)
+@json_option
+@engine_options
+def command(
+    output: Path, budget: str, csv_folder: Path | None, name: str, note: str, seed: int, as_json: bool, device: str,
+    threads: int,
+) -> None:  # fmt: skip
+    """Measure kernels of all kinds on this machine, as they run in networks, and learn what any of them costs.
+
+    What runs are random networks, and what is timed are their kernels as the engine fuses them. It learns while it
+    measures, and measures what it is least sure of. An interrupted run is gone on with by the same command; so is a
+    finished one, with a larger --budget. Learning needs splitpoint[predict]; without it --csv takes the measurements
+    to a machine that has it.
+    """
+    seconds = parse_budget(budget)
+    beside = beside_of(output)
+    for path in (output, beside):
+        check_writable(path)
+    learns = _can_learn(csv_folder)
+    engine = open_engine(device=device, threads=threads)
+    found = _begun(beside, engine, seed)
+    if output.exists() and found.strips and found.left_s(seconds) <= 0:
+        raise UsageError(
+            f"{output} has {found.spent_s:.0f} s of measurements behind it: a larger --budget measures on, and without "
+            f"{beside} it begins anew"
+        )
+    found = _measure(found, engine, seconds, beside, learns)
+    if csv_folder is not None:
+        write_tables(csv_folder, found.tables())
+        click.echo(f"wrote {counted(found.rows, 'row')} to {csv_folder}", err=True)
+    if not learns:
+        click.echo(f"next, where splitpoint[predict] is: splitpoint predict train {csv_folder} -o {output}", err=True)
+        return
+    with err().status(f"learning from {counted(found.rows, 'kernel')}"):
+        latency = found.learned(name=name, note=note)
+    save_latency(output, latency)
+    if as_json:
+        click.echo(latency_bytes(latency), nl=False)
+    else:
+        _print(latency, found)
+        click.echo(f"next: splitpoint predict MODEL --on {output}")
+    click.echo(f"wrote {output}", err=True)
+
+
+def beside_of(output: Path) -> Path:
+    """Where the measurements behind a latency file are: ``device.latency.json`` → ``device.strips.json``."""
+    return output.with_name(output.name.removesuffix(_ENDING).removesuffix(".json") + _BESIDE)
+
+
+def _can_learn(csv_folder: Path | None) -> bool:
+    """Whether scikit-learn is there. MissingExtraError if it is not, and nothing else is wanted."""
+    from importlib.util import find_spec
+
+    if find_spec("sklearn") is not None:
+        return True
+    if csv_folder is None:
+        raise MissingExtraError("scikit-learn", "predict", "learn from what is measured (--csv DIR only measures)")
+    click.echo("scikit-learn is not installed: measuring only, without choosing what tells most", err=True)
+    return False
+
+
+def _begun(beside: Path, engine: Engine, seed: int) -> Collection:
+    """What an earlier run has measured, or a new collection. InputError if it was measured with something else."""
+    if not beside.exists():
+        return started(engine, seed)
+    found = load_collection(beside)
+    found.require(engine, seed)
+    click.echo(f"going on with {counted(len(found.strips), 'network')} of {beside} ({found.spent_s:.0f} s)", err=True)
+    return found
+
+
+def _measure(found: Collection, engine: Engine, seconds: float, beside: Path, learns: bool) -> Collection:
+    fit = quick_fit if learns else None
+    with countdown() as shown:
+        task = shown.add_task("calibrating", total=seconds, left="")
+
+        def show(progress: Progress) -> None:
+            what = f"network {progress.done + 1} of about {progress.total}: {progress.what}"
+            shown.update(task, completed=progress.elapsed_s, description=what, left=f"{progress.left_s:.0f} s left")
+
+        try:
+            for latest in collect(found, engine, budget_s=seconds, fit=fit, on_progress=show):
+                save_collection(beside, found := latest)
+        except KeyboardInterrupt:
+            click.echo(
+                f"{counted(len(found.strips), 'network')} kept in {beside}: the same command goes on from there",
+                err=True,
+            )
+            raise
+    return found
+
+
+_COLUMNS = (
+    Column("kind", right=False, keep=True), Column("rows", keep=True), Column("within ±10 %", keep=True),
+    Column("mean error", keep=True), Column("in the range"),
+)  # fmt: skip
+
+
+def _print(latency: Latency, found: Collection) -> None:
+    """What was learned, and how well it priced rows that were kept apart."""
+    console = out()
+    console.print(
+        f"[bold]{latency.name}[/], {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})"
+    )
+    scores = [(kind, model.score) for kind, model in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
+    cells = [(kind, str(s.count), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, s in scores]
+    table(_COLUMNS, cells, console=console)
+    measured = f"{counted(found.rows, 'kernel')} of {counted(len(found.strips), 'network')} in {found.spent_s:.0f} s"
+    console.print(f"{measured}; errors are those of networks kept apart")
+    console.print(
+        f"a whole network takes {latency.scale:.2f} times its kernels and up to {latency.fixed_ms:.2f} ms, within "
+        f"± {latency.spread:.0%} four times in five"
+    )

@@ -1,0 +1,203 @@
+"""splitpoint predict evaluate: how good predictions are on this machine, with networks that no training saw."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from splitpoint.cli.console import Column, err, out, table
+from splitpoint.cli.latency import check_same, refuse, whose
+from splitpoint.cli.options import json_option
+from splitpoint.cli.quantities import parse_budget
+from splitpoint.engines import open_engine
+from splitpoint.errors import InputError, UsageError
+from splitpoint.machine import this_machine
+from splitpoint.models import load, name_of
+from splitpoint.models.model import Model
+from splitpoint.predict import truth as truths
+from splitpoint.predict.evaluate import Judgement, judge
+from splitpoint.predict.files import load_latency
+from splitpoint.predict.truth import Truth
+from splitpoint.predict.values import Latency
+from splitpoint.report.evaluate import kind_cells, sentences, whole_cells, write
+from splitpoint.units import counted
+
+#: Of every family that people split, small ones and large ones. PyTorch is needed to open them the first time.
+NETWORKS: Sequence[str] = (
+    "zoo:lenet5", "zoo:efficientnet_lite0", "torchvision:alexnet", "torchvision:vgg11", "torchvision:resnet18",
+    "torchvision:resnet50", "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_large", "torchvision:squeezenet1_1",
+    "torchvision:shufflenet_v2_x1_0", "torchvision:mnasnet1_0", "torchvision:googlenet", "torchvision:densenet121",
+    "torchvision:efficientnet_b0", "torchvision:regnet_y_400mf", "torchvision:vit_b_16",
+)  # fmt: skip
+
+
+@click.command(short_help="Judge predictions by networks that run here.")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "--on",
+    "device_file",
+    required=True,
+    metavar="FILE",
+    help="What was learned of this machine (splitpoint calibrate-device -o).",
+)
+@click.option(
+    "--budget",
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    help="How long all measuring may take: a third for whole networks, the rest for profiles to judge plans by.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep the networks and what they took in this folder, and measure nothing that is there.",
+)
+@click.option("--prepare", is_flag=True, help="Only open the networks into --data (slow); measure another time.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write networks.csv, kernels.csv, plans.csv and scatter.png there.",
+)
+@click.option("--force", is_flag=True, help="Only warn where the file is of another engine, device or threads.")
+@json_option
+def command(
+    models: tuple[str, ...], device_file: str, budget: str, data: Path | None, prepare: bool, output: Path | None,
+    force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Compare predictions with what networks take on this machine: kernels, whole networks, and plans.
+
+    Without MODELs sixteen from LeNet-5 to a vision transformer are measured; none of them was in what predictions are
+    learned from. Plans are made from predictions for five links and three slower devices, and priced by what was
+    measured: how much longer they take than the best plan is the regret. Run it when nothing else runs.
+    """
+    budget_s = parse_budget(budget)
+    latency = load_latency(device_file)
+    if prepare and data is None:
+        raise UsageError("--prepare needs --data DIR, where the networks are kept")
+    for folder in (data, output):
+        if folder is not None:
+            _make(folder)
+    opened = _open(models, data)
+    if prepare:
+        click.echo(f"{counted(len(opened), 'network')} in {data}: measure them with the same command without --prepare")
+        return
+    truth = _measured(opened, latency, device_file, budget_s, data, force=force)
+    found = judge(truth, latency)
+    if as_json:
+        click.echo(msgspec.json.encode(_summary(found)))
+    else:
+        _print(found, latency)
+    for path in write(output, found, _title(latency)) if output is not None else ():
+        click.echo(f"wrote {path}", err=True)
+
+
+def _make(folder: Path) -> None:
+    from splitpoint.errors import StorageError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StorageError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def _open(asked: Sequence[str], data: Path | None) -> dict[str, Model]:
+    """The networks by name: kept ones, or opened now, with random weights where weights would be fetched."""
+    found: dict[str, Model] = {}
+    known = [] if asked or data is None else truths.names(data)
+    for text in asked or known or NETWORKS:
+        name = re.sub(r"[^\w.-]+", "_", name_of(text))
+        model = truths.kept(data, name) if data is not None else None
+        if model is None:
+            click.echo(f"opening {text}", err=True)
+            model = load(text, weights="random" if text.startswith(("torchvision:", "timm:")) else None)
+            if data is not None:
+                truths.keep(model, name, data)
+        if name in found:
+            raise UsageError(f"two of the networks are called {name}: rename a file")
+        found[name] = model
+    return found
+
+
+def _measured(
+    models: dict[str, Model], latency: Latency, device_file: str, budget_s: float, data: Path | None, *, force: bool
+) -> Truth:
+    """What they take, measured now or before."""
+    truth = truths.load(data, models) if data is not None else None
+    if truth is None or truth.missing():
+        engine = open_engine(device=latency.device, threads=latency.threads)
+        truth = truth or truths.begin(engine, models)
+        _check_truth(truth, latency, device_file, force=force)
+        _require_here(truth, data)
+        with err().status(f"measuring {counted(len(models), 'network')}") as status:
+            truths.measure(
+                truth, engine, budget_s, folder=data,
+                on_step=lambda what, done, total: status.update(f"measuring {what}: {done} of {total} done"),
+            )  # fmt: skip
+    else:
+        _check_truth(truth, latency, device_file, force=force)
+    return truth
+
+
+def _check_truth(truth: Truth, latency: Latency, device_file: str, *, force: bool) -> None:
+    """InputError unless both are of one machine, engine, device and number of threads."""
+    check_same(latency, device_file, engine=truth.engine, device=truth.device, threads=truth.threads, force=force)
+    ours, theirs = latency.machine.processor if latency.machine else "", truth.machine.processor
+    if ours and ours != theirs:
+        refuse(f"{device_file} is of {ours}, and the networks run on {theirs}", force=force)
+
+
+def _require_here(truth: Truth, data: Path | None) -> None:
+    """InputError if what is to be gone on with was begun on another machine."""
+    here = this_machine()
+    if truth.machine.processor != here.processor:
+        raise InputError(
+            f"{data} was begun on {truth.machine.processor}, and this is {here.processor}: use another --data folder"
+        )
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+_WHOLES = (
+    Column("network", right=False, keep=True), Column("measured ms", keep=True), Column("predicted", keep=True),
+    Column("8 of 10", keep=True), Column("error", keep=True), Column("corrected"), Column("linear"),
+)  # fmt: skip
+_KINDS = (
+    Column("kernels", right=False, keep=True), Column("", keep=True), Column("MAPE", keep=True),
+    Column("±5%", keep=True), Column("±10%", keep=True), Column("±20%", keep=True), Column("in range", keep=True),
+    Column("linear MAPE"),
+)  # fmt: skip
+
+
+def _print(found: Judgement, latency: Latency) -> None:
+    console = out()
+    for line in whose(latency):
+        console.print(line, markup=False)
+    table(_WHOLES, whole_cells(found), console=console)
+    if found.kernels:
+        table(_KINDS, kind_cells(found.kinds()), console=console)
+    for line in sentences(found):
+        console.print(line, markup=False)
+
+
+def _title(latency: Latency) -> str:
+    return "Networks that no training saw, " + whose(latency)[0]
+
+
+def _summary(found: Judgement) -> dict[str, object]:
+    return {
+        "wholes": found.wholes,
+        "corrected": found.corrected,
+        "kinds": dict(found.kinds()),
+        "plans": [msgspec.to_builtins(r) | {"regret": r.regret} for r in found.plans],
+        "said": sentences(found),
+    }

@@ -1,0 +1,240 @@
+"""splitpoint predict: what a model would take on a device it never ran on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from splitpoint.cli import evaluate, train
+from splitpoint.cli.console import Column, out, table
+from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
+from splitpoint.cli.options import json_option, load_model, model_options
+from splitpoint.errors import InputError
+from splitpoint.files import check_writable
+from splitpoint.models.model import Model
+from splitpoint.predict.files import SHIPPED, load_latency
+from splitpoint.predict.price import Prediction, predict
+from splitpoint.predict.traces import read_traces
+from splitpoint.predict.values import Latency
+from splitpoint.profile.files import load_profile, save_profile
+from splitpoint.profile.values import SegmentCost
+from splitpoint.report.predict import (
+    PriceRow,
+    between,
+    kernel_rows,
+    kind_text,
+    layer_rows,
+    ms,
+    uncalibrated_line,
+    write_rows,
+)
+from splitpoint.units import counted
+
+#: What ``splitpoint predict MODEL`` runs.
+_MODEL = "MODEL"
+
+
+class _Default(click.Group):
+    """Its commands by name; anything else is a MODEL. `./train` is a file of that name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = [_MODEL, *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in super().list_commands(ctx) if name != _MODEL]
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        main = self.commands[_MODEL]
+        with click.Context(main, info_name=ctx.info_name, parent=ctx.parent) as inner:
+            main.format_help(inner, formatter)
+        self.format_commands(ctx, formatter)
+
+
+@click.group(cls=_Default, short_help="Say what a model would take on a device it never ran on.")
+def command() -> None:
+    """Predict latency from what was learned of a device; see splitpoint predict --help."""
+
+
+command.add_command(train.command, "train")
+command.add_command(evaluate.command, "evaluate")
+
+
+@command.command(name=_MODEL)
+@click.argument("model")
+@click.option(
+    "--on",
+    "device_file",
+    required=True,
+    metavar="FILE|NAME",
+    help="What was learned of the device (splitpoint calibrate-device -o), or one of those that come along: "
+    "neurosurgeon-edge, neurosurgeon-cloud.",
+)
+@click.option(
+    "--measured",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PROFILE",
+    help="Times of this model that were measured on that device, if only some: they correct the prediction.",
+)
+@click.option(
+    "--traces",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Requests that ran on that device, a line each (splitpoint run --json): they correct it, too.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), metavar="N", help="Refuse a file of another number of threads."
+)
+@click.option("--device", metavar="NAME", help="Refuse a file of another device of the engine (cpu, cuda, …).")
+@click.option("--force", is_flag=True, help="Only warn where engine, device or threads are others.")
+@click.option("--all", "show_all", is_flag=True, help="A row for every kernel, however many there are.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the predicted profile (edge.profile.json): splitpoint plan reads it like a measured one.",
+)
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a row a kernel as CSV.",
+)
+@json_option
+@model_options
+def model_command(
+    model: str, device_file: str, measured: Path | None, traces: Path | None, threads: int | None, device: str | None,
+    force: bool, show_all: bool, output: Path | None, csv_path: Path | None, as_json: bool, shapes: tuple[str, ...],
+    weights: str | None, input_spec: Path | None,
+) -> None:  # fmt: skip
+    """Predict what every kernel of MODEL takes on a device, and the whole of it, without running anything.
+
+    A kernel is what an engine runs as one: Conv, batch norm and ReLU together. The range behind each time is where four
+    times in five lie. Kernels of a kind that the device was never measured with are priced by FLOPs and bytes, and
+    marked.
+    """
+    for path in (output, csv_path):
+        if path is not None:
+            check_writable(path)
+    latency = load_latency(device_file)
+    check_same(latency, device_file, device=device, threads=threads, force=force)
+    loaded = load_model(model, shapes, weights, input_spec)
+    segments = _corrections(loaded, latency, measured, traces, force=force)
+    found = predict(loaded, latency, segments)
+    if output is not None:
+        save_profile(output, found.profile(codecs_there(loaded, latency)))
+    if csv_path is not None:
+        write_rows(csv_path, kernel_rows(found))
+    if as_json:
+        click.echo(msgspec.json.encode(_summary(found)))
+    else:
+        _print(found, kernel_rows(found) if show_all else layer_rows(found))
+        _say_next(found, model, device_file, output)
+    for path in (output, csv_path):
+        if path is not None:
+            click.echo(f"wrote {path}", err=True)
+
+
+# --- corrections ------------------------------------------------------------------------------------------------------
+
+
+def _corrections(
+    model: Model, latency: Latency, measured: Path | None, traces: Path | None, *, force: bool
+) -> list[SegmentCost]:
+    """What was measured of `model` on the device of `latency`."""
+    found: list[SegmentCost] = []
+    if measured is not None:
+        profile = load_profile(measured)
+        try:
+            profile.require(model.fingerprint, model.name)
+        except InputError as exc:
+            raise InputError(f"{measured}: {exc}") from exc
+        for what in ("engine", "device", "threads"):
+            ours, theirs = getattr(latency, what), getattr(profile, what)
+            if ours != theirs:
+                said = (
+                    f"{measured} was measured with {in_words(what, theirs)}, {latency.name} with {in_words(what, ours)}"
+                )
+                refuse(said, force=force)
+        found += [s for s in profile.segments if _has_runs(s)]
+        if not found:
+            raise InputError(f"{measured} has no measured time in it: make it with splitpoint profile")
+    if traces is not None:
+        segments, said_of = read_traces(traces, model.graph)
+        for sentence in said_of:
+            click.echo(sentence, err=True)
+        if not segments:
+            raise InputError(f"{traces} has no request whose head ran on the device and can be used")
+        found += segments
+    return found
+
+
+def _has_runs(segment: SegmentCost) -> bool:
+    return any(side is not None and side.count > 0 for side in (segment.head, segment.tail))
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    Column("layer", right=False, keep=True), Column("kernel", right=False, keep=True), Column("ms", keep=True),
+    Column("8 of 10", keep=True), Column("share", keep=True), Column("FLOPs"),
+)  # fmt: skip
+
+
+def _print(found: Prediction, rows: Sequence[PriceRow]) -> None:
+    console, latency, whole = out(), found.latency, found.whole
+    console.print(f"[bold]{found.graph.name}[/] {found.fingerprint[:12]}, predicted: nothing was run")
+    for line in whose(latency):
+        console.print(line, markup=False)
+    console.print(f"whole model [bold]{ms(whole.median)} ms[/] ({between(whole.p10, whole.p90)} for eight of ten)")
+    if found.measured:
+        console.print(f"corrected by {counted(found.measured, 'measured time')} of this model")
+    cells = [
+        (r.layer, kind_text(r), ms(r.ms), between(r.low_ms, r.high_ms), f"{r.share:.0%}", _count(r.flops)) for r in rows
+    ]
+    table(_COLUMNS, cells, console=console)
+    if len(rows) < len(found.kernels):
+        console.print(f"{counted(len(found.kernels), 'kernel')} in {len(rows)} rows (--all, or --csv, has each)")
+    if latency.fixed_ms:
+        console.print(f"beside them up to {ms(latency.fixed_ms)} ms that a run costs after a pause")
+    line = uncalibrated_line(found)
+    if line:
+        console.print(line, markup=False)
+
+
+def _count(flops: int) -> str:
+    from splitpoint.units import count
+
+    return count(flops)
+
+
+def _say_next(found: Prediction, model: str, device_file: str, output: Path | None) -> None:
+    if found.uncalibrated and device_file not in SHIPPED and sum(u.share for u in found.uncalibrated) > 0.1:
+        click.echo("its interval is wide for that: splitpoint profile MODEL on the device measures it")
+    edge = output if output is not None else device_file
+    click.echo(f"next: splitpoint plan {model} --edge {edge} --cloud HOST --link wifi")
+
+
+def _summary(found: Prediction) -> dict[str, object]:
+    return {
+        "model": found.graph.name,
+        "fingerprint": found.fingerprint,
+        "on": found.latency.name,
+        "note": found.latency.note,
+        "engine": found.latency.engine,
+        "device": found.latency.device,
+        "threads": found.latency.threads,
+        "whole_ms": found.whole.median,
+        "low_ms": found.whole.p10,
+        "high_ms": found.whole.p90,
+        "fixed_ms": found.latency.fixed_ms,
+        "measured": found.measured,
+        "uncalibrated": [{"op": u.op, "kind": u.kind, "count": u.count, "share": u.share} for u in found.uncalibrated],
+        "kernels": [{f: getattr(r, f) for f in PriceRow.__slots__} for r in kernel_rows(found)],
+    }

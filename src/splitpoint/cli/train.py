@@ -1,0 +1,81 @@
+"""splitpoint predict train: tables of measured kernels → a latency file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from splitpoint.cli.console import Column, err, out, table
+from splitpoint.files import check_writable
+from splitpoint.predict.files import save_latency
+from splitpoint.predict.table import read_tables
+from splitpoint.predict.values import SEED, TWO_PER_MAC, Latency
+from splitpoint.units import counted
+
+
+@click.command(short_help="Learn a device from tables of measured kernels.")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to write what was learned (device.latency.json).",
+)
+@click.option("--name", default="", metavar="TEXT", help="What the device is called (default: the folder's name).")
+@click.option("--engine", default="onnxruntime", show_default=True, metavar="NAME", help="What ran the kernels.")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="The engine's device.")
+@click.option("--threads", type=click.IntRange(0, 1024), default=0, metavar="N", help="Compute threads (0: not known).")
+@click.option("--note", default="", metavar="TEXT", help="Kept in the file: where the tables are from.")
+@click.option("--seed-flops", is_flag=True, help="FLOPs columns are counted as in the Neurosurgeon replica's tables.")
+@click.option("--seed", type=click.IntRange(0, 1 << 30), default=0, metavar="N", help="Of what is drawn in training.")
+def command(
+    folder: Path, output: Path, name: str, engine: str, device: str, threads: int, note: str, seed_flops: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    """Learn what kernels cost from the tables in DIR: conv_lat.csv, dw_conv_lat.csv, linear_lat.csv, …
+
+    splitpoint calibrate-device --csv DIR writes such tables, and the Neurosurgeon replica published some. Rows with a
+    latency that is no number, zero or negative are left out and named. Needs splitpoint[predict].
+    """
+    from splitpoint.predict.boost import need_sklearn
+    from splitpoint.predict.learn import train
+
+    check_writable(output)
+    need_sklearn()
+    tables, said = read_tables(folder)
+    for sentence in said:
+        click.echo(sentence, err=True)
+    rows = sum(len(t) for t in tables.values())
+    with err().status(f"learning from {counted(rows, 'row')}") as status:
+        latency = train(
+            tables, name=name or folder.resolve().name or "device", engine=engine, device=device, threads=threads,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            convention=SEED if seed_flops else TWO_PER_MAC, note=note, seed=seed,
+            progress=lambda kind: status.update(f"learning {kind}"),
+        )  # fmt: skip
+    save_latency(output, latency)
+    _print(latency)
+    click.echo(f"next: splitpoint predict MODEL --on {output}")
+    click.echo(f"wrote {output}", err=True)
+
+
+_COLUMNS = (
+    Column("kernels", right=False, keep=True), Column("rows", keep=True), Column("MAPE", keep=True),
+    Column("±5%", keep=True), Column("±10%", keep=True), Column("±20%", keep=True), Column("in range", keep=True),
+)  # fmt: skip
+
+
+def _print(latency: Latency) -> None:
+    """How well rows that were kept apart were predicted, a line a kind."""
+    console = out()
+    cells = []
+    for kind, model in latency.kinds.items():
+        s = model.score
+        shares = (f"{share:.0%}" for share in (s.within5, s.within10, s.within20, s.covered))
+        cells.append((kind, str(model.rows), f"{s.mape:.1%}", *shares))
+    console.print(f"{latency.name}: what was learned, judged by rows kept apart", markup=False)
+    table(_COLUMNS, cells, console=console)

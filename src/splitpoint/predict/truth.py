@@ -1,0 +1,208 @@
+"""What networks really take on this machine, to judge predictions by: kept in a folder, and gone on with.
+
+A folder has `NAME.graph` (the network without its weights: nothing has to be exported again), `NAME.profile.json` and
+`wholes.json`. It may be made when it is quiet and judged by another day, or elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from splitpoint.engines import Engine
+from splitpoint.errors import InputError, StorageError
+from splitpoint.files import read_file, write_atomic
+from splitpoint.machine import Machine, this_machine, versions
+from splitpoint.models.model import Model, build
+from splitpoint.models.reading import parse_skeleton
+from splitpoint.models.weights import stand_ins
+from splitpoint.profile.files import load_profile, save_profile
+from splitpoint.profile.measure import pause_s, profile_model, stat_of
+from splitpoint.profile.values import Profile, Stat
+from splitpoint.segments import samples_for
+from splitpoint.trace import Clock
+
+FORMAT = 1
+#: Visits to each whole network, one network after the other, so that what drifts meets all alike.
+VISITS = 4
+#: Of a budget, what visits to wholes may take.
+WHOLES_SHARE = 0.35
+#: Runs of a visit: as many as fit so many seconds, within these limits, after two that do not count.
+_VISIT_S, _LEAST_RUNS, _MOST_RUNS, _WARM = 0.6, 3, 15, 2
+#: A graph without weights, and the times of some hundred visits.
+_MOST_GRAPH, _MOST_WHOLES = 256 << 20, 16 << 20
+_DAY_MS = 86_400_000.0
+
+#: What is being done, how many of how many.
+OnStep = Callable[[str, int, int], None]
+
+
+class Wholes(msgspec.Struct, frozen=True, kw_only=True):
+    """`wholes.json`: milliseconds of every run of every visit, by network, and what measured them."""
+
+    format: int = FORMAT
+    engine: str
+    device: str
+    threads: int
+    machine: Machine
+    versions: dict[str, str]
+    visits: dict[str, list[list[float]]]
+
+
+@dataclass
+class Truth:
+    """Networks and what they take: `models` by name, `visits` to each whole, a `profile` each where there is one."""
+
+    engine: str
+    device: str
+    threads: int
+    machine: Machine
+    models: dict[str, Model] = field(default_factory=dict)
+    visits: dict[str, list[list[float]]] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)
+
+    def whole(self, name: str) -> Stat | None:
+        """How long the whole network takes, over all undisturbed visits; None before there was one."""
+        visits = self.visits.get(name)
+        return stat_of(visits) if visits else None
+
+    def missing(self) -> bool:
+        """Whether a network was never measured, or has no profile."""
+        return any(not self.visits.get(n) or n not in self.profiles for n in self.models)
+
+
+def begin(engine: Engine, models: Mapping[str, Model]) -> Truth:
+    """Nothing is known yet of what `models` take with `engine` here."""
+    return Truth(engine.name, engine.device, engine.threads, this_machine(), dict(models))
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _profiled(model: Model, engine: Engine, budget_s: float) -> Profile:
+    return profile_model(model, engine, budget_s=budget_s)
+
+
+def measure(
+    truth: Truth,
+    engine: Engine,
+    budget_s: float,
+    *,
+    folder: Path | None = None,
+    on_step: OnStep = lambda what, done, total: None,
+    clock: Clock = time.perf_counter,
+    pause: Callable[[float], None] = time.sleep,
+    profiler: Callable[[Model, Engine, float], Profile] = _profiled,
+) -> None:
+    """Adds what `truth` lacks, in about `budget_s`: visits to wholes in turns, then a profile of each network.
+
+    Each is written to `folder` when it is there, so that what was interrupted goes on.
+    """
+    end = clock() + budget_s
+    wholes_end = clock() + WHOLES_SHARE * budget_s
+    light = {name: model.with_stand_ins() for name, model in truth.models.items()}
+    for k in range(VISITS):
+        for name, model in light.items():
+            if len(truth.visits.get(name, ())) <= k and (k == 0 or clock() < wholes_end):
+                on_step(f"{name}, whole", sum(map(len, truth.visits.values())), VISITS * len(light))
+                truth.visits.setdefault(name, []).append(visit(model, engine, clock, pause))
+                if folder is not None:
+                    save_wholes(truth, folder)
+    todo = [name for name in light if name not in truth.profiles]
+    for k, name in enumerate(todo):
+        on_step(f"{name}, its cuts", k, len(todo))
+        left_s = max((end - clock()) / (len(todo) - k), 1.0)
+        truth.profiles[name] = profiler(light[name], engine, left_s)
+        if folder is not None:
+            save_profile(folder / f"{name}.profile.json", truth.profiles[name])
+
+
+def visit(model: Model, engine: Engine, clock: Clock, pause: Callable[[float], None]) -> list[float]:
+    """Milliseconds of some runs of the whole model, compiled for them, each after a wait as between requests."""
+    inputs = samples_for(model, 1)[0]
+    session = engine.compile(model.whole())
+    try:
+        took: list[float] = []
+        for k in range(_WARM + _MOST_RUNS):
+            pause(pause_s(took[-1] if took else 0.0))
+            began = clock()
+            session.run(inputs)
+            took.append((clock() - began) * 1e3)
+            if k + 1 >= _WARM + _LEAST_RUNS and sum(took) > _VISIT_S * 1e3:
+                break
+        return [round(ms, 6) for ms in took[_WARM:]]
+    finally:
+        session.close()
+
+
+# --- keeping ----------------------------------------------------------------------------------------------------------
+
+
+def keep(model: Model, name: str, folder: Path) -> None:
+    """Writes the graph of `model`, so that it need not be exported again. StorageError if it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StorageError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
+    write_atomic(folder / f"{name}.graph", model.graph_bytes())
+
+
+def kept(folder: Path, name: str) -> Model | None:
+    """The network of that name as an earlier run kept it, without its weights; None if it did not."""
+    path = folder / f"{name}.graph"
+    if not path.is_file():
+        return None
+    skeleton = parse_skeleton(read_file(path, _MOST_GRAPH, "a graph", "splitpoint predict evaluate --data"))
+    return build(skeleton, stand_ins(skeleton), name)
+
+
+def names(folder: Path) -> Sequence[str]:
+    """The networks that are kept in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.graph"))
+
+
+def save_wholes(truth: Truth, folder: Path) -> None:
+    """Writes the visits so far."""
+    made = Wholes(
+        engine=truth.engine, device=truth.device, threads=truth.threads, machine=truth.machine, versions=versions(),
+        visits=truth.visits,
+    )  # fmt: skip
+    write_atomic(folder / "wholes.json", msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+
+
+def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
+    """What an earlier run measured of `models`; None if nothing. InputError for what makes no sense."""
+    path = folder / "wholes.json"
+    if not path.is_file():
+        return None
+    try:
+        found = msgspec.json.decode(read_file(path, _MOST_WHOLES, "times", "splitpoint predict evaluate"), type=Wholes)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InputError(f"{path} does not hold times of networks, or it is damaged: {exc}") from exc
+    runs = [ms for visits in found.visits.values() for taken in visits for ms in (taken or [np.nan])]
+    if found.format != FORMAT or not all(0 < ms <= _DAY_MS for ms in runs):
+        raise InputError(f"{path} has times that make no sense: delete it and measure again")
+    truth = Truth(found.engine, found.device, found.threads, found.machine, dict(models))
+    truth.visits = {name: visits for name, visits in found.visits.items() if name in models}
+    for name, model in models.items():
+        place = folder / f"{name}.profile.json"
+        if place.is_file():
+            profile = load_profile(place)
+            profile.require(model.fingerprint, name)
+            _require_same(truth, profile, place)
+            truth.profiles[name] = profile
+    return truth
+
+
+def _require_same(truth: Truth, profile: Profile, path: Path) -> None:
+    for what in ("engine", "device", "threads"):
+        if getattr(truth, what) != getattr(profile, what):
+            raise InputError(
+                f"{path} was measured with {what} {getattr(profile, what)}, the wholes beside it with "
+                f"{getattr(truth, what)}: use another folder for each"
+            )
