@@ -7,7 +7,11 @@
 Read this first. One machine plays all parts: the device on one core, the server on another (one thread each), a relay
 that shapes the link, a device made slower by waiting after each run of the engine (`splitpoint.lab`). Slow device and
 link are therefore *emulated*; compute is real. Weights are random. All tasks are there at the start; what each policy
-uses is compiled and run once before. The policies run in the same pipeline and take turns.
+uses is compiled and run before, also several at once, so that the server has tried its batches. The policies run in the
+same pipeline on the same server and take turns. After it every answer is compared with the whole model's.
+
+The header says how much the two cores disturb each other, which a device and a server do not do: measured with AlexNet,
+whose weights do not fit their caches.
 
 Target: joint's makespan at most 0.85 of fifo's, both links, with what a user gets by default (raw).
 """
@@ -16,11 +20,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from subprocess import Popen
 from typing import NamedTuple
+
+import numpy as np
 
 from bench.common import EDGE_CORE, SERVE, SERVER_CORE, header, helper, pin
 from bench.nets import MIX, path_of
@@ -39,6 +46,7 @@ from splitpoint.tasks.execute import Planned, Run, predict
 from splitpoint.tasks.fleet import Fleet, inputs_of
 from splitpoint.tasks.mix import mix
 from splitpoint.tasks.values import Summary, Task
+from splitpoint.tensors import Array
 
 LINKS, SLOWDOWN, COUNT, SEED = ("4g", "wifi"), 4, 40, 1
 POLICIES = ("fifo", "sjf", "joint")
@@ -66,6 +74,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     given = parser.parse_args(list(arguments))
     pin(EDGE_CORE)
     names = [path_of(name) for name in MIX]
+    print(f"the server's core takes {disturbance(path_of('alexnet')):.2f}x as long while the device's computes")
     with helper(SERVE, *names) as server, Relay(said(server), PRESETS["lan"]) as relay:
         os.sched_setaffinity(relay.pid, {SERVER_CORE})
         known = profiles(relay.address, names, given.profile_s, given.keep)
@@ -119,6 +128,48 @@ def fleet_of(relay: Relay, names: Sequence[str], known: dict[str, Known], codecs
         yield fleet
 
 
+def disturbance(file: str) -> float:
+    """How many times as long the server's core takes for a network while the device's computes it too."""
+    with helper(WHOLE, file, str(SERVER_CORE)) as one, helper(WHOLE, file, str(EDGE_CORE)) as other:
+        for process in (one, other):
+            said(process)
+        alone, beside = [], []
+        for _ in range(3):
+            alone.append(_asked([one]))
+            beside.append(_asked([one, other]))
+    return median(beside) / median(alone)
+
+
+def _asked(processes: Sequence[Popen[str]]) -> float:
+    """What the first of them takes for a few runs while the others compute, too."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    taken = [float(said(process)) for process in processes]
+    return taken[0]
+
+
+#: Runs a network on a core when asked with a line, and answers with the seconds of a run.
+WHOLE = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[2])})
+from time import perf_counter
+import splitpoint as sp
+from splitpoint.segments import samples_for
+model = sp.load(sys.argv[1])
+session = sp.open_engine(threads=1).compile(model.tail(model.graph.cut("input")))
+inputs = samples_for(model, 1, 0)[0]
+session.run(inputs)
+print("ready", flush=True)
+for _ in sys.stdin:
+    start = perf_counter()
+    for _ in range(20):
+        session.run(inputs)
+    print((perf_counter() - start) / 20, flush=True)
+"""
+
+
 def simulate(fleet: Fleet, codecs: str, link: str) -> None:
     """Predicted makespans for ten seeds."""
     fleet.link = PRESETS[link]
@@ -142,13 +193,36 @@ def measure(fleet: Fleet, relay: Relay, codecs: str, link: str, rounds: int, pol
     for by in policies:  # compiled before the first measured run
         describe(Run(fleet, tasks, by, inputs).prepare())
     relay.set_link(PRESETS[link])
+    answers: list[tuple[Task, Mapping[str, Array]]] = []
     for _ in range(rounds):
         for by in policies:
             run = Run(fleet, tasks, by, inputs)
+            run.on_answer = lambda row, result: answers.append((row.task, result.outputs))
             run.run()
             taken[by].append(run.summary)
             report(run.summary)
     show(f"{codecs}, {link}, measured, medians of {rounds}", taken)
+    if codecs == "raw":
+        compare(fleet, inputs, answers)
+
+
+def compare(
+    fleet: Fleet, inputs: Mapping[str, Mapping[str, Array]], answers: Sequence[tuple[Task, Mapping[str, Array]]]
+) -> None:
+    """Says whether every answer is the whole model's. SystemExit if one is not."""
+    wholes: dict[tuple[object, int], Mapping[str, Array]] = {}
+    for task, outputs in answers:
+        given, model = inputs[task.name], fleet.edges[task.source].model
+        key = task.source, id(given)
+        if key not in wholes:
+            session = open_engine(threads=1).compile(model.tail(model.graph.cut("input")))
+            wholes[key] = session.run(given)
+            session.close()
+        for name, expected in wholes[key].items():
+            scale = float(np.abs(expected).max())
+            if not np.allclose(outputs[name], expected, rtol=1e-4, atol=1e-5 * scale):
+                raise SystemExit(f"{task.name}: not the whole model's answer")
+    print(f"all {len(answers)} answers are the whole model's", flush=True)
 
 
 def describe(planned: Planned) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
 from random import Random
+from time import sleep
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ import nets
 from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 from splitpoint.advisor import Survey
 from splitpoint.cli import main
-from splitpoint.engines import open_engine
+from splitpoint.engines import Session, open_engine
 from splitpoint.errors import InputError, ServerError, UsageError
+from splitpoint.lab.device import Stretched
 from splitpoint.link import Link
 from splitpoint.models import load
-from splitpoint.models.model import Model
+from splitpoint.models.model import Model, Segment
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option
 from splitpoint.profile.measure import profile_model
@@ -39,9 +41,10 @@ from splitpoint.tasks.joint import _Search, bound, joint
 from splitpoint.tasks.lane import Lane
 from splitpoint.tasks.menu import Pace
 from splitpoint.tasks.mix import mix
-from splitpoint.tasks.monitor import Monitor
+from splitpoint.tasks.monitor import Monitor, _Ratios
 from splitpoint.tasks.schedule import (
     POLICIES,
+    Batch,
     Free,
     Job,
     Policy,
@@ -78,12 +81,34 @@ def test_requests_that_go_to_the_server_whole_follow_each_other_on_the_link() ->
     assert busy[0].ended == 70 + 1 + 2
 
 
-def random_jobs(random: Random, count: int, ways: int = 3, **more: float) -> list[Job]:
+def test_what_waits_for_one_tail_is_run_as_one() -> None:
+    split = Job((batched(Stages(10, 20, 30, 1, 5), 0.1),))
+    other, here = Job((Stages(0, 1, 70, 0, 5),)), Job((Stages(40),))
+    turns = [Turn(1), Turn(0), Turn(2), Turn(3)]
+    slots = timeline([split, other, here, split], turns)
+    first, _, third = (slots[k] for k in (1, 2, 3))
+    assert (first.arrived, third.arrived) == (35, 85), "too late: the server began with the first at 76"
+    assert (first.served, third.served) == (106, 136)
+    slots = timeline([split, other, here, split], [Turn(1), Turn(0), Turn(3), Turn(2)])
+    first, third = slots[1], slots[2]
+    assert third.arrived == 55
+    assert (first.served_from, third.served_from, first.served, third.served) == (76, 76, 109, 109)
+    assert (first.ended, third.ended) == (115, 116), "one after the other on the way back"
+    many = timeline([other, *[split] * 20], [Turn(k) for k in range(21)], Free(server=1000))
+    assert [round(s.served_from) for s in many[1:]] == [1070] * 8 + [1121] * 8 + [1172] * 4, "eight at most"
+
+
+def random_jobs(random: Random, count: int, ways: int = 3, share: float = 1.0, **more: float) -> list[Job]:
     kinds = []
     for _ in range(3):
         here = random.uniform(5, 100)
         split = [
-            Stages(random.uniform(0, here), random.uniform(1, 80), random.uniform(1, 40), random.uniform(0, 3), 4.0)
+            batched(
+                Stages(
+                    random.uniform(0, here), random.uniform(1, 80), random.uniform(1, 40), random.uniform(0, 3), 4.0
+                ),
+                share,
+            )
             for _ in range(random.randint(0, ways - 1))
         ]
         kinds.append((Stages(here), *split))
@@ -103,10 +128,11 @@ def brute_force(jobs: list[Job]) -> float:
     )
 
 
-def test_joint_is_near_the_best_of_all_orders_and_ways() -> None:
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_joint_is_near_the_best_of_all_orders_and_ways(share: float) -> None:
     random, gaps = Random(5), []
     for _ in range(15):
-        jobs = random_jobs(random, 4)
+        jobs = random_jobs(random, 4, share=share)
         slots, told = rehearse(jobs, joint)
         best, found = brute_force(jobs), score(jobs, slots).makespan
         assert told <= best + 1e-6, "the bound is one"
@@ -123,9 +149,16 @@ def test_the_bound_is_reached_where_it_can_be() -> None:
     assert bound([jobs[0].ways], [3], Free())[0] == pytest.approx(35, rel=1e-5)
 
 
-stages = st.builds(
-    Stages, *(st.floats(0, 100) for _ in range(4)), trip=st.floats(0, 20), remote=st.just(True)
+def batched(one: Stages, share: float) -> Stages:
+    """`one`, of which the server can run several as one: each further one takes that share. 1: alone."""
+    return one._replace(more=share * one.server, tail=str(one)) if share < 1 else one
+
+
+remote = st.builds(
+    Stages, *(st.floats(0, 100) for _ in range(4)), trip=st.floats(0, 20), remote=st.just(True), more=st.just(0.0),
+    tail=st.just(""),
 )  # fmt: skip
+stages = st.builds(batched, remote, st.sampled_from([0.0, 0.3, 1.0]))
 ways = st.tuples(st.floats(0.1, 100).map(lambda ms: Stages(ms)), st.lists(stages, max_size=3)).map(
     lambda found: (found[0], *found[1])
 )
@@ -148,7 +181,9 @@ def test_joint_is_never_worse_than_individual_plans(jobs: list[Job]) -> None:
 @settings(max_examples=30, deadline=None)
 @given(jobs_of, st.integers(0, 1000))
 def test_neighbours_are_priced_as_the_timeline_says(jobs: list[Job], seed: int) -> None:
-    random, free = np.random.default_rng(seed), Free(3.0, 20.0, 30.0, 5.0)
+    random = np.random.default_rng(seed)
+    tail = random.choice([s.tail for j in jobs for s in j.ways])
+    free = Free(3.0, 20.0, 30.0, 5.0, Batch(str(tail), 25.0, 2, 4.0))
     search = _Search(jobs, free)
     orders = np.array([random.permutation(len(jobs)) for _ in range(4)])
     chosen = np.array([[random.integers(len(j.ways)) for j in jobs] for _ in range(4)])
@@ -384,6 +419,13 @@ def test_uploads_leave_in_their_order_one_after_the_other() -> None:
 
 # --- on a real server -------------------------------------------------------------------------------------------------
 
+
+@pytest.fixture(autouse=True)
+def soon_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are sent together before the start only once."""
+    monkeypatch.setattr("splitpoint.tasks.together.BUDGET_S", 0.02)
+
+
 #: As fast as this, a slow device sends everything.
 FAST = Link(1e5, 1e5, 0.0)
 
@@ -491,6 +533,54 @@ def test_what_arrives_is_not_held_up_by_finding_options_anew(
     rows = run.run()
     assert found == [], "only before the start: the link is hardly another"
     assert [r.up_mbps for r in sorted(rows, key=lambda r: r.started_ms)][1:] == [0.9 * FAST.up_mbps] * 3
+
+
+def test_what_gains_by_running_together_is_known_before_the_start(
+    models: Mapping[str, Model], profiles: Mapping[str, Profile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitpoint.tasks.together.BUDGET_S", 0.5)
+    engine = open_engine(threads=1)
+    compiled, told, answers = engine.compile, list[str](), dict[str, Result]()
+
+    def compile_slow(segment: Segment) -> Session:
+        """A run takes 50 ms more, however many requests it has."""
+        session = compiled(segment)
+        run = session.run
+        session.run = lambda given: (sleep(0.05), run(given))[1]  # type: ignore[method-assign]
+        return session
+
+    engine.compile = compile_slow  # type: ignore[method-assign]
+    tasks = [Task(name=f"t{k}", model="lenet5") for k in range(9)]
+    inputs = {t.name: samples_for(models["lenet5"], 1, k)[0] for k, t in enumerate(tasks)}
+    with (
+        Server([models["lenet5"]], engine=engine, port=0, on_event=lambda e: told.append(e.kind)) as server,
+        Fleet(server.address, engine=Stretched(open_engine(threads=1), 1000), cache=tmp_path) as fleet,
+    ):
+        fleet.add(("lenet5", ""), "lenet5")
+        known = profiles["lenet5"]
+        fleet.know(("lenet5", ""), Survey(known.slowed(1000), known.slowed(50 / known.whole.median), FAST))
+        run = Run(fleet, tasks, "fifo", inputs)
+        planned = run.prepare()
+        assert "batched" in told, "the server has found out that it may"
+        found = fleet.shares["lenet5", ""]
+        assert found, "nine requests at once cost what one costs"
+        assert all(option.kind != "device" and share < 0.8 for option, share in found)
+        run.on_answer = lambda row, result: answers.update({row.task.name: result})
+        run.run()
+        fleet.shares.clear()
+        assert predict(fleet, tasks, "fifo").summary.makespan_ms > planned.summary.makespan_ms, "it counted on that"
+    for task in tasks:
+        for output, expected in whole(models["lenet5"], inputs[task.name]).items():
+            np.testing.assert_allclose(answers[task.name].outputs[output], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_those_that_ran_as_one_say_nothing_of_the_servers_speed() -> None:
+    seen = _Ratios()
+    for run, ratio in ((1.0, 0.2), (1.0, 0.2), (1.0, 0.2), (2.0, 3.0), (3.0, 2.0)):
+        seen.add(run, ratio)
+    assert seen.middle == 1.0, "two are too few"
+    seen.add(4.0, 5.0)
+    assert seen.middle == 3.0
 
 
 class Changing:

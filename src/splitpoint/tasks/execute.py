@@ -26,9 +26,10 @@ from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.result import Request, Result
 from splitpoint.tasks.fleet import Fleet
 from splitpoint.tasks.lane import Lane
-from splitpoint.tasks.menu import Menu, Pace, Source, stages_of
+from splitpoint.tasks.menu import Menu, Pace, Source
 from splitpoint.tasks.monitor import Monitor, Spent
-from splitpoint.tasks.schedule import Free, Slot, Stages, Turn, advance, policy, rehearse
+from splitpoint.tasks.schedule import Free, Job, Slot, Stages, Turn, advance, covered, policy, rehearse, timeline
+from splitpoint.tasks.together import share_together
 from splitpoint.tasks.values import Summary, Task, TaskPlan, TaskResult, Usage, summarise
 from splitpoint.tensors import Array
 
@@ -40,6 +41,9 @@ _WARM_MS, _WARM_RUNS = 4000.0, 3
 _OFF, _SAYS_MS = 1.2, 2.0
 #: How often the profiles are corrected by that, at most.
 _CORRECTIONS = 2
+#: What a plan must gain against what is ready, as a multiple of the time that it takes to compile what it needs:
+#: device and server do that, too, and the first requests of a new tail are slow.
+_WORTH = 2.0
 #: How often a server that is busy is asked again.
 _TRIES = 50
 #: Between two plans that are made because something has changed.
@@ -62,14 +66,15 @@ def predict(fleet: Fleet, tasks: Sequence[Task], by: str, pace: Pace | None = No
     assert fleet.link is not None, "survey first"
     decide = policy(by)
     began = perf_counter()
-    menu = Menu(fleet.planners, pace or Pace(fleet.link), several=by == "joint")
+    menu = Menu(fleet.planners, pace or Pace(fleet.link), several=by == "joint", shares=fleet.shares)
     jobs = menu.jobs(tasks)
     slots, bound = rehearse(jobs, decide)
     spent_ms = (perf_counter() - began) * 1e3
     rows = [_planned(tasks[s.turn.job], menu, s) for s in slots]
     span = max(s.ended for s in slots) - min(j.release for j in jobs)
     chosen = [jobs[s.turn.job].ways[s.turn.way] for s in slots]
-    work = (sum(c.device for c in chosen), sum(c.up for c in chosen), sum(c.server for c in chosen))
+    served = covered([(s.served_from, s.served) for s in slots])
+    work = (sum(c.device for c in chosen), sum(c.up for c in chosen), served)
     usage = Usage(*(ms / span if span else 0.0 for ms in work))
     summary = summarise(
         rows, by, fleet.link, usage, span, bound_ms=max(0.0, bound - min(j.release for j in jobs)) if bound else 0.0,
@@ -81,7 +86,7 @@ def predict(fleet: Fleet, tasks: Sequence[Task], by: str, pace: Pace | None = No
 
 def _planned(task: Task, menu: Menu, slot: Slot) -> TaskPlan:
     option = menu.option(task, slot.turn.way)
-    stages = stages_of(option, menu.pace)
+    stages = menu.stages(task.source, option)
     spent = stages.device + stages.up + stages.server + stages.down + 2 * stages.trip
     return TaskPlan(
         task=task,
@@ -116,6 +121,11 @@ def _contradicted(ratios: Sequence[float]) -> float:
     known = [r for r in ratios if r]
     middle = median(known) if known else 1.0
     return middle if not 1 / _OFF <= middle <= _OFF else 1.0
+
+
+def _end(jobs: Sequence[Job], turns: Sequence[Turn], free: Free) -> float:
+    """When the last answer is predicted."""
+    return max((slot.ended for slot in timeline(jobs, turns, free)), default=0.0)
 
 
 class _Held:
@@ -170,7 +180,8 @@ class Run:
         began = perf_counter()
         planned = predict(self.fleet, self.tasks, self.by)
         for _ in range(_CORRECTIONS):
-            if not self._correct(self._warm_all(planned)):
+            known = dict(self.fleet.shares)
+            if not self._correct(self._warm_all(planned)) and self.fleet.shares == known:
                 break
             planned = predict(self.fleet, self.tasks, self.by)
         self._warm_all(planned)
@@ -212,6 +223,10 @@ class Run:
         stages = [run.trace.stages() for run in runs[1:]]  # the first one allocates
         edge_ms = min(s.get("head", 0.0) + s.get("encode", 0.0) for s in stages)
         server_ms = min(s.get("decode", 0.0) + s.get("tail", 0.0) for s in stages)
+        if server_ms:
+            inputs = [self._inputs[t.name] for t in self.tasks if t.source == source]
+            share = share_together(self.fleet, source, option, inputs, max(edge_ms, server_ms))
+            self.fleet.gains(source, option, share)
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
         return Pace(self.monitor.pace.link, _ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms))
 
@@ -291,26 +306,32 @@ class Run:
             sleep(min(ms / 1e3, 0.05))
 
     def _replan(self, pace: Pace, waiting: Sequence[int], beside: ThreadPoolExecutor) -> tuple[Menu, list[Turn]]:
-        """The order and the ways of what waits, out of what is ready; what would be better is compiled beside."""
+        """The order and the ways of what waits, out of what is ready; what would be better, and worth it, is compiled
+        beside."""
         began = perf_counter()
         self._fresh.clear()
         if pace.differs(self._menu.pace):  # it takes a while, and the device waits for it
-            self._menu = Menu(self.fleet.planners, pace, several=self.by == "joint")
+            self._menu = Menu(self.fleet.planners, pace, several=self.by == "joint", shares=self.fleet.shares)
         menu = self._menu.at(pace)
-        wished = self._decide(menu.jobs(self.tasks), waiting, self._free())
+        jobs, free = menu.jobs(self.tasks), self._free()
+        wished = self._decide(jobs, waiting, free)
         missing = dict.fromkeys(
             (self.tasks[t.job].source, menu.option(self.tasks[t.job], t.way).label) for t in wished.turns
             if not self.fleet.is_ready(self.tasks[t.job].source, menu.option(self.tasks[t.job], t.way))
         )  # fmt: skip
-        for source, label in missing:
-            option = next(o for o in menu.options[source] if o.label == label)
-            if (source, label) not in self._compiling:
-                self._compiling.add((source, label))
-                beside.submit(self._compile, source, option)
         turns = list(wished.turns)
         if missing:
+            wanted = dict(menu.options)  # before those that are not ready are gone
             menu.only(self.fleet.ready)
-            turns = list(self._decide(menu.jobs(self.tasks), waiting, self._free()).turns)
+            ready = menu.jobs(self.tasks)
+            turns = list(self._decide(ready, waiting, free).turns)
+            gain_ms = _end(ready, turns, free) - _end(jobs, wished.turns, free)
+            if gain_ms > _WORTH * 1e3 * sum(self.fleet.compile_s.get(source, 0.0) for source, _ in missing):
+                for source, label in missing:
+                    if (source, label) not in self._compiling:
+                        self._compiling.add((source, label))
+                        option = next(o for o in wanted[source] if o.label == label)
+                        beside.submit(self._compile, source, option)
         self._planning_ms += (perf_counter() - began) * 1e3
         return menu, turns
 
@@ -333,7 +354,7 @@ class Run:
     def _way(self, menu: Menu, turn: Turn) -> _Way:
         task = self.tasks[turn.job]
         option = menu.option(task, turn.way)
-        stages = stages_of(option, menu.pace)
+        stages = menu.stages(task.source, option)
         free = self._free()
         slot, _ = advance(stages, turn, free.device, free)
         with self._lock:
@@ -354,7 +375,8 @@ class Run:
             if not cut.nodes:  # no head: it only passes
                 device.give_back()
                 held.seconds = 0.0  # before it began
-            result = self._ask(lambda: edge.infer(Request(self._inputs[way.task.name], tag=id), at=cut, codec=codecs))
+            request = Request(self._inputs[way.task.name], tag=id)
+            result = self._ask(lambda: edge.infer(request, at=cut, codec=codecs, more=True))
         except BaseException as exc:
             self.monitor.failed(id, way.option)
             self._fail(exc)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 
 from splitpoint.advisor import OnStep, Survey, placement, survey
@@ -63,6 +64,10 @@ class Fleet:
         self.edges: dict[Source, Edge] = {}
         self.planners: dict[Source, Planner] = {}
         self.ready: dict[Source, list[Option]] = {}
+        self.shares: dict[Source, tuple[tuple[Option, float], ...]] = {}
+        """Ways that gain by running together on the server: what each further one takes, as a share of one alone."""
+        self.compile_s: dict[Source, float] = {}
+        """How long it took to make a way of each model ready, at most."""
         self.link: Link | None = None
         self.note = ""
         """What its measurements must say: that the device is emulated. Empty if it is not."""
@@ -126,11 +131,18 @@ class Fleet:
         """Plans for `source` as if all took so many times as long as its profiles say: it was run, and did."""
         self.planners[source] = self.planners[source].slowed(device, server)
 
+    def gains(self, source: Source, option: Option, share: float) -> None:
+        """Plans for requests that run together on the server, where each further one takes `share` of one alone."""
+        if share < 1:
+            self.shares[source] = (*self.shares.get(source, ()), (option, share))
+
     def prepare(self, source: Source, option: Option) -> None:
         """Fetches and compiles what `option` needs, here and there, if that is not done."""
         if not self.is_ready(source, option):
             edge = self.edges[source]
+            began = perf_counter()
             edge.warm(*placement(edge.model.graph, option))
+            self.compile_s[source] = max(perf_counter() - began, self.compile_s.get(source, 0.0))
             self.ready[source].append(option)
 
     def is_ready(self, source: Source, option: Option) -> bool:
@@ -143,6 +155,7 @@ class Fleet:
             edge.switch("input")
             edge.forget()
             self.ready[source] = []
+        self.shares.clear()
 
 
 def inputs_of(fleet: Fleet, tasks: Sequence[Task]) -> Mapping[str, Mapping[str, Array]]:

@@ -12,6 +12,9 @@ what is done here, in this order:
 3. From the best of these, ways are changed one job (and, where that does not help, two jobs) at a time, as long as it
    helps; then jobs change places in the order.
 
+Jobs that need the same of all three machines get the same key, so those for one tail follow each other and the server
+can run them as one batch; what that saves is counted wherever orders are compared, and fully in the bound.
+
 The individual plans in order of arrival are one of the starts, so that the result is never predicted to be worse.
 All neighbours are priced at once, as arrays; nothing depends on how fast the machine is.
 """
@@ -25,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpoint.tasks.schedule import IDLE, Free, Job, Order, Stages, Turn, edf, fifo
+from splitpoint.tasks.schedule import IDLE, MOST_TOGETHER, Free, Job, Order, Stages, Turn, edf, fifo
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -73,10 +76,16 @@ class _Search:
         self.kind: Ints = np.array([kinds.index(j.ways) for j in jobs])
         self.kinds = kinds
         widest = max(len(ways) for ways in kinds)
-        # [job, way, part]: device, up, server, down, trip, whether it crosses. Ways that are not there take for ever.
-        self.parts = np.full((self.count, widest, 6), inf)
+        tails = list(dict.fromkeys(["", free.last.tail, *(s.tail for ways in kinds for s in ways)]))
+        self.batches = len(tails) > 1
+        # [job, way, part]: device, up, server, down, trip, whether it crosses, what one more in a batch takes, which
+        # tail it is (0: runs alone). Ways that are not there take for ever.
+        self.parts = np.full((self.count, widest, 8), inf)
         for k, job in enumerate(jobs):
-            self.parts[k, : len(job.ways)] = [(*s[:5], float(s.crosses)) for s in job.ways]
+            self.parts[k, : len(job.ways)] = [
+                (*s[:5], float(s.crosses), s.more, float(tails.index(s.tail))) for s in job.ways
+            ]
+        self.last = (float(tails.index(free.last.tail)), *free.last[1:])
         self.release = np.array([j.release for j in jobs], np.float64)
         self.due = np.array([j.due for j in jobs], np.float64)
         self.rank = np.unique([-j.priority for j in jobs], return_inverse=True)[1].astype(np.float64)
@@ -243,19 +252,53 @@ class _Search:
         """(missed deadlines and makespan as one number, mean) of each row, by `schedule.timeline`'s rules."""
         rows = np.arange(len(orders))[:, None]
         cost = np.ascontiguousarray(self.parts[orders, ways[rows, orders]].transpose(1, 2, 0))
-        device, up, server, down = (np.full(len(orders), at, np.float64) for at in self.free)
+        device, up, server, down = (np.full(len(orders), at, np.float64) for at in self.free[:4])
+        batch = _Batches(self.last, orders.shape[::-1])
         ended = np.empty(orders.shape[::-1])
         release = self.release[orders].T
         for place in range(self.count):
-            here, sending, serving, back, trip, remote = cost[place]
+            here, sending, serving, back, trip, remote, *_ = cost[place]
             device = np.maximum(device, release[place]) + here
             # One that stays here passes without taking time: what comes behind it is later than that in any case.
             up = np.maximum(up, device) + sending
-            server = np.maximum(server, up + trip) + serving
-            down = np.maximum(down, server) + back
+            if self.batches:
+                server, down = batch.next(place, up + trip, server, down, cost[place])
+            else:
+                server = np.maximum(server, up + trip) + serving
+                down = np.maximum(down, server) + back
             ended[place] = np.where(remote > 0, down + trip, device)
+        if self.batches:
+            batch.settle(ended, cost)
         missed = (ended > self.due[orders].T).sum(0) if np.isfinite(self.due).any() else 0
         return missed * _MISSED + ended.max(0), (ended - release).mean(0)
+
+
+class _Batches:
+    """The server's batches as `schedule.advance` has them, for many rows at once."""
+
+    def __init__(self, last: tuple[float, float, int, float], shape: tuple[int, ...]) -> None:
+        self._tail, self._began, self._size, self._down = (np.full(shape[1], at, np.float64) for at in last)
+        self._joined = np.zeros(shape, bool)
+
+    def next(self, place: int, arrived: Floats, server: Floats, down: Floats, cost: Floats) -> tuple[Floats, Floats]:
+        """From when on server and link down are free, when those at `place` have `arrived` at the server."""
+        _, _, serving, back, _, remote, more, tail = cost
+        joins = (tail > 0) & (tail == self._tail) & (arrived <= self._began) & (self._size < MOST_TOGETHER)
+        opens = (remote > 0) & ~joins
+        begins = np.maximum(server, arrived)
+        self._joined[place] = joins
+        self._began, self._tail = np.where(opens, begins, self._began), np.where(opens, tail, self._tail)
+        self._size, self._down = np.where(opens, 1, self._size + joins), np.where(opens, down, self._down)
+        server = np.where(joins, server + more, begins + serving)
+        return server, np.where(remote > 0, np.maximum(self._down, server) + self._size * back, down)
+
+    def settle(self, ended: Floats, cost: Floats) -> None:
+        """Those that others joined are answered with these."""
+        later, joined = np.zeros(ended.shape[1]), np.zeros(ended.shape[1], bool)
+        for place in reversed(range(len(ended))):
+            back, remote = cost[place, 3], cost[place, 5] > 0
+            ended[place] = np.where(remote & joined, later - back, ended[place])
+            later, joined = np.where(remote, ended[place], later), np.where(remote, self._joined[place], joined)
 
 
 def _johnson(first: Floats, second: Floats) -> Floats:
@@ -303,10 +346,12 @@ def _edges(remote: Sequence[Stages], free: Free) -> tuple[float, ...]:
     sent = max(free.up, free.device + min(s.device for s in remote))
     arrived = max(free.up, free.device + min(s.device + s.up for s in remote)) + min(s.trip for s in remote)
     served = max(free.server, free.device + min(s.device + s.up + s.trip + s.server for s in remote))
+    # What joins a batch is part of its work, from when that began.
+    begun = free.last.began if free.last.tail else free.server
     return (
         free.device,
         sent + min(2 * s.trip + s.server + s.down for s in remote),
-        max(free.server, arrived) + min(s.down + s.trip for s in remote),
+        max(begun, arrived) + min(s.down + s.trip for s in remote),
         max(free.down, served) + min(s.trip for s in remote),
     )
 
@@ -321,12 +366,14 @@ def _shared(
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     size, kind = len(ways), np.array([k for k, _ in ways])
-    work = np.array([(s.device, s.up, s.server, s.down) for _, s in ways]).T
+    # The solver's tolerances are absolute, and with numbers in the thousands it sometimes prints a line of its own.
+    unit = max(1e-3, sum(s.total for _, s in ways) / size)
+    work = np.array([(s.device, s.up, s.least_server, s.down) for _, s in ways]).T / unit
     most = np.array(counts, np.float64)[kind]
     members = (kind == np.arange(len(counts))[:, None]).astype(float)
     none, one = np.zeros_like(members), np.zeros((len(counts), 1))
     rules = [
-        LinearConstraint(np.hstack([work, np.zeros_like(work), -np.ones((len(work), 1))]), -inf, [-at for at in edges]),
+        LinearConstraint(np.hstack([work, 0 * work, -np.ones((len(work), 1))]), -inf, [-at / unit for at in edges]),
         LinearConstraint(np.hstack([members, none, one]), counts, counts),
     ]
     if most_ways:
@@ -341,7 +388,7 @@ def _shared(
         options={"mip_rel_gap": _GAP, "node_limit": _NODES},
     )
     # The solver keeps to its constraints within 1e-6 of them.
-    least = float(found.mip_dual_bound or 0.0) * (1 - 1e-6)
+    least = unit * float(found.mip_dual_bound or 0.0) * (1 - 1e-6)
     if found.x is None:  # the nodes were not enough for any answer: the search begins elsewhere
         return [np.zeros(int((kind == k).sum())) for k in range(len(counts))], least
     return [np.round(found.x[:size][kind == k]) for k in range(len(counts))], least

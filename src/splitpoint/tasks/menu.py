@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from math import inf
+from types import MappingProxyType
 from typing import NamedTuple
 
 from splitpoint.link import Link
@@ -15,8 +16,9 @@ from splitpoint.tasks.values import Task
 
 #: (model, weights): whose plan it is.
 Source = tuple[str, str]
-#: Options that a request is offered where they are planned together.
-MOST_OPTIONS = 8
+#: Options that a request is offered where they are planned together. Some that no prices make the cheapest are among
+#: them: where a few large requests decide, the last of them fits only so (VGG-16 cut in its middle, once in ten).
+MOST_OPTIONS = 64
 #: What differs by less than this share is not worth a new plan.
 CHANGED = 0.2
 
@@ -38,11 +40,17 @@ class Pace(NamedTuple):
         return any(max(a, b) > (1 + CHANGED) * min(a, b) for a, b in pairs)
 
 
+#: Ways that gain by running together on the server, and what each further request takes there, as a share of one alone.
+Shares = Mapping[Source, Sequence[tuple[Option, float]]]
+
+
 class Menu:
     """The options of each model for one pace, its individual plan first; without `several` only that one."""
 
-    def __init__(self, planners: Mapping[Source, Planner], pace: Pace, *, several: bool) -> None:
-        self.pace = pace
+    def __init__(
+        self, planners: Mapping[Source, Planner], pace: Pace, *, several: bool, shares: Shares = MappingProxyType({})
+    ) -> None:
+        self.pace, self._shares = pace, shares
         self.options: dict[Source, Sequence[Option]] = {}
         for source, planner in planners.items():
             found = planner.frontier(pace.link, MOST_OPTIONS) if several else (planner.best(pace.link),)
@@ -61,12 +69,12 @@ class Menu:
         for source, options in self.options.items():
             kept = [o for o in options if any(same(o, r) for r in ready[source])]
             if not kept or kept[0] is not options[0]:
-                kept = sorted(kept or ready[source], key=lambda o: stages_of(o, self.pace).total)
+                kept = sorted(kept or ready[source], key=lambda o, s=source: self.stages(s, o).total)  # type: ignore[misc]
             self.options[source] = kept
 
     def jobs(self, tasks: Sequence[Task]) -> list[Job]:
         """The tasks as the schedule knows them, milliseconds from the start."""
-        ways = {s: tuple(stages_of(o, self.pace) for o in options) for s, options in self.options.items()}
+        ways = {s: tuple(self.stages(s, o) for o in options) for s, options in self.options.items()}
         return [
             Job(
                 ways[t.source],
@@ -76,6 +84,14 @@ class Menu:
             )
             for t in tasks
         ]
+
+    def stages(self, source: Source, option: Option) -> Stages:
+        """How long `option` of that model keeps each thing busy."""
+        found = stages_of(option, self.pace)
+        for known, share in self._shares.get(source, ()):
+            if found.crosses and same(known, option):
+                return found._replace(more=share * found.server, tail=f"{source}: {option.label}")
+        return found
 
     def option(self, task: Task, way: int) -> Option:
         """What that way to serve `task` is."""

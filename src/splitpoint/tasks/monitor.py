@@ -44,6 +44,28 @@ class Spent(NamedTuple):
     ended: float
 
 
+class _Ratios:
+    """How many times as long as predicted runs took lately. Those that the server ran as one, whose times are the same
+    to the last bit, say nothing of one that runs alone."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float | None]] = deque(maxlen=_RATIOS)
+
+    def add(self, run: float, ratio: float) -> None:
+        """`run` is the same for those that ran as one."""
+        for place, (known, _) in enumerate(self._seen):
+            if known == run:
+                self._seen[place] = run, None
+                return
+        self._seen.append((run, ratio))
+
+    @property
+    def middle(self) -> float:
+        """Their median; 1 while there are too few."""
+        known = [ratio for _, ratio in self._seen if ratio is not None]
+        return median(known) if len(known) >= _ENOUGH else 1.0
+
+
 class Monitor:
     """Follows requests, from any thread. `clock` is the one that results are stamped with."""
 
@@ -53,8 +75,7 @@ class Monitor:
         self._lookout = Lookout(EVERY_S, 0)
         self._now = clock
         self._lock = threading.Lock()
-        self._device: deque[float] = deque(maxlen=_RATIOS)
-        self._server: deque[float] = deque(maxlen=_RATIOS)
+        self._device, self._server = _Ratios(), _Ratios()
         self._load_ms = 0.0
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -68,8 +89,7 @@ class Monitor:
     def pace(self) -> Pace:
         """The link, and how slow device and server are, as of now."""
         with self._lock:
-            device, server = (median(r) if len(r) >= _ENOUGH else 1.0 for r in (self._device, self._server))
-            return Pace(self._estimator.link, device, server, self._load_ms)
+            return Pace(self._estimator.link, self._device.middle, self._server.middle, self._load_ms)
 
     def loaded(self, load_ms: float) -> None:
         """A request waits so long for those of others at the server."""
@@ -105,7 +125,7 @@ class Monitor:
         if result.offset is None or not result.up_nbytes or "up" not in at:
             if option.kind != "device":
                 self.failed(id, option)
-            self._paced(self._device, edge, option.stages["edge"].ms + option.stages["encode"].ms, result)
+            self._paced(self._device, edge, option.stages["edge"].ms + option.stages["encode"].ms, result, ended)
             return Spent(edge, 0.0, 0.0, started, ended, ended, ended, ended)
         packed, arrived = at["up"].start, at["up"].end
         served = at["down"].start
@@ -120,15 +140,15 @@ class Monitor:
             for seen in carried:
                 self._estimator.observe(seen.at, seen.nbytes, (seen.seconds + half_s) * 1e3, 0, 0)
             self._estimator.observe(ended, 0, 0, result.down_nbytes, stages["down"])
-        self._paced(self._device, edge, option.stages["edge"].ms + option.stages["encode"].ms, result)
-        self._paced(self._server, server, option.stages["server"].ms, result)
+        self._paced(self._device, edge, option.stages["edge"].ms + option.stages["encode"].ms, result, ended)
+        self._paced(self._server, server, option.stages["server"].ms, result, result.times.compute_s)
         transfer = (arrived - flowing + ready - packed) * 1e3 + stages["down"]
         return Spent(edge, transfer, server, started, flowing, arrived, served, ended)
 
-    def _paced(self, ratios: deque[float], took: float, predicted: float, result: Result) -> None:
+    def _paced(self, ratios: _Ratios, took: float, predicted: float, result: Result, run: float) -> None:
         if predicted >= _LEAST_MS and not result.fallback:
             with self._lock:
-                ratios.append(took / predicted)
+                ratios.add(run, took / predicted)
 
     # --- the thread that looks ----------------------------------------------------------------------------------
 

@@ -8,6 +8,9 @@ The device takes one request after the other, in the order of a policy: runs the
 waiting for it, and goes on. The link and the server take what comes, first in, first out. So it is run for real
 (`splitpoint.tasks.execute`), and so every policy is run.
 
+Requests that follow each other into one tail, and are there when the server begins with the first of them, run as one
+batch where that is faster (`splitpoint.runtime.batching`): the answers are there when all of them are computed.
+
 >>> jobs = [Job((Stages(10, 20, 30, 0, 5),)), Job((Stages(40),))]
 >>> [slot.ended for slot in timeline(jobs, [Turn(0), Turn(1)])]
 [70, 50]
@@ -23,9 +26,16 @@ from typing import NamedTuple, TypeAlias
 
 from splitpoint.errors import UsageError, nearest
 
+#: Requests of one batch, at most: what a server allows by default.
+MOST_TOGETHER = 8
+
 
 class Stages(NamedTuple):
-    """What one request keeps busy, one way to serve it. `trip` is half of the round trip: it keeps nothing busy."""
+    """What one request keeps busy, one way to serve it. `trip` is half of the round trip: it keeps nothing busy.
+
+    Those with the same `tail` can run as one batch on the server: one takes `server`, each further one `more`, which
+    is not more than that.
+    """
 
     device: float
     up: float = 0
@@ -33,6 +43,8 @@ class Stages(NamedTuple):
     down: float = 0
     trip: float = 0
     remote: bool | None = None
+    more: float = 0
+    tail: str = ""
 
     @property
     def crosses(self) -> bool:
@@ -43,6 +55,11 @@ class Stages(NamedTuple):
     def total(self) -> float:
         """What it takes alone."""
         return self.device + self.up + self.server + self.down + 2 * self.trip
+
+    @property
+    def least_server(self) -> float:
+        """What it takes of the server at least: in a full batch."""
+        return (self.server + (MOST_TOGETHER - 1) * self.more) / MOST_TOGETHER if self.tail else self.server
 
 
 class Job(NamedTuple):
@@ -62,13 +79,30 @@ class Turn(NamedTuple):
     way: int = 0
 
 
+class Batch(NamedTuple):
+    """What the server runs as one since `began`: `size` requests for `tail`.
+
+    Before it, the link down is free at `down`.
+    """
+
+    tail: str
+    began: float
+    size: int
+    down: float
+
+    def takes(self, stages: Stages, arrived: float) -> bool:
+        """Whether one more, which is there when it has `arrived`, belongs to it."""
+        return self.tail == stages.tail != "" and arrived <= self.began and self.size < MOST_TOGETHER
+
+
 class Free(NamedTuple):
-    """From when on each is free."""
+    """From when on each is free. `last` is the server's last batch, which others may join until it begins."""
 
     device: float = 0
     up: float = 0
     server: float = 0
     down: float = 0
+    last: Batch = Batch("", 0.0, 0, 0.0)
 
 
 #: Nothing is under way.
@@ -106,20 +140,38 @@ def advance(stages: Stages, turn: Turn, start: float, free: Free) -> tuple[Slot,
         return Slot(turn, start, headed, headed, headed, headed, headed, headed), free._replace(device=headed)
     sent = max(free.up, headed) + stages.up
     arrived = sent + stages.trip
-    served_from = max(free.server, arrived)
-    served = served_from + stages.server
-    down = max(free.down, served) + stages.down
-    slot = Slot(turn, start, headed, sent, arrived, served_from, served, down + stages.trip)
-    return slot, Free(headed, sent, served, down)
+    batch = free.last
+    if batch.takes(stages, arrived):
+        batch = batch._replace(size=batch.size + 1)
+        served = free.server + stages.more
+    else:
+        batch = Batch(stages.tail, max(free.server, arrived), 1, free.down)
+        served = batch.began + stages.server
+    down = max(batch.down, served) + batch.size * stages.down
+    slot = Slot(turn, start, headed, sent, arrived, batch.began, served, down + stages.trip)
+    return slot, Free(headed, sent, served, down, batch)
+
+
+def put(slots: list[Slot], slot: Slot, batch: Batch, jobs: Sequence[Job]) -> None:
+    """Adds `slot`, whose job was the last to join `batch`: those that it runs with are answered when it is."""
+    slots.append(slot)
+    stages = jobs[slot.turn.job].ways[slot.turn.way]
+    left, ended, place = batch.size - 1 if stages.crosses else 0, slot.ended, len(slots) - 1
+    while left and place:  # the first of them may have been begun before
+        place -= 1
+        one = slots[place]
+        if jobs[one.turn.job].ways[one.turn.way].crosses:
+            left, ended = left - 1, ended - stages.down
+            slots[place] = one._replace(served=slot.served, ended=ended)
 
 
 def timeline(jobs: Sequence[Job], turns: Iterable[Turn], free: Free = IDLE) -> list[Slot]:
     """The slots of `turns`, each begun as soon as the device is free and the job is there."""
-    slots = []
+    slots: list[Slot] = []
     for turn in turns:
         job = jobs[turn.job]
         slot, free = advance(job.ways[turn.way], turn, max(free.device, job.release), free)
-        slots.append(slot)
+        put(slots, slot, free.last, jobs)
     return slots
 
 
@@ -144,7 +196,7 @@ def rehearse(jobs: Sequence[Job], policy: Policy) -> tuple[list[Slot], float]:
         turn = turns.pop(0)
         waiting.remove(turn.job)
         slot, free = advance(jobs[turn.job].ways[turn.way], turn, now, free)
-        slots.append(slot)
+        put(slots, slot, free.last, jobs)
     return slots, bound
 
 
@@ -203,3 +255,16 @@ def score(jobs: Sequence[Job], slots: Sequence[Slot]) -> Score:
     missed = sum(s.ended > jobs[s.turn.job].due for s in slots)
     spent = [s.ended - jobs[s.turn.job].release for s in slots]
     return Score(missed, max((s.ended for s in slots), default=0.0), sum(spent) / max(1, len(spent)))
+
+
+def covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """The time in at least one of them.
+
+    >>> covered([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0)])
+    4.0
+    """
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
