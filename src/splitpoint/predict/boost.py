@@ -50,6 +50,7 @@ def grow(rows: FloatArray, target: FloatArray, weights: FloatArray, how: Boostin
     if len(rows) < 2 * how.least:
         return constant(_weighted_median(target, weights), rows.shape[1])
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
     cuts = [_cuts(values, how.bins) for values in rows.T]
     ranks = np.stack([np.searchsorted(c, values) for c, values in zip(cuts, rows.T, strict=True)], axis=1)
@@ -67,7 +68,10 @@ def grow(rows: FloatArray, target: FloatArray, weights: FloatArray, how: Boostin
             early_stopping=False,
             random_state=1000 * seed + k,
         )
-        models.append(model.fit(ranks.astype(np.float64), target, weights))
+        # Trees of so few rows are done before threads have met: two take half as long again as one, and on a busy
+        # machine many times as long.
+        with threadpool_limits(1, user_api="openmp"):
+            models.append(model.fit(ranks.astype(np.float64), target, weights))
     forest = _taken_out(models, cuts)
     some = slice(None, None, max(1, len(rows) // 200))
     _check(forest, rows[some], np.mean([model.predict(ranks[some].astype(np.float64)) for model in models], axis=0))

@@ -1,8 +1,9 @@
 """A model and a `Latency` → what each of its kernels takes, and the profile that planning is done with.
 
->>> found = predict(load("zoo:lenet5"), load_latency("device.latency.json"))
+>>> from splitpoint.predict.files import load_latency
+>>> found = predict(load("zoo:lenet5"), load_latency("neurosurgeon-edge"))
 >>> print(found.whole)
-0.21 ms (0.18…0.24)
+0.4... ms (0.2...…0.8...)
 
 Nothing is run, and no weights are read.
 """

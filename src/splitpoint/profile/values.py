@@ -262,9 +262,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def where(self) -> str:
         """Machine, engine and threads in words: what tells two profiles of one model apart."""
-        threads = counted(self.threads, "thread")
+        threads = f", {counted(self.threads, 'thread')}" if self.threads else ""  # else nobody said how many
         note = f" ({self.note})" if self.note else ""
-        return f"{self.machine.processor}, {self.engine} on {self.device}, {threads}{note}"
+        return f"{self.machine.processor}, {self.engine} on {self.device}{threads}{note}"
 
     @property
     def measured(self) -> int:
