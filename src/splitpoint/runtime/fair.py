@@ -80,8 +80,9 @@ class FairQueue:
     two get a third each, and there is room for one more whoever fills the queue (Choudhury and Hahne, 1998).
 
     >>> queue, a, b = FairQueue(8), Client(), Client()
-    >>> for _ in range(10):  # ten jobs ahead, more than the slack
+    >>> for _ in range(4):  # on four workers: then a is ahead by more than six mean jobs
     ...     queue.begin(0.0, a)
+    >>> for _ in range(4):
     ...     queue.end(a, took_s=5.0)
     >>> for client in (a, a, a, b):
     ...     assert queue.push(0.0, Job(client, print))
