@@ -1,7 +1,8 @@
 """How busy a stream keeps device, link and server.
 
 First, over two cores against the whole model on one: head and tail of equal cost, ideally 2×. Then over a shaped link
-that takes as long as head and tail each do, the hardest case: ideally one answer every longest stage.
+that takes as long as head and tail each do, the hardest case: ideally one answer every longest stage. There three work
+and there are two cores: once as it is, and once with a device that is a machine of its own (emulated, `bench.apart`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from time import perf_counter, sleep
 import numpy as np
 
 import splitpoint as sp
+from bench.apart import Apart
 from bench.common import EDGE_CORE, SERVE, SERVER_CORE, header, helper, interleaved, pin
 from splitpoint.engines import Engine, Session
 from splitpoint.lab.relay import Relay
@@ -45,6 +47,7 @@ def main(model_name: str = "zoo:efficientnet_lite0", frames: int = 150, rounds: 
         address = server.stdout.readline().strip()
         two_cores(model, engine, cut, image, address, frames, rounds)
         three_stages(model, engine, cut, image, address, 1.0, frames, rounds)
+        three_stages(model, Apart(engine, 1.0), cut, image, address, 1.0, frames, rounds)
     with helper(WAIT, model_name) as server:
         assert server.stdout
         address = server.stdout.readline().strip()
@@ -103,7 +106,7 @@ def three_stages(
         "server": median([t.ms("decode") + t.ms("tail") + t.ms("reply") for t in traces]),
     }
     said = ", ".join(f"{name} {ms:.2f}" for name, ms in stages.items())
-    does = "wait" if isinstance(engine, Waiting) else "compute"
+    does = {Waiting: "wait", Apart: "compute, the device apart (emulated)"}.get(type(engine), "compute")
     print(f"stages that {does}: {said} ms; {mbps:.1f} Mbit/s up, round trip {rtt_ms:g} ms, {window} under way")
     print(
         f"  stream {rate:.1f}/s of {1e3 / longest:.1f}/s: {rate * longest / 1e3:.2f} of 1 ÷ longest stage "

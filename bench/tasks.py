@@ -3,15 +3,18 @@
     python -m bench.tasks                  # 4g and wifi, a device 4 times slower, raw and with int8 and JPEG allowed
     python -m bench.tasks --simulate       # profiles and predictions alone, for ten seeds
     python -m bench.tasks --rounds 5
+    python -m bench.tasks --device here    # the device's heads are computed beside the server
 
 Read this first. One machine plays all parts: the device on one core, the server on another (one thread each), a relay
-that shapes the link, a device made slower by waiting after each run of the engine (`splitpoint.lab`). Slow device and
-link are therefore *emulated*; compute is real. Weights are random. All tasks are there at the start; what each policy
-uses is compiled and run before, also several at once, so that the server has tried its batches. The policies run in the
-same pipeline on the same server and take turns. After it every answer is compared with the whole model's.
+that shapes the link. Slow device and link are *emulated*; server and wire are real. Weights are random. All tasks are
+there at the start; what each policy uses is compiled and run before, also several at once, so that the server has tried
+its batches. The policies run in the same pipeline on the same server and take turns. After it every answer is compared
+with the whole model's.
 
 The header says how much the two cores disturb each other, which a device and a server do not do: measured with AlexNet,
-whose weights do not fit their caches.
+whose weights do not fit their caches. So heads are computed before the queue starts, and while it runs the device waits
+as long as it would compute (`bench.apart`); what it did compute meanwhile, as a plan was changed, is counted and said.
+With ``--device here`` it computes beside the server and then waits (`splitpoint.lab.device`).
 
 Target: joint's makespan at most 0.85 of fifo's, both links, with what a user gets by default (raw).
 """
@@ -29,10 +32,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.apart import Apart
 from bench.common import EDGE_CORE, SERVE, SERVER_CORE, header, helper, pin
 from bench.nets import MIX, path_of
 from bench.split import said
-from splitpoint.advisor import Survey
+from splitpoint.advisor import Survey, placement
 from splitpoint.engines import open_engine
 from splitpoint.lab.device import Stretched
 from splitpoint.lab.relay import Relay
@@ -51,6 +55,7 @@ from splitpoint.tensors import Array
 LINKS, SLOWDOWN, COUNT, SEED = ("4g", "wifi"), 4, 40, 1
 POLICIES = ("fifo", "sjf", "joint")
 TARGET = 0.15
+DEVICES = {"apart": Apart, "here": Stretched}
 CODECS = {"raw": (), "int8, JPEG allowed": ("int8", "jpeg:90")}
 PROFILE_S = 25.0
 
@@ -70,17 +75,19 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--links", nargs="+", default=LINKS, choices=tuple(PRESETS))
     parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
     parser.add_argument("--codecs", nargs="+", default=tuple(CODECS), choices=tuple(CODECS))
+    parser.add_argument("--device", default="apart", choices=DEVICES, help="where its heads are computed")
     parser.add_argument("--keep", type=Path, help="a folder for the profiles, to use them again")
     given = parser.parse_args(list(arguments))
     pin(EDGE_CORE)
     names = [path_of(name) for name in MIX]
     print(f"the server's core takes {disturbance(path_of('alexnet')):.2f}x as long while the device's computes")
     with helper(SERVE, *names) as server, Relay(said(server), PRESETS["lan"]) as relay:
-        os.sched_setaffinity(relay.pid, {SERVER_CORE})
+        # A link is neither's work: it is with whoever computes less here.
+        os.sched_setaffinity(relay.pid, {EDGE_CORE if given.device == "apart" else SERVER_CORE})
         known = profiles(relay.address, names, given.profile_s, given.keep)
         for codecs in given.codecs:
             for link in given.links:
-                with fleet_of(relay, names, known, codecs) as fleet:
+                with fleet_of(relay, names, known, codecs, given.device) as fleet:
                     if given.simulate:
                         simulate(fleet, codecs, link)
                     else:
@@ -94,6 +101,8 @@ def tasks_of(seed: int) -> list[Task]:
 def profiles(address: str, names: Sequence[str], budget_s: float, keep: Path | None) -> dict[str, Known]:
     """Each model on both cores; read from `keep` where an earlier run has left it there."""
     found = {}
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
     with Fleet(address, engine=open_engine(threads=1)) as fleet:
         for name, file in zip(MIX, names, strict=True):
             kept = [keep / f"{name}.{side}.profile.json" for side in ("edge", "cloud")] if keep else []
@@ -115,10 +124,10 @@ def profiles(address: str, names: Sequence[str], budget_s: float, keep: Path | N
 
 
 @contextmanager
-def fleet_of(relay: Relay, names: Sequence[str], known: dict[str, Known], codecs: str) -> Iterator[Fleet]:
+def fleet_of(relay: Relay, names: Sequence[str], known: dict[str, Known], codecs: str, device: str) -> Iterator[Fleet]:
     """The four models, on a device as slow as it is emulated."""
     relay.set_link(PRESETS["lan"])
-    engine = Stretched(open_engine(threads=1), SLOWDOWN)
+    engine = DEVICES[device](open_engine(threads=1), SLOWDOWN)
     constraints = Constraints(codecs=CODECS[codecs])
     with Fleet(relay.address, engine=engine, constraints=constraints) as fleet:
         for name, file in zip(MIX, names, strict=True):
@@ -187,23 +196,47 @@ def measure(fleet: Fleet, relay: Relay, codecs: str, link: str, rounds: int, pol
     inputs = inputs_of(fleet, tasks)
     relay.set_link(PRESETS[link])
     fleet.link = next(iter(fleet.edges.values())).measure_link()
-    print(f"\n{codecs}, {link}: {fleet.link}; device {SLOWDOWN}x slower (emulated)", flush=True)
+    print(f"\n{codecs}, {link}: {fleet.link}; device {note_of(fleet)}", flush=True)
     taken: dict[str, list[Summary]] = {by: [] for by in policies}
     relay.set_link(PRESETS["lan"])
     for by in policies:  # compiled before the first measured run
         describe(Run(fleet, tasks, by, inputs).prepare())
+    compute_all(fleet, tasks, inputs)
     relay.set_link(PRESETS[link])
     answers: list[tuple[Task, Mapping[str, Array]]] = []
     for _ in range(rounds):
         for by in policies:
             run = Run(fleet, tasks, by, inputs)
             run.on_answer = lambda row, result: answers.append((row.task, result.outputs))
+            before = computed(fleet)
             run.run()
             taken[by].append(run.summary)
-            report(run.summary)
+            report(run.summary, computed(fleet) - before)
     show(f"{codecs}, {link}, measured, medians of {rounds}", taken)
     if codecs == "raw":
         compare(fleet, inputs, answers)
+
+
+def compute_all(fleet: Fleet, tasks: Sequence[Task], inputs: Mapping[str, Mapping[str, Array]]) -> None:
+    """Every head that is ready, for every input it may get: then nothing is left to be computed in the queue."""
+    if not isinstance(fleet.device.engine, Apart):
+        return
+    for source, edge in fleet.edges.items():
+        different = {id(inputs[t.name]): inputs[t.name] for t in tasks if t.source == source}
+        for option in fleet.ready[source]:
+            cut, codecs = placement(edge.model.graph, option)
+            for given in different.values():
+                edge.infer(given, at=cut, codec=codecs)
+
+
+def computed(fleet: Fleet) -> int:
+    """How many heads have been computed so far, and not only waited for."""
+    return fleet.device.engine.computed if isinstance(fleet.device.engine, Apart) else 0
+
+
+def note_of(fleet: Fleet) -> str:
+    assert isinstance(fleet.device.engine, Apart | Stretched)
+    return fleet.device.engine.note
 
 
 def compare(
@@ -238,9 +271,10 @@ def describe(planned: Planned) -> None:
         print(f"    {count:3} x {model}: {option}")
 
 
-def report(s: Summary) -> None:
+def report(s: Summary, heads: int) -> None:
     busy = f"device {s.usage.device:.0%}, link {s.usage.link:.0%}, server {s.usage.server:.0%}"
     again = f", planned again {s.replans} times" if s.replans else ""
+    again += f", {heads} heads computed meanwhile" if heads else ""
     print(
         f"  {s.policy:6} {s.makespan_ms:7.0f} ms (predicted {s.predicted_ms:.0f}), mean {s.mean_ms:.0f}, "
         f"p95 {s.p95_ms:.0f}; busy: {busy}{again}",

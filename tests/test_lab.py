@@ -431,7 +431,7 @@ def test_a_stretched_run_takes_so_many_times_as_long() -> None:
     assert inner.closed
 
 
-@pytest.mark.parametrize("wait", [device._wait_until, device.spin_until])
+@pytest.mark.parametrize("wait", [device.sleep_until, device.spin_until])
 def test_waits_do_not_end_early(wait: Callable[[float], None]) -> None:
     moment = time.perf_counter() + 0.003
     wait(moment)

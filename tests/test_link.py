@@ -361,6 +361,21 @@ def test_it_is_right_from_the_first_request_if_that_is_large() -> None:
     assert requests.up == pytest.approx(1.1, rel=0.05)
 
 
+def test_a_small_request_that_woke_everybody_says_nothing_of_a_measured_link() -> None:
+    """1 kB that took 20 ms more than it could: threads began, caches were cold. By itself that would be 0.4 Mbit/s."""
+    wifi = PRESETS["wifi"]
+    believed = []
+    for measured in (True, False):
+        requests = Requests(LinkEstimator(wifi, measured=measured))
+        requests.send(wifi, [1077], late=lambda k: 20)
+        believed.append(requests.up / wifi.up_mbps)
+    assert believed[0] == pytest.approx(1, rel=0.05)
+    assert believed[1] < 0.5, "else there was nothing to say"
+    requests = Requests(LinkEstimator(wifi, measured=True))
+    requests.send(Link(2, 18.88, 10), [100_000] * 3)
+    assert requests.up == pytest.approx(2, rel=0.15)
+
+
 @pytest.mark.parametrize("to", [2.0, 9.0, 60.0])
 def test_a_step_is_followed_within_three_requests(to: float) -> None:
     requests = Requests(LinkEstimator(PRESETS["wifi"]), noise=0.05)

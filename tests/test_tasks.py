@@ -396,25 +396,35 @@ def test_connections_that_share_the_link_tell_together() -> None:
 
 
 def test_uploads_leave_in_their_order_one_after_the_other() -> None:
-    now, order = [0.0], list[tuple[int, float]]()
-    lane = Lane(lambda: now[0])
-    tickets = [lane.ticket() for _ in range(4)]
-    lane.enter(tickets[0], "a", 0.1)
-    lane.enter(tickets[1], "a", 0.1)  # the same connection: behind it in any case
-    assert lane._free == 0.2
+    now, order, mbit_s = [0.0], list[tuple[int, float]](), [8.0]
+    lane = Lane(lambda nbytes: nbytes * 8e-6 / mbit_s[0], lambda: now[0])
+    tickets = [lane.ticket() for _ in range(5)]
+    lane.enter(tickets[0], "a", 100_000)
+    lane.enter(tickets[1], "a", 100_000)  # the same connection: behind it in any case
 
-    def third() -> None:
-        lane.enter(tickets[3], "b", 0.05)
-        order.append((3, now[0]))
+    def enter(k: int, connection: str) -> threading.Thread:
+        def run() -> None:
+            lane.enter(tickets[k], connection, 50_000)
+            order.append((k, now[0]))
 
-    thread = threading.Thread(target=third)
-    thread.start()
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    fourth = enter(3, "b")
     lane.leave(tickets[2])  # failed before it was to be sent
-    assert thread.is_alive(), "the link is taken until 0.2, but for the last tenth of that upload"
+    now[0] = 0.185
+    fourth.join(0.1)
+    assert fourth.is_alive(), "the link is taken until 0.2, but for the last tenth of that upload"
     now[0] = 0.195
-    thread.join(5)
-    assert order == [(3, 0.195)]
-    assert lane._free == 0.25
+    fourth.join(5)
+    fifth = enter(4, "a")
+    now[0] = 0.2
+    fifth.join(0.1)
+    assert fifth.is_alive(), "the link is taken until 0.245"
+    mbit_s[0] = 800.0  # the link is another one than it was taken for: everything has long left
+    fifth.join(5)
+    assert order == [(3, 0.195), (4, 0.2)]
 
 
 # --- on a real server -------------------------------------------------------------------------------------------------

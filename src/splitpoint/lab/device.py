@@ -69,7 +69,7 @@ class Stretched:
         self.name, self.device, self.threads = engine.name, engine.device, engine.threads
         self.factor = factor
         self.clock = clock
-        self.wait_until = wait_until or _wait_until
+        self.wait_until = wait_until or sleep_until
 
     @property
     def factor(self) -> float:
@@ -120,7 +120,8 @@ def spin_until(moment: float) -> None:
         pass
 
 
-def _wait_until(moment: float) -> None:
+def sleep_until(moment: float) -> None:
+    """Returns at `moment`; sleeps nearly until then."""
     while (left := moment - time.perf_counter()) > 0:
         time.sleep(max(0.0, left - _WATCHED_S))
 

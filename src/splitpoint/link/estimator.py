@@ -41,6 +41,8 @@ _CONSTANT_MS, _CONSTANT_MS_UNPINGED = 0.3, 50.0
 _NEWEST = 0.1
 #: c has a half-life so many times as long as b's.
 _CONSTANT_LIVES = 5.0
+#: How far a bandwidth that was measured may be off, as a share (a standard deviation).
+_MEASURED = 0.2
 #: b is known when its standard deviation is this share of it.
 _KNOWN = 0.25
 #: Rates are kept within these, ms per byte: 100 Gbit/s and 80 bit/s.
@@ -72,7 +74,8 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class LinkEstimator:
-    """A `Link` that follows real requests. `start` is believed until they know better: a measured link, or a preset.
+    """A `Link` that follows real requests. `start` is believed until they know better: a link that was `measured` just
+    now, or one of which nothing is known but that the first request is more likely to be right.
 
     What was observed `half_life_s` ago counts half. Times are on any one clock that does not run backwards.
 
@@ -83,13 +86,13 @@ class LinkEstimator:
     '2.0 Mbit/s'
     """
 
-    def __init__(self, start: Link, half_life_s: float = 10.0) -> None:
+    def __init__(self, start: Link, half_life_s: float = 10.0, *, measured: bool = False) -> None:
         self._start = start
         self._half_life_s = half_life_s
         self._pings: deque[tuple[float, float]] = deque(maxlen=_PINGS)
         self._now = 0.0
-        self._up = _Way(8e-3 / start.up_mbps, half_life_s)
-        self._down = _Way(8e-3 / start.down_mbps, half_life_s)
+        self._up = _Way(8e-3 / start.up_mbps, half_life_s, measured)
+        self._down = _Way(8e-3 / start.down_mbps, half_life_s, measured)
 
     def observe(self, now_s: float, up_nbytes: float, up_ms: float, down_nbytes: float, down_ms: float) -> None:
         """A request that ended at `now_s`: whole frames, and how long each was on its way.
@@ -147,17 +150,18 @@ class LinkEstimator:
 class _Way:
     """One direction: c (`constant_ms`) and b (`_slope`, ms per byte), and how far each may be off (variances)."""
 
-    def __init__(self, slope: float, half_life_s: float) -> None:
+    def __init__(self, slope: float, half_life_s: float, measured: bool) -> None:
         self.constant_ms = 0.0
         self.frames = 0
         self._slope = slope
         self._usual = slope  # b when it was known last: what it is near as long as nothing is
-        self._half_life_s = half_life_s
+        self._half_life_s, self._measured = half_life_s, measured
         # Variances of c and b, and their covariance. Not knowing b is a standard deviation as large as itself.
-        self._cc, self._cb, self._bb = 0.0, 0.0, slope * slope
+        self._cc, self._cb, self._bb = 0.0, 0.0, (slope * (_MEASURED if measured else 1.0)) ** 2
         # How much noisier than expected the frames are, a factor on their variance; and the most since the last change.
         self._noise = self._noisiest = 1.0
-        self._told = 0.0  # what the frames told of b, fading: one over its variance
+        # What the frames told of b, fading: one over its variance.
+        self._told = 1 / self._bb if measured else 0.0
         self._at = 0.0
         self._aside: list[tuple[float, float, float]] = []
 
@@ -167,9 +171,10 @@ class _Way:
         # As if all that is beyond c were transfer: of a link of which nothing is known yet, it may well be.
         unknown = noise_ms**2 + (_SHARE * max(self._slope * nbytes, ms - most_ms)) ** 2
         if self.frames == 1:
-            self._at = now_s
-            self._change([(nbytes, ms, unknown)], most_ms)
-            return
+            self._at, self._cc = now_s, most_ms**2
+            if not self._measured:
+                self._change([(nbytes, ms, unknown)], most_ms)
+                return
         variance = noise_ms**2 + (_SHARE * self._slope * nbytes) ** 2
         self._forget(now_s, nbytes, variance * self._noise, most_ms)
         spread = self._spread(nbytes)

@@ -161,7 +161,7 @@ class Run:
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
         self._flying: dict[int, tuple[float, Stages]] = {}
-        self._lane = Lane()
+        self._lane = Lane(lambda nbytes: self.monitor.pace.link.up_ms(nbytes) / 1e3)
         self._up_ms = self._server_ms = 0.0  # when the last answered request left the link, and the server
         self._compiling: set[tuple[Source, str]] = set()
         self._fresh = threading.Event()  # something was compiled that may be chosen now
@@ -393,7 +393,7 @@ class Run:
         """Waits for the request's turn on the link, if it crosses."""
         if way.ticket >= 0:
             began = perf_counter()
-            self._lane.enter(way.ticket, edge, self.monitor.pace.link.up_ms(way.option.up_nbytes) / 1e3)
+            self._lane.enter(way.ticket, edge, way.option.up_nbytes)
             held.seconds = perf_counter() - began
 
     def _answered(self, id: int, way: _Way, result: Result, held_s: float) -> None:

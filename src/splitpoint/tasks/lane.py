@@ -4,6 +4,9 @@ Every model has a connection of its own, and connections share a link evenly: tw
 arrive when the second one could have, and the server waits meanwhile. So the next one is handed over when the one
 before should have left, by its bytes and the bandwidth; a little earlier, as the link must not wait for anybody.
 Requests of one connection follow each other in any case.
+
+When that is follows from the bandwidth as it is known while one waits: what it was believed to be for a moment may not
+hold up a queue for seconds.
 """
 
 from __future__ import annotations
@@ -14,17 +17,20 @@ from time import perf_counter
 
 #: How much earlier, as a share of the time that the one before takes: the bandwidth is not known better.
 EARLY = 0.1
+#: How long one waits before looking at the bandwidth again, seconds.
+_LOOK_S = 0.02
 
 
 class Lane:
-    """The order of uploads. Any thread may wait; `clock` is in seconds."""
+    """The order of uploads. `up_s` says how many seconds so many bytes take, as of now; `clock` is in seconds. Any
+    thread may wait."""
 
-    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
-        self._now = clock
+    def __init__(self, up_s: Callable[[float], float], clock: Callable[[], float] = perf_counter) -> None:
+        self._up_s, self._now = up_s, clock
         self._turn = threading.Condition()
         self._tickets = self._next = 0
         self._passed: set[int] = set()
-        self._free = self._early = 0.0
+        self._sent: list[tuple[float, float]] = []  # when, and how many bytes, of what may still be on its way
         self._last: object = None
 
     def ticket(self) -> int:
@@ -33,20 +39,31 @@ class Lane:
             self._tickets += 1
             return self._tickets - 1
 
-    def enter(self, ticket: int, connection: object, seconds: float) -> None:
-        """Returns when a request that takes `seconds` should be handed to its connection."""
+    def enter(self, ticket: int, connection: object, nbytes: float) -> None:
+        """Returns when a request of so many bytes should be handed to its connection."""
         with self._turn:
             self._turn.wait_for(lambda: self._next >= ticket)
-            while connection is not self._last and (left := self._free - self._early - self._now()) > 0:
-                self._turn.wait(left)
-            self._free = max(self._free, self._now()) + seconds
-            self._early, self._last = EARLY * seconds, connection
+            while (left := self._left_s()) > 0 and connection is not self._last:
+                self._turn.wait(min(left, _LOOK_S))
+            self._sent.append((self._now(), nbytes))
+            self._last = connection
             self._pass(ticket)
 
     def leave(self, ticket: int) -> None:
         """The request will not enter, or has: nobody waits for it."""
         with self._turn:
             self._pass(ticket)
+
+    def _left_s(self) -> float:
+        """Until the next one may leave, if another connection sent the last one."""
+        now = self._now()
+        free, took = 0.0, 0.0
+        for at, nbytes in self._sent:
+            took = self._up_s(nbytes)
+            free = max(free, at) + took
+        if free <= now:
+            self._sent.clear()
+        return free - EARLY * took - now
 
     def _pass(self, ticket: int) -> None:
         if ticket >= self._next:

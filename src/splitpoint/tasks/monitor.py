@@ -70,7 +70,7 @@ class Monitor:
     """Follows requests, from any thread. `clock` is the one that results are stamped with."""
 
     def __init__(self, link: Link, *, clock: Callable[[], float] = perf_counter) -> None:
-        self._estimator = LinkEstimator(link)
+        self._estimator = LinkEstimator(link, measured=True)
         self._uplink = Uplink()
         self._lookout = Lookout(EVERY_S, 0)
         self._now = clock
