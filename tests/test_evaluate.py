@@ -174,10 +174,12 @@ def measured(folder: Path | None, found: Truth | None = None, budget_s: float = 
     return truth, lab
 
 
-def test_wholes_are_measured_in_turns_and_then_profiles(tmp_path: Path) -> None:
+def test_wholes_are_measured_in_rounds_with_profiles_between(tmp_path: Path) -> None:
     truth, lab = measured(tmp_path)
-    assert lab.steps == [*["residual, whole", "flattening, whole"] * 4, "residual, its cuts", "flattening, its cuts"]
+    wholes = ["residual, whole", "flattening, whole"]
+    assert lab.steps == [*wholes, "residual, its cuts", *wholes, "flattening, its cuts", *wholes, *wholes]
     assert lab.budgets == pytest.approx([50.0, 50.0], rel=0.01)
+    assert 99 < lab.now < 101
     assert {name: len(v) for name, v in truth.visits.items()} == {"residual": 4, "flattening": 4}
     assert not truth.missing()
     for name in truth.models:
@@ -190,6 +192,16 @@ def test_wholes_are_measured_in_turns_and_then_profiles(tmp_path: Path) -> None:
     hasty, _ = measured(None, budget_s=1e-3)
     assert {name: len(v) for name, v in hasty.visits.items()} == {"residual": 1, "flattening": 1}
     assert not hasty.missing()
+
+
+def test_a_lucky_visit_is_not_how_long_a_network_takes() -> None:
+    truth = Truth("e", "d", 1, truths.begin(nets.ENGINE, {}).machine)
+    truth.visits["residual"] = [[11.0, 11.2, 11.1], [9.0, 9.1, 9.2], [11.3, 11.4, 11.5], [10.9, 11.0, 19.0]]
+    whole = truth.whole("residual")
+    assert whole is not None
+    assert whole.median == pytest.approx(11.05)
+    assert whole.p10 < 9.3
+    assert whole.p90 > 11.4
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ TO_P90 = 1.2816
 #: What a measured segment says of its kernels is this unsure (share of its ms) even where its runs agree: where a cut
 #: runs, layouts change and kernels are not fused as in the whole.
 _UNSURE = 0.03
+#: What was measured together is off together by this share: a machine is a little faster or slower at another time.
+_ANOTHER_TIME = 0.04
 #: So many times as large as was thought an error may be; how much that speaks against it, by what shares the error (all
 #: kernels, those of a kind, none), for a factor of e.
 _TIMES, _DOUBT = (1.0, 4.0, 16.0), (0.5, 1.0, 1.0)
@@ -123,19 +125,19 @@ class Belief:
         Measurements further off than was thought possible say that more is unsure than was thought: the machine as a
         whole, kinds, or single kernels, whichever makes them likeliest.
         """
-        rows, ms, unsure = self._observed(segments)
+        rows, ms, noise = self._observed(segments)
         if not len(ms):
             return self
         missing = ms - rows.sum(axis=1)
-        found = self._likeliest(rows, missing, unsure)
+        found = self._likeliest(rows, missing, noise)
         parts = found._covariances(rows)
         covariances = parts[0] + parts[1] + parts[2]
-        together = rows @ covariances + np.diag(unsure**2)
+        together = rows @ covariances + noise
         factors = np.clip(1.0 + covariances @ np.linalg.solve(together, missing), _LEAST, _MOST)
         root = np.asarray(np.linalg.cholesky(together), np.float64)
         return replace(found, factors=factors, _with=covariances, _root=root)
 
-    def _likeliest(self, rows: Floats, missing: Floats, unsure: Floats) -> Belief:
+    def _likeliest(self, rows: Floats, missing: Floats, noise: Floats) -> Belief:
         """The same with each kind of error so many times as large as makes what is `missing` likeliest.
 
         Type-II maximum likelihood (Rasmussen and Williams, equation 5.8) on a coarse grid; a machine that is slower as
@@ -144,7 +146,7 @@ class Belief:
         parts = [rows @ covariance for covariance in self._covariances(rows)]
 
         def unlikely(times: tuple[float, ...]) -> float:
-            together = sum((t**2 * p for t, p in zip(times, parts, strict=True)), np.diag(unsure**2))
+            together = sum((t**2 * p for t, p in zip(times, parts, strict=True)), noise)
             root = np.linalg.cholesky(together)
             doubt = sum(d * np.log(t) for d, t in zip(_DOUBT, times, strict=True))
             return float((np.linalg.solve(root, missing) ** 2).sum() / 2 + np.log(np.diag(root)).sum() + doubt)
@@ -153,7 +155,8 @@ class Belief:
         return replace(self, overall=self.overall * overall, shared=self.shared * shared, own=self.own * own)
 
     def _observed(self, segments: Sequence[SegmentCost]) -> tuple[Floats, Floats, Floats]:
-        """What each measured side is the sum of (a row a side), its ms, and how far those may be off."""
+        """What each measured side is the sum of (a row a side), its ms, and the covariance of how far those may be
+        off."""
         places = np.arange(1, len(self.edge))
         rows, times, unsure = [], [], []
         colds = {heads: self._cold(ms, heads=heads) for heads, ms in ((True, self.edge), (False, self.cloud))}
@@ -166,7 +169,8 @@ class Belief:
                     times.append(stat.median)
                     spread = (stat.p90 - stat.p10) / _DEVIATIONS / np.sqrt(max(stat.count, 1))
                     unsure.append(float(np.hypot(_UNSURE * stat.median, spread)))
-        return np.array(rows), np.array(times), np.array(unsure)
+        ms = np.array(times)
+        return np.array(rows), ms, np.diag(np.square(unsure)) + _ANOTHER_TIME**2 * np.outer(ms, ms)
 
     def _covariances(self, rows: Floats) -> tuple[Floats, Floats, Floats]:
         """float64[parts, rows] each: the covariance of each part's factor with the sums that `rows` stand for, by the

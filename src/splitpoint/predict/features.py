@@ -20,10 +20,10 @@ from splitpoint.predict.kinds import KINDS
 FloatArray = NDArray[np.float64]
 Named = dict[str, FloatArray]
 
-#: Columns whose values are kernels of their own, each of which costs by sizes in its own way. (Not of plain
+#: Columns (or sizes) whose values are kernels of their own, each of which costs by sizes in its own way. (Not of plain
 #: convolutions: those are all matrix products, and a common base is nearer than one for each kernel and stride.)
 _APART: Mapping[str, tuple[str, ...]] = {
-    "dw_conv": ("kernel", "stride"), "group_conv": ("kernel", "stride"), "activation": ("op",), "elementwise": ("op",),
+    "dw_conv": ("kernel", "stride"), "group_conv": ("block",), "activation": ("op",), "elementwise": ("op",),
     "move": ("op",),
 }  # fmt: skip
 #: Blocks that vector units, cache tiles and GPU waves cut channels and pixels into.
@@ -56,7 +56,8 @@ def terms_of(kind: str, columns: Named) -> Named:
 def cells_of(kind: str, columns: Named) -> NDArray[np.str_]:
     """The cell of each kernel, such as ``kernel=3,stride=2``: what has a base of its own. All "" in most kinds."""
     apart = _APART.get(kind, ())
-    rows = zip(*(columns[name].tolist() for name in apart), strict=True)
+    known = columns | _sizes(kind, columns)
+    rows = zip(*(known[name].tolist() for name in apart), strict=True)
     if not apart:
         return np.full(len(next(iter(columns.values()))), "")
     return np.array([",".join(f"{n}={v:g}" for n, v in zip(apart, row, strict=True)) for row in rows])
@@ -111,6 +112,8 @@ def _sizes(kind: str, c: Named) -> Named:
             return sizes
         groups = c.get("groups", np.ones_like(out))
         depth, wide = c["Cin"] / groups * c["kernel"] ** 2, c["Cout"] / groups
+        if kind == "group_conv":
+            sizes["block"] = _block(c)
         return sizes | {
             "wide": wide,
             "tiles128": _tiles(pixels, wide, 128) * groups,
@@ -126,6 +129,14 @@ def _sizes(kind: str, c: Named) -> Named:
         tiles = _tiles(c["out_features"], c["rows"], 64)
         return {"tiles": tiles}
     return {}
+
+
+def _block(c: Named) -> FloatArray:
+    """16 or 8 where a group is made of whole blocks of so many channels, as engines lay them out; 1 where it is not:
+    those run another kernel, here up to five times as long.
+    """
+    whole = np.gcd(np.asarray(c["Cin"] / c["groups"], np.int64), np.asarray(c["Cout"] / c["groups"], np.int64))
+    return np.where(whole % 16 == 0, 16.0, np.where(whole % 8 == 0, 8.0, 1.0))
 
 
 def _tiles(a: FloatArray, b: FloatArray, side: int) -> FloatArray:

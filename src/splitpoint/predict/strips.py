@@ -131,7 +131,7 @@ def _bottleneck(net: Sketch, work: float) -> str:
     late = _late(net)
     base = net.spread(24, 72) * late
     expand = net.pick(4, 4, 2, 1)
-    group = net.pick(0, 0, 0, 8, 16, 24, 32, 4)
+    group = net.pick(0, 0, 0, 4, 8, 8, 16, 16, 24, 32, 48)
     share = net.pick(0.0, 0.0, 0.25)
     x = _stem(net, net.width(base * 0.9, base * 1.1), "Relu", late)
     for k, width in enumerate(_stages(net, base, (1.6, 2.2), 4 - late // 2)):

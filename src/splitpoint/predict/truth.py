@@ -22,7 +22,7 @@ from splitpoint.models.model import Model, build
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.weights import stand_ins
 from splitpoint.profile.files import load_profile, save_profile
-from splitpoint.profile.measure import pause_s, profile_model, stat_of
+from splitpoint.profile.measure import pause_s, profile_model
 from splitpoint.profile.values import Profile, Stat
 from splitpoint.segments import samples_for
 from splitpoint.trace import Clock
@@ -67,9 +67,18 @@ class Truth:
     profiles: dict[str, Profile] = field(default_factory=dict)
 
     def whole(self, name: str) -> Stat | None:
-        """How long the whole network takes, over all undisturbed visits; None before there was one."""
+        """How long the whole network takes: the median of its visits, and between which its runs lie; None before there
+        was one.
+
+        A profile takes the quickest visit for the undisturbed ones. Here some visits are quick by luck (how memory
+        fell), and a prediction is of the usual one.
+        """
         visits = self.visits.get(name)
-        return stat_of(visits) if visits else None
+        if not visits:
+            return None
+        middle = float(np.median([np.median(taken) for taken in visits]))
+        low, high = np.percentile([ms for taken in visits for ms in taken], (10, 90))
+        return Stat(middle, min(float(low), middle), max(float(high), middle), sum(map(len, visits)))
 
     def missing(self) -> bool:
         """Whether a network was never measured, or has no profile."""
@@ -99,27 +108,35 @@ def measure(
     pause: Callable[[float], None] = time.sleep,
     profiler: Callable[[Model, Engine, float], Profile] = _profiled,
 ) -> None:
-    """Adds what `truth` lacks, in about `budget_s`: visits to wholes in turns, then a profile of each network.
+    """Adds what `truth` lacks, in about `budget_s`: visits to wholes in rounds, and between them profiles.
 
+    A machine's speed drifts within minutes: rounds at the beginning, between profiles and at the end meet all of it.
     Each is written to `folder` when it is there, so that what was interrupted goes on.
     """
-    end = clock() + budget_s
-    wholes_end = clock() + WHOLES_SHARE * budget_s
+    end, wholes_s = clock() + budget_s, WHOLES_SHARE * budget_s
     light = {name: model.with_stand_ins() for name, model in truth.models.items()}
+    todo = [name for name in light if name not in truth.profiles]
+    done = 0
     for k in range(VISITS):
+        began = clock()
         for name, model in light.items():
-            if len(truth.visits.get(name, ())) <= k and (k == 0 or clock() < wholes_end):
+            if len(truth.visits.get(name, ())) <= k and (k == 0 or wholes_s > 0):
                 on_step(f"{name}, whole", sum(map(len, truth.visits.values())), VISITS * len(light))
                 truth.visits.setdefault(name, []).append(visit(model, engine, clock, pause))
                 if folder is not None:
                     save_wholes(truth, folder)
-    todo = [name for name in light if name not in truth.profiles]
-    for k, name in enumerate(todo):
-        on_step(f"{name}, its cuts", k, len(todo))
-        left_s = max((end - clock()) / (len(todo) - k), 1.0)
-        truth.profiles[name] = profiler(light[name], engine, left_s)
-        if folder is not None:
-            save_profile(folder / f"{name}.profile.json", truth.profiles[name])
+        round_s = clock() - began
+        wholes_s -= round_s
+        # What the rounds to come will take, if there is time for them.
+        kept_s = min(max(0.0, wholes_s), (VISITS - 1 - k) * round_s)
+        upto = -(-len(todo) * (k + 1) // (VISITS - 1))
+        for name in todo[done:upto]:
+            on_step(f"{name}, its cuts", done, len(todo))
+            left_s = max((end - kept_s - clock()) / (len(todo) - done), 1.0)
+            truth.profiles[name] = profiler(light[name], engine, left_s)
+            done += 1
+            if folder is not None:
+                save_profile(folder / f"{name}.profile.json", truth.profiles[name])
 
 
 def visit(model: Model, engine: Engine, clock: Clock, pause: Callable[[float], None]) -> list[float]:
