@@ -309,11 +309,11 @@ def report(up: int, taken: Mapping[str, Sequence[float]]) -> None:
         print(f"target: at least {GRPC_TIMES}x faster than gRPC: {ratio:.2f}x, {verdict}")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(description="Round trips on loopback")
     parser.add_argument("--rounds", type=int, default=200, help="turns each contender has (default 200)")
     parser.add_argument("--block", type=int, default=10, help="round trips in a turn (default 10)")
-    options = parser.parse_args()
+    options = parser.parse_args(list(arguments))
     print(this_machine())
     print(", ".join(f"{k} {v}" for k, v in versions(("splitpoint", "numpy", "msgspec", "grpcio")).items()))
     near, far = two_cores()
@@ -327,4 +327,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
