@@ -1,10 +1,13 @@
 """How well latency is predicted.
 
     python -m bench.predict seed DIR     # DIR has edge/ and cloud/ with the Neurosurgeon replica's tables
+    python -m bench.predict folds DIR edge batchnorm
+    python -m bench.predict drift DEVICE.strips.json
 
 `seed`: what is learned of nine tenths of the rows of each table, judged on the tenth kept apart (seed 0, as the issue
 asks), beside a random forest on the raw columns and the replica's linear regression; and how far identical
-configurations in the tables differ, below which no prediction can get. Ten minutes on one core.
+configurations in the tables differ, below which no prediction can get. Ten minutes on one core. `folds`: one kind,
+every row kept apart once. `drift`: what random networks of an earlier calibration take now.
 """
 
 from __future__ import annotations
@@ -12,16 +15,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time, sleep
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.common import header
+from splitpoint.engines import open_engine
+from splitpoint.predict.collection import load_collection
 from splitpoint.predict.features import columns_of
 from splitpoint.predict.learn import FULL, effort_for, learn_kind
 from splitpoint.predict.linear import fit_linear
+from splitpoint.predict.strips import strip
 from splitpoint.predict.table import Table, read_tables
+from splitpoint.predict.truth import visit
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +36,8 @@ SIDES = ("edge", "cloud")
 #: Shares within ±10 % of all kinds together.
 TARGETS = {"edge": 0.68, "cloud": 0.85}
 APART, SEED = 0.1, 0
+#: Random networks that are measured again.
+AGAIN = 40
 
 
 def seed(arguments: list[str]) -> None:
@@ -135,7 +144,42 @@ def linear(train: Table, test: Table) -> Floats:
     return np.asarray(found["1"] + sum(k * columns[name] for name, k in found.items() if name != "1"))
 
 
-PARTS: Mapping[str, Callable[[list[str]], None]] = {"seed": seed}
+def folds(arguments: list[str]) -> None:
+    """Every row of a kind kept apart once, ten times a tenth: one tenth may flatter either."""
+    if len(arguments) != 3:
+        raise SystemExit("python -m bench.predict folds DIR edge|cloud KIND")
+    table = read_tables(Path(arguments[0]) / arguments[1])[0][arguments[2]]
+    order = np.random.default_rng(SEED).permutation(len(table))
+    ours, forests = [], []
+    for k in range(10):
+        apart, rest = table.take(order[k::10]), table.take(np.setdiff1d(order, order[k::10]))
+        model, _ = learn_kind(rest, effort_for(rest, FULL), SEED)
+        ours.append(np.abs(model.predict(table.kind, apart.columns).median_ms / apart.latency_ms - 1))
+        forests.append(np.abs(raw_forest(rest, apart) / apart.latency_ms - 1))
+    for name, errors in (("ours", np.concatenate(ours)), ("forest", np.concatenate(forests))):
+        print(f"{name:6} {(errors <= 0.1).mean():.1%} of {len(errors)} within 10 %, mean error {errors.mean():.1%}")
+
+
+def drift(arguments: list[str]) -> None:
+    """Random networks of a calibration measured again: how much faster or slower this machine is by now."""
+    if len(arguments) != 1:
+        raise SystemExit("python -m bench.predict drift DEVICE.strips.json")
+    found = load_collection(Path(arguments[0]))
+    engine = open_engine(found.engine, device=found.device, threads=found.threads)
+    usual = [s for s in found.strips if 5 < s.whole_ms < 200]
+    chosen = [usual[k] for k in np.random.default_rng(SEED).permutation(len(usual))[:AGAIN]]
+    ratios = []
+    for s in chosen:
+        taken = visit(strip(s.seed, s.family, s.work), engine, perf_counter, sleep)
+        ratios.append(float(np.median(taken)) / s.whole_ms)
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    print(
+        f"{len(chosen)} networks of {arguments[0]} take {middle:.3f}x as long as then "
+        f"(half of them {low:.3f}…{high:.3f})"
+    )
+
+
+PARTS: Mapping[str, Callable[[list[str]], None]] = {"seed": seed, "folds": folds, "drift": drift}
 
 
 def main(arguments: list[str]) -> None:
