@@ -604,7 +604,8 @@ def test_a_flood_does_not_hold_up_the_others(model: Model) -> None:
         assert [flood.receive().kind for _ in range(50)] == [Kind.RESULT] * 50
         flood.close()
         modest.close()
-    assert order.index(2.0) <= 2, "who has had nothing is next"
+    # The one that was held up, and at most as many as the slack of six mean jobs and a job's noise allow.
+    assert order.index(2.0) <= 8, "who has had nothing is soon next"
     assert len(order) - order[::-1].index(2.0) <= 50, "in order of arrival they would have been the last ten of sixty"
 
 
