@@ -4,7 +4,7 @@
     python -m bench wire split  # some of it, by name
 
 The long ones are commands of their own: `python -m bench.truth` (every scenario), `bench.profile`, `bench.adapt`,
-`bench.tasks`, `bench.faults`, `bench.load`, `bench.fuzz` and `bench.soak`.
+`bench.tasks`, `bench.faults`, `bench.load`, `bench.fuzz`, `bench.soak` and `bench.predict`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import ok
 from splitpoint.cli import VERBS, main
 from splitpoint.models.zoo import digits, photos
 from splitpoint.report.sweep import COLUMNS, SEED_COLUMNS
@@ -63,13 +64,6 @@ def serving() -> Iterator[Serving]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def ok(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    status = main([str(a) for a in args])
-    captured = capsys.readouterr()
-    assert status == 0, captured.err
-    return captured.out
 
 
 def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str:

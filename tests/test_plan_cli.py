@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from commands import ok
 from plans import model_of, profiles
 from splitpoint.cli import main
 from splitpoint.cli.quantities import parse_ms, parse_share, parse_size, parse_watts
@@ -39,13 +40,6 @@ def command(files: Path, *more: object, link: str | None = "4g") -> list[str]:
     edge, cloud = files / "edge.profile.json", files / "cloud.profile.json"
     words = ["plan", "--edge", edge, "--cloud", cloud, *(("--link", link) if link else ()), *more]
     return [str(w) for w in words]
-
-
-def ok(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    status = main(args)
-    captured = capsys.readouterr()
-    assert status == 0, captured.err
-    return captured.out
 
 
 def fails(capsys: pytest.CaptureFixture[str], status: int, *args: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import nets
+from commands import ok
 from latencies import DEVICE, TERMS, kind_model, latency
 from plans import FOUR_G, model_of
 from plans import profile as hand_made
@@ -253,6 +254,17 @@ def test_a_slow_kind_is_told_from_a_slow_machine() -> None:
     assert now["conv"] == pytest.approx(real["conv"], rel=0.1)
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.3])
+def test_what_was_measured_today_is_not_certain_tomorrow(factor: float) -> None:
+    """However much of a model was measured, and however exactly: the machine is a little faster or slower later."""
+    model = model_of(EFFICIENT)
+    plain, last = predict(model, SLOW), len(model.graph.order)
+    whole = predict(model, SLOW, measured(plain, list(range(1, last)), factor)).whole
+    assert whole.p90 / whole.median > 1.04
+    assert whole.median / whole.p10 > 1.04
+    assert whole.p90 / whole.median < plain.whole.p90 / plain.whole.median
+
+
 def test_nothing_measured_changes_nothing_and_nonsense_is_refused() -> None:
     model = model_of(LENET)
     plain = predict(model, SLOW)
@@ -346,13 +358,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_latency(folder / "device.latency.json", latency(name="device", without=("other", "global_pool")))
     save_latency(folder / "server.latency.json", FAST)
     return folder
-
-
-def ok(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    status = main([str(a) for a in args])
-    captured = capsys.readouterr()
-    assert status == 0, captured.err
-    return captured.out
 
 
 def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str:

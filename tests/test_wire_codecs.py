@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto
 
 import nets
+from commands import ok
 from serving import Gate, affine, evaluate, nothing_leaks, until
 from splitpoint import wire
 from splitpoint.cli import main
@@ -490,13 +491,6 @@ def test_the_document_names_every_codec() -> None:
 
 
 # --- sweep and the command line ---------------------------------------------------------------------------------------
-
-
-def ok(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    status = main([str(a) for a in args])
-    captured = capsys.readouterr()
-    assert status == 0, captured.err
-    return captured.out
 
 
 def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str:

@@ -56,10 +56,10 @@ def terms_of(kind: str, columns: Named) -> Named:
 def cells_of(kind: str, columns: Named) -> NDArray[np.str_]:
     """The cell of each kernel, such as ``kernel=3,stride=2``: what has a base of its own. All "" in most kinds."""
     apart = _APART.get(kind, ())
-    known = columns | _sizes(kind, columns)
-    rows = zip(*(known[name].tolist() for name in apart), strict=True)
     if not apart:
         return np.full(len(next(iter(columns.values()))), "")
+    known = columns if set(apart) <= set(columns) else columns | _sizes(kind, columns)
+    rows = zip(*(known[name].tolist() for name in apart), strict=True)
     return np.array([",".join(f"{n}={v:g}" for n, v in zip(apart, row, strict=True)) for row in rows])
 
 

@@ -70,8 +70,8 @@ class Truth:
         """How long the whole network takes: the median of its visits, and between which its runs lie; None before there
         was one.
 
-        A profile takes the quickest visit for the undisturbed ones. Here some visits are quick by luck (how memory
-        fell), and a prediction is of the usual one.
+        A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all
+        others, and a prediction is of the usual one.
         """
         visits = self.visits.get(name)
         if not visits:
