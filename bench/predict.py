@@ -28,7 +28,7 @@ from splitpoint.predict.learn import FULL, effort_for, learn_kind
 from splitpoint.predict.linear import fit_linear
 from splitpoint.predict.strips import strip
 from splitpoint.predict.table import Table, read_tables
-from splitpoint.predict.truth import visit
+from splitpoint.predict.visits import visit
 
 Floats = NDArray[np.float64]
 

@@ -21,8 +21,9 @@ from splitpoint.predict.evaluate import Judgement, Row, errors_of, few_segments,
 from splitpoint.predict.files import save_latency
 from splitpoint.predict.kernels import kernels_of
 from splitpoint.predict.price import CODECS, predict
+from splitpoint.predict.strips import strip
 from splitpoint.predict.truth import Truth
-from splitpoint.predict.values import Latency
+from splitpoint.predict.values import Latency, Reference
 from splitpoint.profile.values import Profile
 from splitpoint.report.evaluate import draw, kind_cells, sentences, signed, whole_cells, write
 
@@ -85,6 +86,30 @@ def test_a_device_that_is_slower_than_learned_shows_by_how_much() -> None:
     # a few measured cuts put that right
     assert abs(found.corrected[0].error) < 0.03
     assert found.corrected[0].low_ms <= found.corrected[0].measured_ms <= found.corrected[0].high_ms
+
+
+def test_reference_networks_tell_a_slower_day_from_a_wrong_prediction() -> None:
+    """Everything takes 1.25 times as long as when it was calibrated, what was calibrated too."""
+    known = tuple(Reference(family="mobile", seed=k, work=1e8, flops=1, ms=10.0) for k in range(3))
+    device = msgspec.structs.replace(PLAIN, reference=known)
+    truth = truth_by(PLAIN.slowed(1.25), LENET, EFFICIENT)
+    truth.visits["lenet5"] = [*truth.visits["lenet5"], [2 * ms for ms in truth.visits["lenet5"][0]], [1e-3]]
+    truth.references = {r.name: [[12.4, 12.5, 12.6], [25.0], [], [12.5]] for r in known[:2]}  # one round was slow
+    found = judge(truth, device)
+    assert [r.error for r in found.wholes] == pytest.approx([-0.2, -0.2])
+    assert [r.error for r in found.same_speed] == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert found.speed is not None
+    assert (found.speed.ratio, found.speed.count) == (pytest.approx(1.25), 2)
+    assert found.speed.rounds == pytest.approx((1.25, 2.5, 0.0, 1.25))
+    said = sentences(found)
+    assert said[1].startswith("this machine now: 2 networks of its calibration take 1.25x what they took then")
+    assert said[2].startswith("whole networks at the same speed: MAPE 0.0%; 2, 2 and 2 of 2 within")
+    assert [row[5] for row in whole_cells(found)] == ["+0.0%", "+0.0%"]
+    # measured without them, or with those of another calibration: nothing is said of it
+    truth.references = {"vgg-3-1e+08": [[1.0]]}
+    without = judge(truth, device)
+    assert (without.speed, without.same_speed) == (None, ())
+    assert [row[5] for row in whole_cells(without)] == ["", ""]
 
 
 def test_plans_from_wrong_predictions_have_a_regret() -> None:
@@ -177,10 +202,10 @@ def measured(folder: Path | None, found: Truth | None = None, budget_s: float = 
 def test_wholes_are_measured_in_rounds_with_profiles_between(tmp_path: Path) -> None:
     truth, lab = measured(tmp_path)
     wholes = ["residual, whole", "flattening, whole"]
-    assert lab.steps == [*wholes, "residual, its cuts", *wholes, "flattening, its cuts", *wholes, *wholes]
-    assert lab.budgets == pytest.approx([50.0, 50.0], rel=0.01)
+    assert lab.steps == [*wholes, "residual, its cuts", *wholes, *wholes, "flattening, its cuts", *wholes * 3]
+    assert lab.budgets == pytest.approx([46.0, 46.0], rel=0.05)  # 100 s less what twelve visits take
     assert 99 < lab.now < 101
-    assert {name: len(v) for name, v in truth.visits.items()} == {"residual": 4, "flattening": 4}
+    assert {name: len(v) for name, v in truth.visits.items()} == {"residual": 6, "flattening": 6}
     assert not truth.missing()
     for name in truth.models:
         whole = truth.whole(name)
@@ -192,6 +217,30 @@ def test_wholes_are_measured_in_rounds_with_profiles_between(tmp_path: Path) -> 
     hasty, _ = measured(None, budget_s=1e-3)
     assert {name: len(v) for name, v in hasty.visits.items()} == {"residual": 1, "flattening": 1}
     assert not hasty.missing()
+
+
+def test_reference_networks_are_visited_between_the_wholes_and_only_then(tmp_path: Path) -> None:
+    made = strip(3, "mobile", 1e8)
+    flops = sum(node.flops for node in made.graph.nodes)
+    known = [Reference(family="mobile", seed=3, work=1e8, flops=flops, ms=5.0)]
+    truth, lab = Truth("onnxruntime", "cpu", 1, truths.begin(nets.ENGINE, {}).machine, networks()), Lab()
+    words = {"clock": lab.clock, "pause": lab.pause, "profiler": lab.profile}
+    truths.measure(truth, nets.ENGINE, 60.0, references=known, folder=tmp_path, **words)  # type: ignore[arg-type]
+    assert {name: len(v) for name, v in truth.references.items()} == {known[0].name: truths.VISITS}
+    kept = truths.load(tmp_path, networks())
+    assert kept is not None
+    assert kept.references == truth.references
+    # another calibration's are visited from now on: their first round is not the first
+    del kept.visits["residual"][1:]
+    other = msgspec.structs.replace(known[0], ms=9.0, work=1.01e8)
+    truths.measure(kept, nets.ENGINE, 60.0, references=[other], **words)  # type: ignore[arg-type]
+    assert [len(taken) > 0 for taken in kept.references[other.name]] == [False] + [True] * 5
+    # a profile is measured again, wholes are not: what the machine does now says nothing of those
+    kept.profiles.clear()
+    kept.references.clear()
+    truths.measure(kept, nets.ENGINE, 10.0, references=known, **words)  # type: ignore[arg-type]
+    assert kept.references == {}
+    assert not kept.missing()
 
 
 def test_a_lucky_visit_is_not_how_long_a_network_takes() -> None:
@@ -241,6 +290,7 @@ def test_damaged_and_foreign_data_is_refused(tmp_path: Path) -> None:
         (good.replace('"format": 1', '"format": 7'), "make no sense"),
         (json.dumps(json.loads(good) | {"visits": {"residual": [[-1.0]]}}), "make no sense"),
         (json.dumps(json.loads(good) | {"visits": {"residual": [[]]}}), "make no sense"),
+        (json.dumps(json.loads(good) | {"references": {"vgg-1-1": [[0.0]]}}), "make no sense"),
         (json.dumps(json.loads(good) | {"threads": 9}), "use another folder for each"),
     ):
         assert bad != good

@@ -20,7 +20,7 @@ from splitpoint.predict.boost import Boosting, constant, grow
 from splitpoint.predict.features import cells_of, columns_of, feature_names, features_of, term_names, terms_of
 from splitpoint.predict.files import SHIPPED, latency_bytes, load_latency, parse_latency, save_latency
 from splitpoint.predict.kinds import KINDS
-from splitpoint.predict.learn import FULL, QUICK, effort_for, learn_kind, train
+from splitpoint.predict.learn import FULL, QUICK, effort_for, learn_kind, score_of, train
 from splitpoint.predict.linear import cells_base, fit_base, fit_cells, fit_linear
 from splitpoint.predict.table import Table
 from splitpoint.predict.trees import Forest
@@ -85,6 +85,13 @@ def test_intervals_cover_what_they_say() -> None:
     assert (times.low_ms <= times.median_ms).all()
     assert (times.median_ms <= times.high_ms).all()
     assert 0.7 <= learned().kinds["conv"].score.covered <= 0.9
+
+
+def test_rows_too_short_for_the_timer_judge_nothing() -> None:
+    score = score_of(np.array([1.1, 2.0, 0.004]), np.array([1.0, 2.0, 0.001]), 0.8)
+    assert (score.count, score.mape, score.within20) == (2, pytest.approx(0.05), 1.0)
+    none_longer = score_of(np.array([0.004]), np.array([0.001]), 0.8)
+    assert (none_longer.count, none_longer.mape) == (1, pytest.approx(3.0))
 
 
 def test_each_operator_has_a_base_of_its_own() -> None:

@@ -50,7 +50,7 @@ def net(name: str) -> Model:
 
 def whole_ms(device: Latency, kernels_ms: float) -> float:
     """What a segment takes: a short one is done before all of the fixed part is paid."""
-    return kernels_ms + device.fixed_ms * (1 - exp(-kernels_ms))
+    return kernels_ms + device.fixed_ms * (1 - exp(-kernels_ms / 4))
 
 
 def formula(kernel: Kernel, scale: float = 1.1) -> float:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
+from click.core import ParameterSource
 
 from splitpoint.cli.console import Column, countdown, err, out, table
 from splitpoint.cli.options import engine_options, json_option
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.engines import Engine, open_engine
-from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.files import check_writable
+from splitpoint.machine import now, this_machine
 from splitpoint.predict.collect import collect, quick_fit
 from splitpoint.predict.collection import Collection, load_collection, save_collection, started
-from splitpoint.predict.files import latency_bytes, save_latency
+from splitpoint.predict.files import latency_bytes, load_latency, save_latency
+from splitpoint.predict.reference import measure
 from splitpoint.predict.table import write_tables
 from splitpoint.predict.values import Latency
 from splitpoint.profile.measure import Progress
@@ -49,11 +53,17 @@ _ENDING, _BESIDE = ".latency.json", ".strips.json"
 @click.option(
     "--seed", type=click.IntRange(0, 1 << 30), default=0, metavar="N", help="Of the random networks (default: 0)."
 )
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="Only see how fast this machine is by now (half a minute), and have FILE speak of that speed.",
+)
 @json_option
 @engine_options
+@click.pass_context
 def command(
-    output: Path, budget: str, csv_folder: Path | None, name: str, note: str, seed: int, as_json: bool, device: str,
-    threads: int,
+    ctx: click.Context, output: Path, budget: str, csv_folder: Path | None, name: str, note: str, seed: int,
+    refresh: bool, as_json: bool, device: str, threads: int,
 ) -> None:  # fmt: skip
     """Measure kernels of all kinds on this machine, as they run in networks, and learn what any of them costs.
 
@@ -61,7 +71,14 @@ def command(
     measures, and measures what it is least sure of. An interrupted run is gone on with by the same command; so is a
     finished one, with a larger --budget. Learning needs splitpoint[predict]; without it --csv takes the measurements
     to a machine that has it.
+
+    A machine is not as fast every day. --refresh measures two dozen of the networks again and scales what the file says
+    by the median of what they take now.
     """
+    if refresh:
+        _require_alone(ctx)
+        _refresh(output, as_json=as_json)
+        return
     seconds = parse_budget(budget)
     beside = beside_of(output)
     for path in (output, beside):
@@ -140,6 +157,47 @@ def _measure(found: Collection, engine: Engine, seconds: float, beside: Path, le
     return found
 
 
+# --- refreshing -------------------------------------------------------------------------------------------------------
+
+
+def _require_alone(ctx: click.Context) -> None:
+    """UsageError for options that --refresh would not heed."""
+    for name in ("budget", "csv_folder", "name", "note", "seed", "device", "threads"):
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = "csv" if name == "csv_folder" else name
+            raise UsageError(f"--refresh takes nothing but -o FILE, which says the rest: leave out --{flag}")
+
+
+def _refresh(output: Path, *, as_json: bool) -> None:
+    """Scales the latency file by how fast the machine is now. InputError if it is of another one."""
+    check_writable(output)
+    latency = load_latency(output)
+    here = this_machine()
+    if not latency.reference:
+        raise InputError(f"{output} has no reference networks to measure: calibrate anew, without --refresh")
+    if latency.machine is None or latency.machine.processor != here.processor:
+        had = latency.machine.processor if latency.machine else "an unknown machine"
+        raise InputError(f"{output} is of {had}, and this is {here.processor}: refresh it there")
+    engine = open_engine(device=latency.device, threads=latency.threads)
+    with countdown() as shown:
+        task = shown.add_task("measuring reference networks", total=1.0, left="")
+        speed = measure(
+            latency.reference, engine, on_step=lambda done, total: shown.update(task, completed=done / total)
+        )
+    latency = msgspec.structs.replace(latency.slowed(speed.ratio), refreshed=now())
+    save_latency(output, latency)
+    if as_json:
+        click.echo(latency_bytes(latency), nl=False)
+    else:
+        out().print(str(speed), markup=False)
+        out().print(
+            f"all that {output} says is now {latency.slowdown:.2f}x what was calibrated {latency.created}", markup=False
+        )
+    click.echo(f"wrote {output}", err=True)
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
 _COLUMNS = (
     Column("kind", right=False, keep=True), Column("rows", keep=True), Column("within ±10 %", keep=True),
     Column("mean error", keep=True), Column("in the range"),
@@ -152,11 +210,11 @@ def _print(latency: Latency, found: Collection) -> None:
     console.print(
         f"[bold]{latency.name}[/], {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})"
     )
-    scores = [(kind, model.score) for kind, model in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
-    cells = [(kind, str(s.count), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, s in scores]
+    scores = [(k, m.rows, m.score) for k, m in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
+    cells = [(kind, str(n), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, n, s in scores]
     table(_COLUMNS, cells, console=console)
     measured = f"{counted(found.rows, 'kernel')} of {counted(len(found.strips), 'network')} in {found.spent_s:.0f} s"
-    console.print(f"{measured}; errors are those of networks kept apart")
+    console.print(f"{measured}; errors are those of networks kept apart, of kernels of 5 µs and more")
     console.print(
         f"a whole network takes {latency.scale:.2f} times its kernels and up to {latency.fixed_ms:.2f} ms, within "
         f"± {latency.spread:.0%} four times in five"

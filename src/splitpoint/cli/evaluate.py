@@ -49,7 +49,7 @@ NETWORKS: Sequence[str] = (
     default="10m",
     show_default=True,
     metavar="TIME",
-    help="How long all measuring may take: a third for whole networks, the rest for profiles to judge plans by.",
+    help="How long all measuring may take: half for whole networks, half for profiles to judge plans by.",
 )
 @click.option(
     "--data",
@@ -75,7 +75,9 @@ def command(
 
     Without MODELs sixteen from LeNet-5 to a vision transformer are measured; none of them was in what predictions are
     learned from. Plans are made from predictions for five links and three slower devices, and priced by what was
-    measured: how much longer they take than the best plan is the regret. Run it when nothing else runs.
+    measured: how much longer they take than the best plan is the regret. Some networks of the calibration are measured
+    as well: they tell how much faster or slower the machine is by now, and what the errors are at the same speed. Run
+    it when nothing else runs.
     """
     budget_s = parse_budget(budget)
     latency = load_latency(device_file)
@@ -140,7 +142,7 @@ def _measured(
         _require_here(truth, data)
         with err().status(f"measuring {counted(len(models), 'network')}") as status:
             truths.measure(
-                truth, engine, budget_s, folder=data,
+                truth, engine, budget_s, references=latency.reference, folder=data,
                 on_step=lambda what, done, total: status.update(f"measuring {what}: {done} of {total} done"),
             )  # fmt: skip
     else:
@@ -169,7 +171,8 @@ def _require_here(truth: Truth, data: Path | None) -> None:
 
 _WHOLES = (
     Column("network", right=False, keep=True), Column("measured ms", keep=True), Column("predicted", keep=True),
-    Column("8 of 10", keep=True), Column("error", keep=True), Column("corrected"), Column("linear"),
+    Column("8 of 10", keep=True), Column("error", keep=True), Column("same speed"), Column("corrected"),
+    Column("linear"),
 )  # fmt: skip
 _KINDS = (
     Column("kernels", right=False, keep=True), Column("", keep=True), Column("MAPE", keep=True),
@@ -196,6 +199,8 @@ def _title(latency: Latency) -> str:
 def _summary(found: Judgement) -> dict[str, object]:
     return {
         "wholes": found.wholes,
+        "same_speed": found.same_speed,
+        "speed": found.speed,
         "corrected": found.corrected,
         "kinds": dict(found.kinds()),
         "plans": [msgspec.to_builtins(r) | {"regret": r.regret} for r in found.plans],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
 
 from splitpoint.cli.console import Column, err, out, table
 from splitpoint.files import check_writable
+from splitpoint.machine import now
 from splitpoint.predict.files import save_latency
 from splitpoint.predict.table import read_tables
 from splitpoint.predict.values import SEED, TWO_PER_MAC, Latency
@@ -53,7 +53,7 @@ def command(
     with err().status(f"learning from {counted(rows, 'row')}") as status:
         latency = train(
             tables, name=name or folder.resolve().name or "device", engine=engine, device=device, threads=threads,
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            created=now(),
             convention=SEED if seed_flops else TWO_PER_MAC, note=note, seed=seed,
             progress=lambda kind: status.update(f"learning {kind}"),
         )  # fmt: skip

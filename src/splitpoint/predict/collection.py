@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
@@ -14,11 +13,11 @@ from numpy.typing import NDArray
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError
 from splitpoint.files import read_file, write_atomic
-from splitpoint.machine import Machine, this_machine, versions
+from splitpoint.machine import Machine, now, this_machine, versions
 from splitpoint.predict.kinds import KINDS
-from splitpoint.predict.strips import FAMILIES
+from splitpoint.predict.strips import FAMILIES, strip
 from splitpoint.predict.table import Table
-from splitpoint.predict.values import Latency
+from splitpoint.predict.values import Latency, Reference
 from splitpoint.units import counted
 
 FORMAT = 1
@@ -31,6 +30,9 @@ _MOST_BYTES = 256 << 20
 #: A day in ms; more than any size or seed.
 _MOST_MS, _MOST_SIZE, _MOST_SEED = 86_400_000.0, 1e18, 1 << 31
 _MADE_BY = "splitpoint calibrate-device"
+#: Reference networks: so many, not the lightest and heaviest, of families that are like real networks.
+_REFERENCES, _MOST_REFERENCE_MB = 24, 48.0
+_NO_REFERENCE = frozenset({"odd", "mlp", "lenet", "text"})
 
 
 class Visit(msgspec.Struct, frozen=True):
@@ -60,6 +62,12 @@ class Measured(msgspec.Struct, frozen=True):
     def whole_ms(self) -> float:
         """Of the whole strip, with the pauses that requests have between them; of visits that nothing disturbed."""
         return float(np.median([ms for v in _undisturbed(self.visits, [v.ms for v in self.visits]) for ms in v.whole]))
+
+    def reference(self) -> Reference:
+        """What it takes to measure it again another day, and to compare."""
+        model = strip(self.seed, self.family, self.work)
+        flops = sum(node.flops for node in model.graph.nodes)
+        return Reference(family=self.family, seed=self.seed, work=self.work, flops=flops, ms=self.whole_ms)
 
     def kernels_ms(self) -> NDArray[np.float64]:
         """Of each kernel; of visits that nothing disturbed."""
@@ -134,7 +142,23 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
 
     def totals(self) -> dict[int, float]:
         """Number of the strip → ms of the whole, with the pauses that requests have between them."""
-        return {number: strip.whole_ms for number, strip in enumerate(self.strips)}
+        return {number: measured.whole_ms for number, measured in enumerate(self.strips)}
+
+    def references(self) -> tuple[Reference, ...]:
+        """Some of the networks, spread over all the time that was measured, to tell another day's speed by."""
+        if not self.strips:
+            return ()
+        low, high = np.quantile([s.whole_ms for s in self.strips], (0.1, 0.95)).tolist()
+        fit = [
+            s
+            for s in self.strips
+            if s.family not in _NO_REFERENCE
+            and s.weights_mb <= _MOST_REFERENCE_MB
+            and low <= s.whole_ms <= high
+            and len(s.visits) == 1  # nothing was strange with it
+        ]
+        places = np.unique(np.linspace(0, len(fit) - 1, min(len(fit), _REFERENCES)).round().astype(int)).tolist()
+        return tuple(fit[k].reference() for k in places)
 
     def learned(self, *, name: str = "", note: str = "", progress: Callable[[str], None] | None = None) -> Latency:
         """What it says of the device. MissingExtraError without scikit-learn, InputError if nothing is in it."""
@@ -143,7 +167,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         return train(
             self.tables(), name=name or self.machine.processor, engine=self.engine, device=self.device,
             threads=self.threads, created=self.created, machine=self.machine, versions=self.versions, note=note,
-            totals=self.totals(), seed=self.seed, progress=progress,
+            totals=self.totals(), reference=self.references(), seed=self.seed, progress=progress,
         )  # fmt: skip
 
 
@@ -151,7 +175,7 @@ def started(engine: Engine, seed: int = 0) -> Collection:
     """A collection with nothing in it yet, for this device."""
     return Collection(
         engine=engine.name, device=engine.device, threads=engine.threads, machine=this_machine(), versions=versions(),
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), seed=seed,
+        created=now(), seed=seed,
         columns={kind.name: kind.columns for kind in KINDS.values()},
     )  # fmt: skip
 
@@ -179,23 +203,23 @@ def _check(collection: Collection) -> None:
         raise ValueError("another version of splitpoint measured it")
     if not 0 <= collection.spent_s <= _MOST_MS or not 0 <= collection.seed <= _MOST_SEED:
         raise ValueError("its time or its seed makes no sense")
-    for k, strip in enumerate(collection.strips):
+    for k, one in enumerate(collection.strips):
         at = f"(at $.strips[{k}])"
-        if strip.family not in FAMILIES or not 0 <= strip.seed <= _MOST_SEED or not strip.visits or not strip.rows:
+        if one.family not in FAMILIES or not 0 <= one.seed <= _MOST_SEED or not one.visits or not one.rows:
             raise ValueError(f"a strip that cannot have been measured {at}")
-        for kind, values in strip.rows:
+        for kind, values in one.rows:
             if len(values) != len(collection.columns.get(kind, ())):
                 raise ValueError(f"a row of {kind[:40]} with {counted(len(values), 'column')} {at}")
             if not all(-1 <= v <= _MOST_SIZE for v in values):
                 raise ValueError(f"a row of {kind[:40]} with a size that makes no sense {at}")
-        for visit in strip.visits:
-            if len(visit.kernels) != len(strip.rows) or not visit.whole:
+        for visit in one.visits:
+            if len(visit.kernels) != len(one.rows) or not visit.whole:
                 raise ValueError(f"a visit with {counted(len(visit.kernels), 'kernel')} {at}")
             if not all(0 <= ms <= _MOST_MS for ms in visit.kernels) or not all(
                 0 < ms <= _MOST_MS for ms in visit.whole
             ):
                 raise ValueError(f"a time that makes no sense {at}")
-        if not (isfinite(strip.work) and 0 < strip.work <= _MOST_SIZE and 0 <= strip.spent_s <= _MOST_MS):
-            raise ValueError(f"a strip of {strip.work:g} operations {at}")
-        if not 0 <= strip.weights_mb <= _MOST_SIZE:
-            raise ValueError(f"a strip with {strip.weights_mb:g} MB of weights {at}")
+        if not (isfinite(one.work) and 0 < one.work <= _MOST_SIZE and 0 <= one.spent_s <= _MOST_MS):
+            raise ValueError(f"a strip of {one.work:g} operations {at}")
+        if not 0 <= one.weights_mb <= _MOST_SIZE:
+            raise ValueError(f"a strip with {one.weights_mb:g} MB of weights {at}")

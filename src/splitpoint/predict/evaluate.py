@@ -18,8 +18,9 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option
 from splitpoint.predict.price import Prediction, kernel_times, linear_ms, predict
+from splitpoint.predict.reference import Speed, speed_of
 from splitpoint.predict.truth import Truth
-from splitpoint.predict.values import Latency
+from splitpoint.predict.values import TELLING_MS, Latency
 from splitpoint.profile.costs import Floats
 from splitpoint.profile.kernels import estimated
 from splitpoint.profile.values import Profile, SegmentCost, Stat
@@ -29,8 +30,6 @@ from splitpoint.profile.values import Profile, SegmentCost, Stat
 LINKS: Sequence[str] = ("3g", "4g", "wifi", "wifi5", "lan")
 SLOWDOWNS: Sequence[float] = (2.0, 8.0, 32.0)
 CODECS = ("int8",)
-#: Kernels shorter than this (ms) are below what the engine's timer tells apart.
-_TELLING_MS = 0.005
 #: Cuts whose heads and tails correct a prediction, to see what a few seconds of measuring are worth.
 FEW = 3
 
@@ -52,7 +51,9 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A whole network (`kind` is "whole"), one of its kernels, or the network corrected by a few measured cuts."""
+    """A whole network (`kind` is "whole"; "same speed" with each visit as it would have been at the speed
+    of the calibration), one of its kernels, or the network corrected by a few measured cuts.
+    """
 
     network: str
     layer: str
@@ -90,12 +91,18 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Judgement:
-    """All of it: `wholes`, the same `corrected` by a few measured cuts, `kernels`, and `plans`."""
+    """All of it: `wholes`, the same `corrected` by a few measured cuts, `kernels`, and `plans`.
+
+    Where reference networks were measured beside them, the `speed` that they say the device has now, and the wholes at
+    the `same_speed` as in the calibration.
+    """
 
     wholes: tuple[Row, ...]
     corrected: tuple[Row, ...]
     kernels: tuple[Row, ...]
     plans: tuple[PlanRow, ...]
+    same_speed: tuple[Row, ...] = ()
+    speed: Speed | None = None
 
     def kinds(self) -> Mapping[str, Errors]:
         """The errors of each kind of kernel, the commonest first; last, of all of them."""
@@ -106,7 +113,8 @@ class Judgement:
 
 def judge(truth: Truth, latency: Latency) -> Judgement:
     """How well `latency` predicts the networks of `truth` that were measured."""
-    wholes, corrected, kernels, plans = [], [], [], []
+    wholes, corrected, kernels, plans, same_speed = [], [], [], [], []
+    speed = speed_of(latency.reference, truth.references)
     for name, model in truth.models.items():
         measured, profile = truth.whole(name), truth.profiles.get(name)
         found = predict(model, latency)
@@ -114,6 +122,8 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
         if measured is not None and measured.median > 0:
             linear = latency.whole_ms(float(line.sum()))
             wholes.append(_row(name, "", "whole", measured.median, found.whole, linear))
+            if speed is not None and (then := truth.whole(name, speed.rounds)) is not None:
+                same_speed.append(_row(name, "", "same speed", then.median, found.whole, linear))
         if profile is not None:
             kernels += _kernel_rows(name, found, line.tolist(), profile, latency)
             plans += plan_rows(name, profile, found.profile(profile.codecs))
@@ -121,7 +131,7 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
             if measured is not None and measured.median > 0 and few:
                 better = predict(model, latency, few).whole
                 corrected.append(_row(name, "", "corrected", measured.median, better, linear))
-    return Judgement(tuple(wholes), tuple(corrected), tuple(kernels), tuple(plans))
+    return Judgement(tuple(wholes), tuple(corrected), tuple(kernels), tuple(plans), tuple(same_speed), speed)
 
 
 def errors_of(rows: Sequence[Row]) -> Errors:
@@ -159,7 +169,7 @@ def _kernel_rows(name: str, found: Prediction, line: Sequence[float], profile: P
     rows = []
     for k, cost in enumerate(found.kernels):
         measured = float(nodes[list(cost.kernel.nodes)].sum())
-        if measured >= _TELLING_MS:
+        if measured >= TELLING_MS:
             stat = Stat(float(alone.median_ms[k]), float(alone.low_ms[k]), float(alone.high_ms[k]), 0)
             rows.append(_row(name, cost.layer, cost.kind, measured, stat, line[k], cost.calibrated))
     return rows

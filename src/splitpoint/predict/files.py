@@ -12,7 +12,7 @@ from splitpoint.errors import InputError, nearest
 from splitpoint.files import check_writable, read_file, write_atomic
 from splitpoint.predict.features import feature_names, term_names
 from splitpoint.predict.kinds import KINDS
-from splitpoint.predict.values import FORMAT, SEED, TWO_PER_MAC, KindModel, Latency
+from splitpoint.predict.values import FORMAT, SEED, TWO_PER_MAC, KindModel, Latency, Reference
 from splitpoint.tensors import CONTROL
 
 #: The shipped ones: trained on what the Neurosurgeon replica published, so they describe its two machines.
@@ -20,7 +20,7 @@ SHIPPED = ("neurosurgeon-edge", "neurosurgeon-cloud")
 _FOLDER = Path(__file__).parent / "shipped"
 #: A file trained on 20,000 rows has 3 MB.
 _MOST_BYTES = 128 << 20
-_MOST_TEXT, _MOST_THREADS, _MOST_ROWS = 500, 1 << 16, 1 << 40
+_MOST_TEXT, _MOST_THREADS, _MOST_ROWS, _MOST_REFERENCES = 500, 1 << 16, 1 << 40, 256
 #: Milliseconds of anything: a day.
 _MOST_MS = 86_400_000.0
 
@@ -93,7 +93,8 @@ def _check(latency: Latency) -> None:
     versions = chain.from_iterable(latency.versions.items())
     machine = latency.machine
     of_machine = (machine.system, machine.processor, machine.governor, machine.python) if machine else ()
-    for text in (latency.name, latency.created, latency.engine, latency.device, latency.note, *versions, *of_machine):
+    texts = (latency.name, latency.created, latency.refreshed, latency.engine, latency.device, latency.note)
+    for text in (*texts, *versions, *of_machine):
         if CONTROL.search(text) or len(text) > _MOST_TEXT:
             raise ValueError(f"a text in it has control characters or is too long: {text[:80]!r}")
     if latency.convention not in (SEED, TWO_PER_MAC):
@@ -109,6 +110,11 @@ def _check(latency: Latency) -> None:
     _check_numbers("$.roofline", (line.flops_per_ms, line.bytes_per_ms), 1e-9, 1e18)
     _check_numbers("$.roofline", (line.fixed_ms,), 0, _MOST_MS)
     _check_numbers("$.roofline", (line.spread,), 1, 1e3)
+    _check_numbers("$.slowdown", (latency.slowdown,), 1e-6, 1e6)
+    if len(latency.reference) > _MOST_REFERENCES:
+        raise ValueError(f"it has {len(latency.reference)} reference networks (at $.reference)")
+    for k, reference in enumerate(latency.reference):
+        _check_reference(f"$.reference[{k}]", reference)
     for kind, model in latency.kinds.items():
         if kind not in KINDS:
             raise ValueError(f"it has a kind that is none{nearest(kind[:80], KINDS)}: {kind[:80]!r} (at $.kinds)")
@@ -116,6 +122,14 @@ def _check(latency: Latency) -> None:
             _check_kind(kind, model)
         except ValueError as exc:
             raise ValueError(f"{exc} (at $.kinds.{kind})") from exc
+
+
+def _check_reference(at: str, reference: Reference) -> None:
+    if CONTROL.search(reference.family) or len(reference.family) > _MOST_TEXT:
+        raise ValueError(f"a reference network of no family: {reference.family[:80]!r} (at {at})")
+    _check_numbers(at, (reference.seed,), 0, 1 << 31)
+    _check_numbers(at, (reference.work, reference.flops), 1.0, 1e18)
+    _check_numbers(at, (reference.ms,), 1e-6, _MOST_MS)
 
 
 def _check_kind(kind: str, model: KindModel) -> None:

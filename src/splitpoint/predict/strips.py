@@ -506,5 +506,5 @@ FAMILIES: Mapping[str, Family] = {
 #: What later strips are drawn from: what most networks are made of is there more than once.
 DRAWN: tuple[str, ...] = (
     *FAMILIES, "bottleneck", "bottleneck", "mobile", "mobile", "vgg", "resnet", "inception", "vit", "vit", "alex",
-    "resnet", "vgg", "mobile",
+    "resnet", "vgg", "mobile", "lenet", "mlp",
 )  # fmt: skip

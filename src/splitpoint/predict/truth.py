@@ -21,19 +21,19 @@ from splitpoint.machine import Machine, this_machine, versions
 from splitpoint.models.model import Model, build
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.weights import stand_ins
+from splitpoint.predict.reference import REFERENCE_S, network
+from splitpoint.predict.values import Reference
+from splitpoint.predict.visits import visit
 from splitpoint.profile.files import load_profile, save_profile
-from splitpoint.profile.measure import pause_s, profile_model
+from splitpoint.profile.measure import profile_model
 from splitpoint.profile.values import Profile, Stat
-from splitpoint.segments import samples_for
 from splitpoint.trace import Clock
 
 FORMAT = 1
 #: Visits to each whole network, one network after the other, so that what drifts meets all alike.
-VISITS = 4
+VISITS = 6
 #: Of a budget, what visits to wholes may take.
-WHOLES_SHARE = 0.35
-#: Runs of a visit: as many as fit so many seconds, within these limits, after two that do not count.
-_VISIT_S, _LEAST_RUNS, _MOST_RUNS, _WARM = 0.6, 3, 15, 2
+WHOLES_SHARE = 0.5
 #: A graph without weights, and the times of some hundred visits.
 _MOST_GRAPH, _MOST_WHOLES = 256 << 20, 16 << 20
 _DAY_MS = 86_400_000.0
@@ -43,7 +43,9 @@ OnStep = Callable[[str, int, int], None]
 
 
 class Wholes(msgspec.Struct, frozen=True, kw_only=True):
-    """`wholes.json`: milliseconds of every run of every visit, by network, and what measured them."""
+    """`wholes.json`: milliseconds of every run of every visit, by network, and what measured them; `references` are of
+    the networks that tell how fast the machine was meanwhile, by round (an empty one where they were not visited).
+    """
 
     format: int = FORMAT
     engine: str
@@ -52,11 +54,14 @@ class Wholes(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     versions: dict[str, str]
     visits: dict[str, list[list[float]]]
+    references: dict[str, list[list[float]]] = {}
 
 
 @dataclass
 class Truth:
-    """Networks and what they take: `models` by name, `visits` to each whole, a `profile` each where there is one."""
+    """Networks and what they take: `models` by name, `visits` to each whole, a `profile` each where there is one; and
+    visits to reference networks, made in between.
+    """
 
     engine: str
     device: str
@@ -65,15 +70,21 @@ class Truth:
     models: dict[str, Model] = field(default_factory=dict)
     visits: dict[str, list[list[float]]] = field(default_factory=dict)
     profiles: dict[str, Profile] = field(default_factory=dict)
+    references: dict[str, list[list[float]]] = field(default_factory=dict)
 
-    def whole(self, name: str) -> Stat | None:
+    def whole(self, name: str, slowdowns: Sequence[float] = ()) -> Stat | None:
         """How long the whole network takes: the median of its visits, and between which its runs lie; None before there
         was one.
 
-        A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all
-        others, and a prediction is of the usual one.
+        With `slowdowns` (`Speed.rounds`) each visit counts as if the machine had been so many times faster in its
+        round; visits of rounds without (0) are left out.
+
+        A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all others,
+        and a prediction is of the usual one.
         """
-        visits = self.visits.get(name)
+        visits = self.visits.get(name, [])
+        if slowdowns:
+            visits = [[ms / s for ms in taken] for taken, s in zip(visits, slowdowns, strict=False) if s > 0]
         if not visits:
             return None
         middle = float(np.median([np.median(taken) for taken in visits]))
@@ -102,6 +113,7 @@ def measure(
     engine: Engine,
     budget_s: float,
     *,
+    references: Sequence[Reference] = (),
     folder: Path | None = None,
     on_step: OnStep = lambda what, done, total: None,
     clock: Clock = time.perf_counter,
@@ -111,7 +123,8 @@ def measure(
     """Adds what `truth` lacks, in about `budget_s`: visits to wholes in rounds, and between them profiles.
 
     A machine's speed drifts within minutes: rounds at the beginning, between profiles and at the end meet all of it.
-    Each is written to `folder` when it is there, so that what was interrupted goes on.
+    So do `references`, which are visited between the wholes. Each is written to `folder` when it is there, so that
+    what was interrupted goes on.
     """
     end, wholes_s = clock() + budget_s, WHOLES_SHARE * budget_s
     light = {name: model.with_stand_ins() for name, model in truth.models.items()}
@@ -119,12 +132,17 @@ def measure(
     done = 0
     for k in range(VISITS):
         began = clock()
-        for name, model in light.items():
-            if len(truth.visits.get(name, ())) <= k and (k == 0 or wholes_s > 0):
-                on_step(f"{name}, whole", sum(map(len, truth.visits.values())), VISITS * len(light))
-                truth.visits.setdefault(name, []).append(visit(model, engine, clock, pause))
-                if folder is not None:
-                    save_wholes(truth, folder)
+        wholes = [name for name in light if len(truth.visits.get(name, ())) <= k and (k == 0 or wholes_s > 0)]
+        between = [r for r in references if len(truth.references.get(r.name, ())) <= k] if wholes else []
+        for j, name in enumerate(wholes):
+            on_step(f"{name}, whole", sum(map(len, truth.visits.values())), VISITS * len(light))
+            truth.visits.setdefault(name, []).append(visit(light[name], engine, clock, pause))
+            for reference in between[j :: len(wholes)]:
+                before = truth.references.setdefault(reference.name, [])
+                before += [[] for _ in range(k - len(before))]  # rounds that were without it
+                before.append(visit(network(reference), engine, clock, pause, REFERENCE_S))
+            if folder is not None:
+                save_wholes(truth, folder)
         round_s = clock() - began
         wholes_s -= round_s
         # What the rounds to come will take, if there is time for them.
@@ -137,24 +155,6 @@ def measure(
             done += 1
             if folder is not None:
                 save_profile(folder / f"{name}.profile.json", truth.profiles[name])
-
-
-def visit(model: Model, engine: Engine, clock: Clock, pause: Callable[[float], None]) -> list[float]:
-    """Milliseconds of some runs of the whole model, compiled for them, each after a wait as between requests."""
-    inputs = samples_for(model, 1)[0]
-    session = engine.compile(model.whole())
-    try:
-        took: list[float] = []
-        for k in range(_WARM + _MOST_RUNS):
-            pause(pause_s(took[-1] if took else 0.0))
-            began = clock()
-            session.run(inputs)
-            took.append((clock() - began) * 1e3)
-            if k + 1 >= _WARM + _LEAST_RUNS and sum(took) > _VISIT_S * 1e3:
-                break
-        return [round(ms, 6) for ms in took[_WARM:]]
-    finally:
-        session.close()
 
 
 # --- keeping ----------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def save_wholes(truth: Truth, folder: Path) -> None:
     """Writes the visits so far."""
     made = Wholes(
         engine=truth.engine, device=truth.device, threads=truth.threads, machine=truth.machine, versions=versions(),
-        visits=truth.visits,
+        visits=truth.visits, references=truth.references,
     )  # fmt: skip
     write_atomic(folder / "wholes.json", msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
 
@@ -202,10 +202,12 @@ def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InputError(f"{path} does not hold times of networks, or it is damaged: {exc}") from exc
     runs = [ms for visits in found.visits.values() for taken in visits for ms in (taken or [np.nan])]
+    runs += [ms for visits in found.references.values() for taken in visits for ms in taken]
     if found.format != FORMAT or not all(0 < ms <= _DAY_MS for ms in runs):
         raise InputError(f"{path} has times that make no sense: delete it and measure again")
     truth = Truth(found.engine, found.device, found.threads, found.machine, dict(models))
     truth.visits = {name: visits for name, visits in found.visits.items() if name in models}
+    truth.references = found.references
     for name, model in models.items():
         place = folder / f"{name}.profile.json"
         if place.is_file():

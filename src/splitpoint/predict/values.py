@@ -21,8 +21,11 @@ BoolArray = NDArray[np.bool_]
 FORMAT = 1
 #: How FLOPs were counted in what a file was trained on: the seed's way, or 2 per multiply-add (ours).
 SEED, TWO_PER_MAC = "seed", "2mac"
-#: After so many ms most of what a pause cost is paid (measured: strips of 0.2 to 100 ms, each run after a pause).
-COLD_MS = 1.0
+#: Kernels shorter than this (ms) are below what an engine's timer tells apart: they judge no prediction.
+TELLING_MS = 0.005
+#: After so many ms most of what a pause cost is paid. Measured: 2,000 strips of 0.2 to 160 ms, each run after a pause;
+#: what they take beside their kernels is 0.2 ms at half a millisecond, 0.6 at 8, 0.9 at 40.
+COLD_MS = 4.0
 #: A kernel that is e times outside of what was trained on has an interval wider by this share of its logarithm.
 _WIDER = 1.0
 #: Farther is all alike: nothing is known there.
@@ -43,7 +46,7 @@ class Times:
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
     """How well rows kept apart were predicted: the mean error, and how many were within ±5, 10 and 20 % and in the
-    interval, all as shares.
+    interval, all as shares. `count` rows were long enough (`TELLING_MS`) to judge by.
     """
 
     mape: float
@@ -63,6 +66,32 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_ms: float
     fixed_ms: float = 0.0
     spread: float = 3.0
+
+    def slowed(self, factor: float) -> Roofline:
+        """The same where everything takes `factor` times as long."""
+        return Roofline(
+            flops_per_ms=self.flops_per_ms / factor,
+            bytes_per_ms=self.bytes_per_ms / factor,
+            fixed_ms=self.fixed_ms * factor,
+            spread=self.spread,
+        )
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """A random network (`strips.strip` of `family`, `seed` and `work`, with `flops` FLOPs) and what it took when the
+    device was calibrated: measured again, it says how fast the device is by then (`reference`).
+    """
+
+    family: str
+    seed: int
+    work: float
+    flops: int
+    ms: float
+
+    @property
+    def name(self) -> str:
+        """The same for the same network, whoever measured it."""
+        return f"{self.family}-{self.seed}-{self.work:g}"
 
 
 class KindModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +138,12 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
         terms = [k * columns[name] for name, k in self.linear.items() if name != "1"]
         return np.asarray(constant + np.sum(terms, axis=0))
 
+    def slowed(self, factor: float) -> KindModel:
+        """The same where every kernel takes `factor` times as long."""
+        base = {cell: {term: ms * factor for term, ms in terms.items()} for cell, terms in self.base.items()}
+        linear = {name: ms * factor for name, ms in self.linear.items()}
+        return msgspec.structs.replace(self, base=base, linear=linear)
+
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """What kernels cost on one device with one engine and one number of threads.
@@ -134,6 +169,11 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     roofline: Roofline
     rows: int
     """Measured rows in all."""
+    reference: tuple[Reference, ...] = ()
+    """What tells how fast the device is by now."""
+    slowdown: float = 1.0
+    """What everything in here was multiplied by since the device was calibrated (`slowed`), and when."""
+    refreshed: str = ""
 
     def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> Times:
         """Of kernels of a calibrated kind (one of `kinds`), whose columns are arrays of one length."""
@@ -142,6 +182,17 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     def whole_ms(self, kernels_ms: float) -> float:
         """What a segment takes whose kernels add up to this."""
         return self.scale * kernels_ms + self.fixed_ms * float(cold(np.float64(kernels_ms)))
+
+    def slowed(self, factor: float) -> Latency:
+        """The same device where everything takes `factor` times as long: at another clock, or with neighbours."""
+        return msgspec.structs.replace(
+            self,
+            kinds={kind: model.slowed(factor) for kind, model in self.kinds.items()},
+            fixed_ms=self.fixed_ms * factor,
+            roofline=self.roofline.slowed(factor),
+            reference=tuple(msgspec.structs.replace(r, ms=r.ms * factor) for r in self.reference),
+            slowdown=self.slowdown * factor,
+        )
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""

@@ -351,7 +351,7 @@ class Survey:
             threads=engine.threads,
             machine=machine.this_machine(),
             versions=machine.versions(),
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            created=machine.now(),
             complete=chain <= self._visits.keys(),
             whole=stat_of(self._wholes()),
             segments=segments,

@@ -17,8 +17,10 @@ NETWORKS, KERNELS, PLANS, PICTURE = "networks.csv", "kernels.csv", "plans.csv", 
 
 
 def whole_cells(found: Judgement) -> list[tuple[str, ...]]:
-    """A row a network: measured, predicted, its interval, the error, with a few measured cuts, linear regression."""
-    corrected = {row.network: row for row in found.corrected}
+    """A row a network: measured, predicted, its interval, the error; that at the speed of the calibration, that with a
+    few measured cuts, and linear regression's.
+    """
+    corrected, same = ({row.network: row for row in rows} for rows in (found.corrected, found.same_speed))
     return [
         (
             row.network,
@@ -26,6 +28,7 @@ def whole_cells(found: Judgement) -> list[tuple[str, ...]]:
             ms(row.predicted_ms),
             between(row.low_ms, row.high_ms),
             signed(row.error),
+            signed(same[row.network].error) if row.network in same else "",
             signed(corrected[row.network].error) if row.network in corrected else "",
             signed(row.linear_ms / row.measured_ms - 1),
         )
@@ -44,12 +47,15 @@ def _rates(e: Errors) -> tuple[str, ...]:
 
 def signed(share: float) -> str:
     """An error with its sign: ``+4.2%``, ``-11%``."""
+    share = round(share, 3) + 0.0  # no -0.0%
     return f"{share:+.0%}" if abs(share) >= 0.0995 else f"{share:+.1%}"
 
 
 def sentences(found: Judgement) -> list[str]:
     """What it comes to, a line each."""
     said = [_of_networks("whole networks", found.wholes)] if found.wholes else []
+    if found.speed is not None:
+        said += [str(found.speed), _of_networks("whole networks at the same speed", found.same_speed)]
     if found.corrected:
         said.append(_of_networks("with a few of their cuts measured", found.corrected))
     if found.plans:
@@ -82,7 +88,7 @@ def _of_networks(what: str, rows: Sequence[Row]) -> str:
 def write(folder: Path, found: Judgement, title: str) -> list[Path]:
     """networks.csv, kernels.csv, plans.csv and, where matplotlib is, scatter.png; returns what was written."""
     written = [folder / NETWORKS, folder / KERNELS, folder / PLANS]
-    write_csv(written[0], [_flat(r) for r in (*found.wholes, *found.corrected)], _ROW)
+    write_csv(written[0], [_flat(r) for r in (*found.wholes, *found.same_speed, *found.corrected)], _ROW)
     write_csv(written[1], [_flat(r) for r in found.kernels], _ROW)
     write_csv(written[2], [asdict(r) | {"regret": round(r.regret, 5)} for r in found.plans], _PLAN)
     if _can_draw():

@@ -1,0 +1,98 @@
+"""Reference networks: a few of those that a device was calibrated with, measured again to see how fast it is by now.
+
+A machine is not as fast today as it was when it was calibrated: it is warmer, its clocks are others, it has neighbours.
+What is slower then is everything, so two dozen networks tell by how much. They are random ones of `strips`, which a
+latency file names; no real network is among them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitpoint.engines import Engine
+from splitpoint.errors import InputError
+from splitpoint.models.model import Model
+from splitpoint.predict.strips import FAMILIES, strip
+from splitpoint.predict.values import Reference
+from splitpoint.predict.visits import visit
+from splitpoint.trace import Clock
+
+#: A visit to a reference network (s): there are many of them. And how often each is visited by `measure`.
+REFERENCE_S, ROUNDS = 0.25, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How long reference networks take now, as a multiple of what they took when the device was calibrated: the median
+    of `count` networks, and between which half of them lie. `rounds` has the same of each round of visits (0 where
+    there was none): a machine may be a quarter slower for a minute or two.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    count: int
+    rounds: tuple[float, ...]
+
+    def __str__(self) -> str:
+        if self.count == 1:
+            return f"this machine now: 1 network of its calibration takes {self.ratio:.2f}x what it took then"
+        return (
+            f"this machine now: {self.count} networks of its calibration take {self.ratio:.2f}x what they took then "
+            f"(half of them {self.low:.2f}x…{self.high:.2f}x)"
+        )
+
+
+def network(reference: Reference) -> Model:
+    """The network that was measured. InputError where this version of splitpoint draws another one."""
+    if reference.family in FAMILIES:
+        model = strip(reference.seed, reference.family, reference.work)
+        if sum(node.flops for node in model.graph.nodes) == reference.flops:
+            return model
+    raise InputError(
+        "the latency file's reference networks are of another version of splitpoint: calibrate anew "
+        "(splitpoint calibrate-device)"
+    )
+
+
+def speed_of(references: Sequence[Reference], visits: Mapping[str, Sequence[Sequence[float]]]) -> Speed | None:
+    """What `visits` say: ms of every run, by the network's name and by round (empty where it was not visited). None if
+    none of `references` was.
+    """
+    seen = [(r.ms, visits[r.name]) for r in references if any(visits.get(r.name, ()))]
+    if not seen:
+        return None
+    table = np.full((len(seen), max(len(rounds) for _, rounds in seen)), np.nan)
+    for k, (ms, rounds) in enumerate(seen):
+        for j, taken in enumerate(rounds):
+            if taken:
+                table[k, j] = np.median(taken) / ms
+    usual = np.nanmedian(table, axis=1)  # of each network
+    low, middle, high = np.quantile(usual, (0.25, 0.5, 0.75)).tolist()
+    beside = table / usual[:, None]  # of a round, beside what is usual
+    by_round = [middle * float(np.nanmedian(c)) if np.isfinite(c).any() else 0.0 for c in beside.T]
+    return Speed(middle, low, high, len(seen), tuple(by_round))
+
+
+def measure(
+    references: Sequence[Reference],
+    engine: Engine,
+    *,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+    clock: Clock = time.perf_counter,
+    pause: Callable[[float], None] = time.sleep,
+) -> Speed:
+    """Visits all `references` in rounds, half a minute or so. InputError where there are none."""
+    visits: dict[str, list[list[float]]] = {}
+    for k in range(ROUNDS):
+        for j, reference in enumerate(references):
+            on_step(k * len(references) + j, ROUNDS * len(references))
+            taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
+            visits.setdefault(reference.name, []).append(taken)
+    if (speed := speed_of(references, visits)) is None:
+        raise InputError("the latency file has no reference networks: calibrate anew (splitpoint calibrate-device)")
+    return speed
