@@ -19,9 +19,11 @@ from splitpoint.cli import calibrate_device, main
 from splitpoint.errors import EngineError, InputError, MissingExtraError, UsageError
 from splitpoint.models.model import Segment
 from splitpoint.predict.collect import collect
-from splitpoint.predict.collection import Collection, load_collection, save_collection, started
+from splitpoint.predict.collection import Collection, Visit, load_collection, save_collection, started
 from splitpoint.predict.kernels import kernels_of
 from splitpoint.predict.kinds import KINDS
+from splitpoint.predict.price import predict
+from splitpoint.predict.reference import network
 from splitpoint.predict.strips import FAMILIES, strip
 from splitpoint.predict.table import read_tables, write_tables
 from splitpoint.segments import samples_for
@@ -290,6 +292,26 @@ def test_measurements_of_another_machine_or_engine_are_refused() -> None:
     machine = dataclasses.replace(found.machine, processor="Z80")
     with pytest.raises(InputError, match="another processor: Z80"):
         msgspec.structs.replace(found, machine=machine).require(VirtualEngine(), 3)  # type: ignore[arg-type]
+
+
+def test_a_file_says_of_its_references_what_it_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    from splitpoint.predict import learn
+
+    monkeypatch.setattr(learn, "FULL", learn.QUICK)
+    found = collected(VirtualEngine(), 40.0)
+    latency = found.learned()
+    assert [r.name for r in latency.reference] == [r.name for r in found.references()]
+    assert len(latency.reference) > 5
+    for r in latency.reference:
+        assert r.ms == predict(network(r), latency).whole.median
+    # one strip that was disturbed is not what the device is measured by
+    slow, other = found.references()[0], list(found.strips)
+    k = next(k for k, s in enumerate(other) if s.seed == slow.seed)
+    disturbed = Visit(tuple(1.2 * ms for ms in other[k].visits[0].whole), other[k].visits[0].kernels)
+    other[k] = msgspec.structs.replace(other[k], visits=(disturbed,))
+    again = msgspec.structs.replace(found, strips=tuple(other)).learned()
+    assert {r.seed: r.ms for r in again.reference}.get(slow.seed, slow.ms) < 1.1 * slow.ms
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

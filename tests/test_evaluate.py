@@ -102,7 +102,7 @@ def test_reference_networks_tell_a_slower_day_from_a_wrong_prediction() -> None:
     assert (found.speed.ratio, found.speed.count) == (pytest.approx(1.25), 2)
     assert found.speed.rounds == pytest.approx((1.25, 2.5, 0.0, 1.25))
     said = sentences(found)
-    assert said[1].startswith("this machine now: 2 networks of its calibration take 1.25x what they took then")
+    assert said[1].startswith("this machine now: 2 networks of its calibration take 1.25x what the file says")
     assert said[2].startswith("whole networks at the same speed: MAPE 0.0%; 2, 2 and 2 of 2 within")
     assert [row[5] for row in whole_cells(found)] == ["+0.0%", "+0.0%"]
     # measured without them, or with those of another calibration: nothing is said of it

@@ -176,10 +176,10 @@ def test_visits_say_the_speed_of_those_that_were_visited() -> None:
     assert speed is not None
     assert (speed.ratio, speed.count) == (pytest.approx(0.91), 1)
     assert speed.rounds == pytest.approx((0.91, 0.89, 0.92, 0.0))
-    assert str(speed) == ("this machine now: 1 network of its calibration takes 0.91x what it took then")
+    assert str(speed) == ("this machine now: 1 network of its calibration takes 0.91x what the file says")
     assert speed_of(THREE, {}) is None
     two = speed_of(THREE, visits | {THREE[1].name: [[22.0]]})
-    assert str(two).endswith("2 networks of its calibration take 1.00x what they took then (half of them 0.96x…1.05x)")
+    assert str(two).endswith("2 networks of its calibration take 1.00x what the file says (half of them 0.96x…1.05x)")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_refreshing_measures_and_scales_the_file(
     assert first.slowdown > 100  # no network takes a microsecond
     assert first.refreshed.endswith("Z")
     assert first.reference[0].ms == pytest.approx(1e-3 * first.slowdown)
-    assert f"takes {first.slowdown:.2f}x what it took then" in said.out
+    assert f"takes {first.slowdown:.2f}x what the file says" in said.out
     assert "what was calibrated 2026-01-01" in " ".join(said.out.split())
     assert f"wrote {path}" in said.err
     # once more: next to what it says now, and the file remembers both

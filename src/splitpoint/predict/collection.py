@@ -15,6 +15,8 @@ from splitpoint.errors import InputError
 from splitpoint.files import read_file, write_atomic
 from splitpoint.machine import Machine, now, this_machine, versions
 from splitpoint.predict.kinds import KINDS
+from splitpoint.predict.price import predict
+from splitpoint.predict.reference import network
 from splitpoint.predict.strips import FAMILIES, strip
 from splitpoint.predict.table import Table
 from splitpoint.predict.values import Latency, Reference
@@ -145,7 +147,9 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         return {number: measured.whole_ms for number, measured in enumerate(self.strips)}
 
     def references(self) -> tuple[Reference, ...]:
-        """Some of the networks, spread over all the time that was measured, to tell another day's speed by."""
+        """Some of the networks, spread over all the time that was measured, to tell another day's speed by: with what
+        each took, once.
+        """
         if not self.strips:
             return ()
         low, high = np.quantile([s.whole_ms for s in self.strips], (0.1, 0.95)).tolist()
@@ -164,11 +168,15 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         """What it says of the device. MissingExtraError without scikit-learn, InputError if nothing is in it."""
         from splitpoint.predict.learn import train
 
-        return train(
+        latency = train(
             self.tables(), name=name or self.machine.processor, engine=self.engine, device=self.device,
             threads=self.threads, created=self.created, machine=self.machine, versions=self.versions, note=note,
-            totals=self.totals(), reference=self.references(), seed=self.seed, progress=progress,
+            totals=self.totals(), seed=self.seed, progress=progress,
         )  # fmt: skip
+        # What is learned of all of them is nearer to how fast the device was than the one time each was measured.
+        priced = ((r, predict(network(r), latency).whole.median) for r in self.references())
+        reference = tuple(msgspec.structs.replace(r, ms=ms) for r, ms in priced)
+        return msgspec.structs.replace(latency, reference=reference)
 
 
 def started(engine: Engine, seed: int = 0) -> Collection:

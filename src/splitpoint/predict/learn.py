@@ -23,7 +23,7 @@ from splitpoint.predict.kinds import KINDS
 from splitpoint.predict.linear import cells_base, fit_base, fit_cells, fit_linear
 from splitpoint.predict.table import Table
 from splitpoint.predict.trees import Forest
-from splitpoint.predict.values import TELLING_MS, TWO_PER_MAC, KindModel, Latency, Reference, Roofline, Score, cold
+from splitpoint.predict.values import TELLING_MS, TWO_PER_MAC, KindModel, Latency, Roofline, Score, cold
 
 FloatArray = NDArray[np.float64]
 _Bases = dict[str, dict[str, float]]
@@ -97,7 +97,6 @@ def train(
     convention: str = TWO_PER_MAC,
     note: str = "",
     totals: Mapping[int, float] | None = None,
-    reference: tuple[Reference, ...] = (),
     seed: int = 0,
     quick: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -135,7 +134,6 @@ def train(
         spread=spread,
         roofline=fit_roofline(tables),
         rows=sum(len(table) for table in tables.values()),
-        reference=reference,
     )
 
 

@@ -27,9 +27,9 @@ REFERENCE_S, ROUNDS = 0.25, 3
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How long reference networks take now, as a multiple of what they took when the device was calibrated: the median
-    of `count` networks, and between which half of them lie. `rounds` has the same of each round of visits (0 where
-    there was none): a machine may be a quarter slower for a minute or two.
+    """How long reference networks take now, as a multiple of what the latency file says: the median of `count` of them,
+    and between which half of them lie. `rounds` has the same of each round of visits (0 where there was none): a
+    machine may be a quarter slower for a minute or two.
     """
 
     ratio: float
@@ -40,9 +40,9 @@ class Speed:
 
     def __str__(self) -> str:
         if self.count == 1:
-            return f"this machine now: 1 network of its calibration takes {self.ratio:.2f}x what it took then"
+            return f"this machine now: 1 network of its calibration takes {self.ratio:.2f}x what the file says"
         return (
-            f"this machine now: {self.count} networks of its calibration take {self.ratio:.2f}x what they took then "
+            f"this machine now: {self.count} networks of its calibration take {self.ratio:.2f}x what the file says "
             f"(half of them {self.low:.2f}x…{self.high:.2f}x)"
         )
 

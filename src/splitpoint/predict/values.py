@@ -78,8 +78,8 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """A random network (`strips.strip` of `family`, `seed` and `work`, with `flops` FLOPs) and what it took when the
-    device was calibrated: measured again, it says how fast the device is by then (`reference`).
+    """A random network (`strips.strip` of `family`, `seed` and `work`, with `flops` FLOPs) that the device was
+    calibrated with, and what the file says that it takes: measured again, it says how fast the device is by then.
     """
 
     family: str
