@@ -93,16 +93,19 @@ def test_reference_networks_tell_a_slower_day_from_a_wrong_prediction() -> None:
     known = tuple(Reference(family="mobile", seed=k, work=1e8, flops=1, ms=10.0) for k in range(3))
     device = msgspec.structs.replace(PLAIN, reference=known)
     truth = truth_by(PLAIN.slowed(1.25), LENET, EFFICIENT)
-    truth.visits["lenet5"] = [*truth.visits["lenet5"], [2 * ms for ms in truth.visits["lenet5"][0]], [1e-3]]
-    truth.references = {r.name: [[12.4, 12.5, 12.6], [25.0], [], [12.5]] for r in known[:2]}  # one round was slow
+    usual = truth.visits["lenet5"][0]
+    truth.visits["lenet5"] = [usual, [2 * ms for ms in usual], usual]
+    # one round was slow, and one network is always slower than the file says
+    truth.references = {r.name: [[12.4, 12.5, 12.6], [25.0], [12.5]] for r in known[:2]}
+    truth.references[known[2].name] = [[13.0], [26.0], [13.0]]
     found = judge(truth, device)
     assert [r.error for r in found.wholes] == pytest.approx([-0.2, -0.2])
     assert [r.error for r in found.same_speed] == pytest.approx([0.0, 0.0], abs=1e-9)
     assert found.speed is not None
-    assert (found.speed.ratio, found.speed.count) == (pytest.approx(1.25), 2)
-    assert found.speed.rounds == pytest.approx((1.25, 2.5, 0.0, 1.25))
+    assert (found.speed.ratio, found.speed.count) == (pytest.approx(1.25), 3)
+    assert found.speed.rounds == pytest.approx((1.25, 2.5, 1.25))
     said = sentences(found)
-    assert said[1].startswith("this machine now: 2 networks of its calibration take 1.25x what the file says")
+    assert said[1].startswith("meanwhile 3 networks of the calibration take 1.25x what the file says")
     assert said[2].startswith("whole networks at the same speed: MAPE 0.0%; 2, 2 and 2 of 2 within")
     assert [row[5] for row in whole_cells(found)] == ["+0.0%", "+0.0%"]
     # measured without them, or with those of another calibration: nothing is said of it
@@ -230,16 +233,21 @@ def test_reference_networks_are_visited_between_the_wholes_and_only_then(tmp_pat
     kept = truths.load(tmp_path, networks())
     assert kept is not None
     assert kept.references == truth.references
-    # another calibration's are visited from now on: their first round is not the first
-    del kept.visits["residual"][1:]
-    other = msgspec.structs.replace(known[0], ms=9.0, work=1.01e8)
-    truths.measure(kept, nets.ENGINE, 60.0, references=[other], **words)  # type: ignore[arg-type]
-    assert [len(taken) > 0 for taken in kept.references[other.name]] == [False] + [True] * 5
+    # one network alone: what is there of the others stays
+    alone = truths.load(tmp_path, {"flattening": networks()["flattening"]})
+    assert alone is not None
+    assert alone.visits == truth.visits
+    # a visit more on another day: how fast the machine was then is not known any more
+    another = truths.load(tmp_path, networks())
+    assert another is not None
+    another.visits["residual"].pop()
+    truths.measure(another, nets.ENGINE, 60.0, references=known, **words)  # type: ignore[arg-type]
+    assert len(another.visits["residual"]) == truths.VISITS
+    assert another.references == {}
     # a profile is measured again, wholes are not: what the machine does now says nothing of those
     kept.profiles.clear()
-    kept.references.clear()
     truths.measure(kept, nets.ENGINE, 10.0, references=known, **words)  # type: ignore[arg-type]
-    assert kept.references == {}
+    assert kept.references == truth.references
     assert not kept.missing()
 
 

@@ -50,7 +50,7 @@ def net(name: str) -> Model:
 
 def whole_ms(device: Latency, kernels_ms: float) -> float:
     """What a segment takes: a short one is done before all of the fixed part is paid."""
-    return kernels_ms + device.fixed_ms * (1 - exp(-kernels_ms / 4))
+    return kernels_ms + device.fixed_ms * (1 - exp(-kernels_ms / device.cold_ms))
 
 
 def formula(kernel: Kernel, scale: float = 1.1) -> float:
@@ -187,7 +187,7 @@ def test_intervals_of_sums_hold_what_they_promise(name: str) -> None:
     factors = factors + belief.own * rng.standard_normal((draws, parts))
     for place, head in enumerate(belief.heads()[1:], 1):
         inside = np.arange(parts) <= belief.counts[place]
-        paid = np.where(np.arange(parts) > 0, 1.0, cold(belief.edge[1:][inside[1:]].sum()))
+        paid = np.where(np.arange(parts) > 0, 1.0, cold(belief.edge[1:][inside[1:]].sum(), belief.cold_ms))
         sums = (factors * belief.edge * paid)[:, inside].sum(axis=1)
         assert 0.75 < np.mean((sums >= head.p10) & (sums <= head.p90)) < 0.85
 

@@ -9,6 +9,7 @@ import msgspec
 from click.core import ParameterSource
 
 from splitpoint.cli.console import Column, countdown, err, out, table
+from splitpoint.cli.latency import in_words
 from splitpoint.cli.options import engine_options, json_option
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.engines import Engine, open_engine
@@ -26,6 +27,8 @@ from splitpoint.units import counted
 
 #: A latency file's usual ending, and that of the measurements beside it.
 _ENDING, _BESIDE = ".latency.json", ".strips.json"
+#: Where half of the reference networks lie further apart than this, something disturbed them.
+_UNSURE = 1.25
 
 
 @click.command(short_help="Learn what kernels cost here, to price any network.")
@@ -73,7 +76,7 @@ def command(
     to a machine that has it.
 
     A machine is not as fast every day. --refresh measures two dozen of the networks again and scales what the file says
-    by the median of what they take now.
+    by the median of what they take now, until more is measured.
     """
     if refresh:
         _require_alone(ctx)
@@ -179,6 +182,11 @@ def _refresh(output: Path, *, as_json: bool) -> None:
         had = latency.machine.processor if latency.machine else "an unknown machine"
         raise InputError(f"{output} is of {had}, and this is {here.processor}: refresh it there")
     engine = open_engine(device=latency.device, threads=latency.threads)
+    for what, has in (("engine", engine.name), ("device", engine.device), ("threads", engine.threads)):
+        if (had := getattr(latency, what)) != has:
+            raise InputError(
+                f"{output} was made with {in_words(what, had)}, not with {in_words(what, has)}: calibrate anew"
+            )
     with countdown() as shown:
         task = shown.add_task("measuring reference networks", total=1.0, left="")
         speed = measure(
@@ -189,10 +197,14 @@ def _refresh(output: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(latency_bytes(latency), nl=False)
     else:
-        out().print(str(speed), markup=False)
+        out().print(f"now {speed}", markup=False)
         out().print(
-            f"all that {output} says is now {latency.slowdown:.2f}x what was calibrated {latency.created}", markup=False
+            f"{output} now says that everything takes {latency.slowdown:.2f}x as long as when it was calibrated "
+            f"({latency.created})",
+            markup=False,
         )
+    if speed.high > _UNSURE * speed.low:
+        click.echo("the networks do not agree: --refresh once more when nothing else runs", err=True)
     click.echo(f"wrote {output}", err=True)
 
 
@@ -214,7 +226,9 @@ def _print(latency: Latency, found: Collection) -> None:
     cells = [(kind, str(n), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, n, s in scores]
     table(_COLUMNS, cells, console=console)
     measured = f"{counted(found.rows, 'kernel')} of {counted(len(found.strips), 'network')} in {found.spent_s:.0f} s"
-    console.print(f"{measured}; errors are those of networks kept apart, of kernels of 5 µs and more")
+    console.print(
+        f"{measured}; errors are those of networks kept apart, of kernels of 5 µs and more where a kind has any"
+    )
     console.print(
         f"a whole network takes {latency.scale:.2f} times its kernels and up to {latency.fixed_ms:.2f} ms, within "
         f"± {latency.spread:.0%} four times in five"

@@ -81,5 +81,5 @@ def whose(latency: Latency) -> tuple[str, ...]:
     machine = f"{processor}, " if processor and processor != latency.name else ""
     threads = f", {counted(latency.threads, 'thread')}" if latency.threads else ""
     first = f"on {latency.name}: {machine}{latency.engine} on {latency.device}{threads}"
-    speed = f"as fast as on {latency.refreshed}: {latency.slowdown:.2f}x what was calibrated"
+    speed = f"refreshed {latency.refreshed}: everything takes {latency.slowdown:.2f}x as long as when it was calibrated"
     return (first, *([speed] if latency.refreshed else []), *([latency.note] if latency.note else []))

@@ -44,7 +44,7 @@ _DEVIATIONS = 2.563
 
 @dataclass(frozen=True)
 class Belief:
-    """Milliseconds of the parts of a model: the part every segment pays first (in full if it takes long enough,
+    """Milliseconds of the parts of a model: the part every segment pays first (in full if it takes well over `cold_ms`,
     `values.cold`), then the placed nodes in order.
 
     `edge` and `cloud` are a part's ms in a head and in a tail; `counts` is how many nodes each prefix has. `overall`,
@@ -60,6 +60,7 @@ class Belief:
     own: Floats
     group: Ints
     factors: Floats
+    cold_ms: float
     #: Covariances of each part with what was measured, and the Cholesky factor of the measurements' own.
     _with: Floats = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
     _root: Floats = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
@@ -108,7 +109,7 @@ class Belief:
 
     def _cold(self, ms: Floats, *, heads: bool) -> Floats:
         """The share of the first part that each prefix (or what it leaves) pays."""
-        return cold(self._summed(ms, heads=heads, cold=np.zeros(len(self.counts))))
+        return cold(self._summed(ms, heads=heads, cold=np.zeros(len(self.counts))), self.cold_ms)
 
     def _learned(self, covariances: Floats) -> Floats | float:
         """By how much measuring has lowered variances that have these covariances with what was measured (rows)."""

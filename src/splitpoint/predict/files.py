@@ -20,7 +20,7 @@ SHIPPED = ("neurosurgeon-edge", "neurosurgeon-cloud")
 _FOLDER = Path(__file__).parent / "shipped"
 #: A file trained on 20,000 rows has 3 MB.
 _MOST_BYTES = 128 << 20
-_MOST_TEXT, _MOST_THREADS, _MOST_ROWS, _MOST_REFERENCES = 500, 1 << 16, 1 << 40, 256
+_MOST_TEXT, _MOST_THREADS, _MOST_ROWS, _MOST_REFERENCES = 500, 1 << 10, 1 << 40, 256
 #: Milliseconds of anything: a day.
 _MOST_MS = 86_400_000.0
 
@@ -104,6 +104,7 @@ def _check(latency: Latency) -> None:
         _check_numbers("$.machine", (machine.cores, machine.memory_bytes), 0, 1 << 50)
     _check_numbers("$", (latency.rows,), 0, _MOST_ROWS)
     _check_numbers("$", (latency.fixed_ms,), -_MOST_MS, _MOST_MS)
+    _check_numbers("$.cold_ms", (latency.cold_ms,), 1e-6, _MOST_MS)
     _check_numbers("$.scale", (latency.scale,), 1e-3, 1e3)
     _check_numbers("$.spread", (latency.spread,), 0, 10)
     line = latency.roofline
@@ -113,6 +114,8 @@ def _check(latency: Latency) -> None:
     _check_numbers("$.slowdown", (latency.slowdown,), 1e-6, 1e6)
     if len(latency.reference) > _MOST_REFERENCES:
         raise ValueError(f"it has {len(latency.reference)} reference networks (at $.reference)")
+    if len({r.name for r in latency.reference}) < len(latency.reference):
+        raise ValueError("a reference network is there twice (at $.reference)")
     for k, reference in enumerate(latency.reference):
         _check_reference(f"$.reference[{k}]", reference)
     for kind, model in latency.kinds.items():

@@ -23,7 +23,7 @@ from splitpoint.predict.kinds import KINDS
 from splitpoint.predict.linear import cells_base, fit_base, fit_cells, fit_linear
 from splitpoint.predict.table import Table
 from splitpoint.predict.trees import Forest
-from splitpoint.predict.values import TELLING_MS, TWO_PER_MAC, KindModel, Latency, Roofline, Score, cold
+from splitpoint.predict.values import COLD_MS, TELLING_MS, TWO_PER_MAC, KindModel, Latency, Roofline, Score, cold
 
 FloatArray = NDArray[np.float64]
 _Bases = dict[str, dict[str, float]]
@@ -130,6 +130,7 @@ def train(
         note=note,
         kinds=kinds,
         fixed_ms=fixed_ms,
+        cold_ms=COLD_MS,
         scale=scale,
         spread=spread,
         roofline=fit_roofline(tables),

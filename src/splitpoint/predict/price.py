@@ -271,6 +271,7 @@ def _belief(graph: Graph, kernels: Sequence[Kernel], times: Times, latency: Late
         own=np.concatenate([[_FIXED], own[flat]]),
         group=np.concatenate([[0], group[flat]]),
         factors=np.ones(len(flat) + 1),
+        cold_ms=latency.cold_ms,
     )
 
 

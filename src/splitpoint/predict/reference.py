@@ -23,13 +23,15 @@ from splitpoint.trace import Clock
 
 #: A visit to a reference network (s): there are many of them. And how often each is visited by `measure`.
 REFERENCE_S, ROUNDS = 0.25, 3
+#: No machine is so many times faster, or slower, on another day.
+_LEAST_RATIO = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
     """How long reference networks take now, as a multiple of what the latency file says: the median of `count` of them,
-    and between which half of them lie. `rounds` has the same of each round of visits (0 where there was none): a
-    machine may be a quarter slower for a minute or two.
+    and between which half of them lie. `rounds` has the same of each round of visits: a machine may be a
+    quarter slower for a minute or two.
     """
 
     ratio: float
@@ -40,9 +42,9 @@ class Speed:
 
     def __str__(self) -> str:
         if self.count == 1:
-            return f"this machine now: 1 network of its calibration takes {self.ratio:.2f}x what the file says"
+            return f"1 network of the calibration takes {self.ratio:.2f}x what the file says"
         return (
-            f"this machine now: {self.count} networks of its calibration take {self.ratio:.2f}x what the file says "
+            f"{self.count} networks of the calibration take {self.ratio:.2f}x what the file says "
             f"(half of them {self.low:.2f}x…{self.high:.2f}x)"
         )
 
@@ -54,28 +56,23 @@ def network(reference: Reference) -> Model:
         if sum(node.flops for node in model.graph.nodes) == reference.flops:
             return model
     raise InputError(
-        "the latency file's reference networks are of another version of splitpoint: calibrate anew "
+        f"the latency file's reference network {reference.name} is of another version of splitpoint: calibrate anew "
         "(splitpoint calibrate-device)"
     )
 
 
 def speed_of(references: Sequence[Reference], visits: Mapping[str, Sequence[Sequence[float]]]) -> Speed | None:
-    """What `visits` say: ms of every run, by the network's name and by round (empty where it was not visited). None if
-    none of `references` was.
-    """
-    seen = [(r.ms, visits[r.name]) for r in references if any(visits.get(r.name, ()))]
+    """What `visits` say (ms of every run, by the network's name and by round); None if none of `references` has any."""
+    seen = [(r.ms, visits[r.name]) for r in references if visits.get(r.name)]
     if not seen:
         return None
     table = np.full((len(seen), max(len(rounds) for _, rounds in seen)), np.nan)
     for k, (ms, rounds) in enumerate(seen):
-        for j, taken in enumerate(rounds):
-            if taken:
-                table[k, j] = np.median(taken) / ms
+        table[k, : len(rounds)] = [np.median(taken) / ms for taken in rounds]
     usual = np.nanmedian(table, axis=1)  # of each network
     low, middle, high = np.quantile(usual, (0.25, 0.5, 0.75)).tolist()
     beside = table / usual[:, None]  # of a round, beside what is usual
-    by_round = [middle * float(np.nanmedian(c)) if np.isfinite(c).any() else 0.0 for c in beside.T]
-    return Speed(middle, low, high, len(seen), tuple(by_round))
+    return Speed(middle, low, high, len(seen), tuple((middle * np.nanmedian(beside, axis=0)).tolist()))
 
 
 def measure(
@@ -86,13 +83,16 @@ def measure(
     clock: Clock = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
 ) -> Speed:
-    """Visits all `references` in rounds, half a minute or so. InputError where there are none."""
+    """Visits all `references` in rounds, half a minute or so. InputError if there are none, or they make no sense."""
+    models = [network(r) for r in references]
     visits: dict[str, list[list[float]]] = {}
     for k in range(ROUNDS):
-        for j, reference in enumerate(references):
+        for j, (reference, model) in enumerate(zip(references, models, strict=True)):
             on_step(k * len(references) + j, ROUNDS * len(references))
-            taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
+            taken = visit(model, engine, clock, pause, REFERENCE_S)
             visits.setdefault(reference.name, []).append(taken)
     if (speed := speed_of(references, visits)) is None:
         raise InputError("the latency file has no reference networks: calibrate anew (splitpoint calibrate-device)")
+    if not _LEAST_RATIO < speed.ratio < 1 / _LEAST_RATIO:
+        raise InputError(f"{speed}: that is another machine, or a damaged file; calibrate anew")
     return speed

@@ -44,7 +44,7 @@ OnStep = Callable[[str, int, int], None]
 
 class Wholes(msgspec.Struct, frozen=True, kw_only=True):
     """`wholes.json`: milliseconds of every run of every visit, by network, and what measured them; `references` are of
-    the networks that tell how fast the machine was meanwhile, by round (an empty one where they were not visited).
+    the networks that tell how fast the machine was meanwhile, by round.
     """
 
     format: int = FORMAT
@@ -77,14 +77,14 @@ class Truth:
         was one.
 
         With `slowdowns` (`Speed.rounds`) each visit counts as if the machine had been so many times faster in its
-        round; visits of rounds without (0) are left out.
+        round; visits of rounds that have none are left out.
 
         A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all others,
         and a prediction is of the usual one.
         """
         visits = self.visits.get(name, [])
         if slowdowns:
-            visits = [[ms / s for ms in taken] for taken, s in zip(visits, slowdowns, strict=False) if s > 0]
+            visits = [[ms / s for ms in taken] for taken, s in zip(visits, slowdowns, strict=False)]
         if not visits:
             return None
         middle = float(np.median([np.median(taken) for taken in visits]))
@@ -124,23 +124,23 @@ def measure(
 
     A machine's speed drifts within minutes: rounds at the beginning, between profiles and at the end meet all of it.
     So do `references`, which are visited between the wholes. Each is written to `folder` when it is there, so that
-    what was interrupted goes on.
+    what was interrupted goes on; then without references, for they say nothing of the speed of another time.
     """
     end, wholes_s = clock() + budget_s, WHOLES_SHARE * budget_s
     light = {name: model.with_stand_ins() for name, model in truth.models.items()}
     todo = [name for name in light if name not in truth.profiles]
     done = 0
+    if truth.visits and any(len(truth.visits.get(n, ())) < VISITS for n in light):
+        truth.references, references = {}, ()
     for k in range(VISITS):
         began = clock()
         wholes = [name for name in light if len(truth.visits.get(name, ())) <= k and (k == 0 or wholes_s > 0)]
-        between = [r for r in references if len(truth.references.get(r.name, ())) <= k] if wholes else []
         for j, name in enumerate(wholes):
-            on_step(f"{name}, whole", sum(map(len, truth.visits.values())), VISITS * len(light))
+            on_step(f"{name}, whole", sum(len(truth.visits.get(n, ())) for n in light), VISITS * len(light))
             truth.visits.setdefault(name, []).append(visit(light[name], engine, clock, pause))
-            for reference in between[j :: len(wholes)]:
-                before = truth.references.setdefault(reference.name, [])
-                before += [[] for _ in range(k - len(before))]  # rounds that were without it
-                before.append(visit(network(reference), engine, clock, pause, REFERENCE_S))
+            for reference in references[j :: len(wholes)]:
+                taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
+                truth.references.setdefault(reference.name, []).append(taken)
             if folder is not None:
                 save_wholes(truth, folder)
         round_s = clock() - began
@@ -201,12 +201,12 @@ def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
         found = msgspec.json.decode(read_file(path, _MOST_WHOLES, "times", "splitpoint predict evaluate"), type=Wholes)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InputError(f"{path} does not hold times of networks, or it is damaged: {exc}") from exc
-    runs = [ms for visits in found.visits.values() for taken in visits for ms in (taken or [np.nan])]
-    runs += [ms for visits in found.references.values() for taken in visits for ms in taken]
+    every = (*found.visits.values(), *found.references.values())
+    runs = [ms for visits in every for taken in visits for ms in (taken or [np.nan])]
     if found.format != FORMAT or not all(0 < ms <= _DAY_MS for ms in runs):
         raise InputError(f"{path} has times that make no sense: delete it and measure again")
     truth = Truth(found.engine, found.device, found.threads, found.machine, dict(models))
-    truth.visits = {name: visits for name, visits in found.visits.items() if name in models}
+    truth.visits = found.visits  # those of other networks as well: the file is written anew
     truth.references = found.references
     for name, model in models.items():
         place = folder / f"{name}.profile.json"

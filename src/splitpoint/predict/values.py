@@ -46,7 +46,8 @@ class Times:
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
     """How well rows kept apart were predicted: the mean error, and how many were within ±5, 10 and 20 % and in the
-    interval, all as shares. `count` rows were long enough (`TELLING_MS`) to judge by.
+    interval, all as shares. `count` rows were long enough (`TELLING_MS`) to judge by;
+    `covered` is of all.
     """
 
     mape: float
@@ -148,8 +149,8 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """What kernels cost on one device with one engine and one number of threads.
 
-    A segment takes ``scale × Σ kernels`` and up to `fixed_ms` beside (`cold`), within a factor of ``exp(±spread)``
-    four times in five.
+    A segment takes ``scale × Σ kernels`` and up to `fixed_ms` beside, most of it paid in its first `cold_ms` (`cold`),
+    within a factor of ``exp(±spread)`` four times in five.
     """
 
     format: int = FORMAT
@@ -164,6 +165,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
     kinds: dict[str, KindModel]
     fixed_ms: float = 0.0
+    cold_ms: float = 1.0
     scale: float = 1.0
     spread: float = 0.0
     roofline: Roofline
@@ -181,7 +183,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
     def whole_ms(self, kernels_ms: float) -> float:
         """What a segment takes whose kernels add up to this."""
-        return self.scale * kernels_ms + self.fixed_ms * float(cold(np.float64(kernels_ms)))
+        return self.scale * kernels_ms + self.fixed_ms * float(cold(np.float64(kernels_ms), self.cold_ms))
 
     def slowed(self, factor: float) -> Latency:
         """The same device where everything takes `factor` times as long: at another clock, or with neighbours."""
@@ -189,6 +191,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
             self,
             kinds={kind: model.slowed(factor) for kind, model in self.kinds.items()},
             fixed_ms=self.fixed_ms * factor,
+            cold_ms=self.cold_ms * factor,
             roofline=self.roofline.slowed(factor),
             reference=tuple(msgspec.structs.replace(r, ms=r.ms * factor) for r in self.reference),
             slowdown=self.slowdown * factor,
@@ -206,12 +209,12 @@ def _distinct(columns: Mapping[str, FloatArray]) -> tuple[dict[str, FloatArray],
     return dict(zip(columns, once.T, strict=True)), again.ravel()
 
 
-def cold(kernels_ms: FloatArray | np.float64) -> FloatArray:
-    """The share of `fixed_ms` that segments with kernels of so many ms pay.
+def cold(kernels_ms: FloatArray | np.float64, cold_ms: float = COLD_MS) -> FloatArray:
+    """The share of `fixed_ms` that segments with kernels of so many ms pay, most of it in the first `cold_ms`.
 
     After a pause an engine runs slowly until caches and clocks are warm again; who is done before that pays less.
     """
-    return np.asarray(-np.expm1(-np.asarray(kernels_ms) / COLD_MS))
+    return np.asarray(-np.expm1(-np.asarray(kernels_ms) / cold_ms))
 
 
 def _outside(features: FloatArray, ranges: tuple[tuple[float, float], ...]) -> FloatArray:

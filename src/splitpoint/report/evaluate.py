@@ -47,15 +47,15 @@ def _rates(e: Errors) -> tuple[str, ...]:
 
 def signed(share: float) -> str:
     """An error with its sign: ``+4.2%``, ``-11%``."""
-    share = round(share, 3) + 0.0  # no -0.0%
-    return f"{share:+.0%}" if abs(share) >= 0.0995 else f"{share:+.1%}"
+    digits = 0 if abs(share) >= 0.0995 else 1
+    return f"{round(share, digits + 2) + 0.0:+.{digits}%}"  # no -0.0%
 
 
 def sentences(found: Judgement) -> list[str]:
     """What it comes to, a line each."""
     said = [_of_networks("whole networks", found.wholes)] if found.wholes else []
     if found.speed is not None:
-        said += [str(found.speed), _of_networks("whole networks at the same speed", found.same_speed)]
+        said += [f"meanwhile {found.speed}", _of_networks("whole networks at the same speed", found.same_speed)]
     if found.corrected:
         said.append(_of_networks("with a few of their cuts measured", found.corrected))
     if found.plans:
