@@ -251,6 +251,26 @@ def test_reference_networks_are_visited_between_the_wholes_and_only_then(tmp_pat
     assert not kept.missing()
 
 
+def test_reference_networks_take_turns_with_the_wholes(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = []
+    for seed in range(3):
+        flops = sum(node.flops for node in strip(seed, "mobile", 1e8).graph.nodes)
+        known.append(Reference(family="mobile", seed=seed, work=1e8, flops=flops, ms=5.0))
+    seen = list[str]()
+    monkeypatch.setattr(truths, "visit", lambda model, *rest: seen.append(model.name) or [1.0])
+    truth, lab = truths.begin(nets.ENGINE, networks()), Lab()
+    words = {"clock": lab.clock, "pause": lab.pause, "profiler": lab.profile}
+    truths.measure(truth, nets.ENGINE, 60.0, references=known, **words)  # type: ignore[arg-type]
+    first, second = (model.name for model in truth.models.values())
+    assert seen[:5] == [first, "mobile-0", "mobile-2", second, "mobile-1"]
+    assert seen[5:10] == seen[:5]
+    other = msgspec.structs.replace(known[0], flops=1)
+    seen.clear()
+    with pytest.raises(InputError, match="another version of splitpoint"):
+        truths.measure(truths.begin(nets.ENGINE, networks()), nets.ENGINE, 60.0, references=[*known, other], **words)  # type: ignore[arg-type]
+    assert seen == []  # before anything is measured
+
+
 def test_a_lucky_visit_is_not_how_long_a_network_takes() -> None:
     truth = Truth("e", "d", 1, truths.begin(nets.ENGINE, {}).machine)
     truth.visits["residual"] = [[11.0, 11.2, 11.1], [9.0, 9.1, 9.2], [11.3, 11.4, 11.5], [10.9, 11.0, 19.0]]
@@ -375,6 +395,12 @@ def test_the_command_measures_once_and_judges_as_often_as_asked(
     assert status == 0
     found = json.loads(text)
     assert [r["network"] for r in found["wholes"]] == ["lenet5"]
+    # a file whose reference networks were not measured there
+    flops = sum(node.flops for node in strip(0, "mobile", 1e8).graph.nodes)
+    one = Reference(family="mobile", seed=0, work=1e8, flops=flops, ms=5.0)
+    save_latency(path, latency(machine=None, reference=(one,)))
+    status, text, _ = run(capsys, "predict", "evaluate", "--on", path, "--data", data)
+    assert (status, "how fast the machine was meanwhile is not known" in text) == (0, True)
     assert (data / "lenet5.profile.json").stat().st_mtime_ns == before
 
 

@@ -190,6 +190,12 @@ def _print(found: Judgement, latency: Latency) -> None:
         table(_KINDS, kind_cells(found.kinds()), console=console)
     for line in sentences(found):
         console.print(line, markup=False)
+    if latency.reference and found.speed is None:
+        console.print(
+            "how fast the machine was meanwhile is not known: the file's reference networks are measured only with "
+            "all networks in one go (an empty --data folder)",
+            markup=False,
+        )
 
 
 def _title(latency: Latency) -> str:

@@ -61,6 +61,12 @@ def network(reference: Reference) -> Model:
     )
 
 
+def require(references: Sequence[Reference]) -> None:
+    """InputError if one of them cannot be drawn again: before minutes are spent, and one at a time in memory."""
+    for reference in references:
+        network(reference)
+
+
 def speed_of(references: Sequence[Reference], visits: Mapping[str, Sequence[Sequence[float]]]) -> Speed | None:
     """What `visits` say (ms of every run, by the network's name and by round); None if none of `references` has any."""
     seen = [(r.ms, visits[r.name]) for r in references if visits.get(r.name)]
@@ -84,12 +90,12 @@ def measure(
     pause: Callable[[float], None] = time.sleep,
 ) -> Speed:
     """Visits all `references` in rounds, half a minute or so. InputError if there are none, or they make no sense."""
-    models = [network(r) for r in references]
+    require(references)
     visits: dict[str, list[list[float]]] = {}
     for k in range(ROUNDS):
-        for j, (reference, model) in enumerate(zip(references, models, strict=True)):
+        for j, reference in enumerate(references):
             on_step(k * len(references) + j, ROUNDS * len(references))
-            taken = visit(model, engine, clock, pause, REFERENCE_S)
+            taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
             visits.setdefault(reference.name, []).append(taken)
     if (speed := speed_of(references, visits)) is None:
         raise InputError("the latency file has no reference networks: calibrate anew (splitpoint calibrate-device)")

@@ -21,7 +21,7 @@ from splitpoint.machine import Machine, this_machine, versions
 from splitpoint.models.model import Model, build
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.weights import stand_ins
-from splitpoint.predict.reference import REFERENCE_S, network
+from splitpoint.predict.reference import REFERENCE_S, network, require
 from splitpoint.predict.values import Reference
 from splitpoint.predict.visits import visit
 from splitpoint.profile.files import load_profile, save_profile
@@ -125,6 +125,7 @@ def measure(
     A machine's speed drifts within minutes: rounds at the beginning, between profiles and at the end meet all of it.
     So do `references`, which are visited between the wholes. Each is written to `folder` when it is there, so that
     what was interrupted goes on; then without references, for they say nothing of the speed of another time.
+    InputError for references that this version does not draw.
     """
     end, wholes_s = clock() + budget_s, WHOLES_SHARE * budget_s
     light = {name: model.with_stand_ins() for name, model in truth.models.items()}
@@ -132,6 +133,7 @@ def measure(
     done = 0
     if truth.visits and any(len(truth.visits.get(n, ())) < VISITS for n in light):
         truth.references, references = {}, ()
+    require(references)
     for k in range(VISITS):
         began = clock()
         wholes = [name for name in light if len(truth.visits.get(name, ())) <= k and (k == 0 or wholes_s > 0)]

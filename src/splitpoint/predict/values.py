@@ -46,8 +46,7 @@ class Times:
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
     """How well rows kept apart were predicted: the mean error, and how many were within ±5, 10 and 20 % and in the
-    interval, all as shares. `count` rows were long enough (`TELLING_MS`) to judge by;
-    `covered` is of all.
+    interval, all as shares. `count` rows were long enough (`TELLING_MS`) to judge by; `covered` is of all.
     """
 
     mape: float
