@@ -315,8 +315,8 @@ def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
         for e in edges:
             e.close()
     first, second = results[0], results[1]
-    assert first.trace.ms("tail") > 40 > first.trace.ms("queue")
-    assert second.trace.ms("queue") > 40 > second.trace.ms("tail")
+    assert first.trace.ms("tail") > max(50, first.trace.ms("queue"))
+    assert second.trace.ms("queue") > max(50, second.trace.ms("tail"))
     assert second.times.load_queue_s > 0
 
 
@@ -338,18 +338,19 @@ def test_the_clock_is_that_of_the_shortest_ping() -> None:
 # --- switching ------------------------------------------------------------------------------------------------------
 
 
-def test_switching_to_a_warm_cut_is_quick_and_compiles_nothing(model: Model, cache: Path) -> None:
+def test_switching_to_a_warm_cut_asks_nobody_and_compiles_nothing(
+    model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = Gate()
     with Server([model], engine=gate, port=0) as server, Edge(server.address, at="add0", cache=cache) as edge:
         edge.warm("add1")
         compiled = len(gate.compiled)
-        times = []
-        for k in range(50):
-            began = time.perf_counter()
-            edge.switch(["add1", "add0"][k % 2])
-            times.append(time.perf_counter() - began)
+        with monkeypatch.context() as patched:
+            patched.setattr(edge._channel, "send", lambda *_: pytest.fail("it asked the server"))
+            for name in ("add1", "add0") * 2:
+                edge.switch(name)
+                assert edge.cut.name == name
         assert len(gate.compiled) == compiled == 2
-        assert sorted(times)[25] < 1e-3
         with pytest.raises(CutError, match="add7"):
             edge.switch("add7")
         assert edge.cut.name == "add0"
