@@ -615,11 +615,14 @@ def _to_8bit(image: Image.Image, label: str, color: Color, on_note: OnNote) -> I
 # TIFF 6.0, and Adobe's DNG.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _DNG_VERSION = 258, 262, 339, 50706
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
-#: What white may be where the file does not say it, by numpy's kind of number. By their values alone 12 bits in 32
-#: cannot be told from a dark picture of 16, so a range of which less than a sixteenth is used is not guessed.
-_WHITES: Mapping[str, tuple[float, ...]] = {
-    "f": (1, 255, 65535), "u": (255, 65535, 2**32 - 1), "i": (255, 65535, 2**31 - 1)
-}  # fmt: skip
+#: What white may be where the file does not say it, by kind of number. By their values alone 12 bits in 32 cannot be
+#: told from a dark picture of 16, so a range of which less than a sixteenth is used is not guessed.
+_WHITES: Mapping[str, tuple[int, ...]] = {
+    "floating point": (1, 255, 65535),
+    "32-bit integers": (255, 65535, 2**32 - 1),
+    "signed 32-bit integers": (255, 65535, 2**31 - 1),
+    "signed 16-bit integers": (255, 2**15 - 1),
+}
 _LEAST_USED = 1 / 16
 
 
@@ -629,10 +632,14 @@ def _narrow(image: Image.Image, label: str, on_note: OnNote) -> Array:
     values = np.asarray(image)
     if values.dtype == np.int32 and _first(tags, _SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED:
         values = values.view(np.uint32)  # which Pillow has no mode for
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        white = _white(values, label, on_note)
+    bits = _first(tags, _BITS, 16)
+    if image.mode == "F":
+        white = _white(values, "floating point", label, on_note)
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):
+        signed = "signed " * (values.dtype == np.int32)
+        white = _white(values, f"{signed}{16 if signed and bits == 16 else 32}-bit integers", label, on_note)
     else:  # PNG and PGM: Pillow has scaled it to 16 bits
-        white = float((1 << min(16, _first(tags, _BITS, 16))) - 1)
+        white = (1 << min(16, bits)) - 1
     grey = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), 256):  # not all of a large picture as float64 at a time
         rows = values[top : top + 256].astype(np.float64)
@@ -640,21 +647,18 @@ def _narrow(image: Image.Image, label: str, on_note: OnNote) -> Array:
     return 255 - grey if _first(tags, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO else grey
 
 
-def _white(values: Array, label: str, on_note: OnNote) -> float:
+def _white(values: Array, kind: str, label: str, on_note: OnNote) -> int:
     """Which value is white; InputError where that would be a guess."""
     low, high = float(values.min()), float(values.max())
-    kind = values.dtype.kind
-    slack = 0.01 if kind == "f" else 0.0  # resampling overshoots
+    slack = 0.01 if values.dtype.kind == "f" else 0.0  # resampling overshoots
     whites = _WHITES[kind]
     white = next((w for w in whites if high <= w * (1 + slack)), None)
     if white is None or not low >= -white * slack or (white != whites[0] and high < white * _LEAST_USED):
-        range_of = "0 to 1" if kind == "f" else "0 to 255 or to 65535"
         raise InputError(
-            f"{label} holds values from {low:g} to {high:g}, and nothing says which of them is white: scale them to "
-            f"{range_of}, or save it with 8 or 16 bits"
+            f"{label} is of {kind} from {low:g} to {high:g}, and nothing says which of them is white: scale them to "
+            f"0…{whites[0]}, or save it with 8 or 16 bits"
         )
-    what = "floating point" if kind == "f" else "32-bit integers"
-    on_note(label, f"is {what}: 0 is taken as black and {white:g} as white")
+    on_note(label, f"is of {kind}: 0 is taken as black and {white} as white")
     return white
 
 
