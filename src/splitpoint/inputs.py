@@ -194,7 +194,7 @@ def natural(path: Path) -> tuple[tuple[tuple[str | int, ...], ...], str]:
     ['a/b1', 'b02', 'b2', 'b10']
     """
     # Text and numbers take turns, so that only like is compared with like.
-    parts = (re.split(r"([0-9]+)", part) for part in path.parts)
+    parts = (re.split(r"([0-9]+)", part) for part in (*path.parent.parts, path.stem))
     return tuple(tuple(int(w) if k % 2 else w for k, w in enumerate(words)) for words in parts), str(path)
 
 
