@@ -426,6 +426,16 @@ def test_run_drops_what_it_cannot_keep_up_with_and_counts_it(
     [
         (["--source", "/dev/video917"], 4, "there is no camera at /dev/video917"),
         (["--source", "nowhere.mp4"], 4, "no such file or folder: nowhere.mp4"),
+        (["--source", "a" * 400], 4, "no such file or folder: aaa"),
+        (["a" * 400], 4, "no such file or folder: aaa"),
+        ([str(digits()[0]), "a" * 400], 4, "inputs could not be read"),
+        (["--source", "rtsp://me:geheim@127.0.0.1:1/live", str(digits()[0])], 2, "--source rtsp://127.0.0.1:1/live is"),
+        (
+            [str(digits()[0]), "rtsp://me:geheim@127.0.0.1:1/live"],
+            2,
+            ": rtsp://127.0.0.1:1/live is a stream of its own",
+        ),
+        (["--source", ".", "--reconnect", "-3"], 2, "--reconnect is a time"),
         (["--source", "camera:x"], 4, "a camera is camera:0"),
         # Before anything is asked of a server, which would take half a minute.
         (["nowhere.jpg", "--cloud", "127.0.0.1:1"], 4, "no such file or folder: nowhere.jpg"),

@@ -165,7 +165,7 @@ def find_inputs(paths: Sequence[Path], *, recursive: bool = False) -> Found:
 
     With `recursive`, also those in folders below. InputError for a folder that holds none or cannot be read.
     """
-    found = [_search(path, recursive) if path.is_dir() else Found((path,)) for path in paths]
+    found = [_search(path, recursive) if os.path.isdir(path) else Found((path,)) for path in paths]
     return Found(
         tuple(file for f in found for file in f.files),
         sum(f.skipped for f in found),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from splitpoint.inputs import find_inputs, read_bytes, read_inputs
 from splitpoint.models.model import Model
 from splitpoint.tensors import Array
 from splitpoint.units import counted
+
+# What Pillow thinks of a file is said here, in one sentence.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 recursive_option = click.option("--recursive", is_flag=True, help="Also read what is in a folder's folders.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -320,19 +321,19 @@ def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None
 
 def _is_input(text: str) -> bool:
     path = Path(text)
-    there = text == "-" or is_stream(text) or (path.exists() and path.suffix not in (".onnx", ".pt2"))
+    there = text == "-" or is_stream(text) or (os.path.exists(text) and path.suffix not in (".onnx", ".pt2"))
     return there and not (text in SHORT_NAMES and not path.is_file())
 
 
 def _open(files: Sequence[str], fps: float, recursive: bool, reconnect_s: float) -> Source:
     """What to run, opened. UsageError for a video or a camera among others, InputError where nothing is there: before
     anything is profiled for it."""
-    if len(files) == 1 and files[0] != "-" and (is_stream(files[0]) or not Path(files[0]).exists()):
+    if len(files) == 1 and files[0] != "-" and (is_stream(files[0]) or not os.path.exists(files[0])):
         return open_source(
             files[0], rate=fps, recursive=recursive, reconnect_s=reconnect_s, on_event=lambda text: say([text])
         )
     for text in files:
-        if is_stream(text) and not Path(text).is_dir():
+        if is_stream(text) and not os.path.isdir(text):
             raise UsageError(f"{redacted(text)} is a stream of its own: run it alone")
     return Files([Path(f) for f in files], recursive=recursive)
 
