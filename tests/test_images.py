@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from splitpoint.decoding import MAX_PIXELS
 from splitpoint.errors import InputError, MissingExtraError
 from splitpoint.images import (
-    MAX_PIXELS,
     InputSpec,
     classify,
     explain_missing,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import streams
-from splitpoint import sources
+from splitpoint import capture, sources
 from splitpoint.errors import InputError
 from splitpoint.sources import open_source, redacted
 from test_cli import PYTHON
@@ -58,7 +58,7 @@ def test_a_camera_that_hangs_up_is_asked_again(kind: Kind) -> None:
 
 @KINDS
 def test_a_camera_that_falls_silent_is_asked_again(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_READ_MS", 500)
+    monkeypatch.setattr(capture, "READ_MS", 500)
     camera, said = streams.Camera(per_connection=40, hangs=True), list[str]()  # enough to find out its frame rate
     with kind(camera) as url:
         source = open_source(url, on_event=said.append)
@@ -86,7 +86,7 @@ def test_nobody_is_there(scheme: str) -> None:
 
 
 def test_who_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_OPEN_MS", 300)
+    monkeypatch.setattr(capture, "OPEN_MS", 300)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme in ("rtsp", "http"):
             with pytest.raises(InputError, match=r"gives no video: is its path right, and does it want a name"):

@@ -22,6 +22,7 @@ import streams
 from plans import profiles
 from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
 from splitpoint import sources
+from splitpoint.capture import missing_nbytes, opencv
 from splitpoint.cli import main
 from splitpoint.cli.rows import Rows, Tag, whole_trace
 from splitpoint.cli.summary import Summary
@@ -35,7 +36,7 @@ from splitpoint.planning.files import save_plan
 from splitpoint.planning.plan import plan
 from splitpoint.runtime.pace import Counts
 from splitpoint.runtime.result import Marks, Result
-from splitpoint.sources import Camera, Options, Video, is_stream, missing_nbytes, open_source
+from splitpoint.sources import Camera, Options, Video, is_stream, open_source
 from splitpoint.tensors import Array
 from splitpoint.trace import Span
 from test_cli import PYTHON, Serving, fails, ok
@@ -52,7 +53,7 @@ def picture(k: int) -> Array:
 
 
 def video(path: Path, frames: int = 20, codec: str = "MJPG") -> Path:
-    cv2 = sources._opencv()
+    cv2 = opencv()
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 30.0, (SIDE, SIDE))
     assert writer.isOpened()
     for k in range(frames):

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from splitpoint import images
+from splitpoint.decoding import RAW_SUFFIXES, OnNote, silent
 from splitpoint.errors import InputError, MissingExtraError
-from splitpoint.images import OnNote, silent
 from splitpoint.models.model import Model
 from splitpoint.segments import check_inputs
 from splitpoint.tensors import CONTROL, Array, load_arrays
@@ -237,7 +237,7 @@ def _why_not(path: Path) -> str:
         return "AVIF needs Pillow 11.3 or newer"
     if suffix in VIDEO_SUFFIXES:
         return "videos: give each with --source"
-    if suffix in images.RAW_SUFFIXES:
+    if suffix in RAW_SUFFIXES:
         return "raw photos: develop them to JPEG or TIFF"
     if suffix in IMAGE_SUFFIXES | HEIF_SUFFIXES | TENSOR_SUFFIXES:
         return ""

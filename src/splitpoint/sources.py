@@ -21,10 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from splitpoint.errors import InputError, MissingExtraError, UsageError
+from splitpoint.capture import OPEN_MS, Capture, NotOpenedError, missing_nbytes, only_guessed, opencv
+from splitpoint.errors import InputError, UsageError
 from splitpoint.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_inputs, read_frame, read_inputs
 from splitpoint.models.model import Model
 from splitpoint.tensors import CONTROL, Array
@@ -44,8 +45,6 @@ _ENDS = re.compile(r"filesrc|num-buffers")
 #: What udev calls V4L2 devices: their major number.
 _V4L2 = 81
 _LINUX = sys.platform == "linux"
-#: How long a stream may take to open, and then from one frame to the next.
-_OPEN_MS, _READ_MS = 10_000, 10_000
 #: How long it may take to find out why a stream did not open.
 _ASK_S = 3.0
 #: How long to wait before a camera that has gone is tried again: twice as long each time, up to the second number.
@@ -54,8 +53,6 @@ _AGAIN_S, _MOST_AGAIN_S = 0.5, 5.0
 _SETTLED_S = 10.0
 #: Frames of a video that must be readable, as a share of those that its container promises.
 _ENOUGH = 0.9
-#: How long closing waits for a read that is under way.
-_HANGS_S = 1.0
 
 #: Told, in a sentence, that a camera has gone, and that it is back. Called from the thread that reads.
 OnEvent = Callable[[str], None]
@@ -215,13 +212,13 @@ class Video:
             raise InputError(f"{path} is not a video that OpenCV can read: it is empty")
         try:
             # The whole path: to FFmpeg 12:30.mp4 would be a protocol.
-            self._capture = _Capture(os.path.abspath(path), file=True)
-        except _NotOpenedError as exc:
+            self._capture = Capture(os.path.abspath(path), file=True)
+        except NotOpenedError as exc:
             why = f": it ends {size(self._missing)} too early" if self._missing else ""
             if isinstance(exc.__cause__, UnicodeError):
                 why = ": its name is not UTF-8, so rename it"
             raise InputError(f"{path} is not a video that OpenCV can read{why}") from exc
-        self.count = None if _only_guessed(path) else self._capture.count
+        self.count = None if only_guessed(path) else self._capture.count
 
     def __iter__(self) -> Iterator[Frame]:
         made = 0
@@ -270,7 +267,7 @@ class Live:
     live = True
     count: int | None = None
 
-    def __init__(self, name: str, connect: Callable[[], _Capture], options: Options, *, ends: bool = False) -> None:
+    def __init__(self, name: str, connect: Callable[[], Capture], options: Options, *, ends: bool = False) -> None:
         self.name, self._connect, self._options, self._ends = name, connect, options, ends
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -329,15 +326,15 @@ class Camera(Live):
     """A camera of this machine, by its device or a link to it, which may lead to another number when it is back."""
 
     def __init__(self, device: str, options: Options) -> None:
-        def connect() -> _Capture:
+        def connect() -> Capture:
             # Asked first: OpenCV would say the same in ten lines.
             if _LINUX and not os.path.exists(device):
                 there = ", ".join(sorted(str(p) for p in Path("/dev").glob("video*"))) or "none"
                 raise InputError(f"there is no camera at {device} (cameras here: {there})")
             try:
                 where = os.path.realpath(device) if _LINUX else int(device.removeprefix(_VIDEO))
-                return _Capture(where, rate=options.rate)
-            except _NotOpenedError as exc:
+                return Capture(where, rate=options.rate)
+            except NotOpenedError as exc:
                 raise InputError(
                     f"{device} cannot be opened as a camera: another program may have it, or you may not use it "
                     "(are you in the group video?)"
@@ -351,7 +348,7 @@ class Download(Live):
 
     live = False
 
-    def __init__(self, name: str, connect: Callable[[], _Capture], options: Options) -> None:
+    def __init__(self, name: str, connect: Callable[[], Capture], options: Options) -> None:
         super().__init__(name, connect, options, ends=True)
         self.count, self.rate = self._capture.count, 0.0
 
@@ -378,10 +375,10 @@ def _stream(scheme: str, url: str, options: Options) -> Source:
     if suffix in IMAGE_SUFFIXES:
         raise InputError(f"{shown} is one picture, not a stream: fetch it first (curl -s URL | splitpoint run … -)")
 
-    def connect() -> _Capture:
+    def connect() -> Capture:
         try:
-            return _Capture(url, network=True)
-        except _NotOpenedError as exc:
+            return Capture(url, network=True)
+        except NotOpenedError as exc:
             raise InputError(f"{shown} gives no video: {_why_no_video(scheme, url)}") from exc
 
     if scheme in ("http", "https") and suffix in VIDEO_SUFFIXES:
@@ -432,12 +429,12 @@ def _why_no_video(scheme: str, url: str) -> str:
         except (OSError, UnicodeError) as exc:
             return f"{host}:{port} cannot be reached ({getattr(exc, 'strerror', None) or exc})"
     secret = "" if parts.username else f", and does it want a name and password ({scheme}://NAME:PASSWORD@{host}/…)"
-    return f"is its path right{secret}?" if port else f"nothing came within {_OPEN_MS / 1e3:g} s"
+    return f"is its path right{secret}?" if port else f"nothing came within {OPEN_MS / 1e3:g} s"
 
 
 def _pipeline(text: str, options: Options) -> Source:
     """A GStreamer pipeline."""
-    cv2 = _opencv()
+    cv2 = opencv()
     if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         raise UsageError(
             "a GStreamer pipeline needs an OpenCV that was built with GStreamer, which the installed one was not: "
@@ -445,165 +442,11 @@ def _pipeline(text: str, options: Options) -> Source:
         )
     name = redacted(text)
 
-    def connect() -> _Capture:
+    def connect() -> Capture:
         try:
-            return _Capture(text, pipeline=True)
-        except _NotOpenedError as exc:
+            return Capture(text, pipeline=True)
+        except NotOpenedError as exc:
             last = "" if "appsink" in text else " (it has to end in ! videoconvert ! appsink)"
             raise InputError(f"the pipeline {name} does not start{last}: try it with gst-launch-1.0") from exc
 
     return Live(name, connect, options, ends=bool(_ENDS.search(text)))
-
-
-# --- OpenCV -----------------------------------------------------------------------------------------------------------
-
-
-class _NotOpenedError(Exception):
-    """OpenCV cannot read it, and does not say why."""
-
-
-class _Capture:
-    """A `cv2.VideoCapture` that one thread reads and another may close. Its pictures are RGB."""
-
-    def __init__(
-        self, name: str | int, *, file: bool = False, network: bool = False, pipeline: bool = False, rate: float = 0.0
-    ) -> None:
-        self._cv2 = cv2 = _opencv()
-        self._lock = threading.Lock()
-        self.closed = False
-        how: tuple[Any, ...] = ()
-        if pipeline:
-            how = (cv2.CAP_GSTREAMER,)
-        elif (file or network) and cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
-            # It knows a damaged frame and keeps to times; the others print what they think of a file.
-            how = (cv2.CAP_FFMPEG,)
-            if network:
-                how += ([cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_MS],)
-        try:
-            str(name).encode()  # OpenCV does not survive a name that is not UTF-8
-            self._capture = cv2.VideoCapture(name, *how)
-        except (cv2.error, UnicodeError) as exc:
-            raise _NotOpenedError from exc
-        if not self._capture.isOpened():
-            self._capture.release()
-            raise _NotOpenedError
-        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        if rate:
-            self._capture.set(cv2.CAP_PROP_FPS, rate)
-
-    @property
-    def rate(self) -> float:
-        """Frames a second; 0 if it does not say."""
-        rate = float(self._capture.get(self._cv2.CAP_PROP_FPS))
-        return rate if 0 < rate < 1e4 else 0.0
-
-    @property
-    def count(self) -> int | None:
-        """How many frames its header promises, or OpenCV guesses; None if neither."""
-        count = int(self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT))
-        return count if count > 0 else None
-
-    def read(self) -> Array | None:
-        """The next picture; None if there is none."""
-        with self._lock:
-            if self.closed:
-                return None
-            try:
-                there, pixels = self._capture.read()
-                return self._cv2.cvtColor(pixels, self._cv2.COLOR_BGR2RGB) if there else None
-            except self._cv2.error:
-                return None
-
-    def close(self) -> None:
-        """Lets go of it, unless a read hangs: OpenCV does not survive being closed under one."""
-        self.closed = True
-        if self._lock.acquire(timeout=_HANGS_S):
-            try:
-                self._capture.release()
-            finally:
-                self._lock.release()
-
-
-def _opencv() -> Any:
-    """OpenCV, silent: what goes wrong is said here, in one sentence. MissingExtraError if it is not installed."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    # A frame of which only the first part is in the file is no frame. RTSP over TCP loses none.
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "fflags;discardcorrupt|rtsp_flags;prefer_tcp")
-    try:
-        import cv2
-    except ImportError as exc:
-        raise MissingExtraError("OpenCV", "video", "read videos and cameras") from exc
-    return cv2
-
-
-# --- containers -------------------------------------------------------------------------------------------------------
-
-
-def missing_nbytes(path: Path) -> int:
-    """By how many bytes a video file is shorter than it says; 0 for kinds that do not say it.
-
-    They are MP4 and MOV, AVI, MKV and WebM. InputError if it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            whole = path.stat().st_size
-            head = file.read(64)
-            if head[:4] == b"RIFF":
-                said = 8 + int.from_bytes(head[4:8], "little")
-            elif head[:4] == _EBML:
-                said = _segment_end(head)
-            elif head[4:8] in _BOXES:
-                said = _boxes_end(file, whole)
-            else:
-                said = 0
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    return max(0, said - whole)
-
-
-def _only_guessed(path: Path) -> bool:
-    """Whether OpenCV can only guess how many frames there are, and may be far off: MPEG streams and bare frames."""
-    with open(path, "rb") as file:
-        head = file.read(8)
-    return head.startswith((b"\0\0\1", b"\0\0\0\1", b"\xff\xd8")) or b"G" in (head[:1], head[4:5])
-
-
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
-
-
-def _segment_end(head: bytes) -> int:
-    """Where the segment of a Matroska file ends (RFC 9559), which follows the EBML header; 0 if it does not say."""
-    size, at = _number(head, 4)
-    at += size
-    if head[at : at + 4] != _SEGMENT:
-        return 0
-    size, at = _number(head, at + 4)
-    return at + size if size else 0
-
-
-def _number(head: bytes, at: int) -> tuple[int, int]:
-    """(an EBML number, 0 if it is not known, where it ends): leading zero bits tell its bytes (RFC 8794, 4)."""
-    length = 9 - head[at].bit_length() if head[at:] and head[at] else 1
-    bits = int.from_bytes(head[at : at + length], "big") & ((1 << 7 * length) - 1)
-    return (0 if bits == (1 << 7 * length) - 1 else bits), at + length
-
-
-def _boxes_end(file: BinaryIO, whole: int) -> int:
-    """Where the last box of an MP4 file ends, by what the boxes say of themselves (ISO/IEC 14496-12, 4.2)."""
-    at = 0
-    while at < whole:
-        file.seek(at)
-        head = file.read(16)
-        if len(head) < 8:
-            return at + 8
-        nbytes = int.from_bytes(head[:4], "big")
-        if nbytes == 1:  # the size did not fit
-            nbytes = int.from_bytes(head[8:16], "big")
-        elif nbytes == 0:  # to the end of the file
-            return whole
-        if nbytes < 8:  # not a box: for OpenCV to judge
-            return whole
-        at += nbytes
-    return at

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
+from splitpoint.decoding import MAX_PIPE_NBYTES, OnNote
 from splitpoint.errors import InputError, MissingExtraError
-from splitpoint.images import MAX_PIPE_NBYTES, OnNote
 from splitpoint.inputs import find_inputs, read_bytes, read_inputs
 from splitpoint.models.model import Model
 from splitpoint.tensors import Array
