@@ -408,6 +408,14 @@ def test_of_several_pictures_the_first_is_taken_and_it_is_said(format: str) -> N
     assert len(notes) == 1
 
 
+def test_who_cannot_be_told_breaks_no_picture() -> None:
+    def full(name: str, text: str) -> None:
+        raise OSError("no space left on device")
+
+    floats = tiff(RAMP.astype(np.float32), 3)
+    np.testing.assert_array_equal(read_image(floats, spec(), on_note=full), read_image(floats, spec()))
+
+
 # --- HEIC -----------------------------------------------------------------------------------------------------
 
 
