@@ -21,6 +21,7 @@ ORDER = (
     ("errors", "units"),
     ("tensors", "trace", "files", "security", "keys"),
     ("machine", "graph", "link"),
+    ("decoding", "capture"),
     ("images",),
     ("zoo",),
     ("models",),

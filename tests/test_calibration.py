@@ -281,7 +281,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([*words, "--images", str(broken)]) == 4
     (broken / "a.png").write_bytes(b"no picture")
     assert main([*words, "--images", str(broken)]) == 4
-    assert "nothing to calibrate with" in capsys.readouterr().err
+    assert "a.png is not an image that Pillow can read" in capsys.readouterr().err
     (broken / "b.png").write_bytes(digits()[0].read_bytes())
     assert main([*words, "--images", str(broken), "--json"]) == 0
     said_too = capsys.readouterr()

@@ -23,8 +23,8 @@ from splitpoint.codecs import CODECS, open_codec
 from splitpoint.codecs.affine import channels
 from splitpoint.codecs.half import from_half, to_half
 from splitpoint.codecs.speed import measure, sample
+from splitpoint.decoding import MAX_PIXELS
 from splitpoint.errors import InputError, UsageError
-from splitpoint.images import MAX_PIXELS
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec, spec_of
 
 TENSORS = tuple(name for name in CODECS if name != "jpeg")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import sys
+import threading
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from splitpoint.errors import InputError
+from splitpoint.decoding import MAX_PIXELS
+from splitpoint.errors import InputError, MissingExtraError
 from splitpoint.images import (
-    MAX_PIXELS,
     InputSpec,
     classify,
     explain_missing,
@@ -292,8 +296,182 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         read_image("a\0b.png", spec())
     with pytest.raises(InputError, match="PostScript"):
         read_image(encoded(picture(), "EPS"), spec())
-    with pytest.raises(InputError, match="floating-point"):
-        read_image(encoded(Image.new("F", (4, 4), 0.5), "TIFF"), spec())
+    with pytest.raises(InputError, match="give it with --source"):
+        read_image(b"\0\0\0\x18ftypisom" + bytes(64), spec())
+    with pytest.raises(InputError, match=r"AppleDouble.* give the file without the \._"):
+        read_image(b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(64), spec())
+    with pytest.raises(InputError, match="JPEG XL"):
+        read_image(b"\xff\x0a" + bytes(64), spec())
+    raw = encoded(picture(), "TIFF", tiffinfo={50706: b"\1\4\0\0"})
+    with pytest.raises(InputError, match="image is a raw photo, and only its preview"):
+        read_image(raw, spec())
+    (tmp_path / "a.nef").write_bytes(encoded(picture(), "TIFF"))
+    with pytest.raises(InputError, match=r"a\.nef is a raw photo"):
+        read_image(tmp_path / "a.nef", spec())
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "photo")
+    writer = threading.Thread(target=(tmp_path / "photo").write_bytes, args=(encoded(picture()),))
+    writer.start()
+    got = read_image(tmp_path / "photo", spec())
+    writer.join()
+    np.testing.assert_array_equal(got, read_image(encoded(picture()), spec()))
+
+
+# --- grey of more than 8 bits ---------------------------------------------------------------------------------
+
+
+def tiff(values: Array, sample_format: int, *, white_is_zero: bool = False, bits: int = 0) -> bytes:
+    """A grey TIFF, written out (TIFF 6.0): Pillow cannot write all the kinds that it reads."""
+    height, width = values.shape
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    tags = [(256, width), (257, height), (258, bits or values.itemsize * 8), (259, 1), (262, not white_is_zero),
+            (273, 8), (277, 1), (278, height), (279, len(data)), (339, sample_format)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, int(value)) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+RAMP = np.linspace(0.0, 1.0, 64).reshape(1, 64).repeat(4, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "sample_format", "note"),
+    [
+        ((RAMP * 65535).astype(np.uint16), 1, None),
+        (RAMP.astype(np.float32), 3, "floating point: 0 is taken as black and 1 as white"),
+        ((RAMP * 1.005).astype(np.float32), 3, "1 as white"),  # resampling overshoots
+        ((RAMP * 255).astype(np.float32), 3, "255 as white"),
+        ((RAMP * 65535).astype(np.float32), 3, "65535 as white"),
+        ((RAMP * 255).round().astype(np.uint32), 1, "32-bit integers: 0 is taken as black and 255 as white"),
+        ((RAMP * 65535).astype(np.uint32), 1, "65535 as white"),
+        ((RAMP * (2**32 - 1)).astype(np.uint32), 1, "4294967295 as white"),
+        (
+            (RAMP * (2**31 - 1)).astype(np.int32),
+            2,
+            "signed 32-bit integers: 0 is taken as black and 2147483647 as white",
+        ),
+        ((RAMP * 255).round().astype(np.int16), 2, "255 as white"),
+        ((RAMP * 32767).astype(np.int16), 2, "signed 16-bit integers: 0 is taken as black and 32767 as white"),
+    ],
+)
+def test_wide_grey_keeps_its_brightness(values: Array, sample_format: int, note: str | None) -> None:
+    notes: list[tuple[str, str]] = []
+    got = read_image(
+        tiff(values, sample_format), spec(size=(4, 64)), name="x.tif", on_note=lambda *said: notes.append(said)
+    )
+    assert np.abs(got[0, :, :, 0].astype(int) - np.rint(RAMP * 255)).max() <= 2
+    assert len(notes) == (note is not None)
+    assert not note or (notes[0][0] == "x.tif" and note in notes[0][1])
+
+
+@pytest.mark.parametrize(
+    ("values", "sample_format"),
+    [
+        (np.full((4, 4), np.nan, np.float32), 3),
+        (np.full((4, 4), np.inf, np.float32), 3),
+        (RAMP.astype(np.float32) * 2 - 1, 3),
+        (RAMP.astype(np.float32) * 6, 3),  # a bright picture of 0 to 1, or a black one of 0 to 255?
+        (RAMP.astype(np.float32) * 1e6, 3),
+        ((RAMP * 1023).astype(np.uint32), 1),
+        ((RAMP * 1e6).astype(np.uint32), 1),
+        (-(RAMP * 100).astype(np.int32), 2),
+    ],
+)
+def test_a_white_that_would_be_guessed_is_an_error(values: Array, sample_format: int) -> None:
+    with pytest.raises(InputError, match=r"image is of .* nothing says which of them is white: scale"):
+        read_image(tiff(values, sample_format), spec())
+
+
+def test_white_may_be_zero_and_dark_16_bit_pictures_stay_dark() -> None:
+    values = (RAMP * 65535).astype(np.uint16)
+    plain = read_image(tiff(values, 1), spec()).astype(int)
+    np.testing.assert_array_equal(read_image(tiff(values, 1, white_is_zero=True), spec()), 255 - plain)
+    dark = (RAMP * 200).astype(np.uint16)
+    assert read_image(tiff(dark, 1), spec()).max() <= 1
+    assert read_image(encoded(Image.fromarray(dark)), spec()).max() <= 1, "PNG"
+    pgm = b"P5 64 4 65535\n" + dark.astype(">u2").tobytes()
+    assert read_image(pgm, spec()).max() <= 1
+    pgm = b"P5 64 4 1023\n" + (RAMP * 1023).astype(">u2").tobytes()
+    assert read_image(pgm, spec()).max() >= 254, "a PGM says what its white is"
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "WEBP", "PNG", "AVIF"])
+def test_of_several_pictures_the_first_is_taken_and_it_is_said(format: str) -> None:
+    notes: list[str] = []
+    frames = [Image.new("RGB", (20, 20), c) for c in ((200, 0, 0), (0, 200, 0))]
+    both = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+    got = read_image(both, spec(), on_note=lambda _, text: notes.append(text))
+    assert np.abs(got[0, 0, 0].astype(int) - (200, 0, 0)).max() < 12
+    assert notes == ["has several frames or pages: the first is taken"]
+    read_image(encoded(frames[0], format), spec(), on_note=lambda _, text: notes.append(text))
+    assert len(notes) == 1
+
+
+def test_who_cannot_be_told_breaks_no_picture() -> None:
+    def full(name: str, text: str) -> None:
+        raise OSError("no space left on device")
+
+    floats = tiff(RAMP.astype(np.float32), 3)
+    np.testing.assert_array_equal(read_image(floats, spec(), on_note=full), read_image(floats, spec()))
+
+
+# --- HEIC -----------------------------------------------------------------------------------------------------
+
+
+#: `picture(64, 48)`, lying on its side and marked so twice, as phones do it: by HEIF's own ``irot`` and by EXIF.
+HEIC = Path(__file__).parent / "photos" / "turned.heic"
+
+
+def upright() -> Array:
+    return np.asarray(picture(64, 48).transpose(Image.Transpose.ROTATE_270)).astype(int)
+
+
+def test_heic_is_turned_once() -> None:
+    pytest.importorskip("pi_heif", reason="needs the extra [heif]")
+    for source in (HEIC, HEIC.read_bytes()):
+        got = read_image(source, spec(size=(64, 48)))[0].astype(int)
+        assert np.abs(got - upright()).mean() < 6
+    with pytest.raises(InputError, match="a broken or truncated image"):
+        read_image(HEIC.read_bytes()[:500], spec())
+    with pytest.raises(InputError, match="a broken or truncated image"):
+        read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", spec())
+
+
+def test_heic_is_turned_once_by_what_the_decoder_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a decoder of the same interface, where pi-heif is not installed: its picture is upright, its EXIF says 6."""
+
+    class Opened:
+        size = (48, 64)
+
+        def to_pillow(self) -> Image.Image:
+            image = Image.fromarray(upright().astype(np.uint8))
+            image.getexif()[0x0112] = 6
+            return image
+
+    monkeypatch.setitem(sys.modules, "pi_heif", SimpleNamespace(open_heif=lambda file: Opened()))
+    np.testing.assert_array_equal(read_image(HEIC, spec(size=(64, 48)))[0], upright())
+    Opened.size = (20_000, 20_000)
+    with pytest.raises(InputError, match="too large, 20000 x 20000 pixels"):
+        read_image(HEIC, spec())
+
+
+def test_heic_without_its_decoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    with pytest.raises(MissingExtraError, match=r"turned\.heic.*splitpoint\[heif\]"):
+        read_image(HEIC, spec())
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_every_format_is_turned_once(format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = encoded(picture(64, 48), format, exif=exif)
+    turn = {3: "ROTATE_180", 6: "ROTATE_270", 8: "ROTATE_90"}[orientation]
+    want = np.asarray(picture(64, 48).transpose(Image.Transpose[turn])).astype(int)
+    got = read_image(stored, spec(size=want.shape[:2]))[0].astype(int)
+    assert np.abs(got - want).mean() < 8
 
 
 # --- the spec itself ----------------------------------------------------------------------------------------

@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import streams
 from plans import profiles
 from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
 from splitpoint import sources
+from splitpoint.capture import missing_nbytes, opencv
 from splitpoint.cli import main
 from splitpoint.cli.rows import Rows, Tag, whole_trace
 from splitpoint.cli.summary import Summary
-from splitpoint.errors import InputError, MissingExtraError
+from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.inputs import read_frame, read_inputs
 from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
@@ -34,7 +36,7 @@ from splitpoint.planning.files import save_plan
 from splitpoint.planning.plan import plan
 from splitpoint.runtime.pace import Counts
 from splitpoint.runtime.result import Marks, Result
-from splitpoint.sources import Camera, Video, is_stream, missing_nbytes, open_source
+from splitpoint.sources import Camera, Options, Video, is_stream, open_source
 from splitpoint.tensors import Array
 from splitpoint.trace import Span
 from test_cli import PYTHON, Serving, fails, ok
@@ -51,7 +53,7 @@ def picture(k: int) -> Array:
 
 
 def video(path: Path, frames: int = 20, codec: str = "MJPG") -> Path:
-    cv2 = sources._opencv()
+    cv2 = opencv()
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 30.0, (SIDE, SIDE))
     assert writer.isOpened()
     for k in range(frames):
@@ -64,9 +66,14 @@ def video(path: Path, frames: int = 20, codec: str = "MJPG") -> Path:
 
 
 def test_what_is_streamed(tmp_path: Path) -> None:
-    for text in (str(tmp_path), "walk.mp4", "WALK.AVI", "/dev/video0", "camera:12"):
+    (tmp_path / "front-door").symlink_to("/dev/video917")
+    streams = (str(tmp_path), "walk.mp4", "WALK.AVI", "x.mts", "x.M2TS", "x.h264", "x.264", "x.hevc", "x.mkv", "x.webm",
+               "/dev/video0", "camera:12", "/dev/v4l/by-id/usb-cam", str(tmp_path / "front-door"), "rtsp://cam/1",
+               "HTTP://cam/v.mjpg", "v4l2src ! appsink")  # fmt: skip
+    for text in streams:
         assert is_stream(text), text
-    for text in ("photo.jpg", "lenet", "camera", "camera:x", "/dev/null", "-"):
+    others = ("photo.jpg", "lenet", "camera", "camera:x", "/dev/null", "-", "0", "zoo:lenet5", "hf:a/b", "a" * 5000)
+    for text in others:
         assert not is_stream(text), text
 
 
@@ -87,10 +94,44 @@ def test_what_is_not_there(text: str) -> None:
         open_source(text)
 
 
-@pytest.mark.parametrize("text", ["/dev/video917", "camera:917"])
+@pytest.mark.parametrize("text", ["/dev/video917", "camera:917", "917"])
 def test_a_camera_that_is_not_there(text: str) -> None:
     with pytest.raises(InputError, match=r"there is no camera at /dev/video917 \(cameras here: "):
         open_source(text)
+
+
+def test_a_link_to_a_camera_that_is_not_there(tmp_path: Path) -> None:
+    link = tmp_path / "front-door"
+    link.symlink_to("/dev/video917")
+    for text in (str(link), "/dev/v4l/by-id/usb-cam"):
+        with pytest.raises(InputError, match=f"there is no camera at {text}"):
+            open_source(text)
+
+
+def test_a_folder_called_like_a_cameras_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "0").mkdir()
+    shutil.copy(digits()[0], tmp_path / "0")
+    monkeypatch.chdir(tmp_path)
+    assert open_source("0").count == 1, "camera:0 is the camera"
+
+
+def test_a_pipeline_needs_an_opencv_with_gstreamer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+
+    secret = "rtspsrc location=rtsp://admin:geheim@cam/1 user-pw=geheim ! decodebin ! video/x-raw,format=BGR ! appsink"
+    monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: False)
+    with pytest.raises(UsageError, match="needs an OpenCV that was built with GStreamer"):
+        open_source(secret)
+    monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: True)
+    opened: list[object] = []
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *how: [opened.append(how), Driver(0, opens=False)][1])
+    with pytest.raises(InputError, match=r"^the pipeline rtspsrc ! decodebin ! … ! appsink does not start: try it"):
+        open_source(secret)
+    assert opened == [(secret, cv2.CAP_GSTREAMER)]
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *how: Driver(3))
+    source = open_source("filesrc location=a.mp4 ! decodebin ! appsink")
+    assert source.live
+    assert len(list(source)) == 3, "a pipeline that ends is not started again"
 
 
 def test_opencv_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,10 +194,37 @@ def test_a_video_without_its_index_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_something_else_that_is_called_a_video(tmp_path: Path) -> None:
-    for data in (b"", b"hello", b"RIFF", bytes(100), b"\0\0\0\1moov" + bytes(8)):
+    for data in (b"hello", b"RIFF", bytes(100), b"\0\0\0\1moov" + bytes(8)):
         (tmp_path / "a.mp4").write_bytes(data)
         with pytest.raises(InputError, match=r"a\.mp4 is not a video that OpenCV can read"):
             open_source(str(tmp_path / "a.mp4"))
+    for name in ("x.mts", "x.m2ts", "x.h264"):
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match=rf"{name} is not a video that OpenCV can read: it is empty"):
+            open_source(str(tmp_path / name))
+    (tmp_path / "y.h264").write_bytes(b"\0\0\0\1\x67" + bytes(100))
+    with pytest.raises(InputError, match=r"y\.h264 is not a video that OpenCV can read"):
+        list(open_source(str(tmp_path / "y.h264")))
+    (tmp_path / "\udcff.mp4").write_bytes(b"hello")
+    with pytest.raises(InputError, match="its name is not UTF-8, so rename it"):
+        open_source(str(tmp_path / "\udcff.mp4"))
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mts", "a.m2ts", "a.mpg", "a.m2v", "a.mkv", "a.mjpeg", "12:30:07.avi"])
+def test_other_containers_are_read_to_their_end(tmp_path: Path, name: str) -> None:
+    """Of streams without an index OpenCV only guesses how many frames they hold: that is not taken for the truth."""
+    codec = {"a.mkv": "mp4v", "a.mjpeg": "MJPG", "12:30:07.avi": "MJPG"}.get(name, "mpg2")
+    written = video(tmp_path / f"written{Path(name).suffix}", 20, codec).rename(tmp_path / name)
+    frames = list(open_source(str(written)))
+    assert len(frames) == 20
+    assert np.abs(frames[7].pixels.astype(int) - picture(7)).mean() < 8
+
+
+def test_raw_h264_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.h264").write_bytes(streams.h264(12))
+    source = open_source(str(tmp_path / "x.h264"))
+    assert source.count is None
+    assert [streams.frame_of(f.pixels) for f in source] == list(range(12))
 
 
 # --- cameras ----------------------------------------------------------------------------------------------------------
@@ -187,20 +255,24 @@ class Driver:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+def drivers(monkeypatch: pytest.MonkeyPatch) -> list[Driver]:
+    """What OpenCV opens, one after the other."""
     import cv2
 
-    made = Driver(3)
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *name: made)
+    made = [Driver(3)]
+    left = iter(made)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *name: next(left))
+    monkeypatch.setattr(sources, "_AGAIN_S", 0.001)
+    monkeypatch.setattr(sources, "_MOST_AGAIN_S", 0.001)
     return made
 
 
-def test_a_camera_gives_frames_until_it_is_unplugged(driver: Driver) -> None:
+def test_a_camera_gives_frames_until_it_is_unplugged(drivers: list[Driver]) -> None:
     import cv2
 
-    source = Camera("/dev/null", rate=15.0)
+    source = Camera("/dev/null", Options(rate=15.0, reconnect_s=0))
     assert (source.live, source.rate, source.count) == (True, 30.0, None)
-    assert driver.asked[cv2.CAP_PROP_FPS] == 15.0
+    assert drivers[0].asked[cv2.CAP_PROP_FPS] == 15.0
     frames = iter(source)
     for k in range(3):
         frame = next(frames)
@@ -210,14 +282,82 @@ def test_a_camera_gives_frames_until_it_is_unplugged(driver: Driver) -> None:
     with pytest.raises(InputError, match=r"gives no more frames \(after 3\)"):
         next(frames)
     source.close()
-    assert driver.released == 1
+    assert drivers[0].released >= 1
 
 
-def test_a_camera_that_another_program_has(driver: Driver) -> None:
-    driver.opens = False
+def test_a_camera_that_comes_back(drivers: list[Driver]) -> None:
+    """Unplugged, twice in vain, and back: told once that it has gone, and once that it is there again."""
+    drivers += [Driver(0, opens=False), Driver(0), Driver(2), Driver(1)]
+    said: list[str] = []
+    source = Camera("/dev/null", Options(on_event=said.append))
+    frames = iter(source)
+    assert [next(frames).name for _ in range(5)] == [f"frame {k}" for k in range(1, 6)]
+    assert len(said) == 2
+    assert said[0] == "/dev/null gives no more frames (after 3): trying until it is back"
+    assert re.fullmatch(r"/dev/null is back after \d+\.\d s", said[1])
+    assert next(frames).name == "frame 6"
+    assert [d.released > 0 for d in drivers] == [True, True, True, True, False]
+    source.close()
+    assert list(frames) == [], "closing ends it"
+    assert drivers[-1].released
+
+
+def test_who_cannot_be_told_costs_no_frame(drivers: list[Driver]) -> None:
+    def full(text: str) -> None:
+        raise OSError("no space left on device")
+
+    drivers.append(Driver(3))
+    frames = iter(Camera("/dev/null", Options(on_event=full)))
+    assert [next(frames).name for _ in range(6)][-1] == "frame 6"
+
+
+def test_a_camera_that_stays_away(drivers: list[Driver]) -> None:
+    drivers += [Driver(0) for _ in range(50)]
+    times = iter(range(1000))
+    source = Camera("/dev/null", Options(reconnect_s=20, clock=lambda: float(next(times))))
+    with pytest.raises(InputError, match=r"/dev/null gives no more frames \(after 3\): is it still there\?"):
+        list(source)
+    assert sum(d.released > 0 for d in drivers) > 5, "it was tried meanwhile"
+
+
+def test_closing_ends_the_waiting_for_a_camera(drivers: list[Driver], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_AGAIN_S", 3600.0)
+    gone = threading.Event()
+    source = Camera("/dev/null", Options(on_event=lambda text: gone.set()))
+    frames: list[sources.Frame] = []
+    reader = threading.Thread(target=lambda: frames.extend(source))
+    reader.start()
+    assert gone.wait(30)
+    source.close()
+    reader.join(30)
+    assert not reader.is_alive()
+    assert len(frames) == 3
+
+
+def test_a_camera_that_another_program_has(drivers: list[Driver]) -> None:
+    drivers[0].opens = False
     with pytest.raises(InputError, match="another program may have it"):
-        Camera("/dev/null")
-    assert driver.released == 1
+        Camera("/dev/null", Options())
+    assert drivers[0].released == 1
+
+
+def test_a_link_to_a_camera_is_followed_each_time(
+    drivers: list[Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As udev's /dev/v4l/by-id: after it was unplugged it may lead to another number."""
+    import cv2
+
+    opened: list[object] = []
+    left = iter([Driver(1), Driver(1)])
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *name: [opened.append(name[0]), next(left)][1])
+    link = tmp_path / "front-door"
+    link.symlink_to("/dev/null")
+    frames = iter(Camera(str(link), Options()))
+    next(frames)
+    link.unlink()
+    link.symlink_to("/dev/zero")
+    next(frames)
+    assert opened == ["/dev/null", "/dev/zero"]
 
 
 # --- splitpoint run ---------------------------------------------------------------------------------------------------
@@ -287,6 +427,16 @@ def test_run_drops_what_it_cannot_keep_up_with_and_counts_it(
     [
         (["--source", "/dev/video917"], 4, "there is no camera at /dev/video917"),
         (["--source", "nowhere.mp4"], 4, "no such file or folder: nowhere.mp4"),
+        (["--source", "a" * 400], 4, "no such file or folder: aaa"),
+        (["a" * 400], 4, "no such file or folder: aaa"),
+        ([str(digits()[0]), "a" * 400], 4, "inputs could not be read"),
+        (["--source", "rtsp://me:geheim@127.0.0.1:1/live", str(digits()[0])], 2, "--source rtsp://127.0.0.1:1/live is"),
+        (
+            [str(digits()[0]), "rtsp://me:geheim@127.0.0.1:1/live"],
+            2,
+            ": rtsp://127.0.0.1:1/live is a stream of its own",
+        ),
+        (["--source", ".", "--reconnect", "-3"], 2, "--reconnect is a time"),
         (["--source", "camera:x"], 4, "a camera is camera:0"),
         # Before anything is asked of a server, which would take half a minute.
         (["nowhere.jpg", "--cloud", "127.0.0.1:1"], 4, "no such file or folder: nowhere.jpg"),

@@ -16,17 +16,17 @@ here, on the device.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import numpy as np
 
+from splitpoint.decoding import OnNote, open_picture, silent
 from splitpoint.errors import InputError, nearest
 from splitpoint.tensors import CONTROL, Array, TensorSpec
 
@@ -40,9 +40,6 @@ Mode = Literal["stretch", "shortest", "letterbox"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 Task = Literal["classify", "raw"]
 
-#: Larger images are refused before they are decoded. Pillow's own line (a quarter of a gigabyte as RGB),
-#: stated here because Pillow only warns at it.
-MAX_PIXELS = 89_478_485
 
 _MAX_SIDE = 16_384
 _MAX_TEXT = 16 << 20
@@ -433,21 +430,29 @@ def geometry(width: int, height: int, spec: InputSpec) -> Geometry:
     return Geometry(box, (out_w, out_h))
 
 
-def read_image(source: str | Path | bytes | Array, spec: InputSpec, *, name: str = "") -> Array:
+def read_image(
+    source: str | Path | bytes | Array, spec: InputSpec, *, name: str = "", on_note: OnNote = silent
+) -> Array:
     """The tensor `spec` describes, C-contiguous with batch 1, from an image.
 
-    `source` is a file, the bytes of one (any Pillow format except PostScript), or an upright RGB or grey
-    frame as uint8 ``[height, width, 3]`` / ``[height, width]``. `name` is what errors call it. EXIF
-    orientation is honoured, transparency is laid over white, 16-bit grey is scaled to 8 bit, of an animation
-    the first frame is taken; colour profiles are ignored, like everywhere in this field. Files are decoded at
-    full size: JPEG's cheaper scaled decoding would change the pixels.
+    `source` is a file, the bytes of one (any Pillow format except PostScript; HEIC with the extra [heif]), or an
+    upright RGB or grey frame as uint8 ``[height, width, 3]`` / ``[height, width]``. `name` is what errors call it.
+    EXIF orientation is honoured, transparency is laid over white, of an animation or several pages the first is
+    taken; colour profiles are ignored, like everywhere in this field. Files are decoded at full size: JPEG's cheaper
+    scaled decoding would change the pixels.
 
-    Raises InputError for a file that is not there, not an image, broken, or larger than MAX_PIXELS.
+    Grey of more than 8 bits is scaled to 8: white is 65535 in 16 bits. 32-bit integers and floating point do not say
+    what white is: it is the least of 255, 65535 and the type's largest integer, or of 1, 255 and 65535, that no value
+    is above, and `on_note` is told which. Where that leaves less than a sixteenth of the range in use it is not
+    guessed.
+
+    Raises InputError for a file that is not there, not an image, broken, larger than MAX_PIXELS, or whose white is not
+    known; MissingExtraError for HEIC without pi-heif.
     """
     if isinstance(source, np.ndarray):
         return _tensor(_frame(source, name or "frame"), 1, spec)
     label = name or ("image" if isinstance(source, bytes) else str(source))
-    image, orientation = _open(source, label, spec.color)
+    image, orientation = open_picture(source, label, "L" if spec.color == "GRAY" else "RGB", on_note)
     return _tensor(image, orientation, spec)
 
 
@@ -459,75 +464,6 @@ def _frame(array: Array, name: str) -> Image.Image:
         got = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
         raise InputError(f"{name} must be uint8[height,width,3] RGB or uint8[height,width] grey, but {got} came")
     return Image.fromarray(np.ascontiguousarray(array.reshape(shape)))
-
-
-def _open(source: str | Path | bytes, label: str, color: Color) -> tuple[Image.Image, int]:
-    """The decoded image, as RGB or L by `color` but not yet upright, and its EXIF orientation (1 to 8)."""
-    if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), label, color)
-    try:
-        file = open(source, "rb")  # noqa: SIM115 - closed below; an error while decoding is another message
-    except FileNotFoundError as exc:
-        raise InputError(f"no such file: {label}") from exc
-    except IsADirectoryError as exc:
-        raise InputError(f"{label} is a folder, not an image") from exc
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{label} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
-    with file:
-        return _decode(file, label, color)
-
-
-def _decode(file: BinaryIO, label: str, color: Color) -> tuple[Image.Image, int]:
-    from PIL import Image, UnidentifiedImageError
-
-    limit = f"the limit is {MAX_PIXELS // 1_000_000} megapixels: scale it down first"
-    try:
-        image = Image.open(file)
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(f"{label} is too large, {image.width} x {image.height} pixels; {limit}")
-        if image.format == "EPS":  # Pillow would start Ghostscript on it
-            raise InputError(f"{label} is PostScript, a program that would have to be run: convert it to PNG")
-        image.load()
-        return _to_8bit(image, label, color), _orientation(image)
-    except InputError:
-        raise
-    except UnidentifiedImageError as exc:
-        raise InputError(f"{label} is not an image that Pillow can read") from exc
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise InputError(f"{label} is too large; {limit}") from exc
-    except Exception as exc:  # plug-ins raise nearly anything on broken bytes
-        raise InputError(f"{label} is a broken or truncated image: {exc}") from exc
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(0x0112, 1)
-    except Exception:  # broken metadata beside good pixels: take the pixels as they lie
-        return 1
-    return value if isinstance(value, int) and value in _TO_RAW else 1
-
-
-def _to_8bit(image: Image.Image, label: str, color: Color) -> Image.Image:
-    """The same pixels as RGB or L."""
-    from PIL import Image
-
-    want = "L" if color == "GRAY" else "RGB"
-    if image.mode == "F":
-        raise InputError(f"{label} is a floating-point image, whose range is not known: give it as an 8- or 16-bit one")
-    if image.mode == "I" or image.mode.startswith("I;"):
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(((wide.clip(0, 65535) + 128) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        white.alpha_composite(image)
-        image = white
-    elif image.mode == "LAB":
-        from PIL import ImageCms
-
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
-    return image if image.mode == want else image.convert(want)
 
 
 #: EXIF orientation → where the upright image's point (x, y) lies in the stored image of width w and height h.

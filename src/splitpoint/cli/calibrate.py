@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import click
@@ -13,15 +11,13 @@ from splitpoint.calibration.measure import CODECS, QUALITIES, calibrate
 from splitpoint.calibration.values import Calibration, Row, needed_inputs
 from splitpoint.cli.console import Column, err, out, progress, table
 from splitpoint.cli.options import engine_options, json_option, load_model, model_options
+from splitpoint.cli.photos import read_photos, recursive_option
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
-from splitpoint.errors import InputError
 from splitpoint.files import check_writable
-from splitpoint.inputs import expand, read_inputs
 from splitpoint.models.model import Model
 from splitpoint.segments import select
-from splitpoint.tensors import Array
-from splitpoint.units import counted, size
+from splitpoint.units import size
 
 
 @click.command(short_help="Measure what codecs cost in accuracy, with real inputs.")
@@ -31,9 +27,10 @@ from splitpoint.units import counted, size
     type=click.Path(path_type=Path),
     required=True,
     multiple=True,
-    metavar="DIR|FILE",
+    metavar="DIR|FILE|-",
     help="Real inputs: images, or .npy/.npz tensors. A drop of 1 % takes 300 of them to show.",
 )
+@recursive_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use the first N inputs only.")
 @click.option(
     "--codec",
@@ -61,8 +58,9 @@ from splitpoint.units import counted, size
 @engine_options
 @model_options
 def command(
-    model: str, images: tuple[Path, ...], limit: int | None, codecs: tuple[str, ...], cuts: str, out_path: Path | None,
-    as_json: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    model: str, images: tuple[Path, ...], recursive: bool, limit: int | None, codecs: tuple[str, ...], cuts: str,
+    out_path: Path | None, as_json: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
+    input_spec: Path | None,
 ) -> None:  # fmt: skip
     """Run real inputs through every cut with every codec, and record bytes and quality.
 
@@ -73,7 +71,7 @@ def command(
         check_writable(out_path)
     names = [open_codec(c).name for c in codecs] or [*CODECS, *QUALITIES]
     loaded = load_model(model, shapes, weights, input_spec)
-    inputs = _inputs(loaded, images, limit)
+    inputs = read_photos(loaded, images, limit=limit, recursive=recursive)
     chosen = select(loaded, cuts)
     with progress() as bar:
         task = bar.add_task("calibrating", total=len(chosen) * len(inputs))
@@ -93,22 +91,6 @@ def command(
     if out_path:
         save_calibration(out_path, found)
         click.echo(f"wrote {out_path}", err=True)
-
-
-def _inputs(model: Model, images: Sequence[Path], limit: int | None) -> list[dict[str, Array]]:
-    """Every input that can be read; those that cannot are named, and it is an error if none is left."""
-    found, failed = [], 0
-    for path in islice(expand(list(images)), limit):
-        try:
-            found.append(read_inputs(model, path))
-        except InputError as exc:
-            failed += 1
-            click.echo(f"splitpoint: {exc}", err=True)
-    if not found:
-        raise InputError(f"no input could be read ({failed} tried): there is nothing to calibrate with")
-    if failed:
-        click.echo(f"{counted(failed, 'input')} left out, {len(found)} used", err=True)
-    return found
 
 
 def _print(found: Calibration, model: Model) -> None:

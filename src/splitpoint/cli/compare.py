@@ -18,6 +18,7 @@ from splitpoint.cli.options import (
     load_model,
     model_options,
 )
+from splitpoint.cli.photos import recursive_option
 from splitpoint.cli.quantities import parse_budget, parse_share
 from splitpoint.cli.run import is_local, refuse_local_options
 from splitpoint.cli.sweep import read_images
@@ -35,7 +36,8 @@ from splitpoint.units import ms, size
 @click.command(short_help="Run the plan's table for real: predicted beside measured.")
 @click.argument("model")
 @cloud_option()
-@click.option("--images", type=click.Path(path_type=Path), metavar="DIR|FILE", help="Inputs; default: four photos.")
+@click.option("--images", type=click.Path(path_type=Path), metavar="DIR|FILE|-", help="Inputs; default: four photos.")
+@recursive_option
 @click.option("--repeat", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Requests an option.")
 @click.option(
     "--codec",
@@ -66,8 +68,8 @@ from splitpoint.units import ms, size
 @engine_options
 @model_options
 def command(
-    model: str, cloud: str, security: Security, images: Path | None, repeat: int, codecs: tuple[str, ...],
-    max_drop: str | None,
+    model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int,
+    codecs: tuple[str, ...], max_drop: str | None,
     calib: Path | None, budget: str, fresh: bool, out_path: Path | None, as_json: bool, cache: Path | None, device: str,
     threads: int, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
@@ -85,7 +87,7 @@ def command(
         refuse_local_options(shapes, weights)
     engine = open_engine(device=device, threads=threads)
     with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, security=security) as edge:
-        inputs = read_images(edge.model, images)
+        inputs = read_images(edge.model, images, recursive=recursive)
         known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=step)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)
         plan = planner.plan(known.link)

@@ -23,10 +23,12 @@ from splitpoint.units import ms
 
 
 class Tag(NamedTuple):
-    """What a request brings along: its input's name, and the level of the option it was begun with (0: as planned)."""
+    """What a request brings along: its input's name, the level of the option it was begun with (0: as planned), and a
+    shorter name for tables."""
 
     name: str
     level: int = 0
+    label: str = ""
 
 
 class Rows:
@@ -65,7 +67,7 @@ class Rows:
         if not self.printed:
             yield self._about()
             yield self._lines.header()
-        short = "-" if name == "-" else Path(name).name
+        short = result.tag.label or ("-" if name == "-" else Path(name).name)
         line = self._lines.row(short, answers.answer(result.outputs, self._spec), whole_trace(result))
         yield "  ".join([line, *_remarks(result)])
 

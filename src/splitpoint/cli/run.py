@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from splitpoint.cli.options import (
     model_options,
     parse_codecs,
 )
+from splitpoint.cli.photos import recursive_option, say
 from splitpoint.cli.placing import Placed, follow, place
 from splitpoint.cli.quantities import parse_budget, parse_ms, parse_rate
 from splitpoint.cli.rows import Rows
@@ -42,7 +44,7 @@ from splitpoint.runtime.fallback import FALLBACKS, LOCAL, WAIT
 from splitpoint.runtime.local import Local
 from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
 from splitpoint.security import Security
-from splitpoint.sources import Files, Source, is_stream, open_source
+from splitpoint.sources import Files, Source, is_stream, open_source, redacted
 from splitpoint.units import counted, size
 
 #: Requests under way in a stream where no plan says how many keep everything busy; fewer where frames grow old.
@@ -55,16 +57,24 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @click.option(
     "--source",
     "source_text",
-    metavar="FOLDER|VIDEO|CAMERA",
-    help="Stream this: a folder, a video file, or a camera (/dev/video0, camera:0); the last two need "
-    "splitpoint[video].",
+    metavar="FOLDER|VIDEO|CAMERA|URL",
+    help="Stream this: a folder, a video file, a camera (0, camera:0, /dev/video0 or a link to it), a stream of the "
+    "network (rtsp://…, http://…), or a GStreamer pipeline (… ! appsink). All but a folder need splitpoint[video].",
+)
+@recursive_option
+@click.option(
+    "--reconnect",
+    metavar="TIME",
+    help="How long to try a camera or stream again that has gone, such as 5m; 0 ends with it. Default: until it is "
+    "back.",
 )
 @click.option("--rate", metavar="FPS", help="Give frames at this rate, like a camera, ready or not.")
 @click.option(
     "--on-overload",
     type=click.Choice(POLICIES),
     help="When frames come faster than they are answered: let them wait (queue, default for files), drop the oldest "
-    "(drop-oldest, default for a camera), or use a cheaper codec or cut, and drop where none is left (degrade).",
+    "(drop-oldest, default for cameras and streams), or use a cheaper codec or cut, and drop where none is left "
+    "(degrade).",
 )
 @click.option(
     "--deadline",
@@ -114,7 +124,8 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @engine_options
 @model_options
 def command(
-    arguments: tuple[str, ...], cloud: str | None, security: Security, source_text: str | None, rate: str | None,
+    arguments: tuple[str, ...], cloud: str | None, security: Security, source_text: str | None, recursive: bool,
+    reconnect: str | None, rate: str | None,
     on_overload: str | None,
     deadline: str | None, fallback: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
     no_adapt: bool, probe_every: str,
@@ -125,14 +136,17 @@ def command(
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
     Without MODEL the server's only model is used. The device needs no model file: it fetches the graph and its
-    half's weights once. A folder, a video and a camera are streamed: device, link and server work at the same time,
-    and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
+    half's weights once. A folder, a video, a camera and rtsp://… are streamed: device, link and server work at the same
+    time, and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
     """
     if plan_path and (at or codecs):
         raise UsageError("--plan says where to cut and how: --at and --codec are for runs without it")
     fps = parse_rate(rate) if rate is not None else 0.0
     name, files = _arguments(arguments, source_text)
     check_save(save)
+    reconnect_s = inf
+    if reconnect is not None:
+        reconnect_s = 0.0 if reconnect.strip() == "0" else parse_budget(reconnect, "--reconnect")
     probe_every_s = 0.0 if probe_every.strip() == "0" else parse_budget(probe_every, "--probe-every")
     asked = Asked(
         name, cloud, at, load_plan(plan_path) if plan_path else None, parse_budget(budget), fresh, codecs, fallback,
@@ -140,9 +154,13 @@ def command(
         weights, input_spec, None if no_adapt else probe_every_s, security,
     )  # fmt: skip
     with ExitStack() as stack:
-        source = _open(files, fps)
+        source = _open(files, fps, recursive, reconnect_s)
         stack.callback(source.close)
-        streamed = fps > 0 or any(is_stream(f) for f in files)
+        skipped = 0
+        if isinstance(source, Files):
+            say(source.found.reasons)
+            skipped = source.found.skipped
+        streamed = fps > 0 or source.live or any(is_stream(f) for f in files)
         policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
         check_policy(on_overload, source, fps, has_options=asked.has_options)
         engine = open_engine(device=device, threads=threads)
@@ -177,6 +195,8 @@ def command(
                 write_atomic(save, rows.saved())
                 click.echo(f"wrote {save} ({counted(len(rows.outputs), 'input')})", err=True)
             stream.conclude(streamed=streamed, policy=policy)
+            if skipped:  # what was said at the beginning may be a thousand lines away
+                say([f"{skipped} beside them not read (said at the beginning)"])
     stream.check()
 
 
@@ -283,7 +303,7 @@ def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None
     """(MODEL or None, what to run): the first argument is the model unless it is plainly an input."""
     if source is not None:
         if len(arguments) > 1 or (arguments and _is_input(arguments[0])):
-            raise UsageError(f"--source {source} is what is run: give MODEL beside it, and no files")
+            raise UsageError(f"--source {redacted(source)} is what is run: give MODEL beside it, and no files")
         return (arguments[0] if arguments else None), [source]
     if not arguments:
         raise UsageError(
@@ -301,24 +321,26 @@ def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None
 
 def _is_input(text: str) -> bool:
     path = Path(text)
-    there = text == "-" or is_stream(text) or (path.exists() and path.suffix not in (".onnx", ".pt2"))
+    there = text == "-" or is_stream(text) or (os.path.exists(text) and path.suffix not in (".onnx", ".pt2"))
     return there and not (text in SHORT_NAMES and not path.is_file())
 
 
-def _open(files: Sequence[str], fps: float) -> Source:
+def _open(files: Sequence[str], fps: float, recursive: bool, reconnect_s: float) -> Source:
     """What to run, opened. UsageError for a video or a camera among others, InputError where nothing is there: before
     anything is profiled for it."""
-    if len(files) == 1 and files[0] != "-" and (is_stream(files[0]) or not Path(files[0]).exists()):
-        return open_source(files[0], rate=fps)
+    if len(files) == 1 and files[0] != "-" and (is_stream(files[0]) or not os.path.exists(files[0])):
+        return open_source(
+            files[0], rate=fps, recursive=recursive, reconnect_s=reconnect_s, on_event=lambda text: say([text])
+        )
     for text in files:
-        if is_stream(text) and not Path(text).is_dir():
-            raise UsageError(f"{text} is a stream of its own: run it alone")
-    return Files([Path(f) for f in files])
+        if is_stream(text) and not os.path.isdir(text):
+            raise UsageError(f"{redacted(text)} is a stream of its own: run it alone")
+    return Files([Path(f) for f in files], recursive=recursive)
 
 
 def _labels(source: Source) -> Sequence[str]:
     """Names as wide as those of the table's rows."""
-    return [p.name for p in source.paths] if isinstance(source, Files) else ["frame 00000"]
+    return [source.label(p) for p in source.paths] if isinstance(source, Files) else ["frame 00000"]
 
 
 def check_save(save: Path | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,25 +14,21 @@ import click
 import msgspec
 
 from splitpoint.cli.console import progress
+from splitpoint.cli.photos import noting, read_photo
 from splitpoint.cli.placing import Placed
 from splitpoint.cli.rows import Rows, Tag
 from splitpoint.cli.summary import Summary
-from splitpoint.errors import InputError, SplitpointError, UsageError
-from splitpoint.inputs import read_bytes
-from splitpoint.models.model import Model
+from splitpoint.errors import InputError, MissingExtraError, SplitpointError, UsageError
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.local import Local
 from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed
 from splitpoint.runtime.result import Request, Result
 from splitpoint.sources import Frame, Source
-from splitpoint.tensors import Array
 from splitpoint.trace import Recorder
 from splitpoint.units import rate as per_second
 
 #: How long Ctrl-C leaves what is under way.
 DRAIN_S = 5.0
-#: The most that standard input may hold: a photo or a tensor, not a disk.
-_STDIN_BYTES = 256 << 20
 
 
 @dataclass
@@ -81,7 +76,7 @@ class Stream:
 
     def _requests(self) -> Iterator[Request]:
         """Each frame with its times so far; one that cannot be read is reported and passed over."""
-        model, alone = self.runner.model, self.count == 1
+        model, alone, note = self.runner.model, self.count == 1, noting()
         for taken in self.feed:
             recorder = Recorder()
             recorder.spans += taken.frame.spans
@@ -89,14 +84,15 @@ class Stream:
                 recorder.add("held", taken.due_s, now)
             try:
                 with recorder.span("prepare"):
-                    inputs = _inputs(model, taken.frame)
-            except InputError as exc:
+                    frame = taken.frame
+                    inputs = read_photo(model, frame.path, note) if frame.path else frame.inputs(model)
+            except (InputError, MissingExtraError) as exc:
                 if alone:
                     raise
                 self.failed.append(exc)
                 click.echo(f"splitpoint: {exc}", err=True)
                 continue
-            yield Request(inputs, tuple(recorder.spans), Tag(taken.frame.name, taken.level))
+            yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label))
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -119,17 +115,6 @@ class Stream:
             raise InputError(
                 f"{len(self.failed)} of {self.feed.counts.taken} inputs could not be read; the others were answered"
             )
-
-
-def _inputs(model: Model, frame: Frame) -> dict[str, Array]:
-    return read_bytes(model, _standard_input()) if frame.name == "-" else frame.inputs(model)
-
-
-def _standard_input() -> bytes:
-    data = sys.stdin.buffer.read(_STDIN_BYTES + 1)
-    if len(data) > _STDIN_BYTES:
-        raise InputError(f"standard input holds more than {_STDIN_BYTES >> 20} MiB: pipe one image or tensor into it")
-    return data
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from splitpoint.cli.options import (
     model_options,
     parse_codecs,
 )
+from splitpoint.cli.photos import read_photos, recursive_option
 from splitpoint.cli.run import is_local, refuse_local_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
-from splitpoint.inputs import expand, read_inputs
 from splitpoint.models import name_of
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
@@ -42,7 +42,8 @@ from splitpoint.units import ms, size
 @click.command(short_help="Measure every split point between a device and a server.")
 @click.argument("model")
 @cloud_option()
-@click.option("--images", type=click.Path(path_type=Path), metavar="DIR|FILE", help="Inputs; default: four photos.")
+@click.option("--images", type=click.Path(path_type=Path), metavar="DIR|FILE|-", help="Inputs; default: four photos.")
+@recursive_option
 @click.option(
     "--repeat",
     type=click.IntRange(1, 100_000),
@@ -79,8 +80,8 @@ from splitpoint.units import ms, size
 @engine_options
 @model_options
 def command(
-    model: str, cloud: str, security: Security, images: Path | None, repeat: int, cuts: str, codecs: tuple[str, ...],
-    csv_path: Path,
+    model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int,
+    cuts: str, codecs: tuple[str, ...], csv_path: Path,
     png_path: Path | None, fresh: bool, as_json: bool, cache: Path | None, device: str, threads: int,
     shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
@@ -103,7 +104,7 @@ def command(
         if input_spec and here is None:
             edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
         chosen = select(edge.model, cuts)
-        inputs = read_images(edge.model, images)
+        inputs = read_images(edge.model, images, recursive=recursive)
         setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"
         codec = parse_codecs(codecs)
         if codec != "raw":
@@ -141,11 +142,10 @@ def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
     return rows
 
 
-def read_images(model: Model, images: Path | None) -> list[dict[str, Array]]:
-    if images is not None:
-        return [read_inputs(model, p) for p in expand([images])]
-    if model.input_spec is not None:
-        return [read_inputs(model, p) for p in photos()]
+def read_images(model: Model, images: Path | None, *, recursive: bool = False) -> list[dict[str, Array]]:
+    """The inputs in a file or folder; without one the zoo's photos, or made-up inputs if the model takes none."""
+    if images is not None or model.input_spec is not None:
+        return read_photos(model, photos() if images is None else [images], recursive=recursive)
     click.echo(f"{model.name} does not take photos by itself: measuring with made-up inputs", err=True)
     return samples_for(model, 4)
 

@@ -9,8 +9,8 @@ from math import ceil
 import numpy as np
 
 from splitpoint.codecs.bytes import checked, dims, takes
+from splitpoint.decoding import MAX_PIXELS
 from splitpoint.errors import InputError
-from splitpoint.images import MAX_PIXELS
 from splitpoint.tensors import Array, TensorSpec
 
 #: libjpeg's own limit for a side.

@@ -19,7 +19,7 @@ from splitpoint.advisor import placement, survey
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, ServerError, UsageError
 from splitpoint.graph import Cut
-from splitpoint.inputs import expand, read_inputs
+from splitpoint.inputs import find_inputs, read_inputs
 from splitpoint.lab.device import Stretched
 from splitpoint.lab.scenario import Scenario
 from splitpoint.link import Link
@@ -237,4 +237,4 @@ def inputs_of(scenario: Scenario, model: Model) -> list[tuple[str, Mapping[str, 
     paths = [scenario.path(p) for p in named]
     if not paths:
         raise UsageError('inputs is "photos", "synthetic", or files and folders: it is empty')
-    return [(p.name, read_inputs(model, p)) for p in expand(paths)]
+    return [(p.name, read_inputs(model, p)) for p in find_inputs(paths).files]

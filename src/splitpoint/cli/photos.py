@@ -1,0 +1,84 @@
+"""Inputs that a command is given as files and folders: read, and what was not read is said."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+
+from splitpoint.decoding import MAX_PIPE_NBYTES, OnNote
+from splitpoint.errors import InputError, MissingExtraError
+from splitpoint.inputs import find_inputs, read_bytes, read_inputs
+from splitpoint.models.model import Model
+from splitpoint.tensors import Array
+from splitpoint.units import counted
+
+# What Pillow thinks of a file is said here, in one sentence.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+recursive_option = click.option("--recursive", is_flag=True, help="Also read what is in a folder's folders.")
+
+
+def read_photos(
+    model: Model, paths: Sequence[Path], *, limit: int | None = None, recursive: bool = False
+) -> list[dict[str, Array]]:
+    """The inputs in files, folders and standard input (-), the first `limit` of them.
+
+    Those that cannot be read are named; InputError if none is left.
+    """
+    found = find_inputs(paths, recursive=recursive)
+    say(found.reasons)
+    inputs, failed, note = list[dict[str, Array]](), list[Exception](), noting()
+    for path in found.files[:limit]:
+        try:
+            inputs.append(read_photo(model, path, note))
+        except (InputError, MissingExtraError) as exc:
+            failed.append(exc)
+            if len(found.files) > 1:
+                say([f"splitpoint: {exc}"])
+    if not inputs:
+        if len(found.files) == 1:
+            raise failed[0]
+        raise InputError(f"no input could be read ({len(failed)} tried)")
+    if failed:
+        say([f"{counted(len(failed), 'input')} left out, {len(inputs)} used"])
+    return inputs
+
+
+def read_photo(model: Model, path: Path, on_note: OnNote) -> dict[str, Array]:
+    """The inputs in a file, or in standard input if it is called ``-``."""
+    return (
+        read_bytes(model, _standard_input(), on_note=on_note) if str(path) == "-" else read_inputs(model, path, on_note)
+    )
+
+
+def _standard_input() -> bytes:
+    data = sys.stdin.buffer.read(MAX_PIPE_NBYTES + 1)
+    if len(data) > MAX_PIPE_NBYTES:
+        raise InputError(
+            f"standard input holds more than {MAX_PIPE_NBYTES >> 20} MiB: pipe one image or tensor into it"
+        )
+    return data
+
+
+def say(lines: Iterable[str]) -> None:
+    """Prints them on standard error."""
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def noting() -> OnNote:
+    """Says on standard error what was made of a picture, each kind of note once."""
+    told = set[str]()
+
+    def note(name: str, text: str) -> None:
+        if text not in told:
+            told.add(text)
+            say([f"{name} {text} (said once)"])
+
+    return note
