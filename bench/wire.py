@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -226,7 +226,7 @@ def contenders(stack: ExitStack, up: int, core: int) -> dict[str, Callable[[], f
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     calls["splitpoint"] = asking(stack, serve_splitpoint, floats, core, folder, OPEN)
     try:
-        keys = make(folder / "keys", ["127.0.0.1"], now=datetime.now(UTC))
+        keys = make(folder / "keys", ["127.0.0.1"], now=datetime.now(timezone.utc))
     except MissingExtraError as exc:
         print(f"{exc}: TLS is left out")
     else:
