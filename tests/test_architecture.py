@@ -18,7 +18,8 @@ SRC = Path(splitpoint.__file__).parent
 
 #: docs/design.md. Rooms of one row may not import each other.
 ORDER = (
-    ("errors", "units", "telemetry"),
+    ("install", "telemetry"),
+    ("errors", "units"),
     ("tensors", "trace", "files", "security", "keys"),
     ("machine", "graph", "link"),
     ("images",),

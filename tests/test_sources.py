@@ -96,7 +96,7 @@ def test_a_camera_that_is_not_there(text: str) -> None:
 def test_opencv_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = video(tmp_path / "a.avi", 2)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'splitpoint\[video\]'"):
+    with pytest.raises(MissingExtraError, match=r"\[video\]\): .* install 'opencv-python-headless>="):
         open_source(str(path))
     assert open_source(str(photos()[0].parent)).count, "a folder does without"
 

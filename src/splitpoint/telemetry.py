@@ -44,8 +44,8 @@ def turn_off() -> None:
         os.environ.setdefault(name, value)
 
 
-def still_on() -> list[str]:
-    """Those of the variables that the user has set to something else: ``["ORT_DISABLE_TELEMETRY=0"]``."""
+def set_by_user() -> list[str]:
+    """Those of the variables that were set to something else than this: ``["ORT_DISABLE_TELEMETRY=0"]``."""
     return [f"{name}={os.environ[name]}" for name, value in OFF.items() if os.environ.get(name, value) != value]
 
 

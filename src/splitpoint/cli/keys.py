@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from splitpoint import install
 from splitpoint.keys import make
 
 
@@ -41,7 +42,7 @@ def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
     where = hosts[0] if hosts else socket.gethostname()
     ca, token, server, key = (shlex.quote(str(p)) for p in (made.ca, made.token, made.server, made.server_key))
     click.echo(f"{folder}: an authority, a server certificate for {', '.join(called)}, one for devices, and a token")
-    click.echo(f"server     splitpoint serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
+    click.echo(f"server     {install.command()} serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
     click.echo(f"               --token-file {token}")
     click.echo(f"devices    (copy {made.ca.name} and {made.token.name} there, over a way you trust)")
     click.echo(
