@@ -32,6 +32,7 @@ from time import perf_counter, sleep
 
 import numpy as np
 
+from splitpoint import install
 from splitpoint.errors import MissingExtraError
 from splitpoint.keys import make
 from splitpoint.machine import this_machine, versions
@@ -252,7 +253,7 @@ def contenders(stack: ExitStack, up: int, core: int) -> dict[str, Callable[[], f
     try:
         import grpc
     except ModuleNotFoundError:
-        print("grpcio is not installed (pip install 'splitpoint[bench]'): left out")
+        print(f"grpcio is not installed ({install.extra('bench')}): left out")
         return calls
     port = stack.enter_context(process(serve_grpc, up, core))
     channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", options=_GRPC_OPTIONS))

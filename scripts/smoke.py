@@ -118,7 +118,7 @@ def together(costs: Costs, address: str) -> None:
     for digit in digits():
         costs.run("run", "--cloud", address, "zoo:lenet5", str(digit), "--at", "conv2", "--save", "answer.npz")
         answer = load_arrays(Path("answer.npz"))
-        same({"logits": answer["0/logits"]}, whole(read_inputs(sp.load("zoo:lenet5"), digit)))
+        same({"logits": answer[f"{digit.stem}/logits"]}, whole(read_inputs(sp.load("zoo:lenet5"), digit)))
 
 
 def report(costs: Costs) -> None:
