@@ -56,7 +56,17 @@ def smoke(python: str, kind: str, wheel: Path, folder: Path) -> dict[str, Any]:
     place = folder / "env"
     run(python, "-m", "venv", str(place))
     inside = str(place / "bin" / "python")
-    pip = [inside, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary", ":all:"]
+    pip = [
+        inside,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--only-binary",
+        ":all:",
+    ]
     started = time.perf_counter()
     if kind == NEWEST:
         run(*pip, str(wheel))

@@ -397,7 +397,7 @@ def test_missing_extras_are_asked_for_by_name(
     serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    assert "splitpoint[xlsx]" in fails(capsys, 2, "inspect", "lenet", "--xlsx", tmp_path / "x.xlsx")
+    assert "the extra [xlsx]" in fails(capsys, 2, "inspect", "lenet", "--xlsx", tmp_path / "x.xlsx")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
