@@ -180,15 +180,15 @@ def _next() -> str:
     """Lines that work as they are printed, in the folder they are printed in; then what to put in their place."""
     call, photo_folder = install.command(), install.shown(photos()[0].parent)
     lines = (
-        (f"serve {MODEL}", "the server: leave it running, and type the others in another terminal"),
-        (f"run --cloud localhost {photo_folder}", "a device: it plans, fetches its half by itself, and runs"),
-        ("compare efficientnet_lite0 --cloud localhost", "the table above, predicted beside measured"),
-        (f"calibrate {MODEL} --images {photo_folder} -o calib.json", "what int8 or JPEG does to the answers"),
+        (f"serve {MODEL}", "the server; the others in another terminal"),
+        (f"run --cloud localhost {photo_folder}", "a device: plans, fetches its half, runs"),
+        ("compare efficientnet_lite0 --cloud localhost", "predicted beside measured"),
+        (f"calibrate {MODEL} --images {photo_folder} -o calib.json", "what codecs do to answers"),
         (f"inspect {MODEL}", "what would cross the link at each layer"),
         ("doctor", "what this machine can run on"),
     )
     width = max(len(line) for line, _ in lines if len(line) < 50)
-    told = "".join(f"\n  {call} {line:<{width}}  {text}" for line, text in lines)
+    told = "".join(f"\n  {call} {line:<{width}}  # {text}" for line, text in lines)
     return (
         f"\nNext, in {Path.cwd()}:{told}\n"
         "with your own model.onnx, photos, and server in their place (serve --help says how it lets other machines in)."
