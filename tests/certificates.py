@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def folder() -> Path:
 @cache
 def keys(name: str = "lab", *, hosts: tuple[str, ...] = ("localhost", "127.0.0.1"), since_days: float = 0) -> Keys:
     """An authority and what it signs, made `since_days` ago to hold for a year; each name has its own."""
-    return make(folder() / name, hosts, now=datetime.now(UTC) - timedelta(days=since_days))
+    return make(folder() / name, hosts, now=datetime.now(timezone.utc) - timedelta(days=since_days))
 
 
 def server(*, token: str = "", mutual: bool = False, of: Keys | None = None) -> ServerSecurity:

@@ -18,6 +18,7 @@ SRC = Path(splitpoint.__file__).parent
 
 #: docs/design.md. Rooms of one row may not import each other.
 ORDER = (
+    ("install", "telemetry"),
     ("errors", "units"),
     ("tensors", "trace", "files", "security", "keys"),
     ("machine", "graph", "link"),

@@ -354,7 +354,7 @@ def test_without_scikit_learn_it_only_measures(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     output = tmp_path / "device.latency.json"
     assert run("--budget", "1s", "-o", output) == MissingExtraError.exit_code
-    assert "pip install 'splitpoint[predict]'" in capsys.readouterr().err
+    assert "install 'scikit-learn>=1.5' 'threadpoolctl>=3.5'" in capsys.readouterr().err
     assert run("--budget", "1s", "-o", output, "--csv", tmp_path / "csv") == 0
     assert "splitpoint predict train" in capsys.readouterr().err
     assert not output.exists()

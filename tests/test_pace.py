@@ -139,11 +139,11 @@ def test_a_paced_folder_counts_every_frame(policy: str) -> None:
     time = Time()
     made = feed(range(40), time, rate=10.0, policy=policy)
     taken = []
-    for frame, due_s, level in made:
-        assert due_s == pytest.approx(1000.0 + frame / 10)
-        assert due_s <= time.now + 1e-9
-        assert level == 0
-        taken.append(frame)
+    for one in made:
+        assert one.due_s == pytest.approx(1000.0 + one.frame / 10)
+        assert one.due_s <= time.now + 1e-9
+        assert one.level == 0
+        taken.append(one.frame)
         time.now += 0.25
     assert (made.counts.taken, made.counts.captured) == (len(taken), 40)
     if policy == QUEUE:

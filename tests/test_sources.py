@@ -137,7 +137,7 @@ def test_a_pipeline_needs_an_opencv_with_gstreamer(monkeypatch: pytest.MonkeyPat
 def test_opencv_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = video(tmp_path / "a.avi", 2)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'splitpoint\[video\]'"):
+    with pytest.raises(MissingExtraError, match=r"\[video\]\): .* install 'opencv-python-headless>="):
         open_source(str(path))
     assert open_source(str(photos()[0].parent)).count, "a folder does without"
 

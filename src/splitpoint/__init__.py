@@ -49,8 +49,11 @@ from splitpoint.runtime.local import Local
 from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.server import Server
 from splitpoint.segments import Check, Manifest, split, verify
+from splitpoint.telemetry import turn_off as _turn_telemetry_off
 from splitpoint.tensors import TensorSpec
 from splitpoint.trace import Recorder, Span, Trace
+
+_turn_telemetry_off()  # nothing above imports ONNX Runtime or what else would report to its maker
 
 __all__ = [
     "BusyError",

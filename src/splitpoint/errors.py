@@ -23,6 +23,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from splitpoint import install
+
 
 class SplitpointError(Exception):
     """Anything splitpoint reports to its user. `exit_code` is the command line's exit status."""
@@ -43,12 +45,12 @@ class CutError(UsageError):
 class MissingExtraError(UsageError):
     """An optional package is missing.
 
-    >>> print(MissingExtraError("matplotlib", "plot", "draw pictures"))
-    matplotlib is needed to draw pictures: pip install 'splitpoint[plot]'
+    >>> print(MissingExtraError("matplotlib", "plot", "draw pictures"))  # doctest: +ELLIPSIS
+    matplotlib is needed to draw pictures (the extra [plot]): ... install 'matplotlib>=...'
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{package} is needed to {purpose}: pip install 'splitpoint[{extra}]'")
+        super().__init__(f"{package} is needed to {purpose} (the extra [{extra}]): {install.extra(extra)}")
         self.package, self.extra = package, extra
 
 

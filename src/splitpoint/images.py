@@ -200,11 +200,9 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         text = _read_text(path, "input spec")
         where = f"input spec {path}"
         if path.suffix.lower() == ".toml":
-            import tomllib
-
             try:
-                return _convert(tomllib.loads(text), where, path.parent)
-            except tomllib.TOMLDecodeError as exc:
+                return _convert(msgspec.toml.decode(text), where, path.parent)
+            except msgspec.DecodeError as exc:
                 raise InputError(f"{where} is not TOML: {exc}") from exc
         return _convert(_parse_json(text, where), where, path.parent)
 

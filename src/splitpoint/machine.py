@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from splitpoint import install
+
 #: Set for a command that runs on an emulated slower machine (`splitpoint lab slow`): what its measurements must say.
 EMULATED = "SPLITPOINT_EMULATED"
 #: Packages whose versions change a measurement or an error report.
@@ -18,6 +20,8 @@ PACKAGES = ("splitpoint", "numpy", "onnx", "onnxruntime", "msgspec", "zstandard"
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "plot": ("matplotlib",),
     "xlsx": ("openpyxl",),
+    "tls": ("cryptography",),
+    "predict": ("scikit-learn", "threadpoolctl"),
     "torch": ("torch", "torchvision", "timm", "transformers", "onnxscript"),
 }
 
@@ -69,7 +73,8 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue
+            if name == "onnxruntime":  # onnxruntime-gpu and others bring it, too
+                found |= install.onnxruntimes()
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 import click
 
+from splitpoint import install
 from splitpoint.errors import SplitpointError, nearest
 
 #: Verb → what `splitpoint --help` says of it. Each is `splitpoint.cli.<verb>:command` (a - becomes _), imported when
@@ -43,6 +45,9 @@ VERBS: Mapping[str, str] = {
     "keys": "Make certificates and a token for a lab.",
     "doctor": "Say what this machine and a server can do.",
 }
+
+
+_COMMAND = re.compile(rf"(?<![\w/.-])splitpoint(?= (?:{'|'.join(sorted(VERBS, reverse=True))})\b)")
 
 
 class Verbs(click.Group):
@@ -91,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; every foreseen failure is one line on standard error."""
     try:
         status = group.main(
-            args=list(args) if args is not None else None, prog_name="splitpoint", standalone_mode=False
+            args=list(args) if args is not None else None, prog_name=install.command(), standalone_mode=False
         )
     except SplitpointError as exc:
         return fail(str(exc), exc.exit_code)
@@ -114,8 +119,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str, status: int) -> int:
-    click.echo(f"splitpoint: {message}", err=True)
+    click.echo(f"splitpoint: {typed(message)}", err=True)
     return status
+
+
+def typed(text: str) -> str:
+    """`text` with its commands (``splitpoint plan``) as they are to be typed here: ``.venv/bin/splitpoint plan``."""
+    return _COMMAND.sub(lambda _: install.command(), text)
 
 
 def script() -> None:

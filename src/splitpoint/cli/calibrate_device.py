@@ -8,6 +8,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from splitpoint import install
 from splitpoint.cli.console import Column, countdown, err, out, table
 from splitpoint.cli.latency import in_words
 from splitpoint.cli.options import engine_options, json_option
@@ -108,7 +109,7 @@ def command(
         click.echo(latency_bytes(latency), nl=False)
     else:
         _print(latency, found)
-        click.echo(f"next: splitpoint predict MODEL --on {output}")
+        click.echo(f"next: {install.command()} predict MODEL --on {output}")
     click.echo(f"wrote {output}", err=True)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import click
 
+from splitpoint import install
 from splitpoint.advisor import Survey, placement, survey
-from splitpoint.cli import answers
+from splitpoint.cli import answers, typed
 from splitpoint.cli.console import out
 from splitpoint.cli.plan import show
 from splitpoint.cli.run import describe
@@ -64,7 +65,7 @@ def command(at: str | None) -> None:
             click.echo(f"\n{describe(edge, address)}\n")
             got = _run(edge)
         _prove(edge, got, threads)
-    click.echo(_NEXT)
+    click.echo(_next())
 
 
 def _best_split(plan: Plan) -> Option:
@@ -84,7 +85,7 @@ def _what_if(known: Survey, edge: Edge) -> None:
         told = [f"{plan.best.label} {ms(plan.best.total.ms)} ms"]
         told += [f"{o.label} {ms(o.total.ms)}{' (×)' if o.refused else ''}" for o in least.values()]
         click.echo(f"  {name:<6}{link.up_mbps:>5g} Mbit/s: {'; '.join(told)}")
-    click.echo("  (×: only if splitpoint calibrate finds JPEG accurate enough for this network)")
+    click.echo(typed("  (×: only if splitpoint calibrate finds JPEG accurate enough for this network)"))
 
 
 def _run(edge: Edge) -> Sequence[Mapping[str, Array]]:
@@ -175,11 +176,20 @@ def _read(stream: Iterator[str], lines: queue.SimpleQueue[str | None]) -> None:
     lines.put(None)
 
 
-_NEXT = """
-Next:
-  splitpoint serve zoo:efficientnet_lite0              on the server (loopback until --host says otherwise)
-  splitpoint compare efficientnet_lite0 --cloud HOST   on the device: the table above, predicted beside measured
-  splitpoint run --cloud HOST photo.jpg                on the device: plans, fetches its half by itself, and runs
-  splitpoint calibrate MODEL --images DIR -o calib.json  what int8 or JPEG would do to your answers
-  splitpoint inspect model.onnx                        what would cross the link at each layer of your own model
-  splitpoint doctor                                    what this machine can run on"""
+def _next() -> str:
+    """Lines that work as they are printed, in the folder they are printed in; then what to put in their place."""
+    call, photo_folder = install.command(), install.shown(photos()[0].parent)
+    lines = (
+        (f"serve {MODEL}", "the server; the others in another terminal"),
+        (f"run --cloud localhost {photo_folder}", "a device: plans, fetches its half, runs"),
+        ("compare efficientnet_lite0 --cloud localhost", "predicted beside measured"),
+        (f"calibrate {MODEL} --images {photo_folder} -o calib.json", "what codecs do to answers"),
+        (f"inspect {MODEL}", "what would cross the link at each layer"),
+        ("doctor", "what this machine can run on"),
+    )
+    width = max(len(line) for line, _ in lines if len(line) < 50)
+    told = "".join(f"\n  {call} {line:<{width}}  # {text}" for line, text in lines)
+    return (
+        f"\nNext, in {Path.cwd()}:{told}\n"
+        "with your own model.onnx, photos, and server in their place (serve --help says how it lets other machines in)."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from splitpoint import install, telemetry
 from splitpoint.cli.options import cloud_option
 from splitpoint.machine import EXTRAS, default_cache, this_machine, versions
 from splitpoint.security import Security
@@ -24,9 +25,10 @@ def command(cloud: str | None, security: Security) -> None:
         found = versions(packages)
         have = ", ".join(f"{k} {v}" for k, v in found.items())
         missing = [p for p in packages if p not in found]
-        text = have if not missing else f"{have + '; ' if have else ''}not installed: pip install 'splitpoint[{extra}]'"
+        text = have if not missing else f"{have + '; ' if have else ''}not installed: {install.extra(extra)}"
         click.echo(f"[{extra}]".ljust(11) + text)
     _providers()
+    _telemetry()
     _cache()
     if cloud:
         _server(cloud, security)
@@ -35,16 +37,30 @@ def command(cloud: str | None, security: Security) -> None:
 def _providers() -> None:
     import onnxruntime as ort
 
-    from splitpoint.engines.onnxruntime import DEVICES, JETSON
+    from splitpoint.engines.onnxruntime import DEVICES, install_line
+    from splitpoint.engines.wheels import for_jetson, jetson_release, repair
 
     available = set(ort.get_available_providers())
     for name, device in DEVICES.items():
-        click.echo(f"--device   {name:<9} {'yes' if device.provider in available else 'no   ' + device.install}")
-    click.echo(f"           on a Jetson (JetPack 6), cuda and tensorrt: {JETSON}")
+        click.echo(f"--device   {name:<9} {'yes' if device.provider in available else 'no   ' + install_line(name)}")
+    if release := jetson_release():
+        click.echo("Jetson     {}: cuda and tensorrt: {}".format(*for_jetson(release)))
     known = {d.provider for d in DEVICES.values()}
     others = sorted(available - known - {"AzureExecutionProvider"})
     if others:
         click.echo(f"           also in this build, without a --device name: {', '.join(others)}")
+    found = install.onnxruntimes()
+    if len(found) > 1:
+        click.echo(
+            f"warning    {' and '.join(f'{k} {v}' for k, v in found.items())} are one folder, onnxruntime: the last to "
+            f"come is the one that runs, and not whole. Keep one: {repair(found)}"
+        )
+
+
+def _telemetry() -> None:
+    """What the libraries below would report to their makers is off, unless the user wants it otherwise."""
+    on = telemetry.set_by_user()
+    click.echo(f"telemetry  off (ONNX Runtime, Hugging Face, Ray){'; but you have set ' + ', '.join(on) if on else ''}")
 
 
 def _cache() -> None:

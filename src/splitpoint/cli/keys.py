@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import socket
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import click
 
+from splitpoint import install
 from splitpoint.keys import make
 
 
@@ -37,11 +38,11 @@ def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
     For a few machines of your own: whoever can read DIR can be the server, and any device.
     """
     called = tuple(dict.fromkeys((*(hosts or (socket.gethostname(),)), "localhost", "127.0.0.1", "::1")))
-    made = make(folder, called, now=datetime.now(UTC), days=days)
+    made = make(folder, called, now=datetime.now(timezone.utc), days=days)
     where = hosts[0] if hosts else socket.gethostname()
     ca, token, server, key = (shlex.quote(str(p)) for p in (made.ca, made.token, made.server, made.server_key))
     click.echo(f"{folder}: an authority, a server certificate for {', '.join(called)}, one for devices, and a token")
-    click.echo(f"server     splitpoint serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
+    click.echo(f"server     {install.command()} serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
     click.echo(f"               --token-file {token}")
     click.echo(f"devices    (copy {made.ca.name} and {made.token.name} there, over a way you trust)")
     click.echo(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from splitpoint.advisor import placement, survey
+from splitpoint.cli import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import RefusedError, UsageError
 from splitpoint.link import Link
@@ -118,4 +119,4 @@ def _ready(edge: Edge, placed: Placed, degrade: bool) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(typed(text), err=True)

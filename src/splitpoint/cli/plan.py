@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from splitpoint.calibration.values import Calibration
+from splitpoint.cli import typed
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.latency import check_same, codecs_there, is_latency
 from splitpoint.cli.options import (
@@ -329,11 +330,11 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     columns = [Column(t, right=t not in ("option", "quality"), keep=True) for t in titles]
     table(columns, rows, console=console)
     for line in refusals(plan):
-        console.print(line, markup=False)
+        console.print(typed(line), markup=False)
     for line in seed_lines(plan):
         console.print(line, markup=False)
     console.print()
-    console.print(plan.advice, markup=False, style="bold")
+    console.print(typed(plan.advice), markup=False, style="bold")
     console.print(proof(plan), markup=False)
     ranges = range_lines(plan)
     if ranges:
@@ -344,4 +345,4 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     if explain and plan.why:
         console.print()
         for line in plan.why:
-            console.print(line, markup=False)
+            console.print(typed(line), markup=False)

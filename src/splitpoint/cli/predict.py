@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from splitpoint import install
 from splitpoint.cli import evaluate, train
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
@@ -216,9 +217,9 @@ def _count(flops: int) -> str:
 
 def _say_next(found: Prediction, model: str, device_file: str, output: Path | None) -> None:
     if found.uncalibrated and device_file not in SHIPPED and sum(u.share for u in found.uncalibrated) > 0.1:
-        click.echo("its interval is wide for that: splitpoint profile MODEL on the device measures it")
+        click.echo(f"its interval is wide for that: {install.command()} profile MODEL on the device measures it")
     edge = output if output is not None else device_file
-    click.echo(f"next: splitpoint plan {model} --edge {edge} --cloud HOST --link wifi")
+    click.echo(f"next: {install.command()} plan {model} --edge {edge} --cloud HOST --link wifi")
 
 
 def _summary(found: Prediction) -> dict[str, object]:

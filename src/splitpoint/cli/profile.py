@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from splitpoint import install
 from splitpoint.cli.console import Column, countdown, err, out, table
 from splitpoint.cli.options import (
     cache_option,
@@ -253,6 +254,6 @@ def _say_next(profile: Profile, output: Path | None, cloud: str | None) -> None:
     if output is None:
         click.echo(f"keep it with -o {'cloud' if cloud else 'edge'}.profile.json")
     elif cloud:
-        click.echo(f"next: splitpoint plan MODEL --edge edge.profile.json --cloud {output} --link wifi")
+        click.echo(f"next: {install.command()} plan MODEL --edge edge.profile.json --cloud {output} --link wifi")
     else:
-        click.echo(f"next: splitpoint plan MODEL --edge {output} --cloud HOST --link wifi")
+        click.echo(f"next: {install.command()} plan MODEL --edge {output} --cloud HOST --link wifi")

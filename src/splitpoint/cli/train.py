@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from splitpoint import install
 from splitpoint.cli.console import Column, err, out, table
 from splitpoint.files import check_writable
 from splitpoint.machine import now
@@ -59,7 +60,7 @@ def command(
         )  # fmt: skip
     save_latency(output, latency)
     _print(latency)
-    click.echo(f"next: splitpoint predict MODEL --on {output}")
+    click.echo(f"next: {install.command()} predict MODEL --on {output}")
     click.echo(f"wrote {output}", err=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import msgspec
 
 from splitpoint.engines.memory import give_back, resident_bytes
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
+from splitpoint.engines.wheels import for_device
 from splitpoint.errors import EngineError, InputError, SplitpointError, nearest
 from splitpoint.models.model import Segment
 from splitpoint.models.probe import give_weights, reason_of
@@ -24,29 +24,33 @@ from splitpoint.tensors import Array, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A `--device` name: the execution provider behind it and the wheel that has it."""
+    """A `--device` name: the execution provider behind it, and the package that has it or what else it takes."""
 
     provider: str
-    install: str
+    packages: str = ""
+    otherwise: str = ""
 
 
-_REPLACE = "pip uninstall -y onnxruntime && pip install"
-#: PyPI has no CUDA wheels for aarch64; NVIDIA's Jetson AI Lab builds them (dusty-nv/jetson-containers#1283).
-JETSON = f"{_REPLACE} onnxruntime-gpu --index-url https://pypi.jetson-ai-lab.io/jp6/cu126"
-
-#: Device name → provider. Every wheel but the last three replaces the `onnxruntime` package.
+#: Device name → provider.
 DEVICES: Mapping[str, Device] = {
-    "cpu": Device("CPUExecutionProvider", "pip install onnxruntime"),
-    "cuda": Device("CUDAExecutionProvider", f"{_REPLACE} onnxruntime-gpu"),
-    "tensorrt": Device("TensorrtExecutionProvider", f"{_REPLACE} onnxruntime-gpu tensorrt"),
-    "openvino": Device("OpenVINOExecutionProvider", f"{_REPLACE} onnxruntime-openvino"),
-    "directml": Device("DmlExecutionProvider", f"{_REPLACE} onnxruntime-directml"),
-    "migraphx": Device("MIGraphXExecutionProvider", f"{_REPLACE} onnxruntime-migraphx"),
-    "qnn": Device("QNNExecutionProvider", f"{_REPLACE} onnxruntime-qnn"),
-    "coreml": Device("CoreMLExecutionProvider", "pip install onnxruntime, on macOS"),
-    "xnnpack": Device("XnnpackExecutionProvider", "a build of ONNX Runtime with --use_xnnpack"),
-    "acl": Device("ACLExecutionProvider", "a build of ONNX Runtime with --use_acl"),
+    "cpu": Device("CPUExecutionProvider", "onnxruntime"),
+    "cuda": Device("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": Device("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
+    "openvino": Device("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "directml": Device("DmlExecutionProvider", otherwise="the package onnxruntime-directml on Windows has it"),
+    "migraphx": Device("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
+    # Since 2.0 onnxruntime-qnn is a plugin beside the package onnxruntime, which nothing here registers.
+    "qnn": Device("QNNExecutionProvider", otherwise="an ONNX Runtime built with it has it"),
+    "coreml": Device("CoreMLExecutionProvider", otherwise="the package onnxruntime on macOS has it"),
+    "xnnpack": Device("XnnpackExecutionProvider", otherwise="a build of ONNX Runtime with --use_xnnpack has it"),
+    "acl": Device("ACLExecutionProvider", otherwise="a build of ONNX Runtime with --use_acl has it"),
 }
+
+
+def install_line(device: str) -> str:
+    """What to type for `device`, in this environment and on this machine, or where else its provider is to be had."""
+    known = DEVICES[device]
+    return known.otherwise or for_device(device, *known.packages.split())
 
 
 class OnnxRuntimeEngine:
@@ -66,8 +70,7 @@ class OnnxRuntimeEngine:
         provider = DEVICES[device].provider
         if provider not in ort.get_available_providers():
             raise EngineError(
-                f"the installed ONNX Runtime has no {device} support ({provider}); "
-                f"install it with: {JETSON if _on_jetson(device) else DEVICES[device].install}"
+                f"the installed ONNX Runtime has no {device} support ({provider}): {install_line(device)}"
             )
         self.device = device
         if threads < 0:
@@ -131,7 +134,7 @@ class OnnxRuntimeSession:
         if provider not in self._session.get_providers():
             raise EngineError(
                 f"ONNX Runtime could not start {provider} and would have used the CPU without a word: "
-                f"are {engine.device}'s own libraries installed? ({DEVICES[engine.device].install})"
+                f"are {engine.device}'s own libraries installed? ({install_line(engine.device)})"
             )
         self.inputs, self.outputs = segment.inputs, segment.outputs
         self._int8 = {t.name: t for t in segment.inputs if t.name in self._shifted}
@@ -193,10 +196,6 @@ def _kernel_medians(events: list[dict[str, Any]], warm: int, runs: int) -> list[
             found.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(float(event["dur"]) / 1e3)
     # One in the body of a loop runs several times a run.
     return [(name, median(t[len(t) * warm // runs :]) * max(1, len(t) // runs)) for name, t in found.items()]
-
-
-def _on_jetson(device: str) -> bool:
-    return device in ("cuda", "tensorrt") and platform.machine() == "aarch64"
 
 
 def _closed(*_: object) -> NoReturn:

@@ -260,7 +260,7 @@ class Slowed:
             process = subprocess.Popen([*enter, *command], **options)
             self._processes.append(process)
             return process
-        process = subprocess.Popen(list(command), process_group=0, **options)
+        process = subprocess.Popen(list(command), start_new_session=True, **options)
         self._processes.append(process)
         self._guard(_CONTINUE, str(process.pid))
         thread = threading.Thread(target=_take_turns, args=(process, self.factor), name="slow", daemon=True)

@@ -18,7 +18,6 @@ docs/lab.md has every field. Scenarios that ship: `names()`.
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from math import isfinite
 from pathlib import Path
@@ -151,12 +150,12 @@ def load_scenario(path: Path) -> Scenario:
     """The scenario in `path`. InputError names the file and the field that is wrong."""
     try:
         source = path.read_bytes().decode()
-        found = tomllib.loads(source)
+        found = msgspec.toml.decode(source)
     except FileNotFoundError as exc:
         raise InputError(f"there is no file {path}") from exc
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     for field in _OURS & found.keys():
         raise InputError(f"{path}: Object contains unknown field `{field}`")

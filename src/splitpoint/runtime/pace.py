@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from math import isfinite
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
@@ -153,7 +154,8 @@ class Counts(msgspec.Struct):
         return self.taken + self.dropped
 
 
-class Taken(NamedTuple, Generic[T]):
+@dataclass(frozen=True, slots=True)
+class Taken(Generic[T]):
     """A frame that is to be begun now. `due_s` is when it was to come; 0 where none was promised."""
 
     frame: T

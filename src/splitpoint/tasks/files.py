@@ -13,10 +13,11 @@ deadline = "2s"             # from the arrival
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from splitpoint.errors import InputError, nearest
 from splitpoint.tasks.mix import MOST_TASKS
@@ -67,8 +68,8 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
     """(the entries that name a model, all mistakes but those). InputError for a file that is no TOML."""
     text = _text(path)
     try:
-        found = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        found = msgspec.toml.decode(text)
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     lines = _Lines(text)
     mistakes = [
@@ -184,7 +185,7 @@ def _short(value: object) -> str:
 
 
 class _Lines:
-    """Which line says what: tomllib does not tell. Where a file is written in another style, the nearest line above."""
+    """Which line says what: the TOML reader does not tell. In a file of another style, the nearest line above."""
 
     def __init__(self, text: str) -> None:
         self._tables: list[int] = []

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -182,9 +182,9 @@ def _rehearse(server: ssl.SSLContext, client: ssl.SSLContext, certificate: Path)
 def _whats_wrong(exc: ssl.SSLCertVerificationError) -> str | None:
     """What is wrong with a certificate by itself, whoever looks at it."""
     if exc.verify_code == _EXPIRED:
-        return f"has expired (today is {datetime.now(UTC):%Y-%m-%d})"
+        return f"has expired (today is {datetime.now(timezone.utc):%Y-%m-%d})"
     if exc.verify_code == _NOT_YET:
-        return f"is not valid yet (today is {datetime.now(UTC):%Y-%m-%d}: is the clock right?)"
+        return f"is not valid yet (today is {datetime.now(timezone.utc):%Y-%m-%d}: is the clock right?)"
     if exc.verify_code == _WRONG_PURPOSE:
         return "is for another purpose: servers and devices need different ones"
     return None
