@@ -52,6 +52,8 @@ _GUESS_S = 0.25
 _WHY = 1000
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
 
+#: Weights that one connection may ask for in turns, a piece of each, without having them read anew.
+_GIVING = 2
 #: Profiles that one connection may wait for at once.
 _MOST_PROFILES = 8
 
@@ -222,6 +224,7 @@ class Peer:
         self._profiles = 0
         self._receiving: Frame | None = None
         self._granted: set[str] = set()
+        self._giving: dict[str, memoryview] = {}
         self._ended = False
         self._handlers: Mapping[int, Callable[[Frame], None]] = {
             Kind.PING: self._ping,
@@ -636,12 +639,23 @@ class Peer:
         if request.offset > blob.nbytes:
             raise InputError(f"weight {request.hash[:12]}… has {blob.nbytes} bytes: {request.offset} is past its end")
         length = min(request.length or blob.nbytes, self.server.limits.blob_chunk)
-        part = model.blob(request.hash).cast("B")[request.offset : request.offset + length]
+        part = self._piece(model, request.hash, request.offset, length)
         reply = wire.BlobData(request.hash, request.offset, blob.nbytes)
         self._send(
             wire.encode(Kind.BLOB_DATA, frame.id, reply, (part,) if part.nbytes else (), part.nbytes),
             wait=True,
         )
+
+    def _piece(self, model: Model, hash: str, offset: int, length: int) -> memoryview:
+        """That much of a weight. It is asked for piece by piece, and must not be read and hashed anew for each."""
+        blob = self._giving.pop(hash, None)
+        if blob is None:
+            blob = model.blob(hash).cast("B")
+        if offset + length < blob.nbytes:
+            self._giving[hash] = blob
+            if len(self._giving) > _GIVING:
+                del self._giving[next(iter(self._giving))]
+        return blob[offset : offset + length]
 
     # --- sending ------------------------------------------------------------------------------------------------
 

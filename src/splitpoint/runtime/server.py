@@ -16,14 +16,16 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from math import inf
+from pathlib import Path
 from time import monotonic
 
 from splitpoint import wire
 from splitpoint.engines import Engine
 from splitpoint.engines.memory import give_back
-from splitpoint.errors import ModelError, ServerError, UsageError, nearest
+from splitpoint.errors import ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.models.layers import metadata
 from splitpoint.models.model import Model
@@ -85,8 +87,9 @@ class Server:
         if not models:
             raise UsageError("a server needs at least one model")
         self.models: dict[str, Model] = {}
+        changed = _Changed(lambda event: self.tell(event))
         for model in models:  # the same one given twice is one model, under the name given first
-            self.models.setdefault(model.fingerprint, model)
+            self.models.setdefault(model.fingerprint, replace(model, weights=_Watched(model, changed)))
         self.share = share
         self.limits = limits or Limits()
         self.security = security or ServerSecurity()
@@ -328,6 +331,44 @@ class Server:
             )
             for m in self.models.values()
         )
+
+
+class _Changed:
+    """Tells once of each file that is no longer what it was."""
+
+    def __init__(self, tell: OnEvent) -> None:
+        self._tell, self._lock = tell, threading.Lock()
+        self._told: set[Path] = set()
+
+    def tell(self, model: str, exc: ChangedError) -> None:
+        with self._lock:
+            if exc.path in self._told:
+                return
+            self._told.add(exc.path)
+        self._tell(
+            Event(
+                "failed",
+                f"{exc}. Until then nothing new is made of {model}'s weights in it; what is compiled is served on",
+            )
+        )
+
+
+class _Watched:
+    """The weights of `model` as this server hands them out and compiles them: none that is no longer the one in its
+    fingerprint. A client gets a RefusedError then, since asking again is of no use."""
+
+    def __init__(self, model: Model, changed: _Changed) -> None:
+        self._weights, self._name, self._changed = model.weights, model.name, changed
+
+    def open(self, hash: str) -> memoryview:
+        try:
+            return self._weights.open(hash)
+        except ChangedError as exc:
+            self._changed.tell(self._name, exc)
+            raise RefusedError(
+                f"{exc.path.name}, the server's file of {self._name}, has changed while it was served: "
+                "start that server again"
+            ) from exc
 
 
 def _own_spec(model: Model) -> str:
