@@ -15,7 +15,7 @@ import pytest
 
 from serving import affine, evaluate, nothing_leaks, until
 from splitpoint.engines import open_engine
-from splitpoint.errors import ChangedError, RefusedError, ServerError, StorageError
+from splitpoint.errors import ChangedError, RefusedError, StorageError
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.models import load, weights
 from splitpoint.models.model import Model
