@@ -274,13 +274,15 @@ def test_cached_weights_that_change_under_a_device_are_fetched_again(
 ) -> None:
     told: list[Event] = []
     cache = tmp_path / "cache"
-    with Server([model], engine=ENGINE, port=0) as server:
-        with Edge(server.address, at="y3", cache=cache, engine=ENGINE, on_event=told.append) as edge:
-            np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
-            for path in [p for p in (cache / "blobs").rglob("*") if p.is_file()]:
-                change(path)
-            np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
-            np.testing.assert_allclose(edge.infer(X, at="y2").outputs["y5"], expected, rtol=1e-5)
+    with (
+        Server([model], engine=ENGINE, port=0) as server,
+        Edge(server.address, at="y3", cache=cache, engine=ENGINE, on_event=told.append) as edge,
+    ):
+        np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
+        for path in [p for p in (cache / "blobs").rglob("*") if p.is_file()]:
+            change(path)
+        np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
+        np.testing.assert_allclose(edge.infer(X, at="y2").outputs["y5"], expected, rtol=1e-5)
     if change is not deleted:
         assert any("rotted" in e.text for e in told)
 
@@ -312,13 +314,15 @@ def test_a_device_with_the_model_s_own_file(
     tmp_path: Path, model: Model, expected: Array, change: Change, is_there: bool
 ) -> None:
     served = load(tmp_path / "affine.onnx")
-    with Server([served], engine=ENGINE, port=0) as server:
-        with Edge(server.address, model, at="y1", engine=ENGINE) as edge:
-            np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
-            change(tmp_path / "net.data")
-            if is_there:
-                np.testing.assert_allclose(edge.infer(X, at="y4").outputs["y5"], expected, rtol=1e-5)
-            else:
-                with pytest.raises(ChangedError, match=r"net\.data"):
-                    edge.infer(X, at="y4")
-            np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
+    with (
+        Server([served], engine=ENGINE, port=0) as server,
+        Edge(server.address, model, at="y1", engine=ENGINE) as edge,
+    ):
+        np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
+        change(tmp_path / "net.data")
+        if is_there:
+            np.testing.assert_allclose(edge.infer(X, at="y4").outputs["y5"], expected, rtol=1e-5)
+        else:
+            with pytest.raises(ChangedError, match=r"net\.data"):
+                edge.infer(X, at="y4")
+        np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)

@@ -1,7 +1,7 @@
 """Bytes from one socket to another by the schedule of two lanes: the loop inside a relay.
 
-One thread and `select`: its time limit has microseconds where epoll's has milliseconds, and a loop that owns all
-sockets needs no locks. All connections share the link, as they do in reality.
+One thread and `ppoll`: its time limit has nanoseconds where Python's `poll` and `epoll` have milliseconds, and a loop
+that owns all sockets needs no locks. All connections share the link, as they do in reality.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -28,7 +29,8 @@ from splitpoint.lab.damage import Damage
 from splitpoint.lab.lane import Lane
 from splitpoint.link import Link
 from splitpoint.link.trace import LinkTrace
-from splitpoint.transports.tcp import format_address, parse_address
+from splitpoint.transports.addresses import format_address
+from splitpoint.transports.dial import dial
 
 #: Segments as on a real network. Loopback's are 64 kB, and its sender's buffer would then hide 2.6 MB (measured;
 #: 40 kB with these): at 0.13 Mbit/s that is 160 seconds of "sent".
@@ -36,9 +38,8 @@ _SEGMENT_NBYTES = 1400
 #: What the kernel may hold for us: this much time at the link's rate, within bounds that keep TCP moving.
 _BUFFER_S = 10e-3
 _BUFFER_LEAST, _BUFFER_MOST = 4 << 10, 512 << 10
-#: `select` takes descriptors below 1024; a lab link has a handful of connections.
+#: A lab link has a handful.
 _MOST_CONNECTIONS = 128
-_MOST_DESCRIPTOR = 1000
 #: How often a trace is asked for its link while bytes flow.
 _TRACE_S = 5e-3
 _NO_ADDRESS = "{} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface"
@@ -117,7 +118,7 @@ class Forwarder:
         self, target: str, link: Link | LinkTrace, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0,
         clock: Callable[[], float] = time.monotonic, on_event: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self._target = _resolve(target)
+        self._target = _answering(target)
         self.target = target
         self._clock, self._tell = clock, on_event
         self._up, self._down = _Road(f"{seed}:up"), _Road(f"{seed}:down")
@@ -129,7 +130,6 @@ class Forwarder:
         self._cut_after: tuple[int, float] | None = None
         self._early_s = _EARLY_S
         self._running = True
-        _try(self._target, target)
         self._holder, unready = _bind(host, port)
         self._sockaddr = self._holder.getsockname()
         self.address = format_address(self._sockaddr)
@@ -261,11 +261,11 @@ class Forwarder:
         """
         reading, writing, until, sharp = self._wanted()
         if until == float("inf"):
-            return select.select(reading, writing, [])[:2]
+            return _ready(reading, writing, None)
         while True:
             left = until - self._clock()
             short = left - self._early_s if sharp else left
-            readable, writable, _ = select.select(reading, writing, [], max(0.0, short))
+            readable, writable = _ready(reading, writing, max(0.0, short))
             if readable or writable or left <= 0:
                 return readable, writable
             if short > 0:
@@ -428,10 +428,6 @@ class Forwarder:
         except OSError:
             return  # it left before it was greeted
         far = socket.socket(self._target[0], socket.SOCK_STREAM)
-        if max(near.fileno(), far.fileno()) > _MOST_DESCRIPTOR:
-            _end(near)
-            far.close()
-            return
         for sock, reads, writes in ((near, self._up, self._down), (far, self._down, self._up)):
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -473,9 +469,50 @@ class Forwarder:
                 flow.lane.flows.remove(flow)
 
 
-def _end(sock: socket.socket) -> None:
-    _linger_not(sock)
-    sock.close()
+class _PollFd(ctypes.Structure):
+    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+def _ready(
+    reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Who of them can be read and written, once one can or the time is over (None: for ever)."""
+    socks = [*reading, *writing]
+    asked = (_PollFd * len(socks))()
+    for k, sock in enumerate(socks):
+        asked[k].fd, asked[k].events = sock.fileno(), _READS if k < len(reading) else _WRITES
+    if _ppoll is None:  # not on Linux: one entry a socket, and to the millisecond
+        poll = select.poll()
+        for sock in socks:
+            poll.register(sock, _READS * (sock in reading) | _WRITES * (sock in writing))
+        came = dict(poll.poll(None if seconds is None else seconds * 1e3))
+        for one in asked:
+            one.revents = came.get(one.fd, 0)
+    else:
+        until = None if seconds is None else _Timespec(int(seconds), int(seconds % 1 * 1e9))
+        _ppoll(asked, len(socks), until, None)  # interrupted by a signal, nothing is ready: the caller looks again
+    ready = [one.revents & (one.events | _TROUBLE) for one in asked]
+    return (
+        [sock for sock, any_ in zip(reading, ready, strict=False) if any_],
+        [sock for sock, any_ in zip(writing, ready[len(reading) :], strict=True) if any_],
+    )
+
+
+_READS, _WRITES, _TROUBLE = select.POLLIN, select.POLLOUT, select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+def _load_ppoll() -> Any:
+    function = getattr(ctypes.CDLL(None), "ppoll", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.POINTER(_Timespec), ctypes.c_void_p)
+    return function
+
+
+_ppoll = _load_ppoll()
 
 
 def _linger_not(sock: socket.socket) -> None:
@@ -534,25 +571,16 @@ def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
         raise ServerError(f"cannot listen at {where}: {exc.strerror or exc}") from exc
 
 
-def _resolve(target: str) -> tuple[int, tuple[object, ...]]:
-    host, port = parse_address(target)
+def _answering(target: str) -> tuple[int, tuple[object, ...]]:
+    """Where `target` answers. ServerError if it does not: said at once, not at the first connection."""
     try:
-        family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as exc:
-        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
-    return family, sockaddr
-
-
-def _try(target: tuple[int, tuple[object, ...]], name: str) -> None:
-    """ServerError if nothing answers at the target: said at once, not at the first connection."""
-    with socket.socket(target[0], socket.SOCK_STREAM) as sock:
-        sock.settimeout(5.0)
-        try:
-            sock.connect(target[1])
-        except OSError as exc:
-            raise ServerError(
-                f"nothing answers at {name} ({exc.strerror or exc}): start the server there first, or check the port"
-            ) from exc
+        sock, _ = dial(target, 5.0)
+    except ServerError as exc:
+        raise ServerError(
+            f"nothing answers at {target} ({exc}): start the server there first, or check the port"
+        ) from exc
+    with sock:
+        return sock.family, sock.getpeername()
 
 
 def be_punctual() -> None:

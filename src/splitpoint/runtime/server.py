@@ -37,7 +37,8 @@ from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tails
 from splitpoint.runtime.together import run_together
 from splitpoint.security import ServerSecurity
-from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap, is_loopback
+from splitpoint.transports.addresses import is_loopback
+from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap
 from splitpoint.units import counted
 from splitpoint.wire import Kind, Limits
 
@@ -123,10 +124,15 @@ class Server:
 
     @property
     def address(self) -> str:
-        """``host:port`` it listens at, once started."""
+        """``host:port`` that others can connect to, once started."""
         if self._listener is None:
             raise UsageError("the server is not started: use it in a with statement, or call start()")
         return self._listener.address
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it listens at every address of this machine, of which `address` is one."""
+        return self._listener is not None and self._listener.everywhere
 
     def start(self) -> None:
         """Begins to listen and to answer, in threads of its own."""
