@@ -186,6 +186,8 @@ def _lets_in(security: ServerSecurity) -> str:
 
 def _read_to_the_end(stop: threading.Event) -> None:
     # Not sys.stdin: its lock must be free when Python ends.
-    while os.read(0, 4096):
-        pass
-    stop.set()
+    try:
+        while os.read(0, 4096):
+            pass
+    finally:  # also where it cannot be read
+        stop.set()

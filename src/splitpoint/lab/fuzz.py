@@ -262,7 +262,13 @@ def attack(address: str, said: Sequence[Sequence[bytes]], *, frames: int, seed: 
                 if why:
                     tally.stuck.append(f"{why} (seed {seed}/{number}, conversation {tally.conversations})")
 
-    workers = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(threads)]
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except Exception as exc:  # an attack that is not made is no success
+            tally.stuck.append(f"thread {number} failed: {exc!r}")
+
+    workers = [threading.Thread(target=guarded, args=(k,), daemon=True) for k in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:

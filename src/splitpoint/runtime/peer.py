@@ -408,26 +408,37 @@ class Peer:
         tails, tail = self.server.tails, opened.tail
         session: Session | None = None
         try:
-            started = perf_counter()
-            late_s = started - frame.received - header.deadline_s
-            if header.deadline_s and late_s > 0:
-                raise ServerError(f"the deadline passed {late_s:.3f} s before its turn")
-            session = tails.acquire(tail)
-            packet = self._compute(session, frame, header, opened, gain, started, waited)
-        except SplitpointError as exc:
-            packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(exc))
-        except Exception as exc:  # engines are foreign code
-            self.server.tell(
-                Event("failed", f"request {frame.id} of {self.name} failed: {wire.plain(repr(exc), _WHY)}")
-            )
-            hidden = EngineError("the engine failed; the server's log says more")
-            packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(hidden))
-        # The peer may use the id again as soon as it has the answer; all else can wait until that is on its way.
-        self.in_flight.discard(frame.id)
-        self._send(packet)
-        if session is not None:
-            tails.release(tail)
-        self.server.free(self, frame.held)
+            try:
+                started = perf_counter()
+                late_s = started - frame.received - header.deadline_s
+                if header.deadline_s and late_s > 0:
+                    raise ServerError(f"the deadline passed {late_s:.3f} s before its turn")
+                session = tails.acquire(tail)
+                packet = self._compute(session, frame, header, opened, gain, started, waited)
+            except SplitpointError as exc:
+                packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(exc))
+            except Exception as exc:  # engines are foreign code
+                self.server.tell(
+                    Event("failed", f"request {frame.id} of {self.name} failed: {wire.plain(repr(exc), _WHY)}")
+                )
+                hidden = EngineError("the engine failed; the server's log says more")
+                packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(hidden))
+            # The peer may use the id again as soon as it has the answer; all else can wait until that is on its way.
+            self.in_flight.discard(frame.id)
+            self._send(packet)
+        except Exception as exc:
+            self._give_up(frame, exc)
+        finally:
+            if session is not None:
+                tails.release(tail)
+            self.server.free(self, frame.held)
+
+    def _give_up(self, frame: Frame, exc: Exception) -> None:
+        """Not even an ERROR could be made (no memory, a bug): the connection ends, so that nobody waits for ever."""
+        self.connection.abort()
+        self.server.tell(
+            Event("failed", f"request {frame.id} of {self.name} has no answer: {wire.plain(repr(exc), _WHY)}")
+        )
 
     def _compute(
         self,
@@ -454,10 +465,14 @@ class Peer:
     ) -> None:
         """Sends what was computed for `request`, together with others."""
         frame = request.frame
-        packet = self._result(frame, request.opened, made, waited, clock)
-        self.in_flight.discard(frame.id)
-        self._send(packet)
-        self.server.free(self, frame.held)
+        try:
+            packet = self._result(frame, request.opened, made, waited, clock)
+            self.in_flight.discard(frame.id)
+            self._send(packet)
+        except Exception as exc:
+            self._give_up(frame, exc)
+        finally:
+            self.server.free(self, frame.held)
 
     def _result(
         self,

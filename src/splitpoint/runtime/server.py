@@ -35,6 +35,7 @@ from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tails
+from splitpoint.runtime.threads import persist
 from splitpoint.runtime.together import run_together
 from splitpoint.security import ServerSecurity
 from splitpoint.transports.addresses import is_loopback
@@ -140,12 +141,17 @@ class Server:
             return
         self._listener = self._listen()
         self._listener.on_starved = lambda why: self.tell(Event("warning", f"others wait to be connected: {why}"))
-        self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s)
+        self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s, self.tell)
         self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch)
         self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, lambda: self._answered)
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
-        self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
+        self._accepting = threading.Thread(
+            target=persist,
+            args=(partial(self._accept, self._listener), "accepting connections", self.tell, self.pause),
+            name="accept",
+            daemon=True,
+        )
         self._accepting.start()
         self.tell(Event("listening", f"listening at {self.address}"))
         if self._is_exposed(self._listener):
@@ -233,24 +239,27 @@ class Server:
 
     # --- connections --------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        listener = self._listener
-        while listener is not None and (connection := listener.accept()) is not None:
-            limits, peer = self.limits, None
-            text = f"the server has {limits.connections} connections already: try again later"
-            with self._lock:
-                if len(self._peers) < limits.connections and not self.draining:
-                    origin = self._origins.enter(connection.peer, monotonic())
-                    if origin is None:
-                        many = counted(limits.client_connections, "connection")
-                        text = f"{many} from this address already: close one, or serve with more --client-connections"
-                    else:
-                        peer = Peer(self, connection, origin)
-                        self._peers.add(peer)
-            if peer is None:
-                self._turn_away(connection, text)
-            else:
-                self._begin(peer)
+    def _accept(self, listener: TcpListener) -> bool:
+        """Takes in the next connection, or turns it away; False once the listener is closed."""
+        connection = listener.accept()
+        if connection is None:
+            return False
+        limits, peer = self.limits, None
+        text = f"the server has {limits.connections} connections already: try again later"
+        with self._lock:
+            if len(self._peers) < limits.connections and not self.draining:
+                origin = self._origins.enter(connection.peer, monotonic())
+                if origin is None:
+                    many = counted(limits.client_connections, "connection")
+                    text = f"{many} from this address already: close one, or serve with more --client-connections"
+                else:
+                    peer = Peer(self, connection, origin)
+                    self._peers.add(peer)
+        if peer is None:
+            self._turn_away(connection, text)
+        else:
+            self._begin(peer)
+        return True
 
     def _begin(self, peer: Peer) -> None:
         try:

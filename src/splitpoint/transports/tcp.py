@@ -161,8 +161,13 @@ class TcpConnection(Framed):
         self._queued += packet.nbytes
 
     def _write_queued(self) -> None:
-        with suppress(ServerError):  # it is recorded: the next send and receive report it
+        try:
             self._write(None)
+        except ServerError:
+            pass  # it is recorded: the next send and receive report it
+        except Exception as exc:  # no memory, a bug: half a frame may be out
+            with self._lock:
+                self._end(f"sending to {self.peer} failed: {exc!r}")
 
     def _write(self, packet: Packet | None) -> None:
         """Writes `packet`, then what was queued meanwhile; the caller has set `_writing`."""
@@ -324,6 +329,9 @@ class TcpListener:
                 return self._wrap(sock, format_address(sockaddr), self._limits)
             except OSError:
                 sock.close()
+            except BaseException:
+                sock.close()
+                raise
 
     def _comes(self) -> bool:
         """Waits for a connection; False if `close` or `wake` was called."""
