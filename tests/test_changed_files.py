@@ -15,7 +15,7 @@ import pytest
 
 from serving import affine, evaluate, nothing_leaks, until
 from splitpoint.engines import open_engine
-from splitpoint.errors import ChangedError, RefusedError, StorageError
+from splitpoint.errors import ChangedError, ModelError, RefusedError, StorageError
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.models import load, weights
 from splitpoint.models.model import Model
@@ -179,6 +179,17 @@ def test_a_fifo_is_no_weights_file(tmp_path: Path, model: Model) -> None:
     os.mkfifo(tmp_path / "net.data")
     with pytest.raises(Exception, match="regular file"):
         load(tmp_path / "net.onnx")
+
+
+def test_a_broken_export_in_the_cache_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "exports" / ("a" * 24) / "net.onnx"
+    path.parent.mkdir(parents=True)
+    affine(path.parent, name="net")
+    os.truncate(path, path.stat().st_size // 2)
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path))
+    monkeypatch.setattr("splitpoint.models.torch.exported", lambda *_, **__: path)
+    with pytest.raises(ModelError, match=rf"cut short: delete the folder {path.parent}, and timm:net is exported anew"):
+        load("timm:net")
 
 
 # --- a server -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
-from typing import Any
 
 import msgspec
 
@@ -123,6 +122,7 @@ class Forwarder:
         self._clock, self._tell = clock, on_event
         self._up, self._down = _Road(f"{seed}:up"), _Road(f"{seed}:down")
         self._pairs: set[_Pair] = set()
+        self._poll = _Poll()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._trace: LinkTrace | None = None
         self._trace_began = self._asked_trace = 0.0
@@ -261,11 +261,11 @@ class Forwarder:
         """
         reading, writing, until, sharp = self._wanted()
         if until == float("inf"):
-            return _ready(reading, writing, None)
+            return self._poll.ready(reading, writing, None)
         while True:
             left = until - self._clock()
             short = left - self._early_s if sharp else left
-            readable, writable = _ready(reading, writing, max(0.0, short))
+            readable, writable = self._poll.ready(reading, writing, max(0.0, short))
             if readable or writable or left <= 0:
                 return readable, writable
             if short > 0:
@@ -469,50 +469,54 @@ class Forwarder:
                 flow.lane.flows.remove(flow)
 
 
-class _PollFd(ctypes.Structure):
-    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+class _Poll:
+    """Waits for sockets, to the microsecond."""
 
+    def __init__(self) -> None:
+        self._ppoll = getattr(ctypes.CDLL(None), "ppoll", None)
+        # pollfd and timespec as Linux has them, made once: a call for a few sockets costs as much as `select` then.
+        self._entry, self._span = struct.Struct("ihh"), struct.Struct("ll")
+        self._asked = ctypes.create_string_buffer(self._entry.size * 5 * _MOST_CONNECTIONS)
+        self._until = ctypes.create_string_buffer(self._span.size)
+        if self._ppoll is not None:
+            self._ppoll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p)
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+    def ready(
+        self, reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
+    ) -> tuple[list[socket.socket], list[socket.socket]]:
+        """Who of them can be read and written, once one can or the time is over (None: for ever)."""
+        if self._ppoll is None:
+            return self._to_the_millisecond(reading, writing, seconds)
+        entry, asked, at = self._entry, self._asked, 0
+        for socks, event in ((reading, select.POLLIN), (writing, select.POLLOUT)):
+            for sock in socks:
+                entry.pack_into(asked, at, sock.fileno(), event, 0)
+                at += entry.size
+        if seconds is not None:
+            self._span.pack_into(self._until, 0, int(seconds), int(seconds % 1 * 1e9))
+        until = None if seconds is None else ctypes.addressof(self._until)
+        if self._ppoll(ctypes.addressof(asked), at // entry.size, until, None) <= 0:
+            return [], []  # in time, or interrupted by a signal: the caller looks again
+        came = [entry.unpack_from(asked, k)[2] for k in range(0, at, entry.size)]
+        split = len(reading)
+        return (
+            [sock for sock, events in zip(reading, came[:split], strict=True) if events],
+            [sock for sock, events in zip(writing, came[split:], strict=True) if events],
+        )
 
-
-def _ready(
-    reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
-) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Who of them can be read and written, once one can or the time is over (None: for ever)."""
-    socks = [*reading, *writing]
-    asked = (_PollFd * len(socks))()
-    for k, sock in enumerate(socks):
-        asked[k].fd, asked[k].events = sock.fileno(), _READS if k < len(reading) else _WRITES
-    if _ppoll is None:  # not on Linux: one entry a socket, and to the millisecond
+    def _to_the_millisecond(
+        self, reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
+    ) -> tuple[list[socket.socket], list[socket.socket]]:
+        """The same where there is no ppoll."""
         poll = select.poll()
-        for sock in socks:
-            poll.register(sock, _READS * (sock in reading) | _WRITES * (sock in writing))
+        for sock in {*reading, *writing}:
+            poll.register(sock, select.POLLIN * (sock in reading) | select.POLLOUT * (sock in writing))
         came = dict(poll.poll(None if seconds is None else seconds * 1e3))
-        for one in asked:
-            one.revents = came.get(one.fd, 0)
-    else:
-        until = None if seconds is None else _Timespec(int(seconds), int(seconds % 1 * 1e9))
-        _ppoll(asked, len(socks), until, None)  # interrupted by a signal, nothing is ready: the caller looks again
-    ready = [one.revents & (one.events | _TROUBLE) for one in asked]
-    return (
-        [sock for sock, any_ in zip(reading, ready, strict=False) if any_],
-        [sock for sock, any_ in zip(writing, ready[len(reading) :], strict=True) if any_],
-    )
-
-
-_READS, _WRITES, _TROUBLE = select.POLLIN, select.POLLOUT, select.POLLERR | select.POLLHUP | select.POLLNVAL
-
-
-def _load_ppoll() -> Any:
-    function = getattr(ctypes.CDLL(None), "ppoll", None)
-    if function is not None:
-        function.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.POINTER(_Timespec), ctypes.c_void_p)
-    return function
-
-
-_ppoll = _load_ppoll()
+        other = select.POLLERR | select.POLLHUP | select.POLLNVAL
+        return (
+            [sock for sock in reading if came.get(sock.fileno(), 0) & (select.POLLIN | other)],
+            [sock for sock in writing if came.get(sock.fileno(), 0) & (select.POLLOUT | other)],
+        )
 
 
 def _linger_not(sock: socket.socket) -> None:
