@@ -255,3 +255,16 @@ def test_every_thread_of_the_runtime_persists_or_is_known_to_end() -> None:
                     found.add((path.name, target))
     assert found <= set(ONCE), "a loop runs `persist`; say of others who hears of their failure"
     assert set(ONCE) <= found, "these are gone"
+
+
+def test_a_cut_that_cannot_even_be_refused_ends_its_connection(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(exc: Exception) -> wire.Error:
+        raise MemoryError
+
+    told: list[Event] = []
+    with Server([model], engine=Gate(), port=0, on_event=told.append) as server:
+        monkeypatch.setattr(Peer, "_build", lambda *_: no_memory(MemoryError()))
+        monkeypatch.setattr(wire, "error_of", no_memory)
+        with pytest.raises(ServerError, match="closed the connection"):
+            Edge(server.address, model, at="input", timeout_s=60)
+    assert any("has no answer: MemoryError" in e.text for e in told)

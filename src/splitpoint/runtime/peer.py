@@ -427,18 +427,16 @@ class Peer:
             self.in_flight.discard(frame.id)
             self._send(packet)
         except Exception as exc:
-            self._give_up(frame, exc)
+            self._give_up(frame.id, exc)
         finally:
             if session is not None:
                 tails.release(tail)
             self.server.free(self, frame.held)
 
-    def _give_up(self, frame: Frame, exc: Exception) -> None:
+    def _give_up(self, id: int, exc: Exception) -> None:
         """Not even an ERROR could be made (no memory, a bug): the connection ends, so that nobody waits for ever."""
         self.connection.abort()
-        self.server.tell(
-            Event("failed", f"request {frame.id} of {self.name} has no answer: {wire.plain(repr(exc), _WHY)}")
-        )
+        self.server.tell(Event("failed", f"request {id} of {self.name} has no answer: {wire.plain(repr(exc), _WHY)}"))
 
     def _compute(
         self,
@@ -470,7 +468,7 @@ class Peer:
             self.in_flight.discard(frame.id)
             self._send(packet)
         except Exception as exc:
-            self._give_up(frame, exc)
+            self._give_up(frame.id, exc)
         finally:
             self.server.free(self, frame.held)
 
@@ -533,6 +531,17 @@ class Peer:
 
     def _open_slowly(self, id: int, model: Model, request: wire.OpenRequest) -> None:
         try:
+            self._open_or_say_why(id, model, request)
+        except Exception as exc:
+            self._give_up(id, exc)
+        finally:
+            with self._lock:
+                self._opening -= 1
+            if self._ended:  # it left meanwhile
+                self._leave_tails()
+
+    def _open_or_say_why(self, id: int, model: Model, request: wire.OpenRequest) -> None:
+        try:
             opened = self._build(model, request)
             number = next(self._numbers)
             self._opened[number] = opened
@@ -550,11 +559,6 @@ class Peer:
         except Exception as exc:  # the knife and the engine meet whatever a client names
             self.server.tell(Event("failed", f"a tail for {self.name} cannot be built: {wire.plain(repr(exc), _WHY)}"))
             self._send_error(id, EngineError("the tail cannot be built; the server's log says more"))
-        finally:
-            with self._lock:
-                self._opening -= 1
-            if self._ended:  # it left meanwhile
-                self._leave_tails()
 
     def _build(self, model: Model, request: wire.OpenRequest) -> _Opened:
         boundary = (*request.inputs, *request.vectors)
