@@ -41,7 +41,7 @@ from bench.common import EDGE_CORE, SERVE, header, helper, pin
 from splitpoint import wire
 from splitpoint.segments import halves, samples_for
 from splitpoint.tensors import Array
-from splitpoint.transports.tcp import parse_address
+from splitpoint.transports.addresses import parse_address
 from splitpoint.wire import PIPELINED, PREFIX_BYTES, Kind, Limits, Message, Packet, Times
 
 EFFICIENCY, FAIR, SLOWER, KEPT = 0.9, 0.95, 1.2, 0.9

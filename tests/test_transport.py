@@ -16,8 +16,9 @@ from serving import nothing_leaks
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, UsageError
 from splitpoint.transports import Connection, Ended, connect, memory
+from splitpoint.transports.addresses import parse_address
 from splitpoint.transports.framed import Framed, flat
-from splitpoint.transports.tcp import TcpConnection, TcpListener, parse_address
+from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.transports.tls import TlsConnection, server_context
 from splitpoint.wire import Kind, Limits, Packer, Packet
 

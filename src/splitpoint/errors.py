@@ -13,6 +13,7 @@
     │   ├── AccessError              6    the server lets this device in only with TLS, a token or a certificate
     │   └── BusyError                6    the server has no room: try again after `retry_after_s`
     ├── StorageError                 7    the disk is full, a file cannot be written, a cached blob has rotted
+    │   └── ChangedError             7    a model's file is no longer what was read from it
     └── VerifyError                  1    the two halves do not give the whole model's answer
 
 A foreign exception is mapped to this tree once, at the border it comes through (`raise ModelError(...) from exc`).
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from splitpoint import install
 
@@ -102,6 +104,14 @@ class StorageError(SplitpointError):
     """The disk is full, a file cannot be written, a cached blob has rotted."""
 
     exit_code = 7
+
+
+class ChangedError(StorageError):
+    """The file `path` of a model is no longer what was read from it: nothing is computed from it any more."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class VerifyError(SplitpointError):

@@ -171,9 +171,11 @@ def _server(threads: int) -> Iterator[str]:
 
 
 def _read(stream: Iterator[str], lines: queue.SimpleQueue[str | None]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
+    try:
+        for line in stream:
+            lines.put(line)
+    finally:
+        lines.put(None)
 
 
 def _next() -> str:

@@ -30,7 +30,12 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
 
 @click.command(short_help="Run the server side of models.")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0: every one, ::: those of IPv6 too.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 @click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
 @click.option(
@@ -139,7 +144,8 @@ def command(
             weights_of = f"{size(model.nbytes)} of weights"
             click.echo(f"{model.name} {model.fingerprint[:12]}  {weights_of}  {model.source}".rstrip())
         threads_of = counted(engine.threads, "thread")
-        click.echo(f"serving on {server.address} with {engine.name} on {engine.device}, {threads_of}")
+        where = f"{server.address}{' (and every other address of this machine)' if server.everywhere else ''}"
+        click.echo(f"serving on {where} with {engine.name} on {engine.device}, {threads_of}")
         if security.certificate is not None or security.token:
             click.echo(_lets_in(security))
         # In turns: a signal that the kernel gives to another thread does not wake this one.
@@ -180,6 +186,8 @@ def _lets_in(security: ServerSecurity) -> str:
 
 def _read_to_the_end(stop: threading.Event) -> None:
     # Not sys.stdin: its lock must be free when Python ends.
-    while os.read(0, 4096):
-        pass
-    stop.set()
+    try:
+        while os.read(0, 4096):
+            pass
+    finally:  # also where it cannot be read
+        stop.set()

@@ -112,7 +112,7 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = engine.threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if engine.spinning else "0")
-        self._held: object = give_weights(options, segment.proto, segment.weights)
+        held = give_weights(options, segment.proto, segment.weights)
         provider = DEVICES[engine.device].provider
         proto, self._shifted = segment.proto, frozenset[str]()
         if rewrites_int8(engine.device):
@@ -142,6 +142,8 @@ class OnnxRuntimeSession:
         self._run: Any = self._session.run
         give_back()  # what building has left behind, which is no session's
         self.nbytes = max(resident_bytes() - before, segment.nbytes)
+        del held, options  # ONNX Runtime has copied every weight
+        give_back()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -170,7 +172,6 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         self._run = _closed
         self._session = None
-        self._held = None
         give_back()
 
 

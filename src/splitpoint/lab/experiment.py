@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,13 +197,13 @@ def _events(scenario: Scenario, relay: Relay) -> Iterator[None]:
                 return
             _happen(scenario, relay, event)
 
-    player = threading.Thread(target=play, name="events", daemon=True)
-    player.start()
-    try:
-        yield
-    finally:
-        over.set()
-        player.join()
+    with ThreadPoolExecutor(1, thread_name_prefix="events") as pool:
+        player = pool.submit(play)
+        try:
+            yield
+        finally:
+            over.set()
+        player.result()  # one that did not happen makes the results those of another scenario
 
 
 def _happen(scenario: Scenario, relay: Relay, event: LinkEvent) -> None:

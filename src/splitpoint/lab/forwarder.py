@@ -1,7 +1,7 @@
 """Bytes from one socket to another by the schedule of two lanes: the loop inside a relay.
 
-One thread and `select`: its time limit has microseconds where epoll's has milliseconds, and a loop that owns all
-sockets needs no locks. All connections share the link, as they do in reality.
+One thread and `ppoll`: its time limit has nanoseconds where Python's `poll` and `epoll` have milliseconds, and a loop
+that owns all sockets needs no locks. All connections share the link, as they do in reality.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from splitpoint.lab.damage import Damage
 from splitpoint.lab.lane import Lane
 from splitpoint.link import Link
 from splitpoint.link.trace import LinkTrace
-from splitpoint.transports.tcp import format_address, parse_address
+from splitpoint.transports.addresses import format_address
+from splitpoint.transports.dial import dial
 
 #: Segments as on a real network. Loopback's are 64 kB, and its sender's buffer would then hide 2.6 MB (measured;
 #: 40 kB with these): at 0.13 Mbit/s that is 160 seconds of "sent".
@@ -36,9 +37,8 @@ _SEGMENT_NBYTES = 1400
 #: What the kernel may hold for us: this much time at the link's rate, within bounds that keep TCP moving.
 _BUFFER_S = 10e-3
 _BUFFER_LEAST, _BUFFER_MOST = 4 << 10, 512 << 10
-#: `select` takes descriptors below 1024; a lab link has a handful of connections.
+#: A lab link has a handful.
 _MOST_CONNECTIONS = 128
-_MOST_DESCRIPTOR = 1000
 #: How often a trace is asked for its link while bytes flow.
 _TRACE_S = 5e-3
 _NO_ADDRESS = "{} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface"
@@ -117,11 +117,12 @@ class Forwarder:
         self, target: str, link: Link | LinkTrace, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0,
         clock: Callable[[], float] = time.monotonic, on_event: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self._target = _resolve(target)
+        self._target = _answering(target)
         self.target = target
         self._clock, self._tell = clock, on_event
         self._up, self._down = _Road(f"{seed}:up"), _Road(f"{seed}:down")
         self._pairs: set[_Pair] = set()
+        self._poll = _Poll()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._trace: LinkTrace | None = None
         self._trace_began = self._asked_trace = 0.0
@@ -129,7 +130,6 @@ class Forwarder:
         self._cut_after: tuple[int, float] | None = None
         self._early_s = _EARLY_S
         self._running = True
-        _try(self._target, target)
         self._holder, unready = _bind(host, port)
         self._sockaddr = self._holder.getsockname()
         self.address = format_address(self._sockaddr)
@@ -261,11 +261,11 @@ class Forwarder:
         """
         reading, writing, until, sharp = self._wanted()
         if until == float("inf"):
-            return select.select(reading, writing, [])[:2]
+            return self._poll.ready(reading, writing, None)
         while True:
             left = until - self._clock()
             short = left - self._early_s if sharp else left
-            readable, writable, _ = select.select(reading, writing, [], max(0.0, short))
+            readable, writable = self._poll.ready(reading, writing, max(0.0, short))
             if readable or writable or left <= 0:
                 return readable, writable
             if short > 0:
@@ -428,10 +428,6 @@ class Forwarder:
         except OSError:
             return  # it left before it was greeted
         far = socket.socket(self._target[0], socket.SOCK_STREAM)
-        if max(near.fileno(), far.fileno()) > _MOST_DESCRIPTOR:
-            _end(near)
-            far.close()
-            return
         for sock, reads, writes in ((near, self._up, self._down), (far, self._down, self._up)):
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -473,9 +469,54 @@ class Forwarder:
                 flow.lane.flows.remove(flow)
 
 
-def _end(sock: socket.socket) -> None:
-    _linger_not(sock)
-    sock.close()
+class _Poll:
+    """Waits for sockets, to the microsecond."""
+
+    def __init__(self) -> None:
+        self._ppoll = getattr(ctypes.CDLL(None), "ppoll", None)
+        # pollfd and timespec as Linux has them, made once: a call for a few sockets costs as much as `select` then.
+        self._entry, self._span = struct.Struct("ihh"), struct.Struct("ll")
+        self._asked = ctypes.create_string_buffer(self._entry.size * 5 * _MOST_CONNECTIONS)
+        self._until = ctypes.create_string_buffer(self._span.size)
+        if self._ppoll is not None:
+            self._ppoll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p)
+
+    def ready(
+        self, reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
+    ) -> tuple[list[socket.socket], list[socket.socket]]:
+        """Who of them can be read and written, once one can or the time is over (None: for ever)."""
+        if self._ppoll is None:
+            return self._to_the_millisecond(reading, writing, seconds)
+        entry, asked, at = self._entry, self._asked, 0
+        for socks, event in ((reading, select.POLLIN), (writing, select.POLLOUT)):
+            for sock in socks:
+                entry.pack_into(asked, at, sock.fileno(), event, 0)
+                at += entry.size
+        if seconds is not None:
+            self._span.pack_into(self._until, 0, int(seconds), int(seconds % 1 * 1e9))
+        until = None if seconds is None else ctypes.addressof(self._until)
+        if self._ppoll(ctypes.addressof(asked), at // entry.size, until, None) <= 0:
+            return [], []  # in time, or interrupted by a signal: the caller looks again
+        came = [entry.unpack_from(asked, k)[2] for k in range(0, at, entry.size)]
+        split = len(reading)
+        return (
+            [sock for sock, events in zip(reading, came[:split], strict=True) if events],
+            [sock for sock, events in zip(writing, came[split:], strict=True) if events],
+        )
+
+    def _to_the_millisecond(
+        self, reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
+    ) -> tuple[list[socket.socket], list[socket.socket]]:
+        """The same where there is no ppoll."""
+        poll = select.poll()
+        for sock in {*reading, *writing}:
+            poll.register(sock, select.POLLIN * (sock in reading) | select.POLLOUT * (sock in writing))
+        came = dict(poll.poll(None if seconds is None else seconds * 1e3))
+        other = select.POLLERR | select.POLLHUP | select.POLLNVAL
+        return (
+            [sock for sock in reading if came.get(sock.fileno(), 0) & (select.POLLIN | other)],
+            [sock for sock in writing if came.get(sock.fileno(), 0) & (select.POLLOUT | other)],
+        )
 
 
 def _linger_not(sock: socket.socket) -> None:
@@ -534,25 +575,16 @@ def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
         raise ServerError(f"cannot listen at {where}: {exc.strerror or exc}") from exc
 
 
-def _resolve(target: str) -> tuple[int, tuple[object, ...]]:
-    host, port = parse_address(target)
+def _answering(target: str) -> tuple[int, tuple[object, ...]]:
+    """Where `target` answers. ServerError if it does not: said at once, not at the first connection."""
     try:
-        family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as exc:
-        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
-    return family, sockaddr
-
-
-def _try(target: tuple[int, tuple[object, ...]], name: str) -> None:
-    """ServerError if nothing answers at the target: said at once, not at the first connection."""
-    with socket.socket(target[0], socket.SOCK_STREAM) as sock:
-        sock.settimeout(5.0)
-        try:
-            sock.connect(target[1])
-        except OSError as exc:
-            raise ServerError(
-                f"nothing answers at {name} ({exc.strerror or exc}): start the server there first, or check the port"
-            ) from exc
+        sock, _ = dial(target, 5.0)
+    except ServerError as exc:
+        raise ServerError(
+            f"nothing answers at {target} ({exc}): start the server there first, or check the port"
+        ) from exc
+    with sock:
+        return sock.family, sock.getpeername()
 
 
 def be_punctual() -> None:

@@ -32,7 +32,9 @@ from splitpoint.errors import ServerError
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.segments import samples_for
-from splitpoint.transports.tcp import TcpConnection, dial, parse_address
+from splitpoint.transports.addresses import parse_address
+from splitpoint.transports.dial import dial
+from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import MAGIC, PREFIX_BYTES, Kind, Limits, Packet, checked, flat
 
 #: Those of the server under attack: small, so that what is let through beyond them is seen.
@@ -260,7 +262,13 @@ def attack(address: str, said: Sequence[Sequence[bytes]], *, frames: int, seed: 
                 if why:
                     tally.stuck.append(f"{why} (seed {seed}/{number}, conversation {tally.conversations})")
 
-    workers = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(threads)]
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except Exception as exc:  # an attack that is not made is no success
+            tally.stuck.append(f"thread {number} failed: {exc!r}")
+
+    workers = [threading.Thread(target=guarded, args=(k,), daemon=True) for k in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -274,8 +282,11 @@ def _talk(address: str, source: str, conversation: Conversation, *, abrupt: bool
     rest, replies = b"".join(conversation.rest), len(conversation.opening)
     with _dial(address, source) as sock:
         quiet_since = monotonic()
+        poll = select.poll()
         while True:
-            reads, writes, _ = select.select([sock], [sock] if left else [], [], 0.2 if rest else 1.0)
+            poll.register(sock, select.POLLIN | (select.POLLOUT if left else 0))
+            came = sum(event for _, event in poll.poll(200 if rest else 1000))
+            writes, reads = came & select.POLLOUT, came & ~select.POLLOUT
             try:
                 if writes:
                     left = left[sock.send(left) :]

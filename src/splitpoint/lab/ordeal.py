@@ -39,7 +39,7 @@ from splitpoint.runtime.late import PATIENCE, Patience
 from splitpoint.runtime.result import Request, Result
 from splitpoint.segments import compare, samples_for
 from splitpoint.tensors import Array
-from splitpoint.transports.tcp import format_address
+from splitpoint.transports.addresses import format_address
 from splitpoint.units import counted
 
 #: As quick as a network in the same room, so that what takes long is the faults' doing.

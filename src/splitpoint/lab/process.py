@@ -19,6 +19,7 @@ PIPES: dict[str, Any] = {
     "stdout": subprocess.PIPE,
     "stderr": subprocess.PIPE,
     "text": True,
+    "errors": "replace",
 }
 
 
@@ -37,9 +38,11 @@ class Process:
             reader.start()
 
     def _read(self, stream: IO[str], put: Callable[[str | None], None]) -> None:
-        for line in stream:
-            put(line.rstrip("\n"))
-        put(None)
+        try:
+            for line in stream:
+                put(line.rstrip("\n"))
+        finally:
+            put(None)
 
     def _complain(self, line: str | None) -> None:
         if line:

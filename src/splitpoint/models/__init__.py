@@ -23,6 +23,7 @@ import msgspec
 
 from splitpoint.errors import ModelError, nearest
 from splitpoint.images import InputSpec
+from splitpoint.machine import default_cache
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 
@@ -50,7 +51,12 @@ def load(
     from splitpoint.models.shapes import fix_shapes
 
     path = locate(model, weights=weights, shapes=shapes)
-    skeleton, blobs = reading.read(path)
+    try:
+        skeleton, blobs = reading.read(path)
+    except ModelError as exc:
+        if path.is_relative_to(default_cache() / "exports"):  # the user has never heard of that file
+            raise ModelError(f"{exc}: delete the folder {path.parent}, and {model} is exported anew") from exc
+        raise
     fix_shapes(skeleton, shapes or {})
     loaded = building.build(skeleton, blobs, name_of(model))
     if input_spec is not None:

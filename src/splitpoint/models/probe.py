@@ -55,7 +55,7 @@ def reason_of(exc: Exception) -> str:
 
 
 def give_weights(options: Any, proto: Proto, weights: Weights) -> object:
-    """Let a session of `options` use the blobs of `proto`'s weights; the caller holds what is returned as long.
+    """Let a session of `options` copy the blobs of `proto`'s weights; the caller holds what is returned until then.
 
     Not with `options.add_initializer`, which would share a weight's memory with the kernels and save a copy of what
     ONNX Runtime does not repack: the kernels would then see the weight as it was before the optimiser reshaped it

@@ -16,7 +16,7 @@ from splitpoint.errors import ModelError
 from splitpoint.models import soundness
 from splitpoint.models.dataflow import Proto, bodies, topological
 from splitpoint.models.layers import LAYER_KEY, SHAPES_KEY, path_of
-from splitpoint.models.weights import MappedFiles, MemoryWeights
+from splitpoint.models.weights import DataFiles, ModelWeights, Part
 
 #: Tensors up to this many bytes stay in the skeleton: shape inference needs to read the small integer ones.
 INLINE_BYTES = 1024
@@ -26,7 +26,7 @@ MAX_SKELETON_BYTES = 256 << 20
 MAX_FILE_BYTES = (2 << 30) - 1
 
 
-def read(path: Path) -> tuple[Proto, MemoryWeights]:
+def read(path: Path) -> tuple[Proto, ModelWeights]:
     """The skeleton and the weights of an ONNX file. ModelError if it is not one, or broken, or too old."""
     import onnx
     from google.protobuf.message import DecodeError
@@ -54,7 +54,7 @@ def _bytes_of(path: Path) -> bytes:
         raise ModelError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
-def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, MemoryWeights]:
+def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, ModelWeights]:
     """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`."""
     import onnx
 
@@ -62,8 +62,8 @@ def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, MemoryWei
     if proto.functions:
         proto = _inlined(proto, name)
     graph = proto.graph
-    weights = MemoryWeights()
-    files = MappedFiles(folder)
+    weights = ModelWeights()
+    files = DataFiles(folder)
     _constants_to_initializers(graph)
     _densify(graph)
     _drop_weights_listed_as_inputs(graph)
@@ -73,7 +73,7 @@ def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, MemoryWei
         _move_out(tensor, weights, files)
     for tensor in _nested_tensors(graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _inline(tensor, bytes(_external(tensor, files)))
+            _inline(tensor, _bytes_in(_external(tensor, files)))
     _sort(graph)
     _name_nodes(graph)
     _strip(proto)
@@ -112,22 +112,23 @@ def tensor_bytes(tensor: Proto) -> bytes:
         raise ModelError(f"weight {tensor.name} is broken: {exc}") from exc
 
 
-def _move_out(tensor: Proto, weights: MemoryWeights, files: MappedFiles) -> None:
+def _move_out(tensor: Proto, weights: ModelWeights, files: DataFiles) -> None:
     from onnx import TensorProto
 
     if tensor.data_type == TensorProto.STRING:
         return
     external = tensor.data_location == TensorProto.EXTERNAL
-    data: bytes | memoryview = _external(tensor, files) if external else tensor_bytes(tensor)
-    if len(data) != soundness.nbytes(tensor):
+    data: bytes | Part = _external(tensor, files) if external else tensor_bytes(tensor)
+    size = data.nbytes if isinstance(data, Part) else len(data)
+    if size != soundness.nbytes(tensor):
         raise ModelError(
-            f"weight {tensor.name} has {len(data)} bytes, its dimensions {list(tensor.dims)} need "
+            f"weight {tensor.name} has {size} bytes, its dimensions {list(tensor.dims)} need "
             f"{soundness.nbytes(tensor)}: the file is damaged"
         )
-    if len(data) <= INLINE_BYTES:
-        _inline(tensor, bytes(data))
+    if size <= INLINE_BYTES:
+        _inline(tensor, _bytes_in(data) if isinstance(data, Part) else data)
         return
-    digest = weights.add(data)
+    digest = weights.add_part(data) if isinstance(data, Part) else weights.add(data)
     _empty(tensor)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=f"sha256:{digest}")
@@ -146,7 +147,7 @@ def _empty(tensor: Proto) -> None:
     tensor.dims.extend(dims)
 
 
-def _external(tensor: Proto, files: MappedFiles) -> memoryview:
+def _external(tensor: Proto, files: DataFiles) -> Part:
     entries = {e.key: e.value for e in tensor.external_data}
     try:
         location = entries["location"]
@@ -154,7 +155,11 @@ def _external(tensor: Proto, files: MappedFiles) -> memoryview:
         length = int(entries.get("length") or soundness.nbytes(tensor))
     except (KeyError, ValueError) as exc:
         raise ModelError(f"the external data entry of weight {tensor.name} is broken: {exc}") from exc
-    return files.slice(location, offset, length)
+    return files.part(location, offset, length)
+
+
+def _bytes_in(part: Part) -> bytes:
+    return part.read(part.digest()).tobytes()
 
 
 def _nested_tensors(graph: Proto) -> Iterator[Proto]:

@@ -6,16 +6,22 @@ it does not have), lets two models share a backbone, and lifts protobuf's limit 
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import mmap
-from collections.abc import Mapping
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-from splitpoint.errors import ModelError, StorageError
+from splitpoint.errors import ChangedError, ModelError, StorageError
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.tensors import ITEM_SIZES, Array
 
@@ -31,46 +37,179 @@ class Blob:
 class Weights(Protocol):
     """Where blobs come from.
 
-    >>> weights = MemoryWeights()
+    >>> weights = ModelWeights()
     >>> digest = weights.add(b"four")
     >>> bytes(weights.open(digest))
     b'four'
     """
 
     def open(self, hash: str) -> memoryview:
-        """The blob's bytes, read-only, without a copy where possible. StorageError if it is not there."""
+        """The blob's bytes, read-only, which nobody changes as long as they are held. StorageError if it is not there,
+        ChangedError if its file no longer has it."""
         ...
 
 
-class MemoryWeights:
-    """Blobs held in memory or mapped from a file, by hash."""
+class ModelWeights:
+    """A model's blobs by hash: those inside its file in memory, those beside it read from there whenever asked for.
+
+    No file is mapped: one that is cut short would end the process (SIGBUS), and one that is written to would change
+    weights under their hash. What is read is a copy, and hashed again. `open` raises ChangedError where it no longer
+    fits; StorageError if the blob is not here at all.
+    """
 
     def __init__(self) -> None:
         self._blobs: dict[str, memoryview] = {}
+        self._parts: dict[str, Part] = {}
+        self._copies = Copies(_KEPT_NBYTES)
 
     def add(self, data: bytes | memoryview) -> str:
         digest = hashlib.sha256(data).hexdigest()
         self._blobs.setdefault(digest, memoryview(data))
         return digest
 
+    def add_part(self, part: Part) -> str:
+        """Adds what `part` of a file holds now, without keeping it in memory."""
+        digest = part.digest()
+        self._parts.setdefault(digest, part)
+        return digest
+
     def open(self, hash: str) -> memoryview:
-        try:
-            return self._blobs[hash]
-        except KeyError:
-            raise StorageError(f"weight blob {hash[:12]}… is not here") from None
+        if (found := self._blobs.get(hash)) is not None:
+            return found
+        if (part := self._parts.get(hash)) is None:
+            raise StorageError(f"weight blob {hash[:12]}… is not here")
+        return self._copies.open(hash, lambda: part)
 
     def sizes(self) -> Mapping[str, Blob]:
-        return {h: Blob(h, b.nbytes) for h, b in self._blobs.items()}
+        sizes = {h: b.nbytes for h, b in self._blobs.items()} | {h: p.nbytes for h, p in self._parts.items()}
+        return {h: Blob(h, n) for h, n in sizes.items()}
 
 
-class MappedFiles:
-    """Read-only maps of external-data files, each opened once; locations may not leave the model's folder."""
+# --- weights in files that others may write to ------------------------------------------------------------------------
+
+#: Of a model's files, how many stay open: one that is replaced or deleted (not written to) is then still there for us.
+#: Some exporters write a file for every weight.
+_MOST_OPEN = 16
+#: Read from files and kept for who asks next: all of a small model, so that its profile need not hash it each time.
+_KEPT_NBYTES = 64 << 20
+#: How much is read at once, and hashed while it is in the processor's cache.
+_PIECE = 1 << 20
+
+
+class DataFile:
+    """A file that is read now and then. It stays open if `stays`, else it is opened each time.
+
+    OSError if it cannot be opened, or is no regular file.
+    """
+
+    def __init__(self, path: Path, *, stays: bool) -> None:
+        self.path = path
+        fd = self._open()
+        self.nbytes = os.fstat(fd).st_size
+        self._fd = fd if stays else -1
+        if stays:
+            weakref.finalize(self, os.close, fd)
+        else:
+            os.close(fd)
+
+    def _open(self) -> int:
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for a writer
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return fd
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor to read it with."""
+        if self._fd >= 0:
+            yield self._fd
+            return
+        fd = self._open()
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+class Part(NamedTuple):
+    """`nbytes` of a file, from `offset` on."""
+
+    file: DataFile
+    offset: int
+    nbytes: int
+
+    def digest(self) -> str:
+        """SHA-256 of what it holds now, in hex. ModelError if it cannot be read."""
+        try:
+            return self._scan(None)
+        except OSError as exc:
+            raise ModelError(f"{self.file.path} cannot be read: {exc.strerror or exc}") from exc
+
+    def read(self, hash: str) -> Array:
+        """A copy of it, read-only, if it still has that hash. ChangedError if not."""
+        data, path = np.empty(self.nbytes, np.uint8), self.file.path
+        try:
+            found, why = self._scan(data.data), "other bytes are in it"
+        except OSError as exc:
+            found, why = "", exc.strerror or str(exc)
+        if found != hash:
+            raise ChangedError(f"{path} has changed since it was loaded ({why}): start again with what it is now", path)
+        data.flags.writeable = False
+        return data
+
+    def _scan(self, into: memoryview | None) -> str:
+        """Reads all of it, `into` memory if that is given, and returns its SHA-256. OSError."""
+        digest, scratch = hashlib.sha256(), memoryview(bytearray(0 if into else min(_PIECE, self.nbytes)))
+        done = 0
+        with self.file.opened() as fd:
+            while done < self.nbytes:
+                room = into[done : done + _PIECE] if into else scratch[: self.nbytes - done]
+                got = os.preadv(fd, [room], self.offset + done)
+                if not got:
+                    raise OSError(errno.EIO, "it is shorter now")
+                digest.update(room[:got])
+                done += got
+        return digest.hexdigest()
+
+
+class Copies:
+    """Copies of blobs that lie in files: one for all who use it at a time, kept for as long as any of them does.
+
+    The first ones, up to `kept_nbytes` together, are kept for ever.
+    """
+
+    def __init__(self, kept_nbytes: int = 0) -> None:
+        self._used: WeakValueDictionary[str, Array] = WeakValueDictionary()
+        self._kept: list[Array] = []
+        self._room = kept_nbytes
+        self._lock = threading.Lock()
+
+    def __contains__(self, hash: str) -> bool:
+        return hash in self._used
+
+    def open(self, hash: str, part: Callable[[], Part]) -> memoryview:
+        """The bytes of `part()`, whose hash this is. ChangedError if it no longer is, and what `part` raises."""
+        data = self._used.get(hash)
+        if data is None:
+            data = part().read(hash)  # not under the lock: others need not wait for it
+            with self._lock:
+                data = self._used.setdefault(hash, data)
+                if data.nbytes <= self._room:
+                    self._kept.append(data)
+                    self._room -= data.nbytes
+        return data.data
+
+
+class DataFiles:
+    """A model's external-data files, each opened once; locations may not leave the model's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self._maps: dict[Path, memoryview] = {}
+        self._files: dict[Path, DataFile] = {}
 
-    def slice(self, location: str, offset: int, length: int | None) -> memoryview:
+    def part(self, location: str, offset: int, length: int) -> Part:
+        """That much of the file at `location`. ModelError if it is not there, or not in the folder."""
         try:
             path = (self.folder / location).resolve()
         except (OSError, ValueError) as exc:  # a loop of links, a null byte
@@ -79,17 +218,17 @@ class MappedFiles:
             raise ModelError(
                 f"the model's external data points outside its folder: {location} (put the file beside the model)"
             )
-        if path not in self._maps:
+        if path not in self._files:
             try:
-                with path.open("rb") as file:
-                    self._maps[path] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                self._files[path] = DataFile(path, stays=len(self._files) < _MOST_OPEN)
             except (OSError, ValueError) as exc:
-                raise ModelError(f"the model's external data file {path} cannot be read: {exc}") from exc
-        data = self._maps[path]
-        end = data.nbytes if length is None else offset + length
-        if offset < 0 or end > data.nbytes or end < offset:
-            raise ModelError(f"the model's external data file {path} is too short: {data.nbytes} bytes, {end} needed")
-        return data[offset:end]
+                why = getattr(exc, "strerror", None) or exc
+                raise ModelError(f"the model's external data file {path} cannot be read: {why}") from exc
+        file = self._files[path]
+        end = offset + length
+        if offset < 0 or end > file.nbytes or end < offset:
+            raise ModelError(f"the model's external data file {path} is too short: {file.nbytes} bytes, {end} needed")
+        return Part(file, offset, length)
 
 
 # --- weights that are not there -------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from splitpoint.runtime.observe import Conditions, Observer
 from splitpoint.runtime.ready import RETRY_S, Placing, Ready
 from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.switches import Gaps, Switch
+from splitpoint.runtime.threads import persist
 from splitpoint.runtime.watcher import Watcher
 
 #: How often a decision is made, at most; what is urgent (a late answer, a lost connection) does not wait for it.
@@ -169,8 +170,9 @@ class Adaptive:
         """Begins to watch, in threads of its own."""
         self._edge.watchers.append(self)
         self._edge.on_result = self.delivered
-        for name, work in (("adapting", self._run), ("beside", self._work)):
-            thread = threading.Thread(target=work, name=name, daemon=True)
+        for name, step in (("adapting", self._run), ("beside", self._work)):
+            work = (step, name, self._tell, self._closed.wait)
+            thread = threading.Thread(target=persist, args=work, name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -187,20 +189,21 @@ class Adaptive:
                 thread.join(1.0)
         self._settle(float("inf"))
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            self._wake.wait(TICK_S)
-            self._wake.clear()
-            if self._closed.is_set():
-                return
-            try:
-                self.tick(self._now())
-            except SplitpointError as exc:
-                self._tell(Event("notice", f"adapting: {exc}"))
+    def _run(self) -> bool:
+        self._wake.wait(TICK_S)
+        self._wake.clear()
+        if self._closed.is_set():
+            return False
+        try:
+            self.tick(self._now())
+        except SplitpointError as exc:
+            self._tell(Event("notice", f"adapting: {exc}"))
+        return True
 
-    def _work(self) -> None:
-        while not self._closed.is_set():
+    def _work(self) -> bool:
+        if not self._closed.is_set():
             self._jobs.get()()
+        return not self._closed.is_set()
 
     # --- hearing: from any thread, at once ----------------------------------------------------------------------
 

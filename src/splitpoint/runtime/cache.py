@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import mmap
 import os
 import re
 import secrets
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from splitpoint.errors import StorageError
+from splitpoint.errors import ChangedError, StorageError
+from splitpoint.models.weights import Copies, DataFile, Part
 
 _ELSEWHERE = "give another folder with --cache DIR"
 
 
 class BlobCache:
-    """A folder of blobs. It is a `Weights`: `open` gives a blob's bytes, mapped from disk.
+    """A folder of blobs. It is a `Weights`: `open` gives a copy of a blob's bytes, hashed when it was read.
 
     >>> cache = BlobCache(tmp / "cache")
     >>> digest = hashlib.sha256(b"four").hexdigest()
@@ -40,8 +39,7 @@ class BlobCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = threading.Lock()
-        self._open: dict[str, memoryview] = {}
+        self._copies = Copies()
 
     def path(self, hash: str) -> Path:
         """Where this blob is, or would be. StorageError if `hash` is none."""
@@ -50,31 +48,23 @@ class BlobCache:
         return self.folder / "blobs" / hash[:2] / hash
 
     def __contains__(self, hash: str) -> bool:
-        return hash in self._open or self.path(hash).is_file()
+        return hash in self._copies or self.path(hash).is_file()
 
     def open(self, hash: str) -> memoryview:
         """The blob's bytes, read-only. A file whose bytes no longer match its name is deleted and refused."""
-        with self._lock:
-            found = self._open.get(hash)
-            if found is None:
-                found = self._open[hash] = self._read(hash)
-            return found
-
-    def _read(self, hash: str) -> memoryview:
         path = self.path(hash)
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+            return self._copies.open(hash, lambda: _whole(path))
         except FileNotFoundError:
             raise StorageError(f"weight {hash[:12]}… is not in the cache {self.folder}") from None
         except OSError as exc:
             raise StorageError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-        if hashlib.sha256(data).hexdigest() != hash:
+        except ChangedError:
             with suppress(OSError):
                 path.unlink()
-            raise StorageError(f"weight {hash[:12]}… in {self.folder} has rotted (its bytes changed): deleted")
-        return data
+            raise StorageError(
+                f"weight {hash[:12]}… in {self.folder} has rotted (its bytes changed): deleted"
+            ) from None
 
     def put(self, hash: str, chunks: Iterable[bytes | memoryview]) -> None:
         """Stores the blob that `chunks` make up; StorageError if they do not hash to its name."""
@@ -127,6 +117,11 @@ class BlobCache:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageError(f"no space is left for {path}: free some, or {_ELSEWHERE}") from exc
             raise StorageError(f"{path} cannot be written ({exc.strerror or exc}): {_ELSEWHERE}") from exc
+
+
+def _whole(path: Path) -> Part:
+    file = DataFile(path, stays=False)
+    return Part(file, 0, file.nbytes)
 
 
 # --- what is there, and clearing it -------------------------------------------------------------------------------

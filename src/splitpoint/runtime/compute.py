@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import perf_counter, sleep
 
+from splitpoint.runtime.events import OnEvent, ignore
 from splitpoint.runtime.fair import Client, FairQueue, Gauge, Job, Together
+from splitpoint.runtime.threads import persist
 
 #: More jobs than that are never run as one.
 _MOST = 1024
@@ -27,6 +29,7 @@ class Compute:
         queue: int,
         together: Callable[[Sequence[Job]], None] | None = None,
         max_wait_s: float = 0.0,
+        on_event: OnEvent = ignore,
     ) -> None:
         self.workers = workers
         self.max_wait_s = max_wait_s
@@ -39,7 +42,10 @@ class Compute:
         self._running = 0
         self._closed = False
         self._gauge = Gauge(workers, perf_counter())
-        self._threads = [threading.Thread(target=self._work, name=f"compute {i}", daemon=True) for i in range(workers)]
+        work = (self._work, "computing", on_event, sleep)
+        self._threads = [
+            threading.Thread(target=persist, args=work, name=f"compute {i}", daemon=True) for i in range(workers)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -107,32 +113,31 @@ class Compute:
         with self._lock:
             return self._queue.drop(client)
 
-    def _work(self) -> None:
-        while True:
+    def _work(self) -> bool:
+        """Runs what is next; False once it is closed."""
+        with self._lock:
+            while not self._queue.waiting or self._running >= self.workers:
+                if self._closed and not self._queue.waiting:
+                    return False
+                self._ready.wait()
+            started = perf_counter()
+            self._running += 1
+            self._gauge.change(started, 1)
+            jobs = [self._queue.take(started)]
+            if self._together is not None and (key := jobs[0].key) is not None:
+                started = self._gather(key, jobs, started)
+        try:
+            if len(jobs) == 1 or self._together is None:
+                jobs[0].run(jobs[0].waited_s)
+            else:
+                self._together(jobs)
+        finally:
+            ended = perf_counter()
             with self._lock:
-                while not self._queue.waiting or self._running >= self.workers:
-                    if self._closed and not self._queue.waiting:
-                        return
-                    self._ready.wait()
-                started = perf_counter()
-                self._running += 1
-                self._gauge.change(started, 1)
-                jobs = [self._queue.take(started)]
-                if self._together is not None and (key := jobs[0].key) is not None:
-                    started = self._gather(key, jobs, started)
-            try:
-                if len(jobs) == 1 or self._together is None:
-                    jobs[0].run(jobs[0].waited_s)
-                else:
-                    self._together(jobs)
-            finally:
-                ended = perf_counter()
-                with self._lock:
-                    for job in jobs:
-                        self._queue.end(job.client, (ended - started) / len(jobs), job.charged_s)
-                    self._free(ended)
-            # Before the wait for the next ones: what they hold is large.
-            del jobs, job
+                for job in jobs:
+                    self._queue.end(job.client, (ended - started) / len(jobs), job.charged_s)
+                self._free(ended)
+        return True
 
     def _gather(self, key: Together, jobs: list[Job], now: float) -> float:
         """Adds the jobs that are to run with `jobs[0]`; returns when that was done. The lock is held.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from queue import SimpleQueue
 from time import perf_counter
 
@@ -69,7 +70,7 @@ class Here:
         def work() -> None:
             try:
                 self.prepare(placement)
-            except SplitpointError:
+            except Exception:  # engines are foreign code
                 pass
             finally:
                 placement.release()
@@ -105,7 +106,8 @@ class Here:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            with suppress(Exception):  # who waits for it has put it where it is waited for
+                job()
 
     def _start(self, work: Callable[[], None], name: str) -> None:
         self._threads = [t for t in self._threads if t.is_alive()]

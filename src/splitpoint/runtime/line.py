@@ -12,7 +12,9 @@ from splitpoint import wire
 from splitpoint.errors import ProtocolError, SplitpointError
 from splitpoint.runtime.breaker import DOWN, UP, Breaker
 from splitpoint.runtime.channel import Channel
+from splitpoint.runtime.events import ignore
 from splitpoint.runtime.late import Patience
+from splitpoint.runtime.threads import persist
 from splitpoint.transports import Connection
 
 #: Bytes that the system sends and acknowledges although nothing of ours moves: pings.
@@ -119,7 +121,9 @@ class Line:
     def keep(self, reopen: Callable[[Channel], None], rest: Callable[[Channel], None]) -> None:
         """From now on a lost connection is made again: with `reopen`, before a request is risked, and then `rest`."""
         self._reopen, self._rest = reopen, rest
-        self._thread = threading.Thread(target=self._run, name="line", daemon=True)
+        self._thread = threading.Thread(
+            target=persist, args=(self._run, "line", ignore, self.wait), name="line", daemon=True
+        )
         self._thread.start()
         self.attach(self.channel)
         if self.channel.ended:
@@ -129,14 +133,14 @@ class Line:
         """Has `channel` read by a thread of its own, which notices when it ends."""
         channel.detach(lambda exc: self.lost(channel, gone(exc)))
 
-    def _run(self) -> None:
+    def _run(self) -> bool:
         while True:
             with self._lock:
                 while not self._closed and not self._due():
                     pause_s = self._breaker.due_s - monotonic() if self._breaker.state == DOWN else None
                     self._changed.wait(pause_s)
                 if self._closed:
-                    return
+                    return False
                 down, doubt_s = self._breaker.state == DOWN, self._doubt_s
                 self._doubt_s = 0.0
             if down:

@@ -52,6 +52,8 @@ _GUESS_S = 0.25
 _WHY = 1000
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
 
+#: Weights that one connection may ask for in turns, a piece of each, without having them read anew.
+_GIVING = 2
 #: Profiles that one connection may wait for at once.
 _MOST_PROFILES = 8
 
@@ -222,6 +224,7 @@ class Peer:
         self._profiles = 0
         self._receiving: Frame | None = None
         self._granted: set[str] = set()
+        self._giving: dict[str, memoryview] = {}
         self._ended = False
         self._handlers: Mapping[int, Callable[[Frame], None]] = {
             Kind.PING: self._ping,
@@ -405,26 +408,35 @@ class Peer:
         tails, tail = self.server.tails, opened.tail
         session: Session | None = None
         try:
-            started = perf_counter()
-            late_s = started - frame.received - header.deadline_s
-            if header.deadline_s and late_s > 0:
-                raise ServerError(f"the deadline passed {late_s:.3f} s before its turn")
-            session = tails.acquire(tail)
-            packet = self._compute(session, frame, header, opened, gain, started, waited)
-        except SplitpointError as exc:
-            packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(exc))
-        except Exception as exc:  # engines are foreign code
-            self.server.tell(
-                Event("failed", f"request {frame.id} of {self.name} failed: {wire.plain(repr(exc), _WHY)}")
-            )
-            hidden = EngineError("the engine failed; the server's log says more")
-            packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(hidden))
-        # The peer may use the id again as soon as it has the answer; all else can wait until that is on its way.
-        self.in_flight.discard(frame.id)
-        self._send(packet)
-        if session is not None:
-            tails.release(tail)
-        self.server.free(self, frame.held)
+            try:
+                started = perf_counter()
+                late_s = started - frame.received - header.deadline_s
+                if header.deadline_s and late_s > 0:
+                    raise ServerError(f"the deadline passed {late_s:.3f} s before its turn")
+                session = tails.acquire(tail)
+                packet = self._compute(session, frame, header, opened, gain, started, waited)
+            except SplitpointError as exc:
+                packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(exc))
+            except Exception as exc:  # engines are foreign code
+                self.server.tell(
+                    Event("failed", f"request {frame.id} of {self.name} failed: {wire.plain(repr(exc), _WHY)}")
+                )
+                hidden = EngineError("the engine failed; the server's log says more")
+                packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(hidden))
+            # The peer may use the id again as soon as it has the answer; all else can wait until that is on its way.
+            self.in_flight.discard(frame.id)
+            self._send(packet)
+        except Exception as exc:
+            self._give_up(frame.id, exc)
+        finally:
+            if session is not None:
+                tails.release(tail)
+            self.server.free(self, frame.held)
+
+    def _give_up(self, id: int, exc: Exception) -> None:
+        """Not even an ERROR could be made (no memory, a bug): the connection ends, so that nobody waits for ever."""
+        self.connection.abort()
+        self.server.tell(Event("failed", f"request {id} of {self.name} has no answer: {wire.plain(repr(exc), _WHY)}"))
 
     def _compute(
         self,
@@ -451,10 +463,14 @@ class Peer:
     ) -> None:
         """Sends what was computed for `request`, together with others."""
         frame = request.frame
-        packet = self._result(frame, request.opened, made, waited, clock)
-        self.in_flight.discard(frame.id)
-        self._send(packet)
-        self.server.free(self, frame.held)
+        try:
+            packet = self._result(frame, request.opened, made, waited, clock)
+            self.in_flight.discard(frame.id)
+            self._send(packet)
+        except Exception as exc:
+            self._give_up(frame.id, exc)
+        finally:
+            self.server.free(self, frame.held)
 
     def _result(
         self,
@@ -515,6 +531,17 @@ class Peer:
 
     def _open_slowly(self, id: int, model: Model, request: wire.OpenRequest) -> None:
         try:
+            self._open_or_say_why(id, model, request)
+        except Exception as exc:
+            self._give_up(id, exc)
+        finally:
+            with self._lock:
+                self._opening -= 1
+            if self._ended:  # it left meanwhile
+                self._leave_tails()
+
+    def _open_or_say_why(self, id: int, model: Model, request: wire.OpenRequest) -> None:
+        try:
             opened = self._build(model, request)
             number = next(self._numbers)
             self._opened[number] = opened
@@ -532,11 +559,6 @@ class Peer:
         except Exception as exc:  # the knife and the engine meet whatever a client names
             self.server.tell(Event("failed", f"a tail for {self.name} cannot be built: {wire.plain(repr(exc), _WHY)}"))
             self._send_error(id, EngineError("the tail cannot be built; the server's log says more"))
-        finally:
-            with self._lock:
-                self._opening -= 1
-            if self._ended:  # it left meanwhile
-                self._leave_tails()
 
     def _build(self, model: Model, request: wire.OpenRequest) -> _Opened:
         boundary = (*request.inputs, *request.vectors)
@@ -636,12 +658,23 @@ class Peer:
         if request.offset > blob.nbytes:
             raise InputError(f"weight {request.hash[:12]}… has {blob.nbytes} bytes: {request.offset} is past its end")
         length = min(request.length or blob.nbytes, self.server.limits.blob_chunk)
-        part = model.blob(request.hash).cast("B")[request.offset : request.offset + length]
+        part = self._piece(model, request.hash, request.offset, length)
         reply = wire.BlobData(request.hash, request.offset, blob.nbytes)
         self._send(
             wire.encode(Kind.BLOB_DATA, frame.id, reply, (part,) if part.nbytes else (), part.nbytes),
             wait=True,
         )
+
+    def _piece(self, model: Model, hash: str, offset: int, length: int) -> memoryview:
+        """That much of a weight. It is asked for piece by piece, and must not be read and hashed anew for each."""
+        blob = self._giving.pop(hash, None)
+        if blob is None:
+            blob = model.blob(hash).cast("B")
+        if offset + length < blob.nbytes:
+            self._giving[hash] = blob
+            if len(self._giving) > _GIVING:
+                del self._giving[next(iter(self._giving))]
+        return blob[offset : offset + length]
 
     # --- sending ------------------------------------------------------------------------------------------------
 

@@ -128,7 +128,10 @@ class Profiling:
                     self._jobs.append(_Job(job.model, again))
             for asker in job.askers:
                 if asker not in again:
-                    asker.answer(result)
+                    try:
+                        asker.answer(result)
+                    except Exception as exc:  # no memory, a bug: the others get theirs
+                        self._tell(Event("failed", f"a profile of {job.model.name} cannot be sent: {exc!r}"))
 
     def _run(self, job: _Job) -> tuple[float, bytes | SplitpointError]:
         """The profile, or why there is none, and up to which budget that is the answer."""

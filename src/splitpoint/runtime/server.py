@@ -16,14 +16,16 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from math import inf
+from pathlib import Path
 from time import monotonic
 
 from splitpoint import wire
 from splitpoint.engines import Engine
 from splitpoint.engines.memory import give_back
-from splitpoint.errors import ModelError, ServerError, UsageError, nearest
+from splitpoint.errors import ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.models.layers import metadata
 from splitpoint.models.model import Model
@@ -33,9 +35,11 @@ from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tails
+from splitpoint.runtime.threads import persist
 from splitpoint.runtime.together import run_together
 from splitpoint.security import ServerSecurity
-from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap, is_loopback
+from splitpoint.transports.addresses import is_loopback
+from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap
 from splitpoint.units import counted
 from splitpoint.wire import Kind, Limits
 
@@ -85,8 +89,9 @@ class Server:
         if not models:
             raise UsageError("a server needs at least one model")
         self.models: dict[str, Model] = {}
+        changed = _Changed(lambda event: self.tell(event))
         for model in models:  # the same one given twice is one model, under the name given first
-            self.models.setdefault(model.fingerprint, model)
+            self.models.setdefault(model.fingerprint, replace(model, weights=_Watched(model, changed)))
         self.share = share
         self.limits = limits or Limits()
         self.security = security or ServerSecurity()
@@ -120,10 +125,15 @@ class Server:
 
     @property
     def address(self) -> str:
-        """``host:port`` it listens at, once started."""
+        """``host:port`` that others can connect to, once started."""
         if self._listener is None:
             raise UsageError("the server is not started: use it in a with statement, or call start()")
         return self._listener.address
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it listens at every address of this machine, of which `address` is one."""
+        return self._listener is not None and self._listener.everywhere
 
     def start(self) -> None:
         """Begins to listen and to answer, in threads of its own."""
@@ -131,12 +141,17 @@ class Server:
             return
         self._listener = self._listen()
         self._listener.on_starved = lambda why: self.tell(Event("warning", f"others wait to be connected: {why}"))
-        self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s)
+        self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s, self.tell)
         self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch)
         self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, lambda: self._answered)
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
-        self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
+        self._accepting = threading.Thread(
+            target=persist,
+            args=(partial(self._accept, self._listener), "accepting connections", self.tell, self.pause),
+            name="accept",
+            daemon=True,
+        )
         self._accepting.start()
         self.tell(Event("listening", f"listening at {self.address}"))
         if self._is_exposed(self._listener):
@@ -224,24 +239,27 @@ class Server:
 
     # --- connections --------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        listener = self._listener
-        while listener is not None and (connection := listener.accept()) is not None:
-            limits, peer = self.limits, None
-            text = f"the server has {limits.connections} connections already: try again later"
-            with self._lock:
-                if len(self._peers) < limits.connections and not self.draining:
-                    origin = self._origins.enter(connection.peer, monotonic())
-                    if origin is None:
-                        many = counted(limits.client_connections, "connection")
-                        text = f"{many} from this address already: close one, or serve with more --client-connections"
-                    else:
-                        peer = Peer(self, connection, origin)
-                        self._peers.add(peer)
-            if peer is None:
-                self._turn_away(connection, text)
-            else:
-                self._begin(peer)
+    def _accept(self, listener: TcpListener) -> bool:
+        """Takes in the next connection, or turns it away; False once the listener is closed."""
+        connection = listener.accept()
+        if connection is None:
+            return False
+        limits, peer = self.limits, None
+        text = f"the server has {limits.connections} connections already: try again later"
+        with self._lock:
+            if len(self._peers) < limits.connections and not self.draining:
+                origin = self._origins.enter(connection.peer, monotonic())
+                if origin is None:
+                    many = counted(limits.client_connections, "connection")
+                    text = f"{many} from this address already: close one, or serve with more --client-connections"
+                else:
+                    peer = Peer(self, connection, origin)
+                    self._peers.add(peer)
+        if peer is None:
+            self._turn_away(connection, text)
+        else:
+            self._begin(peer)
+        return True
 
     def _begin(self, peer: Peer) -> None:
         try:
@@ -328,6 +346,44 @@ class Server:
             )
             for m in self.models.values()
         )
+
+
+class _Changed:
+    """Tells once of each file that is no longer what it was."""
+
+    def __init__(self, tell: OnEvent) -> None:
+        self._tell, self._lock = tell, threading.Lock()
+        self._told: set[Path] = set()
+
+    def tell(self, model: str, exc: ChangedError) -> None:
+        with self._lock:
+            if exc.path in self._told:
+                return
+            self._told.add(exc.path)
+        self._tell(
+            Event(
+                "failed",
+                f"{exc}. Until then nothing new is made of {model}'s weights in it; what is compiled is served on",
+            )
+        )
+
+
+class _Watched:
+    """The weights of `model` as this server hands them out and compiles them: none that is no longer the one in its
+    fingerprint. A client gets a RefusedError then, since asking again is of no use."""
+
+    def __init__(self, model: Model, changed: _Changed) -> None:
+        self._weights, self._name, self._changed = model.weights, model.name, changed
+
+    def open(self, hash: str) -> memoryview:
+        try:
+            return self._weights.open(hash)
+        except ChangedError as exc:
+            self._changed.tell(self._name, exc)
+            raise RefusedError(
+                f"{exc.path.name}, the server's file of {self._name}, has changed while it was served: "
+                "start that server again"
+            ) from exc
 
 
 def _own_spec(model: Model) -> str:

@@ -55,11 +55,11 @@ def stream(
             if value is None:
                 hands[k + 1].put((None, exc))
                 return
-            if stop.is_set() or k <= failed:
-                if k:  # what has not begun holds nothing
-                    abandon(value)
-                continue
             try:
+                if stop.is_set() or k <= failed:
+                    if k:  # what has not begun holds nothing
+                        abandon(value)
+                    continue
                 hands[k + 1].put((steps[k](value), None))
             except BaseException as failure:
                 failed = max(failed, k)

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from splitpoint.link import Link
 from splitpoint.link.estimator import LinkEstimator
 from splitpoint.planning.values import Option
 from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.events import ignore
 from splitpoint.runtime.lookout import Lookout
 from splitpoint.runtime.result import Result
+from splitpoint.runtime.threads import persist
 from splitpoint.tasks.menu import Pace
 from splitpoint.tasks.uplink import Uplink
 
@@ -154,7 +157,8 @@ class Monitor:
 
     def start(self, edge: Edge) -> None:
         """Begins to look once a second, through the connection of `edge`."""
-        self._thread = threading.Thread(target=self._run, args=(edge,), name="bandwidth", daemon=True)
+        work = (partial(self._run, edge), "looking at the link", ignore, self._closed.wait)
+        self._thread = threading.Thread(target=persist, args=work, name="bandwidth", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -163,10 +167,12 @@ class Monitor:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, edge: Edge) -> None:
-        while not self._closed.wait(EVERY_S):
-            with suppress(SplitpointError):  # whether the server is gone is for requests to find out
-                self.look(edge)
+    def _run(self, edge: Edge) -> bool:
+        if self._closed.wait(EVERY_S):
+            return False
+        with suppress(SplitpointError):  # whether the server is gone is for requests to find out
+            self.look(edge)
+        return True
 
     def look(self, edge: Edge) -> None:
         """Notes the bandwidth; probes an idle link for it."""

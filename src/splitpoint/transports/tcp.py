@@ -7,8 +7,8 @@ between a request and its bytes. Time limits are the kernel's (SO_RCVTIMEO, SO_S
 from __future__ import annotations
 
 import errno
-import ipaddress
-import select
+import os
+import selectors
 import socket
 import struct
 import threading
@@ -18,13 +18,25 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from splitpoint.errors import ServerError, UsageError
+from splitpoint.transports.addresses import (
+    format_address,
+    is_link_local,
+    is_loopback,
+    is_wildcard,
+    own_address,
+    parse_host,
+)
+from splitpoint.transports.dial import Selector, dial
 from splitpoint.transports.framed import Framed
-from splitpoint.wire import DEFAULT_PORT, Buffer, Limits, Packet, checked, flat
+from splitpoint.wire import Buffer, Limits, Packet, checked, flat
 
 #: What is said when a process has no descriptor left, and what helps.
 _NO_DESCRIPTORS = "this process has no file descriptor left: allow it more (ulimit -n), or fewer --connections"
 #: Ports that are looked at for one that is free.
 _NEAR = 20
+
+#: How long a connection that could not be taken waits before that is tried again.
+_STARVED_S = 0.1
 
 _TIMEVAL = struct.Struct("ll")
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -38,43 +50,6 @@ _READ_AWAY_S = 0.3
 #: A device that waits for an answer asks for it again and again this long before it sleeps. Waking up costs a third of
 #: a short round trip (docs/benchmarks.md), and an answer that takes longer costs the battery no more than this.
 SPIN_S = 200e-6
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """(host, port) of ``HOST[:PORT]``, ``[IPV6]:PORT`` too; the port is 3277 if absent. UsageError otherwise.
-
-    >>> parse_address("server.local")
-    ('server.local', 3277)
-    >>> parse_address("[::1]:4000")
-    ('::1', 4000)
-    """
-    host, port = address, ""
-    if address.startswith("["):
-        host, bracket, rest = address[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise UsageError(f"{address} is not an address: write HOST, HOST:PORT or [IPV6]:PORT")
-        port = rest[1:]
-    elif address.count(":") == 1:
-        host, _, port = address.partition(":")
-    if port and (not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536):
-        raise UsageError(f"{port} is not a port number (1 to 65535) in {address}")
-    return host or "127.0.0.1", int(port) if port else DEFAULT_PORT
-
-
-def format_address(sockaddr: Sequence[object]) -> str:
-    """``host:port``, with brackets around an IPv6 host."""
-    host, port = sockaddr[0], sockaddr[1]
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a numeric address, is this machine itself."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 class TcpConnection(Framed):
@@ -186,8 +161,13 @@ class TcpConnection(Framed):
         self._queued += packet.nbytes
 
     def _write_queued(self) -> None:
-        with suppress(ServerError):  # it is recorded: the next send and receive report it
+        try:
             self._write(None)
+        except ServerError:
+            pass  # it is recorded: the next send and receive report it
+        except Exception as exc:  # no memory, a bug: half a frame may be out
+            with self._lock:
+                self._end(f"sending to {self.peer} failed: {exc!r}")
 
     def _write(self, packet: Packet | None) -> None:
         """Writes `packet`, then what was queued meanwhile; the caller has set `_writing`."""
@@ -298,15 +278,17 @@ Wrap = Callable[[socket.socket, str, Limits], TcpConnection]
 
 
 class TcpListener:
-    """A listening socket. `accept` can be ended from another thread by `close`; `wrap` makes what it returns."""
+    """A listening socket. `accept` can be ended from another thread by `close`; `wrap` makes what it returns.
+
+    At ``::`` it takes connections by IPv4 too. `address` is one that others can connect to. UsageError for a host that
+    is none, ServerError if it cannot listen there.
+    """
 
     def __init__(self, host: str, port: int, limits: Limits, wrap: Wrap = TcpConnection) -> None:
         self._limits, self._wrap = limits, wrap
+        host = parse_host(host)
         try:
-            family, _, _, _, sockaddr = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            self._sock = socket.create_server(sockaddr[:2], family=family, backlog=128)
+            self._sock = _listening(host, port)
             try:
                 self._wake, self._waker = socket.socketpair()
             except OSError:
@@ -316,7 +298,10 @@ class TcpListener:
             raise _cannot_listen(host, port, exc) from exc
         self._sock.setblocking(False)
         self.sockaddr: tuple[str, int] = self._sock.getsockname()[:2]
-        self.address = format_address(self.sockaddr)
+        #: Whether it listens at every address of this machine.
+        self.everywhere = is_wildcard(self.sockaddr[0])
+        at = (own_address(self._sock.family), self.sockaddr[1]) if self.everywhere else self._sock.getsockname()
+        self.address = format_address(at)
         self._starved = False
         self.on_starved: Callable[[str], None] = lambda why: None
         """Told why when a connection cannot be taken for want of descriptors or memory, once until one can again."""
@@ -324,8 +309,7 @@ class TcpListener:
     def accept(self) -> TcpConnection | None:
         """The next connection; None once closed."""
         while True:
-            ready, _, _ = select.select([self._sock, self._wake], [], [])
-            if self._wake in ready:
+            if not self._comes():
                 return None
             try:
                 sock, sockaddr = self._sock.accept()
@@ -337,13 +321,21 @@ class TcpListener:
                 if not self._starved:
                     self._starved = True
                     self.on_starved(_NO_DESCRIPTORS if exc.errno == errno.EMFILE else exc.strerror or str(exc))
-                select.select([self._wake], [], [], 0.1)
+                if _readable(self._wake, timeout_s=_STARVED_S):
+                    return None
                 continue
             self._starved = False
             try:
                 return self._wrap(sock, format_address(sockaddr), self._limits)
             except OSError:
                 sock.close()
+            except BaseException:
+                sock.close()
+                raise
+
+    def _comes(self) -> bool:
+        """Waits for a connection; False if `close` or `wake` was called."""
+        return self._wake not in _readable(self._sock, self._wake)
 
     def wake(self) -> None:
         """Makes `accept` return None, now and ever after."""
@@ -358,10 +350,40 @@ class TcpListener:
         self._waker.close()
 
 
+def _readable(*socks: socket.socket, timeout_s: float | None = None) -> list[socket.socket]:
+    """Those of `socks` that can be read, once there is one or the time is over.
+
+    `Selector` needs no descriptor of its own: there may be none left.
+    """
+    with Selector() as selector:
+        for sock in socks:
+            selector.register(sock, selectors.EVENT_READ)
+        return [sock for sock in socks if sock in {key.fileobj for key, _ in selector.select(timeout_s)}]
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens at the first address of `host` where that is possible. OSError."""
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    if is_wildcard(host) and infos[0][0] == socket.AF_INET6 and not socket.has_dualstack_ipv6():
+        with suppress(OSError):  # a system without IPv6 has another address for every interface
+            socket.socket(socket.AF_INET6).close()
+            return socket.create_server(infos[0][4], family=socket.AF_INET6, backlog=128)
+        return socket.create_server(("0.0.0.0", port), backlog=128)
+    why = OSError()
+    for family, _, _, _, sockaddr in infos:
+        both = family == socket.AF_INET6 and is_wildcard(str(sockaddr[0]))
+        try:
+            return socket.create_server(sockaddr, family=family, backlog=128, dualstack_ipv6=both)
+        except OSError as exc:
+            why = exc
+    raise why
+
+
 def _free_port(host: str, port: int) -> int:
     """The next port at `host` that is free; 0, which stands for any, if that cannot be found out."""
     for other in range(port + 1, min(port + _NEAR, 65535) + 1):
-        with suppress(OSError), socket.create_server((host, other)):
+        with suppress(OSError):
+            _listening(host, other).close()
             return other
     return 0
 
@@ -379,28 +401,10 @@ def _cannot_listen(host: str, port: int, exc: OSError) -> ServerError | UsageErr
         return ServerError(f"port {port} on {host} is not allowed: ports below 1024 need rights, 3277 does not")
     if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
         return UsageError(f"{host} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface")
-    return ServerError(f"cannot listen at {where}: {exc.strerror or exc}")
-
-
-def dial(address: str, timeout_s: float) -> tuple[socket.socket, str]:
-    """(a socket connected to ``HOST[:PORT]``, its address). ServerError says what is wrong there and what to do."""
-    host, port = parse_address(address)
-    where = format_address((host, port))
-    try:
-        sock = socket.create_connection((host, port), timeout=timeout_s)
-    except ConnectionRefusedError as exc:
-        raise ServerError(
-            f"nothing listens at {where}: start `splitpoint serve MODEL --port {port}` there, or check the port"
-        ) from exc
-    except socket.gaierror as exc:
-        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
-    except TimeoutError as exc:
-        raise ServerError(
-            f"no answer from {where} in {timeout_s:g} s: the machine is off, or a firewall drops the connection"
-        ) from exc
-    except (OSError, UnicodeError) as exc:
-        raise ServerError(f"cannot reach {where}: {getattr(exc, 'strerror', None) or exc}") from exc
-    return sock, where
+    if exc.errno == errno.EINVAL and is_link_local(host):
+        return UsageError(f"{host} is one of every link: say which, as in {host}%eth0")
+    why = os.strerror(exc.errno) if exc.errno else str(exc)  # Python adds what it was doing to the system's words
+    return ServerError(f"cannot listen at {where}: {why}")
 
 
 def connect(address: str, limits: Limits, timeout_s: float) -> TcpConnection:

@@ -26,7 +26,9 @@ from typing import Any
 from splitpoint.errors import AccessError, ServerError, UsageError
 from splitpoint.security import OPEN, Security, ServerSecurity, check_own, read_file
 from splitpoint.tensors import Array
-from splitpoint.transports.tcp import SPIN_S, TcpConnection, dial, parse_address
+from splitpoint.transports.addresses import parse_address
+from splitpoint.transports.dial import dial
+from splitpoint.transports.tcp import SPIN_S, TcpConnection
 from splitpoint.wire import MAGIC, Buffer, ForeignError, Limits, flat
 
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -37,6 +39,8 @@ _RECORD = 16 << 10
 _TURN = 8 * _RECORD
 #: How much is received at once.
 _CIPHER = 128 << 10
+#: The share of the time for connecting in which something must answer: the rest at least is left for the handshake.
+_DIAL_SHARE = 0.6
 #: The first byte of a client that speaks TLS.
 _HANDSHAKE = 0x16
 #: "internal error", fatal: all that can be told to a client before its handshake, and that needs no keys.
@@ -511,7 +515,7 @@ def connect(address: str, limits: Limits, timeout_s: float, security: Security =
     end = monotonic() + timeout_s
     host, _ = parse_address(address)
     context = client_context(security)
-    sock, where = dial(address, timeout_s)
+    sock, where = dial(address, _DIAL_SHARE * timeout_s)
     try:
         named = replace(security, server_name=security.server_name or host.partition("%")[0])
         try:
@@ -524,7 +528,7 @@ def connect(address: str, limits: Limits, timeout_s: float, security: Security =
         sock.close()
         raise
     try:
-        connection.handshake(max(end - monotonic(), 0.1))
+        connection.handshake(end - monotonic())
     except BaseException:
         connection.close()
         raise

@@ -1,0 +1,208 @@
+"""From a server's address to a connected socket: all addresses of a name, side by side, within one time limit.
+
+A name often has several addresses, and one that is silent (mostly a dead IPv6 path) must cost little. So each is begun
+a quarter of a second after the one before, or as soon as that has failed, families in turns; the first that answers is
+taken and the others are closed: *happy eyeballs*, RFC 8305.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import NamedTuple
+
+from splitpoint.errors import ServerError
+from splitpoint.transports.addresses import format_address, is_link_local, parse_address
+
+#: How long an address is waited for before the next is tried beside it (RFC 8305, 5).
+STAGGER_S = 0.25
+#: More addresses of one name than that are not tried, and more than that not told.
+_MOST, _MOST_TOLD = 32, 6
+#: Waits for a handful of sockets, and needs no descriptor itself. `select.select` ends at number 1023.
+Selector = getattr(selectors, "PollSelector", selectors.DefaultSelector)
+
+
+class Target(NamedTuple):
+    """Where to connect to, as sockets have it."""
+
+    family: int
+    sockaddr: tuple[object, ...]
+
+    def __str__(self) -> str:
+        return format_address(self.sockaddr).rpartition(":")[0].strip("[]")
+
+
+def dial(address: str, timeout_s: float) -> tuple[socket.socket, str]:
+    """(a socket connected to ``HOST[:PORT]``, its address), within `timeout_s` altogether.
+
+    ServerError says what is wrong there and what to do; where a name has several addresses, of each of them.
+    """
+    end = monotonic() + timeout_s
+    host, port = parse_address(address)
+    where = format_address((host, port))
+    targets = resolve(host, port, timeout_s)
+    sock, failed = _race(targets, end)
+    if sock is not None:
+        return sock, where
+    raise _unreachable(where, port, timeout_s, [(t, failed.get(t)) for t in targets])
+
+
+def resolve(host: str, port: int, timeout_s: float) -> list[Target]:
+    """The addresses of `host` in the order they should be tried. ServerError if it has none, or nobody says in time."""
+    try:
+        found = _numeric(host, port) or _look_up(host, port, timeout_s)
+    except socket.gaierror as exc:
+        if exc.errno in (socket.EAI_AGAIN, getattr(socket, "EAI_SYSTEM", None)):
+            raise ServerError(
+                f"the name {host} cannot be looked up now ({exc.strerror}): is the network up? Or use its number"
+            ) from exc
+        if "%" in host:
+            raise ServerError(
+                f"{host} is no address here: is there an interface {host.partition('%')[2]} (ip link)?"
+            ) from exc
+        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
+    except (UnicodeError, ValueError) as exc:  # too long, a null byte
+        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
+    except OSError as exc:
+        raise ServerError(f"the name {host} cannot be looked up: {exc.strerror or exc}") from exc
+    return _in_turns(found)[:_MOST]
+
+
+def _numeric(host: str, port: int) -> list[Target]:
+    """The address that `host` is; nothing if it is a name."""
+    try:
+        return _look_up_now(host, port, socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return []
+
+
+def _look_up_now(host: str, port: int, flags: int = 0) -> list[Target]:
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags)
+    return list(dict.fromkeys(Target(family, sockaddr) for family, _, _, _, sockaddr in infos))
+
+
+def _look_up(host: str, port: int, timeout_s: float) -> list[Target]:
+    """In a thread of its own: the system may take half a minute over a name, and nothing ends that sooner."""
+    answer: SimpleQueue[list[Target] | Exception] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answer.put(_look_up_now(host, port))
+        except Exception as exc:
+            answer.put(exc)
+
+    try:
+        threading.Thread(target=work, name=f"look up {host}", daemon=True).start()
+        found = answer.get(timeout=max(0.0, timeout_s))
+    except RuntimeError as exc:
+        raise ServerError(f"the name {host} cannot be looked up: this process may start no more threads") from exc
+    except Empty:
+        raise ServerError(
+            f"the name {host} was not looked up in {timeout_s:g} s: no name server answers; is the network up? "
+            "Or use its number"
+        ) from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _in_turns(targets: Sequence[Target]) -> list[Target]:
+    """`targets`, as the system has sorted them, but so that families take turns (RFC 8305, 4)."""
+    families = [deque(t for t in targets if t.family == f) for f in dict.fromkeys(t.family for t in targets)]
+    found = []
+    while any(families):
+        found += [family.popleft() for family in families if family]
+    return found
+
+
+def _race(targets: Sequence[Target], end: float) -> tuple[socket.socket | None, dict[Target, OSError]]:
+    """The first socket that is connected, if one is before `end`, and why others were not. They are closed."""
+    waiting, failed = deque(targets), dict[Target, OSError]()
+    running: dict[socket.socket, Target] = {}
+    winner = None
+    try:
+        with Selector() as selector:
+            next_at = monotonic()
+            while winner is None and (waiting or running) and (now := monotonic()) < end:
+                if waiting and (now >= next_at or not running):
+                    target = waiting.popleft()
+                    try:
+                        sock = _begin(target)
+                    except OSError as exc:
+                        failed[target] = exc
+                        continue
+                    running[sock] = target
+                    selector.register(sock, selectors.EVENT_WRITE)
+                    next_at = now + STAGGER_S
+                until = min(end, next_at) if waiting else end
+                for key, _ in selector.select(max(0.0, until - monotonic())):
+                    sock = key.fileobj  # type: ignore[assignment]  # what was registered
+                    if not (error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                        winner = sock
+                        break
+                    selector.unregister(sock)
+                    failed[running.pop(sock)] = OSError(error, os.strerror(error))
+                    sock.close()
+                    next_at = 0.0  # the next one at once
+        if winner is not None:
+            del running[winner]
+        return winner, failed
+    finally:
+        for sock in running:
+            sock.close()
+
+
+def _begin(target: Target) -> socket.socket:
+    """A socket that is being connected to `target`. OSError if that fails at once."""
+    sock = socket.socket(target.family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        error = sock.connect_ex(target.sockaddr)
+        if error not in (0, errno.EINPROGRESS, errno.EAGAIN):
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _unreachable(
+    where: str, port: int, timeout_s: float, reasons: Sequence[tuple[Target, OSError | None]]
+) -> ServerError:
+    """Why none of the addresses is connected; None stands for no answer in time."""
+    errors = {None if exc is None or exc.errno == errno.ETIMEDOUT else exc.errno for _, exc in reasons}
+    several = f" ({_listed([str(t) for t, _ in reasons])})" if len(reasons) > 1 else ""
+    if errors == {errno.ECONNREFUSED}:
+        return ServerError(
+            f"nothing listens at {where}{several}: start `splitpoint serve MODEL --port {port}` there, "
+            "or check the port"
+        )
+    if errors == {None}:
+        return ServerError(
+            f"no answer from {where}{several} in {timeout_s:g} s: the machine is off, "
+            "or a firewall drops the connection"
+        )
+    if len(reasons) == 1:
+        return ServerError(f"cannot reach {where}: {_why(*reasons[0], timeout_s)}")
+    told = _listed([f"{target}: {_why(target, exc, timeout_s)}" for target, exc in reasons], "; ")
+    return ServerError(f"cannot reach {where} at any of its addresses ({told})")
+
+
+def _why(target: Target, exc: OSError | None, timeout_s: float) -> str:
+    if exc is None:
+        return f"no answer in {timeout_s:g} s"
+    if exc.errno == errno.EINVAL and is_link_local(str(target)):
+        return f"it is an address of every link: say which, as in {target}%eth0"
+    return "nothing listens there" if exc.errno == errno.ECONNREFUSED else exc.strerror or str(exc)
+
+
+def _listed(words: Sequence[str], between: str = ", ") -> str:
+    more = len(words) - _MOST_TOLD
+    return between.join(words[:_MOST_TOLD]) + (f"{between}and {more} more" if more > 0 else "")
