@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import LIMITS, Target
+from attacking import LIMITS, Target
 
 from serving import until
 from splitpoint.runtime.probe import MOST_NBYTES

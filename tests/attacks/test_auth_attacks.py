@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LIMITS, Attacker
+from attacking import LIMITS, Attacker
 
 import certificates
 from serving import Gate, affine, nothing_leaks, until

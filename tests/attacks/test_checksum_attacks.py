@@ -6,7 +6,7 @@ import struct
 import zlib
 
 import pytest
-from conftest import LIMITS, Attacker, Target
+from attacking import LIMITS, Attacker, Target
 
 from splitpoint.wire import Kind
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import zstandard
-from conftest import LIMITS, Attacker, Target
+from attacking import LIMITS, Attacker, Target
 from onnx import TensorProto, helper
 from PIL import Image
 

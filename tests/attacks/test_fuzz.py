@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
-from conftest import Attacker, Target, under_attack
+from attacking import Attacker, Target, under_attack
 from hypothesis import HealthCheck, given, settings
 from test_codec_attacks import memory_stays
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LIMITS, Attacker, Target, under_attack
+from attacking import LIMITS, Attacker, Target, under_attack
 from test_codec_attacks import memory_stays
 
 from serving import affine, until
