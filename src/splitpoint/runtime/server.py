@@ -19,14 +19,15 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
+from weakref import ReferenceType, ref
 
 from splitpoint import wire
 from splitpoint.engines import Engine
 from splitpoint.engines.memory import give_back
 from splitpoint.errors import ModelError, ServerError, UsageError, nearest
-from splitpoint.images import InputSpec
-from splitpoint.models.layers import metadata
+from splitpoint.lifetime import Closable
 from splitpoint.models.model import Model
+from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
 from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.runtime.origins import Origin, Origins
@@ -46,7 +47,7 @@ _TURNED_AWAY = 32
 _TIDY_S = 5.0
 
 
-class Server:
+class Server(Closable):
     """Serves `models` (several versions of one name are fine) until it is closed.
 
     >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
@@ -121,22 +122,31 @@ class Server:
     @property
     def address(self) -> str:
         """``host:port`` it listens at, once started."""
+        self.check()
         if self._listener is None:
             raise UsageError("the server is not started: use it in a with statement, or call start()")
         return self._listener.address
 
     def start(self) -> None:
         """Begins to listen and to answer, in threads of its own."""
+        self.check()
         if self._listener is not None:
             return
-        self._listener = self._listen()
-        self._listener.on_starved = lambda why: self.tell(Event("warning", f"others wait to be connected: {why}"))
+        self._listener = listener = self._listen()
+        self._port = listener.sockaddr[1]
+        server = ref(self)  # a server that is forgotten is not kept alive by its own thread
+        listener.on_starved = partial(_starved, server)
+        self._stop.clear()
+        self.draining = False
+        self._turned_away.clear()
+        if self._closing is None:
+            self._opened()
         self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s)
         self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch)
-        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, lambda: self._answered)
+        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
-        self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
+        self._accepting = threading.Thread(target=_accept, args=(listener, server), name="accept", daemon=True)
         self._accepting.start()
         self.tell(Event("listening", f"listening at {self.address}"))
         if self._is_exposed(self._listener):
@@ -188,8 +198,20 @@ class Server:
         """Makes `serve_forever` return. May be called from a signal handler."""
         self._stop.set()
 
+    def _end(self) -> None:
+        self.close()
+
+    def forked(self) -> None:
+        if self._listener is not None:  # one that does not run has nothing that could not be used on both sides
+            super().forked()
+
     def close(self, drain_s: float = 0.0) -> None:
-        """Stops: no new requests, up to `drain_s` for those in flight to be answered, then every connection ends."""
+        """Stops: no new requests, up to `drain_s` for those in flight to be answered, then every connection ends.
+
+        `start` serves again, at the same port.
+        """
+        if isinstance(self._over, UsageError):  # the process has forked: it is for the parent to stop it
+            return
         self._stop.set()
         with self._lock:
             listener, self._listener = self._listener, None
@@ -221,27 +243,29 @@ class Server:
         self.builders.shutdown(cancel_futures=True)
         self.compute.close()
         self.tails.close()
+        self._closing = None  # nothing is left that could be forgotten
 
     # --- connections --------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        listener = self._listener
-        while listener is not None and (connection := listener.accept()) is not None:
-            limits, peer = self.limits, None
-            text = f"the server has {limits.connections} connections already: try again later"
-            with self._lock:
-                if len(self._peers) < limits.connections and not self.draining:
-                    origin = self._origins.enter(connection.peer, monotonic())
-                    if origin is None:
-                        many = counted(limits.client_connections, "connection")
-                        text = f"{many} from this address already: close one, or serve with more --client-connections"
-                    else:
-                        peer = Peer(self, connection, origin)
-                        self._peers.add(peer)
-            if peer is None:
-                self._turn_away(connection, text)
-            else:
-                self._begin(peer)
+    def take(self, connection: TcpConnection) -> None:
+        """Serves `connection`, if there is room for it."""
+        limits, peer = self.limits, None
+        text = f"the server has {limits.connections} connections already: try again later"
+        with self._lock:
+            if self.draining:
+                text = "the server is ending: try again later"
+            elif len(self._peers) < limits.connections:
+                origin = self._origins.enter(connection.peer, monotonic())
+                if origin is None:
+                    many = counted(limits.client_connections, "connection")
+                    text = f"{many} from this address already: close one, or serve with more --client-connections"
+                else:
+                    peer = Peer(self, connection, origin)
+                    self._peers.add(peer)
+        if peer is None:
+            self._turn_away(connection, text)
+        else:
+            self._begin(peer)
 
     def _begin(self, peer: Peer) -> None:
         try:
@@ -317,21 +341,25 @@ class Server:
 
     def infos(self) -> tuple[wire.ModelInfo, ...]:
         """What WELCOME says about each model, in the order given; every fingerprint once."""
-        return tuple(
-            wire.ModelInfo(
-                m.name,
-                m.fingerprint,
-                m.nbytes,
-                tuple(map(wire.TensorInfo.of, m.inputs)),
-                tuple(map(wire.TensorInfo.of, m.outputs)),
-                _own_spec(m),
-            )
-            for m in self.models.values()
-        )
+        return tuple(map(info_of, self.models.values()))
 
 
-def _own_spec(model: Model) -> str:
-    """The input spec that this model was given here, as JSON; empty if it is the graph's own."""
-    if model.input_spec is None or model.input_spec == InputSpec.from_metadata(metadata(model.skeleton)):
-        return ""
-    return model.input_spec.to_json()
+def _accept(listener: TcpListener, server: ReferenceType[Server]) -> None:
+    """Hands the connections that are made to the server, until it is closed or was forgotten."""
+    while (connection := listener.accept()) is not None:
+        found = server()
+        if found is None:
+            connection.close()
+            return
+        found.take(connection)
+        del found, connection
+
+
+def _starved(server: ReferenceType[Server], why: str) -> None:
+    if (found := server()) is not None:
+        found.tell(Event("warning", f"others wait to be connected: {why}"))
+
+
+def _answered(server: ReferenceType[Server]) -> int:
+    found = server()
+    return found._answered if found is not None else 0

@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from splitpoint.errors import ServerError, UsageError
-from splitpoint.transports.framed import Framed
+from splitpoint.errors import ServerError, UnreachableError, UsageError
+from splitpoint.lifetime import foreign, watch
+from splitpoint.transports.framed import Framed, foreign_use
 from splitpoint.wire import DEFAULT_PORT, Buffer, Limits, Packet, checked, flat
 
 #: What is said when a process has no descriptor left, and what helps.
@@ -150,7 +151,7 @@ class TcpConnection(Framed):
         try:
             with self._lock:
                 if self._broken:
-                    raise ServerError(self._broken)
+                    raise ServerError(self._broken) if self._sendmsg is not foreign_use else foreign("connection")
                 self.sent_nbytes += packet.nbytes
                 if self._writing:
                     # Whoever is writing takes this along: no sender waits for another one's slow peer.
@@ -257,6 +258,15 @@ class TcpConnection(Framed):
     def _say_end(self) -> None:
         """Sends what an encrypted connection ends with, if that can be done at once."""
 
+    def forked(self) -> None:
+        super().forked()
+        self._lock = threading.Lock()  # a thread of the parent may have held the other one
+        self._changed = threading.Condition(self._lock)
+        self._queue = deque()
+        self._writing, self._closed = False, True
+        self._broken, self._sendmsg = str(foreign("connection")), foreign_use
+        self._sock.close()  # no shutdown: that would end the parent's side too
+
     def moved_nbytes(self) -> int:
         """What the kernel counts as acknowledged and received; 0 where it does not (before Linux 4.1, elsewhere)."""
         try:
@@ -320,6 +330,7 @@ class TcpListener:
         self._starved = False
         self.on_starved: Callable[[str], None] = lambda why: None
         """Told why when a connection cannot be taken for want of descriptors or memory, once until one can again."""
+        watch(self)
 
     def accept(self) -> TcpConnection | None:
         """The next connection; None once closed."""
@@ -344,6 +355,11 @@ class TcpListener:
                 return self._wrap(sock, format_address(sockaddr), self._limits)
             except OSError:
                 sock.close()
+
+    def forked(self) -> None:
+        """The process has forked, and this is the child: the port is the parent's alone."""
+        for sock in (self._sock, self._wake, self._waker):
+            sock.close()
 
     def wake(self) -> None:
         """Makes `accept` return None, now and ever after."""
@@ -389,17 +405,21 @@ def dial(address: str, timeout_s: float) -> tuple[socket.socket, str]:
     try:
         sock = socket.create_connection((host, port), timeout=timeout_s)
     except ConnectionRefusedError as exc:
-        raise ServerError(
+        raise UnreachableError(
             f"nothing listens at {where}: start `splitpoint serve MODEL --port {port}` there, or check the port"
         ) from exc
     except socket.gaierror as exc:
-        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
+        raise UnreachableError(
+            f"no machine is known by the name {host}: check the spelling, or use its number"
+        ) from exc
     except TimeoutError as exc:
-        raise ServerError(
+        raise UnreachableError(
             f"no answer from {where} in {timeout_s:g} s: the machine is off, or a firewall drops the connection"
         ) from exc
-    except (OSError, UnicodeError) as exc:
-        raise ServerError(f"cannot reach {where}: {getattr(exc, 'strerror', None) or exc}") from exc
+    except UnicodeError as exc:
+        raise ServerError(f"cannot reach {where}: {exc}") from exc
+    except OSError as exc:
+        raise UnreachableError(f"cannot reach {where}: {exc.strerror or exc}") from exc
     return sock, where
 
 
