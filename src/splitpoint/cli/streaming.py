@@ -81,7 +81,7 @@ class Stream:
 
     def _requests(self) -> Iterator[Request]:
         """Each frame with its times so far; one that cannot be read is reported and passed over."""
-        model, alone = self.runner.model, self.count == 1
+        alone = self.count == 1
         for taken in self.feed:
             recorder = Recorder()
             recorder.spans += taken.frame.spans
@@ -89,7 +89,7 @@ class Stream:
                 recorder.add("held", taken.due_s, now)
             try:
                 with recorder.span("prepare"):
-                    inputs = _inputs(model, taken.frame)
+                    inputs = _inputs(self.runner.model, taken.frame)  # which may be followed by another
             except InputError as exc:
                 if alone:
                     raise

@@ -140,7 +140,7 @@ class Edge(Closable):
         self._tell = on_event
         self._codec = codec
         self._stopped, self._lock = threading.Event(), threading.Lock()
-        self._when_reached: list[Callable[[], None]] = []
+        self._when_reached: list[Callable[[], object]] = []
         self._beside: threading.Thread | None = None
         self._old: list[Binding] = []
         self.adaptive: Adaptive | None = None
@@ -249,7 +249,7 @@ class Edge(Closable):
         """Whether the server has been there yet."""
         return self._binding.line.met
 
-    def when_reached(self, job: Callable[[], None]) -> None:
+    def when_reached(self, job: Callable[[], object]) -> None:
         """Has `job` done, in a thread of its own, when the server is there for the first time or with a model that has
         changed."""
         self._when_reached.append(job)
@@ -311,7 +311,10 @@ class Edge(Closable):
             adaptive.close()
         with self._lock:
             self._old.append(old)
-            self._binding, self.info, self.model = new, new.info, new.model
+            model = new.model
+            if self.model is not old.model:  # how inputs are made was said here, and goes on being so
+                model = model.with_input_spec(self.model.input_spec)
+            self._binding, self.info, self.model = new, new.info, model
         old.leave()
         cut = self.cut.name
         fingerprints = f"{new.info.fingerprint[:12]} instead of {old.info.fingerprint[:12]}"

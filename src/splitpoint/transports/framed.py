@@ -123,6 +123,7 @@ class Framed(ABC):
     def forked(self) -> None:
         """The process has forked, and this is the child: it neither reads nor writes what is the parent's."""
         self._recv_into = self._recvmsg_into = foreign_use
+        self._be_patient = foreign_use  # type: ignore[assignment,method-assign]
         self._extra, self._ahead, self._queued, self.spin_s = 0, None, 0, 0.0
 
     def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
