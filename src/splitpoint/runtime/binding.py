@@ -184,7 +184,7 @@ class Binding:
         if newer is not None and not self.means.follows:
             text += " now (--follow-model, or follow_model=True, goes over to that)"
         if text != self._missed:
-            self._missed = text
+            self._missed, self.follow_failed = text, None
             self.means.tell(Event("changed", text))
         self.means.changed(models)
         return ModelError(text)

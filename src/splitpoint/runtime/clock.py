@@ -88,12 +88,13 @@ class ServerClock:
         return False
 
     def _add(self, seen: Offset) -> None:
-        now = seen.taken
-        last = self._samples[-1] if self._samples else seen
-        if self.best.error_s < float("inf") and self.best.apart(seen, now):
-            rate = last.apart(seen, now) / max(now - last.taken, 1e-3)
-            if seen.pinged and 0 < rate <= _FASTEST:  # one runs fast: from now on every sample is trusted less with age
-                self._drift = min(_FASTEST, max(self._drift, DRIFT + 2 * rate))
+        now, best = seen.taken, self.best
+        if best.error_s < float("inf") and (gap_s := best.apart(seen, now)):
+            passed_s = max(now - best.taken, 1e-3)
+            if seen.pinged and best.pinged and gap_s <= _FASTEST * passed_s:
+                # One runs fast: from now on samples are trusted less as they age, by the most that this can mean.
+                most = (abs(seen.offset_s - best.offset_s) + seen.error_s + best.error_s) / passed_s
+                self._drift = min(_FASTEST, max(self._drift, most))
             self._samples.clear()
         self._samples.append(seen._replace(drift=self._drift))
         self.best = min(self._samples, key=lambda s: s.error_at(now))

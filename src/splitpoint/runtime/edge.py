@@ -47,7 +47,7 @@ from splitpoint.runtime.glimpse import Glimpse, glimpse
 from splitpoint.runtime.here import Here
 from splitpoint.runtime.holding import Background
 from splitpoint.runtime.late import PATIENCE, Patience
-from splitpoint.runtime.line import Line, gone
+from splitpoint.runtime.line import REFUSALS, Line, gone
 from splitpoint.runtime.placement import Route
 from splitpoint.runtime.probe import measure_link
 from splitpoint.runtime.result import Request, Result
@@ -301,7 +301,8 @@ class Edge(Closable):
         try:
             new = self._bound_anew(old)
         except BaseException as exc:
-            old.follow_failed = exc if isinstance(exc, SplitpointError) else ServerError(str(exc))
+            if isinstance(exc, REFUSALS):  # else it is tried again when the server is
+                old.follow_failed = exc
             raise
         finally:
             if new is None:
@@ -312,7 +313,9 @@ class Edge(Closable):
         with self._lock:
             self._old.append(old)
             model = new.model
-            if self.model is not old.model:  # how inputs are made was said here, and goes on being so
+            if (
+                self.model is not old.model and self.model.input_spec is not None
+            ):  # how inputs are made was said here, and goes on being so
                 model = model.with_input_spec(self.model.input_spec)
             self._binding, self.info, self.model = new, new.info, model
         old.leave()
@@ -579,12 +582,11 @@ class Edge(Closable):
         limit_s = self.deadline_s if deadline_s is None else check_deadline(deadline_s)
         request = _request(inputs)
         flags = wire.PIPELINED if more else 0
+        if self._fallback != ERROR or self.watchers:
+            return self._survived(self._sent(self._begun(request, _How(at, codec, limit_s, flags))))
         try:
-            binding = self._binding
-            route = None if at is None else self._route(self._cut(at), codec)
-            if self._fallback == ERROR and not self.watchers:
-                return plain.finish(plain.send(plain.begin(route or binding.cuts.current, request, limit_s, flags)))
-            return self._survived(self._sent(binding, route, request, limit_s, flags))
+            route = self._cuts.current if at is None else self._route(self._cut(at), codec)
+            return plain.finish(plain.send(plain.begin(route, request, limit_s, flags)))
         except Exception:
             self.check()
             raise
@@ -612,18 +614,12 @@ class Edge(Closable):
 
         def hold(item: Inputs) -> _Asked:
             self.check()
-            binding = self._binding
-            ticket = self._surviving(binding).begin(self._held(binding), _request(item), limit_s, flags)
-            return _Asked(binding, ticket)
-
-        def send(asked: _Asked) -> _Asked:
-            self._surviving(asked.binding).send(asked.ticket)
-            return asked
+            return self._begun(_request(item), _How(None, None, limit_s, flags))
 
         def abandon(asked: _Asked) -> None:
             self._surviving(asked.binding).abandon(asked.ticket)
 
-        return stream(items, (hold, send, self._survived), abandon, window)
+        return stream(items, (hold, self._sent, self._survived), abandon, window)
 
     def shadow(self, inputs: Inputs, at: str | int | Cut, codec: CodecChoice | None = None) -> bool:
         """Sends a request over the cut `at`, which is warm, beside the others; only `watchers` hear of its answer.
@@ -644,28 +640,46 @@ class Edge(Closable):
         """The current route (or `wanted`), whose halves are kept until the request is answered."""
         while not (route := wanted or binding.cuts.current).placement.hold():
             self.check()
+            if binding.replaced:
+                raise Moved(CLOSED)
             if wanted is not None:
                 raise UsageError(f"{route.placement.cut.name} was forgotten while a request was to use it")
-            if binding.replaced:
-                binding = self._binding
         return route
 
-    def _sent(self, binding: Binding, route: Route | None, request: Request, limit_s: float, flags: int) -> _Asked:
-        survivor = self._surviving(binding)
-        return _Asked(binding, survivor.send(survivor.begin(self._held(binding, route), request, limit_s, flags)))
+    def _begun(self, request: Request, how: _How) -> _Asked:
+        """The request with its head run, by what the edge is bound to now."""
+        while True:
+            binding, at = self._binding, how.at
+            try:
+                route = (
+                    None if at is None else binding.cuts.route(self._cut(at), self._codecs_at(self._cut(at), how.codec))
+                )
+                held = self._held(binding, route)
+                ticket = self._surviving(binding).begin(held, request, how.limit_s, how.flags)
+                return _Asked(binding, ticket, how)
+            except SplitpointError:
+                self.check()  # closed meanwhile: that is the reason, whatever it looked like
+                if not binding.replaced:
+                    raise
+                how = how.moved(how.limit_s)
+
+    def _sent(self, asked: _Asked) -> _Asked:
+        self._surviving(asked.binding).send(asked.ticket)
+        return asked
 
     def _survived(self, asked: _Asked) -> Result:
         while True:
-            binding, ticket = asked
+            binding, ticket, how = asked
             try:
                 result = self._surviving(binding).finish(ticket)
                 break
-            except Moved:  # the model it was begun with is gone: it begins again with the one that took its place
+            except SplitpointError:
+                self.check()
+                if not binding.replaced:
+                    raise
+                # The model it was begun with is gone: it begins again with the one that took its place.
                 limit_s = max(ticket.left_s(), 1e-3) if ticket.deadline_s else 0.0
-                asked = self._sent(self._binding, None, ticket.request, limit_s, ticket.flags)
-            except Exception:
-                self.check()  # closed meanwhile: that is the reason, whatever it looked like
-                raise
+                asked = self._sent(self._begun(ticket.request, how.moved(limit_s)))
             finally:
                 if binding.background is not None:
                     binding.background.start()
@@ -674,11 +688,26 @@ class Edge(Closable):
         return result
 
 
+class _How(NamedTuple):
+    """Where a request is cut (None: as all are), with which codecs, by when, and with which flags."""
+
+    at: str | int | Cut | None
+    codec: CodecChoice | None
+    limit_s: float
+    flags: int
+
+    def moved(self, limit_s: float) -> _How:
+        """The same for another model, in which a cut goes by its name."""
+        at = self.at.name if isinstance(self.at, Cut) else self.at
+        return self._replace(at=at, limit_s=limit_s)
+
+
 class _Asked(NamedTuple):
     """A request under way, and what it was begun with."""
 
     binding: Binding
     ticket: Ticket
+    how: _How
 
 
 def _plan(

@@ -39,6 +39,8 @@ FALLBACKS = (ERROR, WAIT, LOCAL)
 _LOOK_S = 0.2
 #: A server that answers a request with an error so often will do it again: `wait` ends there.
 _REFUSALS = 3
+#: Between them: a server may be about to end.
+_REFUSED_S = 0.05
 _LATE = "the server was late"
 
 
@@ -223,7 +225,7 @@ class Survivor:
     def _first(self, ticket: Ticket) -> Result:
         while True:
             if self._closed.is_set():
-                raise ServerError(CLOSED)
+                raise self._refused() or ServerError(CLOSED)
             if ticket.attempt is None and not ticket.here:
                 if self._can_finish(ticket):
                     return self._finish_now(ticket)
@@ -341,6 +343,7 @@ class Survivor:
         if attempt.far.channel.ended or isinstance(exc, BusyError) or ticket.here or self._can_finish(ticket):
             return
         ticket.refusals += 1
+        ticket.not_before = perf_counter() + _REFUSED_S
         if ticket.refusals >= _REFUSALS:
             raise exc
 

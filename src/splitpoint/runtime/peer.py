@@ -52,6 +52,8 @@ _GUESS_S = 0.25
 _WHY = 1000
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
 
+#: When to ask again a server that is ending: its BYE is on the way, and the next one comes after it.
+_ENDING_S = 0.1
 #: Profiles that one connection may wait for at once.
 _MOST_PROFILES = 8
 
@@ -348,7 +350,8 @@ class Peer:
             # collector does not see frames (`gc=False`), neither would ever leave memory.
             return exc.with_traceback(None)
         if server.draining:
-            return ServerError("the server is ending: it takes no more requests")
+            # BUSY, not an error of the request: whoever waits for the server waits for the one that comes after it.
+            return BusyError("the server is ending: it takes no more requests", _ENDING_S)
         if len(self.in_flight) >= server.limits.in_flight:
             text = f"{server.limits.in_flight} requests of this connection are in flight already"
             return BusyError(text, server.compute.retry_after_s(self.client))
