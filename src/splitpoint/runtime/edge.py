@@ -88,6 +88,10 @@ class Edge(Closable):
     ``"wait"`` asks again, on a new connection if need be, until the deadline or for ever; ``"local"`` finishes it here
     from the tensors that are here. That takes the whole model's weights: a local `Model`, or they are fetched
     after the first answer, with a tenth of the link; until then it is ``"wait"``, and `on_event` is told so.
+    A server that is not there yet is waited for (``"wait"``: until the deadline, or for ever), or done without until it
+    comes (``"local"``, with a local `Model`); with `need_server` it is an error. One that comes back with a newer model
+    of that name is told of; with `follow_model` the newer one is fetched and taken, between two requests, if it takes
+    and gives the same.
     `deadline_s` is when an answer should be there, counted from the call; 0 is none. `patience` says what *late*
     means, and `seed` draws the pauses before a lost server is tried again.
 
@@ -98,7 +102,8 @@ class Edge(Closable):
 
     Raises ServerError and its kin if the server is not there or refuses, CutError for an unknown cut, UsageError for
     a codec that makes no sense, StorageError for the cache, RefusedError for the fallback ``"local"`` if the server
-    does not hand the model out. Any number of threads may call `infer`.
+    does not hand the model out. Any number of threads may call `infer`; a process that forks makes one after it (in the
+    child, use of one that was made before is a UsageError).
     """
 
     def __init__(
