@@ -176,6 +176,30 @@ def test_a_name_that_is_not_known_yet_is_looked_up_again(
         assert served(edge)
 
 
+def test_a_name_that_takes_long_to_look_up_is_not_waited_for(
+    model: Model, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, look_up = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host: str, *others: Any, **more: Any) -> Any:
+        if host == "server.test":
+            assert known.wait(30)
+        return look_up("127.0.0.1", *others, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with (
+        serve(model, port),
+        Edge(
+            f"server.test:{port}", model, at="add0", fallback="local", engine=ort(), patience=EAGER, connect_s=0.1
+        ) as edge,
+    ):
+        result = edge.infer(x())
+        right(model, result)
+        assert "no answer from server.test" in result.fallback
+        known.set()
+        assert served(edge)
+
+
 @pytest.mark.parametrize("fallback", ["error", "wait", "local"])
 def test_a_server_that_refuses_is_no_server_that_is_not_there(tmp_path: Path, model: Model, fallback: str) -> None:
     other = affine(tmp_path, name="other", seed=5)

@@ -94,6 +94,7 @@ class Binding:
         self.follow_failed: SplitpointError | None = None
         self.replaced = False
         self._missed = ""
+        self._early = channel.ended
         self._cuts: Cuts | None = None
         try:
             self.holding = holding = Holding(info, local, lambda: line.channel, means.cache, tell, means.progress)
@@ -150,7 +151,9 @@ class Binding:
             if state == DOWN:
                 self.means.tell(Event("notice", f"not asking the server for now: {self.line.why}"))
             elif state == UP:
-                self.means.tell(Event("notice", "the server answers again"))
+                first, self._early = self._early, False
+                text = "the server is there: requests go to it" if first else "the server answers again"
+                self.means.tell(Event("notice", text))
         tell(self.means.watchers, lambda w: w.state(state))
 
     def _rest(self, channel: Channel) -> None:

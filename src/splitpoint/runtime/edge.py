@@ -776,6 +776,9 @@ def _dial_in_time(dial: Dialler, connect_s: float) -> Channel:
         found = came.get(timeout=connect_s)
     except Empty:
         late.set()
+        with suppress(Empty):  # it came at the last moment
+            if isinstance(made := came.get_nowait(), Channel):
+                made.close()
         raise UnreachableError(f"no answer from {dial.address} in {connect_s:g} s") from None
     if isinstance(found, BaseException):
         raise found
