@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 import nets
 from serving import Gate, affine, evaluate, nothing_leaks
@@ -703,8 +704,8 @@ def test_the_rest_of_the_weights_comes_in_the_background_and_slowly(tmp_path: Pa
             assert not edge.local_ready
             (notice,) = [e.text for e in told if e.kind == "notice"]
             assert notice.startswith("no local fallback yet (0 B of 32.8 kB here)"), notice
-            assert edge._background is not None
-            assert edge._background._thread.ident is None, "not before the first answer"
+            assert edge._binding.background is not None
+            assert edge._binding.background._thread.ident is None, "not before the first answer"
             relay.set_link(Link(mbps, mbps, 0.2))
             began = time.perf_counter()
             right(model, x, edge.infer(x))
@@ -827,7 +828,7 @@ def test_all_cuts_are_open_again_after_a_reconnect_and_none_is_compiled_twice_he
         old = edge._channel
         relay.cut()
         assert until(lambda: edge._channel is not old and edge.link_state == "trying"), "without being asked"
-        assert until(lambda: all(edge._survivor._is_open(p) for p in edge._cuts.all()))  # type: ignore[union-attr]
+        assert until(lambda: all(edge._binding.survivor._is_open(p) for p in edge._cuts.all()))  # type: ignore[union-attr]
         for at in ("add0", "add2", "add0"):
             edge.switch(at)
             result = edge.infer(x)
@@ -837,7 +838,7 @@ def test_all_cuts_are_open_again_after_a_reconnect_and_none_is_compiled_twice_he
         assert heard.states == ["down", "trying", "up"]
 
 
-def test_while_the_server_is_gone_a_cut_that_needs_none_can_be_taken(model: Model) -> None:
+def test_while_the_server_is_gone_any_cut_can_be_taken_where_the_model_is_here(model: Model) -> None:
     x = xs(1)[0]
     with (
         Server([model], engine=ort(), port=0) as server,
@@ -846,9 +847,12 @@ def test_while_the_server_is_gone_a_cut_that_needs_none_can_be_taken(model: Mode
     ):
         relay.cut(refuse_s=30.0)
         assert until(lambda: edge.link_state == "down")
-        with pytest.raises(ServerError):
-            edge.switch("add2")
-        right(model, x, edge.infer(x))
+        edge.switch("add2")
+        result = edge.infer(x)
+        right(model, x, result)
+        assert result.fallback
+        assert result.cut == "add2"
+        right(model, x, edge.infer(x, at="add1"))
         edge.switch("output")
         result = edge.infer(x)
         right(model, x, result)
@@ -931,7 +935,8 @@ def test_closing_ends_it_at_once_whatever_it_is_doing(model: Model, fallback: st
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never greets
         with Server([model], engine=ort(), port=0) as server:
             edge = Edge(server.address, model, at="add0", fallback=fallback, engine=ort(), seed=1)
-            edge._dialled = (f"127.0.0.1:{silent.getsockname()[1]}", None, False)
+            elsewhere = structs.replace(edge._means.dial, address=f"127.0.0.1:{silent.getsockname()[1]}")
+            edge._binding.means = structs.replace(edge._means, dial=elsewhere)
         assert until(lambda: edge.link_state == "down")
         assert until(lambda: edge._line._greeting is not None), "it greets a server that says nothing"
         errors: list[Exception] = []

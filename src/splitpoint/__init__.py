@@ -10,6 +10,8 @@ with sp.Server([model], engine=sp.open_engine(), port=0) as server:
         result = edge.infer(image)                       # uint8[1,224,224,3]
         print(result.outputs["logits"].argmax(), result.trace)
 ```
+
+Where processes fork (pre-forking web servers, multiprocessing), make the `Edge` after the fork, in each of them.
 """
 
 from splitpoint.calibration.files import load_calibration, save_calibration

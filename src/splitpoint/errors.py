@@ -11,6 +11,7 @@
     │   ├── ProtocolError            6    the peer does not speak our protocol, or broke it
     │   ├── RefusedError             6    the server does not do this for anyone: trying again is of no use
     │   ├── AccessError              6    the server lets this device in only with TLS, a token or a certificate
+    │   ├── UnreachableError         6    no server is there: not yet, or no longer
     │   └── BusyError                6    the server has no room: try again after `retry_after_s`
     ├── StorageError                 7    the disk is full, a file cannot be written, a cached blob has rotted
     │   └── ChangedError             7    a model's file is no longer what was read from it
@@ -90,6 +91,10 @@ class RefusedError(ServerError):
 
 class AccessError(ServerError):
     """The server does not let this device in: it wants TLS, its token, or a client certificate."""
+
+
+class UnreachableError(ServerError):
+    """No server is there, as far as can be told from here: not yet, or no longer, or not by that name."""
 
 
 class BusyError(ServerError):

@@ -38,9 +38,15 @@ class Rows:
     """
 
     def __init__(
-        self, spec: InputSpec | None, labels: Sequence[str], about: Callable[[], str], *, as_json: bool, keep: bool
+        self,
+        spec: Callable[[], InputSpec | None],
+        labels: Sequence[str],
+        about: Callable[[], str],
+        *,
+        as_json: bool,
+        keep: bool,
     ) -> None:
-        self._spec, self._about, self.as_json = spec, about, as_json
+        self._spec_now, self._about, self.as_json = spec, about, as_json
         self._lines = answers.Lines(out().width, labels)
         # Rows and a live bar on one terminal must come from one console.
         self.terminal: Console | None = out() if sys.stdout.isatty() else None
@@ -68,7 +74,7 @@ class Rows:
             yield self._about()
             yield self._lines.header()
         short = result.tag.label or ("-" if name == "-" else Path(name).name)
-        line = self._lines.row(short, answers.answer(result.outputs, self._spec), whole_trace(result))
+        line = self._lines.row(short, answers.answer(result.outputs, self._spec_now()), whole_trace(result))
         yield "  ".join([line, *_remarks(result)])
 
     def _row(self, name: str, result: Result) -> Mapping[str, object]:
@@ -82,7 +88,7 @@ class Rows:
             more |= {"deadline_ms": result.deadline_s * 1e3, "missed_ms": round(missed_ms(result), 4)}
         if result.tag.level:
             more["degraded"] = result.tag.level
-        return answers.as_json(name, result.outputs, self._spec, whole_trace(result), **more)
+        return answers.as_json(name, result.outputs, self._spec_now(), whole_trace(result), **more)
 
     def _key(self, name: str) -> str:
         stem, number = ("stdin" if name == "-" else Path(name).stem), 2

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,11 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @click.option(
+    "--follow-model",
+    is_flag=True,
+    help="When the server comes back with a newer model of that name, fetch it and go over to it between two requests.",
+)
+@click.option(
     "--checksum",
     is_flag=True,
     help="Every frame carries a CRC-32: what was changed on its way is no answer. (TCP's own checksum has 16 bits.)",
@@ -129,7 +135,7 @@ def command(
     on_overload: str | None,
     deadline: str | None, fallback: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
     no_adapt: bool, probe_every: str,
-    codecs: tuple[str, ...], save: Path | None, checksum: bool,
+    codecs: tuple[str, ...], save: Path | None, checksum: bool, follow_model: bool,
     model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
     weights: str | None, input_spec: Path | None,
 ) -> None:  # fmt: skip
@@ -151,7 +157,7 @@ def command(
     asked = Asked(
         name, cloud, at, load_plan(plan_path) if plan_path else None, parse_budget(budget), fresh, codecs, fallback,
         parse_ms(deadline, "--deadline") / 1e3 if deadline is not None else 0.0, model_hash, checksum, cache, shapes,
-        weights, input_spec, None if no_adapt else probe_every_s, security,
+        weights, input_spec, None if no_adapt else probe_every_s, security, follow_model,
     )  # fmt: skip
     with ExitStack() as stack:
         source = _open(files, fps, recursive, reconnect_s)
@@ -180,7 +186,7 @@ def command(
             then = DROP_OLDEST if policy == DEGRADE and not placed.cheaper else policy  # which has been said
             click.echo(pacing(source, fps, then, asked=on_overload is not None), err=True)
         rows = Rows(
-            runner.model.input_spec, _labels(source), lambda: describe(runner, cloud), as_json=as_json,
+            lambda: runner.model.input_spec, _labels(source), lambda: describe(runner, cloud), as_json=as_json,
             keep=save is not None,
         )  # fmt: skip
         stream = Stream(runner, rows, feed, source.count, asked.deadline_s)
@@ -222,6 +228,7 @@ class Asked:
     probe_every_s: float | None
     """None: the plan stays what it is."""
     security: Security
+    follow: bool
 
     @property
     def auto(self) -> bool:
@@ -239,8 +246,11 @@ class Asked:
             raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
         if self.checksum:
             raise UsageError("--checksum is for what crosses the link: add --cloud HOST")
-        if self.at not in (None, "auto", "output") or self.model_hash or self.codecs or self.plan or self.fallback:
-            raise UsageError("--at, --plan, --codec, --fallback and --model-hash are for a server: add --cloud HOST")
+        asked = self.model_hash or self.codecs or self.plan or self.fallback or self.follow
+        if self.at not in (None, "auto", "output") or asked:
+            raise UsageError(
+                "--at, --plan, --codec, --fallback, --model-hash and --follow-model are for a server: add --cloud HOST"
+            )
         model = load_model(self.name, self.shapes, self.weights, self.input_spec)
         return Local(model, engine)
 
@@ -254,7 +264,7 @@ class Asked:
             here or (name_of(name) if name else None),
             at="input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=notice, checksum=self.checksum,
-            security=self.security,
+            security=self.security, follow_model=self.follow,
         )  # fmt: skip
         if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
             click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
@@ -263,7 +273,7 @@ class Asked:
             except BaseException:
                 edge.close()
                 raise
-        if self.input_spec and here is None:
+        if self.input_spec:  # also for the one that may follow
             edge.model = edge.model.with_input_spec(InputSpec.from_file(self.input_spec))
         return edge
 
@@ -271,9 +281,10 @@ class Asked:
         """With the fallback that was asked for; else ``local``, or, if the whole model cannot be had, ``wait``."""
         assert self.cloud is not None
         if self.fallback is not None:
-            # Who waits gets a late answer, too: its deadline is only counted.
-            deadline_s = 0.0 if self.fallback == WAIT else self.deadline_s
-            return Edge(self.cloud, model, fallback=self.fallback, deadline_s=deadline_s, **options)
+            edge = Edge(self.cloud, model, fallback=self.fallback, deadline_s=self.deadline_s, **options)
+            if self.fallback == WAIT:  # who waits gets a late answer, too: from now on its deadline is only counted
+                edge.deadline_s = 0.0
+            return edge
         try:
             return Edge(self.cloud, model, fallback=LOCAL, deadline_s=self.deadline_s, **options)
         except RefusedError as exc:
@@ -290,10 +301,19 @@ class Asked:
         if self.probe_every_s is not None and not once:
             # In a stream requests also wait for those before them: what is late there is learned.
             watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0, rate=arriving)
-        return place(
-            edge, engine, self.codecs, self.budget_s, self.cache, fresh=self.fresh, rate=arriving, degrade=degrade,
-            watching=watching,
-        )  # fmt: skip
+
+        def planned(*, cheaper: bool) -> Placed:
+            return place(
+                edge, engine, self.codecs, self.budget_s, self.cache, fresh=self.fresh, rate=arriving, degrade=cheaper,
+                watching=watching,
+            )  # fmt: skip
+
+        edge.when_reached(partial(planned, cheaper=False))
+        if edge.reached:
+            return planned(cheaper=degrade)
+        edge.switch("output")
+        notice(Event("notice", "all runs here until the server is there: then it is planned where to cut"))
+        return Placed()
 
 
 # --- what is run ------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class Stream:
 
     def _requests(self) -> Iterator[Request]:
         """Each frame with its times so far; one that cannot be read is reported and passed over."""
-        model, alone, note = self.runner.model, self.count == 1, noting()
+        alone, note = self.count == 1, noting()
         for taken in self.feed:
             recorder = Recorder()
             recorder.spans += taken.frame.spans
@@ -84,7 +84,7 @@ class Stream:
                 recorder.add("held", taken.due_s, now)
             try:
                 with recorder.span("prepare"):
-                    frame = taken.frame
+                    frame, model = taken.frame, self.runner.model  # which may be followed by another
                     inputs = read_photo(model, frame.path, note) if frame.path else frame.inputs(model)
             except (InputError, MissingExtraError) as exc:
                 if alone:

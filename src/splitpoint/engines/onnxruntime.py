@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from splitpoint.engines.memory import give_back, resident_bytes
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
 from splitpoint.engines.wheels import for_device
 from splitpoint.errors import EngineError, InputError, SplitpointError, nearest
+from splitpoint.lifetime import foreign, watch
 from splitpoint.models.model import Segment
 from splitpoint.models.probe import give_weights, reason_of
 from splitpoint.tensors import Array, TensorSpec
@@ -140,6 +142,7 @@ class OnnxRuntimeSession:
         self._int8 = {t.name: t for t in segment.inputs if t.name in self._shifted}
         self._names = [t.name for t in segment.outputs]
         self._run: Any = self._session.run
+        watch(self)
         give_back()  # what building has left behind, which is no session's
         self.nbytes = max(resident_bytes() - before, segment.nbytes)
         del held, options  # ONNX Runtime has copied every weight
@@ -168,6 +171,15 @@ class OnnxRuntimeSession:
     def end_profiling(self) -> str:
         """The file that ONNX Runtime wrote, if it was made with `profile_to`."""
         return str(self._session.end_profiling()) if self._session is not None else _closed()
+
+    def forked(self) -> None:
+        """The process has forked, and this is the child: its threads are the parent's, and it cannot run here.
+
+        Taking it apart would wait for them for ever, so it is never freed.
+        """
+        if self._session is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            self._run = _foreign
 
     def close(self) -> None:
         self._run = _closed
@@ -201,6 +213,10 @@ def _kernel_medians(events: list[dict[str, Any]], warm: int, runs: int) -> list[
 
 def _closed(*_: object) -> NoReturn:
     raise EngineError("this session is closed")
+
+
+def _foreign(*_: object) -> NoReturn:
+    raise foreign("session")
 
 
 def _providers(device: str) -> list[str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -179,9 +180,10 @@ class Adaptive:
     def close(self) -> None:
         """Stops watching; the cut stays what it is. A switch that nobody has told of yet is told of."""
         self._closed.set()
-        self._edge.on_result = None
-        if self in self._edge.watchers:
-            self._edge.watchers.remove(self)
+        with suppress(ReferenceError):  # an edge that was forgotten is gone already
+            self._edge.on_result = None
+            if self in self._edge.watchers:
+                self._edge.watchers.remove(self)
         self._wake.set()
         self._jobs.put(lambda: None)
         for thread in self._threads:
@@ -196,8 +198,11 @@ class Adaptive:
             return False
         try:
             self.tick(self._now())
+        except ReferenceError:  # the edge was forgotten
+            return False
         except SplitpointError as exc:
-            self._tell(Event("notice", f"adapting: {exc}"))
+            if not self._closed.is_set():
+                self._tell(Event("notice", f"adapting: {exc}"))
         return True
 
     def _work(self) -> bool:
@@ -243,7 +248,7 @@ class Adaptive:
 
     def _learn(self, result: Result, remote_ms: float, *, disturbed: bool) -> None:
         """What an answer of the server says; of a disturbed one, only what it says of the link."""
-        if result.offset is None or not result.up_nbytes:
+        if result.offset is None or not result.offset.pinged or not result.up_nbytes:
             return
         now_s, stages, t = result.marks.ended, result.trace.stages(), result.times
         if disturbed:
@@ -357,6 +362,8 @@ class Adaptive:
         def run() -> None:
             try:
                 job()
+            except ReferenceError:  # the edge was forgotten
+                return
             except SplitpointError as exc:
                 if not self._closed.is_set() and self._edge.link_state != DOWN:  # that has been told
                     self._tell(Event("notice", f"{name}: {exc}"))

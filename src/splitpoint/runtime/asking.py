@@ -9,7 +9,7 @@ from splitpoint import wire
 from splitpoint.errors import BusyError, ServerError, UsageError
 from splitpoint.profile.files import parse_profile
 from splitpoint.profile.values import Profile
-from splitpoint.runtime.channel import Channel
+from splitpoint.runtime.channel import CLOSED, Channel
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.wire import Kind, ModelInfo
 
@@ -53,4 +53,4 @@ def _ask(
                 told = True
                 tell(Event("notice", f"{exc}; asking again for up to {left_s:.0f} s"))
         if closed.wait(pause_s):
-            raise ServerError("the connection is closed")
+            raise ServerError(CLOSED)

@@ -19,8 +19,9 @@ from time import monotonic, perf_counter
 from typing import TypeVar
 
 from splitpoint import wire
-from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UsageError
-from splitpoint.runtime.clock import ServerClock
+from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UnreachableError, UsageError
+from splitpoint.lifetime import foreign, watch
+from splitpoint.runtime.clock import Offset, ServerClock
 from splitpoint.transports import Connection, Ended
 from splitpoint.transports.framed import Framed
 from splitpoint.units import counted
@@ -33,6 +34,8 @@ _FIRST_PINGS_S = 0.25
 #: A ping whose answer is this late says nothing about the clock.
 _PING_LOST_S = 10.0
 _NEVER_TOO_MUCH = 1 << 62
+#: What use after `close` is told, and whoever waits for an answer then.
+CLOSED = "the connection is closed"
 #: How long it takes to find out what a server said before it hung up.
 _LAST_WORDS_S = 0.2
 
@@ -72,10 +75,23 @@ class Channel:
         self._pinged = 0.0
         self._ping_out = False
         self.answers = 0
+        watch(self)
         self.welcome = self._greet(software, checksum, token)
+
+    @classmethod
+    def absent(cls, address: str, why: SplitpointError) -> Channel:
+        """The channel to a server that is not there yet: ended from the beginning, because of `why`.
+
+        It says of the server what is hoped: that it can do what this software can.
+        """
+        made = cls(_Absent(address), software="", timeout_s=0.0)
+        made._broken = ServerError(str(why))
+        return made
 
     def _greet(self, software: str, checksum: bool, token: str) -> wire.Welcome:
         peer = self._connection.peer
+        if isinstance(self._connection, _Absent):
+            return wire.Welcome(features=(*wire.features(), wire.CRC32))
         if token and not self._connection.private:
             raise UsageError(
                 f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
@@ -91,11 +107,12 @@ class Channel:
             answer = wire.printable(exc.data)
             raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
         except TimeoutError:
-            raise ServerError(
+            raise UnreachableError(
                 f"{peer} did not answer in {self.timeout_s:g} s: it does not speak splitpoint, or it hangs"
             ) from None
         except Ended as exc:
-            raise ServerError(f"{exc}, without a word: does it speak splitpoint?") from exc
+            # A proxy before a server that is not there yet does that, too.
+            raise UnreachableError(f"{exc}, without a word: does it speak splitpoint?") from exc
         if isinstance(frame.header, wire.Error):
             raise wire.exception_of(frame.header)
         if not isinstance(frame.header, wire.Welcome):
@@ -231,7 +248,7 @@ class Channel:
         `on_end` is told why the connection has ended, before those who wait for an answer. Nothing, the second time.
         """
         with self._lock:
-            if self._reader is not None:
+            if self._reader is not None or isinstance(self._connection, _Absent):
                 return
             self._on_end = on_end
             if isinstance(self._connection, Framed):
@@ -259,7 +276,7 @@ class Channel:
             self._reading = False
             sinks, self._sinks = list(self._sinks.values()), {}
             self._arrived.notify_all()
-        why = self._broken or ServerError("the connection is closed")
+        why = self._broken or ServerError(CLOSED)
         self._on_end(why)
         for sink in sinks:
             sink(self._again(why))
@@ -339,7 +356,9 @@ class Channel:
 
     def _again(self, exc: SplitpointError) -> SplitpointError:
         """A fresh exception with the same meaning: one object must not collect the tracebacks of many threads."""
-        return exc if isinstance(exc, ProtocolError) else ServerError(str(exc))
+        if isinstance(exc, (ProtocolError, UsageError)):
+            return exc
+        return ServerError(str(exc))
 
     def _last_words(self, exc: ServerError) -> SplitpointError:
         with self._lock:
@@ -378,6 +397,19 @@ class Channel:
                 break
         self._pinged = self._now()
 
+    def offset_at(self, packed: float, answer: Frame) -> Offset:
+        """The clocks' offset by which the times in `answer` are to be read, whose request was handed over at `packed`.
+
+        Where they contradict what the pings said, it is no better known than the answer itself tells, and the next
+        request brings a ping along.
+        """
+        if answer.times:
+            t = wire.parse_times(answer.times)
+            spent = t.decode_s + t.queue_s + t.compute_s + t.encode_s
+            if not self.clock.judge(packed, t.received_s, spent, answer.received):
+                self._pinged = -_PING_EVERY_S
+        return self.clock.best
+
     @property
     def ended(self) -> bool:
         """Whether it is of no more use: closed, broken, or the server has said goodbye."""
@@ -393,12 +425,42 @@ class Channel:
         self._broken = self._broken or ServerError(f"{self._connection.peer} {why}")
         self._connection.abort()
 
-    def close(self) -> None:
+    def forked(self) -> None:
+        """The process has forked, and this is the child: the conversation is the parent's."""
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._broken, self._reading, self._reader = foreign("connection"), False, None
+        self._sinks.clear()
+
+    def close(self, why: str = CLOSED) -> None:
         """Says goodbye, if there is anyone to say it to, and ends the connection."""
         if self._broken is None:
             with suppress(ServerError):
                 self.tell(Kind.BYE, wire.Bye("done"))
-            self._broken = ServerError("the connection is closed")
+            self._broken = ServerError(why)
         self._connection.close()
         if self._reader is not None and self._reader is not threading.current_thread():
             self._reader.join(1.0)
+
+
+class _Absent:
+    """The connection to nobody."""
+
+    checks = seals = False
+    private = True
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+
+    def send(self, packet: Packet, *, wait: bool = True) -> None:
+        raise UnreachableError(f"{self.peer} is not there")
+
+    def receive(self, *, timeout_s: float | None = None, admit: object = None) -> Frame:
+        raise UnreachableError(f"{self.peer} is not there")
+
+    def close(self, linger_s: float = 0.0) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def moved_nbytes(self) -> int:
+        return 0

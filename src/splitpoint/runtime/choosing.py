@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from splitpoint.errors import ModelError, UsageError, nearest
+from splitpoint.images import InputSpec
+from splitpoint.models.layers import metadata
 from splitpoint.models.model import Model
-from splitpoint.wire import ModelInfo
+from splitpoint.wire import ModelInfo, TensorInfo
 
 
 def choose_model(served: Sequence[ModelInfo], model: Model | str | None, model_hash: str | None) -> ModelInfo:
@@ -70,3 +72,22 @@ def _with_prefix(models: Iterable[ModelInfo], digits: str) -> list[ModelInfo]:
         int(wanted, 16)
         return [m for m in models if len(wanted) >= 6 and m.fingerprint.startswith(wanted)]
     return []
+
+
+def info_of(model: Model) -> ModelInfo:
+    """What a server's WELCOME says of `model`."""
+    return ModelInfo(
+        model.name,
+        model.fingerprint,
+        model.nbytes,
+        tuple(map(TensorInfo.of, model.inputs)),
+        tuple(map(TensorInfo.of, model.outputs)),
+        _own_spec(model),
+    )
+
+
+def _own_spec(model: Model) -> str:
+    """The input spec that this model was given here, as JSON; empty if it is the graph's own."""
+    if model.input_spec is None or model.input_spec == InputSpec.from_metadata(metadata(model.skeleton)):
+        return ""
+    return model.input_spec.to_json()

@@ -11,7 +11,7 @@ from splitpoint.engines import Engine, Session
 from splitpoint.errors import ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.runtime.asking import COMPILE_S
-from splitpoint.runtime.channel import Channel
+from splitpoint.runtime.channel import CLOSED, Channel
 from splitpoint.runtime.encoding import CodecChoice, check_decodable, choose, is_unused
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.holding import Holding
@@ -35,6 +35,8 @@ class Cuts:
     ) -> None:  # fmt: skip
         self._holding, self._channel, self._engine = holding, channel, engine
         self._patience, self._tell = patience, on_event
+        self.alone: Callable[[], bool] = lambda: False
+        """Whether a cut is of use while there is no server to open its tail."""
         self._placements: dict[Key, Placement] = {}
         self._lock, self._building = threading.Lock(), threading.Lock()
         self._closed = False
@@ -59,19 +61,22 @@ class Cuts:
         check_decodable(chosen, self._channel().welcome.features)
         strict = not isinstance(asked, str)
         with self._lock:
-            found = self._placements.get(key)
-            if found is not None:
-                return found.route(chosen, strict=strict)
+            known = self._placements.get(key)
+            if known is not None:
+                return known.route(chosen, strict=strict)
         # One at a time; whoever wants a cut that is ready does not wait for it.
         with self._building:
-            found = self._placements.get(key)
-            made = found if found is not None else self._build(cut)
+            made = self._placements.get(key) or self._build(cut)
             with self._lock:
                 if self._closed:
                     made.close()
-                    raise ServerError("the connection is closed")
+                    raise ServerError(CLOSED)
                 self._placements[key] = made
-                return made.route(chosen, strict=strict)
+                found = made.route(chosen, strict=strict)
+        if made.remote and made.far is None and not self._channel().ended:
+            with suppress(SplitpointError):  # the server has come meanwhile: whoever needs the tail finds out why not
+                self.reopen(made)
+        return found
 
     def switch(self, cut: Cut, asked: CodecChoice) -> Route:
         """Makes `cut` ready, and what the next request goes through."""
@@ -85,6 +90,8 @@ class Cuts:
     def _build(self, cut: Cut) -> Placement:
         """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled."""
         channel = self._channel()
+        if channel.ended and self.alone():
+            return self._unopened(cut)
         asked = self.ask_for_tail(cut)
         opened: wire.Opened | None = None
         head: Session | None = None
@@ -105,6 +112,18 @@ class Cuts:
         if opened is not None:
             placement.far = Far(channel, opened.segment)
         return placement
+
+    def _unopened(self, cut: Cut) -> Placement:
+        """`cut` while no server is there: the head here, and the tail as a server will open it."""
+        opened: wire.Opened | None = None
+        if self._open_request(cut) is not None:
+            tail = self._holding.model.tail(cut)
+            vectors = set(cut.shapes)
+            inputs = sorted(tail.inputs, key=lambda t: t.name in vectors)
+            opened = wire.Opened(
+                0, tuple(map(wire.TensorInfo.of, inputs)), tuple(map(wire.TensorInfo.of, tail.outputs))
+            )
+        return Placement(self._holding.model, cut, self._head(cut), opened, self._patience)
 
     def _open_request(self, cut: Cut) -> wire.OpenRequest | None:
         """What OPEN says for what follows `cut`; None if nothing is left to compute there."""
@@ -154,10 +173,11 @@ class Cuts:
 
     def reopen_current(self, channel: Channel) -> None:
         """Opens on `channel` the tail that the next request needs."""
-        opened: Placement | None = None
-        while opened is not self.current.placement:  # it may be switched meanwhile
-            opened = self.current.placement
-            self.reopen(opened, channel)
+        opened: Route | None = None
+        while opened is not self.current:  # it may be switched meanwhile
+            opened = self.current
+            check_decodable(opened.codecs, channel.welcome.features)
+            self.reopen(opened.placement, channel)
 
     def reopen_all(self, channel: Channel) -> None:
         """Opens all tails there that are not; whoever needs one that cannot be opened finds out why."""

@@ -2,59 +2,69 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from random import Random
+from queue import Empty, SimpleQueue
 from time import perf_counter
 from types import TracebackType
+from typing import NamedTuple, cast
+from weakref import ReferenceType, proxy, ref
 
 from splitpoint import wire
-from splitpoint.engines import Engine, open_engine
-from splitpoint.errors import ModelError, RefusedError, ServerError, UsageError
+from splitpoint.engines import Engine, Session, open_engine
+from splitpoint.errors import (
+    BusyError,
+    RefusedError,
+    ServerError,
+    SplitpointError,
+    UnreachableError,
+    UsageError,
+)
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
+from splitpoint.lifetime import Closable
 from splitpoint.link import Link
-from splitpoint.models.model import Model
+from splitpoint.models.model import Model, Segment
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plan import Planner
 from splitpoint.profile.values import Profile
 from splitpoint.runtime import plain
 from splitpoint.runtime.adaptive import Adaptive, Watching, planned
 from splitpoint.runtime.asking import COMPILE_S, ask_profile
-from splitpoint.runtime.breaker import DOWN, UP
+from splitpoint.runtime.binding import Binding, Dialler, Means, reach, same_ends
+from splitpoint.runtime.breaker import DOWN
 from splitpoint.runtime.cache import BlobCache
-from splitpoint.runtime.channel import Channel
-from splitpoint.runtime.choosing import choose_model
+from splitpoint.runtime.channel import CLOSED, Channel
+from splitpoint.runtime.choosing import choose_model, info_of
 from splitpoint.runtime.cuts import Cuts
 from splitpoint.runtime.encoding import CodecChoice
-from splitpoint.runtime.events import Event, OnEvent, ignore, software
-from splitpoint.runtime.fallback import ERROR, LOCAL, Survivor, Ticket, check_deadline, check_fallback
+from splitpoint.runtime.events import Event, OnEvent, ignore
+from splitpoint.runtime.fallback import ERROR, LOCAL, WAIT, Moved, Survivor, Ticket, check_deadline, check_fallback
 from splitpoint.runtime.glimpse import Glimpse, glimpse
 from splitpoint.runtime.here import Here
-from splitpoint.runtime.holding import Background, Holding
+from splitpoint.runtime.holding import Background
 from splitpoint.runtime.late import PATIENCE, Patience
-from splitpoint.runtime.line import Line
+from splitpoint.runtime.line import REFUSALS, Line, gone
 from splitpoint.runtime.placement import Route
 from splitpoint.runtime.probe import measure_link
 from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.stream import stream
 from splitpoint.runtime.switches import Switch
-from splitpoint.runtime.watcher import Watcher, tell
+from splitpoint.runtime.watcher import Watcher
 from splitpoint.security import OPEN, Security
 from splitpoint.tensors import Array
-from splitpoint.transports import Connection, connect
-from splitpoint.units import size
+from splitpoint.transports import Connection
 from splitpoint.wire import Kind, Limits, ModelInfo
 
 Inputs = Mapping[str, Array] | Array | Request
-#: What `fallback` there is while nothing is fetched for it.
-_NOT_YET = "no local fallback yet ({} of {} here): until the rest is, a request waits for the server"
+#: How long closing waits for what is done beside, and how often whoever waits for requests to end looks.
+_JOIN_S, _LOOK_S = 10.0, 0.05
 
 
-class Edge:
+class Edge(Closable):
     """A model cut in two: the head runs here, the tail at `address`.
 
     >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
@@ -78,6 +88,10 @@ class Edge:
     ``"wait"`` asks again, on a new connection if need be, until the deadline or for ever; ``"local"`` finishes it here
     from the tensors that are here. That takes the whole model's weights: a local `Model`, or they are fetched
     after the first answer, with a tenth of the link; until then it is ``"wait"``, and `on_event` is told so.
+    A server that is not there yet is waited for (``"wait"``: until the deadline, or for ever), or done without until it
+    comes (``"local"``, with a local `Model`); with `need_server` it is an error. One that comes back with a newer model
+    of that name is told of; with `follow_model` the newer one is fetched and taken, between two requests, if it takes
+    and gives the same.
     `deadline_s` is when an answer should be there, counted from the call; 0 is none. `patience` says what *late*
     means, and `seed` draws the pauses before a lost server is tried again.
 
@@ -88,7 +102,8 @@ class Edge:
 
     Raises ServerError and its kin if the server is not there or refuses, CutError for an unknown cut, UsageError for
     a codec that makes no sense, StorageError for the cache, RefusedError for the fallback ``"local"`` if the server
-    does not hand the model out. Any number of threads may call `infer`.
+    does not hand the model out. Any number of threads may call `infer`; a process that forks makes one after it (in the
+    child, use of one that was made before is a UsageError).
     """
 
     def __init__(
@@ -107,6 +122,8 @@ class Edge:
         engine: Engine | None = None,
         cache: Path | None = None,
         model_hash: str | None = None,
+        follow_model: bool = False,
+        need_server: bool = False,
         timeout_s: float = 30.0,
         connect_s: float = 5.0,
         checksum: bool = False,
@@ -117,73 +134,81 @@ class Edge:
         on_event: OnEvent = ignore,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._fallback, self._deadline_s = check_fallback(fallback), check_deadline(deadline_s)
+        self._fallback, self.deadline_s = check_fallback(fallback), check_deadline(deadline_s)
         auto = _check_plan(plan, at, codec)
         if fallback != ERROR and not isinstance(address, str):
             raise UsageError(f"fallback {fallback} makes connections again: give an address, not a connection")
+        if follow_model and model_hash is not None:
+            raise UsageError("a model that is pinned by its fingerprint cannot be followed: drop one of the two")
+        if follow_model and fallback == ERROR:
+            raise UsageError("a model is followed over a new connection: choose the fallback wait or local")
         self._tell = on_event
-        self._engine = engine
         self._codec = codec
-        self._closed, self._lock = threading.Event(), threading.Lock()
-        self._timeout_s, self._patience = timeout_s, patience
-        self._dialled, self._security = (address, limits, checksum), security
-        self._background: Background | None = None
-        self._survivor: Survivor | None = None
-        self._cuts: Cuts = None  # type: ignore[assignment]  # until the model is known
+        self._stopped, self._lock = threading.Event(), threading.Lock()
+        self._when_reached: list[Callable[[], object]] = []
+        self._beside: threading.Thread | None = None
+        self._old: list[Binding] = []
         self.adaptive: Adaptive | None = None
         """Who keeps the cut right, after `adapt`."""
         self.watchers: list[Watcher] = []
         """Told of all that happens to requests; added to and removed from at any time."""
         self.on_result: Callable[[Request, Result], None] | None = None
         """Told of every answer, with its request, as it is given to whoever asked, while there are watchers."""
-        channel = self._connect(connect_s, lambda _: None)
-        self._line = Line(channel, self._reconnect, patience, Random(seed), self._state_changed)
+        self._engine_here = _first_use(engine)
+        edge = ref(self)  # threads that go on behind must not keep alive an edge that is forgotten
+        self._means = means = Means(
+            Dialler(address, limits, checksum, security), self._engine_here, fallback, timeout_s, patience, seed, cache,
+            self.watchers, on_event, on_progress, follow_model,
+            arrived=lambda: _told(edge, Edge._arrived),
+            changed=lambda models: _told(edge, lambda found: found._changed(models)),
+        )  # fmt: skip
+        local = model if isinstance(model, Model) else None
+        channel, why = self._first_channel(connect_s, local, alone=fallback != ERROR and not need_server)
         try:
-            self.info = choose_model(channel.welcome.models, model, model_hash)
-            self._check_shared(model)
-            channel.timeout_s = timeout_s
-            channel.measure_clock()
-            local = model if isinstance(model, Model) else None
-            self._holding = Holding(self.info, local, lambda: self._line.channel, cache, on_event, on_progress)
-            self.model = self._holding.model
-            self._cuts = Cuts(self._holding, lambda: self._line.channel, self._engine_here, patience, on_event)
-            self._here = Here(self._holding, self._engine_here, self._cuts.all)
-            first = self._cut("input" if auto else "middle" if at is None else at)
-            self._cuts.switch(first, self._codecs_at(first, codec))
-            if fallback != ERROR:
-                self._prepare_to_survive()
+            served = channel.welcome.models if not channel.ended or local is None else (info_of(local),)
+            self.info = choose_model(served, model, model_hash)
+            self._check_shared(channel, local)
+            if not channel.ended:
+                channel.timeout_s = timeout_s
+                channel.measure_clock()
+            self._binding = binding = Binding(means, channel, self.info, local, why)
+        except BaseException:
+            channel.close()
+            raise
+        self._met = self.reached
+        self._opened(at_exit=True)
+        try:
+            self.model = binding.model
             if auto:
-                known = planned(self, self._engine_here(), budget_s, constraints, cache, on_event)
-                self.adapt(*known, watching)
+                self._when_reached.append(partial(_plan, edge, budget_s, constraints, cache, watching))
+            first = self._cut(("input" if self.reached else "output") if auto else "middle" if at is None else at)
+            binding.cuts.switch(first, self._codecs_at(first, codec))
+            if fallback != ERROR:
+                binding.survive()
+            if auto and self.reached:
+                self._when_reached[0]()
         except BaseException:
             self.close()
             raise
 
-    def _connect(self, timeout_s: float, greeting: Callable[[Connection], None]) -> Channel:
-        address, limits, checksum = self._dialled
-        security = self._security
-        connection = connect(address, limits, timeout_s, security) if isinstance(address, str) else address
-        greeting(connection)
+    def _first_channel(self, connect_s: float, local: Model | None, *, alone: bool) -> tuple[Channel, str]:
+        """The server; or, where requests are answered without (`alone`), a stand-in and why it is not there."""
+        means = self._means
+        if not alone:
+            return means.dial(connect_s), ""
+        if self._fallback == WAIT:
+            wait_s = self.deadline_s or float("inf")
+            return reach(means, connect_s, wait_s=wait_s, pause=self._stopped.wait), ""
         try:
-            return Channel(
-                connection, software=software(), timeout_s=timeout_s, checksum=checksum, token=security.token
-            )
-        except BaseException:
-            connection.close()
-            raise
-
-    def _reconnect(self, greeting: Callable[[Connection], None]) -> Channel:
-        """A new connection to the same model. ServerError, ModelError."""
-        channel = self._connect(self._patience.greet_s, greeting)
-        try:
-            if self.info.fingerprint not in {m.fingerprint for m in channel.welcome.models}:
-                raise ModelError(f"the server no longer has {self.info.name} {self.info.fingerprint[:12]}")
-            channel.measure_clock()
-        except BaseException:
-            channel.close()
-            raise
-        channel.timeout_s = self._timeout_s
-        return channel
+            return _dial_in_time(means.dial, connect_s), ""
+        except (UnreachableError, BusyError) as exc:
+            if local is None:
+                raise ServerError(
+                    f"{exc}; and nothing can be answered here without the model's own file: give that, or choose the "
+                    "fallback wait"
+                ) from exc
+            self._tell(Event("notice", f"{exc}; until it is there, requests are answered here"))
+            return Channel.absent(str(means.dial.address), exc), gone(exc, met=False)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -195,78 +220,170 @@ class Edge:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Ends the connection and frees what is compiled here."""
-        self._closed.set()
-        atexit.unregister(self.close)
+    def _end(self) -> None:
+        """Ends the connection and frees what is compiled here; requests that are under way get an error."""
+        self._stopped.set()
         if self.adaptive is not None:
             self.adaptive.close()
-        if self._survivor is not None:
-            self._survivor.close()
-        if self._background is not None:
-            self._background.close()
-        self._line.close()
-        if self._cuts is not None:
-            self._cuts.close()
-        if self._survivor is not None:
-            self._here.close()
+        for binding in (self._binding, *self._old):
+            binding.close(str(self._over))
+        beside = self._beside
+        if beside is not None and beside is not threading.current_thread():
+            beside.join(_JOIN_S)
 
-    def _check_shared(self, model: Model | str | None) -> None:
+    def _check_shared(self, channel: Channel, local: Model | None) -> None:
         """RefusedError if the rest of the model can never be here, and is to be."""
-        if self._fallback == LOCAL and not isinstance(model, Model) and self._channel.welcome.share != "model":
-            shared = "only heads" if self._channel.welcome.share == "head" else "no models"
+        if self._fallback == LOCAL and local is None and channel.welcome.share != "model":
+            shared = "only heads" if channel.welcome.share == "head" else "no models"
             raise RefusedError(
                 f"this server hands out {shared}, so no request can be finished here: "
                 "give the model's own file, or choose the fallback wait"
             )
 
-    def _prepare_to_survive(self) -> None:
-        """Readies what a request needs that the server lets down."""
-        self._surviving()
-        atexit.register(self.close)  # threads of ours must not run while the interpreter is taken apart
-        if self._fallback == LOCAL and self._here.possible():
-            self._here.prepare(self._cuts.current.placement)
-        elif self._fallback == LOCAL:
-            here, total = self._holding.amount()
-            self._tell(Event("notice", _NOT_YET.format(size(here), size(total))))
-            self._background = Background(self._holding, self._complete, self._tell)
-        self._line.keep(self._cuts.reopen_current, self._cuts.reopen_all)
-
-    def _complete(self) -> None:
-        self._here.complete()
-        self._here.prepare_soon(self._cuts.current.placement)
-
-    def _surviving(self) -> Survivor:
+    def _surviving(self, binding: Binding) -> Survivor:
         """Whoever answers requests that are watched, or that have a fallback."""
-        found = self._survivor
-        if found is None:
+        if binding.survivor is None:
             with self._lock:
-                if self._survivor is None:
-                    self._line.attach(self._channel)
-                    self._survivor = Survivor(
-                        self._line, self._here, self._fallback, self._timeout_s, self.watchers, self._cuts.reopen
-                    )
-                found = self._survivor
-        return found
+                return binding.surviving()
+        return binding.survivor
 
-    def _state_changed(self, state: str) -> None:
-        if self._fallback != ERROR:
-            if state == DOWN:
-                self._tell(Event("notice", f"not asking the server for now: {self._line.why}"))
-            elif state == UP:
-                self._tell(Event("notice", "the server answers again"))
-        tell(self.watchers, lambda w: w.state(state))
+    # --- a server that comes later, or with another model -------------------------------------------------------
+
+    @property
+    def reached(self) -> bool:
+        """Whether the server has been there yet."""
+        return self._binding.line.met
+
+    def when_reached(self, job: Callable[[], object]) -> None:
+        """Has `job` done, in a thread of its own, when the server is there for the first time or with a model that has
+        changed."""
+        self._when_reached.append(job)
+
+    def _arrived(self) -> None:
+        """From the thread of the line: the server is there (again)."""
+        if not self._met:
+            self._met = True
+            self._do_beside(self._run_jobs)
+
+    def _run_jobs(self) -> None:
+        try:
+            for job in tuple(self._when_reached):
+                job()
+        except ServerError:
+            if self.link_state == DOWN:  # it has gone again: another time
+                self._met = False
+            raise
+
+    def _do_beside(self, work: Callable[[], None]) -> None:
+        """Does what takes long in a thread of its own, after what is done there."""
+        before = self._beside
+
+        def run() -> None:
+            if before is not None:
+                before.join()
+            if self._stopped.is_set():
+                return
+            try:
+                work()
+            except SplitpointError as exc:
+                if not self._stopped.is_set():
+                    self._tell(Event("notice", str(exc)))
+
+        self._beside = threading.Thread(target=run, name="beside", daemon=True)
+        self._beside.start()
+
+    def _changed(self, models: Sequence[ModelInfo]) -> None:
+        """From the thread of the line: the server is there, without the model."""
+        binding = self._binding
+        named = [m for m in models if m.name == self.info.name]
+        if self._means.follows and named and not binding.following and binding.follow_failed is None:
+            binding.following = True
+            self._do_beside(partial(self._follow, binding))
+
+    def _follow(self, old: Binding) -> None:
+        """Goes over to the newer model of the same name: between two requests, when all is ready for it."""
+        new: Binding | None = None
+        try:
+            new = self._bound_anew(old)
+        except BaseException as exc:
+            if isinstance(exc, REFUSALS):  # else it is tried again when the server is
+                old.follow_failed = exc
+            raise
+        finally:
+            if new is None:
+                old.following = False
+        adaptive, self.adaptive = self.adaptive, None
+        if adaptive is not None:
+            adaptive.close()
+        with self._lock:
+            self._old.append(old)
+            model = new.model
+            if (
+                self.model is not old.model and self.model.input_spec is not None
+            ):  # how inputs are made was said here, and goes on being so
+                model = model.with_input_spec(self.model.input_spec)
+            self._binding, self.info, self.model = new, new.info, model
+        old.leave()
+        cut = self.cut.name
+        fingerprints = f"{new.info.fingerprint[:12]} instead of {old.info.fingerprint[:12]}"
+        self._tell(Event("changed", f"following {new.info.name}: {fingerprints} from now on, cut at {cut}"))
+        while old.survivor is not None and old.survivor.busy and not self._stopped.wait(_LOOK_S):
+            pass
+        old.close()
+        with suppress(ValueError):
+            self._old.remove(old)
+        self._run_jobs()
+
+    def _bound_anew(self, old: Binding) -> Binding:
+        """The newer model of the same name, as ready as `old` is."""
+        means = self._means
+        channel = means.dial(means.patience.greet_s)
+        try:
+            info = choose_model(channel.welcome.models, old.info.name, None)
+            same_ends(old.info, info)
+            self._check_shared(channel, None)
+            channel.timeout_s = means.timeout_s
+            channel.measure_clock()
+            new = Binding(means, channel, info, None)
+        except BaseException:
+            channel.close()
+            raise
+        try:
+            route = old.cuts.current
+            cut = new.model.graph.cut(route.placement.cut.name)
+            if self._fallback == LOCAL and old.here.possible():  # no answer is to wait for what is not here yet
+                new.holding.pull(tuple(new.model.blobs))
+                new.here.complete()
+            new.cuts.switch(cut, self._codecs_at(cut, None))
+            new.survive()
+        except BaseException:
+            new.close()
+            raise
+        return new
 
     # --- the server and its model -------------------------------------------------------------------------------
 
     @property
+    def _line(self) -> Line:
+        return self._binding.line
+
+    @property
+    def _cuts(self) -> Cuts:
+        return self._binding.cuts
+
+    @property
+    def _here(self) -> Here:
+        return self._binding.here
+
+    @property
     def _channel(self) -> Channel:
-        return self._line.channel
+        self.check()
+        return self._binding.line.channel
 
     @property
     def served(self) -> tuple[ModelInfo, ...]:
-        """The models that the server has."""
-        return self._channel.welcome.models
+        """The models that the server has; none while it has not been there yet."""
+        return self._line.channel.welcome.models
 
     @property
     def cut(self) -> Cut:
@@ -286,7 +403,7 @@ class Edge:
     @property
     def cache(self) -> BlobCache:
         """Where weights are kept on this device."""
-        return self._holding.cache
+        return self._binding.holding.cache
 
     @property
     def fallback(self) -> str:
@@ -305,17 +422,17 @@ class Edge:
 
     @property
     def clock_error_ms(self) -> float:
-        """How well the server's clock is known now."""
-        return self._channel.clock.error_s(perf_counter()) * 1e3
+        """How well the server's clock is known now; infinite while the server has not been there yet."""
+        return self._line.channel.clock.error_s(perf_counter()) * 1e3
 
     @property
     def round_trip_ms(self) -> float:
         """The shortest of the recent pings."""
-        return self._channel.clock.round_trip_s * 1e3
+        return self._line.channel.clock.round_trip_s * 1e3
 
     def ping(self) -> float | None:
         """The seconds of a round trip to the server; None if none was made in time."""
-        return self._channel.ping(self._patience.pong_s)
+        return self._channel.ping(self._means.patience.pong_s)
 
     def glimpse(self, nbytes: int, timeout_s: float) -> Glimpse | None:
         """What `nbytes` over an idle link tell of it; None if no answer came within `timeout_s`."""
@@ -335,7 +452,7 @@ class Edge:
         itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for a
         profile that makes no sense.
         """
-        return ask_profile(self._channel, self.info, budget_s, self._closed, self._tell, fresh=fresh)
+        return ask_profile(self._channel, self.info, budget_s, self._stopped, self._tell, fresh=fresh)
 
     def pull(self, at: str | int | Cut | None = None) -> int:
         """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched.
@@ -343,7 +460,8 @@ class Edge:
         With the whole model requests can be finished here from then on, if that is the fallback. ServerError if the
         server does not hand them out; StorageError for the cache.
         """
-        holding = self._holding
+        self.check()
+        holding = self._binding.holding
         if holding.local:
             return 0
         heads_only = self._channel.welcome.share == "head"
@@ -352,7 +470,7 @@ class Edge:
                 raise ServerError("this server only hands out heads, not the whole model: give --at CUT")
             fetched = holding.pull(tuple(self.model.blobs))
             if self._fallback == LOCAL:
-                self._complete()
+                self._binding.complete()
             return fetched
         cut = self._cut(at)
         wanted = self.model.head(cut).blobs
@@ -372,6 +490,7 @@ class Edge:
 
     def warm(self, at: str | int | Cut, codec: CodecChoice | None = None) -> Cut:
         """Makes the cut `at` ready, head here and tail there, without switching to it."""
+        self.check()
         return self._route(self._cut(at), codec).placement.cut
 
     def switch(
@@ -383,6 +502,7 @@ class Edge:
         Another codec compiles nothing. `predicted_ms` is what a request is expected to take there: what takes
         much longer is late. Without it that is learned.
         """
+        self.check()
         cut = self._cut(at)
         route = self._cuts.switch(cut, self._codecs_at(cut, codec))
         if codec is not None:
@@ -394,6 +514,7 @@ class Edge:
 
     def forget(self, at: str | int | Cut | None = None) -> None:
         """Frees the compiled halves of `at`, or of every cut but the current one, here and on the server."""
+        self.check()
         self._cuts.forget(None if at is None else self._cut(at))
 
     def _cut(self, at: str | int | Cut) -> Cut:
@@ -410,11 +531,6 @@ class Edge:
             asked = {name: one for name, one in asked.items() if name in crossing}
         return asked
 
-    def _engine_here(self) -> Engine:
-        if self._engine is None:
-            self._engine = open_engine()
-        return self._engine
-
     # --- adapting -----------------------------------------------------------------------------------------------
 
     def adapt(self, planner: Planner, link: Link, watching: Watching | None = None) -> Adaptive:
@@ -423,13 +539,18 @@ class Edge:
         The next likely cuts are made ready in the background, and a switch happens between two requests; each is told
         to `on_event` ("switched") and is in `switches`. Called again, it begins anew.
         """
+        self.check()
         if self.adaptive is not None:
             self.adaptive.close()
-        if self._fallback != LOCAL and not self._holding.local and self._channel.welcome.share == "model":
-            self._background = self._background or Background(self._holding, self._here.complete, self._tell)
-        self.adaptive = Adaptive(self, planner, link, watching, on_event=self._tell)
-        atexit.register(self.close)  # threads of ours must not run while the interpreter is taken apart
+        binding = self._binding
+        if self._fallback != LOCAL and not binding.holding.local and self._channel.welcome.share == "model":
+            binding.background = binding.background or Background(binding.holding, binding.here.complete, self._tell)
+        # Its threads must not keep alive an edge that is forgotten.
+        self.adaptive = Adaptive(cast("Edge", proxy(self)), planner, link, watching, on_event=self._tell)
         self.adaptive.start()
+        if self._over is not None:
+            self.adaptive.close()
+            self.check()
         return self.adaptive
 
     @property
@@ -461,14 +582,19 @@ class Edge:
         with ``"wait"`` it is a ServerError. Raises InputError for inputs that do not fit, and with the fallback
         ``"error"`` BusyError and ServerError; none of them costs an answer that was given before.
         """
-        limit_s = self._deadline_s if deadline_s is None else check_deadline(deadline_s)
+        if self._over is not None:
+            self.check()
+        limit_s = self.deadline_s if deadline_s is None else check_deadline(deadline_s)
         request = _request(inputs)
-        route = None if at is None else self._route(self._cut(at), codec)
         flags = wire.PIPELINED if more else 0
-        if self._fallback == ERROR and not self.watchers:
-            return plain.finish(plain.send(plain.begin(route or self._cuts.current, request, limit_s, flags)))
-        survivor = self._surviving()
-        return self._survived(survivor.send(survivor.begin(self._held(route), request, limit_s, flags)))
+        if self._fallback != ERROR or self.watchers:
+            return self._survived(self._sent(self._begun(request, _How(at, codec, limit_s, flags))))
+        try:
+            route = self._cuts.current if at is None else self._route(self._cut(at), codec)
+            return plain.finish(plain.send(plain.begin(route, request, limit_s, flags)))
+        except Exception:
+            self.check()
+            raise
 
     def stream(self, items: Iterable[Inputs], *, window: int = 4, deadline_s: float | None = None) -> Iterator[Result]:
         """Results of `items` in order, with up to `window` of them under way at once.
@@ -477,23 +603,28 @@ class Edge:
         taken from `items`, each in a thread of its own. An exception, the caller's included, ends all of it; results
         before it are delivered first.
         """
+        self.check()
         if window < 1:
             raise UsageError(f"a stream needs a window of at least 1, not {window}")
-        limit_s = self._deadline_s if deadline_s is None else check_deadline(deadline_s)
+        limit_s = self.deadline_s if deadline_s is None else check_deadline(deadline_s)
         window = max(1, min(window, self._channel.welcome.limits.get("in_flight", window)))
         flags = wire.PIPELINED if window > 1 else 0
         if self._fallback == ERROR and not self.watchers:
 
             def begin(item: Inputs) -> plain.Sent:
+                self.check()
                 return plain.begin(self._cuts.current, _request(item), limit_s, flags)
 
             return stream(items, (begin, plain.send, plain.finish), plain.abandon, window)
-        survivor = self._surviving()
 
-        def hold(item: Inputs) -> Ticket:
-            return survivor.begin(self._held(), _request(item), limit_s, flags)
+        def hold(item: Inputs) -> _Asked:
+            self.check()
+            return self._begun(_request(item), _How(None, None, limit_s, flags))
 
-        return stream(items, (hold, survivor.send, self._survived), survivor.abandon, window)
+        def abandon(asked: _Asked) -> None:
+            self._surviving(asked.binding).abandon(asked.ticket)
+
+        return stream(items, (hold, self._sent, self._survived), abandon, window)
 
     def shadow(self, inputs: Inputs, at: str | int | Cut, codec: CodecChoice | None = None) -> bool:
         """Sends a request over the cut `at`, which is warm, beside the others; only `watchers` hear of its answer.
@@ -501,32 +632,157 @@ class Edge:
         Nothing is sent while the last one has no answer yet, or the link is down, or the server has not opened the cut
         again after that: False says that none is under way. UsageError if the cut is not warm.
         """
+        self.check()
         cut = self._cut(at)
         if cut not in self._cuts:
             raise UsageError(f"{cut.name} is not warm: nothing is compiled for a request that nobody waits for")
         route = self._route(cut, codec)
         if not route.placement.remote or not route.placement.hold():
             return False
-        return self._surviving().shadow(route, _request(inputs))
+        return self._surviving(self._binding).shadow(route, _request(inputs))
 
-    def _held(self, wanted: Route | None = None) -> Route:
+    def _held(self, binding: Binding, wanted: Route | None = None) -> Route:
         """The current route (or `wanted`), whose halves are kept until the request is answered."""
-        while not (route := wanted or self._cuts.current).placement.hold():
-            if self._closed.is_set():
-                raise ServerError("the connection is closed")
+        while not (route := wanted or binding.cuts.current).placement.hold():
+            self.check()
+            if binding.replaced:
+                raise Moved(CLOSED)
             if wanted is not None:
                 raise UsageError(f"{route.placement.cut.name} was forgotten while a request was to use it")
         return route
 
-    def _survived(self, ticket: Ticket) -> Result:
-        try:
-            result = self._surviving().finish(ticket)
-        finally:
-            if self._background is not None:
-                self._background.start()
+    def _begun(self, request: Request, how: _How) -> _Asked:
+        """The request with its head run, by what the edge is bound to now."""
+        while True:
+            binding, at = self._binding, how.at
+            try:
+                route = (
+                    None if at is None else binding.cuts.route(self._cut(at), self._codecs_at(self._cut(at), how.codec))
+                )
+                held = self._held(binding, route)
+                ticket = self._surviving(binding).begin(held, request, how.limit_s, how.flags)
+                return _Asked(binding, ticket, how)
+            except SplitpointError:
+                self.check()  # closed meanwhile: that is the reason, whatever it looked like
+                if not binding.replaced:
+                    raise
+                how = how.moved(how.limit_s)
+
+    def _sent(self, asked: _Asked) -> _Asked:
+        self._surviving(asked.binding).send(asked.ticket)
+        return asked
+
+    def _survived(self, asked: _Asked) -> Result:
+        while True:
+            binding, ticket, how = asked
+            try:
+                result = self._surviving(binding).finish(ticket)
+                break
+            except SplitpointError:
+                self.check()
+                if not binding.replaced:
+                    raise
+                # The model it was begun with is gone: it begins again with the one that took its place.
+                limit_s = max(ticket.left_s(), 1e-3) if ticket.deadline_s else 0.0
+                asked = self._sent(self._begun(ticket.request, how.moved(limit_s)))
+            finally:
+                if binding.background is not None:
+                    binding.background.start()
         if self.on_result is not None:
             self.on_result(ticket.request, result)
         return result
+
+
+class _How(NamedTuple):
+    """Where a request is cut (None: as all are), with which codecs, by when, and with which flags."""
+
+    at: str | int | Cut | None
+    codec: CodecChoice | None
+    limit_s: float
+    flags: int
+
+    def moved(self, limit_s: float) -> _How:
+        """The same for another model, in which a cut goes by its name."""
+        at = self.at.name if isinstance(self.at, Cut) else self.at
+        return self._replace(at=at, limit_s=limit_s)
+
+
+class _Asked(NamedTuple):
+    """A request under way, and what it was begun with."""
+
+    binding: Binding
+    ticket: Ticket
+    how: _How
+
+
+def _plan(
+    edge: ReferenceType[Edge], budget_s: float, constraints: Constraints | None, cache: Path | None,
+    watching: Watching | None,
+) -> None:  # fmt: skip
+    """Has an edge plan by itself from now on."""
+    if (found := edge()) is not None:
+        known = planned(found, _Until(found._stopped, found._engine_here()), budget_s, constraints, cache, found._tell)
+        found.adapt(*known, watching)
+
+
+class _Until:
+    """An engine that compiles nothing any more once `stopped` is set: measuring ends soon then."""
+
+    def __init__(self, stopped: threading.Event, engine: Engine) -> None:
+        self._stopped, self._engine = stopped, engine
+        self.name, self.device, self.threads = engine.name, engine.device, engine.threads
+
+    def compile(self, segment: Segment) -> Session:
+        if self._stopped.is_set():
+            raise ServerError(CLOSED)
+        return self._engine.compile(segment)
+
+
+def _told(edge: ReferenceType[Edge], what: Callable[[Edge], None]) -> None:
+    if (found := edge()) is not None and found._over is None:
+        what(found)
+
+
+def _first_use(engine: Engine | None) -> Callable[[], Engine]:
+    """Gives `engine`, or one that is opened when it is asked for."""
+    made = engine
+
+    def get() -> Engine:
+        nonlocal made
+        if made is None:
+            made = open_engine()
+        return made
+
+    return get
+
+
+def _dial_in_time(dial: Dialler, connect_s: float) -> Channel:
+    """A connection, within `connect_s` also where looking the name up takes longer. ServerError and its kin."""
+    came: SimpleQueue[Channel | BaseException] = SimpleQueue()
+    late = threading.Event()
+
+    def work() -> None:
+        try:
+            made = dial(connect_s)
+        except BaseException as exc:
+            came.put(exc)
+            return
+        came.put(made)
+        if late.is_set():
+            made.close()
+
+    threading.Thread(target=work, name="first connection", daemon=True).start()
+    try:
+        found = came.get(timeout=connect_s)
+    except Empty:
+        late.set()
+        with suppress(Empty):  # it came at the last moment
+            if isinstance(made := came.get_nowait(), Channel):
+                made.close()
+        raise UnreachableError(f"no answer from {dial.address} in {connect_s:g} s") from None
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _check_plan(plan: str, at: object, codec: CodecChoice) -> bool:

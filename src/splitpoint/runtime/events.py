@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 @dataclass(frozen=True, slots=True)
 class Event:
     """`kind` is one of listening, warning, connected, left, refused, opened, evicted, batched, failed, fetched,
-    profiling, notice, switched."""
+    profiling, notice, switched, changed."""
 
     kind: str
     text: str

@@ -24,6 +24,7 @@ import msgspec
 from splitpoint import wire
 from splitpoint.errors import BusyError, ProtocolError, ServerError, SplitpointError, UsageError
 from splitpoint.runtime.breaker import UP
+from splitpoint.runtime.channel import CLOSED
 from splitpoint.runtime.here import Here
 from splitpoint.runtime.line import Line, gone
 from splitpoint.runtime.placement import Far, Placement, Route
@@ -38,6 +39,8 @@ FALLBACKS = (ERROR, WAIT, LOCAL)
 _LOOK_S = 0.2
 #: A server that answers a request with an error so often will do it again: `wait` ends there.
 _REFUSALS = 3
+#: Between them: a server may be about to end.
+_REFUSED_S = 0.05
 _LATE = "the server was late"
 
 
@@ -53,6 +56,10 @@ def check_fallback(fallback: str) -> str:
     if fallback not in FALLBACKS:
         raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
     return fallback
+
+
+class Moved(ServerError):
+    """The edge has gone over to another model: the request begins again with that one."""
 
 
 class Ticket:
@@ -102,21 +109,29 @@ class Attempt:
 class Survivor:
     """Answers requests over `line`, and without it. `mode` is the fallback; `here` finishes locally.
 
-    `reopen` opens a placement's tail on the connection of the moment.
+    `reopen` opens a placement's tail on the connection of the moment; `refused` says why waiting for the server is of
+    no use, if it is not.
     """
 
     def __init__(
         self, line: Line, here: Here, mode: str, timeout_s: float, watchers: Sequence[Watcher],
-        reopen: Callable[[Placement], None],
+        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None],
     ) -> None:  # fmt: skip
         self._line, self._here, self._mode = line, here, mode
         self._timeout_s, self._watchers, self._reopen = timeout_s, watchers, reopen
+        self._refused = refused
         self._closed = threading.Event()
+        self._tickets: set[Ticket] = set()
         self._shadow: Attempt | None = None
 
     def close(self) -> None:
-        """Whoever still waits is answered without the server, or told that there is no answer."""
+        """Whoever still waits is told that there will be no answer."""
         self._closed.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._tickets)
 
     # --- begin, send, finish ------------------------------------------------------------------------------------
 
@@ -132,7 +147,9 @@ class Survivor:
             raise
         if self._watchers and placement.head is not None:
             tell(self._watchers, lambda w: w.computed(placement.cut, (headed - started) * 1e3))
-        return Ticket(route, request, known, (started, headed), deadline_s, flags)
+        ticket = Ticket(route, request, known, (started, headed), deadline_s, flags)
+        self._tickets.add(ticket)
+        return ticket
 
     def send(self, ticket: Ticket) -> Ticket:
         """Hands the request over, if it needs the server and that is well. Never waits for the link."""
@@ -157,6 +174,7 @@ class Survivor:
         """Nobody waits for the answer any more: what still comes of it is told to the watchers alone."""
         if not ticket.done:
             ticket.done = True
+            self._tickets.discard(ticket)
             ticket.route.placement.release()
             if ticket.attempt is not None:
                 self._line.dropped()
@@ -206,6 +224,8 @@ class Survivor:
 
     def _first(self, ticket: Ticket) -> Result:
         while True:
+            if self._closed.is_set():
+                raise self._refused() or ServerError(CLOSED)
             if ticket.attempt is None and not ticket.here:
                 if self._can_finish(ticket):
                     return self._finish_now(ticket)
@@ -284,7 +304,7 @@ class Survivor:
             attempt.nbytes,
             frame.nbytes,
             frame.times,
-            attempt.far.channel.clock.best,
+            attempt.far.channel.offset_at(attempt.packed, frame),
             route.codecs_of(attempt.codecs),
             "",
             ticket.attempts,
@@ -323,6 +343,7 @@ class Survivor:
         if attempt.far.channel.ended or isinstance(exc, BusyError) or ticket.here or self._can_finish(ticket):
             return
         ticket.refusals += 1
+        ticket.not_before = perf_counter() + _REFUSED_S
         if ticket.refusals >= _REFUSALS:
             raise exc
 
@@ -349,6 +370,8 @@ class Survivor:
             raise ticket.here_failed
         while not self._can_finish(ticket):
             self._check_time(ticket)
+            if (refusal := self._refused()) is not None:
+                raise refusal
             pause_s = ticket.not_before - perf_counter()
             if pause_s > 0:
                 self._closed.wait(min(pause_s, _LOOK_S, max(ticket.left_s(), 0.0)))
@@ -369,7 +392,7 @@ class Survivor:
     def _check_time(self, ticket: Ticket) -> None:
         """ServerError if it is too late to wait for the server any longer."""
         if self._closed.is_set():
-            raise ServerError("the connection is closed")
+            raise ServerError(CLOSED)
         if ticket.left_s() <= 0:
             not_yet = "; there is no local fallback yet" if self._mode == LOCAL else ""
             raise ServerError(f"no answer within {ticket.deadline_s * 1e3:.4g} ms: {ticket.why}{not_yet}")

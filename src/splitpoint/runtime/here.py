@@ -12,8 +12,9 @@ from time import perf_counter
 import numpy as np
 
 from splitpoint.engines import Engine, Session
-from splitpoint.errors import EngineError, SplitpointError
+from splitpoint.errors import EngineError, ServerError, SplitpointError
 from splitpoint.models.model import Segment
+from splitpoint.runtime.channel import CLOSED
 from splitpoint.runtime.holding import Holding
 from splitpoint.runtime.placement import Placement
 from splitpoint.tensors import Array
@@ -29,7 +30,7 @@ class Here:
         self, holding: Holding, engine: Callable[[], Engine], placements: Callable[[], Iterable[Placement]]
     ) -> None:
         self._holding, self._engine, self._placements = holding, engine, placements
-        self._compiling = threading.Lock()
+        self._compiling, self._submitting = threading.Lock(), threading.Lock()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -90,6 +91,8 @@ class Here:
                 finally:
                     other.release()
             self.prepare(placement)
+            if placement.tail is None:
+                raise ServerError(CLOSED)
         began = perf_counter()
         outputs = placement.finish(known)
         placement.waits.finished(perf_counter() - began)
@@ -98,11 +101,13 @@ class Here:
     # --- the thread ---------------------------------------------------------------------------------------------
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Runs `job` after those before it."""
-        with self._compiling:
+        """Runs `job` after those before it. ServerError once it is closed: nobody would run it."""
+        with self._submitting:
+            if self._closed:
+                raise ServerError(CLOSED)
             if not any(t.name == "finish here" for t in self._threads):
                 self._start(self._work, "finish here")
-        self._jobs.put(job)
+            self._jobs.put(job)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -117,10 +122,12 @@ class Here:
 
     def close(self) -> None:
         """Ends the threads after what they do now."""
-        self._closed = True
-        self._jobs.put(None)
+        with self._submitting:
+            self._closed = True
+            self._jobs.put(None)
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_S)
 
 
 def _all(placement: Placement, known: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,14 +9,24 @@ from random import Random
 from time import monotonic
 
 from splitpoint import wire
-from splitpoint.errors import ProtocolError, SplitpointError
+from splitpoint.errors import (
+    AccessError,
+    ModelError,
+    ProtocolError,
+    RefusedError,
+    ServerError,
+    SplitpointError,
+    UsageError,
+)
 from splitpoint.runtime.breaker import DOWN, UP, Breaker
-from splitpoint.runtime.channel import Channel
+from splitpoint.runtime.channel import CLOSED, Channel
 from splitpoint.runtime.events import ignore
 from splitpoint.runtime.late import Patience
 from splitpoint.runtime.threads import persist
 from splitpoint.transports import Connection
 
+#: What will be the same the next time, unless someone changes something there: it is still tried, but not waited for.
+REFUSALS = (AccessError, ModelError, RefusedError, UsageError)
 #: Bytes that the system sends and acknowledges although nothing of ours moves: pings.
 _PINGS_NBYTES = 1024
 
@@ -47,7 +57,11 @@ class Line:
         )
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._said = UP
+        self._said = DOWN if channel.ended else UP  # one that was never there is no news
+        self.met = not channel.ended
+        """Whether the server has been there at all."""
+        self.refusal: SplitpointError | None = None
+        """What the server said when it was tried for the last time, if waiting for another answer is of no use."""
         self._doubt_s = 0.0
         self._slowest_s = 0.0
         self._closed = False
@@ -127,7 +141,7 @@ class Line:
         self._thread.start()
         self.attach(self.channel)
         if self.channel.ended:
-            self.lost(self.channel, "the server is gone")
+            self.lost(self.channel, self.why or "the server is gone")
 
     def attach(self, channel: Channel) -> None:
         """Has `channel` read by a thread of its own, which notices when it ends."""
@@ -175,9 +189,11 @@ class Line:
             else:
                 self._reopen(channel)
         except Exception as exc:  # whatever it is, it must not be the last time that it is tried
-            self.why = gone(exc)
+            self.why = gone(exc, met=self.met)
+            self.refusal = exc if isinstance(exc, REFUSALS) else None
             self._tell(lambda: self._breaker.missed(monotonic()))
             return
+        self.met, self.refusal = True, None
         self._tell(lambda: self._breaker.probed(monotonic()))
         if channel.ended:
             self.lost(channel, self.why)
@@ -197,6 +213,7 @@ class Line:
         old.close()
         if closed:
             channel.close()
+            raise ServerError(CLOSED)
         return channel
 
     def _greet(self, connection: Connection) -> None:
@@ -206,15 +223,15 @@ class Line:
         if closed:
             connection.abort()
 
-    def close(self) -> None:
-        """Ends the connection and the thread."""
+    def close(self, why: str = CLOSED) -> None:
+        """Ends the connection and the thread; who waits for an answer is told `why`."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
             greeting = self._greeting
         if greeting is not None:
             greeting.abort()
-        self.channel.close()
+        self.channel.close(why)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
 
@@ -244,6 +261,8 @@ def ask_while_alive(
         return frame
 
 
-def gone(exc: Exception) -> str:
-    """Why a request cannot be answered by a server that `exc` was the last word of."""
-    return f"the server is gone: {exc}"
+def gone(exc: Exception, *, met: bool = True) -> str:
+    """Why a request cannot be answered by a server that `exc` was the last word of; `met`: it has been there."""
+    if isinstance(exc, REFUSALS):
+        return str(exc)
+    return f"the server is {'gone' if met else 'not there'}: {exc}"

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from time import perf_counter
 
 from splitpoint.engines import Engine
+from splitpoint.errors import UsageError
 from splitpoint.graph import Cut
+from splitpoint.lifetime import Closable
 from splitpoint.models.model import Model
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.stream import stream
@@ -14,7 +16,7 @@ from splitpoint.segments import check_inputs
 from splitpoint.tensors import Array
 
 
-class Local:
+class Local(Closable):
     """An uncut model on one engine, with the verbs of an `Edge`.
 
     >>> with Local(load("zoo:lenet5"), open_engine()) as whole:
@@ -26,6 +28,7 @@ class Local:
         self.model = model
         self.cut: Cut = model.graph.cut("output")
         self._session = engine.compile(model.whole())
+        self._opened()
 
     def __enter__(self) -> Local:
         return self
@@ -33,12 +36,16 @@ class Local:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def _closed_error(self) -> UsageError:
+        return UsageError("this Local is closed")
+
+    def _end(self) -> None:
         """Frees the compiled model."""
         self._session.close()
 
     def infer(self, inputs: Mapping[str, Array] | Request) -> Result:
         """The model's outputs. InputError for inputs that do not fit."""
+        self.check()
         request = inputs if isinstance(inputs, Request) else Request(inputs)
         given = request.inputs if isinstance(request.inputs, Mapping) else {self.model.inputs[0].name: request.inputs}
         started = perf_counter()
@@ -48,4 +55,5 @@ class Local:
 
     def stream(self, items: Iterable[Request], *, window: int = 2) -> Iterator[Result]:
         """Results in order; while one is computed the next is taken from `items`, in a thread of its own."""
+        self.check()
         return stream(items, (self.infer,), lambda result: None, window)

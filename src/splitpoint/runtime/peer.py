@@ -54,6 +54,8 @@ _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC"
 
 #: Weights that one connection may ask for in turns, a piece of each, without having them read anew.
 _GIVING = 2
+#: When to ask again a server that is ending: its BYE is on the way, and the next one comes after it.
+_ENDING_S = 0.1
 #: Profiles that one connection may wait for at once.
 _MOST_PROFILES = 8
 
@@ -351,7 +353,8 @@ class Peer:
             # collector does not see frames (`gc=False`), neither would ever leave memory.
             return exc.with_traceback(None)
         if server.draining:
-            return ServerError("the server is ending: it takes no more requests")
+            # BUSY, not an error of the request: whoever waits for the server waits for the one that comes after it.
+            return BusyError("the server is ending: it takes no more requests", _ENDING_S)
         if len(self.in_flight) >= server.limits.in_flight:
             text = f"{server.limits.in_flight} requests of this connection are in flight already"
             return BusyError(text, server.compute.retry_after_s(self.client))

@@ -87,7 +87,7 @@ def finish(sent: Sent) -> Result:
         sent.nbytes,
         frame.nbytes,
         frame.times,
-        channel.clock.best,
+        channel.offset_at(sent.packed, frame),
         route.codecs_of(sent.codecs) if sent.codecs else {},
         deadline_s=sent.deadline_s,
     )

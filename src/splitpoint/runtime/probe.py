@@ -133,7 +133,8 @@ def learn(estimator: LinkEstimator, result: Result) -> None:
         return
     stages = result.trace.stages()
     # The shortest round trip of the last pings, again and again until there is a shorter one: no other is kept.
-    estimator.ping(result.marks.ended, 2e3 * result.offset.error_s)
+    if result.offset.pinged:
+        estimator.ping(result.marks.ended, 2e3 * result.offset.error_s)
     estimator.observe(result.marks.ended, result.up_nbytes, stages["up"], result.down_nbytes, stages["down"])
 
 

@@ -21,14 +21,15 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
+from weakref import ReferenceType, ref
 
 from splitpoint import wire
 from splitpoint.engines import Engine
 from splitpoint.engines.memory import give_back
 from splitpoint.errors import ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
-from splitpoint.images import InputSpec
-from splitpoint.models.layers import metadata
+from splitpoint.lifetime import Closable
 from splitpoint.models.model import Model
+from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
 from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.runtime.origins import Origin, Origins
@@ -50,7 +51,7 @@ _TURNED_AWAY = 32
 _TIDY_S = 5.0
 
 
-class Server:
+class Server(Closable):
     """Serves `models` (several versions of one name are fine) until it is closed.
 
     >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
@@ -89,7 +90,7 @@ class Server:
         if not models:
             raise UsageError("a server needs at least one model")
         self.models: dict[str, Model] = {}
-        changed = _Changed(lambda event: self.tell(event))
+        changed = _Changed(partial(_tell, ref(self)))
         for model in models:  # the same one given twice is one model, under the name given first
             self.models.setdefault(model.fingerprint, replace(model, weights=_Watched(model, changed)))
         self.share = share
@@ -126,6 +127,7 @@ class Server:
     @property
     def address(self) -> str:
         """``host:port`` that others can connect to, once started."""
+        self.check()
         if self._listener is None:
             raise UsageError("the server is not started: use it in a with statement, or call start()")
         return self._listener.address
@@ -137,18 +139,26 @@ class Server:
 
     def start(self) -> None:
         """Begins to listen and to answer, in threads of its own."""
+        self.check()
         if self._listener is not None:
             return
-        self._listener = self._listen()
-        self._listener.on_starved = lambda why: self.tell(Event("warning", f"others wait to be connected: {why}"))
+        self._listener = listener = self._listen()
+        self._port = listener.sockaddr[1]
+        server = ref(self)  # a server that is forgotten is not kept alive by its own thread
+        listener.on_starved = partial(_starved, server)
+        self._stop.clear()
+        self.draining = False
+        self._turned_away.clear()
+        if self._closing is None:
+            self._opened()
         self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s, self.tell)
         self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch)
-        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, lambda: self._answered)
+        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
         self._accepting = threading.Thread(
             target=persist,
-            args=(partial(self._accept, self._listener), "accepting connections", self.tell, self.pause),
+            args=(partial(_accept, listener, server), "accepting connections", partial(_tell, server), self._stop.wait),
             name="accept",
             daemon=True,
         )
@@ -203,8 +213,20 @@ class Server:
         """Makes `serve_forever` return. May be called from a signal handler."""
         self._stop.set()
 
+    def _end(self) -> None:
+        self.close()
+
+    def forked(self) -> None:
+        if self._listener is not None:  # one that does not run has nothing that could not be used on both sides
+            super().forked()
+
     def close(self, drain_s: float = 0.0) -> None:
-        """Stops: no new requests, up to `drain_s` for those in flight to be answered, then every connection ends."""
+        """Stops: no new requests, up to `drain_s` for those in flight to be answered, then every connection ends.
+
+        `start` serves again, at the same port.
+        """
+        if isinstance(self._over, UsageError):  # the process has forked: it is for the parent to stop it
+            return
         self._stop.set()
         with self._lock:
             listener, self._listener = self._listener, None
@@ -236,18 +258,18 @@ class Server:
         self.builders.shutdown(cancel_futures=True)
         self.compute.close()
         self.tails.close()
+        self._closing = None  # nothing is left that could be forgotten
 
     # --- connections --------------------------------------------------------------------------------------------
 
-    def _accept(self, listener: TcpListener) -> bool:
-        """Takes in the next connection, or turns it away; False once the listener is closed."""
-        connection = listener.accept()
-        if connection is None:
-            return False
+    def take(self, connection: TcpConnection) -> None:
+        """Serves `connection`, if there is room for it."""
         limits, peer = self.limits, None
         text = f"the server has {limits.connections} connections already: try again later"
         with self._lock:
-            if len(self._peers) < limits.connections and not self.draining:
+            if self.draining:
+                text = "the server is ending: try again later"
+            elif len(self._peers) < limits.connections:
                 origin = self._origins.enter(connection.peer, monotonic())
                 if origin is None:
                     many = counted(limits.client_connections, "connection")
@@ -259,7 +281,6 @@ class Server:
             self._turn_away(connection, text)
         else:
             self._begin(peer)
-        return True
 
     def _begin(self, peer: Peer) -> None:
         try:
@@ -335,17 +356,9 @@ class Server:
 
     def infos(self) -> tuple[wire.ModelInfo, ...]:
         """What WELCOME says about each model, in the order given; every fingerprint once."""
-        return tuple(
-            wire.ModelInfo(
-                m.name,
-                m.fingerprint,
-                m.nbytes,
-                tuple(map(wire.TensorInfo.of, m.inputs)),
-                tuple(map(wire.TensorInfo.of, m.outputs)),
-                _own_spec(m),
-            )
-            for m in self.models.values()
-        )
+        return tuple(map(info_of, self.models.values()))
+
+        return True
 
 
 class _Changed:
@@ -386,8 +399,28 @@ class _Watched:
             ) from exc
 
 
-def _own_spec(model: Model) -> str:
-    """The input spec that this model was given here, as JSON; empty if it is the graph's own."""
-    if model.input_spec is None or model.input_spec == InputSpec.from_metadata(metadata(model.skeleton)):
-        return ""
-    return model.input_spec.to_json()
+def _accept(listener: TcpListener, server: ReferenceType[Server]) -> bool:
+    """Hands the next connection to the server; False once that is closed or was forgotten."""
+    connection = listener.accept()
+    found = server()
+    if connection is None:
+        return False
+    if found is None:
+        connection.close()
+        return False
+    found.take(connection)
+    return True
+
+
+def _tell(server: ReferenceType[Server], event: Event) -> None:
+    if (found := server()) is not None:
+        found.tell(event)
+
+
+def _starved(server: ReferenceType[Server], why: str) -> None:
+    _tell(server, Event("warning", f"others wait to be connected: {why}"))
+
+
+def _answered(server: ReferenceType[Server]) -> int:
+    found = server()
+    return found._answered if found is not None else 0

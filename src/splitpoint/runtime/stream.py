@@ -7,11 +7,14 @@ so that an answer is taken, and its time noted, when it comes and not when the c
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any
+
+from splitpoint.lifetime import foreign
 
 #: What one step hands to the next: (value, None), (None, what ended it), or (None, None) behind the last.
 _Hand = tuple[Any, BaseException | None]
@@ -74,8 +77,11 @@ def stream(
     def consume() -> Iterator[Any]:
         for thread in threads:
             thread.start()
+        here = os.getpid()
         try:
             while True:
+                if os.getpid() != here:  # the steps' threads are the parent's
+                    raise foreign("stream")
                 result, exc = hands[-1].get()
                 if exc is not None:
                     raise exc
@@ -84,12 +90,13 @@ def stream(
                 room.release()
                 yield result
         finally:
-            stop.set()
-            room.release()
-            hands[0].put(_END)
-            # `items` may be waiting for a camera for ever: its thread ends with the next item.
-            end = monotonic() + _JOIN_S
-            for thread in threads:
-                thread.join(max(0.0, end - monotonic()))
+            if os.getpid() == here:
+                stop.set()
+                room.release()
+                hands[0].put(_END)
+                # `items` may be waiting for a camera for ever: its thread ends with the next item.
+                end = monotonic() + _JOIN_S
+                for thread in threads:
+                    thread.join(max(0.0, end - monotonic()))
 
     return consume()

@@ -234,6 +234,7 @@ class Run:
 
     def run(self) -> list[TaskResult]:
         """Works the queue off. SplitpointError, KeyboardInterrupt: see above."""
+        self.fleet.check()
         if self.planned is None:
             self.prepare()
         pool = ThreadPoolExecutor(_WINDOW, thread_name_prefix="task")

@@ -19,6 +19,7 @@ from splitpoint.advisor import OnStep, Survey, placement, survey
 from splitpoint.engines import Engine
 from splitpoint.errors import UsageError
 from splitpoint.inputs import read_inputs
+from splitpoint.lifetime import Closable
 from splitpoint.link import Link
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
@@ -40,7 +41,7 @@ from splitpoint.tensors import Array
 _PATIENCE = Patience(first_s=30.0, least_s=30.0)
 
 
-class Fleet:
+class Fleet(Closable):
     """The models of a queue on the server at `cloud`, one `Edge` each, and the device that they share.
 
     `constraints` are those of every plan; `timeout_s` is how long an answer may take, its turn in the queue included.
@@ -74,19 +75,21 @@ class Fleet:
         self._cloud, self._security, self._cache, self._constraints = cloud, security, cache, constraints
         self._timeout_s, self._fallback, self._tell = timeout_s, fallback, on_event
         self._stack = ExitStack()
+        self._opened()
 
     def add(self, source: Source, model: Model | str) -> Edge:
         """The edge of `model` (one that is here, or what the server calls it), which tasks name by `source`.
 
         ServerError, ModelError and StorageError as an `Edge` raises them.
         """
+        self.check()
         if source not in self.edges:
             fallback = self._fallback
             if fallback == "auto":
                 fallback = LOCAL if isinstance(model, Model) else WAIT
             edge = Edge(
                 self._cloud, model, at="input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
-                fallback=fallback, patience=_PATIENCE, security=self._security, on_event=self._tell,
+                fallback=fallback, need_server=True, patience=_PATIENCE, security=self._security, on_event=self._tell,
             )  # fmt: skip
             self.edges[source] = self._stack.enter_context(edge)
             self.ready[source] = []
@@ -100,7 +103,7 @@ class Fleet:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
+    def _end(self) -> None:
         """Ends all connections."""
         self._stack.close()
 
@@ -109,6 +112,7 @@ class Fleet:
 
         Raises ServerError if the server does not profile itself, UsageError where the constraints cannot be kept.
         """
+        self.check()
         if not self.edges:
             raise UsageError("there are no tasks")
         link = self.link
@@ -138,6 +142,7 @@ class Fleet:
 
     def prepare(self, source: Source, option: Option) -> None:
         """Fetches and compiles what `option` needs, here and there, if that is not done."""
+        self.check()
         if not self.is_ready(source, option):
             edge = self.edges[source]
             began = perf_counter()

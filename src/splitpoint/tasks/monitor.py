@@ -136,7 +136,8 @@ class Monitor:
         with self._lock:
             self._on_link -= 1
             self._lookout.used(ended)
-            self._estimator.ping(ended, 2e3 * result.offset.error_s)
+            if result.offset.pinged:
+                self._estimator.ping(ended, 2e3 * result.offset.error_s)
             half_s = self._estimator.link.rtt_ms / 2e3
             ready = min(packed + half_s, arrived)
             flowing, carried = self._uplink.answered(id, ready, arrived, result.up_nbytes)

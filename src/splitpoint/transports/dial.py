@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import NamedTuple
 
-from splitpoint.errors import ServerError
+from splitpoint.errors import ServerError, UnreachableError
 from splitpoint.transports.addresses import format_address, is_link_local, parse_address
 
 #: How long an address is waited for before the next is tried beside it (RFC 8305, 5).
@@ -42,7 +42,7 @@ class Target(NamedTuple):
 def dial(address: str, timeout_s: float) -> tuple[socket.socket, str]:
     """(a socket connected to ``HOST[:PORT]``, its address), within `timeout_s` altogether.
 
-    ServerError says what is wrong there and what to do; where a name has several addresses, of each of them.
+    UnreachableError says what is wrong there and what to do; where a name has several addresses, of each of them.
     """
     end = monotonic() + timeout_s
     host, port = parse_address(address)
@@ -55,23 +55,28 @@ def dial(address: str, timeout_s: float) -> tuple[socket.socket, str]:
 
 
 def resolve(host: str, port: int, timeout_s: float) -> list[Target]:
-    """The addresses of `host` in the order they should be tried. ServerError if it has none, or nobody says in time."""
+    """The addresses of `host` in the order they should be tried.
+
+    UnreachableError if it has none, or nobody says in time; ServerError if it can have none.
+    """
     try:
         found = _numeric(host, port) or _look_up(host, port, timeout_s)
     except socket.gaierror as exc:
         if exc.errno in (socket.EAI_AGAIN, getattr(socket, "EAI_SYSTEM", None)):
-            raise ServerError(
+            raise UnreachableError(
                 f"the name {host} cannot be looked up now ({exc.strerror}): is the network up? Or use its number"
             ) from exc
         if "%" in host:
-            raise ServerError(
+            raise UnreachableError(
                 f"{host} is no address here: is there an interface {host.partition('%')[2]} (ip link)?"
             ) from exc
-        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
+        raise UnreachableError(
+            f"no machine is known by the name {host}: check the spelling, or use its number"
+        ) from exc
     except (UnicodeError, ValueError) as exc:  # too long, a null byte
         raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
     except OSError as exc:
-        raise ServerError(f"the name {host} cannot be looked up: {exc.strerror or exc}") from exc
+        raise UnreachableError(f"the name {host} cannot be looked up: {exc.strerror or exc}") from exc
     return _in_turns(found)[:_MOST]
 
 
@@ -104,7 +109,7 @@ def _look_up(host: str, port: int, timeout_s: float) -> list[Target]:
     except RuntimeError as exc:
         raise ServerError(f"the name {host} cannot be looked up: this process may start no more threads") from exc
     except Empty:
-        raise ServerError(
+        raise UnreachableError(
             f"the name {host} was not looked up in {timeout_s:g} s: no name server answers; is the network up? "
             "Or use its number"
         ) from None
@@ -175,24 +180,24 @@ def _begin(target: Target) -> socket.socket:
 
 def _unreachable(
     where: str, port: int, timeout_s: float, reasons: Sequence[tuple[Target, OSError | None]]
-) -> ServerError:
+) -> UnreachableError:
     """Why none of the addresses is connected; None stands for no answer in time."""
     errors = {None if exc is None or exc.errno == errno.ETIMEDOUT else exc.errno for _, exc in reasons}
     several = f" ({_listed([str(t) for t, _ in reasons])})" if len(reasons) > 1 else ""
     if errors == {errno.ECONNREFUSED}:
-        return ServerError(
+        return UnreachableError(
             f"nothing listens at {where}{several}: start `splitpoint serve MODEL --port {port}` there, "
             "or check the port"
         )
     if errors == {None}:
-        return ServerError(
+        return UnreachableError(
             f"no answer from {where}{several} in {timeout_s:g} s: the machine is off, "
             "or a firewall drops the connection"
         )
     if len(reasons) == 1:
-        return ServerError(f"cannot reach {where}: {_why(*reasons[0], timeout_s)}")
+        return UnreachableError(f"cannot reach {where}: {_why(*reasons[0], timeout_s)}")
     told = _listed([f"{target}: {_why(target, exc, timeout_s)}" for target, exc in reasons], "; ")
-    return ServerError(f"cannot reach {where} at any of its addresses ({told})")
+    return UnreachableError(f"cannot reach {where} at any of its addresses ({told})")
 
 
 def _why(target: Target, exc: OSError | None, timeout_s: float) -> str:

@@ -13,13 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from socket import MSG_DONTWAIT, MSG_WAITALL
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from zlib import crc32
 
 import msgspec
 import numpy as np
 
 from splitpoint.errors import ProtocolError, ServerError
+from splitpoint.lifetime import foreign, watch
 from splitpoint.tensors import Array
 from splitpoint.transports import Ended
 from splitpoint.wire import (
@@ -109,6 +110,7 @@ class Framed(ABC):
         self.spin_s = 0.0
         self.checks = False
         self.seals = False
+        watch(self)
 
     @abstractmethod
     def _be_patient(self, seconds: float) -> None:
@@ -117,6 +119,12 @@ class Framed(ABC):
     @abstractmethod
     def _why(self, exc: OSError) -> str:
         """What `exc` means for the connection, as the text of an error."""
+
+    def forked(self) -> None:
+        """The process has forked, and this is the child: it neither reads nor writes what is the parent's."""
+        self._recv_into = self._recvmsg_into = foreign_use
+        self._be_patient = foreign_use  # type: ignore[assignment,method-assign]
+        self._extra, self._ahead, self._queued, self.spin_s = 0, None, 0, 0.0
 
     def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
         if self._queued > self.limits.backlog_bytes:
@@ -393,6 +401,10 @@ class Framed(ABC):
             crc = crc32(part, crc)
             left -= len(part)
         return crc
+
+
+def foreign_use(*_: object) -> NoReturn:
+    raise foreign("connection")
 
 
 def _sum(arrays: Sequence[Array], crc: int) -> int:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from splitpoint.errors import ServerError
-from splitpoint.transports.framed import Framed
+from splitpoint.transports.framed import Framed, foreign_use
 from splitpoint.wire import Buffer, Limits, Packet, checked, flat
 
 
@@ -64,6 +64,8 @@ class MemoryConnection(Framed):
         self._recvmsg_into = self._take_into
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
+        if self._recv_into is foreign_use:
+            foreign_use()
         if self.seals:
             packet = checked(packet)
         with self._lock:

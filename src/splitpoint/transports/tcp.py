@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from splitpoint.errors import ServerError, UsageError
+from splitpoint.lifetime import foreign, watch
 from splitpoint.transports.addresses import (
     format_address,
     is_link_local,
@@ -27,7 +28,7 @@ from splitpoint.transports.addresses import (
     parse_host,
 )
 from splitpoint.transports.dial import Selector, dial
-from splitpoint.transports.framed import Framed
+from splitpoint.transports.framed import Framed, foreign_use
 from splitpoint.wire import Buffer, Limits, Packet, checked, flat
 
 #: What is said when a process has no descriptor left, and what helps.
@@ -125,7 +126,7 @@ class TcpConnection(Framed):
         try:
             with self._lock:
                 if self._broken:
-                    raise ServerError(self._broken)
+                    raise ServerError(self._broken) if self._sendmsg is not foreign_use else foreign("connection")
                 self.sent_nbytes += packet.nbytes
                 if self._writing:
                     # Whoever is writing takes this along: no sender waits for another one's slow peer.
@@ -237,6 +238,15 @@ class TcpConnection(Framed):
     def _say_end(self) -> None:
         """Sends what an encrypted connection ends with, if that can be done at once."""
 
+    def forked(self) -> None:
+        super().forked()
+        self._lock = threading.Lock()  # a thread of the parent may have held the other one
+        self._changed = threading.Condition(self._lock)
+        self._queue = deque()
+        self._writing, self._closed = False, True
+        self._broken, self._sendmsg = str(foreign("connection")), foreign_use
+        self._sock.close()  # no shutdown: that would end the parent's side too
+
     def moved_nbytes(self) -> int:
         """What the kernel counts as acknowledged and received; 0 where it does not (before Linux 4.1, elsewhere)."""
         try:
@@ -305,6 +315,7 @@ class TcpListener:
         self._starved = False
         self.on_starved: Callable[[str], None] = lambda why: None
         """Told why when a connection cannot be taken for want of descriptors or memory, once until one can again."""
+        watch(self)
 
     def accept(self) -> TcpConnection | None:
         """The next connection; None once closed."""
@@ -336,6 +347,11 @@ class TcpListener:
     def _comes(self) -> bool:
         """Waits for a connection; False if `close` or `wake` was called."""
         return self._wake not in _readable(self._sock, self._wake)
+
+    def forked(self) -> None:
+        """The process has forked, and this is the child: the port is the parent's alone."""
+        for sock in (self._sock, self._wake, self._waker):
+            sock.close()
 
     def wake(self) -> None:
         """Makes `accept` return None, now and ever after."""

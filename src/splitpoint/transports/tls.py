@@ -23,7 +23,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from splitpoint.errors import AccessError, ServerError, UsageError
+from splitpoint.errors import AccessError, ServerError, UnreachableError, UsageError
 from splitpoint.security import OPEN, Security, ServerSecurity, check_own, read_file
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import parse_address
@@ -274,23 +274,31 @@ class TlsConnection(TcpConnection):
             except ssl.SSLError as exc:
                 with suppress(ServerError):
                     self._flush()  # the alert that says why
-                raise ServerError(self._why(exc)) from exc
+                # A server that cannot be trusted is there: trying again is of no use.
+                distrusted = self._security is not None and isinstance(exc, ssl.SSLCertVerificationError)
+                raise (AccessError if distrusted else ServerError)(self._why(exc)) from exc
             try:
                 self._be_patient(max(end - monotonic(), 1e-3))
                 got = self._fetch() if monotonic() < end else -1
             except BlockingIOError:
                 got = -1
             except OSError as exc:
-                raise ServerError(f"{self._why(exc)} in the TLS handshake: does it speak TLS?") from exc
+                raise self._ended(f"{self._why(exc)} in the TLS handshake: does it speak TLS?", started) from exc
             if got < 0:
                 raise ServerError(
                     f"{self.peer} did not finish the TLS handshake in {timeout_s:g} s: does it speak TLS?"
                 )
             if got == 0:
-                raise ServerError(f"{self.peer} closed the connection in the TLS handshake: does it speak TLS?")
+                raise self._ended(
+                    f"{self.peer} closed the connection in the TLS handshake: does it speak TLS?", started
+                )
             if not started and self._security is None:
                 self._check_first(bytes(self._cipher[:got]))
             started = True
+
+    def _ended(self, why: str, started: bool) -> ServerError:
+        """The error for an end in the handshake: what hangs up without a word may be a proxy before no server yet."""
+        return ServerError(why) if started else UnreachableError(why)
 
     def _check_first(self, data: bytes) -> None:
         """AccessError or ForeignError for a client that does not speak TLS: it is answered as openly as it spoke."""
