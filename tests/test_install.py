@@ -16,6 +16,7 @@ from splitpoint import install
 from splitpoint.cli import VERBS, demo, typed
 from splitpoint.engines.wheels import for_jetson, repair, replace
 from splitpoint.errors import MissingExtraError
+from splitpoint.models.zoo import digits
 
 R36 = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025\n"
 
@@ -194,6 +195,22 @@ def test_doctor_warns_of_two(tmp_path: Path) -> None:
     ).stdout
     assert "warning" not in alone
     assert re.search(r"warning    .*onnxruntime-gpu 1\.23\.0.* are one folder, onnxruntime: .*Keep one: ", both)
+
+
+@pytest.mark.parametrize("content", ["raise ImportError('libonnxruntime.so.1: cannot open')", ""])
+def test_an_onnxruntime_that_is_broken_is_a_sentence(content: str, tmp_path: Path) -> None:
+    """What stays of the folder when one of two distributions was taken away."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text(content)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for words, status in ((["doctor"], 0), (["run", "zoo:lenet5", str(digits()[0])], 5)):
+        done = subprocess.run(
+            [sys.executable, "-m", "splitpoint", *words], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == status, done.stderr
+        said = done.stdout if status == 0 else done.stderr
+        assert re.search(r"ONNX Runtime cannot be used \(.*\): .*pip uninstall -y .*onnxruntime && .*pip install", said)
+        assert "Traceback" not in done.stderr
 
 
 def test_versions_name_whichever_brings_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

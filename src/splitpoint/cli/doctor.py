@@ -6,6 +6,7 @@ import click
 
 from splitpoint import install, telemetry
 from splitpoint.cli.options import cloud_option
+from splitpoint.errors import EngineError
 from splitpoint.machine import EXTRAS, default_cache, this_machine, versions
 from splitpoint.security import Security
 from splitpoint.units import size
@@ -35,12 +36,14 @@ def command(cloud: str | None, security: Security) -> None:
 
 
 def _providers() -> None:
-    import onnxruntime as ort
-
     from splitpoint.engines.onnxruntime import DEVICES, install_line
-    from splitpoint.engines.wheels import for_jetson, jetson_release, repair
+    from splitpoint.engines.wheels import for_jetson, jetson_release, load, repair
 
-    available = set(ort.get_available_providers())
+    try:
+        available = set(load().get_available_providers())
+    except EngineError as exc:
+        click.echo(f"engine     {exc}")
+        available = set()
     for name, device in DEVICES.items():
         click.echo(f"--device   {name:<9} {'yes' if device.provider in available else 'no   ' + install_line(name)}")
     if release := jetson_release():

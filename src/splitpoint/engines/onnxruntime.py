@@ -16,7 +16,7 @@ import msgspec
 
 from splitpoint.engines.memory import give_back, resident_bytes
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
-from splitpoint.engines.wheels import for_device
+from splitpoint.engines.wheels import for_device, load
 from splitpoint.errors import EngineError, InputError, SplitpointError, nearest
 from splitpoint.lifetime import foreign, watch
 from splitpoint.models.model import Segment
@@ -67,10 +67,8 @@ class OnnxRuntimeEngine:
     def __init__(self, device: str = "cpu", threads: int = 0, spinning: bool = False) -> None:
         if device not in DEVICES:
             raise EngineError(f"no device is called {device}{nearest(device, DEVICES)} (known: {', '.join(DEVICES)})")
-        import onnxruntime as ort
-
         provider = DEVICES[device].provider
-        if provider not in ort.get_available_providers():
+        if provider not in load().get_available_providers():
             raise EngineError(
                 f"the installed ONNX Runtime has no {device} support ({provider}): {install_line(device)}"
             )

@@ -11,8 +11,10 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from splitpoint import install
+from splitpoint.errors import EngineError
 
 #: What a Jetson says of its system: ``# R36 (release), REVISION: 4.3, GCID: …``.
 _RELEASE = Path("/etc/nv_tegra_release")
@@ -22,6 +24,20 @@ _JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 #: NVIDIA's Jetson AI Lab builds onnxruntime-gpu for aarch64, which PyPI has not: for CUDA 12.6, which came with
 #: L4T 36.4 (JetPack 6.1), and the Python 3.10 of Ubuntu 22.04 (dusty-nv/jetson-containers#1283).
 _JETSON_INDEX = "https://pypi.jetson-ai-lab.io/jp6/cu126"
+
+
+def load() -> Any:
+    """The module `onnxruntime`. EngineError where none is installed, or what is there is no whole one."""
+    try:
+        import onnxruntime
+
+        onnxruntime.get_available_providers()
+    except (
+        ImportError,
+        AttributeError,
+    ) as exc:  # of a folder whose other owner was taken away, Python makes an empty one
+        raise EngineError(f"ONNX Runtime cannot be used ({exc}): {replace('onnxruntime')}") from exc
+    return onnxruntime
 
 
 def replace(*words: str) -> str:
