@@ -19,7 +19,7 @@ SRC = Path(splitpoint.__file__).parent
 #: docs/design.md. Rooms of one row may not import each other.
 ORDER = (
     ("errors", "units"),
-    ("tensors", "trace", "files", "security", "keys"),
+    ("tensors", "trace", "files", "security", "keys", "cgroup"),
     ("machine", "graph", "link"),
     ("images",),
     ("zoo",),

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import Column, err, out, table
-from splitpoint.files import check_writable
+from splitpoint.cli.outputs import OUTPUT
+from splitpoint.files import check_writable, is_special
 from splitpoint.machine import now
 from splitpoint.predict.files import save_latency
 from splitpoint.predict.table import read_tables
@@ -21,7 +22,7 @@ from splitpoint.units import counted
     "-o",
     "--output",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Where to write what was learned (device.latency.json).",
 )
@@ -59,7 +60,8 @@ def command(
         )  # fmt: skip
     save_latency(output, latency)
     _print(latency)
-    click.echo(f"next: splitpoint predict MODEL --on {output}")
+    if not is_special(output):
+        click.echo(f"next: splitpoint predict MODEL --on {output}")
     click.echo(f"wrote {output}", err=True)
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from splitpoint.errors import StorageError
-from splitpoint.files import write_atomic
+from splitpoint.files import make_folder, write_atomic
 from splitpoint.lab.device import slowed
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.relay import Relay
@@ -110,14 +109,6 @@ def _summarise(cut: str, rows: Sequence[Row]) -> Summary:
         p90_ms=float(p90),
         spans_ms=spans,
     )
-
-
-def make_folder(folder: Path) -> None:
-    """`folder`, made if it is not there. StorageError if it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StorageError(f"{folder} cannot be made: {exc.strerror or exc}") from exc
 
 
 def run(scenario: Scenario, file: Path, *, on_row: Callable[[Row], None] = lambda _: None) -> Results:
