@@ -19,7 +19,7 @@ SRC = Path(splitpoint.__file__).parent
 #: docs/design.md. Rooms of one row may not import each other.
 ORDER = (
     ("errors", "units"),
-    ("tensors", "trace", "files", "security", "keys", "cgroup"),
+    ("tensors", "trace", "files", "security", "keys", "cgroup", "system"),
     ("machine", "graph", "link"),
     ("images",),
     ("zoo",),

@@ -83,6 +83,27 @@ def test_a_token_file_for_others_is_refused_with_the_command_that_helps(token_fi
         server_security(token_file=token_file)
 
 
+@pytest.mark.parametrize("bits", [0o444, 0o440, 0o644, 0o640])
+def test_a_secret_on_a_read_only_mount_is_read(token_file: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docker and Kubernetes mount them, the latter behind links: nobody could change their modes."""
+    token_file.chmod(bits)
+    folder = token_file.parent
+    (folder / "..data").symlink_to(folder)
+    (folder / "mounted").symlink_to(f"..data/{token_file.name}")
+    monkeypatch.setattr(security, "_is_mounted_read_only", lambda descriptor: True)
+    assert read_token(folder / "mounted") == TOKEN
+
+
+@pytest.mark.parametrize("bits", [0o666, 0o620, 0o602])
+def test_a_secret_that_others_may_write_is_refused_on_any_mount(
+    token_file: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security, "_is_mounted_read_only", lambda descriptor: True)
+    token_file.chmod(bits)
+    with pytest.raises(UsageError, match="chmod 600"):
+        read_token(token_file)
+
+
 @pytest.mark.parametrize("bits", [0o600, 0o400])
 def test_a_token_file_of_ones_own_is_read(token_file: Path, bits: int) -> None:
     token_file.chmod(bits)
