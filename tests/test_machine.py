@@ -15,6 +15,9 @@ import pytest
 from splitpoint import cgroup, machine
 from splitpoint.engines import open_engine
 from splitpoint.machine import Machine, default_cache, this_machine, usable_cores
+from splitpoint.models import load
+from splitpoint.profile.measure import profile_model
+from splitpoint.runtime.server import Server
 
 # --- control groups ---------------------------------------------------------------------------------------------------
 
@@ -134,6 +137,24 @@ def test_threads_and_the_machine_are_what_the_container_has(
     assert msgspec.json.decode(msgspec.json.encode(found), type=Machine) == found
 
 
+def test_what_may_grow_is_bounded_by_half_of_what_the_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.Limits(0.0, 900 << 20))
+    monkeypatch.setattr(machine, "_memory", lambda: 8 << 30)
+    assert machine.half_the_memory(4 << 30) == 450 << 20
+    assert machine.half_the_memory(1 << 20) == 1 << 20
+    server = Server([load("zoo:lenet5")], engine=open_engine(threads=1), port=0)
+    assert server.limits.memory_bytes == server._tail_bytes == 450 << 20
+    monkeypatch.setattr(machine, "_memory", lambda: 0)
+    assert machine.half_the_memory(4 << 30) == 4 << 30, "not known"
+
+
+def test_an_emulated_slower_core_is_no_missing_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.Limits(0.5, 900 << 20))
+    monkeypatch.setattr(machine, "_affine", lambda: 8)
+    monkeypatch.setenv(machine.EMULATED, "4x slower")
+    assert usable_cores() == this_machine().cores == 8
+
+
 def test_a_small_machine_says_what_it_has() -> None:
     text = str(Machine("Linux", "EPYC", 1, 900 << 20, "", "3.11", 0.5))
     assert text == "EPYC, 1 core (a quota of 0.5 CPU), 943.7 MB; Linux; Python 3.11"
@@ -225,9 +246,6 @@ def test_without_any_room_there_is_a_name_all_the_same(nowhere: Path, monkeypatc
 
 
 def test_without_room_for_the_profiler_a_profile_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    from splitpoint.models import load
-    from splitpoint.profile.measure import profile_model
-
     def full(**_: object) -> str:
         raise FileNotFoundError
 

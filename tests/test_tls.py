@@ -164,6 +164,13 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert compared == [(TOKEN.encode(), TOKEN.encode()), (b"x", TOKEN.encode())]
 
 
+def test_our_own_processes_on_loopback_do_not_inherit_who_is_let_in_elsewhere(token_file: Path) -> None:
+    environ = {"PATH": "/bin", "SPLITPOINT_CACHE": "/c", "SPLITPOINT_TOKEN": TOKEN, "SPLITPOINT_CA": "ca.pem"}
+    assert security.unguarded(environ) == {"PATH": "/bin", "SPLITPOINT_CACHE": "/c"}
+    environ["SPLITPOINT_TOKEN_FILE"] = str(token_file)
+    assert server_security(environ=security.unguarded(environ)) == ServerSecurity()
+
+
 def test_everything_may_come_from_the_environment(token_file: Path) -> None:
     environ = {
         "SPLITPOINT_CA": "ca.pem",

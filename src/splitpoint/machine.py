@@ -58,13 +58,12 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine this process runs on, or the share of it that its container has."""
-    limits = cgroup.limits()
-    memory = _memory()
+    limits = _limits()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(),
         cores=_cores(limits),
-        memory_bytes=min(memory, limits.memory_bytes) if memory and limits.memory_bytes else memory,
+        memory_bytes=_usable_memory(limits),
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         python=platform.python_version(),
         cpus=limits.cpus if limits.cpus < _affine() else 0.0,
@@ -73,7 +72,23 @@ def this_machine() -> Machine:
 
 def usable_cores() -> int:
     """How many threads can compute here at a time: the cores this process may use, or fewer by its quota of CPU."""
-    return _cores(cgroup.limits())
+    return _cores(_limits())
+
+
+def half_the_memory(most: int) -> int:
+    """`most` bytes, or half of what this process may hold where that is less: for what may grow while it runs."""
+    usable = _usable_memory(_limits())
+    return min(most, usable // 2) if usable else most
+
+
+def _limits() -> cgroup.Limits:
+    """None for `splitpoint lab slow`: its own control group is how it emulates slower cores, not fewer."""
+    return cgroup.Limits(0.0, 0) if os.environ.get(EMULATED) else cgroup.limits()
+
+
+def _usable_memory(limits: cgroup.Limits) -> int:
+    memory = _memory()
+    return min(memory, limits.memory_bytes) if memory and limits.memory_bytes else memory
 
 
 def _cores(limits: cgroup.Limits) -> int:
@@ -101,7 +116,7 @@ def default_cache(on_note: Callable[[str], None] = lambda text: None) -> Path:
     if set_to:
         return Path(set_to)
     usual = _user_cache()
-    if usual is not None and (os.path.isdir(usual) or _can_be_made(usual)):
+    if usual is not None and (os.path.isdir(usual) or may_be_written(usual)):
         return usual
     instead = _temporary_cache()
     if instead is None:  # then nothing can be kept, and whoever tries says so
@@ -125,7 +140,8 @@ def _user_cache() -> Path | None:
     return Path(home) / ".cache" / "splitpoint" if os.path.isabs(home) else None
 
 
-def _can_be_made(folder: Path) -> bool:
+def may_be_written(folder: Path) -> bool:
+    """Whether `folder` can be written, or made."""
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
     return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 

@@ -152,6 +152,12 @@ def server_security(
     )
 
 
+def unguarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """`environ` without tokens, keys and authorities: for our own processes that speak with each other on loopback."""
+    names = ("CA", "CLIENT_CA", "TLS_CERT", "TLS_KEY", "TOKEN", "TOKEN_FILE")
+    return {name: value for name, value in environ.items() if name not in {f"SPLITPOINT_{n}" for n in names}}
+
+
 def read_token(path: Path) -> str:
     """The token in `path`. UsageError if there is none, or others than the file's owner can read it too.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from splitpoint.cli.options import cloud_option
-from splitpoint.machine import EXTRAS, default_cache, this_machine, versions
+from splitpoint.machine import EXTRAS, default_cache, may_be_written, this_machine, versions
 from splitpoint.security import Security
 from splitpoint.units import size
 
@@ -50,8 +50,14 @@ def _providers() -> None:
 def _cache() -> None:
     from splitpoint.runtime.cache import usage
 
-    kinds = usage(default_cache()).values()
-    click.echo(f"cache      {default_cache()}: {sum(n for n, _ in kinds)} files, {size(sum(b for _, b in kinds))}")
+    notes: list[str] = []
+    folder = default_cache(notes.append)
+    kinds = usage(folder).values()
+    click.echo(f"cache      {folder}: {sum(n for n, _ in kinds)} files, {size(sum(b for _, b in kinds))}")
+    for note in notes:
+        click.echo(f"           {note}")
+    if not may_be_written(folder):
+        click.echo("           it cannot be written, so nothing is kept for the next time: SPLITPOINT_CACHE=DIR")
 
 
 def _server(cloud: str, security: Security) -> None:

@@ -25,6 +25,7 @@ from splitpoint.lab.worker import Row, model_name
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
 from splitpoint.report.files import safe
+from splitpoint.security import unguarded
 
 #: While both halves are made ready: a device that is measured has fetched before.
 _READY = Link(1e6, 1e6, 0.0, 0.0, "unshaped")
@@ -147,7 +148,7 @@ def _server(scenario: Scenario) -> Iterator[str]:
     options = ["--port", "0", "--threads", str(scenario.server.threads), "--device", scenario.server.device]
     options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
     command = [sys.executable, "-u", "-m", "splitpoint", "serve", model_name(scenario), *options]
-    server = Process(subprocess.Popen(command, **PIPES), "server")
+    server = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")
     try:
         yield server.expect("serving on ").split()[2]
     finally:
@@ -160,7 +161,7 @@ def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     command = [sys.executable, "-u", "-m", "splitpoint", "lab", "edge", str(file), "--cloud", address]
     asked = scenario.device
     if asked.method == "stretched" or asked.slowdown == 1:
-        device = Process(subprocess.Popen(command, **PIPES), "device")
+        device = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "device")
         try:
             yield device
         finally:
@@ -168,7 +169,7 @@ def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
         return
     method = "auto" if asked.method == "limit" else asked.method
     with slowed(asked.slowdown, threads=asked.threads, method=method) as limited:
-        device = Process(limited.start(command, **PIPES), "device")
+        device = Process(limited.start(command, **PIPES, env=unguarded()), "device")
         try:
             yield device
         finally:
