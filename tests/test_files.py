@@ -127,6 +127,25 @@ def test_a_descriptor_is_written_to_whatever_it_is(name: str, kind: str, path: P
         os.close(far)
 
 
+def test_a_pipe_that_does_not_wait_gets_all_the_same(tmp_path: Path) -> None:
+    near, far = os.pipe()
+    os.set_blocking(far, False)
+    data, came = bytes(1 << 20), list[bytes]()
+
+    def read() -> None:
+        with open(near, "rb") as file:
+            came.append(file.read())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        write_atomic(Path(f"/dev/fd/{far}"), data)
+    finally:
+        os.close(far)
+        reader.join(30)
+    assert came == [data]
+
+
 def test_a_descriptor_that_is_closed_or_only_read_is_said() -> None:
     near, far = os.pipe()
     try:

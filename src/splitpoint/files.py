@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import secrets
+import select
 import shutil
 import socket
 import stat
@@ -220,9 +221,8 @@ def _own_pids() -> Iterator[str]:
 
 
 def _open_descriptor(number: int) -> int:
-    """`number`. OSError if it is standard output, which was closed when Python began: it may be another file by now."""
-    stream = {1: sys.__stdout__, 2: sys.__stderr__}.get(number, sys)
-    if stream is None:
+    """`number`. OSError if it is standard output and was closed when Python began: it may be another file by now."""
+    if (number == 1 and sys.__stdout__ is None) or (number == 2 and sys.__stderr__ is None):
         raise OSError(errno.EBADF, "it is closed")
     return number
 
@@ -318,7 +318,12 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
             stream.flush()  # what was printed before comes before
     left = memoryview(data)
     while left:
-        left = left[os.write(descriptor, left) :]
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:  # who shares the pipe with us has made it so
+            room = select.poll()
+            room.register(descriptor, select.POLLOUT)
+            room.poll()
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
