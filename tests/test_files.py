@@ -221,7 +221,7 @@ def test_a_folder_that_a_link_leads_to_is_made(tmp_path: Path) -> None:
     make_folder(tmp_path / "link")
     assert (tmp_path / "real" / "deep").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="cannot be written"):
         make_folder(tmp_path / "file" / "x")
 
 

@@ -101,7 +101,7 @@ def make_folder(folder: Path) -> None:
     try:
         Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise StorageError(f"the folder {folder} cannot be made: {exc.strerror or exc}") from exc
+        raise StorageError(f"the folder {folder} cannot be written: {exc.strerror or exc}") from exc
 
 
 @contextmanager
