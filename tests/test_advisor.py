@@ -56,6 +56,15 @@ def test_a_survey_is_kept_and_used_again(server: Server, tmp_path: Path) -> None
         assert third.edge.fingerprint == first.edge.fingerprint
 
 
+def test_a_profile_that_cannot_be_kept_ends_nothing(server: Server, tmp_path: Path) -> None:
+    engine, told = open_engine(threads=1), list[str]()
+    (tmp_path / "file").touch()
+    with Edge(server.address, at="input", engine=engine, cache=tmp_path / "cache") as edge:
+        found = survey(edge, engine, budget_s=0.3, link=SLOW, cache=tmp_path / "file", on_step=told.append)
+    assert found.edge.whole.median > 0
+    assert sum("is not kept for the next time" in text for text in told) == 1
+
+
 def test_another_machines_profile_is_not_used(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, told = open_engine(threads=1), list[str]()
     with Edge(server.address, at="input", engine=engine, cache=tmp_path) as edge:

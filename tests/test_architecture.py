@@ -20,7 +20,7 @@ SRC = Path(splitpoint.__file__).parent
 ORDER = (
     ("install", "telemetry"),
     ("errors", "units"),
-    ("tensors", "trace", "files", "security", "keys", "lifetime"),
+    ("tensors", "trace", "files", "security", "keys", "lifetime", "cgroup", "system"),
     ("machine", "graph", "link"),
     ("decoding", "capture"),
     ("images",),

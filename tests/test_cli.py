@@ -384,6 +384,26 @@ def test_sweep_writes_the_seeds_columns_and_resumes(
     assert "--fresh" in message
 
 
+def test_sweep_writes_once_where_nothing_can_be_written_anew(
+    serving: Serving, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "lenet", "--cloud", serving.address, "--repeat", "1", "--images", str(digits()[0]),
+                 "--csv", "-", "--cuts", "3"]) == 0  # fmt: skip
+    out, err = capfd.readouterr()
+    assert [row["split_layer"] for row in csv.DictReader(out.splitlines())][::2] == ["input", "output"]
+    assert out.count("split_layer") == 1
+    assert "fastest" in err
+
+
+def test_outputs_are_saved_to_a_pipe(
+    serving: Serving, cache: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["run", "lenet", "--cloud", serving.address, "--at", "input", "--save", "-", str(digits()[0])]) == 0
+    out, err = capfdbinary.readouterr()
+    assert [a.shape for a in load_arrays(out).values()] == [(1, 10)]
+    assert b"cut at input" in err
+
+
 def test_sweep_draws(serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     ok(capsys, "sweep", "lenet", "--cloud", serving.address, "--repeat", "1", "--images", digits()[0],

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from splitpoint.errors import MissingExtraError, ModelError, UsageError
+from splitpoint.errors import MissingExtraError, ModelError, StorageError, UsageError
 from splitpoint.machine import default_cache
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.models.torch import export, exported, is_torch_source
@@ -440,6 +442,45 @@ def test_a_cached_export_is_made_once(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
     assert exported("models_torch:named", weights="random:1") != path
     assert [p.name for p in path.parent.iterdir()] == ["named.onnx"]  # no scratch left
+
+
+def test_a_cache_that_cannot_be_written_ends_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path / "file"))
+    told: list[str] = []
+    path = exported("models_torch:named", weights="random", progress=told.append)
+    assert onnx.load(path).graph.node
+    assert sum("not kept for the next time" in text for text in told) == 1
+
+
+def test_an_export_goes_where_links_and_pipes_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from splitpoint.models.torch import tracing
+
+    real, link = tmp_path / "real.onnx", tmp_path / "link.onnx"
+    link.symlink_to("real.onnx")
+    report = export("models_torch:named", link, weights="random")
+    assert link.is_symlink()
+    assert report.nbytes == real.stat().st_size
+    near, far = os.pipe()
+    came: list[bytes] = []
+
+    def read() -> None:
+        with open(near, "rb") as file:
+            came.append(file.read())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        export("models_torch:named", Path(f"/dev/fd/{far}"), weights="random")
+    finally:
+        os.close(far)
+        reader.join(60)
+    assert came == [real.read_bytes()]
+    monkeypatch.setattr(tracing, "_INLINE_LIMIT", 10)
+    with pytest.raises(StorageError, match="name a regular file"):
+        export("models_torch:named", Path("/dev/stdout"), weights="random")
+    export("models_torch:named", link, weights="random")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.onnx", "real.onnx", "real.onnx.data"]
 
 
 def test_a_changed_source_file_is_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

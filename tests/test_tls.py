@@ -83,6 +83,27 @@ def test_a_token_file_for_others_is_refused_with_the_command_that_helps(token_fi
         server_security(token_file=token_file)
 
 
+@pytest.mark.parametrize("bits", [0o444, 0o440, 0o644, 0o640])
+def test_a_secret_on_a_read_only_mount_is_read(token_file: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docker and Kubernetes mount them, the latter behind links: nobody could change their modes."""
+    token_file.chmod(bits)
+    folder = token_file.parent
+    (folder / "..data").symlink_to(folder)
+    (folder / "mounted").symlink_to(f"..data/{token_file.name}")
+    monkeypatch.setattr(security, "_is_mounted_read_only", lambda descriptor: True)
+    assert read_token(folder / "mounted") == TOKEN
+
+
+@pytest.mark.parametrize("bits", [0o666, 0o620, 0o602])
+def test_a_secret_that_others_may_write_is_refused_on_any_mount(
+    token_file: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security, "_is_mounted_read_only", lambda descriptor: True)
+    token_file.chmod(bits)
+    with pytest.raises(UsageError, match="chmod 600"):
+        read_token(token_file)
+
+
 @pytest.mark.parametrize("bits", [0o600, 0o400])
 def test_a_token_file_of_ones_own_is_read(token_file: Path, bits: int) -> None:
     token_file.chmod(bits)
@@ -141,6 +162,13 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert ServerSecurity(token=TOKEN).admits(TOKEN)
     assert not ServerSecurity(token=TOKEN).admits("x")
     assert compared == [(TOKEN.encode(), TOKEN.encode()), (b"x", TOKEN.encode())]
+
+
+def test_our_own_processes_on_loopback_do_not_inherit_who_is_let_in_elsewhere(token_file: Path) -> None:
+    environ = {"PATH": "/bin", "SPLITPOINT_CACHE": "/c", "SPLITPOINT_TOKEN": TOKEN, "SPLITPOINT_CA": "ca.pem"}
+    assert security.unguarded(environ) == {"PATH": "/bin", "SPLITPOINT_CACHE": "/c"}
+    environ["SPLITPOINT_TOKEN_FILE"] = str(token_file)
+    assert server_security(environ=security.unguarded(environ)) == ServerSecurity()
 
 
 def test_everything_may_come_from_the_environment(token_file: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Protocol
 from splitpoint.calibration.values import Calibration
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, StorageError
-from splitpoint.files import write_atomic
+from splitpoint.files import make_folder, write_atomic
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.machine import EMULATED, default_cache, this_machine, versions
@@ -81,10 +81,10 @@ def survey(
 ) -> Survey:
     """Profiles of `edge`'s model here and on its server (each at most about `budget_s`), and the link between them.
 
-    The device's profile is kept in `cache` and used again while machine, engine and versions are the same and no longer
-    budget could make a better one; the server keeps its own. `fresh` measures anew. No weights are fetched for it:
-    stand-ins of the same size take as long. `link` is used instead of a measured one if given. Raises ServerError if
-    the server does not profile itself.
+    The device's profile is kept in `cache`, where that can be written, and used again while machine, engine and
+    versions are the same and no longer budget could make a better one; the server keeps its own. `fresh` measures anew.
+    No weights are fetched for it: stand-ins of the same size take as long. `link` is used instead of a measured one if
+    given. Raises ServerError if the server does not profile itself.
     """
     here = profile_here(edge.model, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=on_step)
     on_step(f"the server profiles {edge.model.name}, at most {budget_s:g} s (unless it has done so before)")
@@ -109,7 +109,7 @@ def profile_here(
     Under `splitpoint lab slow` it is measured anew each time and not kept: it is an emulated machine's.
     """
     note = os.environ.get(EMULATED, "")
-    place = _place(model, engine, cache)
+    place = _place(model, engine, cache or default_cache(on_step))
     kept = None if fresh or note else _kept(place, model)
     if kept is not None:
         found, spent_s = kept
@@ -120,7 +120,10 @@ def profile_here(
     on_step(f"profiling {model.name} here, at most {budget_s:g} s" + ("" if note else " (kept for the next time)"))
     made = profile_model(model.with_stand_ins(), engine, budget_s=budget_s, note=note)
     if not note:
-        _keep(place, made, budget_s)
+        try:
+            _keep(place, made, budget_s)
+        except StorageError as exc:
+            on_step(f"this machine's profile of {model.name} is not kept for the next time: {exc}")
     return made
 
 
@@ -146,9 +149,8 @@ def rows(plan: Plan, most: int = 7) -> Sequence[Option]:
 # --- profiles that are kept -------------------------------------------------------------------------------------------
 
 
-def _place(model: Model, engine: Engine, cache: Path | None) -> Path:
-    folder = (cache or default_cache()) / "profiles"
-    return folder / f"{model.fingerprint[:16]}-{engine.name}-{engine.device}-{engine.threads}.profile.json"
+def _place(model: Model, engine: Engine, cache: Path) -> Path:
+    return cache / "profiles" / f"{model.fingerprint[:16]}-{engine.name}-{engine.device}-{engine.threads}.profile.json"
 
 
 def _kept(place: Path, model: Model) -> tuple[Profile, float] | None:
@@ -163,11 +165,11 @@ def _kept(place: Path, model: Model) -> tuple[Profile, float] | None:
 
 
 def _keep(place: Path, profile: Profile, budget_s: float) -> None:
+    make_folder(place.parent)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _budget(place).unlink(missing_ok=True)
     except OSError as exc:
-        raise StorageError(f"{place.parent} cannot be written: {exc.strerror or exc}") from exc
-    _budget(place).unlink(missing_ok=True)
+        raise StorageError(f"{place} cannot be written: {exc.strerror or exc}") from exc
     write_atomic(place, profile_bytes(profile))
     write_atomic(_budget(place), f"{budget_s:g}\n".encode())
 

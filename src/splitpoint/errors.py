@@ -3,7 +3,8 @@
     SplitpointError                 exit  what went wrong
     ├── UsageError                   2    the call or command line asks for something that makes no sense
     │   ├── CutError                 2    no such layer, node, tensor or index to cut at
-    │   └── MissingExtraError        2    an optional package is needed: the message has the install line
+    │   ├── MissingExtraError        2    an optional package is needed: the message has the install line
+    │   └── UnsupportedError         2    this operating system lacks what is needed
     ├── ModelError                   3    the model cannot be found, read, exported or cut
     ├── InputError                   4    an image, tensor or input spec is broken or of the wrong kind
     ├── EngineError                  5    the engine, its provider or its device is not there or failed
@@ -55,6 +56,10 @@ class MissingExtraError(UsageError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{package} is needed to {purpose} (the extra [{extra}]): {install.extra(extra)}")
         self.package, self.extra = package, extra
+
+
+class UnsupportedError(UsageError, ImportError):
+    """This operating system lacks what is needed: raised when the package is imported."""
 
 
 class ModelError(SplitpointError):

@@ -1,53 +1,343 @@
-"""A file is written whole or not at all."""
+"""A file is written whole or not at all, and stays the file it was: where links lead, its mode, its owner.
+
+What is no regular file (a device, a pipe, a socket, a descriptor such as /dev/stdout) is written to, never replaced.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+import re
+import secrets
+import select
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from splitpoint.errors import InputError, StorageError
 
+#: Where ``-o -`` leads. Our own descriptors are known by their names: that needs neither /dev nor /proc.
+STDOUT = Path("/dev/stdout")
+_NUMBERS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR = re.compile(r"(?:/dev|/proc/(?:self|thread-self|(?P<pid>\d+)(?:/task/\d+)?))/fd/(?P<number>\d{1,9})")
+#: As many as Linux follows.
+_MOST_LINKS = 40
+#: A file that may be written in a folder that may not, or that is a mount point of its own (docker -v FILE:FILE).
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NOT_REPLACED = (*_NO_PLACE, errno.EBUSY, errno.EXDEV)
+
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` with `data`; a full disk leaves the old file. StorageError says why it failed."""
-    part = _part(path)
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as exc:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+    """`data` becomes what `path` holds; where the disk is full, or who calls is interrupted, the old file is left.
+
+    A file with several names (hard links), one of another user's and a mount point are written in place, what needs
+    room first. StorageError says why it failed; BrokenPipeError if `path` is standard output, and nobody reads it.
+    """
+    with _named(path):
+        target = _target(path)
+        if isinstance(target, int):
+            _write_all(_open_descriptor(target), data)
+        elif _is_node(target):
+            _write_special(target, data)
+        else:
+            try:
+                with beside(target) as file:
+                    file.write(data)
+            except OSError as exc:
+                if exc.errno not in _NO_PLACE or not target.exists():
+                    raise
+                _overwrite(target, data)
 
 
 def check_writable(path: Path) -> None:
     """StorageError if `write_atomic` could not write `path`: said before the work, not after."""
+    with _named(path):
+        target = _target(path)
+        if isinstance(target, int):
+            os.write(_open_descriptor(target), b"")
+            return
+        if not target.parent.is_dir():
+            raise StorageError(f"{path} cannot be written: there is no folder {target.parent}")
+        if target.is_dir():
+            raise StorageError(f"{path} cannot be written: it is a folder")
+        if target.exists() and not os.access(target, os.W_OK):  # replacing it might work, but who locked it meant it
+            raise StorageError(f"{path} cannot be written: it is write-protected")
+        if _is_node(target):  # opening it to see would be seen at the other end
+            return
+        part = _part(target)
+        try:
+            part.touch()  # permissions alone do not tell of a read-only disk, of /proc, of a name that is too long
+            part.unlink()
+        except OSError as exc:
+            if exc.errno not in _NO_PLACE or not target.exists():
+                raise
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether what is written to `path` goes to standard output, whatever it is called there."""
+    try:
+        return _target(path) == 1
+    except OSError:
+        return False
+
+
+def is_special(path: Path) -> bool:
+    """Whether `path` is no regular file: it is written once, and cannot be read again."""
+    try:
+        target = _target(path)
+        return isinstance(target, int) or _is_node(target)
+    except OSError:
+        return False
+
+
+def make_folder(folder: Path) -> None:
+    """`folder`, made if it is not there, also where a link leads to it. StorageError if it cannot be."""
+    try:
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StorageError(f"the folder {folder} cannot be written: {exc.strerror or exc}") from exc
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path` (no link) that becomes it at the end, and is gone if that is not reached. OSError."""
     part = _part(path)
     try:
-        if not path.parent.is_dir():
-            raise StorageError(f"{path} cannot be written: there is no folder {path.parent}")
-        if path.is_dir():
-            raise StorageError(f"{path} cannot be written: it is a folder")
-        if path.exists() and not os.access(path, os.W_OK):  # replacing it would work, but who locked it meant it
-            raise StorageError(f"{path} cannot be written: it is write-protected")
-        part.touch()  # permissions alone do not tell of a read-only disk, of /proc, of a name that is too long
-        part.unlink()
+        with part.open("xb") as file:
+            yield file
+        _replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(path: Path, prefix: str = ".splitpoint-") -> Iterator[Path]:
+    """A folder where what shall become `path` is made, for `publish`; gone at the end. StorageError.
+
+    It is beside `path`, where its files can be moved from, or among the temporary ones where that cannot be.
+    """
+    with _named(path):
+        target = _target(path)
+        where = None if isinstance(target, int) or _is_node(target) else target.parent
+        try:
+            folder = tempfile.mkdtemp(prefix=prefix, dir=where)
+        except OSError as exc:
+            if exc.errno not in _NO_PLACE or where is None or not os.path.exists(path):
+                raise
+            folder = tempfile.mkdtemp(prefix=prefix)
+        try:
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone at the end: among the temporary files, or in memory. StorageError if there is no room."""
+    folder = None
+    for where in (None, "/dev/shm"):  # a container's disk may be read-only
+        with suppress(OSError):
+            folder = folder or tempfile.mkdtemp(prefix="splitpoint-", dir=where)
+    if folder is None:
+        raise StorageError("there is no folder for temporary files that can be written: name one with TMPDIR=DIR")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(made: Path, path: Path) -> None:
+    """Makes the finished file `made` what `path` holds, as `write_atomic` does. StorageError."""
+    with _named(path):
+        target = _target(path)
+        if isinstance(target, int) or _is_node(target):
+            write_atomic(path, made.read_bytes())
+        else:
+            _replace(made, target)
+
+
+def destination(path: Path) -> Path:
+    """The file that `path` leads to. StorageError if its links lead nowhere."""
+    with _named(path):
+        target = _target(path)
+        return path if isinstance(target, int) else target
+
+
+# --- where a path leads -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError becomes a StorageError that names `path` as the user did."""
+    try:
+        yield
+    except BrokenPipeError as exc:
+        if is_stdout(path):
+            raise  # `| head`: who runs us knows
+        raise StorageError(f"{path} cannot be written: who read it has gone") from exc
     except OSError as exc:
         raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
 
 
+def _target(path: Path) -> Path | int:
+    """The file that the links of `path` lead to, which need not be there, or a descriptor of this process."""
+    here = path
+    for hop in range(_MOST_LINKS):
+        here = Path(os.path.realpath(here.parent)) / here.name
+        number = _descriptor(here.as_posix())
+        if number is not None:
+            return number
+        if hop == 0:
+            with suppress(FileNotFoundError):  # a new file, or a link to one
+                os.stat(path)  # the system refuses links that another user put into /tmp; so do we
+        try:
+            link = os.readlink(here)
+        except OSError:
+            return here
+        here = here.parent / link
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _descriptor(path: str) -> int | None:
+    if path in _NUMBERS:
+        return _NUMBERS[path]
+    found = _DESCRIPTOR.fullmatch(path)
+    if found is None or (found["pid"] and found["pid"] not in _own_pids()):
+        return None
+    return int(found["number"])
+
+
+def _own_pids() -> Iterator[str]:
+    yield str(os.getpid())
+    with suppress(OSError):
+        yield os.readlink("/proc/self")  # another one where /proc is of another namespace
+
+
+def _open_descriptor(number: int) -> int:
+    """`number`. OSError if it is standard output and was closed when Python began: it may be another file by now."""
+    if (number == 1 and sys.__stdout__ is None) or (number == 2 and sys.__stderr__ is None):
+        raise OSError(errno.EBADF, "it is closed")
+    return number
+
+
+def _is_node(path: Path) -> bool:
+    """Whether there is something, and neither a regular file nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
 def _part(path: Path) -> Path:
-    """What is written and then becomes `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    """A name of its own for every writer: process numbers repeat from container to container."""
+    return path.with_name(f".{path.name[:16]}.{secrets.token_hex(6)}")
+
+
+def _replace(part: Path, path: Path) -> None:
+    """`part` becomes `path`, with the mode and the owner of what is there; or else its bytes do."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        part.replace(path)
+        return
+    if there.st_nlink == 1 and _made_like(part, there):
+        try:
+            part.replace(path)
+        except OSError as exc:
+            if exc.errno not in _NOT_REPLACED or path.is_dir():
+                raise
+        else:
+            return
+    _overwrite(path, part.read_bytes())
+
+
+def _made_like(part: Path, there: os.stat_result) -> bool:
+    """Gives `part` owner and mode; False if it may not have them."""
+    try:
+        made = part.stat()
+        if (made.st_uid, made.st_gid) != (there.st_uid, there.st_gid):
+            os.chown(part, there.st_uid, there.st_gid)
+        os.chmod(part, stat.S_IMODE(there.st_mode))
+    except OSError:
+        return False
+    return True
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Writes in place. What needs room comes first: on a full disk the old bytes are all there still."""
+    new = memoryview(data)
+    with path.open("r+b", buffering=0) as file:
+        old_size = os.fstat(file.fileno()).st_size
+
+        def rest() -> None:
+            file.seek(0)
+            _write_all(file.fileno(), new[:old_size])
+            file.truncate(len(new))
+
+        try:
+            file.seek(old_size)
+            _write_all(file.fileno(), new[old_size:])
+        except BaseException:
+            file.truncate(old_size)
+            raise
+        try:
+            rest()
+        except BaseException:  # Ctrl-C between two writes: rather whole than half
+            rest()
+            raise
+
+
+def _write_special(path: Path, data: bytes) -> None:
+    """Into a device, a pipe (which waits for a reader) or a socket."""
+    if stat.S_ISSOCK(path.stat().st_mode):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.connect(str(path))
+            peer.sendall(data)
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+    try:
+        _write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and descriptor in (1, 2):
+            stream.flush()  # what was printed before comes before
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:  # who shares the pipe with us has made it so
+            room = select.poll()
+            room.register(descriptor, select.POLLOUT)
+            room.poll()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_file(path: Path, most: int, what: str, made_by: str) -> bytes:
     """The bytes of a file that should hold `what` (``a plan``), at most `most`. InputError says what is wrong."""
     try:
-        if path.stat().st_size > most:
-            raise InputError(f"{path} is too large to be {what}: {path.stat().st_size >> 20} MiB")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(most + 1) if size <= most else b""  # a pipe has no size
+            if max(size, len(data)) > most:
+                raise InputError(f"{path} is too large to be {what}: {max(size, len(data)) >> 20} MiB")
+            return data
     except FileNotFoundError as exc:
         raise InputError(f"there is no file {path}: {made_by} writes one") from exc
     except OSError as exc:

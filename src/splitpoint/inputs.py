@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -87,11 +86,7 @@ def read_frame(model: Model, pixels: Array, name: str = "frame") -> dict[str, Ar
 def read_bytes(model: Model, data: bytes, name: str = "standard input", on_note: OnNote = silent) -> dict[str, Array]:
     """The model's inputs from the bytes of an image, `.npy` or `.npz` file; see `read_inputs`."""
     if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
-        suffix = ".npz" if data[:2] == b"PK" else ".npy"
-        with tempfile.NamedTemporaryFile(suffix=suffix) as file:
-            file.write(data)
-            file.flush()
-            return tensor_inputs(model, load_arrays(Path(file.name)), name)
+        return tensor_inputs(model, load_arrays(data, name=name), name)
     if not data:
         raise InputError(f"{name} is empty: pipe an image, .npy or .npz file into it")
     spec = input_spec(model)

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -63,23 +64,30 @@ def make(folder: Path, hosts: Sequence[str], *, now: datetime, days: float = 365
             )
         }
     )
-    there = [path for path in vars(files).values() if path.exists()]
+    there = [path for path in vars(files).values() if os.path.lexists(path)]
     if there:
         raise UsageError(f"{there[0]} is there already, and may be in use: choose another folder, or remove it")
     maker = _Maker(now - _EARLY, now + timedelta(days=days))
     contents = maker.all(names)
+    made: list[Path] = []
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for field, path in vars(files).items():
-            _write(path, contents[field], secret=field.endswith("_key") or field == "token")
-    except OSError as exc:
-        raise StorageError(f"cannot write {exc.filename or folder}: {exc.strerror or exc}") from exc
+            _write(path, contents[field], made, secret=field.endswith("_key") or field == "token")
+    except BaseException as exc:
+        for path in made:  # half a set is of no use, and would stand in the way of the next try
+            with suppress(OSError):
+                path.unlink()
+        if isinstance(exc, OSError):
+            raise StorageError(f"cannot write {exc.filename or folder}: {exc.strerror or exc}") from exc
+        raise
     return files
 
 
-def _write(path: Path, data: bytes, *, secret: bool) -> None:
-    """Never over a file, and never readable for a moment by whom it is not for."""
+def _write(path: Path, data: bytes, made: list[Path], *, secret: bool) -> None:
+    """Never over a file, and never readable for a moment by whom it is not for. What is there then is in `made`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
+    made.append(path)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
 

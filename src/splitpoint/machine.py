@@ -1,17 +1,28 @@
-"""This machine: where its cache is, and its processor, cores, memory, clock governor and versions, for measurements."""
+"""This machine: where its cache is, and its processor, cores, memory, clock governor and versions, for measurements.
+
+In a container cores and memory are what the container may have.
+"""
 
 from __future__ import annotations
 
+import atexit
+import math
 import os
 import platform
+import shutil
+import stat
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from splitpoint import install
+from splitpoint import cgroup, install
+from splitpoint.units import counted, size
 
 #: Set for a command that runs on an emulated slower machine (`splitpoint lab slow`): what its measurements must say.
 EMULATED = "SPLITPOINT_EMULATED"
@@ -28,7 +39,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`cores` are those this process may use; `governor` is the CPU frequency policy, empty where unknown."""
+    """`cores` are those this process may use, `cpus` how many of them it may keep busy all the time (0: all; a
+    container's quota), `memory_bytes` what it may hold; `governor` is the CPU frequency policy, empty where unknown."""
 
     system: str
     processor: str
@@ -36,23 +48,58 @@ class Machine:
     memory_bytes: int
     governor: str
     python: str
+    cpus: float = 0.0
 
     def __str__(self) -> str:
-        memory = f", {self.memory_bytes / 1e9:.0f} GB" if self.memory_bytes else ""
+        quota = f" (a quota of {self.cpus:.3g} CPU)" if self.cpus else ""
+        memory = f", {size(self.memory_bytes)}" if self.memory_bytes else ""
         governor = f", governor {self.governor}" if self.governor else ""
-        return f"{self.processor}, {self.cores} cores{memory}{governor}; {self.system}; Python {self.python}"
+        cores = counted(self.cores, "core")
+        return f"{self.processor}, {cores}{quota}{memory}{governor}; {self.system}; Python {self.python}"
 
 
 def this_machine() -> Machine:
-    """The machine this process runs on."""
+    """The machine this process runs on, or the share of it that its container has."""
+    limits = _limits()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
-        memory_bytes=_memory(),
+        cores=_cores(limits),
+        memory_bytes=_usable_memory(limits),
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         python=platform.python_version(),
+        cpus=limits.cpus if limits.cpus < _affine() else 0.0,
     )
+
+
+def usable_cores() -> int:
+    """How many threads can compute here at a time: the cores this process may use, or fewer by its quota of CPU."""
+    return _cores(_limits())
+
+
+def half_the_memory(most: int) -> int:
+    """`most` bytes, or half of what this process may hold where that is less: for what may grow while it runs."""
+    usable = _usable_memory(_limits())
+    return min(most, usable // 2) if usable else most
+
+
+def _limits() -> cgroup.Limits:
+    """None for `splitpoint lab slow`: its own control group is how it emulates slower cores, not fewer."""
+    return cgroup.Limits(0.0, 0) if os.environ.get(EMULATED) else cgroup.limits()
+
+
+def _usable_memory(limits: cgroup.Limits) -> int:
+    memory = _memory()
+    return min(memory, limits.memory_bytes) if memory and limits.memory_bytes else memory
+
+
+def _cores(limits: cgroup.Limits) -> int:
+    # Rounded up, so that no part of a core is left unused; more threads than that would be stopped in turns.
+    return max(1, min(_affine(), math.ceil(limits.cpus))) if limits.cpus else _affine()
+
+
+def _affine() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def now() -> str:
@@ -60,10 +107,62 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def default_cache() -> Path:
-    """Where fetched weights and exported models are kept: ``$SPLITPOINT_CACHE``, or ``~/.cache/splitpoint``."""
+def default_cache(on_note: Callable[[str], None] = lambda text: None) -> Path:
+    """Where fetched weights and exported models are kept: ``$SPLITPOINT_CACHE``, or ``splitpoint`` in the user's cache
+    (``$XDG_CACHE_HOME``, else ``~/.cache``).
+
+    Without a home that can be written, or has it already, a folder of this user's among the temporary ones, of which
+    `on_note` is told once.
+    """
     set_to = os.environ.get("SPLITPOINT_CACHE")
-    return Path(set_to) if set_to else Path.home() / ".cache" / "splitpoint"
+    if set_to:
+        return Path(set_to)
+    usual = _user_cache()
+    if usual is not None and (os.path.isdir(usual) or may_be_written(usual)):
+        return usual
+    instead = _temporary_cache()
+    if instead is None:  # then nothing can be kept, and whoever tries says so
+        return usual or Path("/") / ".cache" / "splitpoint"
+    if not _noted:
+        _noted.append(True)
+        why = f"{usual} cannot be made" if usual is not None else "this user has no home folder"
+        on_note(f"{why}: what is worth keeping goes to {instead} (SPLITPOINT_CACHE names another folder)")
+    return instead
+
+
+#: Whether the note was given.
+_noted: list[bool] = []
+
+
+def _user_cache() -> Path | None:
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg):  # the specification has relative ones ignored
+        return Path(xdg) / "splitpoint"
+    home = os.path.expanduser("~")  # as it was where there is neither HOME nor an entry for this user
+    return Path(home) / ".cache" / "splitpoint" if os.path.isabs(home) else None
+
+
+def may_be_written(folder: Path) -> bool:
+    """Whether `folder` can be written, or made."""
+    there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+
+
+@cache
+def _temporary_cache() -> Path | None:
+    """A folder that only this user can write; None if there is no room for temporary files either."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"splitpoint-{os.getuid()}"
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        made = folder.lstat()
+        if stat.S_ISDIR(made.st_mode) and made.st_uid == os.getuid() and not made.st_mode & 0o022:
+            return folder
+        folder = Path(tempfile.mkdtemp(prefix="splitpoint-"))  # that one is another's
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+    except OSError:
+        return None
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

@@ -152,8 +152,17 @@ def server_security(
     )
 
 
+def unguarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """`environ` without tokens, keys and authorities: for our own processes that speak with each other on loopback."""
+    names = ("CA", "CLIENT_CA", "TLS_CERT", "TLS_KEY", "TOKEN", "TOKEN_FILE")
+    return {name: value for name, value in environ.items() if name not in {f"SPLITPOINT_{n}" for n in names}}
+
+
 def read_token(path: Path) -> str:
-    """The token in `path`. UsageError if there is none, or others than the file's owner can read it too."""
+    """The token in `path`. UsageError if there is none, or others than the file's owner can read it too.
+
+    A secret that docker or Kubernetes mounts read-only may be read by everyone who is in the container.
+    """
     data, mode = read_file(path, "token file")
     check_own(path, "token file", mode, group=False)
     text = data.strip()
@@ -171,16 +180,26 @@ def read_token(path: Path) -> str:
 
 
 def read_file(path: Path, what: str) -> tuple[bytes, int]:
-    """(the bytes of `path`, its mode). UsageError if it cannot be read or is too large."""
+    """(the bytes of `path`, its mode). UsageError if it cannot be read or is too large.
+
+    On a read-only mount the mode is without the right to read for group and others: nobody can take it away there.
+    Secrets in containers have modes such as 0444, and who mounted them chose who else is in.
+    """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
+            if _is_mounted_read_only(file.fileno()):
+                mode &= ~(stat.S_IRGRP | stat.S_IROTH)
             data = file.read(_MOST_NBYTES + 1)
     except OSError as exc:
         raise UsageError(f"cannot read the {what} {path}: {exc.strerror or exc}") from exc
     if len(data) > _MOST_NBYTES:
         raise UsageError(f"the {what} {path} has more than {_MOST_NBYTES >> 20} MB: is it the right file?")
     return data, mode
+
+
+def _is_mounted_read_only(descriptor: int) -> bool:
+    return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
 
 
 def check_own(path: Path, what: str, mode: int, *, group: bool) -> None:

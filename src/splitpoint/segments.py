@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 
 from splitpoint.engines import Engine, Session
-from splitpoint.errors import InputError, StorageError, UsageError
-from splitpoint.files import write_atomic
+from splitpoint.errors import InputError, UsageError
+from splitpoint.files import make_folder, publish, scratch
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.models.shapes import sample_inputs
@@ -57,18 +57,8 @@ def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
     """
     cut = at if isinstance(at, Cut) else model.graph.cut(at)
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Of an earlier split: this one may have one side only, and no manifest may stand beside another's files.
-        for name in ("manifest.json", "head.onnx", "tail.onnx"):
-            (folder / name).unlink(missing_ok=True)
-    except OSError as exc:
-        raise StorageError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
+    make_folder(folder)
     head, tail = model.head(cut), model.tail(cut)
-    if head.outputs:
-        head.save(folder / "head.onnx")
-    if tail.outputs:
-        tail.save(folder / "tail.onnx")
     inputs = {t.name for t in model.inputs}
     manifest = Manifest(
         model=model.name,
@@ -83,7 +73,18 @@ def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
         inputs=model.inputs,
         outputs=model.outputs,
     )
-    write_atomic(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    with scratch(folder / "manifest.json") as made:  # an earlier split stays until this one is all there
+        for segment, name in ((head, "head.onnx"), (tail, "tail.onnx")):
+            if segment.outputs:
+                segment.save(made / name)
+        (made / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        # No manifest may stand beside another's files: it goes first, and comes last.
+        names = ("head.onnx.data", "head.onnx", "tail.onnx.data", "tail.onnx", "manifest.json")
+        for name in ("manifest.json", *(n for n in names if not (made / n).exists())):
+            (folder / name).unlink(missing_ok=True)
+        for name in names:
+            if (made / name).exists():
+                publish(made / name, folder / name)
     return manifest
 
 

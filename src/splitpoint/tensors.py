@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zipfile
 from collections.abc import Mapping
@@ -92,19 +93,22 @@ def spec_of(name: str, array: Array) -> TensorSpec:
     return TensorSpec(name, array.dtype.name, tuple(array.shape))
 
 
-def load_arrays(path: Path, limit: int = 4 << 30) -> dict[str, Array]:
-    """Arrays of a `.npy` (under the name ``""``) or `.npz` file; pickled ones are refused, `limit` bounds bytes.
+def load_arrays(source: Path | bytes, limit: int = 4 << 30, *, name: str = "") -> dict[str, Array]:
+    """Arrays of a `.npy` (under the name ``""``) or `.npz` file, or of its bytes, which came from `name`; pickled ones
+    are refused, `limit` bounds bytes.
 
     Raises InputError for a file that is not there, not numpy's, too large, or of object dtype.
     """
+    path = name or str(source)
     try:
-        if path.stat().st_size > limit:
+        file: Path | io.BytesIO = source if isinstance(source, Path) else io.BytesIO(source)
+        if isinstance(source, Path) and source.stat().st_size > limit:
             raise InputError(f"{path} is larger than {limit >> 20} MiB")
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
+        if source.suffix == ".npz" if isinstance(source, Path) else source[:2] == b"PK":
+            with zipfile.ZipFile(file) as archive:
                 if sum(i.file_size for i in archive.infolist()) > limit:
                     raise InputError(f"{path} unpacks to more than {limit >> 20} MiB")
-        loaded = np.load(path, allow_pickle=False)  # noqa: TID251 - the one place, with pickles forbidden
+        loaded = np.load(file, allow_pickle=False)  # noqa: TID251 - the one place, with pickles forbidden
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
@@ -113,7 +117,7 @@ def load_arrays(path: Path, limit: int = 4 << 30) -> dict[str, Array]:
         raise
     except FileNotFoundError as exc:
         raise InputError(f"no such file: {path}") from exc
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as exc:
         raise InputError(f"{path} is not a readable numpy file (.npy or .npz of plain numbers){_why(exc)}") from exc
 
 

@@ -18,7 +18,7 @@ from splitpoint.units import size
 @cache_option
 def command(clear: bool, cache: Path | None) -> None:
     """Show how much is cached and where; --clear deletes what splitpoint put there, and nothing else."""
-    folder = cache or default_cache()
+    folder = cache or default_cache(lambda note: click.echo(note, err=True))
     kinds = usage(folder)
     total = sum(nbytes for _, nbytes in kinds.values())
     click.echo(f"{folder}: {sum(files for files, _ in kinds.values())} files, {size(total)}")

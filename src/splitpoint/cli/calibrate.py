@@ -11,6 +11,7 @@ from splitpoint.calibration.measure import CODECS, QUALITIES, calibrate
 from splitpoint.calibration.values import Calibration, Row, needed_inputs
 from splitpoint.cli.console import Column, err, out, progress, table
 from splitpoint.cli.options import engine_options, json_option, load_model, model_options
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.photos import read_photos, recursive_option
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
@@ -50,7 +51,7 @@ from splitpoint.units import size
     "-o",
     "--out",
     "out_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write the calibration, for splitpoint plan --calib.",
 )

@@ -12,10 +12,11 @@ from splitpoint import install
 from splitpoint.cli.console import Column, countdown, err, out, table
 from splitpoint.cli.latency import in_words
 from splitpoint.cli.options import engine_options, json_option
+from splitpoint.cli.outputs import OUTPUT, OUTPUT_FOLDER
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, MissingExtraError, UsageError
-from splitpoint.files import check_writable
+from splitpoint.files import check_writable, is_special
 from splitpoint.machine import now, this_machine
 from splitpoint.predict.collect import collect, quick_fit
 from splitpoint.predict.collection import Collection, load_collection, save_collection, started
@@ -36,7 +37,7 @@ _UNSURE = 1.25
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     default=Path("device.latency.json"),
     show_default=True,
     metavar="FILE",
@@ -46,7 +47,7 @@ _UNSURE = 1.25
 @click.option(
     "--csv",
     "csv_folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     metavar="DIR",
     help="Write the measurements as tables, one CSV file a kind (splitpoint predict train DIR learns from them).",
 )
@@ -81,16 +82,19 @@ def command(
     """
     if refresh:
         _require_alone(ctx)
+        if is_special(output):
+            raise UsageError(f"--refresh reads what it writes, which is not possible with {output}: name a file")
         _refresh(output, as_json=as_json)
         return
     seconds = parse_budget(budget)
-    beside = beside_of(output)
+    beside = None if is_special(output) else beside_of(output)
     for path in (output, beside):
-        check_writable(path)
+        if path is not None:
+            check_writable(path)
     learns = _can_learn(csv_folder)
     engine = open_engine(device=device, threads=threads)
     found = _begun(beside, engine, seed)
-    if output.exists() and found.strips and found.left_s(seconds) <= 0:
+    if beside is not None and output.exists() and found.strips and found.left_s(seconds) <= 0:
         raise UsageError(
             f"{output} has {found.spent_s:.0f} s of measurements behind it: a larger --budget measures on, and without "
             f"{beside} it begins anew"
@@ -109,7 +113,8 @@ def command(
         click.echo(latency_bytes(latency), nl=False)
     else:
         _print(latency, found)
-        click.echo(f"next: {install.command()} predict MODEL --on {output}")
+        if beside is not None:
+            click.echo(f"next: {install.command()} predict MODEL --on {output}")
     click.echo(f"wrote {output}", err=True)
 
 
@@ -130,9 +135,9 @@ def _can_learn(csv_folder: Path | None) -> bool:
     return False
 
 
-def _begun(beside: Path, engine: Engine, seed: int) -> Collection:
+def _begun(beside: Path | None, engine: Engine, seed: int) -> Collection:
     """What an earlier run has measured, or a new collection. InputError if it was measured with something else."""
-    if not beside.exists():
+    if beside is None or not beside.exists():
         return started(engine, seed)
     found = load_collection(beside)
     found.require(engine, seed)
@@ -140,7 +145,7 @@ def _begun(beside: Path, engine: Engine, seed: int) -> Collection:
     return found
 
 
-def _measure(found: Collection, engine: Engine, seconds: float, beside: Path, learns: bool) -> Collection:
+def _measure(found: Collection, engine: Engine, seconds: float, beside: Path | None, learns: bool) -> Collection:
     fit = quick_fit if learns else None
     with countdown() as shown:
         task = shown.add_task("calibrating", total=seconds, left="")
@@ -151,12 +156,15 @@ def _measure(found: Collection, engine: Engine, seconds: float, beside: Path, le
 
         try:
             for latest in collect(found, engine, budget_s=seconds, fit=fit, on_progress=show):
-                save_collection(beside, found := latest)
+                found = latest
+                if beside is not None:
+                    save_collection(beside, found)
         except KeyboardInterrupt:
-            click.echo(
-                f"{counted(len(found.strips), 'network')} kept in {beside}: the same command goes on from there",
-                err=True,
-            )
+            if beside is not None:
+                click.echo(
+                    f"{counted(len(found.strips), 'network')} kept in {beside}: the same command goes on from there",
+                    err=True,
+                )
             raise
     return found
 

@@ -18,6 +18,7 @@ from splitpoint.cli.options import (
     load_model,
     model_options,
 )
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.photos import recursive_option
 from splitpoint.cli.quantities import parse_budget, parse_share
 from splitpoint.cli.run import is_local, refuse_local_options
@@ -59,7 +60,7 @@ from splitpoint.units import ms, size
     "-o",
     "--out",
     "out_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write predictions and measurements as JSON.",
 )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,13 +21,16 @@ from splitpoint.cli.plan import show
 from splitpoint.cli.run import describe
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, VerifyError
+from splitpoint.files import temporary_folder
 from splitpoint.inputs import input_spec, read_inputs
 from splitpoint.link.presets import PRESETS
+from splitpoint.machine import usable_cores
 from splitpoint.models import load
 from splitpoint.models.zoo import photos
 from splitpoint.planning.values import Option, Plan
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.result import Request
+from splitpoint.security import unguarded
 from splitpoint.segments import compare
 from splitpoint.tensors import Array
 from splitpoint.trace import Recorder
@@ -51,13 +52,13 @@ def command(at: str | None) -> None:
     link is measured, and the honest table says whether splitting pays. Then the photos go through the best split (or
     --at CUT), and the answers are compared with the whole model's.
     """
-    threads = max(1, (os.cpu_count() or 2) // 2)
-    with tempfile.TemporaryDirectory(prefix="splitpoint-demo-") as folder, _server(threads) as address:
+    threads = max(1, usable_cores() // 2)
+    with temporary_folder() as folder, _server(threads) as address:
         click.echo(f"server process: splitpoint serve {MODEL}, listening on {address}")
         engine = open_engine(threads=threads)
-        with Edge(address, at="input", engine=engine, cache=Path(folder)) as edge:
+        with Edge(address, at="input", engine=engine, cache=folder) as edge:
             click.echo(f"device process: profiling both sides and the link, about {2 * _BUDGET_S + 3:.0f} s\n")
-            known = survey(edge, engine, budget_s=_BUDGET_S, cache=Path(folder))
+            known = survey(edge, engine, budget_s=_BUDGET_S, cache=folder)
             plan = known.planner(edge.model.graph).plan(known.link)
             show(plan)
             _what_if(known, edge)
@@ -138,7 +139,7 @@ def _server(threads: int) -> Iterator[str]:
         "--until-stdin-ends",
     ]
     process = subprocess.Popen(
-        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=unguarded()
     )
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     assert process.stdin is not None

@@ -7,7 +7,7 @@ import click
 from splitpoint import install, telemetry
 from splitpoint.cli.options import cloud_option
 from splitpoint.errors import EngineError
-from splitpoint.machine import EXTRAS, default_cache, this_machine, versions
+from splitpoint.machine import EXTRAS, default_cache, may_be_written, this_machine, versions
 from splitpoint.security import Security
 from splitpoint.units import size
 
@@ -69,8 +69,14 @@ def _telemetry() -> None:
 def _cache() -> None:
     from splitpoint.runtime.cache import usage
 
-    kinds = usage(default_cache()).values()
-    click.echo(f"cache      {default_cache()}: {sum(n for n, _ in kinds)} files, {size(sum(b for _, b in kinds))}")
+    notes: list[str] = []
+    folder = default_cache(notes.append)
+    kinds = usage(folder).values()
+    click.echo(f"cache      {folder}: {sum(n for n, _ in kinds)} files, {size(sum(b for _, b in kinds))}")
+    for note in notes:
+        click.echo(f"           {note}")
+    if not may_be_written(folder):
+        click.echo("           it cannot be written, so nothing is kept for the next time: SPLITPOINT_CACHE=DIR")
 
 
 def _server(cloud: str, security: Security) -> None:

@@ -12,9 +12,11 @@ import msgspec
 from splitpoint.cli.console import Column, err, out, table
 from splitpoint.cli.latency import check_same, refuse, whose
 from splitpoint.cli.options import json_option
+from splitpoint.cli.outputs import OUTPUT_FOLDER
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, UsageError
+from splitpoint.files import make_folder
 from splitpoint.machine import this_machine
 from splitpoint.models import load, name_of
 from splitpoint.models.model import Model
@@ -53,7 +55,7 @@ NETWORKS: Sequence[str] = (
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     metavar="DIR",
     help="Keep the networks and what they took in this folder, and measure nothing that is there.",
 )
@@ -61,7 +63,7 @@ NETWORKS: Sequence[str] = (
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     metavar="DIR",
     help="Write networks.csv, kernels.csv, plans.csv and scatter.png there.",
 )
@@ -85,7 +87,7 @@ def command(
         raise UsageError("--prepare needs --data DIR, where the networks are kept")
     for folder in (data, output):
         if folder is not None:
-            _make(folder)
+            make_folder(folder)
     opened = _open(models, data)
     if prepare:
         click.echo(f"{counted(len(opened), 'network')} in {data}: measure them with the same command without --prepare")
@@ -98,15 +100,6 @@ def command(
         _print(found, latency)
     for path in write(output, found, _title(latency)) if output is not None else ():
         click.echo(f"wrote {path}", err=True)
-
-
-def _make(folder: Path) -> None:
-    from splitpoint.errors import StorageError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StorageError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------

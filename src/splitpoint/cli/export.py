@@ -8,13 +8,14 @@ import click
 
 from splitpoint.cli.console import err
 from splitpoint.cli.options import parse_shapes
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.units import size
 
 
 @click.command(short_help="Turn a PyTorch model into an ONNX file.")
 @click.argument("model")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.onnx")
+@click.option("-o", "--output", required=True, type=OUTPUT, metavar="FILE.onnx")
 @click.option("--weights", metavar="FILE|random[:SEED]", help="Instead of the library's default pretrained weights.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,320,320", help="Another input size.")
 @click.option("--input-spec", type=click.Path(path_type=Path), metavar="FILE", help="Another input contract.")
@@ -34,4 +35,4 @@ def command(model: str, output: Path, weights: str | None, shapes: tuple[str, ..
             progress=lambda text: status.update(f"{model}: {text}"),
         )  # fmt: skip
     click.echo(str(report))
-    click.echo(f"wrote {output} ({size(output.stat().st_size)})")
+    click.echo(f"wrote {output} ({size(report.nbytes)})")

@@ -11,6 +11,7 @@ import msgspec
 
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.options import json_option, load_model, model_options
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_atomic, write_csv, write_xlsx
 from splitpoint.report.layers import COLUMNS, LayerRow, layer_names, layer_rows
@@ -25,9 +26,9 @@ from splitpoint.units import count, size
     default="all",
     help="Every node, or single-tensor cuts only.",
 )
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE", help="Write all columns as CSV.")
-@click.option("--xlsx", "xlsx_path", type=click.Path(path_type=Path), metavar="FILE", help="Write a spreadsheet.")
-@click.option("--names", type=click.Path(path_type=Path), metavar="FILE", help="Write layer names, one a line.")
+@click.option("--csv", "csv_path", type=OUTPUT, metavar="FILE", help="Write all columns as CSV.")
+@click.option("--xlsx", "xlsx_path", type=OUTPUT, metavar="FILE", help="Write a spreadsheet.")
+@click.option("--names", type=OUTPUT, metavar="FILE", help="Write layer names, one a line.")
 @json_option
 @model_options
 def command(

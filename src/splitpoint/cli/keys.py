@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from splitpoint import install
+from splitpoint.cli.outputs import OUTPUT_FOLDER
 from splitpoint.keys import make
 
 
 @click.command(short_help="Make certificates and a token for a lab.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", metavar="DIR", type=OUTPUT_FOLDER)
 @click.option(
     "--host",
     "hosts",

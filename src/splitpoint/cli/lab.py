@@ -16,7 +16,9 @@ from typing import Any
 import click
 
 from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.cli.outputs import OUTPUT_FOLDER
 from splitpoint.errors import VerifyError
+from splitpoint.files import make_folder
 from splitpoint.lab.device import METHODS, slowed
 from splitpoint.lab.faults import KINDS, schedule
 from splitpoint.lab.forwarder import Forwarder, be_punctual
@@ -136,7 +138,7 @@ def list_scenarios() -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     metavar="DIR",
     help="Folder for requests.jsonl, summary.csv, about.json and the scenario.",
 )
@@ -145,13 +147,11 @@ def run(name: str, output: Path | None) -> None:  # fmt: skip
 
     A server process, a relay process and a device process on this machine; the link and the device are emulated.
     """
-    from splitpoint.lab import experiment
-
     file = find(name)
     scenario = load_scenario(file)
     made = [p for p in (output, *output.parents) if not p.exists()] if output is not None else []
     if output is not None:
-        experiment.make_folder(output)
+        make_folder(output)
     try:
         _run(scenario, file, output)
     except BaseException:

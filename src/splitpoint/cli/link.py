@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.options import cloud_option, json_option
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.errors import UsageError
 from splitpoint.files import check_writable
@@ -40,7 +41,7 @@ _FAST_MBPS = 2000.0
     "-o",
     "--out",
     "path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE.link.json",
     help="Write the link, for --link FILE elsewhere.",
 )

@@ -23,6 +23,7 @@ from splitpoint.cli.options import (
     model_options,
     security_options,
 )
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget, parse_ms, parse_share, parse_size, parse_watts
 from splitpoint.cli.run import is_local
 from splitpoint.engines import Engine
@@ -112,7 +113,7 @@ T = TypeVar("T")
 @click.option(
     "--png",
     "png_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Draw the plan as a function of the bandwidth (needs splitpoint[plot]).",
 )
@@ -120,7 +121,7 @@ T = TypeVar("T")
     "-o",
     "--out",
     "out_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write the plan as JSON.",
 )

@@ -13,8 +13,9 @@ from splitpoint.cli import evaluate, train
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
 from splitpoint.cli.options import json_option, load_model, model_options
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.errors import InputError
-from splitpoint.files import check_writable
+from splitpoint.files import check_writable, is_special
 from splitpoint.models.model import Model
 from splitpoint.predict.files import SHIPPED, load_latency
 from splitpoint.predict.price import Prediction, predict
@@ -96,14 +97,14 @@ command.add_command(evaluate.command, "evaluate")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write the predicted profile (edge.profile.json): splitpoint plan reads it like a measured one.",
 )
 @click.option(
     "--csv",
     "csv_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write a row a kernel as CSV.",
 )
@@ -218,7 +219,7 @@ def _count(flops: int) -> str:
 def _say_next(found: Prediction, model: str, device_file: str, output: Path | None) -> None:
     if found.uncalibrated and device_file not in SHIPPED and sum(u.share for u in found.uncalibrated) > 0.1:
         click.echo(f"its interval is wide for that: {install.command()} profile MODEL on the device measures it")
-    edge = output if output is not None else device_file
+    edge = output if output is not None and not is_special(output) else device_file
     click.echo(f"next: {install.command()} plan {model} --edge {edge} --cloud HOST --link wifi")
 
 

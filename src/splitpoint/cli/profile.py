@@ -19,10 +19,12 @@ from splitpoint.cli.options import (
     load_model,
     model_options,
 )
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget, parse_watts
 from splitpoint.cli.run import is_local, notice, refuse_local_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.files import is_special
 from splitpoint.machine import EMULATED
 from splitpoint.models import name_of
 from splitpoint.profile import measure
@@ -47,28 +49,28 @@ _SLOWEST = 8
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write the profile (edge.profile.json): splitpoint plan reads it.",
 )
 @click.option(
     "--png",
     "png_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Draw latency and output size of every layer (needs splitpoint[plot]).",
 )
 @click.option(
     "--csv",
     "csv_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write a row a layer as CSV.",
 )
 @click.option(
     "--xlsx",
     "xlsx_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write a row a layer as a spreadsheet (needs splitpoint[xlsx]).",
 )
@@ -251,6 +253,8 @@ def _say_next(profile: Profile, output: Path | None, cloud: str | None) -> None:
         click.echo(
             "the time budget ended before every cut was measured; the others are modelled (a larger --budget helps)"
         )
+    if output is not None and is_special(output):
+        return
     if output is None:
         click.echo(f"keep it with -o {'cloud' if cloud else 'edge'}.profile.json")
     elif cloud:

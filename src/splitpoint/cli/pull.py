@@ -29,4 +29,6 @@ def command(
     name = name_of(model) if model else None
     with Edge(cloud, name, at="input", cache=cache, model_hash=model_hash, security=security) as edge:
         fetched = edge.pull(at)
+        if edge.cache.unkept is not None:
+            raise edge.cache.unkept
         click.echo(f"{edge.model.name} {edge.model.fingerprint[:12]}: fetched {size(fetched)} into {edge.cache.folder}")

@@ -23,6 +23,7 @@ from splitpoint.cli.options import (
     model_options,
     parse_codecs,
 )
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.photos import recursive_option, say
 from splitpoint.cli.placing import Placed, follow, place
 from splitpoint.cli.quantities import parse_budget, parse_ms, parse_rate
@@ -31,6 +32,7 @@ from splitpoint.cli.streaming import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, RefusedError, UsageError
+from splitpoint.files import is_special
 from splitpoint.images import InputSpec
 from splitpoint.models import name_of
 from splitpoint.models.model import Model
@@ -113,7 +115,7 @@ _WINDOW, _FRESH_WINDOW = 8, 4
     help="How often --at auto looks at an idle link, with at most 1 % of what it carries; 0 is never.",
 )
 @codec_choice_option
-@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.npz", help="Keep all outputs.")
+@click.option("--save", type=OUTPUT, metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @click.option(
     "--follow-model",
@@ -367,7 +369,7 @@ def check_save(save: Path | None) -> None:
     """UsageError or StorageError unless outputs can be written there."""
     if save is None:
         return
-    if save.suffix != ".npz":
+    if save.suffix != ".npz" and not is_special(save):
         raise UsageError(f"--save writes an .npz file: call it {save.stem}.npz")
     check_writable(save)
 

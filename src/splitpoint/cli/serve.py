@@ -14,6 +14,7 @@ from splitpoint.cli.quantities import parse_ms
 from splitpoint.engines import open_engine
 from splitpoint.engines.memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
+from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.runtime.events import Event
@@ -113,7 +114,10 @@ def command(
     if (len(models) > 1 or any(map(_is_folder, models))) and (shapes or weights or input_spec):
         raise UsageError("--shape, --weights and --input-spec describe one model: export or serve each by itself")
     max_wait_s = 0.0 if max_wait.strip() == "0" else parse_ms(max_wait, "--max-wait") / 1e3
-    limits = Limits(profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections)
+    limits = Limits(
+        profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections,
+        memory_bytes=half_the_memory(Limits.memory_bytes),
+    )  # fmt: skip
     loaded = [model for name in models for model in _loaded(name, shapes, weights, input_spec)]
     few_arenas()
     engine = open_engine(device=device, threads=threads)

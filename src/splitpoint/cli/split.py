@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.options import load_model, model_options
+from splitpoint.cli.outputs import OUTPUT_FOLDER
 from splitpoint.segments import split
 from splitpoint.units import size
 
@@ -14,7 +15,7 @@ from splitpoint.units import size
 @click.command(short_help="Write the two halves of a model as ONNX files.")
 @click.argument("model")
 @click.option("--at", required=True, metavar="CUT", help="A layer, node, tensor, cut number, input, output or middle.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+@click.option("-o", "--output", required=True, type=OUTPUT_FOLDER, metavar="DIR", help="Folder to write.")
 @model_options
 def command(
     model: str, at: str, output: Path, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None

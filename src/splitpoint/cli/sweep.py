@@ -19,10 +19,12 @@ from splitpoint.cli.options import (
     model_options,
     parse_codecs,
 )
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.photos import read_photos, recursive_option
 from splitpoint.cli.run import is_local, refuse_local_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.files import is_special
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
 from splitpoint.models import name_of
@@ -62,7 +64,7 @@ from splitpoint.units import ms, size
 @click.option(
     "--csv",
     "csv_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     default=Path("split_latency_results.csv"),
     show_default=True,
@@ -70,7 +72,7 @@ from splitpoint.units import ms, size
 @click.option(
     "--png",
     "png_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Also draw the result (needs splitpoint[plot]).",
 )
@@ -130,7 +132,7 @@ def _need_plot() -> None:
 
 def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
     """Rows of an earlier run. UsageError if it measured something else: rows of two setups do not compare."""
-    if not path.exists():
+    if is_special(path) or not path.exists():
         return []
     rows = read_rows(path)
     way_out = "name another file with --csv, or measure anew with --fresh"
@@ -160,15 +162,20 @@ def _measure(
     left = [c for c, key in zip(chosen, wanted, strict=True) if key not in known]
     if len(left) < len(chosen):
         click.echo(f"{path} has {len(chosen) - len(left)} of {len(chosen)} split points already", err=True)
+    once = is_special(path)  # what is written there cannot be written anew
     with progress() as bar:
         task = bar.add_task("sweeping", total=len(chosen), completed=len(chosen) - len(left))
-        for row in sweep(edge, left, inputs, repeat, setup, codec):
-            known[row.identity] = row
-            # Written after every cut, in graph order: Ctrl-C or a lost server costs one cut at most.
-            write_rows(path, [known[key] for key in sorted(known)])
-            if as_lines:
-                click.echo(msgspec.json.encode(row))
-            bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
+        try:
+            for row in sweep(edge, left, inputs, repeat, setup, codec):
+                known[row.identity] = row
+                if not once:  # after every cut, in graph order: Ctrl-C or a lost server costs one cut at most
+                    write_rows(path, [known[key] for key in sorted(known)])
+                if as_lines:
+                    click.echo(msgspec.json.encode(row))
+                bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
+        finally:
+            if once and known:
+                write_rows(path, [known[key] for key in sorted(known)])
     return [known[key] for key in wanted]
 
 

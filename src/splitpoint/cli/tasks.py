@@ -13,6 +13,7 @@ from splitpoint.cli import answers
 from splitpoint.cli.compare import step
 from splitpoint.cli.console import Column, out, progress, table
 from splitpoint.cli.options import cache_option, cloud_option, engine_options, json_option, load_model
+from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.cli.run import is_local, notice
 from splitpoint.engines import open_engine
@@ -70,7 +71,7 @@ from splitpoint.units import ms
 @click.option(
     "--csv",
     "csv_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Write one line a task.",
 )

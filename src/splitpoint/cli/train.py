@@ -8,7 +8,8 @@ import click
 
 from splitpoint import install
 from splitpoint.cli.console import Column, err, out, table
-from splitpoint.files import check_writable
+from splitpoint.cli.outputs import OUTPUT
+from splitpoint.files import check_writable, is_special
 from splitpoint.machine import now
 from splitpoint.predict.files import save_latency
 from splitpoint.predict.table import read_tables
@@ -22,7 +23,7 @@ from splitpoint.units import counted
     "-o",
     "--output",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT,
     metavar="FILE",
     help="Where to write what was learned (device.latency.json).",
 )
@@ -60,7 +61,8 @@ def command(
         )  # fmt: skip
     save_latency(output, latency)
     _print(latency)
-    click.echo(f"next: {install.command()} predict MODEL --on {output}")
+    if not is_special(output):
+        click.echo(f"next: {install.command()} predict MODEL --on {output}")
     click.echo(f"wrote {output}", err=True)
 
 

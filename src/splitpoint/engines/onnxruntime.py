@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import msgspec
@@ -17,8 +14,10 @@ import msgspec
 from splitpoint.engines.memory import give_back, resident_bytes
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
 from splitpoint.engines.wheels import for_device, load
-from splitpoint.errors import EngineError, InputError, SplitpointError, nearest
+from splitpoint.errors import EngineError, InputError, SplitpointError, StorageError, nearest
+from splitpoint.files import temporary_folder
 from splitpoint.lifetime import foreign, watch
+from splitpoint.machine import usable_cores
 from splitpoint.models.model import Segment
 from splitpoint.models.probe import give_weights, reason_of
 from splitpoint.tensors import Array, TensorSpec
@@ -76,7 +75,7 @@ class OnnxRuntimeEngine:
         if threads < 0:
             raise EngineError(f"the number of threads must be 0 (one a core) or more, not {threads}")
         # ONNX Runtime's own 0 would count cores this process may not use.
-        self.threads = (threads or len(os.sched_getaffinity(0))) if sys.platform == "linux" else threads
+        self.threads = threads or usable_cores()
         self.spinning = spinning
 
     def compile(self, segment: Segment) -> OnnxRuntimeSession:
@@ -85,17 +84,23 @@ class OnnxRuntimeEngine:
     def kernel_times(
         self, segment: Segment, inputs: Mapping[str, Array], runs: int, warm: int
     ) -> list[tuple[str, float]]:
-        """(name, median ms) of every kernel in the order they ran, by ONNX Runtime's own profiler."""
-        with TemporaryDirectory(prefix="splitpoint-") as folder:
-            session = OnnxRuntimeSession(segment, self, profile_to=os.path.join(folder, "kernels"))
-            try:
-                for _ in range(warm + runs):
-                    session.run(inputs)
-                path = session.end_profiling()
-            finally:
-                session.close()
-            with open(path, "rb") as file:
-                return _kernel_medians(msgspec.json.decode(file.read()), warm, warm + runs)
+        """(name, median ms) of every kernel in the order they ran, by ONNX Runtime's own profiler.
+
+        The profiler needs a file: without room for temporary ones nothing is known.
+        """
+        try:
+            with temporary_folder() as folder:
+                session = OnnxRuntimeSession(segment, self, profile_to=str(folder / "kernels"))
+                try:
+                    for _ in range(warm + runs):
+                        session.run(inputs)
+                    path = session.end_profiling()
+                finally:
+                    session.close()
+                with open(path, "rb") as file:
+                    return _kernel_medians(msgspec.json.decode(file.read()), warm, warm + runs)
+        except (StorageError, OSError, msgspec.DecodeError):  # no folder, or a full one
+            return []
 
     def __repr__(self) -> str:
         return f"OnnxRuntimeEngine(device={self.device!r}, threads={self.threads})"

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ import msgspec
 import numpy as np
 
 from splitpoint.errors import ServerError
+from splitpoint.files import temporary_folder
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.segments import samples_for
@@ -82,9 +82,9 @@ def record(
 ) -> list[bytes]:
     """The frames of a device that fetches a head, opens a tail, asks for three answers and more, and leaves."""
     sock, where = dial(address, 5.0)
-    with TemporaryDirectory() as cache:
+    with temporary_folder() as cache:
         connection = _Recording(sock, where, Limits())
-        with Edge(connection, model, at=at, codec=codec, checksum=checksum, cache=Path(cache)) as edge:
+        with Edge(connection, model, at=at, codec=codec, checksum=checksum, cache=cache) as edge:
             for inputs in samples_for(edge.model, 3):
                 edge.infer(inputs)
             edge.glimpse(2000, 1.0)

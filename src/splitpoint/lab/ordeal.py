@@ -37,6 +37,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.late import PATIENCE, Patience
 from splitpoint.runtime.result import Request, Result
+from splitpoint.security import unguarded
 from splitpoint.segments import compare, samples_for
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import format_address
@@ -331,7 +332,7 @@ class _Target:
         port = self.address.rpartition(":")[2]
         options = ["--port", port, "--threads", "1", "--queue", str(_QUEUE), "--until-stdin-ends"]
         command = [sys.executable, "-u", "-m", "splitpoint", "serve", self._model_name, *options]
-        self._process = Process(subprocess.Popen(command, **PIPES), "server")
+        self._process = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")
         self._process.expect("serving on ")
 
     def kill(self) -> None:

@@ -32,6 +32,7 @@ from splitpoint.lab.forwarder import Forwarder, Status
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
 from splitpoint.link.trace import LinkTrace
+from splitpoint.security import unguarded
 
 AnyLink = Link | LinkTrace
 _Self = TypeVar("_Self", bound="_Controlled")
@@ -117,6 +118,7 @@ class Relay(_Controlled):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=unguarded(),
             start_new_session=True,  # Ctrl-C is for whoever measures; the end of stdin is for the relay
         )
         self._listener = threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from splitpoint.errors import ModelError, StorageError
+from splitpoint.files import destination, is_special, publish, scratch, write_atomic
 from splitpoint.graph import Cut, Graph
 from splitpoint.images import InputSpec
 from splitpoint.models import knife, layers, placement, shapes
@@ -81,14 +82,17 @@ class Segment:
         return bytes(full.SerializeToString())
 
     def save(self, path: Path) -> None:
-        """Write a plain ONNX file; above 2 GB the weights go beside it, into `path` + ``.data``."""
-        try:
-            if self._file_bytes <= MAX_PROTO_BYTES:
-                path.write_bytes(self.to_bytes())
-            else:
-                self._save_external(path)
-        except OSError as exc:
-            raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+        """Write a plain ONNX file; above 2 GB the weights go beside it, into `path` + ``.data``. StorageError."""
+        if self._file_bytes <= MAX_PROTO_BYTES:
+            write_atomic(path, self.to_bytes())
+            return
+        if is_special(path):
+            raise StorageError(f"{path} cannot hold {self._file_bytes >> 20} MiB of weights: name a regular file")
+        path = destination(path)  # the weights lie beside the file itself, not beside a link to it
+        with scratch(path) as made:
+            self._save_external(made / path.name)
+            for name in (f"{path.name}.data", path.name):
+                publish(made / name, path.with_name(name))
 
     def _save_external(self, path: Path) -> None:
         import onnx

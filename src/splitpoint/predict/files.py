@@ -101,7 +101,7 @@ def _check(latency: Latency) -> None:
         raise ValueError(f"it counts FLOPs in an unknown way: {latency.convention[:80]!r} (at $.convention)")
     _check_numbers("$", (latency.threads,), 0, _MOST_THREADS)
     if machine:
-        _check_numbers("$.machine", (machine.cores, machine.memory_bytes), 0, 1 << 50)
+        _check_numbers("$.machine", (machine.cores, machine.memory_bytes, machine.cpus), 0, 1 << 50)
     _check_numbers("$", (latency.rows,), 0, _MOST_ROWS)
     _check_numbers("$", (latency.fixed_ms,), -_MOST_MS, _MOST_MS)
     _check_numbers("$.cold_ms", (latency.cold_ms,), 1e-6, _MOST_MS)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitpoint.errors import InputError
-from splitpoint.files import read_file, write_atomic
+from splitpoint.files import make_folder, read_file, write_atomic
 from splitpoint.predict.kinds import KINDS, Kind
 from splitpoint.units import counted
 
@@ -108,10 +108,7 @@ def read_table(path: Path, kind: Kind) -> tuple[Table, list[str]]:
 def write_tables(folder: Path | str, tables: Mapping[str, Table]) -> None:
     """One CSV file a kind, in a folder that is made where it is not there: the seed's columns first, latency last."""
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise InputError(f"{folder} cannot be made a folder for tables: {exc.strerror or exc}") from exc
+    make_folder(folder)
     for kind, table in tables.items():
         names = [c for c in KINDS[kind].columns if c in table.columns]
         columns = [table.columns[c].tolist() for c in names]

@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 
 from splitpoint.engines import Engine
-from splitpoint.errors import InputError, StorageError
-from splitpoint.files import read_file, write_atomic
+from splitpoint.errors import InputError
+from splitpoint.files import make_folder, read_file, write_atomic
 from splitpoint.machine import Machine, this_machine, versions
 from splitpoint.models.model import Model, build
 from splitpoint.models.reading import parse_skeleton
@@ -164,10 +164,7 @@ def measure(
 
 def keep(model: Model, name: str, folder: Path) -> None:
     """Writes the graph of `model`, so that it need not be exported again. StorageError if it cannot."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StorageError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
+    make_folder(folder)
     write_atomic(folder / f"{name}.graph", model.graph_bytes())
 
 

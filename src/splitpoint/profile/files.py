@@ -121,6 +121,7 @@ def _check_machine(profile: Profile) -> None:
     if not 0 <= profile.machine.cores <= _MOST_THREADS:
         raise ValueError(f"{profile.machine.cores} cores (at $.machine.cores)")
     _check_numbers((profile.machine.memory_bytes,), "$.machine.memory_bytes", _MOST_HELD)
+    _check_numbers((profile.machine.cpus,), "$.machine.cpus", _MOST_THREADS)
 
 
 def _check_stat(stat: Stat, at: str) -> None:

@@ -7,9 +7,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from splitpoint.errors import MissingExtraError, StorageError
+from splitpoint.errors import MissingExtraError
 from splitpoint.predict.evaluate import Errors, Judgement, PlanRow, Row, errors_of, regrets
-from splitpoint.report.files import check_writable, write_csv
+from splitpoint.report.files import check_writable, write_csv, write_picture
 from splitpoint.report.predict import between, ms
 
 #: Files that `write` makes in a folder.
@@ -136,9 +136,7 @@ def draw(found: Judgement, path: Path, title: str) -> None:
         _scatter(drawn, rows)
     figure.suptitle(title, fontsize=11)
     try:
-        figure.savefig(path, dpi=130)
-    except OSError as exc:
-        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+        write_picture(path, figure)
     finally:
         plt.close(figure)
 

@@ -14,7 +14,7 @@ from typing import Any
 from splitpoint.errors import MissingExtraError
 from splitpoint.files import check_writable, write_atomic
 
-__all__ = ["check_writable", "write_atomic", "write_csv", "write_xlsx"]
+__all__ = ["check_writable", "write_atomic", "write_csv", "write_picture", "write_xlsx"]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -76,4 +76,12 @@ def write_xlsx(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[
         sheet.column_dimensions[letter].width = 40 if name in ("layer", "node") else max(12, len(name) + 2)
     data = io.BytesIO()
     book.save(data)
+    write_atomic(path, data.getvalue())
+
+
+def write_picture(path: Path, figure: Any) -> None:
+    """A matplotlib figure, as the file's ending says; a PNG where it says nothing."""
+    ending = path.suffix.lower().lstrip(".")
+    data = io.BytesIO()
+    figure.savefig(data, dpi=130, format=ending if ending in figure.canvas.get_supported_filetypes() else "png")
     write_atomic(path, data.getvalue())

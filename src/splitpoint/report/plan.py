@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
-from splitpoint.errors import MissingExtraError, StorageError
+from splitpoint.errors import MissingExtraError
 from splitpoint.planning.advice import rate
 from splitpoint.planning.sensitivity import Curves
 from splitpoint.planning.values import Band, Option, Plan, value
+from splitpoint.report.files import write_picture
 from splitpoint.units import mbps, ms, size
 
 #: Titles of the table, and those that are never left out when the terminal is narrow; nor is the objective's own.
@@ -196,9 +197,7 @@ def draw(plan: Plan, curves: Curves, path: Path) -> None:
         _lines(axes, plan, curves)
         _changes(axes, plan, curves)
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-        figure.savefig(path, dpi=130)
-    except OSError as exc:
-        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+        write_picture(path, figure)
     finally:
         plt.close(figure)
 

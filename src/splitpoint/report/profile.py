@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from splitpoint.errors import MissingExtraError, StorageError
+from splitpoint.errors import MissingExtraError
 from splitpoint.graph import Graph, Node
 from splitpoint.profile.values import Profile, Stat
-from splitpoint.report.files import check_writable, write_csv, write_xlsx
+from splitpoint.report.files import check_writable, write_csv, write_picture, write_xlsx
 from splitpoint.tensors import TensorSpec
 from splitpoint.units import ms as ms_text
 
@@ -183,9 +183,7 @@ def draw(profile: Profile, rows: Sequence[CostRow], path: Path) -> None:
     for drawn in (axes, sizes):
         drawn.spines["top"].set_visible(False)
     try:
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as exc:
-        raise StorageError(f"{path} cannot be written: {getattr(exc, 'strerror', None) or exc}") from exc
+        write_picture(path, figure)
     finally:
         plt.close(figure)
 

@@ -10,7 +10,7 @@ from statistics import fmean, quantiles
 
 from splitpoint.errors import MissingExtraError, StorageError, UsageError
 from splitpoint.graph import Cut
-from splitpoint.report.files import as_written, write_csv
+from splitpoint.report.files import as_written, write_csv, write_picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +168,7 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     for drawn in (axes, sizes):
         drawn.spines["top"].set_visible(False)
     try:
-        figure.savefig(path, dpi=130)
-    except OSError as exc:
-        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+        write_picture(path, figure)
     finally:
         plt.close(figure)
 

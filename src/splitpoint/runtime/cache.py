@@ -4,7 +4,8 @@
     DIR/graphs/FINGERPRINT  the graph of a model, without weights
     DIR/exports/KEY/        ONNX files made from PyTorch models (`models.torch` writes them)
 
-Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used.
+Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used. What cannot
+be kept for the next time (the disk is full, or may not be written) is here for this one: `unkept` says so.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from splitpoint.errors import ChangedError, StorageError
+from splitpoint.files import beside
 from splitpoint.models.weights import Copies, DataFile, Part
 
 _ELSEWHERE = "give another folder with --cache DIR"
@@ -34,12 +37,17 @@ class BlobCache:
     >>> bytes(cache.open(digest))
     b'four'
 
-    StorageError where the folder cannot be written or read, for a full disk, and for a blob that has rotted.
+    StorageError for a blob that is not there, cannot be read or has rotted. Where the folder cannot be written, blobs
+    are held in memory: `unkept` is the StorageError that says why, and `on_unkept` is told it once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_unkept: Callable[[StorageError], None] = lambda error: None) -> None:
         self.folder = folder
+        self.unkept: StorageError | None = None
+        self._on_unkept = on_unkept
         self._copies = Copies()
+        self._held: dict[str, memoryview] = {}  # what could not be kept
+        self._bad: set[str] = set()  # on a disk that cannot be written they stay where they are
 
     def path(self, hash: str) -> Path:
         """Where this blob is, or would be. StorageError if `hash` is none."""
@@ -48,18 +56,24 @@ class BlobCache:
         return self.folder / "blobs" / hash[:2] / hash
 
     def __contains__(self, hash: str) -> bool:
-        return hash in self._copies or self.path(hash).is_file()
+        if hash in self._held or hash in self._copies:
+            return True
+        return hash not in self._bad and os.path.isfile(self.path(hash))
 
     def open(self, hash: str) -> memoryview:
         """The blob's bytes, read-only. A file whose bytes no longer match its name is deleted and refused."""
+        if (held := self._held.get(hash)) is not None:
+            return held
         path = self.path(hash)
         try:
             return self._copies.open(hash, lambda: _whole(path))
         except FileNotFoundError:
             raise StorageError(f"weight {hash[:12]}… is not in the cache {self.folder}") from None
         except OSError as exc:
+            self._bad.add(hash)
             raise StorageError(f"{path} cannot be read: {exc.strerror or exc}") from exc
         except ChangedError:
+            self._bad.add(hash)
             with suppress(OSError):
                 path.unlink()
             raise StorageError(
@@ -68,28 +82,35 @@ class BlobCache:
 
     def put(self, hash: str, chunks: Iterable[bytes | memoryview]) -> None:
         """Stores the blob that `chunks` make up; StorageError if they do not hash to its name."""
-        path = self.path(hash)
         digest = hashlib.sha256()
-        with self._writing(path) as file:
+        with _Incoming(self.path(hash)) as blob:
             for chunk in chunks:
                 digest.update(chunk)
-                file.write(chunk)
+                blob.write(chunk)
             if digest.hexdigest() != hash:
                 raise StorageError(f"what came as weight {hash[:12]}… has the hash {digest.hexdigest()[:12]}…: refused")
+            blob.keep()
+            self._bad.discard(hash)
+            if blob.error is not None:
+                self._held[hash] = memoryview(bytes(blob.held))
+                self._not_kept(blob.path, blob.error)
 
     def graph(self, fingerprint: str) -> bytes | None:
-        """The graph of this model, if it is here; whoever builds it checks its fingerprint."""
+        """The graph of this model, if it is here and can be read; whoever builds it checks its fingerprint."""
         try:
             return self._graph_path(fingerprint).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
-        except OSError as exc:
-            raise StorageError(f"{self._graph_path(fingerprint)} cannot be read: {exc.strerror or exc}") from exc
 
     def put_graph(self, fingerprint: str, data: bytes | memoryview) -> None:
         """Keeps the graph of this model."""
-        with self._writing(self._graph_path(fingerprint)) as file:
-            file.write(data)
+        path = self._graph_path(fingerprint)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside(path) as file:
+                file.write(data)
+        except OSError as exc:
+            self._not_kept(path, exc)
 
     def drop_graph(self, fingerprint: str) -> None:
         """Deletes it, if it is there: it has rotted."""
@@ -100,23 +121,74 @@ class BlobCache:
         self.path(fingerprint)  # the same alphabet, so that no fingerprint is a path of its own
         return self.folder / "graphs" / fingerprint
 
-    @contextmanager
-    def _writing(self, path: Path) -> Iterator[BinaryIO]:
-        """A file that becomes `path` if all goes well, and leaves nothing behind if not."""
+    def _not_kept(self, path: Path, error: OSError) -> None:
+        """Says once why; what came is used all the same."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            said = StorageError(f"no space is left for {path}: free some, or {_ELSEWHERE}")
+        else:
+            said = StorageError(f"{path} cannot be written ({error.strerror or error}): {_ELSEWHERE}")
+        if self.unkept is None:
+            self.unkept = said
+            self._on_unkept(said)
+
+
+class _Incoming:
+    """Bytes on their way to the file `path`: in one beside it, or where that fails (`error`) in memory (`held`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.held = path, bytearray()
+        self.error: OSError | None = None
         # A name of its own for every writer: two processes may fetch the same blob.
-        beside = path.with_name(f".{path.name[:16]}.{secrets.token_hex(6)}")
+        self._part = path.with_name(f".{path.name[:16]}.{secrets.token_hex(6)}")
+        self._file: FileIO | None = None
+        self._size = 0
+
+    def __enter__(self) -> _Incoming:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with beside.open("xb") as file:
-                    yield file
-                beside.replace(path)
-            finally:
-                beside.unlink(missing_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._part.open("x+b", buffering=0)
         except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageError(f"no space is left for {path}: free some, or {_ELSEWHERE}") from exc
-            raise StorageError(f"{path} cannot be written ({exc.strerror or exc}): {_ELSEWHERE}") from exc
+            self.error = exc
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Takes the next bytes. StorageError if the disk keeps them no longer and does not give those before back."""
+        if self._file is not None and self.error is None:
+            left = memoryview(chunk).cast("B")
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+                self._size += memoryview(chunk).nbytes
+                return
+            except OSError as exc:
+                self._hold(self._file, exc)
+        self.held += chunk
+
+    def keep(self) -> None:
+        """It is all there: the file gets its name."""
+        if self._file is not None and self.error is None:
+            try:
+                self._part.replace(self.path)
+            except OSError as exc:
+                self._hold(self._file, exc)
+
+    def _hold(self, file: FileIO, error: OSError) -> None:
+        self.error = error
+        try:
+            file.seek(0)
+            while len(self.held) < self._size:
+                data = file.read(self._size - len(self.held))
+                if not data:
+                    raise error
+                self.held += data
+        except OSError as exc:
+            raise StorageError(f"{self.path} cannot be written: {exc.strerror or exc}") from exc
 
 
 def _whole(path: Path) -> Part:
@@ -155,7 +227,7 @@ def usage(folder: Path) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for name in _OWN:
         top = folder / name
-        if top.is_symlink() or not top.is_dir():
+        if os.path.islink(top) or not os.path.isdir(top):
             continue
         sizes = []
         for path in _own_files(top):
@@ -173,7 +245,7 @@ def clear(folder: Path) -> int:
     deleted = 0
     for name in _OWN:
         top = folder / name
-        if top.is_symlink() or not top.is_dir():
+        if os.path.islink(top) or not os.path.isdir(top):
             continue
         for path in list(_own_files(top)):
             try:

@@ -31,8 +31,8 @@ _AGAIN_S = 0.2
 class Holding:
     """`model` as it is here, and the cache its weights are fetched into. `local`: it was here all along.
 
-    `channel` gives the connection of the moment. StorageError for the cache, ServerError if the server hands nothing
-    out.
+    `channel` gives the connection of the moment. What the cache cannot keep is held in memory. ServerError if the
+    server hands nothing out.
     """
 
     def __init__(
@@ -54,8 +54,14 @@ class Holding:
     def cache(self) -> BlobCache:
         """Where weights are kept on this device."""
         if self._cache is None:
-            self._cache = BlobCache(self._folder or default_cache())
+            self._cache = BlobCache(self._folder or default_cache(self._notice), self._not_kept)
         return self._cache
+
+    def _notice(self, text: str) -> None:
+        self._tell(Event("notice", text))
+
+    def _not_kept(self, error: StorageError) -> None:
+        self._notice(f"{self.info.name} is not kept for the next time: {error}")
 
     # --- the graph ----------------------------------------------------------------------------------------------
 

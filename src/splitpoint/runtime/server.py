@@ -28,6 +28,7 @@ from splitpoint.engines import Engine
 from splitpoint.engines.memory import give_back
 from splitpoint.errors import ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.lifetime import Closable
+from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
 from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
@@ -61,7 +62,7 @@ class Server(Closable):
 
     `share` is what devices may fetch: ``"model"`` everything, ``"head"`` the weights of the heads of tails they
     have opened (never all of a model's), ``"none"`` nothing. `workers` requests run at once: 1 is right for an
-    engine that uses all cores for one. `tail_cache_bytes` bounds compiled tails. Up to
+    engine that uses all cores for one. `tail_cache_bytes` bounds compiled tails (2 GiB, or half the memory). Up to
     `max_batch` requests for one tail that wait at the same time run as one batch, where that is right and a tenth
     faster (measured); with `max_wait_s` a request waits that long for others to join it. `security` says whom it lets
     in: off loopback TLS and a token or client certificates are a must, unless it is insecure on purpose. `on_event`
@@ -79,7 +80,7 @@ class Server(Closable):
         share: str = "model",
         workers: int = 1,
         limits: Limits | None = None,
-        tail_cache_bytes: int = 2 << 30,
+        tail_cache_bytes: int | None = None,
         max_batch: int = 8,
         max_wait_s: float = 0.0,
         security: ServerSecurity | None = None,
@@ -94,12 +95,13 @@ class Server(Closable):
         for model in models:  # the same one given twice is one model, under the name given first
             self.models.setdefault(model.fingerprint, replace(model, weights=_Watched(model, changed)))
         self.share = share
-        self.limits = limits or Limits()
+        self.limits = limits or Limits(memory_bytes=half_the_memory(Limits.memory_bytes))
         self.security = security or ServerSecurity()
         self.tell = on_event
         self._host, self._port = host, port
         self._workers = max(1, workers)
-        self._engine, self._tail_bytes = engine, tail_cache_bytes
+        self._engine = engine
+        self._tail_bytes = half_the_memory(2 << 30) if tail_cache_bytes is None else tail_cache_bytes
         if max_batch < 1 or not 0 <= max_wait_s < inf:
             raise UsageError(f"a batch has 1 request or more, and waits 0 s or more: not {max_batch}, {max_wait_s}")
         self._max_batch, self._max_wait_s = max_batch, max_wait_s

@@ -9,20 +9,25 @@ file is run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. I
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib.util
 import io
 import json
 import logging
+import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from splitpoint.errors import MissingExtraError, ModelError
+from splitpoint.errors import MissingExtraError, ModelError, StorageError
+from splitpoint.files import check_writable, make_folder
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
 from splitpoint.models.names import SHORT_NAMES
@@ -76,6 +81,10 @@ def export(
         raise MissingExtraError("torch", "torch", f"export {model}")
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("onnxscript", "torch", f"export {model}")
+    try:
+        tempfile.gettempdir()
+    except OSError as exc:
+        raise StorageError("PyTorch needs a folder for temporary files: name one with TMPDIR=DIR") from exc
     say = _heard(progress)
     with _quiet():
         from splitpoint.models.torch.opening import open_source
@@ -131,15 +140,30 @@ def exported(
 ) -> Path:
     """The ONNX file of the PyTorch model `model`: from the cache, or exported into it now.
 
-    The cache is ``$SPLITPOINT_CACHE/exports`` (``~/.cache/splitpoint/exports``). Its key covers everything
-    the file depends on: name, weights (a file's content), shapes, library versions and, for
-    ``package.module:function`` and ``.pt2``, the file's content. Raises like `export`.
+    The cache is ``$SPLITPOINT_CACHE/exports`` (``~/.cache/splitpoint/exports``), or, where that cannot be
+    written, a temporary folder of this process. Its key covers everything the file depends on: name, weights (a
+    file's content), shapes, library versions and, for ``package.module:function`` and ``.pt2``, the file's content.
+    Raises like `export`.
     """
     name = SHORT_NAMES.get(model, model)
-    folder = default_cache() / "exports" / _key(name, weights, shapes or {})
+    say = progress or (lambda text: None)
+    folder = default_cache(say) / "exports" / _key(name, weights, shapes or {})
     stem = re.sub(r"[^\w.-]+", "_", name.removesuffix(".pt2").rpartition(":")[2].rstrip("/").rpartition("/")[2])
     path = folder / f"{stem or 'model'}.onnx"
-    if not path.is_file():
+    if os.path.isfile(path):
+        return path
+    try:
+        make_folder(folder)
+        check_writable(path)
+        export(name, path, weights=weights, shapes=shapes, progress=progress)
+    except StorageError as exc:  # what is only kept for the next time must not end this one
+        try:
+            instead = tempfile.mkdtemp(prefix="splitpoint-")
+        except OSError:
+            raise exc from None
+        atexit.register(shutil.rmtree, instead, ignore_errors=True)
+        say(f"the export is not kept for the next time: {exc}")
+        path = Path(instead) / path.name
         export(name, path, weights=weights, shapes=shapes, progress=progress)
     return path
 

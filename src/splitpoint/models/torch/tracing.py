@@ -9,10 +9,7 @@ import contextlib
 import gc
 import json
 import math
-import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -23,6 +20,7 @@ import numpy as np
 import torch
 
 from splitpoint.errors import ModelError, SplitpointError, StorageError
+from splitpoint.files import destination, is_special, make_folder, publish, scratch
 from splitpoint.models.torch import lowering
 from splitpoint.models.torch.report import ExportReport
 from splitpoint.models.torch.sources import Shapes, Source, Wrapped
@@ -45,9 +43,18 @@ class Export:
         self.notes: list[str] = []
 
     def write(self, output: Path, start: float) -> ExportReport:
-        with _scratch(output) as folder:
-            model, layers, batch, error = self._attempts(folder / output.name)
-            _publish(folder, output)
+        target = destination(output)
+        if not is_special(output):
+            make_folder(target.parent)
+        with scratch(output, ".export-") as folder:
+            made = folder / target.name
+            model, layers, batch, error = self._attempts(made)
+            sizes = [p.stat().st_size for p in (made, _beside(made)) if p.exists()]
+            if _beside(made).exists():  # weights first: a half-written model is never seen
+                if is_special(output):
+                    raise StorageError(f"{output} cannot hold {sum(sizes) >> 20} MiB of weights: name a regular file")
+                publish(_beside(made), _beside(target))
+            publish(made, output)
         return ExportReport(
             source=self.name,
             path=output,
@@ -57,7 +64,7 @@ class Export:
             batch=batch,
             max_error=error,
             seconds=time.perf_counter() - start,
-            nbytes=sum(p.stat().st_size for p in (output, _beside(output)) if p.exists()),
+            nbytes=sum(sizes),
             aliases=len(layers.aliases),
             unused=layers.unused,
             notes=tuple(self.notes),
@@ -276,25 +283,3 @@ def _session(path: Path) -> Any:
 def _beside(path: Path) -> Path:
     """The file that holds the weights of a model too large for one ONNX file."""
     return path.with_name(path.name + ".data")
-
-
-@contextlib.contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that is gone afterwards; StorageError if it cannot be written."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=output.parent))
-    except OSError as exc:
-        raise StorageError(f"{output} cannot be written: {exc.strerror or exc}") from exc
-    try:
-        yield folder
-    except OSError as exc:
-        raise StorageError(f"{output} cannot be written: {exc.strerror or exc}") from exc
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, output: Path) -> None:
-    """Move the files to their place, weights first: a half-written model is never seen."""
-    for made in sorted(folder.iterdir(), key=lambda p: p.name, reverse=True):
-        os.replace(made, output.parent / made.name)
