@@ -18,7 +18,7 @@ SRC = Path(splitpoint.__file__).parent
 
 #: docs/design.md. Rooms of one row may not import each other.
 ORDER = (
-    ("errors", "units"),
+    ("errors", "units", "text", "callbacks"),
     ("tensors", "trace", "files", "security", "keys"),
     ("machine", "graph", "link"),
     ("images",),

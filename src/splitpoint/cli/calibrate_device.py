@@ -8,7 +8,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from splitpoint.cli.console import Column, countdown, err, out, table
+from splitpoint.cli.console import Column, bold, countdown, out, table, waiting
 from splitpoint.cli.latency import in_words
 from splitpoint.cli.options import engine_options, json_option
 from splitpoint.cli.quantities import parse_budget
@@ -101,7 +101,7 @@ def command(
     if not learns:
         click.echo(f"next, where splitpoint[predict] is: splitpoint predict train {csv_folder} -o {output}", err=True)
         return
-    with err().status(f"learning from {counted(found.rows, 'kernel')}"):
+    with waiting(f"learning from {counted(found.rows, 'kernel')}"):
         latency = found.learned(name=name, note=note)
     save_latency(output, latency)
     if as_json:
@@ -220,7 +220,8 @@ def _print(latency: Latency, found: Collection) -> None:
     """What was learned, and how well it priced rows that were kept apart."""
     console = out()
     console.print(
-        f"[bold]{latency.name}[/], {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})"
+        f"{bold(latency.name)}, {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})",
+        markup=True,
     )
     scores = [(k, m.rows, m.score) for k, m in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
     cells = [(kind, str(n), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, n, s in scores]

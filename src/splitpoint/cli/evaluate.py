@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from splitpoint.cli.console import Column, err, out, table
+from splitpoint.cli.console import Column, out, table, waiting
 from splitpoint.cli.latency import check_same, refuse, whose
 from splitpoint.cli.options import json_option
 from splitpoint.cli.quantities import parse_budget
@@ -140,10 +140,10 @@ def _measured(
         truth = truth or truths.begin(engine, models)
         _check_truth(truth, latency, device_file, force=force)
         _require_here(truth, data)
-        with err().status(f"measuring {counted(len(models), 'network')}") as status:
+        with waiting(f"measuring {counted(len(models), 'network')}") as say:
             truths.measure(
                 truth, engine, budget_s, references=latency.reference, folder=data,
-                on_step=lambda what, done, total: status.update(f"measuring {what}: {done} of {total} done"),
+                on_step=lambda what, done, total: say(f"measuring {what}: {done} of {total} done"),
             )  # fmt: skip
     else:
         _check_truth(truth, latency, device_file, force=force)

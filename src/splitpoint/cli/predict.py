@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from splitpoint.cli import evaluate, train
-from splitpoint.cli.console import Column, out, table
+from splitpoint.cli.console import Column, bold, out, table
 from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
 from splitpoint.cli.options import json_option, load_model, model_options
 from splitpoint.errors import InputError
@@ -189,10 +189,11 @@ _COLUMNS = (
 
 def _print(found: Prediction, rows: Sequence[PriceRow]) -> None:
     console, latency, whole = out(), found.latency, found.whole
-    console.print(f"[bold]{found.graph.name}[/] {found.fingerprint[:12]}, predicted: nothing was run")
+    console.print(f"{bold(found.graph.name)} {found.fingerprint[:12]}, predicted: nothing was run", markup=True)
     for line in whose(latency):
         console.print(line, markup=False)
-    console.print(f"whole model [bold]{ms(whole.median)} ms[/] ({between(whole.p10, whole.p90)} for eight of ten)")
+    often = f"({between(whole.p10, whole.p90)} for eight of ten)"
+    console.print(f"whole model {bold(f'{ms(whole.median)} ms')} {often}", markup=True)
     if found.measured:
         console.print(f"corrected by {counted(found.measured, 'measured time')} of this model")
     cells = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from splitpoint.cli.console import Column, countdown, err, out, table
+from splitpoint.cli.console import Column, bold, countdown, out, table, waiting
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
@@ -170,7 +170,7 @@ def _ask_server(
             cloud, here or (name_of(name) if name else None), at="input", cache=cache, security=security,
             on_event=notice,
         ) as edge,
-        err().status(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
+        waiting(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
     ):  # fmt: skip
         return edge.profile_server(seconds)
 
@@ -197,12 +197,13 @@ _COLUMNS = (
 
 def _print(profile: Profile) -> None:
     console, graph, whole = out(), profile.graph, profile.whole
-    console.print(f"[bold]{graph.name}[/] {profile.fingerprint[:12]}")
+    console.print(f"{bold(graph.name)} {profile.fingerprint[:12]}", markup=True)
     console.print(profile.where, markup=False)
     spread = (whole.p90 - whole.p10) / 2
     console.print(
-        f"whole model [bold]{ms(whole.median)} ms[/] ± {ms(spread)} (median of {whole.count} runs, "
-        f"{ms(whole.p10)}…{ms(whole.p90)} for eight of ten)"
+        f"whole model {bold(f'{ms(whole.median)} ms')} ± {ms(spread)} (median of {whole.count} runs, "
+        f"{ms(whole.p10)}…{ms(whole.p90)} for eight of ten)",
+        markup=True,
     )
     rows = sorted(cost_rows(profile), key=lambda r: r.ms, reverse=True)[:_SLOWEST]
     console.print(f"\nslowest of {counted(len(graph.order), 'layer')}, by the engine's own kernel times")

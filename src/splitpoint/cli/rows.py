@@ -18,6 +18,7 @@ from splitpoint.cli.console import out
 from splitpoint.images import InputSpec
 from splitpoint.runtime.result import Result
 from splitpoint.tensors import Array
+from splitpoint.text import plain, valid
 from splitpoint.trace import Span, Trace
 from splitpoint.units import ms
 
@@ -65,7 +66,7 @@ class Rows:
         if not self.printed:
             yield self._about()
             yield self._lines.header()
-        short = "-" if name == "-" else Path(name).name
+        short = "-" if name == "-" else plain(Path(name).name)
         line = self._lines.row(short, answers.answer(result.outputs, self._spec), whole_trace(result))
         yield "  ".join([line, *_remarks(result)])
 
@@ -83,7 +84,7 @@ class Rows:
         return answers.as_json(name, result.outputs, self._spec, whole_trace(result), **more)
 
     def _key(self, name: str) -> str:
-        stem, number = ("stdin" if name == "-" else Path(name).stem), 2
+        stem, number = ("stdin" if name == "-" else valid(Path(name).stem)), 2
         key = stem
         while key in self.outputs:
             key, number = f"{stem}-{number}", number + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.cli.console import Column, bold, out, progress, table
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
@@ -185,7 +185,8 @@ def _print(rows: Sequence[SweepRow]) -> None:
         f"milliseconds; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
         "(clock offset between the machines)"
     )
-    console.print(f"fastest: split after [bold]{best.split_layer}[/], {ms(best.p50_rtt * 1e3)} ms (median of {best.n})")
+    fastest = f"{ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
+    console.print(f"fastest: split after {bold(best.split_layer)}, {fastest}", markup=True)
     ends = {r.split_layer: r for r in rows if r.split_layer in ("input", "output")}
     for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
         if name in ends and ends[name] is not best:

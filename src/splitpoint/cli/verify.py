@@ -64,7 +64,7 @@ def command(
             if as_json:
                 click.echo(msgspec.json.encode(_row(check)))
             elif not check.ok:
-                bar.console.print(f"[red]✗[/] {check}", highlight=False)
+                bar.console.print(f"✗ {check}", style="red", highlight=False)
     if bad:
         kinds = ", ".join(f"{sum(c.verdict == v for c in bad)} {v}" for v in ("different", "inconclusive")
                           if any(c.verdict == v for c in bad))  # fmt: skip

@@ -12,6 +12,7 @@ from time import perf_counter
 from types import TracebackType
 
 from splitpoint import wire
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import ModelError, RefusedError, ServerError, UsageError
 from splitpoint.graph import Cut
@@ -30,7 +31,7 @@ from splitpoint.runtime.channel import Channel
 from splitpoint.runtime.choosing import choose_model
 from splitpoint.runtime.cuts import Cuts
 from splitpoint.runtime.encoding import CodecChoice
-from splitpoint.runtime.events import Event, OnEvent, ignore, software
+from splitpoint.runtime.events import Event, OnEvent, ignore, software, teller
 from splitpoint.runtime.fallback import ERROR, LOCAL, Survivor, Ticket, check_deadline, check_fallback
 from splitpoint.runtime.glimpse import Glimpse, glimpse
 from splitpoint.runtime.here import Here
@@ -121,7 +122,7 @@ class Edge:
         auto = _check_plan(plan, at, codec)
         if fallback != ERROR and not isinstance(address, str):
             raise UsageError(f"fallback {fallback} makes connections again: give an address, not a connection")
-        self._tell = on_event
+        self._tell = on_event = teller(on_event)  # and only that from here on
         self._engine = engine
         self._codec = codec
         self._closed, self._lock = threading.Event(), threading.Lock()
@@ -524,8 +525,8 @@ class Edge:
         finally:
             if self._background is not None:
                 self._background.start()
-        if self.on_result is not None:
-            self.on_result(ticket.request, result)
+        if (on_result := self.on_result) is not None:
+            call(on_result, ticket.request, result)
         return result
 
 
