@@ -23,6 +23,7 @@ from splitpoint.predict.reference import measure
 from splitpoint.predict.table import write_tables
 from splitpoint.predict.values import Latency
 from splitpoint.profile.measure import Progress
+from splitpoint.text import valid
 from splitpoint.units import counted
 
 #: A latency file's usual ending, and that of the measurements beside it.
@@ -102,7 +103,7 @@ def command(
         click.echo(f"next, where splitpoint[predict] is: splitpoint predict train {csv_folder} -o {output}", err=True)
         return
     with waiting(f"learning from {counted(found.rows, 'kernel')}"):
-        latency = found.learned(name=name, note=note)
+        latency = found.learned(name=valid(name), note=valid(note))
     save_latency(output, latency)
     if as_json:
         click.echo(latency_bytes(latency), nl=False)

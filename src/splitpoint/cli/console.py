@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import click
+import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -41,6 +43,16 @@ class _Console(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*map(_harmless, objects), **{"markup": False, **options})
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON, in which nothing makes a terminal act."""
+    return harmless(msgspec.json.encode(value).decode())
+
+
+def put_json(value: Any) -> None:
+    """Prints it as UTF-8, which JSON is, whatever the terminal's encoding."""
+    click.echo(as_json(value).encode())
 
 
 def bold(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from splitpoint.cli.console import Column, out, table, waiting
+from splitpoint.cli.console import Column, out, put_json, table, waiting
 from splitpoint.cli.latency import check_same, refuse, whose
 from splitpoint.cli.options import json_option
 from splitpoint.cli.quantities import parse_budget
@@ -93,7 +93,7 @@ def command(
     truth = _measured(opened, latency, device_file, budget_s, data, force=force)
     found = judge(truth, latency)
     if as_json:
-        click.echo(msgspec.json.encode(_summary(found)))
+        put_json(_summary(found))
     else:
         _print(found, latency)
     for path in write(output, found, _title(latency)) if output is not None else ():

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
-from splitpoint.cli.console import Column, bold, out, table
+from splitpoint.cli.console import Column, bold, out, put_json, table
 from splitpoint.cli.options import json_option, load_model, model_options
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_atomic, write_csv, write_xlsx
@@ -53,7 +52,7 @@ def command(
         write_atomic(names, "".join(f"{n}\n" for n in layer_names(loaded)).encode())
         written.append(names)
     if as_json:
-        click.echo(msgspec.json.encode(_summary(loaded) | {"rows": [dataclasses.asdict(r) for r in rows]}))
+        put_json(_summary(loaded) | {"rows": [dataclasses.asdict(r) for r in rows]})
     elif not written:
         _print(loaded, rows)
     for path in written:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
 from splitpoint.cli import evaluate, train
-from splitpoint.cli.console import Column, bold, out, table
+from splitpoint.cli.console import Column, bold, out, put_json, table
 from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
 from splitpoint.cli.options import json_option, load_model, model_options
 from splitpoint.errors import InputError
@@ -132,7 +131,7 @@ def model_command(
     if csv_path is not None:
         write_rows(csv_path, kernel_rows(found))
     if as_json:
-        click.echo(msgspec.json.encode(_summary(found)))
+        put_json(_summary(found))
     else:
         _print(found, kernel_rows(found) if show_all else layer_rows(found))
         _say_next(found, model, device_file, output)

@@ -32,6 +32,7 @@ from splitpoint.report.files import check_writable
 from splitpoint.report.profile import cost_rows, draw, write_rows, write_sheet
 from splitpoint.runtime.edge import Edge
 from splitpoint.security import Security
+from splitpoint.text import valid
 from splitpoint.units import counted, size
 from splitpoint.units import ms as usual_ms
 
@@ -102,7 +103,7 @@ def command(
     if cloud is None:
         if model is None:
             raise UsageError("say which MODEL to measure, or which server measures itself (--cloud HOST)")
-        note = note or os.environ.get(EMULATED, "")  # `splitpoint lab slow` says what it emulates
+        note = valid(note or os.environ.get(EMULATED, ""))  # `splitpoint lab slow` says what it emulates
         made = _measure_here(model, seconds, watts, note, device, threads, shapes, weights, input_spec)
     else:
         if note or watts:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-import msgspec
 import numpy as np
 from rich.console import Console
 
 from splitpoint.cli import answers
-from splitpoint.cli.console import out
+from splitpoint.cli.console import as_json, out
 from splitpoint.images import InputSpec
 from splitpoint.runtime.result import Result
 from splitpoint.tensors import Array
@@ -53,7 +52,7 @@ class Rows:
             if self.terminal:
                 self.terminal.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
-                click.echo(line)
+                click.echo(line.encode() if self.as_json else line)  # JSON is UTF-8, whatever the terminal is
         self.printed += 1
 
     def _of(self, result: Result) -> Iterator[str]:
@@ -61,7 +60,7 @@ class Rows:
         if self._keep:
             self.outputs[self._key(name)] = result.outputs
         if self.as_json:
-            yield msgspec.json.encode(self._row(name, result)).decode()
+            yield as_json(self._row(name, result))
             return
         if not self.printed:
             yield self._about()

@@ -28,6 +28,7 @@ from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed
 from splitpoint.runtime.result import Request, Result
 from splitpoint.sources import Frame, Source
 from splitpoint.tensors import Array
+from splitpoint.text import plain
 from splitpoint.trace import Recorder
 from splitpoint.units import rate as per_second
 
@@ -97,7 +98,7 @@ class Stream:
                 if alone:
                     raise
                 self.failed.append(exc)
-                click.echo(f"splitpoint: {exc}", err=True)
+                click.echo(f"splitpoint: {plain(str(exc))}", err=True)
                 continue
             yield Request(inputs, tuple(recorder.spans), Tag(taken.frame.name, taken.level))
 

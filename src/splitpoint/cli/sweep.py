@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
-from splitpoint.cli.console import Column, bold, out, progress, table
+from splitpoint.cli.console import Column, bold, out, progress, put_json, table
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
@@ -167,7 +166,7 @@ def _measure(
             # Written after every cut, in graph order: Ctrl-C or a lost server costs one cut at most.
             write_rows(path, [known[key] for key in sorted(known)])
             if as_lines:
-                click.echo(msgspec.json.encode(row))
+                put_json(row)
             bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
     return [known[key] for key in wanted]
 

@@ -12,6 +12,7 @@ from splitpoint.machine import now
 from splitpoint.predict.files import save_latency
 from splitpoint.predict.table import read_tables
 from splitpoint.predict.values import SEED, TWO_PER_MAC, Latency
+from splitpoint.text import valid
 from splitpoint.units import counted
 
 
@@ -52,9 +53,9 @@ def command(
     rows = sum(len(t) for t in tables.values())
     with waiting(f"learning from {counted(rows, 'row')}") as say:
         latency = train(
-            tables, name=name or folder.resolve().name or "device", engine=engine, device=device, threads=threads,
-            created=now(),
-            convention=SEED if seed_flops else TWO_PER_MAC, note=note, seed=seed,
+            tables, name=valid(name or folder.resolve().name or "device"), engine=engine, device=device,
+            threads=threads, created=now(),
+            convention=SEED if seed_flops else TWO_PER_MAC, note=valid(note), seed=seed,
             progress=lambda kind: say(f"learning {kind}"),
         )  # fmt: skip
     save_latency(output, latency)

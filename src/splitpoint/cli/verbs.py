@@ -97,6 +97,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except SplitpointError as exc:
         return fail(str(exc), exc.exit_code)
     except click.ClickException as exc:
+        if type(exc).__name__ == "NoArgsIsHelpError":  # click 8.2 and later: the message is the help
+            click.echo(exc.format_message(), err=True)
+            return exc.exit_code
         where = f" (see: {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
         return fail(exc.format_message() + where, 2)
     except KeyboardInterrupt as exc:

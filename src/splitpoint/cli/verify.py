@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
-from splitpoint.cli.console import progress
+from splitpoint.cli.console import progress, put_json
 from splitpoint.cli.options import engine_options, json_option, load_model, model_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import VerifyError
@@ -62,7 +61,7 @@ def command(
             if not check.ok:
                 bad.append(check)
             if as_json:
-                click.echo(msgspec.json.encode(_row(check)))
+                put_json(_row(check))
             elif not check.ok:
                 bar.console.print(f"✗ {check}", style="red", highlight=False)
     if bad:

@@ -25,6 +25,7 @@ from splitpoint.errors import ModelError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
+from splitpoint.text import plain
 
 
 def load(
@@ -108,4 +109,4 @@ def name_of(model: str | Path) -> str:
         return rest.rstrip("/").rsplit("/", 1)[-1]
     if colon and not Path(text).exists():
         return rest
-    return Path(text).stem
+    return plain(Path(text).stem) or "model"

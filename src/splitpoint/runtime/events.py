@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from splitpoint.callbacks import call, log
+from splitpoint.text import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class Event:
     text: str
 
     def __str__(self) -> str:
-        return self.text
+        """One line: there may be names of others in it."""
+        return plain(self.text, 4000)
 
 
 #: Called from the thread in which something happens, so it must be quick; what it raises is reported, and ignored. It
@@ -76,7 +78,7 @@ def teller(on_event: OnEvent) -> Teller:
 
 
 def _to_log(event: Event) -> None:
-    log.log(_LEVELS.get(event.kind, logging.INFO), "%s", event.text, extra={"kind": event.kind})
+    log.log(_LEVELS.get(event.kind, logging.INFO), "%s", event, extra={"kind": event.kind})
 
 
 def software() -> str:

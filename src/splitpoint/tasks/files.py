@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from splitpoint.errors import InputError, nearest
 from splitpoint.tasks.mix import MOST_TASKS
 from splitpoint.tasks.values import MOST_PRIORITY, MOST_S, Task
+from splitpoint.text import plain
 from splitpoint.units import counted
 
 _MOST_BYTES = 16 << 20
@@ -134,7 +135,7 @@ class _Reader:
         tasks = []
         for _ in range(count if not self.mistakes else 0):
             met[model] = met.get(model, 0) + 1
-            name = f"{Path(model).stem if model.endswith('.onnx') else model}-{met[model]}"
+            name = plain(f"{Path(model).stem if model.endswith('.onnx') else model}-{met[model]}")
             tasks.append(
                 Task(name=name, model=model, weights=weights, input=file, priority=priority, arrival_s=arrival,
                      deadline_s=deadline)
