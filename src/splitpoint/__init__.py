@@ -14,9 +14,7 @@ with sp.Server([model], engine=sp.open_engine(), port=0) as server:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # the one of `typing`, whose import takes as long as all of Python's own start
 if TYPE_CHECKING:
     from splitpoint.calibration.files import load_calibration, save_calibration
     from splitpoint.calibration.measure import calibrate
@@ -151,6 +149,8 @@ _HOME = {name: f"splitpoint.{room}" for room, names in _ROOMS.items() for name i
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(_HOME[name]), name)

@@ -1,15 +1,14 @@
 """The command line: one verb a file, each parses, calls the public library, and prints.
 
-This much is imported at once, and little besides: until `script` has begun, Ctrl-C is a traceback.
+Nothing is imported before `script` has begun: until then Ctrl-C is a traceback.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
-
-from splitpoint.cli import signals, streams
+TYPE_CHECKING = False  # the one of `typing`, whose import takes as long as all of Python's own start
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -21,12 +20,17 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """The `splitpoint` command."""
-    signals.install()
+    import os
+    import sys
+
     try:
+        from splitpoint.cli import signals, streams
+
+        signals.install()
         streams.install()
         status = main()
         signals.finish()
-    except KeyboardInterrupt as exc:  # while another one was being told of
-        signals.finish()
-        status = signals.status_of(exc)[1]
+    except KeyboardInterrupt:  # before there was a handler, or while another one was being told of
+        os.write(2, b"splitpoint: interrupted\n")
+        os._exit(130)
     sys.exit(status)
