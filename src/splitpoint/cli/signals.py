@@ -14,8 +14,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-#: How soon an interrupt that Python could not raise is raised again.
-_AGAIN_S = 0.05
+#: How soon an interrupt that got lost is raised again.
+_AGAIN_S = 0.3
 #: The signal that has interrupted what is at work; 0 before one has.
 came = 0
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -62,7 +62,19 @@ def interrupt(number: int, _: FrameType | None) -> None:
     """The handler at work."""
     global came
     came = number
+    signal.signal(signal.SIGALRM, _once_more)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
     raise raised(number)
+
+
+def _once_more(_: int, __: FrameType | None) -> None:
+    """Raises an interrupt again that somebody else's code has swallowed; not while it is on its way to `main`."""
+    exc = sys.exc_info()[1]
+    while exc is not None and not isinstance(exc, KeyboardInterrupt):
+        exc = exc.__context__
+    if exc is None:
+        interrupt(came, None)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
 
 def install() -> None:
@@ -82,20 +94,14 @@ def begin() -> None:
 
 def finish() -> None:
     """All is cleared up."""
+    if came:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     for number in HANDLED:
         if callable(handler := signal.getsignal(number)) and handler is not signal.default_int_handler:
             signal.signal(number, at_once)
 
 
 def _unraisable(found: Any) -> None:
-    """An interrupt that came where Python can only print it (a finaliser, a callback of C code) is raised again."""
+    """An interrupt where Python can only print it (a finaliser, a callback of C code) will be raised again."""
     if not isinstance(found.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(found)
-        return
-    number = number_of(found.exc_value)
-
-    def again(_: int, __: FrameType | None) -> None:
-        raise raised(number)
-
-    signal.signal(signal.SIGALRM, again)
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
