@@ -4,10 +4,30 @@ splitpoint comes before anything a test imports: it turns off the telemetry of w
 counts as activated, so that what is printed to be typed next is the same wherever the tests run.
 """
 
+from __future__ import annotations
+
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import splitpoint  # noqa: F401
+from splitpoint import callbacks
 
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+@pytest.fixture
+def reported() -> set[tuple[str, type[BaseException]]]:
+    """The callbacks that raised, with what: a test that asks for this expects some."""
+    return callbacks._reported
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told_raises(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A mistake in a watcher or a callback costs no request, so no answer tells of it: the test must."""
+    callbacks._reported.clear()
+    yield
+    assert "reported" in request.fixturenames or not callbacks._reported

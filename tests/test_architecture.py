@@ -19,7 +19,7 @@ SRC = Path(splitpoint.__file__).parent
 #: docs/design.md. Rooms of one row may not import each other.
 ORDER = (
     ("install", "telemetry"),
-    ("errors", "units"),
+    ("errors", "units", "text", "callbacks"),
     ("tensors", "trace", "files", "security", "keys", "lifetime", "cgroup", "system"),
     ("machine", "graph", "link"),
     ("decoding", "capture"),

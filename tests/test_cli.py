@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from commands import ok
-from splitpoint.cli import VERBS, main
+from splitpoint.cli import main
+from splitpoint.cli.verbs import VERBS
 from splitpoint.models.zoo import digits, photos
 from splitpoint.report.sweep import COLUMNS, SEED_COLUMNS
 from splitpoint.tensors import load_arrays

@@ -16,8 +16,9 @@ import click
 import pytest
 
 from splitpoint import files
-from splitpoint.cli import VERBS, Verbs, group, main
+from splitpoint.cli import main
 from splitpoint.cli.outputs import OUTPUT, OUTPUT_FOLDER
+from splitpoint.cli.verbs import VERBS, Verbs, group
 from splitpoint.errors import StorageError
 from splitpoint.files import (
     check_writable,

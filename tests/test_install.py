@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from splitpoint import install
-from splitpoint.cli import VERBS, demo, typed
+from splitpoint.cli import demo
+from splitpoint.cli.verbs import VERBS, typed
 from splitpoint.engines.wheels import for_jetson, repair, replace
 from splitpoint.errors import MissingExtraError
 from splitpoint.models.zoo import digits

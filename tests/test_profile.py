@@ -23,7 +23,8 @@ import nets
 from nets import ENGINE, load
 from serving import Gate, affine, nothing_leaks, until
 from splitpoint import wire
-from splitpoint.cli import group, main
+from splitpoint.cli import main
+from splitpoint.cli.verbs import group
 from splitpoint.engines import open_engine
 from splitpoint.errors import (
     CutError,

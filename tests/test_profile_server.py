@@ -32,9 +32,9 @@ def budgets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """What each profile that a server makes was given. It takes 0.1 s, and more than 5 s would have been enough."""
     found: list[float] = []
 
-    def quickly(model: Model, engine: Gate, *, budget_s: float, on_progress: measure.OnProgress) -> Profile:
+    def quickly(model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None]) -> Profile:
         found.append(budget_s)
-        profile = MEASURE(model, engine, budget_s=0.1, on_progress=on_progress)
+        profile = MEASURE(model, engine, budget_s=0.1, proceed=proceed)
         return msgspec.structs.replace(profile, complete=budget_s > 5)
 
     monkeypatch.setattr(measure, "codec_costs", lambda model, budget_s: {})

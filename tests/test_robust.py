@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from serving import Gate, affine, until
-from splitpoint.cli import group, main
+from splitpoint.cli import main
+from splitpoint.cli.verbs import group
 from splitpoint.errors import StorageError
 from splitpoint.files import check_writable
 from splitpoint.models.model import Model

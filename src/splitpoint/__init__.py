@@ -14,48 +14,55 @@ with sp.Server([model], engine=sp.open_engine(), port=0) as server:
 Where processes fork (pre-forking web servers, multiprocessing), make the `Edge` after the fork, in each of them.
 """
 
-from splitpoint.calibration.files import load_calibration, save_calibration
-from splitpoint.calibration.measure import calibrate
-from splitpoint.calibration.values import Calibration
-from splitpoint.codecs import Codec, open_codec
-from splitpoint.engines import Engine, Session, open_engine
-from splitpoint.errors import (
-    BusyError,
-    CutError,
-    EngineError,
-    InputError,
-    MissingExtraError,
-    ModelError,
-    ProtocolError,
-    RefusedError,
-    ServerError,
-    SplitpointError,
-    StorageError,
-    UsageError,
-    VerifyError,
-)
-from splitpoint.graph import Cut, Graph, Node
-from splitpoint.images import InputSpec, classify, read_image
-from splitpoint.link import Link
-from splitpoint.models import load
-from splitpoint.models.model import Model, Segment
-from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.files import load_plan, save_plan
-from splitpoint.planning.plan import Planner, plan
-from splitpoint.planning.values import Option, Plan
-from splitpoint.profile.files import load_profile, save_profile
-from splitpoint.profile.measure import profile_model
-from splitpoint.profile.values import Profile
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.local import Local
-from splitpoint.runtime.result import Request, Result
-from splitpoint.runtime.server import Server
-from splitpoint.segments import Check, Manifest, split, verify
-from splitpoint.telemetry import turn_off as _turn_telemetry_off
-from splitpoint.tensors import TensorSpec
-from splitpoint.trace import Recorder, Span, Trace
+from __future__ import annotations
 
-_turn_telemetry_off()  # nothing above imports ONNX Runtime or what else would report to its maker
+from splitpoint.system import require_system as _require_system
+from splitpoint.telemetry import turn_off as _turn_telemetry_off
+
+TYPE_CHECKING = False  # the one of `typing`, whose import takes as long as all of Python's own start
+if TYPE_CHECKING:
+    from splitpoint.calibration.files import load_calibration, save_calibration
+    from splitpoint.calibration.measure import calibrate
+    from splitpoint.calibration.values import Calibration
+    from splitpoint.codecs import Codec, open_codec
+    from splitpoint.engines import Engine, Session, open_engine
+    from splitpoint.errors import (
+        BusyError,
+        CutError,
+        EngineError,
+        InputError,
+        MissingExtraError,
+        ModelError,
+        ProtocolError,
+        RefusedError,
+        ServerError,
+        SplitpointError,
+        StorageError,
+        UsageError,
+        VerifyError,
+    )
+    from splitpoint.graph import Cut, Graph, Node
+    from splitpoint.images import InputSpec, classify, read_image
+    from splitpoint.link import Link
+    from splitpoint.models import load
+    from splitpoint.models.model import Model, Segment
+    from splitpoint.planning.constraints import Constraints
+    from splitpoint.planning.files import load_plan, save_plan
+    from splitpoint.planning.plan import Planner, plan
+    from splitpoint.planning.values import Option, Plan
+    from splitpoint.profile.files import load_profile, save_profile
+    from splitpoint.profile.measure import profile_model
+    from splitpoint.profile.values import Profile
+    from splitpoint.runtime.edge import Edge
+    from splitpoint.runtime.local import Local
+    from splitpoint.runtime.result import Request, Result
+    from splitpoint.runtime.server import Server
+    from splitpoint.segments import Check, Manifest, split, verify
+    from splitpoint.tensors import TensorSpec
+    from splitpoint.trace import Recorder, Span, Trace
+
+_require_system()
+_turn_telemetry_off()  # before anything imports ONNX Runtime, or what else would report to its maker
 
 __all__ = [
     "BusyError",
@@ -115,3 +122,48 @@ __all__ = [
     "split",
     "verify",
 ]
+
+#: Room → its names among these. A room is imported when one of them is asked for: NumPy and all else that takes time is
+#: not loaded by whoever only looks for the version, or presses Ctrl-C while the command line starts.
+_ROOMS = {
+    "calibration.files": "load_calibration save_calibration",
+    "calibration.measure": "calibrate",
+    "calibration.values": "Calibration",
+    "codecs": "Codec open_codec",
+    "engines": "Engine Session open_engine",
+    "errors": "BusyError CutError EngineError InputError MissingExtraError ModelError ProtocolError RefusedError "
+    "ServerError SplitpointError StorageError UsageError VerifyError",
+    "graph": "Cut Graph Node",
+    "images": "InputSpec classify read_image",
+    "link": "Link",
+    "models": "load",
+    "models.model": "Model Segment",
+    "planning.constraints": "Constraints",
+    "planning.files": "load_plan save_plan",
+    "planning.plan": "Planner plan",
+    "planning.values": "Option Plan",
+    "profile.files": "load_profile save_profile",
+    "profile.measure": "profile_model",
+    "profile.values": "Profile",
+    "runtime.edge": "Edge",
+    "runtime.local": "Local",
+    "runtime.result": "Request Result",
+    "runtime.server": "Server",
+    "segments": "Check Manifest split verify",
+    "tensors": "TensorSpec",
+    "trace": "Recorder Span Trace",
+}
+_HOME = {name: f"splitpoint.{room}" for room, names in _ROOMS.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from splitpoint.calibration.values import Calibration
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, StorageError
 from splitpoint.files import make_folder, write_atomic
@@ -87,10 +88,10 @@ def survey(
     given. Raises ServerError if the server does not profile itself.
     """
     here = profile_here(edge.model, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=on_step)
-    on_step(f"the server profiles {edge.model.name}, at most {budget_s:g} s (unless it has done so before)")
+    call(on_step, f"the server profiles {edge.model.name}, at most {budget_s:g} s (unless it has done so before)")
     there = edge.profile_server(budget_s, fresh=fresh)
     if link is None:
-        on_step("measuring the link, at most 3 s")
+        call(on_step, "measuring the link, at most 3 s")
         link = edge.measure_link()
     return Survey(here, there, link)
 
@@ -115,9 +116,10 @@ def profile_here(
         found, spent_s = kept
         if found.complete or spent_s >= budget_s:
             cuts = counted(found.measured, "measured cut")
-            on_step(f"this machine's profile of {model.name}: {cuts}, of {found.created[:10]} (kept)")
+            call(on_step, f"this machine's profile of {model.name}: {cuts}, of {found.created[:10]} (kept)")
             return found
-    on_step(f"profiling {model.name} here, at most {budget_s:g} s" + ("" if note else " (kept for the next time)"))
+    again = "" if note else " (kept for the next time)"
+    call(on_step, f"profiling {model.name} here, at most {budget_s:g} s{again}")
     made = profile_model(model.with_stand_ins(), engine, budget_s=budget_s, note=note)
     if not note:
         try:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from splitpoint.advisor import placement
+from splitpoint.callbacks import call
 from splitpoint.errors import UsageError
 from splitpoint.planning.values import Band, Option
 from splitpoint.runtime.edge import Edge
@@ -57,7 +58,7 @@ def compare(
             result = edge.infer(inputs[k % len(inputs)])
             if k >= WARM_UP:
                 found[i].append(result)
-            on_progress(k * len(options) + i + 1, total)
+            call(on_progress, k * len(options) + i + 1, total)
     return [_compared(option, results) for option, results in zip(options, found, strict=True)]
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
-
-from splitpoint.errors import UnsupportedError
 
 
 def require_system() -> None:
     """UnsupportedError on a system without what connections need; the `splitpoint` command ends with the sentence."""
-    if os.name == "posix" and hasattr(socket, "MSG_DONTWAIT"):
+    socket = sys.modules.get("socket")  # not imported for this: the command line starts with next to nothing
+    if os.name == "posix" and (socket is None or hasattr(socket, "MSG_DONTWAIT")):
         return
+    from splitpoint.errors import UnsupportedError
+
     said = (
         f"splitpoint needs Linux (macOS is untested), and this Python on {sys.platform} lacks what its connections "
         "use, such as socket.MSG_DONTWAIT: on Windows run it inside WSL 2"

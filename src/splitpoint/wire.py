@@ -40,6 +40,7 @@ from splitpoint.errors import (
     UsageError,
 )
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
+from splitpoint.text import plain as plain  # whatever a peer wrote goes through it before it is shown
 
 #: The first byte is not ASCII and begins no UTF-8 text, so no text protocol is ever mistaken for ours.
 MAGIC: Final = b"\xf5SPT"
@@ -797,19 +798,6 @@ def parse_times(data: Raw) -> Times:
 def allocate(tensors: Sequence[Tensor]) -> list[Array]:
     """Arrays to receive checked tensors into, contiguous and not yet written; an encoded one stays bytes, uint8."""
     return [np.empty(t.nbytes, np.uint8) if t.codec else np.empty(t.shape, _DTYPES[t.dtype]) for t in tensors]
-
-
-def plain(text: str, most: int) -> str:
-    """`text` as one line of at most `most` characters, without any that a terminal would act upon.
-
-    Whatever a peer wrote goes through here before it is shown: escape sequences, line ends and changes of the
-    writing direction could make a terminal or a log show what was never said.
-
-    >>> plain("\\x1b]0;title\\x07\\nserving on 6.6.6.6", 60)
-    ']0;title serving on 6.6.6.6'
-    """
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * most]).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def printable(data: bytes) -> str:

@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 
 from splitpoint.calibration.values import Calibration, Quality, Row
+from splitpoint.callbacks import call
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, UsageError
@@ -66,12 +67,12 @@ def calibrate(
         try:
             for i, one in enumerate(checked):
                 _try_all(both, one, trials, judge.expected[i], judge)
-                on_progress(k * len(checked) + i + 1, len(chosen) * len(checked))
+                call(on_progress, k * len(checked) + i + 1, len(chosen) * len(checked))
         finally:
             both.close()
         for trial in trials:
             if trial.failed:
-                on_note(f"{trial.codec.name} is left out at {cut.name}: {trial.failed}")
+                call(on_note, f"{trial.codec.name} is left out at {cut.name}: {trial.failed}")
             else:
                 rows.append(trial.row(place, judge))
     if not rows:

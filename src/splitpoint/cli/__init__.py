@@ -1,140 +1,36 @@
 """The command line: one verb a file, each parses, calls the public library, and prints.
 
-Exit codes are those of the error tree (splitpoint.errors); 130 is Ctrl-C, 143 is SIGTERM.
+Nothing is imported before `script` has begun: until then Ctrl-C is a traceback.
 """
 
 from __future__ import annotations
 
-import errno
-import importlib
-import os
-import re
-import signal
-import sys
-from collections.abc import Mapping, Sequence
-from importlib import metadata
-from typing import NoReturn
-
-import click
-
-from splitpoint import install
-from splitpoint.errors import SplitpointError, nearest
-
-#: Verb → what `splitpoint --help` says of it. Each is `splitpoint.cli.<verb>:command` (a - becomes _), imported when
-#: asked for.
-VERBS: Mapping[str, str] = {
-    "demo": "See it work: a server, a device, four photos, one minute.",
-    "inspect": "List a model's layers and what would cross the link at each.",
-    "split": "Write the two halves of a model as ONNX files.",
-    "verify": "Prove that cut models give the whole model's answer.",
-    "export": "Turn a PyTorch model into an ONNX file.",
-    "profile": "Measure what a model costs on this machine, or on a server.",
-    "serve": "Run the server side of models.",
-    "run": "Run the device side: images in, answers and milliseconds out.",
-    "tasks": "Run a queue of requests for different models, planned together.",
-    "link": "Measure the network to a server, or say what a link means.",
-    "calibrate": "Measure what codecs cost in accuracy, with real inputs.",
-    "predict": "Say what a model would take on a device it never ran on.",
-    "calibrate-device": "Learn what kernels cost here, to price any network.",
-    "plan": "Say whether and where to split: the honest table.",
-    "compare": "Run the plan's table for real: predicted beside measured.",
-    "sweep": "Measure every split point between a device and a server.",
-    "pull": "Fetch what a device needs of a model, before it is needed.",
-    "cache": "Show or clear what this device has fetched and exported.",
-    "lab": "Experiments on one machine: a shaped link, a slowed device, scenarios.",
-    "keys": "Make certificates and a token for a lab.",
-    "doctor": "Say what this machine and a server can do.",
-}
-
-
-_COMMAND = re.compile(rf"(?<![\w/.-])splitpoint(?= (?:{'|'.join(sorted(VERBS, reverse=True))})\b)")
-
-
-class Verbs(click.Group):
-    """Commands by name; only the one that runs is imported, so that `--help` stays instant on a small device."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        module = importlib.import_module(f"splitpoint.cli.{cmd_name.replace('-', '_')}")
-        command: click.Command = module.command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            hint = nearest(args[0], VERBS) or f" (there are: {', '.join(VERBS)})"
-            raise click.UsageError(f"no command is called {args[0]}{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
-
-
-def _version() -> str:
-    try:
-        return metadata.version("splitpoint")
-    except metadata.PackageNotFoundError:
-        return "(run from its source, not installed)"
-
-
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(_version(), prog_name="splitpoint")
-def group() -> None:
-    """Split inference: the first part of a neural network on the device, the rest on a server.
-
-    MODEL is an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function or a .pt2 file.
-    """
+TYPE_CHECKING = False  # the one of `typing`, whose import takes as long as all of Python's own start
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status; every foreseen failure is one line on standard error."""
+    """Run the command line and return its exit status."""
+    from splitpoint.cli.verbs import main
+
+    return main(args)
+
+
+def script() -> NoReturn:
+    """The `splitpoint` command."""
+    import os
+    import sys
+
     try:
-        status = group.main(
-            args=list(args) if args is not None else None, prog_name=install.command(), standalone_mode=False
-        )
-    except SplitpointError as exc:
-        return fail(str(exc), exc.exit_code)
-    except click.exceptions.Exit as exc:
-        return exc.exit_code
-    except click.ClickException as exc:
-        where = f" (see: {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
-        return fail(exc.format_message() + where, 2)
-    except (KeyboardInterrupt, click.Abort):
-        return fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): not an error, and nobody is there to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return fail(f"cannot write {exc.filename or 'output'}: {exc.strerror}", 7)
-        raise
-    return int(status or 0)
+        from splitpoint.cli import signals, streams
 
-
-def fail(message: str, status: int) -> int:
-    click.echo(f"splitpoint: {typed(message)}", err=True)
-    return status
-
-
-def typed(text: str) -> str:
-    """`text` with its commands (``splitpoint plan``) as they are to be typed here: ``.venv/bin/splitpoint plan``."""
-    return _COMMAND.sub(lambda _: install.command(), text)
-
-
-def script() -> None:
-    """The `splitpoint` command. SIGTERM ends it like Ctrl-C does: processes and temporary files are cleared up."""
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main())
-
-
-def _terminate(number: int, _: object) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt clearing up
-    raise SystemExit(128 + number)
+        signals.install()
+        streams.install()
+        status = main()
+        signals.finish()
+    except KeyboardInterrupt:  # before there was a handler, or while another one was being told of
+        os.write(2, b"splitpoint: interrupted\n")
+        os._exit(130)
+    sys.exit(status)

@@ -11,6 +11,7 @@ from splitpoint import images
 from splitpoint.errors import InputError
 from splitpoint.images import InputSpec
 from splitpoint.tensors import Array
+from splitpoint.text import plain, valid
 from splitpoint.trace import Trace
 from splitpoint.units import ms
 
@@ -36,8 +37,8 @@ def answer(outputs: Mapping[str, Array], spec: InputSpec | None, count: int = 3)
     """Labels with probabilities for a classifier; names, types and ranges of the outputs otherwise."""
     labels = _labels(outputs, spec)
     if labels is not None:
-        return ", ".join(f"{label} {probability:.0%}" for label, probability in labels[:count])
-    return ", ".join(_described(name, value) for name, value in outputs.items())
+        return ", ".join(f"{plain(label)} {probability:.0%}" for label, probability in labels[:count])
+    return ", ".join(_described(plain(name), value) for name, value in outputs.items())
 
 
 def _labels(outputs: Mapping[str, Array], spec: InputSpec | None) -> list[tuple[str, float]] | None:
@@ -61,7 +62,7 @@ def as_json(
     name: str, outputs: Mapping[str, Array], spec: InputSpec | None, trace: Trace, **more: Any
 ) -> dict[str, Any]:
     """One line of `--json`: labels or output specs, stages and spans in milliseconds."""
-    row: dict[str, Any] = {"input": name}
+    row: dict[str, Any] = {"input": valid(name)}
     labels = _labels(outputs, spec)
     if labels is not None:
         row["labels"] = [{"label": text, "probability": p} for text, p in labels]

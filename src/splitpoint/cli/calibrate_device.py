@@ -9,7 +9,7 @@ import msgspec
 from click.core import ParameterSource
 
 from splitpoint import install
-from splitpoint.cli.console import Column, countdown, err, out, table
+from splitpoint.cli.console import Column, bold, countdown, out, table, waiting
 from splitpoint.cli.latency import in_words
 from splitpoint.cli.options import engine_options, json_option
 from splitpoint.cli.outputs import OUTPUT, OUTPUT_FOLDER
@@ -25,6 +25,7 @@ from splitpoint.predict.reference import measure
 from splitpoint.predict.table import write_tables
 from splitpoint.predict.values import Latency
 from splitpoint.profile.measure import Progress
+from splitpoint.text import valid
 from splitpoint.units import counted
 
 #: A latency file's usual ending, and that of the measurements beside it.
@@ -106,8 +107,8 @@ def command(
     if not learns:
         click.echo(f"next, where splitpoint[predict] is: splitpoint predict train {csv_folder} -o {output}", err=True)
         return
-    with err().status(f"learning from {counted(found.rows, 'kernel')}"):
-        latency = found.learned(name=name, note=note)
+    with waiting(f"learning from {counted(found.rows, 'kernel')}"):
+        latency = found.learned(name=valid(name), note=valid(note))
     save_latency(output, latency)
     if as_json:
         click.echo(latency_bytes(latency), nl=False)
@@ -229,7 +230,8 @@ def _print(latency: Latency, found: Collection) -> None:
     """What was learned, and how well it priced rows that were kept apart."""
     console = out()
     console.print(
-        f"[bold]{latency.name}[/], {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})"
+        f"{bold(latency.name)}, {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})",
+        markup=True,
     )
     scores = [(k, m.rows, m.score) for k, m in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
     cells = [(kind, str(n), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, n, s in scores]

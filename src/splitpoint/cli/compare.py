@@ -9,7 +9,7 @@ import msgspec
 
 from splitpoint.advisor import rows, survey
 from splitpoint.calibration.files import load_calibration
-from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.cli.console import Column, out, progress, put_json, table
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
@@ -103,7 +103,7 @@ def command(
             )
     data = msgspec.json.encode({"plan": plan, "compared": found})
     if as_json:
-        click.echo(data)
+        put_json({"plan": plan, "compared": found})
     else:
         show(plan, found)
     if out_path:

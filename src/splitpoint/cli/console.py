@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import click
+import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +25,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from splitpoint.cli.streams import styled
+from splitpoint.text import harmless, plain
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -28,14 +38,46 @@ class Column:
     keep: bool = False
 
 
+class _Console(Console):
+    """Nothing in a text of somebody else can make the terminal act, or is markup unless that is asked for."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(_harmless, objects), **{"markup": False, **options})
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON, in which nothing makes a terminal act."""
+    return harmless(msgspec.json.encode(value).decode())
+
+
+def put_json(value: Any) -> None:
+    """Prints it as UTF-8, which JSON is, whatever the terminal's encoding."""
+    click.echo(as_json(value).encode())
+
+
+def bold(name: str) -> str:
+    """Markup that shows `name` as it is."""
+    return f"[bold]{escape(harmless(name))}[/]"
+
+
+def _harmless(thing: Any) -> Any:
+    text = thing.plain if isinstance(thing, Text) else thing
+    return harmless(text) if isinstance(text, str) and harmless(text) != text else thing
+
+
 def out() -> Console:
     """Standard output. Piped, it is wide enough for every column and has no colour."""
-    console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    console = _Console(file=styled(sys.stdout), highlight=False, soft_wrap=False)
+    return console if console.is_terminal else _Console(file=styled(sys.stdout), highlight=False, width=160)
 
 
 def err() -> Console:
-    return Console(stderr=True, highlight=False)
+    return _Console(file=styled(sys.stderr), highlight=False)
+
+
+def _moves(console: Console) -> bool:
+    """Whether a bar can be drawn again and again."""
+    return console.is_terminal and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 
 #: The widest a column of names may be where another column would have to go for it.
@@ -48,6 +90,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, console: 
 
     Names (the first column that is not right-aligned) are shortened at the front: the end of a path tells more.
     """
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max([len(c.title), *(len(r[i]) for r in rows)]) for i, c in enumerate(columns)]
     names = next((i for i, c in enumerate(columns) if not c.right), 0)
     full, widths[names] = widths[names], min(widths[names], _NAMES)
@@ -64,7 +107,9 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, console: 
         made.add_column(columns[i].title, justify="right" if columns[i].right else "left", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(_shortened(row[i], widths[i])) for i in shown))
-    console.print(made)
+    # Where even these do not fit, lines that the terminal breaks say more than numbers that were cut.
+    console.width = max(console.width, sum(widths[i] + _GAP for i in shown))
+    console.print(made, crop=False)
 
 
 def _shortened(text: str, width: int) -> str:
@@ -75,7 +120,7 @@ def progress(console: Console | None = None) -> Progress:
     """A progress bar (on standard error, or `console`): what, how many, time so far and left. Only on a terminal."""
     console = console or err()
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -83,14 +128,22 @@ def progress(console: Console | None = None) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not _moves(console),
     )
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[Callable[[str], None]]:
+    """A line that moves (on standard error) while something takes long; what is given changes its text."""
+    with err().status(Text(plain(text))) as status:
+        yield lambda text: status.update(Text(plain(text)))
 
 
 def countdown() -> Progress:
     """A progress bar of time (on standard error): what, how far, time so far and what its task says is `left`."""
     console = err()
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
-        console=console, transient=True, disable=not console.is_terminal,
+        TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=console, transient=True, disable=not _moves(console),
     )  # fmt: skip

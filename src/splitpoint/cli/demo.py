@@ -15,10 +15,11 @@ import click
 
 from splitpoint import install
 from splitpoint.advisor import Survey, placement, survey
-from splitpoint.cli import answers, typed
+from splitpoint.cli import answers
 from splitpoint.cli.console import out
 from splitpoint.cli.plan import show
 from splitpoint.cli.run import describe
+from splitpoint.cli.verbs import typed
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, VerifyError
 from splitpoint.files import temporary_folder

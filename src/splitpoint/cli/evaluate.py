@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from splitpoint.cli.console import Column, err, out, table
+from splitpoint.cli.console import Column, out, put_json, table, waiting
 from splitpoint.cli.latency import check_same, refuse, whose
 from splitpoint.cli.options import json_option
 from splitpoint.cli.outputs import OUTPUT_FOLDER
@@ -95,7 +95,7 @@ def command(
     truth = _measured(opened, latency, device_file, budget_s, data, force=force)
     found = judge(truth, latency)
     if as_json:
-        click.echo(msgspec.json.encode(_summary(found)))
+        put_json(_summary(found))
     else:
         _print(found, latency)
     for path in write(output, found, _title(latency)) if output is not None else ():
@@ -133,10 +133,10 @@ def _measured(
         truth = truth or truths.begin(engine, models)
         _check_truth(truth, latency, device_file, force=force)
         _require_here(truth, data)
-        with err().status(f"measuring {counted(len(models), 'network')}") as status:
+        with waiting(f"measuring {counted(len(models), 'network')}") as say:
             truths.measure(
                 truth, engine, budget_s, references=latency.reference, folder=data,
-                on_step=lambda what, done, total: status.update(f"measuring {what}: {done} of {total} done"),
+                on_step=lambda what, done, total: say(f"measuring {what}: {done} of {total} done"),
             )  # fmt: skip
     else:
         _check_truth(truth, latency, device_file, force=force)

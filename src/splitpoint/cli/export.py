@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.console import err
+from splitpoint.cli.console import waiting
 from splitpoint.cli.options import parse_shapes
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.models.names import SHORT_NAMES
@@ -29,10 +29,10 @@ def command(model: str, output: Path, weights: str | None, shapes: tuple[str, ..
     from splitpoint.models.torch import export
 
     spec = InputSpec.from_file(input_spec) if input_spec else None
-    with err().status(f"exporting {model} …") as status:
+    with waiting(f"exporting {model} …") as say:
         report = export(
             SHORT_NAMES.get(model, model), output, weights=weights, shapes=parse_shapes(shapes), input_spec=spec,
-            progress=lambda text: status.update(f"{model}: {text}"),
+            progress=lambda text: say(f"{model}: {text}"),
         )  # fmt: skip
     click.echo(str(report))
     click.echo(f"wrote {output} ({size(report.nbytes)})")

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
-from splitpoint.cli.console import Column, out, table
+from splitpoint.cli.console import Column, bold, out, put_json, table
 from splitpoint.cli.options import json_option, load_model, model_options
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.models.model import Model
@@ -54,7 +53,7 @@ def command(
         write_atomic(names, "".join(f"{n}\n" for n in layer_names(loaded)).encode())
         written.append(names)
     if as_json:
-        click.echo(msgspec.json.encode(_summary(loaded) | {"rows": [dataclasses.asdict(r) for r in rows]}))
+        put_json(_summary(loaded) | {"rows": [dataclasses.asdict(r) for r in rows]})
     elif not written:
         _print(loaded, rows)
     for path in written:
@@ -93,7 +92,8 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     table(_COLUMNS, [_cells(r) for r in rows], console=console)
     inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
     totals = f"{count(rows[-1].flops)} FLOPs, {count(rows[-1].params)} parameters" if rows else ""
-    console.print(f"[bold]{model.name}[/] {model.fingerprint[:12]}  {totals}, {size(model.nbytes)} of weights")
+    weights_of = f"{size(model.nbytes)} of weights"
+    console.print(f"{bold(model.name)} {model.fingerprint[:12]}  {totals}, {weights_of}", markup=True)
     if model.source:
         console.print(model.source, markup=False)
     console.print("in   " + ", ".join(map(str, model.inputs)), markup=False)

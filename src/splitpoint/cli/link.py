@@ -8,7 +8,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from splitpoint.cli.console import Column, out, table
+from splitpoint.cli.console import Column, out, put_json, table
 from splitpoint.cli.options import cloud_option, json_option
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget
@@ -100,7 +100,7 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
         connection.close()
     link = measured.link
     if as_json:
-        click.echo(msgspec.json.encode({**msgspec.structs.asdict(measured), "nearest_preset": nearest_preset(link)}))
+        put_json({**msgspec.structs.asdict(measured), "nearest_preset": nearest_preset(link)})
         return link
     _show(link)
     click.echo(
@@ -118,13 +118,13 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
 def _explain(found: Link | LinkTrace, as_json: bool) -> Link:
     if isinstance(found, Link):
         if as_json:
-            click.echo(msgspec.json.encode({**msgspec.structs.asdict(found), "nearest_preset": nearest_preset(found)}))
+            put_json({**msgspec.structs.asdict(found), "nearest_preset": nearest_preset(found)})
         else:
             _show(found)
         return found
     mean = found.mean
     if as_json:
-        click.echo(msgspec.json.encode({"rows": len(found.links), "duration_s": found.duration, "mean": mean}))
+        put_json({"rows": len(found.links), "duration_s": found.duration, "mean": mean})
         return mean
     ups = [link.up_mbps for link in found.links]
     click.echo(f"trace       {found.name}: {len(ups)} rows over {found.duration:g} s; then its last row holds")
@@ -147,7 +147,7 @@ def _show(link: Link) -> None:
 
 def _list_presets(as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.encode(dict(PRESETS)))
+        put_json(dict(PRESETS))
         return
     columns = (
         Column("preset", right=False, keep=True), Column("up Mbit/s", keep=True), Column("down Mbit/s", keep=True),

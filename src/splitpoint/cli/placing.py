@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from splitpoint.advisor import placement, survey
-from splitpoint.cli import typed
+from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import RefusedError, UsageError
 from splitpoint.link import Link

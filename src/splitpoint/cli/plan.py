@@ -12,7 +12,6 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from splitpoint.calibration.values import Calibration
-from splitpoint.cli import typed
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.latency import check_same, codecs_there, is_latency
 from splitpoint.cli.options import (
@@ -26,6 +25,7 @@ from splitpoint.cli.options import (
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget, parse_ms, parse_share, parse_size, parse_watts
 from splitpoint.cli.run import is_local
+from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.files import check_writable

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
 from splitpoint import install
 from splitpoint.cli import evaluate, train
-from splitpoint.cli.console import Column, out, table
+from splitpoint.cli.console import Column, bold, out, put_json, table
 from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
 from splitpoint.cli.options import json_option, load_model, model_options
 from splitpoint.cli.outputs import OUTPUT
@@ -134,7 +133,7 @@ def model_command(
     if csv_path is not None:
         write_rows(csv_path, kernel_rows(found))
     if as_json:
-        click.echo(msgspec.json.encode(_summary(found)))
+        put_json(_summary(found))
     else:
         _print(found, kernel_rows(found) if show_all else layer_rows(found))
         _say_next(found, model, device_file, output)
@@ -191,10 +190,11 @@ _COLUMNS = (
 
 def _print(found: Prediction, rows: Sequence[PriceRow]) -> None:
     console, latency, whole = out(), found.latency, found.whole
-    console.print(f"[bold]{found.graph.name}[/] {found.fingerprint[:12]}, predicted: nothing was run")
+    console.print(f"{bold(found.graph.name)} {found.fingerprint[:12]}, predicted: nothing was run", markup=True)
     for line in whose(latency):
         console.print(line, markup=False)
-    console.print(f"whole model [bold]{ms(whole.median)} ms[/] ({between(whole.p10, whole.p90)} for eight of ten)")
+    often = f"({between(whole.p10, whole.p90)} for eight of ten)"
+    console.print(f"whole model {bold(f'{ms(whole.median)} ms')} {often}", markup=True)
     if found.measured:
         console.print(f"corrected by {counted(found.measured, 'measured time')} of this model")
     cells = [

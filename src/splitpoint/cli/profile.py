@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from splitpoint import install
-from splitpoint.cli.console import Column, countdown, err, out, table
+from splitpoint.cli.console import Column, bold, countdown, out, table, waiting
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
@@ -35,6 +35,7 @@ from splitpoint.report.files import check_writable
 from splitpoint.report.profile import cost_rows, draw, write_rows, write_sheet
 from splitpoint.runtime.edge import Edge
 from splitpoint.security import Security
+from splitpoint.text import valid
 from splitpoint.units import counted, size
 from splitpoint.units import ms as usual_ms
 
@@ -105,7 +106,7 @@ def command(
     if cloud is None:
         if model is None:
             raise UsageError("say which MODEL to measure, or which server measures itself (--cloud HOST)")
-        note = note or os.environ.get(EMULATED, "")  # `splitpoint lab slow` says what it emulates
+        note = valid(note or os.environ.get(EMULATED, ""))  # `splitpoint lab slow` says what it emulates
         made = _measure_here(model, seconds, watts, note, device, threads, shapes, weights, input_spec)
     else:
         if note or watts:
@@ -173,7 +174,7 @@ def _ask_server(
             cloud, here or (name_of(name) if name else None), at="input", cache=cache, security=security,
             on_event=notice,
         ) as edge,
-        err().status(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
+        waiting(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
     ):  # fmt: skip
         return edge.profile_server(seconds)
 
@@ -200,12 +201,13 @@ _COLUMNS = (
 
 def _print(profile: Profile) -> None:
     console, graph, whole = out(), profile.graph, profile.whole
-    console.print(f"[bold]{graph.name}[/] {profile.fingerprint[:12]}")
+    console.print(f"{bold(graph.name)} {profile.fingerprint[:12]}", markup=True)
     console.print(profile.where, markup=False)
     spread = (whole.p90 - whole.p10) / 2
     console.print(
-        f"whole model [bold]{ms(whole.median)} ms[/] ± {ms(spread)} (median of {whole.count} runs, "
-        f"{ms(whole.p10)}…{ms(whole.p90)} for eight of ten)"
+        f"whole model {bold(f'{ms(whole.median)} ms')} ± {ms(spread)} (median of {whole.count} runs, "
+        f"{ms(whole.p10)}…{ms(whole.p90)} for eight of ten)",
+        markup=True,
     )
     rows = sorted(cost_rows(profile), key=lambda r: r.ms, reverse=True)[:_SLOWEST]
     console.print(f"\nslowest of {counted(len(graph.order), 'layer')}, by the engine's own kernel times")

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-import msgspec
 import numpy as np
 from rich.console import Console
 
 from splitpoint.cli import answers
-from splitpoint.cli.console import out
+from splitpoint.cli.console import as_json, out
 from splitpoint.images import InputSpec
 from splitpoint.runtime.result import Result
 from splitpoint.tensors import Array
+from splitpoint.text import plain, valid
 from splitpoint.trace import Span, Trace
 from splitpoint.units import ms
 
@@ -60,7 +60,7 @@ class Rows:
             if self.terminal:
                 self.terminal.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
-                click.echo(line)
+                click.echo(line.encode() if self.as_json else line)  # JSON is UTF-8, whatever the terminal is
         self.printed += 1
 
     def _of(self, result: Result) -> Iterator[str]:
@@ -68,12 +68,12 @@ class Rows:
         if self._keep:
             self.outputs[self._key(name)] = result.outputs
         if self.as_json:
-            yield msgspec.json.encode(self._row(name, result)).decode()
+            yield as_json(self._row(name, result))
             return
         if not self.printed:
             yield self._about()
             yield self._lines.header()
-        short = result.tag.label or ("-" if name == "-" else Path(name).name)
+        short = plain(result.tag.label) or ("-" if name == "-" else plain(Path(name).name))
         line = self._lines.row(short, answers.answer(result.outputs, self._spec_now()), whole_trace(result))
         yield "  ".join([line, *_remarks(result)])
 
@@ -91,7 +91,7 @@ class Rows:
         return answers.as_json(name, result.outputs, self._spec_now(), whole_trace(result), **more)
 
     def _key(self, name: str) -> str:
-        stem, number = ("stdin" if name == "-" else Path(name).stem), 2
+        stem, number = ("stdin" if name == "-" else valid(Path(name).stem)), 2
         key = stem
         while key in self.outputs:
             key, number = f"{stem}-{number}", number + 1

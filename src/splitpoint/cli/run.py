@@ -48,6 +48,7 @@ from splitpoint.runtime.local import Local
 from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
 from splitpoint.security import Security
 from splitpoint.sources import Files, Source, is_stream, open_source, redacted
+from splitpoint.text import plain
 from splitpoint.units import counted, size
 
 #: Requests under way in a stream where no plan says how many keep everything busy; fewer where frames grow old.
@@ -362,7 +363,7 @@ def _open(files: Sequence[str], fps: float, recursive: bool, reconnect_s: float)
 
 def _labels(source: Source) -> Sequence[str]:
     """Names as wide as those of the table's rows."""
-    return [source.label(p) for p in source.paths] if isinstance(source, Files) else ["frame 00000"]
+    return [plain(source.label(p)) for p in source.paths] if isinstance(source, Files) else ["frame 00000"]
 
 
 def check_save(save: Path | None) -> None:

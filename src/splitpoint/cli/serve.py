@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from splitpoint.cli import signals
+from splitpoint.cli.log import Log
 from splitpoint.cli.options import engine_options, load_model, model_options, server_security_options
 from splitpoint.cli.quantities import parse_ms
 from splitpoint.engines import open_engine
@@ -20,6 +22,7 @@ from splitpoint.models.names import SHORT_NAMES
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import Server
 from splitpoint.security import ServerSecurity
+from splitpoint.text import plain
 from splitpoint.units import counted, size
 from splitpoint.wire import DEFAULT_PORT, Limits
 
@@ -122,41 +125,55 @@ def command(
     few_arenas()
     engine = open_engine(device=device, threads=threads)
 
-    def tell(event: Event) -> None:
-        if verbose or event.kind not in _DETAILS:
-            click.echo(str(event), err=event.kind == "warning")
+    with Log() as log:
 
-    server = Server(
-        loaded,
-        host=host,
-        port=port,
-        engine=engine,
-        share=share,
-        limits=limits,
-        max_batch=max_batch,
-        max_wait_s=max_wait_s,
-        security=security,
-        on_event=tell,
-    )
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    if until_stdin_ends:
-        threading.Thread(target=_read_to_the_end, args=(stop,), daemon=True).start()
-    with server:
-        for model in loaded:
-            weights_of = f"{size(model.nbytes)} of weights"
-            click.echo(f"{model.name} {model.fingerprint[:12]}  {weights_of}  {model.source}".rstrip())
-        threads_of = counted(engine.threads, "thread")
-        where = f"{server.address}{' (and every other address of this machine)' if server.everywhere else ''}"
-        click.echo(f"serving on {where} with {engine.name} on {engine.device}, {threads_of}")
-        if security.certificate is not None or security.token:
-            click.echo(_lets_in(security))
-        # In turns: a signal that the kernel gives to another thread does not wake this one.
-        while not stop.wait(0.5):
-            pass
-        click.echo("answering what is in flight, then ending")
-        server.close(drain_s=_DRAIN_S)
+        def tell(event: Event) -> None:
+            if verbose or event.kind not in _DETAILS:
+                log.say(str(event), err=event.kind == "warning")
+
+        server = Server(
+            loaded,
+            host=host,
+            port=port,
+            engine=engine,
+            share=share,
+            limits=limits,
+            max_batch=max_batch,
+            max_wait_s=max_wait_s,
+            security=security,
+            on_event=tell,
+        )
+        stop = threading.Event()
+        _stop_by_signal(stop)
+        if until_stdin_ends:
+            threading.Thread(target=_read_to_the_end, args=(stop,), daemon=True).start()
+        with server:
+            for model in loaded:
+                weights_of = f"{size(model.nbytes)} of weights"
+                log.say(f"{model.name} {model.fingerprint[:12]}  {weights_of}  {model.source}".rstrip())
+            threads_of = counted(engine.threads, "thread")
+            where = f"{server.address}{' (and every other address of this machine)' if server.everywhere else ''}"
+            log.say(f"serving on {where} with {engine.name} on {engine.device}, {threads_of}")
+            if security.certificate is not None or security.token:
+                log.say(_lets_in(security))
+            # In turns: a signal that the kernel gives to another thread does not wake this one.
+            while not stop.wait(0.5):
+                pass
+            log.say("answering what is in flight, then ending")
+            server.close(drain_s=_DRAIN_S)
+
+
+def _stop_by_signal(stop: threading.Event) -> None:
+    """The first signal sets `stop`; another one ends it at once. A SIGHUP that is ignored (nohup) stays ignored."""
+
+    def hear(number: int, _: object) -> None:
+        if stop.is_set():
+            raise signals.raised(number)
+        stop.set()
+
+    for number in signals.HANDLED:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, hear)
 
 
 def _is_folder(name: str) -> bool:
@@ -172,7 +189,7 @@ def _loaded(name: str, shapes: tuple[str, ...], weights: str | None, input_spec:
         try:
             loaded.append(load_model(str(path), (), None, None))
         except SplitpointError as exc:
-            click.echo(f"not served: {exc if str(path) in str(exc) else f'{path}: {exc}'}", err=True)
+            click.echo(plain(f"not served: {exc if str(path) in str(exc) else f'{path}: {exc}'}"), err=True)
     if not loaded:
         raise ModelError(f"the folder {name} has no {'.onnx file' if not paths else 'model that can be served'}")
     return loaded

@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
 import click
 import msgspec
 
+from splitpoint.cli import signals
 from splitpoint.cli.console import progress
 from splitpoint.cli.photos import noting, read_photo
 from splitpoint.cli.placing import Placed
@@ -24,6 +25,7 @@ from splitpoint.runtime.local import Local
 from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed
 from splitpoint.runtime.result import Request, Result
 from splitpoint.sources import Frame, Source
+from splitpoint.text import plain
 from splitpoint.trace import Recorder
 from splitpoint.units import rate as per_second
 
@@ -42,7 +44,8 @@ class Stream:
     deadline_s: float = 0.0
     failed: list[SplitpointError] = field(default_factory=list)
     summary: Summary = field(default_factory=Summary)
-    interrupted: bool = False
+    interrupted: int = 0
+    """The signal that ended it; 0: none."""
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -52,15 +55,16 @@ class Stream:
             self._answered(self.runner.infer(request))
 
     def all_at_once(self, window: int) -> None:
-        """Device, link and server at the same time. Ctrl-C ends the reading; what is under way is still answered."""
+        """Device, link and server at the same time. Ctrl-C, SIGTERM or SIGHUP ends the reading; what is under way is
+        still answered."""
         try:
             with progress(self.rows.terminal) as bar, draining(self._interrupt):
                 task = bar.add_task("streaming", total=self.count)
                 for result in self.runner.stream(self._requests(), window=window):
                     self._answered(result)
                     bar.advance(task)
-        except KeyboardInterrupt:
-            self.interrupted = True
+        except KeyboardInterrupt as exc:
+            self.interrupted = signals.number_of(exc)
         finally:
             self.feed.stop()
 
@@ -70,8 +74,8 @@ class Stream:
         self.summary.add(result)
         self.rows.print(result)
 
-    def _interrupt(self) -> None:
-        self.interrupted = True
+    def _interrupt(self, number: int) -> None:
+        self.interrupted = number
         self.feed.stop()
 
     def _requests(self) -> Iterator[Request]:
@@ -90,7 +94,7 @@ class Stream:
                 if alone:
                     raise
                 self.failed.append(exc)
-                click.echo(f"splitpoint: {exc}", err=True)
+                click.echo(f"splitpoint: {plain(str(exc))}", err=True)
                 continue
             yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label))
 
@@ -110,7 +114,7 @@ class Stream:
     def check(self) -> None:
         """KeyboardInterrupt if it was interrupted; InputError if some of its inputs could not be read."""
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise signals.raised(self.interrupted)
         if self.failed:
             raise InputError(
                 f"{len(self.failed)} of {self.feed.counts.taken} inputs could not be read; the others were answered"
@@ -118,26 +122,33 @@ class Stream:
 
 
 @contextmanager
-def draining(stop: Callable[[], None], seconds: float = DRAIN_S) -> Iterator[None]:
-    """Inside, the first Ctrl-C only calls `stop`; a second one, or `seconds` after the first, interrupts as usual."""
+def draining(stop: Callable[[int], None], seconds: float = DRAIN_S) -> Iterator[None]:
+    """Inside, the first Ctrl-C, SIGTERM or SIGHUP only calls `stop` with its number; a second one, or `seconds` after
+    the first, interrupts as usual."""
     in_main = threading.current_thread() is threading.main_thread()  # which alone hears signals
-    if not in_main or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    numbers = [n for n in signals.HANDLED if in_main and signal.getsignal(n) not in (signal.SIG_IGN, signal.SIG_DFL)]
+    if not numbers:
         yield
         return
+    came: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise signals.raised(came[0])
 
     def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, interrupt)
+        came.append(number)
+        for each in numbers:
+            signal.signal(each, interrupt)
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        stop()
+        stop(number)
         # Not through a buffer that the main thread may be in the middle of.
-        os.write(2, b"stopping: what is under way is answered first (Ctrl-C again ends at once)\n")
+        with suppress(OSError):
+            os.write(2, b"stopping: what is under way is answered first (Ctrl-C again ends at once)\n")
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    before = {number: signal.getsignal(number) for number in (*numbers, signal.SIGALRM)}
     signal.signal(signal.SIGALRM, interrupt)
-    signal.signal(signal.SIGINT, first)
+    for number in numbers:
+        signal.signal(number, first)
     try:
         yield
     finally:
@@ -176,5 +187,9 @@ def pacing(source: Source, fps: float, policy: str, *, asked: bool) -> str:
 def degraded(runner: Edge | Local, placed: Placed, level: int) -> None:
     """Changes to the option of `level` and says so."""
     assert isinstance(runner, Edge)
-    option = placed.use(runner, level)
+    try:
+        option = placed.use(runner, level)
+    except SplitpointError as exc:  # the server is gone, mostly: what is under way does not end for that
+        click.echo(f"cannot change to another option: {exc}", err=True)
+        return
     click.echo(f"{f'too fast: now {option.label}' if level else f'room again: back to {option.label}'}", err=True)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
-from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.cli.console import Column, bold, out, progress, put_json, table
 from splitpoint.cli.options import (
     cache_option,
     cloud_option,
@@ -171,7 +170,7 @@ def _measure(
                 if not once:  # after every cut, in graph order: Ctrl-C or a lost server costs one cut at most
                     write_rows(path, [known[key] for key in sorted(known)])
                 if as_lines:
-                    click.echo(msgspec.json.encode(row))
+                    put_json(row)
                 bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
         finally:
             if once and known:
@@ -192,7 +191,8 @@ def _print(rows: Sequence[SweepRow]) -> None:
         f"milliseconds; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
         "(clock offset between the machines)"
     )
-    console.print(f"fastest: split after [bold]{best.split_layer}[/], {ms(best.p50_rtt * 1e3)} ms (median of {best.n})")
+    fastest = f"{ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
+    console.print(f"fastest: split after {bold(best.split_layer)}, {fastest}", markup=True)
     ends = {r.split_layer: r for r in rows if r.split_layer in ("input", "output")}
     for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
         if name in ends and ends[name] is not best:

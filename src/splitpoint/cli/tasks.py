@@ -11,7 +11,7 @@ import msgspec
 
 from splitpoint.cli import answers
 from splitpoint.cli.compare import step
-from splitpoint.cli.console import Column, out, progress, table
+from splitpoint.cli.console import Column, out, progress, put_json, table
 from splitpoint.cli.options import cache_option, cloud_option, engine_options, json_option, load_model
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget
@@ -183,7 +183,7 @@ def finish(run: Run, rows: list[TaskResult], csv_path: Path | None, as_json: boo
     """Prints and writes the rows and what they came to."""
     summary = run.summary
     if as_json:
-        click.echo(msgspec.json.encode({"summary": summary, "tasks": records(rows, run.by, run.fleet.note)}))
+        put_json({"summary": summary, "tasks": records(rows, run.by, run.fleet.note)})
     else:
         show(rows)
         for line in said(summary):
@@ -198,7 +198,7 @@ def show_plans(fleet: Fleet, tasks: list[Task], by: str, csv_path: Path | None, 
     if as_json:
         every = {name: plan.summary for name, plan in plans.items()}
         rows = records(chosen.rows, by, note)
-        click.echo(msgspec.json.encode({"summary": chosen.summary, "tasks": rows, "policies": every}))
+        put_json({"summary": chosen.summary, "tasks": rows, "policies": every})
     else:
         show(chosen.rows)
         for line in said(chosen.summary, predicted=True):

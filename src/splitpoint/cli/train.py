@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from splitpoint import install
-from splitpoint.cli.console import Column, err, out, table
+from splitpoint.cli.console import Column, out, table, waiting
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.files import check_writable, is_special
 from splitpoint.machine import now
 from splitpoint.predict.files import save_latency
 from splitpoint.predict.table import read_tables
 from splitpoint.predict.values import SEED, TWO_PER_MAC, Latency
+from splitpoint.text import valid
 from splitpoint.units import counted
 
 
@@ -52,12 +53,12 @@ def command(
     for sentence in said:
         click.echo(sentence, err=True)
     rows = sum(len(t) for t in tables.values())
-    with err().status(f"learning from {counted(rows, 'row')}") as status:
+    with waiting(f"learning from {counted(rows, 'row')}") as say:
         latency = train(
-            tables, name=name or folder.resolve().name or "device", engine=engine, device=device, threads=threads,
-            created=now(),
-            convention=SEED if seed_flops else TWO_PER_MAC, note=note, seed=seed,
-            progress=lambda kind: status.update(f"learning {kind}"),
+            tables, name=valid(name or folder.resolve().name or "device"), engine=engine, device=device,
+            threads=threads, created=now(),
+            convention=SEED if seed_flops else TWO_PER_MAC, note=valid(note), seed=seed,
+            progress=lambda kind: say(f"learning {kind}"),
         )  # fmt: skip
     save_latency(output, latency)
     _print(latency)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
-from splitpoint.cli.console import progress
+from splitpoint.cli.console import progress, put_json
 from splitpoint.cli.options import engine_options, json_option, load_model, model_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import VerifyError
@@ -62,9 +61,9 @@ def command(
             if not check.ok:
                 bad.append(check)
             if as_json:
-                click.echo(msgspec.json.encode(_row(check)))
+                put_json(_row(check))
             elif not check.ok:
-                bar.console.print(f"[red]✗[/] {check}", highlight=False)
+                bar.console.print(f"✗ {check}", style="red", highlight=False)
     if bad:
         kinds = ", ".join(f"{sum(c.verdict == v for c in bad)} {v}" for v in ("different", "inconclusive")
                           if any(c.verdict == v for c in bad))  # fmt: skip

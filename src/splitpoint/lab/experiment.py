@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from splitpoint.callbacks import call
 from splitpoint.files import make_folder, write_atomic
 from splitpoint.lab.device import slowed
 from splitpoint.lab.process import PIPES, Process
@@ -134,7 +135,7 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[Row], None] = lambd
             rows = []
             for line in device.lines(len(scenario.at or "1") * scenario.requests):
                 rows.append(msgspec.json.decode(line, type=Row))
-                on_row(rows[-1])
+                call(on_row, rows[-1])
     about = f"{shaped.name}, {shaped}".removeprefix(", ") if isinstance(shaped, Link) else f"trace {shaped.name}"
     note = "; ".join(filter(None, (f"emulated link: {about}", rows[0].note)))
     return Results(scenario, note, tuple(msgspec.structs.replace(row, note=note) for row in rows))

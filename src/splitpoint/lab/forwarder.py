@@ -23,6 +23,7 @@ from random import Random
 
 import msgspec
 
+from splitpoint.callbacks import call
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.lab.damage import Damage
 from splitpoint.lab.lane import Lane
@@ -452,7 +453,7 @@ class Forwarder:
             self._write(flow)
 
     def _unreachable(self, pair: _Pair, error: int) -> None:
-        self._tell(f"a connection was reset: {self.target} cannot be reached ({os.strerror(error)})")
+        call(self._tell, f"a connection was reset: {self.target} cannot be reached ({os.strerror(error)})")
         self._reset(pair)
 
     def _reset(self, pair: _Pair) -> None:

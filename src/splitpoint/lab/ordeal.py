@@ -25,6 +25,7 @@ from functools import partial
 import msgspec
 import numpy as np
 
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
@@ -276,7 +277,7 @@ class _Asker:
     def _keep(self, result: Result) -> None:
         with self._lock:
             self.results.append((result.tag, time.monotonic(), result))
-        self._tell()
+        call(self._tell)
 
     def _stream(self, requests: range, deadline_s: float) -> None:
         awaited = iter(requests)

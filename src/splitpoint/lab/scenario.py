@@ -31,6 +31,7 @@ from splitpoint.lab.device import check_factor
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
 from splitpoint.link.trace import LinkTrace
+from splitpoint.text import plain
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,7 +160,7 @@ def load_scenario(path: Path) -> Scenario:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     for field in _OURS & found.keys():
         raise InputError(f"{path}: Object contains unknown field `{field}`")
-    found.setdefault("name", path.stem)
+    found.setdefault("name", plain(path.stem))
     try:
         scenario = msgspec.convert({**found, "folder": str(path.parent), "source": source}, Scenario)
         for event in scenario.events:

@@ -26,6 +26,7 @@ from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
+from splitpoint.text import plain
 
 
 def load(
@@ -114,4 +115,4 @@ def name_of(model: str | Path) -> str:
         return rest.rstrip("/").rsplit("/", 1)[-1]
     if colon and not Path(text).exists():
         return rest
-    return Path(text).stem
+    return plain(Path(text).stem) or "model"

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.models.model import Model
@@ -85,7 +86,7 @@ def collect(
             return
         if on_progress is not None:
             total = max(count + 1, round(count * budget_s / spent)) if count else len(FAMILIES)
-            on_progress(Progress(survey.next_name(), count, total, spent, max(0.0, budget_s - spent)))
+            call(on_progress, Progress(survey.next_name(), count, total, spent, max(0.0, budget_s - spent)))
         survey.step()
         before, now = now, clock()  # what our caller did with the last one counts as well
         survey.collection = msgspec.structs.replace(survey.collection, spent_s=spent + now - before)

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from splitpoint.callbacks import call
 from splitpoint.errors import InputError
 from splitpoint.machine import Machine
 from splitpoint.predict.boost import Boosting, constant, grow, need_sklearn
@@ -115,7 +116,7 @@ def train(
         if not len(table):
             continue
         if progress is not None:
-            progress(kind)
+            call(progress, kind)
         kinds[kind], expected[kind] = learn_kind(table, effort_for(table, QUICK if quick else FULL), seed)
     fixed_ms, scale, spread = _law(tables, expected, totals or {})
     return Latency(

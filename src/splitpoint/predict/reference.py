@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError
 from splitpoint.models.model import Model
@@ -94,7 +95,7 @@ def measure(
     visits: dict[str, list[list[float]]] = {}
     for k in range(ROUNDS):
         for j, reference in enumerate(references):
-            on_step(k * len(references) + j, ROUNDS * len(references))
+            call(on_step, k * len(references) + j, ROUNDS * len(references))
             taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
             visits.setdefault(reference.name, []).append(taken)
     if (speed := speed_of(references, visits)) is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError
 from splitpoint.files import make_folder, read_file, write_atomic
@@ -138,7 +139,7 @@ def measure(
         began = clock()
         wholes = [name for name in light if len(truth.visits.get(name, ())) <= k and (k == 0 or wholes_s > 0)]
         for j, name in enumerate(wholes):
-            on_step(f"{name}, whole", sum(len(truth.visits.get(n, ())) for n in light), VISITS * len(light))
+            call(on_step, f"{name}, whole", sum(len(truth.visits.get(n, ())) for n in light), VISITS * len(light))
             truth.visits.setdefault(name, []).append(visit(light[name], engine, clock, pause))
             for reference in references[j :: len(wholes)]:
                 taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
@@ -151,7 +152,7 @@ def measure(
         kept_s = min(max(0.0, wholes_s), (VISITS - 1 - k) * round_s)
         upto = -(-len(todo) * (k + 1) // (VISITS - 1))
         for name in todo[done:upto]:
-            on_step(f"{name}, its cuts", done, len(todo))
+            call(on_step, f"{name}, its cuts", done, len(todo))
             left_s = max((end - kept_s - clock()) / (len(todo) - done), 1.0)
             truth.profiles[name] = profiler(light[name], engine, left_s)
             done += 1

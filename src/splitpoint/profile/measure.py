@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 
 from splitpoint import machine
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.models.model import Model
@@ -71,6 +72,7 @@ def profile_model(
     *,
     budget_s: float = 60.0,
     on_progress: OnProgress | None = None,
+    proceed: Callable[[], None] = lambda: None,
     note: str = "",
     watts: Watts | None = None,
     meter: Meter | None = None,
@@ -82,10 +84,11 @@ def profile_model(
     True
 
     A budget that ends before every single-tensor cut was measured gives a profile with ``complete=False``, whose other
-    cuts are modelled. `watts` are taken as given; a `meter` measures them. What `on_progress` raises ends it.
-    UsageError for a budget that is not positive, EngineError if the model cannot run here.
+    cuts are modelled. `watts` are taken as given; a `meter` measures them. `proceed` is called before
+    each step: what it raises ends the survey. UsageError for a budget that is not positive, EngineError if the model
+    cannot run here.
     """
-    survey = Survey(model, engine, budget_s=budget_s, note=note, watts=watts, clock=clock)
+    survey = Survey(model, engine, budget_s=budget_s, note=note, watts=watts, clock=clock, proceed=proceed)
     survey.prepare(meter, on_progress)
     for _ in survey.visits(on_progress):
         pass
@@ -117,17 +120,18 @@ class Survey:
         cuts: Sequence[int] | None = None,
         codecs: CodecCosts | None = None,
         pause: Callable[[float], None] = time.sleep,
+        proceed: Callable[[], None] = lambda: None,
     ) -> None:
         """`cuts` are places in ``graph.prefixes()`` to visit instead of the chain's and those in its gaps; `codecs`
         measures those, if not `codec_costs`; `pause` waits so many seconds, before
-        every timed run.
+        every timed run; `proceed` is called before each step, and ends the survey by raising.
         """
         if not budget_s > 0:
             raise UsageError(f"the time budget must be above 0 seconds, not {budget_s:g}")
         self.model, self.engine, self.note, self.watts = model, engine, note, watts
         self.budget_s = budget_s
         self._clock = clock
-        self._pause = pause
+        self._pause, self._proceed = pause, proceed
         self._started = clock()
         self._end = self._started + budget_s
         self._asked, self._codec_costs = cuts, codecs or codec_costs
@@ -324,12 +328,13 @@ class Survey:
         return float(np.median(self._whole)) / 1e3 * 5
 
     def _tell(self, on_progress: OnProgress | None, what: str, total: int) -> None:
+        self._proceed()
         if on_progress is None:
             return
         left_s = max(0.0, self._left_s())
         if self._visited:
             left_s = min(left_s, self._spent_s / self._visited * (total - self._visited))
-        on_progress(Progress(what, self._visited, total, self._clock() - self._started, left_s))
+        call(on_progress, Progress(what, self._visited, total, self._clock() - self._started, left_s))
 
     # --- the result ---------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ from splitpoint.planning.values import Option
 from splitpoint.runtime.adapt import Adapter, Decision, Policy
 from splitpoint.runtime.breaker import DOWN, UP
 from splitpoint.runtime.encoding import CodecChoice
-from splitpoint.runtime.events import Event, OnEvent, ignore
+from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.runtime.glimpse import Glimpse
 from splitpoint.runtime.lookout import Lookout
 from splitpoint.runtime.observe import Conditions, Observer
@@ -133,7 +133,7 @@ class Adaptive:
     ) -> None:  # fmt: skip
         watching = watching or Watching()
         self._edge, self._planner = edge, planner
-        self._tell, self._now = on_event, clock
+        self._tell, self._now = teller(on_event), clock
         first = planner.best(link) or planner.local(link)
         self._observer = Observer(link, planner.pricing.edge, planner.pricing.cloud)
         seed = watching.seed if watching.seed is not None else Random().getrandbits(32)
@@ -200,7 +200,7 @@ class Adaptive:
             self.tick(self._now())
         except ReferenceError:  # the edge was forgotten
             return False
-        except SplitpointError as exc:
+        except Exception as exc:  # whatever it is, this thread goes on
             if not self._closed.is_set():
                 self._tell(Event("notice", f"adapting: {exc}"))
         return True
@@ -364,7 +364,7 @@ class Adaptive:
                 job()
             except ReferenceError:  # the edge was forgotten
                 return
-            except SplitpointError as exc:
+            except Exception as exc:  # an engine's, too: this thread goes on
                 if not self._closed.is_set() and self._edge.link_state != DOWN:  # that has been told
                     self._tell(Event("notice", f"{name}: {exc}"))
             finally:

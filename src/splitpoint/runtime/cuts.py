@@ -13,7 +13,7 @@ from splitpoint.graph import Cut
 from splitpoint.runtime.asking import COMPILE_S
 from splitpoint.runtime.channel import CLOSED, Channel
 from splitpoint.runtime.encoding import CodecChoice, check_decodable, choose, is_unused
-from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.runtime.events import Event, OnEvent, teller
 from splitpoint.runtime.holding import Holding
 from splitpoint.runtime.late import Patience
 from splitpoint.runtime.line import ask_while_alive
@@ -34,7 +34,7 @@ class Cuts:
         on_event: OnEvent,
     ) -> None:  # fmt: skip
         self._holding, self._channel, self._engine = holding, channel, engine
-        self._patience, self._tell = patience, on_event
+        self._patience, self._tell = patience, teller(on_event)
         self.alone: Callable[[], bool] = lambda: False
         """Whether a cut is of use while there is no server to open its tail."""
         self._placements: dict[Key, Placement] = {}
@@ -65,7 +65,7 @@ class Cuts:
             if known is not None:
                 return known.route(chosen, strict=strict)
         # One at a time; whoever wants a cut that is ready does not wait for it.
-        with self._building:
+        with self._tell.held(), self._building:
             made = self._placements.get(key) or self._build(cut)
             with self._lock:
                 if self._closed:

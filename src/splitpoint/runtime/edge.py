@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 from weakref import ReferenceType, proxy, ref
 
 from splitpoint import wire
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine, Session, open_engine
 from splitpoint.errors import (
     BusyError,
@@ -41,7 +42,7 @@ from splitpoint.runtime.channel import CLOSED, Channel
 from splitpoint.runtime.choosing import choose_model, info_of
 from splitpoint.runtime.cuts import Cuts
 from splitpoint.runtime.encoding import CodecChoice
-from splitpoint.runtime.events import Event, OnEvent, ignore
+from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.runtime.fallback import ERROR, LOCAL, WAIT, Moved, Survivor, Ticket, check_deadline, check_fallback
 from splitpoint.runtime.glimpse import Glimpse, glimpse
 from splitpoint.runtime.here import Here
@@ -142,7 +143,7 @@ class Edge(Closable):
             raise UsageError("a model that is pinned by its fingerprint cannot be followed: drop one of the two")
         if follow_model and fallback == ERROR:
             raise UsageError("a model is followed over a new connection: choose the fallback wait or local")
-        self._tell = on_event
+        self._tell = on_event = teller(on_event)  # and only that from here on
         self._codec = codec
         self._stopped, self._lock = threading.Event(), threading.Lock()
         self._when_reached: list[Callable[[], object]] = []
@@ -688,8 +689,8 @@ class Edge(Closable):
             finally:
                 if binding.background is not None:
                     binding.background.start()
-        if self.on_result is not None:
-            self.on_result(ticket.request, result)
+        if (on_result := self.on_result) is not None:
+            call(on_result, ticket.request, result)
         return result
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+
+from splitpoint.callbacks import call, log
+from splitpoint.text import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +22,63 @@ class Event:
     text: str
 
     def __str__(self) -> str:
-        return self.text
+        """One line: there may be names of others in it."""
+        return plain(self.text, 4000)
 
 
-#: Called from any thread, one event after the other.
+#: Called from the thread in which something happens, so it must be quick; what it raises is reported, and ignored. It
+#: may use the edge or the server that tells it.
 OnEvent = Callable[[Event], None]
+
+#: Kind → how the logger ranks it, if not as information.
+_LEVELS: Mapping[str, int] = {
+    "failed": logging.ERROR, "warning": logging.WARNING, "refused": logging.WARNING, "notice": logging.WARNING,
+    "opened": logging.DEBUG, "batched": logging.DEBUG, "evicted": logging.DEBUG,
+}  # fmt: skip
 
 
 def ignore(event: Event) -> None:
     """Does nothing with `event`."""
+
+
+class Teller:
+    """Tells `on_event` and the logger ``splitpoint`` of each event; neither can fail whoever tells."""
+
+    def __init__(self, on_event: OnEvent = ignore) -> None:
+        self.on_event = on_event
+        self._held = threading.local()
+
+    def __call__(self, event: Event) -> None:
+        held: list[Event] | None = getattr(self._held, "events", None)
+        if held is not None:
+            held.append(event)
+            return
+        call(_to_log, event)
+        call(self.on_event, event)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What this thread tells inside is told at its end: for where a lock is held that `on_event` might want."""
+        if getattr(self._held, "events", None) is not None:
+            yield
+            return
+        events: list[Event] = []
+        self._held.events = events
+        try:
+            yield
+        finally:
+            self._held.events = None
+            for event in events:
+                self(event)
+
+
+def teller(on_event: OnEvent) -> Teller:
+    """`on_event` as one that cannot raise."""
+    return on_event if isinstance(on_event, Teller) else Teller(on_event)
+
+
+def _to_log(event: Event) -> None:
+    log.log(_LEVELS.get(event.kind, logging.INFO), "%s", event, extra={"kind": event.kind})
 
 
 def software() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 
 from splitpoint import wire
+from splitpoint.callbacks import Guarded
 from splitpoint.errors import ModelError, RefusedError, ServerError, StorageError
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
@@ -45,7 +46,8 @@ class Holding:
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
         self.info, self.local = info, local is not None
-        self.channel, self._tell, self._progress = channel, on_event, on_progress
+        self.channel, self._tell = channel, on_event
+        self._progress = Guarded(on_progress) if on_progress is not None else None
         self._folder = cache
         self._cache: BlobCache | None = None
         self.model = local if local is not None else self._fetch_graph()

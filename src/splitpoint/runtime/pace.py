@@ -21,6 +21,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from splitpoint.callbacks import call
 from splitpoint.errors import UsageError
 from splitpoint.trace import Clock
 
@@ -252,7 +253,7 @@ class Feed(Generic[T]):
             self.counts.dropped += dropped
             if self._policy == DEGRADE and (now := self._relief.taken(self._clock(), dropped)) != level:
                 level = now
-                self._moved(level)
+                call(self._moved, level)
             self.counts.degraded += level > 0
             yield Taken(frame, due_s, level)
 

@@ -15,7 +15,7 @@ from splitpoint.engines import Engine
 from splitpoint.errors import BusyError, InputError, RefusedError, ServerError, SplitpointError
 from splitpoint.models.model import Model
 from splitpoint.profile.files import profile_bytes
-from splitpoint.profile.measure import Progress, profile_model
+from splitpoint.profile.measure import profile_model
 from splitpoint.profile.values import Profile
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.units import counted
@@ -136,8 +136,7 @@ class Profiling:
     def _run(self, job: _Job) -> tuple[float, bytes | SplitpointError]:
         """The profile, or why there is none, and up to which budget that is the answer."""
 
-        def check(progress: Progress | None = None) -> None:
-            del progress
+        def check() -> None:
             with self._lock:
                 if self._closed.is_set() or not job.wanted():
                     raise _Cancelled
@@ -147,7 +146,7 @@ class Profiling:
             check()
             self._tell(Event("profiling", f"measuring {name} on this machine for up to {job.budget_s:g} s"))
             before = self._served()
-            profile = profile_model(job.model, self._engine, budget_s=job.budget_s, on_progress=check)
+            profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
             profile = _noted(profile, self._served() - before)
             made = profile_bytes(profile)
             self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))

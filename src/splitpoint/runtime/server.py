@@ -32,7 +32,7 @@ from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
 from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
-from splitpoint.runtime.events import Event, OnEvent, ignore
+from splitpoint.runtime.events import Event, OnEvent, Teller, ignore
 from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
@@ -66,8 +66,8 @@ class Server(Closable):
     `max_batch` requests for one tail that wait at the same time run as one batch, where that is right and a tenth
     faster (measured); with `max_wait_s` a request waits that long for others to join it. `security` says whom it lets
     in: off loopback TLS and a token or client certificates are a must, unless it is insecure on purpose. `on_event`
-    gets one `Event` a connection made, left or refused, from any thread. ServerError or UsageError if it cannot listen
-    there.
+    gets one `Event` a connection made, left or refused, from any thread (`runtime.events`). ServerError or UsageError
+    if it cannot listen there.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Server(Closable):
         self.share = share
         self.limits = limits or Limits(memory_bytes=half_the_memory(Limits.memory_bytes))
         self.security = security or ServerSecurity()
-        self.tell = on_event
+        self._tell = Teller(on_event)
         self._host, self._port = host, port
         self._workers = max(1, workers)
         self._engine = engine
@@ -116,6 +116,15 @@ class Server(Closable):
         self._stop = threading.Event()
         self._listener: TcpListener | None = None
         self.draining = False
+
+    @property
+    def tell(self) -> OnEvent:
+        """What is told of events; whatever is put here cannot fail the server."""
+        return self._tell
+
+    @tell.setter
+    def tell(self, on_event: OnEvent) -> None:
+        self._tell.on_event = on_event
 
     # --- life ---------------------------------------------------------------------------------------------------
 

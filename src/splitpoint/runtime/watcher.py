@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from splitpoint.callbacks import guard
 from splitpoint.graph import Cut
 from splitpoint.runtime.result import Result
 
 
 class Watcher(Protocol):
-    """Told by an `Edge`, from whatever thread something happens in: must be quick, and never raise."""
+    """Told by an `Edge`, from whatever thread something happens in: must be quick. What it raises is ignored."""
 
     def answered(self, result: Result, remote_ms: float) -> None:
         """The server answered, `remote_ms` after the request was handed over.
@@ -34,4 +35,5 @@ class Watcher(Protocol):
 def tell(watchers: Sequence[Watcher], what: Callable[[Watcher], None]) -> None:
     """Says `what` to each of `watchers`, of which there may be fewer or more meanwhile."""
     for watcher in tuple(watchers):
-        what(watcher)
+        with guard(type(watcher).__qualname__):
+            what(watcher)

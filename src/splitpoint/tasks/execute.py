@@ -20,6 +20,7 @@ from time import perf_counter, sleep
 from typing import NamedTuple
 
 from splitpoint.advisor import placement
+from splitpoint.callbacks import report
 from splitpoint.errors import BusyError, SplitpointError
 from splitpoint.planning.values import Option
 from splitpoint.runtime.edge import Edge
@@ -157,7 +158,7 @@ class Run:
         self.rows: list[TaskResult] = []
         self.replans = 0
         self._spent: list[Spent] = []
-        self._lock = threading.Lock()
+        self._lock, self._telling = threading.Lock(), threading.RLock()
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
         self._flying: dict[int, tuple[float, Stages]] = {}
@@ -400,15 +401,18 @@ class Run:
     def _answered(self, id: int, way: _Way, result: Result, held_s: float) -> None:
         spent = self.monitor.answered(id, way.option, result, held_s)
         row = self._row(way, spent, result)
-        with self._lock:
-            self.rows.append(row)
-            self._spent.append(spent)
-            if spent.server:
-                self._up_ms = max(self._up_ms, (spent.arrived - self._began) * 1e3)
-                self._server_ms = max(self._server_ms, (spent.served - self._began) * 1e3)
+        with self._telling:  # in the order of `rows`
+            with self._lock:
+                self.rows.append(row)
+                self._spent.append(spent)
+                if spent.server:
+                    self._up_ms = max(self._up_ms, (spent.arrived - self._began) * 1e3)
+                    self._server_ms = max(self._server_ms, (spent.served - self._began) * 1e3)
             try:
                 self.on_answer(row, result)
-            except BaseException as exc:  # whoever prints has gone: that is raised where the run was asked for
+            except Exception as exc:
+                report("on_answer", exc)
+            except BaseException as exc:  # who wants to end the program: raised where the run was asked for
                 self._fail(exc)
 
     def _fail(self, exc: BaseException) -> None:

@@ -22,6 +22,7 @@ import msgspec
 from splitpoint.errors import InputError, nearest
 from splitpoint.tasks.mix import MOST_TASKS
 from splitpoint.tasks.values import MOST_PRIORITY, MOST_S, Task
+from splitpoint.text import plain
 from splitpoint.units import counted
 
 _MOST_BYTES = 16 << 20
@@ -135,7 +136,7 @@ class _Reader:
         tasks = []
         for _ in range(count if not self.mistakes else 0):
             met[model] = met.get(model, 0) + 1
-            name = f"{Path(model).stem if model.endswith('.onnx') else model}-{met[model]}"
+            name = plain(f"{Path(model).stem if model.endswith('.onnx') else model}-{met[model]}")
             tasks.append(
                 Task(name=name, model=model, weights=weights, input=file, priority=priority, arrival_s=arrival,
                      deadline_s=deadline)

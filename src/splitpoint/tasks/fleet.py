@@ -27,7 +27,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option
 from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.events import OnEvent, ignore
+from splitpoint.runtime.events import OnEvent, ignore, teller
 from splitpoint.runtime.fallback import LOCAL, WAIT
 from splitpoint.runtime.late import Patience
 from splitpoint.security import OPEN, Security
@@ -73,7 +73,7 @@ class Fleet(Closable):
         self.note = ""
         """What its measurements must say: that the device is emulated. Empty if it is not."""
         self._cloud, self._security, self._cache, self._constraints = cloud, security, cache, constraints
-        self._timeout_s, self._fallback, self._tell = timeout_s, fallback, on_event
+        self._timeout_s, self._fallback, self._tell = timeout_s, fallback, teller(on_event)
         self._stack = ExitStack()
         self._opened()
 

@@ -31,10 +31,7 @@ from typing import Final, Protocol
 
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.security import OPEN, Security
-from splitpoint.system import require_system
 from splitpoint.wire import Admit, Frame, Limits, Packet
-
-require_system()
 
 #: Scheme of an address → the module whose `connect(address, limits, timeout_s)` opens it. No scheme means tcp, or tls
 #: (whose `connect` takes a `Security` too) where that asks for it.

@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from splitpoint.callbacks import call
 from splitpoint.errors import MissingExtraError, ModelError, StorageError
 from splitpoint.files import check_writable, make_folder
 from splitpoint.images import InputSpec
@@ -123,7 +124,7 @@ def _heard(progress: Callable[[str], None] | None) -> Callable[[str], None]:
     def say(text: str) -> None:
         if progress is not None:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                progress(text)
+                call(progress, text)
 
     return say
 

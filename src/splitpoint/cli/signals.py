@@ -1,0 +1,107 @@
+"""Ctrl-C, SIGTERM and SIGHUP, at whatever moment they come: one word, the right exit status, and no traceback.
+
+starting   nothing is to be cleared up: it ends at once
+at work    KeyboardInterrupt (`Terminated` is one), so that whatever is under way is cleared up; a second one again
+ending     all is cleared up: it ends at once
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+#: How soon an interrupt that got lost is raised again.
+_AGAIN_S = 0.3
+#: The signal that has interrupted what is at work; 0 before one has.
+came = 0
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: whoever stops for Ctrl-C stops for them."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def number_of(exc: KeyboardInterrupt) -> int:
+    """The signal that raised it."""
+    return exc.number if isinstance(exc, Terminated) else signal.SIGINT
+
+
+def status_of(exc: KeyboardInterrupt) -> tuple[str, int]:
+    """What to say of it, and the exit status."""
+    return said(number_of(exc))
+
+
+def said(number: int) -> tuple[str, int]:
+    """The same for a signal."""
+    return "interrupted" if number == signal.SIGINT else "terminated", 128 + number
+
+
+def raised(number: int) -> KeyboardInterrupt:
+    """What a signal raises."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+
+
+def at_once(number: int, _: FrameType | None) -> None:
+    """The handler while nothing is to be cleared up."""
+    word, status = said(number)
+    # Not through a stream that this thread may be in the middle of.
+    with suppress(OSError):
+        os.write(2, f"splitpoint: {word}\n".encode())
+    os._exit(status)
+
+
+def interrupt(number: int, _: FrameType | None) -> None:
+    """The handler at work."""
+    global came
+    came = number
+    signal.signal(signal.SIGALRM, _once_more)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    raise raised(number)
+
+
+def _once_more(_: int, __: FrameType | None) -> None:
+    """Raises an interrupt again that somebody else's code has swallowed; not while it is on its way to `main`."""
+    exc = sys.exc_info()[1]
+    while exc is not None and not isinstance(exc, KeyboardInterrupt):
+        exc = exc.__context__
+    if exc is None:
+        interrupt(came, None)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+
+
+def install() -> None:
+    """Hears the signals that nobody has said anything about: what is ignored (nohup, a script's `&`) stays ignored."""
+    for number in HANDLED:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, at_once)
+    sys.unraisablehook = _unraisable
+
+
+def begin() -> None:
+    """From now on there may be something to clear up."""
+    for number in HANDLED:
+        if signal.getsignal(number) is at_once:
+            signal.signal(number, interrupt)
+
+
+def finish() -> None:
+    """All is cleared up."""
+    if came:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in HANDLED:
+        if callable(handler := signal.getsignal(number)) and handler is not signal.default_int_handler:
+            signal.signal(number, at_once)
+
+
+def _unraisable(found: Any) -> None:
+    """An interrupt where Python can only print it (a finaliser, a callback of C code) will be raised again."""
+    if not isinstance(found.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(found)

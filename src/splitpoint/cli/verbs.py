@@ -1,0 +1,141 @@
+"""The verbs by name, and what becomes of what they raise.
+
+Exit codes are those of the error tree (splitpoint.errors); 130 is Ctrl-C, 143 is SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+import click
+
+from splitpoint import install
+from splitpoint.cli import signals
+from splitpoint.cli.streams import ReaderGone
+from splitpoint.errors import SplitpointError, nearest
+
+#: Verb → what `splitpoint --help` says of it. Each is `splitpoint.cli.<verb>:command` (a - becomes _), imported when
+#: asked for.
+VERBS: Mapping[str, str] = {
+    "demo": "See it work: a server, a device, four photos, one minute.",
+    "inspect": "List a model's layers and what would cross the link at each.",
+    "split": "Write the two halves of a model as ONNX files.",
+    "verify": "Prove that cut models give the whole model's answer.",
+    "export": "Turn a PyTorch model into an ONNX file.",
+    "profile": "Measure what a model costs on this machine, or on a server.",
+    "serve": "Run the server side of models.",
+    "run": "Run the device side: images in, answers and milliseconds out.",
+    "tasks": "Run a queue of requests for different models, planned together.",
+    "link": "Measure the network to a server, or say what a link means.",
+    "calibrate": "Measure what codecs cost in accuracy, with real inputs.",
+    "predict": "Say what a model would take on a device it never ran on.",
+    "calibrate-device": "Learn what kernels cost here, to price any network.",
+    "plan": "Say whether and where to split: the honest table.",
+    "compare": "Run the plan's table for real: predicted beside measured.",
+    "sweep": "Measure every split point between a device and a server.",
+    "pull": "Fetch what a device needs of a model, before it is needed.",
+    "cache": "Show or clear what this device has fetched and exported.",
+    "lab": "Experiments on one machine: a shaped link, a slowed device, scenarios.",
+    "keys": "Make certificates and a token for a lab.",
+    "doctor": "Say what this machine and a server can do.",
+}
+
+_COMMAND = re.compile(rf"(?<![\w/.-])splitpoint(?= (?:{'|'.join(sorted(VERBS, reverse=True))})\b)")
+
+
+class Verbs(click.Group):
+    """Commands by name; only the one that runs is imported, so that `--help` stays instant on a small device."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"splitpoint.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        signals.begin()
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            hint = nearest(args[0], VERBS) or f" (there are: {', '.join(VERBS)})"
+            raise click.UsageError(f"no command is called {args[0]}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("splitpoint")
+    except metadata.PackageNotFoundError:
+        return "(run from its source, not installed)"
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(_version(), prog_name="splitpoint")
+def group() -> None:
+    """Split inference: the first part of a neural network on the device, the rest on a server.
+
+    MODEL is an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function or a .pt2 file.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; every foreseen failure is one line on standard error."""
+    try:
+        status = _run(list(sys.argv[1:] if args is None else args))
+        sys.stdout.flush()  # not when Python ends: a disk that is full must be told of
+        return status
+    except SplitpointError as exc:
+        if signals.came:  # an import that was interrupted passes for a package that is not there
+            return fail(*signals.said(signals.came))
+        return fail(str(exc), exc.exit_code)
+    except click.ClickException as exc:
+        if type(exc).__name__ == "NoArgsIsHelpError":  # click 8.2 and later: the message is the help
+            click.echo(exc.format_message(), err=True)
+            return exc.exit_code
+        where = f" (see: {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
+        return fail(exc.format_message() + where, 2)
+    except KeyboardInterrupt as exc:
+        return fail(*signals.status_of(exc))
+    except ReaderGone:
+        return 0
+    except Exception as exc:
+        if signals.came:  # C code that was interrupted has its own words for it
+            return fail(*signals.said(signals.came))
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return fail(f"cannot write {exc.filename or 'output'}: {exc.strerror}", 7)
+        raise
+
+
+def _run(args: list[str]) -> int:
+    """What click's own `main` does, but for its ways with broken pipes, Ctrl-C and errors."""
+    if "_SPLITPOINT_COMPLETE" in os.environ:
+        group.main(args, prog_name="splitpoint")
+    try:
+        with group.make_context(install.command(), args) as context:
+            return int(group.invoke(context) or 0)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+
+
+def fail(message: str, status: int) -> int:
+    click.echo(f"splitpoint: {typed(message)}", err=True)
+    return status
+
+
+def typed(text: str) -> str:
+    """`text` with its commands (``splitpoint plan``) as they are to be typed here: ``.venv/bin/splitpoint plan``."""
+    return _COMMAND.sub(lambda _: install.command(), text)
