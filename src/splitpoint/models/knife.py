@@ -13,7 +13,7 @@ import numpy as np
 
 from splitpoint.errors import ModelError
 from splitpoint.models.dataflow import Proto, reads
-from splitpoint.tensors import TensorSpec
+from splitpoint.tensors import ANY_RANK, TensorSpec
 
 
 def extract(
@@ -82,4 +82,5 @@ def _value_info(name: str, specs: Mapping[str, TensorSpec]) -> Proto:
     if spec is None:
         raise ModelError(f"tensor {name} is not an array of numbers: no cut can go through it")
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return onnx.helper.make_tensor_value_info(name, elem_type, list(spec.shape))
+    shape = None if spec.shape == ANY_RANK else list(spec.shape)
+    return onnx.helper.make_tensor_value_info(name, elem_type, shape)
