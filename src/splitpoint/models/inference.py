@@ -52,7 +52,10 @@ class Opsets:
         self._blind: dict[tuple[str, str], bool] = {}
 
     def blind(self, node: Proto) -> bool:
-        """Whether onnx has no inference for such nodes: they are of another domain, mostly."""
+        """Whether onnx has no inference for such nodes: they are of another domain, mostly.
+
+        GroupNormalization is one, too: it is inferred by the Reshapes it stands for, which gives up.
+        """
         key = (_domain(node.domain), node.op_type)
         if key not in self._blind:
             self._blind[key] = self._look_up(*key)
@@ -65,8 +68,7 @@ class Opsets:
             schema = defs.get_schema(op, self._versions.get(domain, 1), domain)
         except defs.SchemaError:
             return True
-        function = schema.has_function or schema.has_context_dependent_function
-        return not (schema.has_type_and_shape_inference_function or function)
+        return not schema.has_type_and_shape_inference_function
 
 
 def _domain(name: str) -> str:

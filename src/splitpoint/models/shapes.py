@@ -40,7 +40,7 @@ _SHAPED_BY_VALUES = frozenset(
 _PLACES = {"SequenceAt": 1, "SequenceErase": 1, "SequenceInsert": 2, "SplitToSequence": 1}
 #: Operators whose number of dimensions may be another each time, where inference does not say it, …
 _RANKED_BY_VALUES = frozenset({"Optional", "OptionalGetElement", "Scan", "SequenceAt", "SequenceMap"})
-#: … or if values decide it by the inputs from this one on. (The Reduce operators are like Squeeze.)
+#: … or if values decide it by the inputs from this one on. (So are Reduce operators that drop dimensions.)
 _RANKED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Squeeze": 1, "Unsqueeze": 1}
 #: Shape arithmetic is done with few numbers; larger constants are no sizes.
 _MOST_SIZES = 128
@@ -400,7 +400,9 @@ class _Search:
         """Whether values may decide how many dimensions `node` makes."""
         if any(t in look.made and known.get(t, _NOTHING).shape == ANY_RANK for t in reads(node)):
             return True
-        first = 1 if node.op_type.startswith("Reduce") else _RANKED_BY_INPUT.get(node.op_type)
+        first = _RANKED_BY_INPUT.get(node.op_type)
+        if node.op_type.startswith("Reduce") and any(a.name == "keepdims" and not a.i for a in node.attribute):
+            first = 1
         if first is None:
             return node.op_type in _RANKED_BY_VALUES
         if node.op_type == "Squeeze" and len(node.input) < 2 and not any(a.name == "axes" for a in node.attribute):
