@@ -94,6 +94,23 @@ def test_sizes_are_those_of_the_runtime(name: str, tmp_path: Path) -> None:
     assert fixed.outputs[0].shape == model.graph.tensors["y"].shape
 
 
+@pytest.mark.parametrize("name", ["resize", "max"])
+def test_the_optimiser_makes_no_constant_of_a_wrong_size(name: str) -> None:
+    """ONNX Runtime has the same inference: with fixed inputs it folds the Shape of what was rounded, and fails."""
+    middle, constants, opset = SIZES[name]
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], name="first", pads=[1, 1, 1, 1]), middle,
+        node("Relu", ["p"], ["r"], name="relu"), node("Shape", ["r"], ["s"]), node("Gather", ["s", "sides"], ["hw"]),
+        node("ReduceProd", ["hw"], ["size"], keepdims=1), node("Concat", ["head", "size"], ["to"], axis=0),
+        node("Reshape", ["r", "to"], ["v"], name="view"), node("MatMul", ["w1", "v"], ["y"], name="fc"),
+    ]  # fmt: skip
+    constants = [*constants, weight("sides", [2, 3], np.int64), weight("head", [0, 4], np.int64)]
+    constants += [nets.normal("w", 4, 3, 3, 3), nets.normal("w1", 2, 4)]
+    proto = nets.proto(nodes, [value("x", ["N", 3, "?", "?"])], [value("y", None)], constants, opset=opset)
+    model = nets.load(proto, shapes={"x": (1, 3, 13, 17)})
+    assert all(c.ok for c in verify(model, nets.ENGINE, model.graph.prefixes()))
+
+
 def test_only_what_may_be_rounded_is_run() -> None:
     """A large network of plain layers must not be run to be opened."""
     network = [node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), node("MaxPool", ["c"], ["y"], kernel_shape=[2, 2])]

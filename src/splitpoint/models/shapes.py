@@ -77,6 +77,16 @@ def spec_of_value(value: Proto, least: int = 0) -> TensorSpec | None:
     return TensorSpec(value.name, dtype_name(tensor.elem_type), tuple(shape))
 
 
+def value_of(spec: TensorSpec) -> Proto:
+    """The ValueInfoProto that declares `spec`."""
+    import onnx
+
+    elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+    return onnx.helper.make_tensor_value_info(
+        spec.name, elem_type, None if spec.shape == ANY_RANK else list(spec.shape)
+    )
+
+
 def _dim_name(dim: Proto) -> str:
     """The name of a dimension; ``""`` where a file only says that it is free: "?", "-1", "None" name nothing."""
     name = str(dim.dim_param)
@@ -185,8 +195,11 @@ def shapes_of(skeleton: Proto, probe: Probe) -> Shapes:
     noted = next((p.value for p in skeleton.metadata_props if p.key == SHAPES_KEY), None)
     if noted is not None:
         return _recall(noted, skeleton, inputs, assumed)
-    found = _Search(skeleton, inputs, assumed, probe).found()
+    search = _Search(skeleton, inputs, assumed, probe)
+    found = search.found()
     skeleton.metadata_props.add(key=SHAPES_KEY, value=_note(found))
+    # ONNX Runtime's optimiser has the same inference, and would make constants of a wrong size behind a Shape.
+    skeleton.graph.value_info.extend(value_of(found.free[name]) for name in search.corrected)
     return found
 
 
@@ -221,6 +234,8 @@ class _Search:
         #: What no input's value changes.
         self.steady = {o for n, depends in self.nodes if not depends for o in n.output if o}
         self.moving = {o for n, depends in self.nodes if depends for o in n.output if o} | {s.name for s in inputs}
+        #: Of which inference gives another size than a run.
+        self.corrected: list[str] = []
         self.made: list[str] = []
         self.unknown: list[str] = []
         self.arithmetic: list[str] = []
@@ -247,6 +262,10 @@ class _Search:
                 spec = TensorSpec(t.name, dtype_name(t.data_type), tuple(t.dims))
                 for look in (one, other):
                     look.made[t.name] = look.specs[t.name] = spec
+        wrong = {
+            n for k in (one, other) for n, s in k.plain.items() if s.is_static and k.made.get(n, s).shape != s.shape
+        }
+        self.corrected = [o for o in self.made if o in wrong]
         names = {size: name for name, size in reversed([*sizes.items()])}  # the first of a size
         return Shapes(
             self.inputs,
