@@ -329,6 +329,13 @@ def test_scalars_are_inferred(kind: int) -> None:
     assert all(c.ok for c in verify(model, nets.ENGINE, model.graph.prefixes(), samples))
 
 
+def test_an_input_that_is_an_output_keeps_its_shape() -> None:
+    model = nets.load(
+        nets.proto([node("Relu", ["x"], ["y"])], [value("x", ["N", 4])], [value("x", None), value("y", None)])
+    )
+    assert [t.type for t in model.outputs] == ["float32[N,4]", "float32[N,4]"]
+
+
 def test_weights_that_nothing_reads_do_no_harm() -> None:
     unused = helper.make_graph(
         [node("Identity", ["h"], ["t"])], "body", [], [value("t", None)], [nets.normal("inner", 20, 20)]

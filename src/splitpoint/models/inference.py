@@ -98,15 +98,17 @@ def inferred(
     for value, spec in zip(graph.input, inputs, strict=True):
         _declare(value, spec)
     known = dict(shapes or {})
+    handed_on = {s.name: s for s in inputs}
     for value in graph.output:
         # A declared output shape can be wrong or free; what follows from the inputs is better.
         _forget(value)
-        if value.name in known:
-            _declare(value, known.pop(value.name))
+        said = handed_on.get(value.name) or known.pop(value.name, None)
+        if said is not None:
+            _declare(value, said)
     if not believe_bodies:
         _forget_in_bodies(graph.node)
-    for spec in known.values():
-        _declare(graph.value_info.add(), spec)
+    for rest in known.values():
+        _declare(graph.value_info.add(), rest)
     if values:
         _fix(graph, values)
     try:

@@ -44,6 +44,7 @@ _RANKED_BY_VALUES = frozenset({"Optional", "OptionalGetElement", "Scan", "Sequen
 _RANKED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Squeeze": 1, "Unsqueeze": 1}
 #: Shape arithmetic is done with few numbers; larger constants are no sizes.
 _MOST_SIZES = 128
+_MOST_ROUNDS = 10
 
 
 class Probe(Protocol):
@@ -353,7 +354,12 @@ class _Search:
         specs = inferred(self.skeleton, look.inputs, shapes, values)[0]
         if self._take_back(specs, look, shapes, values):
             specs = inferred(self.skeleton, look.inputs, shapes, values)[0]
-        if ranks := self._ranks(look.plain | specs, look):
+        ranks: dict[str, TensorSpec] = {}
+        for _ in range(_MOST_ROUNDS):  # a rank that is known may tell the next one, by way of a Shape
+            more = self._ranks(look.plain | specs, look)
+            if not more.keys() - ranks.keys():
+                break
+            ranks |= more
             specs = inferred(self.skeleton, look.inputs, ranks | shapes, values)[0]
         look.specs = look.plain | specs
 
