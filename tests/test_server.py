@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+import nets
 from serving import Gate, affine, evaluate, nothing_leaks, until
 from splitpoint import wire
 from splitpoint.cli import main
@@ -135,6 +137,64 @@ def test_all_on_the_device_asks_the_server_nothing(model: Model, cache: Path) ->
         np.testing.assert_allclose(result.outputs["y3"], evaluate(model, x), rtol=1e-5)
         assert (result.up_nbytes, result.clock_error_ms, list(result.trace.stages())) == (0, None, ["head"])
     assert not gate.compiled
+
+
+def windowed() -> Model:
+    """A window as long as an input says, beside what has the size of its input."""
+    nodes = [
+        nets.node("HannWindow", ["n"], ["w"], name="window"),
+        nets.node("Tanh", ["x"], ["t"], name="tanh"),
+        nets.node("ReduceSum", ["t"], ["s"], name="sum"),
+        nets.node("Mul", ["s", "w"], ["y"], name="mul"),
+    ]
+    given = [nets.value("x", [4]), nets.value("n", [], TensorProto.INT64)]
+    return nets.load(nets.proto(nodes, given, [nets.value("y", None)]))
+
+
+def squeezed() -> Model:
+    """An If that takes a dimension away or leaves it."""
+    branches = [
+        helper.make_graph([nets.node(op, ["t", *axis], [out])], out, [], [nets.value(out, None)])
+        for op, axis, out in (("Squeeze", ["one"], "less"), ("Identity", [], "same"))
+    ]
+    nodes = [
+        nets.node("Tanh", ["x"], ["t"], name="tanh"),
+        nets.node("ReduceSum", ["t"], ["s"], name="sum", keepdims=0),
+        nets.node("Greater", ["s", "zero"], ["c"], name="greater"),
+        nets.node("If", ["c"], ["q"], name="if", then_branch=branches[0], else_branch=branches[1]),
+        nets.node("Exp", ["q"], ["y"], name="exp"),
+    ]
+    constants = [nets.weight("one", [1], np.int64), nets.weight("zero", 0, np.float32)]
+    return nets.load(nets.proto(nodes, [nets.value("x", ["N", 1, 4])], [nets.value("y", None)], constants))
+
+
+@pytest.mark.parametrize("fallback", ["error", "local"])
+@pytest.mark.parametrize("net", [windowed, squeezed])
+def test_answers_whose_size_or_rank_values_decide_are_right(
+    net: Callable[[], Model], fallback: str, cache: Path
+) -> None:
+    model = net()
+    x = np.full(4, 0.5, np.float32)
+    samples = [{"x": s * x, "n": np.array(8 + s)} for s in (1, -1)] if net is windowed else []
+    samples = samples or [{"x": np.full((2, 1, 4), s, np.float32)} for s in (1, -1)]
+    whole = open_engine(threads=1).compile(model.whole())
+    expected = [whole.run(sample)["y"] for sample in samples]
+    assert expected[0].shape != expected[1].shape
+    told: list[Event] = []
+    with (
+        Server([model], engine=open_engine(threads=1), port=0) as server,
+        Edge(
+            server.address, model, at=0, cache=cache, engine=open_engine(threads=1), fallback=fallback,
+            on_event=told.append,
+        ) as edge,
+    ):  # fmt: skip
+        for cut in model.graph.prefixes():
+            edge.switch(cut)
+            for sample, want in zip(samples, expected, strict=True):
+                result = edge.infer(sample)
+                np.testing.assert_allclose(result.outputs["y"], want, rtol=1e-5, atol=1e-7)
+                assert "local" not in result.trace.stages()
+    assert not [e for e in told if "wrong" in str(e)]
 
 
 def test_a_local_model_needs_no_cache_and_must_be_served(model: Model, tmp_path: Path) -> None:

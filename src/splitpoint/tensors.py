@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,9 +29,13 @@ ITEM_SIZES: Mapping[str, int] = {
 }  # fmt: skip
 
 
+#: The shape of a tensor that may have any number of dimensions: which, its values decide.
+ANY_RANK: tuple[int | str, ...] = ("...",)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype (numpy's name) and shape of a tensor; a dimension given by name is free.
+    """Name, dtype (numpy's name) and shape of a tensor; a dimension given by name is free, `ANY_RANK` all of it.
 
     >>> spec = TensorSpec("image", "uint8", ("batch", 224, 224, 3))
     >>> spec.bind({"batch": 1}).nbytes
@@ -71,13 +75,22 @@ class TensorSpec:
         """`array`, C-contiguous, if it has this dtype and shape; InputError says what came instead."""
         if not isinstance(array, np.ndarray):
             raise InputError(f"input {self.name} must be a numpy array, not {type(array).__name__}")
-        fits = len(array.shape) == len(self.shape) and all(
-            isinstance(want, str) or want == got for want, got in zip(self.shape, array.shape, strict=True)
-        )
-        if array.dtype.name != self.dtype or not fits:
+        if not self.fits(array.dtype.name, array.shape):
             got = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
             raise InputError(f"input {self.name} must be {self.type}, but {got} came")
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+    def fits(self, dtype: str, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this dtype and shape is one of these.
+
+        >>> TensorSpec("ids", "int64", ("batch", 8)).fits("int64", (3, 8))
+        True
+        """
+        if dtype != self.dtype or self.shape == ANY_RANK:
+            return dtype == self.dtype
+        return len(shape) == len(self.shape) and all(
+            isinstance(want, str) or want == got for want, got in zip(self.shape, shape, strict=True)
+        )
 
     @property
     def type(self) -> str:

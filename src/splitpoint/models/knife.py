@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from splitpoint.errors import ModelError
 from splitpoint.models.dataflow import Proto, reads
+from splitpoint.models.shapes import value_of
 from splitpoint.tensors import TensorSpec
 
 
@@ -63,6 +62,8 @@ def extract(
     part.graph.quantization_annotation.extend(q for q in graph.quantization_annotation if q.tensor_name in read)
     part.graph.input.extend(_value_info(i, specs) for i in inputs if i in read)
     part.graph.output.extend(_value_info(o, specs) for o in outputs)
+    inner = {o for i in keep for o in graph.node[i].output} - set(outputs) - given
+    part.graph.value_info.extend(v for v in graph.value_info if v.name in inner)
     _unmake(part, given)
     return part
 
@@ -76,10 +77,7 @@ def _unmake(part: Proto, given: set[str]) -> None:
 
 
 def _value_info(name: str, specs: Mapping[str, TensorSpec]) -> Proto:
-    import onnx
-
     spec = specs.get(name)
     if spec is None:
         raise ModelError(f"tensor {name} is not an array of numbers: no cut can go through it")
-    elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return onnx.helper.make_tensor_value_info(name, elem_type, list(spec.shape))
+    return value_of(spec)

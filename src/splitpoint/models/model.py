@@ -236,9 +236,11 @@ def from_graph(graph_bytes: bytes, weights: Weights, *, name: str, expected: str
 
 
 def _probe_with(skeleton: Proto, weights: Weights) -> shapes.Probe:
-    def probe(inputs: Sequence[TensorSpec], names: Sequence[str]) -> Mapping[str, Array | None]:
+    def probe(
+        inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
+    ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
         from splitpoint.models.probe import run_once
 
-        return run_once(skeleton, weights, inputs, names)
+        return run_once(skeleton, weights, inputs, names, sized)
 
     return probe

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from splitpoint.errors import ModelError, StorageError
-from splitpoint.models.dataflow import Proto
+from splitpoint.models.dataflow import Proto, reads
 from splitpoint.models.shapes import sample_inputs
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.models.weights import Weights
@@ -16,9 +16,12 @@ from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 
 
 def run_once(
-    skeleton: Proto, weights: Weights, inputs: Sequence[TensorSpec], names: Sequence[str]
-) -> Mapping[str, Array | None]:
-    """The value of each tensor in `names` for one made-up input; None for what is not an array."""
+    skeleton: Proto, weights: Weights, inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
+) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
+    """The value of each tensor in `names` (None for what is not an array) and the shape of each in `sized`.
+
+    For one made-up input. ModelError if ONNX Runtime cannot run the model on it.
+    """
     import onnx
     import onnxruntime as ort
 
@@ -28,6 +31,11 @@ def run_once(
     for name in names:
         if name not in known:
             full.graph.output.add().name = name
+    # Of most tensors the shape is enough, and they need not be kept until the end.
+    shape_of = {name: f"splitpoint.shape.{k}" for k, name in enumerate(sized)}
+    for name, shape in shape_of.items():
+        full.graph.node.add(op_type="Shape", name=shape, input=[name], output=[shape])
+        full.graph.output.add().name = shape
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
@@ -36,14 +44,15 @@ def run_once(
         session = ort.InferenceSession(
             full.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-        values = session.run(list(names), sample_inputs(inputs))
+        values = session.run([*names, *shape_of.values()], sample_inputs(inputs))
     except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
         raise ModelError(
             f"ONNX Runtime cannot run this model: {reason_of(exc)} (it was tried because no inference knows the "
-            f"shape of {names[0]})"
+            f"shape of {(*names, *sized)[0]})"
         ) from exc
     del held
-    return {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, values, strict=True)}
+    arrays = {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, values, strict=False)}
+    return arrays, {n: tuple(map(int, v)) for n, v in zip(sized, values[len(names) :], strict=True)}
 
 
 def reason_of(exc: Exception) -> str:
@@ -69,15 +78,17 @@ def give_weights(options: Any, proto: Proto, weights: Weights) -> object:
 def external_initializers(proto: Proto, weights: Weights) -> dict[str, Any]:
     """Initializer name → OrtValue over the blob's own memory (no copy on the CPU), for every weight not inline.
 
+    Those that nothing reads are left out: ONNX Runtime drops them first, and then misses them.
     StorageError if a blob is not there or not as long as the weight.
     """
     import onnx
     import onnxruntime as ort
 
     held: dict[str, Any] = {}
+    used = {t for n in proto.graph.node for t in reads(n)} | {o.name for o in proto.graph.output}
     for t in proto.graph.initializer:
         digest = blob_hash(t)
-        if not digest:
+        if not digest or t.name not in used:
             continue
         data = weights.open(digest)
         if data.nbytes != nbytes(t):

@@ -6,45 +6,58 @@ is measured by running the whole model once on made-up inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
 
-from splitpoint.errors import ModelError, nearest
+from splitpoint.errors import ModelError, StorageError, nearest
+from splitpoint.graph import SHAPE_ROOTS
 from splitpoint.models.dataflow import Proto, by_value, reads
+from splitpoint.models.inference import Opsets, alike, body_ranks, dtype_name, inferred, open_dim
 from splitpoint.models.layers import SHAPES_KEY
-from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec, spec_of
+from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec, spec_of
 
 #: More elements than a machine can hold in one input; its dimensions, and their product, stay below.
 _MOST_ELEMENTS = 1 << 40
 
-#: Shapes are found for batch 1 and for this one: what differs follows the batch.
-_OTHER_BATCH = 3
+#: Shapes are found with every free dimension 1, and with these sizes: what differs follows the one of that size.
+_OTHER_SIZES = (3, 5, 7, 11, 13, 17, 19, 23)
 
-#: The shape of what they make depends on the values they get, …
-_SHAPED_BY_VALUES = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "StringSplit"})
-#: … or on the values of the inputs that say what shape to make.
-_SHAPED_BY_INPUT = frozenset(
-    {"Reshape", "Resize", "Upsample", "Tile", "Expand", "Range", "ConstantOfShape", "Slice", "Pad", "TopK", "OneHot",
-     "SequenceAt", "SplitToSequence", "Split", "CenterCropPad", "DFT", "STFT", "MelWeightMatrix", "Col2Im"}
+#: What exporters write for a dimension that they have no name for. Two of them are two dimensions.
+_NO_NAMES = frozenset({"none", "null", "nan", "unk", "unknown", "dynamic", "dyn", "any", "undefined", "free"})
+
+#: Operators of other domains than onnx's own whose sizes follow values: NonZero and its kind, and sizes as inputs.
+_SHAPED_BY_VALUES = frozenset(
+    {"BeamSearch", "CropAndResize", "DynamicTimeWarping", "ExpandDims", "GreedySearch", "GroupQueryAttention",
+     "NonZero", "Pad", "Range", "ReduceSumInteger", "RemovePadding", "Sampling", "Tokenizer", "Unique",
+     "WhisperBeamSearch"}
 )  # fmt: skip
+#: Sequences are beyond inference: what comes out of them is measured, unless values decide which, by these inputs.
+_PLACES = {"SequenceAt": 1, "SequenceErase": 1, "SequenceInsert": 2, "SplitToSequence": 1}
+#: Operators whose number of dimensions may be another each time, where inference does not say it, …
+_RANKED_BY_VALUES = frozenset({"Optional", "OptionalGetElement", "Scan", "SequenceAt", "SequenceMap"})
+#: … or if values decide it by the inputs from this one on. (So are Reduce operators that drop dimensions.)
+_RANKED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Squeeze": 1, "Unsqueeze": 1}
+#: Shape arithmetic is done with few numbers; larger constants are no sizes.
+_MOST_SIZES = 128
+_MOST_ROUNDS = 10
 
-#: Runs the whole model once with every tensor in `names` as an output, on inputs of these specs.
-Probe = Callable[[Sequence[TensorSpec], Sequence[str]], Mapping[str, Array | None]]
 
+class Probe(Protocol):
+    """Runs the whole model once, on made-up inputs."""
 
-def dtype_name(elem_type: int) -> str:
-    """numpy's name of an ONNX element type; ``""`` where the type is not given or not known."""
-    import onnx
+    def __call__(
+        self, inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
+    ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
+        """Values of the tensors `names` (None for what is no array) and shapes of `sized`, for inputs of these specs.
 
-    try:
-        return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type).name)
-    except (KeyError, TypeError, ValueError):
-        return ""
+        ModelError if it does not run.
+        """
+        ...
 
 
 def spec_of_value(value: Proto, least: int = 0) -> TensorSpec | None:
@@ -61,8 +74,24 @@ def spec_of_value(value: Proto, least: int = 0) -> TensorSpec | None:
         if d.HasField("dim_value") and d.dim_value >= least:
             shape.append(int(d.dim_value))
         else:
-            shape.append(d.dim_param or ("batch" if axis == 0 else f"{value.name}.{axis}"))
+            shape.append(_dim_name(d) or ("batch" if axis == 0 else open_dim(value.name, axis)))
     return TensorSpec(value.name, dtype_name(tensor.elem_type), tuple(shape))
+
+
+def value_of(spec: TensorSpec) -> Proto:
+    """The ValueInfoProto that declares `spec`."""
+    import onnx
+
+    elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+    return onnx.helper.make_tensor_value_info(
+        spec.name, elem_type, None if spec.shape == ANY_RANK else list(spec.shape)
+    )
+
+
+def _dim_name(dim: Proto) -> str:
+    """The name of a dimension; ``""`` where a file only says that it is free: "?", "-1", "None" name nothing."""
+    name = str(dim.dim_param)
+    return name if any(c.isalpha() for c in name) and name.lower() not in _NO_NAMES else ""
 
 
 def fix_shapes(skeleton: Proto, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -77,7 +106,7 @@ def fix_shapes(skeleton: Proto, shapes: Mapping[str, Sequence[int]]) -> None:
     for value in inputs.values():  # a dimension of the same name is the same dimension
         if value.type.WhichOneof("value") == "tensor_type":
             for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param in sizes:
+                if _dim_name(dim) in sizes:
                     dim.dim_value = sizes[dim.dim_param]
 
 
@@ -89,6 +118,7 @@ def _fix_input(value: Proto, shape: Sequence[int], sizes: dict[str, int]) -> Non
     declared = spec_of_value(value, least=1)
     if declared is None:
         if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.shape.SetInParent()  # of a scalar, too
             for size in shape:
                 value.type.tensor_type.shape.dim.add(dim_value=size)
         return
@@ -99,8 +129,9 @@ def _fix_input(value: Proto, shape: Sequence[int], sizes: dict[str, int]) -> Non
     for dim, want, size in zip(value.type.tensor_type.shape.dim, declared.shape, shape, strict=True):
         if isinstance(want, int) and want != size:
             raise ModelError(f"input {declared} is fixed, --shape {value.name} asks for {list(shape)}")
-        if dim.dim_param and sizes.setdefault(dim.dim_param, size) != size:
-            raise ModelError(f"--shape gives dimension {dim.dim_param} two sizes, {sizes[dim.dim_param]} and {size}")
+        name = _dim_name(dim)
+        if name and sizes.setdefault(name, size) != size:
+            raise ModelError(f"--shape gives dimension {name} two sizes, {sizes[name]} and {size}")
         dim.dim_value = size
 
 
@@ -159,114 +190,284 @@ def shapes_of(skeleton: Proto, probe: Probe) -> Shapes:
     """
     inputs = input_specs(skeleton)
     assumed = assumed_dims(inputs)
-    declared = {o.name: spec_of_value(o) for o in skeleton.graph.output}
     for value in skeleton.graph.output:  # what a file says about them can be wrong; it is found anew
         if value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.ClearField("shape")
     noted = next((p.value for p in skeleton.metadata_props if p.key == SHAPES_KEY), None)
     if noted is not None:
         return _recall(noted, skeleton, inputs, assumed)
-    found = _find(skeleton, inputs, assumed, probe, declared)
+    search = _Search(skeleton, inputs, assumed, probe)
+    found = search.found()
     skeleton.metadata_props.add(key=SHAPES_KEY, value=_note(found))
+    # ONNX Runtime's optimiser has the same inference, and would make constants of a wrong size behind a Shape.
+    skeleton.graph.value_info.extend(value_of(found.free[name]) for name in search.corrected)
     return found
 
 
-def _find(
-    skeleton: Proto,
-    inputs: Sequence[TensorSpec],
-    assumed: Mapping[str, int],
-    probe: Probe,
-    declared: Mapping[str, TensorSpec | None],
-) -> Shapes:
-    many = dict.fromkeys(assumed, _OTHER_BATCH)
-    one, opaque = _inferred(skeleton, [s.bind(assumed) for s in inputs])
-    other = _inferred(skeleton, [s.bind(many) for s in inputs])[0] if assumed else {}
-    graph = skeleton.graph
-    outputs = {o.name for o in graph.output}
-    used = {t for n in graph.node for t in reads(n)} | outputs
-    # What nobody reads (the mask of a Dropout) never crosses: not worth a run of the whole model.
-    unknown = [o for n in graph.node for o in n.output if o in used and o not in one and o not in opaque]
-    if unknown:
-        measured, no_arrays = _measured(probe, [s.bind(assumed) for s in inputs], unknown)
-        one |= measured
-        opaque |= no_arrays
-        if assumed:
-            try:
-                other |= _measured(probe, [s.bind(many) for s in inputs], unknown)[0]
-            except ModelError:
-                other = {}  # a graph whose batch cannot be any other is declared with the shapes it has
-    for t in graph.initializer:  # a weight that is an output
-        if t.name in outputs:
-            one[t.name] = TensorSpec(t.name, dtype_name(t.data_type), tuple(t.dims))
-    dynamic = _dynamic(graph, {*unknown, *opaque})
-    free = {n: _freed(s, other.get(n), n in dynamic, assumed) for n, s in one.items()}
-    for name, spec in declared.items():
-        if spec is not None and name in dynamic and name in free:
-            free[name] = _as_declared(free[name], spec, one[name], other.get(name))
-    return Shapes(
-        tuple(inputs),
-        assumed,
-        one | {s.name: s.bind(assumed) for s in inputs},
-        free | {s.name: s for s in inputs},
-        frozenset(opaque),
-    )
+@dataclass
+class _Look:
+    """All that is known of the tensors that nodes make, for one size of each free dimension.
 
-
-def _measured(
-    probe: Probe, inputs: Sequence[TensorSpec], names: Sequence[str]
-) -> tuple[dict[str, TensorSpec], set[str]]:
-    """Specs of the tensors `names` for one run, and the names of those that are no arrays of numbers."""
-    specs: dict[str, TensorSpec] = {}
-    opaque: set[str] = set()
-    for name, array in probe(inputs, names).items():
-        if array is not None and array.dtype.name in ITEM_SIZES:
-            specs[name] = spec_of(name, array)
-        else:
-            opaque.add(name)
-    return specs, opaque
-
-
-def _freed(spec: TensorSpec, other: TensorSpec | None, dynamic: bool, assumed: Mapping[str, int]) -> TensorSpec:
-    """`spec` with names for the dimensions that are not the same in `other`, of another batch, or in every run."""
-    if dynamic:
-        return TensorSpec(spec.name, spec.dtype, tuple(f"{spec.name}.{k}" for k in range(len(spec.shape))))
-    if other is None or len(other.shape) != len(spec.shape):
-        return spec
-    batch = next(iter(assumed), "batch")
-    shape: list[int | str] = []
-    for axis, (a, b) in enumerate(zip(spec.shape, other.shape, strict=True)):
-        shape.append(a if a == b else batch if (a, b) == (1, _OTHER_BATCH) else f"{spec.name}.{axis}")
-    return TensorSpec(spec.name, spec.dtype, tuple(shape))
-
-
-def _as_declared(free: TensorSpec, declared: TensorSpec, one: TensorSpec, other: TensorSpec | None) -> TensorSpec:
-    """`free` with the sizes that the file declares for this output, where what was measured bears them out."""
-    if any(s is not None and len(s.shape) != len(declared.shape) for s in (one, other)):
-        return free
-    ours, others = one.shape, (other or one).shape
-    rows = zip(free.shape, declared.shape, ours, others, strict=True)
-    return TensorSpec(free.name, free.dtype, tuple(d if d == a == b else name for name, d, a, b in rows))
-
-
-def _dynamic(graph: Proto, unknown: set[str]) -> set[str]:
-    """Those of the `unknown` tensors whose shape may be another for other values, as far as operators tell.
-
-    A shape measured by one run holds for every run elsewhere: behind an operator that inference does not know.
+    `plain` is what follows from the inputs' shapes alone, `specs` what follows when all is known that the inputs'
+    values do not change. `made` are the true sizes: of a run of the model, or else of inference.
     """
-    found: set[str] = set()
-    data = {i.name for i in graph.input}
-    for node, depends in zip(graph.node, by_value(graph), strict=True):
-        inputs = reads(node)
-        dynamic = any(t in found for t in inputs) or (depends and node.op_type in _SHAPED_BY_VALUES)
-        if node.op_type in _SHAPED_BY_INPUT:
-            first = 0 if node.op_type in ("Range", "ConstantOfShape") else 1
-            dynamic = dynamic or any(t in data for t in node.input[first:])
-        outputs = [o for o in node.output if o]
-        if depends:
-            data.update(outputs)
-        if dynamic:
-            found.update(o for o in outputs if o in unknown)
-    return found
+
+    inputs: list[TensorSpec]
+    plain: dict[str, TensorSpec]
+    opaque: set[str]
+    specs: dict[str, TensorSpec]
+    made: dict[str, TensorSpec]
+    values: dict[str, Array] = field(default_factory=dict)
+    """What shape arithmetic came to."""
+    run: bool = False
+
+
+class _Search:
+    """Finds the shapes of a skeleton: inferred, and measured where inference does not know or may be wrong."""
+
+    def __init__(
+        self, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int], probe: Probe
+    ) -> None:
+        self.skeleton, self.inputs, self.assumed, self.probe = skeleton, inputs, assumed, probe
+        self.opsets = Opsets(skeleton)
+        self.nodes = list(zip(skeleton.graph.node, by_value(skeleton.graph), strict=True))
+        self.outputs = {o.name for o in skeleton.graph.output}
+        #: What no input's value changes.
+        self.steady = {o for n, depends in self.nodes if not depends for o in n.output if o}
+        self.moving = {o for n, depends in self.nodes if depends for o in n.output if o} | {s.name for s in inputs}
+        #: Of which inference gives another size than a run.
+        self.corrected: list[str] = []
+        self.made: list[str] = []
+        self.unknown: list[str] = []
+        self.arithmetic: list[str] = []
+
+    def found(self) -> Shapes:
+        one = self._look(self.assumed)
+        # What nobody reads (the mask of a Dropout) never crosses: not worth a run of the whole model.
+        used = {t for n, _ in self.nodes for t in reads(n)} | self.outputs
+        self.made = [o for n, _ in self.nodes for o in n.output if o in used and o not in one.opaque]
+        self.unknown = [o for o in self.made if not _known(one.plain.get(o))]
+        if self.unknown:
+            wanted = set(self.unknown)
+            readers = (n for n, _ in self.nodes if any(o in wanted for o in n.output))
+            self.arithmetic = [t for t in dict.fromkeys(t for n in readers for t in reads(n)) if t in self.steady]
+        if self.unknown or not alike(n for n, _ in self.nodes):
+            one = self._ran(one)
+        other, sizes = self._other(one)
+        if self.unknown:
+            self._follow(one)
+            if other is not one:
+                self._follow(other)
+        for t in self.skeleton.graph.initializer:  # a weight that is an output
+            if t.name in self.outputs:
+                spec = TensorSpec(t.name, dtype_name(t.data_type), tuple(t.dims))
+                for look in (one, other):
+                    look.made[t.name] = look.specs[t.name] = spec
+        wrong = {
+            n for k in (one, other) for n, s in k.plain.items() if s.is_static and k.made.get(n, s).shape != s.shape
+        }
+        self.corrected = [o for o in self.made if o in wrong]
+        names = {size: name for name, size in reversed([*sizes.items()])}  # the first of a size
+        return Shapes(
+            self.inputs,
+            self.assumed,
+            one.made | {s.name: s.bind(self.assumed) for s in self.inputs},
+            {n: _freed(n, one, other, names) for n in one.made} | {s.name: s for s in self.inputs},
+            frozenset(one.opaque),
+        )
+
+    def _ran(self, one: _Look) -> _Look:
+        """`one`, measured, or what is known without a run. ModelError where that is not enough."""
+        try:
+            self._measure(one)
+        except (ModelError, StorageError):  # made-up inputs make no sense to it, or not all weights are here
+            if self.unknown:
+                one = self._look(self.assumed, believe_bodies=True)
+                if not all(_known(one.plain.get(o)) for o in self.unknown):
+                    raise
+                self.unknown = []
+        return one
+
+    def _look(self, sizes: Mapping[str, int], believe_bodies: bool = False) -> _Look:
+        inputs = [s.bind(sizes) for s in self.inputs]
+        plain, opaque = inferred(self.skeleton, inputs, believe_bodies=believe_bodies)
+        return _Look(inputs, plain, opaque, plain, {n: s for n, s in plain.items() if _known(s)})
+
+    def _measure(self, look: _Look) -> None:
+        """Run the model: the sizes it makes are the true ones. ModelError if it does not run."""
+        names = [t for t in self.unknown if t not in look.plain]
+        names += [t for t in self.arithmetic if t not in names]
+        sized = [t for t in self.made if t in look.plain]
+        if not names and not sized:
+            return
+        values, shapes = self.probe(look.inputs, names, sized)
+        for name, shape in shapes.items():
+            look.made[name] = TensorSpec(name, look.plain[name].dtype, shape)
+        for name, array in values.items():
+            if array is None or array.dtype.name not in ITEM_SIZES:
+                look.opaque.add(name)
+                continue
+            look.made[name] = spec_of(name, array)
+            if name in self.steady and array.size <= _MOST_SIZES:
+                look.values[name] = array
+        look.run = True
+
+    def _other(self, one: _Look) -> tuple[_Look, Mapping[str, int]]:
+        """The same for other sizes of the free dimensions, and these sizes.
+
+        Each dimension has a size of its own, unless the model is sound only where they are the same.
+        """
+        if not self.assumed:
+            return one, {}
+        apart = dict(zip(self.assumed, _OTHER_SIZES, strict=False))
+        same = dict.fromkeys(self.assumed, _OTHER_SIZES[0])
+        choices = [apart, same] if 1 < len(apart) == len(same) else [same]
+        tries = [(self._look(sizes), sizes) for sizes in choices]
+        tries.sort(key=lambda t: -len(t[0].made))
+        if not one.run:
+            return tries[0]
+        for look, sizes in tries:
+            try:
+                self._measure(look)
+            except (ModelError, StorageError):
+                continue
+            return look, sizes
+        # A graph whose batch cannot be any other is declared with the shapes it has.
+        return (one, {}) if self.unknown else tries[0]
+
+    def _follow(self, look: _Look) -> None:
+        """Let `look.specs` say what follows without the inputs' values.
+
+        First all is believed that one run gave where values should not count: shape arithmetic, and what operators
+        make that inference does not know. It is taken back where it comes from something whose own size is open.
+        """
+        wanted = set(self.unknown)
+        shapes = {o: look.made[o] for o in self.unknown if o in self.steady and o in look.made}
+        if not look.plain:  # inference failed
+            look.specs = {n: _opened(s) for n, s in look.made.items()} | shapes
+            return
+        for n, _ in self.nodes:
+            if self._beyond(n, look):
+                known = {o: look.made[o] for o in n.output if o in look.made and o in wanted}
+                shapes |= {o: _opened(s) for o, s in known.items()} if self._decided(n) else known
+        values = dict(look.values)
+        specs = inferred(self.skeleton, look.inputs, shapes, values)[0]
+        if self._take_back(specs, look, shapes, values):
+            specs = inferred(self.skeleton, look.inputs, shapes, values)[0]
+        ranks: dict[str, TensorSpec] = {}
+        for _ in range(_MOST_ROUNDS):  # a rank that is known may tell the next one, by way of a Shape
+            more = self._ranks(look.plain | specs, look)
+            if not more.keys() - ranks.keys():
+                break
+            ranks |= more
+            specs = inferred(self.skeleton, look.inputs, ranks | shapes, values)[0]
+        look.specs = look.plain | specs
+
+    def _beyond(self, node: Proto, look: _Look) -> bool:
+        """Whether inference cannot say what `node` makes, whatever it is told."""
+        return self.opsets.blind(node) or any(t in look.opaque for t in (*node.input, *node.output))
+
+    def _decided(self, node: Proto) -> bool:
+        """Whether values decide the sizes that a node beyond inference makes."""
+        place = _PLACES.get(node.op_type)
+        if place is None:
+            return node.op_type in _SHAPED_BY_VALUES
+        return place < len(node.input) and node.input[place] in self.moving
+
+    def _take_back(
+        self, specs: Mapping[str, TensorSpec], look: _Look, shapes: dict[str, TensorSpec], values: dict[str, Array]
+    ) -> bool:
+        """Remove from `shapes` and `values` what came from a tensor of open size; whether there was any."""
+        made = {o for n, _ in self.nodes for o in n.output if o}
+        open_ = {o for o in made - look.opaque if not _known(specs.get(o))}
+        doubted: set[str] = set()
+        for n, depends in self.nodes:
+            inputs, beyond = reads(n), self._beyond(n, look)
+            measures = beyond or n.op_type in SHAPE_ROOTS
+            if beyond and self._decided(n):
+                open_.update(o for o in n.output if o)
+            if not any(t in doubted or (measures and t in open_) for t in inputs):
+                continue
+            ranks = [specs.get(t) for t in inputs if t in open_ and t not in look.opaque]
+            for o in n.output:
+                known = _known(look.plain.get(o))
+                if not o or (depends and known):
+                    continue
+                doubted.add(o)
+                values.pop(o, None)
+                believed = shapes.pop(o, None)
+                if not known:
+                    open_.add(o)
+                if beyond and believed is not None and all(s is not None and s.shape != ANY_RANK for s in ranks):
+                    shapes[o] = _opened(believed)
+        return bool(doubted)
+
+    def _ranks(self, specs: Mapping[str, TensorSpec], look: _Look) -> dict[str, TensorSpec]:
+        """The tensors of which inference does not know how many dimensions they have, and which have always as many."""
+        known = {**specs, **{s.name: s for s in look.inputs}}
+        found: dict[str, TensorSpec] = {}
+        for n, _ in self.nodes:
+            lost = [o for o in n.output if o in look.made and known.get(o, _NOTHING).shape == ANY_RANK]
+            if not lost:
+                continue
+            ranks: dict[str, int | None] = {}
+            if n.op_type in ("If", "Loop"):
+                once = {o: look.made[o] for o in n.output if o in look.made}
+                ranks = dict(zip(n.output, body_ranks(self.skeleton, n, known | once), strict=False))
+            elif not self._ranked(n, known, look):
+                ranks = {o: len(look.made[o].shape) for o in lost}
+            for o in lost:
+                if ranks.get(o) == len(look.made[o].shape):
+                    found[o] = known[o] = _opened(look.made[o])
+        return found
+
+    def _ranked(self, node: Proto, known: Mapping[str, TensorSpec], look: _Look) -> bool:
+        """Whether values may decide how many dimensions `node` makes."""
+        if any(t in look.made and known.get(t, _NOTHING).shape == ANY_RANK for t in reads(node)):
+            return True
+        first = _RANKED_BY_INPUT.get(node.op_type)
+        if node.op_type.startswith("Reduce") and any(a.name == "keepdims" and not a.i for a in node.attribute):
+            first = 1
+        if first is None:
+            return node.op_type in _RANKED_BY_VALUES
+        if node.op_type == "Squeeze" and len(node.input) < 2 and not any(a.name == "axes" for a in node.attribute):
+            return not known.get(node.input[0], _NOTHING).is_static  # all that are 1
+        return any(t in self.moving or (t in look.made and not _known(known.get(t))) for t in node.input[first:])
+
+
+#: Of a tensor that inference has not met.
+_NOTHING = TensorSpec("", "", ANY_RANK)
+
+
+def _known(spec: TensorSpec | None) -> bool:
+    return spec is not None and spec.is_static and spec.dtype in ITEM_SIZES
+
+
+def _opened(spec: TensorSpec) -> TensorSpec:
+    """`spec` of which no more than the number of dimensions is known."""
+    return TensorSpec(spec.name, spec.dtype, tuple(open_dim(spec.name, k) for k in range(len(spec.shape))))
+
+
+def _freed(name: str, one: _Look, other: _Look, names: Mapping[int, str]) -> TensorSpec:
+    """Tensor `name` with names for the dimensions that are not the same in `other`, of other sizes, or in every run.
+
+    `names`: which free dimension has which of the other sizes.
+    """
+    made, spec = one.made[name], one.specs.get(name)
+    if spec is None or len(spec.shape) != len(made.shape) or spec.shape == ANY_RANK:
+        return TensorSpec(name, made.dtype, ANY_RANK)
+    made2, spec2 = other.made.get(name, made), other.specs.get(name, spec)
+    if not len(spec2.shape) == len(made2.shape) == len(made.shape) or spec2.shape == ANY_RANK:
+        return TensorSpec(name, made.dtype, ANY_RANK)
+    shape: list[int | str] = []
+    for axis, (a, b, p, q) in enumerate(zip(made.shape, made2.shape, spec.shape, spec2.shape, strict=True)):
+        if isinstance(p, str) or isinstance(q, str):  # values decide
+            shape.append(open_dim(name, axis))
+        elif a == b or (p == q and not other.run):  # inference is wrong about it, and the same for both
+            shape.append(a)
+        else:
+            shape.append(names[int(b)] if a == 1 and b in names else open_dim(name, axis))
+    return TensorSpec(name, made.dtype, tuple(shape))
 
 
 class _Noted(msgspec.Struct, array_like=True, frozen=True):
@@ -309,37 +510,6 @@ def _recall(noted: str, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed
     return Shapes(inputs, assumed, bound, free, frozenset(note.opaque))
 
 
-def _inferred(skeleton: Proto, inputs: Sequence[TensorSpec]) -> tuple[dict[str, TensorSpec], set[str]]:
-    """Specs of the tensors whose every dimension is known with the inputs bound to `inputs`; names of no arrays."""
-    import onnx
-
-    bound = onnx.ModelProto()
-    bound.CopyFrom(skeleton)
-    for value, spec in zip(bound.graph.input, inputs, strict=True):
-        value.type.tensor_type.ClearField("shape")
-        for size in spec.shape:
-            value.type.tensor_type.shape.dim.add(dim_value=int(size))
-    for value in bound.graph.output:
-        # A declared output shape can be wrong or free; what follows from the inputs is better.
-        if value.type.WhichOneof("value") == "tensor_type":
-            value.type.tensor_type.ClearField("shape")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(bound, data_prop=True)
-    except Exception:  # C++: an inconsistent graph, or one it cannot handle. Running it will tell which.
-        return {}, set()
-    specs: dict[str, TensorSpec] = {}
-    opaque: set[str] = set()
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
-        kind = value.type.WhichOneof("value")
-        elem_type = value.type.tensor_type.elem_type if kind == "tensor_type" else 0
-        found = spec_of_value(value)
-        if kind not in ("tensor_type", None) or (elem_type and dtype_name(elem_type) not in ITEM_SIZES):
-            opaque.add(value.name)
-        elif found is not None and found.is_static and found.dtype in ITEM_SIZES:
-            specs[value.name] = found
-    return specs, opaque
-
-
 def sample_inputs(inputs: Sequence[TensorSpec], seed: int = 0, vocabulary: int = 2) -> dict[str, Array]:
     """Made-up inputs that most graphs accept: patchy floats and bytes, small non-negative integers."""
     rng = np.random.default_rng(seed)
@@ -349,13 +519,14 @@ def sample_inputs(inputs: Sequence[TensorSpec], seed: int = 0, vocabulary: int =
         if spec.dtype.startswith("float"):
             made[spec.name] = _patches(shape, rng).astype(spec.dtype)
         elif spec.dtype == "bool":
-            made[spec.name] = rng.integers(0, 2, shape).astype(bool)
+            made[spec.name] = np.asarray(rng.integers(0, 2, shape), bool)
         elif spec.dtype in ("uint8", "int8"):
             info = np.iinfo(spec.dtype)
             centre = (info.max + 1) / 2  # of the values that are not negative
-            made[spec.name] = (centre * (1 + 0.4 * _patches(shape, rng))).clip(0, info.max).astype(spec.dtype)
+            values = np.asarray(centre * (1 + 0.4 * _patches(shape, rng)))
+            made[spec.name] = np.asarray(values.clip(0, info.max), spec.dtype)
         else:
-            made[spec.name] = rng.integers(0, vocabulary, shape).astype(spec.dtype)
+            made[spec.name] = np.asarray(rng.integers(0, vocabulary, shape), spec.dtype)
     return made
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from splitpoint.engines import Session
 from splitpoint.models.model import Segment
 from splitpoint.segments import verdict_of
-from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
+from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 Feed = Mapping[str, Array]
 
@@ -47,6 +47,8 @@ def batchable(segment: Segment) -> bool:
     if not segment.inputs or not segment.outputs or not all(t.shape and isinstance(t.shape[0], str) for t in specs):
         return False
     batch = specs[0].shape[0]
+    if ANY_RANK in (t.shape for t in specs):
+        return False
     open_dims = {d for t in segment.inputs for d in t.shape[1:] if isinstance(d, str)}
     return batch not in open_dims and all(t.shape[0] == batch for t in specs) and _follows(segment.outputs, open_dims)
 

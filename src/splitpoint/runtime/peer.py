@@ -100,10 +100,7 @@ class _Opened:
                 f"but {len(header.tensors)} and {len(header.vectors)} came"
             )
         for spec, got in zip(self.specs, header.tensors, strict=True):
-            fits = len(got.shape) == len(spec.shape) and all(
-                isinstance(want, str) or want == n for want, n in zip(spec.shape, got.shape, strict=True)
-            )
-            if got.dtype != spec.dtype or not fits:
+            if not spec.fits(got.dtype, got.shape):
                 came = f"{got.dtype}[{','.join(map(str, got.shape))}]"
                 raise InputError(f"tensor {spec.name} must be {spec.type}, but {came} came")
         for spec, vector in zip(self.vectors, header.vectors, strict=True):

@@ -169,9 +169,7 @@ class Placement:
         if not isinstance(header, wire.Result) or len(header.tensors) != len(self.asked):
             raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
         for spec, got in zip(self.asked, header.tensors, strict=True):
-            sizes = zip(spec.shape, got.shape, strict=False)
-            fits = len(spec.shape) == len(got.shape) and all(isinstance(n, str) or n == m for n, m in sizes)
-            if got.dtype != spec.dtype or not fits:
+            if not spec.fits(got.dtype, got.shape):
                 came = f"{got.dtype}[{','.join(map(str, got.shape))}]"
                 raise ProtocolError(f"the server's answer {spec.name} must be {spec.type}, but {came} came")
 

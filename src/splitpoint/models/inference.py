@@ -1,0 +1,252 @@
+"""onnx's shape inference: what it says of a graph, where it cannot know, and where ONNX Runtime reckons otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from splitpoint.models.dataflow import Proto, bodies, captures
+from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
+
+#: Operators whose sizes onnx and ONNX Runtime reckon alike, by whole numbers (tests/test_inference.py compares them).
+#: Where a model has another one, it is run once to see. Windows are alike if nothing is rounded: `_WINDOWS`.
+_ALIKE = frozenset(
+    {"Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "Attention",
+     "BatchNormalization", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike",
+     "Ceil", "Celu", "Clip", "Concat", "Constant", "ConstantOfShape", "Cos", "Cosh", "CumProd", "CumSum",
+     "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Einsum", "Elu", "Equal", "Erf",
+     "Exp", "Expand", "Flatten", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
+     "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
+     "HardSigmoid", "HardSwish", "Hardmax", "Identity", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM",
+     "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "MatMul",
+     "MatMulInteger", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow",
+     "QLinearMatMul", "QuantizeLinear", "RMSNormalization", "RNN", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
+     "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+     "ReduceSumSquare", "Relu", "Reshape", "RotaryEmbedding", "Round", "ScatterElements", "ScatterND", "Selu",
+     "Shape", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign",
+     "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Tile",
+     "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"}
+)  # fmt: skip
+_WINDOWS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "AveragePool", "LpPool", "MaxPool"})
+
+
+def alike(nodes: Iterable[Proto]) -> bool:
+    """Whether inference is known to give the sizes that ONNX Runtime gives, for each of `nodes` and their bodies."""
+    return all(
+        n.domain in ("", "ai.onnx")
+        and (n.op_type in _ALIKE or (n.op_type in _WINDOWS and not _rounds(n)))
+        and all(alike(body.node) for body in bodies(n))
+        for n in nodes
+    )
+
+
+def _rounds(node: Proto) -> bool:
+    return any(
+        (a.name == "ceil_mode" and a.i) or (a.name == "auto_pad" and a.s not in (b"", b"NOTSET"))
+        for a in node.attribute
+    )
+
+
+class Opsets:
+    """The operator sets that a model imports: what onnx knows of its nodes."""
+
+    def __init__(self, skeleton: Proto) -> None:
+        self._versions = {_domain(o.domain): o.version for o in skeleton.opset_import}
+        self._blind: dict[tuple[str, str], bool] = {}
+
+    def blind(self, node: Proto) -> bool:
+        """Whether onnx has no inference for such nodes: they are of another domain, mostly.
+
+        GroupNormalization is one, too: it is inferred by the Reshapes it stands for, which gives up.
+        """
+        key = (_domain(node.domain), node.op_type)
+        if key not in self._blind:
+            self._blind[key] = self._look_up(*key)
+        return self._blind[key]
+
+    def _look_up(self, domain: str, op: str) -> bool:
+        from onnx import defs
+
+        try:
+            schema = defs.get_schema(op, self._versions.get(domain, 1), domain)
+        except defs.SchemaError:
+            return True
+        return not schema.has_type_and_shape_inference_function
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def inferred(
+    skeleton: Proto,
+    inputs: Sequence[TensorSpec],
+    shapes: Mapping[str, TensorSpec] | None = None,
+    values: Mapping[str, Array] | None = None,
+    believe_bodies: bool = False,
+) -> tuple[dict[str, TensorSpec], set[str]]:
+    """What follows from the inputs' shapes `inputs`: specs, and the names of those that are no arrays of numbers.
+
+    In a spec, a dimension that does not follow has a name of its own; where not even the rank does, the shape is
+    `ANY_RANK`. `shapes` and `values` are what is known besides of tensors that nodes make; what bodies declare can be
+    wrong like what a graph declares, and only counts if it is to be believed. Empty if it all fails.
+    """
+    import onnx
+
+    bound = onnx.ModelProto()
+    bound.CopyFrom(skeleton)
+    graph = bound.graph
+    for value, spec in zip(graph.input, inputs, strict=True):
+        _declare(value, spec)
+    known = dict(shapes or {})
+    handed_on = {s.name: s for s in inputs}
+    for value in graph.output:
+        # A declared output shape can be wrong or free; what follows from the inputs is better.
+        _forget(value)
+        said = handed_on.get(value.name) or known.pop(value.name, None)
+        if said is not None:
+            _declare(value, said)
+    if not believe_bodies:
+        _forget_in_bodies(graph.node)
+    for rest in known.values():
+        _declare(graph.value_info.add(), rest)
+    if values:
+        _fix(graph, values)
+    try:
+        done = onnx.shape_inference.infer_shapes(bound, data_prop=True)
+    except Exception:  # C++: an inconsistent graph, or one it cannot handle. Running it will tell which.
+        return {}, set()
+    specs: dict[str, TensorSpec] = {}
+    opaque: set[str] = set()
+    for value in (*done.graph.value_info, *done.graph.output):
+        kind = value.type.WhichOneof("value")
+        tensor = value.type.tensor_type
+        elem_type = tensor.elem_type if kind == "tensor_type" else 0
+        if kind not in ("tensor_type", None) or (elem_type and dtype_name(elem_type) not in ITEM_SIZES):
+            opaque.add(value.name)
+        elif elem_type:
+            dims = _dims(value.name, tensor.shape.dim) if tensor.HasField("shape") else ANY_RANK
+            specs[value.name] = TensorSpec(value.name, dtype_name(elem_type), dims)
+    return specs, opaque
+
+
+def body_ranks(skeleton: Proto, node: Proto, specs: Mapping[str, TensorSpec]) -> list[int | None]:
+    """The number of dimensions of each output of an If or a Loop, where it is the same in every branch and trip.
+
+    `specs` has what its bodies capture and, for a Loop, what the outputs were once: the state must keep that rank.
+    """
+    state = len(node.input) - 2 if node.op_type == "Loop" else 0
+    found: list[list[int | None]] = []
+    for body in bodies(node):
+        ranks = _ranks(skeleton, node, body, specs)
+        found.append(ranks[1:] if node.op_type == "Loop" else ranks)
+    if not found or len({len(ranks) for ranks in found}) > 1:
+        return [None] * len(node.output)
+    same = [ranks[0] if len(set(ranks)) == 1 else None for ranks in zip(*found, strict=True)]
+    for k in range(len(same)):
+        before = specs.get(node.input[k + 2]) if k < state else None
+        after = same[k]
+        if k < state:
+            kept = before is not None and before.shape != ANY_RANK and len(before.shape) == after
+            same[k] = after if kept else None
+        elif node.op_type == "Loop" and after is not None:
+            same[k] = after + 1  # one of each trip
+    return same
+
+
+def _ranks(skeleton: Proto, node: Proto, body: Proto, specs: Mapping[str, TensorSpec]) -> list[int | None]:
+    import onnx
+
+    alone = onnx.ModelProto(ir_version=skeleton.ir_version, opset_import=skeleton.opset_import)
+    alone.graph.CopyFrom(body)
+    graph = alone.graph
+    graph.ClearField("value_info")
+    _forget_in_bodies(graph.node)
+    for value in graph.output:
+        _forget(value)
+    for k, value in enumerate(graph.input):
+        spec = specs.get(node.output[k - 2]) if 2 <= k < 2 + len(node.output) else None
+        _forget(value)
+        if spec is not None and k < len(node.input):
+            _declare(value, TensorSpec(value.name, spec.dtype, tuple("?" for _ in spec.shape)))
+        elif k < 2:
+            value.type.tensor_type.shape.SetInParent()
+    outside = set(captures(node))
+    graph.initializer.extend(t for t in skeleton.graph.initializer if t.name in outside)
+    for name in sorted(outside & specs.keys()):
+        _declare(graph.input.add(), specs[name])
+    try:
+        done = onnx.shape_inference.infer_shapes(alone, data_prop=True)
+    except Exception:  # C++, as above
+        return [None] * len(graph.output)
+    tensors = [o.type.tensor_type for o in done.graph.output]
+    return [len(t.shape.dim) if t.HasField("shape") else None for t in tensors]
+
+
+def dtype_name(elem_type: int) -> str:
+    """numpy's name of an ONNX element type; ``""`` where the type is not given or not known."""
+    import onnx
+
+    try:
+        return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type).name)
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def open_dim(name: str, axis: int) -> str:
+    """What a dimension of tensor `name` is called that follows from nothing."""
+    return f"{name}.{axis}"
+
+
+def _dims(name: str, dims: Iterable[Proto]) -> tuple[int | str, ...]:
+    return tuple(
+        int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else open_dim(name, k)
+        for k, d in enumerate(dims)
+    )
+
+
+def _declare(value: Proto, spec: TensorSpec) -> None:
+    """Let a ValueInfoProto say what `spec` says, and nothing of dimensions that are free."""
+    import onnx
+
+    value.name = spec.name
+    tensor = value.type.tensor_type
+    tensor.elem_type = onnx.helper.np_dtype_to_tensor_dtype(_numpy(spec.dtype))
+    tensor.ClearField("shape")
+    if spec.shape == ANY_RANK:
+        return
+    tensor.shape.SetInParent()  # a scalar has a shape, the empty one
+    for size in spec.shape:
+        dim = tensor.shape.dim.add()
+        if isinstance(size, int):
+            dim.dim_value = size
+
+
+def _numpy(dtype: str) -> object:
+    import numpy as np
+
+    return np.dtype(dtype)
+
+
+def _forget(value: Proto) -> None:
+    if value.type.WhichOneof("value") == "tensor_type":
+        value.type.tensor_type.ClearField("shape")
+
+
+def _forget_in_bodies(nodes: Iterable[Proto]) -> None:
+    for node in nodes:
+        for body in bodies(node):
+            body.ClearField("value_info")
+            for value in (*body.input, *body.output):
+                _forget(value)
+            _forget_in_bodies(body.node)
+
+
+def _fix(graph: Proto, values: Mapping[str, Array]) -> None:
+    """Make constants of tensors whose values are known."""
+    from onnx import numpy_helper
+
+    for node in graph.node:
+        for k, name in enumerate(node.output):
+            if name in values:
+                node.output[k] = f"{name}.made"
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())
