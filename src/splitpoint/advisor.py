@@ -1,7 +1,7 @@
 """A plan for a device and a server that are both there: profile both, measure the link, plan.
 
 >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
-...     with Edge(server.address, at="input") as edge:
+...     with Edge(server.address, at="cut:input") as edge:
 ...         known = survey(edge, open_engine(), budget_s=0.5, cache=tmp)
 ...         best = known.planner(edge.model.graph).plan(known.link).best
 ...         cut = edge.switch(*placement(edge.model.graph, best))

@@ -23,7 +23,6 @@ from splitpoint.cli.run import is_local, refuse_local_options
 from splitpoint.cli.sweep import read_images
 from splitpoint.compare import Compared, compare
 from splitpoint.engines import open_engine
-from splitpoint.models import name_of
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.values import Plan
 from splitpoint.report.files import check_writable, write_atomic
@@ -84,7 +83,7 @@ def command(
     if here is None:
         refuse_local_options(shapes, weights)
     engine = open_engine(device=device, threads=threads)
-    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, security=security) as edge:
+    with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
         inputs = read_images(edge.model, images)
         known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=step)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)

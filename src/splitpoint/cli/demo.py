@@ -54,7 +54,7 @@ def command(at: str | None) -> None:
     with tempfile.TemporaryDirectory(prefix="splitpoint-demo-") as folder, _server(threads) as address:
         click.echo(f"server process: splitpoint serve {MODEL}, listening on {address}")
         engine = open_engine(threads=threads)
-        with Edge(address, at="input", engine=engine, cache=Path(folder)) as edge:
+        with Edge(address, at="cut:input", engine=engine, cache=Path(folder)) as edge:
             click.echo(f"device process: profiling both sides and the link, about {2 * _BUDGET_S + 3:.0f} s\n")
             known = survey(edge, engine, budget_s=_BUDGET_S, cache=Path(folder))
             plan = known.planner(edge.model.graph).plan(known.link)

@@ -38,7 +38,8 @@ def command(
 
     Each row is a node in topological order: its layer, what it makes, and everything that would cross the link if
     the device ran all up to and including it. A number under "cut" marks a cut that one tensor (or the fewest there
-    are) crosses; --at takes that number, a layer's path, a node or a tensor.
+    are) crosses; --at takes that number, a layer's path, a node or a tensor. Where a name means several of these, it
+    is written layer:NAME, node:NAME, tensor:NAME or cut:NUMBER.
     """
     loaded = load_model(model, shapes, weights, input_spec)
     rows = layer_rows(loaded, loaded.graph.chain() if cuts == "chain" else None)
@@ -89,7 +90,7 @@ _COLUMNS = (
 
 def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     console = out()
-    table(_COLUMNS, [_cells(r) for r in rows], console=console)
+    table(_COLUMNS, [_cells(r, model) for r in rows], console=console)
     inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
     totals = f"{count(rows[-1].flops)} FLOPs, {count(rows[-1].params)} parameters" if rows else ""
     console.print(f"[bold]{model.name}[/] {model.fingerprint[:12]}  {totals}, {size(model.nbytes)} of weights")
@@ -102,12 +103,12 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     console.print(f"{len(rows)} cut points, {inner} of them single-tensor cuts inside the model")
 
 
-def _cells(r: LayerRow) -> tuple[str, ...]:
+def _cells(r: LayerRow, model: Model) -> tuple[str, ...]:
     crosses = "-" if not r.crossing else size(r.crossing_wire_bytes)
     if len(r.crossing) > 1:
         crosses = f"{len(r.crossing)}: {crosses}"
     return (
-        "" if r.cut is None else str(r.cut),
+        "" if r.cut is None else model.graph.spell_index(r.cut),
         r.layer,
         r.op,
         "×".join(map(str, r.shape)) or "scalar",

@@ -30,8 +30,8 @@ from splitpoint.files import check_writable
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
 from splitpoint.link.trace import LinkTrace
-from splitpoint.models import name_of
 from splitpoint.models.model import Model
+from splitpoint.models.names import names_of
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import plan_bytes, save_plan
 from splitpoint.planning.objectives import NAMES
@@ -203,9 +203,9 @@ def _gather(
     from splitpoint.runtime.edge import Edge
 
     engine = open_engine(device=device, threads=threads)
-    served = wanted or name_of(model or (edge.graph.name if edge else ""))
+    served = wanted or model or (edge.graph.name if edge else "")
     known: dict[str, Any] = {"engine": engine, "cache": cache, "security": security}
-    with nullcontext() if named else Edge(cloud, served, at="input", **known) as server:
+    with nullcontext() if named else Edge(cloud, served, at="cut:input", **known) as server:
         if server is not None:
             there = server.profile_server(budget_s)
             if link is None:
@@ -276,8 +276,8 @@ def _profile_here(model: Model, engine: Engine, budget_s: float, cache: Path | N
 def _profile_file(path: Path, model: str | None, wanted: Model | None) -> Profile:
     """The profile in a file; InputError unless it is of `wanted`, or, where MODEL is only a name, of one called so."""
     profile = load_profile(path)
-    if wanted is None and model is not None and name_of(model) != profile.graph.name:
-        raise InputError(f"{path}: this is a profile of {profile.graph.name}, not of {name_of(model)}")
+    if wanted is None and model is not None and profile.graph.name not in names_of(model):
+        raise InputError(f"{path}: this is a profile of {profile.graph.name}, not of {model}")
     if wanted is not None:
         try:
             profile.require(wanted.fingerprint, wanted.name)

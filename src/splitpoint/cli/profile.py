@@ -23,7 +23,6 @@ from splitpoint.cli.run import is_local, notice, refuse_local_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.machine import EMULATED
-from splitpoint.models import name_of
 from splitpoint.profile import measure
 from splitpoint.profile.files import profile_bytes, save_profile
 from splitpoint.profile.power import find_meter
@@ -167,7 +166,7 @@ def _ask_server(
         refuse_local_options(shapes, weights)
     with (
         Edge(
-            cloud, here or (name_of(name) if name else None), at="input", cache=cache, security=security,
+            cloud, here or name, at="cut:input", cache=cache, security=security,
             on_event=notice,
         ) as edge,
         err().status(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),

@@ -29,7 +29,6 @@ from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, RefusedError, UsageError
 from splitpoint.images import InputSpec
-from splitpoint.models import name_of
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.files import load_plan
@@ -206,7 +205,7 @@ class Asked:
     @property
     def auto(self) -> bool:
         """Whether it is to be planned now."""
-        return self.at in (None, "auto") and self.plan is None
+        return self.at in (None, "auto", "cut:auto") and self.plan is None
 
     @property
     def has_options(self) -> bool:
@@ -219,7 +218,13 @@ class Asked:
             raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
         if self.checksum:
             raise UsageError("--checksum is for what crosses the link: add --cloud HOST")
-        if self.at not in (None, "auto", "output") or self.model_hash or self.codecs or self.plan or self.fallback:
+        if (
+            self.at not in (None, "auto", "cut:auto", "output", "cut:output")
+            or self.model_hash
+            or self.codecs
+            or self.plan
+            or self.fallback
+        ):
             raise UsageError("--at, --plan, --codec, --fallback and --model-hash are for a server: add --cloud HOST")
         model = load_model(self.name, self.shapes, self.weights, self.input_spec)
         return Local(model, engine)
@@ -231,8 +236,8 @@ class Asked:
         if here is None:
             refuse_local_options(self.shapes, self.weights)
         edge = self._connect(
-            here or (name_of(name) if name else None),
-            at="input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
+            here or name,
+            at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=notice, checksum=self.checksum,
             security=self.security,
         )  # fmt: skip

@@ -25,7 +25,6 @@ from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
 from splitpoint.inputs import expand, read_inputs
-from splitpoint.models import name_of
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.report.files import check_writable
@@ -99,7 +98,7 @@ def command(
     if here is None:
         refuse_local_options(shapes, weights)
     engine = open_engine(device=device, threads=threads)
-    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, security=security) as edge:
+    with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
         if input_spec and here is None:
             edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
         chosen = select(edge.model, cuts)
@@ -186,10 +185,14 @@ def _print(rows: Sequence[SweepRow]) -> None:
         "(clock offset between the machines)"
     )
     console.print(f"fastest: split after [bold]{best.split_layer}[/], {ms(best.p50_rtt * 1e3)} ms (median of {best.n})")
-    ends = {r.split_layer: r for r in rows if r.split_layer in ("input", "output")}
+    ends = {name.removeprefix("cut:"): r for r in rows if (name := r.split_layer) in _ENDS}
     for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
         if name in ends and ends[name] is not best:
             console.print(f"         {meaning}: {ms(ends[name].p50_rtt * 1e3)} ms")
+
+
+#: How the first and the last cut of a model are called; see `Graph.cut`.
+_ENDS = ("input", "output", "cut:input", "cut:output")
 
 
 def _cells(r: SweepRow) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from splitpoint.cli.quantities import parse_budget
 from splitpoint.cli.run import is_local, notice
 from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, ModelError, ServerError, SplitpointError, StorageError, UsageError
-from splitpoint.models import name_of
 from splitpoint.planning.constraints import Constraints
 from splitpoint.report.files import check_writable, write_csv
 from splitpoint.runtime.fallback import FALLBACKS
@@ -142,7 +141,7 @@ def wrong(fleet: Fleet, source: Source) -> str:
     model, weights = source
     try:
         here = load_model(model, (), weights or None, None) if weights or is_local(model) else None
-        fleet.add(source, here or name_of(model))
+        fleet.add(source, here or model)
     except (ModelError, UsageError, InputError, StorageError) as exc:
         return str(exc)
     return ""

@@ -24,7 +24,7 @@ import msgspec
 from splitpoint.errors import ModelError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.models.model import Model
-from splitpoint.models.names import SHORT_NAMES
+from splitpoint.models.names import SHORT_NAMES, full_name, name_of
 
 
 def load(
@@ -63,7 +63,7 @@ def load(
 
 def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None) -> Path:
     """The ONNX file behind `model`, exported first if it must be."""
-    text = SHORT_NAMES.get(str(model), str(model))
+    text = full_name(model)
     if not str(model):
         raise ModelError("no model is given: a MODEL is " + _FORMS)
     if text.startswith("zoo:"):
@@ -98,14 +98,3 @@ def _unknown(text: str) -> str:
     known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
     hint = nearest(text, known) or f": a MODEL is {_FORMS}"
     return f"no model is called {text}{hint}"
-
-
-def name_of(model: str | Path) -> str:
-    """The short name a model is served under: ``resnet50`` for ``torchvision:resnet50``, a file's stem."""
-    text = SHORT_NAMES.get(str(model), str(model))
-    scheme, colon, rest = text.partition(":")
-    if colon and scheme in ("zoo", "torchvision", "timm", "hf"):
-        return rest.rstrip("/").rsplit("/", 1)[-1]
-    if colon and not Path(text).exists():
-        return rest
-    return Path(text).stem

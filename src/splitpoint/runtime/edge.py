@@ -148,7 +148,7 @@ class Edge:
             self.model = self._holding.model
             self._cuts = Cuts(self._holding, lambda: self._line.channel, self._engine_here, patience, on_event)
             self._here = Here(self._holding, self._engine_here, self._cuts.all)
-            first = self._cut("input" if auto else "middle" if at is None else at)
+            first = self._cut("cut:input" if auto else "cut:middle" if at is None else at)
             self._cuts.switch(first, self._codecs_at(first, codec))
             if fallback != ERROR:
                 self._prepare_to_survive()

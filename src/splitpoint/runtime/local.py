@@ -24,7 +24,7 @@ class Local:
 
     def __init__(self, model: Model, engine: Engine) -> None:
         self.model = model
-        self.cut: Cut = model.graph.cut("output")
+        self.cut: Cut = model.graph.prefixes()[-1]
         self._session = engine.compile(model.whole())
 
     def __enter__(self) -> Local:

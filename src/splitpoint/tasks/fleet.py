@@ -85,7 +85,7 @@ class Fleet:
             if fallback == "auto":
                 fallback = LOCAL if isinstance(model, Model) else WAIT
             edge = Edge(
-                self._cloud, model, at="input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
+                self._cloud, model, at="cut:input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
                 fallback=fallback, patience=_PATIENCE, security=self._security, on_event=self._tell,
             )  # fmt: skip
             self.edges[source] = self._stack.enter_context(edge)
@@ -152,7 +152,7 @@ class Fleet:
     def forget(self) -> None:
         """Frees all that `prepare` made."""
         for source, edge in self.edges.items():
-            edge.switch("input")
+            edge.switch("cut:input")
             edge.forget()
             self.ready[source] = []
         self.shares.clear()
