@@ -25,6 +25,7 @@ from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.machine import EMULATED, default_cache, this_machine, versions
 from splitpoint.models.model import Model
+from splitpoint.models.values import digest
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option, Plan
@@ -148,7 +149,9 @@ def rows(plan: Plan, most: int = 7) -> Sequence[Option]:
 
 def _place(model: Model, engine: Engine, cache: Path | None) -> Path:
     folder = (cache or default_cache()) / "profiles"
-    return folder / f"{model.fingerprint[:16]}-{engine.name}-{engine.device}-{engine.threads}.profile.json"
+    told = digest(model.values)
+    name = f"{model.fingerprint[:16]}-{told}" if told else model.fingerprint[:16]
+    return folder / f"{name}-{engine.name}-{engine.device}-{engine.threads}.profile.json"
 
 
 def _kept(place: Path, model: Model) -> tuple[Profile, float] | None:

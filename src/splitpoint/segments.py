@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import msgspec
 import numpy as np
 
 from splitpoint.engines import Engine, Session
-from splitpoint.errors import InputError, StorageError, UsageError
+from splitpoint.errors import EngineError, InputError, StorageError, UsageError
 from splitpoint.files import write_atomic
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.models.shapes import sample_inputs
+from splitpoint.models.values import advice, varied, with_values
 from splitpoint.tensors import Array, TensorSpec
 
 #: Largest difference allowed, as a share of how much the output changes between inputs.
@@ -166,7 +168,7 @@ def verify(
     samples = [check_inputs(model, sample) for sample in samples]
     if all(_same(samples[0], sample) for sample in samples[1:]):
         raise UsageError("the inputs are all equal: verification needs two that differ, to see the answer change")
-    expected = _answers(model, engine, samples)
+    expected = _answers(model, engine, samples, made_up=inputs is None)
     for cut in cuts:
         both = halves(model, cut, engine)
         try:
@@ -180,14 +182,17 @@ def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
     return all(a[n].shape == b[n].shape and a[n].tobytes() == b[n].tobytes() for n in a)
 
 
-def _answers(model: Model, engine: Engine, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+def _answers(
+    model: Model, engine: Engine, samples: Sequence[Mapping[str, Array]], *, made_up: bool
+) -> list[dict[str, Array]]:
     """The whole model's outputs; those that are inputs handed through are the inputs."""
     whole = model.whole()
     if not whole.outputs:
         return [dict(s) for s in samples]
     session = engine.compile(whole)
     try:
-        return [{**s, **session.run(s)} for s in samples]
+        with tried_with(model, made_up):
+            return [{**s, **session.run(s)} for s in samples]
     finally:
         session.close()
 
@@ -271,9 +276,24 @@ def _depends_on_input(model: Model, output: str) -> bool:
 
 
 def samples_for(model: Model, count: int, seed: int = 0) -> list[dict[str, Array]]:
-    """`count` made-up inputs for the bound shapes; token ids stay inside the vocabulary the model has."""
+    """`count` inputs for the bound shapes: the model's `values`, the others made up.
+
+    Large values are those of the first sample only. Token ids stay inside the vocabulary the model has.
+    """
     specs = [t.bind(model.graph.assumed) for t in model.inputs]
-    return [sample_inputs(specs, seed + k, _vocabulary(model)) for k in range(count)]
+    made = [sample_inputs(specs, seed + k, _vocabulary(model)) for k in range(count)]
+    return [(varied if k else with_values)(sample, specs, model.values) for k, sample in enumerate(made)]
+
+
+@contextmanager
+def tried_with(model: Model, made_up: bool = True) -> Iterator[None]:
+    """Inside, an engine that fails on made-up inputs is told of with what to do about it."""
+    try:
+        yield
+    except EngineError as exc:
+        if not made_up or not model.inputs:
+            raise
+        raise EngineError(f"{exc} ({advice(model.inputs, model.values)})") from exc
 
 
 def _vocabulary(model: Model) -> int:

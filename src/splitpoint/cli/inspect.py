@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from splitpoint.cli.console import Column, out, table
-from splitpoint.cli.options import json_option, load_model, model_options
+from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_atomic, write_csv, write_xlsx
 from splitpoint.report.layers import COLUMNS, LayerRow, layer_names, layer_rows
@@ -32,7 +32,7 @@ from splitpoint.units import count, size
 @model_options
 def command(
     model: str, cuts: str, csv_path: Path | None, xlsx_path: Path | None, names: Path | None, as_json: bool,
-    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    opening: Opening,
 ) -> None:  # fmt: skip
     """List MODEL's cut points, one a row.
 
@@ -41,7 +41,7 @@ def command(
     are) crosses; --at takes that number, a layer's path, a node or a tensor. Where a name means several of these, it
     is written layer:NAME, node:NAME, tensor:NAME or cut:NUMBER.
     """
-    loaded = load_model(model, shapes, weights, input_spec)
+    loaded = opening.load(model)
     rows = layer_rows(loaded, loaded.graph.chain() if cuts == "chain" else None)
     written = []
     if csv_path:

@@ -15,10 +15,10 @@ from splitpoint.calibration.values import Calibration
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.latency import check_same, codecs_there, is_latency
 from splitpoint.cli.options import (
+    Opening,
     cache_option,
     engine_options,
     json_option,
-    load_model,
     model_options,
     security_options,
 )
@@ -132,8 +132,7 @@ def command(
     max_drop: str | None,
     max_edge_memory: str | None, keep_input_local: bool, deadline: str | None, codecs: tuple[str, ...],
     calib: Path | None, edge_watts: str | None, budget: str, force: bool, explain: bool, png_path: Path | None,
-    out_path: Path | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
-    weights: str | None, input_spec: Path | None,
+    out_path: Path | None, as_json: bool, cache: Path | None, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Compare all on the device, all on the server and every split, and say what is best and by how much.
 
@@ -155,7 +154,7 @@ def command(
     calibration = None if calib is None else _calibration(calib)
     learned = _learned(edge_path, cloud, device, threads, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
-    wanted = load_model(model, shapes, weights, input_spec) if model is not None and load_it else None
+    wanted = opening.load(model) if model is not None and load_it else None
     budget_s = parse_budget(budget)
     edge, there, link = _gather(
         model, wanted, edge_path, cloud, security, link_text, budget_s, device=device, threads=threads, cache=cache,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import NamedTuple
 
 import click
 import msgspec
-import numpy as np
 from rich.console import Console
 
 from splitpoint.cli import answers
 from splitpoint.cli.console import out
 from splitpoint.images import InputSpec
 from splitpoint.runtime.result import Result
-from splitpoint.tensors import Array
+from splitpoint.tensors import Array, npz_bytes
 from splitpoint.trace import Span, Trace
 from splitpoint.units import ms
 
@@ -92,9 +90,7 @@ class Rows:
     def saved(self) -> bytes:
         """All outputs as an `.npz`: arrays are called ``<file's stem>/<output>``."""
         arrays = {f"{key}/{name}": v for key, outputs in self.outputs.items() for name, v in outputs.items()}
-        data = io.BytesIO()
-        np.savez(data, **arrays)  # type: ignore[arg-type]
-        return data.getvalue()
+        return npz_bytes(arrays)
 
     def medians(self) -> None:
         """The table's last row, if there are several."""

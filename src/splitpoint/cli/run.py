@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from splitpoint.cli.options import (
+    Opening,
     cache_option,
     cloud_option,
     codec_choice_option,
     engine_options,
     json_option,
-    load_model,
     model_options,
     parse_codecs,
 )
@@ -27,8 +27,7 @@ from splitpoint.cli.rows import Rows
 from splitpoint.cli.streaming import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
-from splitpoint.errors import InputError, RefusedError, UsageError
-from splitpoint.images import InputSpec
+from splitpoint.errors import CutError, InputError, RefusedError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.files import load_plan
@@ -118,8 +117,7 @@ def command(
     deadline: str | None, fallback: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
     no_adapt: bool, probe_every: str,
     codecs: tuple[str, ...], save: Path | None, checksum: bool,
-    model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
-    weights: str | None, input_spec: Path | None,
+    model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
@@ -135,8 +133,8 @@ def command(
     probe_every_s = 0.0 if probe_every.strip() == "0" else parse_budget(probe_every, "--probe-every")
     asked = Asked(
         name, cloud, at, load_plan(plan_path) if plan_path else None, parse_budget(budget), fresh, codecs, fallback,
-        parse_ms(deadline, "--deadline") / 1e3 if deadline is not None else 0.0, model_hash, checksum, cache, shapes,
-        weights, input_spec, None if no_adapt else probe_every_s, security,
+        parse_ms(deadline, "--deadline") / 1e3 if deadline is not None else 0.0, model_hash, checksum, cache,
+        opening, None if no_adapt else probe_every_s, security,
     )  # fmt: skip
     with ExitStack() as stack:
         source = _open(files, fps)
@@ -195,9 +193,7 @@ class Asked:
     model_hash: str | None
     checksum: bool
     cache: Path | None
-    shapes: tuple[str, ...]
-    weights: str | None
-    input_spec: Path | None
+    opening: Opening
     probe_every_s: float | None
     """None: the plan stays what it is."""
     security: Security
@@ -226,30 +222,34 @@ class Asked:
             or self.fallback
         ):
             raise UsageError("--at, --plan, --codec, --fallback and --model-hash are for a server: add --cloud HOST")
-        model = load_model(self.name, self.shapes, self.weights, self.input_spec)
+        model = self.opening.load(self.name)
         return Local(model, engine)
 
     def edge(self, engine: Engine) -> Edge:
         """The server, reached; cut as it was asked for, or not at all yet."""
         name, cuts = self.name, self.auto or self.plan is not None
-        here = load_model(name, self.shapes, self.weights, self.input_spec) if name and is_local(name) else None
+        here = self.opening.load(name) if name and is_local(name) else None
         if here is None:
-            refuse_local_options(self.shapes, self.weights)
+            self.opening.refuse_local()
         edge = self._connect(
             here or name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=notice, checksum=self.checksum,
             security=self.security,
         )  # fmt: skip
-        if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
-            click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
-            try:
+        try:
+            if self.at == "auto" and (named := [m for m in edge.model.graph.meanings("auto") if m != "cut:auto"]):
+                raise CutError(
+                    f"auto is also a name in {edge.model.name}: say --at {named[0]}, or leave --at out to plan"
+                )
+            if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
+                click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
                 edge.pull()
-            except BaseException:
-                edge.close()
-                raise
-        if self.input_spec and here is None:
-            edge.model = edge.model.with_input_spec(InputSpec.from_file(self.input_spec))
+            if here is None:
+                edge.model = self.opening.on(edge.model)
+        except BaseException:
+            edge.close()
+            raise
         return edge
 
     def _connect(self, model: Model | str | None, **options: Any) -> Edge:
@@ -338,12 +338,6 @@ def check_save(save: Path | None) -> None:
 def is_local(name: str) -> bool:
     """Whether MODEL is on this device, rather than a name the server knows."""
     return Path(name).suffix in (".onnx", ".pt2") or name.startswith("zoo:")
-
-
-def refuse_local_options(shapes: tuple[str, ...], weights: str | None) -> None:
-    """UsageError for options that would change nothing, because the model is the server's."""
-    if shapes or weights:
-        raise UsageError("--shape and --weights are for a model on this device; here the server's is used as it is")
 
 
 # --- how it is run ----------------------------------------------------------------------------------------------------

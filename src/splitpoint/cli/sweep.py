@@ -10,20 +10,19 @@ import msgspec
 
 from splitpoint.cli.console import Column, out, progress, table
 from splitpoint.cli.options import (
+    Opening,
     cache_option,
     cloud_option,
     codec_choice_option,
     engine_options,
     json_option,
-    load_model,
     model_options,
     parse_codecs,
 )
-from splitpoint.cli.run import is_local, refuse_local_options
+from splitpoint.cli.run import is_local
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.graph import Cut
-from splitpoint.images import InputSpec
 from splitpoint.inputs import expand, read_inputs
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
@@ -81,7 +80,7 @@ def command(
     model: str, cloud: str, security: Security, images: Path | None, repeat: int, cuts: str, codecs: tuple[str, ...],
     csv_path: Path,
     png_path: Path | None, fresh: bool, as_json: bool, cache: Path | None, device: str, threads: int,
-    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    opening: Opening,
 ) -> None:  # fmt: skip
     """Run MODEL at every split point against a server, and write split_latency_results.csv.
 
@@ -94,13 +93,13 @@ def command(
     if png_path:
         check_writable(png_path)
         _need_plot()
-    here = load_model(model, shapes, weights, input_spec) if is_local(model) else None
+    here = opening.load(model) if is_local(model) else None
     if here is None:
-        refuse_local_options(shapes, weights)
+        opening.refuse_local()
     engine = open_engine(device=device, threads=threads)
     with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
-        if input_spec and here is None:
-            edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
+        if here is None:
+            edge.model = opening.on(edge.model)
         chosen = select(edge.model, cuts)
         inputs = read_images(edge.model, images)
         setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"

@@ -12,7 +12,7 @@ import msgspec
 from splitpoint.cli import answers
 from splitpoint.cli.compare import step
 from splitpoint.cli.console import Column, out, progress, table
-from splitpoint.cli.options import cache_option, cloud_option, engine_options, json_option, load_model
+from splitpoint.cli.options import Opening, cache_option, cloud_option, engine_options, json_option
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.cli.run import is_local, notice
 from splitpoint.engines import open_engine
@@ -140,7 +140,7 @@ def wrong(fleet: Fleet, source: Source) -> str:
     """Reaches the model; what is wrong with it, or nothing."""
     model, weights = source
     try:
-        here = load_model(model, (), weights or None, None) if weights or is_local(model) else None
+        here = Opening(weights=weights or None).load(model) if weights or is_local(model) else None
         fleet.add(source, here or model)
     except (ModelError, UsageError, InputError, StorageError) as exc:
         return str(exc)

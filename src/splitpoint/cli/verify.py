@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 import msgspec
 
 from splitpoint.cli.console import progress
-from splitpoint.cli.options import engine_options, json_option, load_model, model_options
+from splitpoint.cli.options import Opening, engine_options, json_option, model_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import VerifyError
 from splitpoint.inputs import read_inputs
@@ -24,14 +22,6 @@ from splitpoint.segments import RELATIVE_TOLERANCE, Check, select, verify
     help="Single-tensor cuts, every topological prefix, or N spread over all (default: chain).",
 )
 @click.option(
-    "--input",
-    "inputs",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="An image, .npy or .npz; give at least two. Made-up inputs otherwise.",
-)
-@click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
     default=RELATIVE_TOLERANCE,
@@ -42,16 +32,20 @@ from splitpoint.segments import RELATIVE_TOLERANCE, Check, select, verify
 @engine_options
 @model_options
 def command(
-    model: str, cuts: str, inputs: tuple[Path, ...], tolerance: float, as_json: bool, device: str, threads: int,
-    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    model: str, cuts: str, tolerance: float, as_json: bool, device: str, threads: int,
+    opening: Opening,
 ) -> None:  # fmt: skip
-    """Run the two halves of MODEL's cuts against the whole model on at least two inputs.
+    """Run the two halves of MODEL's cuts against the whole model on at least two inputs: --input images, .npy or .npz,
+    or made-up ones (beside one .npz file: like those in it).
 
     Exit status 1 if any cut differs, or if the output does not depend on the input: then a match proves nothing.
     """
-    loaded = load_model(model, shapes, weights, input_spec)
+    loaded = opening.load(model, photos=True)
     chosen = select(loaded, cuts)
-    samples = [read_inputs(loaded, path) for path in inputs] or None
+    inputs = opening.inputs
+    # One file of values is what others are made like.
+    alone = len(inputs) == 1 and inputs[0].suffix in (".npy", ".npz")
+    samples = [read_inputs(loaded, path) for path in inputs] if inputs and not alone else None
     bad: list[Check] = []
     worst: Check | None = None
     with progress() as bar:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -33,26 +34,38 @@ def load(
     shapes: Mapping[str, Sequence[int]] | None = None,
     weights: str | None = None,
     input_spec: InputSpec | Path | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Model:
     """The `Model` that `model` names.
 
     `shapes` fixes free input dimensions; a free batch is assumed to be 1 otherwise. `weights` is for PyTorch
-    sources: a file, or ``random[:seed]``. `input_spec` says how photos become the input of a plain ONNX file.
+    sources: a file, or ``random[:seed]``. `input_spec` says how photos become the input of a plain ONNX file. `values`
+    are real ones, by input, for those that must make sense (a threshold, a size, a sampling rate), as numbers or
+    arrays: shapes are measured with them, and models timed and verified. They are kept, so that it is enough to give
+    them once.
 
     >>> model = load("zoo:lenet5")
     >>> print(model.graph.cut("conv2").crossing[0].shape)
     (1, 16, 10, 10)
 
-    Raises ModelError, MissingExtraError where PyTorch is needed, InputError for a broken input spec.
+    Raises ModelError, MissingExtraError where PyTorch is needed, InputError for a broken input spec or wrong values.
     """
     from splitpoint.models import model as building
     from splitpoint.models import reading
+    from splitpoint.models import values as real
+    from splitpoint.models.fingerprint import fingerprint
     from splitpoint.models.shapes import fix_shapes
 
     path = locate(model, weights=weights, shapes=shapes)
     skeleton, blobs = reading.read(path)
     fix_shapes(skeleton, shapes or {})
-    loaded = building.build(skeleton, blobs, name_of(model))
+    inputs = building.bound_inputs(skeleton)
+    known = {**real.noted(skeleton, inputs), **real.remembered(fingerprint(skeleton), inputs)}
+    known |= real.given(skeleton, inputs, values or {})
+    real.note(skeleton, known)
+    loaded = building.build(skeleton, blobs, name_of(model), values=known)
+    if values:
+        real.remember(loaded.fingerprint, known)
     if input_spec is not None:
         spec = input_spec if isinstance(input_spec, InputSpec) else InputSpec.from_file(input_spec)
         if not spec.labels and loaded.input_spec is not None:

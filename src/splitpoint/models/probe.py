@@ -11,14 +11,16 @@ from splitpoint.errors import ModelError, StorageError
 from splitpoint.models.dataflow import Proto
 from splitpoint.models.shapes import sample_inputs
 from splitpoint.models.soundness import blob_hash, nbytes
+from splitpoint.models.values import Values, advice, with_values
 from splitpoint.models.weights import Weights
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 
 
 def run_once(
-    skeleton: Proto, weights: Weights, inputs: Sequence[TensorSpec], names: Sequence[str]
+    skeleton: Proto, weights: Weights, inputs: Sequence[TensorSpec], names: Sequence[str], values: Values
 ) -> Mapping[str, Array | None]:
-    """The value of each tensor in `names` for one made-up input; None for what is not an array."""
+    """The value of each tensor in `names` for one input, of `values`, the others made up; None for what is not an
+    array."""
     import onnx
     import onnxruntime as ort
 
@@ -36,14 +38,17 @@ def run_once(
         session = ort.InferenceSession(
             full.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-        values = session.run(list(names), sample_inputs(inputs))
     except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
         raise ModelError(
             f"ONNX Runtime cannot run this model: {reason_of(exc)} (it was tried because no inference knows the "
             f"shape of {names[0]})"
         ) from exc
+    try:
+        made = session.run(list(names), with_values(sample_inputs(inputs), inputs, values))
+    except Exception as exc:
+        raise ModelError(f"ONNX Runtime cannot run this model: {reason_of(exc)} ({advice(inputs, values)})") from exc
     del held
-    return {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, values, strict=True)}
+    return {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, made, strict=True)}
 
 
 def reason_of(exc: Exception) -> str:
