@@ -489,6 +489,47 @@ def test_external_data_stays_in_the_model_s_folder(tmp_path: Path, location: str
         assert "outside its folder" in str(caught.value)
 
 
+def hub(folder: Path, data: str = "blobs/bbb") -> Path:
+    """The cache of a hub: model and data are links into one folder of blobs."""
+    for name in ("blobs", "snapshots/r1/onnx", "secret"):
+        (folder / name).mkdir(parents=True)
+    path = nets.saved(linear(outside(folder, location="model.onnx_data")), folder / "blobs/aaa")
+    (folder / "weights.bin").rename(folder / data)
+    os.symlink("../../../blobs/aaa", folder / "snapshots/r1/onnx/model.onnx")
+    os.symlink(f"../../../{data}", folder / "snapshots/r1/onnx/model.onnx_data")
+    assert path.is_file()
+    return folder / "snapshots/r1/onnx/model.onnx"
+
+
+def test_a_hub_s_cache_of_links_opens(tmp_path: Path) -> None:
+    path = hub(tmp_path)
+    assert load(path).nbytes == W.nbytes
+    assert load(path).name == "model"
+    (tmp_path / "latest").symlink_to("snapshots/r1")
+    assert load(tmp_path / "latest/onnx/model.onnx").nbytes == W.nbytes
+
+
+def test_a_stranger_s_links_read_nothing_else(tmp_path: Path) -> None:
+    # The data is a link to another folder than the model's.
+    with pytest.raises(ModelError, match="is a link that leads outside its folder"):
+        load(hub(tmp_path / "a", "secret/bbb"))
+    # Only what is side by side with the model's blob counts.
+    deeper = hub(tmp_path / "b")
+    (tmp_path / "b/blobs/deeper").mkdir()
+    (tmp_path / "b/blobs/bbb").rename(tmp_path / "b/blobs/deeper/bbb")
+    deeper.with_name("model.onnx_data").unlink()
+    os.symlink("../../../blobs/deeper/bbb", deeper.with_name("model.onnx_data"))
+    with pytest.raises(ModelError, match="is a link that leads outside its folder"):
+        load(deeper)
+    # A model that is no link itself, in a folder with a link that leads out of it.
+    plain = hub(tmp_path / "c")
+    data = plain.read_bytes()
+    plain.unlink()
+    plain.write_bytes(data)
+    with pytest.raises(ModelError, match="is a link that leads outside its folder"):
+        load(plain)
+
+
 def test_a_link_inside_the_folder_is_followed(tmp_path: Path) -> None:
     tensor = outside(tmp_path, location="link.bin")
     os.symlink("weights.bin", tmp_path / "link.bin")

@@ -15,6 +15,7 @@ import numpy as np
 from splitpoint.errors import ModelError
 from splitpoint.models import soundness
 from splitpoint.models.dataflow import Proto, bodies, topological
+from splitpoint.models.external import linked_folder
 from splitpoint.models.layers import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.weights import MappedFiles, MemoryWeights
 
@@ -37,7 +38,7 @@ def read(path: Path) -> tuple[Proto, MemoryWeights]:
         raise ModelError(f"{path} is not an ONNX file, or it is cut short") from exc
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{path} is not an ONNX file: it holds no graph")
-    return skeleton_of(proto, path.parent, str(path))
+    return skeleton_of(proto, path.parent, str(path), linked_folder(path))
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -54,8 +55,9 @@ def _bytes_of(path: Path) -> bytes:
         raise ModelError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
-def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, MemoryWeights]:
-    """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`."""
+def skeleton_of(proto: Proto, folder: Path, name: str, linked: Path | None = None) -> tuple[Proto, MemoryWeights]:
+    """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`, in which the
+    model may be a link to a file in the folder `linked`."""
     import onnx
 
     soundness.check_text(proto, name)
@@ -63,7 +65,7 @@ def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, MemoryWei
         proto = _inlined(proto, name)
     graph = proto.graph
     weights = MemoryWeights()
-    files = MappedFiles(folder)
+    files = MappedFiles(folder, linked)
     _constants_to_initializers(graph)
     _densify(graph)
     _drop_weights_listed_as_inputs(graph)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from splitpoint.errors import ModelError, StorageError
+from splitpoint.models.external import data_file
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.tensors import ITEM_SIZES, Array
 
@@ -64,21 +65,14 @@ class MemoryWeights:
 
 
 class MappedFiles:
-    """Read-only maps of external-data files, each opened once; locations may not leave the model's folder."""
+    """Read-only maps of external-data files, each opened once; where they may lie, `data_file` says."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+    def __init__(self, folder: Path, linked: Path | None = None) -> None:
+        self.folder, self.linked = folder.resolve(), linked
         self._maps: dict[Path, memoryview] = {}
 
     def slice(self, location: str, offset: int, length: int | None) -> memoryview:
-        try:
-            path = (self.folder / location).resolve()
-        except (OSError, ValueError) as exc:  # a loop of links, a null byte
-            raise ModelError(f"the model's external data location {location!r} is no path: {exc}") from exc
-        if not path.is_relative_to(self.folder):
-            raise ModelError(
-                f"the model's external data points outside its folder: {location} (put the file beside the model)"
-            )
+        path = data_file(location, self.folder, self.linked)
         if path not in self._maps:
             try:
                 with path.open("rb") as file:
