@@ -465,3 +465,27 @@ def test_a_plain_onnx_file_reads_photos_once_told_how(
     ok(capsys, "verify", plain, *fixed, "--input-spec", pasted, "--input", photos()[0], "--input", photos()[1])
     pasted.write_text(json.dumps(example | {"sized": 3}))
     assert "size" in fails(capsys, 4, "run", plain, photos()[0], *fixed, "--input-spec", pasted)
+
+
+def test_a_model_without_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    import nets
+
+    net = nets.proto([nets.node("Tanh", ["c"], ["y"])], [], [nets.value("y", [4])], [nets.weight("c", np.ones(4, "f"))])
+    path = nets.saved(net, tmp_path / "none.onnx")
+    text = ok(capsys, "inspect", path)
+    assert "in   nothing" in text
+    assert "1 cut point, 0 of them" in text
+    assert "has no inputs: its one answer is the same at 1 cut" in ok(capsys, "verify", path)
+    profile = tmp_path / "p.json"
+    ok(capsys, "profile", path, "--budget", "1s", "-o", profile, "--csv", tmp_path / "p.csv")
+    assert "nothing to split" in ok(capsys, "plan", "--edge", profile, "--cloud", profile, "--link", "4g")
+    np.savez(tmp_path / "empty.npz")
+    assert "y float32[4] 0.762" in ok(capsys, "run", path, tmp_path / "empty.npz")
+    np.save(tmp_path / "some.npy", np.ones(3))
+    for wrong in (tmp_path / "some.npy", photos()[0]):
+        assert "has no inputs, so that" in fails(capsys, 4, "run", path, wrong)
+    serving = Serving(str(path))
+    assert "y float32[4] 0.762" in ok(
+        capsys, "run", "none", tmp_path / "empty.npz", "--cloud", serving.address, "--at", "0"
+    )
+    assert serving.end() == 0

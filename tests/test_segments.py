@@ -21,6 +21,8 @@ from splitpoint.engines import Engine, Session
 from splitpoint.errors import CutError, InputError, StorageError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model, Segment
+from splitpoint.runtime.local import Local
+from splitpoint.runtime.result import Request
 from splitpoint.segments import Check, check_inputs, compare, halves, samples_for, select, split, verify
 from splitpoint.tensors import Array
 
@@ -525,3 +527,21 @@ def test_a_weight_that_the_optimiser_reshapes_is_used_as_reshaped() -> None:
     shape = ["batch", channels, 14, 14]
     model = nets.load(nets.proto(nodes, [nets.value("x", shape)], [nets.value("y", shape)], [scale]))
     assert all(check.ok for check in verify(model, nets.ENGINE, select(model, "all")))
+
+
+def test_a_model_without_inputs_has_one_answer(tmp_path: Path) -> None:
+    net = nets.proto(
+        [nets.node("Tanh", ["c"], ["y"])], [], [nets.value("y", [4])], [nets.weight("c", np.arange(4, dtype="f"))]
+    )
+    model = nets.load(net)
+    checks = list(verify(model, nets.ENGINE, model.graph.prefixes()))
+    assert [c.verdict for c in checks] == ["equal"]
+    manifest = split(model, "input", tmp_path)
+    assert (manifest.head, manifest.tail, manifest.results) == ("head.onnx", None, ("y",))
+    with Local(model, nets.ENGINE) as whole:
+        assert np.allclose(whole.infer({}).outputs["y"], np.tanh(np.arange(4, dtype="f")))
+        with pytest.raises(InputError, match="the model has no inputs: give"):
+            whole.infer(Request(np.zeros(3)))
+    # One that draws random numbers has another answer each time.
+    noise = nets.load(nets.proto([nets.node("RandomNormal", [], ["y"], shape=[4])], [], [nets.value("y", [4])]))
+    assert [c.verdict for c in verify(noise, nets.ENGINE, noise.graph.prefixes())] == ["different"] * 2

@@ -20,7 +20,7 @@ from splitpoint.models.model import from_graph
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.values import remembered, varied, with_values
 from splitpoint.profile.measure import profile_model
-from splitpoint.segments import samples_for, verify
+from splitpoint.segments import check_inputs, samples_for, verify
 from splitpoint.tensors import TensorSpec, load_arrays, npz_bytes
 
 INT, DOUBLE = TensorProto.INT64, TensorProto.DOUBLE
@@ -138,8 +138,11 @@ def test_an_input_with_a_default_is_a_weight(tmp_path: Path) -> None:
         [nets.node("Clip", ["x", "low"], ["y"])], [nets.value("x", [1, 4]), nets.value("low", [])],
         [nets.value("y", [1, 4])], [nets.weight("low", np.float32(0.5))],
     )  # fmt: skip
-    with pytest.raises(InputError, match="low is a weight of the model"):
+    with pytest.raises(InputError, match="low has a default value in the model, which always counts"):
         load(nets.saved(net, tmp_path / "d.onnx"), values={"low": 0.1})
+    model = load(tmp_path / "d.onnx")
+    with pytest.raises(InputError, match=r"low has a default value in the model, .* leave it out"):
+        check_inputs(model, {"x": np.zeros((1, 4), np.float32), "low": np.zeros((), np.float32)})
 
 
 def test_a_run_on_made_up_inputs_says_what_to_do(tmp_path: Path) -> None:

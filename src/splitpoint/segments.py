@@ -16,7 +16,7 @@ from splitpoint.files import write_atomic
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.models.shapes import sample_inputs
-from splitpoint.models.values import advice, varied, with_values
+from splitpoint.models.values import advice, default_input, varied, with_values
 from splitpoint.tensors import Array, TensorSpec
 
 #: Largest difference allowed, as a share of how much the output changes between inputs.
@@ -159,14 +159,15 @@ def verify(
 ) -> Iterator[Check]:
     """Run the two halves of every cut against the whole model on at least two inputs; one `Check` a cut.
 
-    Every output must change between the inputs, or the match proves nothing: *inconclusive*, which is a failure.
+    Every output must change between the inputs, or the match proves nothing: *inconclusive*, which is a failure. A
+    model without inputs has one answer, which must be each cut's.
     One cut's sessions are in memory at a time.
     """
     samples = list(inputs) if inputs is not None else samples_for(model, 2)
     if len(samples) < 2:
         raise UsageError("verification needs at least two inputs: one input cannot show that the answer depends on it")
     samples = [check_inputs(model, sample) for sample in samples]
-    if all(_same(samples[0], sample) for sample in samples[1:]):
+    if model.inputs and all(_same(samples[0], sample) for sample in samples[1:]):
         raise UsageError("the inputs are all equal: verification needs two that differ, to see the answer change")
     expected = _answers(model, engine, samples, made_up=inputs is None)
     for cut in cuts:
@@ -213,7 +214,8 @@ def compare(
         rank, error = _judge([e[spec.name] for e in expected], [g.get(spec.name) for g in got], tolerance)
         if rank != _INCONCLUSIVE or _depends_on_input(model, spec.name):
             found.append((rank, error, spec.name))
-    rank, error, name = max(found, default=(_INCONCLUSIVE, 0.0, model.outputs[0].name))
+    nothing = _INCONCLUSIVE if model.inputs else _EQUAL
+    rank, error, name = max(found, default=(nothing, 0.0, model.outputs[0].name))
     return Check(cut, VERDICTS[rank], error, name)
 
 
@@ -310,7 +312,21 @@ def _vocabulary(model: Model) -> int:
 
 def check_inputs(model: Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs, contiguous, if their names, dtypes and shapes are the model's. InputError says what is wrong."""
+    known = {t.name for t in model.inputs}
+    weights = {t.name for t in model.skeleton.graph.initializer} if set(inputs) - known else set[str]()
+    if default := next((name for name in inputs if name in weights), None):
+        raise InputError(f"{default_input(default)}: leave it out")
     return check_specs(model.inputs, inputs)
+
+
+def by_name(specs: Sequence[TensorSpec], inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
+    """`inputs` by name: one array is the only input's. InputError if there is another number of inputs."""
+    if not isinstance(inputs, np.ndarray):
+        return inputs
+    if len(specs) != 1:
+        how = "give them by name" if specs else "give {}"
+        raise InputError(f"the model has {len(specs) or 'no'} inputs: {how}")
+    return {specs[0].name: inputs}
 
 
 def check_specs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -319,7 +335,7 @@ def check_specs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dic
     missing = [t for t in specs if t.name not in inputs]
     if extra or missing:
         what = f"has no input {extra[0]}" if extra else f"needs the input {missing[0]}"
-        raise InputError(f"the model {what} (its inputs: {', '.join(map(str, specs))})")
+        raise InputError(f"the model {what} (its inputs: {', '.join(map(str, specs)) or 'none'})")
     return {t.name: t.check(inputs[t.name]) for t in specs}
 
 

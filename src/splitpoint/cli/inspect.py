@@ -14,7 +14,7 @@ from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_atomic, write_csv, write_xlsx
 from splitpoint.report.layers import COLUMNS, LayerRow, layer_names, layer_rows
-from splitpoint.units import count, size
+from splitpoint.units import count, counted, size
 
 
 @click.command(short_help="List a model's layers and what would cross the link at each.")
@@ -96,11 +96,11 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     console.print(f"[bold]{model.name}[/] {model.fingerprint[:12]}  {totals}, {size(model.nbytes)} of weights")
     if model.source:
         console.print(model.source, markup=False)
-    console.print("in   " + ", ".join(map(str, model.inputs)), markup=False)
+    console.print("in   " + (", ".join(map(str, model.inputs)) or "nothing"), markup=False)
     console.print("out  " + ", ".join(map(str, model.outputs)), markup=False)
     if model.graph.assumed:
         console.print("sizes are for " + ", ".join(f"{k} {v}" for k, v in model.graph.assumed.items()))
-    console.print(f"{len(rows)} cut points, {inner} of them single-tensor cuts inside the model")
+    console.print(f"{counted(len(rows), 'cut point')}, {inner} of them single-tensor cuts inside the model")
 
 
 def _cells(r: LayerRow, model: Model) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ def _cells(r: LayerRow, model: Model) -> tuple[str, ...]:
         "" if r.cut is None else model.graph.spell_index(r.cut),
         r.layer,
         r.op,
-        "×".join(map(str, r.shape)) or "scalar",
+        "×".join(map(str, r.shape)) or ("scalar" if r.dtype else "-"),
         crosses,
         count(r.flops),
         count(r.params),

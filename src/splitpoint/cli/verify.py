@@ -11,6 +11,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import VerifyError
 from splitpoint.inputs import read_inputs
 from splitpoint.segments import RELATIVE_TOLERANCE, Check, select, verify
+from splitpoint.units import counted
 
 
 @click.command(short_help="Prove that cut models give the whole model's answer.")
@@ -66,7 +67,9 @@ def command(
         if any(c.verdict == "inconclusive" for c in bad):
             hint = ": the output hardly depends on the input, so equality proves nothing (untrained weights?)"
         raise VerifyError(f"{len(bad)} of {len(chosen)} cuts of {loaded.name} failed ({kinds}){hint}")
-    if not as_json and worst:
+    if not as_json and not loaded.inputs:
+        click.echo(f"{loaded.name} has no inputs: its one answer is the same at {counted(len(chosen), 'cut')}")
+    elif not as_json and worst:
         click.echo(
             f"{loaded.name}: {len(chosen)} cuts equal the whole model on {len(samples or (1, 2))} inputs; "
             f"worst difference {worst.error:.1e} of the output's own change (at {worst.cut.name})"

@@ -55,8 +55,13 @@ def _spec(skeleton: Proto, specs: Mapping[str, TensorSpec], name: str) -> Tensor
     if name in specs:
         return specs[name]
     if any(t.name == name for t in skeleton.graph.initializer):
-        raise InputError(f"{name} is a weight of the model (an input with a default value, which always counts here)")
+        raise InputError(default_input(name))
     raise InputError(f"the model has no input {name}{nearest(name, specs)} (its inputs: {', '.join(specs) or 'none'})")
+
+
+def default_input(name: str) -> str:
+    """Why `name` cannot be given: it had a default value in the file, so that cuts treat it as the weight it is."""
+    return f"{name} has a default value in the model, which always counts: here it is a weight, not an input"
 
 
 def _as_input(spec: TensorSpec, value: Any) -> Array:

@@ -10,7 +10,7 @@ from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.stream import stream
-from splitpoint.segments import check_inputs
+from splitpoint.segments import by_name, check_inputs
 from splitpoint.tensors import Array
 
 
@@ -40,7 +40,7 @@ class Local:
     def infer(self, inputs: Mapping[str, Array] | Request) -> Result:
         """The model's outputs. InputError for inputs that do not fit."""
         request = inputs if isinstance(inputs, Request) else Request(inputs)
-        given = request.inputs if isinstance(request.inputs, Mapping) else {self.model.inputs[0].name: request.inputs}
+        given = by_name(self.model.inputs, request.inputs)
         started = perf_counter()
         outputs = self._session.run(check_inputs(self.model, given))
         ended = perf_counter()
