@@ -205,6 +205,56 @@ def test_sparse_weights_are_written_out() -> None:
     all_equal(model)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "op"),
+    [(17, 18, "Sigmoid"), (18, 17, "Sigmoid"), (17, 20, "Gelu"), (17, 15, "Relu"), (17, 17, "Sigmoid")],
+)
+def test_a_function_of_another_opset_is_inlined_where_its_operators_mean_the_same(
+    ours: int, theirs: int, op: str
+) -> None:
+    function = helper.make_function("d", "F", ["a"], ["b"], [node(op, ["a"], ["b"])], [helper.make_opsetid("", theirs)])
+    outer = helper.make_function("d", "G", ["a"], ["b"], [node("F", ["a"], ["b"], domain="d")],
+                                 [helper.make_opsetid("", ours), helper.make_opsetid("d", 1)])  # fmt: skip
+    net = nets.proto(
+        [node("G", ["x"], ["h"], domain="d"), node("Tanh", ["h"], ["y"])], [value("x", ["N", 4])],
+        [value("y", ["N", 4])], opset=ours, domains={"d": 1}, functions=[function, outer],
+    )  # fmt: skip
+    model = nets.load(net)
+    assert [n.op for n in model.graph.nodes] == [op, "Tanh"]
+    assert all(c.ok for c in verify(model, nets.ENGINE, model.graph.prefixes()))
+
+
+def test_a_function_whose_operators_mean_something_else_is_refused() -> None:
+    inner = node("ReduceSum", ["a"], ["b"], axes=[1])
+    function = helper.make_function("d", "F", ["a"], ["b"], [inner], [helper.make_opsetid("", 11)])
+    net = nets.proto(
+        [node("F", ["x"], ["h"], domain="d"), node("Relu", ["h"], ["y"])], [value("x", ["N", 4])],
+        [value("y", ["N", 1])], opset=18,
+        domains={"d": 1}, functions=[function],
+    )  # fmt: skip
+    with pytest.raises(
+        ModelError, match=r"uses opset 18, and its function d.F opset 11, which mean different operators"
+    ):
+        nets.load(net)
+
+
+def test_a_newer_ir_version_is_lowered() -> None:
+    net = nets.residual()
+    net.ir_version = 15
+    model = nets.load(net)
+    assert model.skeleton.ir_version == reading.NEWEST_IR
+    assert model.fingerprint == nets.load(nets.residual()).fingerprint
+    assert all(c.ok for c in verify(model, nets.ENGINE, model.graph.chain()))
+
+
+def test_names_that_a_file_gives_stay() -> None:
+    """A node without a name is not called what a later one is."""
+    nodes = [node("Relu", ["x"], ["a"]), node("Tanh", ["a"], ["y"], name="Relu_0")]
+    model = nets.load(nets.proto(nodes, [value("x", [1, 4])], [value("y", [1, 4])]))
+    assert [n.name for n in model.graph.nodes] == ["Relu_0_", "Relu_0"]
+    assert len(model.graph.cut("Relu_0").nodes) == 2
+
+
 def test_functions_are_inlined() -> None:
     mish = helper.make_function(
         "local", "Twice", ["a"], ["b"],

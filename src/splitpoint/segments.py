@@ -14,6 +14,7 @@ from splitpoint.engines import Engine, Session
 from splitpoint.errors import EngineError, InputError, StorageError, UsageError
 from splitpoint.files import write_atomic
 from splitpoint.graph import Cut
+from splitpoint.models.dataflow import drawing
 from splitpoint.models.model import Model
 from splitpoint.models.shapes import sample_inputs
 from splitpoint.models.values import advice, default_input, varied, with_values
@@ -176,6 +177,15 @@ def verify(
             yield compare(model, cut, expected, [both.run(s) for s in samples], tolerance)
         finally:
             both.close()
+
+
+def random_note(model: Model) -> str:
+    """What to add to a verdict where the model draws random numbers; nothing where it does not."""
+    drawn = drawing(model.skeleton.graph)
+    if not drawn:
+        return ""
+    more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
+    return f": the model draws random numbers, at {drawn[0]}{more}, so that no two runs of it are equal"
 
 
 def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:

@@ -14,6 +14,7 @@ from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_atomic, write_csv, write_xlsx
 from splitpoint.report.layers import COLUMNS, LayerRow, layer_names, layer_rows
+from splitpoint.segments import random_note
 from splitpoint.units import count, counted, size
 
 
@@ -100,6 +101,8 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     console.print("out  " + ", ".join(map(str, model.outputs)), markup=False)
     if model.graph.assumed:
         console.print("sizes are for " + ", ".join(f"{k} {v}" for k, v in model.graph.assumed.items()))
+    if note := random_note(model):
+        console.print(note.removeprefix(": "), markup=False)
     console.print(f"{counted(len(rows), 'cut point')}, {inner} of them single-tensor cuts inside the model")
 
 

@@ -28,6 +28,7 @@ from splitpoint.cli.streaming import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import CutError, InputError, RefusedError, UsageError
+from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.files import load_plan
@@ -298,7 +299,7 @@ def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None
     if _is_input(first):
         return None, [first, *rest]
     if not rest:
-        if Path(first).suffix in (".onnx", ".pt2") or ":" in first or first in SHORT_NAMES:
+        if Path(first).suffix.lower() in MODEL_SUFFIXES or ":" in first or first in SHORT_NAMES:
             raise UsageError(f"say what to run {first} on: images, .npy/.npz files, a folder, or - for standard input")
         raise InputError(f"no such file: {first}")
     return first, rest
@@ -306,7 +307,7 @@ def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None
 
 def _is_input(text: str) -> bool:
     path = Path(text)
-    there = text == "-" or is_stream(text) or (path.exists() and path.suffix not in (".onnx", ".pt2"))
+    there = text == "-" or is_stream(text) or (path.exists() and path.suffix.lower() not in MODEL_SUFFIXES)
     return there and not (text in SHORT_NAMES and not path.is_file())
 
 
@@ -337,7 +338,10 @@ def check_save(save: Path | None) -> None:
 
 def is_local(name: str) -> bool:
     """Whether MODEL is on this device, rather than a name the server knows."""
-    return Path(name).suffix in (".onnx", ".pt2") or name.startswith("zoo:")
+    path = Path(name)
+    if path.suffix in (".onnx", ".pt2") or name.startswith("zoo:"):
+        return True
+    return path.suffix.lower() in MODEL_SUFFIXES and path.exists()  # of another framework: loading it says so
 
 
 # --- how it is run ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from splitpoint.cli.options import Opening, engine_options, json_option, model_o
 from splitpoint.engines import open_engine
 from splitpoint.errors import VerifyError
 from splitpoint.inputs import read_inputs
-from splitpoint.segments import RELATIVE_TOLERANCE, Check, select, verify
+from splitpoint.segments import RELATIVE_TOLERANCE, Check, random_note, select, verify
 from splitpoint.units import counted
 
 
@@ -43,6 +43,7 @@ def command(
     """
     loaded = opening.load(model, photos=True)
     chosen = select(loaded, cuts)
+    note = random_note(loaded)
     inputs = opening.inputs
     # One file of values is what others are made like.
     alone = len(inputs) == 1 and inputs[0].suffix in (".npy", ".npz")
@@ -63,10 +64,12 @@ def command(
     if bad:
         kinds = ", ".join(f"{sum(c.verdict == v for c in bad)} {v}" for v in ("different", "inconclusive")
                           if any(c.verdict == v for c in bad))  # fmt: skip
-        hint = ""
-        if any(c.verdict == "inconclusive" for c in bad):
+        hint = note
+        if not hint and any(c.verdict == "inconclusive" for c in bad):
             hint = ": the output hardly depends on the input, so equality proves nothing (untrained weights?)"
         raise VerifyError(f"{len(bad)} of {len(chosen)} cuts of {loaded.name} failed ({kinds}){hint}")
+    if note:
+        click.echo(f"{loaded.name}{note}: this time they were", err=True)
     if not as_json and not loaded.inputs:
         click.echo(f"{loaded.name} has no inputs: its one answer is the same at {counted(len(chosen), 'cut')}")
     elif not as_json and worst:

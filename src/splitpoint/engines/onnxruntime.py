@@ -18,7 +18,8 @@ from splitpoint.engines.memory import give_back, resident_bytes
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
 from splitpoint.errors import EngineError, InputError, SplitpointError, nearest
 from splitpoint.models.model import Segment
-from splitpoint.models.probe import give_weights, reason_of
+from splitpoint.models.probe import give_weights
+from splitpoint.models.reasons import reason_of
 from splitpoint.tensors import Array, TensorSpec
 
 

@@ -24,6 +24,7 @@ import msgspec
 
 from splitpoint.errors import ModelError, nearest
 from splitpoint.images import InputSpec
+from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES, full_name, name_of
 
@@ -90,7 +91,7 @@ def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str
     if torch_source.is_torch_source(text):
         return torch_source.exported(text, weights=weights, shapes=shapes)
     path = Path(text)
-    if path.suffix == ".onnx" or path.exists():
+    if path.suffix.lower() in MODEL_SUFFIXES or path.exists():
         if path.exists():  # where it does not, reading it says so
             _refuse_weights(weights, text)
         return path

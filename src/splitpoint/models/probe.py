@@ -9,6 +9,7 @@ import numpy as np
 
 from splitpoint.errors import ModelError, StorageError
 from splitpoint.models.dataflow import Proto
+from splitpoint.models.reasons import reason_of
 from splitpoint.models.shapes import sample_inputs
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.models.values import Values, advice, with_values
@@ -49,14 +50,6 @@ def run_once(
         raise ModelError(f"ONNX Runtime cannot run this model: {reason_of(exc)} ({advice(inputs, values)})") from exc
     del held
     return {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, made, strict=True)}
-
-
-def reason_of(exc: Exception) -> str:
-    """The first line of what ONNX Runtime says, without its codes."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    text = lines[0] if lines else type(exc).__name__
-    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for …": the last part is the news.
-    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
 def give_weights(options: Any, proto: Proto, weights: Weights) -> object:
