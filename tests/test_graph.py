@@ -355,7 +355,7 @@ def test_names_that_mean_one_cut_need_no_form() -> None:
     specs = {t: TensorSpec(t, "float32", (1,)) for t in ("input", "h", "output")}
     nodes = (Node("0", "Relu", "0", ("input",), ("h",)), Node("head", "Relu", "head", ("h",), ("output",)))
     graph = Graph("toy", nodes, (specs["input"],), (specs["output"],), specs)
-    assert [c.name for c in graph.prefixes()] == ["input", "node:0", "output"]
+    assert [c.name for c in graph.prefixes()] == ["input", "layer:0", "output"]
     assert graph.cut("input").nodes == set()
     assert graph.cut("output").nodes == {0, 1}
     assert (graph.spell_index(0), graph.spell_index(1)) == ("cut:0", "1")

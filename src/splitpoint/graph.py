@@ -504,9 +504,10 @@ class Graph:
         >>> graph.spell("layer", "input"), graph.spell("layer", "b")
         ('layer:input', 'b')
         """
-        bits = self._means(kind, name)
-        same = set(self._all_of(name).values()) == {bits}
-        return name if same and self._is_free(name, bits) else f"{kind}:{name}"
+        bits, known = self._means(kind, name), self._all_of(name)
+        if set(known.values()) == {bits} and self._is_free(name, bits):
+            return name
+        return f"{next(k for k, meant in known.items() if meant == bits)}:{name}"
 
     def spell_index(self, index: int) -> str:
         """How to write the number `index` of the chain: ``"5"``, or ``"cut:5"`` where the model has names like it."""

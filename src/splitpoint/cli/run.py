@@ -239,10 +239,9 @@ class Asked:
             security=self.security,
         )  # fmt: skip
         try:
-            if self.at == "auto" and (named := [m for m in edge.model.graph.meanings("auto") if m != "cut:auto"]):
-                raise CutError(
-                    f"auto is also a name in {edge.model.name}: say --at {named[0]}, or leave --at out to plan"
-                )
+            if self.at == "auto" and (named := edge.model.graph.meanings("auto")):
+                forms = " or ".join(named)
+                raise CutError(f"auto is also a name in {edge.model.name}: say --at {forms}, or cut:auto to plan")
             if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
                 click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
                 edge.pull()
