@@ -189,3 +189,86 @@ def not_a_module() -> Any:
 
 def fails() -> Any:
     raise ValueError("the data set is on the other disk")
+
+
+class Remembers(nn.Module):
+    """Changes a buffer, and adds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("state", torch.zeros(1, 4))
+
+    def forward(self, x: Any) -> Any:
+        self.state.add_(x.mean(0, keepdim=True))
+        return self.fc(x) + self.state
+
+
+class Keeps(nn.Module):
+    """Adds its last answer, which is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.last: Any = None
+
+    def forward(self, x: Any) -> Any:
+        made, last = self.fc(x), self.last
+        self.last = made.detach()
+        return made if last is None or last.shape != made.shape else made + last
+
+
+class Draws(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return nn.functional.dropout(self.fc(x), 0.5, training=True)
+
+
+class Nothing(nn.Module):
+    """Takes no inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self) -> Any:
+        return torch.tanh(self.weight)
+
+
+def small() -> Any:
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+
+def remembers() -> Any:
+    return Remembers(), (torch.randn(2, 4),)
+
+
+def keeps() -> Any:
+    return Keeps(), (torch.randn(2, 4),)
+
+
+def draws() -> Any:
+    return Draws(), (torch.randn(2, 4),)
+
+
+def nothing() -> Any:
+    return Nothing(), ()
+
+
+def scripted() -> Any:
+    return torch.jit.script(small()), (torch.randn(2, 4),)
+
+
+def scripted_inside() -> Any:
+    return nn.Sequential(nn.Linear(4, 4), torch.jit.script(small())), (torch.randn(2, 4),)
+
+
+def quantised() -> Any:
+    return torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}), (torch.randn(2, 4),)
+
+
+def parallel() -> Any:
+    return nn.DataParallel(small()), (torch.randn(2, 4),)

@@ -487,3 +487,74 @@ def test_a_plain_onnx_file_reads_photos_once_told_how(
     ok(capsys, "verify", plain, *fixed, "--input-spec", pasted, "--input", photos()[0], "--input", photos()[1])
     pasted.write_text(json.dumps(example | {"sized": 3}))
     assert "size" in fails(capsys, 4, "run", plain, photos()[0], *fixed, "--input-spec", pasted)
+
+
+def test_a_model_without_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    import nets
+
+    net = nets.proto([nets.node("Tanh", ["c"], ["y"])], [], [nets.value("y", [4])], [nets.weight("c", np.ones(4, "f"))])
+    path = nets.saved(net, tmp_path / "none.onnx")
+    text = ok(capsys, "inspect", path)
+    assert "in   nothing" in text
+    assert "1 cut point, 0 of them" in text
+    assert "has no inputs: its one answer is the same at 1 cut" in ok(capsys, "verify", path)
+    profile = tmp_path / "p.json"
+    ok(capsys, "profile", path, "--budget", "1s", "-o", profile, "--csv", tmp_path / "p.csv")
+    assert "nothing to split" in ok(capsys, "plan", "--edge", profile, "--cloud", profile, "--link", "4g")
+    np.savez(tmp_path / "empty.npz")
+    assert "y float32[4] 0.762" in ok(capsys, "run", path, tmp_path / "empty.npz")
+    np.save(tmp_path / "some.npy", np.ones(3))
+    for wrong in (tmp_path / "some.npy", photos()[0]):
+        assert "has no inputs, so that" in fails(capsys, 4, "run", path, wrong)
+    serving = Serving(str(path))
+    assert "y float32[4] 0.762" in ok(
+        capsys, "run", "none", tmp_path / "empty.npz", "--cloud", serving.address, "--at", "0"
+    )
+    assert serving.end() == 0
+
+
+def test_whatever_prints_a_cut_prints_what_selects_it(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Layers called like our own words, and like each other's tensors."""
+    import nets
+    from splitpoint.models import load
+    from splitpoint.planning.files import load_plan
+
+    names = ["stem", "input", "output", "2", "middle", "auto", "a b,c=d"]
+    tensors = ["x", "auto", "t2", "t3", "t4", "t5", "t6", "y"]
+    nodes = [
+        nets.node("MatMul" if k % 2 else "Tanh", [tensors[k], *(["w"] if k % 2 else [])], [tensors[k + 1]], name=name)
+        for k, name in enumerate(names)
+    ]
+    net = nets.proto(nodes, [nets.value("x", [1, 64])], [nets.value("y", [1, 64])], [nets.normal("w", 64, 64)])
+    path = nets.saved(net, tmp_path / "names.onnx")
+    graph = load(path).graph
+    ok(capsys, "inspect", path, "--csv", tmp_path / "n.csv", "--names", tmp_path / "n.txt")
+    rows = list(csv.DictReader((tmp_path / "n.csv").read_text().splitlines()))
+    lines = (tmp_path / "n.txt").read_text().splitlines()
+    for row, line, cut in zip(rows, ["cut:input", *lines], graph.prefixes(), strict=True):
+        assert graph.cut(row["at"]).nodes == graph.cut(row["layer"]).nodes == graph.cut(line).nodes == cut.nodes
+    table = ok(capsys, "inspect", path)
+    assert "cut:2" in table
+    assert "layer:2" in table
+    for word in ("input", "middle", "output", "2", "auto"):
+        said = fails(capsys, 2, "split", path, "--at", word, "-o", tmp_path / "parts")
+        assert f"{word} means 2 things in names: say " in said
+        assert f"layer:{word} (" in said
+    text = ok(capsys, "split", path, "--at", "layer:input", "-o", tmp_path / "parts")
+    assert "between them: t2: float32[1,64]" in text
+    assert json.loads((tmp_path / "parts" / "manifest.json").read_text())["cut"] == "layer:input"
+    profile, plan = tmp_path / "p.json", tmp_path / "plan.json"
+    ok(capsys, "profile", path, "--budget", "3s", "-o", profile)
+    ok(capsys, "plan", "--edge", profile, "--cloud", profile, "--link", "4g", "-o", plan)
+    for option in load_plan(plan).options:
+        assert tuple(sorted(graph.cut(option.cut).nodes)) == option.on_edge, option.cut
+    serving = Serving(str(path))
+    np.save(tmp_path / "x.npy", np.ones((1, 64), np.float32))
+    run = ["run", path, tmp_path / "x.npy", "--cloud", serving.address]
+    said = fails(capsys, 2, *run, "--at", "auto")
+    assert "auto is also a name in names: say --at layer:auto or tensor:auto, or cut:auto to plan" in said
+    assert "cut at layer:2: 4 of 7 nodes" in ok(capsys, *run, "--at", "layer:2")
+    assert "names" in ok(capsys, *run, "--budget", "1s", "--at", "cut:auto")
+    assert serving.end() == 0

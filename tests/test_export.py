@@ -520,3 +520,30 @@ def test_mobilenet_takes_pixels_and_knows_its_layers(tmp_path: Path) -> None:
     assert uncovered(model, [n for n, _ in original.named_modules()]) == []
     aliases = json.loads(properties(model)["splitpoint.aliases"])
     assert aliases["features.2.conv.0.0"] == "features.2.conv.0.1/Conv"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("remembers", "its forward changes the buffer state, so that two calls with one input give two answers"),
+        ("keeps", "its forward changes something that it keeps"),
+        ("draws", r"it draws random numbers \(such as dropout with training=True\)"),
+        ("scripted", r"it is TorchScript \(torch.jit\), .* return the nn.Module"),
+        ("scripted_inside", "its 1 is TorchScript"),
+        ("quantised", r"its 0 is quantised by PyTorch \(Linear\), .* export the float module"),
+    ],
+)
+def test_why_a_module_cannot_be_exported(name: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"models_torch:{name} cannot be exported.*: {why}"):
+        export(f"models_torch:{name}", tmp_path / "net.onnx")
+
+
+def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path) -> None:
+    export("models_torch:parallel", tmp_path / "net.onnx")
+    assert layers(onnx.load(tmp_path / "net.onnx")) == ["0", "1"]
+
+
+def test_a_module_without_inputs(tmp_path: Path) -> None:
+    report = export("models_torch:nothing", tmp_path / "net.onnx")
+    assert report.max_error < 1e-6
+    assert not report.notes

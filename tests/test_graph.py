@@ -277,12 +277,102 @@ def test_every_listed_name_is_a_cut() -> None:
         FEATURES.cut("gone")
 
 
-def test_a_number_is_an_index_first_and_a_name_where_it_is_none() -> None:
-    # PyTorch's old exporter calls tensors 12, 13, …; a Sequential calls its layers 0, 1, …
-    graph = chain_graph([("n0", "0"), ("n1", "1"), ("n2", "433")])
-    assert len(graph.cut("1").nodes) == 1
-    assert graph.cut("1") == graph.cut(1)
+NAMES = [
+    "input",
+    "middle",
+    "output",
+    "auto",
+    "3",
+    "-1",
+    "1",
+    "prefix:2",
+    "layer:x",
+    "cut:1",
+    "a b",
+    "a,b",
+    "a=b",
+    "A B",
+    "last",
+]
+
+
+@pytest.mark.parametrize("shift", range(0, len(NAMES), 4))
+def test_whatever_layers_are_called_what_is_printed_selects_just_that_cut(shift: int) -> None:
+    names = NAMES[shift:] + NAMES[:shift]
+    graph = chain_graph([(name, name) for name in names])
+    prefixes = graph.prefixes()
+    assert len({c.name for c in prefixes}) == len(prefixes)
+    for k, cut in enumerate(prefixes):
+        assert graph.cut(cut.name).nodes == cut.nodes, cut.name
+        assert graph.cut(f"cut:prefix:{k}") == cut
+        assert cut.index is not None
+        assert graph.cut(graph.spell_index(cut.index)) == graph.cut(cut.index) == cut
+    for k, name in enumerate(names, start=1):
+        for kind in ("layer", "node"):
+            assert graph.cut(graph.spell(kind, name)).nodes == graph.cut(f"{kind}:{name}").nodes == prefixes[k].nodes
+    assert graph.cut("cut:input").nodes == set()
+    assert len(graph.cut("cut:output").nodes) == len(names)
+    assert graph.cut("cut:middle") == graph.middle()
+
+
+@pytest.mark.parametrize(
+    ("at", "forms"),
+    [
+        ("input", ("cut:input", "layer:input")),
+        ("3", ("cut:3", "layer:3")),
+        ("prefix:2", ("cut:prefix:2", "layer:prefix:2")),
+    ],
+)
+def test_a_word_with_two_meanings_is_refused_with_each_form(at: str, forms: tuple[str, ...]) -> None:
+    graph = chain_graph([(n, n) for n in ("stem", "x3", "input", "3", "prefix:2", "fc")])
+    assert graph.meanings(at) == forms
+    with pytest.raises(CutError, match=rf"{at} means 2 things in toy: say {forms[0]} \(.* crosses\) or {forms[1]} \("):
+        graph.cut(at)
+    assert len({graph.cut(form).nodes for form in forms}) == 2
+
+
+def test_a_layer_a_node_and_a_tensor_of_one_name() -> None:
+    """The tensor `relu` is made by the node `conv`, and the layer `conv` holds three nodes."""
+    tensors = ["x", "relu", "conv", "add", "y"]
+    rows = [("conv", "conv"), ("bias", "conv.bias"), ("relu", "conv.relu"), ("fc", "fc")]
+    specs = {t: TensorSpec(t, "float32", (1, 4)) for t in tensors}
+    nodes = tuple(Node(name, "Relu", layer, (tensors[i],), (tensors[i + 1],)) for i, (name, layer) in enumerate(rows))
+    graph = Graph("toy", nodes, (specs["x"],), (specs["y"],), specs)
+    assert [len(graph.cut(f"{kind}:conv").nodes) for kind in ("layer", "node", "tensor")] == [3, 1, 2]
+    assert [len(graph.cut(f"{kind}:relu").nodes) for kind in ("node", "tensor")] == [3, 1]
+    assert [c.name for c in graph.prefixes()] == ["input", "node:conv", "bias", "node:relu", "output"]
+    with pytest.raises(CutError, match="conv means 3 things"):
+        graph.cut("conv")
+    with pytest.raises(CutError, match=r"no layer relu; did you mean conv\.relu"):
+        graph.cut("layer:relu")
+    assert graph.cut("conv.relu").nodes == graph.cut("node:relu").nodes
+
+
+def test_names_that_mean_one_cut_need_no_form() -> None:
+    # PyTorch's old exporter calls tensors 12, 13, …; torchvision's segmentation models call input and output so.
+    graph = chain_graph([("n0", "a"), ("n1", "b"), ("433", "433")])
     assert len(graph.cut("433").nodes) == 3
+    specs = {t: TensorSpec(t, "float32", (1,)) for t in ("input", "h", "output")}
+    nodes = (Node("0", "Relu", "0", ("input",), ("h",)), Node("head", "Relu", "head", ("h",), ("output",)))
+    graph = Graph("toy", nodes, (specs["input"],), (specs["output"],), specs)
+    assert [c.name for c in graph.prefixes()] == ["input", "layer:0", "output"]
+    assert graph.cut("input").nodes == set()
+    assert graph.cut("output").nodes == {0, 1}
+    assert (graph.spell_index(0), graph.spell_index(1)) == ("cut:0", "1")
+
+
+def test_a_cut_that_several_branches_end_at_has_a_name_too() -> None:
+    specs = {t: TensorSpec(t, "float32", (1,)) for t in ("x", "a", "b", "c", "y")}
+    nodes = (
+        *(Node(t, "Relu", t, ("x",), (t,)) for t in ("a", "b", "c")),
+        Node("sum", "Sum", "sum", ("a", "b", "c"), ("y",)),
+    )
+    graph = Graph("toy", nodes, (specs["x"],), (specs["y"],), specs)
+    cut = graph.cut_of([0, 2])
+    assert cut.name == "a + c"
+    assert graph.cut("a + c").nodes == {0, 2}
+    with pytest.raises(CutError, match="no layer, node or tensor d"):
+        graph.cut("a + d")
 
 
 def test_cut_of_refuses_open_sets_and_says_which() -> None:

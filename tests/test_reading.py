@@ -205,6 +205,56 @@ def test_sparse_weights_are_written_out() -> None:
     all_equal(model)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "op"),
+    [(17, 18, "Sigmoid"), (18, 17, "Sigmoid"), (17, 20, "Gelu"), (17, 15, "Relu"), (17, 17, "Sigmoid")],
+)
+def test_a_function_of_another_opset_is_inlined_where_its_operators_mean_the_same(
+    ours: int, theirs: int, op: str
+) -> None:
+    function = helper.make_function("d", "F", ["a"], ["b"], [node(op, ["a"], ["b"])], [helper.make_opsetid("", theirs)])
+    outer = helper.make_function("d", "G", ["a"], ["b"], [node("F", ["a"], ["b"], domain="d")],
+                                 [helper.make_opsetid("", ours), helper.make_opsetid("d", 1)])  # fmt: skip
+    net = nets.proto(
+        [node("G", ["x"], ["h"], domain="d"), node("Tanh", ["h"], ["y"])], [value("x", ["N", 4])],
+        [value("y", ["N", 4])], opset=ours, domains={"d": 1}, functions=[function, outer],
+    )  # fmt: skip
+    model = nets.load(net)
+    assert [n.op for n in model.graph.nodes] == [op, "Tanh"]
+    assert all(c.ok for c in verify(model, nets.ENGINE, model.graph.prefixes()))
+
+
+def test_a_function_whose_operators_mean_something_else_is_refused() -> None:
+    inner = node("ReduceSum", ["a"], ["b"], axes=[1])
+    function = helper.make_function("d", "F", ["a"], ["b"], [inner], [helper.make_opsetid("", 11)])
+    net = nets.proto(
+        [node("F", ["x"], ["h"], domain="d"), node("Relu", ["h"], ["y"])], [value("x", ["N", 4])],
+        [value("y", ["N", 1])], opset=18,
+        domains={"d": 1}, functions=[function],
+    )  # fmt: skip
+    with pytest.raises(
+        ModelError, match=r"uses opset 18, and its function d.F opset 11, which mean different operators"
+    ):
+        nets.load(net)
+
+
+def test_a_newer_ir_version_is_lowered() -> None:
+    net = nets.residual()
+    net.ir_version = 15
+    model = nets.load(net)
+    assert model.skeleton.ir_version == reading.NEWEST_IR
+    assert model.fingerprint == nets.load(nets.residual()).fingerprint
+    assert all(c.ok for c in verify(model, nets.ENGINE, model.graph.chain()))
+
+
+def test_names_that_a_file_gives_stay() -> None:
+    """A node without a name is not called what a later one is."""
+    nodes = [node("Relu", ["x"], ["a"]), node("Tanh", ["a"], ["y"], name="Relu_0")]
+    model = nets.load(nets.proto(nodes, [value("x", [1, 4])], [value("y", [1, 4])]))
+    assert [n.name for n in model.graph.nodes] == ["Relu_0_", "Relu_0"]
+    assert len(model.graph.cut("Relu_0").nodes) == 2
+
+
 def test_functions_are_inlined() -> None:
     mish = helper.make_function(
         "local", "Twice", ["a"], ["b"],
@@ -487,6 +537,47 @@ def test_external_data_stays_in_the_model_s_folder(tmp_path: Path, location: str
         load(path)
     if "weights.bin" in location or location == "link.bin":
         assert "outside its folder" in str(caught.value)
+
+
+def hub(folder: Path, data: str = "blobs/bbb") -> Path:
+    """The cache of a hub: model and data are links into one folder of blobs."""
+    for name in ("blobs", "snapshots/r1/onnx", "secret"):
+        (folder / name).mkdir(parents=True)
+    path = nets.saved(linear(outside(folder, location="model.onnx_data")), folder / "blobs/aaa")
+    (folder / "weights.bin").rename(folder / data)
+    os.symlink("../../../blobs/aaa", folder / "snapshots/r1/onnx/model.onnx")
+    os.symlink(f"../../../{data}", folder / "snapshots/r1/onnx/model.onnx_data")
+    assert path.is_file()
+    return folder / "snapshots/r1/onnx/model.onnx"
+
+
+def test_a_hub_s_cache_of_links_opens(tmp_path: Path) -> None:
+    path = hub(tmp_path)
+    assert load(path).nbytes == W.nbytes
+    assert load(path).name == "model"
+    (tmp_path / "latest").symlink_to("snapshots/r1")
+    assert load(tmp_path / "latest/onnx/model.onnx").nbytes == W.nbytes
+
+
+def test_a_stranger_s_links_read_nothing_else(tmp_path: Path) -> None:
+    # The data is a link to another folder than the model's.
+    with pytest.raises(ModelError, match="is a link that leads outside its folder"):
+        load(hub(tmp_path / "a", "secret/bbb"))
+    # Only what is side by side with the model's blob counts.
+    deeper = hub(tmp_path / "b")
+    (tmp_path / "b/blobs/deeper").mkdir()
+    (tmp_path / "b/blobs/bbb").rename(tmp_path / "b/blobs/deeper/bbb")
+    deeper.with_name("model.onnx_data").unlink()
+    os.symlink("../../../blobs/deeper/bbb", deeper.with_name("model.onnx_data"))
+    with pytest.raises(ModelError, match="is a link that leads outside its folder"):
+        load(deeper)
+    # A model that is no link itself, in a folder with a link that leads out of it.
+    plain = hub(tmp_path / "c")
+    data = plain.read_bytes()
+    plain.unlink()
+    plain.write_bytes(data)
+    with pytest.raises(ModelError, match="is a link that leads outside its folder"):
+        load(plain)
 
 
 def test_a_link_inside_the_folder_is_followed(tmp_path: Path) -> None:

@@ -20,8 +20,11 @@ from nets import node, value, weight
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import CutError, InputError, StorageError, UsageError
 from splitpoint.graph import Cut
+from splitpoint.models.dataflow import drawing
 from splitpoint.models.model import Model, Segment
-from splitpoint.segments import Check, check_inputs, compare, halves, samples_for, select, split, verify
+from splitpoint.runtime.local import Local
+from splitpoint.runtime.result import Request
+from splitpoint.segments import Check, check_inputs, compare, halves, random_note, samples_for, select, split, verify
 from splitpoint.tensors import Array
 
 
@@ -525,3 +528,42 @@ def test_a_weight_that_the_optimiser_reshapes_is_used_as_reshaped() -> None:
     shape = ["batch", channels, 14, 14]
     model = nets.load(nets.proto(nodes, [nets.value("x", shape)], [nets.value("y", shape)], [scale]))
     assert all(check.ok for check in verify(model, nets.ENGINE, select(model, "all")))
+
+
+def test_a_model_without_inputs_has_one_answer(tmp_path: Path) -> None:
+    net = nets.proto(
+        [nets.node("Tanh", ["c"], ["y"])], [], [nets.value("y", [4])], [nets.weight("c", np.arange(4, dtype="f"))]
+    )
+    model = nets.load(net)
+    checks = list(verify(model, nets.ENGINE, model.graph.prefixes()))
+    assert [c.verdict for c in checks] == ["equal"]
+    manifest = split(model, "input", tmp_path)
+    assert (manifest.head, manifest.tail, manifest.results) == ("head.onnx", None, ("y",))
+    with Local(model, nets.ENGINE) as whole:
+        assert np.allclose(whole.infer({}).outputs["y"], np.tanh(np.arange(4, dtype="f")))
+        with pytest.raises(InputError, match="the model has no inputs: give"):
+            whole.infer(Request(np.zeros(3)))
+
+
+@pytest.mark.parametrize(("training", "drawn"), [(True, ["drop (Dropout, in training mode)"]), (False, [])])
+def test_a_model_that_draws_random_numbers_says_so(training: bool, drawn: list[str]) -> None:
+    nodes = [node("Relu", ["x"], ["h"], name="act"), node("Dropout", ["h", "", "train"], ["y"], name="drop")]
+    net = nets.proto(nodes, [value("x", [1, 64])], [value("y", [1, 64])], [weight("train", np.array(training))])
+    model = nets.load(net)
+    assert drawing(model.skeleton.graph) == drawn
+    note = f": the model draws random numbers, at {drawn[0]}, so that no two runs of it are equal" if training else ""
+    assert random_note(model) == note
+
+
+def test_a_trained_dropout_of_weights_runs_on_one_side_only() -> None:
+    """Copied to both sides it would be drawn twice."""
+    nodes = [
+        node("Dropout", ["w", "", "train"], ["d"], name="drop"),
+        node("Mul", ["x", "d"], ["m"], name="mul"),
+        node("Relu", ["m"], ["r"], name="act"),
+        node("Sub", ["r", "d"], ["y"], name="sub"),
+    ]
+    weights = [weight("w", np.ones((1, 64), "f")), weight("train", np.array(True))]
+    model = nets.load(nets.proto(nodes, [value("x", [1, 64])], [value("y", [1, 64])], weights))
+    assert model.graph.nodes[0].placed
+    assert [t.name for t in model.graph.cut("act").crossing] == ["d", "r"]

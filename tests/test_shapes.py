@@ -100,17 +100,17 @@ def test_a_scalar_is_not_an_input_without_a_shape() -> None:
 def test_inputs_that_are_no_tensors_of_numbers() -> None:
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     proto = nets.proto([node("ConcatFromSequence", ["s"], ["y"], axis=0)], [sequence], [value("y", None)])
-    refused(proto, "input s is a sequence_type, not a tensor")
-    refused(proto, "input s is a sequence_type, not a tensor", s=(1,))
+    refused(proto, "input s is a sequence, not a tensor")
+    refused(proto, "input s is a sequence, not a tensor", s=(1,))
     text = nets.proto(
         [node("StringConcat", ["s", "s"], ["y"])],
         [value("s", [1], TensorProto.STRING)],
         [value("y", None, TensorProto.STRING)],
         opset=20,
     )
-    refused(text, "input s has values of text")
+    refused(text, "input s is text, which splitpoint cannot carry")
     half = nets.proto([node("Cast", ["s"], ["y"], to=1)], [value("s", [1], TensorProto.BFLOAT16)], [value("y", None)])
-    refused(half, "input s has values of bfloat16, which splitpoint cannot carry")
+    refused(half, "input s is bfloat16, which splitpoint cannot carry")
 
 
 def test_declared_output_shapes_are_not_believed() -> None:
@@ -252,3 +252,20 @@ def test_made_up_inputs(spec: TensorSpec, low: int, high: int) -> None:
     assert np.array_equal(made, shapes.sample_inputs([spec])["x"])
     assert not np.array_equal(made, shapes.sample_inputs([spec], seed=1)["x"])
     assert shapes.sample_inputs([TensorSpec("x", "int64", (99,))], vocabulary=50)["x"].max() > 30
+
+
+@pytest.mark.parametrize("kind", ["BFLOAT16", "FLOAT8E4M3FN", "UINT4", "STRING"])
+def test_an_output_that_cannot_be_carried_is_named_by_its_type(kind: str) -> None:
+    number = getattr(TensorProto, kind)
+    nodes = [node("Tanh", ["x"], ["t"]), node("Cast", ["t"], ["y"], to=number)]
+    net = nets.proto(nodes, [value("x", [1, 4])], [value("y", [1, 4], number)], opset=21)
+    word = "text" if kind == "STRING" else kind.lower()
+    with pytest.raises(ModelError, match=f"output y is {word}, which splitpoint cannot carry: "):
+        nets.load(net)
+
+
+def test_an_output_that_is_a_sequence() -> None:
+    output = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    net = nets.proto([node("SequenceConstruct", ["x", "x"], ["y"])], [value("x", [1, 4])], [output])
+    with pytest.raises(ModelError, match=r"output y is a sequence, which .* take it \(and what makes it"):
+        nets.load(net)

@@ -1,7 +1,7 @@
 """A plan for a device and a server that are both there: profile both, measure the link, plan.
 
 >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
-...     with Edge(server.address, at="input") as edge:
+...     with Edge(server.address, at="cut:input") as edge:
 ...         known = survey(edge, open_engine(), budget_s=0.5, cache=tmp)
 ...         best = known.planner(edge.model.graph).plan(known.link).best
 ...         cut = edge.switch(*placement(edge.model.graph, best))
@@ -26,6 +26,7 @@ from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.machine import EMULATED, default_cache, this_machine, versions
 from splitpoint.models.model import Model
+from splitpoint.models.values import digest
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option, Plan
@@ -152,7 +153,9 @@ def rows(plan: Plan, most: int = 7) -> Sequence[Option]:
 
 
 def _place(model: Model, engine: Engine, cache: Path) -> Path:
-    return cache / "profiles" / f"{model.fingerprint[:16]}-{engine.name}-{engine.device}-{engine.threads}.profile.json"
+    told = digest(model.values)
+    name = f"{model.fingerprint[:16]}-{told}" if told else model.fingerprint[:16]
+    return cache / "profiles" / f"{name}-{engine.name}-{engine.device}-{engine.threads}.profile.json"
 
 
 def _kept(place: Path, model: Model) -> tuple[Profile, float] | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -28,6 +28,10 @@ T = TypeVar("T")
 
 #: Names of topological prefixes that no layer or node stands for.
 _PREFIX = "prefix:"
+#: Between the names of a cut that more than one branch ends at.
+JOIN = " + "
+#: What a name may be of, in the order of preference: ``layer:NAME`` and so on nobody can mistake for another.
+_KINDS = ("layer", "node", "tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +226,7 @@ class Graph:
         needed = {t for need in server for t in need.values}
         crossing = [t for t in needed if t not in self.producer or self.producer[t] in head]
         return Cut(
-            name or self._name_of(head),
+            name or self.name_of(head),
             head,
             self._specs(crossing),
             self._vectors({v for need in server for v in need.vectors}, head, frozenset(crossing)),
@@ -333,38 +337,45 @@ class Graph:
 
     @cached_property
     def _prefixes(self) -> tuple[Cut, ...]:
-        cuts = list(self._walk())
-        for k in self._misnamed(cuts):
-            cuts[k] = dataclasses.replace(cuts[k], name=f"{_PREFIX}{k}")
+        cuts = [dataclasses.replace(c, name=name) for c, name in zip(self._walk(), self._prefix_names(), strict=True)]
         for index, k in enumerate(self._chosen(cuts)):
             cuts[k] = dataclasses.replace(cuts[k], index=index)
         return tuple(cuts)
 
-    def _misnamed(self, cuts: list[Cut]) -> Iterator[int]:
-        """Prefixes whose last node's name means another cut: beside parallel branches, what it needs is less."""
-        ancestors: dict[int, int] = {}  # a node → bits of all that its closure holds
-        below: dict[str, int] = {}  # a path → the same for the layer and all layers inside
+    def _prefix_names(self) -> Iterator[str]:
+        """For each prefix the name that `cut` takes for just this one: its last node's, unless that means another."""
+        bits, count = 0, 0
+        for k, step in enumerate(((), *self.order)):
+            count += len(step)
+            for i in step:
+                bits |= 1 << i
+            if not count or count == len(self.placed):
+                yield self._spelled_word("output" if count else "input", bits)
+            elif self._closures[max(step)] == bits:
+                yield self.spell("node", self.nodes[max(step)].name)
+            else:  # beside parallel branches, what the last node needs is less
+                yield self._spelled_word(f"{_PREFIX}{k}", bits)
+
+    @cached_property
+    def _closures(self) -> Mapping[int, int]:
+        """Placed node → its closure as bits: node i is bit i."""
+        found: dict[int, int] = {}
         for step in self.order:
             bits = 0
             for i in step:
                 bits |= 1 << i
                 for maker in self._makers[i]:
-                    bits |= ancestors.get(maker, 0)
-            for i in step:
-                ancestors[i] = bits
-        for i in self.placed:
-            parts = self.nodes[i].layer.split(".")
-            for depth in range(1, len(parts) + 1):
-                path = ".".join(parts[:depth])
-                below[path] = below.get(path, 0) | ancestors[i]
+                    bits |= found.get(maker, 0)
+            found.update(dict.fromkeys(step, bits))
+        return found
+
+    def _bits(self, targets: Iterable[int]) -> int:
+        """The closure of `targets` as bits."""
         bits = 0
-        for k, step in enumerate(((), *self.order)):
-            for i in step:
-                bits |= 1 << i
-            if 0 < k < len(cuts) - 1:
-                last = max(step)
-                if below.get(self.nodes[last].name, ancestors[last]) != bits:
-                    yield k
+        for i in targets:
+            for maker in (i,) if self.nodes[i].placed else self._makers[i]:
+                bits |= self._closures[maker]
+        return bits
 
     def _chosen(self, cuts: list[Cut]) -> list[int]:
         """Places of the chain's cuts among the prefixes."""
@@ -411,7 +422,7 @@ class Graph:
         for out, makers in pending.items():
             if not makers:
                 settle(self._output_needs[out])
-        count, last = 0, -1
+        count = 0
         for step in ((), *self.order):
             for i in step:
                 alive.update(t for t in self.nodes[i].outputs if wanted[t])
@@ -420,52 +431,154 @@ class Graph:
                     pending[out].discard(i)
                     if not pending[out]:
                         settle(self._output_needs[out])
-                last = max(last, i)
             count += len(step)
             head = Prefix(flat, rank, count)
             yield Cut(
-                "input" if not count else "output" if count == len(flat) else self.nodes[last].name,
+                "",
                 head,
                 self._specs(alive),
                 self._vectors([v for v, n in vectors.items() if n], head, alive),
                 tuple(out for out, makers in pending.items() if not makers),
             )
 
-    def _name_of(self, head: Set[int]) -> str:
-        if not head:
-            return "input"
-        if len(head) == len(self.placed):
-            return "output"
-        return self.nodes[max(head)].name
+    def name_of(self, head: Set[int]) -> str:
+        """The name that `cut` takes for just this cut: its prefix's, else those of the last nodes of each branch."""
+        place = self._places.get(len(head))
+        if place is not None and self._prefixes[place].nodes == head:
+            return self._prefixes[place].name
+        inner = {maker for i in head for maker in self._makers[i]}
+        return JOIN.join(self._node_names[i] for i in sorted(set(head) - inner)) or "input"
+
+    @cached_property
+    def _places(self) -> Mapping[int, int]:
+        """How many nodes a prefix has → its place in `prefixes`."""
+        return {len(c.nodes): k for k, c in enumerate(self._prefixes)}
+
+    @cached_property
+    def _node_names(self) -> Mapping[int, str]:
+        """Placed node → what `cut` takes for it and all it needs: its layer's name where that means the same."""
+        found = {}
+        for i in self.placed:
+            layer = self.nodes[i].layer
+            same = self._means("layer", layer) == self._closures[i]
+            found[i] = self.spell("layer", layer) if same else self.spell("node", self.nodes[i].name)
+        return found
 
     def cut(self, at: str | int) -> Cut:
         """The cut named `at`: a layer path, node, tensor, chain index, ``input``, ``output`` or ``middle``.
 
         A layer means "up to and including all that this layer needs". ``prefix:17`` is the 17th topological prefix:
-        beside parallel branches it may have no other name. Raises CutError naming the nearest names.
+        beside parallel branches it may have no other name. ``a + b`` is all that either needs. Where a model has a
+        layer, node or tensor of such a name, ``layer:5``, ``node:5`` and ``tensor:5`` mean these, ``cut:5`` ours.
+
+        Raises CutError for a name that is not there (with the nearest ones), and for one that means several cuts.
         """
         if isinstance(at, int):
             return self._at_index(at)
-        if at in ("input", "output"):
-            return self.prefixes()[0 if at == "input" else -1]
-        if at == "middle":
-            return self.middle()
-        if at.startswith(_PREFIX) and at[len(_PREFIX) :].isdecimal():
-            place = int(at[len(_PREFIX) :])
-            if place >= len(self.prefixes()):
-                raise CutError(f"{at} is not in {_PREFIX}0…{len(self.prefixes()) - 1}, the rows of splitpoint inspect")
-            return self.prefixes()[place]
-        targets = self._targets(at)
-        if _INDEX.fullmatch(at) and (targets is None or -len(self.chain()) <= int(at) < len(self.chain())):
-            # Old exports call tensors and nodes by number, too: an index counts first where there is one.
-            return self._at_index(int(at))
-        if targets is None and any(at == path or path.startswith(at + ".") for path in self.unused):
-            raise CutError(f"{at} plays no part in the outputs of {self.name}: there is nothing to cut behind it")
-        if targets is None:
-            raise CutError(f"{self.name} has no layer, node or tensor {at}{nearest(at, self.names)}")
-        nodes = self.closure(targets)
+        meanings = self._meanings(at)
+        if len(meanings) > 1:
+            forms = " or ".join(f"{form} ({self._crossing_of(bits)})" for form, bits in meanings.items())
+            raise CutError(f"{at} means {len(meanings)} things in {self.name}: say {forms}")
+        if not meanings:
+            parts = at.split(JOIN)
+            if len(parts) == 1:
+                raise CutError(self._unknown(at))
+            meanings = {at: self._bits(i for part in parts for i in self.cut(part).nodes)}
+        form, bits = next(iter(meanings.items()))
+        kind, _, name = form.partition(":")
+        if kind == "cut":
+            return self._own(name) or self.prefixes()[0]
+        nodes = self._nodes_of(bits)
         index = next((c.index for c in self.chain() if c.nodes == nodes), None)
         return self.cut_of(nodes, at, index)
+
+    def meanings(self, at: str) -> tuple[str, ...]:
+        """The ways to write `at` that nobody can mistake, one for each cut it may mean: ``("cut:5", "layer:5")``."""
+        return tuple(self._meanings(at))
+
+    def spell(self, kind: str, name: str) -> str:
+        """How to write the ``layer``, ``node`` or ``tensor`` `name`: as it is where `cut` then takes just this.
+
+        >>> graph = Graph("g", (Node("input", "Relu", "input", ("x",), ("y",)), Node("b", "Relu", "b", ("y",), ("z",))),
+        ...               (), (), {})
+        >>> graph.spell("layer", "input"), graph.spell("layer", "b")
+        ('layer:input', 'b')
+        """
+        bits, known = self._means(kind, name), self._all_of(name)
+        if set(known.values()) == {bits} and self._is_free(name, bits):
+            return name
+        return f"{next(k for k, meant in known.items() if meant == bits)}:{name}"
+
+    def spell_index(self, index: int) -> str:
+        """How to write the number `index` of the chain: ``"5"``, or ``"cut:5"`` where the model has names like it."""
+        return self._spelled_word(str(index), self._bits(self.chain()[index].nodes))
+
+    def _spelled_word(self, word: str, bits: int) -> str:
+        return word if set(self._all_of(word).values()) <= {bits} else f"cut:{word}"
+
+    def _is_free(self, name: str, bits: int | None) -> bool:
+        """Whether `name` is no word of ours, or the word for the very cut `bits`."""
+        kind, colon, _ = name.partition(":")
+        if name in ("input", "output"):
+            return bits == (self._all_bits if name == "output" else 0)
+        # Not whether there is such a number: what a layer is called must not follow from how many cuts there are.
+        return not (name in ("middle", "auto") or _INDEX.fullmatch(name) or (colon and kind in (*_KINDS, "cut"))
+                    or (name.startswith(_PREFIX) and name[len(_PREFIX) :].isdecimal()))  # fmt: skip
+
+    @cached_property
+    def _all_bits(self) -> int:
+        return self._bits(self.placed)
+
+    def _meanings(self, at: str) -> Mapping[str, int]:
+        """Unmistakable form → closure as bits, for each cut that `at` may mean; ours is first."""
+        kind, colon, name = at.partition(":")
+        if colon and kind == "cut":
+            own = self._own(name)
+            return {} if own is None else {at: self._bits(own.nodes)}
+        if colon and kind in _KINDS:
+            meant = self._means(kind, name)
+            return {} if meant is None else {at: meant}
+        own = self._own(at)
+        found: dict[int, str] = {} if own is None else {self._bits(own.nodes): f"cut:{at}"}
+        for kind, bits in self._all_of(at).items():
+            found.setdefault(bits, f"{kind}:{at}")
+        return {form: bits for bits, form in found.items()}
+
+    def _own(self, word: str) -> Cut | None:
+        """The cut that a word of ours means, whatever the model's own names are; None if it is none."""
+        if word in ("input", "output"):
+            return self.prefixes()[0 if word == "input" else -1]
+        if word == "middle":
+            return self.middle()
+        if word.startswith(_PREFIX) and word[len(_PREFIX) :].isdecimal() and len(word) <= _MOST_DIGITS:
+            place = int(word[len(_PREFIX) :])
+            return self.prefixes()[place] if place < len(self.prefixes()) else None
+        if _INDEX.fullmatch(word) and -len(self.chain()) <= int(word) < len(self.chain()):
+            return self.chain()[int(word)]
+        return None
+
+    def _unknown(self, at: str) -> str:
+        """Why there is no cut `at`."""
+        kind, colon, name = at.partition(":")
+        word = name if colon and kind == "cut" else at
+        if _INDEX.fullmatch(word):
+            return f"cut {word} is not in 0…{len(self.chain()) - 1} (see splitpoint inspect)"
+        if word.startswith(_PREFIX) and word[len(_PREFIX) :].isdecimal():
+            return f"{word} is not in {_PREFIX}0…{len(self.prefixes()) - 1}, the rows of splitpoint inspect"
+        if any(at == path or path.startswith(at + ".") for path in self.unused):
+            return f"{at} plays no part in the outputs of {self.name}: there is nothing to cut behind it"
+        if colon and kind in _KINDS:
+            known = [n for n in self.names if self._means(kind, n) is not None]
+            return f"{self.name} has no {kind} {name}{nearest(name, known)}"
+        return f"{self.name} has no layer, node or tensor {at}{nearest(at, self.names)}"
+
+    def _crossing_of(self, bits: int) -> str:
+        nodes = self._nodes_of(bits)
+        crossing = " + ".join(map(str, self.cut_of(nodes, "-").crossing)) or "nothing"
+        return f"{len(nodes)} of {len(self.placed)} nodes on the device, {crossing} crosses"
+
+    def _nodes_of(self, bits: int) -> frozenset[int]:
+        return frozenset(i for i in self.placed if bits >> i & 1)
 
     def _at_index(self, index: int) -> Cut:
         chain = self.chain()
@@ -473,35 +586,64 @@ class Graph:
             raise CutError(f"cut {index} is not in 0…{len(chain) - 1} (see splitpoint inspect)")
         return chain[index]
 
-    def _targets(self, at: str) -> list[int] | None:
-        """Indices of the nodes that `at` names; None for a name that is not there."""
-        if at in {t.name for t in self.inputs}:
-            return []
-        if at in self.aliases:
-            held = self.aliases[at]
-            return [] if held in {t.name for t in self.inputs} else self._named([held]) or None
-        inside = [i for i, n in enumerate(self.nodes) if n.layer == at or n.layer.startswith(at + ".")]
-        if inside:
-            return [i for i in inside if self.nodes[i].placed] or inside
-        named = self._named([at])
-        if named:
-            return named
-        if at in self.producer:
-            return [self.producer[at]]
-        # A container none of whose own paths survived the export: all that its folded children hold.
-        return self._named([n for path, n in self.aliases.items() if path.startswith(at + ".")]) or None
+    # --- names --------------------------------------------------------------------------------------------------
 
-    def _named(self, names: Iterable[str]) -> list[int]:
-        wanted = set(names)
-        return [i for i, n in enumerate(self.nodes) if n.name in wanted]
+    def _all_of(self, name: str) -> Mapping[str, int]:
+        """``layer``, ``node``, ``tensor`` → the closure (bits) of what `name` stands for, for each of this name."""
+        return {kind: bits for kind in _KINDS if (bits := self._means(kind, name)) is not None}
+
+    def _means(self, kind: str, name: str) -> int | None:
+        """The closure (bits) of the layer, node or tensor `name`; None if there is none."""
+        if (kind, name) not in self._known:
+            found = self._find(kind, name)
+            self._known[kind, name] = None if found is None else self._bits(found)
+        return self._known[kind, name]
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, str], int | None]:
+        return {}  # of a layer with thousands of nodes, whose rows all ask
+
+    def _find(self, kind: str, name: str) -> Sequence[int] | None:
+        """Indices of the nodes that the layer, node or tensor `name` stands for; None if there is none."""
+        if kind == "layer":
+            return self._layer(name)
+        if kind == "node":
+            return self._by_name.get(name)
+        if name in self.producer:
+            return (self.producer[name],)
+        return () if name in {t.name for t in self.inputs} else None
+
+    def _layer(self, path: str) -> Sequence[int] | None:
+        held = self.aliases.get(path)
+        if held is not None:
+            return () if held in {t.name for t in self.inputs} else self._by_name.get(held)
+        if path in self._by_layer:
+            inside = self._by_layer[path]
+            return [i for i in inside if self.nodes[i].placed] or inside
+        # A container none of whose own paths survived the export: all that its folded children hold.
+        return self._by_alias.get(path)
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Sequence[int]]:
+        return _listed((n.name, i) for i, n in enumerate(self.nodes))
+
+    @cached_property
+    def _by_layer(self) -> Mapping[str, Sequence[int]]:
+        """The path of each layer, and of what it is inside of → the nodes in it."""
+        return _listed((path, i) for i, n in enumerate(self.nodes) for path in _paths(n.layer))
+
+    @cached_property
+    def _by_alias(self) -> Mapping[str, Sequence[int]]:
+        pairs = ((parent, i) for path, name in self.aliases.items()
+                 for parent in _paths(path)[:-1] for i in self._by_name.get(name, ()))  # fmt: skip
+        return _listed(pairs)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Everything `cut` accepts by name, without repeats: layers and their parents, nodes, tensors."""
         names: dict[str, None] = {"input": None, "output": None, "middle": None}
         for n in self.nodes:
-            parts = n.layer.split(".")
-            names.update(dict.fromkeys(".".join(parts[: k + 1]) for k in range(len(parts))))
+            names.update(dict.fromkeys(_paths(n.layer)))
         names.update(dict.fromkeys(self.aliases))
         names.update(dict.fromkeys(n.name for n in self.nodes))
         names.update(dict.fromkeys(self.producer))
@@ -578,7 +720,21 @@ class _Needs:
     vectors: tuple[int, ...]
 
 
+def _paths(layer: str) -> list[str]:
+    """``a.b.c`` → ``a``, ``a.b``, ``a.b.c``."""
+    parts = layer.split(".")
+    return [".".join(parts[: k + 1]) for k in range(len(parts))]
+
+
+def _listed(pairs: Iterable[tuple[str, int]]) -> Mapping[str, Sequence[int]]:
+    found: dict[str, list[int]] = {}
+    for name, i in pairs:
+        found.setdefault(name, []).append(i)
+    return found
+
+
 #: Operators that read a tensor's shape only, never its values.
 SHAPE_ROOTS = frozenset({"Shape", "Size"})
 
 _INDEX = re.compile(r"-?[0-9]{1,9}")
+_MOST_DIGITS = len(_PREFIX) + 9

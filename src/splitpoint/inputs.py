@@ -47,6 +47,7 @@ def input_spec(model: Model) -> images.InputSpec:
     """How an image becomes this model's input. InputError with a file to paste where the model does not say."""
     spec = model.input_spec
     if spec is None:
+        _refuse_none(model, "an image")
         guesses = [g for t in model.inputs if (g := images.guess_spec(t.bind(model.graph.assumed)))]
         if len(guesses) != 1:
             raise InputError(images.explain_missing(model.inputs, model.name))
@@ -97,6 +98,7 @@ def tensor_inputs(model: Model, arrays: Mapping[str, Array], where: str) -> dict
     """Arrays by input name; a single unnamed array is the model's single input; a missing batch axis is added."""
     named = dict(arrays)
     if "" in named:
+        _refuse_none(model, where)
         if len(model.inputs) != 1:
             names = ", ".join(t.name for t in model.inputs)
             raise InputError(f"{where} holds one array, {model.name} needs {names}: give an .npz with these names")
@@ -109,6 +111,11 @@ def tensor_inputs(model: Model, arrays: Mapping[str, Array], where: str) -> dict
         return check_inputs(model, named)
     except InputError as exc:
         raise InputError(f"{where}: {exc}") from exc
+
+
+def _refuse_none(model: Model, where: str) -> None:
+    if not model.inputs:
+        raise InputError(f"{model.name} has no inputs, so that {where} is of no use: give an .npz without arrays")
 
 
 def token_inputs(model: Model, path: Path) -> dict[str, Array]:
@@ -125,6 +132,7 @@ def token_inputs(model: Model, path: Path) -> dict[str, Array]:
         raise InputError(f"{path} does not hold token ids (whole numbers with spaces between): {exc}") from exc
     if not ids:
         raise InputError(f"{path} is empty: it should hold token ids (whole numbers with spaces between)")
+    _refuse_none(model, str(path))
     inputs: dict[str, Array] = {}
     for spec in model.inputs:
         if spec.dtype not in ("int64", "int32", "bool") or len(spec.shape) != 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import msgspec
 import numpy as np
 
 from splitpoint.engines import Engine, Session
-from splitpoint.errors import InputError, UsageError
+from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.files import make_folder, publish, scratch
 from splitpoint.graph import Cut
+from splitpoint.models.dataflow import drawing
 from splitpoint.models.model import Model
 from splitpoint.models.shapes import sample_inputs
+from splitpoint.models.values import advice, default_input, varied, with_values
 from splitpoint.tensors import Array, TensorSpec
 
 #: Largest difference allowed, as a share of how much the output changes between inputs.
@@ -158,16 +161,17 @@ def verify(
 ) -> Iterator[Check]:
     """Run the two halves of every cut against the whole model on at least two inputs; one `Check` a cut.
 
-    Every output must change between the inputs, or the match proves nothing: *inconclusive*, which is a failure.
+    Every output must change between the inputs, or the match proves nothing: *inconclusive*, which is a failure. A
+    model without inputs has one answer, which must be each cut's.
     One cut's sessions are in memory at a time.
     """
     samples = list(inputs) if inputs is not None else samples_for(model, 2)
     if len(samples) < 2:
         raise UsageError("verification needs at least two inputs: one input cannot show that the answer depends on it")
     samples = [check_inputs(model, sample) for sample in samples]
-    if all(_same(samples[0], sample) for sample in samples[1:]):
+    if model.inputs and all(_same(samples[0], sample) for sample in samples[1:]):
         raise UsageError("the inputs are all equal: verification needs two that differ, to see the answer change")
-    expected = _answers(model, engine, samples)
+    expected = _answers(model, engine, samples, made_up=inputs is None)
     for cut in cuts:
         both = halves(model, cut, engine)
         try:
@@ -176,19 +180,31 @@ def verify(
             both.close()
 
 
+def random_note(model: Model) -> str:
+    """What to add to a verdict where the model draws random numbers; nothing where it does not."""
+    drawn = drawing(model.skeleton.graph)
+    if not drawn:
+        return ""
+    more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
+    return f": the model draws random numbers, at {drawn[0]}{more}, so that no two runs of it are equal"
+
+
 def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
     # Bytes, so that a NaN equals itself.
     return all(a[n].shape == b[n].shape and a[n].tobytes() == b[n].tobytes() for n in a)
 
 
-def _answers(model: Model, engine: Engine, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+def _answers(
+    model: Model, engine: Engine, samples: Sequence[Mapping[str, Array]], *, made_up: bool
+) -> list[dict[str, Array]]:
     """The whole model's outputs; those that are inputs handed through are the inputs."""
     whole = model.whole()
     if not whole.outputs:
         return [dict(s) for s in samples]
     session = engine.compile(whole)
     try:
-        return [{**s, **session.run(s)} for s in samples]
+        with tried_with(model, made_up):
+            return [{**s, **session.run(s)} for s in samples]
     finally:
         session.close()
 
@@ -209,7 +225,8 @@ def compare(
         rank, error = _judge([e[spec.name] for e in expected], [g.get(spec.name) for g in got], tolerance)
         if rank != _INCONCLUSIVE or _depends_on_input(model, spec.name):
             found.append((rank, error, spec.name))
-    rank, error, name = max(found, default=(_INCONCLUSIVE, 0.0, model.outputs[0].name))
+    nothing = _INCONCLUSIVE if model.inputs else _EQUAL
+    rank, error, name = max(found, default=(nothing, 0.0, model.outputs[0].name))
     return Check(cut, VERDICTS[rank], error, name)
 
 
@@ -272,9 +289,24 @@ def _depends_on_input(model: Model, output: str) -> bool:
 
 
 def samples_for(model: Model, count: int, seed: int = 0) -> list[dict[str, Array]]:
-    """`count` made-up inputs for the bound shapes; token ids stay inside the vocabulary the model has."""
+    """`count` inputs for the bound shapes: the model's `values`, the others made up.
+
+    Large values are those of the first sample only. Token ids stay inside the vocabulary the model has.
+    """
     specs = [t.bind(model.graph.assumed) for t in model.inputs]
-    return [sample_inputs(specs, seed + k, _vocabulary(model)) for k in range(count)]
+    made = [sample_inputs(specs, seed + k, _vocabulary(model)) for k in range(count)]
+    return [(varied if k else with_values)(sample, specs, model.values) for k, sample in enumerate(made)]
+
+
+@contextmanager
+def tried_with(model: Model, made_up: bool = True) -> Iterator[None]:
+    """Inside, an engine that fails on made-up inputs is told of with what to do about it."""
+    try:
+        yield
+    except EngineError as exc:
+        if not made_up or not model.inputs:
+            raise
+        raise EngineError(f"{exc} ({advice(model.inputs, model.values)})") from exc
 
 
 def _vocabulary(model: Model) -> int:
@@ -291,7 +323,21 @@ def _vocabulary(model: Model) -> int:
 
 def check_inputs(model: Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs, contiguous, if their names, dtypes and shapes are the model's. InputError says what is wrong."""
+    known = {t.name for t in model.inputs}
+    weights = {t.name for t in model.skeleton.graph.initializer} if set(inputs) - known else set[str]()
+    if default := next((name for name in inputs if name in weights), None):
+        raise InputError(f"{default_input(default)}: leave it out")
     return check_specs(model.inputs, inputs)
+
+
+def by_name(specs: Sequence[TensorSpec], inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
+    """`inputs` by name: one array is the only input's. InputError if there is another number of inputs."""
+    if not isinstance(inputs, np.ndarray):
+        return inputs
+    if len(specs) != 1:
+        how = "give them by name" if specs else "give {}"
+        raise InputError(f"the model has {len(specs) or 'no'} inputs: {how}")
+    return {specs[0].name: inputs}
 
 
 def check_specs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -300,7 +346,7 @@ def check_specs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dic
     missing = [t for t in specs if t.name not in inputs]
     if extra or missing:
         what = f"has no input {extra[0]}" if extra else f"needs the input {missing[0]}"
-        raise InputError(f"the model {what} (its inputs: {', '.join(map(str, specs))})")
+        raise InputError(f"the model {what} (its inputs: {', '.join(map(str, specs)) or 'none'})")
     return {t.name: t.check(inputs[t.name]) for t in specs}
 
 

@@ -134,6 +134,16 @@ def load_arrays(source: Path | bytes, limit: int = 4 << 30, *, name: str = "") -
         raise InputError(f"{path} is not a readable numpy file (.npy or .npz of plain numbers){_why(exc)}") from exc
 
 
+def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """An `.npz` file of `arrays`. (numpy's own `savez` takes names as keywords, and none may be called ``file``.)"""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+    return data.getvalue()
+
+
 def _why(exc: Exception) -> str:
     """What numpy says is wrong, without its advice to load pickles after all."""
     if isinstance(exc, OSError) and exc.strerror:

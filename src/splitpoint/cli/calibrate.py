@@ -10,7 +10,7 @@ from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.calibration.measure import CODECS, QUALITIES, calibrate
 from splitpoint.calibration.values import Calibration, Row, needed_inputs
 from splitpoint.cli.console import Column, err, out, progress, table
-from splitpoint.cli.options import engine_options, json_option, load_model, model_options
+from splitpoint.cli.options import Opening, engine_options, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.photos import read_photos, recursive_option
 from splitpoint.codecs import open_codec
@@ -60,8 +60,7 @@ from splitpoint.units import size
 @model_options
 def command(
     model: str, images: tuple[Path, ...], recursive: bool, limit: int | None, codecs: tuple[str, ...], cuts: str,
-    out_path: Path | None, as_json: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
-    input_spec: Path | None,
+    out_path: Path | None, as_json: bool, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Run real inputs through every cut with every codec, and record bytes and quality.
 
@@ -71,7 +70,7 @@ def command(
     if out_path:
         check_writable(out_path)
     names = [open_codec(c).name for c in codecs] or [*CODECS, *QUALITIES]
-    loaded = load_model(model, shapes, weights, input_spec)
+    loaded = opening.load(model)
     inputs = read_photos(loaded, images, limit=limit, recursive=recursive)
     chosen = select(loaded, cuts)
     with progress() as bar:

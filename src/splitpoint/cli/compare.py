@@ -11,21 +11,20 @@ from splitpoint.advisor import rows, survey
 from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import Column, out, progress, put_json, table
 from splitpoint.cli.options import (
+    Opening,
     cache_option,
     cloud_option,
     engine_options,
     json_option,
-    load_model,
     model_options,
 )
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.photos import recursive_option
 from splitpoint.cli.quantities import parse_budget, parse_share
-from splitpoint.cli.run import is_local, refuse_local_options
+from splitpoint.cli.run import is_local
 from splitpoint.cli.sweep import read_images
 from splitpoint.compare import Compared, compare
 from splitpoint.engines import open_engine
-from splitpoint.models import name_of
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.values import Plan
 from splitpoint.report.files import check_writable, write_atomic
@@ -72,7 +71,7 @@ def command(
     model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int,
     codecs: tuple[str, ...], max_drop: str | None,
     calib: Path | None, budget: str, fresh: bool, out_path: Path | None, as_json: bool, cache: Path | None, device: str,
-    threads: int, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Plan, then run every row of the table against the server, in turns, and print predicted beside measured.
 
@@ -83,11 +82,13 @@ def command(
     budget_s = parse_budget(budget)
     if out_path:
         check_writable(out_path)
-    here = load_model(model, shapes, weights, input_spec) if is_local(model) else None
+    here = opening.load(model) if is_local(model) else None
     if here is None:
-        refuse_local_options(shapes, weights)
+        opening.refuse_local()
     engine = open_engine(device=device, threads=threads)
-    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, security=security) as edge:
+    with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
+        if here is None:
+            edge.model = opening.on(edge.model)
         inputs = read_images(edge.model, images, recursive=recursive)
         known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=step)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)

@@ -57,7 +57,7 @@ def command(at: str | None) -> None:
     with temporary_folder() as folder, _server(threads) as address:
         click.echo(f"server process: splitpoint serve {MODEL}, listening on {address}")
         engine = open_engine(threads=threads)
-        with Edge(address, at="input", engine=engine, cache=folder) as edge:
+        with Edge(address, at="cut:input", engine=engine, cache=folder) as edge:
             click.echo(f"device process: profiling both sides and the link, about {2 * _BUDGET_S + 3:.0f} s\n")
             known = survey(edge, engine, budget_s=_BUDGET_S, cache=folder)
             plan = known.planner(edge.model.graph).plan(known.link)

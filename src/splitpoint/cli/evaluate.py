@@ -18,8 +18,9 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import make_folder
 from splitpoint.machine import this_machine
-from splitpoint.models import load, name_of
+from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.models.names import name_of
 from splitpoint.predict import truth as truths
 from splitpoint.predict.evaluate import Judgement, judge
 from splitpoint.predict.files import load_latency

@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import Column, bold, out, put_json, table
-from splitpoint.cli.options import json_option, load_model, model_options
+from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_atomic, write_csv, write_xlsx
 from splitpoint.report.layers import COLUMNS, LayerRow, layer_names, layer_rows
-from splitpoint.units import count, size
+from splitpoint.segments import random_note
+from splitpoint.units import count, counted, size
 
 
 @click.command(short_help="List a model's layers and what would cross the link at each.")
@@ -32,15 +33,16 @@ from splitpoint.units import count, size
 @model_options
 def command(
     model: str, cuts: str, csv_path: Path | None, xlsx_path: Path | None, names: Path | None, as_json: bool,
-    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    opening: Opening,
 ) -> None:  # fmt: skip
     """List MODEL's cut points, one a row.
 
     Each row is a node in topological order: its layer, what it makes, and everything that would cross the link if
     the device ran all up to and including it. A number under "cut" marks a cut that one tensor (or the fewest there
-    are) crosses; --at takes that number, a layer's path, a node or a tensor.
+    are) crosses; --at takes that number, a layer's path, a node or a tensor. Where a name means several of these, it
+    is written layer:NAME, node:NAME, tensor:NAME or cut:NUMBER.
     """
-    loaded = load_model(model, shapes, weights, input_spec)
+    loaded = opening.load(model)
     rows = layer_rows(loaded, loaded.graph.chain() if cuts == "chain" else None)
     written = []
     if csv_path:
@@ -89,29 +91,31 @@ _COLUMNS = (
 
 def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     console = out()
-    table(_COLUMNS, [_cells(r) for r in rows], console=console)
+    table(_COLUMNS, [_cells(r, model) for r in rows], console=console)
     inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
     totals = f"{count(rows[-1].flops)} FLOPs, {count(rows[-1].params)} parameters" if rows else ""
     weights_of = f"{size(model.nbytes)} of weights"
     console.print(f"{bold(model.name)} {model.fingerprint[:12]}  {totals}, {weights_of}", markup=True)
     if model.source:
         console.print(model.source, markup=False)
-    console.print("in   " + ", ".join(map(str, model.inputs)), markup=False)
+    console.print("in   " + (", ".join(map(str, model.inputs)) or "nothing"), markup=False)
     console.print("out  " + ", ".join(map(str, model.outputs)), markup=False)
     if model.graph.assumed:
         console.print("sizes are for " + ", ".join(f"{k} {v}" for k, v in model.graph.assumed.items()))
-    console.print(f"{len(rows)} cut points, {inner} of them single-tensor cuts inside the model")
+    if note := random_note(model):
+        console.print(note.removeprefix(": "), markup=False)
+    console.print(f"{counted(len(rows), 'cut point')}, {inner} of them single-tensor cuts inside the model")
 
 
-def _cells(r: LayerRow) -> tuple[str, ...]:
+def _cells(r: LayerRow, model: Model) -> tuple[str, ...]:
     crosses = "-" if not r.crossing else size(r.crossing_wire_bytes)
     if len(r.crossing) > 1:
         crosses = f"{len(r.crossing)}: {crosses}"
     return (
-        "" if r.cut is None else str(r.cut),
+        "" if r.cut is None else model.graph.spell_index(r.cut),
         r.layer,
         r.op,
-        "×".join(map(str, r.shape)) or "scalar",
+        "×".join(map(str, r.shape)) or ("scalar" if r.dtype else "-"),
         crosses,
         count(r.flops),
         count(r.params),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -10,27 +12,106 @@ from typing import Any, TypeVar, cast
 import click
 
 from splitpoint.errors import UsageError
+from splitpoint.images import InputSpec
 from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.models.values import listed
 from splitpoint.security import OPEN, client_security, server_security
+from splitpoint.tensors import load_arrays
 
 _FILE = click.Path(path_type=Path)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=1,3,640,640",
+    help="Fix an input's free dimensions; may be given once an input.",
+)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How MODEL is opened: what `model_options` were given."""
+
+    shapes: tuple[str, ...] = ()
+    weights: str | None = None
+    input_spec: Path | None = None
+    values: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything was said."""
+        return self != Opening()
+
+    def load(self, model: str, *, photos: bool = False) -> Model:
+        """The model, with a line about what was assumed, and one about values that an earlier command was given.
+
+        With `photos` an input may also be one: it says nothing that is needed here.
+        """
+        told = self._values(photos)
+        loaded = load(
+            model, shapes=parse_shapes(self.shapes), weights=self.weights, input_spec=self.input_spec, values=told
+        )
+        assumed = loaded.graph.assumed
+        if any(name != "batch" for name in assumed):
+            free = ", ".join(f"{name} = {size}" for name, size in assumed.items())
+            click.echo(f"{loaded.name}: free dimension assumed: {free} (--shape fixes it)", err=True)
+        kept = {n: v for n, v in loaded.values.items() if n not in told and "" not in told}
+        if kept:
+            click.echo(f"{loaded.name}: as given before, {listed(kept)} (--value gives others)", err=True)
+        return loaded
+
+    def on(self, model: Model) -> Model:
+        """The server's `model`, whose photos and values are as they are given here."""
+        if self.input_spec is not None:
+            model = model.with_input_spec(InputSpec.from_file(self.input_spec))
+        told = self._values()
+        return model.with_values(told) if told else model
+
+    def refuse_local(self) -> None:
+        """UsageError for options that would change nothing, because the model is the server's."""
+        if self.shapes or self.weights:
+            raise UsageError("--shape and --weights are for a model on this device; here the server's is used as it is")
+
+    def _values(self, photos: bool = False) -> dict[str, Any]:
+        """Values by input: of files, and of --value, which counts more."""
+        found: dict[str, Any] = {}
+        for path in self.inputs:
+            if path.suffix in (".npy", ".npz"):
+                for name, array in load_arrays(path).items():
+                    found.setdefault(name, array)
+            elif not photos:
+                raise UsageError(f"--input takes values from an .npy or .npz file, and {path} is none")
+        return found | parse_values(self.values)
+
 
 def model_options(function: F) -> F:
-    """--shape, --weights, --input-spec: how MODEL is loaded."""
+    """--shape, --weights, --input-spec, --input, --value: how MODEL is loaded, as the one parameter `opening`."""
+
+    @wraps(function)
+    def opened(
+        *args: Any, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None, values: tuple[str, ...],
+        inputs: tuple[Path, ...], **others: Any,
+    ) -> Any:  # fmt: skip
+        return function(*args, opening=Opening(shapes, weights, input_spec, values, inputs), **others)
+
+    result = cast(F, opened)
     for option in (
-        click.option("--input-spec", type=click.Path(path_type=Path), metavar="FILE",
+        click.option("--value", "values", multiple=True, metavar="NAME=NUMBER[,…]",
+                     help="A real value for an input that must make sense: --value sr=16000. Given once, it is kept."),
+        click.option("--input", "inputs", multiple=True, type=_FILE, metavar="FILE",
+                     help="Real inputs (.npz by name, .npy for the only one), where made-up ones make no sense."),
+        click.option("--input-spec", type=_FILE, metavar="FILE",
                      help="How photos become the model's input (JSON or TOML); see docs/input-spec.md."),
         click.option("--weights", metavar="FILE|random[:SEED]",
                      help="Weights of a PyTorch model, instead of its default pretrained ones."),
-        click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,640,640",
-                     help="Fix an input's free dimensions; may be given once an input."),
+        shape_option,
     ):  # fmt: skip
-        function = option(function)
-    return function
+        result = option(result)
+    return result
 
 
 def engine_options(function: F) -> F:
@@ -175,11 +256,22 @@ def parse_codecs(codecs: tuple[str, ...]) -> str | Mapping[str, str]:
     return by_name
 
 
-def load_model(model: str, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None) -> Model:
-    """The model, with a line about what was assumed."""
-    loaded = load(model, shapes=parse_shapes(shapes), weights=weights, input_spec=input_spec)
-    assumed = loaded.graph.assumed
-    if any(name != "batch" for name in assumed):
-        free = ", ".join(f"{name} = {size}" for name, size in assumed.items())
-        click.echo(f"{loaded.name}: free dimension assumed: {free} (--shape fixes it)", err=True)
-    return loaded
+def parse_values(values: tuple[str, ...]) -> dict[str, Any]:
+    """``("sr=16000", "sizes=1,16")`` → ``{"sr": 16000, "sizes": [1, 16]}``; UsageError for anything else."""
+    parsed: dict[str, Any] = {}
+    for text in values:
+        name, equals, words = text.rpartition("=")
+        numbers = [_number(word.strip()) for word in words.split(",")]
+        if not equals or not name or None in numbers:
+            raise UsageError(f"--value is NAME=NUMBER or NAME=NUMBER,NUMBER,…, not {text}")
+        parsed[name] = numbers[0] if len(numbers) == 1 else numbers
+    return parsed
+
+
+def _number(word: str) -> int | float | bool | None:
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError, OverflowError):
+            return kind(word)
+    return None

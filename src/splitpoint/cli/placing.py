@@ -78,7 +78,7 @@ def place(
         known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=_say)
     except RefusedError as exc:
         _say(f"no plan: {exc}. Cutting in the middle; --at CUT or --plan FILE says otherwise")
-        edge.switch("middle")
+        edge.switch("cut:middle")
         return Placed()
     planner = known.planner(edge.model.graph, constraints=Constraints(codecs=codecs))
     planner, plan, rows = _planned(planner, known.link, rate)

@@ -15,10 +15,10 @@ from splitpoint.calibration.values import Calibration
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.latency import check_same, codecs_there, is_latency
 from splitpoint.cli.options import (
+    Opening,
     cache_option,
     engine_options,
     json_option,
-    load_model,
     model_options,
     security_options,
 )
@@ -32,8 +32,8 @@ from splitpoint.files import check_writable
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
 from splitpoint.link.trace import LinkTrace
-from splitpoint.models import name_of
 from splitpoint.models.model import Model
+from splitpoint.models.names import names_of
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import plan_bytes, save_plan
 from splitpoint.planning.objectives import NAMES
@@ -134,8 +134,7 @@ def command(
     max_drop: str | None,
     max_edge_memory: str | None, keep_input_local: bool, deadline: str | None, codecs: tuple[str, ...],
     calib: Path | None, edge_watts: str | None, budget: str, force: bool, explain: bool, png_path: Path | None,
-    out_path: Path | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
-    weights: str | None, input_spec: Path | None,
+    out_path: Path | None, as_json: bool, cache: Path | None, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Compare all on the device, all on the server and every split, and say what is best and by how much.
 
@@ -157,7 +156,7 @@ def command(
     calibration = None if calib is None else _calibration(calib)
     learned = _learned(edge_path, cloud, device, threads, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
-    wanted = load_model(model, shapes, weights, input_spec) if model is not None and load_it else None
+    wanted = opening.load(model) if model is not None and load_it else None
     budget_s = parse_budget(budget)
     edge, there, link = _gather(
         model, wanted, edge_path, cloud, security, link_text, budget_s, device=device, threads=threads, cache=cache,
@@ -205,9 +204,9 @@ def _gather(
     from splitpoint.runtime.edge import Edge
 
     engine = open_engine(device=device, threads=threads)
-    served = wanted or name_of(model or (edge.graph.name if edge else ""))
+    served = wanted or model or (edge.graph.name if edge else "")
     known: dict[str, Any] = {"engine": engine, "cache": cache, "security": security}
-    with nullcontext() if named else Edge(cloud, served, at="input", **known) as server:
+    with nullcontext() if named else Edge(cloud, served, at="cut:input", **known) as server:
         if server is not None:
             there = server.profile_server(budget_s)
             if link is None:
@@ -278,8 +277,8 @@ def _profile_here(model: Model, engine: Engine, budget_s: float, cache: Path | N
 def _profile_file(path: Path, model: str | None, wanted: Model | None) -> Profile:
     """The profile in a file; InputError unless it is of `wanted`, or, where MODEL is only a name, of one called so."""
     profile = load_profile(path)
-    if wanted is None and model is not None and name_of(model) != profile.graph.name:
-        raise InputError(f"{path}: this is a profile of {profile.graph.name}, not of {name_of(model)}")
+    if wanted is None and model is not None and profile.graph.name not in names_of(model):
+        raise InputError(f"{path}: this is a profile of {profile.graph.name}, not of {model}")
     if wanted is not None:
         try:
             profile.require(wanted.fingerprint, wanted.name)

@@ -11,7 +11,7 @@ from splitpoint import install
 from splitpoint.cli import evaluate, train
 from splitpoint.cli.console import Column, bold, out, put_json, table
 from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
-from splitpoint.cli.options import json_option, load_model, model_options
+from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.errors import InputError
 from splitpoint.files import check_writable, is_special
@@ -111,8 +111,7 @@ command.add_command(evaluate.command, "evaluate")
 @model_options
 def model_command(
     model: str, device_file: str, measured: Path | None, traces: Path | None, threads: int | None, device: str | None,
-    force: bool, show_all: bool, output: Path | None, csv_path: Path | None, as_json: bool, shapes: tuple[str, ...],
-    weights: str | None, input_spec: Path | None,
+    force: bool, show_all: bool, output: Path | None, csv_path: Path | None, as_json: bool, opening: Opening,
 ) -> None:  # fmt: skip
     """Predict what every kernel of MODEL takes on a device, and the whole of it, without running anything.
 
@@ -125,7 +124,7 @@ def model_command(
             check_writable(path)
     latency = load_latency(device_file)
     check_same(latency, device_file, device=device, threads=threads, force=force)
-    loaded = load_model(model, shapes, weights, input_spec)
+    loaded = opening.load(model)
     segments = _corrections(loaded, latency, measured, traces, force=force)
     found = predict(loaded, latency, segments)
     if output is not None:

@@ -12,21 +12,20 @@ from click.core import ParameterSource
 from splitpoint import install
 from splitpoint.cli.console import Column, bold, countdown, out, table, waiting
 from splitpoint.cli.options import (
+    Opening,
     cache_option,
     cloud_option,
     engine_options,
     json_option,
-    load_model,
     model_options,
 )
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget, parse_watts
-from splitpoint.cli.run import is_local, notice, refuse_local_options
+from splitpoint.cli.run import is_local, notice
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.files import is_special
 from splitpoint.machine import EMULATED
-from splitpoint.models import name_of
 from splitpoint.profile import measure
 from splitpoint.profile.files import profile_bytes, save_profile
 from splitpoint.profile.power import find_meter
@@ -88,8 +87,7 @@ _SLOWEST = 8
 def command(
     model: str | None, cloud: str | None, security: Security, budget: str, output: Path | None, png_path: Path | None,
     csv_path: Path | None, xlsx_path: Path | None, edge_watts: str | None, note: str, as_json: bool,
-    cache: Path | None, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
-    input_spec: Path | None,
+    cache: Path | None, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Measure what every cut of MODEL costs on this machine, with the engine and threads that will run it.
 
@@ -107,14 +105,14 @@ def command(
         if model is None:
             raise UsageError("say which MODEL to measure, or which server measures itself (--cloud HOST)")
         note = valid(note or os.environ.get(EMULATED, ""))  # `splitpoint lab slow` says what it emulates
-        made = _measure_here(model, seconds, watts, note, device, threads, shapes, weights, input_spec)
+        made = _measure_here(model, seconds, watts, note, device, threads, opening)
     else:
         if note or watts:
             raise UsageError("--note and --edge-watts describe this machine: with --cloud the server measures itself")
         source = click.get_current_context().get_parameter_source
         if any(source(name) not in (None, ParameterSource.DEFAULT) for name in ("threads", "device")):
             raise UsageError("--threads and --device are for this machine: give them to splitpoint serve on the server")
-        made = _ask_server(model, cloud, security, seconds, cache, shapes, weights, input_spec)
+        made = _ask_server(model, cloud, security, seconds, cache, opening)
     written = _write(made, output, png_path, csv_path, xlsx_path)
     if as_json:
         click.echo(profile_bytes(made), nl=False)
@@ -136,11 +134,10 @@ def _need_extras(png_path: Path | None, xlsx_path: Path | None) -> None:
 
 
 def _measure_here(
-    name: str, seconds: float, watts: Watts | None, note: str, device: str, threads: int, shapes: tuple[str, ...],
-    weights: str | None, input_spec: Path | None,
+    name: str, seconds: float, watts: Watts | None, note: str, device: str, threads: int, opening: Opening,
 ) -> Profile:  # fmt: skip
     engine = open_engine(device=device, threads=threads)
-    model = load_model(name, shapes, weights, input_spec)
+    model = opening.load(name)
     with countdown() as bar:
         task = bar.add_task(f"measuring {model.name}", total=seconds, left="")
 
@@ -162,16 +159,14 @@ def _measure_here(
 
 
 def _ask_server(
-    name: str | None, cloud: str, security: Security, seconds: float, cache: Path | None, shapes: tuple[str, ...],
-    weights: str | None,
-    input_spec: Path | None,
+    name: str | None, cloud: str, security: Security, seconds: float, cache: Path | None, opening: Opening,
 ) -> Profile:  # fmt: skip
-    here = load_model(name, shapes, weights, input_spec) if name and is_local(name) else None
+    here = opening.load(name) if name and is_local(name) else None
     if here is None:
-        refuse_local_options(shapes, weights)
+        opening.refuse_local()
     with (
         Edge(
-            cloud, here or (name_of(name) if name else None), at="input", cache=cache, security=security,
+            cloud, here or name, at="cut:input", cache=cache, security=security,
             on_event=notice,
         ) as edge,
         waiting(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.options import cache_option, cloud_option
-from splitpoint.models import name_of
 from splitpoint.runtime.edge import Edge
 from splitpoint.security import Security
 from splitpoint.units import size
@@ -26,8 +25,7 @@ def command(
 
     What is there already is not fetched again, and `run` then starts without fetching.
     """
-    name = name_of(model) if model else None
-    with Edge(cloud, name, at="input", cache=cache, model_hash=model_hash, security=security) as edge:
+    with Edge(cloud, model, at="cut:input", cache=cache, model_hash=model_hash, security=security) as edge:
         fetched = edge.pull(at)
         if edge.cache.unkept is not None:
             raise edge.cache.unkept

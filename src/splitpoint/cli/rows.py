@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import click
-import numpy as np
 from rich.console import Console
 
 from splitpoint.cli import answers
 from splitpoint.cli.console import as_json, out
 from splitpoint.images import InputSpec
 from splitpoint.runtime.result import Result
-from splitpoint.tensors import Array
+from splitpoint.tensors import Array, npz_bytes
 from splitpoint.text import plain, valid
 from splitpoint.trace import Span, Trace
 from splitpoint.units import ms
@@ -100,9 +98,7 @@ class Rows:
     def saved(self) -> bytes:
         """All outputs as an `.npz`: arrays are called ``<file's stem>/<output>``."""
         arrays = {f"{key}/{name}": v for key, outputs in self.outputs.items() for name, v in outputs.items()}
-        data = io.BytesIO()
-        np.savez(data, **arrays)  # type: ignore[arg-type]
-        return data.getvalue()
+        return npz_bytes(arrays)
 
     def medians(self) -> None:
         """The table's last row, if there are several."""

@@ -14,12 +14,12 @@ from typing import Any
 import click
 
 from splitpoint.cli.options import (
+    Opening,
     cache_option,
     cloud_option,
     codec_choice_option,
     engine_options,
     json_option,
-    load_model,
     model_options,
     parse_codecs,
 )
@@ -31,10 +31,9 @@ from splitpoint.cli.rows import Rows
 from splitpoint.cli.streaming import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
-from splitpoint.errors import InputError, RefusedError, UsageError
+from splitpoint.errors import CutError, InputError, RefusedError, UsageError
 from splitpoint.files import is_special
-from splitpoint.images import InputSpec
-from splitpoint.models import name_of
+from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.files import load_plan
@@ -139,8 +138,7 @@ def command(
     deadline: str | None, fallback: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
     no_adapt: bool, probe_every: str,
     codecs: tuple[str, ...], save: Path | None, checksum: bool, follow_model: bool,
-    model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, shapes: tuple[str, ...],
-    weights: str | None, input_spec: Path | None,
+    model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
@@ -159,8 +157,8 @@ def command(
     probe_every_s = 0.0 if probe_every.strip() == "0" else parse_budget(probe_every, "--probe-every")
     asked = Asked(
         name, cloud, at, load_plan(plan_path) if plan_path else None, parse_budget(budget), fresh, codecs, fallback,
-        parse_ms(deadline, "--deadline") / 1e3 if deadline is not None else 0.0, model_hash, checksum, cache, shapes,
-        weights, input_spec, None if no_adapt else probe_every_s, security, follow_model,
+        parse_ms(deadline, "--deadline") / 1e3 if deadline is not None else 0.0, model_hash, checksum, cache,
+        opening, None if no_adapt else probe_every_s, security, follow_model,
     )  # fmt: skip
     with ExitStack() as stack:
         source = _open(files, fps, recursive, reconnect_s)
@@ -225,9 +223,7 @@ class Asked:
     model_hash: str | None
     checksum: bool
     cache: Path | None
-    shapes: tuple[str, ...]
-    weights: str | None
-    input_spec: Path | None
+    opening: Opening
     probe_every_s: float | None
     """None: the plan stays what it is."""
     security: Security
@@ -236,7 +232,7 @@ class Asked:
     @property
     def auto(self) -> bool:
         """Whether it is to be planned now."""
-        return self.at in (None, "auto") and self.plan is None
+        return self.at in (None, "auto", "cut:auto") and self.plan is None
 
     @property
     def has_options(self) -> bool:
@@ -250,34 +246,36 @@ class Asked:
         if self.checksum:
             raise UsageError("--checksum is for what crosses the link: add --cloud HOST")
         asked = self.model_hash or self.codecs or self.plan or self.fallback or self.follow
-        if self.at not in (None, "auto", "output") or asked:
+        if self.at not in (None, "auto", "cut:auto", "output", "cut:output") or asked:
             raise UsageError(
                 "--at, --plan, --codec, --fallback, --model-hash and --follow-model are for a server: add --cloud HOST"
             )
-        model = load_model(self.name, self.shapes, self.weights, self.input_spec)
+        model = self.opening.load(self.name)
         return Local(model, engine)
 
     def edge(self, engine: Engine) -> Edge:
         """The server, reached; cut as it was asked for, or not at all yet."""
         name, cuts = self.name, self.auto or self.plan is not None
-        here = load_model(name, self.shapes, self.weights, self.input_spec) if name and is_local(name) else None
+        here = self.opening.load(name) if name and is_local(name) else None
         if here is None:
-            refuse_local_options(self.shapes, self.weights)
+            self.opening.refuse_local()
         edge = self._connect(
-            here or (name_of(name) if name else None),
-            at="input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
+            here or name,
+            at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=notice, checksum=self.checksum,
             security=self.security, follow_model=self.follow,
         )  # fmt: skip
-        if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
-            click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
-            try:
+        try:
+            if self.at == "auto" and (named := edge.model.graph.meanings("auto")):
+                forms = " or ".join(named)
+                raise CutError(f"auto is also a name in {edge.model.name}: say --at {forms}, or cut:auto to plan")
+            if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
+                click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
                 edge.pull()
-            except BaseException:
-                edge.close()
-                raise
-        if self.input_spec:  # also for the one that may follow
-            edge.model = edge.model.with_input_spec(InputSpec.from_file(self.input_spec))
+            edge.model = self.opening.on(edge.model)  # and the one that may follow it
+        except BaseException:
+            edge.close()
+            raise
         return edge
 
     def _connect(self, model: Model | str | None, **options: Any) -> Edge:
@@ -336,7 +334,7 @@ def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None
     if _is_input(first):
         return None, [first, *rest]
     if not rest:
-        if Path(first).suffix in (".onnx", ".pt2") or ":" in first or first in SHORT_NAMES:
+        if Path(first).suffix.lower() in MODEL_SUFFIXES or ":" in first or first in SHORT_NAMES:
             raise UsageError(f"say what to run {first} on: images, .npy/.npz files, a folder, or - for standard input")
         raise InputError(f"no such file: {first}")
     return first, rest
@@ -344,7 +342,7 @@ def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None
 
 def _is_input(text: str) -> bool:
     path = Path(text)
-    there = text == "-" or is_stream(text) or (os.path.exists(text) and path.suffix not in (".onnx", ".pt2"))
+    there = text == "-" or is_stream(text) or (os.path.exists(text) and path.suffix.lower() not in MODEL_SUFFIXES)
     return there and not (text in SHORT_NAMES and not path.is_file())
 
 
@@ -377,13 +375,10 @@ def check_save(save: Path | None) -> None:
 
 def is_local(name: str) -> bool:
     """Whether MODEL is on this device, rather than a name the server knows."""
-    return Path(name).suffix in (".onnx", ".pt2") or name.startswith("zoo:")
-
-
-def refuse_local_options(shapes: tuple[str, ...], weights: str | None) -> None:
-    """UsageError for options that would change nothing, because the model is the server's."""
-    if shapes or weights:
-        raise UsageError("--shape and --weights are for a model on this device; here the server's is used as it is")
+    path = Path(name)
+    if path.suffix in (".onnx", ".pt2") or name.startswith("zoo:"):
+        return True
+    return path.suffix.lower() in MODEL_SUFFIXES and path.exists()  # of another framework: loading it says so
 
 
 # --- how it is run ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import click
 
 from splitpoint.cli import signals
 from splitpoint.cli.log import Log
-from splitpoint.cli.options import engine_options, load_model, model_options, server_security_options
+from splitpoint.cli.options import Opening, engine_options, model_options, server_security_options
 from splitpoint.cli.quantities import parse_ms
 from splitpoint.engines import open_engine
 from splitpoint.engines.memory import few_arenas
@@ -106,22 +106,23 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
 def command(
     models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: str,
     max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait: str,
-    until_stdin_ends: bool, device: str, threads: int, shapes: tuple[str, ...], weights: str | None,
-    input_spec: Path | None,
+    until_stdin_ends: bool, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices. A folder stands for every .onnx file in it that can be read.
 
     Hands out graphs and weights by hash, builds the tail of whatever cut a device asks for, and runs it. Several
     versions of a model may be served at once. Ctrl-C or SIGTERM answers what is in flight and ends.
     """
-    if (len(models) > 1 or any(map(_is_folder, models))) and (shapes or weights or input_spec):
-        raise UsageError("--shape, --weights and --input-spec describe one model: export or serve each by itself")
+    if (len(models) > 1 or any(map(_is_folder, models))) and opening:
+        raise UsageError(
+            "--shape, --weights, --input-spec, --input and --value describe one model: export or serve each by itself"
+        )
     max_wait_s = 0.0 if max_wait.strip() == "0" else parse_ms(max_wait, "--max-wait") / 1e3
     limits = Limits(
         profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections,
         memory_bytes=half_the_memory(Limits.memory_bytes),
     )  # fmt: skip
-    loaded = [model for name in models for model in _loaded(name, shapes, weights, input_spec)]
+    loaded = [model for name in models for model in _loaded(name, opening)]
     few_arenas()
     engine = open_engine(device=device, threads=threads)
 
@@ -180,14 +181,14 @@ def _is_folder(name: str) -> bool:
     return name not in SHORT_NAMES and Path(name).is_dir()
 
 
-def _loaded(name: str, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None) -> list[Model]:
+def _loaded(name: str, opening: Opening) -> list[Model]:
     """The model of that name, or those in the folder: a broken one is named, and the others are served."""
     if not _is_folder(name):
-        return [load_model(name, shapes, weights, input_spec)]
+        return [opening.load(name)]
     paths, loaded = sorted(Path(name).glob("*.onnx")), []
     for path in paths:
         try:
-            loaded.append(load_model(str(path), (), None, None))
+            loaded.append(Opening().load(str(path)))
         except SplitpointError as exc:
             click.echo(plain(f"not served: {exc if str(path) in str(exc) else f'{path}: {exc}'}"), err=True)
     if not loaded:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import load_model, model_options
+from splitpoint.cli.options import Opening, model_options
 from splitpoint.cli.outputs import OUTPUT_FOLDER
 from splitpoint.segments import split
 from splitpoint.units import size
@@ -17,14 +17,12 @@ from splitpoint.units import size
 @click.option("--at", required=True, metavar="CUT", help="A layer, node, tensor, cut number, input, output or middle.")
 @click.option("-o", "--output", required=True, type=OUTPUT_FOLDER, metavar="DIR", help="Folder to write.")
 @model_options
-def command(
-    model: str, at: str, output: Path, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None
-) -> None:
+def command(model: str, at: str, output: Path, opening: Opening) -> None:
     """Write head.onnx, tail.onnx and manifest.json for MODEL cut at CUT.
 
     Plain ONNX Runtime (or any other runtime) runs both files; the manifest names the tensors between them.
     """
-    loaded = load_model(model, shapes, weights, input_spec)
+    loaded = opening.load(model)
     manifest = split(loaded, at, output)
     for name in ("head.onnx", "tail.onnx"):
         if name in (manifest.head, manifest.tail):

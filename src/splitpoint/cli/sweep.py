@@ -9,24 +9,22 @@ import click
 
 from splitpoint.cli.console import Column, bold, out, progress, put_json, table
 from splitpoint.cli.options import (
+    Opening,
     cache_option,
     cloud_option,
     codec_choice_option,
     engine_options,
     json_option,
-    load_model,
     model_options,
     parse_codecs,
 )
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.photos import read_photos, recursive_option
-from splitpoint.cli.run import is_local, refuse_local_options
+from splitpoint.cli.run import is_local
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.files import is_special
 from splitpoint.graph import Cut
-from splitpoint.images import InputSpec
-from splitpoint.models import name_of
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.report.files import check_writable
@@ -84,7 +82,7 @@ def command(
     model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int,
     cuts: str, codecs: tuple[str, ...], csv_path: Path,
     png_path: Path | None, fresh: bool, as_json: bool, cache: Path | None, device: str, threads: int,
-    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    opening: Opening,
 ) -> None:  # fmt: skip
     """Run MODEL at every split point against a server, and write split_latency_results.csv.
 
@@ -97,13 +95,13 @@ def command(
     if png_path:
         check_writable(png_path)
         _need_plot()
-    here = load_model(model, shapes, weights, input_spec) if is_local(model) else None
+    here = opening.load(model) if is_local(model) else None
     if here is None:
-        refuse_local_options(shapes, weights)
+        opening.refuse_local()
     engine = open_engine(device=device, threads=threads)
-    with Edge(cloud, here or name_of(model), at="input", engine=engine, cache=cache, security=security) as edge:
-        if input_spec and here is None:
-            edge.model = edge.model.with_input_spec(InputSpec.from_file(input_spec))
+    with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
+        if here is None:
+            edge.model = opening.on(edge.model)
         chosen = select(edge.model, cuts)
         inputs = read_images(edge.model, images, recursive=recursive)
         setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"
@@ -193,10 +191,14 @@ def _print(rows: Sequence[SweepRow]) -> None:
     )
     fastest = f"{ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
     console.print(f"fastest: split after {bold(best.split_layer)}, {fastest}", markup=True)
-    ends = {r.split_layer: r for r in rows if r.split_layer in ("input", "output")}
+    ends = {name.removeprefix("cut:"): r for r in rows if (name := r.split_layer) in _ENDS}
     for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
         if name in ends and ends[name] is not best:
             console.print(f"         {meaning}: {ms(ends[name].p50_rtt * 1e3)} ms")
+
+
+#: How the first and the last cut of a model are called; see `Graph.cut`.
+_ENDS = ("input", "output", "cut:input", "cut:output")
 
 
 def _cells(r: SweepRow) -> tuple[str, ...]:

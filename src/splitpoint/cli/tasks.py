@@ -12,13 +12,12 @@ import msgspec
 from splitpoint.cli import answers
 from splitpoint.cli.compare import step
 from splitpoint.cli.console import Column, out, progress, put_json, table
-from splitpoint.cli.options import cache_option, cloud_option, engine_options, json_option, load_model
+from splitpoint.cli.options import Opening, cache_option, cloud_option, engine_options, json_option
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.cli.run import is_local, notice
 from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, ModelError, ServerError, SplitpointError, StorageError, UsageError
-from splitpoint.models import name_of
 from splitpoint.planning.constraints import Constraints
 from splitpoint.report.files import check_writable, write_csv
 from splitpoint.runtime.fallback import FALLBACKS
@@ -142,8 +141,8 @@ def wrong(fleet: Fleet, source: Source) -> str:
     """Reaches the model; what is wrong with it, or nothing."""
     model, weights = source
     try:
-        here = load_model(model, (), weights or None, None) if weights or is_local(model) else None
-        fleet.add(source, here or name_of(model))
+        here = Opening(weights=weights or None).load(model) if weights or is_local(model) else None
+        fleet.add(source, here or model)
     except (ModelError, UsageError, InputError, StorageError) as exc:
         return str(exc)
     return ""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from splitpoint.cli.console import progress, put_json
-from splitpoint.cli.options import engine_options, json_option, load_model, model_options
+from splitpoint.cli.options import Opening, engine_options, json_option, model_options
 from splitpoint.engines import open_engine
 from splitpoint.errors import VerifyError
 from splitpoint.inputs import read_inputs
-from splitpoint.segments import RELATIVE_TOLERANCE, Check, select, verify
+from splitpoint.segments import RELATIVE_TOLERANCE, Check, random_note, select, verify
+from splitpoint.units import counted
 
 
 @click.command(short_help="Prove that cut models give the whole model's answer.")
@@ -21,14 +20,6 @@ from splitpoint.segments import RELATIVE_TOLERANCE, Check, select, verify
     default="chain",
     metavar="chain|all|N",
     help="Single-tensor cuts, every topological prefix, or N spread over all (default: chain).",
-)
-@click.option(
-    "--input",
-    "inputs",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="An image, .npy or .npz; give at least two. Made-up inputs otherwise.",
 )
 @click.option(
     "--tolerance",
@@ -41,16 +32,21 @@ from splitpoint.segments import RELATIVE_TOLERANCE, Check, select, verify
 @engine_options
 @model_options
 def command(
-    model: str, cuts: str, inputs: tuple[Path, ...], tolerance: float, as_json: bool, device: str, threads: int,
-    shapes: tuple[str, ...], weights: str | None, input_spec: Path | None,
+    model: str, cuts: str, tolerance: float, as_json: bool, device: str, threads: int,
+    opening: Opening,
 ) -> None:  # fmt: skip
-    """Run the two halves of MODEL's cuts against the whole model on at least two inputs.
+    """Run the two halves of MODEL's cuts against the whole model on at least two inputs: --input images, .npy or .npz,
+    or made-up ones (beside one .npz file: like those in it).
 
     Exit status 1 if any cut differs, or if the output does not depend on the input: then a match proves nothing.
     """
-    loaded = load_model(model, shapes, weights, input_spec)
+    loaded = opening.load(model, photos=True)
     chosen = select(loaded, cuts)
-    samples = [read_inputs(loaded, path) for path in inputs] or None
+    note = random_note(loaded)
+    inputs = opening.inputs
+    # One file of values is what others are made like.
+    alone = len(inputs) == 1 and inputs[0].suffix in (".npy", ".npz")
+    samples = [read_inputs(loaded, path) for path in inputs] if inputs and not alone else None
     bad: list[Check] = []
     worst: Check | None = None
     with progress() as bar:
@@ -67,11 +63,15 @@ def command(
     if bad:
         kinds = ", ".join(f"{sum(c.verdict == v for c in bad)} {v}" for v in ("different", "inconclusive")
                           if any(c.verdict == v for c in bad))  # fmt: skip
-        hint = ""
-        if any(c.verdict == "inconclusive" for c in bad):
+        hint = note
+        if not hint and any(c.verdict == "inconclusive" for c in bad):
             hint = ": the output hardly depends on the input, so equality proves nothing (untrained weights?)"
         raise VerifyError(f"{len(bad)} of {len(chosen)} cuts of {loaded.name} failed ({kinds}){hint}")
-    if not as_json and worst:
+    if note:
+        click.echo(f"{loaded.name}{note}: this time they were", err=True)
+    if not as_json and not loaded.inputs:
+        click.echo(f"{loaded.name} has no inputs: its one answer is the same at {counted(len(chosen), 'cut')}")
+    elif not as_json and worst:
         click.echo(
             f"{loaded.name}: {len(chosen)} cuts equal the whole model on {len(samples or (1, 2))} inputs; "
             f"worst difference {worst.error:.1e} of the output's own change (at {worst.cut.name})"

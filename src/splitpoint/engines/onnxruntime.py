@@ -19,7 +19,8 @@ from splitpoint.files import temporary_folder
 from splitpoint.lifetime import foreign, watch
 from splitpoint.machine import usable_cores
 from splitpoint.models.model import Segment
-from splitpoint.models.probe import give_weights, reason_of
+from splitpoint.models.probe import give_weights
+from splitpoint.models.reasons import reason_of
 from splitpoint.tensors import Array, TensorSpec
 
 
@@ -128,12 +129,10 @@ class OnnxRuntimeSession:
             if engine.device == "cpu":
                 _share_workspace()
                 options.add_session_config_entry("session.use_env_allocators", "1")
-            self._session = ort.InferenceSession(
-                proto.SerializeToString(),
-                options,
-                providers=_providers(engine.device),
-                enable_fallback=0,  # it would print, and try again with the CPU
-            )
+            try:
+                self._session = _session(proto, options, engine.device)
+            except (ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidGraph):
+                self._session = _session(_unsized(proto), options, engine.device)
         except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
             raise EngineError(f"ONNX Runtime cannot build this segment: {reason_of(exc)}") from exc
         if provider not in self._session.get_providers():
@@ -212,6 +211,27 @@ def _kernel_medians(events: list[dict[str, Any]], warm: int, runs: int) -> list[
             found.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(float(event["dur"]) / 1e3)
     # One in the body of a loop runs several times a run.
     return [(name, median(t[len(t) * warm // runs :]) * max(1, len(t) // runs)) for name, t in found.items()]
+
+
+def _session(proto: Any, options: Any, device: str) -> Any:
+    import onnxruntime as ort
+
+    return ort.InferenceSession(
+        proto.SerializeToString(),
+        options,
+        providers=_providers(device),
+        enable_fallback=0,  # it would print, and try again with the CPU
+    )
+
+
+def _unsized(proto: Any) -> Any:
+    """`proto` with inputs of free sizes: with fixed ones ONNX Runtime refuses a graph for a branch that these sizes
+    would not take (silero-vad's two sampling rates)."""
+    free = type(proto).FromString(proto.SerializeToString())
+    for value in free.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            dim.dim_param = f"{value.name}.{axis}"
+    return free
 
 
 def _closed(*_: object) -> NoReturn:

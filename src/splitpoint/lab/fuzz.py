@@ -88,7 +88,7 @@ def record(
             for inputs in samples_for(edge.model, 3):
                 edge.infer(inputs)
             edge.glimpse(2000, 1.0)
-            edge.warm("input" if at != "input" else edge.model.graph.middle())
+            edge.warm("cut:input" if at != "input" else edge.model.graph.middle())
             edge.forget()
             with suppress(ServerError):  # it may not measure itself
                 edge.profile_server(0.1)

@@ -425,7 +425,7 @@ class _Player:
             while time.monotonic() < end and not self._over.is_set():
                 yield inputs
 
-        with Edge(self._target.address, self._model, at="input") as hog:
+        with Edge(self._target.address, self._model, at="cut:input") as hog:
             while time.monotonic() < end and not self._over.is_set():
                 with suppress(ServerError):  # its own requests are refused as well
                     for _ in hog.stream(while_busy(), window=4 * _QUEUE):

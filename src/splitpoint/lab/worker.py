@@ -147,7 +147,7 @@ class _Device:
         cut, codec = self._cuts[number]
         if isinstance(cut, Changing):
             if self._changing is None:
-                self._changing = self._connect("input", "raw", fallback="local")
+                self._changing = self._connect("cut:input", "raw", fallback="local")
                 self._changing.adapt(cut.planner, cut.link)
             return self._changing
         if self._edge is None:
@@ -218,7 +218,7 @@ def _planner(scenario: Scenario, model: Model, address: str) -> tuple[Planner, L
     shaped = scenario.shaped()
     link = shaped if isinstance(shaped, Link) else shaped.at(0.0)
     engine = open_engine(threads=scenario.device.threads)
-    with Edge(address, model, at="input", engine=engine, connect_s=_RECONNECT_S) as edge:
+    with Edge(address, model, at="cut:input", engine=engine, connect_s=_RECONNECT_S) as edge:
         known = survey(edge, engine, budget_s=_PROFILE_S, link=link)
     if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
         known = dataclasses.replace(known, edge=known.edge.slowed(scenario.device.slowdown))

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from splitpoint.errors import ModelError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
+from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
-from splitpoint.models.names import SHORT_NAMES
-from splitpoint.text import plain
+from splitpoint.models.names import SHORT_NAMES, full_name, name_of
 
 
 def load(
@@ -35,20 +36,26 @@ def load(
     shapes: Mapping[str, Sequence[int]] | None = None,
     weights: str | None = None,
     input_spec: InputSpec | Path | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Model:
     """The `Model` that `model` names.
 
     `shapes` fixes free input dimensions; a free batch is assumed to be 1 otherwise. `weights` is for PyTorch
-    sources: a file, or ``random[:seed]``. `input_spec` says how photos become the input of a plain ONNX file.
+    sources: a file, or ``random[:seed]``. `input_spec` says how photos become the input of a plain ONNX file. `values`
+    are real ones, by input, for those that must make sense (a threshold, a size, a sampling rate), as numbers or
+    arrays: shapes are measured with them, and models timed and verified. They are kept, so that it is enough to give
+    them once.
 
     >>> model = load("zoo:lenet5")
     >>> print(model.graph.cut("conv2").crossing[0].shape)
     (1, 16, 10, 10)
 
-    Raises ModelError, MissingExtraError where PyTorch is needed, InputError for a broken input spec.
+    Raises ModelError, MissingExtraError where PyTorch is needed, InputError for a broken input spec or wrong values.
     """
     from splitpoint.models import model as building
     from splitpoint.models import reading
+    from splitpoint.models import values as real
+    from splitpoint.models.fingerprint import fingerprint
     from splitpoint.models.shapes import fix_shapes
 
     path = locate(model, weights=weights, shapes=shapes)
@@ -59,7 +66,13 @@ def load(
             raise ModelError(f"{exc}: delete the folder {path.parent}, and {model} is exported anew") from exc
         raise
     fix_shapes(skeleton, shapes or {})
-    loaded = building.build(skeleton, blobs, name_of(model))
+    inputs = building.bound_inputs(skeleton)
+    known = {**real.noted(skeleton, inputs), **real.remembered(fingerprint(skeleton), inputs)}
+    known |= real.given(skeleton, inputs, values or {})
+    real.note(skeleton, known)
+    loaded = building.build(skeleton, blobs, name_of(model), values=known)
+    if values:
+        real.remember(loaded.fingerprint, known)
     if input_spec is not None:
         spec = input_spec if isinstance(input_spec, InputSpec) else InputSpec.from_file(input_spec)
         if not spec.labels and loaded.input_spec is not None:
@@ -70,7 +83,7 @@ def load(
 
 def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None) -> Path:
     """The ONNX file behind `model`, exported first if it must be."""
-    text = SHORT_NAMES.get(str(model), str(model))
+    text = full_name(model)
     if not str(model):
         raise ModelError("no model is given: a MODEL is " + _FORMS)
     if text.startswith("zoo:"):
@@ -84,7 +97,7 @@ def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str
     if torch_source.is_torch_source(text):
         return torch_source.exported(text, weights=weights, shapes=shapes)
     path = Path(text)
-    if path.suffix == ".onnx" or path.exists():
+    if path.suffix.lower() in MODEL_SUFFIXES or path.exists():
         if path.exists():  # where it does not, reading it says so
             _refuse_weights(weights, text)
         return path
@@ -105,14 +118,3 @@ def _unknown(text: str) -> str:
     known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
     hint = nearest(text, known) or f": a MODEL is {_FORMS}"
     return f"no model is called {text}{hint}"
-
-
-def name_of(model: str | Path) -> str:
-    """The short name a model is served under: ``resnet50`` for ``torchvision:resnet50``, a file's stem."""
-    text = SHORT_NAMES.get(str(model), str(model))
-    scheme, colon, rest = text.partition(":")
-    if colon and scheme in ("zoo", "torchvision", "timm", "hf"):
-        return rest.rstrip("/").rsplit("/", 1)[-1]
-    if colon and not Path(text).exists():
-        return rest
-    return plain(Path(text).stem) or "model"

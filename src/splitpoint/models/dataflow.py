@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from splitpoint.errors import ModelError
@@ -15,6 +15,9 @@ Proto = Any  # onnx publishes no usable types for its generated classes
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
+
+
+_BOOL = 9  # TensorProto.BOOL
 
 
 def bodies(node: Proto) -> Iterator[Proto]:
@@ -56,18 +59,34 @@ def by_value(graph: Proto) -> list[bool]:
     What reads shapes only does not: Shape → Gather → Concat is the same for every input of that shape.
     """
     data = {i.name for i in graph.input}
+    off = _off(graph)
     result = []
     for n in graph.node:
         depends = any(t in data for t in reads(n)) and n.op_type not in SHAPE_ROOTS
-        depends = depends or _draws(n)
+        depends = depends or _draws(n, off)
         if depends:
             data.update(o for o in n.output if o)
         result.append(depends)
     return result
 
 
-def _draws(node: Proto) -> bool:
-    return node.op_type in RANDOM or any(_draws(inner) for body in bodies(node) for inner in body.node)
+def drawing(graph: Proto) -> list[str]:
+    """The nodes that draw random numbers, as messages name them: two runs of such a graph give two answers."""
+    off = _off(graph)
+    how = {"Dropout": ", in training mode"}
+    return [f"{n.name} ({n.op_type}{how.get(n.op_type, '')})" for n in graph.node if _draws(n, off)]
+
+
+def _draws(node: Proto, off: Container[str]) -> bool:
+    """Whether `node` draws random numbers; a Dropout does unless the switch it is given is one of those `off`."""
+    if node.op_type == "Dropout" and len(node.input) > 2:
+        return bool(node.input[2]) and node.input[2] not in off
+    return node.op_type in RANDOM or any(_draws(inner, off) for body in bodies(node) for inner in body.node)
+
+
+def _off(graph: Proto) -> set[str]:
+    """The constants that are false (one byte, or what onnx writes instead)."""
+    return {t.name for t in graph.initializer if t.data_type == _BOOL and not any((*t.raw_data, *t.int32_data))}
 
 
 def topological(nodes: Iterable[Proto]) -> list[int]:

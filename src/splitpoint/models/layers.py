@@ -11,6 +11,7 @@ ALIASES_KEY = "splitpoint.aliases"
 UNUSED_KEY = "splitpoint.unused"
 SOURCE_KEY = "splitpoint.source"
 SHAPES_KEY = "splitpoint.shapes"
+VALUES_KEY = "splitpoint.values"
 
 
 def metadata(proto: Proto) -> dict[str, str]:

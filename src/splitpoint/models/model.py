@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from splitpoint.errors import ModelError, StorageError
 from splitpoint.files import destination, is_special, publish, scratch, write_atomic
@@ -18,6 +19,7 @@ from splitpoint.models.dataflow import Proto
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.soundness import blob_hash, nbytes
+from splitpoint.models.values import Values, given, noted
 from splitpoint.models.weights import Blob, Weights, stand_ins
 from splitpoint.tensors import Array, TensorSpec
 
@@ -119,7 +121,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Model:
-    """What `splitpoint.load` returns: a `Graph`, its weights as blobs, its fingerprint and its input contract."""
+    """What `splitpoint.load` returns: a `Graph`, its weights as blobs, its fingerprint and its input contract.
+
+    `values` are those given for inputs that must make sense: what is tried out here is tried with them.
+    """
 
     name: str
     graph: Graph
@@ -129,6 +134,7 @@ class Model:
     specs: Mapping[str, TensorSpec] = field(repr=False)
     skeleton: Proto = field(repr=False, compare=False)
     weights: Weights = field(repr=False, compare=False)
+    values: Values = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -204,13 +210,23 @@ class Model:
         """The same model, whose input is made from photos as `spec` says."""
         return dataclasses.replace(self, input_spec=spec)
 
+    def with_values(self, values: Mapping[str, Any]) -> Model:
+        """The same model, tried out with these values of its inputs. InputError for those that it cannot take."""
+        inputs = [t.bind(self.graph.assumed) for t in self.inputs]
+        return dataclasses.replace(self, values={**self.values, **given(self.skeleton, inputs, values)})
+
     def __str__(self) -> str:
         return f"{self.name} {self.fingerprint[:12]} ({self.graph})"
 
 
-def build(skeleton: Proto, weights: Weights, name: str, probe: shapes.Probe | None = None) -> Model:
-    """The Model of a skeleton and its weights. `probe` measures shapes that inference cannot know."""
-    known = shapes.shapes_of(skeleton, probe or _probe_with(skeleton, weights))
+def build(
+    skeleton: Proto, weights: Weights, name: str, probe: shapes.Probe | None = None, values: Values | None = None
+) -> Model:
+    """The Model of a skeleton and its weights. `probe` measures shapes that inference cannot know, on inputs of these
+    `values` (default: those noted in the skeleton), the others made up."""
+    if values is None:
+        values = noted(skeleton, bound_inputs(skeleton))
+    known = shapes.shapes_of(skeleton, probe or _probe_with(skeleton, weights, values))
     graph = placement.graph_of(skeleton, name, known)
     props = layers.metadata(skeleton)
     return Model(
@@ -222,7 +238,14 @@ def build(skeleton: Proto, weights: Weights, name: str, probe: shapes.Probe | No
         known.free,
         skeleton,
         weights,
+        values,
     )
+
+
+def bound_inputs(skeleton: Proto) -> list[TensorSpec]:
+    """The model's inputs, a free batch bound as it is where shapes are measured."""
+    inputs = shapes.input_specs(skeleton)
+    return [t.bind(shapes.assumed_dims(inputs)) for t in inputs]
 
 
 def from_graph(graph_bytes: bytes, weights: Weights, *, name: str, expected: str | None = None) -> Model:
@@ -235,12 +258,12 @@ def from_graph(graph_bytes: bytes, weights: Weights, *, name: str, expected: str
     return model
 
 
-def _probe_with(skeleton: Proto, weights: Weights) -> shapes.Probe:
+def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.Probe:
     def probe(
         inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
     ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
         from splitpoint.models.probe import run_once
 
-        return run_once(skeleton, weights, inputs, names, sized)
+        return run_once(skeleton, weights, inputs, names, sized, values)
 
     return probe

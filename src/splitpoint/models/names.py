@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 SHORT_NAMES: Mapping[str, str] = {
     "efficientnet_lite0": "zoo:efficientnet_lite0",
@@ -16,3 +17,37 @@ SHORT_NAMES: Mapping[str, str] = {
     "mobile_net": "torchvision:mobilenet_v2",
     "le_net": "zoo:lenet5",
 }
+
+_SCHEMES = ("zoo", "torchvision", "timm", "hf")
+
+
+def full_name(model: str | Path) -> str:
+    """What `model` is short for; itself if it is no short name, or if a file is called just so."""
+    text = str(model)
+    return SHORT_NAMES[text] if text in SHORT_NAMES and not Path(text).is_file() else text
+
+
+def name_of(model: str | Path) -> str:
+    """The name a model is served under: ``resnet50`` for ``torchvision:resnet50``, ``lenet5`` for ``lenet``, a file's
+    stem."""
+    text = full_name(model)
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in _SCHEMES:
+        return rest.rstrip("/").rsplit("/", 1)[-1]
+    if colon and not Path(text).exists():
+        return rest
+    return Path(text).stem
+
+
+def names_of(model: str) -> tuple[str, ...]:
+    """The names that a server may have `model` under, the first it has is meant: what it is short for comes last.
+
+    >>> names_of("lenet"), names_of("torchvision:resnet50"), names_of("net.v2")
+    (('lenet', 'lenet5'), ('torchvision:resnet50', 'resnet50'), ('net.v2',))
+    """
+    names = [model]
+    if ":" in model or Path(model).suffix in (".onnx", ".pt2"):
+        names.append(name_of(model))
+    if model in SHORT_NAMES:
+        names.append(name_of(SHORT_NAMES[model]))
+    return tuple(dict.fromkeys(names))

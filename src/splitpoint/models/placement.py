@@ -19,6 +19,7 @@ from splitpoint.models.dataflow import Proto, by_value, reads
 from splitpoint.models.flops import flops
 from splitpoint.models.layers import ALIASES_KEY, UNUSED_KEY, metadata, path_of
 from splitpoint.models.shapes import Shapes
+from splitpoint.models.soundness import kind_of
 from splitpoint.tensors import TensorSpec
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
         name=name,
         nodes=_attribute_weights_of_copied(made),
         inputs=shapes.inputs,
-        outputs=tuple(_output(o.name, shapes) for o in skeleton.graph.output),
+        outputs=tuple(_output(o, shapes) for o in skeleton.graph.output),
         tensors=shapes.bound,
         aliases=_aliases(skeleton, {n.layer for n in made}, {n.name for n in made}),
         assumed=shapes.assumed,
@@ -65,13 +66,14 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
     )
 
 
-def _output(name: str, shapes: Shapes) -> TensorSpec:
-    if name in shapes.opaque or name not in shapes.free:
-        raise ModelError(
-            f"output {name} is a sequence, a map or text, not a tensor of numbers: splitpoint cannot carry it; "
-            "take it (and what makes it, such as ZipMap) out of the model"
-        )
-    return shapes.free[name]
+def _output(value: Proto, shapes: Shapes) -> TensorSpec:
+    if value.name in shapes.opaque or value.name not in shapes.free:
+        kind = kind_of(value)
+        advice = "take it (and what makes it, such as ZipMap) out of the model"
+        if value.type.WhichOneof("value") == "tensor_type" and kind not in ("text", "an unknown type"):
+            advice = "cast it to float32 at the end of the model"
+        raise ModelError(f"output {value.name} is {kind}, which splitpoint cannot carry: {advice}")
+    return shapes.free[value.name]
 
 
 def _attribute_weights_of_copied(nodes: list[Node]) -> tuple[Node, ...]:

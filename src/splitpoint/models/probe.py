@@ -9,21 +9,30 @@ import numpy as np
 
 from splitpoint.errors import ModelError, StorageError
 from splitpoint.models.dataflow import Proto, reads
+from splitpoint.models.reasons import reason_of
 from splitpoint.models.shapes import sample_inputs
 from splitpoint.models.soundness import blob_hash, nbytes
+from splitpoint.models.values import Values, advice, with_values
 from splitpoint.models.weights import Weights
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 
 
 def run_once(
-    skeleton: Proto, weights: Weights, inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
+    skeleton: Proto,
+    weights: Weights,
+    inputs: Sequence[TensorSpec],
+    names: Sequence[str],
+    sized: Sequence[str] = (),
+    values: Values | None = None,
 ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
     """The value of each tensor in `names` (None for what is not an array) and the shape of each in `sized`.
 
-    For one made-up input. ModelError if ONNX Runtime cannot run the model on it.
+    For one input of `values`, the others made up. ModelError if ONNX Runtime cannot run the model on it.
     """
     import onnx
     import onnxruntime as ort
+
+    values = values or {}
 
     full = onnx.ModelProto()
     full.CopyFrom(skeleton)
@@ -44,23 +53,18 @@ def run_once(
         session = ort.InferenceSession(
             full.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-        values = session.run([*names, *shape_of.values()], sample_inputs(inputs))
     except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
         raise ModelError(
             f"ONNX Runtime cannot run this model: {reason_of(exc)} (it was tried because no inference knows the "
             f"shape of {(*names, *sized)[0]})"
         ) from exc
+    try:
+        made = session.run([*names, *shape_of.values()], with_values(sample_inputs(inputs), inputs, values))
+    except Exception as exc:
+        raise ModelError(f"ONNX Runtime cannot run this model: {reason_of(exc)} ({advice(inputs, values)})") from exc
     del held
-    arrays = {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, values, strict=False)}
-    return arrays, {n: tuple(map(int, v)) for n, v in zip(sized, values[len(names) :], strict=True)}
-
-
-def reason_of(exc: Exception) -> str:
-    """The first line of what ONNX Runtime says, without its codes."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    text = lines[0] if lines else type(exc).__name__
-    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for …": the last part is the news.
-    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    arrays = {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, made, strict=False)}
+    return arrays, {n: tuple(map(int, v)) for n, v in zip(sized, made[len(names) :], strict=True)}
 
 
 def give_weights(options: Any, proto: Proto, weights: Weights) -> object:

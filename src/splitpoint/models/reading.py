@@ -6,7 +6,7 @@ limit of 2 GB. An initializer that was moved out keeps its dtype and dims and po
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 
@@ -15,13 +15,18 @@ import numpy as np
 from splitpoint.errors import ModelError
 from splitpoint.models import soundness
 from splitpoint.models.dataflow import Proto, bodies, topological
+from splitpoint.models.external import linked_folder
+from splitpoint.models.foreign import what_is
 from splitpoint.models.layers import LAYER_KEY, SHAPES_KEY, path_of
+from splitpoint.models.reasons import reason_of
 from splitpoint.models.weights import DataFiles, ModelWeights, Part
 
 #: Tensors up to this many bytes stay in the skeleton: shape inference needs to read the small integer ones.
 INLINE_BYTES = 1024
 #: A skeleton larger than this is not a network.
 MAX_SKELETON_BYTES = 256 << 20
+#: What skeletons say they are: ONNX Runtime 1.18 reads it.
+NEWEST_IR = 10
 #: protobuf cannot hold more; a larger file is not ONNX (larger models keep their weights beside it).
 MAX_FILE_BYTES = (2 << 30) - 1
 
@@ -34,19 +39,19 @@ def read(path: Path) -> tuple[Proto, ModelWeights]:
     try:
         proto = onnx.ModelProto.FromString(_bytes_of(path))
     except DecodeError as exc:
-        raise ModelError(f"{path} is not an ONNX file, or it is cut short") from exc
+        raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file, or it is cut short'}") from exc
     if not proto.graph.node and not proto.graph.output:
-        raise ModelError(f"{path} is not an ONNX file: it holds no graph")
-    return skeleton_of(proto, path.parent, str(path))
+        raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file: it holds no graph'}")
+    return skeleton_of(proto, path.parent, str(path), linked_folder(path))
 
 
 def _bytes_of(path: Path) -> bytes:
     try:
         if path.is_dir():
-            raise ModelError(f"{path} is a folder, not an ONNX file")
+            raise ModelError(f"{path} {what_is(path)}")
         size = path.stat().st_size
         if not path.is_file() or size > MAX_FILE_BYTES:
-            raise ModelError(f"{path} is not an ONNX file ({size} bytes)")
+            raise ModelError(f"{path} {what_is(path) or f'is not an ONNX file ({size} bytes)'}")
         return path.read_bytes()
     except FileNotFoundError as exc:
         raise ModelError(f"no such file: {path}") from exc
@@ -54,8 +59,9 @@ def _bytes_of(path: Path) -> bytes:
         raise ModelError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
-def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, ModelWeights]:
-    """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`."""
+def skeleton_of(proto: Proto, folder: Path, name: str, linked: Path | None = None) -> tuple[Proto, ModelWeights]:
+    """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`, in which the
+    model may be a link to a file in the folder `linked`."""
     import onnx
 
     soundness.check_text(proto, name)
@@ -63,12 +69,14 @@ def skeleton_of(proto: Proto, folder: Path, name: str) -> tuple[Proto, ModelWeig
         proto = _inlined(proto, name)
     graph = proto.graph
     weights = ModelWeights()
-    files = DataFiles(folder)
+    files = DataFiles(folder, linked)
     _constants_to_initializers(graph)
     _densify(graph)
     _drop_weights_listed_as_inputs(graph)
     # Below 4 every initializer must be an input; shape inference and ONNX Runtime would ignore those that are not.
-    proto.ir_version = max(proto.ir_version, 4)
+    # Above, versions added types and fields, which are here or not, whatever the number says; and an engine refuses a
+    # number that is newer than itself, on the device that fetches this graph, too.
+    proto.ir_version = min(max(proto.ir_version, 4), NEWEST_IR)
     for tensor in graph.initializer:
         _move_out(tensor, weights, files)
     for tensor in _nested_tensors(graph):
@@ -178,10 +186,57 @@ def _inlined(proto: Proto, name: str) -> Proto:
     """`proto` with its model-local functions expanded where they are called."""
     from onnx import inliner
 
+    _agree_on_opset(proto, name)
     try:
         return inliner.inline_local_functions(proto)
     except Exception as exc:  # the C++ inliner raises what it likes
-        raise ModelError(f"{name} has functions that cannot be inlined: {str(exc).splitlines()[0]}") from exc
+        raise ModelError(f"{name} has functions that cannot be inlined: {reason_of(exc)}") from exc
+
+
+def _agree_on_opset(proto: Proto, name: str) -> None:
+    """Give the graph and its functions one version of the operator set: one by which all their operators stay what they
+    are. A function may be written for another, which inlining does not know."""
+    parts = [(proto.graph.node, proto), *((f.node, f) for f in proto.functions)]
+    imports = [o for _, part in parts for o in part.opset_import if o.domain in _STANDARD]
+    ours = next((o.version for o in proto.opset_import if o.domain in _STANDARD), 0)
+    versions = sorted({o.version for o in imports}, reverse=True)
+    if len(versions) < 2:
+        return
+    wanted = [(op, o.version) for nodes, part in parts for o in part.opset_import if o.domain in _STANDARD
+              for op in _standard_ops(nodes)]  # fmt: skip
+    for target in sorted(versions, key=lambda v: v != ours):
+        if all(_since(op, version) == _since(op, target) for op, version in wanted):
+            for o in imports:
+                o.version = target
+            return
+    other = next(f for f in proto.functions if any(o.domain in _STANDARD and o.version != ours for o in f.opset_import))
+    theirs = next(o.version for o in other.opset_import if o.domain in _STANDARD)
+    raise ModelError(
+        f"{name} uses opset {ours}, and its function {other.domain}.{other.name} opset {theirs}, which mean different "
+        "operators: export it with one, or convert it with onnx.version_converter"
+    )
+
+
+#: The names of ONNX's own operator set.
+_STANDARD = ("", "ai.onnx")
+
+
+def _standard_ops(nodes: Iterable[Proto]) -> Iterator[str]:
+    for node in nodes:
+        if node.domain in _STANDARD:
+            yield node.op_type
+        for body in bodies(node):
+            yield from _standard_ops(body.node)
+
+
+def _since(op: str, opset: int) -> int:
+    """The opset that made the operator what it is in `opset`; 0 where it does not know it."""
+    import onnx
+
+    try:
+        return int(onnx.defs.get_schema(op, opset, "").since_version)
+    except onnx.defs.SchemaError:
+        return 0
 
 
 def _constants_to_initializers(graph: Proto) -> None:
@@ -236,11 +291,14 @@ def _sort(graph: Proto) -> None:
 
 def _name_nodes(graph: Proto) -> None:
     """Give each node a name of its own: cuts and profiles go by it, and ONNX Runtime refuses two of a name."""
+    given = {node.name for node in graph.node}
     seen: set[str] = set()
     for i, node in enumerate(graph.node):
-        name = node.name if node.name and node.name not in seen else f"{node.op_type}_{i}"
-        while name in seen:
-            name += "_"
+        name = node.name
+        if not name or name in seen:
+            name = f"{node.op_type}_{i}"
+            while name in seen or name in given:
+                name += "_"
         seen.add(name)
         if node.name != name:
             node.name = name

@@ -19,6 +19,7 @@ from splitpoint.graph import SHAPE_ROOTS
 from splitpoint.models.dataflow import Proto, by_value, reads
 from splitpoint.models.inference import Opsets, alike, body_ranks, dtype_name, inferred, open_dim
 from splitpoint.models.layers import SHAPES_KEY
+from splitpoint.models.soundness import kind_of
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec, spec_of
 
 #: More elements than a machine can hold in one input; its dimensions, and their product, stay below.
@@ -141,13 +142,11 @@ def input_specs(skeleton: Proto) -> tuple[TensorSpec, ...]:
     for value in skeleton.graph.input:
         spec = spec_of_value(value, least=1)
         if spec is None:
-            kind = value.type.WhichOneof("value")
-            if kind != "tensor_type":
-                raise ModelError(f"input {value.name} is a {kind or 'value of unknown type'}, not a tensor")
+            if value.type.WhichOneof("value") != "tensor_type":
+                raise ModelError(f"input {value.name} is {kind_of(value)}, not a tensor")
             raise ModelError(f"input {value.name} declares no shape: give it with --shape {value.name}=1,…")
         if spec.dtype not in ITEM_SIZES:
-            kind = spec.dtype if spec.dtype not in ("", "object") else "text or an unknown type"
-            raise ModelError(f"input {value.name} has values of {kind}, which splitpoint cannot carry")
+            raise ModelError(f"input {value.name} is {kind_of(value)}, which splitpoint cannot carry")
         specs.append(spec)
     return tuple(specs)
 

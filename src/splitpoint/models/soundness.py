@@ -171,6 +171,20 @@ def _attribute_tensors(node: Proto) -> Iterator[Proto]:
             yield from _attribute_tensors(inner)
 
 
+def kind_of(value: Proto) -> str:
+    """What an input or output is, in words: ``bfloat16``, ``text``, ``a sequence``, ``a map``."""
+    from onnx import TensorProto
+
+    kind = value.type.WhichOneof("value") or "value of unknown type"
+    if kind != "tensor_type":
+        return f"a {kind.removesuffix('_type').replace('_', ' ')}"
+    number = value.type.tensor_type.elem_type
+    if number == TensorProto.STRING:
+        return "text"
+    names = {v: k for k, v in TensorProto.DataType.items()}
+    return str(names[number]).lower() if number in names and number else "an unknown type"
+
+
 def blob_hash(tensor: Proto) -> str | None:
     """The hash an initializer of a skeleton points to, or None if its bytes are inline."""
     for entry in tensor.external_data:

@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from splitpoint.errors import ChangedError, ModelError, StorageError
+from splitpoint.models.external import data_file
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.tensors import ITEM_SIZES, Array
 
@@ -202,22 +203,15 @@ class Copies:
 
 
 class DataFiles:
-    """A model's external-data files, each opened once; locations may not leave the model's folder."""
+    """A model's external-data files, each opened once; where they may lie, `data_file` says."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+    def __init__(self, folder: Path, linked: Path | None = None) -> None:
+        self.folder, self.linked = folder.resolve(), linked
         self._files: dict[Path, DataFile] = {}
 
     def part(self, location: str, offset: int, length: int) -> Part:
-        """That much of the file at `location`. ModelError if it is not there, or not in the folder."""
-        try:
-            path = (self.folder / location).resolve()
-        except (OSError, ValueError) as exc:  # a loop of links, a null byte
-            raise ModelError(f"the model's external data location {location!r} is no path: {exc}") from exc
-        if not path.is_relative_to(self.folder):
-            raise ModelError(
-                f"the model's external data points outside its folder: {location} (put the file beside the model)"
-            )
+        """That much of the file at `location`. ModelError if it is not there, or may not be read."""
+        path = data_file(location, self.folder, self.linked)
         if path not in self._files:
             try:
                 self._files[path] = DataFile(path, stays=len(self._files) < _MOST_OPEN)

@@ -11,7 +11,7 @@ import numpy as np
 
 from splitpoint.calibration.values import Calibration, Quality, Row
 from splitpoint.codecs import open_codec
-from splitpoint.graph import Cut, Graph
+from splitpoint.graph import JOIN, Cut, Graph
 from splitpoint.link import Link
 from splitpoint.planning.build import input_like
 from splitpoint.planning.constraints import Constraints, over_budget, percent
@@ -119,14 +119,10 @@ class Scorer:
         return {len(c.nodes): p for p, c in enumerate(self._cuts)}
 
     def name_of(self, cut: Cut) -> str:
-        """A name for people; ``--at`` takes it where the cut is a prefix, or where a layer stands for it."""
+        """Its name, as ``--at`` takes it; of a cut where more than three branches end, one for people (see `Plan`)."""
         prefix = self.prefix_of(cut)
-        if prefix is not None:
-            return self._cuts[prefix].name
-        producer, nodes = self.graph.producer, self.graph.nodes
-        makers = [nodes[producer[t.name]].layer if t.name in producer else t.name for t in cut.crossing]
-        layers = list(dict.fromkeys(makers))
-        return " + ".join(layers[:3]) + (f" + {len(layers) - 3} more" if len(layers) > 3 else "")
+        layers = [self._cuts[prefix].name] if prefix is not None else self.graph.name_of(cut.nodes).split(JOIN)
+        return JOIN.join(layers[:3]) + (f"{JOIN}{len(layers) - 3} more" if len(layers) > 3 else "")
 
     # --- milliseconds -------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from splitpoint.profile.costs import Floats
 from splitpoint.profile.kernels import Profiles, estimated, marked, node_times
 from splitpoint.profile.power import Meter, measure_watts
 from splitpoint.profile.values import CodecCost, Profile, SegmentCost, Stat, Watts
-from splitpoint.segments import halves, samples_for
+from splitpoint.segments import halves, samples_for, tried_with
 from splitpoint.tensors import Array
 from splitpoint.trace import Clock
 
@@ -172,7 +172,8 @@ class Survey:
         session = self.engine.compile(whole)
         try:
             compile_s = self._clock() - started
-            session.run(self._inputs)
+            with tried_with(self.model):
+                session.run(self._inputs)
             [self._whole] = self._timed([(session, self._inputs)], self._end - 0.5 * self.budget_s)
             if meter is not None and self.watts is None and self._left_s() > 0.1 * self.budget_s:
                 seconds = _POWER * self.budget_s

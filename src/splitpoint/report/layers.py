@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from splitpoint.graph import Cut, Node
+from splitpoint.graph import Cut, Graph, Node
 from splitpoint.models.model import Model
 from splitpoint.tensors import TensorSpec
 from splitpoint.wire import PREFIX_BYTES, Infer, Tensor
@@ -22,8 +22,9 @@ from splitpoint.wire import PREFIX_BYTES, Infer, Tensor
 class LayerRow:
     """A node, its output, and the cut behind it (the node and everything before it on the device).
 
-    `cut` is the index in ``Graph.chain()``, or None; `at` is the name that ``--at`` takes for just this cut. Bytes on
-    the wire include the frame's own.
+    `cut` is the index in ``Graph.chain()``, or None; `at` is the name that ``--at`` takes for just this cut. `layer` is
+    written as ``--at`` takes it: ``layer:5`` where the model's ``5`` could be taken for a cut's number. Bytes on the
+    wire include the frame's own. A model without inputs has one row, in which nothing is made.
     FLOPs and parameters are counted up to here; multiply-adds count as two.
     """
 
@@ -79,13 +80,13 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
         params += sum(graph.nodes[i].params for i in new)
         node = graph.nodes[new[-1]] if new else None
         vectors = [model.specs[name] for name in cut.shapes]
-        made = _main_output(node, graph.tensors) if node else model.inputs[0].bind(graph.assumed)
+        made = _main_output(node, graph.tensors) if node else _first_input(graph)
         rows.append(
             LayerRow(
                 row=number,
                 cut=cut.index,
                 at=cut.name,
-                layer=node.layer if node else "input",
+                layer=graph.spell("layer", node.layer) if node else cut.name,
                 node=node.name if node else "",
                 op=node.op if node else "",
                 shape=tuple(int(d) for d in made.shape) if made else (),
@@ -103,6 +104,10 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
     return rows
 
 
+def _first_input(graph: Graph) -> TensorSpec | None:
+    return graph.inputs[0].bind(graph.assumed) if graph.inputs else None
+
+
 def _main_output(node: Node, tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
     """The node's first output that is an array of numbers."""
     return next((tensors[t] for t in node.outputs if t in tensors), None)
@@ -110,4 +115,5 @@ def _main_output(node: Node, tensors: Mapping[str, TensorSpec]) -> TensorSpec | 
 
 def layer_names(model: Model) -> list[str]:
     """Every layer once, in order: the lines of the seed's ``layer_names.txt``; each is a valid ``--at``."""
-    return list(dict.fromkeys(n.layer for n in model.graph.nodes if n.placed))
+    graph = model.graph
+    return list(dict.fromkeys(graph.spell("layer", n.layer) for n in graph.nodes if n.placed))

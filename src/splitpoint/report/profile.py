@@ -58,13 +58,13 @@ def cost_rows(profile: Profile) -> list[CostRow]:
     for k, (cut, step) in enumerate(zip(graph.prefixes(), ((), *graph.order), strict=True)):
         nodes = [graph.nodes[i] for i in step]
         spent = sum(profile.nodes[i] for i in step)
-        made = _output(nodes[-1], graph) if nodes else graph.inputs[0].bind(graph.assumed)
+        made = _output(nodes[-1], graph) if nodes else graph.inputs[0].bind(graph.assumed) if graph.inputs else None
         head, tail = profile.head(k), profile.tail(k)
         rows.append(
             CostRow(
                 row=k,
                 cut=cut.index,
-                layer=nodes[-1].layer if nodes else "input",
+                layer=graph.spell("layer", nodes[-1].layer) if nodes else cut.name,
                 node=nodes[-1].name if nodes else "",
                 op=" + ".join(n.op for n in nodes),
                 kind=kind_of(nodes, graph),

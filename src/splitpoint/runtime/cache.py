@@ -3,6 +3,7 @@
     DIR/blobs/ab/ab12…      the bytes whose SHA-256 is ab12…
     DIR/graphs/FINGERPRINT  the graph of a model, without weights
     DIR/exports/KEY/        ONNX files made from PyTorch models (`models.torch` writes them)
+    DIR/values/KEY.npz      values given for a model's inputs (`models.values` writes them)
 
 Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used. What cannot
 be kept for the next time (the disk is full, or may not be written) is here for this one: `unkept` says so.
@@ -216,6 +217,7 @@ _OWN: Mapping[str, _Own] = {
     "exports": _Own(
         re.compile(rf"[0-9a-f]{{24}}/(\.export-\w+/)?{_ONNX}"), re.compile(r"[0-9a-f]{24}(/\.export-\w+)?")
     ),
+    "values": _Own(re.compile(r"\.?[0-9a-f]{32}\.npz(\.\d+\.part)?"), re.compile(r"(?!)")),
 }
 
 

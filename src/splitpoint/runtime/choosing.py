@@ -9,6 +9,7 @@ from splitpoint.errors import ModelError, UsageError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.models.layers import metadata
 from splitpoint.models.model import Model
+from splitpoint.models.names import names_of
 from splitpoint.wire import ModelInfo, TensorInfo
 
 
@@ -42,11 +43,17 @@ def _named(served: Sequence[ModelInfo], model: Model | str | None, model_hash: s
         if len({m.name for m in served}) > 1 and not model_hash:
             raise UsageError(f"the server has several models, so name one: {_listed(served)}")
         return served
-    found = [m for m in served if m.name == model] or _with_prefix(served, model)
-    if not found:
+    named = _called(served, model) or _with_prefix(served, model)
+    if not named:
         close = nearest(model, {m.name: None for m in served})
         raise ModelError(f"the server has no model {model}{close} (it has {_listed(served)})")
-    return found
+    return named
+
+
+def _called(served: Sequence[ModelInfo], model: str) -> Sequence[ModelInfo]:
+    """Those of the first name of `model` that is served: what it is short for comes after what it is."""
+    wanted = next((name for name in names_of(model) if any(m.name == name for m in served)), model)
+    return [m for m in served if m.name == wanted]
 
 
 def _pinned(served: Sequence[ModelInfo], found: Iterable[ModelInfo], model_hash: str) -> Sequence[ModelInfo]:

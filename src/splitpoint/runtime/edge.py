@@ -182,7 +182,9 @@ class Edge(Closable):
             self.model = binding.model
             if auto:
                 self._when_reached.append(partial(_plan, edge, budget_s, constraints, cache, watching))
-            first = self._cut(("input" if self.reached else "output") if auto else "middle" if at is None else at)
+            first = self._cut(
+                ("cut:input" if self.reached else "cut:output") if auto else "cut:middle" if at is None else at
+            )
             binding.cuts.switch(first, self._codecs_at(first, codec))
             if fallback != ERROR:
                 binding.survive()
@@ -319,10 +321,9 @@ class Edge(Closable):
         with self._lock:
             self._old.append(old)
             model = new.model
-            if (
-                self.model is not old.model and self.model.input_spec is not None
-            ):  # how inputs are made was said here, and goes on being so
-                model = model.with_input_spec(self.model.input_spec)
+            spec = self.model.input_spec
+            if spec is not None and spec != old.model.input_spec:  # how inputs are made was said here: so it stays
+                model = model.with_input_spec(spec)
             self._binding, self.info, self.model = new, new.info, model
         old.leave()
         cut = self.cut.name

@@ -12,7 +12,7 @@ from splitpoint.lifetime import Closable
 from splitpoint.models.model import Model
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.stream import stream
-from splitpoint.segments import check_inputs
+from splitpoint.segments import by_name, check_inputs
 from splitpoint.tensors import Array
 
 
@@ -26,7 +26,7 @@ class Local(Closable):
 
     def __init__(self, model: Model, engine: Engine) -> None:
         self.model = model
-        self.cut: Cut = model.graph.cut("output")
+        self.cut: Cut = model.graph.prefixes()[-1]
         self._session = engine.compile(model.whole())
         self._opened()
 
@@ -47,7 +47,7 @@ class Local(Closable):
         """The model's outputs. InputError for inputs that do not fit."""
         self.check()
         request = inputs if isinstance(inputs, Request) else Request(inputs)
-        given = request.inputs if isinstance(request.inputs, Mapping) else {self.model.inputs[0].name: request.inputs}
+        given = by_name(self.model.inputs, request.inputs)
         started = perf_counter()
         outputs = self._session.run(check_inputs(self.model, given))
         ended = perf_counter()

@@ -15,13 +15,13 @@ import numpy as np
 from splitpoint import wire
 from splitpoint.codecs import Codec
 from splitpoint.engines import Session
-from splitpoint.errors import InputError, ProtocolError
+from splitpoint.errors import ProtocolError
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.runtime.channel import Channel
 from splitpoint.runtime.encoding import chooser
 from splitpoint.runtime.late import Patience, Waits
-from splitpoint.segments import check_specs
+from splitpoint.segments import by_name, check_specs
 from splitpoint.tensors import Array
 from splitpoint.wire import Kind
 
@@ -120,10 +120,7 @@ class Placement:
 
     def check(self, inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
         """`inputs` by name, contiguous; InputError unless they are what the model takes."""
-        if isinstance(inputs, np.ndarray):
-            if len(self.inputs) != 1:
-                raise InputError(f"the model has {len(self.inputs)} inputs: give them by name")
-            inputs = {self.inputs[0].name: inputs}
+        inputs = by_name(self.inputs, inputs)
         accepted = self._accepted
         if len(inputs) == len(accepted):
             # Looked at again only if something changed since the last time.

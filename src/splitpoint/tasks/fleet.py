@@ -88,7 +88,7 @@ class Fleet(Closable):
             if fallback == "auto":
                 fallback = LOCAL if isinstance(model, Model) else WAIT
             edge = Edge(
-                self._cloud, model, at="input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
+                self._cloud, model, at="cut:input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
                 fallback=fallback, need_server=True, patience=_PATIENCE, security=self._security, on_event=self._tell,
             )  # fmt: skip
             self.edges[source] = self._stack.enter_context(edge)
@@ -157,7 +157,7 @@ class Fleet(Closable):
     def forget(self) -> None:
         """Frees all that `prepare` made."""
         for source, edge in self.edges.items():
-            edge.switch("input")
+            edge.switch("cut:input")
             edge.forget()
             self.ready[source] = []
         self.shares.clear()

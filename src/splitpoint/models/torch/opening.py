@@ -58,6 +58,7 @@ def _function(name: str, weights: Weights, shapes: Shapes) -> Source:
     """``package.module:function`` → what the function returns: (nn.Module, example inputs)."""
     package, _, attribute = name.partition(":")
     model, example = _call(package, attribute)
+    model = _plain(name, model)
     names = _argument_names(model, example)
     examples = dict(example) if isinstance(example, Mapping) else dict(zip(names, _sequence(example), strict=True))
     for key, value in examples.items():
@@ -107,6 +108,28 @@ def _call(package: str, attribute: str) -> tuple[Any, Any]:
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.nn.Module)):
         raise ModelError(f"{name} must return (nn.Module, example inputs), but returned {type(made).__name__}")
     return made
+
+
+def _plain(name: str, model: Any) -> Any:
+    """`model` out of what may be wrapped around it. ModelError for modules that torch.export cannot take."""
+    for wrapper, inner in (("OptimizedModule", "_orig_mod"), ("DataParallel", "module"),
+                           ("DistributedDataParallel", "module")):  # fmt: skip
+        if type(model).__name__ == wrapper and isinstance(getattr(model, inner, None), torch.nn.Module):
+            model = getattr(model, inner)
+    for path, module in model.named_modules():
+        where = f"its {path} is" if path else "it is"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{name} cannot be exported: {where} TorchScript (torch.jit), which torch.export does not take; return "
+                "the nn.Module that was scripted or traced"
+            )
+        home = type(module).__module__
+        if ".quantized" in home and home.startswith(("torch.ao.nn.", "torch.nn.")) and ".qat" not in home:
+            raise ModelError(
+                f"{name} cannot be exported: {where} quantised by PyTorch ({type(module).__name__}), which has no form "
+                "in ONNX; export the float module, and quantise the ONNX file (onnxruntime.quantization)"
+            )
+    return model
 
 
 def _sequence(example: Any) -> tuple[Any, ...]:

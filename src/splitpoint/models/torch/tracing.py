@@ -21,6 +21,7 @@ import torch
 
 from splitpoint.errors import ModelError, SplitpointError, StorageError
 from splitpoint.files import destination, is_special, make_folder, publish, scratch
+from splitpoint.models.reasons import reason_of
 from splitpoint.models.torch import lowering
 from splitpoint.models.torch.report import ExportReport
 from splitpoint.models.torch.sources import Shapes, Source, Wrapped
@@ -96,7 +97,30 @@ class Export:
                 return model, layers, batch, error
             if self.source.program is not None:
                 break
-        raise ModelError(f"{self.name} cannot be exported to ONNX: {_reason(reasons[-1])}") from reasons[-1]
+        why = self._unsteady() if isinstance(reasons[-1], _Different) else ""
+        raise ModelError(f"{self.name} cannot be exported to ONNX: {why or _reason(reasons[-1])}") from reasons[-1]
+
+    def _unsteady(self) -> str:
+        """Why the module gives two answers for one input, so that no file can equal it; empty if it gives one."""
+        batch = tuple(self.source.inputs.values())
+        buffers = {n: b.clone() for n, b in self.wrapped.named_buffers()}
+        try:
+            # Like twice, but for what a call leaves behind; then not like.
+            first, second, third = (self._answer(batch, seed) for seed in (0, 0, 1))
+        except Exception:  # the module's own code; what was wrong before is said
+            return ""
+        if not _alike(first, second):
+            changed = [n for n, b in self.wrapped.named_buffers() if n in buffers and not _alike([b], [buffers[n]])]
+            what = f"the buffer {changed[0].removeprefix('model.')}" if changed else "something that it keeps"
+            return f"its forward changes {what}, so that two calls with one input give two answers"
+        if not _alike(second, third):
+            return "it draws random numbers (such as dropout with training=True), so that no two calls are equal"
+        return ""
+
+    def _answer(self, batch: tuple[Any, ...], seed: int) -> list[Any]:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            return [o.detach().clone() for o in self.wrapped(*(v.clone() for v in batch))]
 
     def _attempt(self, path: Path, inputs: tuple[Any, ...], free_batch: bool, in_place: bool) -> tuple[Any, Any, float]:
         with _functional(self.wrapped, in_place), _uncollected():
@@ -149,6 +173,8 @@ class Export:
                 eager = [o.detach().numpy() for o in self.wrapped(*batch)]
             runs.append((eager, session.run(None, {n: v.numpy() for n, v in zip(names, batch, strict=True)})))
         error = relative_error(runs)
+        if math.isnan(error) and not self.source.inputs:
+            error = max(float(np.abs(w.astype(np.float64) - h).max(initial=0)) for w, h in zip(*runs[0], strict=True))
         if math.isnan(error):
             self.notes.append("the output does not move between inputs, so that the file equals PyTorch is not proven")
         low = any(p.dtype == torch.float16 for p in self.source.model.parameters())
@@ -188,6 +214,10 @@ def relative_error(runs: Sequence[tuple[Sequence[Array], Sequence[Array]]]) -> f
         elif error > TOLERANCE * magnitude:
             raise _Different("an output that does not move is another in ONNX Runtime")
     return worst if moved or integers else math.nan
+
+
+def _alike(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return all(np.array_equal(x.numpy(), y.numpy(), equal_nan=x.is_floating_point()) for x, y in zip(a, b, strict=True))
 
 
 class _Different(Exception):
@@ -261,7 +291,7 @@ def _reason(exc: Exception) -> str:
     seen = exc
     while isinstance(seen.__cause__, Exception):
         seen = seen.__cause__
-    text = first_line(seen)
+    text = reason_of(seen) if type(seen).__module__.startswith("onnxruntime") else first_line(seen)
     if "data-dependent" in text:
         return f"its Python code decides by the values of a tensor, which torch.export cannot follow ({text})"
     if text.startswith("Constraints violated"):
