@@ -27,7 +27,7 @@ class Event:
 
 
 #: Called from the thread in which something happens, so it must be quick; what it raises is reported, and ignored. It
-#: may use the edge or the server that tells it.
+#: may use the edge or the server that tells it; a server is closed from a thread of the caller's own.
 OnEvent = Callable[[Event], None]
 
 #: Kind → how the logger ranks it, if not as information.
