@@ -32,10 +32,7 @@ def load() -> Any:
         import onnxruntime
 
         onnxruntime.get_available_providers()
-    except (
-        ImportError,
-        AttributeError,
-    ) as exc:  # of a folder whose other owner was taken away, Python makes an empty one
+    except (ImportError, AttributeError) as exc:  # the folder may be left with nothing in it
         raise EngineError(f"ONNX Runtime cannot be used ({exc}): {replace('onnxruntime')}") from exc
     return onnxruntime
 
