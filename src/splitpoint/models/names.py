@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from splitpoint.text import plain
+
 SHORT_NAMES: Mapping[str, str] = {
     "efficientnet_lite0": "zoo:efficientnet_lite0",
     "lenet5": "zoo:lenet5",
@@ -36,7 +38,7 @@ def name_of(model: str | Path) -> str:
         return rest.rstrip("/").rsplit("/", 1)[-1]
     if colon and not Path(text).exists():
         return rest
-    return Path(text).stem
+    return plain(Path(text).stem) or "model"
 
 
 def names_of(model: str) -> tuple[str, ...]:
