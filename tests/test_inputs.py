@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from commands import ok
+from splitpoint import install
 from splitpoint.cli import main
 from splitpoint.errors import InputError
 from splitpoint.inputs import find_inputs, natural
@@ -81,7 +82,7 @@ def test_what_is_not_read_is_told_by_reason(tmp_path: Path, monkeypatch: pytest.
     assert told == sorted(
         [
             "4 not read (1.heic, 2.HEIC, 10.heif, …): "
-            "pi-heif is needed to read HEIC photos: pip install 'splitpoint[heif]'",
+            f"pi-heif is needed to read HEIC photos (the extra [heif]): {install.extra('heif')}",
             "3 not read (.DS_Store, ._a.png, Thumbs.db): hidden, or what a file manager keeps there",
             "1 not read (walk.MOV): videos: give each with --source",
             "1 not read (photo.nef): raw photos: develop them to JPEG or TIFF",
@@ -168,7 +169,7 @@ def test_run_goes_on_after_what_it_cannot_read(mixed: Path, capsys: pytest.Captu
         str(mixed / "2.heic"),
         str(mixed / "1.png"),
     ]
-    assert "3.jpg (a HEIC photo): pip install 'splitpoint[heif]'" in said.err
+    assert "3.jpg (a HEIC photo) (the extra [heif])" in said.err
     assert "1 of 3 inputs could not be read" in said.err
     assert main(["run", "zoo:lenet5", str(mixed / "3.jpg")]) == 2
 

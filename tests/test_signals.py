@@ -173,13 +173,13 @@ def test_a_stream_answers_what_is_under_way(frames: Path, number: int, where: st
     """`docker stop` and systemd send SIGTERM: no frame that was taken is lost."""
     with Server([load("zoo:lenet5")], engine=open_engine(threads=1), port=0) as server:
         there = ["--cloud", server.address, "--at", "pool1"] if where == "server" else []
-        process = start(["run", "zoo:lenet5", *there, "--source", frames, "--rate", "100", "--json"])
-        assert process.stdout is not None
-        rows = [process.stdout.readline() for _ in range(5)]
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    rows += out.splitlines()
-    said = err.decode().splitlines()
+        with start(["run", "zoo:lenet5", *there, "--source", frames, "--rate", "100", "--json"]) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            rows = [process.stdout.readline() for _ in range(5)]
+            process.send_signal(number)
+            rows += process.stdout.readlines()  # `communicate` would pass over what `readline` has read ahead
+            said = process.stderr.read().decode().splitlines()
     assert (process.returncode, said[-1]) == WORDS[number]
     assert any(line.startswith("stopping: what is under way") for line in said)
     assert f"{len(rows)} frames: {len(rows)} answered" in said

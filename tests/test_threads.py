@@ -239,6 +239,8 @@ ONCE = {
     ("profiling.py", "self._work"): "each profile's failure is its answer",
     ("holding.py", "self._run"): "a failure is told: there will be no local fallback",
     ("here.py", "work"): "found again by whoever needs the tail",
+    ("edge.py", "run"): "a failure is told",
+    ("edge.py", "work"): "whoever waits for the first connection gets it",
     ("pace.py", "self._watch"): "a failure is raised where the next frame is taken",
     ("stream.py", "read"): "a failure is raised where the result is taken",
     ("stream.py", "work"): "the same",

@@ -79,7 +79,7 @@ def test_a_value_is_given_once(tmp_path: Path, cache: Path) -> None:
     other = load(path, values={"sizes": np.array([1, 3, 4, 4], np.int32)})
     assert other.graph.tensors["z"].shape == (1, 3, 4, 4)
     assert other.fingerprint == model.fingerprint
-    assert _place(model, nets.ENGINE, None) != _place(other, nets.ENGINE, None)
+    assert _place(model, nets.ENGINE, cache) != _place(other, nets.ENGINE, cache)
     for kept in (cache / "values").iterdir():
         kept.write_bytes(b"rotten")
     with pytest.raises(ModelError, match="--value sizes="):

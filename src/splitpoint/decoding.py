@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from splitpoint.callbacks import call
 from splitpoint.errors import InputError, MissingExtraError
 from splitpoint.tensors import Array
 
@@ -36,8 +36,7 @@ def silent(name: str, text: str) -> None:
 
 
 def _tell(on_note: OnNote, name: str, text: str) -> None:
-    with suppress(Exception):  # who cannot be told does not make a picture a broken one
-        on_note(name, text)
+    call(on_note, name, text)  # who cannot be told does not make a picture a broken one
 
 
 def open_picture(source: str | Path | bytes, label: str, mode: str, on_note: OnNote) -> tuple[Image.Image, int]:

@@ -288,7 +288,7 @@ class Edge(Closable):
                 return
             try:
                 work()
-            except SplitpointError as exc:
+            except Exception as exc:  # an engine's, too
                 if not self._stopped.is_set():
                     self._tell(Event("notice", str(exc)))
 
