@@ -562,17 +562,19 @@ def test_what_is_left_when_we_are_killed_tidies_itself_up(method: str) -> None:
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid, group = parent.stdout.readline().split()
+
+    def state() -> str:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return "gone"
+
+    if method == "stop":
+        until(lambda: state() == "T")
     parent.kill()
     parent.wait()
     parent.stdout.close()
-
-    def gone() -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-        except OSError:
-            return True
-
-    until(gone)
+    until(lambda: state() in ("Z", "gone"))
     until(lambda: group == "None" or not Path(group).exists())
 
 

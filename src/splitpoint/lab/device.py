@@ -305,7 +305,7 @@ class Slowed:
 
 #: What the guards do, to the group $0 or to the processes of group $0.
 _UNGROUP = 'read _; while [ -d "$0" ] && ! rmdir "$0"; do sleep 0.2; done'
-_CONTINUE = 'read _; kill -CONT -- "-$0"'
+_CONTINUE = 'read _; kill -s CONT -- "-$0"'  # dash's `kill -CONT` takes no --
 _number = count()
 
 
