@@ -88,7 +88,7 @@ def test_a_hurried_profile_is_replaced_by_a_longer_one(server: Server, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:.*full raised OSError")
-def test_a_profile_that_is_neither_kept_nor_told_of_is_used(tmp_path: Path) -> None:
+def test_a_profile_that_is_neither_kept_nor_told_of_is_used(tmp_path: Path, reported: object) -> None:
     def full(text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -96,7 +96,7 @@ def test_a_profile_that_is_neither_kept_nor_told_of_is_used(tmp_path: Path) -> N
     made = advisor.profile_here(
         load("zoo:lenet5"), open_engine(threads=1), budget_s=0.1, cache=tmp_path / "file", on_step=full
     )
-    assert made.whole.ms > 0
+    assert made.whole.median > 0
 
 
 def test_an_emulated_machine_leaves_no_profile_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
