@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,18 @@ def test_a_hurried_profile_is_replaced_by_a_longer_one(server: Server, tmp_path:
     assert "kept" in told[-1]
     longer = advisor.profile_here(model, engine, budget_s=0.5, cache=tmp_path)
     assert longer != first
+
+
+@pytest.mark.filterwarnings("ignore:.*full raised OSError")
+def test_a_profile_that_is_neither_kept_nor_told_of_is_used(tmp_path: Path, reported: object) -> None:
+    def full(text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "file").touch()
+    made = advisor.profile_here(
+        load("zoo:lenet5"), open_engine(threads=1), budget_s=0.1, cache=tmp_path / "file", on_step=full
+    )
+    assert made.whole.median > 0
 
 
 def test_an_emulated_machine_leaves_no_profile_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,9 @@ def test_what_belongs_to_a_process_is_not_pickled(tmp_path: Path) -> None:
                 pickle.dumps(one)
             with pytest.raises(UsageError, match="cannot be pickled"):
                 copy.deepcopy(one)
+        for copied in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(UsageError, match=r"the model affine cannot be pickled or copied.*load it there"):
+                copied(model)
         worker = multiprocessing.get_context("spawn").Process(target=print, args=(edge,))
         with pytest.raises(UsageError, match="Make one in each process"):
             worker.start()

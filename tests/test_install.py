@@ -121,7 +121,14 @@ def test_commands_in_messages_are_typed_as_this_one_was(environment: Path) -> No
     assert typed("make it with splitpoint profile") == "make it with env/bin/splitpoint profile"
     assert typed("(splitpoint calibrate-device)") == "(env/bin/splitpoint calibrate-device)"
     assert all(typed(f"splitpoint {verb} X") == f"env/bin/splitpoint {verb} X" for verb in VERBS)
-    for text in ("update splitpoint there", "in /home/splitpoint run", "env/bin/splitpoint run", "a splitpoint server"):
+    assert typed("start splitpoint serve MODEL") == "start env/bin/splitpoint serve MODEL"
+    for text in (
+        "start `splitpoint serve MODEL` there",
+        "update splitpoint there",
+        "in /home/splitpoint run",
+        "env/bin/splitpoint run",
+        "a splitpoint server",
+    ):
         assert typed(text) == text
 
 

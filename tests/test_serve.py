@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import nets
 from serving import affine, evaluate, nothing_leaks
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
@@ -75,6 +76,17 @@ def test_a_broken_file_that_was_asked_for_by_name_is_an_error(
     code, said = run(["serve", str(tmp_path / "affine.onnx"), str(tmp_path / "broken.onnx")], capsys)
     assert code == 3
     assert "broken.onnx" in said
+
+
+def test_a_model_among_several_that_cannot_be_opened_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    affine(tmp_path)
+    free = [nets.value("x", ["N", 3, "H"])], [nets.value("y", ["N", 3, "H"])]
+    path = nets.saved(nets.proto([nets.node("Relu", ["x"], ["y"])], *free, []), tmp_path / "free.onnx")
+    code, said = run(["serve", str(tmp_path / "affine.onnx"), str(path)], capsys)
+    assert code == 3
+    assert f"{path}: input x: float32[N,3,H] has free dimensions (H): fix them with --shape x=1,3,N" in said
 
 
 def test_options_of_one_model_are_not_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,9 @@ def test_a_value_is_given_once(tmp_path: Path, cache: Path) -> None:
         ModelError, match=r"its inputs were made up: give real ones with --input FILE.npz, or --value sizes=…"
     ):
         load(path)
+    # What was given and is refused is named, not the inputs that have nothing to do with it.
+    with pytest.raises(ModelError, match=r"with sizes as given, the others made up: .* --value sizes=…"):
+        load(path, values={"sizes": [0, 0, 0, 0]})
     model = load(path, values={"sizes": [1, 3, 16, 12]})
     assert model.graph.tensors["z"].shape == (1, 3, 16, 12)
     again = load(path)
@@ -151,7 +154,7 @@ def test_a_run_on_made_up_inputs_says_what_to_do(tmp_path: Path) -> None:
     assert all(c.ok for c in verify(model, nets.ENGINE, model.graph.prefixes()))
     wrong = model.with_values({"mode": 3})
     for run in (lambda: list(verify(wrong, nets.ENGINE, [])), lambda: profile_model(wrong, nets.ENGINE, budget_s=1)):
-        with pytest.raises(EngineError, match=r"give real ones with --input FILE.npz, or --value x=…"):
+        with pytest.raises(EngineError, match=r"give real ones with --input FILE.npz, or --value mode=…"):
             run()
 
 

@@ -111,7 +111,7 @@ def profile_here(
     Under `splitpoint lab slow` it is measured anew each time and not kept: it is an emulated machine's.
     """
     note = os.environ.get(EMULATED, "")
-    place = _place(model, engine, cache or default_cache(on_step))
+    place = _place(model, engine, cache or default_cache(lambda text: call(on_step, text)))
     kept = None if fresh or note else _kept(place, model)
     if kept is not None:
         found, spent_s = kept

@@ -122,7 +122,12 @@ def command(
         profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections,
         memory_bytes=half_the_memory(Limits.memory_bytes),
     )  # fmt: skip
-    loaded = [model for name in models for model in _loaded(name, opening)]
+    loaded = []
+    for name in models:
+        try:
+            loaded += _loaded(name, opening)
+        except ModelError as exc:
+            raise exc if len(models) == 1 else ModelError(_naming(name, exc)) from exc
     few_arenas()
     engine = open_engine(device=device, threads=threads)
 
@@ -190,10 +195,15 @@ def _loaded(name: str, opening: Opening) -> list[Model]:
         try:
             loaded.append(Opening().load(str(path)))
         except SplitpointError as exc:
-            click.echo(plain(f"not served: {exc if str(path) in str(exc) else f'{path}: {exc}'}"), err=True)
+            click.echo(plain(f"not served: {_naming(str(path), exc)}"), err=True)
     if not loaded:
         raise ModelError(f"the folder {name} has no {'.onnx file' if not paths else 'model that can be served'}")
     return loaded
+
+
+def _naming(name: str, exc: SplitpointError) -> str:
+    """What is wrong with one of several models, whose name is in it."""
+    return str(exc) if name in str(exc) else f"{name}: {exc}"
 
 
 def _lets_in(security: ServerSecurity) -> str:

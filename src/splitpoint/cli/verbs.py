@@ -46,7 +46,8 @@ VERBS: Mapping[str, str] = {
     "doctor": "Say what this machine and a server can do.",
 }
 
-_COMMAND = re.compile(rf"(?<![\w/.-])splitpoint(?= (?:{'|'.join(sorted(VERBS, reverse=True))})\b)")
+#: In backticks it is typed on another machine.
+_COMMAND = re.compile(rf"(?<![\w/.`-])splitpoint(?= (?:{'|'.join(sorted(VERBS, reverse=True))})\b)")
 
 
 class Verbs(click.Group):

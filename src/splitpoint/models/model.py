@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from splitpoint.errors import ModelError, StorageError
+from splitpoint.errors import ModelError, StorageError, UsageError
 from splitpoint.files import destination, is_special, publish, scratch, write_atomic
 from splitpoint.graph import Cut, Graph
 from splitpoint.images import InputSpec
@@ -145,6 +145,12 @@ class Model:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The model's outputs, free dimensions by name."""
         return self.graph.outputs
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UsageError(
+            f"the model {self.name} cannot be pickled or copied, since its weights are in its file: "
+            "give the other process its name or path, and load it there"
+        )
 
     # --- cutting ------------------------------------------------------------------------------------------------
 

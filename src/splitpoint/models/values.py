@@ -147,10 +147,11 @@ def advice(inputs: Iterable[TensorSpec], values: Values) -> str:
     left = [t for t in inputs if t.name not in values]
     if not left:
         return "with the values given: others may make more sense"
-    telling = [t for t in left if not t.dtype.startswith("float")] or left
-    small = [t.name for t in telling if len(t.shape) < 2] or [t.name for t in telling]
+    telling = [t for t in left if not t.dtype.startswith("float")] or ([] if values else left)
+    small = [t.name for t in telling if len(t.shape) < 2] or [t.name for t in telling] or list(values)
+    tried = f"with {', '.join(values)} as given, the others made up" if values else "its inputs were made up"
     return (
-        f"its inputs were made up: give real ones with --input FILE.npz, or --value {small[0]}=… (in Python: values=), "
+        f"{tried}: give real ones with --input FILE.npz, or --value {small[0]}=… (in Python: values=), "
         "which later commands remember"
     )
 

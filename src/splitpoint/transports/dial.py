@@ -19,7 +19,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from splitpoint.errors import ServerError, UnreachableError
-from splitpoint.transports.addresses import format_address, is_link_local, parse_address
+from splitpoint.transports.addresses import format_address, is_link_local, is_loopback, parse_address
 
 #: How long an address is waited for before the next is tried beside it (RFC 8305, 5).
 STAGGER_S = 0.25
@@ -185,10 +185,10 @@ def _unreachable(
     errors = {None if exc is None or exc.errno == errno.ETIMEDOUT else exc.errno for _, exc in reasons}
     several = f" ({_listed([str(t) for t, _ in reasons])})" if len(reasons) > 1 else ""
     if errors == {errno.ECONNREFUSED}:
-        return UnreachableError(
-            f"nothing listens at {where}{several}: start `splitpoint serve MODEL --port {port}` there, "
-            "or check the port"
-        )
+        start = f"splitpoint serve MODEL --port {port}"
+        if not all(is_loopback(str(target.sockaddr[0])) for target, _ in reasons):
+            start = f"`{start}` there"  # whose splitpoint may be called otherwise than the one here
+        return UnreachableError(f"nothing listens at {where}{several}: start {start}, or check the port")
     if errors == {None}:
         return UnreachableError(
             f"no answer from {where}{several} in {timeout_s:g} s: the machine is off, "
