@@ -183,7 +183,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     [
         ({"HOME": "{}"}, "{}/.cache/splitpoint"),
         ({"HOME": "{}", "XDG_CACHE_HOME": "{}/xdg"}, "{}/xdg/splitpoint"),
-        ({"HOME": "{}", "XDG_CACHE_HOME": "xdg"}, "{}/.cache/splitpoint"),
+        ({"HOME": "{}", "XDG_CACHE_HOME": "xdg"}, "xdg/splitpoint"),
         ({"HOME": "{}", "XDG_CACHE_HOME": ""}, "{}/.cache/splitpoint"),
         ({"XDG_CACHE_HOME": "{}/xdg", "SPLITPOINT_CACHE": "{}/ours"}, "{}/ours"),
     ],

@@ -138,8 +138,7 @@ _noted: list[bool] = []
 
 
 def _user_cache() -> Path | None:
-    xdg = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(xdg):  # the specification has relative ones ignored
+    if xdg := os.environ.get("XDG_CACHE_HOME"):  # a relative one too, as SPLITPOINT_CACHE: who sets it means it
         return Path(xdg) / "splitpoint"
     home = os.path.expanduser("~")  # as it was where there is neither HOME nor an entry for this user
     return Path(home) / ".cache" / "splitpoint" if os.path.isabs(home) else None
