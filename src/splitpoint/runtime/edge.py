@@ -63,6 +63,8 @@ from splitpoint.wire import Kind, Limits, ModelInfo
 Inputs = Mapping[str, Array] | Array | Request
 #: How long closing waits for what is done beside, and how often whoever waits for requests to end looks.
 _JOIN_S, _LOOK_S = 10.0, 0.05
+#: What becomes of an edge with the fallback ``error`` whose connection has ended.
+_FOR_GOOD = "with the fallback error no connection is made again: begin anew, or choose the fallback wait or local"
 
 
 class Edge(Closable):
@@ -594,8 +596,10 @@ class Edge(Closable):
         try:
             route = self._cuts.current if at is None else self._route(self._cut(at), codec)
             return plain.finish(plain.send(plain.begin(route, request, limit_s, flags)))
-        except Exception:
+        except Exception as exc:
             self.check()
+            if type(exc) is ServerError and self._channel.ended:
+                raise ServerError(f"{exc}; {_FOR_GOOD}") from exc
             raise
 
     def stream(self, items: Iterable[Inputs], *, window: int = 4, deadline_s: float | None = None) -> Iterator[Result]:
