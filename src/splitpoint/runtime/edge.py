@@ -281,21 +281,23 @@ class Edge(Closable):
 
     def _do_beside(self, work: Callable[[], None]) -> None:
         """Does what takes long in a thread of its own, after what is done there."""
-        before = self._beside
+        with self._lock:
+            before = self._beside
 
-        def run() -> None:
-            if before is not None:
-                before.join()
-            if self._stopped.is_set():
-                return
-            try:
-                work()
-            except Exception as exc:  # an engine's, too
-                if not self._stopped.is_set():
-                    self._tell(Event("notice", str(exc)))
+            def run() -> None:
+                if before is not None:
+                    before.join()
+                if self._stopped.is_set():
+                    return
+                try:
+                    work()
+                except Exception as exc:  # an engine's, too
+                    if not self._stopped.is_set():
+                        self._tell(Event("notice", str(exc)))
 
-        self._beside = threading.Thread(target=run, name="beside", daemon=True)
-        self._beside.start()
+            thread = threading.Thread(target=run, name="beside", daemon=True)
+            thread.start()
+            self._beside = thread  # not before: it may be joined
 
     def _changed(self, models: Sequence[ModelInfo]) -> None:
         """From the thread of the line: the server is there, without the model."""
