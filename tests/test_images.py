@@ -383,6 +383,11 @@ def test_a_white_that_would_be_guessed_is_an_error(values: Array, sample_format:
         read_image(tiff(values, sample_format), spec())
 
 
+def test_signed_bytes_are_not_read_as_unsigned_ones() -> None:
+    with pytest.raises(InputError, match=r"image is a TIFF of signed 8-bit integers, .*: save it with 8 bits unsigned"):
+        read_image(tiff((RAMP * 255 - 128).astype(np.int8), 2), spec())
+
+
 def test_white_may_be_zero_and_dark_16_bit_pictures_stay_dark() -> None:
     values = (RAMP * 65535).astype(np.uint16)
     plain = read_image(tiff(values, 1), spec()).astype(int)

@@ -17,6 +17,7 @@ from nets import node, value, weight
 from splitpoint.errors import ModelError
 from splitpoint.models import inference, shapes
 from splitpoint.models.model import Model
+from splitpoint.report.layers import layer_rows
 from splitpoint.segments import split, verify
 from splitpoint.tensors import ANY_RANK, Array, TensorSpec
 
@@ -267,6 +268,39 @@ def test_the_rank_of_a_loop(step: str, expected: str) -> None:
     free = model.outputs[0]
     assert (free.shape == ANY_RANK) == (expected == "...")
     assert len(free.shape) == (1 if expected == "..." else 2)
+
+
+def test_a_loop_without_a_trip_stacks_nothing(tmp_path: Path) -> None:
+    """What it would have stacked then has one dimension, unless the body declares more."""
+    body = helper.make_graph(
+        [node("Identity", ["on"], ["go"]), node("Tanh", ["state"], ["next"]), node("Exp", ["next"], ["each"])], "body",
+        [value("i", [], INT64), value("on", [], TensorProto.BOOL), value("state", None)],
+        [value("go", [], TensorProto.BOOL), value("next", None), value("each", None)],
+    )  # fmt: skip
+    nodes = [node("Loop", ["n", "", "x"], ["last", "all"], name="loop", body=body), node("Neg", ["all"], ["y"])]
+    proto = nets.proto(nodes, [value("x", [1, 4]), value("n", [1], INT64)], [value("y", None)])
+    model = nets.load(proto)
+    assert len(model.graph.tensors["all"].shape) == 3  # there was a trip when it was measured
+    assert model.specs["all"].shape == model.outputs[0].shape == ANY_RANK
+    split(model, "loop", tmp_path)
+    for trips, shape in ((2, (2, 1, 4)), (0, (0,))):
+        sample = {"x": np.ones((1, 4), np.float32), "n": np.array([trips])}
+        (made,) = ort.InferenceSession(tmp_path / "head.onnx").run(None, sample)
+        (y,) = ort.InferenceSession(tmp_path / "tail.onnx").run(None, {"all": made})
+        assert made.shape == y.shape == shape
+
+
+def test_the_shape_of_what_has_no_fixed_rank_crosses() -> None:
+    """Its length is open; what is shown are the sizes of the sample."""
+    nodes = [*branches([12], [2, 6])[:-1], node("Shape", ["q"], ["sizes"]), node("Cast", ["sizes"], ["s"], to=FLOAT),
+             node("ReduceMax", ["s"], ["most"], keepdims=0), node("Mul", ["most", "sum"], ["y"])]  # fmt: skip
+    zero = [weight("zero", 0, np.float32)]
+    model = nets.load(nets.proto(nodes, [value("x", [3, 4])], [value("y", None)], zero))
+    rows = {row.at: row for row in layer_rows(model)}
+    assert model.graph.cut("if").shapes == ("sizes",)
+    assert rows["if"].crossing_wire_bytes > rows["if"].crossing_bytes == 4
+    samples = [{"x": np.full((3, 4), s, np.float32)} for s in (1, -1)]
+    assert all(c.ok for c in verify(model, nets.ENGINE, model.graph.prefixes(), samples))
 
 
 # --- names of free dimensions ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -15,8 +16,9 @@ import pytest
 from splitpoint import install
 from splitpoint.cli import demo
 from splitpoint.cli.verbs import VERBS, typed
+from splitpoint.engines import wheels
 from splitpoint.engines.wheels import for_jetson, repair, replace
-from splitpoint.errors import MissingExtraError
+from splitpoint.errors import EngineError, MissingExtraError
 from splitpoint.models.zoo import digits
 
 R36 = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025\n"
@@ -190,6 +192,17 @@ def test_two_distributions_of_onnxruntime_are_seen(tmp_path: Path, monkeypatch: 
     assert re.fullmatch(
         r".*uninstall .*-y onnxruntime onnxruntime-gpu && .* install .*onnxruntime-gpu==1.23.0", repair(found)
     )
+
+
+def test_what_is_left_of_a_distribution_is_seen_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain one was taken away, and the folder with it: the one for the GPU is installed by name only."""
+    stand_in(tmp_path, "onnxruntime-gpu", "1.23.0")
+    shutil.rmtree(tmp_path / "onnxruntime")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert install.onnxruntimes() == {"onnxruntime-gpu": "1.23.0"}
+    with pytest.raises(EngineError, match=r"pip uninstall -y onnxruntime-gpu && .*pip install onnxruntime-gpu==1.23.0"):
+        wheels.load()
 
 
 def test_doctor_warns_of_two(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from splitpoint import wire
-from splitpoint.errors import ModelError
+from splitpoint.errors import ModelError, UsageError
 from splitpoint.models.names import SHORT_NAMES, full_name, name_of, names_of
 from splitpoint.runtime.choosing import choose_model
 
@@ -34,6 +34,20 @@ def test_names_with_dots_and_schemes() -> None:
     assert choose_model(served("resnet50"), "torchvision:resnet50", None).name == "resnet50"
     assert choose_model(served("net.v2"), "some/net.v2.onnx", None).name == "net.v2"
     assert names_of("lenet") == ("lenet", "lenet5")
+
+
+def test_one_model_of_two_names_has_both() -> None:
+    same = [wire.ModelInfo(name, "a" * 64) for name in ("first", "second")]
+    assert [choose_model(same, name, None).name for name in ("first", "second", None, "aaaaaaaa")] == [
+        "first", "second", "first", "first",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="several models, so name one"):
+        choose_model([*same, *served("third")], None, None)
+
+
+@pytest.mark.parametrize("name", ["ctl\x1b[31m", "lat\udce9"])
+def test_a_file_whose_name_is_no_text_is_called_as_it_was_typed(name: str) -> None:
+    assert choose_model(served(name_of(f"folder/{name}.onnx")), name, None).fingerprint == f"{0:064x}"
 
 
 def test_a_file_called_just_so_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -342,6 +342,15 @@ def test_a_model_that_only_hands_through() -> None:
     assert profile.complete
 
 
+@pytest.mark.parametrize("nodes", [[], [nets.node("MatMul", ["x", "w"], ["y"])]], ids=["no node", "a weight"])
+def test_outputs_that_no_node_makes(nodes: list[Any]) -> None:
+    """An input that is handed through, with nothing for the real engine to compute; a weight."""
+    outputs = [nets.value("x", [1, 4]), *([nets.value("y", [1, 4]), nets.value("w", [4, 4])] if nodes else [])]
+    model = load(nets.proto(nodes, [nets.value("x", [1, 4])], outputs, [nets.normal("w", 4, 4)]))
+    profile = profile_model(model, ENGINE, budget_s=0.3)
+    assert parse_profile(profile_bytes(profile), "here") == profile
+
+
 def test_a_disturbed_visit_moves_no_median_and_widens_the_band() -> None:
     assert stat_of([[2.0, 2.0, 2.0], [9.0, 9.0]]) == Stat(2.0, 2.0, 9.0, 3)
     assert stat_of([[2.0, 2.0], [2.2, 2.2]]) == Stat(2.1, 2.0, 2.2, 4)

@@ -559,6 +559,20 @@ def test_a_hub_s_cache_of_links_opens(tmp_path: Path) -> None:
     assert load(tmp_path / "latest/onnx/model.onnx").nbytes == W.nbytes
 
 
+def test_data_beside_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
+    """``ln -s models/net.onnx .``, and the same into a hub's cache, where the file is a link again."""
+    (tmp_path / "models").mkdir()
+    nets.saved(linear(outside(tmp_path / "models", location="weights.bin")), tmp_path / "models/net.onnx")
+    (tmp_path / "net.onnx").symlink_to("models/net.onnx")
+    assert load(tmp_path / "net.onnx").nbytes == W.nbytes
+    (tmp_path / "hub.onnx").symlink_to(hub(tmp_path))
+    assert load(tmp_path / "hub.onnx").nbytes == W.nbytes
+    (tmp_path / "models/weights.bin").rename(tmp_path / "secret/weights.bin")
+    (tmp_path / "models/weights.bin").symlink_to("../secret/weights.bin")
+    with pytest.raises(ModelError, match="is a link that leads outside its folder"):
+        load(tmp_path / "net.onnx")
+
+
 def test_a_stranger_s_links_read_nothing_else(tmp_path: Path) -> None:
     # The data is a link to another folder than the model's.
     with pytest.raises(ModelError, match="is a link that leads outside its folder"):

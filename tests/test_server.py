@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,17 @@ def test_a_name_of_several_versions_is_never_a_guess(tmp_path: Path, cache: Path
         for given, pinned in ((two.fingerprint[:12], None), (None, two.fingerprint[:12]), ("br", two.fingerprint)):
             with Edge(server.address, given, model_hash=pinned, cache=cache, at="input") as edge:
                 assert edge.info.fingerprint == two.fingerprint
+
+
+def test_a_model_served_under_two_names_has_both(model: Model, cache: Path) -> None:
+    """Two files of the same network: what was printed when it began to serve can be asked for."""
+    twin, x = replace(model, name="twin"), inputs()[0]
+    with Server([model, twin, model], engine=ort(), port=0) as server:
+        assert [i.name for i in server.infos()] == [model.name, "twin"]
+        for given in (model.name, "twin", None, twin, model.fingerprint):
+            with Edge(server.address, given, cache=cache, at="add1") as edge:
+                assert edge.info.name == ("twin" if given in ("twin", twin) else model.name)
+                np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
 
 
 def test_an_address_must_be_given() -> None:
@@ -987,6 +999,7 @@ def test_a_weight_that_rotted_on_a_disk_that_cannot_be_written_is_fetched_again(
 
 _FULL = """
 import hashlib, resource, sys
+from dataclasses import replace
 from pathlib import Path
 from splitpoint.runtime.cache import BlobCache
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))

@@ -13,6 +13,7 @@ import nets
 from nets import node, value, weight
 from splitpoint.errors import ModelError
 from splitpoint.models import shapes
+from splitpoint.segments import halves
 from splitpoint.tensors import TensorSpec
 
 
@@ -139,7 +140,7 @@ def test_a_shape_that_no_machine_can_hold(size: list[int]) -> None:
     refused(proto, "--shape x: [0-9x]+ is more than any machine can hold", x=size)
 
 
-def test_a_model_for_batch_one_only_is_declared_so() -> None:
+def test_a_model_for_batch_one_only_claims_nothing_of_other_batches() -> None:
     """Its input says the batch is free, its Reshape says it is not."""
     proto = nets.proto(
         [
@@ -153,7 +154,22 @@ def test_a_model_for_batch_one_only_is_declared_so() -> None:
         domains={"com.microsoft": 1},
     )
     model = nets.load(proto)
-    assert model.outputs[0].shape == (1, 4)
+    assert model.outputs[0].type == "float32[y.0,y.1]"
+    assert model.graph.tensors["r"].shape == (1, 6)
+
+
+def test_made_up_values_that_fit_one_batch_only_fix_no_other_shape() -> None:
+    """Expand takes [1,6] to any size, and [3,6] not to the sizes that are made up: t is [N,6] all the same."""
+    nodes = [node("Tanh", ["x"], ["t"], name="tanh"), node("Gelu", ["t"], ["g"], domain="com.microsoft"),
+             node("Expand", ["g", "size"], ["y"], name="expand")]  # fmt: skip
+    inputs = [value("x", ["N", 6]), value("size", [3], TensorProto.INT64)]
+    model = nets.load(nets.proto(nodes, inputs, [value("y", None)], domains={"com.microsoft": 1}))
+    sample = {"x": np.ones((2, 6), np.float32), "size": np.array([4, 1, 6])}
+    for cut in model.graph.prefixes():
+        both = halves(model, cut, nets.ENGINE)
+        assert both.run(sample)["y"].shape == (4, 2, 6)
+        both.close()
+        assert all(t.fits("float32", (2, 6)) for t in (model.specs[n] for n in ("x", "t", "g")))
 
 
 def test_what_nobody_reads_is_not_measured() -> None:

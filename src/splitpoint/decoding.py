@@ -154,6 +154,10 @@ def _to_8bit(image: Image.Image, label: str, mode: str, on_note: OnNote) -> Imag
 
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
         image = Image.fromarray(_narrow(image, label, on_note))
+    elif _first(getattr(image, "tag_v2", {}), _SAMPLE_FORMAT, _UNSIGNED) == _SIGNED:
+        raise InputError(  # Pillow reads them as unsigned ones: -1 would be white
+            f"{label} is a TIFF of signed 8-bit integers, which Pillow cannot read: save it with 8 bits unsigned"
+        )
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -169,7 +173,7 @@ def _to_8bit(image: Image.Image, label: str, mode: str, on_note: OnNote) -> Imag
 
 # TIFF 6.0, and Adobe's DNG.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _DNG_VERSION = 258, 262, 339, 50706
-_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 #: What white may be where the file does not say it, by kind of number. By their values alone 12 bits in 32 cannot be
 #: told from a dark picture of 16, so a range of which less than a sixteenth is used is not guessed.
 _WHITES: Mapping[str, tuple[int, ...]] = {

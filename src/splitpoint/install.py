@@ -58,12 +58,16 @@ def onnxruntimes() -> dict[str, str]:
     found = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"] or ""
-        # Not onnxruntime-genai and the like, which bring modules of their own beside it.
-        if name.startswith(("onnxruntime", "ort")) and any(
-            str(file) == "onnxruntime/__init__.py" for file in distribution.files or ()
-        ):
+        # Not onnxruntime-genai and the like, which bring modules of their own beside it. And not `distribution.files`:
+        # Python 3.12 leaves out what is not there any more, because the folder went away with another distribution.
+        if name.startswith(("onnxruntime", "ort")) and "\nonnxruntime/__init__.py," in f"\n{_record(distribution)}":
             found[name] = distribution.version
     return found
+
+
+def _record(distribution: metadata.Distribution) -> str:
+    """Its list of files: lines of path, hash and size."""
+    return distribution.read_text("RECORD") or ""
 
 
 def _called(program: Path) -> str:

@@ -33,7 +33,9 @@ def load() -> Any:
 
         onnxruntime.get_available_providers()
     except (ImportError, AttributeError) as exc:  # the folder may be left with nothing in it
-        raise EngineError(f"ONNX Runtime cannot be used ({exc}): {replace('onnxruntime')}") from exc
+        found = install.onnxruntimes()
+        line = repair(found) if found else replace("onnxruntime")
+        raise EngineError(f"ONNX Runtime cannot be used ({exc}): {line}") from exc
     return onnxruntime
 
 

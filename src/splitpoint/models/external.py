@@ -1,28 +1,37 @@
 """Which file an external-data location may name: one of the model's own, and no other on this machine.
 
 A model from a stranger chooses its locations, and its archive may hold links. So a location goes down from the model's
-folder, and where a link then leads out of it, nothing is read. There is one exception, the cache of the Hugging Face
-hub, in which the model file and its data are links into one folder of blobs: whoever opened that link chose the folder
-it leads to, and the data must lie in it, side by side with the model.
+folder, and where a link then leads out of it, nothing is read. Whoever opened a model that is a link chose where it
+leads, too: where the data is not beside the link, it may be beside the file. And in the cache of the Hugging Face hub
+model and data are links into one folder of blobs, side by side.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from splitpoint.errors import ModelError
 
+#: As many as Linux follows.
+_MOST_LINKS = 40
 
-def linked_folder(model: Path) -> Path | None:
-    """Where the file really lies, if `model` is a link itself."""
+
+def linked_folders(model: Path) -> list[Path]:
+    """The folders that its links lead to, one by one, if `model` is a link; in the last the file really lies."""
+    found: list[Path] = []
     try:
-        return model.resolve().parent if model.is_symlink() else None
+        while model.is_symlink() and len(found) < _MOST_LINKS:
+            model = model.parent.resolve() / model.readlink()
+            found.append(model.parent.resolve())
     except (OSError, RuntimeError):  # a loop of links
-        return None
+        return []
+    return found
 
 
-def data_file(location: str, folder: Path, linked: Path | None) -> Path:
-    """The file at `location`, for a model in `folder` (resolved) that is perhaps a link into the folder `linked`.
+def data_file(location: str, folder: Path, linked: Sequence[Path]) -> Path:
+    """The file at `location`, for a model in `folder` (resolved) that is perhaps a link to the folders `linked`.
 
     ModelError for a location that leads anywhere else.
     """
@@ -32,10 +41,11 @@ def data_file(location: str, folder: Path, linked: Path | None) -> Path:
             f"the model's external data points outside its folder: {location} (put the file beside the model)"
         )
     try:
-        path = (folder / wanted).resolve()
+        home = next((f for f in (folder, *linked) if os.path.lexists(f / wanted)), folder)
+        path = (home / wanted).resolve()
     except (OSError, ValueError, RuntimeError) as exc:  # a loop of links, a null byte
         raise ModelError(f"the model's external data location {location!r} is no path: {exc}") from exc
-    if path.is_relative_to(folder) or (linked is not None and path.parent == linked):
+    if path.is_relative_to(home) or (linked and path.parent == linked[-1]):
         return path
     raise ModelError(
         f"the model's external data {location} is a link that leads outside its folder (put the file itself beside the "

@@ -138,7 +138,11 @@ def body_ranks(skeleton: Proto, node: Proto, specs: Mapping[str, TensorSpec]) ->
     found: list[list[int | None]] = []
     for body in bodies(node):
         ranks = _ranks(skeleton, node, body, specs)
-        found.append(ranks[1:] if node.op_type == "Loop" else ranks)
+        if node.op_type == "Loop":
+            # What is stacked over no trips at all has the shape that the body declares, and one dimension without it.
+            told = [o.type.tensor_type.HasField("shape") for o in body.output]
+            ranks = [rank if k <= state or told[k] else None for k, rank in enumerate(ranks)][1:]
+        found.append(ranks)
     if not found or len({len(ranks) for ranks in found}) > 1:
         return [None] * len(node.output)
     same = [ranks[0] if len(set(ranks)) == 1 else None for ranks in zip(*found, strict=True)]

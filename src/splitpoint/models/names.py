@@ -47,7 +47,7 @@ def names_of(model: str) -> tuple[str, ...]:
     >>> names_of("lenet"), names_of("torchvision:resnet50"), names_of("net.v2")
     (('lenet', 'lenet5'), ('torchvision:resnet50', 'resnet50'), ('net.v2',))
     """
-    names = [model]
+    names = [model, plain(model)]  # a file's name is served as text that can be printed
     if ":" in model or Path(model).suffix in (".onnx", ".pt2"):
         names.append(name_of(model))
     if model in SHORT_NAMES:

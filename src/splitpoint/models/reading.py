@@ -6,7 +6,7 @@ limit of 2 GB. An initializer that was moved out keeps its dtype and dims and po
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from splitpoint.errors import ModelError
 from splitpoint.models import soundness
 from splitpoint.models.dataflow import Proto, bodies, topological
-from splitpoint.models.external import linked_folder
+from splitpoint.models.external import linked_folders
 from splitpoint.models.foreign import what_is
 from splitpoint.models.layers import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of
@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[Proto, ModelWeights]:
         raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file, or it is cut short'}") from exc
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file: it holds no graph'}")
-    return skeleton_of(proto, path.parent, str(path), linked_folder(path))
+    return skeleton_of(proto, path.parent, str(path), linked_folders(path))
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -59,9 +59,9 @@ def _bytes_of(path: Path) -> bytes:
         raise ModelError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
-def skeleton_of(proto: Proto, folder: Path, name: str, linked: Path | None = None) -> tuple[Proto, ModelWeights]:
+def skeleton_of(proto: Proto, folder: Path, name: str, linked: Sequence[Path] = ()) -> tuple[Proto, ModelWeights]:
     """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`, in which the
-    model may be a link to a file in the folder `linked`."""
+    model may be a link to the folders `linked`."""
     import onnx
 
     soundness.check_text(proto, name)

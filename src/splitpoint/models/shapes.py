@@ -331,8 +331,8 @@ class _Search:
             except (ModelError, StorageError):
                 continue
             return look, sizes
-        # A graph whose batch cannot be any other is declared with the shapes it has.
-        return (one, {}) if self.unknown else tries[0]
+        # Its batch cannot be any other, or what was made up made no sense with this one. What inference knows counts.
+        return tries[0] if tries[0][0].plain else (one, {})
 
     def _follow(self, look: _Look) -> None:
         """Let `look.specs` say what follows without the inputs' values.
@@ -455,6 +455,8 @@ def _freed(name: str, one: _Look, other: _Look, names: Mapping[int, str]) -> Ten
     made, spec = one.made[name], one.specs.get(name)
     if spec is None or len(spec.shape) != len(made.shape) or spec.shape == ANY_RANK:
         return TensorSpec(name, made.dtype, ANY_RANK)
+    if name not in other.made:  # which could not be measured
+        return _opened(spec)
     made2, spec2 = other.made.get(name, made), other.specs.get(name, spec)
     if not len(spec2.shape) == len(made2.shape) == len(made.shape) or spec2.shape == ANY_RANK:
         return TensorSpec(name, made.dtype, ANY_RANK)

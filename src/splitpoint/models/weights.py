@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +205,7 @@ class Copies:
 class DataFiles:
     """A model's external-data files, each opened once; where they may lie, `data_file` says."""
 
-    def __init__(self, folder: Path, linked: Path | None = None) -> None:
+    def __init__(self, folder: Path, linked: Sequence[Path] = ()) -> None:
         self.folder, self.linked = folder.resolve(), linked
         self._files: dict[Path, DataFile] = {}
 

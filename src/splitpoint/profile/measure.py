@@ -154,9 +154,11 @@ class Survey:
         whole_s = float(np.median(self._whole)) / 1e3
         self._nodes *= whole_s * 1e3
         warm, runs = (2, 7) if whole_s < 0.1 else (1, 3)
-        if isinstance(self.engine, Profiles) and self._left_s() > compile_s + (warm + runs) * whole_s:
+        whole = marked(self.model)
+        timely = self._left_s() > compile_s + (warm + runs) * whole_s
+        if isinstance(self.engine, Profiles) and whole.outputs and timely:
             self._tell(on_progress, "kernel times", 1)
-            kernels = self.engine.kernel_times(marked(self.model), self._inputs, runs, warm)
+            kernels = self.engine.kernel_times(whole, self._inputs, runs, warm)
             self._nodes = node_times(self.model, kernels)
         if self._left_s() > 0:
             self._tell(on_progress, "codecs", 1)
@@ -307,7 +309,7 @@ class Survey:
         runs = _runs_for(round_ms)
         if round_ms < 50:
             taken = [[] for _ in feeds]  # the caches are warm now
-        while len(taken[0]) < runs and (not taken[0] or self._clock() < until):
+        while taken and len(taken[0]) < runs and (not taken[0] or self._clock() < until):
             self._turn(feeds, taken)
         return taken
 

@@ -79,7 +79,7 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
         flops += sum(graph.nodes[i].flops for i in new)
         params += sum(graph.nodes[i].params for i in new)
         node = graph.nodes[new[-1]] if new else None
-        vectors = [model.specs[name] for name in cut.shapes]
+        vectors = [graph.tensors[name] for name in cut.shapes]
         made = _main_output(node, graph.tensors) if node else _first_input(graph)
         rows.append(
             LayerRow(

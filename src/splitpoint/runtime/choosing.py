@@ -15,13 +15,15 @@ from splitpoint.wire import ModelInfo, TensorInfo
 
 def choose_model(served: Sequence[ModelInfo], model: Model | str | None, model_hash: str | None) -> ModelInfo:
     """The one that is meant; ModelError if the server does not have it, UsageError if it could be several."""
-    served = list({m.fingerprint: m for m in served}.values())
+    served = list({(m.name, m.fingerprint): m for m in served}.values())
     found = _named(served, model, model_hash)
     if model_hash is not None:
         found = _pinned(served, found, model_hash)
     if not found:
         raise ModelError("the server has no model")
-    if len(found) > 1:  # a fleet moves to a new version edge by edge: which one is never a guess
+    if (
+        len({m.fingerprint for m in found}) > 1
+    ):  # a fleet moves to a new version edge by edge: which one is never a guess
         names = {m.name for m in found}
         called = f"called {found[0].name}" if len(names) == 1 else "that fit"
         raise UsageError(
@@ -33,14 +35,15 @@ def choose_model(served: Sequence[ModelInfo], model: Model | str | None, model_h
 
 def _named(served: Sequence[ModelInfo], model: Model | str | None, model_hash: str | None) -> Sequence[ModelInfo]:
     if isinstance(model, Model):
-        found = [m for m in served if m.fingerprint == model.fingerprint]
+        same = (m for m in served if m.fingerprint == model.fingerprint)
+        found = sorted(same, key=lambda m: m.name != model.name)
         if not found:
             raise ModelError(
                 f"the server does not have this {model.name} ({model.fingerprint[:12]}); it has {_listed(served)}"
             )
         return found
     if model is None:
-        if len({m.name for m in served}) > 1 and not model_hash:
+        if len({m.name for m in served}) > 1 and len({m.fingerprint for m in served}) > 1 and not model_hash:
             raise UsageError(f"the server has several models, so name one: {_listed(served)}")
         return served
     named = _called(served, model) or _with_prefix(served, model)

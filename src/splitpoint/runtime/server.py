@@ -91,9 +91,11 @@ class Server(Closable):
         if not models:
             raise UsageError("a server needs at least one model")
         self.models: dict[str, Model] = {}
+        self._infos: dict[tuple[str, str], wire.ModelInfo] = {}
         changed = _Changed(partial(_tell, ref(self)))
-        for model in models:  # the same one given twice is one model, under the name given first
+        for model in models:  # the same one given twice is one model, under each of its names
             self.models.setdefault(model.fingerprint, replace(model, weights=_Watched(model, changed)))
+            self._infos.setdefault((model.name, model.fingerprint), info_of(model))
         self.share = share
         self.limits = limits or Limits(memory_bytes=half_the_memory(Limits.memory_bytes))
         self.security = security or ServerSecurity()
@@ -366,8 +368,8 @@ class Server(Closable):
         return found
 
     def infos(self) -> tuple[wire.ModelInfo, ...]:
-        """What WELCOME says about each model, in the order given; every fingerprint once."""
-        return tuple(map(info_of, self.models.values()))
+        """What WELCOME says about each model, in the order given: once for each of its names."""
+        return tuple(self._infos.values())
 
         return True
 
