@@ -32,7 +32,7 @@ $(VENV)/check.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
-	$(PIP) -e '.[test,torch,plot,xlsx,video,tls,predict]'
+	$(PIP) -e '.[test,torch,plot,xlsx,video,heif,tls,predict]'
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python

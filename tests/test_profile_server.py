@@ -216,16 +216,25 @@ def test_one_connection_cannot_pile_up_requests_for_profiles(models: list[Model]
         assert until(lambda: not any(p.unanswered or p._profiles for p in server._peers))
 
 
-def test_the_end_of_the_server_answers_who_waits_for_a_turn(models: list[Model]) -> None:
-    gate = Gate(is_open=False)
-    server = Server(models, engine=gate, port=0)
+def test_the_end_of_the_server_answers_who_waits_for_a_turn(
+    models: list[Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = threading.Event()
+
+    def measured(model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None]) -> Profile:
+        assert ending.wait(20)
+        proceed()
+        raise AssertionError("it is not measured to the end")
+
+    monkeypatch.setattr(profiling, "profile_model", measured)
+    server = Server(models, engine=Gate(), port=0)
     server.start()
     asking = [Asking(server, model, 20.0) for model in models]
     assert until(lambda: askers(server) == 3)
     closing = threading.Thread(target=server.close, args=(10.0,))
     closing.start()
     assert until(server.profiling._closed.is_set)
-    gate.open.set()
+    ending.set()
     closing.join(10)
     assert not closing.is_alive()
     for one in asking:

@@ -31,6 +31,8 @@ PACKAGES = ("splitpoint", "numpy", "onnx", "onnxruntime", "msgspec", "zstandard"
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "plot": ("matplotlib",),
     "xlsx": ("openpyxl",),
+    "video": ("opencv-python-headless",),
+    "heif": ("pi-heif",),
     "tls": ("cryptography",),
     "predict": ("scikit-learn", "threadpoolctl"),
     "torch": ("torch", "torchvision", "timm", "transformers", "onnxscript"),

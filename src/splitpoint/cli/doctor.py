@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import click
 
 from splitpoint import install, telemetry
@@ -24,6 +26,8 @@ def command(cloud: str | None, security: Security) -> None:
     click.echo("packages   " + ", ".join(f"{k} {v}" for k, v in versions().items()))
     for extra, packages in EXTRAS.items():
         found = versions(packages)
+        if extra == "video" and not found and find_spec("cv2"):  # another build of OpenCV: a Jetson brings its own
+            found = dict.fromkeys(packages, "(another build of OpenCV)")
         have = ", ".join(f"{k} {v}" for k, v in found.items())
         missing = [p for p in packages if p not in found]
         text = have if not missing else f"{have + '; ' if have else ''}not installed: {install.extra(extra)}"
