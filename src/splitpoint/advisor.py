@@ -126,7 +126,7 @@ def profile_here(
         try:
             _keep(place, made, budget_s)
         except StorageError as exc:
-            on_step(f"this machine's profile of {model.name} is not kept for the next time: {exc}")
+            call(on_step, f"this machine's profile of {model.name} is not kept for the next time: {exc}")
     return made
 
 

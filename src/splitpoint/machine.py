@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from splitpoint import cgroup, install
+from splitpoint.callbacks import call
 from splitpoint.units import counted, size
 
 #: Set for a command that runs on an emulated slower machine (`splitpoint lab slow`): what its measurements must say.
@@ -128,7 +129,7 @@ def default_cache(on_note: Callable[[str], None] = lambda text: None) -> Path:
     if not _noted:
         _noted.append(True)
         why = f"{usual} cannot be made" if usual is not None else "this user has no home folder"
-        on_note(f"{why}: what is worth keeping goes to {instead} (SPLITPOINT_CACHE names another folder)")
+        call(on_note, f"{why}: what is worth keeping goes to {instead} (SPLITPOINT_CACHE names another folder)")
     return instead
 
 

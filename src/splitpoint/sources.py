@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+from splitpoint.callbacks import call
 from splitpoint.capture import OPEN_MS, Capture, NotOpenedError, missing_nbytes, only_guessed, opencv
 from splitpoint.errors import InputError, UsageError
 from splitpoint.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_inputs, read_frame, read_inputs
@@ -313,8 +314,7 @@ class Live:
                     capture.close()
 
     def _tell(self, text: str) -> None:
-        with suppress(Exception):  # who cannot be told must not cost frames
-            self._options.on_event(text)
+        call(self._options.on_event, text)
 
     def close(self) -> None:
         with self._lock:
