@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from serving import until
 from splitpoint import callbacks
 from splitpoint.calibration.measure import calibrate
 from splitpoint.engines import open_engine
-from splitpoint.errors import ServerError
+from splitpoint.errors import ServerError, UsageError
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.profile.measure import profile_model
@@ -166,6 +167,34 @@ def test_a_server_may_be_asked_by_who_it_tells(lenet: Model) -> None:
         edge.infer(DIGIT)
         assert until(lambda: len(answers) == 2)
     assert answers[1] == (1, 10)
+
+
+@pytest.mark.parametrize("when", ["connected", "opened"])
+def test_a_server_may_be_closed_by_who_it_tells(lenet: Model, reported: Reported, when: str) -> None:
+    """Also by a thread that closing waits for: all of its threads end, and it can be started again."""
+    said: list[str] = []
+
+    def close(event: Event) -> None:
+        if event.kind == when:
+            server.close()
+            try:
+                server.start()
+            except UsageError as exc:
+                said.append(str(exc))
+
+    before = set(threading.enumerate())
+    server = Server([lenet], engine=open_engine(threads=1), port=0, on_event=close)
+    server.start()
+    with suppress(ServerError), Edge(server.address, lenet, at="pool1", timeout_s=20) as edge:
+        edge.infer(DIGIT)
+    assert until(lambda: set(threading.enumerate()) <= before)
+    assert all(text.startswith("on_event cannot start") for text in said)
+    server.tell = lambda _: None
+    server.start()
+    with Edge(server.address, lenet, at="pool1", timeout_s=20) as edge:
+        assert edge.infer(DIGIT).outputs["logits"].shape == (1, 10)
+    server.close()
+    assert not reported
 
 
 # --- an edge --------------------------------------------------------------------------------------------------------

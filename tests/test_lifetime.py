@@ -210,3 +210,28 @@ def test_a_server_that_was_closed_starts_again_at_its_port(model: Model) -> None
         forever.join(10)
         assert not forever.is_alive()
     server.close()
+
+
+def test_a_server_is_started_and_closed_by_several_threads(model: Model) -> None:
+    before = set(threading.enumerate())
+    server = Server([model], engine=ort(), port=0)
+    raised: list[Exception] = []
+
+    def go() -> None:
+        for _ in range(10):
+            try:
+                server.start()
+                server.close()
+            except Exception as exc:
+                raised.append(exc)
+
+    threads = [threading.Thread(target=go, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert raised == []
+    assert set(threading.enumerate()) <= before
+    with server, Edge(server.address, model, at="add1", engine=ort()) as edge:
+        np.testing.assert_allclose(edge.infer(X).outputs["y3"], evaluate(model, X), rtol=1e-4, atol=1e-5)

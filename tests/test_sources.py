@@ -302,13 +302,16 @@ def test_a_camera_that_comes_back(drivers: list[Driver]) -> None:
     assert drivers[-1].released
 
 
-def test_who_cannot_be_told_costs_no_frame(drivers: list[Driver]) -> None:
+def test_who_cannot_be_told_costs_no_frame(
+    drivers: list[Driver], reported: set[tuple[str, type[BaseException]]]
+) -> None:
     def full(text: str) -> None:
         raise OSError("no space left on device")
 
     drivers.append(Driver(3))
     frames = iter(Camera("/dev/null", Options(on_event=full)))
     assert [next(frames).name for _ in range(6)][-1] == "frame 6"
+    assert {kind for _, kind in reported} == {OSError}
 
 
 def test_a_camera_that_stays_away(drivers: list[Driver]) -> None:

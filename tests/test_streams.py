@@ -96,8 +96,12 @@ def test_what_cannot_be_said_is_not_said() -> None:
 
 @pytest.mark.parametrize("reader", ["head -1", "true"])
 @pytest.mark.parametrize(
-    "words", ["--help", "run --help", "inspect zoo:lenet5", f"run zoo:lenet5 {DIGITS} --json", "link --link 4g"]
-)
+    "words",
+    [
+        "--help", "run --help", "inspect zoo:lenet5", f"run zoo:lenet5 {DIGITS} --json", "link --link 4g",
+        f"run zoo:lenet5 {DIGITS} --save -", "profile zoo:lenet5 --budget 100ms -o -",
+    ],
+)  # fmt: skip
 def test_a_reader_that_goes_is_no_error(words: str, reader: str) -> None:
     done = shell(f"sp {words} | {reader}")
     assert done.returncode == 0, done.stderr

@@ -35,10 +35,6 @@ def silent(name: str, text: str) -> None:
     """Notes are not wanted."""
 
 
-def _tell(on_note: OnNote, name: str, text: str) -> None:
-    call(on_note, name, text)  # who cannot be told does not make a picture a broken one
-
-
 def open_picture(source: str | Path | bytes, label: str, mode: str, on_note: OnNote) -> tuple[Image.Image, int]:
     """The decoded image, as RGB or L (`mode`) but not yet upright, and its EXIF orientation (1 to 8)."""
     if isinstance(source, bytes):
@@ -78,7 +74,7 @@ def _decode(file: BinaryIO, label: str, mode: str, on_note: OnNote) -> tuple[Ima
         if _is_raw(image, label):
             raise InputError(f"{label} is a raw photo, and only its preview could be read: develop it to JPEG or TIFF")
         if image.format in _SEQUENCES and getattr(image, "is_animated", False):
-            _tell(on_note, label, "has several frames or pages: the first is taken")
+            call(on_note, label, "has several frames or pages: the first is taken")
         image.load()
         return _to_8bit(image, label, mode, on_note), _orientation(image)
     except (InputError, MissingExtraError):
@@ -217,7 +213,7 @@ def _white(values: Array, kind: str, label: str, on_note: OnNote) -> int:
             f"{label} is of {kind} from {low:g} to {high:g}, and nothing says which of them is white: scale them to "
             f"0…{whites[0]}, or save it with 8 or 16 bits"
         )
-    _tell(on_note, label, f"is of {kind}: 0 is taken as black and {white} as white")
+    call(on_note, label, f"is of {kind}: 0 is taken as black and {white} as white")
     return white
 
 

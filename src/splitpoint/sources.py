@@ -314,7 +314,7 @@ class Live:
                     capture.close()
 
     def _tell(self, text: str) -> None:
-        call(self._options.on_event, text)  # who cannot be told must not cost frames
+        call(self._options.on_event, text)
 
     def close(self) -> None:
         with self._lock:

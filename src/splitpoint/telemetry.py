@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # all that is imported here comes before Ctrl-C is one word
+    from collections.abc import Mapping
 
 #: Variable → the value that says no. A variable that is set already is the user's own word, and stays.
 OFF: Mapping[str, str] = {

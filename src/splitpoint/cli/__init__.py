@@ -24,9 +24,11 @@ def script() -> NoReturn:
     import sys
 
     try:
-        from splitpoint.cli import signals, streams
+        from splitpoint.cli import signals
 
         signals.install()
+        from splitpoint.cli import streams
+
         streams.install()
         status = main()
         signals.finish()

@@ -111,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return fail(exc.format_message() + where, 2)
     except KeyboardInterrupt as exc:
         return fail(*signals.status_of(exc))
-    except ReaderGone:
+    except (ReaderGone, BrokenPipeError):  # the second one: what `-o -` wrote
         return 0
     except Exception as exc:
         if signals.came:  # C code that was interrupted has its own words for it

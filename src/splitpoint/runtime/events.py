@@ -27,7 +27,7 @@ class Event:
 
 
 #: Called from the thread in which something happens, so it must be quick; what it raises is reported, and ignored. It
-#: may use the edge or the server that tells it; a server is closed from a thread of the caller's own.
+#: may use and close the edge or the server that tells it; a server then ends behind its back.
 OnEvent = Callable[[Event], None]
 
 #: Kind → how the logger ranks it, if not as information.
@@ -53,8 +53,17 @@ class Teller:
         if held is not None:
             held.append(event)
             return
-        call(_to_log, event)
-        call(self.on_event, event)
+        before, self._held.telling = self.telling, True
+        try:
+            call(_to_log, event)
+            call(self.on_event, event)
+        finally:
+            self._held.telling = before
+
+    @property
+    def telling(self) -> bool:
+        """Whether this thread is just being told something: it is the teller's, and nothing may wait for it."""
+        return getattr(self._held, "telling", False)
 
     @contextmanager
     def held(self) -> Iterator[None]:

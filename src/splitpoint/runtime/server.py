@@ -109,6 +109,7 @@ class Server(Closable):
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+        self._life = threading.RLock()  # it is started and closed by one at a time
         self._peers: set[Peer] = set()
         self._origins = Origins(self.limits.client_connections, self.limits.client_compiles)
         self._turned_away: deque[TcpConnection] = deque()
@@ -151,8 +152,16 @@ class Server(Closable):
         return self._listener is not None and self._listener.everywhere
 
     def start(self) -> None:
-        """Begins to listen and to answer, in threads of its own."""
+        """Begins to listen and to answer, in threads of its own. UsageError from `on_event`, while it is closed."""
         self.check()
+        if self._listener is not None:
+            return
+        if self._tell.telling:  # whoever closes it waits for the very thread that tells
+            raise UsageError("on_event cannot start a server: start it from a thread of your own")
+        with self._life:
+            self._start()
+
+    def _start(self) -> None:
         if self._listener is not None:
             return
         self._listener = listener = self._listen()
@@ -230,17 +239,28 @@ class Server(Closable):
         self.close()
 
     def forked(self) -> None:
-        if self._listener is not None:  # one that does not run has nothing that could not be used on both sides
+        if self._closing is not None:  # one that does not run has nothing that could not be used on both sides
             super().forked()
 
     def close(self, drain_s: float = 0.0) -> None:
         """Stops: no new requests, up to `drain_s` for those in flight to be answered, then every connection ends.
 
-        `start` serves again, at the same port.
+        `start` serves again, at the same port. Called by `on_event` it does not wait for that: it would wait for the
+        thread that tells.
         """
         if isinstance(self._over, UsageError):  # the process has forked: it is for the parent to stop it
             return
         self._stop.set()
+        if self._tell.telling:
+            threading.Thread(target=self._close, args=(drain_s,), name="close", daemon=True).start()
+            return
+        self._close(drain_s)
+
+    def _close(self, drain_s: float) -> None:
+        with self._life:
+            self._close_alone(drain_s)
+
+    def _close_alone(self, drain_s: float) -> None:
         with self._lock:
             listener, self._listener = self._listener, None
             if listener is None:
