@@ -59,12 +59,17 @@ def batchable(segment: Segment) -> bool:
     return alike and _follows(segment.outputs, open_dims) and not _decides(segment)
 
 
+#: How much they find is a matter of the whole batch.
+_COUNTING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+
+
 def _decides(segment: Segment) -> bool:
-    """Whether there is a node with bodies, or one that makes a value of its inputs that has no open dimension."""
+    """Whether there is a node with bodies, or one that counts, or makes a value without any open dimension."""
     graph = segment.proto.graph
     for node, depends in zip(graph.node, by_value(graph), strict=True):
         made = [segment.specs[o] for o in node.output if o in segment.specs]
-        if depends and (next(bodies(node), None) is not None or any(t.is_static for t in made)):
+        decides = node.op_type in _COUNTING or next(bodies(node), None) is not None
+        if depends and (decides or any(t.is_static for t in made)):
             return True
     return False
 
