@@ -7,14 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
+import nets
 from serving import Gate, affine, evaluate, nothing_leaks, until
 from splitpoint import wire
 from splitpoint.cli.serve import command
@@ -443,7 +444,7 @@ def spec(name: str, *shape: int | str) -> TensorSpec:
 
 
 def segment(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Segment:
-    return Segment("f", tuple(inputs), tuple(outputs), None, None)  # type: ignore[arg-type]
+    return Segment("f", tuple(inputs), tuple(outputs), ModelProto(), None)  # type: ignore[arg-type]
 
 
 def test_only_tails_with_one_free_first_dimension_everywhere_are_batchable() -> None:
@@ -510,11 +511,51 @@ MIXING = {
 @pytest.mark.parametrize("kind", MIXING)
 def test_operators_that_mix_what_is_in_a_batch_are_found_out(tmp_path: Path, kind: str) -> None:
     model = one_op(tmp_path, MIXING[kind], ["batch", 64], ["batch", 64])
-    assert batchable(model.whole()), "by its shapes alone it could"
+    assert batchable(model.whole()) == ("softmax" in kind), "by its shapes alone it could"
     session = open_engine(threads=1).compile(model.whole())
     verdict, why = tried(session, {"x": np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)})
     assert verdict in ("different", "inconclusive")
     assert "y" in why
+
+
+def branch(op: str) -> Any:
+    return helper.make_graph([helper.make_node(op, ["t"], [op])], op, [], [nets.value(op, None)])
+
+
+DECIDING = {
+    "a branch": [
+        helper.make_node("ReduceSum", ["t"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "nought"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch("Neg"), else_branch=branch("Exp")),
+    ],
+    "a count": [
+        helper.make_node("NonZero", ["t"], ["found"]),
+        helper.make_node("Size", ["found"], ["count"]),
+        helper.make_node("Cast", ["count"], ["s"], to=TensorProto.FLOAT),
+        helper.make_node("Greater", ["s", "nought"], ["c"]),
+        helper.make_node("Neg", ["t"], ["n"]),
+        helper.make_node("Where", ["c", "n", "t"], ["y"]),
+    ],
+    "a choice": [
+        helper.make_node("ReduceMax", ["t"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "nought"], ["c"]),
+        helper.make_node("Neg", ["t"], ["n"]),
+        helper.make_node("Where", ["c", "n", "t"], ["y"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", DECIDING)
+def test_what_a_whole_batch_may_decide_never_runs_as_one(kind: str) -> None:
+    """A trial with one request would show nothing if both of it decided the same."""
+    nodes = [helper.make_node("Tanh", ["x"], ["t"]), *DECIDING[kind]]
+    nought = [nets.weight("nought", 0, np.float32)]
+    model = nets.load(nets.proto(nodes, [nets.value("x", ["N", 64])], [nets.value("y", None)], nought))
+    whole = model.whole()
+    assert whole.outputs[0].shape == ("N", 64)
+    assert tried(open_engine(threads=1).compile(whole), {"x": np.ones((1, 64), np.float32)})[0] == "equal"
+    tails = [model.tail(cut) for cut in model.graph.prefixes()]
+    assert not any(batchable(t) for t in tails if {"t", "x"} & {i.name for i in t.inputs} and len(t.inputs) == 1)
 
 
 def test_a_shape_that_is_fixed_inside_is_found_out(tmp_path: Path) -> None:
@@ -739,7 +780,7 @@ def test_what_waits_at_the_same_time_runs_as_a_batch_and_every_answer_is_its_own
 
 
 def test_a_tail_that_mixes_is_served_one_by_one(tmp_path: Path) -> None:
-    model = one_op(tmp_path, MIXING["a mean over the batch"], ["batch", 64], ["batch", 64])
+    model = one_op(tmp_path, MIXING["a softmax over the batch"], ["batch", 64], ["batch", 64])
     told: list[Event] = []
     x = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
     # Until it is known whether they may be run together, each waits for a second one.
@@ -751,7 +792,7 @@ def test_a_tail_that_mixes_is_served_one_by_one(tmp_path: Path) -> None:
                 raw.ask(x * (k + 1))
             for raw in raws:
                 for _ in range(2):
-                    assert not raw.receive().tensors[0].any(), "one request's mean is itself: nothing is left"
+                    assert (raw.receive().tensors[0] == 1).all(), "one request has all the weight"
         assert until(lambda: any(e.kind == "batched" and "one by one" in e.text for e in told))
         for raw in raws:
             raw.close()

@@ -31,7 +31,8 @@ MAX_PROTO_BYTES = (2 << 30) - (64 << 20)
 class Segment:
     """A sub-model with named inputs and outputs, identified by the model's fingerprint and its boundary.
 
-    Holds no weights: `proto` points to blobs, which `weights` opens when an engine builds the segment.
+    Holds no weights: `proto` points to blobs, which `weights` opens when an engine builds the segment. `specs` has the
+    tensors inside that are known.
     """
 
     fingerprint: str
@@ -39,6 +40,7 @@ class Segment:
     outputs: tuple[TensorSpec, ...]
     proto: Proto = field(repr=False, compare=False)
     weights: Weights = field(repr=False, compare=False)
+    specs: Mapping[str, TensorSpec] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -171,6 +173,7 @@ class Model:
             tuple(self.specs[n] for n in made),
             proto,
             self.weights,
+            self.specs,
         )
 
     def head(self, cut: Cut) -> Segment:

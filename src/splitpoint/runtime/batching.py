@@ -3,7 +3,9 @@
 It is possible for tails whose inputs and outputs all begin with the same free dimension, and for requests whose shapes
 are equal. It is right if a batch of two gives what two runs give: tried once a tail, because an operator may mix what
 is in a batch (a mean over it, a scale found at run time), and then one client's answer would depend on another's
-request. It helps if a batch takes at least a tenth less than its requests one by one: measured, in service.
+request. One trial need not show what only decides (the branch of an If, a maximum that a Where compares): where there
+may be such a thing, requests run alone. It helps if a batch takes at least a tenth less than its requests one by one:
+measured, in service.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from statistics import median
 import numpy as np
 
 from splitpoint.engines import Session
+from splitpoint.models.dataflow import bodies, by_value
 from splitpoint.models.model import Segment
 from splitpoint.segments import verdict_of
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
@@ -40,6 +43,8 @@ _MOST_NBYTES = 8 << 20
 def batchable(segment: Segment) -> bool:
     """Whether all inputs and outputs begin with one free dimension, and nothing else about an output is open.
 
+    And nothing inside is made of a whole batch, by its shape, or decides what runs.
+
     >>> batchable(load("zoo:lenet5").tail(cut))      # float32[batch,6,14,14] → float32[batch,10]
     True
     """
@@ -50,7 +55,23 @@ def batchable(segment: Segment) -> bool:
     if ANY_RANK in (t.shape for t in specs):
         return False
     open_dims = {d for t in segment.inputs for d in t.shape[1:] if isinstance(d, str)}
-    return batch not in open_dims and all(t.shape[0] == batch for t in specs) and _follows(segment.outputs, open_dims)
+    alike = batch not in open_dims and all(t.shape[0] == batch for t in specs)
+    return alike and _follows(segment.outputs, open_dims) and not _decides(segment)
+
+
+#: How much they find is a matter of the whole batch.
+_COUNTING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+
+
+def _decides(segment: Segment) -> bool:
+    """Whether there is a node with bodies, or one that counts, or makes a value without any open dimension."""
+    graph = segment.proto.graph
+    for node, depends in zip(graph.node, by_value(graph), strict=True):
+        made = [segment.specs[o] for o in node.output if o in segment.specs]
+        decides = node.op_type in _COUNTING or next(bodies(node), None) is not None
+        if depends and (decides or any(t.is_static for t in made)):
+            return True
+    return False
 
 
 def _follows(outputs: Sequence[TensorSpec], known: set[str]) -> bool:
