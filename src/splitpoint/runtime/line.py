@@ -89,10 +89,16 @@ class Line:
         if self.state == UP:
             self.why = ""
 
-    def failed(self, why: str, retry_after_s: float = 0.0) -> None:
-        """A request was late or refused, on a connection that stands."""
+    def failed(self, why: str, retry_after_s: float = 0.0, refusal: SplitpointError | None = None) -> None:
+        """A request was late or refused, on a connection that stands. `refusal`: waiting for more is of no use."""
         self.why = why
-        self._tell(lambda: self._breaker.failed(monotonic(), retry_after_s))
+
+        def count() -> None:
+            self._breaker.failed(monotonic(), retry_after_s)
+            if self._breaker.state == DOWN:
+                self.refusal = refusal
+
+        self._tell(count)
 
     def lost(self, channel: Channel, why: str) -> None:
         """`channel` is of no more use; nothing, if there is another one already."""
