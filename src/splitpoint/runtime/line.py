@@ -22,7 +22,7 @@ from splitpoint.runtime.breaker import DOWN, UP, Breaker
 from splitpoint.runtime.channel import CLOSED, Channel
 from splitpoint.runtime.events import ignore
 from splitpoint.runtime.late import Patience
-from splitpoint.runtime.threads import persist
+from splitpoint.runtime.threads import begin, persist
 from splitpoint.transports import Connection
 
 #: What will be the same the next time, unless someone changes something there: it is still tried, but not waited for.
@@ -144,7 +144,11 @@ class Line:
         self._thread = threading.Thread(
             target=persist, args=(self._run, "line", ignore, self.wait), name="line", daemon=True
         )
-        self._thread.start()
+        try:
+            begin(self._thread)
+        except ServerError:
+            self._thread = None
+            raise
         self.attach(self.channel)
         if self.channel.ended:
             self.lost(self.channel, self.why or "the server is gone")
