@@ -259,6 +259,26 @@ def test_whoever_runs_the_server_is_told_once(tmp_path: Path, model: Model) -> N
     assert str(tmp_path / "net.data") in event.text
 
 
+def test_nobody_waits_for_a_server_whose_file_has_changed(
+    tmp_path: Path, model: Model, expected: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the fallback wait and no deadline: what is compiled no longer would never be compiled again."""
+    monkeypatch.setattr(weights, "_KEPT_NBYTES", 0)
+    own = load(tmp_path / "affine.onnx")
+    with (
+        Server([load(tmp_path / "net.onnx")], engine=ENGINE, port=0, tail_cache_bytes=1) as server,
+        Edge(server.address, own, at="input", fallback="wait", engine=ENGINE) as edge,
+    ):
+        np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
+        with Edge(server.address, own, at="y3", engine=ENGINE) as other:  # its tail takes the other's place
+            other.infer(X)
+        overwritten(tmp_path / "net.data")
+        for _ in range(6):
+            with pytest.raises(RefusedError, match=r"net\.data, the server's file of net, has changed"):
+                edge.infer(X)
+        assert edge.link_state == "down"
+
+
 def test_a_weight_that_is_fetched_in_pieces_is_read_once(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,3 +235,41 @@ def test_a_server_is_started_and_closed_by_several_threads(model: Model) -> None
     assert set(threading.enumerate()) <= before
     with server, Edge(server.address, model, at="add1", engine=ort()) as edge:
         np.testing.assert_allclose(edge.infer(X).outputs["y3"], evaluate(model, X), rtol=1e-4, atol=1e-5)
+
+
+# --- no thread is left ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_without_a_thread_there_is_one_error_and_nothing_is_left(
+    model: Model, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, started = set(threading.enumerate()), threading.Thread.start
+    left = [most]
+
+    def start(thread: threading.Thread) -> None:
+        if thread is not threading.current_thread() and left[0] <= 0:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        started(thread)
+
+    server = Server([model], engine=ort(), port=0, workers=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(ServerError, match="may start no more threads"):
+            server.start()
+        server.close()
+    assert set(threading.enumerate()) <= before
+    with server:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", lambda thread: _only_the_server_s(thread, started))
+            with pytest.raises(ServerError, match="may start no more threads"):
+                Edge(server.address, model, at="add1", fallback="local", engine=ort())
+        with Edge(server.address, model, at="add1", engine=ort()) as edge:
+            np.testing.assert_allclose(edge.infer(X).outputs["y3"], evaluate(model, X), rtol=1e-4, atol=1e-5)
+
+
+def _only_the_server_s(thread: threading.Thread, start: Callable[[threading.Thread], None]) -> None:
+    if not thread.name.startswith(("peer", "compile")):
+        raise RuntimeError("can't start new thread")
+    start(thread)

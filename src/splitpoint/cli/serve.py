@@ -155,8 +155,11 @@ def command(
             threading.Thread(target=_read_to_the_end, args=(stop,), daemon=True).start()
         with server:
             for model in loaded:
-                weights_of = f"{size(model.nbytes)} of weights"
-                log.say(f"{model.name} {model.fingerprint[:12]}  {weights_of}  {model.source}".rstrip())
+                known_as = server.models[model.fingerprint].name
+                about = f"{size(model.nbytes)} of weights  {model.source}".rstrip()
+                if known_as != model.name:
+                    about = f"the same model as {known_as}: ask for it by that name"
+                log.say(f"{model.name} {model.fingerprint[:12]}  {about}")
             threads_of = counted(engine.threads, "thread")
             where = f"{server.address}{' (and every other address of this machine)' if server.everywhere else ''}"
             log.say(f"serving on {where} with {engine.name} on {engine.device}, {threads_of}")

@@ -22,6 +22,7 @@ from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UnreachableError, UsageError
 from splitpoint.lifetime import foreign, watch
 from splitpoint.runtime.clock import Offset, ServerClock
+from splitpoint.runtime.threads import begin
 from splitpoint.transports import Connection, Ended
 from splitpoint.transports.framed import Framed
 from splitpoint.units import counted
@@ -255,8 +256,9 @@ class Channel:
                 self._connection.spin_s = 0.0  # that is for who waits for one answer; here two threads would fight
                 # Reading goes on, however much the link has not taken yet: answers are what is waited for.
                 self._connection.limits = replace(self._connection.limits, backlog_bytes=_NEVER_TOO_MUCH)
-            self._reader = threading.Thread(target=self._read, name=f"read {self._connection.peer}", daemon=True)
-            self._reader.start()
+            reader = threading.Thread(target=self._read, name=f"read {self._connection.peer}", daemon=True)
+            begin(reader)
+            self._reader = reader
 
     def _read(self) -> None:
         with self._lock:

@@ -8,7 +8,7 @@ from time import perf_counter, sleep
 
 from splitpoint.runtime.events import OnEvent, ignore
 from splitpoint.runtime.fair import Client, FairQueue, Gauge, Job, Together
-from splitpoint.runtime.threads import persist
+from splitpoint.runtime.threads import begin, persist
 
 #: More jobs than that are never run as one.
 _MOST = 1024
@@ -46,8 +46,13 @@ class Compute:
         self._threads = [
             threading.Thread(target=persist, args=work, name=f"compute {i}", daemon=True) for i in range(workers)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                begin(thread)
+        except BaseException:
+            self._threads = [thread for thread in self._threads if thread.ident is not None]
+            self.close()
+            raise
 
     def begin(self, client: Client) -> bool:
         """Takes a worker's place for the calling thread, if one is free and nobody waits. Then call `end`."""

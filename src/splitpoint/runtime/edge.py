@@ -54,6 +54,7 @@ from splitpoint.runtime.probe import measure_link
 from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.stream import stream
 from splitpoint.runtime.switches import Switch
+from splitpoint.runtime.threads import begin
 from splitpoint.runtime.watcher import Watcher
 from splitpoint.security import OPEN, Security
 from splitpoint.tensors import Array
@@ -779,7 +780,7 @@ def _dial_in_time(dial: Dialler, connect_s: float) -> Channel:
         if late.is_set():
             made.close()
 
-    threading.Thread(target=work, name="first connection", daemon=True).start()
+    begin(threading.Thread(target=work, name="first connection", daemon=True))
     try:
         found = came.get(timeout=connect_s)
     except Empty:

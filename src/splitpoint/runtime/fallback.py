@@ -26,7 +26,7 @@ from splitpoint.errors import BusyError, ProtocolError, ServerError, SplitpointE
 from splitpoint.runtime.breaker import UP
 from splitpoint.runtime.channel import CLOSED
 from splitpoint.runtime.here import Here
-from splitpoint.runtime.line import Line, gone
+from splitpoint.runtime.line import REFUSALS, Line, gone
 from splitpoint.runtime.placement import Far, Placement, Route
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.watcher import Watcher, tell
@@ -344,7 +344,7 @@ class Survivor:
             return
         ticket.refusals += 1
         ticket.not_before = perf_counter() + _REFUSED_S
-        if ticket.refusals >= _REFUSALS:
+        if ticket.refusals >= _REFUSALS or isinstance(exc, REFUSALS):
             raise exc
 
     def _blame(self, ticket: Ticket, attempt: Attempt, exc: SplitpointError) -> None:
@@ -362,7 +362,7 @@ class Survivor:
             line.lost(channel, ticket.why)
         else:  # what it refuses because the deadline has passed is no failure of its own
             ticket.why = f"{_LATE if ticket.left_s() <= 0 else 'the server failed'}: {exc}"
-            line.failed(ticket.why)
+            line.failed(ticket.why, refusal=exc if isinstance(exc, REFUSALS) else None)
 
     def _ask_again(self, ticket: Ticket) -> None:
         """Waits until the server may be asked, and asks it; or until it can be done here."""

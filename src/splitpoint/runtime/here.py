@@ -17,6 +17,7 @@ from splitpoint.models.model import Segment
 from splitpoint.runtime.channel import CLOSED
 from splitpoint.runtime.holding import Holding
 from splitpoint.runtime.placement import Placement
+from splitpoint.runtime.threads import begin
 from splitpoint.tensors import Array
 
 #: ONNX Runtime does not let itself be interrupted while it compiles.
@@ -117,8 +118,8 @@ class Here:
     def _start(self, work: Callable[[], None], name: str) -> None:
         self._threads = [t for t in self._threads if t.is_alive()]
         thread = threading.Thread(target=work, name=name, daemon=True)
+        begin(thread)
         self._threads.append(thread)
-        thread.start()
 
     def close(self) -> None:
         """Ends the threads after what they do now."""

@@ -22,7 +22,7 @@ from splitpoint.runtime.breaker import DOWN, UP, Breaker
 from splitpoint.runtime.channel import CLOSED, Channel
 from splitpoint.runtime.events import ignore
 from splitpoint.runtime.late import Patience
-from splitpoint.runtime.threads import persist
+from splitpoint.runtime.threads import begin, persist
 from splitpoint.transports import Connection
 
 #: What will be the same the next time, unless someone changes something there: it is still tried, but not waited for.
@@ -89,10 +89,16 @@ class Line:
         if self.state == UP:
             self.why = ""
 
-    def failed(self, why: str, retry_after_s: float = 0.0) -> None:
-        """A request was late or refused, on a connection that stands."""
+    def failed(self, why: str, retry_after_s: float = 0.0, refusal: SplitpointError | None = None) -> None:
+        """A request was late or refused, on a connection that stands. `refusal`: waiting for more is of no use."""
         self.why = why
-        self._tell(lambda: self._breaker.failed(monotonic(), retry_after_s))
+
+        def count() -> None:
+            self._breaker.failed(monotonic(), retry_after_s)
+            if self._breaker.state == DOWN:
+                self.refusal = refusal
+
+        self._tell(count)
 
     def lost(self, channel: Channel, why: str) -> None:
         """`channel` is of no more use; nothing, if there is another one already."""
@@ -138,7 +144,11 @@ class Line:
         self._thread = threading.Thread(
             target=persist, args=(self._run, "line", ignore, self.wait), name="line", daemon=True
         )
-        self._thread.start()
+        try:
+            begin(self._thread)
+        except ServerError:
+            self._thread = None
+            raise
         self.attach(self.channel)
         if self.channel.ended:
             self.lost(self.channel, self.why or "the server is gone")

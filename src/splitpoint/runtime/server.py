@@ -37,7 +37,7 @@ from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tails
-from splitpoint.runtime.threads import persist
+from splitpoint.runtime.threads import begin, persist
 from splitpoint.runtime.together import run_together
 from splitpoint.security import ServerSecurity
 from splitpoint.transports.addresses import is_loopback
@@ -165,6 +165,23 @@ class Server(Closable):
         if self._listener is not None:
             return
         self._listener = listener = self._listen()
+        try:
+            self._run(listener)
+        except BaseException:  # no thread is left
+            self._listener = self._closing = None
+            listener.close()
+            raise
+        self.tell(Event("listening", f"listening at {self.address}"))
+        if self._is_exposed(listener):
+            self.tell(
+                Event(
+                    "warning",
+                    f"{self.address} can be reached from other machines, {self._lacks()}: "
+                    "let only trusted ones through, or use an SSH tunnel or a VPN",
+                )
+            )
+
+    def _run(self, listener: TcpListener) -> None:
         self._port = listener.sockaddr[1]
         server = ref(self)  # a server that is forgotten is not kept alive by its own thread
         listener.on_starved = partial(_starved, server)
@@ -178,22 +195,18 @@ class Server(Closable):
         self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
-        self._accepting = threading.Thread(
+        accepting = threading.Thread(
             target=persist,
             args=(partial(_accept, listener, server), "accepting connections", partial(_tell, server), self._stop.wait),
             name="accept",
             daemon=True,
         )
-        self._accepting.start()
-        self.tell(Event("listening", f"listening at {self.address}"))
-        if self._is_exposed(self._listener):
-            self.tell(
-                Event(
-                    "warning",
-                    f"{self.address} can be reached from other machines, {self._lacks()}: "
-                    "let only trusted ones through, or use an SSH tunnel or a VPN",
-                )
-            )
+        try:
+            begin(accepting)
+        except BaseException:
+            self.compute.close()
+            raise
+        self._accepting = accepting
 
     def _listen(self) -> TcpListener:
         """Listens there. UsageError for files that are of no use, and for a server that strangers could use."""

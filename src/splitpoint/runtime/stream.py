@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from splitpoint.lifetime import foreign
+from splitpoint.runtime.threads import begin
 
 #: What one step hands to the next: (value, None), (None, what ended it), or (None, None) behind the last.
 _Hand = tuple[Any, BaseException | None]
@@ -75,10 +76,10 @@ def stream(
     ]
 
     def consume() -> Iterator[Any]:
-        for thread in threads:
-            thread.start()
         here = os.getpid()
         try:
+            for thread in threads:
+                begin(thread)
             while True:
                 if os.getpid() != here:  # the steps' threads are the parent's
                     raise foreign("stream")
@@ -96,7 +97,7 @@ def stream(
                 hands[0].put(_END)
                 # `items` may be waiting for a camera for ever: its thread ends with the next item.
                 end = monotonic() + _JOIN_S
-                for thread in threads:
+                for thread in (t for t in threads if t.ident is not None):
                     thread.join(max(0.0, end - monotonic()))
 
     return consume()

@@ -7,9 +7,11 @@ hears of (a reader's is the end of its connection, a pipeline's step raises wher
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from splitpoint.errors import ServerError
 from splitpoint.runtime.events import Event, OnEvent
 
 #: The first pause after a failure, doubled up to the longest while every step fails.
@@ -34,3 +36,13 @@ def persist(step: Callable[[], object], what: str, tell: OnEvent, wait: Callable
             said = why
             wait(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_S)
+
+
+def begin(thread: threading.Thread) -> None:
+    """Starts `thread`. ServerError if the system has none left."""
+    try:
+        thread.start()
+    except RuntimeError as exc:
+        raise ServerError(
+            "this process may start no more threads: end some, or raise its limit (ulimit -u, a container's pids)"
+        ) from exc
