@@ -244,6 +244,9 @@ ONCE = {
     ("pace.py", "self._watch"): "a failure is raised where the next frame is taken",
     ("stream.py", "read"): "a failure is raised where the result is taken",
     ("stream.py", "work"): "the same",
+    ("server.py", "self._close"): "the end of a server that `on_event` closes: nobody waits for it",
+    ("edge.py", "work"): "the first connection: raised where that is waited for",
+    ("edge.py", "run"): "what is done beside: its failure is told",
 }
 
 
