@@ -158,7 +158,7 @@ def command(
                 known_as = server.models[model.fingerprint].name
                 about = f"{size(model.nbytes)} of weights  {model.source}".rstrip()
                 if known_as != model.name:
-                    about = f"the same model as {known_as}: ask for it by that name"
+                    about = f"the same model as {known_as}"
                 log.say(f"{model.name} {model.fingerprint[:12]}  {about}")
             threads_of = counted(engine.threads, "thread")
             where = f"{server.address}{' (and every other address of this machine)' if server.everywhere else ''}"
