@@ -53,7 +53,7 @@ def test_a_folder_with_broken_files_serves_the_others_and_names_those(tmp_path: 
     assert len(said) == 4, said
 
 
-def test_the_same_model_under_two_names_says_which_one_counts(tmp_path: Path) -> None:
+def test_the_same_model_under_two_names_is_said(tmp_path: Path) -> None:
     affine(tmp_path, name="first")
     (tmp_path / "second.onnx").write_bytes((tmp_path / "first.onnx").read_bytes())
     server = serve(str(tmp_path), "--threads", "1")
