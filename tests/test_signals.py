@@ -77,6 +77,7 @@ def test_at_any_moment(words: list[object], longest_s: float, number: int) -> No
 #: Makes `verify` do something else, and says when that has begun.
 INSTEAD = """
 import os, sys, time
+from importlib.machinery import ModuleSpec
 import click, splitpoint.cli.verify as verb
 from splitpoint.cli import script
 
@@ -117,6 +118,22 @@ def finalise():
     Swallows()
     time.sleep(60)
 
+class ExtensionFileLoader:
+    def create_module(self, spec):
+        os.write(1, b"."); time.sleep(0.3)
+
+    def exec_module(self, module):
+        os.write(2, b"filled\\n")
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        return ModuleSpec(name, ExtensionFileLoader()) if name == "extension" else None
+
+def extend():
+    sys.meta_path.insert(0, Finder())
+    import extension
+    time.sleep(60)
+
 verb.command = click.Command("verify", callback=globals()[sys.argv.pop(1)])
 sys.argv[1:] = ["verify"]
 script()
@@ -130,6 +147,15 @@ def test_code_of_others_cannot_swallow_it(what: str, number: int) -> None:
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err.decode()) == (WORDS[number][0], f"{WORDS[number][1]}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_extension_module_is_imported_to_its_end(number: int) -> None:
+    """One that is made and not filled may crash when it is freed."""
+    process = start(["extend"], INSTEAD)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err.decode()) == (WORDS[number][0], f"filled\n{WORDS[number][1]}\n")
 
 
 def test_what_is_cleared_up_is_not_disturbed() -> None:

@@ -14,8 +14,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-#: How soon an interrupt that got lost is raised again.
-_AGAIN_S = 0.3
+#: How soon an interrupt that got lost is raised again, and one that has to wait for an import.
+_AGAIN_S, _IMPORT_S = 0.3, 0.02
 #: The signal that has interrupted what is at work; 0 before one has.
 came = 0
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -58,22 +58,38 @@ def at_once(number: int, _: FrameType | None) -> None:
     os._exit(status)
 
 
-def interrupt(number: int, _: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
     """The handler at work."""
     global came
     came = number
     signal.signal(signal.SIGALRM, _once_more)
+    if _is_half_imported(frame):
+        signal.setitimer(signal.ITIMER_REAL, _IMPORT_S)
+        return
     signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
     raise raised(number)
 
 
-def _once_more(_: int, __: FrameType | None) -> None:
+def _is_half_imported(frame: FrameType | None) -> bool:
+    """Whether an extension module is being imported: one that is made and not filled may crash when it is freed (the
+    one of onnx 1.23 does)."""
+    while frame is not None:
+        if frame.f_code.co_name == "_load_unlocked":
+            loader = getattr(frame.f_locals.get("spec"), "loader", None)
+            if type(loader).__name__ == "ExtensionFileLoader":
+                return True
+        frame = frame.f_back
+    return False
+
+
+def _once_more(_: int, frame: FrameType | None) -> None:
     """Raises an interrupt again that somebody else's code has swallowed; not while it is on its way to `main`."""
     exc = sys.exc_info()[1]
     while exc is not None and not isinstance(exc, KeyboardInterrupt):
         exc = exc.__context__
     if exc is None:
-        interrupt(came, None)
+        interrupt(came, frame)
+        return
     signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
 
