@@ -174,8 +174,8 @@ class Adaptive:
         for name, step in (("adapting", self._run), ("beside", self._work)):
             work = (step, name, self._tell, self._closed.wait)
             thread = threading.Thread(target=persist, args=work, name=name, daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)  # not before: it may be joined
 
     def close(self) -> None:
         """Stops watching; the cut stays what it is. A switch that nobody has told of yet is told of."""
