@@ -443,6 +443,13 @@ def test_a_port_in_use_names_one_that_is_free() -> None:
     first.close()
 
 
+def test_a_listener_that_is_closed_accepts_nobody() -> None:
+    """Whichever comes first: it was waited at, or it was closed."""
+    listener = TcpListener("127.0.0.1", 0, Limits())
+    listener.close()
+    assert listener.accept() is None
+
+
 def test_an_address_that_is_not_ours_is_said() -> None:
     with pytest.raises(UsageError, match="no address of this machine"):
         TcpListener("192.0.2.1", 0, Limits())

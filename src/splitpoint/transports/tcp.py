@@ -319,6 +319,14 @@ class TcpListener:
 
     def accept(self) -> TcpConnection | None:
         """The next connection; None once closed."""
+        try:
+            return self._accept()
+        except ValueError:
+            if self._sock.fileno() >= 0:
+                raise
+            return None  # closed just before it was to be waited for: a socket without a descriptor
+
+    def _accept(self) -> TcpConnection | None:
         while True:
             if not self._comes():
                 return None
