@@ -239,6 +239,13 @@ def verdict_of(expected: Sequence[Array], got: Sequence[Array]) -> str:
     return VERDICTS[_judge(expected, got, RELATIVE_TOLERANCE)[0]]
 
 
+def strays(expected: Array, got: Array) -> bool:
+    """Whether `got` is further from `expected` than rounding takes it, by the size of `expected`."""
+    real = expected.dtype.kind == "f"
+    tolerance = max(RELATIVE_TOLERANCE, 16 * float(np.finfo(expected.dtype).eps)) if real else 0.0
+    return _distance(expected, got) > tolerance * _largest(expected)
+
+
 def _judge(expected: Sequence[Array], got: Sequence[Array | None], tolerance: float) -> tuple[int, float]:
     """(verdict, worst error as a share of the output's change). Whole numbers must be equal, NaNs be in place."""
     first = expected[0]

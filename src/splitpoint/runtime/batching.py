@@ -1,11 +1,11 @@
 """Requests for one tail that wait at the same time, run as one batch: whether that is right, and whether it helps.
 
 It is possible for tails whose inputs and outputs all begin with the same free dimension, and for requests whose shapes
-are equal. It is right if a batch of two gives what two runs give: tried once a tail, because an operator may mix what
-is in a batch (a mean over it, a scale found at run time), and then one client's answer would depend on another's
-request. One trial need not show what only decides (the branch of an If, a maximum that a Where compares): where there
-may be such a thing, requests run alone. It helps if a batch takes at least a tenth less than its requests one by one:
-measured, in service.
+are equal. It is right if no operator mixes what is in a batch (a mean over it, a scale found at run time): else one
+client's answer would depend on another's request. That is read from the graph (`models.rows`), since no client may
+decide it by what it sends. A trial of a batch of two, with data of our own, and a row of a batch that is computed again
+now and then, can only add doubt: they would find an engine that does something else than the graph says. It helps if a
+batch takes at least a tenth less than its requests one by one: measured, in service.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from statistics import median
 import numpy as np
 
 from splitpoint.engines import Session
-from splitpoint.models.dataflow import bodies, by_value
 from splitpoint.models.model import Segment
-from splitpoint.segments import verdict_of
+from splitpoint.models.rows import mixing
+from splitpoint.models.shapes import sample_inputs
+from splitpoint.segments import strays, verdict_of
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 Feed = Mapping[str, Array]
@@ -32,8 +33,8 @@ GAIN = 0.1
 _HOPE = 0.02
 #: Runs of each size that are kept, and how many there must be before they are believed.
 _KEPT, _ENOUGH = 9, 3
-#: How many requests are tried that prove nothing.
-_TRIALS = 3
+#: A row of every so many batches is computed again, and of the first, second, fourth … before.
+_LOOK_AGAIN = 256
 #: After that many batches or single runs that could have been either, one size is tried that is not used now.
 _AGAIN = 100
 #: Larger requests are not copied together: they fill the engine's caches by themselves.
@@ -41,13 +42,16 @@ _MOST_NBYTES = 8 << 20
 
 
 def batchable(segment: Segment) -> bool:
-    """Whether all inputs and outputs begin with one free dimension, and nothing else about an output is open.
-
-    And nothing inside is made of a whole batch, by its shape, or decides what runs.
+    """Whether requests for `segment` may run as one batch: their rows stay apart in its graph.
 
     >>> batchable(load("zoo:lenet5").tail(cut))      # float32[batch,6,14,14] → float32[batch,10]
     True
     """
+    return alike(segment) and not mixing(segment)
+
+
+def alike(segment: Segment) -> bool:
+    """Whether all inputs and outputs begin with one free dimension, and nothing else about an output is open."""
     specs = (*segment.inputs, *segment.outputs)
     if not segment.inputs or not segment.outputs or not all(t.shape and isinstance(t.shape[0], str) for t in specs):
         return False
@@ -55,23 +59,7 @@ def batchable(segment: Segment) -> bool:
     if ANY_RANK in (t.shape for t in specs):
         return False
     open_dims = {d for t in segment.inputs for d in t.shape[1:] if isinstance(d, str)}
-    alike = batch not in open_dims and all(t.shape[0] == batch for t in specs)
-    return alike and _follows(segment.outputs, open_dims) and not _decides(segment)
-
-
-#: How much they find is a matter of the whole batch.
-_COUNTING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
-
-
-def _decides(segment: Segment) -> bool:
-    """Whether there is a node with bodies, or one that counts, or makes a value without any open dimension."""
-    graph = segment.proto.graph
-    for node, depends in zip(graph.node, by_value(graph), strict=True):
-        made = [segment.specs[o] for o in node.output if o in segment.specs]
-        decides = node.op_type in _COUNTING or next(bodies(node), None) is not None
-        if depends and (decides or any(t.is_static for t in made)):
-            return True
-    return False
+    return batch not in open_dims and all(t.shape[0] == batch for t in specs) and _follows(segment.outputs, open_dims)
 
 
 def _follows(outputs: Sequence[TensorSpec], known: set[str]) -> bool:
@@ -96,20 +84,22 @@ def run_stacked(session: Session, feeds: Sequence[Feed]) -> list[dict[str, Array
     return [{name: array[k].copy() for name, array in parts.items()} for k in range(len(feeds))]
 
 
-def tried(session: Session, feed: Feed) -> tuple[str, str]:
+def tried(session: Session, shapes: Sequence[Sequence[int]]) -> tuple[str, str]:
     """``equal``, ``different`` or ``inconclusive``, and why: a batch of two against the same two one by one.
 
-    They differ in every place and in size: `feed`, and its mirror image at half the size. InputError or EngineError
-    if `feed` cannot be run at all.
+    `shapes` are those of a request; what is in it is made up. The two differ in every place and in size: one is the
+    other's mirror image, at half the size. InputError or EngineError if that cannot be run at all.
     """
+    specs = [TensorSpec(t.name, t.dtype, tuple(shape)) for t, shape in zip(session.inputs, shapes, strict=True)]
+    feed = sample_inputs(specs)
     feeds: list[Feed] = [feed, {name: _other(array) for name, array in feed.items()}]
     alone = [session.run(f) for f in feeds]
     try:
         together = run_stacked(session, feeds)
     except Exception as exc:  # a shape that is fixed somewhere inside, and engines are foreign code
         return "different", f"it does not run as a batch of two: {exc}"
-    found = {name: verdict_of([a[name] for a in alone], [t[name] for t in together]) for name in alone[0]}
-    for name, verdict in sorted(found.items(), key=lambda item: item[1]):  # different comes first
+    verdicts = {name: verdict_of([a[name] for a in alone], [t[name] for t in together]) for name in alone[0]}
+    for name, verdict in sorted(verdicts.items(), key=lambda item: item[1]):  # different comes first
         if verdict != "equal":
             return verdict, f"a batch of two is {verdict} in output {name}"
     return "equal", ""
@@ -122,10 +112,16 @@ def _other(array: Array) -> Array:
     return np.ascontiguousarray(half, array.dtype)
 
 
+def recomputed(session: Session, feeds: Sequence[Feed], made: Sequence[Mapping[str, Array]], k: int) -> str:
+    """``""`` if request `k` of a batch gets by itself what it got in it, but for rounding; else what does not."""
+    alone = session.run(feeds[k])
+    return next((f"output {name} of a batch strays" for name in alone if strays(alone[name], made[k][name])), "")
+
+
 class Gain:
     """How many requests of one tail to run together, by what was measured. Any thread may call it.
 
-    `verdict` is None until it is known whether that is right, then "" if it is, or why not.
+    `verdict` is None until it has been tried whether that is right, then "" if it is, or why not.
 
     >>> gain = Gain(8)
     >>> gain.judge("equal", "")
@@ -139,7 +135,7 @@ class Gain:
 
     def __init__(self, most: int) -> None:
         self.verdict: str | None = None
-        self._trials = 0
+        self._batches = 0
         self._lock = threading.Lock()
         #: 2, 4, 8 … and the largest that is allowed: few sizes, each measured often.
         self._sizes: list[int] = sorted({*(1 << k for k in range(1, most.bit_length())), most} - {1})
@@ -148,13 +144,19 @@ class Gain:
         self._choices = 0
 
     def judge(self, verdict: str, why: str) -> None:
-        """What a trial said. One that proves nothing is repeated with another request, a few times."""
+        """What a trial, or a batch that was looked at again, has said. Only ``different`` forbids: see the top."""
         with self._lock:
-            self._trials += 1
-            if verdict == "equal":
-                self.verdict = ""
-            elif verdict == "different" or self._trials >= _TRIALS:
+            if verdict == "different":
                 self.verdict = why
+            elif self.verdict is None:
+                self.verdict = ""
+
+    def look_again(self) -> bool:
+        """Whether a row of the batch that has just run is to be computed again; called once a batch."""
+        with self._lock:
+            self._batches += 1
+            count = self._batches
+        return count & (count - 1) == 0 or count % _LOOK_AGAIN == 0
 
     def add(self, size: int, seconds: float) -> None:
         """`size` requests have been computed as one, in `seconds`."""

@@ -10,7 +10,8 @@ from weakref import WeakValueDictionary
 
 from splitpoint.engines import Engine, Session
 from splitpoint.models.model import Segment
-from splitpoint.runtime.batching import Gain, batchable, stackable
+from splitpoint.models.rows import mixing
+from splitpoint.runtime.batching import Gain, alike, stackable
 from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.units import size
 
@@ -21,12 +22,15 @@ _MOST_SHAPES = 4
 class Tail:
     """A segment and, while it is in the cache, its session. `users` counts the requests that run it now.
 
-    `most` requests for it run as one batch, if its inputs and outputs allow it at all.
+    `most` requests for it run as one batch, if their rows stay apart in it; `mixes` says why they do not, where it is
+    not plain from its shapes.
     """
 
     def __init__(self, segment: Segment, most: int = 1) -> None:
         self.segment = segment
-        self._most = most if most > 1 and batchable(segment) else 1
+        fits = most > 1 and alike(segment)
+        self.mixes = mixing(segment) if fits else ""
+        self._most = most if fits and not self.mixes else 1
         self._gains: dict[object, Gain] = {}
         self.session: Session | None = None
         self.nbytes = 0
@@ -61,12 +65,16 @@ class Tails:
 
     def tail(self, segment: Segment) -> Tail:
         """The tail for `segment`: the same one for everybody, so that it is compiled once."""
+        mixes = ""
         with self._lock:
             found = self._known.get(segment.key)
             if found is None:
                 found = self._known[segment.key] = Tail(segment, self._most)
+                mixes = found.mixes
             found.open += 1
-            return found
+        if mixes:
+            self._tell(Event("batched", f"requests that wait for tail {segment.key} are run one by one: {mixes}"))
+        return found
 
     def leave(self, tail: Tail, *, drop: bool = False) -> None:
         """One who had it open is done with it. With `drop` it leaves memory too, if that was the last one."""

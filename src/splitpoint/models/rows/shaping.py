@@ -1,0 +1,174 @@
+"""Operators on sizes, which do something else with rows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from splitpoint.models.rows.computing import elementwise, reduction, unary
+from splitpoint.models.rows.moving import concat, gather, reshape, sliced, total
+from splitpoint.models.rows.sizes import Size, Vector, unknown
+from splitpoint.models.rows.step import MOST_ENTRIES, SAME, Mixes, Rows, Rule, Step, Value, numbers_of, within
+
+_INT32, _INT64 = 6, 7  # TensorProto.DataType
+
+
+def shape(step: Step) -> Sequence[Value]:
+    dims = step.dims(0)
+    rank = len(dims)
+    first, last = step.integer("start", 0), step.integer("end", rank)
+    return [Vector(tuple(dims[slice(first, last)]))]
+
+
+def size_of(step: Step) -> Sequence[Value]:
+    return [Vector((total(step.dims(0)),), scalar=True)]
+
+
+def lookup(step: Step) -> Sequence[Value]:
+    """Gather: of sizes, or of rows."""
+    if not isinstance(step.known.get(step.node.input[0]), Vector):
+        return gather(step)
+    entries, index = step.vector(0).entries, step.vector(1)
+    picked = tuple(entries[within(i, len(entries))] for i in step.integers(1))
+    return [Vector(picked, index.scalar)]
+
+
+def cut(step: Step) -> Sequence[Value]:
+    """Slice: of sizes, or of rows."""
+    if not isinstance(step.known.get(step.node.input[0]), Vector):
+        return sliced(step)
+    if step.attribute("starts") is not None:
+        (first,), (last,) = step.attribute("starts"), step.attribute("ends")  # type: ignore[misc]
+        by = 1
+    else:
+        (first,), (last,) = step.integers(1), step.integers(2)
+        (by,) = step.integers(4) if step.given(4) else (1,)
+    return [Vector(step.vector(0).entries[slice(first, last, by)])]
+
+
+def joined(step: Step) -> Sequence[Value]:
+    """Concat: of sizes, or of rows."""
+    count = len(step.node.input)
+    if any(isinstance(step.value(i), Rows) for i in range(count)):
+        return concat(step)
+    entries = [e for i in range(count) for e in step.vector(i).entries]
+    if len(entries) > MOST_ENTRIES:
+        raise Mixes("joins too many sizes")
+    return [Vector(tuple(entries))]
+
+
+def reformed(rule: Rule, scalar: bool | None) -> Rule:
+    """One of sizes becomes one with or without a dimension; rows are `rule`'s."""
+
+    def either(step: Step) -> Sequence[Value]:
+        if isinstance(step.value(0), Rows):
+            return rule(step)
+        vector = step.vector(0)
+        flat = vector.scalar if scalar is None else scalar
+        if flat and len(vector.entries) != 1:
+            raise Mixes("has sizes in a shape that is not understood")
+        if scalar is False and not vector.scalar:
+            raise Mixes("has sizes in two dimensions")
+        return [Vector(vector.entries, flat)]
+
+    return either
+
+
+def reshaped(step: Step) -> Sequence[Value]:
+    if isinstance(step.value(0), Rows):
+        return reshape(step)
+    target = step.integers(1)
+    if len(target) > 1:
+        raise Mixes("has sizes in two dimensions")
+    return [Vector(step.vector(0).entries, not target)]
+
+
+def cast(step: Step) -> Sequence[Value]:
+    if isinstance(step.value(0), Rows):
+        return unary(step)
+    if step.integer("to", 0) not in (_INT32, _INT64):
+        raise Mixes("computes with the size of the batch")
+    return [step.vector(0)]
+
+
+def arithmetic(of: Callable[[Size, Size], Size | None]) -> Rule:
+    """An operator on numbers, which may be sizes."""
+
+    def either(step: Step) -> Sequence[Value]:
+        if any(isinstance(step.value(i), Rows) for i in range(len(step.node.input))):
+            return elementwise(step)
+        a, b = step.vector(0), step.vector(1)
+        count = max(len(a.entries), len(b.entries))
+        if not all(len(v.entries) in (1, count) for v in (a, b)):
+            raise Mixes("has sizes that do not fit")
+        pairs = zip(*((v.entries * count)[:count] for v in (a, b)), strict=True)
+        return [Vector(tuple(combined(of, x, y) for x, y in pairs), a.scalar and b.scalar)]
+
+    return either
+
+
+def combined(of: Callable[[Size, Size], Size | None], a: Size | None, b: Size | None) -> Size | None:
+    if a is None or b is None:
+        return None
+    made = of(a, b)
+    # Without the rows in it, it is some number that is the same for every batch.
+    return unknown() if made is None and not a.rows and not b.rows else made
+
+
+def summed(sign: int) -> Callable[[Size, Size], Size | None]:
+    def of(a: Size, b: Size) -> Size | None:
+        if (a.names, a.rows) == (b.names, b.rows):
+            return Size(a.factor + sign * b.factor, a.names, a.rows)
+        return a if b == Size(0) else None
+
+    return of
+
+
+def quotient(a: Size, b: Size) -> Size | None:
+    return a.over(b)
+
+
+def same_size(a: Size, b: Size) -> Size | None:
+    if a == b:
+        return Size(1)
+    if not (a.names or a.rows or b.names or b.rows):
+        return Size(0)
+    low, high = (a, b) if a.factor < 0 else (b, a)
+    apart = low.factor < 0 and not low.names and not low.rows and high.factor > 0
+    return Size(0) if apart else None
+
+
+def chosen(step: Step) -> Sequence[Value]:
+    if any(isinstance(step.value(i), Rows) for i in range(3)):
+        return elementwise(step)
+    chosen, a, b = step.integers(0), step.vector(1), step.vector(2)
+    count = max(len(chosen), len(a.entries), len(b.entries))
+    spread = [(tuple(v) * count)[:count] for v in (a.entries, b.entries)]
+    picks = (chosen * count)[:count]
+    if not all(len(v) in (1, count) for v in (chosen, a.entries, b.entries)):
+        raise Mixes("has sizes that do not fit")
+    return [Vector(tuple(x if pick else y for pick, x, y in zip(picks, *spread, strict=True)))]
+
+
+def multiplied(step: Step) -> Sequence[Value]:
+    if isinstance(step.value(0), Rows):
+        return reduction(step)
+    entries = step.vector(0).entries
+    if any(e is None for e in entries):
+        raise Mixes("multiplies sizes that are not understood")
+    return [Vector((total([e for e in entries if e is not None]),), not step.integer("keepdims", 1))]
+
+
+def constant(step: Step) -> Sequence[Value]:
+    """Constant."""
+    from onnx import numpy_helper
+
+    for name in ("value", "value_int", "value_ints"):
+        if (given := step.attribute(name)) is not None:
+            array = numpy_helper.to_array(given) if name == "value" else np.asarray(given, np.int64)
+            if array.size > MOST_ENTRIES:
+                break
+            step.constants[step.node.output[0]] = array
+            return [numbers_of(array)]
+    return [SAME]

@@ -1,0 +1,146 @@
+"""A node of a graph as `rows` reads it, and what is known of the tensors it reads. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from splitpoint.models.dataflow import Proto
+from splitpoint.models.rows.sizes import Size, Vector, unknown
+from splitpoint.tensors import Array
+
+ONE = Size(1)
+#: Of a constant or a shape, this many numbers are looked at.
+MOST_ENTRIES = 64
+
+
+class Rows(NamedTuple):
+    """Along `axis` lie the rows, `each` entries a row."""
+
+    axis: int
+    each: Size
+
+
+class Same(NamedTuple):
+    """The same for every batch."""
+
+
+SAME = Same()
+Value = Rows | Same | Vector
+
+
+class Mixes(Exception):
+    """Why the rows of a batch do not stay apart, or why that is not known."""
+
+
+def numbers_of(array: Array) -> Value:
+    if array.dtype.kind not in "iub" or array.ndim > 1:
+        return SAME
+    return Vector(tuple(Size(int(n)) for n in array.reshape(-1)), array.ndim == 0)
+
+
+class Step:
+    """A node, and what is known of what it reads."""
+
+    def __init__(
+        self,
+        node: Proto,
+        known: Mapping[str, Value],
+        shapes: Mapping[str, tuple[int | str, ...]],
+        constants: dict[str, Array],
+        opset: int,
+    ) -> None:
+        self.node, self.known, self.shapes, self.constants, self.opset = node, known, shapes, constants, opset
+
+    def attribute(self, name: str, default: object = None) -> object:
+        from onnx import helper
+
+        return next((helper.get_attribute_value(a) for a in self.node.attribute if a.name == name), default)
+
+    def integer(self, name: str, default: int) -> int:
+        value = self.attribute(name, default)
+        if not isinstance(value, int):
+            raise Mixes(f"has an attribute {name} that is no whole number")
+        return value
+
+    def given(self, i: int) -> bool:
+        return i < len(self.node.input) and bool(self.node.input[i])
+
+    def value(self, i: int) -> Value:
+        """What input `i` is; one that is left out is the same for every batch, and so are sizes without the rows."""
+        found = self.known[self.node.input[i]] if self.given(i) else SAME
+        return SAME if isinstance(found, Vector) and found.free else found
+
+    def rows(self, i: int) -> Rows:
+        value = self.value(i)
+        if not isinstance(value, Rows):
+            raise Mixes(f"needs the batch in its input {i}")
+        return value
+
+    def same(self, *inputs: int) -> None:
+        """Input i must be the same for every batch."""
+        for i in inputs:
+            if self.value(i) != SAME:
+                raise Mixes(f"takes numbers from the batch, or its size, in its input {i}")
+
+    def same_after(self, i: int) -> None:
+        self.same(*range(i, len(self.node.input)))
+
+    def shape(self, i: int) -> tuple[int | str, ...]:
+        shape = self.shapes.get(self.node.input[i])
+        if shape is None:
+            raise Mixes(f"has an input {self.node.input[i]} of unknown shape")
+        return shape
+
+    def rank(self, i: int) -> int:
+        return len(self.shape(i))
+
+    def dims(self, i: int) -> list[Size]:
+        """The sizes of input `i`."""
+        value = self.value(i)
+        dims = [Size(d) if isinstance(d, int) else Size(1, (d,)) for d in self.shape(i)]
+        if isinstance(value, Rows):
+            dims[value.axis] = value.each._replace(rows=True)
+        return dims
+
+    def vector(self, i: int) -> Vector:
+        """The whole numbers in input `i`."""
+        value = self.known[self.node.input[i]] if self.given(i) else SAME
+        if isinstance(value, Vector):
+            return value
+        shape = self.shapes.get(self.node.input[i]) if value == SAME and self.given(i) else None
+        if shape is None or len(shape) > 1 or not all(isinstance(d, int) and d <= MOST_ENTRIES for d in shape):
+            raise Mixes(f"has a shape in its input {i} that is not understood")
+        return Vector(tuple(unknown() for _ in range(int(shape[0]) if shape else 1)), not shape)
+
+    def integers(self, i: int) -> list[int]:
+        """Input `i`, where its numbers are known."""
+        found = []
+        for entry in self.vector(i).entries:
+            if entry is None or entry.names or entry.rows:
+                raise Mixes(f"has numbers in its input {i} that are not known")
+            found.append(entry.factor)
+        return found
+
+    def axes(self, i: int, name: str = "axes") -> list[int] | None:
+        """Axes, from the attribute or, in newer operator sets, input `i`; None if there are none."""
+        listed = self.attribute(name)
+        if listed is not None:
+            return [int(a) for a in listed]  # type: ignore[attr-defined]
+        return self.integers(i) if self.given(i) else None
+
+    def axis(self, default: int, i: int = 0) -> int:
+        return within(self.integer("axis", default), self.rank(i))
+
+    def all(self, value: Value) -> list[Value]:
+        return [value] * len(self.node.output)
+
+
+def within(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise Mixes(f"has an axis {axis} of {rank}")
+    return axis % rank
+
+
+#: From a node to what its outputs are. `Mixes` if the rows do not stay apart, or that is not known.
+Rule = Callable[[Step], Sequence[Value]]
