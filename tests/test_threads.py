@@ -88,7 +88,7 @@ def test_a_server_whose_accepting_fails_accepts_again(
             failure = fails.pop()  # before the device can notice
             if name == "_begin":  # as if it were gone: what is accepted and not served is closed
                 arguments[0].connection.close()
-                self.left(arguments[0])
+                self.gone(arguments[0])
             raise failure
         return real(self, *arguments)
 

@@ -233,6 +233,7 @@ class TcpConnection(Framed):
         # Linux throws away what it has not sent of a socket that does not linger, and sends a reset.
         with suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self._sock.shutdown(socket.SHUT_RDWR)  # another thread may be closing it, and wait for its peer
         self.close()
 
     def _say_end(self) -> None:
