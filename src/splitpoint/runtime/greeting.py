@@ -194,8 +194,12 @@ class Arrival:
         BusyError, without a look at it, while too many wrong ones of its address are thought about.
         """
         guesses = self.server.guesses
-        if guesses.fits(self.address, token):
-            return
+        try:
+            if guesses.fits(self.address, token):
+                return
+        except BusyError:
+            self._over.wait(GUESS_S)  # a guess in vain is no faster
+            raise
         try:
             self._over.wait(GUESS_S)
         finally:
