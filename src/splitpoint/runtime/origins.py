@@ -10,7 +10,7 @@ from splitpoint.transports.budget import Budget
 #: Addresses that have left and are still remembered, so that whoever comes back has not been forgiven.
 _REMEMBERED = 4096
 _MINUTE_S = 60.0
-#: Bytes a minute for measuring links. One measurement takes up to 110 MB, on a link that is fast.
+#: Bytes a minute that are sent to measure a link. One measurement takes up to 55 MB, where the link is fast.
 _PROBES = 1 << 30
 #: NAT64 (RFC 6052): an IPv4 address is in the last 32 bits.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

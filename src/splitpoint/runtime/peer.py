@@ -492,7 +492,7 @@ class Peer:
         nbytes, most = frame.header.reply_nbytes, min(self.server.limits.blob_chunk, MOST_NBYTES)
         if nbytes > most:
             raise InputError(f"a PROBE that asks for {nbytes} bytes is over the limit, {most}")
-        if wait_s := self.server.may_probe(self.origin, frame.nbytes + nbytes):
+        if nbytes and (wait_s := self.server.may_probe(self.origin, nbytes)):
             raise BusyError("links of this address are measured too often", wait_s)
         probed = wire.Probed(frame.started, frame.received, perf_counter())
         body = (noise(nbytes),) if nbytes else ()

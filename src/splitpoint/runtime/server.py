@@ -380,7 +380,7 @@ class Server(Closable):
             return origin.wait_s(monotonic())
 
     def may_probe(self, origin: Origin, nbytes: int) -> float:
-        """0.0, if so much may be sent to measure `origin`'s link (it is counted); else in how many seconds."""
+        """0.0, if `origin` may be sent so much to measure its link (it is counted); else in how many seconds."""
         with self._lock:
             return origin.probes.take(nbytes, monotonic())
 
