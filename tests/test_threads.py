@@ -88,7 +88,7 @@ def test_a_server_whose_accepting_fails_accepts_again(
             failure = fails.pop()  # before the device can notice
             if name == "_begin":  # as if it were gone: what is accepted and not served is closed
                 arguments[0].connection.close()
-                self.left(arguments[0])
+                self.gone(arguments[0])
             raise failure
         return real(self, *arguments)
 
@@ -235,7 +235,7 @@ def test_a_stream_whose_abandoning_fails_ends_too() -> None:
 #: Threads that end by themselves, and who hears of what goes wrong in them.
 ONCE = {
     ("server.py", "p.close"): "close() waits for it",
-    ("peer.py", "self._serve"): "one connection's: whatever it raises is that connection's end",
+    ("greeting.py", "self._serve"): "one connection's: whatever it raises is that connection's end",
     ("channel.py", "self._read"): "the same on the device",
     ("profiling.py", "self._work"): "each profile's failure is its answer",
     ("holding.py", "self._run"): "a failure is told: there will be no local fallback",

@@ -156,14 +156,6 @@ def test_only_the_token_itself_is_let_in(said: str, admitted: bool) -> None:
     assert ServerSecurity(token=TOKEN).admits(said) is admitted
 
 
-def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared = []
-    monkeypatch.setattr(security.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
-    assert ServerSecurity(token=TOKEN).admits(TOKEN)
-    assert not ServerSecurity(token=TOKEN).admits("x")
-    assert compared == [(TOKEN.encode(), TOKEN.encode()), (b"x", TOKEN.encode())]
-
-
 def test_our_own_processes_on_loopback_do_not_inherit_who_is_let_in_elsewhere(token_file: Path) -> None:
     environ = {"PATH": "/bin", "SPLITPOINT_CACHE": "/c", "SPLITPOINT_TOKEN": TOKEN, "SPLITPOINT_CA": "ca.pem"}
     assert security.unguarded(environ) == {"PATH": "/bin", "SPLITPOINT_CACHE": "/c"}

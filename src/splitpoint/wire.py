@@ -109,8 +109,9 @@ RESIDUE: Final = 0x2144DF1C
 class Limits:
     """What one side accepts. A peer that goes beyond is refused before memory is spent on it.
 
-    The times are seconds without progress: `handshake_s` for HELLO, `stall_s` in the middle of a frame or
-    while the peer does not read, `idle_s` between frames (0: for ever; TCP keep-alive notices a dead peer).
+    `handshake_s` is what TLS and HELLO may take altogether. The other times are seconds without progress: `stall_s` in
+    the middle of a frame or while the peer does not read, `idle_s` between frames (0: for ever; TCP keep-alive notices
+    a dead peer). `arrivals` is how many may be on their way in, beside the `connections` that are.
     `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips. `profile_s` is how
     long a server measures itself when it is asked to (0: it refuses). `client_connections` and `client_compiles` (tails
     compiled in a minute) are one address's share of a server. UsageError for numbers that make no sense.
@@ -122,6 +123,7 @@ class Limits:
     frame_bytes: int = 2 << 30
     blob_chunk: int = 1 << 20
     in_flight: int = 64
+    arrivals: int = 64
     connections: int = 256
     client_connections: int = 128
     client_compiles: int = 600

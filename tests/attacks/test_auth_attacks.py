@@ -20,7 +20,7 @@ from attacking import LIMITS, Attacker
 import certificates
 from serving import Gate, affine, nothing_leaks, until
 from splitpoint.models.model import Model
-from splitpoint.runtime import peer
+from splitpoint.runtime import greeting
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import Server
@@ -83,7 +83,7 @@ class Guarded:
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
     model = affine(tmp_path)
-    monkeypatch.setattr(peer, "_GUESS_S", 0.01)
+    monkeypatch.setattr(greeting, "GUESS_S", 0.01)
     with nothing_leaks():
         told: list[Event] = []
         security = certificates.server(token=TOKEN)
@@ -242,7 +242,7 @@ def test_a_wrong_token_is_one_short_refusal(target: Guarded, token: str) -> None
 
 
 def test_guessing_takes_its_time_and_keeps_nobody_waiting(target: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer, "_GUESS_S", 0.5)
+    monkeypatch.setattr(greeting, "GUESS_S", 0.5)
     attacker, began = target.stranger(), time.monotonic()
     attacker.send(2, 0, {"version": [1, 0], "token": "x" * 20})
     target.serves()

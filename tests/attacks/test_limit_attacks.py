@@ -59,15 +59,6 @@ def test_one_address_cannot_take_every_connection(strict: Target) -> None:
     assert until(lambda: not strict.server._peers)
 
 
-def test_connections_that_say_nothing_count_and_are_ended(strict: Target) -> None:
-    silent = [strict.attacker(hello=False) for _ in range(STRICT.client_connections)]
-    assert until(lambda: len(strict.server._peers) == STRICT.client_connections)
-    assert strict.attacker(hello=False).receive()[2]["code"] == "busy"
-    for attacker in silent:
-        assert "said nothing" in attacker.refusal()
-    assert until(lambda: not strict.server._peers)
-
-
 def test_a_hello_in_drips_is_ended(strict: Target) -> None:
     attacker, began = strict.attacker(hello=False), time.monotonic()
     try:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 
+from splitpoint.transports.budget import Budget
+
 #: Addresses that have left and are still remembered, so that whoever comes back has not been forgiven.
 _REMEMBERED = 4096
 _MINUTE_S = 60.0
+#: Bytes a minute that are sent to measure a link. One measurement takes up to 55 MB, where the link is fast.
+_PROBES = 1 << 30
+#: NAT64 (RFC 6052): an IPv4 address is in the last 32 bits.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Origin:
@@ -17,6 +23,7 @@ class Origin:
         self.name = name
         self.connections = 0
         self._most, self._left, self._then_s = compiles, float(compiles), now_s
+        self.probes = Budget(_PROBES, _PROBES / _MINUTE_S)
 
     def wait_s(self, now_s: float) -> float:
         """0.0 if one more tail may be compiled now, which is counted; else when that will be so, in seconds.
@@ -57,6 +64,11 @@ class Origins:
         self._known.move_to_end(name)
         return origin
 
+    def full(self, name: str) -> bool:
+        """Whether the origin of that name has all the connections that it may have."""
+        origin = self._known.get(name)
+        return origin is not None and origin.connections >= self._connections
+
     def leave(self, origin: Origin) -> None:
         """A connection of `origin` has ended."""
         origin.connections -= 1
@@ -73,14 +85,25 @@ def name_of(peer: str) -> str:
 
     >>> name_of("10.0.0.1:4000"), name_of("[2001:db8::7]:4000"), name_of("[::ffff:10.0.0.1]:4000")
     ('10.0.0.1', '2001:db8::/64', '10.0.0.1')
+
+    On one link all have the same network, and there the address stands for itself. An IPv4 address that was translated
+    (NAT64, 6to4) is meant by what it was made into: else all of them would be one, or one of them 65,536.
+
+    >>> name_of("[fe80::7%eth0]:4000"), name_of("[64:ff9b::10.0.0.1]:4000"), name_of("[2002:a00:1:5::7]:4000")
+    ('fe80::7%eth0', '10.0.0.1', '10.0.0.1')
     """
-    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
+    whole = peer.rpartition(":")[0].strip("[]")
+    host = whole.partition("%")[0]
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host
     if isinstance(address, ipaddress.IPv4Address):
         return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
+    if address.is_link_local:
+        return whole
+    if address in _NAT64:
+        return str(ipaddress.IPv4Address(address.packed[-4:]))
+    if (inner := address.ipv4_mapped or address.sixtofour) is not None:
+        return str(inner)
     return str(ipaddress.ip_network((address, 64), strict=False))

@@ -18,7 +18,6 @@ from splitpoint import wire
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Session
 from splitpoint.errors import (
-    AccessError,
     BusyError,
     EngineError,
     InputError,
@@ -33,6 +32,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.batching import Gain
 from splitpoint.runtime.events import Event, software
 from splitpoint.runtime.fair import Client, Job
+from splitpoint.runtime.greeting import answer_to
 from splitpoint.runtime.origins import Origin
 from splitpoint.runtime.probe import MOST_NBYTES, noise
 from splitpoint.runtime.tails import Tail
@@ -46,11 +46,8 @@ if TYPE_CHECKING:
     from splitpoint.runtime.server import Server
 
 _INFER = int(Kind.INFER)
-#: How long a wrong token is thought about: a guess a quarter of a second and connection.
-_GUESS_S = 0.25
 #: The most characters of a reason in an event: a peer can have words in it.
 _WHY = 1000
-_VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
 
 #: Weights that one connection may ask for in turns, a piece of each, without having them read anew.
 _GIVING = 2
@@ -234,20 +231,23 @@ class Peer:
             Kind.BLOB: self._blob,
             Kind.PROFILE: self._profile,
         }
-        self.thread = threading.Thread(target=self._serve, name=f"peer {self.name}", daemon=True)
+        self.thread = threading.current_thread()  # the one that greeted it
 
     # --- the conversation ---------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def serve(self, hello: Frame) -> None:
+        """Answers HELLO and whatever comes then, until the connection ends."""
         why = ""
         began = perf_counter()
         try:
-            self._greet()
+            self._welcome(hello)
             self._converse()
         except Ended:
             pass
         except wire.ForeignError as exc:
-            why = self._answer_stranger(exc)
+            packet, why = answer_to(exc)
+            if packet is not None:
+                self._send(packet)
         except SplitpointError as exc:
             why = str(exc)
             self._send_error(0, exc)
@@ -257,24 +257,12 @@ class Peer:
         finally:
             self._leave(why, perf_counter() - began)
 
-    def _greet(self) -> None:
-        limits = self.server.limits
-        # Before the peer has said who it is, it gets little memory and little time.
-        self.connection.limits = dataclasses.replace(
-            limits, header_bytes=64 << 10, frame_bytes=0, stall_s=min(limits.stall_s, limits.handshake_s)
-        )
-        self.connection.handshake(limits.handshake_s)
-        try:
-            frame = self.connection.receive(timeout_s=limits.handshake_s)
-        except TimeoutError:
-            raise ServerError(f"{self.name} said nothing in {limits.handshake_s:g} s") from None
-        if not isinstance(frame.header, wire.Hello):
-            raise ProtocolError(f"the first frame must be HELLO, not {wire.describe(frame.kind)}")
-        self._check_token(frame.header.token)
-        self.connection.limits = limits
+    def _welcome(self, hello: Frame) -> None:
+        header, limits = hello.header, self.server.limits
+        assert isinstance(header, wire.Hello)
         names = {f.name for f in dataclasses.fields(limits) if f.type == "int"}
         told = {name: getattr(limits, name) for name in sorted(names)}
-        asked = set(frame.header.features)
+        asked = set(header.features)
         if wire.CRC32 in asked:
             self.connection.checks = self.connection.seals = True
         welcome = wire.Welcome(
@@ -284,19 +272,11 @@ class Peer:
             share=self.server.share,
             limits=told,
         )
-        self._send(wire.encode(Kind.WELCOME, frame.id, welcome))
-        who = frame.header.software or "a client"
+        self._send(wire.encode(Kind.WELCOME, hello.id, welcome))
+        who = header.software or "a client"
         if identity := self.connection.identity:
             who = f"{who}, with the certificate of {wire.plain(identity, 80)}"
         self.server.tell(Event("connected", f"{self.name} connected ({who})"))
-
-    def _check_token(self, token: str) -> None:
-        """AccessError, after a while, for who does not know the server's token; nothing has been said to it before."""
-        if not self.server.security.admits(token):
-            self.server.pause(_GUESS_S)
-            if not token:
-                raise AccessError("this server wants a token: --token-file FILE, or SPLITPOINT_TOKEN")
-            raise AccessError("this is not the token that the server wants")
 
     def _converse(self) -> None:
         limits = self.server.limits
@@ -512,6 +492,8 @@ class Peer:
         nbytes, most = frame.header.reply_nbytes, min(self.server.limits.blob_chunk, MOST_NBYTES)
         if nbytes > most:
             raise InputError(f"a PROBE that asks for {nbytes} bytes is over the limit, {most}")
+        if nbytes and (wait_s := self.server.may_probe(self.origin, nbytes)):
+            raise BusyError("links of this address are measured too often", wait_s)
         probed = wire.Probed(frame.started, frame.received, perf_counter())
         body = (noise(nbytes),) if nbytes else ()
         # Waits, like a blob: who asks for more than it reads is not read from.
@@ -691,19 +673,6 @@ class Peer:
     def say_bye(self, reason: str = "the server is ending") -> None:
         """Tells the client that no new requests are taken, and why."""
         self._send(wire.encode(Kind.BYE, 0, wire.Bye(reason)))
-
-    def _answer_stranger(self, exc: wire.ForeignError) -> str:
-        """A word in the stranger's own language where we know it, and what to log."""
-        if exc.data[:4] in _VERBS:
-            text = "this port speaks splitpoint's own protocol, not HTTP\n"
-            head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-            data = (head + text).encode()
-            self._send(wire.Packet((data,), len(data)))
-            return "it speaks HTTP"
-        if exc.data[:2] == b"\x16\x03":
-            return "it speaks TLS"
-        self._send_error(0, exc)
-        return str(exc)
 
     # --- the end ------------------------------------------------------------------------------------------------
 

@@ -26,13 +26,14 @@ from weakref import ReferenceType, ref
 from splitpoint import wire
 from splitpoint.engines import Engine
 from splitpoint.engines.memory import give_back
-from splitpoint.errors import ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
+from splitpoint.errors import BusyError, ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.lifetime import Closable
 from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
 from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
 from splitpoint.runtime.events import Event, OnEvent, Teller, ignore
+from splitpoint.runtime.greeting import Arrival, Guesses, Refusals, Room
 from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
@@ -40,6 +41,7 @@ from splitpoint.runtime.tails import Tails
 from splitpoint.runtime.threads import begin, persist
 from splitpoint.runtime.together import run_together
 from splitpoint.security import ServerSecurity
+from splitpoint.transports import Ended
 from splitpoint.transports.addresses import is_loopback
 from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap
 from splitpoint.units import counted
@@ -48,6 +50,9 @@ from splitpoint.wire import Kind, Limits
 SHARES = ("model", "head", "none")
 #: Connections refused for want of room that are kept for a moment, so that they can read why.
 _TURNED_AWAY = 32
+#: What those are told who are not let in.
+_ENDING = "the server is ending: try again later"
+_CROWDED = "too many others want to be let in at once: try again"
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
 
@@ -111,6 +116,9 @@ class Server(Closable):
         self._idle = threading.Condition(self._lock)
         self._life = threading.RLock()  # it is started and closed by one at a time
         self._peers: set[Peer] = set()
+        self._room = Room[Arrival](self.limits.arrivals)
+        self._arrivals: set[Arrival] = set()  # those in the room, and those whose threads are not over yet
+        self.guesses, self.refusals = Guesses(self.security), Refusals(self._tell)
         self._origins = Origins(self.limits.client_connections, self.limits.client_compiles)
         self._turned_away: deque[TcpConnection] = deque()
         self._received = 0
@@ -212,10 +220,10 @@ class Server(Closable):
         """Listens there. UsageError for files that are of no use, and for a server that strangers could use."""
         wrap: Wrap = TcpConnection
         if self.security.certificate is not None:
-            from splitpoint.transports.tls import TlsConnection, server_context
+            from splitpoint.transports.tls import TlsConnection, handshake_pace, server_context
 
             context = server_context(self.security)
-            wrap = partial(TlsConnection, context=context)
+            wrap = partial(TlsConnection, context=context, pace=handshake_pace())
         listener = TcpListener(self._host, self._port, self.limits, wrap)
         if self._is_exposed(listener) and not self.security.insecure:
             listener.close()
@@ -234,10 +242,6 @@ class Server(Closable):
         if self.security.certificate is None:
             return "without encryption" + ("" if self.security.token else " or a token")
         return "without a token or client certificates"
-
-    def pause(self, seconds: float) -> None:
-        """Waits; less long if the server ends meanwhile."""
-        self._stop.wait(seconds)
 
     def serve_forever(self) -> None:
         """Returns after `stop`, or by an exception (KeyboardInterrupt). Call `close` after it, or use ``with``."""
@@ -283,6 +287,10 @@ class Server(Closable):
         listener.wake()
         self._accepting.join()
         listener.close()
+        with self._lock:
+            arrivals = list(self._arrivals)
+        for arrival in arrivals:
+            arrival.send_away(_ENDING)
         for connection in self._turned_away:
             connection.close()
         for peer in peers:
@@ -298,7 +306,7 @@ class Server(Closable):
         ]
         for thread in closers:
             thread.start()
-        for thread in (*closers, *(p.thread for p in peers)):
+        for thread in (*closers, *(p.thread for p in peers), *(a.thread for a in arrivals)):
             thread.join()
         self.profiling.close()
         self.builders.shutdown(cancel_futures=True)
@@ -309,36 +317,72 @@ class Server(Closable):
     # --- connections --------------------------------------------------------------------------------------------
 
     def take(self, connection: TcpConnection) -> None:
-        """Serves `connection`, if there is room for it."""
-        limits, peer = self.limits, None
-        text = f"the server has {limits.connections} connections already: try again later"
+        """Hears who it is that has connected. It is refused at once if there would be no room for it anyway."""
+        arrival = Arrival(self, connection)
         with self._lock:
-            if self.draining:
-                text = "the server is ending: try again later"
-            elif len(self._peers) < limits.connections:
-                origin = self._origins.enter(connection.peer, monotonic())
-                if origin is None:
-                    many = counted(limits.client_connections, "connection")
-                    text = f"{many} from this address already: close one, or serve with more --client-connections"
-                else:
-                    peer = Peer(self, connection, origin)
-                    self._peers.add(peer)
-        if peer is None:
-            self._turn_away(connection, text)
-        else:
-            self._begin(peer)
+            full, out = self._full(arrival), None
+            if not full:
+                out = self._room.enter(arrival.address, arrival)
+                self._arrivals.add(arrival)
+        if full:
+            self._turn_away(connection, full)
+            return
+        if out is not None:
+            out.send_away(_CROWDED)
+            self.refusals(f"{out.name} turned away: {_CROWDED}")
+        self._begin(arrival)
 
-    def _begin(self, peer: Peer) -> None:
+    def _full(self, arrival: Arrival) -> str:
+        """Why there is no room for `arrival` among those who are let in; the lock is held."""
+        limits = self.limits
+        if self.draining:
+            return _ENDING
+        if len(self._peers) >= limits.connections:
+            return f"the server has {limits.connections} connections already: try again later"
+        if self._origins.full(arrival.address):
+            many = counted(limits.client_connections, "connection")
+            return f"{many} from this address already: close one, or serve with more --client-connections"
+        return ""
+
+    def _begin(self, arrival: Arrival) -> None:
         try:
-            peer.thread.start()
+            arrival.thread.start()
         except RuntimeError:  # the system has no more threads for us: whoever is here is served on
-            self.left(peer)
-            self._turn_away(peer.connection, "the server has no thread left for another connection: try again later")
+            self.gone(arrival)
+            self._turn_away(arrival.connection, "the server has no thread left for another connection: try again later")
+
+    def let_in(self, arrival: Arrival) -> Peer:
+        """Makes `arrival`, whose thread calls this, one of those who are served.
+
+        BusyError if there is no room, Ended if it has been turned away meanwhile.
+        """
+        with self._lock:
+            if not self._room.leave(arrival.address, arrival):
+                raise Ended(_CROWDED)
+            if full := self._full(arrival):
+                raise BusyError(full, 1.0)
+            origin = self._origins.enter(arrival.name, monotonic())
+            assert origin is not None
+            peer = Peer(self, arrival.connection, origin)
+            self._peers.add(peer)
+            self._arrivals.discard(arrival)
+            return peer
+
+    def gone(self, arrival: Arrival) -> None:
+        """`arrival` was not let in, and its connection has ended."""
+        with self._lock:
+            self._room.leave(arrival.address, arrival)
+            self._arrivals.discard(arrival)
 
     def may_compile(self, origin: Origin) -> float:
         """0.0, if one more tail may be compiled for `origin` (it is counted); else in how many seconds that will be."""
         with self._lock:
             return origin.wait_s(monotonic())
+
+    def may_probe(self, origin: Origin, nbytes: int) -> float:
+        """0.0, if `origin` may be sent so much to measure its link (it is counted); else in how many seconds."""
+        with self._lock:
+            return origin.probes.take(nbytes, monotonic())
 
     def _turn_away(self, connection: TcpConnection, text: str) -> None:
         with suppress(ServerError):
@@ -347,7 +391,7 @@ class Server(Closable):
         self._turned_away.append(connection)
         if len(self._turned_away) > _TURNED_AWAY:
             self._turned_away.popleft().close()
-        self.tell(Event("refused", f"{connection.peer} turned away: {text}"))
+        self.refusals(f"{connection.peer} turned away: {text}")
 
     def left(self, peer: Peer) -> None:
         """The connection of `peer` has ended."""

@@ -108,6 +108,8 @@ class Framed(ABC):
         self._queued = 0  # bytes that the peer has not taken yet
         #: How long to ask for the next frame again and again before going to sleep, seconds.
         self.spin_s = 0.0
+        #: When everything that is being received must be there (`time.monotonic`), however its bytes drip.
+        self.due_s: float | None = None
         self.checks = False
         self.seals = False
         watch(self)
@@ -232,6 +234,16 @@ class Framed(ABC):
         stall_s = self.limits.stall_s
         return stall_s if self._timeout_s is None else min(self._timeout_s, stall_s)
 
+    def _hurry(self) -> None:
+        """No wait takes longer than is left until `due_s`. ServerError if nothing is."""
+        if self.due_s is None:
+            return
+        left_s = self.due_s - monotonic()
+        if left_s <= 0:
+            raise ServerError(f"{self.peer} sends too slowly: it has not said in time who it is")
+        self._timeout_s = -1.0
+        self._be_patient(left_s)
+
     def _some(self, places: Sequence[Buffer]) -> int:
         """Receives the first bytes of a frame, as many as came; returns how many."""
         if self.spin_s and (early := self._spin(places)):
@@ -279,6 +291,7 @@ class Framed(ABC):
     def _fill(self, buffer: Buffer, nbytes: int) -> None:
         """Receives exactly `nbytes`; ServerError if the peer ends or stalls."""
         done = 0
+        self._hurry()
         try:
             if nbytes <= _PIECE:
                 done = self._recv_into(buffer, nbytes, MSG_WAITALL)
@@ -304,6 +317,7 @@ class Framed(ABC):
         self._timeout_s = limits.stall_s
         began, done, size = monotonic(), 0, len(view)
         while done < size:
+            self._hurry()
             try:
                 got = self._recv_into(view[done:], size - done, MSG_WAITALL)
             except BlockingIOError as exc:

@@ -36,6 +36,8 @@ _NO_DESCRIPTORS = "this process has no file descriptor left: allow it more (ulim
 #: Ports that are looked at for one that is free.
 _NEAR = 20
 
+#: Connections that the kernel holds until they are accepted (fewer where it allows fewer): one too many waits a second.
+_BACKLOG = 1024
 #: How long a connection that could not be taken waits before that is tried again.
 _STARVED_S = 0.1
 
@@ -79,8 +81,7 @@ class TcpConnection(Framed):
         self._closed = False
 
     def _limit(self, option: int, seconds: float) -> None:
-        whole = int(seconds)
-        self._sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, round((seconds - whole) * 1e6)))
+        self._sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(round(seconds * 1e6), 1_000_000)))
 
     @property
     def private(self) -> bool:
@@ -233,6 +234,7 @@ class TcpConnection(Framed):
         # Linux throws away what it has not sent of a socket that does not linger, and sends a reset.
         with suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self._sock.shutdown(socket.SHUT_RDWR)  # another thread may be closing it, and wait for its peer
         self.close()
 
     def _say_end(self) -> None:
@@ -391,13 +393,13 @@ def _listening(host: str, port: int) -> socket.socket:
     if is_wildcard(host) and infos[0][0] == socket.AF_INET6 and not socket.has_dualstack_ipv6():
         with suppress(OSError):  # a system without IPv6 has another address for every interface
             socket.socket(socket.AF_INET6).close()
-            return socket.create_server(infos[0][4], family=socket.AF_INET6, backlog=128)
-        return socket.create_server(("0.0.0.0", port), backlog=128)
+            return socket.create_server(infos[0][4], family=socket.AF_INET6, backlog=_BACKLOG)
+        return socket.create_server(("0.0.0.0", port), backlog=_BACKLOG)
     why = OSError()
     for family, _, _, _, sockaddr in infos:
         both = family == socket.AF_INET6 and is_wildcard(str(sockaddr[0]))
         try:
-            return socket.create_server(sockaddr, family=family, backlog=128, dualstack_ipv6=both)
+            return socket.create_server(sockaddr, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
         except OSError as exc:
             why = exc
     raise why

@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +27,7 @@ from splitpoint.errors import AccessError, ServerError, UnreachableError, UsageE
 from splitpoint.security import OPEN, Security, ServerSecurity, check_own, read_file
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import parse_address
+from splitpoint.transports.budget import Pace
 from splitpoint.transports.dial import dial
 from splitpoint.transports.tcp import SPIN_S, TcpConnection
 from splitpoint.wire import MAGIC, Buffer, ForeignError, Limits, flat
@@ -37,8 +38,13 @@ _RECORD = 16 << 10
 #: What is encrypted before it is handed to the kernel: the peer decrypts it while the next is encrypted. More is worse
 #: for that, and less costs more wake-ups (16 to 256 KB measured on loopback with 600 KB: 64 and 128 are the best).
 _TURN = 8 * _RECORD
-#: How much is received at once.
-_CIPHER = 128 << 10
+#: How much is received at once; and before the first byte of a frame has come.
+_CIPHER, _FIRST_CIPHER = 128 << 10, 16 << 10
+#: Records must bring something: their bytes, less so many for each byte that was in them, are never more than this (a
+#: few records). Key updates, alerts and records of a byte or none cost us far more than their sender.
+_BARREN, _WORTH = 64 << 10, 4
+#: What handshakes may take of a processor: so many seconds at once (a fleet comes back), and a share in the long run.
+_HANDSHAKES_S, _HANDSHAKES_SHARE = 0.25, 0.25
 #: The share of the time for connecting in which something must answer: the rest at least is left for the handshake.
 _DIAL_SHARE = 0.6
 #: The first byte of a client that speaks TLS.
@@ -90,6 +96,11 @@ def server_context(security: ServerSecurity) -> ssl.SSLContext:
         _trust(context, security.client_ca, "authority for client certificates")
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def handshake_pace() -> Pace:
+    """What a server's handshakes take of a processor: all of them, so that nobody starves those who are let in."""
+    return Pace(_HANDSHAKES_S, _HANDSHAKES_SHARE)
 
 
 def client_context(security: Security) -> ssl.SSLContext:
@@ -205,11 +216,17 @@ class TlsConnection(TcpConnection):
     """A connected socket that is encrypted, once `handshake` has been called."""
 
     def __init__(
-        self, sock: socket.socket, peer: str, limits: Limits, context: ssl.SSLContext, security: Security | None = None
+        self,
+        sock: socket.socket,
+        peer: str,
+        limits: Limits,
+        context: ssl.SSLContext,
+        security: Security | None = None,
+        pace: AbstractContextManager[None] | None = None,
     ) -> None:
-        """`security`: as which client, and to whom; None on the server's side."""
+        """`security`: as which client, and to whom; None on the server's side. Handshakes compute within `pace`."""
         super().__init__(sock, peer, limits)
-        self._security = security
+        self._security, self._pace = security, pace or nullcontext()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(
             self._incoming,
@@ -218,7 +235,8 @@ class TlsConnection(TcpConnection):
             server_hostname=security.server_name if security is not None else None,
         )
         self._crypt = threading.Lock()  # held whenever _object is used; nothing that waits happens under it
-        self._cipher = memoryview(bytearray(_CIPHER))
+        self._cipher = memoryview(bytearray(_FIRST_CIPHER))
+        self._barren = 0  # encrypted bytes that have come, less `_WORTH` for each plain one
         self._patience_s = limits.stall_s
         self._agreed = False
         self._unread = False  # whether something that has been received may be decrypted
@@ -260,12 +278,13 @@ class TlsConnection(TcpConnection):
             raise
         self._sendmsg = self._send_sealed
         self._agreed = True
+        self._barren = 0
 
     def _agree(self, end: float, timeout_s: float) -> None:
         started = False
         while True:
             try:
-                with self._crypt:
+                with self._pace, self._crypt:
                     self._object.do_handshake()
                 self._flush()
                 return
@@ -361,7 +380,10 @@ class TlsConnection(TcpConnection):
 
     def _fetch(self, flags: int = 0) -> int:
         """Receives encrypted bytes, as many as came; 0 if the peer ended. BlockingIOError like the socket's."""
+        if self._barren > _BARREN:  # all that came before has been decrypted
+            raise ServerError(f"{self.peer} sends records of TLS with nothing in them")
         got = self._sock.recv_into(self._cipher, 0, flags)
+        self._barren += got
         if got:
             with self._crypt:
                 self._incoming.write(self._cipher[:got])
@@ -376,6 +398,7 @@ class TlsConnection(TcpConnection):
                 done += self._decrypt((view[done:nbytes],))
             if done == nbytes or self._peer_ended:
                 return done
+            self._hurry()
             now = monotonic()
             end = end or now + self._patience_s
             try:
@@ -396,6 +419,7 @@ class TlsConnection(TcpConnection):
                 got = self._decrypt(places)
                 if got or self._peer_ended:
                     return (got,)
+                self._hurry()
                 now = monotonic()
                 end = end or now + self._patience_s
                 if now >= end:  # bytes come, but never a whole record
@@ -425,6 +449,10 @@ class TlsConnection(TcpConnection):
                 self._peer_ended, self._unread = True, False
             except ssl.SSLError as exc:
                 raise ServerError(self._why(exc)) from exc
+        if total:
+            self._barren = max(0, self._barren - _WORTH * total)
+            if len(self._cipher) < _CIPHER:
+                self._cipher = memoryview(bytearray(_CIPHER))
         return total
 
     # --- sending -----------------------------------------------------------------------------------------------
