@@ -136,7 +136,13 @@ def _move_out(tensor: Proto, weights: ModelWeights, files: DataFiles) -> None:
     if size <= INLINE_BYTES:
         _inline(tensor, _bytes_in(data) if isinstance(data, Part) else data)
         return
-    digest = weights.add_part(data) if isinstance(data, Part) else weights.add(data)
+    point_to(tensor, weights.add_part(data) if isinstance(data, Part) else weights.add(data))
+
+
+def point_to(tensor: Proto, digest: str) -> None:
+    """Leave of `tensor` its name, dtype, dims, and that its bytes are the blob `digest`."""
+    from onnx import TensorProto
+
     _empty(tensor)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=f"sha256:{digest}")
