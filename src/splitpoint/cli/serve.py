@@ -199,7 +199,7 @@ def _loaded(name: str, opening: Opening) -> list[Model]:
     paths, loaded = sorted(Path(name).glob("*.onnx")), []
     for path in paths:
         try:
-            loaded.append(Opening().load(str(path)))
+            loaded.append(Opening(allow_domains=opening.allow_domains).load(str(path)))
         except SplitpointError as exc:
             click.echo(plain(f"not served: {_naming(str(path), exc)}"), err=True)
     if not loaded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,8 @@ class Edge(Closable):
     `model` is a name or fingerprint (its first digits suffice) that the server has (it may be left out if there is
     one), or a `Model` that is here already and whose fingerprint the server must have. Without one, the graph and the
     weights of the head are fetched into `cache` once. `model_hash` pins the fingerprint (its first digits suffice):
-    another one is refused. A name that several versions have needs one of the two.
+    another one is refused. A name that several versions have needs one of the two. A graph with operators that are not
+    run (`models.operators`) is refused, too, but for those of `allow_domains`.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. `engine` is ONNX
     Runtime on the CPU if not given. `timeout_s` is how long any answer may take. With `checksum` every frame carries a
@@ -126,6 +127,7 @@ class Edge(Closable):
         engine: Engine | None = None,
         cache: Path | None = None,
         model_hash: str | None = None,
+        allow_domains: Collection[str] = (),
         follow_model: bool = False,
         need_server: bool = False,
         timeout_s: float = 30.0,
@@ -165,6 +167,7 @@ class Edge(Closable):
             self.watchers, on_event, on_progress, follow_model,
             arrived=lambda: _told(edge, Edge._arrived),
             changed=lambda models: _told(edge, lambda found: found._changed(models)),
+            allowed=frozenset(allow_domains),
         )  # fmt: skip
         local = model if isinstance(model, Model) else None
         channel, why = self._first_channel(connect_s, local, alone=fallback != ERROR and not need_server)
