@@ -188,6 +188,25 @@ def test_every_cut_up_to_the_shared_one_is_open_to_a_device_and_its_weights_leav
                     found.check_tail(model, request)
 
 
+def test_a_server_that_shares_nothing_answers_for_no_tensor_inside() -> None:
+    model = branched()
+    with nothing_leaks(), Server([model], engine=open_engine(threads=1), port=0, share="none") as server:
+        attacker = Attacker(server.address)
+        assert "not at a tensor inside" in opened(attacker, model, ["x"], ["a"])
+        assert not opened(attacker, model, ["x"], ["y", "z"])
+        attacker.close()
+
+
+def test_the_input_is_a_cut_whose_head_has_no_weights() -> None:
+    model = branched()
+    with nothing_leaks(), Server([model], engine=open_engine(threads=1), port=0, share="head:input") as server:
+        attacker = Attacker(server.address)
+        assert handed_out(attacker, model) == set()
+        assert not opened(attacker, model, ["x"], ["y", "z"])
+        assert opened(attacker, model, ["a"], ["z"])
+        attacker.close()
+
+
 # --- what an operator says ------------------------------------------------------------------------------------------
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from splitpoint.errors import ModelError
+from splitpoint.files import linked_folders
 from splitpoint.models import soundness
 from splitpoint.models.dataflow import Proto, bodies, topological
-from splitpoint.models.external import linked_folders
 from splitpoint.models.foreign import what_is
 from splitpoint.models.layers import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of

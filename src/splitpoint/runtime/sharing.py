@@ -35,10 +35,6 @@ class _Head:
         return self.model.graph.before(self.cut)
 
     @cached_property
-    def outputs(self) -> frozenset[str]:
-        return frozenset(t.name for t in self.model.outputs)
-
-    @cached_property
     def segment(self) -> Segment:
         return self.model.head(self.cut)
 
@@ -96,15 +92,14 @@ class Sharing:
 
     def check_tail(self, model: Model, request: wire.OpenRequest) -> None:
         """RefusedError for a tail that would tell more than the one behind the shared head does."""
-        head = self._heads.get(model.fingerprint)
-        if head is None:
+        if self.kind == "model":
             return
-        if not head.outputs.issuperset(request.outputs):
+        if not {t.name for t in model.outputs}.issuperset(request.outputs):
             raise RefusedError(
-                f"only a head of {model.name} is shared (--share head:{head.cut.name}): its tails end at the model's "
-                "own outputs, not at a tensor inside"
+                f"{model.name} is not shared as a whole: tails of it end at its own outputs, not at a tensor inside"
             )
-        if not head.tensors.issuperset((*request.inputs, *request.vectors)):
+        head = self._heads.get(model.fingerprint)
+        if head is not None and not head.tensors.issuperset((*request.inputs, *request.vectors)):
             raise RefusedError(
                 f"of {model.name} the head up to {head.cut.name} is shared (--share head:{head.cut.name}): "
                 "cut there or before it, not deeper"
