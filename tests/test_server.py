@@ -29,6 +29,7 @@ from splitpoint.errors import (
     InputError,
     ModelError,
     ProtocolError,
+    RefusedError,
     ServerError,
     StorageError,
     UsageError,
@@ -819,33 +820,21 @@ def test_a_killed_server_is_noticed_at_once(tmp_path: Path, cache: Path) -> None
 # --- sharing --------------------------------------------------------------------------------------------------------
 
 
-def test_sharing_heads_gives_the_weights_of_opened_heads_only(model: Model, cache: Path) -> None:
-    with Server([model], engine=ort(), port=0, share="head") as server:
-        with Edge(server.address, at="add1", cache=cache) as edge:
-            x = inputs()[0]
-            np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
-            head = set(model.head(edge.cut).blobs)
-            store = BlobCache(cache)
-            assert {h for h in model.blobs if h in store} == head
-            with pytest.raises(ServerError, match=r"only hands out heads.*give --at CUT"):
-                edge.pull()
-            with pytest.raises(ServerError, match="no head of a tail"):
-                edge.switch("output")
-        assert {h for h in model.blobs if h in BlobCache(cache)} == head
-
-
-def test_pulling_a_head_from_a_server_that_shares_heads_opens_its_tail(model: Model, cache: Path) -> None:
+def test_sharing_a_head_gives_its_weights_only(model: Model, cache: Path) -> None:
     with (
-        Server([model], engine=ort(), port=0, share="head") as server,
-        Edge(server.address, at="input", cache=cache) as edge,
+        Server([model], engine=ort(), port=0, share="head:add2") as server,
+        Edge(server.address, at="add1", cache=cache) as edge,
     ):
-        head = model.head(model.graph.cut("add1")).blobs
-        assert edge.pull("add1") == sum(model.blobs[h].nbytes for h in head)
-        assert {h for h in model.blobs if h in BlobCache(cache)} == set(head)
-        assert edge.pull("add1") == 0
-        assert edge.infer(inputs()[0]).outputs  # and the answers of the connection are still told apart
-        (peer,) = server._peers
-        assert until(lambda: len(peer._opened) == 1), "the tail it was fetched for is closed again"
+        x = inputs()[0]
+        np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+        assert {h for h in model.blobs if h in BlobCache(cache)} == set(model.head(edge.cut).blobs)
+        deepest = model.head(model.graph.cut("add2")).blobs
+        assert edge.pull("add2") > 0
+        assert edge.pull("add2") == 0
+        with pytest.raises(RefusedError, match=r"head up to add2, and output is deeper"):
+            edge.switch("output")
+        np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+        assert {h for h in model.blobs if h in BlobCache(cache)} == set(deepest)
 
 
 def test_ctrl_c_while_sending_ends_the_connection_at_once(
@@ -874,25 +863,6 @@ def test_a_servers_words_are_cleaned_on_the_device(model: Model, cache: Path, mo
         with pytest.raises(ModelError) as caught:
             Edge(server.address, cache=cache)
         assert str(caught.value) == "[2J ]0;title gone serving on 6.6.6.6"
-
-
-def test_a_tail_without_weights_of_its_own_grants_none(tmp_path: Path, cache: Path) -> None:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    w = numpy_helper.from_array(np.random.default_rng(0).normal(size=1024).astype(np.float32), "w")
-    graph = helper.make_graph(
-        [helper.make_node("Mul", ["x", "w"], ["m"], name="mul"), helper.make_node("Relu", ["m"], ["y"], name="relu")],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1024])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1024])],
-        [w],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "g.onnx")
-    model = load(tmp_path / "g.onnx")
-    assert model.blobs
-    with Server([model], engine=ort(), port=0, share="head") as server, pytest.raises(ServerError, match="no head"):
-        Edge(server.address, at="mul", cache=cache)
 
 
 # --- the cache on disk ----------------------------------------------------------------------------------------------

@@ -676,7 +676,7 @@ def test_a_deadline_that_is_none_is_refused(model: Model, deadline_s: float) -> 
 # --- what can be finished here --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("share", "words"), [("head", "only heads"), ("none", "no models")])
+@pytest.mark.parametrize(("share", "words"), [("head:add1", "only a head"), ("none", "no models")])
 def test_a_server_that_keeps_its_model_leaves_no_fallback(tmp_path: Path, model: Model, share: str, words: str) -> None:
     with Server([model], engine=ort(), port=0, share=share) as server:
         with pytest.raises(RefusedError, match=f"hands out {words}, so no request can be finished here.*own file"):

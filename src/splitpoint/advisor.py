@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from splitpoint.calibration.values import Calibration
 from splitpoint.callbacks import call
 from splitpoint.engines import Engine
@@ -27,7 +29,7 @@ from splitpoint.link import Link
 from splitpoint.machine import EMULATED, default_cache, this_machine, versions
 from splitpoint.models.model import Model
 from splitpoint.models.values import digest
-from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.constraints import Constraints, Shared
 from splitpoint.planning.plan import Planner
 from splitpoint.planning.values import Option, Plan
 from splitpoint.profile.files import load_profile, profile_bytes
@@ -45,6 +47,9 @@ class Reached(Protocol):
     @property
     def model(self) -> Model: ...
 
+    @property
+    def shared(self) -> Shared | None: ...
+
     def profile_server(self, budget_s: float = ..., fresh: bool = ...) -> Profile: ...
 
     def measure_link(self) -> Link: ...
@@ -57,6 +62,8 @@ class Survey:
     edge: Profile
     cloud: Profile
     link: Link
+    shared: Shared | None = None
+    """What the server allows, where that is not every cut."""
 
     def planner(
         self,
@@ -68,6 +75,8 @@ class Survey:
     ) -> Planner:
         """Plans for this device and server, and any link."""
         profiles = (self.edge, self.cloud)
+        if self.shared is not None:
+            constraints = msgspec.structs.replace(constraints or Constraints(), shared=self.shared)
         return Planner(graph, profiles, objective=objective, constraints=constraints, calibration=calibration)
 
 
@@ -94,7 +103,10 @@ def survey(
     if link is None:
         call(on_step, "measuring the link, at most 3 s")
         link = edge.measure_link()
-    return Survey(here, there, link)
+    if edge.shared is not None:
+        deepest = edge.shared.cut.name
+        call(on_step, f"cuts behind {deepest} are left out: the server shares no more of {edge.model.name}")
+    return Survey(here, there, link, edge.shared)
 
 
 def profile_here(

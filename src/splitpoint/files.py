@@ -15,9 +15,9 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from splitpoint.errors import InputError, StorageError
@@ -342,3 +342,48 @@ def read_file(path: Path, most: int, what: str, made_by: str) -> bytes:
         raise InputError(f"there is no file {path}: {made_by} writes one") from exc
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+
+
+# --- files that files name --------------------------------------------------------------------------------------------
+# A file from a stranger (a model, an input spec, a scenario, tasks) chooses what it names, and its archive may hold
+# links. So a name goes down from the file's own folder, and where a link then leads out of it, nothing is read.
+# Whoever opened a file that is a link chose where it leads, too: what is not beside the link may be beside the file.
+# And in the cache of the Hugging Face hub both are links into one folder of blobs, side by side.
+
+
+def linked_folders(path: Path) -> list[Path]:
+    """The folders that its links lead to, one by one, if `path` is a link; in the last the file really lies."""
+    found: list[Path] = []
+    try:
+        while path.is_symlink() and len(found) < _MOST_LINKS:
+            path = path.parent.resolve() / path.readlink()
+            found.append(path.parent.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        return []
+    return found
+
+
+def named(name: str, folder: Path, linked: Sequence[Path] = ()) -> Path:
+    """What a file in `folder` (perhaps a link to the folders `linked`) means by `name`: what is, or would be, there or
+    below.
+
+    ValueError for all else, a sentence that begins with `name`.
+    """
+    wanted = PurePath(name)
+    if wanted.is_absolute() or ".." in wanted.parts:
+        raise ValueError(f"{name} is outside its folder: put the file beside the one that names it")
+    try:
+        folder = folder.resolve()
+        home = next((f for f in (folder, *linked) if os.path.lexists(f / wanted)), folder)
+        found = home / wanted
+        path = found.resolve()
+        mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+    except (OSError, ValueError, RuntimeError) as exc:  # a loop of links, a null byte
+        raise ValueError(f"{name!r} is no path: {exc}") from exc
+    if not path.is_relative_to(home) and not (linked and path.parent == linked[-1]):
+        raise ValueError(
+            f"{name} is a link that leads outside its folder: put the file itself beside the one that names it"
+        )
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a device has no end, a pipe waits for a writer
+        raise ValueError(f"{name} is no regular file")
+    return found

@@ -281,6 +281,17 @@ class Graph:
                 travel.add(root)
         return tuple(self.nodes[i].outputs[0] for i in sorted(travel))
 
+    def before(self, deepest: Cut) -> frozenset[str]:
+        """The tensors that cross at `deepest` or at a cut with less on the device.
+
+        Whoever knows the weights of the head can make all of these from what crosses at `deepest`: a tail that takes
+        some of them tells nothing that the tail there does not.
+        """
+        made = (t for i in deepest.nodes for t in self.nodes[i].outputs)
+        shapes = (i for i, n in enumerate(self.nodes) if not n.placed and n.op in SHAPE_ROOTS)
+        vectors = self._vectors(shapes, deepest.nodes, frozenset(t.name for t in deepest.crossing))
+        return frozenset((*(t.name for t in self.inputs), *made, *vectors))
+
     def _on_server(self, tensor: str, head: Set[int], crossing: Container[str]) -> bool:
         maker = self.producer.get(tensor)
         return tensor in crossing or (maker is not None and maker not in head)

@@ -28,6 +28,7 @@ import numpy as np
 
 from splitpoint.decoding import OnNote, open_picture, silent
 from splitpoint.errors import InputError, nearest
+from splitpoint.files import linked_folders, named
 from splitpoint.tensors import CONTROL, Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ _ALLOWED: Mapping[str, str] = {
     "task": "classify (answers are labels) or raw (answers are tensors)",
     "apply_softmax": "true when the model's output are logits, false when they are probabilities already",
     "output": "the name of the output to classify, or left out when the model has one",
-    "labels": "a list of strings, or the path, relative to the spec file, of a text file with one a line; no "
+    "labels": "a list of strings, or the name of a text file beside the spec or below, with one a line; no "
     "control characters",
     "top": "a whole number from 1 to 1000",
 }
@@ -195,16 +196,16 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @classmethod
     def from_file(cls, path: str | Path) -> InputSpec:
-        """The spec in a `.json` or `.toml` file; `labels` may be a path relative to it."""
+        """The spec in a `.json` or `.toml` file; `labels` may be a file in its folder or below."""
         path = Path(path)
         text = _read_text(path, "input spec")
         where = f"input spec {path}"
         if path.suffix.lower() == ".toml":
             try:
-                return _convert(msgspec.toml.decode(text), where, path.parent)
+                return _convert(msgspec.toml.decode(text), where, path)
             except msgspec.DecodeError as exc:
                 raise InputError(f"{where} is not TOML: {exc}") from exc
-        return _convert(_parse_json(text, where), where, path.parent)
+        return _convert(_parse_json(text, where), where, path)
 
     def to_metadata(self) -> dict[str, str]:
         """The model metadata that carries this spec: `splitpoint.input_spec` and `splitpoint.labels`."""
@@ -290,8 +291,8 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.rstrip().splitlines())
 
 
-def _convert(raw: object, where: str, folder: Path | None) -> InputSpec:
-    """The spec in `raw` (parsed JSON or TOML), label file read from `folder`; InputError names the key."""
+def _convert(raw: object, where: str, path: Path | None) -> InputSpec:
+    """The spec in `raw` (parsed JSON or TOML, of the file `path`), its labels read; InputError names the key."""
     if not isinstance(raw, dict):
         raise InputError(f"{where} must be an object with keys such as dtype, layout and size")
     values: dict[str, Any] = dict(raw)
@@ -300,9 +301,13 @@ def _convert(raw: object, where: str, folder: Path | None) -> InputSpec:
             hint = nearest(str(key), _ALLOWED) or f"; the keys are {', '.join(_ALLOWED)}"
             raise InputError(f"{where}: unknown key {_short(key)}{hint}")
     if isinstance(values.get("labels"), str):
-        if folder is None:
+        if path is None:
             raise InputError(f"{where}: labels must be a list here: a path works in an --input-spec file only")
-        values["labels"] = _lines(_read_text(folder / values["labels"], "label"))
+        try:
+            labels = named(values["labels"], path.parent, linked_folders(path))
+        except ValueError as exc:
+            raise InputError(f"{where}: the file of labels {exc}") from exc
+        values["labels"] = _lines(_read_text(labels, "label"))
     try:
         return msgspec.convert(values, InputSpec)
     except msgspec.ValidationError as exc:

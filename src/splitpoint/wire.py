@@ -213,7 +213,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
 class Welcome(Message, frozen=True):
     """The answer to HELLO. `features`: those of HELLO's that this connection uses; `limits`: what the server
-    accepts, by the names of `Limits`."""
+    accepts, by the names of `Limits`; `heads`: by fingerprint, the deepest cut it shares, where `share` is ``head``."""
 
     version: tuple[int, int] = (MAJOR, MINOR)
     software: str = ""
@@ -221,6 +221,7 @@ class Welcome(Message, frozen=True):
     models: Annotated[tuple[ModelInfo, ...], Some] = ()
     share: str = "model"
     limits: Annotated[dict[str, int], Some] = msgspec.field(default_factory=dict)
+    heads: Annotated[dict[str, str], Some] = msgspec.field(default_factory=dict)
 
 
 class Error(Message, frozen=True):
@@ -452,6 +453,7 @@ _CLEAN: Final[dict[int, Callable[[Any], Message]]] = {
         m,
         software=plain(m.software, _NAME),
         share=plain(m.share, _NAME),
+        heads={f: plain(cut, _TEXT) for f, cut in m.heads.items()},
         models=tuple(map(_clean_model, m.models)),
     ),
 }

@@ -86,7 +86,10 @@ def command(
     if here is None:
         opening.refuse_local()
     engine = open_engine(device=device, threads=threads)
-    with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
+    with Edge(
+        cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security,
+        allow_domains=opening.allow_domains,
+    ) as edge:  # fmt: skip
         if here is None:
             edge.model = opening.on(edge.model)
         inputs = read_images(edge.model, images, recursive=recursive)

@@ -32,6 +32,16 @@ shape_option = click.option(
 )
 
 
+allow_domain_option = click.option(
+    "--allow-domain",
+    "allow_domains",
+    multiple=True,
+    metavar="DOMAIN",
+    help="Run all operators of this domain: for a model, of someone you trust, with others than ONNX's and the usual "
+    "ones of com.microsoft.",
+)
+
+
 @dataclass(frozen=True)
 class Opening:
     """How MODEL is opened: what `model_options` were given."""
@@ -41,10 +51,11 @@ class Opening:
     input_spec: Path | None = None
     values: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
+    allow_domains: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether anything was said."""
-        return self != Opening()
+        """Whether anything was said that describes one model."""
+        return self != Opening(allow_domains=self.allow_domains)
 
     def load(self, model: str, *, photos: bool = False) -> Model:
         """The model, with a line about what was assumed, and one about values that an earlier command was given.
@@ -53,8 +64,9 @@ class Opening:
         """
         told = self._values(photos)
         loaded = load(
-            model, shapes=parse_shapes(self.shapes), weights=self.weights, input_spec=self.input_spec, values=told
-        )
+            model, shapes=parse_shapes(self.shapes), weights=self.weights, input_spec=self.input_spec, values=told,
+            allow_domains=self.allow_domains,
+        )  # fmt: skip
         assumed = loaded.graph.assumed
         if any(name != "batch" for name in assumed):
             free = ", ".join(f"{name} = {size}" for name, size in assumed.items())
@@ -89,17 +101,20 @@ class Opening:
 
 
 def model_options(function: F) -> F:
-    """--shape, --weights, --input-spec, --input, --value: how MODEL is loaded, as the one parameter `opening`."""
+    """--shape, --weights, --input-spec, --input, --value, --allow-domain: how MODEL is loaded, as the one parameter
+    `opening`."""
 
     @wraps(function)
     def opened(
         *args: Any, shapes: tuple[str, ...], weights: str | None, input_spec: Path | None, values: tuple[str, ...],
-        inputs: tuple[Path, ...], **others: Any,
+        inputs: tuple[Path, ...], allow_domains: tuple[str, ...], **others: Any,
     ) -> Any:  # fmt: skip
-        return function(*args, opening=Opening(shapes, weights, input_spec, values, inputs), **others)
+        opening = Opening(shapes, weights, input_spec, values, inputs, allow_domains)
+        return function(*args, opening=opening, **others)
 
     result = cast(F, opened)
     for option in (
+        allow_domain_option,
         click.option("--value", "values", multiple=True, metavar="NAME=NUMBER[,…]",
                      help="A real value for an input that must make sense: --value sr=16000. Given once, it is kept."),
         click.option("--input", "inputs", multiple=True, type=_FILE, metavar="FILE",

@@ -77,8 +77,8 @@ def place(
     try:
         known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=_say)
     except RefusedError as exc:
-        _say(f"no plan: {exc}. Cutting in the middle; --at CUT or --plan FILE says otherwise")
-        edge.switch("cut:middle")
+        _say(f"no plan: {exc}. Cutting at {edge.middle.name}; --at CUT or --plan FILE says otherwise")
+        edge.switch(edge.middle)
         return Placed()
     planner = known.planner(edge.model.graph, constraints=Constraints(codecs=codecs))
     planner, plan, rows = _planned(planner, known.link, rate)

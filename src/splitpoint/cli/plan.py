@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 from click.core import ParameterSource
 from rich.console import Console
 
@@ -34,7 +35,7 @@ from splitpoint.link.parse import parse_link
 from splitpoint.link.trace import LinkTrace
 from splitpoint.models.model import Model
 from splitpoint.models.names import names_of
-from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.constraints import Constraints, Shared
 from splitpoint.planning.files import plan_bytes, save_plan
 from splitpoint.planning.objectives import NAMES
 from splitpoint.planning.plan import Planner
@@ -158,12 +159,13 @@ def command(
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
     wanted = opening.load(model) if model is not None and load_it else None
     budget_s = parse_budget(budget)
-    edge, there, link = _gather(
+    edge, there, link, shared = _gather(
         model, wanted, edge_path, cloud, security, link_text, budget_s, device=device, threads=threads, cache=cache,
-        learned=learned,
+        learned=learned, allow_domains=opening.allow_domains,
     )  # fmt: skip
     if watts is not None:
         edge = _with_watts(edge, watts)
+    constraints = msgspec.structs.replace(constraints, shared=shared)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
     plan = planner.plan(link)
     if as_json:
@@ -184,9 +186,9 @@ def command(
 def _gather(
     model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, security: Security,
     link_text: str | None, budget_s: float, *, device: str, threads: int, cache: Path | None,
-    learned: Mapping[str, Latency],
-) -> tuple[Profile, Profile, Link]:  # fmt: skip
-    """The two profiles and the link: from files, from the server, or measured here."""
+    learned: Mapping[str, Latency], allow_domains: Collection[str],
+) -> tuple[Profile, Profile, Link, Shared | None]:  # fmt: skip
+    """The two profiles and the link, from files, from the server, or measured here, and what the server allows."""
     named = _is_named(cloud, learned)
     edge = None if edge_path is None else _side(str(edge_path), model, wanted, learned)
     there = _side(cloud, model, wanted, learned) if named else None
@@ -199,16 +201,19 @@ def _gather(
     if edge is None and model is None:
         raise UsageError("give MODEL, to profile it here, or the device's profile with --edge FILE")
     if edge is not None and there is not None and link is not None:
-        return edge, there, link
+        return edge, there, link, None
     from splitpoint.engines import open_engine
     from splitpoint.runtime.edge import Edge
 
     engine = open_engine(device=device, threads=threads)
     served = wanted or model or (edge.graph.name if edge else "")
-    known: dict[str, Any] = {"engine": engine, "cache": cache, "security": security}
+    known: dict[str, Any] = {
+        "engine": engine, "cache": cache, "security": security, "allow_domains": allow_domains,
+    }  # fmt: skip
+    shared = None
     with nullcontext() if named else Edge(cloud, served, at="cut:input", **known) as server:
         if server is not None:
-            there = server.profile_server(budget_s)
+            there, shared = server.profile_server(budget_s), server.shared
             if link is None:
                 click.echo("measuring the link, 3 s", err=True)
                 link = server.measure_link()
@@ -220,7 +225,7 @@ def _gather(
             edge = _predicted(here, known_of) if known_of else _profile_here(here, engine, budget_s, cache)
     assert there is not None
     assert link is not None
-    return edge, there, link
+    return edge, there, link, shared
 
 
 def _is_named(cloud: str, learned: Mapping[str, Latency]) -> bool:

@@ -167,7 +167,7 @@ def _ask_server(
     with (
         Edge(
             cloud, here or name, at="cut:input", cache=cache, security=security,
-            on_event=notice,
+            allow_domains=opening.allow_domains, on_event=notice,
         ) as edge,
         waiting(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
     ):  # fmt: skip

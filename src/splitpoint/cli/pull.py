@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import cache_option, cloud_option
+from splitpoint.cli.options import allow_domain_option, cache_option, cloud_option
 from splitpoint.runtime.edge import Edge
 from splitpoint.security import Security
 from splitpoint.units import size
@@ -18,14 +18,18 @@ from splitpoint.units import size
 @click.option("--at", metavar="CUT", help="Only what the head of this cut needs (default: the whole model).")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @cache_option
+@allow_domain_option
 def command(
-    model: str | None, cloud: str, security: Security, at: str | None, model_hash: str | None, cache: Path | None
+    model: str | None, cloud: str, security: Security, at: str | None, model_hash: str | None, cache: Path | None,
+    allow_domains: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Fetch MODEL's graph and weights from a server into the cache.
 
     What is there already is not fetched again, and `run` then starts without fetching.
     """
-    with Edge(cloud, model, at="cut:input", cache=cache, model_hash=model_hash, security=security) as edge:
+    with Edge(
+        cloud, model, at="cut:input", cache=cache, model_hash=model_hash, security=security, allow_domains=allow_domains
+    ) as edge:
         fetched = edge.pull(at)
         if edge.cache.unkept is not None:
             raise edge.cache.unkept

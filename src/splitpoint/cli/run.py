@@ -263,7 +263,7 @@ class Asked:
             here or name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=notice, checksum=self.checksum,
-            security=self.security, follow_model=self.follow,
+            security=self.security, follow_model=self.follow, allow_domains=self.opening.allow_domains,
         )  # fmt: skip
         try:
             if self.at == "auto" and (named := edge.model.graph.meanings("auto")):

@@ -44,10 +44,11 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
 @click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
 @click.option(
     "--share",
-    type=click.Choice(["model", "head", "none"]),
-    default="model",
-    show_default=True,
-    help="What devices may fetch: everything, heads only, or nothing (they bring the model).",
+    multiple=True,
+    default=("model",),
+    metavar="model|head:CUT|none",
+    help="What devices may fetch: everything (default), the graph and the weights of the head up to CUT, behind which "
+    "nothing is cut then, or nothing (they bring the model). head:MODEL=CUT for one of several models.",
 )
 @click.option(
     "--max-profile",
@@ -104,7 +105,7 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
 @engine_options
 @model_options
 def command(
-    models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: str,
+    models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: tuple[str, ...],
     max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait: str,
     until_stdin_ends: bool, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
@@ -160,6 +161,8 @@ def command(
                 if known_as != model.name:
                     about = f"the same model as {known_as}"
                 log.say(f"{model.name} {model.fingerprint[:12]}  {about}")
+            for text in server.sharing.said:
+                log.say(text)
             threads_of = counted(engine.threads, "thread")
             where = f"{server.address}{' (and every other address of this machine)' if server.everywhere else ''}"
             log.say(f"serving on {where} with {engine.name} on {engine.device}, {threads_of}")
@@ -196,7 +199,7 @@ def _loaded(name: str, opening: Opening) -> list[Model]:
     paths, loaded = sorted(Path(name).glob("*.onnx")), []
     for path in paths:
         try:
-            loaded.append(Opening().load(str(path)))
+            loaded.append(Opening(allow_domains=opening.allow_domains).load(str(path)))
         except SplitpointError as exc:
             click.echo(plain(f"not served: {_naming(str(path), exc)}"), err=True)
     if not loaded:

@@ -12,7 +12,7 @@ import msgspec
 from splitpoint.cli import answers
 from splitpoint.cli.compare import step
 from splitpoint.cli.console import Column, out, progress, put_json, table
-from splitpoint.cli.options import Opening, cache_option, cloud_option, engine_options, json_option
+from splitpoint.cli.options import Opening, allow_domain_option, cache_option, cloud_option, engine_options, json_option
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.cli.run import is_local, notice
@@ -77,11 +77,12 @@ from splitpoint.units import ms
 @json_option
 @cache_option
 @engine_options
+@allow_domain_option
 def command(
     file: Path | None, cloud: str | None, security: Security, models: str | None, count: int, seed: int, by: str,
     dry_run: bool,
     codecs: tuple[str, ...], fallback: str, budget: str, fresh: bool, csv_path: Path | None, as_json: bool,
-    cache: Path | None, device: str, threads: int,
+    cache: Path | None, device: str, threads: int, allow_domains: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Run the tasks of a file, or a mix of MODELs, on this device and a server that has these models.
 
@@ -99,7 +100,7 @@ def command(
     engine = open_engine(device=device, threads=threads)
     with Fleet(
         cloud, engine=engine, cache=cache, constraints=constraints, fallback=fallback, security=security,
-        on_event=notice,
+        allow_domains=allow_domains, on_event=notice,
     ) as fleet:  # fmt: skip
         tasks = read(fleet, file) if file else reach(fleet, drawn)
         inputs = inputs_of(fleet, tasks)
@@ -141,7 +142,8 @@ def wrong(fleet: Fleet, source: Source) -> str:
     """Reaches the model; what is wrong with it, or nothing."""
     model, weights = source
     try:
-        here = Opening(weights=weights or None).load(model) if weights or is_local(model) else None
+        opening = Opening(weights=weights or None, allow_domains=fleet.allow_domains)
+        here = opening.load(model) if weights or is_local(model) else None
         fleet.add(source, here or model)
     except (ModelError, UsageError, InputError, StorageError) as exc:
         return str(exc)

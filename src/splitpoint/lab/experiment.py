@@ -23,7 +23,7 @@ from splitpoint.lab.device import slowed
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
-from splitpoint.lab.worker import Row, model_name
+from splitpoint.lab.worker import Row
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
 from splitpoint.report.files import safe
@@ -149,7 +149,7 @@ def _server(scenario: Scenario) -> Iterator[str]:
     """Address of a `splitpoint serve` process."""
     options = ["--port", "0", "--threads", str(scenario.server.threads), "--device", scenario.server.device]
     options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
-    command = [sys.executable, "-u", "-m", "splitpoint", "serve", model_name(scenario), *options]
+    command = [sys.executable, "-u", "-m", "splitpoint", "serve", scenario.located, *options]
     server = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")
     try:
         yield server.expect("serving on ").split()[2]

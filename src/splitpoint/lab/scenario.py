@@ -27,10 +27,12 @@ import msgspec
 
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, SplitpointError, UsageError, nearest
+from splitpoint.files import named
 from splitpoint.lab.device import check_factor
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
 from splitpoint.link.trace import LinkTrace
+from splitpoint.models.names import is_named
 from splitpoint.text import plain
 
 
@@ -112,8 +114,24 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise UsageError("an event's after_nbytes must be 0 or more, and its count from 1 to 1000000")
 
     def path(self, file: str) -> Path:
-        """A file that the scenario names: relative to where the scenario is."""
-        return Path(self.folder) / file
+        """A file that the scenario names: in its folder or below. InputError for one that is elsewhere."""
+        try:
+            return named(file, Path(self.folder))
+        except ValueError as exc:
+            raise InputError(f"the scenario's file {exc}") from exc
+
+    @property
+    def located(self) -> str:
+        """The model, as `load` takes it. InputError for one that a file may not name: it would run code, or is
+        elsewhere."""
+        if is_named(self.model):
+            return self.model
+        if Path(self.model).suffix not in (".onnx", ".pt2"):
+            raise InputError(
+                f"model is zoo:, torchvision:, timm: or hf:NAME, or an .onnx or .pt2 file beside the scenario, not "
+                f"{self.model}"
+            )
+        return str(self.path(self.model))
 
     def shaped(self, text: str = "") -> Link | LinkTrace:
         """The link (or that of an event). Files are looked for beside the scenario."""
@@ -167,7 +185,11 @@ def load_scenario(path: Path) -> Scenario:
             if event.link:
                 scenario.shaped(event.link)
         scenario.shaped()
+        inputs = (scenario.inputs,) if isinstance(scenario.inputs, str) else scenario.inputs
+        for file in (scenario.plan, *inputs):
+            scenario.path(file)
         open_codec(scenario.codec)
+        _ = scenario.located
     except msgspec.ValidationError as exc:
         raise InputError(f"{path}: {_hinted(str(exc))}") from exc
     except SplitpointError as exc:

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import msgspec
@@ -80,7 +79,7 @@ Placed = tuple[Cut | Changing, Codecs]
 
 def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Callable[[], object]) -> None:
     """Runs the scenario's requests against the server at `address`. Errors are those of `Edge` and `load`."""
-    model = load(model_name(scenario))
+    model = load(scenario.located)
     cuts = cuts_of(scenario, model, address)
     inputs = inputs_of(scenario, model)
     engine: Engine = open_engine(threads=scenario.device.threads)
@@ -174,12 +173,6 @@ class _Device:
         for edge in edges:
             if edge is not None:
                 edge.close()
-
-
-def model_name(scenario: Scenario) -> str:
-    """The scenario's model, as `load` takes it: a file is looked for beside the scenario."""
-    is_file = Path(scenario.model).suffix in (".onnx", ".pt2") and ":" not in scenario.model
-    return str(scenario.path(scenario.model)) if is_file else scenario.model
 
 
 def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[Placed]:

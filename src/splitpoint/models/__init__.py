@@ -16,7 +16,7 @@ Adding a source: a file here that turns its name into an ONNX file, and a line i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def load(
     weights: str | None = None,
     input_spec: InputSpec | Path | None = None,
     values: Mapping[str, Any] | None = None,
+    allow_domains: Collection[str] = (),
 ) -> Model:
     """The `Model` that `model` names.
 
@@ -44,7 +45,8 @@ def load(
     sources: a file, or ``random[:seed]``. `input_spec` says how photos become the input of a plain ONNX file. `values`
     are real ones, by input, for those that must make sense (a threshold, a size, a sampling rate), as numbers or
     arrays: shapes are measured with them, and models timed and verified. They are kept, so that it is enough to give
-    them once.
+    them once. `allow_domains` are operator domains of which all may be in the model, beside what is run anyway
+    (`models.operators`).
 
     >>> model = load("zoo:lenet5")
     >>> print(model.graph.cut("conv2").crossing[0].shape)
@@ -60,7 +62,7 @@ def load(
 
     path = locate(model, weights=weights, shapes=shapes)
     try:
-        skeleton, blobs = reading.read(path)
+        skeleton, blobs = reading.read(path, allow_domains)
     except ModelError as exc:
         if path.is_relative_to(default_cache() / "exports"):  # the user has never heard of that file
             raise ModelError(f"{exc}: delete the folder {path.parent}, and {model} is exported anew") from exc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -257,9 +257,12 @@ def bound_inputs(skeleton: Proto) -> list[TensorSpec]:
     return [t.bind(shapes.assumed_dims(inputs)) for t in inputs]
 
 
-def from_graph(graph_bytes: bytes, weights: Weights, *, name: str, expected: str | None = None) -> Model:
-    """The Model of a skeleton that came over a wire; its fingerprint is computed anew and must be `expected`."""
-    model = build(parse_skeleton(graph_bytes), weights, name)
+def from_graph(
+    graph_bytes: bytes, weights: Weights, *, name: str, expected: str | None = None, allowed: Collection[str] = ()
+) -> Model:
+    """The Model of a skeleton that came over a wire; its fingerprint is computed anew and must be `expected`. All
+    operators of the domains `allowed` may be in it."""
+    model = build(parse_skeleton(graph_bytes, allowed), weights, name)
     if expected is not None and model.fingerprint != expected:
         raise ModelError(
             f"the graph that came for {name} has fingerprint {model.fingerprint[:12]}…, not {expected[:12]}…: refused"

@@ -29,6 +29,12 @@ def full_name(model: str | Path) -> str:
     return SHORT_NAMES[text] if text in SHORT_NAMES and not Path(text).is_file() else text
 
 
+def is_named(model: str) -> bool:
+    """Whether `model` is a name of ours or of a hub's: not a file, and not Python code that would be run."""
+    scheme, colon, _ = model.partition(":")
+    return model in SHORT_NAMES or (bool(colon) and scheme in _SCHEMES)
+
+
 def name_of(model: str | Path) -> str:
     """The name a model is served under: ``resnet50`` for ``torchvision:resnet50``, ``lenet5`` for ``lenet``, a file's
     stem."""

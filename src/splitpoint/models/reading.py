@@ -6,16 +6,16 @@ limit of 2 GB. An initializer that was moved out keeps its dtype and dims and po
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from splitpoint.errors import ModelError
+from splitpoint.files import linked_folders
 from splitpoint.models import soundness
 from splitpoint.models.dataflow import Proto, bodies, topological
-from splitpoint.models.external import linked_folders
 from splitpoint.models.foreign import what_is
 from splitpoint.models.layers import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of
@@ -31,8 +31,9 @@ NEWEST_IR = 10
 MAX_FILE_BYTES = (2 << 30) - 1
 
 
-def read(path: Path) -> tuple[Proto, ModelWeights]:
-    """The skeleton and the weights of an ONNX file. ModelError if it is not one, or broken, or too old."""
+def read(path: Path, allowed: Collection[str] = ()) -> tuple[Proto, ModelWeights]:
+    """The skeleton and the weights of an ONNX file. ModelError if it is not one, or broken, or too old, or has
+    operators that are not run and not of the domains `allowed`."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -42,7 +43,7 @@ def read(path: Path) -> tuple[Proto, ModelWeights]:
         raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file, or it is cut short'}") from exc
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file: it holds no graph'}")
-    return skeleton_of(proto, path.parent, str(path), linked_folders(path))
+    return skeleton_of(proto, path.parent, str(path), linked_folders(path), allowed)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -59,7 +60,9 @@ def _bytes_of(path: Path) -> bytes:
         raise ModelError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
-def skeleton_of(proto: Proto, folder: Path, name: str, linked: Sequence[Path] = ()) -> tuple[Proto, ModelWeights]:
+def skeleton_of(
+    proto: Proto, folder: Path, name: str, linked: Sequence[Path] = (), allowed: Collection[str] = ()
+) -> tuple[Proto, ModelWeights]:
     """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`, in which the
     model may be a link to the folders `linked`."""
     import onnx
@@ -87,12 +90,12 @@ def skeleton_of(proto: Proto, folder: Path, name: str, linked: Sequence[Path] = 
     _strip(proto)
     # Parsed messages keep their arena alive; a fresh parse lets go of the weights' copies.
     skeleton = onnx.ModelProto.FromString(proto.SerializeToString())
-    soundness.check(skeleton, name)
+    soundness.check(skeleton, name, allowed)
     return skeleton, weights
 
 
-def parse_skeleton(data: bytes) -> Proto:
-    """A skeleton from bytes that came over a wire. ModelError if they are no graph."""
+def parse_skeleton(data: bytes, allowed: Collection[str] = ()) -> Proto:
+    """A skeleton from bytes that came over a wire. ModelError if they are no graph, or none that is run here."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -102,7 +105,7 @@ def parse_skeleton(data: bytes) -> Proto:
         skeleton = onnx.ModelProto.FromString(data)
     except DecodeError as exc:
         raise ModelError("the graph that came is not ONNX") from exc
-    soundness.check(skeleton, "the graph that came")
+    soundness.check(skeleton, "the graph that came", allowed)
     return skeleton
 
 
@@ -136,7 +139,13 @@ def _move_out(tensor: Proto, weights: ModelWeights, files: DataFiles) -> None:
     if size <= INLINE_BYTES:
         _inline(tensor, _bytes_in(data) if isinstance(data, Part) else data)
         return
-    digest = weights.add_part(data) if isinstance(data, Part) else weights.add(data)
+    point_to(tensor, weights.add_part(data) if isinstance(data, Part) else weights.add(data))
+
+
+def point_to(tensor: Proto, digest: str) -> None:
+    """Leave of `tensor` its name, dtype, dims, and that its bytes are the blob `digest`."""
+    from onnx import TensorProto
+
     _empty(tensor)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=f"sha256:{digest}")

@@ -7,11 +7,12 @@ would follow an external-data entry to any file on this machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import prod
 
 from splitpoint.errors import ModelError
 from splitpoint.models.dataflow import Proto, bodies, reads
+from splitpoint.models.operators import check_frames, check_operators
 from splitpoint.tensors import CONTROL
 
 OLDEST_OPSET = 7
@@ -70,8 +71,9 @@ def _node_texts(node: Proto) -> Iterator[object]:
         yield from _graph_texts(body)
 
 
-def check(skeleton: Proto, name: str) -> None:
-    """ModelError, one sentence, if `skeleton` (called `name` in it) is not a sound graph without weights."""
+def check(skeleton: Proto, name: str, allowed: Collection[str] = ()) -> None:
+    """ModelError, one sentence, if `skeleton` (called `name` in it) is not a sound graph without weights, of operators
+    that are run, or of the domains `allowed`."""
     check_text(skeleton, name)
     _check_printable(skeleton, name)
     _check_opset(skeleton, name)
@@ -116,6 +118,8 @@ def check(skeleton: Proto, name: str) -> None:
             raise ModelError(f"{name} is not a valid graph: nothing makes its output {o or '(without a name)'}")
     if len(set(outputs)) < len(outputs):
         raise ModelError(f"{name} is not a valid graph: it lists an output twice")
+    check_operators(skeleton, name, allowed)
+    check_frames(graph, name)
 
 
 def _check_opset(skeleton: Proto, name: str) -> None:

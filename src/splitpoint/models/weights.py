@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from splitpoint.errors import ChangedError, ModelError, StorageError
-from splitpoint.models.external import data_file
+from splitpoint.files import named
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.tensors import ITEM_SIZES, Array
 
@@ -203,7 +203,7 @@ class Copies:
 
 
 class DataFiles:
-    """A model's external-data files, each opened once; where they may lie, `data_file` says."""
+    """A model's external-data files, each opened once; where they may lie, `named` says."""
 
     def __init__(self, folder: Path, linked: Sequence[Path] = ()) -> None:
         self.folder, self.linked = folder.resolve(), linked
@@ -211,7 +211,10 @@ class DataFiles:
 
     def part(self, location: str, offset: int, length: int) -> Part:
         """That much of the file at `location`. ModelError if it is not there, or may not be read."""
-        path = data_file(location, self.folder, self.linked)
+        try:
+            path = named(location, self.folder, self.linked)
+        except ValueError as exc:
+            raise ModelError(f"the model's external data {exc}") from exc
         if path not in self._files:
             try:
                 self._files[path] = DataFile(path, stays=len(self._files) < _MOST_OPEN)

@@ -9,7 +9,22 @@ import msgspec
 from splitpoint.calibration.values import Calibration, Quality, needed_inputs
 from splitpoint.codecs import open_codec
 from splitpoint.errors import UsageError
+from splitpoint.graph import Cut, Graph
 from splitpoint.units import ms, size
+
+
+class Shared(msgspec.Struct, frozen=True):
+    """The `cut` that a server hands out weights for and runs tails up to. `whole`: the device has them all itself, so
+    that all of the model may run there, too."""
+
+    cut: Cut
+    whole: bool = False
+
+    def refusal(self, cut: Cut, graph: Graph) -> str:
+        """Why `cut` cannot be had; empty if it can."""
+        if cut.nodes <= self.cut.nodes or (self.whole and len(cut.nodes) == len(graph.placed)):
+            return ""
+        return f"the server shares no more than the head up to {self.cut.name}"
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,7 +32,8 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
 
     `keep_input_local`: neither the model's input crosses nor what holds it only rearranged. `deadline_ms` is met if
     nine requests in ten are answered by then. `codecs` may be used for what crosses; none given means `raw`, and with
-    `max_drop` all that are calibrated. UsageError for numbers that make no sense and codecs that do not exist.
+    `max_drop` all that are calibrated. `shared` is what the server allows, where that is not all. UsageError for
+    numbers that make no sense and codecs that do not exist.
     """
 
     max_drop: float | None = None
@@ -25,6 +41,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     keep_input_local: bool = False
     deadline_ms: float | None = None
     codecs: tuple[str, ...] = ()
+    shared: Shared | None = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
@@ -50,6 +67,8 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
             found.append("the input stays on the device")
         if self.deadline_ms is not None:
             found.append(f"an answer within {ms(self.deadline_ms)} ms")
+        if self.shared is not None:
+            found.append(f"no cut behind {self.shared.cut.name}: the server shares no more of the model")
         return tuple(found)
 
 

@@ -302,6 +302,8 @@ class Planner:
         allowed = np.ones((len(found.cuts), len(self.codecs)), bool)
         if limits.keep_input_local:
             allowed &= ~found.leaks[:, None]
+        if limits.shared is not None:
+            allowed &= np.array([not limits.shared.refusal(cut, self.graph) for cut in found.cuts])[:, None]
         if limits.max_edge_memory is not None:
             allowed &= (found.memory <= limits.max_edge_memory)[:, None]
         for c, name in enumerate(self.codecs):
@@ -340,11 +342,15 @@ class Planner:
         return float(np.where(allowed, scores, np.inf).min())
 
     def _problem(self, costing: Costing, link: Link, most: float = np.inf) -> Problem:
-        """The costs of every placement; steps too large for the device's memory cost without limit there."""
+        """The costs of every placement; steps too large for the device's memory, and those that the server does not
+        share, cost without limit there."""
         problem = costing.problem(link, self.objective, most=most)
-        if self._room is None:
+        shared = self.constraints.shared
+        if self._room is None and shared is None:
             return problem
-        fits = np.arange(problem.steps) < self._room
+        fits = np.arange(problem.steps) < (problem.steps if self._room is None else self._room)
+        if shared is not None:
+            fits &= costing.on_edge(shared.cut.nodes)
         return dataclasses.replace(problem, edge=np.where(fits, problem.edge, np.inf))
 
     @cached_property
@@ -481,7 +487,8 @@ class Planner:
     @property
     def _limited(self) -> bool:
         """Whether a limit may keep the model from being all on the device."""
-        return self.constraints.deadline_ms is not None or self.constraints.max_edge_memory is not None
+        limits = self.constraints
+        return any(limit is not None for limit in (limits.deadline_ms, limits.max_edge_memory, limits.shared))
 
 
 def pair(profiles: Profiles) -> tuple[Profile, Profile]:

@@ -185,6 +185,8 @@ class Scorer:
     def _refused(self, found: Option, cut: Cut, names: Sequence[str]) -> str:
         limits = self.constraints
         reasons = []
+        if limits.shared is not None and (why := limits.shared.refusal(cut, self.graph)):
+            reasons.append(why)
         if limits.keep_input_local and any(t.name in self._telling for t in cut.crossing):
             reasons.append("the input would leave the device")
         if not found.exact and (lossy := self.too_lossy(found.quality, names)):

@@ -6,7 +6,7 @@ forgotten can be collected although threads of this are still running.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -61,7 +61,7 @@ class Means(msgspec.Struct, frozen=True):
     """What an edge brings to every model: see `Edge`. `engine` opens the device's engine at its first use.
 
     `follows`: a newer model of that name takes the place of the old one. `arrived` is called when the server is there
-    (again); `changed`, with what it has, when it is there without the model.
+    (again); `changed`, with what it has, when it is there without the model. `allowed` are operator domains.
     """
 
     dial: Dialler
@@ -77,6 +77,7 @@ class Means(msgspec.Struct, frozen=True):
     follows: bool
     arrived: Callable[[], None]
     changed: Callable[[Sequence[ModelInfo]], None]
+    allowed: Collection[str] = ()
 
 
 class Binding:
@@ -97,7 +98,9 @@ class Binding:
         self._early = channel.ended
         self._cuts: Cuts | None = None
         try:
-            self.holding = holding = Holding(info, local, lambda: line.channel, means.cache, tell, means.progress)
+            self.holding = holding = Holding(
+                info, local, lambda: line.channel, means.cache, tell, means.progress, means.allowed
+            )
             self.cuts = self._cuts = Cuts(holding, lambda: line.channel, means.engine, patience, tell)
             self.here = Here(holding, means.engine, self.cuts.all)
         except BaseException:

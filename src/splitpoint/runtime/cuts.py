@@ -8,8 +8,9 @@ from contextlib import suppress
 
 from splitpoint import wire
 from splitpoint.engines import Engine, Session
-from splitpoint.errors import ServerError, SplitpointError, UsageError
+from splitpoint.errors import CutError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
+from splitpoint.planning.constraints import Shared
 from splitpoint.runtime.asking import COMPILE_S
 from splitpoint.runtime.channel import CLOSED, Channel
 from splitpoint.runtime.encoding import CodecChoice, check_decodable, choose, is_unused
@@ -41,6 +42,7 @@ class Cuts:
         self._lock, self._building = threading.Lock(), threading.Lock()
         self._closed = False
         self._sent_raw: set[tuple[Key, str]] = set()
+        self._shared: tuple[str, Shared | None] = ("", None)
 
     def __contains__(self, cut: Cut) -> bool:
         return key_of(cut) in self._placements
@@ -89,6 +91,8 @@ class Cuts:
 
     def _build(self, cut: Cut) -> Placement:
         """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled."""
+        if why := self.refusal(cut):
+            raise RefusedError(why)
         channel = self._channel()
         if channel.ended and self.alone():
             return self._unopened(cut)
@@ -96,11 +100,8 @@ class Cuts:
         opened: wire.Opened | None = None
         head: Session | None = None
         try:
-            if asked is not None and channel.welcome.share == "head":
-                # The head's weights are handed out to those who have opened its tail.
-                opened, _ = channel.expect(asked, wire.Opened, COMPILE_S)
             head = self._head(cut)
-            if asked is not None and opened is None:
+            if asked is not None:
                 opened, _ = channel.expect(asked, wire.Opened, COMPILE_S)
             placement = Placement(self._holding.model, cut, head, opened, self._patience)
         except BaseException:
@@ -112,6 +113,28 @@ class Cuts:
         if opened is not None:
             placement.far = Far(channel, opened.segment)
         return placement
+
+    @property
+    def shared(self) -> Shared | None:
+        """What the server allows; None if that is every cut, or if it names none of this model's (then it is for the
+        server to refuse)."""
+        name = self._channel().welcome.heads.get(self._holding.info.fingerprint, "")
+        if name != self._shared[0]:
+            cut = None
+            with suppress(CutError):
+                cut = self._holding.model.graph.cut(name)
+            self._shared = (name, None if cut is None else Shared(cut, whole=self._holding.local))
+        return self._shared[1]
+
+    def refusal(self, cut: Cut) -> str:
+        """Why the server has no part in `cut`; empty if nothing speaks against it."""
+        shared, model = self.shared, self._holding.model
+        if shared is None or not shared.refusal(cut, model.graph):
+            return ""
+        return (
+            f"of {model.name} this server shares the head up to {shared.cut.name}, and {cut.name} is deeper: cut there "
+            "or before it"
+        )
 
     def _unopened(self, cut: Cut) -> Placement:
         """`cut` while no server is there: the head here, and the tail as a server will open it."""
@@ -153,10 +176,12 @@ class Cuts:
 
     def holds(self, cut: Cut) -> bool:
         """Whether `cut` can be made ready without fetching weights over a link that requests need."""
-        if self._holding.local or cut in self or self._holding.has(self._holding.model.head(cut).blobs):
+        if cut in self:
             return True
-        # Heads alone are handed out with their tails; all else comes by itself, with a tenth of the link.
-        return self._channel().welcome.share == "head" and self._open_request(cut) is not None
+        if self.refusal(cut):
+            return False
+        # A head is all that will ever be fetched; a whole model comes by itself, with a tenth of the link.
+        return self._holding.local or self.shared is not None or self._holding.has(self._holding.model.head(cut).blobs)
 
     # --- when the connection was made again -----------------------------------------------------------------------
 

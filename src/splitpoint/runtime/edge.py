@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,12 @@ from splitpoint.images import InputSpec
 from splitpoint.lifetime import Closable
 from splitpoint.link import Link
 from splitpoint.models.model import Model, Segment
-from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.constraints import Constraints, Shared
 from splitpoint.planning.plan import Planner
 from splitpoint.profile.values import Profile
 from splitpoint.runtime import plain
 from splitpoint.runtime.adaptive import Adaptive, Watching, planned
-from splitpoint.runtime.asking import COMPILE_S, ask_profile
+from splitpoint.runtime.asking import ask_profile
 from splitpoint.runtime.binding import Binding, Dialler, Means, reach, same_ends
 from splitpoint.runtime.breaker import DOWN
 from splitpoint.runtime.cache import BlobCache
@@ -59,7 +59,7 @@ from splitpoint.runtime.watcher import Watcher
 from splitpoint.security import OPEN, Security
 from splitpoint.tensors import Array
 from splitpoint.transports import Connection
-from splitpoint.wire import Kind, Limits, ModelInfo
+from splitpoint.wire import Limits, ModelInfo
 
 Inputs = Mapping[str, Array] | Array | Request
 #: How long closing waits for what is done beside, and how often whoever waits for requests to end looks.
@@ -80,7 +80,8 @@ class Edge(Closable):
     `model` is a name or fingerprint (its first digits suffice) that the server has (it may be left out if there is
     one), or a `Model` that is here already and whose fingerprint the server must have. Without one, the graph and the
     weights of the head are fetched into `cache` once. `model_hash` pins the fingerprint (its first digits suffice):
-    another one is refused. A name that several versions have needs one of the two.
+    another one is refused. A name that several versions have needs one of the two. A graph with operators that are not
+    run (`models.operators`) is refused, too, but for those of `allow_domains`.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. `engine` is ONNX
     Runtime on the CPU if not given. `timeout_s` is how long any answer may take. With `checksum` every frame carries a
@@ -126,6 +127,7 @@ class Edge(Closable):
         engine: Engine | None = None,
         cache: Path | None = None,
         model_hash: str | None = None,
+        allow_domains: Collection[str] = (),
         follow_model: bool = False,
         need_server: bool = False,
         timeout_s: float = 30.0,
@@ -165,6 +167,7 @@ class Edge(Closable):
             self.watchers, on_event, on_progress, follow_model,
             arrived=lambda: _told(edge, Edge._arrived),
             changed=lambda models: _told(edge, lambda found: found._changed(models)),
+            allowed=frozenset(allow_domains),
         )  # fmt: skip
         local = model if isinstance(model, Model) else None
         channel, why = self._first_channel(connect_s, local, alone=fallback != ERROR and not need_server)
@@ -186,7 +189,7 @@ class Edge(Closable):
             if auto:
                 self._when_reached.append(partial(_plan, edge, budget_s, constraints, cache, watching))
             first = self._cut(
-                ("cut:input" if self.reached else "cut:output") if auto else "cut:middle" if at is None else at
+                ("cut:input" if self.reached else "cut:output") if auto else self.middle if at is None else at
             )
             binding.cuts.switch(first, self._codecs_at(first, codec))
             if fallback != ERROR:
@@ -240,7 +243,7 @@ class Edge(Closable):
     def _check_shared(self, channel: Channel, local: Model | None) -> None:
         """RefusedError if the rest of the model can never be here, and is to be."""
         if self._fallback == LOCAL and local is None and channel.welcome.share != "model":
-            shared = "only heads" if channel.welcome.share == "head" else "no models"
+            shared = "only a head" if channel.welcome.share == "head" else "no models"
             raise RefusedError(
                 f"this server hands out {shared}, so no request can be finished here: "
                 "give the model's own file, or choose the fallback wait"
@@ -398,6 +401,17 @@ class Edge(Closable):
         return self._cuts.current.placement.cut
 
     @property
+    def shared(self) -> Shared | None:
+        """The deepest cut that can be used, where the server shares no more than a head of the model."""
+        return self._cuts.shared
+
+    @property
+    def middle(self) -> Cut:
+        """The cut to begin with where no plan says better."""
+        middle, shared = self.model.graph.middle(), self.shared
+        return middle if shared is None or not shared.refusal(middle, self.model.graph) else shared.cut
+
+    @property
     def codecs(self) -> Mapping[str, str]:
         """How what crosses now travels, by tensor name; what travels raw is not in it."""
         return {name: codec.name for name, codec in self._cuts.current.codecs.items()}
@@ -464,34 +478,28 @@ class Edge(Closable):
     def pull(self, at: str | int | Cut | None = None) -> int:
         """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched.
 
-        With the whole model requests can be finished here from then on, if that is the fallback. ServerError if the
+        With the whole model requests can be finished here from then on, if that is the fallback. RefusedError if the
         server does not hand them out; StorageError for the cache.
         """
         self.check()
         holding = self._binding.holding
         if holding.local:
             return 0
-        heads_only = self._channel.welcome.share == "head"
         if at is None:
-            if heads_only:
-                raise ServerError("this server only hands out heads, not the whole model: give --at CUT")
+            if (shared := self.shared) is not None:
+                raise RefusedError(
+                    f"this server hands out a head of {self.info.name}, not the whole model: give --at "
+                    f"{shared.cut.name}, or a cut before it"
+                )
             fetched = holding.pull(tuple(self.model.blobs))
             if self._fallback == LOCAL:
                 self._binding.complete()
             return fetched
         cut = self._cut(at)
         wanted = self.model.head(cut).blobs
-        if not heads_only or cut in self._cuts or holding.has(wanted):
-            return holding.pull(wanted)
-        asked = self._cuts.ask_for_tail(cut)
-        if asked is None:
-            return holding.pull(wanted)
-        opened, _ = self._channel.expect(asked, wire.Opened, COMPILE_S)
-        try:
-            return holding.pull(wanted)
-        finally:
-            with suppress(ServerError):  # if the connection has ended, so has the tail
-                self._channel.tell(Kind.CLOSE, wire.Close(opened.segment))
+        if not holding.has(wanted) and (why := self._cuts.refusal(cut)):
+            raise RefusedError(why)
+        return holding.pull(wanted)
 
     # --- cuts ---------------------------------------------------------------------------------------------------
 
@@ -567,7 +575,7 @@ class Edge(Closable):
 
     def holds(self, cut: Cut) -> bool:
         """Whether `cut` can be made ready without fetching weights over a link that requests need."""
-        return self._here.possible() or self._cuts.holds(cut)
+        return self._cuts.holds(cut) or (self._here.possible() and not self._cuts.refusal(cut))
 
     # --- running ------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -32,8 +32,8 @@ _AGAIN_S = 0.2
 class Holding:
     """`model` as it is here, and the cache its weights are fetched into. `local`: it was here all along.
 
-    `channel` gives the connection of the moment. What the cache cannot keep is held in memory. ServerError if the
-    server hands nothing out.
+    `channel` gives the connection of the moment. What the cache cannot keep is held in memory. Operators of the domains
+    `allowed` may be in a graph that is fetched. ServerError if the server hands nothing out.
     """
 
     def __init__(
@@ -44,11 +44,12 @@ class Holding:
         cache: Path | None,
         on_event: OnEvent,
         on_progress: Callable[[int, int], None] | None,
+        allowed: Collection[str] = (),
     ) -> None:
         self.info, self.local = info, local is not None
         self.channel, self._tell = channel, on_event
         self._progress = Guarded(on_progress) if on_progress is not None else None
-        self._folder = cache
+        self._folder, self._allowed = cache, allowed
         self._cache: BlobCache | None = None
         self.model = local if local is not None else self._fetch_graph()
 
@@ -72,16 +73,20 @@ class Holding:
         data = self.cache.graph(fingerprint)
         if data is not None:
             try:
-                return self._with_spec(from_graph(data, self, name=name, expected=fingerprint))
+                return self._with_spec(self._built(data))
             except ModelError:
                 self.cache.drop_graph(fingerprint)
                 self._tell(Event("notice", f"the cached graph of {name} has rotted: fetching it again"))
         _, frame = self.channel().ask(Kind.GRAPH, wire.GraphRequest(fingerprint), wire.GraphData)
         raw = bytes(frame.tensors[0].data) if frame.tensors else b""
-        model = from_graph(raw, self, name=name, expected=fingerprint)
+        model = self._built(raw)
         self.cache.put_graph(fingerprint, raw)
         self._tell(Event("fetched", f"fetched the graph of {name} ({size(len(raw))}), fingerprint {fingerprint[:12]}"))
         return self._with_spec(model)
+
+    def _built(self, graph: bytes) -> Model:
+        info = self.info
+        return from_graph(graph, self, name=info.name, expected=info.fingerprint, allowed=self._allowed)
 
     def _with_spec(self, model: Model) -> Model:
         """`model` with the input spec that the server was given for it, if that is not the graph's own."""

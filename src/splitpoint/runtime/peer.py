@@ -56,9 +56,6 @@ _ENDING_S = 0.1
 #: Profiles that one connection may wait for at once.
 _MOST_PROFILES = 8
 
-#: What a device can do where nothing is handed out.
-_OWN_FILE = "give the model's own file (splitpoint run model.onnx …)"
-
 
 class _Checked(NamedTuple):
     """A header that fits its segment: how each tensor is decoded (empty: all are raw), and the memory that takes.
@@ -219,7 +216,6 @@ class Peer:
         self._opening = 0
         self._profiles = 0
         self._receiving: Frame | None = None
-        self._granted: set[str] = set()
         self._giving: dict[str, memoryview] = {}
         self._ended = False
         self._handlers: Mapping[int, Callable[[Frame], None]] = {
@@ -269,8 +265,9 @@ class Peer:
             software=software(),
             features=tuple(f for f in (*wire.features(), wire.CRC32) if f in asked),
             models=self.server.infos(),
-            share=self.server.share,
+            share=self.server.sharing.kind,
             limits=told,
+            heads=self.server.sharing.heads,
         )
         self._send(wire.encode(Kind.WELCOME, hello.id, welcome))
         who = header.software or "a client"
@@ -544,6 +541,7 @@ class Peer:
 
     def _build(self, model: Model, request: wire.OpenRequest) -> _Opened:
         boundary = (*request.inputs, *request.vectors)
+        self.server.sharing.check_tail(model, request)
         segment = model.segment(boundary, request.outputs)
         if not segment.outputs:
             raise ModelError("a segment without outputs has nothing to compute")
@@ -558,8 +556,6 @@ class Peer:
         except BaseException:
             tails.leave(tail)
             raise
-        if self.server.share == "head":
-            self._granted |= _head_blobs(model, boundary, request.outputs, tail)
         text = f"{self.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         self.server.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)"))
         return _Opened(tail, request.vectors)
@@ -574,7 +570,7 @@ class Peer:
         request = frame.header
         assert isinstance(request, wire.ProfileRequest)
         model = self.server.model(request.fingerprint)
-        if self.server.share == "none":
+        if self.server.sharing.kind == "none":
             raise RefusedError(
                 "the server hands out no models, and a profile has the model's graph in it: make it on the server "
                 "itself (splitpoint profile MODEL -o cloud.profile.json)"
@@ -616,32 +612,20 @@ class Peer:
     def _graph(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.GraphRequest)
         model = self.server.model(frame.header.fingerprint)
-        if self.server.share == "none":
-            raise ServerError(f"the server hands out no models: {_OWN_FILE}")
-        data = model.graph_bytes()
-        blobs = tuple((b.hash, b.nbytes) for b in model.blobs.values())
-        reply = wire.GraphData(model.fingerprint, model.name, blobs)
+        data, blobs = self.server.sharing.graph(model)
+        reply = wire.GraphData(model.fingerprint, model.name, tuple(blobs.items()))
         self._send(wire.encode(Kind.GRAPH_DATA, frame.id, reply, (data,), len(data)))
 
     def _blob(self, frame: Frame) -> None:
         request = frame.header
         assert isinstance(request, wire.BlobRequest)
         model = self.server.model(request.fingerprint)
-        blob = model.blobs.get(request.hash)
-        if blob is None:
-            raise ModelError(f"{model.name} has no weight {request.hash[:64]}")
-        if self.server.share == "none":
-            raise ServerError(f"the server hands out no weights: {_OWN_FILE}")
-        if self.server.share == "head" and request.hash not in self._granted:
-            raise ServerError(
-                f"weight {request.hash[:12]}… belongs to no head of a tail opened here (--share head): cut earlier, "
-                "or load the model on the device"
-            )
-        if request.offset > blob.nbytes:
-            raise InputError(f"weight {request.hash[:12]}… has {blob.nbytes} bytes: {request.offset} is past its end")
-        length = min(request.length or blob.nbytes, self.server.limits.blob_chunk)
+        nbytes = self.server.sharing.nbytes_of(model, request.hash)
+        if request.offset > nbytes:
+            raise InputError(f"weight {request.hash[:12]}… has {nbytes} bytes: {request.offset} is past its end")
+        length = min(request.length or nbytes, self.server.limits.blob_chunk)
         part = self._piece(model, request.hash, request.offset, length)
-        reply = wire.BlobData(request.hash, request.offset, blob.nbytes)
+        reply = wire.BlobData(request.hash, request.offset, nbytes)
         self._send(
             wire.encode(Kind.BLOB_DATA, frame.id, reply, (part,) if part.nbytes else (), part.nbytes),
             wait=True,
@@ -651,7 +635,7 @@ class Peer:
         """That much of a weight. It is asked for piece by piece, and must not be read and hashed anew for each."""
         blob = self._giving.pop(hash, None)
         if blob is None:
-            blob = model.blob(hash).cast("B")
+            blob = self.server.sharing.open(model, hash).cast("B")
         if offset + length < blob.nbytes:
             self._giving[hash] = blob
             if len(self._giving) > _GIVING:
@@ -702,13 +686,3 @@ class Peer:
         while self._opened:
             with suppress(KeyError):
                 self.server.tails.leave(self._opened.popitem()[1].tail)
-
-
-def _head_blobs(model: Model, boundary: Sequence[str], outputs: Sequence[str], tail: Tail) -> set[str]:
-    """The weights that a device needs to feed this tail; none if the tail keeps no weight for itself."""
-    kept = set(tail.segment.blobs)
-    if not kept:
-        return set()
-    results = [t.name for t in model.outputs if t.name not in set(outputs)]
-    head = model.segment([t.name for t in model.inputs], [*boundary, *results])
-    return set(head.blobs)

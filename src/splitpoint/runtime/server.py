@@ -37,6 +37,7 @@ from splitpoint.runtime.greeting import Arrival, Guesses, Refusals, Room
 from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
+from splitpoint.runtime.sharing import Sharing
 from splitpoint.runtime.tails import Tails
 from splitpoint.runtime.threads import begin, persist
 from splitpoint.runtime.together import run_together
@@ -47,7 +48,6 @@ from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap
 from splitpoint.units import counted
 from splitpoint.wire import Kind, Limits
 
-SHARES = ("model", "head", "none")
 #: Connections refused for want of room that are kept for a moment, so that they can read why.
 _TURNED_AWAY = 32
 #: What those are told who are not let in.
@@ -65,8 +65,9 @@ class Server(Closable):
     ...         edge.infer(digit).outputs["logits"].shape
     (1, 10)
 
-    `share` is what devices may fetch: ``"model"`` everything, ``"head"`` the weights of the heads of tails they
-    have opened (never all of a model's), ``"none"`` nothing. `workers` requests run at once: 1 is right for an
+    `share` is what devices may fetch: ``"model"`` everything, ``"head:CUT"`` the graph and the weights of the head up
+    to that cut, which is then the deepest one whose tail is run, ``"none"`` nothing; several, ``"head:MODEL=CUT"``, say
+    it model by model. `workers` requests run at once: 1 is right for an
     engine that uses all cores for one. `tail_cache_bytes` bounds compiled tails (2 GiB, or half the memory). Up to
     `max_batch` requests for one tail that wait at the same time run as one batch, where that is right and a tenth
     faster (measured); with `max_wait_s` a request waits that long for others to join it. `security` says whom it lets
@@ -82,7 +83,7 @@ class Server(Closable):
         engine: Engine,
         host: str = "127.0.0.1",
         port: int = wire.DEFAULT_PORT,
-        share: str = "model",
+        share: str | Sequence[str] = "model",
         workers: int = 1,
         limits: Limits | None = None,
         tail_cache_bytes: int | None = None,
@@ -91,8 +92,6 @@ class Server(Closable):
         security: ServerSecurity | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
-        if share not in SHARES:
-            raise UsageError(f"share is one of {', '.join(SHARES)}, not {share}")
         if not models:
             raise UsageError("a server needs at least one model")
         self.models: dict[str, Model] = {}
@@ -101,7 +100,10 @@ class Server(Closable):
         for model in models:  # the same one given twice is one model, under each of its names
             self.models.setdefault(model.fingerprint, replace(model, weights=_Watched(model, changed)))
             self._infos.setdefault((model.name, model.fingerprint), info_of(model))
-        self.share = share
+        names: dict[str, list[str]] = {}
+        for name, fingerprint in self._infos:
+            names.setdefault(fingerprint, []).append(name)
+        self.sharing = Sharing(share, self.models, names)
         self.limits = limits or Limits(memory_bytes=half_the_memory(Limits.memory_bytes))
         self.security = security or ServerSecurity()
         self._tell = Teller(on_event)

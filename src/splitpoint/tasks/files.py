@@ -3,11 +3,13 @@
 [[tasks]]
 model = "vgg16_bn"          # what the server calls it, or a MODEL that is here
 weights = "random:0"        # as --weights takes them: then the model is loaded here, and must be the server's
-input = "dog.jpg"           # beside this file; without it an input is made up
+input = "dog.jpg"           # without it an input is made up
 count = 3                   # so many of them
 priority = 2                # higher ones go first
 arrival = "500ms"           # from the start
 deadline = "2s"             # from the arrival
+
+Files are those in its own folder, or below. Python code is not named (package.module:function).
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from splitpoint.errors import InputError, nearest
+from splitpoint.files import named
+from splitpoint.models.names import is_named
 from splitpoint.tasks.mix import MOST_TASKS
 from splitpoint.tasks.values import MOST_PRIORITY, MOST_S, Task
 from splitpoint.text import plain
@@ -129,19 +133,33 @@ class _Reader:
         count = self._whole("count", 1, 1, MOST_TASKS)
         priority = self._whole("priority", 0, -MOST_PRIORITY, MOST_PRIORITY)
         arrival, deadline = self._seconds("arrival"), self._seconds("deadline", least=1e-6)
-        if file:
-            file = str(self._folder / file)
-            if not Path(file).is_file():
-                self._wrong("input", f"there is no file {file}")
+        file = self._path("input", file)
+        if weights and weights.partition(":")[0] != "random":
+            weights = self._path("weights", weights)
+        if not is_named(model) and (weights or Path(model).suffix in _FILES):  # else it is the server's
+            model = self._path("model", model)
         tasks = []
         for _ in range(count if not self.mistakes else 0):
             met[model] = met.get(model, 0) + 1
-            name = plain(f"{Path(model).stem if model.endswith('.onnx') else model}-{met[model]}")
+            name = plain(f"{Path(model).stem if Path(model).suffix in _FILES else model}-{met[model]}")
             tasks.append(
                 Task(name=name, model=model, weights=weights, input=file, priority=priority, arrival_s=arrival,
                      deadline_s=deadline)
             )  # fmt: skip
         return Entry(self._line("model"), (model, weights), tuple(tasks))
+
+    def _path(self, key: str, name: str) -> str:
+        """The file `name`, if there is a name: in the folder of the tasks or below."""
+        if not name:
+            return ""
+        try:
+            path = named(name, self._folder)
+        except ValueError as exc:
+            self._wrong(key, f"the file {exc}")
+            return ""
+        if not path.is_file():
+            self._wrong(key, f"there is no file {self._folder / name}")
+        return str(path)
 
     def _read_text(self, key: str) -> str:
         value = self._table.get(key, "")
@@ -177,6 +195,8 @@ class _Reader:
         return self._lines.of(self._place, key)
 
 
+#: A MODEL that is a file here.
+_FILES = (".onnx", ".pt2")
 _FIELDS = ("model", "weights", "input", "count", "priority", "arrival", "deadline")
 
 

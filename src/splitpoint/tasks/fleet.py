@@ -9,7 +9,7 @@ with Fleet("10.0.0.5", engine=open_engine()) as fleet:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -46,7 +46,7 @@ class Fleet(Closable):
 
     `constraints` are those of every plan; `timeout_s` is how long an answer may take, its turn in the queue included.
     `fallback` is what becomes of a request whose server is gone, busy or wrong, as an `Edge` has it; ``"auto"``
-    finishes it here where the model is here, and waits for the server else.
+    finishes it here where the model is here, and waits for the server else. `allow_domains`: as for an `Edge`.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Fleet(Closable):
         fallback: str = "error",
         timeout_s: float = 120.0,
         security: Security = OPEN,
+        allow_domains: Collection[str] = (),
         on_event: OnEvent = ignore,
     ) -> None:
         self.device = Device(engine)
@@ -73,6 +74,7 @@ class Fleet(Closable):
         self.note = ""
         """What its measurements must say: that the device is emulated. Empty if it is not."""
         self._cloud, self._security, self._cache, self._constraints = cloud, security, cache, constraints
+        self.allow_domains = tuple(allow_domains)
         self._timeout_s, self._fallback, self._tell = timeout_s, fallback, teller(on_event)
         self._stack = ExitStack()
         self._opened()
@@ -90,6 +92,7 @@ class Fleet(Closable):
             edge = Edge(
                 self._cloud, model, at="cut:input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
                 fallback=fallback, need_server=True, patience=_PATIENCE, security=self._security, on_event=self._tell,
+                allow_domains=self.allow_domains,
             )  # fmt: skip
             self.edges[source] = self._stack.enter_context(edge)
             self.ready[source] = []

@@ -1,0 +1,94 @@
+"""Which operators are run: those of ONNX's own domains, and of ONNX Runtime's those that only compute.
+
+An engine's operators are C++ that a stranger's graph feeds. All of a domain is let in only where it is ONNX's own; of
+``com.microsoft`` it is what exporters and quantisers write. Left out are operators that read files (EPContext), that
+run Python, that decode text by regular expressions, and loops of the engine's own (BeamSearch). Who trusts the author
+of a model may allow a domain, though never what reads files or runs code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+
+from splitpoint.errors import ModelError
+from splitpoint.models.dataflow import Proto, bodies
+
+_OWN = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+_CONTRIB = "com.microsoft"
+_COMPUTING = frozenset({
+    "Attention", "BiasDropout", "BiasGelu", "BiasSoftmax", "CDist", "CausalConvWithState",
+    "ConvTransposeWithDynamicPads", "CropAndResize", "DecoderMaskedMultiHeadAttention", "DequantizeLinear",
+    "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EmbedLayerNormalization", "ExpandDims", "FastGelu", "FusedConv",
+    "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "GatedDeltaNet", "GatherBlockQuantized", "GatherND", "Gelu",
+    "GridSample", "GroupNorm", "GroupQueryAttention", "Inverse", "LinearAttention",
+    "MRotaryEmbedding", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits",
+    "MaxpoolWithMask", "MoE", "MultiHeadAttention", "NhwcMaxPool", "Pad", "QAttention", "QEmbedLayerNormalization",
+    "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool",
+    "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QMoE",
+    "QuantizeLinear", "QuickGelu", "Range", "ReduceSumInteger", "RotaryEmbedding", "SkipGroupNorm",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SparseAttention", "SparseToDenseMatMul",
+    "TransposeMatMul", "Trilu", "UnfoldTensor", "Unique",
+})  # fmt: skip
+#: Whatever is allowed: they read a file or a blob of machine code, or call Python.
+_NEVER = frozenset({"EPContext", "PythonOp", "PythonOpGrad"})
+
+
+def check_operators(skeleton: Proto, name: str, allowed: Collection[str] = ()) -> None:
+    """ModelError for the first node of `skeleton` (called `name` in it), at any depth, that is not run.
+
+    Of the domains `allowed` every operator is, but what reads files or runs code.
+    """
+    for node in _nodes(skeleton.graph):
+        domain, op = node.domain, node.op_type
+        if op in _NEVER and domain not in _OWN:
+            raise ModelError(
+                f"{name} has the node {node.name} ({domain}.{op}), which reads files or runs code: it is never run"
+            )
+        if domain in _OWN or domain in allowed or (domain == _CONTRIB and op in _COMPUTING):
+            continue
+        raise ModelError(
+            f"{name} has the node {node.name} ({domain}.{op}), and that operator of another domain is not run: allow "
+            f"it if you trust who made the model, with --allow-domain {domain} (in Python: allow_domains=)"
+        )
+
+
+def check_frames(graph: Proto, name: str, known: Mapping[str, Proto] = MappingProxyType({})) -> None:
+    """ModelError for an STFT whose frames may have no length: ONNX Runtime (1.32) divides by it, and the process ends.
+
+    `known` are the constants around `graph`, which may be the body of a node.
+    """
+    inner = {i.name for i in graph.input} | {o for n in graph.node for o in n.output}
+    known = {n: t for n, t in known.items() if n not in inner} | {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"), None)
+        if value is not None:
+            known[node.output[0]] = value
+    for node in graph.node:
+        if node.op_type == "STFT":
+            _, _, window, length = (*node.input, "", "")[:4]
+            told = known.get(length or window)
+            if told is None or not (_is_positive(told) if length else 0 not in told.dims):
+                raise ModelError(
+                    f"{name} has the node {node.name} (STFT) without a constant length of its frames, above zero: "
+                    "without one, an engine can be made to end the process"
+                )
+        for body in bodies(node):
+            check_frames(body, name, known)
+
+
+def _nodes(graph: Proto) -> Iterator[Proto]:
+    for node in graph.node:
+        yield node
+        for body in bodies(node):
+            yield from _nodes(body)
+
+
+def _is_positive(tensor: Proto) -> bool:
+    """Of a tensor of one whole number."""
+    from onnx import numpy_helper
+
+    try:
+        return bool(int(numpy_helper.to_array(tensor).reshape(-1)[0]) > 0)
+    except (TypeError, ValueError, IndexError, KeyError):
+        return False
