@@ -1,0 +1,76 @@
+"""A server in every state that hypothesis finds: a few hundred steps here, as many as STEPS says with `make fuzz`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import states
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from states import LIMITS, Attack, Books, Target, attacked, books, serving
+
+import certificates
+from serving import nothing_leaks
+from splitpoint.lab.process import PIPES, Process
+from splitpoint.lab.vitals import vitals
+
+STEPS = int(os.environ.get("STEPS", "0"))
+_EACH = 40
+#: What a server may take beyond what it took at first: what its limits add up to, and the allocator's own.
+_SLACK_NBYTES = LIMITS.memory_bytes + LIMITS.connections * LIMITS.backlog_bytes + (64 << 20)
+
+
+@contextmanager
+def here(guarded: bool, cache: Path) -> Iterator[Target]:
+    who = certificates.server(token=certificates.TOKEN) if guarded else None
+    with (
+        nothing_leaks(),
+        serving(who) as (server, told),
+        attacked(server.address, lambda: books(server, told), cache, guarded=guarded) as target,
+    ):
+        yield target
+
+
+@contextmanager
+def elsewhere(guarded: bool, cache: Path) -> Iterator[Target]:
+    """In a process of its own, whose memory is looked at."""
+    keys = certificates.keys()
+    command = [sys.executable, "-u", states.__file__, *([str(keys.server), str(keys.server_key)] if guarded else [])]
+    server = Process(subprocess.Popen(command, **PIPES), "server under attack")
+
+    def look() -> Books:
+        server.go()
+        return Books.parse(server.line(states.STUCK_S))
+
+    try:
+        address = server.line(60)
+        with attacked(address, look, cache, guarded=guarded) as target:
+            first = vitals(server.process.pid)
+            yield target
+            last = vitals(server.process.pid)
+            print(f"\n{first} at first, {last} at the end, peak {last.peak_nbytes >> 20} MB; {dict(target.answers)}")
+            assert last.peak_nbytes < first.rss_nbytes + _SLACK_NBYTES
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["open", "guarded"])
+def test_a_server_in_every_state(guarded: bool, tmp_path: Path) -> None:
+    few = settings(
+        max_examples=max(8, STEPS // _EACH), stateful_step_count=_EACH, derandomize=not STEPS, deadline=None,
+        database=None, suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],  # a server's timing does not repeat itself, so what it fails at is not made smaller
+    )  # fmt: skip
+    with (elsewhere if STEPS else here)(guarded, tmp_path) as target:
+        run_state_machine_as_test(partial(Attack, target), settings=few)
+    # Not all of it was refused at the door.
+    least = 1 if not STEPS else STEPS // 1000
+    for kind in ("WELCOME", "OPENED", "RESULT", "ERROR", "BUSY", "PONG", "PROBED", "GRAPH_DATA", "BLOB_DATA", "END"):
+        assert target.answers[kind] >= least, (kind, target.answers)
