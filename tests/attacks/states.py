@@ -21,7 +21,7 @@ import struct
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,7 +35,8 @@ if __name__ == "__main__":  # a program has no conftest
 import hypothesis.strategies as st
 import msgspec
 import numpy as np
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant
+from steps import Stepping, kept, step
 
 import certificates
 import nets
@@ -238,6 +239,7 @@ class Talk:
         self.segments: list[tuple[int, list[tuple[str, list[int]]], int]] = []
         self.opening: dict[int, int] = {}
         self.fresh = 10
+        self.log: deque[str] = deque(maxlen=30)
         self._out, self._in = bytearray(), bytearray()
         if context is not None:
             try:
@@ -256,9 +258,11 @@ class Talk:
         whole = _PREFIX.pack(b"\xf5SPT", 1, 2, kind, flags, id, len(encoded), nbytes) + encoded + body
         if self.seals:
             whole += crc32(whole).to_bytes(4, "little")
+        self.abrupt = self.abrupt or kind == Kind.BYE
         if kind not in (Kind.CLOSE, Kind.BYE):
             self.asked.setdefault(id, Counter())[kind] += 1
         end = max(1, int(len(whole) * part))
+        self.log.append(f"said {kind} {id}, {end} of {len(whole)} bytes")
         self.half = whole[end:]
         self.raw(whole[:end])
 
@@ -314,6 +318,7 @@ class Talk:
             self._heard(kind, id, header)
 
     def _heard(self, kind: int, id: int, header: Any) -> None:
+        self.log.append(f"heard {Kind(kind).name} {id}")
         self.tally[Kind(kind).name if id or kind != Kind.ERROR else "END"] += 1
         if kind == Kind.BYE:
             self.reason = header.get("reason") or "bye"
@@ -323,9 +328,9 @@ class Talk:
             if not self.asked.get(0):
                 return
         asked = self.asked.get(id, Counter())
-        assert asked, f"{Kind(kind).name} {id} answers nothing that was asked"
+        assert asked, f"{Kind(kind).name} {id} answers nothing that was asked: {self.log}"
         wanted = [k for k in asked if _ANSWERS.get(Kind(k) if k in list(Kind) else Kind.ERROR) == kind]
-        assert wanted or kind in (Kind.ERROR, Kind.BUSY), f"{Kind(kind).name} {id} answers {asked}"
+        assert wanted or kind in (Kind.ERROR, Kind.BUSY), f"{Kind(kind).name} {id} answers {asked}: {self.log}"
         one = wanted[0] if wanted else next(iter(asked))
         asked[one] -= 1
         if not asked[one]:
@@ -343,14 +348,16 @@ class Talk:
         self.alive = False
         self.reason = self.reason or why if self.abrupt or not self.listens else self.reason
         self.sock.close()
-        assert self.reason or self.abrupt or self.half or not self.listens, f"it ended without a reason: {why}"
+        assert self.reason or self.abrupt or self.half or not self.listens, (
+            f"it ended without a reason: {why} {self.log}"
+        )
 
     def settle(self) -> None:
         """All that was asked is answered, or the connection has ended."""
         self.listens = True
         if not self.half:
             done = self.pump(lambda: not self.asked and not self._out, STUCK_S)
-            assert done, f"no answer to {self.asked}, {len(self._out)} bytes not taken"
+            assert done, f"no answer to {self.asked}, {len(self._out)} bytes not taken: {self.log}"
 
     def close(self, *, reset: bool = False) -> None:
         self.abrupt = True
@@ -376,16 +383,17 @@ codecs = st.sampled_from(["", "", "", "", "fp16", "int8", "int4", "int8+zstd", "
 boundaries = st.sampled_from(["cut", "cut", "cut", "cut", "inner", "names", "many", "twice", "empty", "other model"])
 
 
-class Attack(RuleBasedStateMachine):
+class Attack(Stepping):
     """Whatever a client can do, on several connections at once."""
 
-    def __init__(self, target: Target) -> None:
-        super().__init__()
+    def __init__(self, target: Target, wrong: list[str]) -> None:
+        super().__init__(wrong)
         self.target = target
         self.talks: list[Talk] = []
         self.made = 0
         target.rests()
 
+    @kept
     def teardown(self) -> None:
         try:
             for talk in self.talks:
@@ -398,6 +406,7 @@ class Attack(RuleBasedStateMachine):
         self.target.rests()
 
     @invariant()
+    @kept
     def an_honest_device_is_served(self) -> None:
         self.target.serves()
         now = self.target.look()
@@ -412,6 +421,7 @@ class Attack(RuleBasedStateMachine):
         return alive[k % len(alive)] if alive else self.ready()
 
     @initialize()
+    @kept
     def begins(self) -> None:
         self.ready()
 
@@ -443,7 +453,7 @@ class Attack(RuleBasedStateMachine):
 
     # --- coming -----------------------------------------------------------------------------------------------------
 
-    @rule(
+    @step(
         encrypted=st.sampled_from([True, True, True, False]),
         token=st.sampled_from(["right", "right", "right", "wrong", "none", "odd"]),
         part=parts,
@@ -461,12 +471,12 @@ class Attack(RuleBasedStateMachine):
             if part == 1.0:
                 talk.settle()
 
-    @rule(k=which, header=odd, kind=st.sampled_from([*map(int, Kind), 0, 9, 200]), id=ids, body=st.booleans())
+    @step(k=which, header=odd, kind=st.sampled_from([*map(int, Kind), 0, 9, 200]), id=ids, body=st.booleans())
     def says_something_odd(self, k: int, header: bytes, kind: int, id: int, body: bool) -> None:
         if (talk := self.talk(k)).alive:
             talk.say(kind, self.id_of(talk, id), header, bytes(300) if body else b"")
 
-    @rule(k=which)
+    @step(k=which)
     def says_hello_again(self, k: int) -> None:
         if (talk := self.talk(k)).alive:
             talk.say(Kind.HELLO, self.id_of(talk, -1), {"version": [1, 2]})
@@ -474,7 +484,7 @@ class Attack(RuleBasedStateMachine):
 
     # --- tails ------------------------------------------------------------------------------------------------------
 
-    @rule(
+    @step(
         k=which,
         model=st.integers(0, 1),
         cut=st.integers(0, 20),
@@ -513,7 +523,7 @@ class Attack(RuleBasedStateMachine):
         talk.opening[id] = len(wanted["vectors"])
         talk.say(Kind.OPEN, id, {"fingerprint": model.fingerprint, **wanted}, part=part)
 
-    @rule(k=which, number=numbers, times=st.sampled_from([1, 1, 2, 30]), known=st.booleans())
+    @step(k=which, number=numbers, times=st.sampled_from([1, 1, 2, 30]), known=st.booleans())
     def closes(self, k: int, number: int, times: int, known: bool) -> None:
         if (talk := self.talk(k)).alive:
             if known and talk.segments:
@@ -521,7 +531,7 @@ class Attack(RuleBasedStateMachine):
             for _ in range(times):
                 talk.say(Kind.CLOSE, 0, {"segment": number})
 
-    @rule(
+    @step(
         k=which,
         segment=which,
         rows=st.sampled_from([1, 1, 1, 2, 16, 200, 0]),
@@ -564,25 +574,25 @@ class Attack(RuleBasedStateMachine):
 
     # --- all else ---------------------------------------------------------------------------------------------------
 
-    @rule(k=which, id=ids, times=st.sampled_from([1, 1, 200]), clock=seconds, part=parts)
+    @step(k=which, id=ids, times=st.sampled_from([1, 1, 200]), clock=seconds, part=parts)
     def pings(self, k: int, id: int, times: int, clock: float, part: float) -> None:
         if (talk := self.talk(k)).alive:
             for _ in range(times if part == 1.0 else 1):
                 talk.say(Kind.PING, self.id_of(talk, id), [clock], part=part)
 
-    @rule(k=which, id=ids, times=st.sampled_from([1, 20]), reply=numbers, body=st.sampled_from([0, 1, 4096, 70000]))
+    @step(k=which, id=ids, times=st.sampled_from([1, 20]), reply=numbers, body=st.sampled_from([0, 1, 4096, 70000]))
     def probes(self, k: int, id: int, times: int, reply: int, body: int) -> None:
         if (talk := self.talk(k)).alive:
             for _ in range(times):
                 talk.say(Kind.PROBE, self.id_of(talk, id), [reply], bytes(body))
 
-    @rule(k=which, id=ids, model=st.integers(0, 2), times=st.sampled_from([1, 50]))
+    @step(k=which, id=ids, model=st.integers(0, 2), times=st.sampled_from([1, 50]))
     def asks_for_the_graph(self, k: int, id: int, model: int, times: int) -> None:
         if (talk := self.talk(k)).alive:
             for _ in range(times):
                 talk.say(Kind.GRAPH, self.id_of(talk, id), {"fingerprint": self.fingerprint(model)})
 
-    @rule(k=which, id=ids, blob=numbers, offset=numbers, length=numbers, times=st.sampled_from([1, 10]))
+    @step(k=which, id=ids, blob=numbers, offset=numbers, length=numbers, times=st.sampled_from([1, 10]))
     def asks_for_weights(self, k: int, id: int, blob: int, offset: int, length: int, times: int) -> None:
         if (talk := self.talk(k)).alive:
             hashes = [*self.target.models[0].blobs, "0" * 64, "\u202e"]
@@ -590,7 +600,7 @@ class Attack(RuleBasedStateMachine):
             for _ in range(times):
                 talk.say(Kind.BLOB, self.id_of(talk, id), header | {"length": length})
 
-    @rule(
+    @step(
         k=which, id=ids, budget_s=seconds, fresh=st.booleans(), model=st.integers(0, 2), times=st.sampled_from([1, 12])
     )
     def asks_for_a_profile(self, k: int, id: int, budget_s: float, fresh: bool, model: int, times: int) -> None:
@@ -599,22 +609,22 @@ class Attack(RuleBasedStateMachine):
             for _ in range(times):
                 talk.say(Kind.PROFILE, self.id_of(talk, id), header)
 
-    @rule(k=which)
+    @step(k=which)
     def reads_no_more(self, k: int) -> None:
         if (talk := self.talk(k)).alive:
             talk.listens = False
 
-    @rule(k=which)
+    @step(k=which)
     def waits_for_its_answers(self, k: int) -> None:
         if (talk := self.talk(k)).alive:
             talk.settle()
 
-    @rule()
+    @step()
     def says_the_rest(self) -> None:
         for talk in [t for t in self.talks if t.alive and t.half][:1]:
             talk.finish()
 
-    @rule(k=which, how=st.sampled_from(["BYE", "end", "half", "reset"]))
+    @step(k=which, how=st.sampled_from(["BYE", "end", "half", "reset"]))
     def leaves(self, k: int, how: str) -> None:
         talk = self.talk(k)
         talk.abrupt = True
@@ -626,7 +636,7 @@ class Attack(RuleBasedStateMachine):
         else:
             talk.close(reset=how == "reset")
 
-    @rule()
+    @step()
     def another_device_comes(self) -> None:
         self.target.greets()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,17 +11,15 @@ from pathlib import Path
 
 import pytest
 import states
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
+import steps
 from states import LIMITS, Attack, Books, Target, attacked, books, serving
+from steps import STEPS
 
 import certificates
 from serving import nothing_leaks
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.vitals import vitals
 
-STEPS = int(os.environ.get("STEPS", "0"))
-_EACH = 40
 #: What a server may take beyond what it took at first: what its limits add up to, and the allocator's own.
 _SLACK_NBYTES = LIMITS.memory_bytes + LIMITS.connections * LIMITS.backlog_bytes + (64 << 20)
 
@@ -63,13 +60,8 @@ def elsewhere(guarded: bool, cache: Path) -> Iterator[Target]:
 
 @pytest.mark.parametrize("guarded", [False, True], ids=["open", "guarded"])
 def test_a_server_in_every_state(guarded: bool, tmp_path: Path) -> None:
-    few = settings(
-        max_examples=max(8, STEPS // _EACH), stateful_step_count=_EACH, derandomize=not STEPS, deadline=None,
-        database=None, suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],  # a server's timing does not repeat itself, so what it fails at is not made smaller
-    )  # fmt: skip
     with (elsewhere if STEPS else here)(guarded, tmp_path) as target:
-        run_state_machine_as_test(partial(Attack, target), settings=few)
+        steps.run(partial(Attack, target), examples=5 if guarded else 8)
     # Not all of it was refused at the door.
     least = 1 if not STEPS else STEPS // 1000
     for kind in ("WELCOME", "OPENED", "RESULT", "ERROR", "BUSY", "PONG", "PROBED", "GRAPH_DATA", "BLOB_DATA", "END"):
