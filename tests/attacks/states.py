@@ -563,11 +563,11 @@ class Attack(Stepping):
             tensors, bodies = tensors[1:], bodies[1:]
         elif wrong == "more":
             tensors, bodies = tensors * 2, bodies * 2
-        shape = [[rows, 8], [8 * rows]][:vectors]
-        shape = {"vector": [[2**31, -(2**40)]] * vectors, "vectors": [[1] * 64] * 9}.get(wrong, shape)
+        numbers = [[rows, 8], [8 * rows]][:vectors]
+        numbers = {"vector": [[2**31, -(2**40)]] * vectors, "vectors": [[1] * 64] * 9}.get(wrong, numbers)
         for _ in range(times):
             if talk.alive and not talk.half:
-                header = [number, tensors, shape, deadline_s]
+                header = [number, tensors, numbers, deadline_s]
                 talk.say(Kind.INFER, self.id_of(talk, id), header, b"".join(bodies), flags & ~2, part=part)
         if waits:
             talk.settle()
@@ -666,7 +666,7 @@ def encoded(dtype: str, shape: Sequence[int], codec: str) -> tuple[bytes, str]:
 
 def main(certificate: Sequence[str]) -> None:
     """Serves until standard input ends: an address, and then its books for every line."""
-    who = ServerSecurity(*map(Path, certificate), token=certificates.TOKEN) if certificate else None
+    who = ServerSecurity(Path(certificate[0]), Path(certificate[1]), token=certificates.TOKEN) if certificate else None
     with serving(who) as (server, told):
         print(server.address, flush=True)
         for _ in sys.stdin:
