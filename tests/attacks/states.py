@@ -53,7 +53,7 @@ from splitpoint.security import Security, ServerSecurity
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import parse_address
-from splitpoint.wire import CHECKED, PREFIX_BYTES, Kind, Limits
+from splitpoint.wire import CHECKED, PIPELINED, PREFIX_BYTES, Kind, Limits
 
 LIMITS = Limits(
     header_bytes=1 << 18,
@@ -572,6 +572,16 @@ class Attack(Stepping):
         if waits:
             talk.settle()
 
+    def infer(
+        self, talk: Talk, number: int, specs: Sequence[tuple[str, Sequence[int]]], vectors: Sequence[Sequence[int]]
+    ) -> None:
+        """What an honest device asks with sixteen rows, and others to follow."""
+        shapes = [(dtype, [n or 16 for n in shape]) for dtype, shape in specs]
+        bodies = [encoded(dtype, shape, "")[0] for dtype, shape in shapes]
+        tensors = [[dtype, shape, len(body), ""] for (dtype, shape), body in zip(shapes, bodies, strict=True)]
+        if talk.alive and not talk.half:
+            talk.say(Kind.INFER, self.id_of(talk, -1), [number, tensors, vectors], b"".join(bodies), PIPELINED)
+
     # --- all else ---------------------------------------------------------------------------------------------------
 
     @step(k=which, id=ids, times=st.sampled_from([1, 1, 200]), clock=seconds, part=parts)
@@ -624,9 +634,13 @@ class Attack(Stepping):
         for talk in [t for t in self.talks if t.alive and t.half][:1]:
             talk.finish()
 
-    @step(k=which, how=st.sampled_from(["BYE", "end", "half", "reset"]))
-    def leaves(self, k: int, how: str) -> None:
+    @step(k=which, how=st.sampled_from(["BYE", "end", "half", "reset"]), asks=st.booleans())
+    def leaves(self, k: int, how: str, asks: bool) -> None:
         talk = self.talk(k)
+        if asks and talk.segments:  # what it has asked for is still to be computed
+            number, specs, vectors = talk.segments[0]
+            for _ in range(LIMITS.in_flight):
+                self.infer(talk, number, specs, [[16, 8], [128]][:vectors])
         talk.abrupt = True
         if how == "BYE":
             talk.say(Kind.BYE, 0, {"reason": "\x1b[2J"})

@@ -63,6 +63,5 @@ def test_a_server_in_every_state(guarded: bool, tmp_path: Path) -> None:
     with (elsewhere if STEPS else here)(guarded, tmp_path) as target:
         steps.run(partial(Attack, target), examples=5 if guarded else 8)
     # Not all of it was refused at the door.
-    least = 1 if not STEPS else STEPS // 1000
-    for kind in ("WELCOME", "OPENED", "RESULT", "ERROR", "BUSY", "PONG", "PROBED", "GRAPH_DATA", "BLOB_DATA", "END"):
-        assert target.answers[kind] >= least, (kind, target.answers)
+    for kind in ("WELCOME", "OPENED", "RESULT", "ERROR"):
+        assert target.answers[kind] > STEPS // 100, (kind, target.answers)
