@@ -15,7 +15,7 @@ help:
 	@echo "make check     lint and types"
 	@echo "make bench     measure; prints machine, versions and numbers"
 	@echo "make soak      ten minutes of clients that come, go, stall and die (SECONDS=60 make soak)"
-	@echo "make fuzz      a million damaged frames (FRAMES=100000 make fuzz)"
+	@echo "make fuzz      a million damaged frames, and a server and a device in all states (FRAMES=100000 STEPS=4000 make fuzz)"
 	@echo "make zoo       rebuild the networks that come with splitpoint"
 	@echo "make clean     remove what make has made"
 
@@ -37,6 +37,10 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 
 $(VENV)/bench.stamp: pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[bench]'
+	@touch $@
+
+$(VENV)/fuzz.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[test,tls]'
 	@touch $@
 
 $(VENV)/zoo.stamp: pyproject.toml | $(BIN)/python
@@ -72,8 +76,10 @@ soak: $(VENV)/core.stamp
 	$(BIN)/python -m bench.soak --seconds $(SECONDS)
 
 FRAMES ?= 1000000
-fuzz: $(VENV)/core.stamp
+STEPS ?= 20000
+fuzz: $(VENV)/fuzz.stamp
 	$(BIN)/python -m bench.fuzz --frames $(FRAMES)
+	STEPS=$(STEPS) $(BIN)/python -m pytest -q -s tests/attacks/test_states.py tests/attacks/test_lying_server.py
 
 zoo: $(VENV)/zoo.stamp
 	$(BIN)/python scripts/build_zoo.py

@@ -3,6 +3,7 @@
     python -m bench.load                    # one tail for all, a mix of tails, and edges that adapt (bench.overload)
     python -m bench.load one mixed --seconds 20 --edges 32
     python -m bench.load overload --steps 1 8 24 48 --per-edge 4 --slower 30
+    python -m bench.load attacked             # an honest device while its server is attacked (bench.attacked)
 
 Read this first. The edges are one process that replays recorded tensors over raw sockets on one core; the server has
 another, one engine thread. What is measured is the server, not the devices. Loopback has no bandwidth to wait for.
@@ -368,16 +369,18 @@ PARTS: Mapping[str, Sequence[tuple[str, float]]] = {"one": ONE, "mixed": MIX}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from bench import overload
+    from bench import attacked, overload
 
-    parser, known = argparse.ArgumentParser(description="One server, many edges."), [*PARTS, "overload"]
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(known)} (all, if none is named)")
+    parser, known = argparse.ArgumentParser(description="One server, many edges."), [*PARTS, "overload", "attacked"]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(known)} (if none: all but the last)")
     parser.add_argument("--edges", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each phase")
     parser.add_argument("--steps", type=int, nargs="+", default=overload.STEPS, help="edges that adapt, step by step")
     parser.add_argument("--per-edge", type=float, default=4.0, help="what each of them wants, answers a second")
     parser.add_argument("--slower", type=float, default=30.0, help="how many times slower their devices are emulated")
     parser.add_argument("--fixed", action="store_true", help="they do not adapt: to see what that is worth")
+    parser.add_argument("--attacks", nargs="+", choices=attacked.ATTACKS, default=list(attacked.ATTACKS))
+    parser.add_argument("--rounds", type=int, default=3, help="of quiet, control and attack in turn")
     asked = parser.parse_args(arguments)
     if unknown := set(asked.parts) - set(known):
         parser.error(f"there is no part {', '.join(sorted(unknown))}: {', '.join(known)}")
@@ -385,10 +388,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part, kinds in PARTS.items():
         if part in asked.parts or not asked.parts:
             measure(f"{part} tail{'s' * (part != 'one')}", kinds, asked.edges, asked.seconds)
-    if asked.parts and "overload" not in asked.parts:
-        return 0
-    met = overload.measure(asked.steps, asked.per_edge, asked.slower, asked.seconds, adapts=not asked.fixed)
-    return 0 if met or asked.fixed else 1
+    met = True
+    if "overload" in asked.parts or not asked.parts:
+        kept = overload.measure(asked.steps, asked.per_edge, asked.slower, asked.seconds, adapts=not asked.fixed)
+        met = kept or asked.fixed
+    if "attacked" in asked.parts:
+        met = attacked.measure(asked.attacks, asked.rounds, asked.seconds) and met
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

@@ -130,12 +130,18 @@ class VerifyError(SplitpointError):
     exit_code = 1
 
 
+#: No name that anyone misspells is longer. Comparing takes time and memory in proportion, and strangers send names.
+_LONGEST = 1000
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A phrase that names the nearest known names, or ``""``: the tail of a "no such" message.
 
     >>> nearest("featurs.7", ["features.7", "features.8", "classifier"])
     '; did you mean features.7 or features.8?'
     """
+    if len(name) > _LONGEST:
+        return ""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     if not close:
         return ""

@@ -21,6 +21,7 @@ from attacking import LIMITS, Attacker, Target, under_attack
 from test_codec_attacks import memory_stays
 
 from serving import affine, until
+from splitpoint import errors
 from splitpoint.errors import BusyError, SplitpointError, UsageError
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.origins import Origin, Origins
@@ -375,3 +376,19 @@ def test_a_server_out_of_file_descriptors_serves_on(tmp_path: Path) -> None:
             sock.close()
         child.communicate(input="")
     assert child.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["OPEN", "GRAPH", "BLOB", "PROFILE"])
+def test_a_name_of_a_million_characters_is_compared_with_none(
+    target: Target, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Looking for the nearest of the names that are known took a tenth of a second for each of them."""
+    compared: list[int] = []
+    monkeypatch.setattr(errors.difflib, "get_close_matches", lambda name, *_, **__: compared.append(len(name)) or [])
+    attacker = target.attacker()
+    header = {"fingerprint": "0a" * 500_000, "inputs": ["x"], "outputs": ["y3"], "hash": "", "budget_s": 1.0}
+    attacker.send(Kind[kind], 1, header)
+    answer, _, said, _ = attacker.receive()
+    assert answer == Kind.ERROR
+    assert len(said["message"]) < 3000
+    assert not compared
