@@ -154,6 +154,10 @@ class Model:
             "give the other process its name or path, and load it there"
         )
 
+    def outputs_at(self, inputs: Sequence[TensorSpec]) -> Mapping[str, TensorSpec]:
+        """What is known of the outputs for inputs of these sizes; see `shapes.outputs_at`."""
+        return shapes.outputs_at(self.skeleton, inputs)
+
     # --- cutting ------------------------------------------------------------------------------------------------
 
     def segment(self, inputs: Sequence[str], outputs: Sequence[str]) -> Segment:
