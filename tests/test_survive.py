@@ -492,7 +492,7 @@ WRONG: dict[str, Callable[[int], wire.Packet]] = {
 
 
 WRONG_WORDS = {
-    "shape": r"answer y3 must be float32\[batch,1024\], but float32\[1,3\] came",
+    "shape": r"answer y3 must be float32\[1,1024\], but float32\[1,3\] came",
     "dtype": "but float64",
     "number": "answered INFER with RESULT",
     "kind": "answered INFER with PONG",

@@ -80,9 +80,14 @@ def usable_cores() -> int:
     return _cores(_limits())
 
 
+def usable_memory() -> int:
+    """Bytes that this process may hold, in a container what that may have; 0 where it is not known."""
+    return _usable_memory(_limits())
+
+
 def half_the_memory(most: int) -> int:
     """`most` bytes, or half of what this process may hold where that is less: for what may grow while it runs."""
-    usable = _usable_memory(_limits())
+    usable = usable_memory()
     return min(most, usable // 2) if usable else most
 
 

@@ -111,8 +111,9 @@ class Limits:
 
     The times are seconds without progress: `handshake_s` for HELLO, `stall_s` in the middle of a frame or
     while the peer does not read, `idle_s` between frames (0: for ever; TCP keep-alive notices a dead peer).
-    `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips. `profile_s` is how
-    long a server measures itself when it is asked to (0: it refuses). `client_connections` and `client_compiles` (tails
+    `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips, and `frame_s` the
+    longest that one may take however fast it is. `profile_s` is how long a server measures itself when it is asked to
+    (0: it refuses). `client_connections` and `client_compiles` (tails
     compiled in a minute) are one address's share of a server. UsageError for numbers that make no sense.
     """
 
@@ -133,6 +134,7 @@ class Limits:
     stall_s: float = 30.0
     idle_s: float = 0.0
     slowest: float = 2048.0
+    frame_s: float = 900.0
     profile_s: float = 60.0
 
     def __post_init__(self) -> None:

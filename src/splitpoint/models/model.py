@@ -262,13 +262,26 @@ def bound_inputs(skeleton: Proto) -> list[TensorSpec]:
 
 
 def from_graph(graph_bytes: bytes, weights: Weights, *, name: str, expected: str | None = None) -> Model:
-    """The Model of a skeleton that came over a wire; its fingerprint is computed anew and must be `expected`."""
-    model = build(parse_skeleton(graph_bytes), weights, name)
+    """The Model of a skeleton that came over a wire; its fingerprint is computed anew and must be `expected`.
+
+    A server notes all shapes in what it hands out. What is not noted is inferred or refused: to run a stranger's graph
+    before anybody has asked for an answer could take for ever, or all memory.
+    """
+    model = build(parse_skeleton(graph_bytes), weights, name, _not_run)
     if expected is not None and model.fingerprint != expected:
         raise ModelError(
             f"the graph that came for {name} has fingerprint {model.fingerprint[:12]}…, not {expected[:12]}…: refused"
         )
     return model
+
+
+def _not_run(
+    inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
+) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
+    raise ModelError(
+        f"the graph that came does not say of which shape {(*names, *sized)[0]} is, and is not run here to find out: "
+        "it is not one that splitpoint serves"
+    )
 
 
 def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.Probe:

@@ -91,9 +91,34 @@ class Channel:
         return made
 
     def _greet(self, software: str, checksum: bool, token: str) -> wire.Welcome:
-        peer = self._connection.peer
         if isinstance(self._connection, _Absent):
             return wire.Welcome(features=(*wire.features(), wire.CRC32))
+        # However its bytes drip: an answer that is not all there by then is none.
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._connection.abort()
+
+        timer = threading.Timer(self.timeout_s, give_up)
+        timer.daemon = True
+        begin(timer)
+        try:
+            return self._greeted(software, checksum, token)
+        except ServerError as exc:
+            if late.is_set():
+                raise self._silent() from exc
+            raise
+        finally:
+            timer.cancel()
+
+    def _silent(self) -> UnreachableError:
+        return UnreachableError(
+            f"{self._connection.peer} did not answer in {self.timeout_s:g} s: it does not speak splitpoint, or it hangs"
+        )
+
+    def _greeted(self, software: str, checksum: bool, token: str) -> wire.Welcome:
+        peer = self._connection.peer
         if token and not self._connection.private:
             raise UsageError(
                 f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
@@ -109,9 +134,7 @@ class Channel:
             answer = wire.printable(exc.data)
             raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
         except TimeoutError:
-            raise UnreachableError(
-                f"{peer} did not answer in {self.timeout_s:g} s: it does not speak splitpoint, or it hangs"
-            ) from None
+            raise self._silent() from None
         except Ended as exc:
             # A proxy before a server that is not there yet does that, too.
             raise UnreachableError(f"{exc}, without a word: does it speak splitpoint?") from exc
