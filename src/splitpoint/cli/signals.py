@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 #: How soon an interrupt that got lost is raised again, and one that has to wait for an import.
 _AGAIN_S, _IMPORT_S = 0.3, 0.02
-#: How long the main thread may take to hear a signal, how often that is looked at meanwhile, and by how much whoever
-#: looks may learn later of a signal than who heard it.
-_STUCK_S, _LOOK_S, _LATER_S = 3.0, 0.05, 0.2
+#: How long the main thread may take to hear a signal, and how long where another one says that somebody is impatient;
+#: how often that is looked at meanwhile; by how much whoever looks may learn later of a signal than who heard it.
+_STUCK_S, _IMPATIENT_S, _LOOK_S, _LATER_S = 2.0, 1.0, 0.05, 0.2
 _WATCHER = "signals"
 #: The signal that has interrupted what is at work; 0 before one has.
 came = 0
@@ -122,21 +122,22 @@ def _watch(pipe: int) -> None:
     The main thread hears of it when it runs Python again; native code that does not end (a model's endless loop) does
     not let it. Then nothing can be cleared up, and nobody else would end the process.
     """
-    stuck, since_s = 0, 0.0
+    stuck, since_s, limit_s = 0, 0.0, _STUCK_S
     coming = select.poll()
     coming.register(pipe, select.POLLIN)
     while True:
         if stuck and Hears.last_s >= since_s - _LATER_S:
             stuck = 0
-        if stuck and monotonic() >= since_s + _STUCK_S:
+        if stuck and monotonic() >= since_s + limit_s:
             _end_by_force(stuck)
         if not coming.poll(_LOOK_S * 1e3 if stuck else None):
             continue
         for number in os.read(pipe, 64):
             if number in HANDLED and isinstance(signal.getsignal(number), Hears):
-                if stuck:
-                    _end_by_force(stuck)
-                stuck, since_s = number, monotonic()
+                if stuck:  # the main thread may be about to hear both
+                    limit_s = _IMPATIENT_S
+                else:
+                    stuck, since_s, limit_s = number, monotonic(), _STUCK_S
 
 
 def _end_by_force(number: int) -> NoReturn:

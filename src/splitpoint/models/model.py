@@ -279,8 +279,8 @@ def _not_run(
     inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
 ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
     raise ModelError(
-        f"the graph that came does not say of which shape {(*names, *sized)[0]} is, and is not run here to find out: "
-        "it is not one that splitpoint serves"
+        "the graph that came does not note the shapes of its tensors, as what splitpoint serves does, and it is not run "
+        "here to find them out"
     )
 
 

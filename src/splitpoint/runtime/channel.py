@@ -177,7 +177,7 @@ class Channel:
             raise self._again(self._broken)
         if self._bye:
             raise self._ended(ServerError(f"{self._connection.peer} takes no more requests"))
-        id = next(self._ids) & 0xFFFFFFFF
+        id = next(self._ids) & 0xFFFFFFFF or next(self._ids) & 0xFFFFFFFF  # 0 stands for the connection
         if sink is None:
             self._waiting[id] = None
             return id
