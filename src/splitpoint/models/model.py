@@ -279,8 +279,8 @@ def _not_run(
     inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
 ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
     raise ModelError(
-        "the graph that came does not note the shapes of its tensors, as what splitpoint serves does, and it is not run "
-        "here to find them out"
+        "the graph that came does not note the shapes of its tensors, as all that splitpoint serves does, and is not "
+        "run to find them out"
     )
 
 
