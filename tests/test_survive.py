@@ -492,9 +492,9 @@ WRONG: dict[str, Callable[[int], wire.Packet]] = {
 
 
 WRONG_WORDS = {
-    "shape": r"answer y3 must be float32\[batch,1024\], but float32\[1,3\] came",
+    "shape": r"answer y3 must be float32\[1,1024\], but float32\[1,3\] came",
     "dtype": "but float64",
-    "number": "answered INFER with RESULT",
+    "number": "answered with 0 tensors instead of 1",
     "kind": "answered INFER with PONG",
     "noise": "not a splitpoint frame",
     "engine": "out of memory",

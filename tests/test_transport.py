@@ -138,7 +138,7 @@ def test_result_brings_its_times(pair: Pair) -> None:
     packer = Packer(Kind.RESULT, wire.Result)
     for size in (4, 100_000):
         for k in range(3):
-            times = wire.Times(*(float(k + n) for n in range(8)))
+            times = wire.Times(*(0.1 * (k + n) for n in range(8)))
             near.send(packer.pack(k, [np.full(size, k, np.uint8)], (), times), wait=False)
             frame = far.receive(timeout_s=5)
             assert wire.parse_times(frame.times) == times

@@ -71,7 +71,7 @@ def test_tensors_survive_any_shape_layout_and_fragmentation(
 ) -> None:
     kind = Kind.RESULT if answer else Kind.INFER
     packer = Packer(kind, wire.Result if answer else lambda t: wire.Infer(3, t))
-    times = wire.Times(*(0.5 * n for n in range(8)))
+    times = wire.Times(*(0.125 * n for n in range(8)))
     sent = [[laid_out(a, layout) for a, layout in tensors] for tensors in frames]
     data = b"".join(joined(packer.pack(k, tensors, (), times if answer else ())) for k, tensors in enumerate(sent))
     for k, (frame, tensors) in enumerate(zip(received(data, len(sent), chunks), sent, strict=True)):

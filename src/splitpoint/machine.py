@@ -80,9 +80,28 @@ def usable_cores() -> int:
     return _cores(_limits())
 
 
+def usable_memory() -> int:
+    """Bytes that this process may hold, in a container what that may have; 0 where it is not known."""
+    return _usable_memory(_limits())
+
+
+def keep_to_memory() -> None:
+    """Has this process fail to allocate more than the machine, or its container, has: a model that wants it ends with
+    an error of its own, instead of all that runs here being slowed down or killed. Nothing where that is not known."""
+    import resource
+
+    usable = usable_memory()
+    if not usable or sys.platform != "linux":  # elsewhere it says nothing of mapped memory
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if most == resource.RLIM_INFINITY or most > usable:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (usable, most))
+
+
 def half_the_memory(most: int) -> int:
     """`most` bytes, or half of what this process may hold where that is less: for what may grow while it runs."""
-    usable = _usable_memory(_limits())
+    usable = usable_memory()
     return min(most, usable // 2) if usable else most
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from math import inf, prod
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -112,8 +112,9 @@ class Limits:
     `handshake_s` is what TLS and HELLO may take altogether. The other times are seconds without progress: `stall_s` in
     the middle of a frame or while the peer does not read, `idle_s` between frames (0: for ever; TCP keep-alive notices
     a dead peer). `arrivals` is how many may be on their way in, beside the `connections` that are.
-    `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips. `profile_s` is how
-    long a server measures itself when it is asked to (0: it refuses). `client_connections` and `client_compiles` (tails
+    `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips, and `frame_s` the
+    longest that one may take however fast it is. `profile_s` is how long a server measures itself when it is asked to
+    (0: it refuses). `client_connections` and `client_compiles` (tails
     compiled in a minute) are one address's share of a server. UsageError for numbers that make no sense.
     """
 
@@ -135,6 +136,7 @@ class Limits:
     stall_s: float = 30.0
     idle_s: float = 0.0
     slowest: float = 2048.0
+    frame_s: float = 900.0
     profile_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -163,6 +165,9 @@ Many = msgspec.Meta(max_length=65536)
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """A header."""
+
+
+M = TypeVar("M", bound=Message)
 
 
 class Hello(Message, frozen=True):
@@ -433,6 +438,35 @@ def _clean_specs(specs: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(plain(s.name, _NAME), plain(s.dtype, _NAME), shape(s)) for s in specs)
 
 
+#: No clock reads more, no server's account of one request has a longer stage, and nobody waits longer before asking
+#: again because a peer says so, in seconds.
+_MOST_CLOCK_S: Final = 1e12
+_MOST_STAGE_S: Final = 1e6
+_MOST_RETRY_S: Final = 60.0
+_ROUNDING: Final = 1e-3
+#: The least that a server's limits can be and still be of use: smaller pieces of a weight are nothing but round trips.
+_LEAST_LIMITS: Final = {"in_flight": 1, "blob_chunk": 256}
+#: The largest body of frames that a device asks for by the piece, whatever `Limits` allow a frame of tensors.
+_MOST_BODY: Final = {
+    int(Kind.GRAPH_DATA): 256 << 20, int(Kind.BLOB_DATA): 64 << 20, int(Kind.PROBED): 64 << 20,
+    int(Kind.PROFILED): 64 << 20,
+}  # fmt: skip
+
+
+def _sane_clock(message: M) -> M:
+    """`message`, which is nothing but readings of clocks; ProtocolError if one cannot be."""
+    if not all(abs(reading) <= _MOST_CLOCK_S for reading in msgspec.structs.astuple(message)):  # no NaN is
+        raise ProtocolError("the server's clock says no time: its answer has numbers that cannot be")
+    return message
+
+
+def _sane_limits(limits: dict[str, int]) -> dict[str, int]:
+    for name, least in _LEAST_LIMITS.items():
+        if limits.get(name, least) < least:
+            raise ProtocolError(f"the server's limit {name} is {limits[name]}: {least} is the least that makes sense")
+    return limits
+
+
 def _raw_answer(result: Result) -> Result:
     """`result`; ProtocolError if a tensor of it is encoded: a device never asks for that."""
     for tensor in result.tensors:
@@ -446,6 +480,8 @@ def _raw_answer(result: Result) -> Result:
 #: are compared with those of a model, and shown only when they are equal.)
 _CLEAN: Final[dict[int, Callable[[Any], Message]]] = {
     Kind.RESULT: _raw_answer,
+    Kind.PONG: _sane_clock,
+    Kind.PROBED: _sane_clock,
     Kind.BYE: lambda m: msgspec.structs.replace(m, reason=plain(m.reason, _TEXT)),
     Kind.HELLO: lambda m: msgspec.structs.replace(m, software=plain(m.software, _NAME)),
     Kind.GRAPH_DATA: lambda m: msgspec.structs.replace(m, name=plain(m.name, _NAME)),
@@ -454,6 +490,7 @@ _CLEAN: Final[dict[int, Callable[[Any], Message]]] = {
         software=plain(m.software, _NAME),
         share=plain(m.share, _NAME),
         heads={f: plain(cut, _TEXT) for f, cut in m.heads.items()},
+        limits=_sane_limits(m.limits),
         models=tuple(map(_clean_model, m.models)),
     ),
 }
@@ -746,6 +783,10 @@ def parse_header(prefix: Prefix, data: Raw) -> Message | None:
         return None
     if prefix.body_bytes and prefix.kind not in _BODY_KINDS:
         raise ProtocolError(f"{Kind(prefix.kind).name} has no body, but {prefix.body_bytes} bytes came")
+    if prefix.body_bytes > _MOST_BODY.get(prefix.kind, prefix.body_bytes):
+        raise ProtocolError(
+            f"{prefix.body_bytes} bytes of {Kind(prefix.kind).name} are over the limit, {_MOST_BODY[prefix.kind]}"
+        )
     try:
         message: Message = decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -794,9 +835,23 @@ def parse_id(data: Raw) -> int:
     return number
 
 
-def parse_times(data: Raw) -> Times:
-    """What the first bytes of a RESULT's body say."""
-    return Times._make(_TIMES.unpack_from(data))
+def parse_times(data: Raw) -> Times | None:
+    """What the first bytes of a RESULT's body say; None where a number cannot be (no NaN is in any range)."""
+    times = Times._make(_TIMES.unpack_from(data))
+    received, receive, decode, queue, compute, encode, load_queue, utilisation = times
+    most = _MOST_STAGE_S
+    if (
+        -_MOST_CLOCK_S <= received <= _MOST_CLOCK_S
+        and 0.0 <= receive <= most
+        and 0.0 <= decode <= most
+        and 0.0 <= queue <= most
+        and 0.0 <= compute <= most
+        and 0.0 <= encode <= most
+        and 0.0 <= load_queue <= most
+        and -_ROUNDING <= utilisation <= 1.0 + _ROUNDING
+    ):
+        return times
+    return None
 
 
 def allocate(tensors: Sequence[Tensor]) -> list[Array]:
@@ -839,10 +894,11 @@ def error_of(exc: SplitpointError) -> Error:
 def exception_of(header: Error | Busy) -> SplitpointError:
     """The exception that an ERROR or BUSY header stands for; an unknown code is a ServerError."""
     message = plain(header.message, _TEXT)
+    retry_s = min(header.retry_after_s, _MOST_RETRY_S) if header.retry_after_s > 0 else 0.0  # NaN is not above 0
     if isinstance(header, Busy):
-        return BusyError(message or "the server is busy", header.retry_after_s)
-    if header.retry_after_s > 0:
-        return BusyError(message, header.retry_after_s)
+        return BusyError(message or "the server is busy", retry_s)
+    if retry_s:
+        return BusyError(message, retry_s)
     return _CODES.get(header.code, ServerError)(message)
 
 

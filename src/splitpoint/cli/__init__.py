@@ -32,6 +32,7 @@ def script() -> NoReturn:
         streams.install()
         status = main()
         signals.finish()
+        signals.leave(status)
     except KeyboardInterrupt:  # before there was a handler, or while another one was being told of
         os.write(2, b"splitpoint: interrupted\n")
         os._exit(130)

@@ -230,8 +230,7 @@ def _print(latency: Latency, found: Collection) -> None:
     """What was learned, and how well it priced rows that were kept apart."""
     console = out()
     console.print(
-        f"{bold(latency.name)}, {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})",
-        markup=True,
+        bold("", latency.name, f", {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})")
     )
     scores = [(k, m.rows, m.score) for k, m in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
     cells = [(kind, str(n), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, n, s in scores]

@@ -13,7 +13,6 @@ import click
 import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -39,7 +38,7 @@ class Column:
 
 
 class _Console(Console):
-    """Nothing in a text of somebody else can make the terminal act, or is markup unless that is asked for."""
+    """Nothing in a text of somebody else can make the terminal act, or is markup."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*map(_harmless, objects), **{"markup": False, **options})
@@ -55,9 +54,9 @@ def put_json(value: Any) -> None:
     click.echo(as_json(value).encode())
 
 
-def bold(name: str) -> str:
-    """Markup that shows `name` as it is."""
-    return f"[bold]{escape(harmless(name))}[/]"
+def bold(before: str, text: str, after: str) -> Text:
+    """A line with `text` of it bold. (No markup: of that no escape is safe from a name that ends with a backslash.)"""
+    return Text.assemble(harmless(before), (harmless(text), "bold"), harmless(after))
 
 
 def _harmless(thing: Any) -> Any:

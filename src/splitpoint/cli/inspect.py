@@ -95,7 +95,7 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
     totals = f"{count(rows[-1].flops)} FLOPs, {count(rows[-1].params)} parameters" if rows else ""
     weights_of = f"{size(model.nbytes)} of weights"
-    console.print(f"{bold(model.name)} {model.fingerprint[:12]}  {totals}, {weights_of}", markup=True)
+    console.print(bold("", model.name, f" {model.fingerprint[:12]}  {totals}, {weights_of}"))
     if model.source:
         console.print(model.source, markup=False)
     console.print("in   " + (", ".join(map(str, model.inputs)) or "nothing"), markup=False)

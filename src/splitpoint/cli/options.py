@@ -13,6 +13,7 @@ import click
 
 from splitpoint.errors import UsageError
 from splitpoint.images import InputSpec
+from splitpoint.machine import keep_to_memory
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.values import listed
@@ -165,6 +166,7 @@ def security_options(function: F) -> F:
     ) -> Any:  # fmt: skip
         made = OPEN
         if cloud is not None:
+            keep_to_memory()  # what is run here is what a server says
             made = client_security(
                 tls=tls, ca=ca, certificate=tls_cert, key=tls_key, token_file=token_file, server_name=server_name
             )

@@ -189,11 +189,11 @@ _COLUMNS = (
 
 def _print(found: Prediction, rows: Sequence[PriceRow]) -> None:
     console, latency, whole = out(), found.latency, found.whole
-    console.print(f"{bold(found.graph.name)} {found.fingerprint[:12]}, predicted: nothing was run", markup=True)
+    console.print(bold("", found.graph.name, f" {found.fingerprint[:12]}, predicted: nothing was run"))
     for line in whose(latency):
         console.print(line, markup=False)
     often = f"({between(whole.p10, whole.p90)} for eight of ten)"
-    console.print(f"whole model {bold(f'{ms(whole.median)} ms')} {often}", markup=True)
+    console.print(bold("whole model ", f"{ms(whole.median)} ms", f" {often}"))
     if found.measured:
         console.print(f"corrected by {counted(found.measured, 'measured time')} of this model")
     cells = [

@@ -196,14 +196,11 @@ _COLUMNS = (
 
 def _print(profile: Profile) -> None:
     console, graph, whole = out(), profile.graph, profile.whole
-    console.print(f"{bold(graph.name)} {profile.fingerprint[:12]}", markup=True)
+    console.print(bold("", graph.name, f" {profile.fingerprint[:12]}"))
     console.print(profile.where, markup=False)
     spread = (whole.p90 - whole.p10) / 2
-    console.print(
-        f"whole model {bold(f'{ms(whole.median)} ms')} ± {ms(spread)} (median of {whole.count} runs, "
-        f"{ms(whole.p10)}…{ms(whole.p90)} for eight of ten)",
-        markup=True,
-    )
+    often = f"(median of {whole.count} runs, {ms(whole.p10)}…{ms(whole.p90)} for eight of ten)"
+    console.print(bold("whole model ", f"{ms(whole.median)} ms", f" ± {ms(spread)} {often}"))
     rows = sorted(cost_rows(profile), key=lambda r: r.ms, reverse=True)[:_SLOWEST]
     console.print(f"\nslowest of {counted(len(graph.order), 'layer')}, by the engine's own kernel times")
     cells = [

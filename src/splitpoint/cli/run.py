@@ -31,7 +31,7 @@ from splitpoint.cli.rows import Rows
 from splitpoint.cli.streaming import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
-from splitpoint.errors import CutError, InputError, RefusedError, UsageError
+from splitpoint.errors import CutError, InputError, RefusedError, ServerError, UsageError
 from splitpoint.files import is_special
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
@@ -311,7 +311,13 @@ class Asked:
 
         edge.when_reached(partial(planned, cheaper=False))
         if edge.reached:
-            return planned(cheaper=degrade)
+            try:
+                return planned(cheaper=degrade)
+            except ServerError as exc:
+                if not edge.does_without:
+                    raise
+                edge.plan_later(exc)
+                return Placed()
         edge.switch("output")
         notice(Event("notice", "all runs here until the server is there: then it is planned where to cut"))
         return Placed()

@@ -2,20 +2,29 @@
 
 starting   nothing is to be cleared up: it ends at once
 at work    KeyboardInterrupt (`Terminated` is one), so that whatever is under way is cleared up; a second one again
+stuck      in native code, where Python hears nothing: it ends by force, after a few seconds or at the second signal
 ending     all is cleared up: it ends at once
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 #: How soon an interrupt that got lost is raised again, and one that has to wait for an import.
 _AGAIN_S, _IMPORT_S = 0.3, 0.02
+#: How long the main thread may take to hear a signal, and how long where another one says that somebody is impatient;
+#: how often that is looked at meanwhile; by how much whoever looks may learn later of a signal than who heard it.
+_STUCK_S, _IMPATIENT_S, _LOOK_S, _LATER_S = 2.0, 1.0, 0.05, 0.2
+_WATCHER = "signals"
 #: The signal that has interrupted what is at work; 0 before one has.
 came = 0
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -58,6 +67,20 @@ def at_once(number: int, _: FrameType | None) -> None:
     os._exit(status)
 
 
+class Hears:
+    """A handler of the main thread that does not let it be stuck: where it is not called, `_watch` ends all."""
+
+    last_s = float("-inf")
+
+    def __init__(self, handle: Callable[[int, FrameType | None], None]) -> None:
+        self._handle = handle
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        Hears.last_s = monotonic()
+        self._handle(number, frame)
+
+
+@Hears
 def interrupt(number: int, frame: FrameType | None) -> None:
     """The handler at work."""
     global came
@@ -93,6 +116,49 @@ def _once_more(_: int, frame: FrameType | None) -> None:
     signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
 
+def _watch(pipe: int) -> None:
+    """Hears of every signal, by what the interpreter writes to `pipe` at once, wherever its threads are.
+
+    The main thread hears of it when it runs Python again; native code that does not end (a model's endless loop) does
+    not let it. Then nothing can be cleared up, and nobody else would end the process.
+    """
+    stuck, since_s, limit_s = 0, 0.0, _STUCK_S
+    coming = select.poll()
+    coming.register(pipe, select.POLLIN)
+    while True:
+        if stuck and Hears.last_s >= since_s - _LATER_S:
+            stuck = 0
+        if stuck and monotonic() >= since_s + limit_s:
+            _end_by_force(stuck)
+        if not coming.poll(_LOOK_S * 1e3 if stuck else None):
+            continue
+        for number in os.read(pipe, 64):
+            if number in HANDLED and isinstance(signal.getsignal(number), Hears):
+                if stuck:  # the main thread may be about to hear both
+                    limit_s = _IMPATIENT_S
+                else:
+                    stuck, since_s, limit_s = number, monotonic(), _STUCK_S
+
+
+def _end_by_force(number: int) -> NoReturn:
+    word, status = said(number)
+    with suppress(OSError):
+        os.write(2, f"splitpoint: {word}, by force: what was being computed did not let itself be stopped\n".encode())
+    os._exit(status)
+
+
+def _begin_to_watch() -> None:
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    try:
+        threading.Thread(target=_watch, args=(ours,), name=_WATCHER, daemon=True).start()
+    except RuntimeError:  # no thread left: then a second Ctrl-C is all there is
+        os.close(ours)
+        os.close(theirs)
+        return
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+
+
 def install() -> None:
     """Hears the signals that nobody has said anything about: what is ignored (nohup, a script's `&`) stays ignored."""
     for number in HANDLED:
@@ -106,6 +172,9 @@ def begin() -> None:
     for number in HANDLED:
         if signal.getsignal(number) is at_once:
             signal.signal(number, interrupt)
+    hearing = any(signal.getsignal(number) is interrupt for number in HANDLED)
+    if hearing and not any(t.name == _WATCHER for t in threading.enumerate()):
+        _begin_to_watch()
 
 
 def finish() -> None:
@@ -115,6 +184,16 @@ def finish() -> None:
     for number in HANDLED:
         if callable(handler := signal.getsignal(number)) and handler is not signal.default_int_handler:
             signal.signal(number, at_once)
+
+
+def leave(status: int) -> None:
+    """Ends the process, if a signal has interrupted it: where a thread is still in native code, taking the interpreter
+    apart would make that crash."""
+    if status - 128 in HANDLED:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(status)
 
 
 def _unraisable(found: Any) -> None:

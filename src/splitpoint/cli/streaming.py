@@ -132,9 +132,11 @@ def draining(stop: Callable[[int], None], seconds: float = DRAIN_S) -> Iterator[
         return
     came: list[int] = []
 
+    @signals.Hears
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise signals.raised(came[0])
 
+    @signals.Hears
     def first(number: int, frame: FrameType | None) -> None:
         came.append(number)
         for each in numbers:

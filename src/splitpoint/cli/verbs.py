@@ -111,6 +111,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return fail(exc.format_message() + where, 2)
     except KeyboardInterrupt as exc:
         return fail(*signals.status_of(exc))
+    except MemoryError:
+        return fail("there is not enough memory for this: close other programs, or take a smaller model or input", 5)
     except (ReaderGone, BrokenPipeError):  # the second one: what `-o -` wrote
         return 0
     except Exception as exc:

@@ -154,6 +154,10 @@ class Model:
             "give the other process its name or path, and load it there"
         )
 
+    def outputs_at(self, inputs: Sequence[TensorSpec]) -> Mapping[str, TensorSpec]:
+        """What is known of the outputs for inputs of these sizes; see `shapes.outputs_at`."""
+        return shapes.outputs_at(self.skeleton, inputs)
+
     # --- cutting ------------------------------------------------------------------------------------------------
 
     def segment(self, inputs: Sequence[str], outputs: Sequence[str]) -> Segment:
@@ -261,13 +265,26 @@ def from_graph(
     graph_bytes: bytes, weights: Weights, *, name: str, expected: str | None = None, allowed: Collection[str] = ()
 ) -> Model:
     """The Model of a skeleton that came over a wire; its fingerprint is computed anew and must be `expected`. All
-    operators of the domains `allowed` may be in it."""
-    model = build(parse_skeleton(graph_bytes, allowed), weights, name)
+    operators of the domains `allowed` may be in it.
+
+    A server notes all shapes in what it hands out. What is not noted is inferred or refused: to run a stranger's graph
+    before anybody has asked for an answer could take for ever, or all memory.
+    """
+    model = build(parse_skeleton(graph_bytes, allowed), weights, name, _not_run)
     if expected is not None and model.fingerprint != expected:
         raise ModelError(
             f"the graph that came for {name} has fingerprint {model.fingerprint[:12]}…, not {expected[:12]}…: refused"
         )
     return model
+
+
+def _not_run(
+    inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
+) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
+    raise ModelError(
+        "the graph that came does not note the shapes of its tensors, as all that splitpoint serves does, and is not "
+        "run to find them out"
+    )
 
 
 def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.Probe:

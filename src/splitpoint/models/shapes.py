@@ -511,6 +511,15 @@ def _recall(noted: str, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed
     return Shapes(inputs, assumed, bound, free, frozenset(note.opaque))
 
 
+def outputs_at(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
+    """What is known of the model's outputs for inputs of these sizes, without running it: specs by name, in which a
+    dimension has a name where values decide. Empty where ONNX Runtime may reckon otherwise than onnx."""
+    if not alike(skeleton.graph.node):
+        return {}
+    wanted = {o.name for o in skeleton.graph.output}
+    return {name: spec for name, spec in inferred(skeleton, inputs)[0].items() if name in wanted}
+
+
 def sample_inputs(inputs: Sequence[TensorSpec], seed: int = 0, vocabulary: int = 2) -> dict[str, Array]:
     """Made-up inputs that most graphs accept: patchy floats and bytes, small non-negative integers."""
     rng = np.random.default_rng(seed)

@@ -21,13 +21,19 @@ _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.05, 30.0
 
 
 def ask_profile(
-    channel: Channel, info: ModelInfo, budget_s: float, closed: threading.Event, tell: OnEvent, *, fresh: bool
-) -> Profile:
-    """What every cut of the model costs on the server; see `Edge.profile_server`. Ends when `closed` is set."""
+    channel: Channel, info: ModelInfo, budget_s: float, closed: threading.Event, tell: OnEvent, *, fresh: bool,
+    within_s: float | None = None,
+) -> Profile:  # fmt: skip
+    """What every cut of the model costs on the server; see `Edge.profile_server`. Ends when `closed` is set, and after
+    `within_s` if that is given."""
     if not 0 < budget_s < float("inf"):
         raise UsageError(f"a profile's time budget is a number of seconds above 0, not {budget_s}")
     request = wire.ProfileRequest(info.fingerprint, budget_s, fresh)
-    frame = _ask(channel, request, monotonic() + _BUSY_S + _BUSY_BUDGETS * budget_s, closed, tell)
+    # Compiling a large model once is not interrupted, and the server may be slow, or measure others first.
+    limit_s, busy_s = COMPILE_S + 2 * budget_s, _BUSY_S + _BUSY_BUDGETS * budget_s
+    if within_s is not None:
+        limit_s, busy_s = within_s, within_s
+    frame = _ask(channel, request, limit_s, monotonic() + busy_s, closed, tell)
     data = bytes(frame.tensors[0].data) if frame.tensors else b""
     profile = parse_profile(data, "what the server sent")
     profile.require(info.fingerprint, info.name)
@@ -35,14 +41,12 @@ def ask_profile(
 
 
 def _ask(
-    channel: Channel, request: wire.ProfileRequest, end: float, closed: threading.Event, tell: OnEvent
+    channel: Channel, request: wire.ProfileRequest, limit_s: float, end: float, closed: threading.Event, tell: OnEvent
 ) -> wire.Frame:
-    """The answer to `request`, asked again while the server is busy, until `end`."""
+    """The answer to `request`, within `limit_s`; asked again while the server is busy, until `end`."""
     told = False
     while True:
         try:
-            # Compiling a large model once is not interrupted, and the server may be slow, or measure others first.
-            limit_s = COMPILE_S + 2 * request.budget_s
             return channel.ask(Kind.PROFILE, request, wire.Profiled, limit_s)[1]
         except BusyError as exc:
             pause_s = min(max(exc.retry_after_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)

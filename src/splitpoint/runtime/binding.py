@@ -127,6 +127,9 @@ class Binding:
             means.tell(Event("notice", _NOT_YET.format(size(here), size(total))))
             self.background = Background(self.holding, self.complete, means.tell)
         self.line.keep(self.cuts.reopen_current, self._rest)
+        current = self.cuts.current.placement
+        if current.remote and current.far is None:
+            self.line.lost(self.line.channel, self.line.why or "the server has not opened this cut yet")
 
     def surviving(self) -> Survivor:
         """Whoever answers requests that are watched, or that have a fallback. Called by one at a time."""
@@ -134,7 +137,7 @@ class Binding:
             self.line.attach(self.line.channel)
             self.survivor = Survivor(
                 self.line, self.here, self.means.fallback, self.means.timeout_s, self.means.watchers, self.cuts.reopen,
-                self._refused,
+                self._refused, self.means.patience.longest_pause_s,
             )  # fmt: skip
         return self.survivor
 

@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
@@ -95,6 +96,13 @@ class BlobCache:
             if blob.error is not None:
                 self._held[hash] = memoryview(bytes(blob.held))
                 self._not_kept(blob.path, blob.error)
+
+    def room(self) -> int:
+        """Bytes that the folder's disk has left; 0 where that cannot be told."""
+        for folder in (self.folder, *self.folder.absolute().parents):
+            with suppress(OSError):
+                return shutil.disk_usage(folder).free
+        return 0
 
     def graph(self, fingerprint: str) -> bytes | None:
         """The graph of this model, if it is here and can be read; whoever builds it checks its fingerprint."""

@@ -74,6 +74,7 @@ class Channel:
         self._bye = ""
         self._ids = itertools.count(1)
         self._pinged = 0.0
+        self._ping_sent = 0.0
         self._ping_out = False
         self.answers = 0
         watch(self)
@@ -90,9 +91,34 @@ class Channel:
         return made
 
     def _greet(self, software: str, checksum: bool, token: str) -> wire.Welcome:
-        peer = self._connection.peer
         if isinstance(self._connection, _Absent):
             return wire.Welcome(features=(*wire.features(), wire.CRC32))
+        # However its bytes drip: an answer that is not all there by then is none.
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._connection.abort()
+
+        timer = threading.Timer(self.timeout_s, give_up)
+        timer.daemon = True
+        begin(timer)
+        try:
+            return self._greeted(software, checksum, token)
+        except ServerError as exc:
+            if late.is_set():
+                raise self._silent() from exc
+            raise
+        finally:
+            timer.cancel()
+
+    def _silent(self) -> UnreachableError:
+        return UnreachableError(
+            f"{self._connection.peer} did not answer in {self.timeout_s:g} s: it does not speak splitpoint, or it hangs"
+        )
+
+    def _greeted(self, software: str, checksum: bool, token: str) -> wire.Welcome:
+        peer = self._connection.peer
         if token and not self._connection.private:
             raise UsageError(
                 f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
@@ -108,9 +134,7 @@ class Channel:
             answer = wire.printable(exc.data)
             raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
         except TimeoutError:
-            raise UnreachableError(
-                f"{peer} did not answer in {self.timeout_s:g} s: it does not speak splitpoint, or it hangs"
-            ) from None
+            raise self._silent() from None
         except Ended as exc:
             # A proxy before a server that is not there yet does that, too.
             raise UnreachableError(f"{exc}, without a word: does it speak splitpoint?") from exc
@@ -153,7 +177,7 @@ class Channel:
             raise self._again(self._broken)
         if self._bye:
             raise self._ended(ServerError(f"{self._connection.peer} takes no more requests"))
-        id = next(self._ids) & 0xFFFFFFFF
+        id = next(self._ids) & 0xFFFFFFFF or next(self._ids) & 0xFFFFFFFF  # 0 stands for the connection
         if sink is None:
             self._waiting[id] = None
             return id
@@ -168,7 +192,8 @@ class Channel:
         try:
             now = self._now()
             if now - self._pinged > _PING_EVERY_S and (not self._ping_out or now - self._pinged > _PING_LOST_S):
-                self._pinged, self._ping_out = now, True
+                self._pinged = self._ping_sent = now
+                self._ping_out = True
                 ping = wire.encode(Kind.PING, 0, wire.Ping(now))
                 packet = Packet((*ping.buffers, *packet.buffers), ping.nbytes + packet.nbytes)
             self._connection.send(packet, wait=self._reader is None)
@@ -238,7 +263,7 @@ class Channel:
             pong, frame = self.expect(id, wire.Pong, timeout_s)
         except SplitpointError:
             return None
-        self.clock.add(pong.ping_s, pong.received_s, pong.sent_s, frame.started)
+        self.clock.add(sent, pong.received_s, pong.sent_s, frame.started)
         return max(0.0, (frame.started - sent) - (pong.sent_s - pong.received_s))
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -318,8 +343,9 @@ class Channel:
         """What a frame means that is not the reader's own answer. Errors of the whole connection are raised."""
         header = frame.header
         if frame.id == 0 and frame.kind == Kind.PONG and isinstance(header, wire.Pong):
-            self._ping_out = False
-            self.clock.add(header.ping_s, header.received_s, header.sent_s, frame.started)
+            if self._ping_out and header.ping_s == self._ping_sent:  # else one that nobody waits for any more
+                self._ping_out = False
+                self.clock.add(self._ping_sent, header.received_s, header.sent_s, frame.started)
         elif frame.kind == Kind.BYE and isinstance(header, wire.Bye):
             self._bye = header.reason or "it is ending"
         elif frame.id == 0 and isinstance(header, wire.Error):
@@ -391,22 +417,25 @@ class Channel:
         """A few pings, one after the other, until `seconds` are spent; at least one."""
         end = self._now() + seconds
         for _ in range(pings):
-            id = self.reserve()
-            self.send(id, wire.encode(Kind.PING, id, wire.Ping(self._now())))
+            id, sent = self.reserve(), self._now()
+            self.send(id, wire.encode(Kind.PING, id, wire.Ping(sent)))
             pong, frame = self.expect(id, wire.Pong)
-            self.clock.add(pong.ping_s, pong.received_s, pong.sent_s, frame.started)
+            self.clock.add(sent, pong.received_s, pong.sent_s, frame.started)
             if self._now() >= end:
                 break
         self._pinged = self._now()
 
-    def offset_at(self, packed: float, answer: Frame) -> Offset:
-        """The clocks' offset by which the times in `answer` are to be read, whose request was handed over at `packed`.
+    def offset_at(self, packed: float, answer: Frame) -> Offset | None:
+        """The clocks' offset by which the times in `answer` are to be read, whose request was handed over at `packed`;
+        None where these cannot be.
 
         Where they contradict what the pings said, it is no better known than the answer itself tells, and the next
         request brings a ping along.
         """
         if answer.times:
             t = wire.parse_times(answer.times)
+            if t is None:
+                return None
             spent = t.decode_s + t.queue_s + t.compute_s + t.encode_s
             if not self.clock.judge(packed, t.received_s, spent, answer.received):
                 self._pinged = -_PING_EVERY_S

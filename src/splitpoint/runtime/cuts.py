@@ -68,14 +68,15 @@ class Cuts:
                 return known.route(chosen, strict=strict)
         # One at a time; whoever wants a cut that is ready does not wait for it.
         with self._tell.held(), self._building:
-            made = self._placements.get(key) or self._build(cut)
+            first = not self._placements
+            made = self._placements.get(key) or self._build(cut, hurry=first and self.alone())
             with self._lock:
                 if self._closed:
                     made.close()
                     raise ServerError(CLOSED)
                 self._placements[key] = made
                 found = made.route(chosen, strict=strict)
-        if made.remote and made.far is None and not self._channel().ended:
+        if made.remote and made.far is None and not first and not self._channel().ended:
             with suppress(SplitpointError):  # the server has come meanwhile: whoever needs the tail finds out why not
                 self.reopen(made)
         return found
@@ -89,20 +90,31 @@ class Cuts:
                     self.current = route
                     return route
 
-    def _build(self, cut: Cut) -> Placement:
-        """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled."""
+    def _build(self, cut: Cut, *, hurry: bool = False) -> Placement:
+        """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled.
+
+        In a `hurry` the tail need not be open: whatever the server says of it, requests can be answered without.
+        """
         if why := self.refusal(cut):
             raise RefusedError(why)
         channel = self._channel()
         if channel.ended and self.alone():
-            return self._unopened(cut)
+            return Placement(self._holding.model, cut, self._head(cut), self._expected(cut), self._patience)
         asked = self.ask_for_tail(cut)
         opened: wire.Opened | None = None
         head: Session | None = None
         try:
             head = self._head(cut)
             if asked is not None:
-                opened, _ = channel.expect(asked, wire.Opened, COMPILE_S)
+                try:
+                    opened, _ = channel.expect(asked, wire.Opened, self._patience.open_s if hurry else COMPILE_S)
+                except SplitpointError as exc:
+                    if not hurry:
+                        raise
+                    channel.abandon(asked)
+                    self._tell(Event("notice", f"{exc}; until it opens {cut.name}, requests are answered here"))
+                    expected = self._expected(cut)
+                    return Placement(self._holding.model, cut, head, expected, self._patience)
             placement = Placement(self._holding.model, cut, head, opened, self._patience)
         except BaseException:
             if asked is not None:
@@ -136,17 +148,14 @@ class Cuts:
             "or before it"
         )
 
-    def _unopened(self, cut: Cut) -> Placement:
-        """`cut` while no server is there: the head here, and the tail as a server will open it."""
-        opened: wire.Opened | None = None
-        if self._open_request(cut) is not None:
-            tail = self._holding.model.tail(cut)
-            vectors = set(cut.shapes)
-            inputs = sorted(tail.inputs, key=lambda t: t.name in vectors)
-            opened = wire.Opened(
-                0, tuple(map(wire.TensorInfo.of, inputs)), tuple(map(wire.TensorInfo.of, tail.outputs))
-            )
-        return Placement(self._holding.model, cut, self._head(cut), opened, self._patience)
+    def _expected(self, cut: Cut) -> wire.Opened | None:
+        """The tail of `cut` as a server will open it; None if there is none."""
+        if self._open_request(cut) is None:
+            return None
+        tail = self._holding.model.tail(cut)
+        vectors = set(cut.shapes)
+        inputs = sorted(tail.inputs, key=lambda t: t.name in vectors)
+        return wire.Opened(0, tuple(map(wire.TensorInfo.of, inputs)), tuple(map(wire.TensorInfo.of, tail.outputs)))
 
     def _open_request(self, cut: Cut) -> wire.OpenRequest | None:
         """What OPEN says for what follows `cut`; None if nothing is left to compute there."""
@@ -191,7 +200,7 @@ class Cuts:
         request = self._open_request(placement.cut)
         if request is None or (placement.far is not None and placement.far.channel is channel):
             return
-        frame = ask_while_alive(channel, Kind.OPEN, request, wire.Opened, self._patience.pong_s)
+        frame = ask_while_alive(channel, Kind.OPEN, request, wire.Opened, self._patience.pong_s, COMPILE_S)
         assert isinstance(frame.header, wire.Opened)
         placement.check_opened(frame.header)
         placement.far = Far(channel, frame.header.segment)

@@ -94,9 +94,10 @@ class Edge(Closable):
     from the tensors that are here. That takes the whole model's weights: a local `Model`, or they are fetched
     after the first answer, with a tenth of the link; until then it is ``"wait"``, and `on_event` is told so.
     A server that is not there yet is waited for (``"wait"``: until the deadline, or for ever), or done without until it
-    comes (``"local"``, with a local `Model`); with `need_server` it is an error. One that comes back with a newer model
-    of that name is told of; with `follow_model` the newer one is fetched and taken, between two requests, if it takes
-    and gives the same.
+    comes, or does what it should (``"local"``, with a local `Model`); with `need_server` it is an error. What a server
+    refuses at once (the token, that model) is one in any case: mostly it is a mistake of who began. One that comes back
+    with a newer model of that name is told of; with `follow_model` the newer one is fetched and taken, between two
+    requests, if it takes and gives the same.
     `deadline_s` is when an answer should be there, counted from the call; 0 is none. `patience` says what *late*
     means, and `seed` draws the pauses before a lost server is tried again.
 
@@ -175,9 +176,7 @@ class Edge(Closable):
             served = channel.welcome.models if not channel.ended or local is None else (info_of(local),)
             self.info = choose_model(served, model, model_hash)
             self._check_shared(channel, local)
-            if not channel.ended:
-                channel.timeout_s = timeout_s
-                channel.measure_clock()
+            channel.timeout_s = timeout_s
             self._binding = binding = Binding(means, channel, self.info, local, why)
         except BaseException:
             channel.close()
@@ -195,7 +194,12 @@ class Edge(Closable):
             if fallback != ERROR:
                 binding.survive()
             if auto and self.reached:
-                self._when_reached[0]()
+                try:
+                    self._when_reached[0]()
+                except ServerError as exc:
+                    if not self.does_without:
+                        raise
+                    self.plan_later(exc)
         except BaseException:
             self.close()
             raise
@@ -204,13 +208,15 @@ class Edge(Closable):
         """The server; or, where requests are answered without (`alone`), a stand-in and why it is not there."""
         means = self._means
         if not alone:
-            return means.dial(connect_s), ""
+            return _timed(means.dial(connect_s)), ""
         if self._fallback == WAIT:
             wait_s = self.deadline_s or float("inf")
-            return reach(means, connect_s, wait_s=wait_s, pause=self._stopped.wait), ""
+            return _timed(reach(means, connect_s, wait_s=wait_s, pause=self._stopped.wait)), ""
         try:
             return _dial_in_time(means.dial, connect_s), ""
-        except (UnreachableError, BusyError) as exc:
+        except ServerError as exc:
+            if isinstance(exc, REFUSALS) or (local is None and not isinstance(exc, (UnreachableError, BusyError))):
+                raise
             if local is None:
                 raise ServerError(
                     f"{exc}; and nothing can be answered here without the model's own file: give that, or choose the "
@@ -442,6 +448,17 @@ class Edge(Closable):
         return self._here.ready(self._cuts.current.placement)
 
     @property
+    def does_without(self) -> bool:
+        """Whether every request can be answered without the server: the fallback is ``local``, and all weights here."""
+        return self._fallback == LOCAL and self._here.possible()
+
+    def plan_later(self, why: SplitpointError) -> None:
+        """All runs here from now on, and what is to be done `when_reached` is done behind, with more patience."""
+        self._tell(Event("notice", f"{why}; all runs here until it is planned where to cut"))
+        self.switch("cut:output")
+        self._do_beside(self._run_jobs)
+
+    @property
     def clock_error_ms(self) -> float:
         """How well the server's clock is known now; infinite while the server has not been there yet."""
         return self._line.channel.clock.error_s(perf_counter()) * 1e3
@@ -471,9 +488,14 @@ class Edge(Closable):
         larger budget. Who asks while it measures this model for someone gets the same; while it has too many others
         to measure, it is asked again for a while, which `on_event` is told of. RefusedError if it does not measure
         itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for a
-        profile that makes no sense.
+        profile that makes no sense. Where requests can be answered without it (the fallback ``"local"``), whoever waits
+        for it does so for twice the budget and a little.
         """
-        return ask_profile(self._channel, self.info, budget_s, self._stopped, self._tell, fresh=fresh)
+        within_s = None
+        if self.does_without and threading.current_thread() is not self._beside:
+            within_s = 2 * budget_s + self._means.patience.profile_s
+        channel, closed = self._channel, self._stopped
+        return ask_profile(channel, self.info, budget_s, closed, self._tell, fresh=fresh, within_s=within_s)
 
     def pull(self, at: str | int | Cut | None = None) -> int:
         """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched.
@@ -624,7 +646,7 @@ class Edge(Closable):
         if window < 1:
             raise UsageError(f"a stream needs a window of at least 1, not {window}")
         limit_s = self.deadline_s if deadline_s is None else check_deadline(deadline_s)
-        window = max(1, min(window, self._channel.welcome.limits.get("in_flight", window)))
+        window = min(window, self._channel.welcome.limits.get("in_flight", window))
         flags = wire.PIPELINED if window > 1 else 0
         if self._fallback == ERROR and not self.watchers:
 
@@ -773,14 +795,24 @@ def _first_use(engine: Engine | None) -> Callable[[], Engine]:
     return get
 
 
+def _timed(channel: Channel) -> Channel:
+    """`channel`, whose server's clock is known a little, within the time that greeting it may take. ServerError."""
+    try:
+        channel.measure_clock()
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
 def _dial_in_time(dial: Dialler, connect_s: float) -> Channel:
-    """A connection, within `connect_s` also where looking the name up takes longer. ServerError and its kin."""
+    """A connection, timed, within `connect_s` also where looking the name up takes longer. ServerError and its kin."""
     came: SimpleQueue[Channel | BaseException] = SimpleQueue()
     late = threading.Event()
 
     def work() -> None:
         try:
-            made = dial(connect_s)
+            made = _timed(dial(connect_s))
         except BaseException as exc:
             came.put(exc)
             return

@@ -110,16 +110,16 @@ class Survivor:
     """Answers requests over `line`, and without it. `mode` is the fallback; `here` finishes locally.
 
     `reopen` opens a placement's tail on the connection of the moment; `refused` says why waiting for the server is of
-    no use, if it is not.
+    no use, if it is not. A server that is busy is asked again after `longest_s` at most, whatever it says.
     """
 
     def __init__(
         self, line: Line, here: Here, mode: str, timeout_s: float, watchers: Sequence[Watcher],
-        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None],
+        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None], longest_s: float,
     ) -> None:  # fmt: skip
         self._line, self._here, self._mode = line, here, mode
         self._timeout_s, self._watchers, self._reopen = timeout_s, watchers, reopen
-        self._refused = refused
+        self._refused, self._longest_s = refused, longest_s
         self._closed = threading.Event()
         self._tickets: set[Ticket] = set()
         self._shadow: Attempt | None = None
@@ -351,7 +351,7 @@ class Survivor:
         channel, line = attempt.far.channel, self._line
         if isinstance(exc, BusyError):
             ticket.why = "the server was busy"
-            ticket.not_before = perf_counter() + exc.retry_after_s
+            ticket.not_before = perf_counter() + min(exc.retry_after_s, self._longest_s)
             line.failed(ticket.why, exc.retry_after_s)
         elif isinstance(exc, ProtocolError):
             ticket.why = f"the server was wrong: {exc}"

@@ -11,7 +11,7 @@ from splitpoint import wire
 from splitpoint.callbacks import Guarded
 from splitpoint.errors import ModelError, RefusedError, ServerError, StorageError
 from splitpoint.images import InputSpec
-from splitpoint.machine import default_cache
+from splitpoint.machine import default_cache, usable_memory
 from splitpoint.models.model import Model, from_graph
 from splitpoint.runtime.cache import BlobCache
 from splitpoint.runtime.channel import Channel
@@ -25,6 +25,8 @@ SHARE = 0.1
 #: How long a piece of them should be on its way: a request that comes meanwhile waits for no more than that.
 _PIECE_S = 0.02
 _LEAST_PIECE, _FIRST_PIECE = 2 << 10, 16 << 10
+#: The most that is asked for at once, whatever a server allows: many are under way.
+_MOST_PIECE = 4 << 20
 #: How often a link that is down is looked at again.
 _AGAIN_S = 0.2
 
@@ -118,8 +120,9 @@ class Holding:
         wanted = self.missing(hashes)
         if not wanted:
             return 0
+        self.check_room(wanted)
         channel = self.channel()
-        chunk = max(1, channel.welcome.limits.get("blob_chunk", 1 << 20))
+        chunk = min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
         fetched = fetch(channel, self.info.fingerprint, wanted, self.cache, chunk, self._progress)
         text = f"fetched {counted(len(wanted), 'weight')} of {self.info.name} ({size(fetched)})"
         self._tell(Event("fetched", text))
@@ -129,6 +132,21 @@ class Holding:
         """Those of these weights that are not here, with their sizes."""
         sizes = self.model.blobs
         return [(h, sizes[h].nbytes) for h in hashes if h not in self.cache]
+
+    def check_room(self, wanted: Sequence[tuple[str, int]]) -> None:
+        """StorageError before anything of `wanted` is fetched that this machine has no room for: what the graph says of
+        its weights is a stranger's word."""
+        needed, memory = sum(n for _, n in wanted), usable_memory()
+        if memory and needed > memory:
+            raise StorageError(
+                f"the weights of {self.info.name} that are missing here are {size(needed)}, more than this machine's "
+                f"memory ({size(memory)}): they could not run here, and are not fetched"
+            )
+        if needed > self.cache.room() and needed > (memory or needed) // 2:
+            raise StorageError(
+                f"the weights of {self.info.name} that are missing here are {size(needed)}, and where the cache "
+                f"{self.cache.folder} is {size(self.cache.room())} are free: make room, or give another (--cache DIR)"
+            )
 
     def amount(self) -> tuple[int, int]:
         """(bytes of the model's weights that are here, bytes of all of them)."""
@@ -168,7 +186,9 @@ class Background:
         holding = self._holding
         here, _ = holding.amount()
         try:
-            for hash, nbytes in holding.missing(tuple(holding.model.blobs)):
+            missing = holding.missing(tuple(holding.model.blobs))
+            holding.check_room(missing)
+            for hash, nbytes in missing:
                 while not self._fetch(hash, nbytes):
                     if self._stop.wait(_AGAIN_S):
                         return
@@ -202,7 +222,7 @@ class Background:
     def _ask(self, hash: str, offset: int, left: int) -> memoryview:
         """The next piece, after which the link is ours no longer for a while."""
         channel = self._holding.channel()
-        most = max(1, channel.welcome.limits.get("blob_chunk", 1 << 20))
+        most = min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
         length = min(self._piece, left, most)
         began = perf_counter()
         request = wire.BlobRequest(self._holding.info.fingerprint, hash, offset, length)

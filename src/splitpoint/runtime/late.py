@@ -31,7 +31,10 @@ class Patience(msgspec.Struct, frozen=True):
     `first_s` before anything is known of a cut; `least_s` the least beyond what is predicted, and `spreads` the number
     of mean deviations that count. `pong_s`: a connection on which a late answer and then a ping do not come for
     so long (or four times the predicted wait) is given up. `failures` in a row open the breaker, whose pauses grow
-    from `pause_s` to `longest_pause_s`. A greeting is waited for `greet_s` when the connection is made again.
+    from `pause_s` to `longest_pause_s`, which is also the longest that a busy server can put a request off. A greeting
+    is waited for `greet_s` when the connection is made again. Where all can be answered here, that is done after the
+    first cut's tail was waited for `open_s` longer than compiling the head took, and a server's profile twice its
+    budget and `profile_s`: both are tried again behind.
     """
 
     first_s: float = 1.0
@@ -42,6 +45,8 @@ class Patience(msgspec.Struct, frozen=True):
     pause_s: float = 0.1
     longest_pause_s: float = 10.0
     greet_s: float = 5.0
+    open_s: float = 3.0
+    profile_s: float = 5.0
 
 
 PATIENCE = Patience()

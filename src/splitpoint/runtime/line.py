@@ -247,19 +247,23 @@ class Line:
 
 
 def ask_while_alive(
-    channel: Channel, kind: int, header: wire.Message, answer: type[wire.Message], every_s: float
+    channel: Channel, kind: int, header: wire.Message, answer: type[wire.Message], every_s: float, limit_s: float
 ) -> wire.Frame:
-    """The answer to a request that may take long: as long as pings are answered, one in `every_s`. ServerError if not.
+    """The answer to a request that may take long: as long as pings are answered, one in `every_s`, and at most
+    `limit_s`. ServerError if not.
 
     `channel` must be detached.
     """
     came: SimpleQueue[wire.Frame | SplitpointError] = SimpleQueue()
-    id = channel.reserve(came.put)
+    id, end = channel.reserve(came.put), monotonic() + limit_s
     channel.send(id, wire.encode(kind, id, header))
     while True:
         try:
             outcome = came.get(timeout=every_s)
         except Empty:
+            if monotonic() > end:
+                channel.abandon(id)
+                raise ServerError(f"{channel.peer} did not answer in {limit_s:.3g} s") from None
             if channel.ping(every_s) is None:
                 channel.abort(f"did not answer for {every_s:.3g} s")
             continue

@@ -314,6 +314,8 @@ class Peer:
         header = frame.header
         if type(header) is not wire.Infer:
             return self._admit_probe(frame) if type(header) is wire.Probe else None
+        if not frame.id:
+            raise ProtocolError("a request cannot have the id 0, which stands for the connection")
         if frame.id in self.in_flight:
             raise ProtocolError(f"request {frame.id} is in flight already: ids must differ")
         server = self.server

@@ -7,7 +7,7 @@ made again. All else outlives it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +22,11 @@ from splitpoint.runtime.channel import Channel
 from splitpoint.runtime.encoding import chooser
 from splitpoint.runtime.late import Patience, Waits
 from splitpoint.segments import by_name, check_specs
-from splitpoint.tensors import Array
+from splitpoint.tensors import ANY_RANK, Array, TensorSpec
 from splitpoint.wire import Kind
+
+#: For so many sizes of the free dimensions it is remembered what the outputs must be.
+_MOST_SIZES = 64
 
 #: What tells two cuts apart that are not the same: what crosses, and which results stay.
 Key = tuple[tuple[str, ...], tuple[str, ...]]
@@ -84,6 +87,10 @@ class Placement:
         self.outputs = [t.name for t in model.outputs]
         self.asked = tuple(t for t in model.outputs if opened is not None and t.name not in cut.results)
         self.remote = [t.name for t in self.asked]
+        #: Where the inputs' free dimensions are: input, axis, name.
+        self._open_dims = [(t.name, k, n) for t in model.inputs for k, n in enumerate(t.shape) if isinstance(n, str)]
+        self._outputs_at: Callable[[Sequence[TensorSpec]], Mapping[str, TensorSpec]] = model.outputs_at
+        self._wanted: dict[tuple[int, ...], tuple[TensorSpec, ...]] = {}
         shapes = set(cut.shapes)
         self._needed = [t.name for t in opened.inputs] if opened is not None else []
         self.tensors = [name for name in self._needed if name not in shapes]
@@ -96,7 +103,7 @@ class Placement:
         self.waits = Waits(patience)
         self._routes: dict[object, Route] = {}
         self._accepted: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = []
-        self._seen: object = None
+        self._seen: tuple[wire.Message | None, tuple[int, ...]] = (None, ())
         self._lock = threading.Lock()
         self._users = 0
         self._closing = False
@@ -153,22 +160,60 @@ class Placement:
         return {name: known[name] for name in self.outputs}
 
     def answer(self, frame: wire.Frame, known: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's outputs, of which the server has sent the missing ones. ProtocolError if these are others."""
+        """The model's outputs, of which the server has sent the missing ones. ProtocolError if these are others than
+        follow from what was asked: see `_check_answer`."""
         header = frame.header
-        if header is not self._seen or header is None:  # the same object as long as it is the same bytes
-            self._check_answer(frame)
-            self._seen = header
+        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims])
+        seen, seen_sizes = self._seen  # the same object as long as it is the same bytes
+        if header is not seen or sizes != seen_sizes or header is None:
+            self._check_answer(frame, sizes)
+            self._seen = (header, sizes)
         outputs = dict(zip(self.remote, frame.tensors, strict=True))
         return self.outputs_of({**known, **outputs}) if self.results else outputs
 
-    def _check_answer(self, frame: wire.Frame) -> None:
+    def _check_answer(self, frame: wire.Frame, sizes: tuple[int, ...]) -> None:
+        """ProtocolError unless there are as many tensors as were asked for, each of its dtype and of the shape that
+        follows from the request's own `sizes`. A dimension that values decide can have any."""
         header = frame.header
-        if not isinstance(header, wire.Result) or len(header.tensors) != len(self.asked):
+        if not isinstance(header, wire.Result):
             raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
-        for spec, got in zip(self.asked, header.tensors, strict=True):
+        if len(header.tensors) != len(self.asked):
+            raise ProtocolError(f"the server answered with {len(header.tensors)} tensors instead of {len(self.asked)}")
+        bound = self._bound(sizes)
+        if all(t.is_static and t.fits(got.dtype, got.shape) for t, got in zip(bound, header.tensors, strict=True)):
+            return
+        for spec, got in zip(self._told(sizes, bound), header.tensors, strict=True):
             if not spec.fits(got.dtype, got.shape):
                 came = f"{got.dtype}[{','.join(map(str, got.shape))}]"
                 raise ProtocolError(f"the server's answer {spec.name} must be {spec.type}, but {came} came")
+
+    def _bound(self, sizes: tuple[int, ...]) -> list[TensorSpec]:
+        """What was asked for, with the free dimensions that the inputs have too as large as they are there."""
+        named: dict[str, int] = {}
+        twice = set()
+        for (_, _, name), size in zip(self._open_dims, sizes, strict=True):
+            if named.setdefault(name, size) != size:
+                twice.add(name)
+        return [t.bind({n: size for n, size in named.items() if n not in twice}) for t in self.asked]
+
+    def _inputs_at(self, sizes: tuple[int, ...]) -> list[TensorSpec]:
+        """The inputs of a request with these `sizes`."""
+        shapes = {t.name: list(t.shape) for t in self.inputs}
+        for (name, axis, _), size in zip(self._open_dims, sizes, strict=True):
+            shapes[name][axis] = size
+        return [TensorSpec(t.name, t.dtype, tuple(shapes[t.name])) for t in self.inputs]
+
+    def _told(self, sizes: tuple[int, ...], bound: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """`bound`, with all that onnx knows of outputs for inputs of these `sizes`: by names alone twice a batch would
+        be open, and a batch of which only the first five go on wrong."""
+        found = self._wanted.get(sizes)
+        if found is None:
+            known = self._outputs_at(self._inputs_at(sizes))
+            found = tuple(_narrowed(t, known.get(t.name)) for t in bound)
+            if len(self._wanted) >= _MOST_SIZES:
+                self._wanted.clear()
+            self._wanted[sizes] = found
+        return found
 
     def vectors_of(self, known: Mapping[str, Array]) -> tuple[tuple[int, ...], ...]:
         """The shape vectors that travel in the header."""
@@ -203,3 +248,13 @@ class Placement:
         for session in (self.head, self.tail):
             if session is not None:
                 session.close()
+
+
+def _narrowed(spec: TensorSpec, known: TensorSpec | None) -> TensorSpec:
+    """`spec` with the sizes that are `known`."""
+    if known is None or known.shape == ANY_RANK or known.dtype != spec.dtype:
+        return spec
+    if spec.shape == ANY_RANK or len(spec.shape) != len(known.shape):
+        return known
+    shape = tuple(n if isinstance(n, int) else old for n, old in zip(known.shape, spec.shape, strict=True))
+    return TensorSpec(spec.name, spec.dtype, shape)

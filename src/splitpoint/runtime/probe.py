@@ -145,9 +145,10 @@ class _Probe:
         self._channel, self._now = channel, clock
         self._budget_s = budget_s
         self._began = clock()
-        self._timeout_s = max(channel.timeout_s, 2 * budget_s)
+        #: An answer that takes long is late once: not every one of a hundred may take as long as one may.
+        self._end = self._began + max(channel.timeout_s, 2 * budget_s) + 2 * budget_s
         told = channel.welcome.limits.get("blob_chunk", MOST_NBYTES)
-        self._most = max(1, min(MOST_NBYTES, told - _HEAD_NBYTES))
+        self._most = min(MOST_NBYTES, told - _HEAD_NBYTES)
         self._trips: list[float] = []
         self._sent = self._received = 0
 
@@ -172,10 +173,8 @@ class _Probe:
             sent = self._now()
             packet = wire.encode(Kind.PING, id, wire.Ping(sent))
             self._channel.send(id, packet)
-            pong, frame = self._channel.expect(id, wire.Pong, self._timeout_s)
+            pong, frame = self._channel.expect(id, wire.Pong, self._left_s())
             there = pong.sent_s - pong.received_s
-            if not isfinite(there):
-                raise ProtocolError("the server's clock says no time: its PONG has numbers that are not finite")
             self._trips.append(max(0.0, frame.started - sent - max(0.0, there)))
             self._ping_nbytes, self._pong_nbytes = packet.nbytes, frame.nbytes
 
@@ -234,12 +233,15 @@ class _Probe:
     def _answers(self, ids: Sequence[int]) -> Iterator[tuple[wire.Probed, Frame]]:
         try:
             for id in ids:
-                probed, frame = self._channel.expect(id, wire.Probed, self._timeout_s)
+                probed, frame = self._channel.expect(id, wire.Probed, self._left_s())
                 self._received += frame.nbytes
                 yield probed, frame
         except BaseException:
             self._forget(ids)
             raise
+
+    def _left_s(self) -> float:
+        return max(1e-3, self._end - self._now())
 
     def _forget(self, ids: Sequence[int]) -> None:
         for id in ids:  # or the answers that still come would be kept for someone who never asks

@@ -72,8 +72,8 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def times(self) -> wire.Times:
-        """The server's own account."""
-        return wire.parse_times(self.raw_times) if self.raw_times else wire.Times()
+        """The server's own account; all 0 without one, and where its numbers cannot be."""
+        return (wire.parse_times(self.raw_times) if self.raw_times else None) or wire.Times()
 
     @property
     def trace(self) -> Trace:
@@ -85,7 +85,8 @@ class Result(msgspec.Struct, frozen=True):
 
         What was finished here has ``head``, ``wait`` (for a server that was late or failed: encoding and sending
         included; not there if nothing was sent) and ``local``. ``wait`` is also what earlier attempts took of an answer
-        that came at last; the other stages are then those of the last attempt.
+        that came at last; the other stages are then those of the last attempt. And it is all from the sending of a
+        request to its answer whose account by the server cannot be (a NaN).
         """
         started, headed, packed, ended = self.marks
         spans = [*self.spans, Span("head", started, headed)]
@@ -95,6 +96,8 @@ class Result(msgspec.Struct, frozen=True):
         if self.fallback:
             return Trace((*spans, Span("local", headed, ended)))
         if self.offset is None:
+            if self.up_nbytes:
+                spans += [Span("encode", headed, packed), Span("wait", packed, ended)]
             return Trace(tuple(spans))
         t = self.times
         at_server = (("decode", t.decode_s), ("queue", t.queue_s), ("tail", t.compute_s), ("reply", t.encode_s))

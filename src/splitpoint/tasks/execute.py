@@ -45,8 +45,9 @@ _CORRECTIONS = 2
 #: What a plan must gain against what is ready, as a multiple of the time that it takes to compile what it needs:
 #: device and server do that, too, and the first requests of a new tail are slow.
 _WORTH = 2.0
-#: How often a server that is busy is asked again.
+#: How often a server that is busy is asked again, and after how many seconds at most, whatever it says.
 _TRIES = 50
+_MOST_PAUSE_S = 5.0
 #: Between two plans that are made because something has changed.
 _SETTLE_MS = 1000.0
 
@@ -424,7 +425,7 @@ class Run:
             try:
                 return infer()
             except BusyError as exc:
-                if self._stop.wait(max(0.01, exc.retry_after_s)):
+                if self._stop.wait(min(max(0.01, exc.retry_after_s), _MOST_PAUSE_S)):
                     raise
         return infer()
 

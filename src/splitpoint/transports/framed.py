@@ -296,8 +296,8 @@ class Framed(ABC):
             if nbytes <= _PIECE:
                 done = self._recv_into(buffer, nbytes, MSG_WAITALL)
             else:
-                view = flat(buffer)
-                while done < nbytes:
+                view, end = flat(buffer), monotonic() + self.limits.frame_s
+                while done < nbytes and monotonic() < end:
                     size = min(_PIECE, nbytes - done)
                     got = self._recv_into(view[done : done + size], size, MSG_WAITALL)
                     done += got
@@ -328,7 +328,7 @@ class Framed(ABC):
                 raise ServerError(f"{self.peer} ended in the middle of a frame")
             done += got
             spent = monotonic() - began
-            if done < size and spent > limits.stall_s and done < spent * limits.slowest:
+            if done < size and spent > limits.stall_s and (done < spent * limits.slowest or spent > limits.frame_s):
                 raise ServerError(f"{self.peer} sends too slowly: {done} bytes in {spent:.0f} s")
 
     def _parse(self, got: int) -> tuple[_Lead, int]:
