@@ -28,7 +28,8 @@ import numpy as np
 
 from splitpoint.decoding import OnNote, open_picture, silent
 from splitpoint.errors import InputError, nearest
-from splitpoint.tensors import CONTROL, Array, TensorSpec
+from splitpoint.tensors import Array, TensorSpec
+from splitpoint.text import CONTROL
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -287,7 +288,7 @@ def _parse_json(text: str | bytes, where: str) -> object:
 
 def _lines(text: str) -> tuple[str, ...]:
     """The labels in `text`, one a line. Blank lines inside count: they keep the numbering."""
-    return tuple(line.strip() for line in text.rstrip().splitlines())
+    return tuple(line.strip() for line in re.split("\r\n|\r|\n", text.rstrip()))
 
 
 def _convert(raw: object, where: str, folder: Path | None) -> InputSpec:

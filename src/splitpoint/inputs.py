@@ -17,7 +17,8 @@ from splitpoint.decoding import RAW_SUFFIXES, OnNote, silent
 from splitpoint.errors import InputError, MissingExtraError
 from splitpoint.models.model import Model
 from splitpoint.segments import check_inputs
-from splitpoint.tensors import CONTROL, Array, load_arrays
+from splitpoint.tensors import Array, load_arrays
+from splitpoint.text import HIDDEN
 
 TENSOR_SUFFIXES = frozenset({".npy", ".npz"})
 TOKEN_SUFFIXES = frozenset({".ids", ".txt"})
@@ -181,7 +182,7 @@ def _search(folder: Path, recursive: bool) -> Found:
     reasons: dict[str, list[str]] = {}
     for path in sorted(_walk(folder, recursive), key=lambda p: natural(p.relative_to(folder))):
         if why := _why_not(path):
-            reasons.setdefault(why, []).append(CONTROL.sub("?", str(path.relative_to(folder))))
+            reasons.setdefault(why, []).append(HIDDEN.sub("?", str(path.relative_to(folder))))
         else:
             files.append(path)
     told = [f"{len(names)} not read ({_some(names)}): {why}" for why, names in reasons.items()]

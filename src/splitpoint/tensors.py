@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,6 @@ from numpy.typing import NDArray
 from splitpoint.errors import InputError
 
 Array = NDArray[Any]
-
-#: Characters that act on a terminal, and may not be in a name or label that a stranger's file carries. A tab does not.
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 #: Every dtype a tensor may have between our segments, and its size in bytes. Strings and sequences are not
 #: here: they have no fixed layout and never cross a wire.

@@ -12,7 +12,7 @@ from splitpoint.calibration.values import FORMAT, Calibration, Row
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import read_file, write_atomic
-from splitpoint.tensors import CONTROL
+from splitpoint.text import HIDDEN
 
 #: A thousand cuts with twenty codecs are 4 MB.
 _MAX_BYTES = 64 << 20
@@ -58,8 +58,8 @@ def _problems(found: Calibration) -> Iterator[str]:
     if found.inputs < 1 or not found.rows:
         yield "it has no inputs or no rows"
     for name in ("model", "fingerprint", "output"):
-        if CONTROL.search(getattr(found, name)):
-            yield f"control characters - at `$.{name}`"
+        if HIDDEN.search(getattr(found, name)):
+            yield f"hidden or control characters - at `$.{name}`"
     for k, row in enumerate(found.rows):
         for problem in _problems_of(row, found):
             yield f"{problem} - at `$.rows[{k}]`"

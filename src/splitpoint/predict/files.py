@@ -13,7 +13,7 @@ from splitpoint.files import check_writable, read_file, write_atomic
 from splitpoint.predict.features import feature_names, term_names
 from splitpoint.predict.kinds import KINDS
 from splitpoint.predict.values import FORMAT, SEED, TWO_PER_MAC, KindModel, Latency, Reference
-from splitpoint.tensors import CONTROL
+from splitpoint.text import HIDDEN
 
 #: The shipped ones: trained on what the Neurosurgeon replica published, so they describe its two machines.
 SHIPPED = ("neurosurgeon-edge", "neurosurgeon-cloud")
@@ -95,8 +95,8 @@ def _check(latency: Latency) -> None:
     of_machine = (machine.system, machine.processor, machine.governor, machine.python) if machine else ()
     texts = (latency.name, latency.created, latency.refreshed, latency.engine, latency.device, latency.note)
     for text in (*texts, *versions, *of_machine):
-        if CONTROL.search(text) or len(text) > _MOST_TEXT:
-            raise ValueError(f"a text in it has control characters or is too long: {text[:80]!r}")
+        if HIDDEN.search(text) or len(text) > _MOST_TEXT:
+            raise ValueError(f"a text in it has hidden or control characters or is too long: {text[:80]!r}")
     if latency.convention not in (SEED, TWO_PER_MAC):
         raise ValueError(f"it counts FLOPs in an unknown way: {latency.convention[:80]!r} (at $.convention)")
     _check_numbers("$", (latency.threads,), 0, _MOST_THREADS)
@@ -128,7 +128,7 @@ def _check(latency: Latency) -> None:
 
 
 def _check_reference(at: str, reference: Reference) -> None:
-    if CONTROL.search(reference.family) or len(reference.family) > _MOST_TEXT:
+    if HIDDEN.search(reference.family) or len(reference.family) > _MOST_TEXT:
         raise ValueError(f"a reference network of no family: {reference.family[:80]!r} (at {at})")
     _check_numbers(at, (reference.seed,), 0, 1 << 31)
     _check_numbers(at, (reference.work, reference.flops), 1.0, 1e18)
@@ -145,10 +145,10 @@ def _check_kind(kind: str, model: KindModel) -> None:
     columns = {"1", *KINDS[kind].columns}
     if not model.features or "" not in model.base or not {"1"} <= set(model.linear) <= columns:
         raise ValueError("it has no features, no base, or a linear model of other columns")
-    if CONTROL.search(model.method) or len(model.method) > _MOST_TEXT:
-        raise ValueError("its method has control characters or is too long")
+    if HIDDEN.search(model.method) or len(model.method) > _MOST_TEXT:
+        raise ValueError("its method has hidden or control characters or is too long")
     for cell, base in model.base.items():
-        if len(cell) > _MOST_TEXT or CONTROL.search(cell) or not base:
+        if len(cell) > _MOST_TEXT or HIDDEN.search(cell) or not base:
             raise ValueError(f"a base of it is empty, or has no name: {cell[:80]!r}")
         _check_numbers("base", tuple(base.values()), 0, 1e18)
     _check_numbers("linear", tuple(model.linear.values()), -1e18, 1e18)

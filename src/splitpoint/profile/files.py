@@ -14,7 +14,8 @@ from splitpoint.files import check_writable, read_file, write_atomic
 from splitpoint.graph import Graph
 from splitpoint.profile.limits import check_size
 from splitpoint.profile.values import FORMAT, Profile, Stat
-from splitpoint.tensors import CONTROL, ITEM_SIZES, TensorSpec
+from splitpoint.tensors import ITEM_SIZES, TensorSpec
+from splitpoint.text import HIDDEN
 from splitpoint.units import counted
 
 #: A profile of 5,000 nodes has 3 MB.
@@ -109,8 +110,8 @@ def _check(profile: Profile) -> None:
 
 
 def _check_text(text: str, most: int) -> None:
-    if CONTROL.search(text):
-        raise ValueError(f"a name in it has control characters: {text[:80]!r}")
+    if HIDDEN.search(text):
+        raise ValueError(f"a name in it has hidden or control characters: {text[:80]!r}")
     if len(text) > most:
         raise ValueError(f"a text in it has {len(text)} characters, more than {most}: {text[:40]}…")
 
