@@ -329,16 +329,43 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: Path, most: int, what: str, made_by: str) -> bytes:
+def open_file(path: Path) -> BinaryIO:
+    """A regular file for reading, or a descriptor of ours that it names (``/dev/stdin``, the shell's ``<(…)``).
+
+    OSError for all else: a device has no end, and a pipe that lies in a folder waits for who may never come.
+    """
+    try:
+        ours = isinstance(_target(path), int)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if ours else os.O_NONBLOCK | os.O_NOCTTY))
+    except ValueError as exc:  # a null byte in its name
+        raise OSError(errno.EINVAL, str(exc)) from exc
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or (ours and not stat.S_ISDIR(mode)):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, no file")
+
+
+def read_file(path: Path, most: int, what: str, made_by: str = "") -> bytes:
     """The bytes of a file that should hold `what` (``a plan``), at most `most`. InputError says what is wrong."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(most + 1) if size <= most else b""  # a pipe has no size
-            if max(size, len(data)) > most:
-                raise InputError(f"{path} is too large to be {what}: {max(size, len(data)) >> 20} MiB")
-            return data
     except FileNotFoundError as exc:
-        raise InputError(f"there is no file {path}: {made_by} writes one") from exc
+        raise InputError(f"there is no file {path}{made_by and f': {made_by} writes one'}") from exc
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    if max(size, len(data)) > most:
+        raise InputError(f"{path} is too large to be {what}: {max(size, len(data)) >> 20} MiB")
+    return data
+
+
+def read_text(path: Path, most: int, what: str, made_by: str = "") -> str:
+    """The same of a text, with or without a byte order mark. InputError also if it is not UTF-8."""
+    try:
+        return read_file(path, most, what, made_by).decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{path} is not {what}: it is not UTF-8 text") from exc

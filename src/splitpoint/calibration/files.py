@@ -12,6 +12,7 @@ from splitpoint.calibration.values import FORMAT, Calibration, Row
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import read_file, write_atomic
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.text import HIDDEN
 
 #: A thousand cuts with twenty codecs are 4 MB.
@@ -40,14 +41,14 @@ class _Versioned(msgspec.Struct):
 def parse_calibration(data: bytes, where: str = "the calibration") -> Calibration:
     """The calibration in JSON bytes; InputError as `load_calibration`."""
     try:
-        version = msgspec.json.decode(data, type=_Versioned).format
+        version = parse_json(data, _Versioned).format
         if version != FORMAT:
             raise InputError(
                 f"{where} has the calibration format {version} and this version reads {FORMAT}: "
                 "make it again with splitpoint calibrate"
             )
-        found = msgspec.json.decode(data, type=Calibration)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as exc:
+        found = parse_json(data, Calibration)
+    except MalformedError as exc:
         raise InputError(f"{where} is not a calibration: {exc}") from exc
     for problem in _problems(found):
         raise InputError(f"{where} is not a calibration: {problem}")

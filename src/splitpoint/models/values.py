@@ -23,6 +23,7 @@ from splitpoint.files import write_atomic
 from splitpoint.machine import default_cache
 from splitpoint.models.dataflow import Proto
 from splitpoint.models.layers import VALUES_KEY, metadata
+from splitpoint.parsing import parse_json
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec, load_arrays, npz_bytes
 
 Values = Mapping[str, Array]
@@ -189,7 +190,7 @@ def noted(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     specs = {t.name: t for t in inputs}
     found = {}
     try:
-        rows = msgspec.json.decode(text, type=dict[str, _Noted])
+        rows = parse_json(text, dict[str, _Noted])
         if len(rows) > _MOST_NOTED:
             raise ValueError(f"{len(rows)} values")
         for name, row in rows.items():
@@ -199,7 +200,7 @@ def noted(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
             array = np.frombuffer(data, row.dtype).reshape(row.shape)
             if name in specs:  # the file may be a part of the model that has fewer inputs
                 found[name] = _as_input(specs[name], array)
-    except (msgspec.MsgspecError, ValueError, TypeError, Base64Error, InputError) as exc:
+    except (ValueError, TypeError, Base64Error, InputError) as exc:
         raise ModelError(f"the model's {VALUES_KEY} metadata is broken: {exc}") from exc
     return found
 

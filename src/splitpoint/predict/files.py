@@ -10,6 +10,7 @@ import msgspec
 
 from splitpoint.errors import InputError, nearest
 from splitpoint.files import check_writable, read_file, write_atomic
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.predict.features import feature_names, term_names
 from splitpoint.predict.kinds import KINDS
 from splitpoint.predict.values import FORMAT, SEED, TWO_PER_MAC, KindModel, Latency, Reference
@@ -19,7 +20,7 @@ from splitpoint.text import HIDDEN
 SHIPPED = ("neurosurgeon-edge", "neurosurgeon-cloud")
 _FOLDER = Path(__file__).parent / "shipped"
 #: A file trained on 20,000 rows has 3 MB.
-_MOST_BYTES = 128 << 20
+MOST_BYTES = 128 << 20
 _MOST_TEXT, _MOST_THREADS, _MOST_ROWS, _MOST_REFERENCES = 500, 1 << 10, 1 << 40, 256
 #: Milliseconds of anything: a day.
 _MOST_MS = 86_400_000.0
@@ -42,7 +43,7 @@ def load_latency(name: Path | str) -> Latency:
             f"there is no latency file {name}{nearest(str(name), SHIPPED)}: splitpoint calibrate-device writes one, "
             f"and {' and '.join(SHIPPED)} come with splitpoint"
         )
-    return parse_latency(read_file(path, _MOST_BYTES, "a latency file", "splitpoint calibrate-device -o"), str(path))
+    return parse_latency(read_file(path, MOST_BYTES, "a latency file", "splitpoint calibrate-device -o"), str(path))
 
 
 def latency_bytes(latency: Latency) -> bytes:
@@ -70,7 +71,7 @@ class _Head(msgspec.Struct):
 def parse_latency(data: bytes, where: str) -> Latency:
     """The latency file in `data`, which came from `where`. InputError says what is wrong there."""
     try:
-        head = msgspec.json.decode(data, type=_Head)
+        head = parse_json(data, _Head)
         if head.kinds is None or head.roofline is None:
             raise InputError(f"{where} is not a latency file: make one with splitpoint calibrate-device -o FILE")
         if head.format != FORMAT:
@@ -78,8 +79,8 @@ def parse_latency(data: bytes, where: str) -> Latency:
                 f"{where} is a latency file of format {head.format}, and this version reads format {FORMAT}: "
                 "make it anew with splitpoint calibrate-device or splitpoint predict train"
             )
-        latency = msgspec.json.decode(data, type=Latency)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        latency = parse_json(data, Latency)
+    except MalformedError as exc:
         raise InputError(f"{where} is not a latency file, or it is damaged: {exc}") from exc
     try:
         _check(latency)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from splitpoint.callbacks import call
 from splitpoint.errors import MissingExtraError, ModelError, StorageError
-from splitpoint.files import check_writable, make_folder
+from splitpoint.files import check_writable, make_folder, open_file
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
 from splitpoint.models.names import SHORT_NAMES
@@ -193,7 +193,7 @@ def _key(name: str, weights: str | None, shapes: Shapes) -> str:
 
 def _file_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             digest = hashlib.sha256()
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
