@@ -6,7 +6,6 @@ limit of 2 GB. An initializer that was moved out keeps its dtype and dims and po
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -51,12 +50,11 @@ def _bytes_of(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise ModelError(f"{path} {what_is(path)}")
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            data = file.read(MAX_FILE_BYTES + 1) if size <= MAX_FILE_BYTES else b""
-        if max(size, len(data)) > MAX_FILE_BYTES:
+        size = path.stat().st_size
+        if not path.is_file() or size > MAX_FILE_BYTES:
             raise ModelError(f"{path} {what_is(path) or f'is not an ONNX file ({size} bytes)'}")
-        return data
+        with open_file(path) as file:
+            return file.read(MAX_FILE_BYTES)
     except FileNotFoundError as exc:
         raise ModelError(f"no such file: {path}") from exc
     except (OSError, ValueError) as exc:
