@@ -20,7 +20,8 @@ SRC = Path(splitpoint.__file__).parent
 ORDER = (
     ("install", "telemetry"),
     ("errors", "units", "text", "callbacks"),
-    ("tensors", "trace", "files", "security", "keys", "lifetime", "cgroup", "system"),
+    ("files", "parsing"),
+    ("tensors", "trace", "security", "keys", "lifetime", "cgroup", "system"),
     ("machine", "graph", "link"),
     ("decoding", "capture"),
     ("images",),

@@ -174,7 +174,7 @@ def test_a_trace_is_read(tmp_path: Path) -> None:
         ("time,up,down,rtt\nnan,1,1,1\n", "line 2: time must be a finite"),
         ("time,up,down,rtt\n0,1,1,1\n0,1,1,1\n", "line 3: time 0 does not come after 0"),
         ('time,up,down,rtt\n0,"1,1,1\n', "is not CSV"),
-        (b"\xff\xfe\x00", "it is not text"),
+        (b"\xff\xfe\x00", "it is not UTF-8 text"),
     ],
 )
 def test_a_broken_trace_names_the_line(tmp_path: Path, text: str | bytes, words: str) -> None:

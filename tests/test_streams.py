@@ -350,6 +350,9 @@ def test_colours_of_ours_pass_and_those_of_others_do_not() -> None:
         ("\x1b[31m\x07", "[31m", "\\x1b[31m\\x07"),
         ("\x9b31m\x7f", "31m", "\\u009b31m\\u007f"),
         ("right\u202eleft\u2066", "right left", "right\\u202eleft\\u2066"),
+        ("zero\u200bwidth\ufe0f\u3164", "zero width", "zero\\u200bwidth\\ufe0f\\u3164"),
+        ("tag\U000e0061", "tag", "tag\\udb40\\udc61"),
+        ("next\x85line\u2028", "next line", "next\\u0085line\\u2028"),
         ("naïve … 日本", "naïve … 日本", "naïve … 日本"),
     ],
 )

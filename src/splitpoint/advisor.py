@@ -23,7 +23,7 @@ from splitpoint.calibration.values import Calibration
 from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, StorageError
-from splitpoint.files import make_folder, write_atomic
+from splitpoint.files import private_folder, read_text, write_atomic
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.machine import EMULATED, default_cache, this_machine, versions
@@ -124,7 +124,12 @@ def profile_here(
     """
     note = os.environ.get(EMULATED, "")
     place = _place(model, engine, cache or default_cache(lambda text: call(on_step, text)))
-    kept = None if fresh or note else _kept(place, model)
+    kept = None
+    if not (fresh or note) and place.is_file():
+        try:
+            kept = _kept(private_folder(place.parent) / place.name, model)
+        except StorageError as exc:
+            call(on_step, f"a profile of {model.name} that was kept here is not used: {exc}")
     if kept is not None:
         found, spent_s = kept
         if found.complete or spent_s >= budget_s:
@@ -174,7 +179,7 @@ def _kept(place: Path, model: Model) -> tuple[Profile, float] | None:
     """The profile that an earlier run kept and its budget, if it still describes this machine."""
     try:
         found = load_profile(place)
-        spent_s = float(_budget(place).read_text())
+        spent_s = float(read_text(_budget(place), 64, "a number of seconds"))
     except (InputError, OSError, ValueError):  # none, of another version, or half a file: measured anew
         return None
     same = found.fingerprint == model.fingerprint and found.machine == this_machine() and found.versions == versions()
@@ -182,7 +187,7 @@ def _kept(place: Path, model: Model) -> tuple[Profile, float] | None:
 
 
 def _keep(place: Path, profile: Profile, budget_s: float) -> None:
-    make_folder(place.parent)
+    private_folder(place.parent)
     try:
         _budget(place).unlink(missing_ok=True)
     except OSError as exc:

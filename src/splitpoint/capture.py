@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from splitpoint.errors import InputError, MissingExtraError
+from splitpoint.files import open_file
 from splitpoint.tensors import Array
 
 #: How long a stream may take to open, and then from one frame to the next.
@@ -104,7 +105,7 @@ def missing_nbytes(path: Path) -> int:
     They are MP4 and MOV, AVI, MKV and WebM. InputError if it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             whole = path.stat().st_size
             head = file.read(64)
             if head[:4] == b"RIFF":
@@ -122,7 +123,7 @@ def missing_nbytes(path: Path) -> int:
 
 def only_guessed(path: Path) -> bool:
     """Whether OpenCV can only guess how many frames there are, and may be far off: MPEG streams and bare frames."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         head = file.read(8)
     return head.startswith((b"\0\0\1", b"\0\0\0\1", b"\xff\xd8")) or b"G" in (head[:1], head[4:5])
 

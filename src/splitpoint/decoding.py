@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -11,6 +12,7 @@ import numpy as np
 
 from splitpoint.callbacks import call
 from splitpoint.errors import InputError, MissingExtraError
+from splitpoint.files import open_file
 from splitpoint.tensors import Array
 
 if TYPE_CHECKING:
@@ -40,13 +42,13 @@ def open_picture(source: str | Path | bytes, label: str, mode: str, on_note: OnN
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), label, mode, on_note)
     try:
-        file: BinaryIO = open(source, "rb")  # noqa: SIM115 - closed below; an error while decoding is another message
+        file = open_file(Path(source))
     except FileNotFoundError as exc:
         raise InputError(f"no such file: {label}") from exc
     except IsADirectoryError as exc:
         raise InputError(f"{label} is a folder, not an image") from exc
-    except (OSError, ValueError) as exc:
-        raise InputError(f"{label} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+    except OSError as exc:
+        raise InputError(f"{label} cannot be read: {exc.strerror or exc}") from exc
     with file:
         if file.seekable():
             return _decode(file, label, mode, on_note)
@@ -64,6 +66,10 @@ def _decode(file: BinaryIO, label: str, mode: str, on_note: OnNote) -> tuple[Ima
     try:
         head = file.read(64)
         file.seek(0)
+        if head[:3] == _JPEG:
+            data = file.read(MAX_PIPE_NBYTES)  # more than its pixels can need
+            _check_scans(data, label)
+            file = io.BytesIO(data)
         if _iso_brand(head) == "heif":
             return _to_8bit(_open_heif(file, label, limit), label, mode, on_note), 1
         image = Image.open(file)
@@ -85,6 +91,35 @@ def _decode(file: BinaryIO, label: str, mode: str, on_note: OnNote) -> tuple[Ima
         raise InputError(f"{label} is too large; {limit}") from exc
     except Exception as exc:  # plug-ins raise nearly anything on broken bytes
         raise InputError(f"{label} is a broken or truncated image: {exc}") from exc
+
+
+_JPEG = b"\xff\xd8\xff"
+#: Scans that a JPEG may have: encoders write 10 to 18, and each is a pass over all of the picture.
+_MOST_SCANS = 50
+#: Segments of it: a colour profile or an XMP packet of a megabyte has 16.
+_MOST_SEGMENTS = 4096
+#: The next marker among a scan's bytes, in which 0xFF is followed by 0, and by the marks where a decoder may resume.
+_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd8-\xfe]")
+_SOS, _EOI = 0xDA, 0xD9
+#: Frames of one scan, if that has all of their colours: what follows it is not read. (ITU-T T.81, table B.1.)
+_SEQUENTIAL = (0xC0, 0xC1)
+
+
+def _check_scans(data: bytes, label: str) -> None:
+    """InputError for a JPEG that costs much more than its pixels: with hundreds of scans, a few bytes each."""
+    at, scans, segments, colours = 2, 0, 0, -1
+    while (found := _MARKER.search(data, at)) is not None and found.end() + 8 <= len(data):
+        at, marker = found.end(), data[found.end() - 1]
+        if marker == _EOI or (marker == _SOS and data[at + 2] == colours):
+            return
+        segments += 1
+        scans += marker == _SOS
+        if scans > _MOST_SCANS or segments > _MOST_SEGMENTS:
+            what = f"{_MOST_SCANS} scans" if scans > _MOST_SCANS else f"{_MOST_SEGMENTS} segments"
+            raise InputError(f"{label} is a JPEG of more than {what}: save it anew, without progressive coding")
+        if marker in _SEQUENTIAL:
+            colours = data[at + 7]
+        at += int.from_bytes(data[at : at + 2], "big")
 
 
 #: Formats of which a file may hold several pictures that are meant to be seen: a phone's MPO is a photo and its depth.

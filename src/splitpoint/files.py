@@ -104,6 +104,35 @@ def make_folder(folder: Path) -> None:
         raise StorageError(f"the folder {folder} cannot be written: {exc.strerror or exc}") from exc
 
 
+def private_folder(folder: Path) -> Path:
+    """`folder`, made if it is not there, for files that are believed as they are: nobody but this user may open it.
+
+    StorageError where another user (root excepted) could have put something there: it is a link, it or the folder
+    around it is another's, or everybody may write there.
+    """
+    ours = (os.geteuid(), 0)
+    try:
+        make_folder(folder.parent)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        around = folder.parent.stat()
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_uid == ours[0]:
+                os.fchmod(descriptor, 0o700)  # made by an earlier version, or with a mild umask
+            made = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise StorageError(f"the folder {folder} cannot be used: {exc.strerror or exc}") from exc
+    shared = around.st_mode & stat.S_IWOTH and not around.st_mode & stat.S_ISVTX
+    if made.st_uid not in ours or around.st_uid not in ours or made.st_mode & 0o022 or shared:
+        raise StorageError(
+            f"other users can change what is in {folder}, so it is not used: name another cache with SPLITPOINT_CACHE"
+        )
+    return folder
+
+
 @contextmanager
 def beside(path: Path) -> Iterator[BinaryIO]:
     """A new file beside `path` (no link) that becomes it at the end, and is gone if that is not reached. OSError."""
@@ -329,19 +358,59 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: Path, most: int, what: str, made_by: str) -> bytes:
+#: How long a pipe may have nobody who writes into it.
+_WRITER_S = 5.0
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file for reading, a pipe, or a descriptor of ours that `path` names (``/dev/stdin``, ``<(…)``).
+
+    OSError for all else, because a device has no end, and for a pipe that nobody writes into.
+    """
+    try:
+        ours = isinstance(_target(path), int)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if ours else os.O_NONBLOCK | os.O_NOCTTY))
+    except ValueError as exc:  # a null byte in its name
+        raise OSError(errno.EINVAL, str(exc)) from exc
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if stat.S_ISFIFO(mode) and not ours:
+            waiting = select.poll()
+            waiting.register(descriptor, select.POLLIN)
+            if not waiting.poll(_WRITER_S * 1e3):
+                raise OSError(errno.EINVAL, "it is a pipe, and nobody writes into it")
+            os.set_blocking(descriptor, True)
+        elif not (stat.S_ISREG(mode) or ours):
+            raise OSError(errno.EINVAL, "it is a device or a socket, no file")
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: Path, most: int, what: str, made_by: str = "") -> bytes:
     """The bytes of a file that should hold `what` (``a plan``), at most `most`. InputError says what is wrong."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(most + 1) if size <= most else b""  # a pipe has no size
-            if max(size, len(data)) > most:
-                raise InputError(f"{path} is too large to be {what}: {max(size, len(data)) >> 20} MiB")
-            return data
     except FileNotFoundError as exc:
-        raise InputError(f"there is no file {path}: {made_by} writes one") from exc
+        raise InputError(f"there is no file {path}{made_by and f': {made_by} writes one'}") from exc
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    if max(size, len(data)) > most:
+        raise InputError(f"{path} is too large to be {what}: {max(size, len(data)) >> 20} MiB")
+    return data
+
+
+def read_text(path: Path, most: int, what: str, made_by: str = "") -> str:
+    """The same of a text, with or without a byte order mark. InputError also if it is not UTF-8."""
+    try:
+        return read_file(path, most, what, made_by).decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{path} is not {what}: it is not UTF-8 text") from exc
 
 
 # --- files that files name --------------------------------------------------------------------------------------------

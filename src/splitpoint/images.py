@@ -28,8 +28,10 @@ import numpy as np
 
 from splitpoint.decoding import OnNote, open_picture, silent
 from splitpoint.errors import InputError, nearest
-from splitpoint.files import linked_folders, named
-from splitpoint.tensors import CONTROL, Array, TensorSpec
+from splitpoint.files import linked_folders, named, open_file
+from splitpoint.parsing import MalformedError, parse_json, parse_toml
+from splitpoint.tensors import Array, TensorSpec
+from splitpoint.text import CONTROL
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -202,8 +204,8 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         where = f"input spec {path}"
         if path.suffix.lower() == ".toml":
             try:
-                return _convert(msgspec.toml.decode(text), where, path)
-            except msgspec.DecodeError as exc:
+                return _convert(parse_toml(text), where, path)
+            except MalformedError as exc:
                 raise InputError(f"{where} is not TOML: {exc}") from exc
         return _convert(_parse_json(text, where), where, path)
 
@@ -270,9 +272,11 @@ _POSSIBLE: Mapping[str, Callable[[InputSpec], bool]] = {
 
 def _read_text(path: Path, what: str) -> str:
     try:
-        if path.stat().st_size > _MAX_TEXT:
+        with open_file(path) as file:
+            data = file.read(_MAX_TEXT + 1)
+        if len(data) > _MAX_TEXT:
             raise InputError(f"{what} {path} is larger than {_MAX_TEXT >> 20} MiB")
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig")
     except FileNotFoundError as exc:
         raise InputError(f"no such {what} file: {path}") from exc
     except (OSError, UnicodeDecodeError) as exc:
@@ -281,14 +285,14 @@ def _read_text(path: Path, what: str) -> str:
 
 def _parse_json(text: str | bytes, where: str) -> object:
     try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as exc:
+        return parse_json(text)
+    except MalformedError as exc:
         raise InputError(f"{where} is not JSON: {exc}") from exc
 
 
 def _lines(text: str) -> tuple[str, ...]:
     """The labels in `text`, one a line. Blank lines inside count: they keep the numbering."""
-    return tuple(line.strip() for line in text.rstrip().splitlines())
+    return tuple(line.strip() for line in re.split("\r\n|\r|\n", text.rstrip()))
 
 
 def _convert(raw: object, where: str, path: Path | None) -> InputSpec:

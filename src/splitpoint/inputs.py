@@ -15,9 +15,11 @@ import numpy as np
 from splitpoint import images
 from splitpoint.decoding import RAW_SUFFIXES, OnNote, silent
 from splitpoint.errors import InputError, MissingExtraError
+from splitpoint.files import read_text
 from splitpoint.models.model import Model
 from splitpoint.segments import check_inputs
-from splitpoint.tensors import CONTROL, Array, load_arrays
+from splitpoint.tensors import Array, load_arrays
+from splitpoint.text import HIDDEN
 
 TENSOR_SUFFIXES = frozenset({".npy", ".npz"})
 TOKEN_SUFFIXES = frozenset({".ids", ".txt"})
@@ -39,6 +41,8 @@ VIDEO_SUFFIXES = frozenset(
 )  # fmt: skip
 #: What file managers leave in folders, beside files whose names begin with a dot.
 _LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
+#: Of a file of token ids: more than any model reads.
+_MOST_TOKENS_NBYTES = 64 << 20
 #: How many files are named when some are left out.
 _NAMED = 3
 
@@ -124,11 +128,9 @@ def token_inputs(model: Model, path: Path) -> dict[str, Array]:
     Ids are cut or padded with 0 to the model's sequence length, and the mask then says which are real.
     """
     try:
-        text = path.read_text()
+        text = read_text(path, _MOST_TOKENS_NBYTES, "a file of token ids")
         ids = [int(word) for word in text.replace(",", " ").split()]
-    except FileNotFoundError as exc:
-        raise InputError(f"no such file: {path}") from exc
-    except (OSError, UnicodeDecodeError, ValueError) as exc:
+    except ValueError as exc:
         raise InputError(f"{path} does not hold token ids (whole numbers with spaces between): {exc}") from exc
     if not ids:
         raise InputError(f"{path} is empty: it should hold token ids (whole numbers with spaces between)")
@@ -181,7 +183,7 @@ def _search(folder: Path, recursive: bool) -> Found:
     reasons: dict[str, list[str]] = {}
     for path in sorted(_walk(folder, recursive), key=lambda p: natural(p.relative_to(folder))):
         if why := _why_not(path):
-            reasons.setdefault(why, []).append(CONTROL.sub("?", str(path.relative_to(folder))))
+            reasons.setdefault(why, []).append(HIDDEN.sub("?", str(path.relative_to(folder))))
         else:
             files.append(path)
     told = [f"{len(names)} not read ({_some(names)}): {why}" for why, names in reasons.items()]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitpoint.errors import UsageError
+from splitpoint.files import open_file
 
 #: Characters of a token: with fewer it could be guessed; more is not read, nor looked at.
 LEAST_TOKEN, MOST_TOKEN = 16, 1024
@@ -189,7 +190,7 @@ def read_file(path: Path, what: str) -> tuple[bytes, int]:
     Secrets in containers have modes such as 0444, and who mounted them chose who else is in.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             mode = os.fstat(file.fileno()).st_mode
             if _is_mounted_read_only(file.fileno()):
                 mode &= ~(stat.S_IRGRP | stat.S_IROTH)

@@ -29,7 +29,8 @@ from splitpoint.capture import OPEN_MS, Capture, NotOpenedError, missing_nbytes,
 from splitpoint.errors import InputError, UsageError
 from splitpoint.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_inputs, read_frame, read_inputs
 from splitpoint.models.model import Model
-from splitpoint.tensors import CONTROL, Array
+from splitpoint.tensors import Array
+from splitpoint.text import HIDDEN
 from splitpoint.trace import Clock, Span
 from splitpoint.units import counted, size
 
@@ -411,7 +412,7 @@ def redacted(text: str) -> str:
         rest = rest.rpartition("@")[2]
     rest, query, _ = rest.partition("?")
     rest = re.sub(r"=[^&/_]*", "=…", rest)
-    return CONTROL.sub("?", f"{scheme}://{rest}{'?…' if query else ''}")
+    return HIDDEN.sub("?", f"{scheme}://{rest}{'?…' if query else ''}")
 
 
 def _why_no_video(scheme: str, url: str) -> str:

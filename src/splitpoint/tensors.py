@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import io
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitpoint.errors import InputError
+from splitpoint.files import open_file
 
 Array = NDArray[Any]
-
-#: Characters that act on a terminal, and may not be in a name or label that a stranger's file carries. A tab does not.
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 #: Every dtype a tensor may have between our segments, and its size in bytes. Strings and sequences are not
 #: here: they have no fixed layout and never cross a wire.
@@ -108,30 +105,103 @@ def spec_of(name: str, array: Array) -> TensorSpec:
 
 def load_arrays(source: Path | bytes, limit: int = 4 << 30, *, name: str = "") -> dict[str, Array]:
     """Arrays of a `.npy` (under the name ``""``) or `.npz` file, or of its bytes, which came from `name`; pickled ones
-    are refused, `limit` bounds bytes.
+    are refused, `limit` bounds bytes, in the file and unpacked.
 
-    Raises InputError for a file that is not there, not numpy's, too large, or of object dtype.
+    Raises InputError for a file that is not there, not numpy's, too large, or holds anything but plain numbers.
     """
     path = name or str(source)
     try:
-        file: Path | io.BytesIO = source if isinstance(source, Path) else io.BytesIO(source)
-        if isinstance(source, Path) and source.stat().st_size > limit:
-            raise InputError(f"{path} is larger than {limit >> 20} MiB")
-        if source.suffix == ".npz" if isinstance(source, Path) else source[:2] == b"PK":
-            with zipfile.ZipFile(file) as archive:
-                if sum(i.file_size for i in archive.infolist()) > limit:
-                    raise InputError(f"{path} unpacks to more than {limit >> 20} MiB")
-        loaded = np.load(file, allow_pickle=False)  # noqa: TID251 - the one place, with pickles forbidden
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with open_file(source) if isinstance(source, Path) else io.BytesIO(source) as file:
+            if not file.seekable():  # a pipe
+                file = io.BytesIO(file.read(limit + 1))
+            nbytes = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            if nbytes > limit:
+                raise InputError(f"{path} is larger than {limit >> 20} MiB")
+            if file.read(2) == b"PK":
+                return _load_archive(file, min(limit, _MOST_UNPACKED + _MOST_RATIO * nbytes), path)
+            file.seek(0)
+            return {"": _load_array(file, nbytes)}
     except InputError:
         raise
     except FileNotFoundError as exc:
         raise InputError(f"no such file: {path}") from exc
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as exc:
+    except Exception as exc:  # numpy, zipfile and zlib raise nearly anything on broken bytes
         raise InputError(f"{path} is not a readable numpy file (.npy or .npz of plain numbers){_why(exc)}") from exc
+
+
+#: What a small archive may unpack to, and how many times its size a large one: zeros pack a thousand to one.
+_MOST_UNPACKED, _MOST_RATIO = 256 << 20, 16
+#: Bytes of the list of names at the end of an archive, some 60 for each: no model has a thousand inputs.
+_MOST_LISTED = 1 << 20
+
+
+def _load_archive(file: BinaryIO, limit: int, path: str) -> dict[str, Array]:
+    listed = _directory_nbytes(file)
+    if listed > _MOST_LISTED:
+        raise InputError(f"{path} holds too many arrays: their list alone has {listed >> 10} KiB")
+    with zipfile.ZipFile(file) as archive:
+        members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
+        if sum(m.file_size for m in members) > limit:
+            raise InputError(f"{path} unpacks to more than {limit >> 20} MiB")
+        arrays = {}
+        for member in members:
+            with archive.open(member) as inside:
+                arrays[member.filename.removesuffix(".npy")] = _load_array(inside, member.file_size)
+        return arrays
+
+
+def _directory_nbytes(file: BinaryIO) -> int:
+    """Bytes of an archive's list of names, all of which `zipfile` would read into memory. ValueError if it has none."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _LONGEST_END))
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if end < 0 or len(tail) < end + 22:
+        raise ValueError("it is cut short")
+    if tail[max(0, end - 20) : end].startswith(b"PK\6\7"):  # the list of a large archive: its size is before that
+        end64 = tail.rfind(b"PK\6\6", 0, end)
+        return int.from_bytes(tail[end64 + 40 : end64 + 48], "little") if end64 >= 0 else size
+    return int.from_bytes(tail[end + 12 : end + 16], "little")
+
+
+#: Of the end of an archive: its comment, and what is before that.
+_LONGEST_END = (1 << 16) + 22 + 20 + 56
+
+
+def _load_array(file: IO[bytes], nbytes: int) -> Array:
+    """The array in a `.npy` file of so many bytes. ValueError unless it is one, of plain numbers, and all there: what
+    its header says is believed only so far as the bytes are there.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version[0]}.{version[1]} of the format is for names in Unicode, not for numbers")
+    length = 2 if version == (1, 0) else 4
+    head = file.read(length)
+    said = int.from_bytes(head, "little")
+    if said > _MOST_HEADER:
+        raise ValueError(f"its header would have {said} bytes")
+    text = file.read(said)
+    read = np.lib.format.read_array_header_1_0 if length == 2 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(io.BytesIO(head + text))
+    if dtype.kind not in "biufc" or dtype.hasobject or dtype.subdtype is not None:
+        raise ValueError(f"its elements are {str(dtype)[:40]}, no plain numbers")
+    wanted = prod(shape) * dtype.itemsize
+    there = nbytes - 6 - 2 - length - said
+    if min(shape, default=0) < 0 or wanted > there:
+        raise ValueError(f"an array of {wanted} bytes in a file with {there} left")
+    flat = np.empty(prod(shape), dtype)
+    left = flat.view(np.uint8).data
+    while left:
+        got = file.readinto(left)  # type: ignore[attr-defined]  # which files and members of archives both have
+        if not got:
+            raise ValueError("it is cut short")
+        left = left[got:]
+    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+
+
+#: What numpy writes for numbers has 118 bytes.
+_MOST_HEADER = 4096
 
 
 def npz_bytes(arrays: Mapping[str, Array]) -> bytes:

@@ -9,10 +9,22 @@ from __future__ import annotations
 import re
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-#: All that a terminal acts upon, but for the ends of lines and tabs.
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)"
+#: Control characters, changes of the writing direction, ends of lines and paragraphs that only Unicode knows, tags:
+#: what acts on a terminal, or makes a text read as something else.
+_ACTS = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e0fff"
 )
+#: What is drawn as nothing: names that differ in it look the same. Joiners and variation selectors are among them.
+_BLANK = (
+    "\xad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2065\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+)
+#: What a label that comes in a file may not have; a tab may be there, and what joins letters and emoji.
+CONTROL = re.compile(f"[\n{_ACTS}]")
+#: What a name that comes in a file may not have.
+HIDDEN = re.compile(f"[\n{_ACTS}{_BLANK}]")
+_WRITTEN_OUT = re.compile(rf"(?!\r\n)[{_ACTS}{_BLANK}]")
 
 
 def valid(text: str) -> str:
@@ -25,7 +37,7 @@ def valid(text: str) -> str:
 
 
 def plain(text: str, most: int = 1000) -> str:
-    r"""`text` as one line of at most `most` characters, without any that a terminal would act upon.
+    r"""`text` as one line of at most `most` characters, without any that a terminal would act upon or not show.
 
     Whatever a stranger wrote goes through here before it is shown: else a terminal or a log could show what was never
     said.
@@ -33,22 +45,30 @@ def plain(text: str, most: int = 1000) -> str:
     >>> plain("\x1b]0;title\x07\nserving on 6.6.6.6", 60)
     ']0;title serving on 6.6.6.6'
     """
-    shown = (c if c.isprintable() else _escaped(c) if "\udc80" <= c <= "\udcff" else " " for c in text[: 2 * most])
+    shown = (
+        _escaped(c) if "\udc80" <= c <= "\udcff" else c if c.isprintable() and not HIDDEN.match(c) else " "
+        for c in text[: 2 * most]
+    )
     line = " ".join("".join(shown).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def harmless(text: str) -> str:
-    r"""`text`, whose lines stay lines, with all else that a terminal would act upon written out. JSON stays that JSON.
+    r"""`text`, whose lines stay lines, with all else that a terminal would act upon or not show written out.
+
+    JSON stays that JSON.
 
     >>> harmless("a\tb\n\x1b[31mred \x9b")
     'a\tb\n\\x1b[31mred \\u009b'
     """
-    return _CONTROL.sub(lambda found: _escaped(found[0]), text)
+    return _WRITTEN_OUT.sub(lambda found: _escaped(found[0]), text)
 
 
 def _escaped(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8
         return f"\\x{code - 0xDC00:02x}"
-    return f"\\x{code:02x}" if code < 0x20 else f"\\u{code:04x}"
+    if code < 0x20:
+        return f"\\x{code:02x}"
+    units = character.encode("utf-16-be", "surrogatepass").hex()  # as JSON writes it: two units for one above U+FFFF
+    return "".join(f"\\u{units[k : k + 4]}" for k in range(0, len(units), 4))

@@ -12,7 +12,8 @@ from splitpoint.calibration.values import FORMAT, Calibration, Row
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import read_file, write_atomic
-from splitpoint.tensors import CONTROL
+from splitpoint.parsing import MalformedError, parse_json
+from splitpoint.text import HIDDEN
 
 #: A thousand cuts with twenty codecs are 4 MB.
 _MAX_BYTES = 64 << 20
@@ -40,14 +41,14 @@ class _Versioned(msgspec.Struct):
 def parse_calibration(data: bytes, where: str = "the calibration") -> Calibration:
     """The calibration in JSON bytes; InputError as `load_calibration`."""
     try:
-        version = msgspec.json.decode(data, type=_Versioned).format
+        version = parse_json(data, _Versioned).format
         if version != FORMAT:
             raise InputError(
                 f"{where} has the calibration format {version} and this version reads {FORMAT}: "
                 "make it again with splitpoint calibrate"
             )
-        found = msgspec.json.decode(data, type=Calibration)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as exc:
+        found = parse_json(data, Calibration)
+    except MalformedError as exc:
         raise InputError(f"{where} is not a calibration: {exc}") from exc
     for problem in _problems(found):
         raise InputError(f"{where} is not a calibration: {problem}")
@@ -58,8 +59,8 @@ def _problems(found: Calibration) -> Iterator[str]:
     if found.inputs < 1 or not found.rows:
         yield "it has no inputs or no rows"
     for name in ("model", "fingerprint", "output"):
-        if CONTROL.search(getattr(found, name)):
-            yield f"control characters - at `$.{name}`"
+        if HIDDEN.search(getattr(found, name)):
+            yield f"hidden or control characters - at `$.{name}`"
     for k, row in enumerate(found.rows):
         for problem in _problems_of(row, found):
             yield f"{problem} - at `$.rows[{k}]`"

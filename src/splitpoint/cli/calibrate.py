@@ -82,7 +82,7 @@ def command(
             codecs=names,
             cuts=chosen,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            on_note=lambda text: err().print(text, markup=False),
+            on_note=lambda text: err().print(text),
         )
     if as_json:
         click.echo(calibration_bytes(found), nl=False)
@@ -109,7 +109,7 @@ def _print(found: Calibration, model: Model) -> None:
     pictures = [r for r in found.rows if r.codec.startswith("jpeg:")]
     if pictures:
         told = ", ".join(f"q{r.codec.partition(':')[2]} {_cell(r)}" for r in pictures)
-        console.print(f"the input as JPEG: {told}", markup=False)
+        console.print(f"the input as JPEG: {told}")
     if found.classifier:
         console.print(
             f"bytes (median), and how many of {found.inputs} top labels of {found.output} stay; with none changed, a "

@@ -9,7 +9,7 @@ import msgspec
 from click.core import ParameterSource
 
 from splitpoint import install
-from splitpoint.cli.console import Column, bold, countdown, out, table, waiting
+from splitpoint.cli.console import Column, bold, countdown, line, out, table, waiting
 from splitpoint.cli.latency import in_words
 from splitpoint.cli.options import engine_options, json_option
 from splitpoint.cli.outputs import OUTPUT, OUTPUT_FOLDER
@@ -207,11 +207,10 @@ def _refresh(output: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(latency_bytes(latency), nl=False)
     else:
-        out().print(f"now {speed}", markup=False)
+        out().print(f"now {speed}")
         out().print(
             f"{output} now says that everything takes {latency.slowdown:.2f}x as long as when it was calibrated "
             f"({latency.created})",
-            markup=False,
         )
     if speed.high > _UNSURE * speed.low:
         click.echo("the networks do not agree: --refresh once more when nothing else runs", err=True)
@@ -229,9 +228,8 @@ _COLUMNS = (
 def _print(latency: Latency, found: Collection) -> None:
     """What was learned, and how well it priced rows that were kept apart."""
     console = out()
-    console.print(
-        bold("", latency.name, f", {counted(latency.threads, 'thread')} of {latency.engine} ({latency.device})")
-    )
+    threads = counted(latency.threads, "thread")
+    console.print(line(bold(latency.name), f", {threads} of {latency.engine} ({latency.device})"))
     scores = [(k, m.rows, m.score) for k, m in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
     cells = [(kind, str(n), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, n, s in scores]
     table(_COLUMNS, cells, console=console)

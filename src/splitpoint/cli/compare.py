@@ -132,7 +132,7 @@ def show(plan: Plan, found: list[Compared]) -> None:
     console.print(
         f"milliseconds, medians of {found[0].requests} requests, taken in turns; the link as measured: {plan.link}"
     )
-    console.print(verdict(found), style="bold", markup=False)
+    console.print(verdict(found), style="bold")
 
 
 def _cells(c: Compared) -> tuple[str, ...]:

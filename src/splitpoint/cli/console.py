@@ -17,6 +17,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -38,10 +39,10 @@ class Column:
 
 
 class _Console(Console):
-    """Nothing in a text of somebody else can make the terminal act, or is markup."""
+    """Nothing in a text of somebody else can make the terminal act, and no text is markup: `line` says what is bold."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*map(_harmless, objects), **{"markup": False, **options})
+        super().print(*map(_harmless, objects), **{**options, "markup": False})
 
 
 def as_json(value: Any) -> str:
@@ -54,9 +55,14 @@ def put_json(value: Any) -> None:
     click.echo(as_json(value).encode())
 
 
-def bold(before: str, text: str, after: str) -> Text:
-    """A line with `text` of it bold. (No markup: of that no escape is safe from a name that ends with a backslash.)"""
-    return Text.assemble(harmless(before), (harmless(text), "bold"), harmless(after))
+def bold(name: str) -> Text:
+    """`name` as it is, in bold: a part of a `line`."""
+    return Text(harmless(name), "bold")
+
+
+def line(*parts: str | Text) -> Text:
+    """`parts` side by side, to be printed."""
+    return Text.assemble(*(harmless(part) if isinstance(part, str) else part for part in parts))
 
 
 def _harmless(thing: Any) -> Any:
@@ -115,11 +121,18 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
+class _Words(TextColumn):
+    """What a task says of itself, which may name what is somebody else's."""
+
+    def render(self, task: Task) -> Text:
+        return Text(plain(self.text_format.format(task=task)))
+
+
 def progress(console: Console | None = None) -> Progress:
     """A progress bar (on standard error, or `console`): what, how many, time so far and left. Only on a terminal."""
     console = console or err()
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        _Words("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -142,7 +155,7 @@ def countdown() -> Progress:
     """A progress bar of time (on standard error): what, how far, time so far and what its task says is `left`."""
     console = err()
     return Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
+        _Words("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        _Words("{task.fields[left]}"),
         console=console, transient=True, disable=not _moves(console),
     )  # fmt: skip

@@ -178,17 +178,16 @@ _KINDS = (
 def _print(found: Judgement, latency: Latency) -> None:
     console = out()
     for line in whose(latency):
-        console.print(line, markup=False)
+        console.print(line)
     table(_WHOLES, whole_cells(found), console=console)
     if found.kernels:
         table(_KINDS, kind_cells(found.kinds()), console=console)
     for line in sentences(found):
-        console.print(line, markup=False)
+        console.print(line)
     if latency.reference and found.speed is None:
         console.print(
             "how fast the machine was meanwhile is not known: the file's reference networks are measured only with "
             "all networks in one go (an empty --data folder)",
-            markup=False,
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.console import Column, bold, out, put_json, table
+from splitpoint.cli.console import Column, bold, line, out, put_json, table
 from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.models.model import Model
@@ -95,15 +95,15 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
     totals = f"{count(rows[-1].flops)} FLOPs, {count(rows[-1].params)} parameters" if rows else ""
     weights_of = f"{size(model.nbytes)} of weights"
-    console.print(bold("", model.name, f" {model.fingerprint[:12]}  {totals}, {weights_of}"))
+    console.print(line(bold(model.name), f" {model.fingerprint[:12]}  {totals}, {weights_of}"))
     if model.source:
-        console.print(model.source, markup=False)
-    console.print("in   " + (", ".join(map(str, model.inputs)) or "nothing"), markup=False)
-    console.print("out  " + ", ".join(map(str, model.outputs)), markup=False)
+        console.print(model.source)
+    console.print("in   " + (", ".join(map(str, model.inputs)) or "nothing"))
+    console.print("out  " + ", ".join(map(str, model.outputs)))
     if model.graph.assumed:
         console.print("sizes are for " + ", ".join(f"{k} {v}" for k, v in model.graph.assumed.items()))
     if note := random_note(model):
-        console.print(note.removeprefix(": "), markup=False)
+        console.print(note.removeprefix(": "))
     console.print(f"{counted(len(rows), 'cut point')}, {inner} of them single-tensor cuts inside the model")
 
 

@@ -8,9 +8,11 @@ import click
 import msgspec
 
 from splitpoint.errors import InputError
+from splitpoint.files import read_file
 from splitpoint.machine import this_machine
 from splitpoint.models.model import Model
-from splitpoint.predict.files import SHIPPED
+from splitpoint.parsing import MalformedError, parse_json
+from splitpoint.predict.files import MOST_BYTES, SHIPPED
 from splitpoint.predict.values import Latency
 from splitpoint.profile.codecs import codec_costs
 from splitpoint.profile.values import CodecCost
@@ -28,8 +30,8 @@ def is_latency(text: str) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        head = msgspec.json.decode(path.read_bytes(), type=_Head)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        head = parse_json(read_file(path, MOST_BYTES, "a latency file"), _Head)
+    except (InputError, MalformedError):
         return False  # whoever reads it says what is wrong
     return head.kinds is not None and head.roofline is not None
 

@@ -326,28 +326,28 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     """Print the honest table, and what it comes to, to standard output or `console`."""
     console = console or out()
     aim = f"{'most' if plan.objective == 'throughput' else 'least'} {plan.objective}"
-    console.print(f"{plan.model} {plan.fingerprint[:12]}, {aim}", markup=False, style="bold")
-    console.print(f"device  {plan.edge}", markup=False)
-    console.print(f"server  {plan.cloud}", markup=False)
+    console.print(f"{plan.model} {plan.fingerprint[:12]}, {aim}", style="bold")
+    console.print(f"device  {plan.edge}")
+    console.print(f"server  {plan.cloud}")
     name = f"{plan.link.name}: " if plan.link.name and plan.link.name not in str(plan.link) else ""
-    console.print(f"link    {name}{plan.link}", markup=False)
+    console.print(f"link    {name}{plan.link}")
     titles, rows = fitted(plan, console.width)
     columns = [Column(t, right=t not in ("option", "quality"), keep=True) for t in titles]
     table(columns, rows, console=console)
     for line in refusals(plan):
-        console.print(typed(line), markup=False)
+        console.print(typed(line))
     for line in seed_lines(plan):
-        console.print(line, markup=False)
+        console.print(line)
     console.print()
-    console.print(typed(plan.advice), markup=False, style="bold")
-    console.print(proof(plan), markup=False)
+    console.print(typed(plan.advice), style="bold")
+    console.print(proof(plan))
     ranges = range_lines(plan)
     if ranges:
         console.print("\nas the uplink's bandwidth changes, all else being equal:")
         width = max(len(rates) for rates, _ in ranges)
         for rates, label in ranges:
-            console.print(f"  {rates:<{width}}  {label}", markup=False)
+            console.print(f"  {rates:<{width}}  {label}")
     if explain and plan.why:
         console.print()
         for line in plan.why:
-            console.print(typed(line), markup=False)
+            console.print(typed(line))

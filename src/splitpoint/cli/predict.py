@@ -9,7 +9,7 @@ import click
 
 from splitpoint import install
 from splitpoint.cli import evaluate, train
-from splitpoint.cli.console import Column, bold, out, put_json, table
+from splitpoint.cli.console import Column, bold, line, out, put_json, table
 from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
 from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
@@ -189,11 +189,11 @@ _COLUMNS = (
 
 def _print(found: Prediction, rows: Sequence[PriceRow]) -> None:
     console, latency, whole = out(), found.latency, found.whole
-    console.print(bold("", found.graph.name, f" {found.fingerprint[:12]}, predicted: nothing was run"))
-    for line in whose(latency):
-        console.print(line, markup=False)
+    console.print(line(bold(found.graph.name), f" {found.fingerprint[:12]}, predicted: nothing was run"))
+    for text in whose(latency):
+        console.print(text)
     often = f"({between(whole.p10, whole.p90)} for eight of ten)"
-    console.print(bold("whole model ", f"{ms(whole.median)} ms", f" {often}"))
+    console.print(line("whole model ", bold(f"{ms(whole.median)} ms"), f" {often}"))
     if found.measured:
         console.print(f"corrected by {counted(found.measured, 'measured time')} of this model")
     cells = [
@@ -204,9 +204,8 @@ def _print(found: Prediction, rows: Sequence[PriceRow]) -> None:
         console.print(f"{counted(len(found.kernels), 'kernel')} in {len(rows)} rows (--all, or --csv, has each)")
     if latency.fixed_ms:
         console.print(f"beside them up to {ms(latency.fixed_ms)} ms that a run costs after a pause")
-    line = uncalibrated_line(found)
-    if line:
-        console.print(line, markup=False)
+    if uncalibrated := uncalibrated_line(found):
+        console.print(uncalibrated)
 
 
 def _count(flops: int) -> str:

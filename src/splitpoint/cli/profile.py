@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from splitpoint import install
-from splitpoint.cli.console import Column, bold, countdown, out, table, waiting
+from splitpoint.cli.console import Column, bold, countdown, line, out, table, waiting
 from splitpoint.cli.options import (
     Opening,
     cache_option,
@@ -167,7 +167,7 @@ def _ask_server(
     with (
         Edge(
             cloud, here or name, at="cut:input", cache=cache, security=security,
-            allow_domains=opening.allow_domains, on_event=notice,
+            on_event=notice,
         ) as edge,
         waiting(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
     ):  # fmt: skip
@@ -196,11 +196,11 @@ _COLUMNS = (
 
 def _print(profile: Profile) -> None:
     console, graph, whole = out(), profile.graph, profile.whole
-    console.print(bold("", graph.name, f" {profile.fingerprint[:12]}"))
-    console.print(profile.where, markup=False)
+    console.print(line(bold(graph.name), f" {profile.fingerprint[:12]}"))
+    console.print(profile.where)
     spread = (whole.p90 - whole.p10) / 2
     often = f"(median of {whole.count} runs, {ms(whole.p10)}…{ms(whole.p90)} for eight of ten)"
-    console.print(bold("whole model ", f"{ms(whole.median)} ms", f" ± {ms(spread)} {often}"))
+    console.print(line("whole model ", bold(f"{ms(whole.median)} ms"), f" ± {ms(spread)} {often}"))
     rows = sorted(cost_rows(profile), key=lambda r: r.ms, reverse=True)[:_SLOWEST]
     console.print(f"\nslowest of {counted(len(graph.order), 'layer')}, by the engine's own kernel times")
     cells = [
@@ -218,12 +218,10 @@ def _print(profile: Profile) -> None:
             for name, c in profile.codecs.items()
             if name != "raw"
         )
-        console.print(f"ms to encode 1 MB: {costs}", markup=False)
+        console.print(f"ms to encode 1 MB: {costs}")
     if profile.watts:
         w = profile.watts
-        console.print(
-            f"{w.compute:.1f} W computing, {w.tx:.1f} W sending, {w.idle:.1f} W idle ({w.source})", markup=False
-        )
+        console.print(f"{w.compute:.1f} W computing, {w.tx:.1f} W sending, {w.idle:.1f} W idle ({w.source})")
 
 
 def ms(milliseconds: float) -> str:

@@ -56,7 +56,7 @@ class Rows:
         """One answer; the first brings the header."""
         for line in self._of(result):
             if self.terminal:
-                self.terminal.print(line, markup=False, highlight=False, soft_wrap=True)
+                self.terminal.print(line, highlight=False, soft_wrap=True)
             else:
                 click.echo(line.encode() if self.as_json else line)  # JSON is UTF-8, whatever the terminal is
         self.printed += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.console import Column, bold, out, progress, put_json, table
+from splitpoint.cli.console import Column, bold, line, out, progress, put_json, table
 from splitpoint.cli.options import (
     Opening,
     cache_option,
@@ -99,10 +99,7 @@ def command(
     if here is None:
         opening.refuse_local()
     engine = open_engine(device=device, threads=threads)
-    with Edge(
-        cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security,
-        allow_domains=opening.allow_domains,
-    ) as edge:  # fmt: skip
+    with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
         if here is None:
             edge.model = opening.on(edge.model)
         chosen = select(edge.model, cuts)
@@ -193,7 +190,7 @@ def _print(rows: Sequence[SweepRow]) -> None:
         "(clock offset between the machines)"
     )
     fastest = f"{ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
-    console.print(bold("fastest: split after ", best.split_layer, f", {fastest}"))
+    console.print(line("fastest: split after ", bold(best.split_layer), f", {fastest}"))
     ends = {name.removeprefix("cut:"): r for r in rows if (name := r.split_layer) in _ENDS}
     for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
         if name in ends and ends[name] is not best:

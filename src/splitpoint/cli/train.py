@@ -81,5 +81,5 @@ def _print(latency: Latency) -> None:
         s = model.score
         shares = (f"{share:.0%}" for share in (s.within5, s.within10, s.within20, s.covered))
         cells.append((kind, str(model.rows), f"{s.mape:.1%}", *shares))
-    console.print(f"{latency.name}: what was learned, judged by rows kept apart", markup=False)
+    console.print(f"{latency.name}: what was learned, judged by rows kept apart")
     table(_COLUMNS, cells, console=console)

@@ -27,13 +27,17 @@ import msgspec
 
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, SplitpointError, UsageError, nearest
-from splitpoint.files import named
+from splitpoint.files import named, read_text
 from splitpoint.lab.device import check_factor
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
 from splitpoint.link.trace import LinkTrace
 from splitpoint.models.names import is_named
+from splitpoint.parsing import MalformedError, parse_toml
 from splitpoint.text import plain
+
+#: The longest that ships has a kilobyte.
+_MOST_BYTES = 1 << 20
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,13 +172,9 @@ def find(name: str) -> Path:
 def load_scenario(path: Path) -> Scenario:
     """The scenario in `path`. InputError names the file and the field that is wrong."""
     try:
-        source = path.read_bytes().decode()
-        found = msgspec.toml.decode(source)
-    except FileNotFoundError as exc:
-        raise InputError(f"there is no file {path}") from exc
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        source = read_text(path, _MOST_BYTES, "TOML")
+        found = parse_toml(source)
+    except MalformedError as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     for field in _OURS & found.keys():
         raise InputError(f"{path}: Object contains unknown field `{field}`")

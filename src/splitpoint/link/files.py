@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 
 from splitpoint.errors import InputError, SplitpointError
-from splitpoint.files import write_atomic
+from splitpoint.files import read_file, read_text, write_atomic
 from splitpoint.link import Link
 from splitpoint.link.trace import LinkTrace
-from splitpoint.units import size
+from splitpoint.parsing import MalformedError, parse_json
 
 #: Of the file. Another number is refused with a sentence.
 FORMAT = 1
@@ -45,10 +45,9 @@ def save_link(path: Path, link: Link) -> None:
 
 def load_link(path: Path) -> Link:
     """The link in `path`, as `save_link` writes it. InputError names the file and what is wrong in it."""
-    data = _read(path)
     try:
-        found = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        found = parse_json(read_file(path, _MOST_NBYTES, "a link"))
+    except MalformedError as exc:
         raise InputError(f"{path} is no link: it is not JSON ({exc})") from exc
     if not isinstance(found, dict) or "up_mbps" not in found:
         raise InputError(f"{path} is no link: a link file is a JSON object with up_mbps, down_mbps and rtt_ms")
@@ -64,10 +63,7 @@ def load_link(path: Path) -> Link:
 
 def load_trace(path: Path) -> LinkTrace:
     """The trace in `path`. InputError names the file and the line that is wrong."""
-    try:
-        text = _read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        raise InputError(f"{path} is no trace: it is not text") from exc
+    text = read_text(path, _MOST_NBYTES, "a trace")
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
     times: list[float] = []
     links: list[Link] = []
@@ -106,14 +102,3 @@ def _row(row: dict[str, str | None], where: str) -> tuple[float, Link]:
     except SplitpointError as exc:
         hint = " (write an outage as a small rate, such as 0.01)" if 0 in (up, down) else ""
         raise InputError(f"{where}: {exc}{hint}") from exc
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MOST_NBYTES:
-            raise InputError(f"{path} is too large for a link or a trace: the limit is {size(_MOST_NBYTES)}")
-        return path.read_bytes()
-    except FileNotFoundError as exc:
-        raise InputError(f"there is no file {path}") from exc
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc

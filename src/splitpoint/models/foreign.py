@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from splitpoint.files import open_file
+
 _EXPORT = "splitpoint export package.module:function -o net.onnx"
 _WEIGHTS = (
     "holds weights without the network they are for: name that, and give them with --weights, as in "
@@ -56,7 +58,7 @@ def what_is(path: Path) -> str:
     try:
         if path.is_dir():
             return _folder(path)
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(64)
     except OSError:
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import re
 
 from splitpoint.models.dataflow import Proto
 
@@ -12,6 +12,8 @@ UNUSED_KEY = "splitpoint.unused"
 SOURCE_KEY = "splitpoint.source"
 SHAPES_KEY = "splitpoint.shapes"
 VALUES_KEY = "splitpoint.values"
+#: The texts in a list as Python writes it.
+_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
 
 def metadata(proto: Proto) -> dict[str, str]:
@@ -36,13 +38,8 @@ def path_of(node: Proto) -> str:
 
 def _dynamo_path(scopes: str) -> str:
     """``['', 'features', 'features.0', 'conv2d']`` → ``features.0``."""
-    try:
-        parsed = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return ""
-    parts = parsed[:-1] if isinstance(parsed, (list, tuple)) else []
-    paths = [s for s in parts if isinstance(s, str) and s]
-    return paths[-1] if paths else ""
+    paths = [single or double for single, double in _QUOTED.findall(scopes)[:-1]]
+    return next(filter(None, reversed(paths)), "")
 
 
 def _torchscript_path(name: str) -> str:

@@ -8,7 +8,6 @@ leave 3 of 56 single-tensor cuts.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from math import prod
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from splitpoint.models.flops import flops
 from splitpoint.models.layers import ALIASES_KEY, UNUSED_KEY, metadata, path_of
 from splitpoint.models.shapes import Shapes
 from splitpoint.models.soundness import kind_of
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.tensors import TensorSpec
 
 T = TypeVar("T")
@@ -142,8 +142,8 @@ def _json(skeleton: Proto, key: str, default: T) -> T:
     if not text:
         return default
     try:
-        value = json.loads(text)
-    except ValueError as exc:
+        value = parse_json(text)
+    except MalformedError as exc:
         raise ModelError(f"the model's {key} metadata is not JSON: export it again") from exc
     if not isinstance(value, type(default)):
         raise ModelError(f"the model's {key} metadata is not a JSON {type(default).__name__}: export it again")

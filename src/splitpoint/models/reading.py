@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from splitpoint.errors import ModelError
-from splitpoint.files import linked_folders
+from splitpoint.files import linked_folders, open_file
 from splitpoint.models import soundness
 from splitpoint.models.dataflow import Proto, bodies, topological
 from splitpoint.models.foreign import what_is
@@ -53,7 +53,8 @@ def _bytes_of(path: Path) -> bytes:
         size = path.stat().st_size
         if not path.is_file() or size > MAX_FILE_BYTES:
             raise ModelError(f"{path} {what_is(path) or f'is not an ONNX file ({size} bytes)'}")
-        return path.read_bytes()
+        with open_file(path) as file:
+            return file.read(MAX_FILE_BYTES)
     except FileNotFoundError as exc:
         raise ModelError(f"no such file: {path}") from exc
     except (OSError, ValueError) as exc:

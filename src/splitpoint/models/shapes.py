@@ -20,6 +20,7 @@ from splitpoint.models.dataflow import Proto, by_value, reads
 from splitpoint.models.inference import Opsets, alike, body_ranks, dtype_name, inferred, open_dim
 from splitpoint.models.layers import SHAPES_KEY
 from splitpoint.models.soundness import kind_of
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec, spec_of
 
 #: More elements than a machine can hold in one input; its dimensions, and their product, stay below.
@@ -494,8 +495,8 @@ def _note(shapes: Shapes) -> str:
 def _recall(noted: str, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int]) -> Shapes:
     """The shapes found where the weights are: a device that holds only its head could not measure them."""
     try:
-        note = msgspec.json.decode(noted, type=_Note)
-    except msgspec.MsgspecError as exc:
+        note = parse_json(noted, _Note)
+    except MalformedError as exc:
         raise ModelError(f"the model's {SHAPES_KEY} metadata is broken: {exc}") from exc
     bound = {n: TensorSpec(n, t.dtype, t.bound) for n, t in note.tensors.items()}
     free = {n: TensorSpec(n, t.dtype, t.bound if t.free is None else t.free) for n, t in note.tensors.items()}

@@ -13,7 +13,7 @@ from math import prod
 from splitpoint.errors import ModelError
 from splitpoint.models.dataflow import Proto, bodies, reads
 from splitpoint.models.operators import check_frames, check_operators
-from splitpoint.tensors import CONTROL
+from splitpoint.text import HIDDEN
 
 OLDEST_OPSET = 7
 _BLOB = re.compile(r"sha256:([0-9a-f]{64})")
@@ -33,8 +33,8 @@ def check_text(proto: Proto, name: str) -> None:
 def _check_printable(skeleton: Proto, name: str) -> None:
     """Names end up on terminals and in logs, so a stranger's model may not carry escape sequences in them."""
     for text in _texts(skeleton):
-        if CONTROL.search(str(text)) or "\t" in str(text):
-            raise ModelError(f"{name} has a name with control characters in it: {text!r}")
+        if HIDDEN.search(str(text)) or "\t" in str(text):
+            raise ModelError(f"{name} has a name with hidden or control characters in it: {text!a}")
 
 
 def _texts(proto: Proto) -> Iterator[object]:

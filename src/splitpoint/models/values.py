@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +19,12 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from splitpoint.errors import InputError, ModelError, SplitpointError, nearest
-from splitpoint.files import write_atomic
+from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, nearest
+from splitpoint.files import private_folder, write_atomic
 from splitpoint.machine import default_cache
 from splitpoint.models.dataflow import Proto
 from splitpoint.models.layers import VALUES_KEY, metadata
+from splitpoint.parsing import parse_json
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec, load_arrays, npz_bytes
 
 Values = Mapping[str, Array]
@@ -189,7 +191,7 @@ def noted(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     specs = {t.name: t for t in inputs}
     found = {}
     try:
-        rows = msgspec.json.decode(text, type=dict[str, _Noted])
+        rows = parse_json(text, dict[str, _Noted])
         if len(rows) > _MOST_NOTED:
             raise ValueError(f"{len(rows)} values")
         for name, row in rows.items():
@@ -199,7 +201,7 @@ def noted(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
             array = np.frombuffer(data, row.dtype).reshape(row.shape)
             if name in specs:  # the file may be a part of the model that has fewer inputs
                 found[name] = _as_input(specs[name], array)
-    except (msgspec.MsgspecError, ValueError, TypeError, Base64Error, InputError) as exc:
+    except (ValueError, TypeError, Base64Error, InputError) as exc:
         raise ModelError(f"the model's {VALUES_KEY} metadata is broken: {exc}") from exc
     return found
 
@@ -211,6 +213,11 @@ def remembered(fingerprint: str, inputs: Sequence[TensorSpec]) -> dict[str, Arra
     try:
         if not place.is_file():
             return {}
+        private_folder(place.parent)
+    except StorageError as exc:
+        warnings.warn(f"values given earlier are not remembered: {exc}", RuntimeWarning, stacklevel=2)
+        return {}
+    try:
         return {n: _as_input(specs[n], v) for n, v in load_arrays(place, _MOST_KEPT).items() if n in specs}
     except (OSError, SplitpointError):
         return {}
@@ -222,7 +229,7 @@ def remember(fingerprint: str, values: Values) -> None:
         return
     place = _place(fingerprint)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(place.parent)
         write_atomic(place, npz_bytes(values))
     except (OSError, SplitpointError):  # a read-only or full disk: the next command is told again
         return

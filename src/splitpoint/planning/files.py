@@ -10,6 +10,7 @@ import msgspec
 
 from splitpoint.errors import InputError, SplitpointError
 from splitpoint.files import read_file, write_atomic
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.planning.objectives import NAMES
 from splitpoint.planning.values import FORMAT, KINDS, STAGES, Band, Option, Plan
 
@@ -35,8 +36,8 @@ def load_plan(path: Path) -> Plan:
 def parse_plan(data: bytes, where: str = "the plan") -> Plan:
     """The plan in JSON bytes; InputError as `load_plan`."""
     try:
-        found = msgspec.json.decode(data, type=_Any)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as exc:
+        found = parse_json(data, _Any)
+    except MalformedError as exc:
         raise InputError(f"{where} is not a plan: {exc}") from exc
     if found.format != FORMAT:
         raise InputError(
@@ -44,8 +45,8 @@ def parse_plan(data: bytes, where: str = "the plan") -> Plan:
             "make it again with splitpoint plan"
         )
     try:
-        plan = msgspec.json.decode(data, type=Plan)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError, SplitpointError) as exc:
+        plan = parse_json(data, Plan)
+    except (MalformedError, SplitpointError) as exc:
         raise InputError(f"{where} is not a plan: {exc}") from exc
     for problem in _problems(plan):
         raise InputError(f"{where} is not a plan: {problem}")

@@ -14,6 +14,7 @@ from splitpoint.engines import Engine
 from splitpoint.errors import InputError
 from splitpoint.files import read_file, write_atomic
 from splitpoint.machine import Machine, now, this_machine, versions
+from splitpoint.parsing import parse_json
 from splitpoint.predict.kinds import KINDS
 from splitpoint.predict.price import predict
 from splitpoint.predict.reference import network
@@ -196,9 +197,9 @@ def save_collection(path: Path, collection: Collection) -> None:
 def load_collection(path: Path) -> Collection:
     """The collection in `path`. InputError names the file and what is wrong in it."""
     try:
-        found = msgspec.json.decode(read_file(path, _MOST_BYTES, "a calibration under way", _MADE_BY), type=Collection)
+        found = parse_json(read_file(path, _MOST_BYTES, "a calibration under way", _MADE_BY), Collection)
         _check(found)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as exc:
+    except ValueError as exc:
         raise InputError(
             f"{path} is no calibration under way, or it is damaged: {exc} (remove it to begin anew)"
         ) from exc

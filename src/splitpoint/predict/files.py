@@ -10,16 +10,17 @@ import msgspec
 
 from splitpoint.errors import InputError, nearest
 from splitpoint.files import check_writable, read_file, write_atomic
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.predict.features import feature_names, term_names
 from splitpoint.predict.kinds import KINDS
 from splitpoint.predict.values import FORMAT, SEED, TWO_PER_MAC, KindModel, Latency, Reference
-from splitpoint.tensors import CONTROL
+from splitpoint.text import HIDDEN
 
 #: The shipped ones: trained on what the Neurosurgeon replica published, so they describe its two machines.
 SHIPPED = ("neurosurgeon-edge", "neurosurgeon-cloud")
 _FOLDER = Path(__file__).parent / "shipped"
 #: A file trained on 20,000 rows has 3 MB.
-_MOST_BYTES = 128 << 20
+MOST_BYTES = 128 << 20
 _MOST_TEXT, _MOST_THREADS, _MOST_ROWS, _MOST_REFERENCES = 500, 1 << 10, 1 << 40, 256
 #: Milliseconds of anything: a day.
 _MOST_MS = 86_400_000.0
@@ -42,7 +43,7 @@ def load_latency(name: Path | str) -> Latency:
             f"there is no latency file {name}{nearest(str(name), SHIPPED)}: splitpoint calibrate-device writes one, "
             f"and {' and '.join(SHIPPED)} come with splitpoint"
         )
-    return parse_latency(read_file(path, _MOST_BYTES, "a latency file", "splitpoint calibrate-device -o"), str(path))
+    return parse_latency(read_file(path, MOST_BYTES, "a latency file", "splitpoint calibrate-device -o"), str(path))
 
 
 def latency_bytes(latency: Latency) -> bytes:
@@ -70,7 +71,7 @@ class _Head(msgspec.Struct):
 def parse_latency(data: bytes, where: str) -> Latency:
     """The latency file in `data`, which came from `where`. InputError says what is wrong there."""
     try:
-        head = msgspec.json.decode(data, type=_Head)
+        head = parse_json(data, _Head)
         if head.kinds is None or head.roofline is None:
             raise InputError(f"{where} is not a latency file: make one with splitpoint calibrate-device -o FILE")
         if head.format != FORMAT:
@@ -78,8 +79,8 @@ def parse_latency(data: bytes, where: str) -> Latency:
                 f"{where} is a latency file of format {head.format}, and this version reads format {FORMAT}: "
                 "make it anew with splitpoint calibrate-device or splitpoint predict train"
             )
-        latency = msgspec.json.decode(data, type=Latency)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        latency = parse_json(data, Latency)
+    except MalformedError as exc:
         raise InputError(f"{where} is not a latency file, or it is damaged: {exc}") from exc
     try:
         _check(latency)
@@ -95,8 +96,8 @@ def _check(latency: Latency) -> None:
     of_machine = (machine.system, machine.processor, machine.governor, machine.python) if machine else ()
     texts = (latency.name, latency.created, latency.refreshed, latency.engine, latency.device, latency.note)
     for text in (*texts, *versions, *of_machine):
-        if CONTROL.search(text) or len(text) > _MOST_TEXT:
-            raise ValueError(f"a text in it has control characters or is too long: {text[:80]!r}")
+        if HIDDEN.search(text) or len(text) > _MOST_TEXT:
+            raise ValueError(f"a text in it has hidden or control characters or is too long: {text[:80]!r}")
     if latency.convention not in (SEED, TWO_PER_MAC):
         raise ValueError(f"it counts FLOPs in an unknown way: {latency.convention[:80]!r} (at $.convention)")
     _check_numbers("$", (latency.threads,), 0, _MOST_THREADS)
@@ -128,7 +129,7 @@ def _check(latency: Latency) -> None:
 
 
 def _check_reference(at: str, reference: Reference) -> None:
-    if CONTROL.search(reference.family) or len(reference.family) > _MOST_TEXT:
+    if HIDDEN.search(reference.family) or len(reference.family) > _MOST_TEXT:
         raise ValueError(f"a reference network of no family: {reference.family[:80]!r} (at {at})")
     _check_numbers(at, (reference.seed,), 0, 1 << 31)
     _check_numbers(at, (reference.work, reference.flops), 1.0, 1e18)
@@ -145,10 +146,10 @@ def _check_kind(kind: str, model: KindModel) -> None:
     columns = {"1", *KINDS[kind].columns}
     if not model.features or "" not in model.base or not {"1"} <= set(model.linear) <= columns:
         raise ValueError("it has no features, no base, or a linear model of other columns")
-    if CONTROL.search(model.method) or len(model.method) > _MOST_TEXT:
-        raise ValueError("its method has control characters or is too long")
+    if HIDDEN.search(model.method) or len(model.method) > _MOST_TEXT:
+        raise ValueError("its method has hidden or control characters or is too long")
     for cell, base in model.base.items():
-        if len(cell) > _MOST_TEXT or CONTROL.search(cell) or not base:
+        if len(cell) > _MOST_TEXT or HIDDEN.search(cell) or not base:
             raise ValueError(f"a base of it is empty, or has no name: {cell[:80]!r}")
         _check_numbers("base", tuple(base.values()), 0, 1e18)
     _check_numbers("linear", tuple(model.linear.values()), -1e18, 1e18)

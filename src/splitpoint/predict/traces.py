@@ -9,6 +9,7 @@ import msgspec
 from splitpoint.errors import CutError, InputError
 from splitpoint.files import read_file
 from splitpoint.graph import Graph
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.profile.measure import stat_of
 from splitpoint.profile.values import SegmentCost
 from splitpoint.units import counted
@@ -43,8 +44,8 @@ def read_traces(path: Path, graph: Graph, *, heads: bool = True) -> tuple[list[S
         if not text.strip():
             continue
         try:
-            line = msgspec.json.decode(text, type=_Line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            line = parse_json(text, _Line)
+        except MalformedError as exc:
             raise InputError(
                 f"{path} line {number} is no request's trace ({exc}): splitpoint run --json prints them"
             ) from exc

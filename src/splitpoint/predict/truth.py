@@ -22,6 +22,7 @@ from splitpoint.machine import Machine, this_machine, versions
 from splitpoint.models.model import Model, build
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.weights import stand_ins
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.predict.reference import REFERENCE_S, network, require
 from splitpoint.predict.values import Reference
 from splitpoint.predict.visits import visit
@@ -198,8 +199,8 @@ def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
     if not path.is_file():
         return None
     try:
-        found = msgspec.json.decode(read_file(path, _MOST_WHOLES, "times", "splitpoint predict evaluate"), type=Wholes)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        found = parse_json(read_file(path, _MOST_WHOLES, "times", "splitpoint predict evaluate"), Wholes)
+    except MalformedError as exc:
         raise InputError(f"{path} does not hold times of networks, or it is damaged: {exc}") from exc
     every = (*found.visits.values(), *found.references.values())
     runs = [ms for visits in every for taken in visits for ms in (taken or [np.nan])]

@@ -12,9 +12,11 @@ import msgspec
 from splitpoint.errors import InputError
 from splitpoint.files import check_writable, read_file, write_atomic
 from splitpoint.graph import Graph
+from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.profile.limits import check_size
 from splitpoint.profile.values import FORMAT, Profile, Stat
-from splitpoint.tensors import CONTROL, ITEM_SIZES, TensorSpec
+from splitpoint.tensors import ITEM_SIZES, TensorSpec
+from splitpoint.text import HIDDEN
 from splitpoint.units import counted
 
 #: A profile of 5,000 nodes has 3 MB.
@@ -59,7 +61,7 @@ class _Head(msgspec.Struct):
 def parse_profile(data: bytes, where: str) -> Profile:
     """The profile in `data`, which came from `where` (a file or a server). InputError says what is wrong there."""
     try:
-        head = msgspec.json.decode(data, type=_Head)
+        head = parse_json(data, _Head)
         if head.fingerprint is None or head.segments is None or head.whole is None:
             raise InputError(f"{where} is not a profile: make one with splitpoint profile MODEL -o FILE")
         if head.format != FORMAT:
@@ -67,8 +69,8 @@ def parse_profile(data: bytes, where: str) -> Profile:
                 f"{where} is a profile of format {head.format}, and this version reads format {FORMAT}: "
                 "measure anew with splitpoint profile"
             )
-        profile = msgspec.json.decode(data, type=Profile)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        profile = parse_json(data, Profile)
+    except MalformedError as exc:
         raise InputError(f"{where} is not a profile, or it is damaged: {exc}") from exc
     try:
         _check(profile)
@@ -109,8 +111,8 @@ def _check(profile: Profile) -> None:
 
 
 def _check_text(text: str, most: int) -> None:
-    if CONTROL.search(text):
-        raise ValueError(f"a name in it has control characters: {text[:80]!r}")
+    if HIDDEN.search(text):
+        raise ValueError(f"a name in it has hidden or control characters: {text[:80]!r}")
     if len(text) > most:
         raise ValueError(f"a text in it has {len(text)} characters, more than {most}: {text[:40]}…")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
 from statistics import fmean, quantiles
 
-from splitpoint.errors import MissingExtraError, StorageError, UsageError
+from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.files import read_text
 from splitpoint.graph import Cut
 from splitpoint.report.files import as_written, write_csv, write_picture
 
@@ -71,6 +74,8 @@ class SweepRow:
 
 COLUMNS: Sequence[str] = tuple(f.name for f in fields(SweepRow))
 SEED_COLUMNS: Sequence[str] = COLUMNS[:5]
+#: A sweep of 5,000 cuts has 2 MB.
+_MOST_BYTES = 64 << 20
 
 
 def summarise(
@@ -114,17 +119,17 @@ def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
 
 
 def read_rows(path: Path) -> list[SweepRow]:
-    """Rows of an earlier run. UsageError if the file is not one of ours."""
+    """Rows of an earlier run. UsageError if the file is not one of ours, InputError if it cannot be read."""
     kinds = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(SweepRow)}
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) not in (tuple(COLUMNS), tuple(COLUMNS[:-1])):  # before there were codecs
-                raise UsageError(f"{path} is not a sweep's CSV: name another file with --csv")
-            return [SweepRow(**{k: kinds[k](as_written(v)) for k, v in line.items()}) for line in reader]
-    except OSError as exc:
-        raise StorageError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as exc:
+        reader = csv.DictReader(io.StringIO(read_text(path, _MOST_BYTES, "a sweep's CSV"), newline=""))
+        if tuple(reader.fieldnames or ()) not in (tuple(COLUMNS), tuple(COLUMNS[:-1])):  # before there were codecs
+            raise UsageError(f"{path} is not a sweep's CSV: name another file with --csv")
+        rows = [SweepRow(**{k: kinds[k](as_written(v)) for k, v in line.items()}) for line in reader]
+        if not all(0 <= v < inf for row in rows for v in asdict(row).values() if not isinstance(v, str)):
+            raise ValueError("a time or a size makes no sense")
+        return rows
+    except (csv.Error, ValueError, KeyError, TypeError, UnicodeDecodeError) as exc:
         raise UsageError(f"{path} is not a sweep's CSV, or it is damaged: delete it or name another file") from exc
 
 

@@ -23,8 +23,9 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-from splitpoint.errors import ChangedError, StorageError
-from splitpoint.files import beside
+from splitpoint.errors import ChangedError, InputError, StorageError
+from splitpoint.files import read_file
+from splitpoint.models.reading import MAX_SKELETON_BYTES
 from splitpoint.models.weights import Copies, DataFile, Part
 
 _ELSEWHERE = "give another folder with --cache DIR"
@@ -107,19 +108,17 @@ class BlobCache:
     def graph(self, fingerprint: str) -> bytes | None:
         """The graph of this model, if it is here and can be read; whoever builds it checks its fingerprint."""
         try:
-            return self._graph_path(fingerprint).read_bytes()
-        except OSError:
+            return read_file(self._graph_path(fingerprint), MAX_SKELETON_BYTES, "a graph")
+        except InputError:
             return None
 
     def put_graph(self, fingerprint: str, data: bytes | memoryview) -> None:
         """Keeps the graph of this model."""
-        path = self._graph_path(fingerprint)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside(path) as file:
-                file.write(data)
-        except OSError as exc:
-            self._not_kept(path, exc)
+        with _Incoming(self._graph_path(fingerprint)) as graph:
+            graph.write(data)
+            graph.keep()
+            if graph.error is not None:
+                self._not_kept(graph.path, graph.error)
 
     def drop_graph(self, fingerprint: str) -> None:
         """Deletes it, if it is there: it has rotted."""

@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from splitpoint.errors import InputError, nearest
-from splitpoint.files import named
+from splitpoint.files import named, read_text
 from splitpoint.models.names import is_named
+from splitpoint.parsing import MalformedError, parse_toml
 from splitpoint.tasks.mix import MOST_TASKS
 from splitpoint.tasks.values import MOST_PRIORITY, MOST_S, Task
 from splitpoint.text import plain
@@ -71,10 +70,10 @@ def refuse(path: Path, mistakes: Iterable[Mistake]) -> None:
 
 def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
     """(the entries that name a model, all mistakes but those). InputError for a file that is no TOML."""
-    text = _text(path)
+    text = read_text(path, _MOST_BYTES, "TOML")
     try:
-        found = msgspec.toml.decode(text)
-    except (msgspec.DecodeError, RecursionError) as exc:
+        found = parse_toml(text)
+    except MalformedError as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     lines = _Lines(text)
     mistakes = [
@@ -98,21 +97,6 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
     if sum(len(e.tasks) for e in entries) > MOST_TASKS:
         mistakes.append(Mistake(0, f"there are more than {MOST_TASKS} tasks"))
     return entries, mistakes
-
-
-def _text(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise InputError(f"{path} is no file of tasks: it has more than {_MOST_BYTES >> 20} MiB")
-        return data.decode()
-    except FileNotFoundError as exc:
-        raise InputError(f"there is no file {path}") from exc
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise InputError(f"{path} is not TOML: it is not UTF-8 text") from exc
 
 
 class _Reader:

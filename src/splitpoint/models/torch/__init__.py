@@ -28,7 +28,7 @@ from pathlib import Path
 
 from splitpoint.callbacks import call
 from splitpoint.errors import MissingExtraError, ModelError, StorageError
-from splitpoint.files import check_writable, make_folder
+from splitpoint.files import check_writable, make_folder, open_file, private_folder
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
 from splitpoint.models.names import SHORT_NAMES
@@ -148,12 +148,14 @@ def exported(
     """
     name = SHORT_NAMES.get(model, model)
     say = progress or (lambda text: None)
-    folder = default_cache(say) / "exports" / _key(name, weights, shapes or {})
+    exports = default_cache(say) / "exports"
+    folder = exports / _key(name, weights, shapes or {})
     stem = re.sub(r"[^\w.-]+", "_", name.removesuffix(".pt2").rpartition(":")[2].rstrip("/").rpartition("/")[2])
     path = folder / f"{stem or 'model'}.onnx"
-    if os.path.isfile(path):
-        return path
     try:
+        private_folder(exports)
+        if os.path.isfile(path):
+            return path
         make_folder(folder)
         check_writable(path)
         export(name, path, weights=weights, shapes=shapes, progress=progress)
@@ -193,7 +195,7 @@ def _key(name: str, weights: str | None, shapes: Shapes) -> str:
 
 def _file_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             digest = hashlib.sha256()
             while chunk := file.read(1 << 20):
                 digest.update(chunk)

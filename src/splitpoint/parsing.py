@@ -1,0 +1,76 @@
+"""JSON and TOML that others wrote → values. Whatever is wrong with the text is one kind of error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+T = TypeVar("T")
+
+#: Lists and tables within each other. Nothing that we read has more than ten.
+MOST_DEPTH = 64
+#: The line of a table's name in TOML, whose reader walks all of its parts again for each key in that table.
+_HEADER = re.compile(r"^[ \t]*\[.*", re.MULTILINE)
+_MOST_SAID = 300
+
+
+class MalformedError(ValueError):
+    """The text is not what it should be; says where."""
+
+
+@overload
+def parse_json(text: str | bytes) -> Any: ...
+@overload
+def parse_json(text: str | bytes, type: type[T]) -> T: ...
+def parse_json(text: str | bytes, type: Any = Any) -> Any:
+    """The value in `text`, of that type. MalformedError if it is no JSON, another value, or nested too deeply.
+
+    >>> parse_json('{"a": [1]}', dict[str, list[int]])
+    {'a': [1]}
+    """
+    try:
+        found = msgspec.json.decode(text, type=type)
+    except RecursionError:
+        raise MalformedError("it is nested too deeply") from None
+    # A type's own checks raise nearly anything on values that make no sense.
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError) as exc:
+        raise MalformedError(_short(exc)) from exc
+    if type is Any:
+        _check_depth(found)
+    return found
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table in `text`. MalformedError if it is no TOML, or nested too deeply."""
+    if any(line[0].count(".") > 4 * MOST_DEPTH for line in _HEADER.finditer(text)):
+        raise MalformedError("it is nested too deeply")
+    try:
+        found: dict[str, Any] = msgspec.toml.decode(text)
+    except RecursionError:
+        raise MalformedError("it is nested too deeply") from None
+    except (msgspec.MsgspecError, ValueError) as exc:
+        raise MalformedError(_short(exc)) from exc
+    _check_depth(found)
+    return found
+
+
+def _check_depth(value: object) -> None:
+    """MalformedError for what a recursive reader, `repr` among them, would fail at."""
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise MalformedError("it is nested too deeply")
+
+
+def _inside(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _short(exc: Exception) -> str:
+    text = str(exc)
+    return text if len(text) <= _MOST_SAID else text[: _MOST_SAID - 1] + "…"
