@@ -170,7 +170,7 @@ def load_scenario(path: Path) -> Scenario:
         scenario.shaped()
         open_codec(scenario.codec)
     except msgspec.ValidationError as exc:
-        raise InputError(f"{path}: {_hinted(str(exc))}") from exc
+        raise InputError(f"{path}: {_hinted(plain(str(exc), 500))}") from exc
     except SplitpointError as exc:
         raise InputError(f"{path}: {exc}") from exc
     return scenario
