@@ -207,8 +207,8 @@ def _is_mounted_read_only(descriptor: int) -> bool:
 
 
 def check_own(path: Path, what: str, mode: int, *, group: bool) -> None:
-    """UsageError if a file of this `mode` is for others than its owner; `group`: for its group it may be."""
-    if os.name == "posix" and mode & (_OTHERS if group else _OTHERS | _GROUP):
+    """UsageError if a file of this `mode` is for others than its owner; `group`: its group may read it."""
+    if os.name == "posix" and mode & (_OTHERS | (stat.S_IWGRP if group else _GROUP)):
         raise UsageError(f"the {what} {path} is not for its owner alone: chmod 600 {shlex.quote(str(path))}")
 
 

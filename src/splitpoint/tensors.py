@@ -218,7 +218,7 @@ def _why(exc: Exception) -> str:
     """What numpy says is wrong, without its advice to load pickles after all."""
     if isinstance(exc, OSError) and exc.strerror:
         return f": {exc.strerror}"
-    text = str(exc)
+    text = str(exc)[:200]  # numpy repeats the whole header
     if "pickle" in text:
         return ": it holds Python objects, or is no numpy file at all"
     return f": {text}" if text else ""

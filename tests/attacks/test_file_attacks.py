@@ -28,7 +28,7 @@ from splitpoint.calibration.files import load_calibration
 from splitpoint.cli import main
 from splitpoint.cli.console import bold, line, out
 from splitpoint.decoding import open_picture, silent
-from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError
+from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, UsageError
 from splitpoint.files import open_file, private_folder, read_file
 from splitpoint.images import SPEC_KEY, InputSpec
 from splitpoint.inputs import token_inputs
@@ -48,7 +48,7 @@ from splitpoint.predict.traces import read_traces
 from splitpoint.profile.files import load_profile
 from splitpoint.report.sweep import read_rows
 from splitpoint.runtime.cache import BlobCache
-from splitpoint.security import read_token
+from splitpoint.security import check_own, read_token
 from splitpoint.tasks.files import load_tasks
 from splitpoint.tensors import load_arrays
 from splitpoint.text import harmless, plain
@@ -383,6 +383,12 @@ def test_a_graph_is_kept_in_place_of_a_link_not_through_it(tmp_path: Path) -> No
     kept.put_graph("a" * 64, b"graph")
     assert diary.read_text() == "dear diary"
     assert kept.graph("a" * 64) == b"graph"
+
+
+def test_a_key_that_its_group_may_write_is_refused(tmp_path: Path) -> None:
+    check_own(tmp_path / "key", "private key", 0o640, group=True)
+    with pytest.raises(UsageError, match="chmod 600"):
+        check_own(tmp_path / "key", "private key", 0o660, group=True)
 
 
 # --- anything at all --------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def load_scenario(path: Path) -> Scenario:
         open_codec(scenario.codec)
         _ = scenario.located
     except msgspec.ValidationError as exc:
-        raise InputError(f"{path}: {_hinted(str(exc))}") from exc
+        raise InputError(f"{path}: {_hinted(plain(str(exc), 500))}") from exc
     except SplitpointError as exc:
         raise InputError(f"{path}: {exc}") from exc
     return scenario

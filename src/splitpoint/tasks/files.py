@@ -77,7 +77,9 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     lines = _Lines(text)
     mistakes = [
-        Mistake(lines.of_key(key), f"unknown field {key}{nearest(key, ('tasks',)) or ': there are only [[tasks]]'}")
+        Mistake(
+            lines.of_key(key), f"unknown field {_short(key)}{nearest(key, ('tasks',)) or ': there are only [[tasks]]'}"
+        )
         for key in found
         if key != "tasks"
     ]
@@ -110,7 +112,9 @@ class _Reader:
         """Its tasks, numbered on from those `met` before. What is wrong is in `mistakes`."""
         for key in self._table:
             if key not in _FIELDS:
-                self._wrong(key, f"unknown field {key}{nearest(key, _FIELDS) or ': there are ' + ', '.join(_FIELDS)}")
+                self._wrong(
+                    key, f"unknown field {_short(key)}{nearest(key, _FIELDS) or ': there are ' + ', '.join(_FIELDS)}"
+                )
         if "model" not in self._table:
             self._wrong("", 'a task needs a model: model = "…"')
         model, weights, file = (self._read_text(key) for key in ("model", "weights", "input"))
