@@ -15,16 +15,23 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from math import prod
 from statistics import median
+from typing import Protocol
 
 import numpy as np
 
-from splitpoint.engines import Session
 from splitpoint.models.dataflow import bodies, by_value
 from splitpoint.models.model import Segment
 from splitpoint.segments import verdict_of
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 Feed = Mapping[str, Array]
+
+
+class Runs(Protocol):
+    """A session, or what stands before one."""
+
+    def run(self, inputs: Feed) -> dict[str, Array]: ...
+
 
 #: A batch must be faster than its requests one by one by this share.
 GAIN = 0.1
@@ -85,7 +92,7 @@ def stackable(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> bool:
     return len({shape[0] for shape in shapes}) == 1 and 0 < nbytes <= _MOST_NBYTES
 
 
-def run_stacked(session: Session, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+def run_stacked(session: Runs, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
     """The outputs for each of `feeds`, whose shapes are equal, computed as one batch.
 
     Each is memory of its own: an answer that is slow to be read holds no other one's.
@@ -96,7 +103,7 @@ def run_stacked(session: Session, feeds: Sequence[Feed]) -> list[dict[str, Array
     return [{name: array[k].copy() for name, array in parts.items()} for k in range(len(feeds))]
 
 
-def tried(session: Session, feed: Feed) -> tuple[str, str]:
+def tried(session: Runs, feed: Feed) -> tuple[str, str]:
     """``equal``, ``different`` or ``inconclusive``, and why: a batch of two against the same two one by one.
 
     They differ in every place and in size: `feed`, and its mirror image at half the size. InputError or EngineError

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
+from splitpoint.engines import Session
 from splitpoint.errors import SplitpointError
 from splitpoint.runtime.batching import Feed, Gain, run_stacked, tried
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.fair import Job
+from splitpoint.runtime.watch import Watched
 
 if TYPE_CHECKING:
     from splitpoint.runtime.peer import Request
@@ -48,7 +50,7 @@ def _as_one(feeds: Sequence[tuple[Job, Feed]], gain: Gain, started: float) -> bo
         session = tails.acquire(tail)
         try:
             decoded = perf_counter()
-            made = run_stacked(session, [feed for _, feed in feeds])
+            made = run_stacked(_watched(first, session, len(feeds)), [feed for _, feed in feeds])
         finally:
             tails.release(tail)
     except Exception:  # engines are foreign code, and whose request it was shows when each is run alone
@@ -74,7 +76,7 @@ def _try_out(request: Request, gain: Gain) -> None:
     try:
         session = tails.acquire(tail)
         try:
-            verdict, why = tried(session, feed)
+            verdict, why = tried(_watched(request, session, 2), feed)
         finally:
             tails.release(tail)
     except SplitpointError:  # this one fails by itself: it says nothing about others
@@ -85,6 +87,11 @@ def _try_out(request: Request, gain: Gain) -> None:
     if gain.verdict is not None:
         said = "may be run together" if not gain.verdict else f"are run one by one: {gain.verdict}"
         tell(Event("batched", f"requests that wait for tail {tail.segment.key} {said}"))
+
+
+def _watched(request: Request, session: Session, times: int) -> Watched:
+    peer, like = request.peer, request.opened.like(request.header)
+    return Watched(peer.server.watch, session, like, peer.name, times)
 
 
 def _request(job: Job) -> Request:
