@@ -205,12 +205,15 @@ def _share_workspace() -> None:
 
     A session's own keeps for ever what its largest batch took: six tails of a 19 MB network held 330 MB of it here. A
     shared one grows to what the runs at one time need. It is as fast, and faster for large batches.
+
+    It grows by what is asked for: doubled, one request that was too large would have all later ones ask for as much,
+    and what the first run took would never be given back.
     """
     import onnxruntime as ort
 
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    unlimited, doubling, default = 0, 0, -1
-    ort.create_and_register_allocator(where, ort.OrtArenaCfg(unlimited, doubling, default, default))
+    unlimited, as_requested, default = 0, 1, -1
+    ort.create_and_register_allocator(where, ort.OrtArenaCfg(unlimited, as_requested, default, default))
 
 
 def shrink_workspace() -> None:

@@ -57,6 +57,7 @@ _TURNED_AWAY = 32
 _TIDY_S = 5.0
 #: How long what has been told to end may take, when the server does.
 _END_S = 5.0
+_TOLD_S = 0.5
 
 
 class Server(Closable):
@@ -314,8 +315,11 @@ class Server(Closable):
             peer.say_bye()
         self.profiling.stop()
         end = monotonic() + drain_s
+        self._drain(drain_s)
+        self.watch.end()
+        if drain_s:  # so that who asked is told
+            self._drain(_TOLD_S)
         with self._lock:
-            self._idle.wait_for(lambda: not any(p.unanswered for p in self._peers), max(0.0, drain_s))
             peers = list(self._peers)
         closers = [
             threading.Thread(target=p.close, args=(max(0.2, end - monotonic()) if drain_s else 0.0,), daemon=True)
@@ -323,7 +327,6 @@ class Server(Closable):
         ]
         for thread in closers:
             thread.start()
-        self.watch.end()  # who waits for an answer has waited for `drain_s`
         self.builders.shutdown(wait=False, cancel_futures=True)
         threads = [*closers, *(p.thread for p in peers), *self._building, *self.profiling.threads()]
         ended = join(threads, max(_END_S, end - monotonic() + _END_S))
@@ -338,6 +341,11 @@ class Server(Closable):
         if self.hanging:
             self.tell(Event("failed", "something that the server computes does not end: it is left behind"))
         self._closing = None  # nothing is left that could be forgotten
+
+    def _drain(self, seconds: float) -> None:
+        """Waits until every request is answered, at most so long."""
+        with self._lock:
+            self._idle.wait_for(lambda: not any(p.unanswered for p in self._peers), max(0.0, seconds))
 
     # --- connections --------------------------------------------------------------------------------------------
 

@@ -165,7 +165,10 @@ class Watch:
     def end(self) -> None:
         """From now on nothing is run, and what is under way is given up."""
         self._ending = True
-        underway.give_up(self._runs.copy())
+        under_way = self._runs.copy()
+        for entry in under_way.values():
+            entry.given_up_s = entry.given_up_s or monotonic()
+        underway.give_up(under_way)
 
     def close(self) -> None:
         """`look` returns False."""
