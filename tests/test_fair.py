@@ -498,7 +498,7 @@ def test_a_batch_of_a_real_tail_gives_what_single_runs_give() -> None:
         want = session.run(feed)["logits"]
         np.testing.assert_allclose(got["logits"], want, atol=1e-4)
         assert got["logits"].base is None
-    assert tried(session, [shape]) == ("equal", "")
+    assert tried(session, [TensorSpec(name, "float32", shape)]) == ("equal", "")
 
 
 MIXING = {
@@ -520,7 +520,7 @@ def test_operators_that_mix_what_is_in_a_batch_are_found_out(tmp_path: Path, kin
     assert alike(model.whole())
     assert not batchable(model.whole())
     session = open_engine(threads=1).compile(model.whole())
-    verdict, why = tried(session, [(1, 64)])
+    verdict, why = tried(session, [spec("x", 1, 64)])
     assert verdict in ("different", "inconclusive")
     assert "y" in why
 
@@ -575,7 +575,7 @@ def test_a_shape_that_is_fixed_inside_is_found_out(tmp_path: Path) -> None:
 
         def close(self) -> None: ...
 
-    verdict, why = tried(Fixed(), [(1, 4)])
+    verdict, why = tried(Fixed(), [spec("x", 1, 4)])
     assert verdict == "different"
     assert "cannot be reshaped" in why
 

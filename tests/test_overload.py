@@ -56,10 +56,13 @@ def test_who_ran_in_a_batch_is_told_its_own_part_and_that_it_waited_for_the_othe
         return inputs
 
     tails = SimpleNamespace(acquire=lambda tail: SimpleNamespace(run=run), release=lambda tail: None)
+    watch = SimpleNamespace(run=lambda session, feed, like, name, times: session.run(feed))
     peer: Any = SimpleNamespace(
-        server=SimpleNamespace(tails=tails), answer=lambda request, made, waited, clock: clocks.append(clock)
+        name="a client",
+        server=SimpleNamespace(tails=tails, watch=watch),
+        answer=lambda request, made, waited, clock: clocks.append(clock),
     )
-    opened: Any = SimpleNamespace(tail=None, decode=lambda h, t: t, feed=lambda h, t: {"x": t[0]})
+    opened: Any = SimpleNamespace(tail=None, like=lambda h: None, decode=lambda h, t: t, feed=lambda h, t: {"x": t[0]})
     frame: Any = SimpleNamespace(received=0.0, tensors=[np.zeros((1, 3), np.float32)])
     gain = Gain(4)
     gain.judge("equal", "")

@@ -114,8 +114,9 @@ class Limits:
     a dead peer). `arrivals` is how many may be on their way in, beside the `connections` that are.
     `slowest` is the least average rate, in bytes per second, of a frame that arrives in drips, and `frame_s` the
     longest that one may take however fast it is. `profile_s` is how long a server measures itself when it is asked to
-    (0: it refuses). `client_connections` and `client_compiles` (tails
-    compiled in a minute) are one address's share of a server. UsageError for numbers that make no sense.
+    (0: it refuses). `client_connections` and `client_compiles` (tails compiled in a minute) are one address's share of
+    a server. A request may take about `work_bytes` of memory while it is computed (or what one row takes, if that is
+    more), and `run_s` seconds, or less where others like it took much less. UsageError for numbers that make no sense.
     """
 
     header_bytes: int = 4 << 20
@@ -130,6 +131,7 @@ class Limits:
     client_compiles: int = 600
     queue: int = 256
     memory_bytes: int = 4 << 30
+    work_bytes: int = 1 << 30
     backlog_bytes: int = 64 << 20
     segments: int = 4096
     handshake_s: float = 5.0
@@ -138,6 +140,7 @@ class Limits:
     slowest: float = 2048.0
     frame_s: float = 900.0
     profile_s: float = 60.0
+    run_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

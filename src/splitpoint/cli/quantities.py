@@ -31,16 +31,14 @@ def _short(text: str) -> str:
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*(|[kMGT]i?)B?", re.IGNORECASE)
 
 
-def parse_size(text: str) -> float:
+def parse_size(text: str, option: str = "--max-edge-memory") -> float:
     """``100MB``, ``1.5 GiB``, ``4096`` → bytes; UsageError for anything else, zero, and over a petabyte."""
     found = _SIZE.fullmatch(text.strip())
     unit = found[2].lower() if found else ""
     base = 1024 if unit.endswith("i") else 1000
     nbytes = float(found[1]) * float(base ** " kmgt".index(unit[:1] or " ")) if found else 0.0
     if not 0 < nbytes <= _PETABYTE:
-        raise UsageError(
-            f"--max-edge-memory is a size such as 100MB, above zero and at most a petabyte, not {_short(text)}"
-        )
+        raise UsageError(f"{option} is a size such as 100MB, above zero and at most a petabyte, not {_short(text)}")
     return nbytes
 
 

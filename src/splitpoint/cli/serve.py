@@ -12,7 +12,7 @@ import click
 from splitpoint.cli import signals
 from splitpoint.cli.log import Log
 from splitpoint.cli.options import Opening, engine_options, model_options, server_security_options
-from splitpoint.cli.quantities import parse_ms
+from splitpoint.cli.quantities import parse_ms, parse_size
 from splitpoint.engines import open_engine
 from splitpoint.engines.memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
@@ -99,6 +99,20 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
     help="How long a request may wait for others to join its batch, such as 2ms; 0: only those that wait anyway.",
 )
 @click.option(
+    "--max-work",
+    metavar="SIZE",
+    help="Memory that one request may take while it is computed, such as 4GiB; at least what one row takes, whatever "
+    "this says. Default: 1 GiB, or half the memory if that is less.",
+)
+@click.option(
+    "--max-run",
+    type=click.FloatRange(0, 86400, min_open=True),
+    default=Limits.run_s,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long one request may be computed; sooner where 20 others like it took less.",
+)
+@click.option(
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
 )
 @server_security_options
@@ -107,7 +121,7 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
 def command(
     models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: tuple[str, ...],
     max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait: str,
-    until_stdin_ends: bool, device: str, threads: int, opening: Opening,
+    max_work: str | None, max_run: float, until_stdin_ends: bool, device: str, threads: int, opening: Opening,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices. A folder stands for every .onnx file in it that can be read.
 
@@ -121,7 +135,8 @@ def command(
     max_wait_s = 0.0 if max_wait.strip() == "0" else parse_ms(max_wait, "--max-wait") / 1e3
     limits = Limits(
         profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections,
-        memory_bytes=half_the_memory(Limits.memory_bytes),
+        memory_bytes=half_the_memory(Limits.memory_bytes), run_s=max_run,
+        work_bytes=int(parse_size(max_work, "--max-work")) if max_work else half_the_memory(Limits.work_bytes),
     )  # fmt: skip
     loaded = []
     for name in models:
@@ -151,7 +166,7 @@ def command(
             on_event=tell,
         )
         stop = threading.Event()
-        _stop_by_signal(stop)
+        came = _stop_by_signal(stop)
         if until_stdin_ends:
             threading.Thread(target=_read_to_the_end, args=(stop,), daemon=True).start()
         with server:
@@ -173,19 +188,25 @@ def command(
                 pass
             log.say("answering what is in flight, then ending")
             server.close(drain_s=_DRAIN_S)
+    if server.hanging:  # Python would wait for it, and ONNX Runtime be taken apart under it
+        os._exit(signals.said(came[0])[1] if came else 1)
 
 
-def _stop_by_signal(stop: threading.Event) -> None:
-    """The first signal sets `stop`; another one ends it at once. A SIGHUP that is ignored (nohup) stays ignored."""
+def _stop_by_signal(stop: threading.Event) -> list[int]:
+    """The first signal sets `stop`, and is put into the list; another one ends it at once. A SIGHUP that is ignored
+    (nohup) stays ignored."""
+    came: list[int] = []
 
     def hear(number: int, _: object) -> None:
         if stop.is_set():
-            raise signals.raised(number)
+            signals.at_once(number, None)
+        came.append(number)
         stop.set()
 
     for number in signals.HANDLED:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, hear)
+    return came
 
 
 def _is_folder(name: str) -> bool:

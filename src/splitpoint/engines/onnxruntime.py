@@ -10,7 +10,9 @@ from statistics import median
 from typing import Any, NoReturn
 
 import msgspec
+import numpy as np
 
+from splitpoint.engines import underway
 from splitpoint.engines.memory import give_back, resident_bytes
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
 from splitpoint.engines.wheels import for_device, load
@@ -144,6 +146,7 @@ class OnnxRuntimeSession:
         self._int8 = {t.name: t for t in segment.inputs if t.name in self._shifted}
         self._names = [t.name for t in segment.outputs]
         self._run: Any = self._session.run
+        self._options = ort.RunOptions
         watch(self)
         give_back()  # what building has left behind, which is no session's
         self.nbytes = max(resident_bytes() - before, segment.nbytes)
@@ -155,16 +158,23 @@ class OnnxRuntimeSession:
             feed = {t.name: inputs[t.name] for t in self.inputs}
         except KeyError as exc:
             raise InputError(f"input {exc.args[0]} is missing (this segment needs: {_listed(self.inputs)})") from exc
+        # One a run: once it was told to end, it would end the next one too.
+        options, thread = self._options(), underway.get_ident()
         try:
             for name in self._shifted.intersection(feed):
                 feed[name] = shifted(self._int8[name].check(feed[name]))
-            values = self._run(self._names, feed)
+            underway.noted[thread] = options
+            values = self._run(self._names, feed, options)
         except SplitpointError:  # closed, or a wrong input
             raise
         except Exception as exc:
+            if options.terminate:
+                raise EngineError("this run was given up") from exc
             for spec in self.inputs:  # a wrong input is the usual reason: say which
                 spec.check(inputs[spec.name])
             raise EngineError(f"ONNX Runtime failed: {reason_of(exc)}") from exc
+        finally:
+            underway.noted.pop(thread, None)
         made: dict[str, Array] = dict(zip(self._names, values, strict=True))
         for name in self._shifted.intersection(made):
             made[name] = shifted(made[name])
@@ -195,12 +205,45 @@ def _share_workspace() -> None:
 
     A session's own keeps for ever what its largest batch took: six tails of a 19 MB network held 330 MB of it here. A
     shared one grows to what the runs at one time need. It is as fast, and faster for large batches.
+
+    It grows by what is asked for: doubled, one request that was too large would have all later ones ask for as much,
+    and what the first run took would never be given back.
     """
     import onnxruntime as ort
 
     where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    unlimited, doubling, default = 0, 0, -1
-    ort.create_and_register_allocator(where, ort.OrtArenaCfg(unlimited, doubling, default, default))
+    unlimited, as_requested, default = 0, 1, -1
+    ort.create_and_register_allocator(where, ort.OrtArenaCfg(unlimited, as_requested, default, default))
+
+
+def shrink_workspace() -> None:
+    """Gives what the shared workspace holds and no run uses back to the system: it has grown to the largest run."""
+    if _share_workspace.cache_info().currsize:
+        _idle_session().run(None, {"x": np.zeros(1, np.float32)}, _shrinking())
+        give_back()
+
+
+@cache
+def _idle_session() -> Any:
+    """A session that computes nothing: ONNX Runtime shrinks a workspace only at the end of a run."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "idle", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    return _session(model, options, "cpu")
+
+
+def _shrinking() -> Any:
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _kernel_medians(events: list[dict[str, Any]], warm: int, runs: int) -> list[tuple[str, float]]:

@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from math import prod
 from statistics import median
+from typing import Protocol
 
 import numpy as np
 
-from splitpoint.engines import Session
 from splitpoint.models.model import Segment
 from splitpoint.models.rows import mixing
 from splitpoint.models.shapes import sample_inputs
@@ -26,6 +26,13 @@ from splitpoint.segments import strays, verdict_of
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 Feed = Mapping[str, Array]
+
+
+class Runs(Protocol):
+    """A session, or what stands before one."""
+
+    def run(self, inputs: Feed) -> dict[str, Array]: ...
+
 
 #: A batch must be faster than its requests one by one by this share.
 GAIN = 0.1
@@ -73,7 +80,7 @@ def stackable(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> bool:
     return len({shape[0] for shape in shapes}) == 1 and 0 < nbytes <= _MOST_NBYTES
 
 
-def run_stacked(session: Session, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+def run_stacked(session: Runs, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
     """The outputs for each of `feeds`, whose shapes are equal, computed as one batch.
 
     Each is memory of its own: an answer that is slow to be read holds no other one's.
@@ -84,13 +91,12 @@ def run_stacked(session: Session, feeds: Sequence[Feed]) -> list[dict[str, Array
     return [{name: array[k].copy() for name, array in parts.items()} for k in range(len(feeds))]
 
 
-def tried(session: Session, shapes: Sequence[Sequence[int]]) -> tuple[str, str]:
+def tried(session: Runs, specs: Sequence[TensorSpec]) -> tuple[str, str]:
     """``equal``, ``different`` or ``inconclusive``, and why: a batch of two against the same two one by one.
 
-    `shapes` are those of a request; what is in it is made up. The two differ in every place and in size: one is the
+    `specs` are the inputs of a request; what is in it is made up. The two differ in every place and in size: one is the
     other's mirror image, at half the size. InputError or EngineError if that cannot be run at all.
     """
-    specs = [TensorSpec(t.name, t.dtype, tuple(shape)) for t, shape in zip(session.inputs, shapes, strict=True)]
     feed = sample_inputs(specs)
     feeds: list[Feed] = [feed, {name: _other(array) for name, array in feed.items()}]
     alone = [session.run(f) for f in feeds]
@@ -112,7 +118,7 @@ def _other(array: Array) -> Array:
     return np.ascontiguousarray(half, array.dtype)
 
 
-def recomputed(session: Session, feeds: Sequence[Feed], made: Sequence[Mapping[str, Array]], k: int) -> str:
+def recomputed(session: Runs, feeds: Sequence[Feed], made: Sequence[Mapping[str, Array]], k: int) -> str:
     """``""`` if request `k` of a batch gets by itself what it got in it, but for rounding; else what does not."""
     alone = session.run(feeds[k])
     return next((f"output {name} of a batch strays" for name in alone if strays(alone[name], made[k][name])), "")

@@ -8,8 +8,10 @@ from time import perf_counter, sleep
 
 from splitpoint.runtime.events import OnEvent, ignore
 from splitpoint.runtime.fair import Client, FairQueue, Gauge, Job, Together
-from splitpoint.runtime.threads import begin, persist
+from splitpoint.runtime.threads import begin, join, persist
 
+#: How long threads that have nothing to do may take to end.
+_END_S = 5.0
 #: More jobs than that are never run as one.
 _MOST = 1024
 
@@ -40,12 +42,11 @@ class Compute:
         self._gathering: list[Together] = []  # keys that a worker waits for
         self._queue = FairQueue(queue)
         self._running = 0
+        self._surplus = 0  # threads that were lent a place which was taken back
         self._closed = False
         self._gauge = Gauge(workers, perf_counter())
-        work = (self._work, "computing", on_event, sleep)
-        self._threads = [
-            threading.Thread(target=persist, args=work, name=f"compute {i}", daemon=True) for i in range(workers)
-        ]
+        self._tell = on_event
+        self._threads = [self._thread(f"compute {i}") for i in range(workers)]
         try:
             for thread in self._threads:
                 begin(thread)
@@ -53,6 +54,30 @@ class Compute:
             self._threads = [thread for thread in self._threads if thread.ident is not None]
             self.close()
             raise
+
+    def _thread(self, name: str) -> threading.Thread:
+        return threading.Thread(
+            target=persist, args=(self._work, "computing", self._tell, sleep), name=name, daemon=True
+        )
+
+    def lend(self) -> None:
+        """One more may work, and a thread more: what runs in one place lasts, or will never end."""
+        thread = self._thread("compute more")
+        with self._lock:
+            if self._closed:
+                return
+            begin(thread)
+            self.workers += 1
+            self._threads = [*(t for t in self._threads if t.is_alive()), thread]
+            if self._queue.waiting:
+                self._ready.notify()
+
+    def regain(self) -> None:
+        """It has ended after all: there are as many as before."""
+        with self._lock:
+            self.workers -= 1
+            self._surplus += 1
+            self._ready.notify()
 
     def begin(self, client: Client) -> bool:
         """Takes a worker's place for the calling thread, if one is free and nobody waits. Then call `end`."""
@@ -124,6 +149,10 @@ class Compute:
             while not self._queue.waiting or self._running >= self.workers:
                 if self._closed and not self._queue.waiting:
                     return False
+                if self._surplus:
+                    self._surplus -= 1
+                    self._ready.notify()  # what this one was woken for may be another one's
+                    return False
                 self._ready.wait()
             started = perf_counter()
             self._running += 1
@@ -164,12 +193,11 @@ class Compute:
             self._ready.notify()  # nobody was, for those that came meanwhile
         return now
 
-    def close(self) -> None:
-        """Ends the threads after what they run now; what is queued is dropped."""
+    def close(self, within_s: float = _END_S) -> bool:
+        """Ends the threads after what they run now; what is queued is dropped. Whether they have, `within_s`."""
         with self._lock:
             self._closed = True
             self._queue.clear()
             self._ready.notify_all()
             self._more.notify_all()
-        for thread in self._threads:
-            thread.join()
+        return join(self._threads, within_s)

@@ -17,6 +17,7 @@ import numpy as np
 from splitpoint import wire
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Session
+from splitpoint.engines.apart import DiedError
 from splitpoint.errors import (
     BusyError,
     EngineError,
@@ -36,6 +37,7 @@ from splitpoint.runtime.greeting import answer_to
 from splitpoint.runtime.origins import Origin
 from splitpoint.runtime.probe import MOST_NBYTES, noise
 from splitpoint.runtime.tails import Tail
+from splitpoint.runtime.watch import Like
 from splitpoint.tensors import Array, TensorSpec
 from splitpoint.transports import Ended
 from splitpoint.transports.tcp import TcpConnection
@@ -56,23 +58,27 @@ _ENDING_S = 0.1
 #: Profiles that one connection may wait for at once.
 _MOST_PROFILES = 8
 
+#: Shapes of one open segment of which it is remembered what they take.
+_MOST_LIKES = 64
+
 
 class _Checked(NamedTuple):
     """A header that fits its segment: how each tensor is decoded (empty: all are raw), and the memory that takes.
 
-    `gain` is what it has in common with requests that can run as one batch with it.
+    `gain` is what it has in common with requests that can run as one batch with it, `like` with those of its shapes.
     """
 
     header: wire.Infer | None
     decoders: Sequence[tuple[Codec, TensorSpec] | None] = ()
     decoded_nbytes: int = 0
     gain: Gain | None = None
+    like: Like | None = None
 
 
 class _Opened:
     """A segment that a connection has opened: what INFER needs, looked up once."""
 
-    def __init__(self, tail: Tail, vectors: Sequence[str]) -> None:
+    def __init__(self, tail: Tail, vectors: Sequence[str], limits: Limits) -> None:
         segment = tail.segment
         wanted = set(vectors)
         self.tail = tail
@@ -82,8 +88,10 @@ class _Opened:
         self.outputs = [t.name for t in segment.outputs]
         self.packer = wire.Packer(Kind.RESULT, wire.Result)
         self.checked = _Checked(None)
+        self._limits = limits
+        self._likes: dict[object, Like] = {}
 
-    def check(self, header: wire.Infer, limits: Limits) -> int:
+    def check(self, header: wire.Infer) -> int:
         """Bytes that decoding the tensors will take. InputError unless they are what the segment needs: known before
         a byte of them is received."""
         if header is self.checked.header:  # a connection decodes a repeated header once
@@ -98,22 +106,50 @@ class _Opened:
                 came = f"{got.dtype}[{','.join(map(str, got.shape))}]"
                 raise InputError(f"tensor {spec.name} must be {spec.type}, but {came} came")
         for spec, vector in zip(self.vectors, header.vectors, strict=True):
-            _check_vector(spec, vector, limits)
+            _check_vector(spec, vector, self._limits)
         self.checked = self._decoding(header)
         return self.checked.decoded_nbytes
 
+    def like(self, header: wire.Infer) -> Like:
+        """What runs with such tensors have in common. InputError if one would take too much memory."""
+        if header is self.checked.header and self.checked.like is not None:
+            return self.checked.like
+        sizes = {t.name: got.shape for t, got in zip(self.specs, header.tensors, strict=True)}
+        sizes |= {t.name: (len(v),)[: len(t.shape)] for t, v in zip(self.vectors, header.vectors, strict=True)}
+        shapes = tuple(sizes[t.name] for t in self.tail.segment.inputs)
+        found = self._likes.get(shapes)
+        if found is None:
+            found = self._like(shapes)
+            if len(self._likes) >= _MOST_LIKES:
+                del self._likes[next(iter(self._likes))]
+            self._likes[shapes] = found
+        return found
+
+    def _like(self, shapes: Sequence[Sequence[int]]) -> Like:
+        work = self.tail.work
+        if work is None:
+            return Like(0.0)
+        nbytes, most = work.peak(shapes), max(work.least, self._limits.work_bytes)
+        if nbytes > most:
+            rows = "×".join(map(str, work.sizes(shapes)))
+            raise InputError(
+                f"a batch of {rows} rows would take about {size(nbytes)} here; the limit is {size(most)}: "
+                "send fewer rows at a time, or serve with more --max-work"
+            )
+        return Like(nbytes, batches=work.peak(shapes, self.tail.most) <= most)
+
     def _decoding(self, header: wire.Infer) -> _Checked:
         """How the tensors of `header`, which fit otherwise, are decoded. InputError for what no codec here does."""
-        gain = None
-        if not header.vectors:
+        gain, like = None, self.like(header)
+        if not header.vectors and like.batches:
             gain = self.tail.gain([t.dtype for t in header.tensors], [t.shape for t in header.tensors])
         if not any(t.codec for t in header.tensors):
-            return _Checked(header, gain=gain)
+            return _Checked(header, gain=gain, like=like)
         decoders = [
             _decoder(name, tensor) if tensor.codec else None
             for name, tensor in zip(self.inputs, header.tensors, strict=True)
         ]
-        return _Checked(header, decoders, sum(d[1].nbytes for d in decoders if d is not None), gain)
+        return _Checked(header, decoders, sum(d[1].nbytes for d in decoders if d is not None), gain, like)
 
     def decode(self, header: wire.Infer, tensors: Sequence[Array]) -> Sequence[Array]:
         """The tensors as they were before they were encoded. InputError for bytes that are not what they should be."""
@@ -168,12 +204,12 @@ def _decoded(data: Array, codec: Codec, spec: TensorSpec) -> Array:
 
 
 def _check_vector(spec: TensorSpec, vector: Sequence[int], limits: Limits) -> None:
-    size = spec.shape[0] if spec.shape else 1
-    if len(vector) > 32 or (isinstance(size, int) and len(vector) != size):
-        raise InputError(f"shape vector {spec.name} must have {size} numbers, but {len(vector)} came")
-    # A shape sizes what the tail allocates: one that no frame could carry is refused.
-    if prod(max(1, abs(n)) for n in vector) > limits.tensor_bytes:
-        raise InputError(f"shape vector {spec.name} asks for a tensor over the limit of {limits.tensor_bytes}")
+    length = spec.shape[0] if spec.shape else 1
+    if len(vector) > 32 or (isinstance(length, int) and len(vector) != length):
+        raise InputError(f"shape vector {spec.name} must have {length} numbers, but {len(vector)} came")
+    # A shape sizes what the tail allocates, of elements of up to 8 bytes: one that no frame could carry is refused.
+    if prod(max(1, abs(n)) for n in vector) * 8 > limits.tensor_bytes:
+        raise InputError(f"shape vector {spec.name} asks for a tensor over the limit of {size(limits.tensor_bytes)}")
 
 
 class Request(NamedTuple):
@@ -323,7 +359,7 @@ class Peer:
         try:
             if opened is None:
                 raise InputError(f"segment {header.segment} is not open on this connection")
-            held = frame.nbytes + opened.check(header, server.limits)
+            held = frame.nbytes + opened.check(header)
         except InputError as exc:
             # Without its traceback: that knows this frame, which will know the exception, and since the garbage
             # collector does not see frames (`gc=False`), neither would ever leave memory.
@@ -431,11 +467,25 @@ class Peer:
         tensors = opened.decode(header, frame.tensors)
         if tensors is not frame.tensors:
             decoded = perf_counter()
-        made = session.run(opened.feed(header, tensors))
+        made = self._made(session, opened, header, tensors)
         computed = perf_counter()
         if gain is not None:
             gain.add(1, computed - decoded)
         return self._result(frame, opened, made, waited, (started, ready, decoded, computed))
+
+    def _made(
+        self, session: Session, opened: _Opened, header: wire.Infer, tensors: Sequence[Array]
+    ) -> Mapping[str, Array]:
+        server, feed, like = self.server, opened.feed(header, tensors), opened.like(header)
+        if not opened.tail.apart:
+            return server.watch.run(session, feed, like, self.name)
+        address = self.origin.name
+        with server.turns.turn(address, opened.tail.segment.key):
+            try:
+                return server.watch.run(session, feed, like, self.name, apart=True)
+            except DiedError:
+                server.turns.ban(address)
+                raise
 
     def answer(
         self, request: Request, made: Mapping[str, Array], waited: float, clock: tuple[float, float, float, float]
@@ -560,7 +610,7 @@ class Peer:
             raise
         text = f"{self.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         self.server.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)"))
-        return _Opened(tail, request.vectors)
+        return _Opened(tail, request.vectors, self.server.limits)
 
     def _close_segment(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.Close)

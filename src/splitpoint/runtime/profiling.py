@@ -164,13 +164,10 @@ class Profiling:
         """What is being measured ends after the cut it is at, and nothing is measured after it."""
         self._closed.set()
 
-    def close(self) -> None:
-        """Stops, and waits for that."""
-        self.stop()
+    def threads(self) -> list[threading.Thread]:
+        """The thread that measures, if there is one: after `stop` it ends."""
         with self._lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+            return [self._thread] if self._thread is not None else []
 
 
 def _noted(profile: Profile, served: int) -> Profile:

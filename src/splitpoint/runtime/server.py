@@ -6,14 +6,16 @@
 Every connection has a thread that receives. A request whose sender waits for the answer (no PIPELINED flag) is run
 by that thread if a worker's place is free, which saves two context switches; otherwise by the pool, so that the next
 request is received meanwhile. Each connection has a queue of its own, and computing time is shared out evenly among
-those that wait (`runtime.fair`). A peer that reads slowly holds up nobody: see `transports.tcp`.
+those that wait (`runtime.fair`). What a request takes is known before it is received (`models.work`), or it runs in a
+process of its own (`engines.apart`); what takes too long is given up (`runtime.watch`). A peer that reads slowly holds
+up nobody: see `transports.tcp`.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -24,8 +26,10 @@ from time import monotonic
 from weakref import ReferenceType, ref
 
 from splitpoint import wire
-from splitpoint.engines import Engine
+from splitpoint.engines import Engine, underway
+from splitpoint.engines.apart import Apart
 from splitpoint.engines.memory import give_back
+from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, shrink_workspace
 from splitpoint.errors import BusyError, ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.lifetime import Closable
 from splitpoint.machine import half_the_memory
@@ -39,8 +43,9 @@ from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.sharing import Sharing
 from splitpoint.runtime.tails import Tails
-from splitpoint.runtime.threads import begin, persist
+from splitpoint.runtime.threads import begin, join, persist
 from splitpoint.runtime.together import run_together
+from splitpoint.runtime.watch import Turns, Watch
 from splitpoint.security import ServerSecurity
 from splitpoint.transports import Ended
 from splitpoint.transports.addresses import is_loopback
@@ -55,6 +60,9 @@ _ENDING = "the server is ending: try again later"
 _CROWDED = "too many others want to be let in at once: try again"
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
+#: How long what has been told to end may take, when the server does.
+_END_S = 5.0
+_TOLD_S = 0.5
 
 
 class Server(Closable):
@@ -129,6 +137,8 @@ class Server(Closable):
         self._stop = threading.Event()
         self._listener: TcpListener | None = None
         self.draining = False
+        #: Once it is closed: whether a run did not end. Its thread, which cannot be joined, outlives the server.
+        self.hanging = False
 
     @property
     def tell(self) -> OnEvent:
@@ -200,23 +210,38 @@ class Server(Closable):
         self._turned_away.clear()
         if self._closing is None:
             self._opened()
-        self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s, self.tell)
-        self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch)
+        limits = self.limits
+        self.compute = compute = Compute(self._workers, limits.queue, run_together, self._max_wait_s, self.tell)
+        apart = Apart(self._engine, limits.work_bytes) if isinstance(self._engine, OnnxRuntimeEngine) else None
+        self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch, apart)
+        self.turns = Turns()
+        self.watch = Watch(
+            limits.run_s,
+            2 * self._workers * limits.work_bytes,
+            compute.lend,
+            compute.regain,
+            shrink_workspace,
+            lambda text: _tell(server, Event("failed", text)),
+        )
         self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
-        self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
-        accepting = threading.Thread(
-            target=persist,
-            args=(partial(_accept, listener, server), "accepting connections", partial(_tell, server), self._stop.wait),
-            name="accept",
-            daemon=True,
-        )
+        self._building: list[threading.Thread] = []
+        self.builders = ThreadPoolExecutor(
+            2, "compile", initializer=_note, initargs=(self._building,)
+        )  # fmt: skip
+        self._accepting = self._thread(partial(_accept, listener, server), "accepting connections", "accept")
+        self._watching = self._thread(self.watch.look, "watching what runs", "watch")
         try:
-            begin(accepting)
+            begin(self._watching)
+            begin(self._accepting)
         except BaseException:
+            self.watch.close()
             self.compute.close()
             raise
-        self._accepting = accepting
+
+    def _thread(self, step: Callable[[], object], what: str, name: str) -> threading.Thread:
+        work = (step, what, partial(_tell, ref(self)), self._stop.wait)
+        return threading.Thread(target=persist, args=work, name=name, daemon=True)
 
     def _listen(self) -> TcpListener:
         """Listens there. UsageError for files that are of no use, and for a server that strangers could use."""
@@ -264,8 +289,9 @@ class Server(Closable):
     def close(self, drain_s: float = 0.0) -> None:
         """Stops: no new requests, up to `drain_s` for those in flight to be answered, then every connection ends.
 
-        `start` serves again, at the same port. Called by `on_event` it does not wait for that: it would wait for the
-        thread that tells.
+        A run that has not ended by then is given up; one that does not hear it is left behind (`hanging`), and this
+        returns all the same. `start` serves again, at the same port. Called by `on_event` it does not wait for that: it
+        would wait for the thread that tells.
         """
         if isinstance(self._over, UsageError):  # the process has forked: it is for the parent to stop it
             return
@@ -287,7 +313,7 @@ class Server(Closable):
             self.draining = True
             peers = list(self._peers)
         listener.wake()
-        self._accepting.join()
+        self._accepting.join(_END_S)
         listener.close()
         with self._lock:
             arrivals = list(self._arrivals)
@@ -299,8 +325,11 @@ class Server(Closable):
             peer.say_bye()
         self.profiling.stop()
         end = monotonic() + drain_s
+        self._drain(drain_s)
+        self.watch.end()
+        if drain_s:  # so that who asked is told
+            self._drain(_TOLD_S)
         with self._lock:
-            self._idle.wait_for(lambda: not any(p.unanswered for p in self._peers), max(0.0, drain_s))
             peers = list(self._peers)
         closers = [
             threading.Thread(target=p.close, args=(max(0.2, end - monotonic()) if drain_s else 0.0,), daemon=True)
@@ -308,13 +337,26 @@ class Server(Closable):
         ]
         for thread in closers:
             thread.start()
-        for thread in (*closers, *(p.thread for p in peers), *(a.thread for a in arrivals)):
-            thread.join()
-        self.profiling.close()
-        self.builders.shutdown(cancel_futures=True)
-        self.compute.close()
+        self.builders.shutdown(wait=False, cancel_futures=True)
+        readers = [*(p.thread for p in peers), *(a.thread for a in arrivals)]
+        threads = [*closers, *readers, *self._building, *self.profiling.threads()]
+        ended = join(threads, max(_END_S, end - monotonic() + _END_S))
+        ended = self.compute.close(_END_S) and ended
+        if not ended:  # a session apart that is being built, and what a profile runs, end so
+            underway.give_up(t.ident for t in threads if t.ident is not None)
+            ended = join(threads, 1.0)
         self.tails.close()
+        self.watch.close()
+        ended = join([self._watching], _END_S) and ended
+        self.hanging = not ended
+        if self.hanging:
+            self.tell(Event("failed", "something that the server computes does not end: it is left behind"))
         self._closing = None  # nothing is left that could be forgotten
+
+    def _drain(self, seconds: float) -> None:
+        """Waits until every request is answered, at most so long."""
+        with self._lock:
+            self._idle.wait_for(lambda: not any(p.unanswered for p in self._peers), max(0.0, seconds))
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -502,6 +544,10 @@ def _accept(listener: TcpListener, server: ReferenceType[Server]) -> bool:
         return False
     found.take(connection)
     return True
+
+
+def _note(threads: list[threading.Thread]) -> None:
+    threads.append(threading.current_thread())
 
 
 def _tell(server: ReferenceType[Server], event: Event) -> None:

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from splitpoint.engines import Engine, Session
 from splitpoint.models.model import Segment
 from splitpoint.models.rows import mixing
+from splitpoint.models.work import Work
 from splitpoint.runtime.batching import Gain, alike, stackable
 from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.units import size
@@ -23,7 +24,8 @@ class Tail:
     """A segment and, while it is in the cache, its session. `users` counts the requests that run it now.
 
     `most` requests for it run as one batch, if their rows stay apart in it; `mixes` says why they do not, where it is
-    not plain from its shapes.
+    not plain from its shapes. Once compiled, `work` says what memory a request takes; where nobody can know, it is
+    None, and the session runs `apart` if the engine can.
     """
 
     def __init__(self, segment: Segment, most: int = 1) -> None:
@@ -38,10 +40,17 @@ class Tail:
         self.users = 0
         self.open = 0
         self.building = threading.Lock()
+        self.work: Work | None = None
+        self.apart = False
+
+    @property
+    def most(self) -> int:
+        """The most requests for it that run as one batch."""
+        return self._most
 
     def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> Gain | None:
         """What requests with such tensors have in common with others like them; None if they always run alone."""
-        if self._most == 1 or not stackable(dtypes, shapes):
+        if self._most == 1 or self.apart or not stackable(dtypes, shapes):
             return None
         key = tuple(map(tuple, shapes))
         if key not in self._gains and len(self._gains) >= _MOST_SHAPES:
@@ -52,11 +61,19 @@ class Tail:
 class Tails:
     """The cache: at most `budget` bytes of sessions, as measured, besides those that are running right now.
 
-    The least recently used go first; one that is in use is never closed, but as soon as it is free again.
+    The least recently used go first; one that is in use is never closed, but as soon as it is free again. Tails whose
+    work values decide are compiled by the engine `apart`, if there is one.
     """
 
-    def __init__(self, engine: Engine, budget: int, on_event: OnEvent = ignore, max_batch: int = 1) -> None:
-        self._engine, self._budget, self._tell = engine, budget, on_event
+    def __init__(
+        self,
+        engine: Engine,
+        budget: int,
+        on_event: OnEvent = ignore,
+        max_batch: int = 1,
+        apart: Engine | None = None,
+    ) -> None:
+        self._engine, self._apart, self._budget, self._tell = engine, apart, budget, on_event
         self._most = max_batch
         self._lock = threading.Lock()
         self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
@@ -99,7 +116,9 @@ class Tails:
                     tail.users += 1
                     return session
             started = perf_counter()
-            session = self._engine.compile(tail.segment)
+            tail.work = Work.of(tail.segment)
+            tail.apart = tail.work is None and self._apart is not None
+            session = (self._apart if tail.apart and self._apart else self._engine).compile(tail.segment)
             tail.compile_s = perf_counter() - started
             with self._lock:
                 tail.session, tail.nbytes = session, session.nbytes

@@ -8,8 +8,9 @@ hears of (a reader's is the end of its connection, a pipeline's step raises wher
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from time import monotonic
 
 from splitpoint.errors import ServerError
 from splitpoint.runtime.events import Event, OnEvent
@@ -46,3 +47,12 @@ def begin(thread: threading.Thread) -> None:
         raise ServerError(
             "this process may start no more threads: end some, or raise its limit (ulimit -u, a container's pids)"
         ) from exc
+
+
+def join(threads: Iterable[threading.Thread], within_s: float) -> bool:
+    """Waits for all of `threads` to end, `within_s` altogether. Whether they have: a native run may never."""
+    end_s = monotonic() + within_s
+    waiting = list(threads)
+    for thread in waiting:
+        thread.join(max(0.0, end_s - monotonic()))
+    return not any(thread.is_alive() for thread in waiting)

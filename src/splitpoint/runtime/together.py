@@ -8,10 +8,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
 from splitpoint.engines import Session
-from splitpoint.runtime.batching import Feed, Gain, recomputed, run_stacked, tried
+from splitpoint.runtime.batching import Feed, Gain, Runs, recomputed, run_stacked, tried
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.fair import Job
-from splitpoint.tensors import Array
+from splitpoint.runtime.watch import Watched
+from splitpoint.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
     from splitpoint.runtime.peer import Request
@@ -50,9 +51,10 @@ def _as_one(feeds: Sequence[tuple[Job, Feed]], gain: Gain, started: float) -> bo
         session = tails.acquire(tail)
         try:
             decoded = perf_counter()
-            made = run_stacked(session, [feed for _, feed in feeds])
+            watched = _watched(first, session, len(feeds))
+            made = run_stacked(watched, [feed for _, feed in feeds])
             computed = perf_counter()
-            if gain.look_again() and _strays(session, feeds, made, first, gain):
+            if gain.look_again() and _strays(watched, feeds, made, first, gain):
                 return False
         finally:
             tails.release(tail)
@@ -70,7 +72,7 @@ def _as_one(feeds: Sequence[tuple[Job, Feed]], gain: Gain, started: float) -> bo
 
 
 def _strays(
-    session: Session,
+    session: Runs,
     feeds: Sequence[tuple[Job, Feed]],
     made: Sequence[Mapping[str, Array]],
     request: Request,
@@ -87,11 +89,12 @@ def _strays(
 def _try_out(request: Request, gain: Gain) -> None:
     """Finds out whether requests with these shapes can be run together; what this one holds has no part in it."""
     tails, tail = request.peer.server.tails, request.opened.tail
-    shapes = [t.shape for t in request.header.tensors]
+    sent = zip(tail.segment.inputs, request.header.tensors, strict=True)
+    specs = [TensorSpec(spec.name, spec.dtype, tensor.shape) for spec, tensor in sent]
     try:
         session = tails.acquire(tail)
         try:
-            verdict, why = tried(session, shapes)
+            verdict, why = tried(_watched(request, session, 2), specs)
         finally:
             tails.release(tail)
     except Exception as exc:  # what is made up need not be to the graph's liking
@@ -103,6 +106,11 @@ def _try_out(request: Request, gain: Gain) -> None:
 def _tell(request: Request, gain: Gain) -> None:
     said = "may be run together" if not gain.verdict else f"are run one by one: {gain.verdict}"
     request.peer.server.tell(Event("batched", f"requests that wait for tail {request.opened.tail.segment.key} {said}"))
+
+
+def _watched(request: Request, session: Session, times: int) -> Watched:
+    peer, like = request.peer, request.opened.like(request.header)
+    return Watched(peer.server.watch, session, like, peer.name, times)
 
 
 def _request(job: Job) -> Request:

@@ -1,0 +1,36 @@
+"""The runs that are under way in this process, and how one is given up from another thread.
+
+A session's `run` cannot be interrupted by an exception: it is native code. ONNX Runtime looks between two operators
+whether it is to end (`RunOptions.terminate`), a process can be killed. So an engine notes what it runs, in `noted`, and
+`give_up` says that it is to end; `run` then raises EngineError in its own thread. A run that never looks is not ended.
+
+An engine of your own does the same if its runs can be ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from threading import get_ident as get_ident
+from typing import Protocol
+
+
+class Run(Protocol):
+    """A run that ends, sooner or later, once its `terminate` is set to True. Set again and again, it does no harm."""
+
+    terminate: bool
+
+
+#: Thread → what it runs; a thread runs one thing at a time.
+noted: dict[int, Run] = {}
+
+
+def give_up(threads: Iterable[int] | None = None) -> int:
+    """Tells the runs under way in these `threads` (by `threading.get_ident`; None: in all) to end. How many there were.
+
+    Takes no lock: it may be called from a signal handler.
+    """
+    under_way = dict(noted)
+    found = [under_way[k] for k in (under_way if threads is None else threads) if k in under_way]
+    for run in found:
+        run.terminate = True
+    return len(found)
