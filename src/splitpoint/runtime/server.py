@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -33,6 +32,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
 from splitpoint.runtime.events import Event, OnEvent, Teller, ignore
+from splitpoint.runtime.fair import within
 from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
@@ -48,6 +48,8 @@ from splitpoint.wire import Kind, Limits
 SHARES = ("model", "head", "none")
 #: Connections refused for want of room that are kept for a moment, so that they can read why.
 _TURNED_AWAY = 32
+#: Tails that wait to be compiled, and how many are at once.
+_BUILDS, _BUILDERS = 128, 2
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
 
@@ -111,6 +113,8 @@ class Server(Closable):
         self._idle = threading.Condition(self._lock)
         self._life = threading.RLock()  # it is started and closed by one at a time
         self._peers: set[Peer] = set()
+        #: Held for an `Origin`.
+        self.accounts = self._lock
         self._origins = Origins(self.limits.client_connections, self.limits.client_compiles)
         self._turned_away: deque[TcpConnection] = deque()
         self._received = 0
@@ -191,10 +195,14 @@ class Server(Closable):
         if self._closing is None:
             self._opened()
         self.compute = Compute(self._workers, self.limits.queue, run_together, self._max_wait_s, self.tell)
+        #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
+        try:
+            self.builders = Compute(_BUILDERS, _BUILDS, on_event=self.tell, slack=0.0, name="compile")
+        except BaseException:
+            self.compute.close()
+            raise
         self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch)
         self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
-        #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
-        self.builders = ThreadPoolExecutor(2, thread_name_prefix="compile")
         accepting = threading.Thread(
             target=persist,
             args=(partial(_accept, listener, server), "accepting connections", partial(_tell, server), self._stop.wait),
@@ -204,6 +212,7 @@ class Server(Closable):
         try:
             begin(accepting)
         except BaseException:
+            self.builders.close()
             self.compute.close()
             raise
         self._accepting = accepting
@@ -301,7 +310,7 @@ class Server(Closable):
         for thread in (*closers, *(p.thread for p in peers)):
             thread.join()
         self.profiling.close()
-        self.builders.shutdown(cancel_futures=True)
+        self.builders.close()
         self.compute.close()
         self.tails.close()
         self._closing = None  # nothing is left that could be forgotten
@@ -316,7 +325,7 @@ class Server(Closable):
             if self.draining:
                 text = "the server is ending: try again later"
             elif len(self._peers) < limits.connections:
-                origin = self._origins.enter(connection.peer, monotonic())
+                origin = self._origins.enter(connection.peer)
                 if origin is None:
                     many = counted(limits.client_connections, "connection")
                     text = f"{many} from this address already: close one, or serve with more --client-connections"
@@ -335,10 +344,33 @@ class Server(Closable):
             self.left(peer)
             self._turn_away(peer.connection, "the server has no thread left for another connection: try again later")
 
+    # --- accounts -----------------------------------------------------------------------------------------------
+
+    def identify(self, peer: Peer, identity: str) -> None:
+        """`peer` has shown the certificate `identity`, and has an account of its own for it."""
+        with self.accounts:
+            peer.account(self._origins.identify(peer.home, identity))
+
     def may_compile(self, origin: Origin) -> float:
         """0.0, if one more tail may be compiled for `origin` (it is counted); else in how many seconds that will be."""
-        with self._lock:
-            return origin.wait_s(monotonic())
+        with self.accounts:
+            return origin.compiles.take(1.0, monotonic())
+
+    def may_build(self, origin: Origin) -> float:
+        """0.0, if there is time left for making tails for `origin`; else in how many seconds there will be."""
+        with self.accounts:
+            return origin.building.take(0.0, monotonic())
+
+    def charge_build(self, origin: Origin, seconds: float) -> None:
+        """So much time was spent on making a tail for `origin`."""
+        with self.accounts:
+            origin.building.spend(seconds)
+
+    def charge(self, origin: Origin, seconds: float) -> float:
+        """So much was spent on what is no request of `origin`. Returns in how many seconds it may have more."""
+        with self.accounts:
+            origin.talking.spend(seconds)
+            return origin.talking.take(0.0, monotonic())
 
     def _turn_away(self, connection: TcpConnection, text: str) -> None:
         with suppress(ServerError):
@@ -354,7 +386,9 @@ class Server(Closable):
         now_s = monotonic()
         with self._lock:
             self._peers.discard(peer)
-            self._origins.leave(peer.origin)
+            self._origins.leave(peer.home)
+            if peer.origin is not peer.home:
+                self._origins.leave(peer.origin)
             self._idle.notify_all()
             tidy = now_s >= self._tidied_s + _TIDY_S
             if tidy:
@@ -367,14 +401,18 @@ class Server(Closable):
     def reserve(self, peer: Peer, nbytes: int) -> bool:
         """Takes `nbytes` of the room for requests, if they are there: `peer` sends one.
 
-        One that has some already may have as much as is left: nobody gets all of it, or leaves nothing to the others.
+        An address that has some already may have as much as is left: none gets all of it, or leaves nothing to others.
         """
         with self._lock:
             left = self.limits.memory_bytes - self._received
-            if (nbytes > left and self._received) or (peer.held_nbytes and peer.held_nbytes + nbytes > left):
+            held = peer.origin.held_nbytes
+            if self._received and (
+                nbytes > left or (held and not within(held + nbytes - 1, left, not peer.held_nbytes))
+            ):
                 return False
             self._received += nbytes
             peer.held_nbytes += nbytes
+            peer.origin.held_nbytes += nbytes
             peer.unanswered += 1
             return True
 
@@ -383,6 +421,7 @@ class Server(Closable):
         with self._lock:
             self._received -= nbytes
             peer.held_nbytes -= nbytes
+            peer.origin.held_nbytes -= nbytes
             peer.unanswered -= 1
             peer.answers += 1
             self._answered += nbytes > 0  # not profiles: they hold no room

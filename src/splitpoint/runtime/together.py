@@ -46,6 +46,8 @@ def _as_one(feeds: Sequence[tuple[Job, Feed]], gain: Gain, started: float) -> bo
     ready = perf_counter()
     try:
         session = tails.acquire(tail)
+        if session is None:
+            return False
         try:
             decoded = perf_counter()
             made = run_stacked(session, [feed for _, feed in feeds])
@@ -73,6 +75,8 @@ def _try_out(request: Request, gain: Gain) -> None:
         return
     try:
         session = tails.acquire(tail)
+        if session is None:
+            return
         try:
             verdict, why = tried(session, feed)
         finally:
