@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -27,10 +28,9 @@ from splitpoint.runtime.batching import Gain, alike, batchable, run_stacked, sta
 from splitpoint.runtime.compute import Compute
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.fair import Client, FairQueue, Gauge, Job
+from splitpoint.runtime.fair import Client, FairQueue, Gauge, Job, Waits
 from splitpoint.runtime.server import Server
 from splitpoint.tensors import Array, TensorSpec
-from splitpoint.transports import connect
 from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import PIPELINED, Kind, Limits
 
@@ -162,7 +162,7 @@ def test_among_equals_who_came_first_is_first() -> None:
 
 def test_an_idle_server_makes_all_accounts_even() -> None:
     queue, a, b = FairQueue(100), Client(), Client()
-    queue.begin(0.0, a)
+    queue.begin(a)
     queue.end(a, 10.0)
     queue.rest()
     queue.push(20.0, Job(a, nothing, what="a"))
@@ -266,13 +266,13 @@ def test_what_clients_are_told_of_the_load() -> None:
         gauge.change(130.0 + k * 0.02 + 0.015, -1)
     assert gauge.at(150.0) == pytest.approx(0.375, abs=0.01)
 
-    light, heavy = Client(), Client()
+    light, heavy = Waits(), Waits()
     for k in range(100):
-        light.waited(k * 0.1, 0.005)
-        heavy.waited(k * 0.1, 2.0)
+        light.add(k * 0.1, 0.005)
+        heavy.add(k * 0.1, 2.0)
     assert light.queue_s == pytest.approx(0.005)
     assert heavy.queue_s == pytest.approx(2.0)
-    heavy.waited(30.0, 0.0)  # after a quiet time what was before it says nothing
+    heavy.add(30.0, 0.0)  # after a quiet time what was before it says nothing
     assert heavy.queue_s == pytest.approx(0.0, abs=1e-6)
 
 
@@ -597,10 +597,10 @@ def model(tmp_path: Path) -> Model:
 class Raw:
     """A client that sends requests for the whole of a model without waiting for answers."""
 
-    def __init__(self, server: Server, model: Model) -> None:
-        connection = connect(server.address)
-        assert isinstance(connection, TcpConnection)
-        self.connection = connection
+    def __init__(self, server: Server, model: Model, source: str = "127.0.0.1") -> None:
+        host, _, port = server.address.rpartition(":")
+        sock = socket.create_connection((host, int(port)), source_address=(source, 0))
+        self.connection = TcpConnection(sock, server.address, Limits())
         self.send(wire.encode(Kind.HELLO, 1, wire.Hello()))
         assert self.receive().kind == Kind.WELCOME
         whole = model.whole()

@@ -200,7 +200,7 @@ def test_a_profile_says_that_requests_ran_beside_it(models: list[Model], monkeyp
         assert quiet.note == ""
 
 
-def test_one_connection_cannot_pile_up_requests_for_profiles(models: list[Model]) -> None:
+def test_one_address_cannot_pile_up_requests_for_profiles(models: list[Model]) -> None:
     gate = Gate(is_open=False)
     with Server(models, engine=gate, port=0) as server, Edge(server.address, models[0], at="input") as edge:
         channel, most = edge._channel, peer_module._MOST_PROFILES
@@ -208,12 +208,12 @@ def test_one_connection_cannot_pile_up_requests_for_profiles(models: list[Model]
         ids = [channel.reserve() for _ in range(most + 1)]
         for id in ids:
             channel.send(id, wire.encode(Kind.PROFILE, id, request))
-        with pytest.raises(BusyError, match="on this connection already"):
+        with pytest.raises(BusyError, match="by this address already"):
             channel.wait(ids[-1])
         gate.open.set()
         for id in ids[:-1]:
             assert channel.wait(id).kind == Kind.PROFILED
-        assert until(lambda: not any(p.unanswered or p._profiles for p in server._peers))
+        assert until(lambda: not any(p.unanswered or p.origin.profiles for p in server._peers))
 
 
 def test_the_end_of_the_server_answers_who_waits_for_a_turn(

@@ -495,15 +495,20 @@ def test_the_tail_cache_is_bounded_and_spares_what_runs(model: Model, cache: Pat
         assert until(lambda: server.tails.nbytes <= 1000)
 
 
-def test_a_cache_smaller_than_one_tail_still_works(model: Model) -> None:
+def test_a_cache_smaller_than_one_tail_keeps_the_one_used_last(model: Model) -> None:
+    """Else it would be compiled for every request."""
     gate = Gate(nbytes=400)
     tails = Tails(gate, budget=100)
-    tail = tails.tail(model.whole())
-    tails.acquire(tail)
-    assert tails.nbytes == 400
-    tails.release(tail)
-    assert tails.nbytes == 0
-    assert gate.closed == gate.compiled
+    one, other = (tails.tail(model.segment((name,), ("y3",))) for name in ("x", "y0"))
+    for tail in (one, one, other, other):
+        session = tails.build(tail, owner=None)
+        assert tails.acquire(tail) is session
+        tails.release(tail)
+        tails.release(tail)
+        assert tails.nbytes == 400
+    assert len(gate.compiled) == 2
+    assert gate.closed == gate.compiled[:1]
+    assert tails.acquire(one) is None, "whoever runs it does not compile it"
     tails.close()
 
 

@@ -528,8 +528,9 @@ class Frame(msgspec.Struct, gc=False):
     """One frame as received. `started` and `received` are the receiver's clock at its first and last byte.
 
     `tensors` is the body: those of INFER and RESULT, one array of bytes for a graph or blob. `refused` is why
-    the body was skipped. `header` is None for a kind this version does not know. `nbytes` counts it all; `held` is
-    for the receiver to note how much memory it has set aside for it.
+    the body was skipped. `header` is None for a kind this version does not know. `nbytes` counts it all,
+    `header_nbytes` what had to be decoded (0: the header was the last one again); `held` is for the receiver to note
+    how much memory it has set aside for it.
     """
 
     kind: int
@@ -543,6 +544,7 @@ class Frame(msgspec.Struct, gc=False):
     refused: SplitpointError | None = None
     times: bytes = b""
     held: int = 0
+    header_nbytes: int = 0
 
 
 class ForeignError(ProtocolError):

@@ -260,33 +260,33 @@ def test_limits_that_make_no_sense_are_said(name: str, value: object) -> None:
 
 
 def test_a_minute_of_compiling_in_virtual_time() -> None:
-    client = Origin("10.0.0.1", 60, 100.0)
-    assert [client.wait_s(100.0) for _ in range(60)] == [0.0] * 60
-    assert client.wait_s(100.0) == pytest.approx(1.0)
-    assert client.wait_s(100.5) == pytest.approx(0.5)
-    assert client.wait_s(101.0) == 0.0
-    assert client.wait_s(101.0) == pytest.approx(1.0)
-    assert client.wait_s(90.0) == pytest.approx(1.0), "a clock that goes back gives nothing"
-    assert [client.wait_s(1000.0) for _ in range(61)] == [0.0] * 60 + [pytest.approx(1.0)]
+    compiles = Origin("10.0.0.1", 60).compiles
+    assert [compiles.take(1.0, 100.0) for _ in range(60)] == [0.0] * 60
+    assert compiles.take(1.0, 100.0) == pytest.approx(1.0)
+    assert compiles.take(1.0, 100.5) == pytest.approx(0.5)
+    assert compiles.take(1.0, 101.0) == 0.0
+    assert compiles.take(1.0, 101.0) == pytest.approx(1.0)
+    assert compiles.take(1.0, 90.0) == pytest.approx(1.0), "a clock that goes back gives nothing"
+    assert [compiles.take(1.0, 1000.0) for _ in range(61)] == [0.0] * 60 + [pytest.approx(1.0)]
 
 
 def test_clients_are_told_apart_and_forgotten_when_there_are_too_many() -> None:
     origins = Origins(connections=2, compiles=1)
-    one = origins.enter("[2001:db8::1]:1", 0.0)
+    one = origins.enter("[2001:db8::1]:1")
     assert one is not None
-    assert origins.enter("[2001:db8::ffff]:2", 0.0) is one, "one network is one client"
-    assert origins.enter("[2001:db8::2]:3", 0.0) is None
-    assert one.wait_s(0.0) == 0.0
+    assert origins.enter("[2001:db8::ffff]:2") is one, "one network is one client"
+    assert origins.enter("[2001:db8::2]:3") is None
+    assert one.compiles.take(1.0, 0.0) == 0.0
     origins.leave(one)
     origins.leave(one)
-    assert origins.enter("[2001:db8::1]:4", 0.0) is one, "whoever comes back has not been forgiven"
-    assert one.wait_s(0.0) > 0
+    assert origins.enter("[2001:db8::1]:4") is one, "whoever comes back has not been forgiven"
+    assert one.compiles.take(1.0, 0.0) > 0
     for k in range(10_000):
-        other = origins.enter(f"10.{k >> 16}.{k >> 8 & 255}.{k & 255}:1", 0.0)
+        other = origins.enter(f"10.{k >> 16}.{k >> 8 & 255}.{k & 255}:1")
         assert other is not None
         origins.leave(other)
     assert len(origins._known) < 5000
-    assert origins.enter("[2001:db8::1]:5", 0.0) is one, "nobody who is here is forgotten"
+    assert origins.enter("[2001:db8::1]:5") is one, "nobody who is here is forgotten"
 
 
 # --- out of means ---------------------------------------------------------------------------------------------------

@@ -165,10 +165,9 @@ class Model:
 
         Names that are in both are passed through by whoever runs the segment and belong to neither.
         """
-        made = tuple(dict.fromkeys(o for o in outputs if o not in set(inputs)))
-        for name in (*inputs, *made):
-            if name not in self.specs:
-                raise ModelError(f"{self.name} has no tensor {name} that can travel")
+        given = set(inputs)
+        made = tuple(dict.fromkeys(o for o in outputs if o not in given))
+        self.check_names((*inputs, *made))
         proto = knife.extract(self.skeleton, inputs, made, self.specs)
         used = {i.name for i in proto.graph.input}
         return Segment(
@@ -179,6 +178,12 @@ class Model:
             self.weights,
             self.specs,
         )
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """ModelError unless every one of `names` is a tensor's that can travel."""
+        for name in names:
+            if name not in self.specs:
+                raise ModelError(f"{self.name} has no tensor {name} that can travel")
 
     def head(self, cut: Cut) -> Segment:
         """Model inputs → what crosses and the results made on the device. Inputs that cross are passed by the edge."""
@@ -213,6 +218,11 @@ class Model:
 
     def graph_bytes(self) -> bytes:
         """The skeleton: what a device fetches to know the graph, its names and its input contract."""
+        return self._graph_bytes
+
+    @cached_property
+    def _graph_bytes(self) -> bytes:
+        """Made once: however many ask for it, there is one copy in memory."""
         return bytes(self.skeleton.SerializeToString(deterministic=True))
 
     def with_stand_ins(self) -> Model:

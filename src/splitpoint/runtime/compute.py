@@ -1,4 +1,4 @@
-"""The server's compute pool: a few workers, a fair and bounded queue, and an honest account of both."""
+"""A pool of the server: a few workers, a fair and bounded queue, and an honest account of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 
 from splitpoint.runtime.events import OnEvent, ignore
-from splitpoint.runtime.fair import Client, FairQueue, Gauge, Job, Together
+from splitpoint.runtime.fair import SLACK, Client, FairQueue, Gauge, Job, Together
 from splitpoint.runtime.threads import begin, join, persist
 
 #: How long threads that have nothing to do may take to end.
@@ -32,6 +32,8 @@ class Compute:
         together: Callable[[Sequence[Job]], None] | None = None,
         max_wait_s: float = 0.0,
         on_event: OnEvent = ignore,
+        slack: float = SLACK,
+        name: str = "compute",
     ) -> None:
         self.workers = workers
         self.max_wait_s = max_wait_s
@@ -40,13 +42,13 @@ class Compute:
         self._ready = threading.Condition(self._lock)
         self._more = threading.Condition(self._lock)
         self._gathering: list[Together] = []  # keys that a worker waits for
-        self._queue = FairQueue(queue)
+        self._queue = FairQueue(queue, slack)
         self._running = 0
         self._surplus = 0  # threads that were lent a place which was taken back
         self._closed = False
         self._gauge = Gauge(workers, perf_counter())
         self._tell = on_event
-        self._threads = [self._thread(f"compute {i}") for i in range(workers)]
+        self._threads = [self._thread(f"{name} {i}") for i in range(workers)]
         try:
             for thread in self._threads:
                 begin(thread)
@@ -87,7 +89,7 @@ class Compute:
             now = perf_counter()
             self._running += 1
             self._gauge.change(now, 1)
-            self._queue.begin(now, client)
+            self._queue.begin(client)
             return True
 
     def end(self, client: Client, busy_s: float) -> None:
@@ -116,9 +118,9 @@ class Compute:
                 self._ready.notify()
             return True
 
-    def room(self, client: Client) -> bool:
-        """Whether `submit` would take a job of `client` now."""
-        return self._queue.room(client)
+    def room(self, client: Client, line: object) -> bool:
+        """Whether `submit` would take a job of `client` that comes by `line` now."""
+        return self._queue.room(client, line)
 
     def full(self) -> bool:
         """Whether `submit` would refuse whoever it was."""
@@ -134,14 +136,18 @@ class Compute:
         """The recent busy share of the workers (0…1)."""
         return self._gauge.at(perf_counter())
 
+    def crowded_s(self, client: Client) -> float:
+        """How long one more of each line of `client` will take to run, if many of them wait; else 0.0."""
+        return self._queue.crowded_s(client, self.workers)
+
     def retry_after_s(self, client: Client) -> float:
         """When there is likely to be room again for `client`."""
         return self._queue.retry_after_s(client, self.workers)
 
-    def drop(self, client: Client) -> list[Job]:
-        """The jobs of `client` that have not begun: they will not."""
+    def drop(self, client: Client, line: object) -> list[Job]:
+        """The jobs of `client` that came by `line` and have not begun: they will not."""
         with self._lock:
-            return self._queue.drop(client)
+            return self._queue.drop(client, line)
 
     def _work(self) -> bool:
         """Runs what is next; False once it is closed."""
@@ -192,6 +198,11 @@ class Compute:
         if self._queue.waiting and self._running < self.workers:
             self._ready.notify()  # nobody was, for those that came meanwhile
         return now
+
+    @property
+    def threads(self) -> Sequence[threading.Thread]:
+        """Those that work, or wait for work."""
+        return self._threads
 
     def close(self, within_s: float = _END_S) -> bool:
         """Ends the threads after what they run now; what is queued is dropped. Whether they have, `within_s`."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import threading
 from collections import OrderedDict
 
+from splitpoint.runtime.fair import Client
 from splitpoint.transports.budget import Budget
+from splitpoint.transports.framed import Backlog
 
 #: Addresses that have left and are still remembered, so that whoever comes back has not been forgiven.
 _REMEMBERED = 4096
@@ -14,36 +17,49 @@ _MINUTE_S = 60.0
 _PROBES = 1 << 30
 #: NAT64 (RFC 6052): an IPv4 address is in the last 32 bits.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: Seconds of planning and compiling tails that an address may have at once, and of every second after that. More than
+#: an honest device needs to open all its tails, and little enough that the others' requests are computed meanwhile.
+_BUILD_S, _BUILD_SHARE = 30.0, 0.5
+#: The same of the processor for all that is no request (pings, refusals, graphs, weights): as much as it takes to hand
+#: out a model of a few hundred megabytes, and then a tenth of a core.
+_TALK_S, _TALK_SHARE = 1.0, 0.1
+#: What a connection may have of this even if its address has used up all: some pings a second.
+OWN_TALK_S, OWN_TALK_SHARE = 0.01, 0.001
 
 
 class Origin:
-    """Everyone at one address: how many connections there are, and how many more tails may be compiled for them."""
+    """Everyone at one address: one account, however many connections there are. The server's lock is held for it.
 
-    def __init__(self, name: str, compiles: int, now_s: float) -> None:
+    `requests` and `builds` are its places among those who wait for a worker, and for a tail to be compiled.
+    """
+
+    def __init__(self, name: str, compiles: int) -> None:
         self.name = name
         self.connections = 0
-        self._most, self._left, self._then_s = compiles, float(compiles), now_s
+        self.requests, self.builds = Client(), Client()
+        self.compiles = Budget(compiles, compiles / _MINUTE_S)
+        self.building = Budget(_BUILD_S, _BUILD_SHARE)
         self.probes = Budget(_PROBES, _PROBES / _MINUTE_S)
-
-    def wait_s(self, now_s: float) -> float:
-        """0.0 if one more tail may be compiled now, which is counted; else when that will be so, in seconds.
-
-        As many as are allowed in a minute may be at once; then one at a time, as the minute passes.
-        """
-        rate = self._most / _MINUTE_S
-        self._left = min(float(self._most), self._left + max(0.0, now_s - self._then_s) * rate)
-        self._then_s = now_s
-        if self._left >= 1.0:
-            self._left -= 1.0
-            return 0.0
-        return (1.0 - self._left) / rate if rate else _MINUTE_S
+        self.talking = Budget(_TALK_S, _TALK_SHARE)
+        #: Bytes of requests that have been announced and not answered, and of answers that have not been read.
+        self.held_nbytes = 0
+        self.backlog = Backlog()
+        #: Profiles that it waits for, and seconds of measuring that it had.
+        self.profiles = 0
+        self.measured_s = 0.0
+        #: Weights that it is fetching, piece by piece, so that they are not read and hashed anew for each. One at a
+        #: time is read: reading the same one for many connections at once would make as many copies.
+        self.giving: dict[str, memoryview] = {}
+        self.reading = threading.Lock()
+        #: Held by the connection whose frame is being looked at.
+        self.turn = threading.Lock()
 
 
 class Origins:
-    """Who is connected. At most `connections` and `compiles` a minute are one origin's; the caller holds a lock.
+    """Who is connected. At most `connections` are one origin's; the caller holds a lock.
 
     >>> origins = Origins(connections=1, compiles=10)
-    >>> origins.enter("10.0.0.1:4000", 0.0) is None, origins.enter("10.0.0.1:4001", 0.0) is None
+    >>> origins.enter("10.0.0.1:4000") is None, origins.enter("10.0.0.1:4001") is None
     (False, True)
     """
 
@@ -51,16 +67,30 @@ class Origins:
         self._connections, self._compiles = connections, compiles
         self._known: OrderedDict[str, Origin] = OrderedDict()
 
-    def enter(self, peer: str, now_s: float) -> Origin | None:
+    def enter(self, peer: str) -> Origin | None:
         """The origin that ``HOST:PORT`` belongs to, with this connection counted; None if that would be too many."""
-        name = name_of(peer)
-        origin = self._known.get(name)
-        if origin is None:
-            origin = self._known[name] = Origin(name, self._compiles, now_s)
-            self._forget()
+        origin = self._find(name_of(peer))
         if origin.connections >= self._connections:
             return None
         origin.connections += 1
+        return origin
+
+    def identify(self, origin: Origin, identity: str) -> Origin:
+        """The account of a connection from `origin` that has shown the certificate `identity`: `origin` goes on
+        counting its connections, and both are left at the end.
+
+        A certificate at an address: neighbours with others do not share with it, and one that many devices have does
+        not make them one client.
+        """
+        found = self._find(f"{origin.name} {identity}")
+        found.connections += 1
+        return found
+
+    def _find(self, name: str) -> Origin:
+        origin = self._known.get(name)
+        if origin is None:
+            origin = self._known[name] = Origin(name, self._compiles)
+            self._forget()
         self._known.move_to_end(name)
         return origin
 
@@ -72,6 +102,8 @@ class Origins:
     def leave(self, origin: Origin) -> None:
         """A connection of `origin` has ended."""
         origin.connections -= 1
+        if not origin.connections:
+            origin.giving.clear()
 
     def _forget(self) -> None:
         for _ in range(len(self._known) - _REMEMBERED):

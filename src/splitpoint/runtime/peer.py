@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import prod
-from time import perf_counter
+from time import monotonic, perf_counter, sleep, thread_time
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -32,14 +32,15 @@ from splitpoint.errors import (
 from splitpoint.models.model import Model
 from splitpoint.runtime.batching import Gain
 from splitpoint.runtime.events import Event, software
-from splitpoint.runtime.fair import Client, Job
+from splitpoint.runtime.fair import Job, Waits
 from splitpoint.runtime.greeting import answer_to
-from splitpoint.runtime.origins import Origin
+from splitpoint.runtime.origins import OWN_TALK_S, OWN_TALK_SHARE, Origin
 from splitpoint.runtime.probe import MOST_NBYTES, noise
 from splitpoint.runtime.tails import Tail
 from splitpoint.runtime.watch import Like
 from splitpoint.tensors import Array, TensorSpec
 from splitpoint.transports import Ended
+from splitpoint.transports.budget import Budget
 from splitpoint.transports.tcp import TcpConnection
 from splitpoint.units import counted, size
 from splitpoint.wire import Frame, Kind, Limits
@@ -51,11 +52,24 @@ _INFER = int(Kind.INFER)
 #: The most characters of a reason in an event: a peer can have words in it.
 _WHY = 1000
 
-#: Weights that one connection may ask for in turns, a piece of each, without having them read anew.
-_GIVING = 2
+#: Weights that one address may ask for in turns, a piece of each, without having them read anew.
+_GIVING = 4
+#: Tails that one connection may wait for.
+_MOST_OPENING = 16
+#: What a frame that is no request costs before anything is done with it (seconds of the processor), and a byte of its
+#: header: what has been read and decoded when its kind is known.
+_FRAME_S, _BYTE_S = 50e-6, 5e-9
+#: A request whose header is larger than any of our own pays for it too.
+_PLAIN_HEADER = 4096
+#: The longest that a connection is not read from because it was told BUSY; pings wait as long.
+_REFUSED_S = 0.25
+#: The longest that a connection is not read from because its address has talked too much.
+_PAUSE_S = 10.0
+#: When to ask again while answers to earlier requests wait to be read.
+_UNREAD_S = 0.1
 #: When to ask again a server that is ending: its BYE is on the way, and the next one comes after it.
 _ENDING_S = 0.1
-#: Profiles that one connection may wait for at once.
+#: Profiles that one address may wait for at once.
 _MOST_PROFILES = 8
 
 #: Shapes of one open segment of which it is remembered what they take.
@@ -219,6 +233,8 @@ class Request(NamedTuple):
     frame: Frame
     header: wire.Infer
     opened: _Opened
+    session: Session | None = None
+    """The tail's, if it was built anew for this request, which then runs by itself."""
 
     def feed(self, now_s: float) -> Mapping[str, Array] | None:
         """What its session is run with; None if its deadline has passed or its bytes are wrong: run it by itself."""
@@ -237,11 +253,12 @@ class Peer:
     def __init__(self, server: Server, connection: TcpConnection, origin: Origin) -> None:
         self.server = server
         self.connection = connection
-        self.origin = origin
         self.name = connection.peer
+        #: Where its connection is counted, and its account, which it shares with the others of its address.
+        self.home = origin
+        self.account(origin)
         self.in_flight: set[int] = set()
-        #: Its place among those who wait for a worker.
-        self.client = Client()
+        self._waits, self._own = Waits(), Budget(OWN_TALK_S, OWN_TALK_SHARE)
         self.unanswered = 0  # these two are kept by the server, under its lock
         self.held_nbytes = 0
         self.answers = 0
@@ -250,9 +267,7 @@ class Peer:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._opening = 0
-        self._profiles = 0
         self._receiving: Frame | None = None
-        self._giving: dict[str, memoryview] = {}
         self._ended = False
         self._handlers: Mapping[int, Callable[[Frame], None]] = {
             Kind.PING: self._ping,
@@ -264,6 +279,11 @@ class Peer:
             Kind.PROFILE: self._profile,
         }
         self.thread = threading.current_thread()  # the one that greeted it
+
+    def account(self, origin: Origin) -> None:
+        """What it takes of the server is counted to `origin` from now on."""
+        self.origin, self.client = origin, origin.requests
+        self.connection.backlog = origin.backlog
 
     # --- the conversation ---------------------------------------------------------------------------------------
 
@@ -305,15 +325,17 @@ class Peer:
             limits=told,
             heads=self.server.sharing.heads,
         )
+        if identity := self.connection.identity:
+            self.server.identify(self, identity)
         self._send(wire.encode(Kind.WELCOME, hello.id, welcome))
         who = header.software or "a client"
-        if identity := self.connection.identity:
+        if identity:
             who = f"{who}, with the certificate of {wire.plain(identity, 80)}"
         self.server.tell(Event("connected", f"{self.name} connected ({who})"))
 
     def _converse(self) -> None:
         limits = self.server.limits
-        receive, admit, handlers = self.connection.receive, self._admit, self._handlers
+        receive, admit = self.connection.receive, self._admit
         idle = limits.idle_s or None
         while True:
             try:
@@ -325,27 +347,52 @@ class Peer:
                 return
             self._receiving = None
             self.bytes_in += frame.nbytes
-            if frame.refused is not None:
-                self._refuse(frame)
-            elif frame.kind == _INFER:
+            if frame.refused is None and frame.kind == _INFER:
                 self._infer(frame)
-            elif (handler := handlers.get(frame.kind)) is not None:
-                try:
-                    handler(frame)
-                except ProtocolError:
-                    raise
-                except SplitpointError as exc:
-                    self._send_error(frame.id, exc)
+                if frame.header_nbytes > _PLAIN_HEADER:
+                    self._pay(frame.header_nbytes * _BYTE_S)
             elif frame.kind == Kind.BYE:
                 return
-            elif frame.header is not None:
-                raise ProtocolError(f"a client does not send {wire.describe(frame.kind)}")
             else:
-                self._send_error(frame.id, ServerError(f"{wire.describe(frame.kind)} is not known here"))
+                began_s = thread_time()
+                self._answer(frame)
+                self._pay(_FRAME_S + frame.header_nbytes * _BYTE_S + thread_time() - began_s)
             # Before the next one's memory is allocated: so that it is the same, and still in the processor's cache.
             del frame
 
+    def _answer(self, frame: Frame) -> None:
+        """Does what a frame asks for that is no request, or is refused."""
+        if frame.refused is not None:
+            self._refuse(frame)
+        elif (handler := self._handlers.get(frame.kind)) is not None:
+            try:
+                handler(frame)
+            except ProtocolError:
+                raise
+            except SplitpointError as exc:
+                self._send_error(frame.id, exc)
+        elif frame.header is not None:
+            raise ProtocolError(f"a client does not send {wire.describe(frame.kind)}")
+        else:
+            self._send_error(frame.id, ServerError(f"{wire.describe(frame.kind)} is not known here"))
+
+    def _pay(self, seconds: float) -> None:
+        """Counts `seconds` of the processor to the account. Who has overdrawn it is not read from for a while, unless
+        it was the others of the address."""
+        pause_s = self.server.charge(self.origin, seconds)
+        self._own.spend(seconds)
+        if pause_s and self._own.take(0.0, monotonic()):
+            self.server.pause(min(pause_s, _PAUSE_S))
+
     def _admit(self, frame: Frame) -> SplitpointError | None:
+        """`_judge`, one of an address at a time: the others sleep meanwhile, and do not ask for the interpreter.
+
+        Else a hundred connections that all have something to say are a hundred threads before everybody else's.
+        """
+        with self.origin.turn:
+            return self._judge(frame)
+
+    def _judge(self, frame: Frame) -> SplitpointError | None:
         """Whether a request's body is worth receiving; a peer that has lost track of its ids is hung up on."""
         header = frame.header
         if type(header) is not wire.Infer:
@@ -370,7 +417,7 @@ class Peer:
         if len(self.in_flight) >= server.limits.in_flight:
             text = f"{server.limits.in_flight} requests of this connection are in flight already"
             return BusyError(text, server.compute.retry_after_s(self.client))
-        if not server.compute.room(self.client) or not server.reserve(self, held):
+        if not server.compute.room(self.client, self) or not server.reserve(self, held):
             return BusyError(self._no_room(), server.compute.retry_after_s(self.client))
         frame.held = held
         self.in_flight.add(frame.id)
@@ -378,7 +425,7 @@ class Peer:
         return None
 
     def _no_room(self) -> str:
-        own = len(self.client.jobs)
+        own = self.client.waiting[self]
         return f"the server has no room for more requests{f', {own} of yours wait' if own else ''}"
 
     def _admit_probe(self, frame: Frame) -> SplitpointError | None:
@@ -389,8 +436,10 @@ class Peer:
 
     def _refuse(self, frame: Frame) -> None:
         if isinstance(frame.refused, BusyError):
-            busy = wire.Busy(frame.refused.retry_after_s, str(frame.refused))
-            self._send(wire.encode(Kind.BUSY, frame.id, busy))
+            retry_s = frame.refused.retry_after_s
+            self._send_busy(frame.id, retry_s, str(frame.refused))
+            # It will not ask again before that. Whoever does waits for it here: refusing must cost less than asking.
+            sleep(min(retry_s, _REFUSED_S))
         elif frame.refused is not None:
             self._send_error(frame.id, frame.refused)
 
@@ -409,27 +458,104 @@ class Peer:
             finally:
                 compute.end(self.client, perf_counter() - started)
             return
+        if opened.tail.session is None:  # it has left memory: nobody who waits for a worker waits for it to be built
+            self._rebuild_later(frame, header, opened)
+            return
         request = Request(self, frame, header, opened)
-        if not compute.submit(Job(self.client, partial(self._run, frame, header, opened, gain), gain, request)):
-            self._done(frame)
-            busy = wire.Busy(compute.retry_after_s(self.client), self._no_room())
-            self._send(wire.encode(Kind.BUSY, frame.id, busy))
+        run = partial(self._run, frame, header, opened, gain)
+        if not compute.submit(Job(self.client, run, gain, request, self)):
+            self._too_many(frame)
+        elif crowded_s := compute.crowded_s(self.client):
+            # Read no faster than it is computed: else its threads would be before everybody else's all the time.
+            sleep(min(crowded_s, _REFUSED_S))
 
-    def _run(self, frame: Frame, header: wire.Infer, opened: _Opened, gain: Gain | None, waited: float) -> None:
+    def _too_many(self, frame: Frame) -> None:
+        """A request that was received, and for which there is no place after all."""
+        self._done(frame)
+        self._send_busy(frame.id, self.server.compute.retry_after_s(self.client), self._no_room())
+
+    def _rebuild_later(self, frame: Frame, header: wire.Infer, opened: _Opened) -> None:
+        """Has the tail compiled for this request, in turns with all others that are."""
+        builders, builds = self.server.builders, self.origin.builds
+        request = Request(self, frame, header, opened)
+        if not builders.submit(Job(builds, partial(self._rebuild, request), None, request, self)):
+            self._done(frame)
+            self._send_busy(frame.id, builders.retry_after_s(builds), "the tail left memory, and many wait for theirs")
+
+    def _rebuild(self, request: Request, waited: float) -> None:
+        """Compiles the tail of `request`, which then waits for a worker, and keeps it in memory until it has run."""
+        _, frame, header, opened, _ = request
+        tails, tail, began_s = self.server.tails, opened.tail, thread_time()
+        try:
+            self._may_plan()
+            self._may_compile(tail)
+            session = tails.build(tail, self.origin)
+        except SplitpointError as exc:
+            self._done(frame)
+            if isinstance(exc, BusyError):
+                self._send_busy(frame.id, exc.retry_after_s, str(exc))
+            else:
+                self._send_error(frame.id, exc)
+            return
+        except Exception as exc:  # engines are foreign code
+            self._done(frame)
+            self.server.tell(Event("failed", f"a tail for {self.name} cannot be built: {wire.plain(repr(exc), _WHY)}"))
+            self._send_error(frame.id, EngineError("the tail cannot be built; the server's log says more"))
+            return
+        finally:
+            self.server.charge_build(self.origin, thread_time() - began_s)
+        run = partial(self._run, frame, header, opened, None, session=session)
+        if not self.server.compute.submit(Job(self.client, run, None, request._replace(session=session), self)):
+            tails.release(tail)
+            self._too_many(frame)
+        elif self._ended:  # it left meanwhile
+            self._drop_requests()
+
+    def _may_plan(self) -> None:
+        """BusyError if the time for making tails of this address is used up."""
+        if wait_s := self.server.may_build(self.origin):
+            raise BusyError("too much time went into tails for this address: wait, or keep them open", wait_s)
+
+    def _may_compile(self, tail: Tail) -> None:
+        """Counts `tail`, if it has to be compiled. BusyError if that is one too many for this address."""
+        if not self.server.tails.ready(tail) and (wait_s := self.server.may_compile(self.origin)):
+            most = self.server.limits.client_compiles
+            raise BusyError(f"{most} tails a minute are compiled for one address: wait, or keep them open", wait_s)
+
+    def _run(
+        self,
+        frame: Frame,
+        header: wire.Infer,
+        opened: _Opened,
+        gain: Gain | None,
+        waited: float,
+        session: Session | None = None,
+    ) -> None:
         """Computes and answers; whatever goes wrong becomes an ERROR of this request alone.
 
         `gain` is told how long it took: only of those that waited, as a batch does, and not of a thread just awake.
+        `session` is that of the tail, if it is in use already for this request.
         """
         tails, tail = self.server.tails, opened.tail
-        session: Session | None = None
+        again = False
         try:
             try:
                 started = perf_counter()
                 late_s = started - frame.received - header.deadline_s
                 if header.deadline_s and late_s > 0:
                     raise ServerError(f"the deadline passed {late_s:.3f} s before its turn")
-                session = tails.acquire(tail)
+                if session is not None:  # all until now was a wait for it
+                    waited = started - frame.received
+                if self.connection.behind:
+                    raise BusyError("answers are not read: read them first", _UNREAD_S)
+                session = session or tails.acquire(tail)
+                if session is None:
+                    again = True
+                    self._rebuild_later(frame, header, opened)
+                    return
                 packet = self._compute(session, frame, header, opened, gain, started, waited)
+            except BusyError as exc:
+                packet = wire.encode(Kind.BUSY, frame.id, wire.Busy(exc.retry_after_s, str(exc)))
             except SplitpointError as exc:
                 packet = wire.encode(Kind.ERROR, frame.id, wire.error_of(exc))
             except Exception as exc:  # engines are foreign code
@@ -446,7 +572,8 @@ class Peer:
         finally:
             if session is not None:
                 tails.release(tail)
-            self.server.free(self, frame.held)
+            if not again:
+                self.server.free(self, frame.held)
 
     def _give_up(self, id: int, exc: Exception) -> None:
         """Not even an ERROR could be made (no memory, a bug): the connection ends, so that nobody waits for ever."""
@@ -514,6 +641,8 @@ class Peer:
         outputs = [made[name] for name in opened.outputs]
         received = frame.received
         before_s = started - received - waited
+        if waited or self._waits.queue_s:
+            self._waits.add(started, waited)
         times = (
             received,
             received - frame.started,
@@ -521,7 +650,7 @@ class Peer:
             ready - started + waited,
             computed - decoded,
             perf_counter() - computed,
-            self.client.queue_s,
+            self._waits.queue_s,
             self.server.compute.utilisation,
         )
         return opened.packer.pack(frame.id, outputs, (), times)
@@ -551,23 +680,38 @@ class Peer:
     def _open(self, frame: Frame) -> None:
         request = frame.header
         assert isinstance(request, wire.OpenRequest)
-        model = self.server.model(request.fingerprint)
-        if len(self._opened) + self._opening >= self.server.limits.segments or self._opening >= 16:
+        server, builds = self.server, self.origin.builds
+        model = server.model(request.fingerprint)
+        named = (*request.inputs, *request.vectors, *request.outputs)
+        if len(named) > 2 * len(model.specs):
+            raise ModelError(f"{model.name} has {len(model.specs)} tensors: a segment between {len(named)} is none")
+        model.check_names(named)
+        if len(self._opened) + self._opening >= server.limits.segments or self._opening >= _MOST_OPENING:
             raise BusyError("too many segments are open on this connection: close some", 0.1)
-        if self.server.draining:
+        if server.draining:
             raise ServerError("the server is ending")
+        job = Job(builds, partial(self._open_slowly, frame.id, model, request), line=self)
         with self._lock:
             self._opening += 1
-        self.server.builders.submit(self._open_slowly, frame.id, model, request)
+        if not server.builders.submit(job):
+            self._opened_one()
+            retry_s = server.builders.retry_after_s(builds)
+            raise BusyError("the server has no room for more tails to compile: try again later", retry_s)
 
-    def _open_slowly(self, id: int, model: Model, request: wire.OpenRequest) -> None:
+    def _opened_one(self) -> None:
+        """An OPEN has been done, or will not be."""
+        with self._lock:
+            self._opening -= 1
+
+    def _open_slowly(self, id: int, model: Model, request: wire.OpenRequest, waited: float) -> None:
+        began_s = thread_time()
         try:
             self._open_or_say_why(id, model, request)
         except Exception as exc:
             self._give_up(id, exc)
         finally:
-            with self._lock:
-                self._opening -= 1
+            self.server.charge_build(self.origin, thread_time() - began_s)
+            self._opened_one()
             if self._ended:  # it left meanwhile
                 self._leave_tails()
 
@@ -593,6 +737,7 @@ class Peer:
 
     def _build(self, model: Model, request: wire.OpenRequest) -> _Opened:
         boundary = (*request.inputs, *request.vectors)
+        self._may_plan()
         self.server.sharing.check_tail(model, request)
         segment = model.segment(boundary, request.outputs)
         if not segment.outputs:
@@ -600,10 +745,8 @@ class Peer:
         tails = self.server.tails
         tail = tails.tail(segment)
         try:
-            if not tails.ready(tail) and (wait_s := self.server.may_compile(self.origin)):
-                most = self.server.limits.client_compiles
-                raise BusyError(f"{most} tails a minute are compiled for one address: wait, or keep them open", wait_s)
-            tails.acquire(tail)
+            self._may_compile(tail)
+            tails.build(tail, self.origin)
             tails.release(tail)
         except BaseException:
             tails.leave(tail)
@@ -638,25 +781,27 @@ class Peer:
         try:
             self._remember_profile()
             try:
-                self.server.profiling.ask(model, request.budget_s, answer, lambda: self._ended, fresh=request.fresh)
+                self.server.profiling.ask(model, request.budget_s, answer, self, self.origin, fresh=request.fresh)
             except SplitpointError:
                 self._forget_profile()
                 raise
         except BusyError as exc:
-            self._send(wire.encode(Kind.BUSY, frame.id, wire.Busy(exc.retry_after_s, str(exc))))
+            self._send_busy(frame.id, exc.retry_after_s, str(exc))
 
     def _remember_profile(self) -> None:
         """One more is asked for. BusyError if there is no room: a stranger must not pile them up."""
-        if self._profiles >= _MOST_PROFILES:
-            raise BusyError(f"{_MOST_PROFILES} profiles are asked for on this connection already", 1.0)
         if not self.server.reserve(self, 0):
             raise BusyError(self._no_room(), self.server.compute.retry_after_s(self.client))
-        with self._lock:
-            self._profiles += 1
+        with self.server.accounts:
+            many = self.origin.profiles >= _MOST_PROFILES
+            self.origin.profiles += not many
+        if many:
+            self.server.free(self, 0)
+            raise BusyError(f"{_MOST_PROFILES} profiles are asked for by this address already", 1.0)
 
     def _forget_profile(self) -> None:
-        with self._lock:
-            self._profiles -= 1
+        with self.server.accounts:
+            self.origin.profiles -= 1
         self.server.free(self, 0)
 
     # --- graphs and weights -------------------------------------------------------------------------------------
@@ -685,13 +830,15 @@ class Peer:
 
     def _piece(self, model: Model, hash: str, offset: int, length: int) -> memoryview:
         """That much of a weight. It is asked for piece by piece, and must not be read and hashed anew for each."""
-        blob = self._giving.pop(hash, None)
-        if blob is None:
-            blob = self.server.sharing.open(model, hash).cast("B")
-        if offset + length < blob.nbytes:
-            self._giving[hash] = blob
-            if len(self._giving) > _GIVING:
-                del self._giving[next(iter(self._giving))]
+        giving = self.origin.giving
+        with self.origin.reading:
+            blob = giving.pop(hash, None)
+            if blob is None:
+                blob = self.server.sharing.open(model, hash).cast("B")
+            if offset + length < blob.nbytes:
+                giving[hash] = blob
+                if len(giving) > _GIVING:
+                    del giving[next(iter(giving))]
         return blob[offset : offset + length]
 
     # --- sending ------------------------------------------------------------------------------------------------
@@ -702,6 +849,9 @@ class Peer:
             self.connection.send(packet, wait=wait)
         except (ServerError, RuntimeError, MemoryError):  # the last two: no thread for a slow reader; it has ended
             pass
+
+    def _send_busy(self, id: int, retry_after_s: float, why: str) -> None:
+        self._send(wire.encode(Kind.BUSY, id, wire.Busy(retry_after_s, why)))
 
     def _send_error(self, id: int, exc: SplitpointError) -> None:
         self._send(wire.encode(Kind.ERROR, id, wire.error_of(exc)))
@@ -721,8 +871,9 @@ class Peer:
         self._ended = True
         if self._receiving is not None:
             self._done(self._receiving)  # its body never came
-        for job in self.server.compute.drop(self.client):  # nobody reads those answers
-            self._done(cast(Request, job.what).frame)
+        self._drop_requests()
+        for _ in range(self.server.profiling.forget(self)):
+            self._forget_profile()
         self._leave_tails()
         self.server.left(self)
         if why:
@@ -733,6 +884,18 @@ class Peer:
                 f"{size(self.connection.sent_nbytes)} out, {seconds:.1f} s"
             )
             self.server.tell(Event("left", f"{self.name} left: {text}"))
+
+    def _drop_requests(self) -> None:
+        """Nobody reads the answers to those that have not begun, or opens what is still to be made."""
+        compute, builders = self.server.compute, self.server.builders
+        for job in (*compute.drop(self.client, self), *builders.drop(self.origin.builds, self)):
+            if job.what is None:
+                self._opened_one()
+                continue
+            request = cast(Request, job.what)
+            if request.session is not None:
+                self.server.tails.release(request.opened.tail)
+            self._done(request.frame)
 
     def _leave_tails(self) -> None:
         while self._opened:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf, isfinite
@@ -18,6 +17,7 @@ from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.values import Profile
 from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.runtime.origins import Origin
 from splitpoint.units import counted
 
 #: Takes the profile as JSON, or why there is none.
@@ -32,9 +32,10 @@ class _Cancelled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Asker:
+    who: object
+    origin: Origin
     budget_s: float
     answer: Answer
-    gone: Callable[[], bool]
 
 
 @dataclass(slots=True)
@@ -46,8 +47,12 @@ class _Job:
     budget_s: float = 0.0
     """What it is given; 0 until it is its turn."""
 
-    def wanted(self) -> bool:
-        return any(not asker.gone() for asker in self.askers)
+    def asked_by(self, origin: Origin) -> bool:
+        return any(asker.origin is origin for asker in self.askers)
+
+    def spent_s(self) -> float:
+        """How long was measured already for the one who asked for it and has had least."""
+        return min((asker.origin.measured_s for asker in self.askers), default=0.0)
 
 
 class Profiling:
@@ -63,15 +68,16 @@ class Profiling:
         self._until = 0.0
         self._closed = threading.Event()
         #: The first is being measured.
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
         #: Fingerprint → seconds it was given (infinite if no more would help), the profile.
         self._made: dict[str, tuple[float, bytes]] = {}
 
     def ask(
-        self, model: Model, budget_s: float, answer: Answer, gone: Callable[[], bool], *, fresh: bool = False
+        self, model: Model, budget_s: float, answer: Answer, who: object, origin: Origin, *, fresh: bool = False
     ) -> None:
         """Answers with a profile made before, unless it must be `fresh` or was given less time and is incomplete;
-        else with the one that is being made, or that will be made in its turn. `gone` says that the asker has left.
+        else with the one that is being made, or that will be made in its turn: of those that wait, the one whose
+        `origin` has had least measured. `who` asks: call `forget` when it leaves.
 
         RefusedError if this server does not profile, BusyError if too many models wait for their turn.
         """
@@ -89,7 +95,7 @@ class Profiling:
             given_s, made = self._made.get(model.fingerprint, (0.0, b""))
             keep = bool(made) and given_s >= budget_s and not fresh
             if not keep:
-                self._join(model, _Asker(budget_s, answer, gone))
+                self._join(model, _Asker(who, origin, budget_s, answer))
         if keep:
             answer(made)
 
@@ -99,7 +105,9 @@ class Profiling:
             if job.model.fingerprint == model.fingerprint:
                 job.askers.append(asker)
                 return
-        if sum(job.wanted() for job in self._jobs) > _MOST_WAITING:
+        # One address may have half of the places, as in the queue of requests: others need not wait for it to leave.
+        own = sum(job.asked_by(asker.origin) for job in self._jobs[1:])
+        if len(self._jobs) > _MOST_WAITING or own > _MOST_WAITING - len(self._jobs):
             left_s = max(0.2, self._until - monotonic())
             raise BusyError("the server is making another profile, and others wait: try again later", left_s)
         self._jobs.append(_Job(model, [asker]))
@@ -114,16 +122,21 @@ class Profiling:
                 if not self._jobs:
                     self._thread = None
                     return
-                job = self._jobs[0]
-                job.budget_s = max(asker.budget_s for asker in job.askers)
-                self._until = monotonic() + job.budget_s
+                job = min(self._jobs, key=_Job.spent_s)
+                self._jobs.remove(job)
+                self._jobs.insert(0, job)
+                job.budget_s = max((asker.budget_s for asker in job.askers), default=0.0)
+                origins, began_s = {asker.origin for asker in job.askers}, monotonic()
+                self._until = began_s + job.budget_s
             enough_s, result = self._run(job)
             with self._lock:
-                self._jobs.popleft()
+                del self._jobs[0]
+                for origin in origins:
+                    origin.measured_s += monotonic() - began_s
                 if isinstance(result, bytes):
                     self._made[job.model.fingerprint] = (enough_s, result)
                 # Someone may have asked for more time, or have come just when all others had left.
-                again = [a for a in job.askers if a.budget_s > enough_s and not a.gone() and not self._closed.is_set()]
+                again = [a for a in job.askers if a.budget_s > enough_s and not self._closed.is_set()]
                 if again:
                     self._jobs.append(_Job(job.model, again))
             for asker in job.askers:
@@ -138,7 +151,7 @@ class Profiling:
 
         def check() -> None:
             with self._lock:
-                if self._closed.is_set() or not job.wanted():
+                if self._closed.is_set() or not job.askers:
                     raise _Cancelled
 
         name = job.model.name
@@ -159,6 +172,15 @@ class Profiling:
         except Exception as exc:  # engines are foreign code
             self._tell(Event("failed", f"{name} cannot be measured: {exc!r}"))
             return inf, ServerError("the server cannot measure this model; its log says more")
+
+    def forget(self, who: object) -> int:
+        """`who` has left: so many profiles are not made for it any more, nor at all if nobody else waits for them."""
+        with self._lock:
+            before = sum(len(job.askers) for job in self._jobs)
+            for job in self._jobs:
+                job.askers = [asker for asker in job.askers if asker.who is not who]
+            self._jobs[1:] = [job for job in self._jobs[1:] if job.askers]
+            return before - sum(len(job.askers) for job in self._jobs)
 
     def stop(self) -> None:
         """What is being measured ends after the cut it is at, and nothing is measured after it."""

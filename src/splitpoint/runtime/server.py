@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -37,6 +36,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
 from splitpoint.runtime.events import Event, OnEvent, Teller, ignore
+from splitpoint.runtime.fair import within
 from splitpoint.runtime.greeting import Arrival, Guesses, Refusals, Room
 from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
@@ -58,6 +58,8 @@ _TURNED_AWAY = 32
 #: What those are told who are not let in.
 _ENDING = "the server is ending: try again later"
 _CROWDED = "too many others want to be let in at once: try again"
+#: Tails that wait to be compiled, and how many are at once.
+_BUILDS, _BUILDERS = 128, 2
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
 #: How long what has been told to end may take, when the server does.
@@ -129,6 +131,8 @@ class Server(Closable):
         self._room = Room[Arrival](self.limits.arrivals)
         self._arrivals: set[Arrival] = set()  # those in the room, and those whose threads are not over yet
         self.guesses, self.refusals = Guesses(self.security), Refusals(self._tell)
+        #: Held for an `Origin`.
+        self.accounts = self._lock
         self._origins = Origins(self.limits.client_connections, self.limits.client_compiles)
         self._turned_away: deque[TcpConnection] = deque()
         self._received = 0
@@ -212,6 +216,12 @@ class Server(Closable):
             self._opened()
         limits = self.limits
         self.compute = compute = Compute(self._workers, limits.queue, run_together, self._max_wait_s, self.tell)
+        #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
+        try:
+            self.builders = Compute(_BUILDERS, _BUILDS, on_event=self.tell, slack=0.0, name="compile")
+        except BaseException:
+            self.compute.close()
+            raise
         apart = Apart(self._engine, limits.work_bytes) if isinstance(self._engine, OnnxRuntimeEngine) else None
         self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch, apart)
         self.turns = Turns()
@@ -224,11 +234,6 @@ class Server(Closable):
             lambda text: _tell(server, Event("failed", text)),
         )
         self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
-        #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
-        self._building: list[threading.Thread] = []
-        self.builders = ThreadPoolExecutor(
-            2, "compile", initializer=_note, initargs=(self._building,)
-        )  # fmt: skip
         self._accepting = self._thread(partial(_accept, listener, server), "accepting connections", "accept")
         self._watching = self._thread(self.watch.look, "watching what runs", "watch")
         try:
@@ -236,6 +241,7 @@ class Server(Closable):
             begin(self._accepting)
         except BaseException:
             self.watch.close()
+            self.builders.close()
             self.compute.close()
             raise
 
@@ -269,6 +275,10 @@ class Server(Closable):
         if self.security.certificate is None:
             return "without encryption" + ("" if self.security.token else " or a token")
         return "without a token or client certificates"
+
+    def pause(self, seconds: float) -> None:
+        """Waits; less long if the server ends meanwhile."""
+        self._stop.wait(seconds)
 
     def serve_forever(self) -> None:
         """Returns after `stop`, or by an exception (KeyboardInterrupt). Call `close` after it, or use ``with``."""
@@ -337,12 +347,13 @@ class Server(Closable):
         ]
         for thread in closers:
             thread.start()
-        self.builders.shutdown(wait=False, cancel_futures=True)
         readers = [*(p.thread for p in peers), *(a.thread for a in arrivals)]
-        threads = [*closers, *readers, *self._building, *self.profiling.threads()]
+        threads = [*closers, *readers, *self.profiling.threads()]
         ended = join(threads, max(_END_S, end - monotonic() + _END_S))
+        ended = self.builders.close(_END_S) and ended
         ended = self.compute.close(_END_S) and ended
         if not ended:  # a session apart that is being built, and what a profile runs, end so
+            threads += self.builders.threads
             underway.give_up(t.ident for t in threads if t.ident is not None)
             ended = join(threads, 1.0)
         self.tails.close()
@@ -405,7 +416,7 @@ class Server(Closable):
                 raise Ended(_CROWDED)
             if full := self._full(arrival):
                 raise BusyError(full, 1.0)
-            origin = self._origins.enter(arrival.name, monotonic())
+            origin = self._origins.enter(arrival.name)
             assert origin is not None
             peer = Peer(self, arrival.connection, origin)
             self._peers.add(peer)
@@ -418,10 +429,33 @@ class Server(Closable):
             self._room.leave(arrival.address, arrival)
             self._arrivals.discard(arrival)
 
+    # --- accounts -----------------------------------------------------------------------------------------------
+
+    def identify(self, peer: Peer, identity: str) -> None:
+        """`peer` has shown the certificate `identity`, and has an account of its own for it."""
+        with self.accounts:
+            peer.account(self._origins.identify(peer.home, identity))
+
     def may_compile(self, origin: Origin) -> float:
         """0.0, if one more tail may be compiled for `origin` (it is counted); else in how many seconds that will be."""
-        with self._lock:
-            return origin.wait_s(monotonic())
+        with self.accounts:
+            return origin.compiles.take(1.0, monotonic())
+
+    def may_build(self, origin: Origin) -> float:
+        """0.0, if there is time left for making tails for `origin`; else in how many seconds there will be."""
+        with self.accounts:
+            return origin.building.take(0.0, monotonic())
+
+    def charge_build(self, origin: Origin, seconds: float) -> None:
+        """So much time was spent on making a tail for `origin`."""
+        with self.accounts:
+            origin.building.spend(seconds)
+
+    def charge(self, origin: Origin, seconds: float) -> float:
+        """So much was spent on what is no request of `origin`. Returns in how many seconds it may have more."""
+        with self.accounts:
+            origin.talking.spend(seconds)
+            return origin.talking.take(0.0, monotonic())
 
     def may_probe(self, origin: Origin, nbytes: int) -> float:
         """0.0, if `origin` may be sent so much to measure its link (it is counted); else in how many seconds."""
@@ -442,7 +476,9 @@ class Server(Closable):
         now_s = monotonic()
         with self._lock:
             self._peers.discard(peer)
-            self._origins.leave(peer.origin)
+            self._origins.leave(peer.home)
+            if peer.origin is not peer.home:
+                self._origins.leave(peer.origin)
             self._idle.notify_all()
             tidy = now_s >= self._tidied_s + _TIDY_S
             if tidy:
@@ -455,14 +491,18 @@ class Server(Closable):
     def reserve(self, peer: Peer, nbytes: int) -> bool:
         """Takes `nbytes` of the room for requests, if they are there: `peer` sends one.
 
-        One that has some already may have as much as is left: nobody gets all of it, or leaves nothing to the others.
+        An address that has some already may have as much as is left: none gets all of it, or leaves nothing to others.
         """
         with self._lock:
             left = self.limits.memory_bytes - self._received
-            if (nbytes > left and self._received) or (peer.held_nbytes and peer.held_nbytes + nbytes > left):
+            held = peer.origin.held_nbytes
+            if self._received and (
+                nbytes > left or (held and not within(held + nbytes - 1, left, not peer.held_nbytes))
+            ):
                 return False
             self._received += nbytes
             peer.held_nbytes += nbytes
+            peer.origin.held_nbytes += nbytes
             peer.unanswered += 1
             return True
 
@@ -471,6 +511,7 @@ class Server(Closable):
         with self._lock:
             self._received -= nbytes
             peer.held_nbytes -= nbytes
+            peer.origin.held_nbytes -= nbytes
             peer.unanswered -= 1
             peer.answers += 1
             self._answered += nbytes > 0  # not profiles: they hold no room
@@ -544,10 +585,6 @@ def _accept(listener: TcpListener, server: ReferenceType[Server]) -> bool:
         return False
     found.take(connection)
     return True
-
-
-def _note(threads: list[threading.Thread]) -> None:
-    threads.append(threading.current_thread())
 
 
 def _tell(server: ReferenceType[Server], event: Event) -> None:

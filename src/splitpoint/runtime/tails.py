@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from time import perf_counter
 from weakref import WeakValueDictionary
@@ -21,7 +21,8 @@ _MOST_SHAPES = 4
 
 
 class Tail:
-    """A segment and, while it is in the cache, its session. `users` counts the requests that run it now.
+    """A segment and, while it is in the cache, its session. `users` counts the requests that run it now, `owner` is
+    whose request it was compiled for.
 
     `most` requests for it run as one batch, if their rows stay apart in it; `mixes` says why they do not, where it is
     not plain from its shapes. Once compiled, `work` says what memory a request takes; where nobody can know, it is
@@ -35,6 +36,7 @@ class Tail:
         self._most = most if fits and not self.mixes else 1
         self._gains: dict[object, Gain] = {}
         self.session: Session | None = None
+        self.owner: object = None
         self.nbytes = 0
         self.compile_s = 0.0
         self.users = 0
@@ -61,8 +63,10 @@ class Tail:
 class Tails:
     """The cache: at most `budget` bytes of sessions, as measured, besides those that are running right now.
 
-    The least recently used go first; one that is in use is never closed, but as soon as it is free again. Tails whose
-    work values decide are compiled by the engine `apart`, if there is one.
+    Of the owner that has most in it the least recently used goes first: who has many compiled loses its own, not those
+    of others. One that is in use is never closed, but as soon as it is free again, and the one that was used last
+    stays, even if it is larger than the budget: else it would be compiled for each request. Tails whose work values
+    decide are compiled by the engine `apart`, if there is one.
     """
 
     def __init__(
@@ -101,14 +105,19 @@ class Tails:
         if closed is not None:
             closed.close()
 
-    def acquire(self, tail: Tail) -> Session:
-        """Its session, compiled now if need be; call `release` after use. EngineError if it cannot be built."""
+    def acquire(self, tail: Tail) -> Session | None:
+        """Its session, if it is in memory; call `release` after use."""
         with self._lock:
             session = tail.session
             if session is not None:
                 tail.users += 1
                 self._cached.move_to_end(id(tail))
-                return session
+            return session
+
+    def build(self, tail: Tail, owner: object) -> Session:
+        """Its session, compiled now for `owner` if need be; call `release` after use. EngineError if it cannot be."""
+        if (session := self.acquire(tail)) is not None:
+            return session
         with tail.building:
             with self._lock:
                 session = tail.session
@@ -121,7 +130,7 @@ class Tails:
             session = (self._apart if tail.apart and self._apart else self._engine).compile(tail.segment)
             tail.compile_s = perf_counter() - started
             with self._lock:
-                tail.session, tail.nbytes = session, session.nbytes
+                tail.session, tail.nbytes, tail.owner = session, session.nbytes, owner
                 tail.users += 1
                 self._cached[id(tail)] = tail
                 self.nbytes += tail.nbytes
@@ -139,16 +148,23 @@ class Tails:
         self._close(closed)
 
     def ready(self, tail: Tail) -> bool:
-        """Whether `acquire` would return at once."""
+        """Whether `acquire` would return a session."""
         return tail.session is not None
 
     def _shrink(self) -> list[tuple[Tail, Session]]:
-        closed = []
-        for tail in list(self._cached.values()):
-            if self.nbytes <= self._budget:
+        closed: list[tuple[Tail, Session]] = []
+        while self.nbytes > self._budget:
+            *older, _ = self._cached.values()
+            held: Counter[object] = Counter()
+            for tail in self._cached.values():
+                held[tail.owner] += tail.nbytes
+            idle = [tail for tail in older if not tail.users]
+            if not idle:
                 break
-            if not tail.users and (session := self._evict(tail)) is not None:
-                closed.append((tail, session))
+            victim = max(idle, key=lambda tail: held[tail.owner])  # the first among equals
+            session = self._evict(victim)
+            assert session is not None
+            closed.append((victim, session))
         return closed
 
     def _evict(self, tail: Tail) -> Session | None:

@@ -49,6 +49,8 @@ def _as_one(feeds: Sequence[tuple[Job, Feed]], gain: Gain, started: float) -> bo
     ready = perf_counter()
     try:
         session = tails.acquire(tail)
+        if session is None:
+            return False
         try:
             decoded = perf_counter()
             watched = _watched(first, session, len(feeds))
@@ -93,6 +95,8 @@ def _try_out(request: Request, gain: Gain) -> None:
     specs = [TensorSpec(spec.name, spec.dtype, tensor.shape) for spec, tensor in sent]
     try:
         session = tails.acquire(tail)
+        if session is None:
+            return
         try:
             verdict, why = tried(_watched(request, session, 2), specs)
         finally:

@@ -9,6 +9,7 @@ other frame takes the long way, `_unlike`.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from socket import MSG_DONTWAIT, MSG_WAITALL
@@ -88,6 +89,21 @@ class _Ahead(msgspec.Struct, gc=False):
     places: list[Buffer]
 
 
+class Backlog:
+    """Bytes of frames that wait until their peers read, of one connection or of many together."""
+
+    __slots__ = ("_lock", "nbytes")
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        """So many more wait; fewer, if it is negative."""
+        with self._lock:
+            self.nbytes += nbytes
+
+
 class Framed(ABC):
     """Receives frames through functions like those of a socket; a tensor's bytes go into the array itself."""
 
@@ -106,6 +122,8 @@ class Framed(ABC):
         self._ahead: _Ahead | None = None
         self._timeout_s: float | None = -1.0
         self._queued = 0  # bytes that the peer has not taken yet
+        #: Those of all connections that share one allowance, `backlog_bytes`.
+        self.backlog = Backlog()
         #: How long to ask for the next frame again and again before going to sleep, seconds.
         self.spin_s = 0.0
         #: When everything that is being received must be there (`time.monotonic`), however its bytes drip.
@@ -113,6 +131,11 @@ class Framed(ABC):
         self.checks = False
         self.seals = False
         watch(self)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the peer does not read what is sent, and it or its like have all they may have waiting."""
+        return self._queued > 0 and self.backlog.nbytes > self.limits.backlog_bytes
 
     @abstractmethod
     def _be_patient(self, seconds: float) -> None:
@@ -129,7 +152,7 @@ class Framed(ABC):
         self._extra, self._ahead, self._queued, self.spin_s = 0, None, 0, 0.0
 
     def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
-        if self._queued > self.limits.backlog_bytes:
+        if self._queued and self.behind:
             self._let_peer_read()
         if timeout_s != self._timeout_s:
             self._timeout_s = timeout_s
@@ -191,6 +214,7 @@ class Framed(ABC):
         header = lead.header
         nbytes = lead.end + lead.body_bytes + lead.checksum_bytes
         frame = Frame(lead.kind, lead.flags, parse_id(self._buffer), header, started, nbytes)
+        frame.header_nbytes = lead.header_end
         if type(header) is Result:
             frame.times = bytes(self._view[lead.header_end : lead.end])
         here = min(got, nbytes)  # the end of what is here of this frame

@@ -41,6 +41,11 @@ _BACKLOG = 1024
 #: How long a connection that could not be taken waits before that is tried again.
 _STARVED_S = 0.1
 
+#: How often a connection whose peer does not read looks whether it may be read from again, seconds.
+_LOOK_S = 0.5
+#: What a frame that waits to be sent takes besides its bytes: the objects around them.
+_PACKET = 512
+
 _TIMEVAL = struct.Struct("ll")
 _DONTWAIT = socket.MSG_DONTWAIT
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -76,6 +81,8 @@ class TcpConnection(Framed):
         self._changed = threading.Condition(self._lock)
         self._queue: deque[Packet] = deque()
         self._writing = False
+        # Since when the peer is being timed, and how many bytes it has taken since.
+        self._window_s, self._taken = 0.0, 0
         self.sent_nbytes = 0
         self._broken = ""
         self._closed = False
@@ -109,7 +116,9 @@ class TcpConnection(Framed):
             raise ServerError(self._why(exc)) from exc
 
     def _let_peer_read(self) -> None:
-        self._drain(self.limits.backlog_bytes)
+        with self._lock:
+            while self._writing and self.behind:
+                self._changed.wait(_LOOK_S)  # others may have read meanwhile
 
     def _why(self, exc: OSError) -> str:
         if self._closed:
@@ -145,10 +154,10 @@ class TcpConnection(Framed):
                     except OSError as exc:
                         raise self._break(exc) from exc
                     self._enqueue(Packet(_views(packet.buffers, sent), packet.nbytes - sent))
-                    self._writing = True
+                    self._begin_writing()
                     threading.Thread(target=self._write_queued, name=f"write {self.peer}", daemon=True).start()
                     return
-                self._writing = True
+                self._begin_writing()
             self._write(packet)
         except ServerError:
             raise
@@ -158,9 +167,18 @@ class TcpConnection(Framed):
                     self._end(f"sending to {self.peer} was interrupted")
             raise
 
+    def _begin_writing(self) -> None:
+        self._writing = True
+        self._window_s, self._taken = time.monotonic(), 0
+
     def _enqueue(self, packet: Packet) -> None:
         self._queue.append(packet)
-        self._queued += packet.nbytes
+        self._count(packet.nbytes + _PACKET)
+
+    def _count(self, nbytes: int) -> None:
+        """So many more bytes wait for the peer to read; the lock is held."""
+        self._queued += nbytes
+        self.backlog.add(nbytes)
 
     def _write_queued(self) -> None:
         try:
@@ -177,6 +195,7 @@ class TcpConnection(Framed):
             while packet is not None:
                 try:
                     sent = self._sendmsg(packet.buffers)
+                    self._keep_up(sent)
                 except OSError as exc:
                     with self._lock:
                         raise self._break(exc) from exc
@@ -188,8 +207,20 @@ class TcpConnection(Framed):
                     self._changed.notify_all()
                     return
                 packet = self._queue.popleft()
-                self._queued -= packet.nbytes
+                self._count(-packet.nbytes - _PACKET)
                 self._changed.notify_all()
+
+    def _keep_up(self, sent: int) -> None:
+        """Notes that the peer has taken `sent` more bytes. BlockingIOError if it reads more slowly than it may."""
+        now = time.monotonic()
+        limits, spent = self.limits, now - self._window_s
+        self._taken += sent
+        if spent < limits.stall_s:
+            return
+        slow = self._taken < limits.slowest * spent
+        self._window_s, self._taken = now, 0
+        if slow:
+            raise BlockingIOError
 
     def _break(self, exc: OSError) -> ServerError:
         """Ends the connection, with the lock held, and returns why."""
@@ -202,15 +233,15 @@ class TcpConnection(Framed):
         self._broken = self._broken or why
         self._writing = False
         self._queue.clear()
-        self._queued = 0
+        self._count(-self._queued)
         self._changed.notify_all()
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _drain(self, most: int, timeout_s: float | None = None) -> None:
-        """Waits until no more than `most` bytes are queued, or (-1) until all is written."""
+    def _drain(self, timeout_s: float) -> None:
+        """Waits until all is written."""
         with self._lock:
-            self._changed.wait_for(lambda: not self._writing or 0 <= self._queued <= most, timeout_s)
+            self._changed.wait_for(lambda: not self._writing, timeout_s)
 
     # --- the end -----------------------------------------------------------------------------------------------
 
@@ -259,7 +290,7 @@ class TcpConnection(Framed):
     def _linger(self, end: float) -> None:
         """Delivers what is queued, then reads the peer's rest away: closing on unread bytes would make the kernel
         send a reset, which can overtake the last answer."""
-        self._drain(-1, end - time.monotonic())
+        self._drain(end - time.monotonic())
         self._say_end()
         end = min(end, time.monotonic() + _READ_AWAY_S)
         with suppress(OSError, ServerError):

@@ -491,7 +491,13 @@ class TlsConnection(TcpConnection):
     def _push(self, flags: int) -> None:
         """Hands what is encrypted to the kernel. BlockingIOError if it has no room for all of it."""
         while self._sealed:
-            self._sealed = self._sealed[self._sock.send(self._sealed, flags) :]
+            sent = self._sock.send(self._sealed, flags)
+            self._sealed = self._sealed[sent:]
+            if not flags:
+                super()._keep_up(sent)
+
+    def _keep_up(self, sent: int) -> None:
+        """Every record has been noted: a frame may be many."""
 
     # --- the end -----------------------------------------------------------------------------------------------
 
