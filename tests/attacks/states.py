@@ -113,6 +113,8 @@ class Books(NamedTuple):
 def books(server: Server, told: Sequence[Event]) -> Books:
     """Those of `server`, all of whose events are in `told`."""
     peers, tails = list(server._peers), list(server.tails._known.values())
+    # A compiled tail that runs apart has a process, and two pipes to it, for as long as it is in the cache.
+    pipes = 2 * sum(t.apart and t.session is not None for t in tails)
     return Books(
         len(peers),
         server._received,
@@ -122,7 +124,7 @@ def books(server: Server, told: Sequence[Event]) -> Books:
         sum(t.open for t in tails),
         sum(p.connection._queued for p in peers),
         sorted(t.name.split()[0] for t in threading.enumerate() if t.name.startswith(("peer ", "write ", "profile"))),
-        len(os.listdir("/proc/self/fd")),
+        len(os.listdir("/proc/self/fd")) - pipes,
         [e.text for e in told if e.kind == "failed" or "internal" in e.text],
     )
 

@@ -102,11 +102,10 @@ def test_a_client_that_reads_slowly_holds_up_nobody_and_gets_all_of_its_answers(
     attacker = target.attacker()
     segment = attacker.open(target.model.fingerprint)
     size = 8 << 20
-    assert 2 * size > LIMITS.backlog_bytes  # more than the server writes ahead
+    assert size > LIMITS.backlog_bytes  # more than the server writes ahead
     header = [segment, [["float32", [size // 4096, 1024], size, ""]]]
     for id in (2, 3):
         attacker.send(32, id, header, bytes([id]) * size, flags=1)
-    for id in (2, 3):
         _, _, _, kind, _, got, header_bytes, body_bytes = struct.unpack("<4sBBBBIIQ", attacker.read(24))
         assert (kind, got) == (Kind.RESULT, id)
         attacker.read(header_bytes + 64)

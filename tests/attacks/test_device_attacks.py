@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 import certificates
 from serving import affine, evaluate
 from splitpoint import wire
-from splitpoint.cli.console import bold
+from splitpoint.cli.console import bold, line
 from splitpoint.engines import open_engine
 from splitpoint.errors import ModelError, ProtocolError, ServerError, StorageError, UnreachableError
 from splitpoint.models import load
@@ -532,7 +532,7 @@ def test_a_run_that_does_not_end_is_ended_by_force(
 
 @pytest.mark.parametrize("name", ["a\\", "a\\\\\\", "[/]", "[bold]x", "[link=http://x]y[/link]"])
 def test_a_name_is_no_markup(name: str) -> None:
-    assert bold("model ", name, " 12").plain == f"model {name} 12"
+    assert line("model ", bold(name), " 12").plain == f"model {name} 12"
 
 
 # --- and a server's side ----------------------------------------------------------------------------------------------
