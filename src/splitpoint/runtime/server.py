@@ -105,7 +105,9 @@ class Server(Closable):
             self.models.setdefault(model.fingerprint, replace(model, weights=_Watched(model, changed)))
             self._infos.setdefault((model.name, model.fingerprint), info_of(model))
         self.share = share
-        self.limits = limits or Limits(memory_bytes=half_the_memory(Limits.memory_bytes))
+        self.limits = limits or Limits(
+            memory_bytes=half_the_memory(Limits.memory_bytes), work_bytes=half_the_memory(Limits.work_bytes)
+        )
         self.security = security or ServerSecurity()
         self._tell = Teller(on_event)
         self._host, self._port = host, port
