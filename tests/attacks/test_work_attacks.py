@@ -386,6 +386,45 @@ def test_sigterm_ends_a_server_that_hangs(tmp_path: Path) -> None:
         attacker.close()
 
 
+#: The same where runs hear nothing: native code that never looks.
+DEAF = f"""
+import time
+from splitpoint.engines.onnxruntime import OnnxRuntimeSession
+from splitpoint.runtime import server
+server._END_S = 0.1
+OnnxRuntimeSession.run = lambda *_: print("computing", flush=True) or time.sleep(3600)
+{SERVE}
+"""
+
+
+def test_sigterm_ends_a_server_in_which_a_run_hears_nothing(tmp_path: Path) -> None:
+    model = affine(tmp_path)
+    command = [
+        sys.executable,
+        "-u",
+        "-c",
+        DEAF,
+        "serve",
+        str(tmp_path / "affine.onnx"),
+        "--port",
+        "0",
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        address = next(line.split()[2] for line in process.stdout if line.startswith("serving on"))
+        attacker = Attacker(address)
+        attacker.infer(5, attacker.open(model.fingerprint))
+        assert any(line.startswith("computing") for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+        assert process.wait(60) == 143, rest
+        assert "is left behind" in rest
+        assert "Traceback" not in rest
+        attacker.close()
+
+
 BEGIN = """
 import os, sys, numpy as np
 sys.path[:] = %r

@@ -33,7 +33,8 @@ class Session(Protocol):
     """Memory it holds, measured when it was compiled."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Output name → array. InputError for a wrong input, EngineError if the engine fails."""
+        """Output name → array. InputError for a wrong input, EngineError if the engine fails, or if it was given up:
+        one that can be is noted in `engines.underway` while it runs."""
         ...
 
     def close(self) -> None:

@@ -114,7 +114,9 @@ class Server(Closable):
         for name, fingerprint in self._infos:
             names.setdefault(fingerprint, []).append(name)
         self.sharing = Sharing(share, self.models, names)
-        self.limits = limits or Limits(memory_bytes=half_the_memory(Limits.memory_bytes))
+        self.limits = limits or Limits(
+            memory_bytes=half_the_memory(Limits.memory_bytes), work_bytes=half_the_memory(Limits.work_bytes)
+        )
         self.security = security or ServerSecurity()
         self._tell = Teller(on_event)
         self._host, self._port = host, port
