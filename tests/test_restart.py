@@ -175,6 +175,6 @@ def test_a_new_version_is_served_beside_the_old_one_and_edges_move_one_by_one(tm
         assert until(lambda: kept.failed or len(kept.results) > before + 20, 20)
         assert not kept.failed
         assert kept.results[-1].fallback, "who keeps to the old version finishes on its own"
-        assert "no longer has affine" in kept.edge._line.why
+        assert until(lambda: "no longer has affine" in kept.edge._line.why, 20)
     for made in (first, second, moved, also, kept):
         assert not made.failed

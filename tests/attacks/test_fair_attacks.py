@@ -14,6 +14,7 @@ import pytest
 from attacking import LIMITS, Attacker, Target, under_attack
 
 from serving import Gate, affine, nothing_leaks, until
+from splitpoint.errors import BusyError
 from splitpoint.models.model import Model, Segment
 from splitpoint.runtime import peer as peer_module
 from splitpoint.runtime import profiling
@@ -336,7 +337,12 @@ def test_weights_asked_for_in_turns_are_read_once_for_an_address(
 ) -> None:
     read: list[str] = []
     blob = Model.blob
-    monkeypatch.setattr(Model, "blob", lambda model, hash: (read.append(hash), blob(model, hash))[1])
+
+    def counted(model: Model, hash: str) -> memoryview:
+        read.append(hash)
+        return blob(model, hash)
+
+    monkeypatch.setattr(Model, "blob", counted)
     hashes = list(target.model.blobs)[:4]
     flood = [target.attacker() for _ in range(3)]
     for k in range(5):
@@ -422,7 +428,7 @@ def test_one_address_may_have_half_of_the_models_that_wait_and_others_are_measur
     def ask(model: Model, origin: Origin) -> bool:
         try:
             asked.ask(model, 1.0, lambda made: None, object(), origin)
-        except profiling.BusyError:
+        except BusyError:
             return False
         return True
 

@@ -529,7 +529,7 @@ class Server(Closable):
         if found is None:
             known = ", ".join(f"{m.name} {m.fingerprint[:12]}" for m in self.models.values())
             near = nearest(fingerprint, {m.name: None for m in self.models.values()})
-            raise ModelError(f"the server has no model {fingerprint[:64]}; it has {known}{near}")
+            raise ModelError(f"the server has no model {wire.plain(fingerprint, 64)}; it has {known}{near}")
         return found
 
     def infos(self) -> tuple[wire.ModelInfo, ...]:
