@@ -170,8 +170,10 @@ class Target:
         rest = self.rest
         assert rest is not None
         assert not now.bad, now.bad
-        same = now._replace(fds=rest.fds) == rest and now.fds <= rest.fds
-        return "" if same else f"left behind: {now}, which was {rest}"
+        # What is there at first may be more than at rest: a thread of somebody turned away that is not over yet.
+        no_more = all(a <= b for a, b in zip(now[:7], rest[:7], strict=True))
+        no_more = no_more and len(now.threads) <= len(rest.threads) and now.fds <= rest.fds
+        return "" if no_more else f"left behind: {now}, which was {rest}"
 
 
 def security(guarded: bool) -> Security:
