@@ -31,7 +31,7 @@ from splitpoint.engines.memory import give_back
 from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, shrink_workspace
 from splitpoint.errors import BusyError, ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.lifetime import Closable
-from splitpoint.machine import half_the_memory, usable_cores
+from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
 from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
@@ -58,7 +58,7 @@ _TURNED_AWAY = 32
 #: What those are told who are not let in.
 _ENDING = "the server is ending: try again later"
 _CROWDED = "too many others want to be let in at once: try again"
-#: Tails that wait to be compiled, and how many are at once where that leaves a core to requests.
+#: Tails that wait to be compiled, and how many are at once: two, since one may wait for what it tells of to end.
 _BUILDS, _BUILDERS = 128, 2
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
@@ -220,8 +220,7 @@ class Server(Closable):
         self.compute = compute = Compute(self._workers, limits.queue, run_together, self._max_wait_s, self.tell)
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         try:
-            builders = max(1, min(_BUILDERS, usable_cores() - 1))
-            self.builders = Compute(builders, _BUILDS, on_event=self.tell, slack=0.0, name="compile")
+            self.builders = Compute(_BUILDERS, _BUILDS, on_event=self.tell, slack=0.0, name="compile")
         except BaseException:
             self.compute.close()
             raise
