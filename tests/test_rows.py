@@ -346,6 +346,14 @@ def test_what_mixes_rows_is_refused(name: str) -> None:
     assert not apart(made, shape)
 
 
+def test_what_only_the_specification_lets_mix_is_refused() -> None:
+    """ONNX Runtime leaves an axis alone whose scale is one; by the formula its entries move by half of one."""
+    how = {"coordinate_transformation_mode": "tf_half_pixel_for_nn", "nearest_mode": "ceil"}
+    scales = weight("s", np.array([1, 2], np.float32))
+    made = model([node("Resize", ["x", "", "s"], ["y"], **how)], ("N", 8), [scales], opset=11)
+    assert "can move the rows" in mixing(made.whole())
+
+
 #: Steps that keep a tensor of [N, a, b] one, right or wrong: name → nodes from `i` to `o`.
 STEPS = {
     "relu": lambda i, o: [node("Relu", [i], [o])],

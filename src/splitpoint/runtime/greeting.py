@@ -151,18 +151,10 @@ class Arrival:
         try:
             hello = self._greet()
             peer = self.server.let_in(self)
-        except Ended:
-            pass
-        except wire.ForeignError as exc:
-            packet, why = answer_to(exc)
+        except Exception as exc:
+            packet, why = last_word(exc)
             if packet is not None:
                 self._send(packet)
-        except SplitpointError as exc:
-            why = str(exc)
-            self._say(exc)
-        except Exception as exc:  # a bug of ours must not take the server down
-            why = f"internal error: {exc!r}"
-            self._say(ServerError("the server has an internal error; its log says more"))
         else:
             peer.serve(hello)
             return
@@ -222,13 +214,20 @@ class Arrival:
             self.connection.send(packet, wait=False)
 
 
-def answer_to(exc: wire.ForeignError) -> tuple[wire.Packet | None, str]:
-    """A word in the stranger's own language, where we know it, and what to log."""
-    if exc.data[:4] in _VERBS:
-        text = "this port speaks splitpoint's own protocol, not HTTP\n"
-        head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-        data = (head + text).encode()
-        return wire.Packet((data,), len(data)), "it speaks HTTP"
-    if exc.data[:2] == b"\x16\x03":
-        return None, "it speaks TLS"
-    return wire.encode(Kind.ERROR, 0, wire.error_of(exc)), str(exc)
+def last_word(exc: Exception) -> tuple[wire.Packet | None, str]:
+    """What a connection that ends by `exc` is told, in a stranger's own language where we know it, and what to log."""
+    if isinstance(exc, Ended):
+        return None, ""
+    if isinstance(exc, wire.ForeignError):
+        if exc.data[:4] in _VERBS:
+            text = "this port speaks splitpoint's own protocol, not HTTP\n"
+            head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+            data = (head + text).encode()
+            return wire.Packet((data,), len(data)), "it speaks HTTP"
+        if exc.data[:2] == b"\x16\x03":
+            return None, "it speaks TLS"
+    if isinstance(exc, SplitpointError):
+        return wire.encode(Kind.ERROR, 0, wire.error_of(exc)), str(exc)
+    # A bug of ours must not take the server down.
+    hidden = ServerError("the server has an internal error; its log says more")
+    return wire.encode(Kind.ERROR, 0, wire.error_of(hidden)), f"internal error: {exc!r}"

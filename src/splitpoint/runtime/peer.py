@@ -33,13 +33,12 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.batching import Gain
 from splitpoint.runtime.events import Event, software
 from splitpoint.runtime.fair import Job, Waits
-from splitpoint.runtime.greeting import answer_to
+from splitpoint.runtime.greeting import last_word
 from splitpoint.runtime.origins import OWN_TALK_S, OWN_TALK_SHARE, Origin
 from splitpoint.runtime.probe import MOST_NBYTES, noise
 from splitpoint.runtime.tails import Tail
 from splitpoint.runtime.watch import Like
 from splitpoint.tensors import Array, TensorSpec
-from splitpoint.transports import Ended
 from splitpoint.transports.budget import Budget
 from splitpoint.transports.tcp import TcpConnection
 from splitpoint.units import counted, size
@@ -237,9 +236,10 @@ class Request(NamedTuple):
     """The tail's, if it was built anew for this request, which then runs by itself."""
 
     def feed(self, now_s: float) -> Mapping[str, Array] | None:
-        """What its session is run with; None if its deadline has passed or its bytes are wrong: run it by itself."""
+        """What its session is run with. None if its deadline has passed, its bytes are wrong, or answers wait to be
+        read: run by itself it is told so."""
         deadline_s = self.header.deadline_s
-        if deadline_s and now_s - self.frame.received > deadline_s:
+        if (deadline_s and now_s - self.frame.received > deadline_s) or self.peer.connection.behind:
             return None
         try:
             return self.opened.feed(self.header, self.opened.decode(self.header, self.frame.tensors))
@@ -294,18 +294,10 @@ class Peer:
         try:
             self._welcome(hello)
             self._converse()
-        except Ended:
-            pass
-        except wire.ForeignError as exc:
-            packet, why = answer_to(exc)
+        except Exception as exc:
+            packet, why = last_word(exc)
             if packet is not None:
                 self._send(packet)
-        except SplitpointError as exc:
-            why = str(exc)
-            self._send_error(0, exc)
-        except Exception as exc:  # a bug of ours must not take the server down
-            why = f"internal error: {exc!r}"
-            self._send_error(0, ServerError("the server has an internal error; its log says more"))
         finally:
             self._leave(why, perf_counter() - began)
 

@@ -86,15 +86,16 @@ class Tails:
 
     def tail(self, segment: Segment) -> Tail:
         """The tail for `segment`: the same one for everybody, so that it is compiled once."""
-        mixes = ""
         with self._lock:
-            found = self._known.get(segment.key)
-            if found is None:
-                found = self._known[segment.key] = Tail(segment, self._most)
-                mixes = found.mixes
+            known = self._known.get(segment.key)
+        # Reading a large graph takes milliseconds, in which no request may wait for the lock.
+        made = known or Tail(segment, self._most)
+        with self._lock:
+            found = self._known.setdefault(segment.key, made)
             found.open += 1
-        if mixes:
-            self._tell(Event("batched", f"requests that wait for tail {segment.key} are run one by one: {mixes}"))
+        if found is made is not known and found.mixes:
+            why = f"are run one by one: {found.mixes}"
+            self._tell(Event("batched", f"requests that wait for tail {segment.key} {why}"))
         return found
 
     def leave(self, tail: Tail, *, drop: bool = False) -> None:

@@ -230,8 +230,9 @@ def resize(step: Step) -> Sequence[Value]:
     scales, sizes = (1, 9) if upsample else (2, 3)
     if step.attribute("keep_aspect_ratio_policy", b"stretch") != b"stretch":
         raise Mixes("keeps the proportions of the batch too")
-    if step.attribute("coordinate_transformation_mode", b"") == b"tf_crop_and_resize":
-        raise Mixes("crops by a region")
+    # The one crops by a region, the other is half an entry off even where the scale is one.
+    if step.attribute("coordinate_transformation_mode", b"") in (b"tf_crop_and_resize", b"tf_half_pixel_for_nn"):
+        raise Mixes("resizes in a way that can move the rows of the batch")
     if not upsample:
         step.same(1)
     listed = step.attribute("axes")
