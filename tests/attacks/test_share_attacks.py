@@ -21,6 +21,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import RefusedError, UsageError
 from splitpoint.models import load
 from splitpoint.models.model import Model, from_graph
+from splitpoint.models.soundness import nbytes
 from splitpoint.models.weights import ModelWeights
 from splitpoint.models.withheld import FEW
 from splitpoint.planning.constraints import Constraints
@@ -95,6 +96,15 @@ def test_what_leaves_is_settled_and_nothing_that_is_opened_adds_to_it(shared: tu
         elif tensor not in ("x", "a", "b"):
             assert words == "-" or "not deeper" in words or "no tensor" in words, (tensor, output)
     assert handed_out(attacker, model) == head, "after everything was"
+
+
+def test_how_much_may_leave_counts_the_weights_in_the_graph_too() -> None:
+    """All of LeNet-5's first layer is in its graph: 600 bytes of kernels, 24 of biases, and the input's two scales."""
+    model = load("zoo:lenet5")
+    said = Sharing("head:pool1", {model.fingerprint: model}, {model.fingerprint: ["lenet5"]}).said
+    inline = sum(nbytes(t) for t in model.head(model.graph.cut("pool1")).proto.graph.initializer)
+    assert 624 <= inline < 700
+    assert said == [f"lenet5: the head up to pool1 may leave, {inline} B of its weights; the rest stays"]
 
 
 @pytest.mark.parametrize(

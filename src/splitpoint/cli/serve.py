@@ -110,7 +110,7 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
     default=Limits.run_s,
     show_default=True,
     metavar="SECONDS",
-    help="How long one request may be computed; sooner where 20 others like it took less.",
+    help="How long one request may be computed, or 20 times what others like it took (5 s at least) if that is less.",
 )
 @click.option(
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."

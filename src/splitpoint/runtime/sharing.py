@@ -39,9 +39,13 @@ class _Head:
         return self.model.head(self.cut)
 
     @cached_property
+    def _inline(self) -> Mapping[str, bytes]:
+        return inline_weights(self.segment.proto.graph)
+
+    @cached_property
     def weights(self) -> frozenset[str]:
         """Hashes of the weights that are handed out, those in the graph among them."""
-        return frozenset((*self.segment.blobs, *inline_weights(self.segment.proto.graph)))
+        return frozenset((*self.segment.blobs, *self._inline))
 
     @cached_property
     def graph(self) -> bytes:
@@ -51,7 +55,8 @@ class _Head:
 
     @property
     def nbytes(self) -> int:
-        return sum(b.nbytes for h, b in self.model.blobs.items() if h in self.weights)
+        """Bytes of these weights."""
+        return self.segment.nbytes + sum(map(len, self._inline.values()))
 
 
 class Sharing:
