@@ -59,6 +59,7 @@ def test_who_ran_in_a_batch_is_told_its_own_part_and_that_it_waited_for_the_othe
     watch = SimpleNamespace(run=lambda session, feed, like, name, times: session.run(feed))
     peer: Any = SimpleNamespace(
         name="a client",
+        connection=SimpleNamespace(behind=False),
         server=SimpleNamespace(tails=tails, watch=watch),
         answer=lambda request, made, waited, clock: clocks.append(clock),
     )

@@ -406,7 +406,8 @@ def test_a_busy_server_is_not_waited_for(model: Model) -> None:
                 right(model, x, result)
                 assert result.fallback == "the server was busy"
             assert 1 <= len(heard.failures) <= 3
-            with pytest.raises(ServerError, match=r"no answer within 50 ms: the server was busy"):
+            # Late, if the deadline passes while it has been asked again: how soon BUSY comes is the machine's doing.
+            with pytest.raises(ServerError, match=r"no answer within 50 ms: the server was (busy|late)"):
                 other.infer(x, deadline_s=0.05)
             thread = threading.Thread(target=lambda: waited.append(other.infer(x)))
             thread.start()
