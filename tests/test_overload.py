@@ -76,3 +76,14 @@ def test_who_ran_in_a_batch_is_told_its_own_part_and_that_it_waited_for_the_othe
     assert 0.01 <= computed - decoded <= wall_s / 4, "a quarter of the batch"
     assert ready - started >= 0.03, "the rest is waiting"
     assert clocks[1:] == clocks[:1] * 3
+
+
+def test_who_does_not_read_its_answers_is_in_no_batch() -> None:
+    """Run by itself it is told so; in a batch one answer more would wait to be read."""
+    peer: Any = SimpleNamespace(connection=SimpleNamespace(behind=True))
+    opened: Any = SimpleNamespace(decode=lambda h, t: t, feed=lambda h, t: {"x": t[0]})
+    frame: Any = SimpleNamespace(received=0.0, tensors=[np.zeros((1, 3), np.float32)])
+    request = Request(peer, frame, wire.Infer(1, ()), opened)
+    assert request.feed(0.0) is None
+    peer.connection.behind = False
+    assert request.feed(0.0) is not None

@@ -42,6 +42,8 @@ def nothing(_waited: float) -> None:
 def test_made_up_names_are_refused_before_anything_is_planned(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[object] = []
     monkeypatch.setattr(Model, "segment", lambda *names: planned.append(names))
+    charge, charged = target.server.charge, list[float]()
+    monkeypatch.setattr(target.server, "charge", lambda of, s: charged.append(s) or charge(of, s))
     attacker = target.attacker()
     fingerprint, junk = target.model.fingerprint, [f"junk{k}" for k in range(4096)]
     for id, (inputs, outputs) in enumerate(
@@ -51,7 +53,8 @@ def test_made_up_names_are_refused_before_anything_is_planned(target: Target, mo
         kind, got, header, _ = attacker.receive()
         assert (kind, got, header["code"]) == (Kind.ERROR, id, "model")
     assert not planned
-    assert origin(target).talking._left < 1.0, "and even that is counted"
+    assert until(lambda: len(charged) == 4), "and even that is counted"
+    assert min(charged) > 0
     monkeypatch.undo()
 
 
