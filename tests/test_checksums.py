@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from frames import DOC, drain, dump, joined
 from serving import Gate, affine, nothing_leaks
 from splitpoint import wire
 from splitpoint.cli import main
@@ -27,7 +28,6 @@ from splitpoint.runtime.server import Server
 from splitpoint.segments import samples_for
 from splitpoint.transports import memory, tcp
 from splitpoint.wire import CHECKED, PREFIX_BYTES, Kind, Limits, Packer, Packet
-from test_wire import DOC, drain, dump, joined
 
 FAST = Link(1000, 1000, 0)
 SMALL = Limits(stall_s=0.02, tensor_bytes=1 << 20, frame_bytes=1 << 20, header_bytes=1 << 16)

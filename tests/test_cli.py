@@ -18,41 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import ok
+from commands import PYTHON, Serving, fails, ok
 from splitpoint.cli import main
 from splitpoint.cli.verbs import VERBS
 from splitpoint.models.zoo import digits, photos
 from splitpoint.report.sweep import COLUMNS, SEED_COLUMNS
 from splitpoint.tensors import load_arrays
-
-PYTHON = [sys.executable, "-u", "-m", "splitpoint"]
-
-
-class Serving:
-    """A `splitpoint serve` process."""
-
-    def __init__(self, *models: str) -> None:
-        self.process = subprocess.Popen(
-            [*PYTHON, "serve", *models, "--port", "0", "--threads", "1"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.said: list[str] = []
-        for line in self.process.stdout:
-            self.said.append(line)
-            if line.startswith("serving on "):
-                self.address = line.split()[2]
-                return
-        self.process.communicate(timeout=30)
-        raise AssertionError("".join(self.said))
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=30)
-        self.said.append(out)
-        return self.process.returncode
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +37,6 @@ def serving() -> Iterator[Serving]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str:
-    """The message of a command that must fail with this status: one sentence, no traceback."""
-    assert main([str(a) for a in args]) == status
-    message = capsys.readouterr().err
-    assert any(line.startswith("splitpoint: ") for line in message.splitlines())
-    assert "Traceback" not in message
-    return message
 
 
 # --- without a server -------------------------------------------------------------------------------------------------

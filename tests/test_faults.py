@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 
 from serving import nothing_leaks
+from sockets import connect, read, target, until
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, UsageError
@@ -32,7 +33,6 @@ from splitpoint.models import load
 from splitpoint.runtime.late import Patience
 from splitpoint.runtime.result import Marks, Result
 from splitpoint.segments import samples_for
-from test_lab import connect, read, target, until
 
 FAST = Link(1000, 1000, 0)
 

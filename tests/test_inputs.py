@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import ok
+from commands import PYTHON, Serving, ok
 from splitpoint import install
 from splitpoint.cli import main
 from splitpoint.errors import InputError
 from splitpoint.inputs import find_inputs, natural
 from splitpoint.models.zoo import digits
-from test_cli import PYTHON, Serving
 
 HEIC = Path(__file__).parent / "photos" / "turned.heic"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 import streams
+from commands import PYTHON
 from splitpoint import capture, sources
 from splitpoint.errors import InputError
 from splitpoint.sources import open_source, redacted
-from test_cli import PYTHON
-from test_sources import video
+from videos import video
 
 Kind = Callable[[streams.Camera], AbstractContextManager[str]]
 KINDS = pytest.mark.parametrize("kind", [streams.mjpeg, streams.rtsp])

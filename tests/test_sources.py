@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 import streams
+from commands import PYTHON, Serving, fails, ok
 from plans import profiles
 from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
 from splitpoint import sources
-from splitpoint.capture import missing_nbytes, opencv
+from splitpoint.capture import missing_nbytes
 from splitpoint.cli import main
 from splitpoint.cli.rows import Rows, Tag, whole_trace
 from splitpoint.cli.summary import Summary
@@ -39,28 +40,7 @@ from splitpoint.runtime.result import Marks, Result
 from splitpoint.sources import Camera, Options, Video, is_stream, open_source
 from splitpoint.tensors import Array
 from splitpoint.trace import Span
-from test_cli import PYTHON, Serving, fails, ok
-
-SIDE = 96
-
-
-def picture(k: int) -> Array:
-    """A picture whose colours say which one it is: red grows, blue shrinks."""
-    red = np.linspace(0, 3 * k, SIDE, dtype=np.uint8)
-    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1], pixels[..., 2] = red, red[:, None], 200 - 3 * k
-    return pixels
-
-
-def video(path: Path, frames: int = 20, codec: str = "MJPG") -> Path:
-    cv2 = opencv()
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 30.0, (SIDE, SIDE))
-    assert writer.isOpened()
-    for k in range(frames):
-        writer.write(np.ascontiguousarray(picture(k)[..., ::-1]))
-    writer.release()
-    return path
-
+from videos import picture, video
 
 # --- opening ----------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from pathlib import Path
 
 import hypothesis.strategies as st
 import msgspec
@@ -13,20 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
+from frames import DOC, drain, dump, joined
 from splitpoint import wire
 from splitpoint.errors import BusyError, EngineError, InputError, ModelError, ProtocolError, ServerError
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 from splitpoint.transports import memory
-from splitpoint.transports.framed import flat
 from splitpoint.wire import Kind, Limits, Packer, Packet
-
-DOC = Path(__file__).parent.parent / "docs" / "wire-format.md"
-
-
-def joined(packet: Packet) -> bytes:
-    data = b"".join(bytes(flat(b)) for b in packet.buffers)
-    assert len(data) == packet.nbytes
-    return data
 
 
 def received(data: bytes, count: int = 1, chunks: int = 1 << 30) -> list[wire.Frame]:
@@ -35,12 +26,6 @@ def received(data: bytes, count: int = 1, chunks: int = 1 << 30) -> list[wire.Fr
     for at in range(0, len(data), chunks):
         near.send(Packet((data[at : at + chunks],), min(chunks, len(data) - at)))
     return [far.receive(timeout_s=1) for _ in range(count)]
-
-
-def drain(connection: memory.MemoryConnection) -> None:
-    """Receives until that raises."""
-    while True:
-        connection.receive(timeout_s=0.05)
 
 
 dtypes = st.sampled_from(sorted(ITEM_SIZES))
@@ -387,17 +372,6 @@ def example() -> list[tuple[str, bytes]]:
         ("RESULT", joined(result.pack(2, [y], (), times))),
         ("ERROR", joined(wire.encode(Kind.ERROR, 3, wire.Error("input", "segment 9 is not open on this connection")))),
     ]
-
-
-def dump(data: bytes) -> str:
-    """16 bytes a line, the prefix on lines of its own."""
-    lines = []
-    for part in (data[: wire.PREFIX_BYTES], data[wire.PREFIX_BYTES :]):
-        for at in range(0, len(part), 16):
-            row = part[at : at + 16]
-            text = "".join(chr(b) if 32 <= b < 127 else "." for b in row)
-            lines.append(f"{row.hex(' '):<47}  {text}")
-    return "\n".join(lines)
 
 
 def test_the_worked_example_in_the_document_is_what_this_code_writes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import struct
 from collections.abc import Iterator
@@ -151,3 +152,18 @@ def under_attack(folder: Path, limits: Limits = LIMITS) -> Iterator[Target]:
         internal = [e.text for e in told if "internal" in e.text]
         assert not internal
         assert server._received == 0, "room for requests was not given back"
+
+
+def _status_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
+
+
+@contextmanager
+def memory_stays(within_mb: int) -> Iterator[None]:
+    """Fails if this process, server and attacker, takes more than that at any moment, besides what it has now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: an earlier test's must not hide this one's
+    before = _status_kb("VmRSS")
+    yield
+    assert _status_kb("VmHWM") - before < within_mb << 10

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import zstandard
-from attacking import LIMITS, Attacker, Target
+from attacking import LIMITS, Attacker, Target, memory_stays
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -28,21 +26,6 @@ from splitpoint.wire import Kind, features
 
 X = np.random.default_rng(0).normal(size=(1, 1024)).astype(np.float32)
 CODECS = ("raw+zstd", "fp16", "fp16+zstd", "int8", "int8+zstd", "int4", "int4+zstd")
-
-
-def _status_kb(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
-
-
-@contextmanager
-def memory_stays(within_mb: int) -> Iterator[None]:
-    """Fails if this process, server and attacker, takes more than that at any moment, besides what it has now."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: an earlier test's must not hide this one's
-    before = _status_kb("VmRSS")
-    yield
-    assert _status_kb("VmHWM") - before < within_mb << 10
 
 
 def honest(codec: str, array: np.ndarray = X) -> bytes:

@@ -12,9 +12,8 @@ import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
-from attacking import Attacker, Target, under_attack
+from attacking import Attacker, Target, memory_stays, under_attack
 from hypothesis import HealthCheck, given, settings
-from test_codec_attacks import memory_stays
 
 from serving import nothing_leaks, until
 from splitpoint.engines import open_engine

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacking import LIMITS, Attacker, Target, under_attack
-from test_codec_attacks import memory_stays
+from attacking import LIMITS, Attacker, Target, memory_stays, under_attack
 
 from serving import affine, until
 from splitpoint import errors
