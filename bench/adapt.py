@@ -39,25 +39,25 @@ from time import perf_counter, sleep
 
 from bench.common import EDGE_CORE, SERVE, SERVER_CORE, header, helper, pin
 from bench.split import said
-from splitpoint.advisor import placement
 from splitpoint.engines import open_engine
 from splitpoint.errors import SplitpointError
 from splitpoint.inputs import read_inputs
-from splitpoint.lab.device import Stretched
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import find, load_scenario
+from splitpoint.lab.slow_device import Stretched
 from splitpoint.link import Link
-from splitpoint.link.trace import LinkTrace
+from splitpoint.link.link_trace import LinkTrace
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.plan import Planner
-from splitpoint.planning.values import Option
+from splitpoint.planning.planner import Planner
+from splitpoint.planning.plans import Option
 from splitpoint.profile.measure import profile_model
-from splitpoint.profile.values import Profile
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.switches import Switch
+from splitpoint.profile.profiles import Profile
+from splitpoint.runtime.adapt.switch_log import Switch
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.survey import placement
 from splitpoint.tensors import Array
 
 SOURCE = "zoo:efficientnet_lite0"

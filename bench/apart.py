@@ -1,6 +1,6 @@
 """A slower device that is a machine of its own, emulated: what it computes was computed before, and takes its time.
 
-`splitpoint.lab.device.Stretched` computes first and then waits. Where device and server are hyper-threads of one core,
+`lab.slow_device.Stretched` computes first and then waits. Where device and server are hyper-threads of one core,
 as here, that computing slows the server down, which a device that is a machine of its own does not do. An `Apart` runs
 each head a few times to know how long it takes, and computes it once for each input, at full speed. From then on a run
 with the same input waits as long as the slower device would compute, and answers with what was computed before. Link,
@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 
 from splitpoint.engines import Engine, Session
-from splitpoint.lab.device import sleep_until
+from splitpoint.lab.slow_device import sleep_until
 from splitpoint.models.model import Segment
 from splitpoint.tensors import Array
 

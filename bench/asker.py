@@ -27,7 +27,7 @@ from splitpoint.errors import BusyError
 from splitpoint.graph import Cut
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
 from splitpoint.transports.tcp import TcpConnection, dial

@@ -47,7 +47,7 @@ from splitpoint.errors import BusyError, SplitpointError
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.vitals import vitals
 from splitpoint.models.model import Model
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.security import Security
 from splitpoint.segments import samples_for
 from splitpoint.transports.addresses import parse_address
@@ -432,7 +432,7 @@ HEAD = "attack         quiet p50/p99   control           attacked          p50  
 
 def measure(kinds: Sequence[str], rounds: int, seconds: float) -> bool:
     """Whether the target was met for all of `kinds`. Prints a row each."""
-    from splitpoint.keys import make
+    from splitpoint.certificates import make
 
     met = True
     model = sp.load(HONEST)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from splitpoint.lab import ordeal
+from splitpoint.lab import fault_run as ordeal
 from splitpoint.lab.faults import KINDS, schedule
 from splitpoint.machine import this_machine, versions
 from splitpoint.units import counted, ms

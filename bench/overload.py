@@ -31,9 +31,9 @@ from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.model import Model, Segment
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.plan import Planner
-from splitpoint.runtime.adaptive import Watching
-from splitpoint.runtime.edge import Edge
+from splitpoint.planning.planner import Planner
+from splitpoint.runtime.adapt.controller import Watching
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
 

@@ -19,10 +19,10 @@ import splitpoint as sp
 from bench.common import header
 from splitpoint.graph import Graph
 from splitpoint.machine import this_machine
-from splitpoint.planning.build import Costing
-from splitpoint.planning.latency import Cutter, least
-from splitpoint.planning.problem import Problem, stages
-from splitpoint.profile.values import CodecCost, Profile, SegmentCost, Stat
+from splitpoint.planning.cost_model import Costing
+from splitpoint.planning.solve.min_cut import Cutter, least
+from splitpoint.planning.solve.problem import Problem, stages
+from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat
 
 #: Real graphs that need no download: 1,746 nodes with 668 placed (onnx ships it), and one of the zoo.
 MODELS = (

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from bench.common import header
 from splitpoint.engines import open_engine
-from splitpoint.predict.collection import load_collection
-from splitpoint.predict.features import columns_of
-from splitpoint.predict.learn import FULL, effort_for, learn_kind
-from splitpoint.predict.linear import fit_linear
-from splitpoint.predict.strips import strip
-from splitpoint.predict.table import Table, read_tables
-from splitpoint.predict.visits import visit
+from splitpoint.predict.calibrate.collection import load_collection
+from splitpoint.predict.calibrate.network_timing import visit
+from splitpoint.predict.calibrate.random_networks import strip
+from splitpoint.predict.kernels.kernel_table import Table, read_tables
+from splitpoint.predict.learn.features import columns_of
+from splitpoint.predict.learn.linear import fit_linear
+from splitpoint.predict.learn.training import FULL, effort_for, learn_kind
 
 Floats = NDArray[np.float64]
 

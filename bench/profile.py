@@ -24,7 +24,7 @@ from splitpoint.engines import open_engine
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.profile.measure import Survey, stat_of
-from splitpoint.profile.values import Profile, Stat
+from splitpoint.profile.profiles import Profile, Stat
 from splitpoint.trace import Clock
 
 #: The issue's: 5 % median; 15 % worst, or 0.1 ms.

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from splitpoint.errors import EngineError
-from splitpoint.lab.device import slowed
+from splitpoint.lab.slow_device import slowed
 
 CODE = """
 import json, sys, time

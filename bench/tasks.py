@@ -14,7 +14,7 @@ with the whole model's.
 The header says how much the two cores disturb each other, which a device and a server do not do: measured with AlexNet,
 whose weights do not fit their caches. So heads are computed before the queue starts, and while it runs the device waits
 as long as it would compute (`bench.apart`); what it did compute meanwhile, as a plan was changed, is counted and said.
-With ``--device here`` it computes beside the server and then waits (`splitpoint.lab.device`).
+With ``--device here`` it computes beside the server and then waits (`splitpoint.lab.slow_device`).
 
 Target: joint's makespan at most 0.85 of fifo's, both links, with what a user gets by default (raw).
 """
@@ -36,20 +36,20 @@ from bench.apart import Apart
 from bench.common import EDGE_CORE, SERVE, SERVER_CORE, header, helper, pin
 from bench.nets import MIX, path_of
 from bench.split import said
-from splitpoint.advisor import Survey, placement
 from splitpoint.engines import open_engine
-from splitpoint.lab.device import Stretched
 from splitpoint.lab.relay import Relay
+from splitpoint.lab.slow_device import Stretched
 from splitpoint.link.presets import PRESETS
 from splitpoint.models import load
 from splitpoint.planning.constraints import Constraints
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.measure import profile_model
-from splitpoint.profile.values import Profile
-from splitpoint.tasks.execute import Planned, Run, predict
+from splitpoint.profile.profiles import Profile
+from splitpoint.survey import Survey, placement
 from splitpoint.tasks.fleet import Fleet, inputs_of
-from splitpoint.tasks.mix import mix
-from splitpoint.tasks.values import Summary, Task
+from splitpoint.tasks.queue_run import Planned, Run, predict
+from splitpoint.tasks.random_queue import mix
+from splitpoint.tasks.task import Summary, Task
 from splitpoint.tensors import Array
 
 LINKS, SLOWDOWN, COUNT, SEED = ("4g", "wifi"), 4, 40, 1

@@ -21,9 +21,9 @@ import numpy as np
 import splitpoint as sp
 from bench.common import header
 from splitpoint.graph import Graph
-from splitpoint.planning.blocks import Order
-from splitpoint.planning.problem import Problem, stages
-from splitpoint.planning.throughput import bottleneck
+from splitpoint.planning.solve.blocks import Order
+from splitpoint.planning.solve.problem import Problem, stages
+from splitpoint.planning.solve.throughput import bottleneck
 
 SLOWER = (2, 4, 16)
 MBPS = (1, 3, 10, 30, 100, 300, 1000)

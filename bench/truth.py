@@ -30,24 +30,24 @@ from time import perf_counter
 from bench.common import EDGE_CORE, SERVE, SERVER_CORE, header, helper, pin
 from bench.nets import SIX, path_of
 from bench.split import said
-from splitpoint.advisor import placement
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
 from splitpoint.graph import Cut
 from splitpoint.inputs import read_inputs
-from splitpoint.lab.device import Stretched, spin_until
 from splitpoint.lab.relay import Relay
+from splitpoint.lab.slow_device import Stretched, spin_until
 from splitpoint.link import Link
 from splitpoint.link.presets import PRESETS
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.plan import Planner
-from splitpoint.planning.values import KINDS, Option
+from splitpoint.planning.planner import Planner
+from splitpoint.planning.plans import KINDS, Option
 from splitpoint.profile.measure import profile_model
-from splitpoint.profile.values import Profile
-from splitpoint.runtime.edge import Edge
+from splitpoint.profile.profiles import Profile
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.survey import placement
 from splitpoint.tensors import Array
 
 LINKS = ("3g", "4g", "wifi", "wifi5", "lan")

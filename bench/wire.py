@@ -33,13 +33,13 @@ from time import perf_counter, sleep
 import numpy as np
 
 from splitpoint import install
+from splitpoint.certificates import make
 from splitpoint.errors import MissingExtraError
-from splitpoint.keys import make
 from splitpoint.machine import this_machine, versions
 from splitpoint.models import load
 from splitpoint.models.model import Segment
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.server.server import Server
 from splitpoint.security import OPEN, Security, ServerSecurity
 from splitpoint.tensors import Array, TensorSpec
 from splitpoint.transports.tls import client_context, server_context

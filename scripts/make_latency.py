@@ -16,10 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from splitpoint.predict.files import save_latency  # noqa: E402 - runs from a bare checkout
-from splitpoint.predict.learn import train  # noqa: E402
-from splitpoint.predict.table import read_tables  # noqa: E402
-from splitpoint.predict.values import SEED  # noqa: E402
+from splitpoint.predict.kernels.kernel_table import read_tables  # noqa: E402
+from splitpoint.predict.learn.files import save_latency  # noqa: E402 - runs from a bare checkout
+from splitpoint.predict.learn.latency_model import SEED  # noqa: E402
+from splitpoint.predict.learn.training import train  # noqa: E402
 
 SHIPPED = ROOT / "src" / "splitpoint" / "predict" / "shipped"
 #: Larger files make the repository heavy.

@@ -16,21 +16,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving import until
 
 import splitpoint
-from serving import until
 from splitpoint import callbacks
-from splitpoint.calibration.measure import calibrate
+from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.profile.measure import profile_model
-from splitpoint.runtime.adaptive import Watching
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.adapt.controller import Watching
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.late import Patience
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 from splitpoint.segments import samples_for
 
 Reported = set[tuple[str, type[BaseException]]]

@@ -16,6 +16,7 @@ import click
 import pytest
 
 from splitpoint import files
+from splitpoint.certificates import make
 from splitpoint.cli import main
 from splitpoint.cli.outputs import OUTPUT, OUTPUT_FOLDER
 from splitpoint.cli.verbs import VERBS, Verbs, group
@@ -30,7 +31,6 @@ from splitpoint.files import (
     temporary_folder,
     write_atomic,
 )
-from splitpoint.keys import make
 from splitpoint.models import load
 from splitpoint.models.model import Segment
 from splitpoint.segments import split
@@ -386,7 +386,7 @@ def test_half_a_set_of_keys_is_not_left(tmp_path: Path, monkeypatch: pytest.Monk
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, mode)
 
-    monkeypatch.setattr("splitpoint.keys.os.fdopen", full)
+    monkeypatch.setattr("splitpoint.certificates.os.fdopen", full)
     with pytest.raises(StorageError, match="No space left"):
         make(tmp_path / "k", ["localhost"], now=now)
     assert list((tmp_path / "k").iterdir()) == []

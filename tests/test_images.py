@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from places import SUPPORT
 
 from splitpoint.decoding import MAX_PIXELS
 from splitpoint.errors import InputError, MissingExtraError
@@ -426,7 +427,7 @@ def test_who_cannot_be_told_breaks_no_picture(reported: set[tuple[str, type[Base
 
 
 #: `picture(64, 48)`, lying on its side and marked so twice, as phones do it: by HEIF's own ``irot`` and by EXIF.
-HEIC = Path(__file__).parent / "photos" / "turned.heic"
+HEIC = SUPPORT / "photos" / "turned.heic"
 
 
 def upright() -> Array:

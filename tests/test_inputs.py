@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from commands import PYTHON, Serving, ok
+from PIL import Image
+from places import SUPPORT
+
 from splitpoint import install
 from splitpoint.cli import main
 from splitpoint.errors import InputError
 from splitpoint.inputs import find_inputs, natural
 from splitpoint.models.zoo import digits
 
-HEIC = Path(__file__).parent / "photos" / "turned.heic"
+HEIC = SUPPORT / "photos" / "turned.heic"
 
 
 def fill(folder: Path, *names: str) -> Path:

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from serving import Gate, affine, evaluate, nothing_leaks
 from serving import until as until_in
-from splitpoint.advisor import survey
+
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.models.model import Model
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.late import Patience
-from splitpoint.runtime.local import Local
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.client.whole_model import Local
+from splitpoint.runtime.server.server import Server
+from splitpoint.survey import survey
 from splitpoint.tasks.fleet import Fleet
 from splitpoint.tensors import Array
 

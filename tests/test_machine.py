@@ -17,7 +17,7 @@ from splitpoint.engines import open_engine
 from splitpoint.machine import Machine, default_cache, this_machine, usable_cores
 from splitpoint.models import load
 from splitpoint.profile.measure import profile_model
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 
 # --- control groups ---------------------------------------------------------------------------------------------------
 

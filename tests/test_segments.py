@@ -22,7 +22,7 @@ from splitpoint.errors import CutError, InputError, StorageError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.models.dataflow import drawing
 from splitpoint.models.model import Model, Segment
-from splitpoint.runtime.local import Local
+from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.result import Request
 from splitpoint.segments import Check, check_inputs, compare, halves, random_note, samples_for, select, split, verify
 from splitpoint.tensors import Array

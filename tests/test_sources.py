@@ -16,17 +16,18 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from PIL import Image
-
 import streams
 from commands import PYTHON, Serving, fails, ok
+from PIL import Image
 from plans import profiles
 from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
+from videos import picture, video
+
 from splitpoint import sources
 from splitpoint.capture import missing_nbytes
 from splitpoint.cli import main
-from splitpoint.cli.rows import Rows, Tag, whole_trace
-from splitpoint.cli.summary import Summary
+from splitpoint.cli.run_rows import Rows, Tag, whole_trace
+from splitpoint.cli.stream_summary import Summary
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.inputs import read_frame, read_inputs
 from splitpoint.lab.relay import ThreadRelay
@@ -34,13 +35,12 @@ from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.zoo import digits, photos
 from splitpoint.planning.files import save_plan
-from splitpoint.planning.plan import plan
-from splitpoint.runtime.pace import Counts
+from splitpoint.planning.planner import plan
 from splitpoint.runtime.result import Marks, Result
+from splitpoint.runtime.stream.pacing import Counts
 from splitpoint.sources import Camera, Options, Video, is_stream, open_source
 from splitpoint.tensors import Array
 from splitpoint.trace import Span
-from videos import picture, video
 
 # --- opening ----------------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import splitpoint
 from splitpoint.models.zoo import digits
 from splitpoint.telemetry import OFF
 
-ROOT = Path(__file__).resolve().parents[1]
 #: What tells libraries to be silent anyway, which must not be what this proves.
 _AUTOMATION = ("CI", "TF_BUILD", "JENKINS_URL", "GITHUB_ACTIONS", "DO_NOT_TRACK", "DISABLE_TELEMETRY", *OFF)
 

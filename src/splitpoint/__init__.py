@@ -21,9 +21,9 @@ from splitpoint.telemetry import turn_off as _turn_telemetry_off
 
 TYPE_CHECKING = False  # the one of `typing`, whose import takes as long as all of Python's own start
 if TYPE_CHECKING:
+    from splitpoint.calibration.calibrations import Calibration
+    from splitpoint.calibration.codec_trials import calibrate
     from splitpoint.calibration.files import load_calibration, save_calibration
-    from splitpoint.calibration.measure import calibrate
-    from splitpoint.calibration.values import Calibration
     from splitpoint.codecs import Codec, open_codec
     from splitpoint.engines import Engine, Session, open_engine
     from splitpoint.errors import (
@@ -48,15 +48,15 @@ if TYPE_CHECKING:
     from splitpoint.models.model import Model, Segment
     from splitpoint.planning.constraints import Constraints
     from splitpoint.planning.files import load_plan, save_plan
-    from splitpoint.planning.plan import Planner, plan
-    from splitpoint.planning.values import Option, Plan
+    from splitpoint.planning.planner import Planner, plan
+    from splitpoint.planning.plans import Option, Plan
     from splitpoint.profile.files import load_profile, save_profile
     from splitpoint.profile.measure import profile_model
-    from splitpoint.profile.values import Profile
-    from splitpoint.runtime.edge import Edge
-    from splitpoint.runtime.local import Local
+    from splitpoint.profile.profiles import Profile
+    from splitpoint.runtime.client.edge import Edge
+    from splitpoint.runtime.client.whole_model import Local
     from splitpoint.runtime.result import Request, Result
-    from splitpoint.runtime.server import Server
+    from splitpoint.runtime.server.server import Server
     from splitpoint.segments import Check, Manifest, split, verify
     from splitpoint.tensors import TensorSpec
     from splitpoint.trace import Recorder, Span, Trace
@@ -127,8 +127,8 @@ __all__ = [
 #: not loaded by whoever only looks for the version, or presses Ctrl-C while the command line starts.
 _ROOMS = {
     "calibration.files": "load_calibration save_calibration",
-    "calibration.measure": "calibrate",
-    "calibration.values": "Calibration",
+    "calibration.codec_trials": "calibrate",
+    "calibration.calibrations": "Calibration",
     "codecs": "Codec open_codec",
     "engines": "Engine Session open_engine",
     "errors": "BusyError CutError EngineError InputError MissingExtraError ModelError ProtocolError RefusedError "
@@ -140,15 +140,15 @@ _ROOMS = {
     "models.model": "Model Segment",
     "planning.constraints": "Constraints",
     "planning.files": "load_plan save_plan",
-    "planning.plan": "Planner plan",
-    "planning.values": "Option Plan",
+    "planning.planner": "Planner plan",
+    "planning.plans": "Option Plan",
     "profile.files": "load_profile save_profile",
     "profile.measure": "profile_model",
-    "profile.values": "Profile",
-    "runtime.edge": "Edge",
-    "runtime.local": "Local",
+    "profile.profiles": "Profile",
+    "runtime.client.edge": "Edge",
+    "runtime.client.whole_model": "Local",
     "runtime.result": "Request Result",
-    "runtime.server": "Server",
+    "runtime.server.server": "Server",
     "segments": "Check Manifest split verify",
     "tensors": "TensorSpec",
     "trace": "Recorder Span Trace",

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from splitpoint.advisor import placement
 from splitpoint.callbacks import call
 from splitpoint.errors import UsageError
-from splitpoint.planning.values import Band, Option
-from splitpoint.runtime.edge import Edge
+from splitpoint.planning.plans import Band, Option
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Result
+from splitpoint.survey import placement
 from splitpoint.tensors import Array
 
 #: Requests of each row that are not counted: first runs allocate, and the server's cache fills.

@@ -15,9 +15,9 @@ from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.files import make_folder, publish, scratch
 from splitpoint.graph import Cut
 from splitpoint.models.dataflow import drawing
+from splitpoint.models.input_values import advice, default_input, varied, with_values
 from splitpoint.models.model import Model
 from splitpoint.models.shapes import sample_inputs
-from splitpoint.models.values import advice, default_input, varied, with_values
 from splitpoint.tensors import Array, TensorSpec
 
 #: Largest difference allowed, as a share of how much the output changes between inputs.

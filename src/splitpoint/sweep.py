@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from splitpoint.errors import UsageError, nearest
 from splitpoint.graph import Cut
-from splitpoint.report.sweep import SweepRow, Timing, summarise
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.encoding import CodecChoice
+from splitpoint.report.sweep_table import SweepRow, Timing, summarise
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.result import Result
 from splitpoint.tensors import Array
 

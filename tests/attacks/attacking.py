@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-
 from serving import Gate, affine, nothing_leaks
+
 from splitpoint.models.model import Model
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 from splitpoint.wire import Kind, Limits
 
 LIMITS = Limits(

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import certificates
 import msgspec
 import numpy as np
-
-import certificates
 from serving import nothing_leaks
+
 from splitpoint import wire
 from splitpoint.engines import Session, open_engine
 from splitpoint.models.model import Model

@@ -30,15 +30,15 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 if __name__ == "__main__":  # a program has no conftest
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
+import certificates
 import hypothesis.strategies as st
 import msgspec
 import numpy as np
 from hypothesis.stateful import initialize, invariant
 from steps import Stepping, kept, step
 
-import certificates
 import nets
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
@@ -46,9 +46,9 @@ from splitpoint.errors import BusyError, SplitpointError
 from splitpoint.graph import Cut
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 from splitpoint.security import Security, ServerSecurity
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array

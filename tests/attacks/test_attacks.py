@@ -7,13 +7,13 @@ import resource
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from attacking import LIMITS, Target
-
+from places import ROOT
 from serving import until
-from splitpoint.runtime.probe import MOST_NBYTES
+
+from splitpoint.runtime.probe.link_probe import MOST_NBYTES
 from splitpoint.wire import Kind
 
 
@@ -445,7 +445,7 @@ def test_leaving_while_computing(target: Target) -> None:
 
 
 def test_nothing_of_ours_reads_pickles() -> None:
-    folder = Path(__file__).parents[2] / "src" / "splitpoint"
+    folder = ROOT / "src" / "splitpoint"
     for name in ("wire.py", "transports", "runtime"):
         path = folder / name
         files = [path] if path.is_file() else list(path.glob("*.py"))

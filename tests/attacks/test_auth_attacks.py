@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import certificates
 import numpy as np
 import pytest
 from attacking import LIMITS, Attacker
-
-import certificates
 from serving import Gate, affine, nothing_leaks, until
+
 from splitpoint.models.model import Model
-from splitpoint.runtime import greeting
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server import admission as greeting
+from splitpoint.runtime.server.server import Server
 from splitpoint.wire import Kind
 
 TOKEN = certificates.TOKEN

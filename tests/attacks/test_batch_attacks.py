@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from attacking import Attacker
+from serving import nothing_leaks
 
 import nets
 from nets import node, value, weight
-from serving import nothing_leaks
 from splitpoint.engines import Engine, Session, open_engine
 from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import Array
 from splitpoint.wire import Kind
 

@@ -14,13 +14,13 @@ import zstandard
 from attacking import LIMITS, Attacker, Target, memory_stays
 from onnx import TensorProto, helper
 from PIL import Image
-
 from serving import Gate, nothing_leaks, until
+
 from splitpoint.codecs import open_codec
 from splitpoint.models import load
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import spec_of
 from splitpoint.wire import Kind, features
 

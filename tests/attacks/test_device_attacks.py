@@ -15,15 +15,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import certificates
 import numpy as np
 import onnx
 import pytest
 from attacking import Target
 from hostile import Hostile, hostile, silent
 from onnx import TensorProto, helper, numpy_helper
-
-import certificates
 from serving import affine, evaluate
+
 from splitpoint import wire
 from splitpoint.cli.console import bold, line
 from splitpoint.engines import open_engine
@@ -32,12 +32,12 @@ from splitpoint.models import load
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.model import Model, from_graph
 from splitpoint.models.weights import ModelWeights
-from splitpoint.runtime import holding as holding_module
-from splitpoint.runtime.channel import Channel
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.late import Patience
-from splitpoint.runtime.line import ask_while_alive
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.client import held_weights as holding_module
+from splitpoint.runtime.client.channel import Channel
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.reconnect import ask_while_alive
+from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.server.server import Server
 from splitpoint.security import OPEN
 from splitpoint.tensors import Array
 from splitpoint.transports import connect

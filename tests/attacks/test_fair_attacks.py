@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 from attacking import LIMITS, Attacker, Target, under_attack
-
 from serving import Gate, affine, nothing_leaks, until
+
 from splitpoint.errors import BusyError
 from splitpoint.models.model import Model, Segment
-from splitpoint.runtime import peer as peer_module
-from splitpoint.runtime import profiling
-from splitpoint.runtime.fair import Client, FairQueue, Job
-from splitpoint.runtime.origins import Origin, Origins
-from splitpoint.runtime.server import Server
-from splitpoint.runtime.tails import Tails
+from splitpoint.runtime.server import connection as peer_module
+from splitpoint.runtime.server import profile_jobs as profiling
+from splitpoint.runtime.server.compiled_tails import Tails
+from splitpoint.runtime.server.fair_queue import Client, FairQueue, Job
+from splitpoint.runtime.server.quotas import Origin, Origins
+from splitpoint.runtime.server.server import Server
 from splitpoint.transports.framed import Framed
 from splitpoint.wire import Kind
 

@@ -34,20 +34,21 @@ from splitpoint.images import SPEC_KEY, InputSpec
 from splitpoint.inputs import token_inputs
 from splitpoint.lab.scenario import load_scenario
 from splitpoint.link.files import load_link, load_trace
-from splitpoint.models import load, values
+from splitpoint.models import input_values as values
+from splitpoint.models import load
 from splitpoint.models.foreign import what_is
-from splitpoint.models.layers import ALIASES_KEY, VALUES_KEY
+from splitpoint.models.layer_names import ALIASES_KEY, VALUES_KEY
 from splitpoint.models.reading import read
 from splitpoint.parsing import MOST_DEPTH, MalformedError, parse_json, parse_toml
 from splitpoint.planning.files import load_plan
-from splitpoint.predict.collection import load_collection
-from splitpoint.predict.files import latency_bytes, load_latency, parse_latency
-from splitpoint.predict.kinds import KINDS
-from splitpoint.predict.table import read_table
-from splitpoint.predict.traces import read_traces
+from splitpoint.predict.calibrate.collection import load_collection
+from splitpoint.predict.kernels.kernel_kinds import KINDS
+from splitpoint.predict.kernels.kernel_table import read_table
+from splitpoint.predict.learn.files import latency_bytes, load_latency, parse_latency
+from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile
-from splitpoint.report.sweep import read_rows
-from splitpoint.runtime.cache import BlobCache
+from splitpoint.report.sweep_table import read_rows
+from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.security import check_own, read_token
 from splitpoint.tasks.files import load_tasks
 from splitpoint.tensors import load_arrays

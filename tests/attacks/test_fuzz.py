@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from attacking import Attacker, Target, memory_stays, under_attack
 from hypothesis import HealthCheck, given, settings
-
 from serving import nothing_leaks, until
+
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError
 from splitpoint.lab import fuzz
 from splitpoint.models import load
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 from splitpoint.transports import memory
 from splitpoint.wire import Kind, Limits, Packet
 

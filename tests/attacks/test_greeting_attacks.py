@@ -13,18 +13,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import certificates
 import pytest
 from attacking import LIMITS, Attacker
-
-import certificates
 from serving import Gate, affine, nothing_leaks, until
+
 from splitpoint.errors import BusyError
 from splitpoint.models.model import Model
-from splitpoint.runtime import greeting, origins
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.greeting import Guesses, Refusals, Room
-from splitpoint.runtime.origins import name_of
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server import admission as greeting
+from splitpoint.runtime.server import quotas as origins
+from splitpoint.runtime.server.admission import Guesses, Refusals, Room
+from splitpoint.runtime.server.quotas import name_of
+from splitpoint.runtime.server.server import Server
 from splitpoint.security import ServerSecurity
 from splitpoint.transports import budget
 from splitpoint.wire import Kind, Limits

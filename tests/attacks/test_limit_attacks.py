@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attacking import LIMITS, Attacker, Target, memory_stays, under_attack
-
+from places import SUPPORT
 from serving import affine, until
+
 from splitpoint import errors
 from splitpoint.errors import BusyError, SplitpointError, UsageError
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.origins import Origin, Origins
-from splitpoint.runtime.peer import Peer
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.server.connection import Peer
+from splitpoint.runtime.server.quotas import Origin, Origins
 from splitpoint.wire import Kind, Limits
 
 STRICT = dataclasses.replace(LIMITS, client_connections=3, client_compiles=4, segments=100)
@@ -346,7 +347,7 @@ with Server([model], engine=open_engine(threads=1), port=0, on_event=tell) as se
 
 def test_a_server_out_of_file_descriptors_serves_on(tmp_path: Path) -> None:
     """More connections than it has descriptors for: those that are in are served, the others wait, and none is lost."""
-    tests = str(Path(__file__).parent.parent)
+    tests = str(SUPPORT)
     command = [sys.executable, "-c", _POOR, tests, str(tmp_path)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     crowd: list[socket.socket] = []

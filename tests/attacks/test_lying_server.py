@@ -18,16 +18,16 @@ import msgspec
 import numpy as np
 import pytest
 from hypothesis.stateful import initialize
+from serving import nothing_leaks
 from steps import Stepping, kept, run, step
 
-from serving import nothing_leaks
 from splitpoint.engines import open_engine
 from splitpoint.errors import SplitpointError
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.runtime import cuts
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.late import Patience
+from splitpoint.runtime.client import ready_cuts as cuts
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.result import Result
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array

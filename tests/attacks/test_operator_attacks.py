@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from attacking import Attacker
+from serving import nothing_leaks
 
 import nets
 from nets import helper, node, normal, value, weight
-from serving import nothing_leaks
 from splitpoint.cli.verbs import main
 from splitpoint.engines import open_engine
 from splitpoint.errors import ModelError
 from splitpoint.models import load, reading
 from splitpoint.models.operators import _COMPUTING
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.server.server import Server
 from splitpoint.wire import Kind
 
 DOMAINS = {"com.microsoft": 1, "org.acme": 1, "com.microsoft.nchwc": 1, "org.pytorch.aten": 1, "ai.onnx.training": 1}

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 from attacking import Attacker
-
 from serving import nothing_leaks
+
 from splitpoint.cli.verbs import main
 from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, SplitpointError
 from splitpoint.files import named
 from splitpoint.images import InputSpec
 from splitpoint.lab.scenario import load_scenario
-from splitpoint.lab.worker import inputs_of
+from splitpoint.lab.scenario_device import inputs_of
 from splitpoint.models import load
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 from splitpoint.tasks.files import load_tasks
 
 SPEC: dict[str, Any] = {"dtype": "uint8", "layout": "NHWC", "size": [32, 32], "color": "GRAY"}

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from attacking import Attacker
+from serving import nothing_leaks
 
 import nets
 from nets import node, normal, value, weight
-from serving import nothing_leaks
 from splitpoint import wire
 from splitpoint.cli.verbs import main
 from splitpoint.engines import open_engine
@@ -23,11 +23,11 @@ from splitpoint.models import load
 from splitpoint.models.model import Model, from_graph
 from splitpoint.models.soundness import nbytes
 from splitpoint.models.weights import ModelWeights
-from splitpoint.models.withheld import FEW
+from splitpoint.models.withheld_graph import FEW
 from splitpoint.planning.constraints import Constraints
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.server import Server
-from splitpoint.runtime.sharing import Sharing
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.server.server import Server
+from splitpoint.runtime.server.weight_sharing import Sharing
 from splitpoint.wire import Kind
 
 GRAPH, BLOB, OPEN = int(Kind.GRAPH), int(Kind.BLOB), int(Kind.OPEN)
@@ -303,7 +303,7 @@ def test_a_graph_that_was_kept_without_weights_serves_where_all_is_shared(tmp_pa
 def test_plans_leave_out_what_the_server_does_not_share_and_say_so() -> None:
     from splitpoint.link import Link
     from splitpoint.planning.constraints import Shared
-    from splitpoint.planning.plan import Planner
+    from splitpoint.planning.planner import Planner
     from splitpoint.profile.measure import profile_model
 
     model = load("zoo:lenet5")

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import certificates
 import pytest
 import states
 import steps
+from serving import nothing_leaks
 from states import LIMITS, Attack, Books, Target, attacked, books, serving
 from steps import STEPS
 
-import certificates
-from serving import nothing_leaks
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.vitals import vitals
 

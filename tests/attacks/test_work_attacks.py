@@ -19,17 +19,17 @@ import pytest
 from attacking import LIMITS, Attacker, under_attack
 from onnx import TensorProto
 from onnx.helper import make_graph, make_node
+from serving import Gate, GateSession, affine, nothing_leaks, until
 
 import nets
-from serving import Gate, GateSession, affine, nothing_leaks, until
 from splitpoint.engines import open_engine
-from splitpoint.engines.memory import resident_bytes
 from splitpoint.engines.onnxruntime import shrink_workspace
+from splitpoint.engines.process_memory import resident_bytes
 from splitpoint.errors import UsageError
 from splitpoint.models.model import Model, Segment
-from splitpoint.runtime import server as server_module
-from splitpoint.runtime import watch
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server import run_limits as watch
+from splitpoint.runtime.server import server as server_module
+from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import Array
 from splitpoint.wire import Kind, Limits
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitpoint.calibration.values import FORMAT, Calibration, Row
+from splitpoint.calibration.calibrations import FORMAT, Calibration, Row
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import read_file, write_atomic

@@ -27,7 +27,7 @@ def script() -> NoReturn:
         from splitpoint.cli import signals
 
         signals.install()
-        from splitpoint.cli import streams
+        from splitpoint.cli import stdio as streams
 
         streams.install()
         status = main()

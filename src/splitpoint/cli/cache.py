@@ -8,8 +8,8 @@ import click
 
 from splitpoint.cli.options import cache_option
 from splitpoint.machine import default_cache
-from splitpoint.runtime.cache import clear as delete
-from splitpoint.runtime.cache import usage
+from splitpoint.runtime.client.blob_cache import clear as delete
+from splitpoint.runtime.client.blob_cache import usage
 from splitpoint.units import size
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
+from splitpoint.calibration.calibrations import Calibration, Row, needed_inputs
+from splitpoint.calibration.codec_trials import CODECS, QUALITIES, calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
-from splitpoint.calibration.measure import CODECS, QUALITIES, calibrate
-from splitpoint.calibration.values import Calibration, Row, needed_inputs
 from splitpoint.cli.console import Column, err, out, progress, table
+from splitpoint.cli.input_files import read_photos, recursive_option
 from splitpoint.cli.options import Opening, engine_options, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.photos import read_photos, recursive_option
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
 from splitpoint.files import check_writable

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from splitpoint import install
 from splitpoint.cli.console import Column, bold, countdown, line, out, table, waiting
-from splitpoint.cli.latency import in_words
+from splitpoint.cli.latency_files import in_words
 from splitpoint.cli.options import engine_options, json_option
 from splitpoint.cli.outputs import OUTPUT, OUTPUT_FOLDER
 from splitpoint.cli.quantities import parse_budget
@@ -18,12 +18,12 @@ from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.files import check_writable, is_special
 from splitpoint.machine import now, this_machine
-from splitpoint.predict.collect import collect, quick_fit
-from splitpoint.predict.collection import Collection, load_collection, save_collection, started
-from splitpoint.predict.files import latency_bytes, load_latency, save_latency
-from splitpoint.predict.reference import measure
-from splitpoint.predict.table import write_tables
-from splitpoint.predict.values import Latency
+from splitpoint.predict.calibrate.collect import collect, quick_fit
+from splitpoint.predict.calibrate.collection import Collection, load_collection, save_collection, started
+from splitpoint.predict.calibrate.reference import measure
+from splitpoint.predict.kernels.kernel_table import write_tables
+from splitpoint.predict.learn.files import latency_bytes, load_latency, save_latency
+from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.profile.measure import Progress
 from splitpoint.text import valid
 from splitpoint.units import counted

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from splitpoint.advisor import rows, survey
 from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import Column, out, progress, put_json, table
+from splitpoint.cli.input_files import recursive_option
 from splitpoint.cli.options import (
     Opening,
     cache_option,
@@ -19,17 +19,17 @@ from splitpoint.cli.options import (
     model_options,
 )
 from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.photos import recursive_option
 from splitpoint.cli.quantities import parse_budget, parse_share
 from splitpoint.cli.run import is_local
 from splitpoint.cli.sweep import read_images
 from splitpoint.compare import Compared, compare
 from splitpoint.engines import open_engine
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.values import Plan
+from splitpoint.planning.plans import Plan
 from splitpoint.report.files import check_writable, write_atomic
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.security import Security
+from splitpoint.survey import rows, survey
 from splitpoint.units import ms, size
 
 

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from splitpoint.cli.streams import styled
+from splitpoint.cli.stdio import styled
 from splitpoint.text import harmless, plain
 
 

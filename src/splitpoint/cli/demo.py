@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 
 from splitpoint import install
-from splitpoint.advisor import Survey, placement, survey
 from splitpoint.cli import answers
 from splitpoint.cli.console import out
 from splitpoint.cli.plan import show
@@ -28,11 +27,12 @@ from splitpoint.link.presets import PRESETS
 from splitpoint.machine import usable_cores
 from splitpoint.models import load
 from splitpoint.models.zoo import photos
-from splitpoint.planning.values import Option, Plan
-from splitpoint.runtime.edge import Edge
+from splitpoint.planning.plans import Option, Plan
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Request
 from splitpoint.security import unguarded
 from splitpoint.segments import compare
+from splitpoint.survey import Survey, placement, survey
 from splitpoint.tensors import Array
 from splitpoint.trace import Recorder
 from splitpoint.units import ms

@@ -71,7 +71,7 @@ def _telemetry() -> None:
 
 
 def _cache() -> None:
-    from splitpoint.runtime.cache import usage
+    from splitpoint.runtime.client.blob_cache import usage
 
     notes: list[str] = []
     folder = default_cache(notes.append)
@@ -84,7 +84,7 @@ def _cache() -> None:
 
 
 def _server(cloud: str, security: Security) -> None:
-    from splitpoint.runtime.channel import Channel
+    from splitpoint.runtime.client.channel import Channel
     from splitpoint.runtime.events import software
     from splitpoint.transports import connect
 

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from splitpoint.cli.console import Column, out, put_json, table, waiting
-from splitpoint.cli.latency import check_same, refuse, whose
+from splitpoint.cli.latency_files import check_same, refuse, whose
 from splitpoint.cli.options import json_option
 from splitpoint.cli.outputs import OUTPUT_FOLDER
 from splitpoint.cli.quantities import parse_budget
@@ -21,12 +21,12 @@ from splitpoint.machine import this_machine
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.names import name_of
-from splitpoint.predict import truth as truths
-from splitpoint.predict.evaluate import Judgement, judge
-from splitpoint.predict.files import load_latency
-from splitpoint.predict.truth import Truth
-from splitpoint.predict.values import Latency
-from splitpoint.report.evaluate import kind_cells, sentences, whole_cells, write
+from splitpoint.predict.accuracy import Judgement, judge
+from splitpoint.predict.calibrate import ground_truth as truths
+from splitpoint.predict.calibrate.ground_truth import Truth
+from splitpoint.predict.learn.files import load_latency
+from splitpoint.predict.learn.latency_model import Latency
+from splitpoint.report.accuracy_table import kind_cells, sentences, whole_cells, write
 from splitpoint.units import counted
 
 #: Of every family that people split, small ones and large ones. PyTorch is needed to open them the first time.

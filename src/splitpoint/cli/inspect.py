@@ -13,7 +13,7 @@ from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_atomic, write_csv, write_xlsx
-from splitpoint.report.layers import COLUMNS, LayerRow, layer_names, layer_rows
+from splitpoint.report.layer_table import COLUMNS, LayerRow, layer_names, layer_rows
 from splitpoint.segments import random_note
 from splitpoint.units import count, counted, size
 

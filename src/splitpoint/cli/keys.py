@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from splitpoint import install
+from splitpoint.certificates import make
 from splitpoint.cli.outputs import OUTPUT_FOLDER
-from splitpoint.keys import make
 
 
 @click.command(short_help="Make certificates and a token for a lab.")

@@ -19,11 +19,11 @@ from splitpoint.cli.console import Column, out, progress, table
 from splitpoint.cli.outputs import OUTPUT_FOLDER
 from splitpoint.errors import VerifyError
 from splitpoint.files import make_folder
-from splitpoint.lab.device import METHODS, slowed
 from splitpoint.lab.faults import KINDS, schedule
 from splitpoint.lab.forwarder import Forwarder, be_punctual
 from splitpoint.lab.relay import control
 from splitpoint.lab.scenario import Scenario, find, load_scenario, names
+from splitpoint.lab.slow_device import METHODS, slowed
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
 from splitpoint.units import ms, size
@@ -203,7 +203,7 @@ def faults(model: str, count: int, seed: int, at: str, rate: float, kinds: tuple
 
     A server process, a relay process and the device on this machine; frames carry checksums.
     """
-    from splitpoint.lab import ordeal
+    from splitpoint.lab import fault_run as ordeal
 
     planned = schedule(seed, count, kinds=kinds or tuple(KINDS), gap=_FAULTS_APART)
     with progress() as bar:
@@ -229,7 +229,7 @@ def faults(model: str, count: int, seed: int, at: str, rate: float, kinds: tuple
 @click.option("--cloud", "address", required=True)
 def edge(file: Path, address: str) -> None:
     """The device of `lab run`."""
-    from splitpoint.lab.worker import work
+    from splitpoint.lab.scenario_device import work
 
     work(load_scenario(file), address, click.echo, _lines_for_life().__next__)
 

@@ -16,9 +16,9 @@ from splitpoint.errors import UsageError
 from splitpoint.files import check_writable
 from splitpoint.link import Link
 from splitpoint.link.files import save_link
+from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
 from splitpoint.link.presets import PRESETS, nearest_preset
-from splitpoint.link.trace import LinkTrace
 from splitpoint.security import Security
 from splitpoint.units import mbps, ms, size
 
@@ -85,9 +85,9 @@ def _given(name: str) -> bool:
 
 
 def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
-    from splitpoint.runtime.channel import Channel
+    from splitpoint.runtime.client.channel import Channel
     from splitpoint.runtime.events import software
-    from splitpoint.runtime.probe import check_budget, probe
+    from splitpoint.runtime.probe.link_probe import check_budget, probe
     from splitpoint.transports import connect
 
     check_budget(budget_s)

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import click
 
-from splitpoint.cli.streams import ReaderGone, silence
+from splitpoint.cli.stdio import ReaderGone, silence
 from splitpoint.errors import SplitpointError
 from splitpoint.units import counted
 

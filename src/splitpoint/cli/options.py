@@ -15,8 +15,8 @@ from splitpoint.errors import UsageError
 from splitpoint.images import InputSpec
 from splitpoint.machine import keep_to_memory
 from splitpoint.models import load
+from splitpoint.models.input_values import listed
 from splitpoint.models.model import Model
-from splitpoint.models.values import listed
 from splitpoint.security import OPEN, client_security, server_security
 from splitpoint.tensors import load_arrays
 

@@ -12,9 +12,9 @@ import msgspec
 from click.core import ParameterSource
 from rich.console import Console
 
-from splitpoint.calibration.values import Calibration
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.cli.console import Column, out, table
-from splitpoint.cli.latency import check_same, codecs_there, is_latency
+from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import (
     Opening,
     cache_option,
@@ -31,22 +31,22 @@ from splitpoint.engines import Engine
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.files import check_writable
 from splitpoint.link import Link
+from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
-from splitpoint.link.trace import LinkTrace
 from splitpoint.models.model import Model
 from splitpoint.models.names import names_of
 from splitpoint.planning.constraints import Constraints, Shared
 from splitpoint.planning.files import plan_bytes, save_plan
 from splitpoint.planning.objectives import NAMES
-from splitpoint.planning.plan import Planner
-from splitpoint.planning.values import Plan
-from splitpoint.predict.files import load_latency
-from splitpoint.predict.price import predict
-from splitpoint.predict.values import Latency
+from splitpoint.planning.planner import Planner
+from splitpoint.planning.plans import Plan
+from splitpoint.predict.learn.files import load_latency
+from splitpoint.predict.learn.latency_model import Latency
+from splitpoint.predict.price.prediction import predict
 from splitpoint.profile.files import load_profile
-from splitpoint.profile.values import Profile, Watts
-from splitpoint.report.plan import draw, fitted, proof, range_lines, refusals, seed_lines
-from splitpoint.report.predict import uncalibrated_line
+from splitpoint.profile.profiles import Profile, Watts
+from splitpoint.report.plan_table import draw, fitted, proof, range_lines, refusals, seed_lines
+from splitpoint.report.prediction_table import uncalibrated_line
 from splitpoint.security import Security
 
 #: ``--link measured``: what no ``--link`` means, too, where there is a server.
@@ -203,7 +203,7 @@ def _gather(
     if edge is not None and there is not None and link is not None:
         return edge, there, link, None
     from splitpoint.engines import open_engine
-    from splitpoint.runtime.edge import Edge
+    from splitpoint.runtime.client.edge import Edge
 
     engine = open_engine(device=device, threads=threads)
     served = wanted or model or (edge.graph.name if edge else "")
@@ -273,7 +273,7 @@ def _predicted(model: Model, latency: Latency) -> Profile:
 
 
 def _profile_here(model: Model, engine: Engine, budget_s: float, cache: Path | None) -> Profile:
-    from splitpoint.advisor import profile_here
+    from splitpoint.survey import profile_here
 
     click.echo("no --edge profile: taking this machine as the device", err=True)
     return profile_here(model, engine, budget_s=budget_s, cache=cache, on_step=lambda text: click.echo(text, err=True))

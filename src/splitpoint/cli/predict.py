@@ -10,19 +10,19 @@ import click
 from splitpoint import install
 from splitpoint.cli import evaluate, train
 from splitpoint.cli.console import Column, bold, line, out, put_json, table
-from splitpoint.cli.latency import check_same, codecs_there, in_words, refuse, whose
+from splitpoint.cli.latency_files import check_same, codecs_there, in_words, refuse, whose
 from splitpoint.cli.options import Opening, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.errors import InputError
 from splitpoint.files import check_writable, is_special
 from splitpoint.models.model import Model
-from splitpoint.predict.files import SHIPPED, load_latency
-from splitpoint.predict.price import Prediction, predict
-from splitpoint.predict.traces import read_traces
-from splitpoint.predict.values import Latency
+from splitpoint.predict.learn.files import SHIPPED, load_latency
+from splitpoint.predict.learn.latency_model import Latency
+from splitpoint.predict.price.prediction import Prediction, predict
+from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile, save_profile
-from splitpoint.profile.values import SegmentCost
-from splitpoint.report.predict import (
+from splitpoint.profile.profiles import SegmentCost
+from splitpoint.report.prediction_table import (
     PriceRow,
     between,
     kernel_rows,

@@ -29,10 +29,10 @@ from splitpoint.machine import EMULATED
 from splitpoint.profile import measure
 from splitpoint.profile.files import profile_bytes, save_profile
 from splitpoint.profile.power import find_meter
-from splitpoint.profile.values import Profile, Watts
+from splitpoint.profile.profiles import Profile, Watts
 from splitpoint.report.files import check_writable
-from splitpoint.report.profile import cost_rows, draw, write_rows, write_sheet
-from splitpoint.runtime.edge import Edge
+from splitpoint.report.layer_study import cost_rows, draw, write_rows, write_sheet
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.security import Security
 from splitpoint.text import valid
 from splitpoint.units import counted, size

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.options import allow_domain_option, cache_option, cloud_option
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.security import Security
 from splitpoint.units import size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from splitpoint.errors import UsageError
-from splitpoint.profile.values import Watts
+from splitpoint.profile.profiles import Watts
 
 
 def parse_share(text: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from splitpoint.cli.input_files import recursive_option, say
 from splitpoint.cli.options import (
     Opening,
     cache_option,
@@ -24,11 +25,10 @@ from splitpoint.cli.options import (
     parse_codecs,
 )
 from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.photos import recursive_option, say
-from splitpoint.cli.placing import Placed, follow, place
 from splitpoint.cli.quantities import parse_budget, parse_ms, parse_rate
-from splitpoint.cli.rows import Rows
-from splitpoint.cli.streaming import Stream, check_policy, degraded, pacing
+from splitpoint.cli.run_cut import Placed, follow, place
+from splitpoint.cli.run_rows import Rows
+from splitpoint.cli.run_stream import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import CutError, InputError, RefusedError, ServerError, UsageError
@@ -37,14 +37,14 @@ from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.files import load_plan
-from splitpoint.planning.values import Plan
+from splitpoint.planning.plans import Plan
 from splitpoint.report.files import check_writable, write_atomic
-from splitpoint.runtime.adaptive import Watching
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.adapt.controller import Watching
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.request import FALLBACKS, LOCAL, WAIT
+from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.fallback import FALLBACKS, LOCAL, WAIT
-from splitpoint.runtime.local import Local
-from splitpoint.runtime.pace import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
+from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
 from splitpoint.security import Security
 from splitpoint.sources import Files, Source, is_stream, open_source, redacted
 from splitpoint.text import plain

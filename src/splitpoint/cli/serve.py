@@ -14,13 +14,13 @@ from splitpoint.cli.log import Log
 from splitpoint.cli.options import Opening, engine_options, model_options, server_security_options
 from splitpoint.cli.quantities import parse_ms, parse_size
 from splitpoint.engines import open_engine
-from splitpoint.engines.memory import few_arenas
+from splitpoint.engines.process_memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
 from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 from splitpoint.security import ServerSecurity
 from splitpoint.text import plain
 from splitpoint.units import counted, size

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import Column, bold, line, out, progress, put_json, table
+from splitpoint.cli.input_files import read_photos, recursive_option
 from splitpoint.cli.options import (
     Opening,
     cache_option,
@@ -19,7 +20,6 @@ from splitpoint.cli.options import (
     parse_codecs,
 )
 from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.photos import read_photos, recursive_option
 from splitpoint.cli.run import is_local
 from splitpoint.engines import open_engine
 from splitpoint.errors import MissingExtraError, UsageError
@@ -28,9 +28,9 @@ from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.report.files import check_writable
-from splitpoint.report.sweep import SweepRow, draw, read_rows, write_rows
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.encoding import CodecChoice
+from splitpoint.report.sweep_table import SweepRow, draw, read_rows, write_rows
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.security import Security
 from splitpoint.segments import samples_for, select
 from splitpoint.sweep import sweep

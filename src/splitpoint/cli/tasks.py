@@ -20,17 +20,17 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, ModelError, ServerError, SplitpointError, StorageError, UsageError
 from splitpoint.planning.constraints import Constraints
 from splitpoint.report.files import check_writable, write_csv
-from splitpoint.runtime.fallback import FALLBACKS
+from splitpoint.runtime.client.request import FALLBACKS
 from splitpoint.runtime.result import Result
 from splitpoint.security import Security
-from splitpoint.tasks.execute import Run, predict
+from splitpoint.tasks.choices import Source
 from splitpoint.tasks.files import Mistake, read_tasks, refuse
 from splitpoint.tasks.fleet import Fleet, inputs_of
-from splitpoint.tasks.menu import Source
-from splitpoint.tasks.mix import mix
+from splitpoint.tasks.queue_run import Run, predict
+from splitpoint.tasks.random_queue import mix
 from splitpoint.tasks.schedule import POLICIES
-from splitpoint.tasks.table import COLUMNS, TITLES, cells, record, said
-from splitpoint.tasks.values import Task, TaskPlan, TaskResult
+from splitpoint.tasks.task import Task, TaskPlan, TaskResult
+from splitpoint.tasks.task_rows import COLUMNS, TITLES, cells, record, said
 from splitpoint.units import ms
 
 

@@ -11,9 +11,9 @@ from splitpoint.cli.console import Column, out, table, waiting
 from splitpoint.cli.outputs import OUTPUT
 from splitpoint.files import check_writable, is_special
 from splitpoint.machine import now
-from splitpoint.predict.files import save_latency
-from splitpoint.predict.table import read_tables
-from splitpoint.predict.values import SEED, TWO_PER_MAC, Latency
+from splitpoint.predict.kernels.kernel_table import read_tables
+from splitpoint.predict.learn.files import save_latency
+from splitpoint.predict.learn.latency_model import SEED, TWO_PER_MAC, Latency
 from splitpoint.text import valid
 from splitpoint.units import counted
 
@@ -44,8 +44,8 @@ def command(
     splitpoint calibrate-device --csv DIR writes such tables, and the Neurosurgeon replica published some. Rows with a
     latency that is no number, zero or negative are left out and named. Needs splitpoint[predict].
     """
-    from splitpoint.predict.boost import need_sklearn
-    from splitpoint.predict.learn import train
+    from splitpoint.predict.learn.boost import need_sklearn
+    from splitpoint.predict.learn.training import train
 
     check_writable(output)
     need_sklearn()

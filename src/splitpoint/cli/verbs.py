@@ -17,7 +17,7 @@ import click
 
 from splitpoint import install
 from splitpoint.cli import signals
-from splitpoint.cli.streams import ReaderGone
+from splitpoint.cli.stdio import ReaderGone
 from splitpoint.errors import SplitpointError, nearest
 
 #: Verb → what `splitpoint --help` says of it. Each is `splitpoint.cli.<verb>:command` (a - becomes _), imported when

@@ -7,7 +7,7 @@ An engine compiles a `Segment` into a `Session`; a session computes the segment'
     outputs = session.run({"image": photo})          # {"features.7": float32[1,32,28,28]}
 
 Adding one is a file with a class that has these methods, a line in `ENGINES`, and a parameter in
-tests/test_engines.py. Outsiders pass ``"my_package.tvm:TvmEngine"`` instead of a name.
+tests/engines/test_engines.py. Outsiders pass ``"my_package.tvm:TvmEngine"`` instead of a name.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from threading import Thread
 import msgspec
 
 from splitpoint.engines import pipe
-from splitpoint.engines.memory import resident_bytes
 from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession, shrink_workspace
+from splitpoint.engines.process_memory import resident_bytes
 from splitpoint.errors import EngineError, InputError, SplitpointError
 from splitpoint.models.model import Segment
 from splitpoint.tensors import Array

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from splitpoint.engines import underway
-from splitpoint.engines.memory import give_back, resident_bytes
+from splitpoint.engines.process_memory import give_back, resident_bytes
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
 from splitpoint.engines.wheels import for_device, load
 from splitpoint.errors import EngineError, InputError, SplitpointError, StorageError, nearest
@@ -21,8 +21,8 @@ from splitpoint.files import temporary_folder
 from splitpoint.lifetime import foreign, watch
 from splitpoint.machine import usable_cores
 from splitpoint.models.model import Segment
-from splitpoint.models.probe import give_weights
 from splitpoint.models.reasons import reason_of
+from splitpoint.models.shape_probe import give_weights
 from splitpoint.tensors import Array, TensorSpec
 
 

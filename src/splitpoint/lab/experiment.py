@@ -19,11 +19,11 @@ import numpy as np
 
 from splitpoint.callbacks import call
 from splitpoint.files import make_folder, write_atomic
-from splitpoint.lab.device import slowed
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
-from splitpoint.lab.worker import Row
+from splitpoint.lab.scenario_device import Row
+from splitpoint.lab.slow_device import slowed
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
 from splitpoint.report.files import safe

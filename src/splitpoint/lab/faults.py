@@ -1,4 +1,4 @@
-"""What goes wrong, and when: a schedule of faults, drawn from a seed. Pure; `ordeal` makes it happen.
+"""What goes wrong, and when: a schedule of faults, drawn from a seed. Pure; `fault_run` makes it happen.
 
 >>> [f.do for f in schedule(seed=4, count=300, gap=(40, 60), kinds=("cut", "pause"))]
 ['cut', 'pause', 'cut', 'pause']

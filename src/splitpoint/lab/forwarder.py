@@ -26,9 +26,9 @@ import msgspec
 from splitpoint.callbacks import call
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.lab.damage import Damage
-from splitpoint.lab.lane import Lane
+from splitpoint.lab.shaper import Lane
 from splitpoint.link import Link
-from splitpoint.link.trace import LinkTrace
+from splitpoint.link.link_trace import LinkTrace
 from splitpoint.transports.addresses import format_address
 from splitpoint.transports.dial import dial
 

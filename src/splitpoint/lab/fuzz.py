@@ -29,7 +29,7 @@ import numpy as np
 
 from splitpoint.errors import ServerError
 from splitpoint.files import temporary_folder
-from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.segments import samples_for
 from splitpoint.transports.addresses import parse_address
@@ -359,7 +359,7 @@ def main(models: list[str]) -> None:
     """Serves `models` until standard input ends; prints the address, and then what must never happen."""
     from splitpoint.engines import open_engine
     from splitpoint.models import load
-    from splitpoint.runtime.server import Server
+    from splitpoint.runtime.server.server import Server
 
     def tell(event: Event) -> None:
         if event.kind == "failed" or "internal" in event.text:

@@ -12,7 +12,7 @@ from math import exp, log, sqrt
 from random import Random
 
 from splitpoint.link import Link
-from splitpoint.link.trace import LinkTrace
+from splitpoint.link.link_trace import LinkTrace
 
 #: Rows a second.
 _STEP_S = 0.2

@@ -30,8 +30,8 @@ import msgspec
 from splitpoint.errors import ServerError, SplitpointError, UsageError
 from splitpoint.lab.forwarder import Forwarder, Status
 from splitpoint.link import Link
+from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
-from splitpoint.link.trace import LinkTrace
 from splitpoint.security import unguarded
 
 AnyLink = Link | LinkTrace

@@ -28,10 +28,10 @@ import msgspec
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, SplitpointError, UsageError, nearest
 from splitpoint.files import named, read_text
-from splitpoint.lab.device import check_factor
+from splitpoint.lab.slow_device import check_factor
 from splitpoint.link import Link
+from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
-from splitpoint.link.trace import LinkTrace
 from splitpoint.models.names import is_named
 from splitpoint.parsing import MalformedError, parse_toml
 from splitpoint.text import plain

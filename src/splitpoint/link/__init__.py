@@ -4,9 +4,9 @@
 >>> f"{link.transfer_ms(up_nbytes=150_528, down_nbytes=4_000):.0f} ms"
 '247 ms'
 
-`presets` names the usual ones, `parse` reads ``--link``, `trace` is a link that changes, `files` keeps them,
+`presets` names the usual ones, `parse` reads ``--link``, `link_trace` is a link that changes, `files` keeps them,
 `transfer` is the model of one request in full (framing, slow start), `estimator` learns from real requests.
-Measuring is the runtime's (`splitpoint.runtime.probe`): nothing here does I/O but `files`.
+Measuring is the runtime's (`splitpoint.runtime.probe.link_probe`): nothing here does I/O but `files`.
 """
 
 from __future__ import annotations

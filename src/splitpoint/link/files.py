@@ -17,7 +17,7 @@ import msgspec
 from splitpoint.errors import InputError, SplitpointError
 from splitpoint.files import read_file, read_text, write_atomic
 from splitpoint.link import Link
-from splitpoint.link.trace import LinkTrace
+from splitpoint.link.link_trace import LinkTrace
 from splitpoint.parsing import MalformedError, parse_json
 
 #: Of the file. Another number is refused with a sentence.

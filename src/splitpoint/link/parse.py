@@ -8,8 +8,8 @@ from pathlib import Path
 from splitpoint.errors import UsageError, nearest
 from splitpoint.link import Link
 from splitpoint.link.files import load_link, load_trace
+from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.presets import PRESETS
-from splitpoint.link.trace import LinkTrace
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?))\s*"
 _RATE = re.compile(_NUMBER + r"([kmg])(?:bit|bps|bit/s)")

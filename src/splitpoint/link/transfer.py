@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from splitpoint.link import Link
 
 #: Bytes of an INFER and a RESULT frame around their tensors' entries and bytes, by docs/wire-format.md: prefix, then
-#: the header's fixed part (a segment's number below 128) or the server's times. tests/test_link.py holds them, and
+#: the header's fixed part (a segment's number below 128) or the server's times. tests/link/test_link.py holds them, and
 #: `entry_nbytes`, to the frames that wire.Packer makes.
 REQUEST_NBYTES = 24 + 13
 ANSWER_NBYTES = 24 + 64 + 2

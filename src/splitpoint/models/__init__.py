@@ -54,9 +54,9 @@ def load(
 
     Raises ModelError, MissingExtraError where PyTorch is needed, InputError for a broken input spec or wrong values.
     """
+    from splitpoint.models import input_values as real
     from splitpoint.models import model as building
     from splitpoint.models import reading
-    from splitpoint.models import values as real
     from splitpoint.models.fingerprint import fingerprint
     from splitpoint.models.shapes import fix_shapes
 

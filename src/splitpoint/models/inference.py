@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from splitpoint.models.dataflow import Proto, bodies, captures
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
-#: Operators whose sizes onnx and ONNX Runtime reckon alike, by whole numbers (tests/test_inference.py compares them).
+#: Operators whose sizes onnx and ONNX Runtime reckon alike, by whole numbers (test_inference.py compares them).
 #: Where a model has another one, it is run once to see. Windows are alike if nothing is rounded: `_WINDOWS`.
 _ALIKE = frozenset(
     {"Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "Attention",

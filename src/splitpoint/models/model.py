@@ -14,12 +14,14 @@ from splitpoint.errors import ModelError, StorageError, UsageError
 from splitpoint.files import destination, is_special, publish, scratch, write_atomic
 from splitpoint.graph import Cut, Graph
 from splitpoint.images import InputSpec
-from splitpoint.models import knife, layers, placement, shapes
+from splitpoint.models import knife, shapes
+from splitpoint.models import layer_names as layers
+from splitpoint.models import node_kinds as placement
 from splitpoint.models.dataflow import Proto
 from splitpoint.models.fingerprint import fingerprint
+from splitpoint.models.input_values import Values, given, noted
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.soundness import blob_hash, nbytes
-from splitpoint.models.values import Values, given, noted
 from splitpoint.models.weights import Blob, Weights, stand_ins
 from splitpoint.tensors import Array, TensorSpec
 
@@ -301,7 +303,7 @@ def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.Pro
     def probe(
         inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
     ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
-        from splitpoint.models.probe import run_once
+        from splitpoint.models.shape_probe import run_once
 
         return run_once(skeleton, weights, inputs, names, sized, values)
 

@@ -17,7 +17,7 @@ from splitpoint.files import linked_folders, open_file
 from splitpoint.models import soundness
 from splitpoint.models.dataflow import Proto, bodies, topological
 from splitpoint.models.foreign import what_is
-from splitpoint.models.layers import LAYER_KEY, SHAPES_KEY, path_of
+from splitpoint.models.layer_names import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of
 from splitpoint.models.weights import DataFiles, ModelWeights, Part
 

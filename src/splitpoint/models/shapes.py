@@ -18,7 +18,7 @@ from splitpoint.errors import ModelError, StorageError, nearest
 from splitpoint.graph import SHAPE_ROOTS
 from splitpoint.models.dataflow import Proto, by_value, reads
 from splitpoint.models.inference import Opsets, alike, body_ranks, dtype_name, inferred, open_dim
-from splitpoint.models.layers import SHAPES_KEY
+from splitpoint.models.layer_names import SHAPES_KEY
 from splitpoint.models.soundness import kind_of
 from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec, spec_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import sqrt
 
-from splitpoint.planning.values import STAGES, Option, value
+from splitpoint.planning.plans import STAGES, Option, value
 from splitpoint.units import ms, size
 
 #: Below this share two medians are alike, however narrow their bands: profiles repeat within 2 to 4 %.

@@ -15,14 +15,14 @@ import numpy as np
 from splitpoint.codecs import open_codec
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.build import input_like
-from splitpoint.planning.frames import answer_nbytes, request_nbytes
-from splitpoint.planning.memory import head_memory
+from splitpoint.planning.codec_costs import Pricing
+from splitpoint.planning.cost_model import input_like
+from splitpoint.planning.frame_bytes import answer_nbytes, request_nbytes
+from splitpoint.planning.head_memory import head_memory
 from splitpoint.planning.objectives import Weights
-from splitpoint.planning.pricing import Pricing
-from splitpoint.planning.problem import Bools, Floats
-from splitpoint.planning.spread import BYTES_SHARE, CODEC_SHARE, rate_share
-from splitpoint.profile.values import Profile
+from splitpoint.planning.solve.problem import Bools, Floats
+from splitpoint.planning.uncertainty import BYTES_SHARE, CODEC_SHARE, rate_share
+from splitpoint.profile.profiles import Profile
 from splitpoint.tensors import TensorSpec
 
 #: Bytes that a calibration measured: (prefix, codec, place in ``cut.crossing``) → median.

@@ -6,7 +6,7 @@ from math import isfinite
 
 import msgspec
 
-from splitpoint.calibration.values import Calibration, Quality, needed_inputs
+from splitpoint.calibration.calibrations import Calibration, Quality, needed_inputs
 from splitpoint.codecs import open_codec
 from splitpoint.errors import UsageError
 from splitpoint.graph import Cut, Graph

@@ -12,7 +12,7 @@ from splitpoint.errors import InputError, SplitpointError
 from splitpoint.files import read_file, write_atomic
 from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.planning.objectives import NAMES
-from splitpoint.planning.values import FORMAT, KINDS, STAGES, Band, Option, Plan
+from splitpoint.planning.plans import FORMAT, KINDS, STAGES, Band, Option, Plan
 
 #: A plan has a handful of rows: a file much larger is something else.
 MAX_BYTES = 64 << 20

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from splitpoint.errors import UsageError, nearest
-from splitpoint.profile.values import Watts
+from splitpoint.profile.profiles import Watts
 
 Name = Literal["latency", "throughput", "energy", "bytes", "server-time"]
 NAMES: tuple[str, ...] = get_args(Name)

@@ -9,18 +9,18 @@ from math import hypot, sqrt
 import msgspec
 import numpy as np
 
-from splitpoint.calibration.values import Calibration, Quality, Row
+from splitpoint.calibration.calibrations import Calibration, Quality, Row
 from splitpoint.codecs import open_codec
 from splitpoint.graph import JOIN, Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.build import input_like
+from splitpoint.planning.codec_costs import Pricing
 from splitpoint.planning.constraints import Constraints, over_budget, percent
-from splitpoint.planning.frames import answer_nbytes, request_nbytes
-from splitpoint.planning.memory import head_memory
-from splitpoint.planning.pricing import Pricing
-from splitpoint.planning.spread import BYTES_SHARE, CODEC_SHARE, beside, rate_share
-from splitpoint.planning.values import STAGES, Band, Crossing, Option
-from splitpoint.profile.values import Stat
+from splitpoint.planning.cost_model import input_like
+from splitpoint.planning.frame_bytes import answer_nbytes, request_nbytes
+from splitpoint.planning.head_memory import head_memory
+from splitpoint.planning.plans import STAGES, Band, Crossing, Option
+from splitpoint.planning.uncertainty import BYTES_SHARE, CODEC_SHARE, beside, rate_share
+from splitpoint.profile.profiles import Stat
 from splitpoint.tensors import TensorSpec
 from splitpoint.units import ms, size
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from splitpoint.link import Link
-from splitpoint.planning.values import Option, Range
+from splitpoint.planning.plans import Option, Range
 
 #: Uplink rates, in Mbit/s, from less than the slowest modem link to the fastest wire an edge device has.
 SLOWEST, FASTEST = 0.05, 2000.0

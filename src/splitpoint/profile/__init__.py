@@ -1,4 +1,4 @@
 """What a model costs on one machine with one engine: measured segments, and node costs whose sums predict all others.
 
-`values` holds what a profile is (pure, from JSON alone); `measure` makes one.
+`profiles` holds what a profile is (pure, from JSON alone); `measure` makes one.
 """

@@ -14,7 +14,7 @@ from splitpoint.files import check_writable, read_file, write_atomic
 from splitpoint.graph import Graph
 from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.profile.limits import check_size
-from splitpoint.profile.values import FORMAT, Profile, Stat
+from splitpoint.profile.profiles import FORMAT, Profile, Stat
 from splitpoint.tensors import ITEM_SIZES, TensorSpec
 from splitpoint.text import HIDDEN
 from splitpoint.units import counted

@@ -23,11 +23,11 @@ from splitpoint.callbacks import call
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.models.model import Model
-from splitpoint.profile.codecs import codec_costs
+from splitpoint.profile.codec_times import codec_costs
 from splitpoint.profile.costs import Floats
-from splitpoint.profile.kernels import Profiles, estimated, marked, node_times
+from splitpoint.profile.kernel_times import Profiles, estimated, marked, node_times
 from splitpoint.profile.power import Meter, measure_watts
-from splitpoint.profile.values import CodecCost, Profile, SegmentCost, Stat, Watts
+from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
 from splitpoint.segments import halves, samples_for, tried_with
 from splitpoint.tensors import Array
 from splitpoint.trace import Clock

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
-from splitpoint.profile.values import Watts
+from splitpoint.profile.profiles import Watts
 
 #: How long the machine is watched doing nothing.
 IDLE_S = 0.5

@@ -1,10 +1,17 @@
-"""Running a model in two places: `server` holds models and runs tails, `edge` runs heads and asks for the rest.
+"""Running a model in two places: `server` holds models and runs tails, `client` runs heads and asks for the rest.
 
     with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
         with Edge(server.address, at="pool1") as edge:
             result = edge.infer(digit)
             print(result.outputs, result.trace)
 
-`channel` is one conversation as the device sees it, `clock` maps the server's clock onto the device's, `cache`
-keeps weights by hash, `compute` and `tails` are the server's workers and compiled segments.
+| room | what it is for |
+|---|---|
+| `client` | a device: heads, the connection, one request and its answer, whatever becomes of the server |
+| `server` | a server: who is let in, whose turn it is, workers, compiled tails, batches, limits |
+| `adapt` | when the cut moves, and moving it |
+| `probe` | measuring the link, and the server's clock |
+| `stream` | items in, answers out, several under way |
+
+Several of them use `result`, `events`, `threads`, `circuit_breaker`, `codec_choice` and `model_choice`.
 """

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from splitpoint import wire
-from splitpoint.runtime.clock import Offset
+from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.tensors import Array
 from splitpoint.trace import Span, Trace
 

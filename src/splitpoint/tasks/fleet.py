@@ -15,7 +15,6 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
-from splitpoint.advisor import OnStep, Survey, placement, survey
 from splitpoint.engines import Engine
 from splitpoint.errors import UsageError
 from splitpoint.inputs import read_inputs
@@ -24,17 +23,18 @@ from splitpoint.link import Link
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.plan import Planner
-from splitpoint.planning.values import Option
-from splitpoint.runtime.edge import Edge
+from splitpoint.planning.planner import Planner
+from splitpoint.planning.plans import Option
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.request import LOCAL, WAIT
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import OnEvent, ignore, teller
-from splitpoint.runtime.fallback import LOCAL, WAIT
-from splitpoint.runtime.late import Patience
 from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
-from splitpoint.tasks.device import Device
-from splitpoint.tasks.menu import Source, same
-from splitpoint.tasks.values import Task
+from splitpoint.survey import OnStep, Survey, placement, survey
+from splitpoint.tasks.choices import Source, same
+from splitpoint.tasks.device_turns import Device
+from splitpoint.tasks.task import Task
 from splitpoint.tensors import Array
 
 #: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.

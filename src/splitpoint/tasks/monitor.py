@@ -1,7 +1,7 @@
 """The link, the device and the server as a queue of requests shows them to be; and, on an idle link, small probes.
 
 What requests say comes through `Uplink`; the rates are `link.estimator`'s. A thread looks once a second: it notes the
-bandwidth, and if no request was on the link, sends at most 1 % of what it carries (`runtime.lookout`).
+bandwidth, and if no request was on the link, sends at most 1 % of what it carries (`runtime.adapt.probe_schedule`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import NamedTuple
 from splitpoint.errors import SplitpointError
 from splitpoint.link import Link
 from splitpoint.link.estimator import LinkEstimator
-from splitpoint.planning.values import Option
-from splitpoint.runtime.edge import Edge
+from splitpoint.planning.plans import Option
+from splitpoint.runtime.adapt.probe_schedule import Lookout
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import ignore
-from splitpoint.runtime.lookout import Lookout
 from splitpoint.runtime.result import Result
 from splitpoint.runtime.threads import persist
-from splitpoint.tasks.menu import Pace
-from splitpoint.tasks.uplink import Uplink
+from splitpoint.tasks.choices import Pace
+from splitpoint.tasks.uplink_estimate import Uplink
 
 #: How often it looks, and how long it waits for a probe's answer.
 EVERY_S, _WAIT_S = 1.0, 1.0

@@ -6,10 +6,10 @@
 
 The device takes one request after the other, in the order of a policy: runs the head, hands over what crosses without
 waiting for it, and goes on. The link and the server take what comes, first in, first out. So it is run for real
-(`splitpoint.tasks.execute`), and so every policy is run.
+(`splitpoint.tasks.queue_run`), and so every policy is run.
 
 Requests that follow each other into one tail, and are there when the server begins with the first of them, run as one
-batch where that is faster (`splitpoint.runtime.batching`): the answers are there when all of them are computed.
+batch where that is faster (`splitpoint.runtime.server.batching`): the answers are there when all of them are computed.
 
 >>> jobs = [Job((Stages(10, 20, 30, 0, 5),)), Job((Stages(40),))]
 >>> [slot.ended for slot in timeline(jobs, [Turn(0), Turn(1)])]
@@ -224,7 +224,7 @@ def _by(jobs: Sequence[Job], waiting: Sequence[int], key: Callable[[int], float]
 
 
 def _joint(jobs: Sequence[Job], waiting: Sequence[int], free: Free = IDLE) -> Order:
-    from splitpoint.tasks.joint import joint  # numpy and SciPy, and nobody else needs them
+    from splitpoint.tasks.joint_search import joint  # numpy and SciPy, and nobody else needs them
 
     return joint(jobs, waiting, free)
 

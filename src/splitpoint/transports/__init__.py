@@ -21,7 +21,7 @@ Ping(clock_s=2.5)
 >>> device.close(); server.close()
 
 To add one: a file with a class that fits (`framed.Framed` does all but move the bytes), a line in `TRANSPORTS`,
-a parameter in tests/test_transport.py.
+a parameter in tests/transports/test_framed.py.
 """
 
 from __future__ import annotations

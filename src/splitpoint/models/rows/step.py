@@ -1,4 +1,4 @@
-"""A node of a graph as `rows` reads it, and what is known of the tensors it reads. Pure."""
+"""A node of a graph as the rules here read it, and what is known of the tensors it reads. Pure."""
 
 from __future__ import annotations
 

@@ -1,0 +1,189 @@
+"""Real inputs through every cut × codec: bytes as they travel, and what the answers lose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from statistics import median
+
+import numpy as np
+
+from splitpoint.calibration.calibrations import Calibration, Quality, Row
+from splitpoint.callbacks import call
+from splitpoint.codecs import Codec, open_codec
+from splitpoint.engines import Engine
+from splitpoint.errors import InputError, UsageError
+from splitpoint.graph import Cut
+from splitpoint.models.model import Model
+from splitpoint.segments import Halves, check_inputs, halves
+from splitpoint.tensors import Array, TensorSpec, spec_of
+
+#: What is calibrated if nothing is asked for. JPEG is for the input alone: a baseline, at several qualities.
+CODECS = ("fp16", "int8", "int4", "raw+zstd", "int8+zstd", "int4+zstd")
+QUALITIES = ("jpeg:50", "jpeg:60", "jpeg:75", "jpeg:85", "jpeg:90", "jpeg:95", "jpeg:98")
+
+Inputs = Mapping[str, Array]
+_ABSURD = 1e30
+#: Called after every input of a cut: how many runs of a cut with one input are done, of how many.
+OnProgress = Callable[[int, int], None]
+
+
+def calibrate(
+    model: Model,
+    engine: Engine,
+    inputs: Sequence[Inputs],
+    *,
+    codecs: Sequence[str] = (*CODECS, *QUALITIES),
+    cuts: Sequence[Cut] | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Calibration:
+    """What each of `codecs` costs in bytes and in quality at each of `cuts` (the single-tensor cuts if not given).
+
+    >>> found = calibrate(load("zoo:lenet5"), open_engine(), [{"image": digit}], codecs=["int8"])
+    >>> found.rows[0].quality.agreement
+    1.0
+
+    Every input's answer is compared with the whole model's on the raw input. One cut's halves are in memory at a time.
+    A codec that some value cannot be expressed in (infinity, in int8) has no row there, and `on_note` is told.
+    UsageError without inputs, or for an unknown codec; InputError for an input that is not the model's.
+    """
+    if not inputs:
+        raise UsageError("a calibration needs at least one input, and better a few hundred: a drop of 1 % takes 300")
+    checked = [check_inputs(model, one) for one in inputs]
+    known = [open_codec(name) for name in dict.fromkeys(codecs)]
+    prefixes = model.graph.prefixes()
+    wanted = model.graph.chain() if cuts is None else cuts
+    chosen = [(c, trials) for c in wanted if (trials := _trials(c, known))]
+    places = {len(c.nodes): k for k, c in enumerate(prefixes)}
+    judge = _Judge.of(model, engine, checked)
+    rows: list[Row] = []
+    for k, (cut, trials) in enumerate(chosen):
+        place = places.get(len(cut.nodes))
+        if place is None or prefixes[place].nodes != cut.nodes:
+            raise UsageError(f"{cut.name} is no topological prefix of {model.name}: it cannot be calibrated")
+        both = halves(model, cut, engine)
+        try:
+            for i, one in enumerate(checked):
+                _try_all(both, one, trials, judge.expected[i], judge)
+                call(on_progress, k * len(checked) + i + 1, len(chosen) * len(checked))
+        finally:
+            both.close()
+        for trial in trials:
+            if trial.failed:
+                call(on_note, f"{trial.codec.name} is left out at {cut.name}: {trial.failed}")
+            else:
+                rows.append(trial.row(place, judge))
+    if not rows:
+        raise UsageError(f"none of {', '.join(c.name for c in known)} can encode what crosses at these cuts")
+    return Calibration(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        inputs=len(checked),
+        classifier=judge.classifier,
+        output=judge.output,
+        rows=tuple(rows),
+    )
+
+
+def _trials(cut: Cut, codecs: Sequence[Codec]) -> list[_Trial]:
+    """One for each codec that takes something of what crosses. JPEG is not for images in the middle of a network."""
+    return [_Trial(c) for c in codecs if any(c.accepts(t) for t in cut.crossing)]
+
+
+@dataclass
+class _Trial:
+    """One codec at one cut, input after input."""
+
+    codec: Codec
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    same: int = 0
+    cosine: float = 1.0
+    error: float = 0.0
+    failed: str = ""
+
+    def row(self, prefix: int, judge: _Judge) -> Row:
+        middle = tuple(int(median(of_one)) for of_one in zip(*self.sizes, strict=True))
+        inputs = len(self.sizes)
+        agreement = self.same / inputs if judge.classifier else None
+        quality = Quality(inputs, agreement, round(self.cosine, 9), self.error / judge.span)
+        return Row(prefix, self.codec.name, middle, max(map(sum, self.sizes)), quality)
+
+
+def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: Array, judge: _Judge) -> None:
+    """Runs the head once, and the tail on what each codec makes of what crosses."""
+    crossing = {t.name: t for t in both.cut.crossing}
+    made = {**inputs, **(both.head.run(inputs) if both.head else {})}
+    answers: dict[str, tuple[int, float, float]] = {}
+    for trial in trials:
+        if trial.failed:
+            continue
+        try:
+            sizes, decoded = _through(trial.codec, made, list(crossing.values()))
+        except InputError as exc:
+            trial.failed = str(exc)
+            continue
+        trial.sizes.append(sizes)
+        # Packing with zstd changes no value: int8+zstd answers what int8 answers.
+        base = trial.codec.name.partition("+")[0]
+        if base not in answers:
+            outputs = {**made, **decoded}
+            if both.tail:
+                outputs |= both.tail.run({t.name: outputs[t.name] for t in both.tail.inputs})
+            answers[base] = judge.compare(expected, outputs[judge.output])
+        same, cosine, error = answers[base]
+        trial.same += same
+        trial.cosine, trial.error = min(trial.cosine, cosine), max(trial.error, error)
+
+
+def _through(codec: Codec, made: Inputs, crossing: Sequence[TensorSpec]) -> tuple[tuple[int, ...], dict[str, Array]]:
+    """(bytes of each tensor that crosses, what is decoded of those that the codec takes)."""
+    sizes, decoded = [], {}
+    for t in crossing:
+        array = made[t.name]
+        spec = spec_of(t.name, array)
+        if codec.accepts(spec):
+            data = codec.encode(array)
+            sizes.append(data.nbytes)
+            decoded[t.name] = codec.decode(data, spec)
+        else:
+            sizes.append(array.nbytes)
+    return tuple(sizes), decoded
+
+
+@dataclass
+class _Judge:
+    """The whole model's answers, and what they are compared by."""
+
+    output: str
+    classifier: bool
+    expected: list[Array]
+    span: float
+    """The range of the whole model's answers: errors are shares of it."""
+
+    @classmethod
+    def of(cls, model: Model, engine: Engine, inputs: Sequence[Inputs]) -> _Judge:
+        spec = model.input_spec
+        floats = [t.name for t in model.outputs if t.dtype.startswith("float")]
+        named = spec.output if spec is not None and spec.output else ""
+        output = named or (floats or [model.outputs[0].name])[0]
+        session = engine.compile(model.whole())
+        try:
+            expected = [{**one, **session.run(one)}[output] for one in inputs]
+        finally:
+            session.close()
+        flat = expected[0].ndim == 2 and expected[0].shape[0] == 1 and expected[0].shape[1] > 1
+        classifier = flat and (spec is None or spec.task == "classify")
+        low, high = (float(f([f(e) for e in expected])) for f in (np.min, np.max))
+        return cls(output, classifier, expected, (high - low) or 1.0)
+
+    def compare(self, expected: Array, got: Array) -> tuple[int, float, float]:
+        """(whether the top label stays, cosine, largest difference)."""
+        a, b = expected.reshape(-1).astype(np.float64), got.reshape(-1).astype(np.float64)
+        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+        cosine = float(a @ b) / norm if norm else float(np.array_equal(a, b))
+        same = int(bool(a.size) and int(a.argmax()) == int(b.argmax()))
+        error = np.abs(a - b).max() if a.size else 0.0
+        # What is not a number in either cannot be nearer than anything that is.
+        return same, cosine if isfinite(cosine) else -1.0, float(np.nan_to_num(error, nan=_ABSURD, posinf=_ABSURD))

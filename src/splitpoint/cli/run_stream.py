@@ -1,0 +1,197 @@
+"""How `splitpoint run` streams: frames in, rows out, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import FrameType
+
+import click
+import msgspec
+
+from splitpoint.cli import signals
+from splitpoint.cli.console import progress
+from splitpoint.cli.input_files import noting, read_photo
+from splitpoint.cli.run_cut import Placed
+from splitpoint.cli.run_rows import Rows, Tag
+from splitpoint.cli.stream_summary import Summary
+from splitpoint.errors import InputError, MissingExtraError, SplitpointError, UsageError
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.whole_model import Local
+from splitpoint.runtime.result import Request, Result
+from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed
+from splitpoint.sources import Frame, Source
+from splitpoint.text import plain
+from splitpoint.trace import Recorder
+from splitpoint.units import rate as per_second
+
+#: How long Ctrl-C leaves what is under way.
+DRAIN_S = 5.0
+
+
+@dataclass
+class Stream:
+    """One invocation: reads inputs, prints answers as they come, remembers what failed."""
+
+    runner: Edge | Local
+    rows: Rows
+    feed: Feed[Frame]
+    count: int | None
+    deadline_s: float = 0.0
+    failed: list[SplitpointError] = field(default_factory=list)
+    summary: Summary = field(default_factory=Summary)
+    interrupted: int = 0
+    """The signal that ended it; 0: none."""
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def one_by_one(self) -> None:
+        """Each input when the one before it is answered."""
+        for request in self._requests():
+            self._answered(self.runner.infer(request))
+
+    def all_at_once(self, window: int) -> None:
+        """Device, link and server at the same time. Ctrl-C, SIGTERM or SIGHUP ends the reading; what is under way is
+        still answered."""
+        try:
+            with progress(self.rows.terminal) as bar, draining(self._interrupt):
+                task = bar.add_task("streaming", total=self.count)
+                for result in self.runner.stream(self._requests(), window=window):
+                    self._answered(result)
+                    bar.advance(task)
+        except KeyboardInterrupt as exc:
+            self.interrupted = signals.number_of(exc)
+        finally:
+            self.feed.stop()
+
+    def _answered(self, result: Result) -> None:
+        if self.deadline_s:  # it may be watched here alone
+            result = msgspec.structs.replace(result, deadline_s=self.deadline_s)
+        self.summary.add(result)
+        self.rows.print(result)
+
+    def _interrupt(self, number: int) -> None:
+        self.interrupted = number
+        self.feed.stop()
+
+    def _requests(self) -> Iterator[Request]:
+        """Each frame with its times so far; one that cannot be read is reported and passed over."""
+        alone, note = self.count == 1, noting()
+        for taken in self.feed:
+            recorder = Recorder()
+            recorder.spans += taken.frame.spans
+            if 0 < taken.due_s < (now := recorder.clock()):
+                recorder.add("held", taken.due_s, now)
+            try:
+                with recorder.span("prepare"):
+                    frame, model = taken.frame, self.runner.model  # which may be followed by another
+                    inputs = read_photo(model, frame.path, note) if frame.path else frame.inputs(model)
+            except (InputError, MissingExtraError) as exc:
+                if alone:
+                    raise
+                self.failed.append(exc)
+                click.echo(f"splitpoint: {plain(str(exc))}", err=True)
+                continue
+            yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label))
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def conclude(self, *, streamed: bool, policy: str) -> None:
+        """Prints what it comes to: to standard error where standard output is JSON."""
+        summary, err = self.summary, self.rows.as_json
+        self.rows.medians()
+        if streamed and (summary.answered or self.interrupted):
+            click.echo(summary.speed(), err=err)
+            if self.feed.paced or self.interrupted:
+                click.echo(summary.frames(self.feed.counts, policy), err=err)
+        for line in summary.trouble():
+            click.echo(line, err=err)
+
+    def check(self) -> None:
+        """KeyboardInterrupt if it was interrupted; InputError if some of its inputs could not be read."""
+        if self.interrupted:
+            raise signals.raised(self.interrupted)
+        if self.failed:
+            raise InputError(
+                f"{len(self.failed)} of {self.feed.counts.taken} inputs could not be read; the others were answered"
+            )
+
+
+@contextmanager
+def draining(stop: Callable[[int], None], seconds: float = DRAIN_S) -> Iterator[None]:
+    """Inside, the first Ctrl-C, SIGTERM or SIGHUP only calls `stop` with its number; a second one, or `seconds` after
+    the first, interrupts as usual."""
+    in_main = threading.current_thread() is threading.main_thread()  # which alone hears signals
+    numbers = [n for n in signals.HANDLED if in_main and signal.getsignal(n) not in (signal.SIG_IGN, signal.SIG_DFL)]
+    if not numbers:
+        yield
+        return
+    came: list[int] = []
+
+    @signals.Hears
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise signals.raised(came[0])
+
+    @signals.Hears
+    def first(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        for each in numbers:
+            signal.signal(each, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        stop(number)
+        # Not through a buffer that the main thread may be in the middle of.
+        with suppress(OSError):
+            os.write(2, b"stopping: what is under way is answered first (Ctrl-C again ends at once)\n")
+
+    before = {number: signal.getsignal(number) for number in (*numbers, signal.SIGALRM)}
+    signal.signal(signal.SIGALRM, interrupt)
+    for number in numbers:
+        signal.signal(number, first)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- frames that come too fast ----------------------------------------------------------------------------------------
+
+
+def check_policy(asked: str | None, source: Source, fps: float, *, has_options: bool) -> None:
+    """UsageError for --on-overload where nothing can be overloaded, or nothing is cheaper."""
+    if asked is None:
+        return
+    if not fps and not source.live:
+        raise UsageError(f"{source.name} waits until it is read, so nothing is overloaded: --on-overload needs --rate")
+    if asked == DEGRADE and not has_options:
+        raise UsageError(
+            "--on-overload degrade changes to cheaper options of a plan: add --cloud, with --at auto or --plan"
+        )
+
+
+def pacing(source: Source, fps: float, policy: str, *, asked: bool) -> str:
+    """How frames come, and what happens if they come too fast."""
+    then = {
+        QUEUE: f"frames wait (of a camera's at most {HELD})" if source.live else "frames wait",
+        DROP_OLDEST: "the oldest is dropped",
+        DEGRADE: "a cheaper option is used, and the oldest dropped where none is left",
+    }[policy]
+    how = f"at {per_second(fps)}" if fps else "as it comes"
+    hint = "" if asked else f" ({policy}; --on-overload says otherwise)"
+    return f"{source.name} {how}; when that is too fast, {then}{hint}"
+
+
+def degraded(runner: Edge | Local, placed: Placed, level: int) -> None:
+    """Changes to the option of `level` and says so."""
+    assert isinstance(runner, Edge)
+    try:
+        option = placed.use(runner, level)
+    except SplitpointError as exc:  # the server is gone, mostly: what is under way does not end for that
+        click.echo(f"cannot change to another option: {exc}", err=True)
+        return
+    click.echo(f"{f'too fast: now {option.label}' if level else f'room again: back to {option.label}'}", err=True)

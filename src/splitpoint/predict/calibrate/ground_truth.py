@@ -1,0 +1,228 @@
+"""What networks really take on this machine, to judge predictions by: kept in a folder, and gone on with.
+
+A folder has `NAME.graph` (the network without its weights: nothing has to be exported again), `NAME.profile.json` and
+`wholes.json`. It may be made when it is quiet and judged by another day, or elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from splitpoint.callbacks import call
+from splitpoint.engines import Engine
+from splitpoint.errors import InputError
+from splitpoint.files import make_folder, read_file, write_atomic
+from splitpoint.machine import Machine, this_machine, versions
+from splitpoint.models.model import Model, build
+from splitpoint.models.reading import parse_skeleton
+from splitpoint.models.weights import stand_ins
+from splitpoint.parsing import MalformedError, parse_json
+from splitpoint.predict.calibrate.network_timing import visit
+from splitpoint.predict.calibrate.reference import REFERENCE_S, network, require
+from splitpoint.predict.learn.latency_model import Reference
+from splitpoint.profile.files import load_profile, save_profile
+from splitpoint.profile.measure import profile_model
+from splitpoint.profile.profiles import Profile, Stat
+from splitpoint.trace import Clock
+
+FORMAT = 1
+#: Visits to each whole network, one network after the other, so that what drifts meets all alike.
+VISITS = 6
+#: Of a budget, what visits to wholes may take.
+WHOLES_SHARE = 0.5
+#: A graph without weights, and the times of some hundred visits.
+_MOST_GRAPH, _MOST_WHOLES = 256 << 20, 16 << 20
+_DAY_MS = 86_400_000.0
+
+#: What is being done, how many of how many.
+OnStep = Callable[[str, int, int], None]
+
+
+class Wholes(msgspec.Struct, frozen=True, kw_only=True):
+    """`wholes.json`: milliseconds of every run of every visit, by network, and what measured them; `references` are of
+    the networks that tell how fast the machine was meanwhile, by round.
+    """
+
+    format: int = FORMAT
+    engine: str
+    device: str
+    threads: int
+    machine: Machine
+    versions: dict[str, str]
+    visits: dict[str, list[list[float]]]
+    references: dict[str, list[list[float]]] = {}
+
+
+@dataclass
+class Truth:
+    """Networks and what they take: `models` by name, `visits` to each whole, a `profile` each where there is one; and
+    visits to reference networks, made in between.
+    """
+
+    engine: str
+    device: str
+    threads: int
+    machine: Machine
+    models: dict[str, Model] = field(default_factory=dict)
+    visits: dict[str, list[list[float]]] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)
+    references: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def whole(self, name: str, slowdowns: Sequence[float] = ()) -> Stat | None:
+        """How long the whole network takes: the median of its visits, and between which its runs lie; None before there
+        was one.
+
+        With `slowdowns` (`Speed.rounds`) each visit counts as if the machine had been so many times faster in its
+        round; visits of rounds that have none are left out.
+
+        A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all others,
+        and a prediction is of the usual one.
+        """
+        visits = self.visits.get(name, [])
+        if slowdowns:
+            visits = [[ms / s for ms in taken] for taken, s in zip(visits, slowdowns, strict=False)]
+        if not visits:
+            return None
+        middle = float(np.median([np.median(taken) for taken in visits]))
+        low, high = np.percentile([ms for taken in visits for ms in taken], (10, 90))
+        return Stat(middle, min(float(low), middle), max(float(high), middle), sum(map(len, visits)))
+
+    def missing(self) -> bool:
+        """Whether a network was never measured, or has no profile."""
+        return any(not self.visits.get(n) or n not in self.profiles for n in self.models)
+
+
+def begin(engine: Engine, models: Mapping[str, Model]) -> Truth:
+    """Nothing is known yet of what `models` take with `engine` here."""
+    return Truth(engine.name, engine.device, engine.threads, this_machine(), dict(models))
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _profiled(model: Model, engine: Engine, budget_s: float) -> Profile:
+    return profile_model(model, engine, budget_s=budget_s)
+
+
+def measure(
+    truth: Truth,
+    engine: Engine,
+    budget_s: float,
+    *,
+    references: Sequence[Reference] = (),
+    folder: Path | None = None,
+    on_step: OnStep = lambda what, done, total: None,
+    clock: Clock = time.perf_counter,
+    pause: Callable[[float], None] = time.sleep,
+    profiler: Callable[[Model, Engine, float], Profile] = _profiled,
+) -> None:
+    """Adds what `truth` lacks, in about `budget_s`: visits to wholes in rounds, and between them profiles.
+
+    A machine's speed drifts within minutes: rounds at the beginning, between profiles and at the end meet all of it.
+    So do `references`, which are visited between the wholes. Each is written to `folder` when it is there, so that
+    what was interrupted goes on; then without references, for they say nothing of the speed of another time.
+    InputError for references that this version does not draw.
+    """
+    end, wholes_s = clock() + budget_s, WHOLES_SHARE * budget_s
+    light = {name: model.with_stand_ins() for name, model in truth.models.items()}
+    todo = [name for name in light if name not in truth.profiles]
+    done = 0
+    if truth.visits and any(len(truth.visits.get(n, ())) < VISITS for n in light):
+        truth.references, references = {}, ()
+    require(references)
+    for k in range(VISITS):
+        began = clock()
+        wholes = [name for name in light if len(truth.visits.get(name, ())) <= k and (k == 0 or wholes_s > 0)]
+        for j, name in enumerate(wholes):
+            call(on_step, f"{name}, whole", sum(len(truth.visits.get(n, ())) for n in light), VISITS * len(light))
+            truth.visits.setdefault(name, []).append(visit(light[name], engine, clock, pause))
+            for reference in references[j :: len(wholes)]:
+                taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
+                truth.references.setdefault(reference.name, []).append(taken)
+            if folder is not None:
+                save_wholes(truth, folder)
+        round_s = clock() - began
+        wholes_s -= round_s
+        # What the rounds to come will take, if there is time for them.
+        kept_s = min(max(0.0, wholes_s), (VISITS - 1 - k) * round_s)
+        upto = -(-len(todo) * (k + 1) // (VISITS - 1))
+        for name in todo[done:upto]:
+            call(on_step, f"{name}, its cuts", done, len(todo))
+            left_s = max((end - kept_s - clock()) / (len(todo) - done), 1.0)
+            truth.profiles[name] = profiler(light[name], engine, left_s)
+            done += 1
+            if folder is not None:
+                save_profile(folder / f"{name}.profile.json", truth.profiles[name])
+
+
+# --- keeping ----------------------------------------------------------------------------------------------------------
+
+
+def keep(model: Model, name: str, folder: Path) -> None:
+    """Writes the graph of `model`, so that it need not be exported again. StorageError if it cannot."""
+    make_folder(folder)
+    write_atomic(folder / f"{name}.graph", model.graph_bytes())
+
+
+def kept(folder: Path, name: str) -> Model | None:
+    """The network of that name as an earlier run kept it, without its weights; None if it did not."""
+    path = folder / f"{name}.graph"
+    if not path.is_file():
+        return None
+    skeleton = parse_skeleton(read_file(path, _MOST_GRAPH, "a graph", "splitpoint predict evaluate --data"))
+    return build(skeleton, stand_ins(skeleton), name)
+
+
+def names(folder: Path) -> Sequence[str]:
+    """The networks that are kept in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.graph"))
+
+
+def save_wholes(truth: Truth, folder: Path) -> None:
+    """Writes the visits so far."""
+    made = Wholes(
+        engine=truth.engine, device=truth.device, threads=truth.threads, machine=truth.machine, versions=versions(),
+        visits=truth.visits, references=truth.references,
+    )  # fmt: skip
+    write_atomic(folder / "wholes.json", msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+
+
+def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
+    """What an earlier run measured of `models`; None if nothing. InputError for what makes no sense."""
+    path = folder / "wholes.json"
+    if not path.is_file():
+        return None
+    try:
+        found = parse_json(read_file(path, _MOST_WHOLES, "times", "splitpoint predict evaluate"), Wholes)
+    except MalformedError as exc:
+        raise InputError(f"{path} does not hold times of networks, or it is damaged: {exc}") from exc
+    every = (*found.visits.values(), *found.references.values())
+    runs = [ms for visits in every for taken in visits for ms in (taken or [np.nan])]
+    if found.format != FORMAT or not all(0 < ms <= _DAY_MS for ms in runs):
+        raise InputError(f"{path} has times that make no sense: delete it and measure again")
+    truth = Truth(found.engine, found.device, found.threads, found.machine, dict(models))
+    truth.visits = found.visits  # those of other networks as well: the file is written anew
+    truth.references = found.references
+    for name, model in models.items():
+        place = folder / f"{name}.profile.json"
+        if place.is_file():
+            profile = load_profile(place)
+            profile.require(model.fingerprint, name)
+            _require_same(truth, profile, place)
+            truth.profiles[name] = profile
+    return truth
+
+
+def _require_same(truth: Truth, profile: Profile, path: Path) -> None:
+    for what in ("engine", "device", "threads"):
+        if getattr(truth, what) != getattr(profile, what):
+            raise InputError(
+                f"{path} was measured with {what} {getattr(profile, what)}, the wholes beside it with "
+                f"{getattr(truth, what)}: use another folder for each"
+            )

@@ -1,0 +1,243 @@
+"""A model → the kernels an engine will run, each with its kind and the columns that price it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod, sqrt
+
+from splitpoint.models.dataflow import Proto
+from splitpoint.models.model import Model
+from splitpoint.predict.kernels.fusing import Group, Wiring, groups_of
+from splitpoint.predict.kernels.kernel_kinds import KINDS, OPS, op_index
+from splitpoint.predict.kernels.layout_changes import reordered
+from splitpoint.tensors import ITEM_SIZES
+
+#: What tables price: other element types run other code, which is not measured.
+_MEASURED = "float32"
+
+Config = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What an engine runs as one.
+
+    `nodes` are indices into ``graph.nodes``, the one that names it first; `config` has a number for every column of its
+    kind. Bytes are those it reads and writes outside itself and of its weights; `flops` counts a multiply-add as two.
+    """
+
+    kind: str
+    nodes: tuple[int, ...]
+    config: Mapping[str, float]
+    in_nbytes: int
+    out_nbytes: int
+    weight_nbytes: int
+    flops: int
+
+
+def kernels_of(model: Model) -> tuple[Kernel, ...]:
+    """The kernels of `model`, in the order of their last nodes; every placed node is in just one.
+
+    >>> [k.kind for k in kernels_of(load("zoo:lenet5"))][-3:]
+    ['linear', 'linear', 'linear']
+    """
+    wiring = Wiring(model)
+    weights_mb = model.nbytes / 1e6
+    groups = groups_of(wiring)
+    moved = reordered(wiring, groups)
+    return tuple(
+        _kernel(wiring, group, {"weights_mb": weights_mb, "reorder": elements})
+        for group, elements in zip(groups, moved, strict=True)
+    )
+
+
+def _kernel(w: Wiring, group: Group, context: Config) -> Kernel:
+    nodes = [w.graph.nodes[i] for i in group.nodes]
+    inside = dict.fromkeys(t for n in nodes for t in n.outputs)
+    read = dict.fromkeys(t for n in nodes for t in n.inputs if t not in inside and w.is_data(t))
+    flops = sum(n.flops for n in nodes)
+    kind, config = _described(w, group, flops)
+    return Kernel(
+        kind,
+        tuple(group.nodes),
+        KINDS[kind].complete(config | context),
+        sum(w.nbytes(t) for t in read),
+        sum(w.nbytes(t) for t in inside if w.leaves(t, group.nodes)),
+        sum(n.params for n in nodes) * min(4, ITEM_SIZES.get(w.dtype(w.out(group.nodes[0])), 4)),
+        flops,
+    )
+
+
+def _described(w: Wiring, group: Group, flops: int) -> tuple[str, Config]:
+    """Kind and columns of a group; what no table can price is `other`."""
+    first = group.nodes[0]
+    describe = _DESCRIBED.get(group.pattern or w.ops[first])
+    if describe is not None and _plain(w, first, w.ops[first]):
+        found = describe(w, group, flops)
+        if found is not None:
+            return found
+    return "other", {"elements": _elements(w, group), "FLOPs": flops}
+
+
+def _plain(w: Wiring, i: int, op: str) -> bool:
+    """Whether a node computes with ordinary floats, as what was measured did. What moves data may move any."""
+    if op in OPS["move"] or op in ("Cast", "Concat"):
+        return True
+    if any(w.ops[m] == "DequantizeLinear" for t in w.reads(i) if (m := w.graph.producer.get(t, -1)) >= 0):
+        return False
+    return w.dtype(w.out(i)) in (_MEASURED, "bool")
+
+
+def _elements(w: Wiring, group: Group) -> float:
+    """How many numbers a group gives away, or makes."""
+    made = [t for i in group.nodes for t in w.graph.nodes[i].outputs]
+    return float(sum(w.elements(t) for t in made if w.leaves(t, group.nodes)) or w.elements(w.out(group.nodes[0])))
+
+
+def _side(shape: tuple[int, ...]) -> float:
+    """√(height · width) of a shape [batch, channels, …]."""
+    return sqrt(prod(shape[2:]))
+
+
+def _ints(node: Proto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    return next((tuple(a.ints) for a in node.attribute if a.name == name), default)
+
+
+# --- columns of each kind -----------------------------------------------------------------------------------------
+
+Described = tuple[str, Config] | None
+
+
+def _conv(w: Wiring, group: Group, flops: int) -> Described:
+    node, first = w.protos[group.nodes[0]], group.nodes[0]
+    x, weight, y = (w.shape(t) for t in (node.input[0], node.input[1], w.out(first)))
+    if len(x) not in (3, 4) or len(weight) != len(x) or not prod(y):
+        return None
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    flat = len(x) - 2
+    config: Config = {
+        "HW": _side(x), "kernel": _side(weight), "stride": prod(_ints(node, "strides", (1,) * flat)) ** (1 / flat),
+        "Cin": x[1], "Cout": y[1], "groups": groups, "FLOPs": flops, "out": _side(y), "fused": group.fused,
+        "added": group.added, "batch": x[0], "act": 0 if not group.act else 1 if group.act == "Relu" else 2,
+    }  # fmt: skip
+    if groups == 1:
+        return "conv", config
+    return "dw_conv" if groups == x[1] == y[1] else "group_conv", config
+
+
+def _product(w: Wiring, group: Group, flops: int) -> Described:
+    first = group.nodes[0]
+    a, b = (w.shape(t) for t in w.reads(first)[:2])
+    y = w.shape(w.out(first))
+    if not a or not b or not y:
+        return None
+    width = max(1, round(w.graph.nodes[first].flops / 2 / max(1, prod(y))))
+    if len(w.data(first)) < 2:
+        rows = prod(y[:-1])
+        return "linear", {
+            "in_features": width, "out_features": y[-1], "FLOPs": flops, "rows": rows, "fused": group.fused,
+        }  # fmt: skip
+    rows = y[-2] if len(y) > 1 else 1
+    return "matmul", {
+        "rows": rows, "in_features": width, "out_features": y[-1], "FLOPs": flops, "batch": prod(y[:-2]),
+    }  # fmt: skip
+
+
+def _pool(kind: str) -> Callable[[Wiring, Group, int], Described]:
+    def described(w: Wiring, group: Group, flops: int) -> Described:
+        first = group.nodes[0]
+        node, x, y = w.protos[first], w.shape(w.reads(first)[0]), w.shape(w.out(first))
+        window = _ints(node, "kernel_shape", ())
+        if len(x) not in (3, 4) or not window:
+            return None
+        flat = len(window)
+        side, stride = sqrt(prod(window)), prod(_ints(node, "strides", (1,) * flat)) ** (1 / flat)
+        return kind, {
+            "HW": _side(x), "kernel": side, "stride": stride, "Cin": x[1], "out": _side(y), "output": _side(y),
+            "batch": x[0],
+        }  # fmt: skip
+
+    return described
+
+
+def _reduced(w: Wiring, group: Group, flops: int) -> Described:
+    """A mean over positions: of [batch, channels, height, width] over the last two, of tokens over their number."""
+    first = group.nodes[0]
+    x, y, op = w.shape(w.reads(first)[0]), w.shape(w.out(first)), op_index("global_pool", w.ops[first])
+    if len(x) == 4 and prod(y) == x[0] * x[1]:
+        return "global_pool", {"HW": _side(x), "Cin": x[1], "batch": x[0], "op": op}
+    if len(x) in (3, 4) and prod(y) == x[0] * x[-1]:
+        return "global_pool", {"HW": sqrt(prod(x[1:-1])), "Cin": x[-1], "batch": x[0], "op": op}
+    return None
+
+
+def _batchnorm(w: Wiring, group: Group, flops: int) -> Described:
+    x = w.shape(w.reads(group.nodes[0])[0])
+    if len(x) < 2:
+        return None
+    return "batchnorm", {"HW": _side(x), "Cin": x[1], "batch": x[0], "fused": group.fused}
+
+
+def _unary(w: Wiring, group: Group, flops: int) -> Described:
+    op = group.pattern or w.ops[group.nodes[0]]
+    return "activation", {"elements": _elements(w, group), "op": op_index("activation", op), "fused": group.fused}
+
+
+def _elementwise(w: Wiring, group: Group, flops: int) -> Described:
+    first = group.nodes[0]
+    made = w.elements(w.out(first))
+    sizes = [w.elements(t) for t in w.reads(first) if t]
+    least = min((s for s in sizes if s > 1), default=made)
+    return "elementwise", {
+        "elements": made, "op": op_index("elementwise", w.ops[first]), "inputs": len(sizes),
+        "broadcast": made / least if least < made else 0,
+    }  # fmt: skip
+
+
+def _concat(w: Wiring, group: Group, flops: int) -> Described:
+    first = group.nodes[0]
+    return "concat", {"elements": w.elements(w.out(first)), "inputs": len([t for t in w.reads(first) if t])}
+
+
+def _rows(kind: str) -> Callable[[Wiring, Group, int], Described]:
+    def described(w: Wiring, group: Group, flops: int) -> Described:
+        y = w.shape(w.out(group.nodes[0])) or (1,)
+        if kind == "layernorm":
+            y = max((w.shape(t) for i in group.nodes for t in w.data(i)), key=prod, default=y) or (1,)
+        return kind, {"rows": prod(y[:-1]), "width": y[-1]}
+
+    return described
+
+
+def _attention(w: Wiring, group: Group, flops: int) -> Described:
+    first = group.nodes[0]
+    if group.pattern:
+        scores = w.shape(w.out(first))
+        if len(scores) < 2:
+            return None
+        batch, rows, columns = prod(scores[:-2]), scores[-2], scores[-1]
+        width = max(1, round(w.graph.nodes[first].flops / 2 / max(1, prod(scores))))
+    else:
+        q, k = (w.shape(t) for t in w.reads(first)[:2])
+        if len(q) != 4 or len(k) != 4:
+            return None
+        batch, rows, columns, width = q[0] * q[1], q[2], k[2], q[3]
+    return "attention", {"batch": batch, "rows": rows, "columns": columns, "width": width, "FLOPs": flops}
+
+
+def _move(w: Wiring, group: Group, flops: int) -> Described:
+    first = group.nodes[0]
+    return "move", {"elements": _elements(w, group), "op": op_index("move", w.ops[first])}
+
+
+_DESCRIBED: Mapping[str, Callable[[Wiring, Group, int], Described]] = {
+    **dict.fromkeys(OPS["move"], _move),
+    **dict.fromkeys(OPS["activation"], _unary),
+    **dict.fromkeys(OPS["elementwise"], _elementwise),
+    "Conv": _conv, "MatMul": _product, "Gemm": _product, "MaxPool": _pool("maxpool"), "AveragePool": _pool("avgpool"),
+    "GlobalAveragePool": _reduced, "GlobalMaxPool": _reduced, "ReduceMean": _reduced, "ReduceMax": _reduced,
+    "ReduceSum": _reduced, "BatchNormalization": _batchnorm, "Concat": _concat, "Softmax": _rows("softmax"),
+    "LogSoftmax": _rows("softmax"), "LayerNormalization": _rows("layernorm"), "layernorm": _rows("layernorm"),
+    "Attention": _attention, "attention": _attention,
+}  # fmt: skip

@@ -1,0 +1,223 @@
+"""`Latency`: what was learned of one device, and how it prices kernels. NumPy only, many kernels at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from splitpoint.machine import Machine
+from splitpoint.predict.learn.features import cells_of, columns_of, features_of, terms_of
+from splitpoint.predict.learn.linear import cells_base
+from splitpoint.predict.learn.trees import Forest
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+#: Of the file format. A file with another number is refused with a sentence.
+FORMAT = 1
+#: How FLOPs were counted in what a file was trained on: the seed's way, or 2 per multiply-add (ours).
+SEED, TWO_PER_MAC = "seed", "2mac"
+#: Kernels shorter than this (ms) are below what an engine's timer tells apart: they judge no prediction.
+TELLING_MS = 0.005
+#: After so many ms most of what a pause cost is paid. Measured: 2,000 strips of 0.2 to 160 ms, each run after a pause;
+#: what they take beside their kernels is 0.2 ms at half a millisecond, 0.6 at 8, 0.9 at 40.
+COLD_MS = 4.0
+#: A kernel that is e times outside of what was trained on has an interval wider by this share of its logarithm.
+_WIDER = 1.0
+#: Farther is all alike: nothing is known there.
+_FARTHEST = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Milliseconds of many kernels: medians, and the 10th and 90th percentile of what may be measured. `outside` is
+    how far a kernel lies outside of what was trained on: 0 within, 1 a factor e beyond in one of its features.
+    """
+
+    median_ms: FloatArray
+    low_ms: FloatArray
+    high_ms: FloatArray
+    outside: FloatArray
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """How well rows kept apart were predicted: the mean error, and how many were within ±5, 10 and 20 % and in the
+    interval, all as shares. `count` rows were long enough (`TELLING_MS`) to judge by; `covered` is of all.
+    """
+
+    mape: float
+    within5: float
+    within10: float
+    within20: float
+    covered: float
+    count: int
+
+
+class Roofline(msgspec.Struct, frozen=True, kw_only=True):
+    """For what was never measured: the longer of computing and moving bytes, `fixed_ms` at least, and within a factor
+    of `spread` four times in five.
+    """
+
+    flops_per_ms: float
+    bytes_per_ms: float
+    fixed_ms: float = 0.0
+    spread: float = 3.0
+
+    def slowed(self, factor: float) -> Roofline:
+        """The same where everything takes `factor` times as long."""
+        return Roofline(
+            flops_per_ms=self.flops_per_ms / factor,
+            bytes_per_ms=self.bytes_per_ms / factor,
+            fixed_ms=self.fixed_ms * factor,
+            spread=self.spread,
+        )
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """A random network (`random_networks.strip` of `family`, `seed` and `work`, with `flops` FLOPs) that the device was
+    calibrated with, and what the file says that it takes: measured again, it says how fast the device is by then.
+    """
+
+    family: str
+    seed: int
+    work: float
+    flops: int
+    ms: float
+
+    @property
+    def name(self) -> str:
+        """The same for the same network, whoever measured it."""
+        return f"{self.family}-{self.seed}-{self.work:g}"
+
+
+class KindModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What was learned of one kind: ``base(configuration) × exp(forest(features))``.
+
+    `base` has ms for a unit of each term (`features.terms_of`), so magnitude needs no tree; the forest says how far
+    from it a kernel is. The interval is ``median × exp(low…high × width)``, `width` a forest of its own.
+    `linear` is the plain regression on the table's columns that all this is compared with (with the constant as "1").
+    """
+
+    method: str
+    features: tuple[str, ...]
+    base: dict[str, dict[str, float]]
+    """The common one is called "", others as their cell (`features.cells_of`)."""
+    forest: Forest
+    width: Forest
+    low: float
+    high: float
+    ranges: tuple[tuple[float, float], ...]
+    """The least and the greatest value of each feature in training."""
+    linear: dict[str, float]
+    score: Score
+    rows: int
+
+    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> Times:
+        """Of kernels with these columns (`kinds.KINDS`); a column that is left out has its default."""
+        columns, again = _distinct(columns_of(kind, configs))
+        features = features_of(kind, columns, self.features)
+        base = self.base_ms(kind, columns)
+        median = base * np.exp(self.forest.evaluate(features))
+        outside = _outside(features, self.ranges)
+        width = np.exp(self.width.evaluate(features)) + _WIDER * outside
+        low, high = median * np.exp(self.low * width), median * np.exp(self.high * width)
+        return Times(median[again], low[again], high[again], outside[again])
+
+    def base_ms(self, kind: str, columns: dict[str, FloatArray]) -> FloatArray:
+        """What the terms alone say, in ms."""
+        return cells_base(self.base, terms_of(kind, columns), cells_of(kind, columns))
+
+    def linear_ms(self, kind: str, configs: Mapping[str, FloatArray]) -> FloatArray:
+        """What plain linear regression says, in ms (it may be negative): the seed's own predictor, to compare with."""
+        columns = columns_of(kind, configs)
+        constant = np.full(len(next(iter(columns.values()))), self.linear["1"])
+        terms = [k * columns[name] for name, k in self.linear.items() if name != "1"]
+        return np.asarray(constant + np.sum(terms, axis=0))
+
+    def slowed(self, factor: float) -> KindModel:
+        """The same where every kernel takes `factor` times as long."""
+        base = {cell: {term: ms * factor for term, ms in terms.items()} for cell, terms in self.base.items()}
+        linear = {name: ms * factor for name, ms in self.linear.items()}
+        return msgspec.structs.replace(self, base=base, linear=linear)
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """What kernels cost on one device with one engine and one number of threads.
+
+    A segment takes ``scale × Σ kernels`` and up to `fixed_ms` beside, most of it paid in its first `cold_ms` (`cold`),
+    within a factor of ``exp(±spread)`` four times in five.
+    """
+
+    format: int = FORMAT
+    name: str
+    created: str
+    engine: str
+    device: str
+    threads: int
+    machine: Machine | None = None
+    versions: dict[str, str] = {}
+    convention: str = TWO_PER_MAC
+    note: str = ""
+    kinds: dict[str, KindModel]
+    fixed_ms: float = 0.0
+    cold_ms: float = 1.0
+    scale: float = 1.0
+    spread: float = 0.0
+    roofline: Roofline
+    rows: int
+    """Measured rows in all."""
+    reference: tuple[Reference, ...] = ()
+    """What tells how fast the device is by now."""
+    slowdown: float = 1.0
+    """What everything in here was multiplied by since the device was calibrated (`slowed`), and when."""
+    refreshed: str = ""
+
+    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> Times:
+        """Of kernels of a calibrated kind (one of `kinds`), whose columns are arrays of one length."""
+        return self.kinds[kind].predict(kind, configs)
+
+    def whole_ms(self, kernels_ms: float) -> float:
+        """What a segment takes whose kernels add up to this."""
+        return self.scale * kernels_ms + self.fixed_ms * float(cold(np.float64(kernels_ms), self.cold_ms))
+
+    def slowed(self, factor: float) -> Latency:
+        """The same device where everything takes `factor` times as long: at another clock, or with neighbours."""
+        return msgspec.structs.replace(
+            self,
+            kinds={kind: model.slowed(factor) for kind, model in self.kinds.items()},
+            fixed_ms=self.fixed_ms * factor,
+            cold_ms=self.cold_ms * factor,
+            roofline=self.roofline.slowed(factor),
+            reference=tuple(msgspec.structs.replace(r, ms=r.ms * factor) for r in self.reference),
+            slowdown=self.slowdown * factor,
+        )
+
+    def __str__(self) -> str:
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name}: {self.engine} on {self.device}, {len(self.kinds)} kinds from {self.rows} rows{note}"
+
+
+def _distinct(columns: Mapping[str, FloatArray]) -> tuple[dict[str, FloatArray], NDArray[np.intp]]:
+    """Each configuration once, and where each row's is: networks repeat their blocks."""
+    rows = np.stack(list(columns.values()), axis=1)
+    once, again = np.unique(rows, axis=0, return_inverse=True)
+    return dict(zip(columns, once.T, strict=True)), again.ravel()
+
+
+def cold(kernels_ms: FloatArray | np.float64, cold_ms: float = COLD_MS) -> FloatArray:
+    """The share of `fixed_ms` that segments with kernels of so many ms pay, most of it in the first `cold_ms`.
+
+    After a pause an engine runs slowly until caches and clocks are warm again; who is done before that pays less.
+    """
+    return np.asarray(-np.expm1(-np.asarray(kernels_ms) / cold_ms))
+
+
+def _outside(features: FloatArray, ranges: tuple[tuple[float, float], ...]) -> FloatArray:
+    """How far each row lies outside of `ranges`, in logarithms of its worst feature (many are 0 or near it)."""
+    least, most = np.array(ranges).T + 2.0
+    beyond = np.maximum((features + 2.0) / most, least / (features + 2.0))
+    return np.asarray(np.log(np.clip(beyond, 1.0, _FARTHEST)).max(axis=1))

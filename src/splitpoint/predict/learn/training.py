@@ -1,0 +1,349 @@
+"""Learns a device from measured kernels: `train` makes a `Latency` of tables.
+
+A kind's base says how large a kernel is, boosted trees on the logarithm of measured ÷ base say how well it runs.
+Both are robust: what a row says counts the less, the further it lies from what trees that never saw it expect. All
+scores and intervals come from rows kept apart (cross-validation; whole strips where rows say which they are from).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from splitpoint.callbacks import call
+from splitpoint.errors import InputError
+from splitpoint.machine import Machine
+from splitpoint.predict.kernels.kernel_kinds import KINDS
+from splitpoint.predict.kernels.kernel_table import Table
+from splitpoint.predict.learn.boost import Boosting, constant, grow, need_sklearn
+from splitpoint.predict.learn.features import cells_of, columns_of, feature_names, features_of, terms_of
+from splitpoint.predict.learn.latency_model import (
+    COLD_MS,
+    TELLING_MS,
+    TWO_PER_MAC,
+    KindModel,
+    Latency,
+    Roofline,
+    Score,
+    cold,
+)
+from splitpoint.predict.learn.linear import cells_base, fit_base, fit_cells, fit_linear
+from splitpoint.predict.learn.trees import Forest
+
+FloatArray = NDArray[np.float64]
+_Bases = dict[str, dict[str, float]]
+
+#: Of the interval: what lies below and above it.
+_TAIL = 0.1
+#: Rows this far off, as a share, count half (or, where rows are further off usually, those as far as that).
+_SIGMA = 0.1
+#: Rows from which on trees can be smooth.
+_SMOOTH_FROM = 1000
+#: Rows from which on it can be told where errors are densest, and the kernel of that density.
+_MANY, _KERNEL = 200, 0.06
+#: Errors smaller than this are all alike to the width of an interval.
+_LEAST_ERROR = 0.005
+#: With fewer rows nothing can be kept apart.
+_FEWEST = 10
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work training one kind is: the trees that tell which rows to trust, one round after the other (none: all
+    rows are trusted), those of the median, those of the width, and the folds of cross-validation.
+    """
+
+    trust: tuple[Boosting, ...]
+    median: Boosting
+    width: Boosting
+    folds: int
+
+    def smoother(self, least: int) -> Effort:
+        """The same with trees that need at least so many rows in a leaf."""
+        return dataclasses.replace(
+            self, median=dataclasses.replace(self.median, leaves=min(self.median.leaves, 16), least=least)
+        )
+
+
+# Settings were chosen by cross-validation within nine tenths of the seed's rows. A tree takes 1 to 5 ms.
+_WIDTH = Boosting(trees=40, leaves=8, least=20, bins=64)
+_FIRST = Boosting(loss="absolute_error", trees=80, rate=0.2, bins=64)
+#: Effort from so many rows on.
+FULL: Mapping[int, Effort] = {
+    0: Effort((dataclasses.replace(_FIRST, leaves=16),), Boosting(trees=120, leaves=16, bins=64, seeds=2), _WIDTH, 5),
+    1000: Effort((_FIRST, Boosting(trees=150)), Boosting(trees=200, seeds=3), _WIDTH, 5),
+    5000: Effort((_FIRST, Boosting(trees=150)), Boosting(trees=250, rate=0.08, leaves=63, seeds=3), _WIDTH, 5),
+}
+#: For choosing what to measure next.
+QUICK: Mapping[int, Effort] = {
+    0: Effort((), Boosting(trees=30, rate=0.2, leaves=12, bins=32), dataclasses.replace(_WIDTH, trees=10, rate=0.3), 2),
+}
+
+
+def effort_for(table: Table, efforts: Mapping[int, Effort]) -> Effort:
+    """The effort for this table: with smoother trees where no more than two sizes tell its rows apart, because
+    whatever else is in many such rows is noise.
+    """
+    found = efforts[max(least for least in efforts if least <= len(table))]
+    few = len(KINDS[table.kind].required) <= 2
+    return found.smoother(15) if few and len(table) >= _SMOOTH_FROM else found
+
+
+def train(
+    tables: Mapping[str, Table],
+    *,
+    name: str,
+    engine: str = "",
+    device: str = "",
+    threads: int = 0,
+    created: str = "",
+    machine: Machine | None = None,
+    versions: Mapping[str, str] | None = None,
+    convention: str = TWO_PER_MAC,
+    note: str = "",
+    totals: Mapping[int, float] | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Latency:
+    """What `tables` say of a device, and with what `totals` (strip → ms of the whole) how kernels add up.
+
+    `quick` takes a second for a few thousand rows, and is less accurate. `progress` is told each kind before its turn.
+    MissingExtraError without scikit-learn; InputError if there is nothing to learn from.
+    """
+    need_sklearn()
+    if not any(len(table) for table in tables.values()):
+        raise InputError("there are no measured kernels to learn from")
+    kinds: dict[str, KindModel] = {}
+    expected: dict[str, FloatArray] = {}
+    for kind, table in tables.items():
+        if not len(table):
+            continue
+        if progress is not None:
+            call(progress, kind)
+        kinds[kind], expected[kind] = learn_kind(table, effort_for(table, QUICK if quick else FULL), seed)
+    fixed_ms, scale, spread = _law(tables, expected, totals or {})
+    return Latency(
+        name=name,
+        created=created,
+        engine=engine,
+        device=device,
+        threads=threads,
+        machine=machine,
+        versions=dict(versions or {}),
+        convention=convention,
+        note=note,
+        kinds=kinds,
+        fixed_ms=fixed_ms,
+        cold_ms=COLD_MS,
+        scale=scale,
+        spread=spread,
+        roofline=fit_roofline(tables),
+        rows=sum(len(table) for table in tables.values()),
+    )
+
+
+def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, FloatArray]:
+    """The model of one kind, and what it would have said of each row (ms) had it not seen it."""
+    data = _Data.of(table)
+    folds = _folds(table, effort.folds, seed)
+    weights = np.ones(len(table))
+    for trees in effort.trust:
+        weights = _trust(data.log_ms - _kept_apart(data, weights, folds, trees, seed))
+    once = dataclasses.replace(effort.median, seeds=1)
+    expected = _kept_apart(data, weights, folds, once, seed)
+    shift = _densest(data.log_ms - expected)
+    expected += shift
+    errors = data.log_ms - expected
+    width = _width(data.features, errors, effort.width, seed)
+    low, high, covered = _interval(errors, np.exp(width.evaluate(data.features)), folds)
+    base, forest = _fit(data, weights, effort.median, seed)
+    forest = msgspec.structs.replace(forest, start=forest.start + shift)
+    columns = columns_of(table.kind, table.columns)
+    model = KindModel(
+        method="boosted trees on the logarithm of measured ÷ base",
+        features=data.names,
+        base=base,
+        forest=forest,
+        width=width,
+        low=low,
+        high=high,
+        ranges=tuple(zip(data.features.min(axis=0).tolist(), data.features.max(axis=0).tolist(), strict=True)),
+        linear=fit_linear(columns, table.latency_ms),
+        score=score_of(np.exp(expected), table.latency_ms, covered),
+        rows=len(table),
+    )
+    return model, np.exp(expected)
+
+
+def score_of(predicted_ms: FloatArray, measured_ms: FloatArray, covered: float) -> Score:
+    """How near predictions are to what was measured, by the rows that a timer tells apart if there are any."""
+    telling = measured_ms >= TELLING_MS
+    judged = telling if telling.any() else np.ones(len(measured_ms), bool)
+    error = np.abs(predicted_ms / measured_ms - 1)[judged]
+    within = [float((error <= share).mean()) for share in (0.05, 0.1, 0.2)]
+    return Score(
+        mape=float(error.mean()),
+        within5=within[0],
+        within10=within[1],
+        within20=within[2],
+        covered=covered,
+        count=len(error),
+    )
+
+
+def fit_roofline(tables: Mapping[str, Table]) -> Roofline:
+    """FLOPs and bytes a ms, as the middle of the kernels that compute most and least a byte reach them."""
+    flops, moved, ms = (np.concatenate(parts) for parts in zip(*map(_amounts, tables.values()), strict=True))
+    order = np.argsort(flops / np.maximum(moved, 1.0))
+    # The larger of each: small ones are all fixed cost.
+    part = max(1, len(order) // 3)
+    computing, moving = order[-part:], order[:part]
+    computing = computing[flops[computing] >= np.median(flops[computing])]
+    moving = moving[moved[moving] >= np.median(moved[moving])]
+    flops_per_ms = max(float(np.median(flops[computing] / ms[computing])), 1.0)
+    bytes_per_ms = max(float(np.median(moved[moving] / ms[moving])), 1.0)
+    fixed_ms = float(np.quantile(ms, 0.05))
+    line = np.maximum(np.maximum(flops / flops_per_ms, moved / bytes_per_ms), fixed_ms)
+    spread = float(np.exp(np.quantile(np.abs(np.log(ms / line)), 1 - 2 * _TAIL)))
+    return Roofline(
+        flops_per_ms=flops_per_ms, bytes_per_ms=bytes_per_ms, fixed_ms=fixed_ms, spread=min(max(spread, 1.5), 100.0)
+    )
+
+
+# --- one kind ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Rows of one kind as cells, terms, features (and their names) and ms."""
+
+    cells: NDArray[np.str_]
+    terms: Mapping[str, FloatArray]
+    names: tuple[str, ...]
+    features: FloatArray
+    ms: FloatArray
+    log_ms: FloatArray
+
+    @classmethod
+    def of(cls, table: Table) -> _Data:
+        columns = columns_of(table.kind, table.columns)
+        ms = table.latency_ms
+        kind, names = table.kind, feature_names(table.kind)
+        features = features_of(kind, columns)
+        differ = np.ptp(features, axis=0) > 0  # what is the same in all rows says nothing, and may be more elsewhere
+        differ[0] |= not differ.any()
+        used = tuple(name for name, kept in zip(names, differ.tolist(), strict=True) if kept)
+        return cls(cells_of(kind, columns), terms_of(kind, columns), used, features[:, differ], ms, np.log(ms))
+
+    def take(self, rows: NDArray[np.bool_]) -> _Data:
+        terms = {name: values[rows] for name, values in self.terms.items()}
+        return _Data(self.cells[rows], terms, self.names, self.features[rows], self.ms[rows], self.log_ms[rows])
+
+
+def _fit(data: _Data, weights: FloatArray, how: Boosting, seed: int) -> tuple[_Bases, Forest]:
+    """The bases and the forest of these rows."""
+    bases = fit_cells(data.terms, data.ms, data.cells)
+    ratio = data.log_ms - np.log(cells_base(bases, data.terms, data.cells))
+    return bases, grow(data.features, ratio, weights, how, seed)
+
+
+def _kept_apart(data: _Data, weights: FloatArray, folds: NDArray[np.int64], how: Boosting, seed: int) -> FloatArray:
+    """Logarithm of the ms that each row is expected to take by a model of the other folds."""
+    expected = np.full(len(folds), np.log(np.median(data.ms)))
+    for fold in np.unique(folds) if len(np.unique(folds)) > 1 else ():
+        apart = folds == fold
+        bases, forest = _fit(data.take(~apart), weights[~apart], how, seed)
+        left = data.take(apart)
+        expected[apart] = np.log(cells_base(bases, left.terms, left.cells)) + forest.evaluate(left.features)
+    return expected
+
+
+def _folds(table: Table, count: int, seed: int) -> NDArray[np.int64]:
+    """A fold for each row; rows of one strip are in the same one, because a strip is disturbed as a whole."""
+    draw = np.random.default_rng(seed)
+    if table.origin is None or len(np.unique(table.origin)) < 2 * count:
+        return draw.permutation(np.arange(len(table)) % min(count, max(1, len(table))))
+    alone = table.origin < 0
+    strips, place = np.unique(table.origin, return_inverse=True)
+    found = draw.permutation(np.arange(len(strips)) % count)[place]
+    found[alone] = draw.integers(0, count, int(alone.sum()))
+    return np.asarray(found, np.int64)
+
+
+def _trust(errors: FloatArray) -> FloatArray:
+    """The weight of each row: 1 where it is as expected, towards 0 where it is far off (Cauchy's)."""
+    sigma = max(_SIGMA, float(np.median(np.abs(errors))))
+    return np.asarray(1 / (1 + (errors / sigma) ** 2))
+
+
+def _densest(errors: FloatArray) -> float:
+    """Where errors are densest, within ±10 %: what disturbs a kernel makes it slower, so most rows lie a little below
+    the middle. 0 with few rows.
+    """
+    if len(errors) < _MANY:
+        return 0.0
+    places = np.linspace(-0.1, 0.1, 41)
+    density = [np.exp(-0.5 * ((errors - place) / _KERNEL) ** 2).sum() for place in places]
+    return float(places[int(np.argmax(density))])
+
+
+def _width(features: FloatArray, errors: FloatArray, how: Boosting, seed: int) -> Forest:
+    """The logarithm of how far off a kernel of these features is, usually."""
+    target = np.log(np.maximum(np.abs(errors), _LEAST_ERROR))
+    if len(errors) < _FEWEST:
+        return constant(float(np.median(target)), features.shape[1])
+    return grow(features, target, np.ones(len(target)), how, seed)
+
+
+def _interval(errors: FloatArray, width: FloatArray, folds: NDArray[np.int64]) -> tuple[float, float, float]:
+    """Low and high in units of width, so that a tenth lies beyond each (split conformal), and the share they cover."""
+    ratio = errors / width
+    low, high = _ends(ratio)
+    inside = [(ratio[folds == f], *_ends(ratio[folds != f])) for f in np.unique(folds) if (folds != f).any()]
+    covered = sum(int(((part >= a) & (part <= b)).sum()) for part, a, b in inside) / max(1, len(ratio))
+    return min(low, 0.0), max(high, 0.0), covered
+
+
+def _ends(ratio: FloatArray) -> tuple[float, float]:
+    """The 10th and the 90th percentile that hold for one more row, too (the extremes of fewer than ten)."""
+    share = min(1.0, (1 - _TAIL) * (1 + 1 / len(ratio)))
+    return float(np.quantile(ratio, 1 - share, method="lower")), float(np.quantile(ratio, share, method="higher"))
+
+
+# --- all together -----------------------------------------------------------------------------------------------------
+
+
+def _law(
+    tables: Mapping[str, Table], expected: Mapping[str, FloatArray], totals: Mapping[int, float]
+) -> tuple[float, float, float]:
+    """`fixed_ms`, `scale` and `spread` of whole models, by strips that were kept apart; (0, 1, 0) without any."""
+    sums = dict.fromkeys(totals, 0.0)
+    for kind, table in tables.items():
+        if table.origin is not None and len(table):
+            for strip, ms in zip(table.origin.tolist(), expected[kind].tolist(), strict=True):
+                if strip in sums:
+                    sums[strip] += ms
+    found = [(sums[s], totals[s]) for s in totals if sums[s] > 0 and totals[s] > 0]
+    if len(found) < _FEWEST:
+        return 0.0, 1.0, 0.0
+    kernels, whole = np.array(found).T
+    line = fit_base({"cold": cold(kernels), "kernels": kernels}, whole)
+    fixed_ms, scale = line.get("cold", 0.0), line.get("kernels", 0.0)
+    if not scale:
+        fixed_ms, scale = 0.0, float(np.median(whole / kernels))
+    off = np.abs(np.log(whole / (fixed_ms * cold(kernels) + scale * kernels)))
+    return fixed_ms, scale, float(np.quantile(off, 1 - 2 * _TAIL, method="higher"))
+
+
+def _amounts(table: Table) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """FLOPs (2 per multiply-add), bytes and ms of each row."""
+    terms = terms_of(table.kind, columns_of(table.kind, table.columns))
+    nothing = np.zeros(len(table))
+    moved = np.sum([terms.get(name, nothing) for name in ("read", "written", "weights")], axis=0)
+    return 2e6 * terms.get("macs", nothing), 4e6 * moved, table.latency_ms

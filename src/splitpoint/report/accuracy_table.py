@@ -1,0 +1,174 @@
+"""How good predictions are, as tables' cells, CSV files and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from splitpoint.errors import MissingExtraError
+from splitpoint.predict.accuracy import Errors, Judgement, PlanRow, Row, errors_of, regrets
+from splitpoint.report.files import check_writable, write_csv, write_picture
+from splitpoint.report.prediction_table import between, ms
+
+#: Files that `write` makes in a folder.
+NETWORKS, KERNELS, PLANS, PICTURE = "networks.csv", "kernels.csv", "plans.csv", "scatter.png"
+
+
+def whole_cells(found: Judgement) -> list[tuple[str, ...]]:
+    """A row a network: measured, predicted, its interval, the error; that at the speed of the calibration, that with a
+    few measured cuts, and linear regression's.
+    """
+    corrected, same = ({row.network: row for row in rows} for rows in (found.corrected, found.same_speed))
+    return [
+        (
+            row.network,
+            ms(row.measured_ms),
+            ms(row.predicted_ms),
+            between(row.low_ms, row.high_ms),
+            signed(row.error),
+            signed(same[row.network].error) if row.network in same else "",
+            signed(corrected[row.network].error) if row.network in corrected else "",
+            signed(row.linear_ms / row.measured_ms - 1),
+        )
+        for row in found.wholes
+    ]
+
+
+def kind_cells(kinds: Mapping[str, Errors]) -> list[tuple[str, ...]]:
+    """A row a kind: how many kernels, MAPE, hit rates, coverage, linear regression's MAPE."""
+    return [(name, str(e.count), *_rates(e), f"{e.linear:.0%}") for name, e in kinds.items()]
+
+
+def _rates(e: Errors) -> tuple[str, ...]:
+    return (f"{e.mape:.1%}", *(f"{share:.0%}" for share in (e.within5, e.within10, e.within20, e.covered)))
+
+
+def signed(share: float) -> str:
+    """An error with its sign: ``+4.2%``, ``-11%``."""
+    digits = 0 if abs(share) >= 0.0995 else 1
+    return f"{round(share, digits + 2) + 0.0:+.{digits}%}"  # no -0.0%
+
+
+def sentences(found: Judgement) -> list[str]:
+    """What it comes to, a line each."""
+    said = [_of_networks("whole networks", found.wholes)] if found.wholes else []
+    if found.speed is not None:
+        said += [f"meanwhile {found.speed}", _of_networks("whole networks at the same speed", found.same_speed)]
+    if found.corrected:
+        said.append(_of_networks("with a few of their cuts measured", found.corrected))
+    if found.plans:
+        middle, high, mean = regrets(found.plans)
+        worst = max(found.plans, key=lambda r: r.regret)
+        bad = sum(r.regret > 0.05 for r in found.plans)
+        said.append(
+            f"{len(found.plans)} plans made from predictions: median regret {middle:.1%}, mean {mean:.1%}, nine in ten "
+            f"within {high:.1%}; {bad} above 5%, worst {worst.regret:.0%} ({worst.network}, {worst.link}, device "
+            f"{worst.slowdown:g}x slower)"
+        )
+    return said
+
+
+def _of_networks(what: str, rows: Sequence[Row]) -> str:
+    e = errors_of(rows)
+
+    def of(share: float) -> str:
+        return f"{round(share * e.count)}"
+
+    return (
+        f"{what}: MAPE {e.mape:.1%}; {of(e.within5)}, {of(e.within10)} and {of(e.within20)} of {e.count} within 5, 10 "
+        f"and 20%; {of(e.covered)} in their interval; linear regression errs by {e.linear:.0%}"
+    )
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, found: Judgement, title: str) -> list[Path]:
+    """networks.csv, kernels.csv, plans.csv and, where matplotlib is, scatter.png; returns what was written."""
+    written = [folder / NETWORKS, folder / KERNELS, folder / PLANS]
+    write_csv(written[0], [_flat(r) for r in (*found.wholes, *found.same_speed, *found.corrected)], _ROW)
+    write_csv(written[1], [_flat(r) for r in found.kernels], _ROW)
+    write_csv(written[2], [asdict(r) | {"regret": round(r.regret, 5)} for r in found.plans], _PLAN)
+    if _can_draw():
+        draw(found, folder / PICTURE, title)
+        written.append(folder / PICTURE)
+    return written
+
+
+_ROW: Sequence[str] = (*(f.name for f in fields(Row)), "error")
+_PLAN: Sequence[str] = (*(f.name for f in fields(PlanRow)), "regret")
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(row).items()}
+    return rounded | {"error": round(row.error, 5)}
+
+
+def _can_draw() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
+
+
+#: Of the dots, the commonest kinds first.
+_COLOURS: Sequence[str] = (
+    "#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#b279a2", "#eeca3b", "#e45756", "#9d755d", "#bab0ac",
+)  # fmt: skip
+
+
+def draw(found: Judgement, path: Path, title: str) -> None:
+    """A PNG: predicted against measured, kernels and whole networks, on logarithmic axes with a ±10 % band.
+    MissingExtraError without matplotlib.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError as exc:
+        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
+    check_writable(path)
+    panels = [rows for rows in (found.kernels, found.wholes) if rows]
+    figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 6.2), layout="constrained")
+    for drawn, rows in zip([axes] if len(panels) < 2 else list(axes), panels, strict=False):
+        _scatter(drawn, rows)
+    figure.suptitle(title, fontsize=11)
+    try:
+        write_picture(path, figure)
+    finally:
+        plt.close(figure)
+
+
+def _scatter(axes: Any, rows: Sequence[Row]) -> None:
+    """One panel: dots by kind; networks with their intervals and names."""
+    networks = rows[0].kind == "whole"
+    kinds = sorted({r.kind for r in rows}, key=lambda k: -sum(r.kind == k for r in rows))
+    for k, kind in enumerate(kinds):
+        inside = [r for r in rows if r.kind == kind]
+        x, y = [r.measured_ms for r in inside], [r.predicted_ms for r in inside]
+        colour = _COLOURS[min(k, len(_COLOURS) - 1)]
+        axes.plot(x, y, ".", color=colour, markersize=9 if networks else 4, alpha=0.9 if networks else 0.6, label=kind)
+        if networks:
+            low = [max(0.0, r.predicted_ms - r.low_ms) for r in inside]
+            high = [max(0.0, r.high_ms - r.predicted_ms) for r in inside]
+            axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+            for r in inside:
+                axes.annotate(
+                    r.network, (r.measured_ms, r.predicted_ms), (5, -3), textcoords="offset points", fontsize=7
+                )
+    ends = [min(r.measured_ms for r in rows) * 0.8, max(r.measured_ms for r in rows) * 1.25]
+    axes.plot(ends, ends, color="black", linewidth=0.8)
+    axes.fill_between(ends, [e * 0.9 for e in ends], [e * 1.1 for e in ends], color="black", alpha=0.1, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("measured, ms")
+    axes.set_ylabel("predicted, ms")
+    e = errors_of(rows)
+    what = "networks" if networks else "kernels"
+    axes.set_title(f"{e.count} {what}: MAPE {e.mape:.1%}, {e.within10:.0%} within ±10 % (band)", fontsize=10)
+    if not networks:
+        axes.legend(frameon=False, fontsize=8, markerscale=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,198 @@
+"""Neurosurgeon's layer study: what every layer costs and how much it makes, as rows, CSV, spreadsheet and picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from splitpoint.errors import MissingExtraError
+from splitpoint.graph import Graph, Node
+from splitpoint.profile.profiles import Profile, Stat
+from splitpoint.report.files import check_writable, write_csv, write_picture, write_xlsx
+from splitpoint.tensors import TensorSpec
+from splitpoint.units import ms as ms_text
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """A step (a node, or a quantised group) and the cut behind it.
+
+    `ms` is the engine's own time in its kernels (0 where it was fused into a neighbour), `output_bytes` what it makes.
+    Head and tail are of the cut behind it; `measured` says that they were not modelled. `crossing_bytes` would cross.
+    """
+
+    row: int
+    cut: int | None
+    layer: str
+    node: str
+    op: str
+    kind: str
+    ms: float
+    share: float
+    shape: str
+    output_bytes: int
+    crossing_bytes: int
+    head_ms: float
+    head_p10: float
+    head_p90: float
+    tail_ms: float
+    tail_p10: float
+    tail_p90: float
+    measured: bool
+    flops: int
+    params: int
+
+
+COLUMNS: Sequence[str] = tuple(f.name for f in fields(CostRow))
+
+
+def cost_rows(profile: Profile) -> list[CostRow]:
+    """A row for the input and for every step of the graph, in order."""
+    graph = profile.graph
+    total = sum(profile.nodes) or 1.0
+    measured = {s.prefix for s in profile.segments}
+    rows = []
+    for k, (cut, step) in enumerate(zip(graph.prefixes(), ((), *graph.order), strict=True)):
+        nodes = [graph.nodes[i] for i in step]
+        spent = sum(profile.nodes[i] for i in step)
+        made = _output(nodes[-1], graph) if nodes else graph.inputs[0].bind(graph.assumed) if graph.inputs else None
+        head, tail = profile.head(k), profile.tail(k)
+        rows.append(
+            CostRow(
+                row=k,
+                cut=cut.index,
+                layer=graph.spell("layer", nodes[-1].layer) if nodes else cut.name,
+                node=nodes[-1].name if nodes else "",
+                op=" + ".join(n.op for n in nodes),
+                kind=kind_of(nodes, graph),
+                ms=round(spent, 4),
+                share=round(spent / total, 5),
+                shape="x".join(map(str, made.shape)) if made else "",
+                output_bytes=made.nbytes if made else 0,
+                crossing_bytes=cut.nbytes,
+                **_stats("head", head),
+                **_stats("tail", tail),
+                measured=k in measured,
+                flops=sum(n.flops for n in nodes),
+                params=sum(n.params for n in nodes),
+            )
+        )
+    return rows
+
+
+def _stats(side: str, stat: Stat) -> dict[str, Any]:
+    return {
+        f"{side}_ms": round(stat.median, 4),
+        f"{side}_p10": round(stat.p10, 4),
+        f"{side}_p90": round(stat.p90, 4),
+    }
+
+
+def _output(node: Node, graph: Graph) -> TensorSpec | None:
+    """The first output that is an array of numbers."""
+    return next((graph.tensors[t] for t in node.outputs if t in graph.tensors), None)
+
+
+_KINDS: Mapping[str, str] = {
+    "Gemm": "linear", "MatMul": "linear", "MatMulInteger": "linear", "QLinearMatMul": "linear", "FusedMatMul": "linear",
+    "MaxPool": "pooling", "AveragePool": "pooling", "GlobalAveragePool": "pooling", "GlobalMaxPool": "pooling",
+    "ReduceMean": "pooling", "Relu": "activation", "Clip": "activation", "Sigmoid": "activation", "Tanh": "activation",
+    "HardSwish": "activation", "HardSigmoid": "activation", "Gelu": "activation", "Erf": "activation",
+    "LeakyRelu": "activation", "PRelu": "activation", "Softmax": "activation", "Elu": "activation",
+    "BatchNormalization": "normalisation", "LayerNormalization": "normalisation", "LRN": "normalisation",
+    "InstanceNormalization": "normalisation",
+}  # fmt: skip
+
+#: Of the bars, in the order of the legend.
+COLOURS: Mapping[str, str] = {
+    "convolution": "#4c78a8", "depthwise convolution": "#72b7b2", "linear": "#f58518", "pooling": "#54a24b",
+    "activation": "#b279a2", "normalisation": "#eeca3b", "other": "#9d9d9d",
+}  # fmt: skip
+
+
+def kind_of(nodes: Sequence[Node], graph: Graph) -> str:
+    """What the heaviest of `nodes` is, in the layer study's words."""
+    if not nodes:
+        return ""
+    node = max(nodes, key=lambda n: n.flops)
+    if "Conv" in node.op and node.op != "ConvTranspose":
+        return "depthwise convolution" if _is_depthwise(node, graph) else "convolution"
+    return "convolution" if "Conv" in node.op else _KINDS.get(node.op, "other")
+
+
+def _is_depthwise(node: Node, graph: Graph) -> bool:
+    """Whether an output reads fewer numbers than there are channels, or no multiple of them (3 × 3 of 8 channels)."""
+    made, came = _output(node, graph), next((graph.tensors[t] for t in node.inputs if t in graph.tensors), None)
+    if made is None or came is None or len(came.shape) < 3 or not made.elements:
+        return False
+    read, channels = node.flops // (2 * made.elements), int(came.shape[1])
+    return 0 < read < channels or read % channels != 0
+
+
+def write_rows(path: Path, rows: Sequence[CostRow]) -> None:
+    """The rows as CSV."""
+    write_csv(path, [asdict(r) for r in rows], COLUMNS)
+
+
+def write_sheet(path: Path, rows: Sequence[CostRow], title: str) -> None:
+    """The rows as a spreadsheet. MissingExtraError without openpyxl."""
+    write_xlsx(path, [asdict(r) for r in rows], COLUMNS, title)
+
+
+def draw(profile: Profile, rows: Sequence[CostRow], path: Path) -> None:
+    """A PNG: each layer's milliseconds as bars, its output's size as a line. MissingExtraError without matplotlib."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError as exc:
+        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
+    check_writable(path)
+    places = range(len(rows))
+    figure, axes = plt.subplots(figsize=(min(26.0, max(9.0, 0.17 * len(rows) + 3)), 6.2), layout="constrained")
+    for kind, colour in COLOURS.items():
+        inside = [i for i in places if rows[i].kind == kind]
+        if inside:
+            axes.bar(inside, [rows[i].ms for i in inside], width=0.8, color=colour, label=kind)
+    highest = max([r.ms for r in rows], default=0.0) or 1.0
+    axes.set_ylim(0, highest * 1.12)
+    axes.set_xlim(-0.8, len(rows) - 0.2)
+    axes.set_ylabel("ms in the layer's kernels (bars)")
+    step = max(1, -(-len(rows) // 150))
+    axes.set_xticks(
+        list(places)[::step],
+        _labels(rows)[::step],
+        rotation=90,
+        fontsize=9 if len(rows) < 40 else 6.5,
+    )
+    sizes = axes.twinx()
+    sizes.plot(
+        places, [r.output_bytes / 1e3 for r in rows], color="black", marker=".", markersize=4, linewidth=1,
+        label="output size",
+    )  # fmt: skip
+    sizes.set_ylabel("kB that the layer makes (line)")
+    sizes.set_ylim(0, max([r.output_bytes for r in rows], default=0) * 1.12e-3 or 1)
+    handles, labels = axes.get_legend_handles_labels()
+    more, names = sizes.get_legend_handles_labels()
+    figure.legend(handles + more, labels + names, loc="outside lower center", ncols=8, frameon=False, fontsize=9)
+    axes.set_title(f"{profile.graph.name}: {ms_text(profile.whole.median)} ms on {profile.where}", fontsize=11)
+    for drawn in (axes, sizes):
+        drawn.spines["top"].set_visible(False)
+    try:
+        write_picture(path, figure)
+    finally:
+        plt.close(figure)
+
+
+def _labels(rows: Sequence[CostRow]) -> list[str]:
+    """Layer names; with the operator where one layer has several."""
+    several = Counter(r.layer for r in rows)
+    return [_short(r.layer if several[r.layer] == 1 else f"{r.layer} {r.op}") for r in rows]
+
+
+def _short(layer: str, width: int = 28) -> str:
+    return layer if len(layer) <= width else "…" + layer[-width + 1 :]

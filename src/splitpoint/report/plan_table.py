@@ -1,0 +1,280 @@
+"""The honest table as cells and lines, and the plan as a picture: what each kind of option costs by bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+
+from splitpoint.errors import MissingExtraError
+from splitpoint.planning.advice import rate
+from splitpoint.planning.plans import Band, Option, Plan, value
+from splitpoint.planning.sensitivity import Curves
+from splitpoint.report.files import write_picture
+from splitpoint.units import mbps, ms, size
+
+#: Titles of the table, and those that are never left out when the terminal is narrow; nor is the objective's own.
+TITLES: Sequence[str] = ("", "option", "ms ± band", "edge", "link", "server", "up", "req/s", "quality", "mJ")
+_KEPT = frozenset(TITLES[:6])
+_OWN = {"bytes": "up", "throughput": "req/s", "energy": "mJ"}
+#: Characters between columns; what names may take before another column goes for them; what they need at least.
+_GAP, _NAMES, _LEAST = 3, 34, 12
+
+
+def rows(plan: Plan) -> list[tuple[str, ...]]:
+    """The table's cells, by `TITLES`. The best has an arrow, what a constraint rules out a cross."""
+    return [cells(option, best=option == plan.best) for option in plan.options]
+
+
+def fitted(plan: Plan, width: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Titles and rows that fit a terminal of `width`: columns left out, the last one first, and options in few words.
+
+    Options are shortened inside their names: what kind of option it is, and its codec, are always there.
+    """
+    full, shown = rows(plan), titles(plan)
+    widths = {t: max([len(t), *(len(r[i]) for r in full)]) for i, t in enumerate(TITLES)}
+    longest, widths["option"] = widths["option"], min(widths["option"], _NAMES)
+    kept = _KEPT | {_OWN.get(plan.objective, "")}
+    spare = [t for t in shown if t not in kept]
+    while spare and sum(widths[t] + _GAP for t in shown) > width:
+        gone = spare.pop()
+        shown = tuple(t for t in shown if t != gone)
+    room = max(_LEAST, width - sum(widths[t] + _GAP for t in shown if t != "option") - _GAP)
+    places = [TITLES.index(t) for t in shown]
+    made = []
+    for option, row in zip(plan.options, full, strict=True):
+        words = row if longest <= room else (row[0], in_few_words(option, room), *row[2:])
+        made.append(tuple(words[i] for i in places))
+    return shown, made
+
+
+def in_few_words(option: Option, room: int) -> str:
+    """An option in at most `room` characters, the front of a layer's name left out: ``split …project.norm, int4``."""
+    codecs = " + ".join(dict.fromkeys(option.codecs))
+    if option.kind == "jpeg":
+        quality = next((c.partition(":")[2] for c in option.codecs if c.startswith("jpeg:")), "")
+        return _tail(f"server, JPEG q{quality}", room)
+    if option.kind != "split":
+        return _tail({"device": "device"}.get(option.kind, f"server, {codecs or 'raw'}"), room)
+    how = "" if codecs in ("raw", "") else f", {codecs}"
+    name = _tail(option.cut, max(4, room - len("split ") - len(how)))
+    return _tail(f"split {name}{how}", room)
+
+
+def _tail(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def cells(option: Option, *, best: bool = False) -> tuple[str, ...]:
+    """One row by `TITLES`. `edge` is computing and encoding; `link` both ways with the round trip."""
+    mark = "→" if best else "×" if option.refused else " "
+    stages = option.stages
+    edge = stages["edge"].ms + stages["encode"].ms
+    link = stages["up"].ms + stages["down"].ms
+    return (
+        mark,
+        option.label.replace("split after ", "split: ", 1),
+        band(option.total),
+        ms(edge) if option.on_edge else "-",
+        "-" if option.kind == "device" else ms(link),
+        "-" if option.kind == "device" else ms(stages["server"].ms),
+        "-" if option.kind == "device" else ("" if option.sized else "~") + size(option.up_nbytes),
+        rate(option.throughput),
+        quality(option),
+        "-" if option.energy_mj is None else ms(option.energy_mj),
+    )
+
+
+def titles(plan: Plan) -> tuple[str, ...]:
+    """The titles that say something about `plan`: no energy without watts."""
+    return tuple(t for t in TITLES if t != "mJ" or any(o.energy_mj is not None for o in plan.options))
+
+
+def band(found: Band) -> str:
+    """Milliseconds with the larger half of their band: ``247 ± 12``."""
+    return f"{ms(found.ms)} ± {_error(found.error)}"
+
+
+def _error(error: float) -> str:
+    return f"{error:.0f}" if error >= 9.5 else f"{error:.1f}" if error >= 0.095 else f"{error:.2f}"
+
+
+def quality(option: Option) -> str:
+    """How good the answer is: exact, as calibrated, or not measured."""
+    if option.exact:
+        return "exact"
+    found = option.quality
+    if found is None:
+        return "not measured"
+    if found.agreement is None:
+        return f"error {found.error:.1%}"
+    return f"{round(found.agreement * found.inputs)}/{found.inputs} same"
+
+
+def seed_lines(plan: Plan) -> tuple[str, ...]:
+    """What Neurosurgeon's replica printed: bandwidth, best latency, best partition point.
+
+    Where something else than latency is made least, the latency is that of the plan and not called the best.
+    """
+    place = {
+        "device": "output (all on the device)", "server": "input (all on the server)",
+        "jpeg": "input (a JPEG, all on the server)",
+    }  # fmt: skip
+    where = place.get(plan.best.kind, plan.best.cut)
+    return (
+        f"bandwidth: {mbps(plan.link.up_mbps)} Mbit/s",
+        f"{'best latency' if plan.objective == 'latency' else 'latency of the plan'}: {ms(plan.best.total.ms)} ms",
+        f"best partition point: {where}",
+    )
+
+
+def proof(plan: Plan) -> str:
+    """How good the best is, as a sentence."""
+    what = {
+        "latency": "faster", "throughput": "faster at its slowest stage", "energy": "more frugal",
+        "bytes": "leaner", "server-time": "easier on the server",
+    }[plan.objective]  # fmt: skip
+    if plan.bound < 1e-3 * value(plan.best, plan.objective):
+        return "how near that is to the best possible is not known: the limits leave no bound but zero"
+    by = "" if plan.gap < 5e-4 else f" by more than {plan.gap * 100:.2g} %"
+    among = "".join(f", {said}" for said in plan.constraints)
+    return f"no placement of the nodes is {what}{by} with these codecs{among} (proven, for these profiles)"
+
+
+def refusals(plan: Plan) -> list[str]:
+    """Why each option with a cross is ruled out."""
+    return [f"× {o.label}: {o.refused}" for o in plan.options if o.refused]
+
+
+def range_lines(plan: Plan) -> list[tuple[str, str]]:
+    """(uplink rates, what is best there), a line a range."""
+    ends = [(r.up_mbps_from, r.up_mbps_to) for r in plan.sensitivity]
+    last = len(ends) - 1
+    return [(_rates(k, last, *ends[k]), r.label) for k, r in enumerate(plan.sensitivity)]
+
+
+def _rates(k: int, last: int, low: float, high: float) -> str:
+    if last == 0:
+        return f"from {_mbps(low)} to {_mbps(high)} Mbit/s"
+    if k == 0:
+        return f"below {_mbps(high)} Mbit/s"
+    if k == last:
+        return f"above {_mbps(low)} Mbit/s"
+    return f"{_mbps(low)} to {_mbps(high)} Mbit/s"
+
+
+def _mbps(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}" if rate >= 0.1 else f"{rate:.2g}"
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+#: Kind → (label, colour, dashes), in the order of the legend.
+_LINES: Mapping[str, tuple[str, str, str]] = {
+    "device": ("all on the device", "#4c78a8", "-"),
+    "server": ("all on the server, raw input", "#e45756", "-"),
+    "jpeg": ("all on the server, JPEG", "#b279a2", "--"),
+    "split": ("best split", "#54a24b", "-"),
+}
+
+_AXIS = {
+    "latency": "milliseconds a request", "throughput": "milliseconds a request (slowest stage)",
+    "energy": "millijoules a request", "bytes": "bytes a request", "server-time": "milliseconds on the server",
+}  # fmt: skip
+
+
+def draw(plan: Plan, curves: Curves, path: Path) -> None:
+    """A PNG: the objective by uplink bandwidth, a line a kind, the plan bold. MissingExtraError without matplotlib."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError as exc:
+        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
+    figure, axes = plt.subplots(figsize=(10.0, 6.2), layout="constrained")
+    try:
+        _lines(axes, plan, curves)
+        _changes(axes, plan, curves)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        write_picture(path, figure)
+    finally:
+        plt.close(figure)
+
+
+def _lines(axes: object, plan: Plan, curves: Curves) -> None:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import FuncFormatter
+
+    assert isinstance(axes, Axes)
+    best = curves.values["best"]
+    known = [b for b in best if isfinite(b)]
+    jpeg = plan.option("jpeg")
+    axes.plot(curves.rates, best, color="black", linewidth=5, alpha=0.28, solid_capstyle="round", label="the plan")
+    for kind, (text, colour, dashes) in _LINES.items():
+        if kind not in curves.values or not any(isfinite(v) for v in curves.values[kind]):
+            continue
+        note = " (ruled out, see the table)" if kind == "jpeg" and jpeg is not None and jpeg.refused else ""
+        axes.plot(curves.rates, curves.values[kind], color=colour, linestyle=dashes, linewidth=1.7, label=text + note)
+    axes.set_xscale("log")
+    axes.set_xlim(curves.rates[0], curves.rates[-1])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.set_xlabel("uplink, Mbit/s (all else being equal)")
+    axes.set_ylabel(_AXIS[plan.objective])
+    # A slow link makes minutes of the raw input: what is decided on lies near the plan.
+    device = [v for v in curves.values.get("device", ()) if isfinite(v)]
+    top = 1.75 * max([*known, *device], default=1.0)
+    least = [min(values) for values in curves.values.values() if isfinite(min(values))]
+    top = max(top, min(1.5 * max(least, default=0.0), 20 * top))
+    axes.set_ylim(0, top if top > 0 else 1.0)
+    axes.axvline(plan.link.up_mbps, color="#888888", linewidth=1, linestyle=":")
+    name = plan.link.name or "this link"
+    axes.annotate(
+        f" {name}: {_mbps(plan.link.up_mbps)} Mbit/s", (plan.link.up_mbps, 0), (0, 4), textcoords="offset points",
+        fontsize=8.5, color="#555555", ha="left" if plan.link.up_mbps < 100 else "right",
+    )  # fmt: skip
+    axes.set_title(f"{plan.model}: {_short(plan.edge)}  →  {_short(plan.cloud)}", fontsize=10)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _changes(axes: object, plan: Plan, curves: Curves) -> None:
+    """Each stretch of the plan by name, above its line; a dot where the answer changes."""
+    import numpy as np
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    log = np.log(curves.rates)
+    best = np.array([v if isfinite(v) else np.nan for v in curves.values["best"]])
+    top = axes.get_ylim()[1]
+    shown = [r for r in plan.sensitivity if r.kind != "none"]
+    for k, stretch in enumerate(shown):
+        middle = float(np.sqrt(stretch.up_mbps_from * stretch.up_mbps_to))
+        y = float(np.interp(np.log(middle), log, best))
+        if stretch is not plan.sensitivity[0]:
+            edge = stretch.up_mbps_from
+            axes.plot([edge], [np.interp(np.log(edge), log, best)], "o", color="black", markersize=5)
+            axes.annotate(
+                _mbps(edge), (edge, float(np.interp(np.log(edge), log, best))), (0, -13),
+                textcoords="offset points", ha="center", fontsize=8,
+            )  # fmt: skip
+        if len(shown) == 1:
+            # One name for all rates stands on its line: a line up to a name would look like the link's.
+            axes.annotate(
+                _short(stretch.label, 40), (middle, y), (0, 7), textcoords="offset points", fontsize=8.5, ha="center",
+            )  # fmt: skip
+            return
+        # Names go up in steps from right to left, so that neighbours do not meet.
+        height = top * (0.97 - 0.065 * (k % 7))
+        ha = "left" if k == 0 else "right" if stretch is shown[-1] else "center"
+        x = curves.rates[0] * 1.1 if ha == "left" else curves.rates[-1] / 1.1 if ha == "right" else middle
+        axes.annotate(
+            _short(stretch.label, 40), (middle, y), (x, height), fontsize=8.5, ha=ha, va="top", zorder=5,
+            bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+            arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.8},
+        )  # fmt: skip
+
+
+def _short(text: str, width: int = 48) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,138 @@
+"""A prediction as rows that fit a screen, and as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from math import hypot
+from pathlib import Path
+
+from splitpoint.predict.price.prediction import KernelCost, Prediction
+from splitpoint.profile.profiles import Stat
+from splitpoint.report.files import write_csv
+from splitpoint.units import counted
+from splitpoint.units import ms as usual_ms
+
+#: Rows of the table; a network with more kernels is shown by its larger layers.
+MOST_ROWS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRow:
+    """A kernel, or those of one layer: milliseconds it adds to the whole, between `low` and `high` four times in five.
+
+    `share` is of the whole model. `calibrated` is False where some of it was priced by FLOPs and bytes alone.
+    """
+
+    layer: str
+    kind: str
+    ops: str
+    kernels: int
+    ms: float
+    low_ms: float
+    high_ms: float
+    share: float
+    calibrated: bool
+    flops: int
+
+
+COLUMNS: Sequence[str] = tuple(f.name for f in fields(PriceRow))
+
+
+def kernel_rows(found: Prediction) -> list[PriceRow]:
+    """A row a kernel, in the order they run."""
+    return [_row(k.layer, [k], found) for k in found.kernels]
+
+
+def layer_rows(found: Prediction, most: int = MOST_ROWS) -> list[PriceRow]:
+    """At most about `most` rows in the order they run: a kernel each, or those of the deepest layers that are so few.
+
+    Where paths are no help (a network without any), the longest ones, and a last row for all others.
+    """
+    rows = kernel_rows(found)
+    if len(rows) <= most:
+        return rows
+    deepest = max(row.layer.count(".") for row in rows) + 1
+    for depth in range(deepest, 0, -1):
+        groups = _grouped(found.kernels, depth)
+        if len(groups) <= most:
+            if len(groups) < most // 4:
+                break  # one stage of everything says nothing
+            return [_row(path, inside, found) for path, inside in groups]
+    longest = sorted(range(len(rows)), key=lambda k: rows[k].ms, reverse=True)[: most - 1]
+    others = [k for i, k in enumerate(found.kernels) if i not in set(longest)]
+    return [*(rows[k] for k in sorted(longest)), _row(f"{len(others)} others", others, found)]
+
+
+def _grouped(kernels: Sequence[KernelCost], depth: int) -> list[tuple[str, list[KernelCost]]]:
+    """Neighbours whose paths begin with the same `depth` names."""
+    groups: list[tuple[str, list[KernelCost]]] = []
+    for kernel in kernels:
+        path = ".".join(kernel.layer.split(".")[:depth])
+        if groups and groups[-1][0] == path:
+            groups[-1][1].append(kernel)
+        else:
+            groups.append((path, [kernel]))
+    return groups
+
+
+def _row(layer: str, inside: Sequence[KernelCost], found: Prediction) -> PriceRow:
+    ms = _together([k.ms for k in inside])
+    kinds = dict.fromkeys(k.kind for k in sorted(inside, key=lambda k: -k.ms.median))
+    return PriceRow(
+        layer=layer,
+        kind=" ".join(kinds),
+        ops=" ".join(op for k in inside for op in k.ops),
+        kernels=len(inside),
+        ms=round(ms.median, 5),
+        low_ms=round(ms.p10, 5),
+        high_ms=round(ms.p90, 5),
+        share=round(ms.median / found.whole.median, 5) if found.whole.median > 0 else 0.0,
+        calibrated=all(k.calibrated for k in inside),
+        flops=sum(k.kernel.flops for k in inside),
+    )
+
+
+def _together(parts: Sequence[Stat]) -> Stat:
+    """The sum of a few kernels: half of their errors taken as shared, which is what sums of strips show."""
+    middle = sum(s.median for s in parts)
+    below, above = ([s.median - s.p10 for s in parts], [s.p90 - s.median for s in parts])
+    low, high = ((hypot(*side) + sum(side)) / 2 for side in (below, above))
+    return Stat(middle, max(0.0, middle - low), middle + high, 0)
+
+
+def write_rows(path: Path, rows: Sequence[PriceRow]) -> None:
+    """The rows as CSV."""
+    write_csv(path, [asdict(r) for r in rows], COLUMNS)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def ms(milliseconds: float) -> str:
+    """Milliseconds with three digits, of tiny kernels too."""
+    return usual_ms(milliseconds) if milliseconds >= 0.995 else f"{milliseconds:.3f}"
+
+
+def between(low: float, high: float) -> str:
+    """An interval: ``0.36…0.47``."""
+    return f"{ms(low)}…{ms(high)}"
+
+
+def kind_text(row: PriceRow, width: int = 22) -> str:
+    """The kind of a kernel; of several, how many and those that take longest: ``4: conv dw_conv …``."""
+    mark = "" if row.calibrated else " *"
+    text = row.kind if row.kernels == 1 else f"{row.kernels}: {row.kind}"
+    return (text if len(text) + len(mark) <= width else f"{text[: width - 1 - len(mark)].rstrip()}…") + mark
+
+
+def uncalibrated_line(found: Prediction, most: int = 4) -> str:
+    """Which operators were priced by FLOPs and bytes; empty if none was."""
+    missing = found.uncalibrated
+    if not missing:
+        return ""
+    parts = [f"{u.op} ({u.count}×, {u.share:.0%})" for u in missing[:most]]
+    more = f" and {counted(len(missing) - most, 'other operator')}" if len(missing) > most else ""
+    kernels, share = sum(u.count for u in missing), sum(u.share for u in missing)
+    what = counted(kernels, "kernel")
+    return f"* never calibrated, priced by FLOPs and bytes: {what}, {share:.0%} of the time: {', '.join(parts)}{more}"

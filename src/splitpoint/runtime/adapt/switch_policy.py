@@ -1,0 +1,367 @@
+"""When to cut elsewhere: conditions → keep, or switch to this option, and why. Pure: time and randomness are arguments.
+
+    adapter = Adapter(planner, current=plan.best, seed=1)
+    decision = adapter.decide(now_s, observer.conditions(now_s))
+    if decision.switch:
+        edge.switch(*placement(graph, decision.option))     # the uplink fell to 2.1 Mbit/s
+
+The best option for the conditions is the planner's own, with profiles as slow as device and server are, and with the
+server's queue, what requests cost beside the plan, and failures as a longer round trip. Four things keep it from
+flapping:
+
+* A gain must be worth it (`Policy.gain`), and a small one must have been there for a while.
+* Between two switches passes at least `Policy.dwell_s`. Always.
+* A server is left because of its load after a moment drawn at random, and given more to do again only after it has
+  looked free for a pause, drawn at random too, that doubles each time: edges that share it neither leave nor return
+  together, and who comes second finds that there is no need, or no room.
+* So is, in either direction, a switch that was undone shortly after it was made.
+
+Pauses never hold up what is necessary: to leave what has become worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from random import Random
+from typing import TypeAlias
+
+import msgspec
+
+from splitpoint.errors import UsageError
+from splitpoint.planning.planner import Planner
+from splitpoint.planning.plans import Option, value
+from splitpoint.runtime.adapt.conditions import Conditions
+from splitpoint.runtime.adapt.option_costs import Outlook, View
+from splitpoint.units import mbps, ms
+
+#: A pause is drawn between these shares of its length.
+_JITTER = (0.1, 1.9)
+#: Who has stayed for so many times the last pause begins with the shortest again.
+_FORGIVEN = 4.0
+#: What could not be switched to is tried again after this.
+_RETRY_S = 0.2
+#: The links that `Adapter.likely` plans for, as shares of the link now: the nearest first.
+_LIKELY = (0.5, 2.0, 0.25, 4.0)
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """How willing an `Adapter` is to switch. UsageError for numbers that make no sense."""
+
+    dwell_s: float = 1.0
+    """Between two switches passes at least this."""
+    gain: float = 0.1
+    """A switch must promise this share of what a request takes now,"""
+    gain_ms: float = 1.0
+    """and so many milliseconds (where latency is the objective)."""
+    urgent: float = 0.3
+    """From this share on a gain is taken at once."""
+    settle_s: float = 1.0
+    """A gain of just `gain` must have been there for so long; a larger one for less, in inverse proportion."""
+    leave_s: float = 2.0
+    """Who leaves a server because of its load does so within this time, drawn at random."""
+    pause_s: float = 2.0
+    """How long on average a server that was left because of its load must look free, the first time."""
+    most_pause_s: float = 60.0
+    """The longest such pause."""
+    short_s: float = 3.0
+    """A switch that is undone before that was a mistake, whatever the reason: it too is followed by a pause."""
+    calm_s: float = 10.0
+    """Who stays for so long, and four times the last pause, has no mistakes behind him."""
+
+    def __post_init__(self) -> None:
+        for field in ("dwell_s", "gain_ms", "settle_s", "leave_s", "pause_s", "most_pause_s", "short_s", "calm_s"):
+            if not 0 <= (number := getattr(self, field)) < inf:
+                raise UsageError(f"a policy's {field} is a number from 0, not {number}")
+        if not 0 <= self.gain <= self.urgent <= 1 or self.gain == 0:
+            raise UsageError(
+                f"a policy's gain and urgent are shares, 0 < gain ≤ urgent ≤ 1, not {self.gain} and {self.urgent}"
+            )
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Whether to switch, and to what: `option` is the best one then, else the current one, at today's price.
+
+    `why`, a part of a sentence, is what changed if `switch`, else what speaks against it. `current_ms` and `best_ms`
+    are what a request takes now and with the best option, `gain_ms` their difference (0 if the server is gone).
+    Where throughput is the objective now, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
+    """
+
+    switch: bool
+    option: Option
+    why: str
+    gain_ms: float
+    current_ms: float
+    best_ms: float
+    gain_rate: float = 0.0
+
+
+class Adapter:
+    """Decides for one edge, again and again. `current` is the option that it runs with (None: the first `decide` says).
+
+    `seed` should differ between edges: who shares a server must not think in step. `rate` is a stream's frames a
+    second: while the best for latency keeps up with them it is wanted, else the most throughput. One thread at a time.
+    """
+
+    def __init__(
+        self, planner: Planner, *, current: Option | None = None, policy: Policy | None = None, seed: int = 0,
+        rate: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.policy = policy or Policy()
+        self._outlook = Outlook(planner, rate)
+        self._pauses, self._random = _Pauses(self.policy), Random(seed)
+        self._current = self._before = current
+        #: What was believed when the current option was chosen, when that was, and since when there is a better one.
+        self._then: Conditions | None = None
+        self._switched_s = -inf
+        self._better_since: float | None = None
+        self._draw = 0.0  # anew for each gain that is looked at, 0…1
+        self._undo: tuple[Conditions | None, float, _Remembered] = (None, -inf, self._pauses.state)
+        self._barred: _Barred | None = None
+
+    @property
+    def current(self) -> Option:
+        """The option that the edge runs with, at the price when it was last looked at. UsageError before any."""
+        if self._current is None:
+            raise UsageError("there is no current option yet: give one, or call decide first")
+        return self._current
+
+    def decide(self, now_s: float, conditions: Conditions) -> Decision:
+        """Keep, or switch: then the option counts as `current` from now on (see `revert`)."""
+        view = self._outlook.view(conditions)
+        best = self._outlook.best(view) if conditions.reachable else view.alone()
+        if best is not None and self._barred is not None and self._barred.bars(now_s, best):
+            best = self._instead(now_s, view, conditions) or best
+        if self._current is None:
+            first = self._current = self._before = best or view.local()
+            self._then, self._switched_s = conditions, now_s
+            return Decision(True, first, "it is the plan for these conditions", 0.0, first.total.ms, first.total.ms)
+        current = self._current = view.price(self._current)
+        then = self._then = self._then or conditions
+        if best is None or _same(current, best):
+            self._better_since = None
+            return _keep(current, current, "nothing is better")
+        cause = _cause(then, conditions, current, best)
+        against = self._against(now_s, current, best, cause, conditions)
+        if against:
+            return _keep(current, best, against)
+        self._switch(now_s, current, best, cause, conditions)
+        gain_ms = current.total.ms - best.total.ms if conditions.reachable else 0.0
+        many = self._outlook.objective == "throughput" and conditions.reachable
+        gain_rate = best.throughput - current.throughput if many else 0.0
+        why = _said(cause, then, conditions) or "it is better now"
+        return Decision(True, best, why, gain_ms, current.total.ms, best.total.ms, gain_rate)
+
+    def revert(self, now_s: float) -> Option:
+        """The option before, which is the current one again, because the edge could not switch to the one that was
+        decided for. That one is tried again a little later, and later each time; meanwhile another one may be chosen.
+        """
+        times = self._barred.times + 1 if self._barred is not None and _same(self._barred.option, self.current) else 0
+        pause_s = min(_RETRY_S * 2.0**times, self.policy.calm_s)
+        self._barred = _Barred(self.current, now_s + pause_s, times)
+        self._current, (self._then, self._switched_s, self._pauses.state) = self._before, self._undo
+        return self.current
+
+    def likely(self, conditions: Conditions, most: int = 4) -> Sequence[Option]:
+        """At most `most` options worth having ready, each with another cut than the current one's: the best now, all on
+        the device, the best if the link were twice or four times slower or faster, all on the server. Some ms of work.
+        """
+        view = self._outlook.view(conditions)
+        wanted = [view.best(), view.alone(), *(view.on(share).best() for share in _LIKELY), view.plain()]
+        found = [o for o in wanted if o is not None]
+        here = self._current.on_edge if self._current is not None else None
+        cuts = {o.on_edge: o for o in reversed(found) if o.on_edge != here and not o.refused}
+        return [o for o in found if cuts.get(o.on_edge) is o][:most]
+
+    def explore(self, conditions: Conditions) -> Option | None:
+        """The best option that uses the server, to learn of link and server while all runs on the device; None if
+        there is none."""
+        return self._outlook.view(conditions).remote()
+
+    def _instead(self, now_s: float, view: View, conditions: Conditions) -> Option | None:
+        """The better of all on the device and the best that uses the server, of what is not barred."""
+        both = (view.alone(), view.remote() if conditions.reachable else None)
+        left = [o for o in both if o is not None and not (self._barred and self._barred.bars(now_s, o))]
+        return min(left, key=lambda o: value(o, self._outlook.objective), default=None)
+
+    # --- what speaks against a switch ---------------------------------------------------------------------------
+
+    def _against(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> str:
+        """Why not to switch to `best`; empty if nothing speaks against it."""
+        policy, waited_s = self.policy, now_s - self._switched_s
+        if conditions.reachable:
+            share = self._share(current, best)
+            if share < policy.gain or self._too_little(current, best):
+                self._better_since = None
+                return f"{best.label} is no better" if share <= 0 else f"{best.label} is hardly better"
+            if self._better_since is None:
+                self._better_since, self._draw = now_s, self._random.random()
+            settle_s = policy.settle_s * policy.gain / share if share < policy.urgent else 0.0
+            better_s, direction = now_s - self._better_since, _direction(current, best)
+            if direction < 0 and cause in _LOAD:
+                settle_s = max(settle_s, policy.leave_s * self._draw)
+            if better_s < settle_s:
+                return f"{best.label} has not been better for long"
+            paused_s = self._pauses.length_s(direction, cause) * (_JITTER[0] + (_JITTER[1] - _JITTER[0]) * self._draw)
+            if better_s < paused_s:
+                return f"it goes back in {paused_s - better_s:.1f} s if that stays so"
+        if self._barred is not None and self._barred.bars(now_s, best):
+            return f"{best.label} could not be made ready"
+        return f"the last switch was {waited_s:.1f} s ago" if waited_s < policy.dwell_s else ""
+
+    def _share(self, current: Option, best: Option) -> float:
+        """What `best` saves of the objective, as a share."""
+        objective = self._outlook.objective
+        now, then = value(current, objective), value(best, objective)
+        if current.refused and not best.refused:
+            return 1.0  # it keeps to what was asked for, and the current one does not any more
+        if not isfinite(now) or now <= 0:
+            return 0.0
+        return 1 - then / now
+
+    def _too_little(self, current: Option, best: Option) -> bool:
+        if self._outlook.objective != "latency" or current.refused:
+            return False
+        return current.total.ms - best.total.ms < self.policy.gain_ms
+
+    def _switch(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> None:
+        stayed_s = now_s - self._switched_s
+        self._undo = (self._then, self._switched_s, self._pauses.state)
+        self._pauses.switched(stayed_s, _direction(current, best), cause)
+        self._before, self._current = current, best
+        self._then, self._switched_s, self._better_since = conditions, now_s, None
+
+
+def _keep(current: Option, best: Option, why: str) -> Decision:
+    gain_ms = current.total.ms - best.total.ms
+    return Decision(False, current, why, gain_ms, current.total.ms, best.total.ms)
+
+
+def _same(a: Option, b: Option) -> bool:
+    return a.on_edge == b.on_edge and a.codecs == b.codecs
+
+
+def _direction(current: Option, best: Option) -> int:
+    """1 if `best` gives the server more to do, −1 if less, 0 if the same."""
+    more = best.stages["server"].ms - current.stages["server"].ms
+    return (more > 1e-9) - (more < -1e-9)
+
+
+@dataclass(frozen=True)
+class _Barred:
+    """An option that the edge could not switch to, and until when it is not tried again."""
+
+    option: Option
+    until_s: float
+    times: int
+
+    def bars(self, now_s: float, option: Option) -> bool:
+        return now_s < self.until_s and _same(option, self.option)
+
+
+# --- pauses -----------------------------------------------------------------------------------------------------------
+
+
+#: Direction → the length of its pause, s; the direction of the last switch.
+_Remembered: TypeAlias = tuple[Mapping[int, float], int]
+
+
+class _Pauses:
+    """Back-off in each direction: towards the server (1), and towards the device (−1)."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._lengths: Mapping[int, float] = {1: 0.0, -1: 0.0}
+        self._last = 0
+
+    @property
+    def state(self) -> _Remembered:
+        """All that it remembers; may be set to what it was."""
+        return self._lengths, self._last
+
+    @state.setter
+    def state(self, state: _Remembered) -> None:
+        self._lengths, self._last = state
+
+    def switched(self, stayed_s: float, direction: int, cause: str) -> None:
+        """A switch after having stayed for `stayed_s`: if that was a mistake, the way back has a longer pause now."""
+        if not direction:
+            return
+        policy, length_s = self._policy, self._lengths[-direction]
+        if stayed_s >= max(policy.calm_s, _FORGIVEN * length_s):
+            length_s = 0.0
+        loaded = direction < 0 and cause in _LOAD
+        undone = self._last == -direction and stayed_s < policy.short_s and cause != "reachable"
+        if loaded or undone:
+            length_s = min(max(policy.pause_s, 2 * length_s), policy.most_pause_s)
+        self._lengths, self._last = {**self._lengths, -direction: length_s}, direction
+
+    def length_s(self, direction: int, cause: str) -> float:
+        """How long a gain in `direction` must have been there; 0 for what is necessary."""
+        # The one side's change for the worse is a reason to leave it; the other side's for the better can wait.
+        necessary = (cause == "device") == (direction > 0)
+        return 0.0 if not direction or necessary else self._lengths[direction]
+
+
+# --- what changed -----------------------------------------------------------------------------------------------------
+
+#: Causes that are the server's load.
+_LOAD = frozenset({"queue", "server", "failing"})
+#: A cause explains a gain if it has at least this share in it.
+_EXPLAINS = 0.25
+
+
+def _cause(then: Conditions, now: Conditions, current: Option, best: Option) -> str:
+    """What has changed since `then` that makes `best` better than `current`: a name, empty if nothing did."""
+    if now.reachable != then.reachable:
+        return "reachable"
+    remote = float(bool(current.up_nbytes)) - float(bool(best.up_nbytes))
+    more = {stage: current.stages[stage].ms - best.stages[stage].ms for stage in ("edge", "server")}
+    parts = {
+        "up": (current.up_nbytes - best.up_nbytes) * (now.link.up_ms(1) - then.link.up_ms(1)),
+        "down": (current.down_nbytes - best.down_nbytes) * (now.link.down_ms(1) - then.link.down_ms(1)),
+        "trip": remote * (now.link.rtt_ms - then.link.rtt_ms),
+        "queue": remote * (now.queue_ms - then.queue_ms),
+        "overhead": remote * (now.overhead_ms - then.overhead_ms),
+        "failing": remote * (now.failing - then.failing) * current.total.ms,
+        "server": more["server"] * (1 - then.server / now.server),
+        "device": more["edge"] * (1 - then.device / now.device),
+    }
+    name = max(parts, key=lambda k: parts[k])
+    gain_ms = current.total.ms - best.total.ms
+    return name if parts[name] > max(0.0, _EXPLAINS * gain_ms) else ""
+
+
+def _said(cause: str, then: Conditions, now: Conditions) -> str:
+    """A cause as a part of a sentence; empty for none."""
+    link, before = now.link, then.link
+    if cause == "reachable":
+        return "the server is back" if now.reachable else "the server is gone"
+    if cause == "up":
+        return f"the uplink {_moved(before.up_mbps, link.up_mbps)}"
+    if cause == "down":
+        return f"the downlink {_moved(before.down_mbps, link.down_mbps)}"
+    if cause == "trip":
+        return f"the round trip is {ms(link.rtt_ms)} ms"
+    if cause == "queue":
+        return f"the server's queue is {'only ' * (now.queue_ms < then.queue_ms)}{ms(now.queue_ms)} ms"
+    if cause == "overhead":
+        return f"requests cost {ms(now.overhead_ms)} ms beyond the plan"
+    if cause == "failing":
+        return "the server fails" if now.failing > then.failing else "the server no longer fails"
+    if cause in ("server", "device"):
+        return f"the {cause} is {_factor(getattr(now, cause))}"
+    return ""
+
+
+def _moved(before: float, rate: float) -> str:
+    """``fell to 2.1 Mbit/s``."""
+    return f"{'fell' if rate < before else 'rose'} to {mbps(float(f'{rate:.2g}'))} Mbit/s"
+
+
+def _factor(factor: float) -> str:
+    """``1.8x slower than profiled``."""
+    if 1 / 1.05 < factor < 1.05:
+        return "as fast as profiled again"
+    return f"{factor:.1f}x slower than profiled" if factor > 1 else f"{1 / factor:.1f}x faster than profiled"

@@ -1,0 +1,497 @@
+"""One conversation with a server as the device sees it: requests out, answers in, whoever asks.
+
+There is no receiving thread: whoever waits for an answer reads, hands other people's answers to them, and passes the
+reading on when it has its own. With one caller, the usual case, an answer thus wakes exactly the thread that needs it.
+
+That caller is in the kernel until the frame is complete, for half a minute if the link stalls in the middle of it. Who
+must answer in time whatever the link does calls `detach` first: a thread reads from then on, nothing that is sent
+waits for the link, and an answer goes to the *sink* that `reserve` was given.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from time import monotonic, perf_counter
+from typing import TypeVar
+
+from splitpoint import wire
+from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UnreachableError, UsageError
+from splitpoint.lifetime import foreign, watch
+from splitpoint.runtime.probe.server_clock import Offset, ServerClock
+from splitpoint.runtime.threads import begin
+from splitpoint.transports import Connection, Ended
+from splitpoint.transports.framed import Framed
+from splitpoint.units import counted
+from splitpoint.wire import Frame, Kind, Packet
+
+_RESULT = int(Kind.RESULT)
+_PING_EVERY_S = 1.0
+_FIRST_PINGS = 8
+_FIRST_PINGS_S = 0.25
+#: A ping whose answer is this late says nothing about the clock.
+_PING_LOST_S = 10.0
+_NEVER_TOO_MUCH = 1 << 62
+#: What use after `close` is told, and whoever waits for an answer then.
+CLOSED = "the connection is closed"
+#: How long it takes to find out what a server said before it hung up.
+_LAST_WORDS_S = 0.2
+
+M = TypeVar("M", bound=wire.Message)
+#: Called once, from the reading thread: with the answer, or with why there will be none.
+Sink = Callable[[Frame | SplitpointError], None]
+
+
+class Channel:
+    """Says HELLO on `connection` and then carries requests for any number of threads."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        software: str,
+        timeout_s: float,
+        checksum: bool = False,
+        token: str = "",
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._connection = connection
+        self.timeout_s = timeout_s
+        self._now = clock
+        self.clock = ServerClock()
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._waiting: dict[int, Frame | None] = {}
+        self._sinks: dict[int, Sink] = {}
+        self._reader: threading.Thread | None = None
+        self._on_end: Callable[[SplitpointError], None] = lambda _: None
+        self._followers = 0
+        self._reading = False
+        self._broken: SplitpointError | None = None
+        self._bye = ""
+        self._ids = itertools.count(1)
+        self._pinged = 0.0
+        self._ping_sent = 0.0
+        self._ping_out = False
+        self.answers = 0
+        watch(self)
+        self.welcome = self._greet(software, checksum, token)
+
+    @classmethod
+    def absent(cls, address: str, why: SplitpointError) -> Channel:
+        """The channel to a server that is not there yet: ended from the beginning, because of `why`.
+
+        It says of the server what is hoped: that it can do what this software can.
+        """
+        made = cls(_Absent(address), software="", timeout_s=0.0)
+        made._broken = ServerError(str(why))
+        return made
+
+    def _greet(self, software: str, checksum: bool, token: str) -> wire.Welcome:
+        if isinstance(self._connection, _Absent):
+            return wire.Welcome(features=(*wire.features(), wire.CRC32))
+        # However its bytes drip: an answer that is not all there by then is none.
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._connection.abort()
+
+        timer = threading.Timer(self.timeout_s, give_up)
+        timer.daemon = True
+        begin(timer)
+        try:
+            return self._greeted(software, checksum, token)
+        except ServerError as exc:
+            if late.is_set():
+                raise self._silent() from exc
+            raise
+        finally:
+            timer.cancel()
+
+    def _silent(self) -> UnreachableError:
+        return UnreachableError(
+            f"{self._connection.peer} did not answer in {self.timeout_s:g} s: it does not speak splitpoint, or it hangs"
+        )
+
+    def _greeted(self, software: str, checksum: bool, token: str) -> wire.Welcome:
+        peer = self._connection.peer
+        if token and not self._connection.private:
+            raise UsageError(
+                f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
+            )
+        features = (*wire.features(), wire.CRC32) if checksum else wire.features()
+        self._connection.checks = checksum
+        with suppress(ServerError):  # if it hung up already, it may have said why
+            hello = wire.Hello(software=software, features=features, token=token, eol="\r\n\r\n")
+            self._connection.send(wire.encode(Kind.HELLO, 0, hello))
+        try:
+            frame = self._connection.receive(timeout_s=self.timeout_s)
+        except wire.ForeignError as exc:
+            answer = wire.printable(exc.data)
+            raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
+        except TimeoutError:
+            raise self._silent() from None
+        except Ended as exc:
+            # A proxy before a server that is not there yet does that, too.
+            raise UnreachableError(f"{exc}, without a word: does it speak splitpoint?") from exc
+        if isinstance(frame.header, wire.Error):
+            raise wire.exception_of(frame.header)
+        if not isinstance(frame.header, wire.Welcome):
+            raise ProtocolError(f"{peer} answered HELLO with {wire.describe(frame.kind)}")
+        if checksum:
+            self._agree_on_checksums(frame, frame.header)
+        return frame.header
+
+    def _agree_on_checksums(self, frame: Frame, welcome: wire.Welcome) -> None:
+        """From here on every frame has one. ServerError if the server makes none."""
+        if wire.CRC32 not in welcome.features:
+            raise ServerError(
+                f"{self._connection.peer} makes no checksums: install a newer splitpoint there, or do without"
+            )
+        if not frame.flags & wire.CHECKED:
+            raise ProtocolError(f"{self._connection.peer} agreed on checksums and sent WELCOME without one")
+        self._connection.seals = True
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    @property
+    def peer(self) -> str:
+        """The other side's address, for messages."""
+        return self._connection.peer
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._waiting) + len(self._sinks)
+
+    def reserve(self, sink: Sink | None = None) -> int:
+        """An id for the request that is about to be sent. ServerError if the connection has ended.
+
+        Its answer is waited for, or goes to `sink` (only once `detach` was called).
+        """
+        if self._broken is not None:
+            raise self._again(self._broken)
+        if self._bye:
+            raise self._ended(ServerError(f"{self._connection.peer} takes no more requests"))
+        id = next(self._ids) & 0xFFFFFFFF or next(self._ids) & 0xFFFFFFFF  # 0 stands for the connection
+        if sink is None:
+            self._waiting[id] = None
+            return id
+        with self._lock:  # whoever ends the connection tells every sink, once
+            if self._broken is not None:
+                raise self._again(self._broken)
+            self._sinks[id] = sink
+        return id
+
+    def send(self, id: int, packet: Packet) -> None:
+        """Sends the request `id`; now and then with a ping in front, which costs it no round trip."""
+        try:
+            now = self._now()
+            if now - self._pinged > _PING_EVERY_S and (not self._ping_out or now - self._pinged > _PING_LOST_S):
+                self._pinged = self._ping_sent = now
+                self._ping_out = True
+                ping = wire.encode(Kind.PING, 0, wire.Ping(now))
+                packet = Packet((*ping.buffers, *packet.buffers), ping.nbytes + packet.nbytes)
+            self._connection.send(packet, wait=self._reader is None)
+        except ServerError as exc:
+            self.abandon(id)
+            # The server may have said why before it hung up: that is worth more than "broken pipe".
+            raise self._last_words(exc) from exc
+
+    def wait(self, id: int, timeout_s: float | None = None) -> Frame:
+        """The answer to request `id`; raises what an ERROR or BUSY stands for, ServerError if none comes in time."""
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        lock = self._lock
+        with lock:
+            if self._reading or self._waiting[id] is not None:
+                frame = self._follow(id, monotonic() + limit)
+                if frame is not None:
+                    return self.judge(frame)
+            self._reading = True
+        try:
+            if self._broken is not None:
+                raise self._again(self._broken)
+            frame = self._connection.receive(timeout_s=limit)
+            if frame.id != id:
+                frame = self._lead(id, limit, frame)
+        except TimeoutError:
+            raise self._late() from None
+        except SplitpointError as exc:
+            self._broken = self._broken or self._ended(exc)
+            raise self._broken from exc
+        finally:
+            with lock:
+                self._reading = False
+                del self._waiting[id]
+                if self._followers:
+                    self._arrived.notify_all()
+        return self.judge(frame)
+
+    def abandon(self, id: int) -> None:
+        """Nobody waits for `id` any more: its answer will be dropped."""
+        with self._lock:
+            self._waiting.pop(id, None)
+            self._sinks.pop(id, None)
+
+    def ask(self, kind: int, header: wire.Message, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
+        """Sends a request without a body and waits: (the answer's header, its frame)."""
+        id = self.reserve()
+        self.send(id, wire.encode(kind, id, header))
+        return self.expect(id, answer, timeout_s)
+
+    def expect(self, id: int, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
+        """Waits for request `id`, whose answer must be an `answer`."""
+        frame = self.wait(id, timeout_s)
+        if not isinstance(frame.header, answer):
+            raise ProtocolError(f"the server answered with {wire.describe(frame.kind)}, not {answer.__name__}")
+        return frame.header, frame
+
+    def tell(self, kind: int, header: wire.Message) -> None:
+        """Sends what has no answer."""
+        self._connection.send(wire.encode(kind, 0, header), wait=self._reader is None)
+
+    def ping(self, timeout_s: float) -> float | None:
+        """The seconds of a round trip; None if none was made in time, or the connection has ended."""
+        try:
+            id = self.reserve()
+            sent = self._now()
+            self.send(id, wire.encode(Kind.PING, id, wire.Ping(sent)))
+            pong, frame = self.expect(id, wire.Pong, timeout_s)
+        except SplitpointError:
+            return None
+        self.clock.add(sent, pong.received_s, pong.sent_s, frame.started)
+        return max(0.0, (frame.started - sent) - (pong.sent_s - pong.received_s))
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def detach(self, on_end: Callable[[SplitpointError], None] = lambda _: None) -> None:
+        """From now on a thread of its own reads, and nothing that is sent waits until the link takes it.
+
+        `on_end` is told why the connection has ended, before those who wait for an answer. Nothing, the second time.
+        """
+        with self._lock:
+            if self._reader is not None or isinstance(self._connection, _Absent):
+                return
+            self._on_end = on_end
+            if isinstance(self._connection, Framed):
+                self._connection.spin_s = 0.0  # that is for who waits for one answer; here two threads would fight
+                # Reading goes on, however much the link has not taken yet: answers are what is waited for.
+                self._connection.limits = replace(self._connection.limits, backlog_bytes=_NEVER_TOO_MUCH)
+            reader = threading.Thread(target=self._read, name=f"read {self._connection.peer}", daemon=True)
+            begin(reader)
+            self._reader = reader
+
+    def _read(self) -> None:
+        with self._lock:
+            self._followers += 1
+            while self._reading:
+                self._arrived.wait()
+            self._followers -= 1
+            self._reading = True
+        try:
+            while self._broken is None:
+                self._deliver(self._connection.receive(timeout_s=None))
+        except SplitpointError as exc:
+            self._broken = self._broken or self._ended(exc)
+        except Exception as exc:  # a bug of ours must not leave anyone waiting
+            self._broken = self._broken or ServerError(f"what the server sent could not be read: {exc!r}")
+        with self._lock:
+            self._reading = False
+            sinks, self._sinks = list(self._sinks.values()), {}
+            self._arrived.notify_all()
+        why = self._broken or ServerError(CLOSED)
+        self._on_end(why)
+        for sink in sinks:
+            sink(self._again(why))
+
+    def _follow(self, id: int, end: float) -> Frame | None:
+        """Waits until someone else has read our answer (then it is returned) or reading is ours; holds the lock."""
+        self._followers += 1
+        try:
+            while True:
+                frame = self._waiting[id]
+                if frame is not None:
+                    del self._waiting[id]
+                    return frame
+                if self._broken is not None:
+                    del self._waiting[id]
+                    raise self._again(self._broken)
+                if not self._reading:
+                    return None
+                if not self._arrived.wait(end - monotonic()):
+                    del self._waiting[id]
+                    raise self._late()
+        finally:
+            self._followers -= 1
+
+    def _lead(self, id: int, limit: float, frame: Frame) -> Frame:
+        """Delivers `frame`, which is not the answer to `id`, and reads until that is here; TimeoutError."""
+        end = monotonic() + limit
+        while frame.id != id:
+            self._deliver(frame)
+            left = end - monotonic()
+            if left <= 0:
+                raise TimeoutError
+            frame = self._connection.receive(timeout_s=left)
+        return frame
+
+    def _deliver(self, frame: Frame) -> None:
+        """What a frame means that is not the reader's own answer. Errors of the whole connection are raised."""
+        header = frame.header
+        if frame.id == 0 and frame.kind == Kind.PONG and isinstance(header, wire.Pong):
+            if self._ping_out and header.ping_s == self._ping_sent:  # else one that nobody waits for any more
+                self._ping_out = False
+                self.clock.add(self._ping_sent, header.received_s, header.sent_s, frame.started)
+        elif frame.kind == Kind.BYE and isinstance(header, wire.Bye):
+            self._bye = header.reason or "it is ending"
+        elif frame.id == 0 and isinstance(header, wire.Error):
+            raise wire.exception_of(header)
+        elif frame.id:
+            with self._lock:
+                sink = self._sinks.pop(frame.id, None)
+                if frame.id in self._waiting:
+                    self._waiting[frame.id] = frame
+                    if self._followers:
+                        self._arrived.notify_all()
+            if sink is not None:
+                sink(frame)
+
+    def judge(self, frame: Frame) -> Frame:
+        """`frame`, if it is an answer; raises what an ERROR or BUSY stands for."""
+        if frame.kind == _RESULT:
+            self.answers += 1
+        elif isinstance(frame.header, (wire.Error, wire.Busy)):
+            exc = wire.exception_of(frame.header)
+            raise self._ended(exc) if self._bye and type(exc) is ServerError else exc
+        return frame
+
+    # --- trouble ------------------------------------------------------------------------------------------------
+
+    def _late(self) -> ServerError:
+        return ServerError(f"{self._connection.peer} did not answer in time")
+
+    def _ended(self, exc: SplitpointError) -> SplitpointError:
+        if type(exc) is ProtocolError or not isinstance(exc, ServerError):
+            return exc
+        # Whether an answer is kept is for those to say who asked: what profiles or measures the link keeps none.
+        done = f", after {counted(self.answers, 'answer')}" if self.answers else ""
+        why = f" ({self._bye})" if self._bye and self._bye not in str(exc) else ""
+        return ServerError(f"{exc}{why}{done}")
+
+    def _again(self, exc: SplitpointError) -> SplitpointError:
+        """A fresh exception with the same meaning: one object must not collect the tracebacks of many threads."""
+        if isinstance(exc, (ProtocolError, UsageError)):
+            return exc
+        return ServerError(str(exc))
+
+    def _last_words(self, exc: ServerError) -> SplitpointError:
+        with self._lock:
+            if self._reader is not None:  # it notices too, and may have read why
+                self._arrived.wait_for(lambda: self._broken is not None, _LAST_WORDS_S)
+                self._broken = self._broken or self._ended(exc)
+            if self._reading or self._broken is not None:
+                return self._broken or exc
+            self._reading = True
+        try:
+            while True:
+                self._deliver(self._connection.receive(timeout_s=_LAST_WORDS_S))
+        except TimeoutError:
+            self._broken = self._ended(exc)
+        except SplitpointError as last:
+            self._broken = self._ended(
+                exc if isinstance(last, ServerError) and type(last) is not ProtocolError else last
+            )
+        finally:
+            with self._lock:
+                self._reading = False
+                self._arrived.notify_all()
+        return self._broken
+
+    # --- the clock and the end ----------------------------------------------------------------------------------
+
+    def measure_clock(self, pings: int = _FIRST_PINGS, seconds: float = _FIRST_PINGS_S) -> None:
+        """A few pings, one after the other, until `seconds` are spent; at least one."""
+        end = self._now() + seconds
+        for _ in range(pings):
+            id, sent = self.reserve(), self._now()
+            self.send(id, wire.encode(Kind.PING, id, wire.Ping(sent)))
+            pong, frame = self.expect(id, wire.Pong)
+            self.clock.add(sent, pong.received_s, pong.sent_s, frame.started)
+            if self._now() >= end:
+                break
+        self._pinged = self._now()
+
+    def offset_at(self, packed: float, answer: Frame) -> Offset | None:
+        """The clocks' offset by which the times in `answer` are to be read, whose request was handed over at `packed`;
+        None where these cannot be.
+
+        Where they contradict what the pings said, it is no better known than the answer itself tells, and the next
+        request brings a ping along.
+        """
+        if answer.times:
+            t = wire.parse_times(answer.times)
+            if t is None:
+                return None
+            spent = t.decode_s + t.queue_s + t.compute_s + t.encode_s
+            if not self.clock.judge(packed, t.received_s, spent, answer.received):
+                self._pinged = -_PING_EVERY_S
+        return self.clock.best
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is of no more use: closed, broken, or the server has said goodbye."""
+        return self._broken is not None or bool(self._bye)
+
+    @property
+    def moved_nbytes(self) -> int:
+        """Bytes that the link has carried so far, both ways, as far as the system knows; 0 where it does not."""
+        return self._connection.moved_nbytes()
+
+    def abort(self, why: str) -> None:
+        """Ends the connection at once; what is queued is thrown away, so that it delays nothing that comes after."""
+        self._broken = self._broken or ServerError(f"{self._connection.peer} {why}")
+        self._connection.abort()
+
+    def forked(self) -> None:
+        """The process has forked, and this is the child: the conversation is the parent's."""
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._broken, self._reading, self._reader = foreign("connection"), False, None
+        self._sinks.clear()
+
+    def close(self, why: str = CLOSED) -> None:
+        """Says goodbye, if there is anyone to say it to, and ends the connection."""
+        if self._broken is None:
+            with suppress(ServerError):
+                self.tell(Kind.BYE, wire.Bye("done"))
+            self._broken = ServerError(why)
+        self._connection.close()
+        if self._reader is not None and self._reader is not threading.current_thread():
+            self._reader.join(1.0)
+
+
+class _Absent:
+    """The connection to nobody."""
+
+    checks = seals = False
+    private = True
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+
+    def send(self, packet: Packet, *, wait: bool = True) -> None:
+        raise UnreachableError(f"{self.peer} is not there")
+
+    def receive(self, *, timeout_s: float | None = None, admit: object = None) -> Frame:
+        raise UnreachableError(f"{self.peer} is not there")
+
+    def close(self, linger_s: float = 0.0) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def moved_nbytes(self) -> int:
+        return 0

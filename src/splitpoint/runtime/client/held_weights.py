@@ -1,0 +1,242 @@
+"""What this device has of a server's model: the graph, and weights in a cache; what is missing is fetched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+
+from splitpoint import wire
+from splitpoint.callbacks import Guarded
+from splitpoint.errors import ModelError, RefusedError, ServerError, StorageError
+from splitpoint.images import InputSpec
+from splitpoint.machine import default_cache, usable_memory
+from splitpoint.models.model import Model, from_graph
+from splitpoint.runtime.client.blob_cache import BlobCache
+from splitpoint.runtime.client.channel import Channel
+from splitpoint.runtime.client.weight_fetch import fetch
+from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.units import counted, size
+from splitpoint.wire import Kind, ModelInfo
+
+#: The share of the link that weights may take which nobody waits for.
+SHARE = 0.1
+#: How long a piece of them should be on its way: a request that comes meanwhile waits for no more than that.
+_PIECE_S = 0.02
+_LEAST_PIECE, _FIRST_PIECE = 2 << 10, 16 << 10
+#: The most that is asked for at once, whatever a server allows: many are under way.
+_MOST_PIECE = 4 << 20
+#: How often a link that is down is looked at again.
+_AGAIN_S = 0.2
+
+
+class Holding:
+    """`model` as it is here, and the cache its weights are fetched into. `local`: it was here all along.
+
+    `channel` gives the connection of the moment. What the cache cannot keep is held in memory. Operators of the domains
+    `allowed` may be in a graph that is fetched. ServerError if the server hands nothing out.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        local: Model | None,
+        channel: Callable[[], Channel],
+        cache: Path | None,
+        on_event: OnEvent,
+        on_progress: Callable[[int, int], None] | None,
+        allowed: Collection[str] = (),
+    ) -> None:
+        self.info, self.local = info, local is not None
+        self.channel, self._tell = channel, on_event
+        self._progress = Guarded(on_progress) if on_progress is not None else None
+        self._folder, self._allowed = cache, allowed
+        self._cache: BlobCache | None = None
+        self.model = local if local is not None else self._fetch_graph()
+
+    @property
+    def cache(self) -> BlobCache:
+        """Where weights are kept on this device."""
+        if self._cache is None:
+            self._cache = BlobCache(self._folder or default_cache(self._notice), self._not_kept)
+        return self._cache
+
+    def _notice(self, text: str) -> None:
+        self._tell(Event("notice", text))
+
+    def _not_kept(self, error: StorageError) -> None:
+        self._notice(f"{self.info.name} is not kept for the next time: {error}")
+
+    # --- the graph ----------------------------------------------------------------------------------------------
+
+    def _fetch_graph(self) -> Model:
+        fingerprint, name = self.info.fingerprint, self.info.name
+        data = self.cache.graph(fingerprint)
+        if data is not None:
+            try:
+                return self._with_spec(self._built(data))
+            except ModelError:
+                self.cache.drop_graph(fingerprint)
+                self._tell(Event("notice", f"the cached graph of {name} has rotted: fetching it again"))
+        _, frame = self.channel().ask(Kind.GRAPH, wire.GraphRequest(fingerprint), wire.GraphData)
+        raw = bytes(frame.tensors[0].data) if frame.tensors else b""
+        model = self._built(raw)
+        self.cache.put_graph(fingerprint, raw)
+        self._tell(Event("fetched", f"fetched the graph of {name} ({size(len(raw))}), fingerprint {fingerprint[:12]}"))
+        return self._with_spec(model)
+
+    def _built(self, graph: bytes) -> Model:
+        info = self.info
+        return from_graph(graph, self, name=info.name, expected=info.fingerprint, allowed=self._allowed)
+
+    def _with_spec(self, model: Model) -> Model:
+        """`model` with the input spec that the server was given for it, if that is not the graph's own."""
+        text = self.info.input_spec
+        return model.with_input_spec(InputSpec.from_json(text)) if text else model
+
+    # --- weights ------------------------------------------------------------------------------------------------
+
+    def open(self, hash: str) -> memoryview:
+        """A weight's bytes; one that is missing or has rotted is fetched. (This makes it a `Weights`.)"""
+        cache = self.cache
+        if hash in cache:
+            try:
+                return cache.open(hash)
+            except StorageError as exc:
+                self._tell(Event("notice", f"{exc}; fetching it again"))
+        try:
+            self.pull((hash,))
+        except ServerError as exc:
+            raise StorageError(f"weight {hash[:12]}… is not in the cache and cannot be fetched: {exc}") from exc
+        return cache.open(hash)
+
+    def has(self, hashes: Sequence[str]) -> bool:
+        """Whether all of these weights are here."""
+        return self.local or all(h in self.cache for h in hashes)
+
+    def pull(self, hashes: Sequence[str]) -> int:
+        """Fetches those of these weights that are missing; returns bytes fetched."""
+        wanted = self.missing(hashes)
+        if not wanted:
+            return 0
+        self.check_room(wanted)
+        channel = self.channel()
+        chunk = min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
+        fetched = fetch(channel, self.info.fingerprint, wanted, self.cache, chunk, self._progress)
+        text = f"fetched {counted(len(wanted), 'weight')} of {self.info.name} ({size(fetched)})"
+        self._tell(Event("fetched", text))
+        return fetched
+
+    def missing(self, hashes: Sequence[str]) -> list[tuple[str, int]]:
+        """Those of these weights that are not here, with their sizes."""
+        sizes = self.model.blobs
+        return [(h, sizes[h].nbytes) for h in hashes if h not in self.cache]
+
+    def check_room(self, wanted: Sequence[tuple[str, int]]) -> None:
+        """StorageError before anything of `wanted` is fetched that this machine has no room for: what the graph says of
+        its weights is a stranger's word."""
+        needed, memory = sum(n for _, n in wanted), usable_memory()
+        if memory and needed > memory:
+            raise StorageError(
+                f"the weights of {self.info.name} that are missing here are {size(needed)}, more than this machine's "
+                f"memory ({size(memory)}): they could not run here, and are not fetched"
+            )
+        if needed > self.cache.room() and needed > (memory or needed) // 2:
+            raise StorageError(
+                f"the weights of {self.info.name} that are missing here are {size(needed)}, and where the cache "
+                f"{self.cache.folder} is {size(self.cache.room())} are free: make room, or give another (--cache DIR)"
+            )
+
+    def amount(self) -> tuple[int, int]:
+        """(bytes of the model's weights that are here, bytes of all of them)."""
+        total = sum(b.nbytes for b in self.model.blobs.values())
+        if self.local:
+            return total, total
+        return total - sum(n for _, n in self.missing(tuple(self.model.blobs))), total
+
+
+class Background:
+    """Fetches all that is missing of `holding` in a thread of its own, with no more than a tenth of the link.
+
+    One piece is asked for at a time, and after it comes a pause nine times as long as it was under way, the round trip
+    not counted. So its share is measured on the link as it is, whatever else goes over it. `done` is called at the end;
+    a lost connection only delays it.
+    """
+
+    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent, *, share: float = SHARE) -> None:
+        self._holding, self._done, self._tell, self._share = holding, done, on_event, share
+        self._piece = _FIRST_PIECE
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
+
+    def start(self) -> None:
+        """Begins, if it has not begun."""
+        with self._lock:
+            if not self._stop.is_set() and self._thread.ident is None:
+                self._thread.start()
+
+    def close(self) -> None:
+        """Ends it; what is fetched stays."""
+        self._stop.set()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        holding = self._holding
+        here, _ = holding.amount()
+        try:
+            missing = holding.missing(tuple(holding.model.blobs))
+            holding.check_room(missing)
+            for hash, nbytes in missing:
+                while not self._fetch(hash, nbytes):
+                    if self._stop.wait(_AGAIN_S):
+                        return
+        except _Stopped:
+            return
+        except Exception as exc:  # a bug, too: whoever counts on it is told
+            self._tell(Event("notice", f"no local fallback: the rest of {holding.info.name} cannot be fetched: {exc}"))
+            return
+        now, total = holding.amount()
+        self._tell(Event("fetched", f"all of {holding.info.name} is here ({size(now - here)} more, {size(total)})"))
+        self._done()
+
+    def _fetch(self, hash: str, nbytes: int) -> bool:
+        """Fetches one weight; False if the server did not give it now."""
+
+        def pieces() -> Iterator[memoryview]:
+            got = 0
+            while got < nbytes:
+                data = self._ask(hash, got, nbytes - got)
+                got += data.nbytes
+                yield data
+
+        try:
+            self._holding.cache.put(hash, pieces())
+        except RefusedError:
+            raise
+        except ServerError:
+            return False
+        return True
+
+    def _ask(self, hash: str, offset: int, left: int) -> memoryview:
+        """The next piece, after which the link is ours no longer for a while."""
+        channel = self._holding.channel()
+        most = min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
+        length = min(self._piece, left, most)
+        began = perf_counter()
+        request = wire.BlobRequest(self._holding.info.fingerprint, hash, offset, length)
+        _, frame = channel.ask(Kind.BLOB, request, wire.BlobData)
+        data = frame.tensors[0].data if frame.tensors else memoryview(b"")
+        if data.nbytes != length:
+            raise ServerError(f"asked for {length} bytes of weight {hash[:12]}…, {data.nbytes} came")
+        under_way_s = perf_counter() - began
+        carried_s = max(under_way_s - channel.clock.round_trip_s, 0.1 * under_way_s)
+        self._piece = int(min(max(_LEAST_PIECE, length * min(2.0, max(0.25, _PIECE_S / carried_s))), most))
+        if self._stop.wait(max(0.0, carried_s / self._share - under_way_s)):
+            raise _Stopped
+        return data
+
+
+class _Stopped(Exception):
+    """The edge is closed."""

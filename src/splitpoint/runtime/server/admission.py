@@ -1,0 +1,233 @@
+"""Who has connected and is not let in yet: they have a room of their own, little time, and get one word at most.
+
+    accept ─ a place in the room ─ TLS, HELLO, the token: 5 s altogether ─ let in, if there is room: a `Peer`
+
+Nothing that they do counts against those who are let in, whose places are counted only then. The room is never too
+full for one more: the address that has most places in it loses the one it has had longest. So a newcomer from an
+address of its own stays as long as it needs, and beside an attacker at its own address as long as that one needs to
+fill the room: milliseconds do for a greeting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from splitpoint import wire
+from splitpoint.errors import AccessError, BusyError, ProtocolError, ServerError, SplitpointError
+from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.runtime.server.quotas import name_of
+from splitpoint.security import ServerSecurity
+from splitpoint.transports import Ended
+from splitpoint.transports.budget import Budget
+from splitpoint.transports.tcp import TcpConnection
+from splitpoint.units import counted
+from splitpoint.wire import Frame, Kind
+
+if TYPE_CHECKING:
+    from splitpoint.runtime.server.server import Server
+
+#: How long a wrong token is thought about,
+GUESS_S = 0.25
+#: and how many of one address at once: 20 guesses a second, however many connections it has.
+_GUESSES = 5
+#: The largest HELLO.
+_HELLO_NBYTES = 64 << 10
+#: How long the last word may take to be sent, and its reader to hang up.
+_LINGER_S = 0.2
+#: The most characters of a reason in an event: a peer can have words in it.
+_WHY = 1000
+_VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
+#: Lines about those who were turned away: some at once, and then one a second.
+_LINES, _LINES_S = 30, 1.0
+
+G = TypeVar("G", bound=Hashable)
+
+
+class Room(Generic[G]):
+    """Guests by address, at most `most` altogether. Pure; the caller holds a lock.
+
+    >>> room = Room[str](2)
+    >>> room.enter("10.0.0.1", "a"), room.enter("10.0.0.1", "b"), room.enter("10.0.0.2", "c")
+    (None, None, 'a')
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._of: dict[str, dict[G, None]] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return sum(map(len, self._of.values()))
+
+    def __iter__(self) -> Iterator[G]:
+        return (guest for guests in self._of.values() for guest in guests)
+
+    def enter(self, address: str, guest: G) -> G | None:
+        """Gives `guest` a place; returns who loses its own for that."""
+        self._of.setdefault(address, {})[guest] = None
+        if len(self) <= self._most:
+            return None
+        fullest = max(self._of, key=lambda name: len(self._of[name]))  # the one that came first among equals
+        out = next(iter(self._of[fullest]))
+        self.leave(fullest, out)
+        return out
+
+    def leave(self, address: str, guest: G) -> bool:
+        """Takes its place away; False if it had none."""
+        guests = self._of.get(address, {})
+        if guest not in guests:
+            return False
+        del guests[guest]
+        if not guests:
+            del self._of[address]
+        return True
+
+
+class Guesses:
+    """Compares tokens, and counts the wrong ones that are being thought about."""
+
+    def __init__(self, security: ServerSecurity) -> None:
+        self._security, self._lock = security, threading.Lock()
+        self._wrong: Counter[str] = Counter()
+
+    def fits(self, address: str, token: str) -> bool:
+        """Whether `token` is the server's; if not, `forget` must be called. BusyError, without a look at it, while too
+        many wrong ones from `address` are thought about."""
+        with self._lock:
+            if self._wrong[address] >= _GUESSES:
+                raise BusyError("too many wrong tokens come from this address: try again later", 1.0)
+            fits = self._security.admits(token)
+            self._wrong[address] += not fits
+            self._tidy(address)
+        return fits
+
+    def forget(self, address: str) -> None:
+        """A wrong one has been thought about."""
+        with self._lock:
+            self._wrong[address] -= 1
+            self._tidy(address)
+
+    def _tidy(self, address: str) -> None:
+        if not self._wrong[address]:
+            del self._wrong[address]
+
+
+class Refusals:
+    """Tells of those who were turned away: a stranger must not fill the disk with lines about itself."""
+
+    def __init__(self, tell: OnEvent) -> None:
+        self._tell, self._lock = tell, threading.Lock()
+        self._lines = Budget(_LINES, 1 / _LINES_S)
+        self._untold = 0
+
+    def __call__(self, text: str) -> None:
+        with self._lock:
+            if self._lines.take(1, monotonic()):
+                self._untold += 1
+                return
+            untold, self._untold = self._untold, 0
+        more = f" (and {counted(untold, 'other')} before, of whom nothing was said)" if untold else ""
+        self._tell(Event("refused", text + more))
+
+
+class Arrival:
+    """One that has connected, and the thread in which it says who it is. That goes on as its `Peer`'s."""
+
+    def __init__(self, server: Server, connection: TcpConnection) -> None:
+        self.server = server
+        self.connection = connection
+        self.name = connection.peer
+        self.address = name_of(self.name)
+        self._over = threading.Event()
+        self.thread = threading.Thread(target=self._serve, name=f"peer {self.name}", daemon=True)
+
+    def _serve(self) -> None:
+        why = ""
+        try:
+            hello = self._greet()
+            peer = self.server.let_in(self)
+        except Exception as exc:
+            packet, why = last_word(exc)
+            if packet is not None:
+                self._send(packet)
+        else:
+            peer.serve(hello)
+            return
+        self.connection.close(_LINGER_S if why else 0.0)
+        self.server.gone(self)
+        if why and not self._over.is_set():  # of one that was turned away it is said already
+            self.server.refusals(f"{self.name} disconnected: {wire.plain(why, _WHY)}")
+
+    def _greet(self) -> Frame:
+        """The HELLO of one that may come in. SplitpointError for any other."""
+        connection, limits = self.connection, self.server.limits
+        # Before it has said who it is, it gets little memory and little time, however its bytes drip.
+        connection.limits = dataclasses.replace(limits, header_bytes=_HELLO_NBYTES, frame_bytes=0)
+        connection.due_s = monotonic() + limits.handshake_s
+        connection.handshake(limits.handshake_s)
+        try:
+            frame = connection.receive(timeout_s=max(connection.due_s - monotonic(), 1e-3))
+        except TimeoutError:
+            raise ServerError(f"{self.name} said nothing in {limits.handshake_s:g} s") from None
+        if not isinstance(frame.header, wire.Hello):
+            raise ProtocolError(f"the first frame must be HELLO, not {wire.describe(frame.kind)}")
+        self._check_token(frame.header.token)
+        connection.limits, connection.due_s = limits, None
+        return frame
+
+    def _check_token(self, token: str) -> None:
+        """AccessError, after a while, for who does not know the server's token; nothing has been said to it before.
+
+        BusyError, without a look at it, while too many wrong ones of its address are thought about.
+        """
+        guesses = self.server.guesses
+        try:
+            if guesses.fits(self.address, token):
+                return
+        except BusyError:
+            self._over.wait(GUESS_S)  # a guess in vain is no faster
+            raise
+        try:
+            self._over.wait(GUESS_S)
+        finally:
+            guesses.forget(self.address)
+        if not token:
+            raise AccessError("this server wants a token: --token-file FILE, or SPLITPOINT_TOKEN")
+        raise AccessError("this is not the token that the server wants")
+
+    def send_away(self, why: str) -> None:
+        """Ends it from another thread, which does not wait for it; `why` is the word that it gets."""
+        self._over.set()
+        self._say(BusyError(why, 1.0))
+        self.connection.abort()
+
+    def _say(self, exc: SplitpointError) -> None:
+        self._send(wire.encode(Kind.ERROR, 0, wire.error_of(exc)))
+
+    def _send(self, packet: wire.Packet) -> None:
+        with suppress(ServerError, RuntimeError, MemoryError):  # it has gone, or there is no thread for a slow reader
+            self.connection.send(packet, wait=False)
+
+
+def last_word(exc: Exception) -> tuple[wire.Packet | None, str]:
+    """What a connection that ends by `exc` is told, in a stranger's own language where we know it, and what to log."""
+    if isinstance(exc, Ended):
+        return None, ""
+    if isinstance(exc, wire.ForeignError):
+        if exc.data[:4] in _VERBS:
+            text = "this port speaks splitpoint's own protocol, not HTTP\n"
+            head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+            data = (head + text).encode()
+            return wire.Packet((data,), len(data)), "it speaks HTTP"
+        if exc.data[:2] == b"\x16\x03":
+            return None, "it speaks TLS"
+    if isinstance(exc, SplitpointError):
+        return wire.encode(Kind.ERROR, 0, wire.error_of(exc)), str(exc)
+    # A bug of ours must not take the server down.
+    hidden = ServerError("the server has an internal error; its log says more")
+    return wire.encode(Kind.ERROR, 0, wire.error_of(hidden)), f"internal error: {exc!r}"

@@ -1,0 +1,189 @@
+"""Compiled tails: built when asked for, once for all who ask, and dropped when they take too much memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from time import perf_counter
+from weakref import WeakValueDictionary
+
+from splitpoint.engines import Engine, Session
+from splitpoint.models.memory_estimate import Work
+from splitpoint.models.model import Segment
+from splitpoint.models.rows import mixing
+from splitpoint.runtime.events import Event, OnEvent, ignore
+from splitpoint.runtime.server.batching import Gain, alike, stackable
+from splitpoint.units import size
+
+#: Shapes of one tail whose batches are measured; requests of others run alone.
+_MOST_SHAPES = 4
+
+
+class Tail:
+    """A segment and, while it is in the cache, its session. `users` counts the requests that run it now, `owner` is
+    whose request it was compiled for.
+
+    `most` requests for it run as one batch, if their rows stay apart in it; `mixes` says why they do not, where it is
+    not plain from its shapes. Once compiled, `work` says what memory a request takes; where nobody can know, it is
+    None, and the session runs `apart` if the engine can.
+    """
+
+    def __init__(self, segment: Segment, most: int = 1) -> None:
+        self.segment = segment
+        fits = most > 1 and alike(segment)
+        self.mixes = mixing(segment) if fits else ""
+        self._most = most if fits and not self.mixes else 1
+        self._gains: dict[object, Gain] = {}
+        self.session: Session | None = None
+        self.owner: object = None
+        self.nbytes = 0
+        self.compile_s = 0.0
+        self.users = 0
+        self.open = 0
+        self.building = threading.Lock()
+        self.work: Work | None = None
+        self.apart = False
+
+    @property
+    def most(self) -> int:
+        """The most requests for it that run as one batch."""
+        return self._most
+
+    def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> Gain | None:
+        """What requests with such tensors have in common with others like them; None if they always run alone."""
+        if self._most == 1 or self.apart or not stackable(dtypes, shapes):
+            return None
+        key = tuple(map(tuple, shapes))
+        if key not in self._gains and len(self._gains) >= _MOST_SHAPES:
+            return None
+        return self._gains.setdefault(key, Gain(self._most))
+
+
+class Tails:
+    """The cache: at most `budget` bytes of sessions, as measured, besides those that are running right now.
+
+    Of the owner that has most in it the least recently used goes first: who has many compiled loses its own, not those
+    of others. One that is in use is never closed, but as soon as it is free again, and the one that was used last
+    stays, even if it is larger than the budget: else it would be compiled for each request. Tails whose work values
+    decide are compiled by the engine `apart`, if there is one.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        budget: int,
+        on_event: OnEvent = ignore,
+        max_batch: int = 1,
+        apart: Engine | None = None,
+    ) -> None:
+        self._engine, self._apart, self._budget, self._tell = engine, apart, budget, on_event
+        self._most = max_batch
+        self._lock = threading.Lock()
+        self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
+        self._cached: OrderedDict[int, Tail] = OrderedDict()
+        self.nbytes = 0
+
+    def tail(self, segment: Segment) -> Tail:
+        """The tail for `segment`: the same one for everybody, so that it is compiled once."""
+        with self._lock:
+            known = self._known.get(segment.key)
+        # Reading a large graph takes milliseconds, in which no request may wait for the lock.
+        made = known or Tail(segment, self._most)
+        with self._lock:
+            found = self._known.setdefault(segment.key, made)
+            found.open += 1
+        if found is made is not known and found.mixes:
+            why = f"are run one by one: {found.mixes}"
+            self._tell(Event("batched", f"requests that wait for tail {segment.key} {why}"))
+        return found
+
+    def leave(self, tail: Tail, *, drop: bool = False) -> None:
+        """One who had it open is done with it. With `drop` it leaves memory too, if that was the last one."""
+        with self._lock:
+            tail.open -= 1
+            closed = self._evict(tail) if drop and not tail.open and not tail.users else None
+        if closed is not None:
+            closed.close()
+
+    def acquire(self, tail: Tail) -> Session | None:
+        """Its session, if it is in memory; call `release` after use."""
+        with self._lock:
+            session = tail.session
+            if session is not None:
+                tail.users += 1
+                self._cached.move_to_end(id(tail))
+            return session
+
+    def build(self, tail: Tail, owner: object) -> Session:
+        """Its session, compiled now for `owner` if need be; call `release` after use. EngineError if it cannot be."""
+        if (session := self.acquire(tail)) is not None:
+            return session
+        with tail.building:
+            with self._lock:
+                session = tail.session
+                if session is not None:
+                    tail.users += 1
+                    return session
+            started = perf_counter()
+            tail.work = Work.of(tail.segment)
+            tail.apart = tail.work is None and self._apart is not None
+            session = (self._apart if tail.apart and self._apart else self._engine).compile(tail.segment)
+            tail.compile_s = perf_counter() - started
+            with self._lock:
+                tail.session, tail.nbytes, tail.owner = session, session.nbytes, owner
+                tail.users += 1
+                self._cached[id(tail)] = tail
+                self.nbytes += tail.nbytes
+                closed = self._shrink()
+        self._close(closed)
+        return session
+
+    def release(self, tail: Tail) -> None:
+        """The session that `acquire` gave is no longer used by this caller: it may leave memory."""
+        with self._lock:
+            tail.users -= 1
+            if self.nbytes <= self._budget:
+                return
+            closed = self._shrink()
+        self._close(closed)
+
+    def ready(self, tail: Tail) -> bool:
+        """Whether `acquire` would return a session."""
+        return tail.session is not None
+
+    def _shrink(self) -> list[tuple[Tail, Session]]:
+        closed: list[tuple[Tail, Session]] = []
+        while self.nbytes > self._budget:
+            *older, _ = self._cached.values()
+            held: Counter[object] = Counter()
+            for tail in self._cached.values():
+                held[tail.owner] += tail.nbytes
+            idle = [tail for tail in older if not tail.users]
+            if not idle:
+                break
+            victim = max(idle, key=lambda tail: held[tail.owner])  # the first among equals
+            session = self._evict(victim)
+            assert session is not None
+            closed.append((victim, session))
+        return closed
+
+    def _evict(self, tail: Tail) -> Session | None:
+        session, tail.session = tail.session, None
+        if session is not None:
+            del self._cached[id(tail)]
+            self.nbytes -= tail.nbytes
+        return session
+
+    def _close(self, closed: list[tuple[Tail, Session]]) -> None:
+        for tail, session in closed:
+            session.close()
+            self._tell(Event("evicted", f"tail {tail.segment.key} left memory, {size(tail.nbytes)} are free"))
+
+    def close(self) -> None:
+        """Closes every session."""
+        with self._lock:
+            tails = list(self._cached.values())
+            sessions = [s for t in tails if (s := self._evict(t)) is not None]
+        for session in sessions:
+            session.close()

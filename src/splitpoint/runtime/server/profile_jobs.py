@@ -1,0 +1,200 @@
+"""The server measures itself, so that a device can plan with its profile: one model at a time, for all who ask."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from time import monotonic
+
+import msgspec
+
+from splitpoint.engines import Engine
+from splitpoint.errors import BusyError, InputError, RefusedError, ServerError, SplitpointError
+from splitpoint.models.model import Model
+from splitpoint.profile.files import profile_bytes
+from splitpoint.profile.measure import profile_model
+from splitpoint.profile.profiles import Profile
+from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.runtime.server.quotas import Origin
+from splitpoint.units import counted
+
+#: Takes the profile as JSON, or why there is none.
+Answer = Callable[[bytes | SplitpointError], None]
+#: Models that wait while another one is measured.
+_MOST_WAITING = 8
+
+
+class _Cancelled(Exception):
+    """Nobody waits for the profile any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    who: object
+    origin: Origin
+    budget_s: float
+    answer: Answer
+
+
+@dataclass(slots=True)
+class _Job:
+    """A model to measure, for everyone who asked for it until it was done."""
+
+    model: Model
+    askers: list[_Asker] = field(default_factory=list)
+    budget_s: float = 0.0
+    """What it is given; 0 until it is its turn."""
+
+    def asked_by(self, origin: Origin) -> bool:
+        return any(asker.origin is origin for asker in self.askers)
+
+    def spent_s(self) -> float:
+        """How long was measured already for the one who asked for it and has had least."""
+        return min((asker.origin.measured_s for asker in self.askers), default=0.0)
+
+
+class Profiling:
+    """Runs `profile_model` in a thread of its own, for at most `most_s` seconds a model (0: never).
+
+    `served` says how many requests the server has answered: those that ran meanwhile are noted in the profile.
+    """
+
+    def __init__(self, engine: Engine, most_s: float, on_event: OnEvent, served: Callable[[], int]) -> None:
+        self._engine, self._most_s, self._tell, self._served = engine, most_s, on_event, served
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._until = 0.0
+        self._closed = threading.Event()
+        #: The first is being measured.
+        self._jobs: list[_Job] = []
+        #: Fingerprint → seconds it was given (infinite if no more would help), the profile.
+        self._made: dict[str, tuple[float, bytes]] = {}
+
+    def ask(
+        self, model: Model, budget_s: float, answer: Answer, who: object, origin: Origin, *, fresh: bool = False
+    ) -> None:
+        """Answers with a profile made before, unless it must be `fresh` or was given less time and is incomplete;
+        else with the one that is being made, or that will be made in its turn: of those that wait, the one whose
+        `origin` has had least measured. `who` asks: call `forget` when it leaves.
+
+        RefusedError if this server does not profile, BusyError if too many models wait for their turn.
+        """
+        if not isfinite(budget_s) or budget_s < 0:
+            raise InputError(f"a profile's time budget is a number of seconds, not {budget_s}")
+        if not self._most_s:
+            raise RefusedError(
+                "this server does not measure itself (--max-profile 0): make its profile there, "
+                "with splitpoint profile MODEL -o cloud.profile.json"
+            )
+        budget_s = min(budget_s or self._most_s, self._most_s)
+        with self._lock:
+            if self._closed.is_set():
+                raise ServerError("the server is ending")
+            given_s, made = self._made.get(model.fingerprint, (0.0, b""))
+            keep = bool(made) and given_s >= budget_s and not fresh
+            if not keep:
+                self._join(model, _Asker(who, origin, budget_s, answer))
+        if keep:
+            answer(made)
+
+    def _join(self, model: Model, asker: _Asker) -> None:
+        """Holds the lock."""
+        for job in self._jobs:
+            if job.model.fingerprint == model.fingerprint:
+                job.askers.append(asker)
+                return
+        # One address may have half of the places, as in the queue of requests: others need not wait for it to leave.
+        own = sum(job.asked_by(asker.origin) for job in self._jobs[1:])
+        if len(self._jobs) > _MOST_WAITING or own > _MOST_WAITING - len(self._jobs):
+            left_s = max(0.2, self._until - monotonic())
+            raise BusyError("the server is making another profile, and others wait: try again later", left_s)
+        self._jobs.append(_Job(model, [asker]))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="profile", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        """One job after the other, until there is none."""
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._thread = None
+                    return
+                job = min(self._jobs, key=_Job.spent_s)
+                self._jobs.remove(job)
+                self._jobs.insert(0, job)
+                job.budget_s = max((asker.budget_s for asker in job.askers), default=0.0)
+                origins, began_s = {asker.origin for asker in job.askers}, monotonic()
+                self._until = began_s + job.budget_s
+            enough_s, result = self._run(job)
+            with self._lock:
+                del self._jobs[0]
+                for origin in origins:
+                    origin.measured_s += monotonic() - began_s
+                if isinstance(result, bytes):
+                    self._made[job.model.fingerprint] = (enough_s, result)
+                # Someone may have asked for more time, or have come just when all others had left.
+                again = [a for a in job.askers if a.budget_s > enough_s and not self._closed.is_set()]
+                if again:
+                    self._jobs.append(_Job(job.model, again))
+            for asker in job.askers:
+                if asker not in again:
+                    try:
+                        asker.answer(result)
+                    except Exception as exc:  # no memory, a bug: the others get theirs
+                        self._tell(Event("failed", f"a profile of {job.model.name} cannot be sent: {exc!r}"))
+
+    def _run(self, job: _Job) -> tuple[float, bytes | SplitpointError]:
+        """The profile, or why there is none, and up to which budget that is the answer."""
+
+        def check() -> None:
+            with self._lock:
+                if self._closed.is_set() or not job.askers:
+                    raise _Cancelled
+
+        name = job.model.name
+        try:
+            check()
+            self._tell(Event("profiling", f"measuring {name} on this machine for up to {job.budget_s:g} s"))
+            before = self._served()
+            profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
+            profile = _noted(profile, self._served() - before)
+            made = profile_bytes(profile)
+            self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
+            return inf if profile.complete else job.budget_s, made
+        except _Cancelled:
+            self._tell(Event("profiling", f"{name} is not measured to the end: nobody waits for it"))
+            return 0.0, ServerError("the server is ending")
+        except SplitpointError as exc:
+            return inf, exc
+        except Exception as exc:  # engines are foreign code
+            self._tell(Event("failed", f"{name} cannot be measured: {exc!r}"))
+            return inf, ServerError("the server cannot measure this model; its log says more")
+
+    def forget(self, who: object) -> int:
+        """`who` has left: so many profiles are not made for it any more, nor at all if nobody else waits for them."""
+        with self._lock:
+            before = sum(len(job.askers) for job in self._jobs)
+            for job in self._jobs:
+                job.askers = [asker for asker in job.askers if asker.who is not who]
+            self._jobs[1:] = [job for job in self._jobs[1:] if job.askers]
+            return before - sum(len(job.askers) for job in self._jobs)
+
+    def stop(self) -> None:
+        """What is being measured ends after the cut it is at, and nothing is measured after it."""
+        self._closed.set()
+
+    def threads(self) -> list[threading.Thread]:
+        """The thread that measures, if there is one: after `stop` it ends."""
+        with self._lock:
+            return [self._thread] if self._thread is not None else []
+
+
+def _noted(profile: Profile, served: int) -> Profile:
+    """`profile`, with a note if requests ran beside it: they made it slower than it is when nobody asks."""
+    if not served:
+        return profile
+    note = f"{counted(served, 'request')} {'was' if served == 1 else 'were'} served meanwhile"
+    return msgspec.structs.replace(profile, note=f"{profile.note}; {note}" if profile.note else note)

@@ -1,0 +1,214 @@
+"""A pool of the server: a few workers, a fair and bounded queue, and an honest account of both."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from time import perf_counter, sleep
+
+from splitpoint.runtime.events import OnEvent, ignore
+from splitpoint.runtime.server.fair_queue import SLACK, Client, FairQueue, Gauge, Job, Together
+from splitpoint.runtime.threads import begin, join, persist
+
+#: How long threads that have nothing to do may take to end.
+_END_S = 5.0
+#: More jobs than that are never run as one.
+_MOST = 1024
+
+
+class Compute:
+    """At most `workers` jobs run at once, in threads of their own or, when one is free, in the caller's.
+
+    A thread that has just received a request keeps it if there is room (`begin`, then `end`): handing it over
+    would cost two context switches. `submit` queues it. Whose turn it is: `fair_queue`. Jobs with the same key
+    that wait at the same time are given to `together`, as many as the key says; if there are fewer than it
+    wants, a worker waits until the first has waited `max_wait_s`.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        queue: int,
+        together: Callable[[Sequence[Job]], None] | None = None,
+        max_wait_s: float = 0.0,
+        on_event: OnEvent = ignore,
+        slack: float = SLACK,
+        name: str = "compute",
+    ) -> None:
+        self.workers = workers
+        self.max_wait_s = max_wait_s
+        self._together = together
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
+        self._more = threading.Condition(self._lock)
+        self._gathering: list[Together] = []  # keys that a worker waits for
+        self._queue = FairQueue(queue, slack)
+        self._running = 0
+        self._surplus = 0  # threads that were lent a place which was taken back
+        self._closed = False
+        self._gauge = Gauge(workers, perf_counter())
+        self._tell = on_event
+        self._threads = [self._thread(f"{name} {i}") for i in range(workers)]
+        try:
+            for thread in self._threads:
+                begin(thread)
+        except BaseException:
+            self._threads = [thread for thread in self._threads if thread.ident is not None]
+            self.close()
+            raise
+
+    def _thread(self, name: str) -> threading.Thread:
+        return threading.Thread(
+            target=persist, args=(self._work, "computing", self._tell, sleep), name=name, daemon=True
+        )
+
+    def lend(self) -> None:
+        """One more may work, and a thread more: what runs in one place lasts, or will never end."""
+        thread = self._thread("compute more")
+        with self._lock:
+            if self._closed:
+                return
+            begin(thread)
+            self.workers += 1
+            self._threads = [*(t for t in self._threads if t.is_alive()), thread]
+            if self._queue.waiting:
+                self._ready.notify()
+
+    def regain(self) -> None:
+        """It has ended after all: there are as many as before."""
+        with self._lock:
+            self.workers -= 1
+            self._surplus += 1
+            self._ready.notify()
+
+    def begin(self, client: Client) -> bool:
+        """Takes a worker's place for the calling thread, if one is free and nobody waits. Then call `end`."""
+        with self._lock:
+            if self._running >= self.workers or self._queue.waiting or self._closed:
+                return False
+            now = perf_counter()
+            self._running += 1
+            self._gauge.change(now, 1)
+            self._queue.begin(client)
+            return True
+
+    def end(self, client: Client, busy_s: float) -> None:
+        """Gives the place back after `busy_s` of work for `client`."""
+        with self._lock:
+            self._queue.end(client, busy_s)
+            self._free(perf_counter())
+
+    def _free(self, now: float) -> None:
+        """A place is free again; the lock is held."""
+        self._running -= 1
+        self._gauge.change(now, -1)
+        if self._queue.waiting:
+            self._ready.notify()
+        elif not self._running:
+            self._queue.rest()
+
+    def submit(self, job: Job) -> bool:
+        """Queues `job`; False if there is no room for it."""
+        with self._lock:
+            if self._closed or not self._queue.push(perf_counter(), job):
+                return False
+            if self._gathering:
+                self._more.notify_all()
+            if self._running < self.workers and (job.key is None or job.key not in self._gathering):
+                self._ready.notify()
+            return True
+
+    def room(self, client: Client, line: object) -> bool:
+        """Whether `submit` would take a job of `client` that comes by `line` now."""
+        return self._queue.room(client, line)
+
+    def full(self) -> bool:
+        """Whether `submit` would refuse whoever it was."""
+        return self._queue.waiting >= self._queue.limit
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return self._queue.waiting
+
+    @property
+    def utilisation(self) -> float:
+        """The recent busy share of the workers (0…1)."""
+        return self._gauge.at(perf_counter())
+
+    def crowded_s(self, client: Client) -> float:
+        """How long one more of each line of `client` will take to run, if many of them wait; else 0.0."""
+        return self._queue.crowded_s(client, self.workers)
+
+    def retry_after_s(self, client: Client) -> float:
+        """When there is likely to be room again for `client`."""
+        return self._queue.retry_after_s(client, self.workers)
+
+    def drop(self, client: Client, line: object) -> list[Job]:
+        """The jobs of `client` that came by `line` and have not begun: they will not."""
+        with self._lock:
+            return self._queue.drop(client, line)
+
+    def _work(self) -> bool:
+        """Runs what is next; False once it is closed."""
+        with self._lock:
+            while not self._queue.waiting or self._running >= self.workers:
+                if self._closed and not self._queue.waiting:
+                    return False
+                if self._surplus:
+                    self._surplus -= 1
+                    self._ready.notify()  # what this one was woken for may be another one's
+                    return False
+                self._ready.wait()
+            started = perf_counter()
+            self._running += 1
+            self._gauge.change(started, 1)
+            jobs = [self._queue.take(started)]
+            if self._together is not None and (key := jobs[0].key) is not None:
+                started = self._gather(key, jobs, started)
+        try:
+            if len(jobs) == 1 or self._together is None:
+                jobs[0].run(jobs[0].waited_s)
+            else:
+                self._together(jobs)
+        finally:
+            ended = perf_counter()
+            with self._lock:
+                for job in jobs:
+                    self._queue.end(job.client, (ended - started) / len(jobs), job.charged_s)
+                self._free(ended)
+        return True
+
+    def _gather(self, key: Together, jobs: list[Job], now: float) -> float:
+        """Adds the jobs that are to run with `jobs[0]`; returns when that was done. The lock is held.
+
+        Waits for more of them until the first one has waited `max_wait_s`, but not while another kind of job waits.
+        """
+        waiting = 1 + self._queue.count_like(key, _MOST)
+        if (end := jobs[0].queued_s + self.max_wait_s) > now:
+            wanted = key.wanted()
+            self._gathering.append(key)
+            while waiting < wanted and waiting > self._queue.waiting and not self._closed and now < end:
+                self._more.wait(end - now)
+                now = perf_counter()
+                waiting = 1 + self._queue.count_like(key, _MOST)
+            self._gathering.remove(key)
+            jobs[0].waited_s = now - jobs[0].queued_s
+        jobs += self._queue.take_like(now, key, key.size(waiting) - 1)
+        if self._queue.waiting and self._running < self.workers:
+            self._ready.notify()  # nobody was, for those that came meanwhile
+        return now
+
+    @property
+    def threads(self) -> Sequence[threading.Thread]:
+        """Those that work, or wait for work."""
+        return self._threads
+
+    def close(self, within_s: float = _END_S) -> bool:
+        """Ends the threads after what they run now; what is queued is dropped. Whether they have, `within_s`."""
+        with self._lock:
+            self._closed = True
+            self._queue.clear()
+            self._ready.notify_all()
+            self._more.notify_all()
+        return join(self._threads, within_s)

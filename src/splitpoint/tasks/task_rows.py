@@ -1,0 +1,76 @@
+"""The rows of a queue as cells: for people, and for CSV files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from splitpoint.tasks.task import Summary, TaskPlan, TaskResult
+from splitpoint.units import counted, mbps, ms
+
+COLUMNS: Sequence[str] = (
+    "task", "model", "weights", "priority", "arrival_ms", "deadline_ms", "policy", "option", "up_mbps", "edge_ms",
+    "transfer_ms", "server_ms", "waiting_ms", "total_ms", "predicted_ms", "started_ms", "ended_ms", "met", "fallback",
+    "answer", "note",
+)  # fmt: skip
+#: For people; those from here on are left out first where it is narrow.
+TITLES: Sequence[str] = (
+    "task", "cut", "Mbit/s", "edge", "transfer", "server", "waiting", "total", "predicted", "deadline",
+)  # fmt: skip
+
+
+def record(row: TaskPlan, policy: str, note: str = "") -> Mapping[str, Any]:
+    """A row by `COLUMNS`. What is not known of it (the answer of a plan) is empty."""
+    task = row.task
+    found: dict[str, Any] = {
+        "task": task.name, "model": task.model, "weights": task.weights, "priority": task.priority,
+        "arrival_ms": task.arrival_s * 1e3, "deadline_ms": task.deadline_s * 1e3 or "", "policy": policy,
+        "option": row.option, "met": "" if row.met is None else row.met, "note": note, "fallback": "", "answer": "",
+        "predicted_ms": row.total_ms,
+    }  # fmt: skip
+    found |= {name: getattr(row, name) for name in COLUMNS if name not in found}
+    if isinstance(row, TaskResult):
+        found |= {"predicted_ms": row.predicted_ms, "fallback": row.fallback, "answer": row.answer}
+    return {name: round(v, 4) if isinstance(v, float) else v for name, v in found.items()}
+
+
+def cells(row: TaskPlan) -> tuple[str, ...]:
+    """A row by `TITLES`."""
+    measured = isinstance(row, TaskResult)
+    times = (row.edge_ms, row.transfer_ms, row.server_ms, row.waiting_ms)
+    return (
+        row.task.name,
+        row.option + (" (finished here)" if isinstance(row, TaskResult) and row.fallback else ""),
+        mbps(row.up_mbps),
+        *(ms(t) if t > 0 else "-" for t in times),
+        ms(row.total_ms) if measured else "",
+        ms(row.predicted_ms) if isinstance(row, TaskResult) else ms(row.total_ms),
+        "-" if row.met is None else f"{'met' if row.met else 'missed'} ({ms(row.task.deadline_s * 1e3)})",
+    )
+
+
+def said(summary: Summary, *, predicted: bool = False) -> list[str]:
+    """A summary in a few lines."""
+    how = "predicted: " if predicted else ""
+    usage = summary.usage
+    lines = [
+        f"{how}{counted(summary.tasks, 'task')} by {summary.policy} in {ms(summary.makespan_ms)} ms; "
+        f"mean {ms(summary.mean_ms)} ms, p95 {ms(summary.p95_ms)} ms",
+        f"busy: device {usage.device:.0%}, link up {usage.link:.0%}, server {usage.server:.0%}",
+    ]
+    if summary.met or summary.missed:
+        lines.append(f"deadlines: {summary.met} met, {summary.missed} missed")
+    if summary.bound_ms:
+        gap = max(0.0, summary.makespan_ms / summary.bound_ms - 1)
+        lines.append(
+            f"no cuts and no order are predicted to take less than {ms(summary.bound_ms)} ms: this is within {gap:.1%}"
+        )
+    if not predicted:
+        more = f", compiled in {summary.compile_s:.1f} s" if summary.compile_s >= 0.05 else ""
+        again = f", planned again {counted(summary.replans, 'time')}" if summary.replans else ""
+        lines.append(
+            f"{ms(summary.predicted_ms)} ms were predicted; planned in {ms(summary.planning_ms)} ms{more}{again}"
+        )
+    if summary.local:
+        lines.append(f"{summary.local} finished on the device because the server was late or gone")
+    return lines

@@ -1,0 +1,57 @@
+"""What models are called: short names, files, and what a server has under which name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from splitpoint import wire
+from splitpoint.errors import ModelError, UsageError
+from splitpoint.models.names import SHORT_NAMES, full_name, name_of, names_of
+from splitpoint.runtime.model_choice import choose_model
+
+
+def served(*names: str) -> list[wire.ModelInfo]:
+    return [wire.ModelInfo(name, f"{k:064x}") for k, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("short", [s for s, full in SHORT_NAMES.items() if name_of(full) != s])
+def test_a_served_name_comes_before_what_it_is_short_for(short: str) -> None:
+    full = name_of(SHORT_NAMES[short])
+    assert choose_model(served("other", short), short, None).name == short
+    assert choose_model(served(full, short), short, None).name == short
+    assert choose_model(served(full, short), full, None).name == full
+    assert choose_model(served("other", full), short, None).name == full
+    with pytest.raises(ModelError, match=f"the server has no model {short}"):
+        choose_model(served("other"), short, None)
+
+
+def test_names_with_dots_and_schemes() -> None:
+    assert choose_model(served("net", "net.v2"), "net.v2", None).name == "net.v2"
+    with pytest.raises(ModelError, match=r"no model net\.v2"):
+        choose_model(served("net"), "net.v2", None)
+    assert choose_model(served("resnet50"), "torchvision:resnet50", None).name == "resnet50"
+    assert choose_model(served("net.v2"), "some/net.v2.onnx", None).name == "net.v2"
+    assert names_of("lenet") == ("lenet", "lenet5")
+
+
+def test_one_model_of_two_names_has_both() -> None:
+    same = [wire.ModelInfo(name, "a" * 64) for name in ("first", "second")]
+    assert [choose_model(same, name, None).name for name in ("first", "second", None, "aaaaaaaa")] == [
+        "first", "second", "first", "first",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="several models, so name one"):
+        choose_model([*same, *served("third")], None, None)
+
+
+@pytest.mark.parametrize("name", ["ctl\x1b[31m", "lat\udce9"])
+def test_a_file_whose_name_is_no_text_is_called_as_it_was_typed(name: str) -> None:
+    assert choose_model(served(name_of(f"folder/{name}.onnx")), name, None).fingerprint == f"{0:064x}"
+
+
+def test_a_file_called_just_so_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert full_name("lenet") == "zoo:lenet5"
+    Path("lenet").write_bytes(b"")
+    assert full_name("lenet") == "lenet"

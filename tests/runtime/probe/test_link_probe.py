@@ -1,0 +1,406 @@
+"""Measuring a link: in virtual time on links of every kind, and once over real sockets."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from serving import Gate, affine, nothing_leaks
+
+from splitpoint import wire
+from splitpoint.cli import main
+from splitpoint.errors import ProtocolError, ServerError, UsageError
+from splitpoint.lab.relay import ThreadRelay
+from splitpoint.link import Link
+from splitpoint.link.estimator import LinkEstimator
+from splitpoint.link.files import load_link
+from splitpoint.link.presets import PRESETS
+from splitpoint.models.model import Model
+from splitpoint.runtime.client.channel import Channel
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.events import software
+from splitpoint.runtime.probe.link_probe import MOST_NBYTES, Measured, learn, measure_link, probe
+from splitpoint.runtime.server.server import Server
+from splitpoint.transports import connect
+from splitpoint.transports.framed import flat
+from splitpoint.wire import Frame, Kind, Limits, Packet
+
+M = TypeVar("M", bound=wire.Message)
+SEGMENT = 1448
+
+
+@dataclass
+class Pipe:
+    """One way of a link, in virtual time: bytes in order, at a rate, with a delay; perhaps with TCP's slow start, and
+    a burst that a shaper lets pass at once."""
+
+    rate: float
+    delay_s: float
+    rtt_s: float
+    slow_start: bool = False
+    burst: float = 0.0
+    free: float = 0.0
+    acks: list[float] = field(default_factory=list)
+
+    def carry(self, now: float, nbytes: int) -> float:
+        """When the last of `nbytes` that are handed over `now` is there."""
+        for part in [SEGMENT] * (nbytes // SEGMENT) + [nbytes % SEGMENT]:
+            begin = max(now, self.free)
+            k = len(self.acks)
+            if self.slow_start and k >= 10:
+                begin = max(begin, self.acks[(k - 10) // 2])
+            if self.burst >= part:
+                self.burst -= part
+                self.free = begin
+            else:
+                self.free = begin + part / self.rate
+            if self.slow_start:
+                self.acks.append(self.free + self.rtt_s)
+        return self.free + self.delay_s
+
+
+class VirtualChannel:
+    """What `probe` needs of a channel, on a simulated link to a simulated server; `now` is its clock."""
+
+    def __init__(
+        self, link: Link, *, slow_start: bool = False, burst: float = 0.0, seed: int = 0, dies_after: int = 1 << 60
+    ) -> None:
+        self.timeout_s = 5.0
+        self.welcome = wire.Welcome(limits={"blob_chunk": 1 << 20})
+        self.now = 0.0
+        self.clock_offset_s = 1234.5
+        self.waiting: dict[int, tuple[wire.Message, Frame]] = {}
+        self.reserved: set[int] = set()
+        self.frames = 0
+        self._dies_after = dies_after
+        self._there = self._back = 0.0
+        self._link, self._random, self._id = link, random.Random(seed), 0
+        half = link.rtt_ms / 2e3
+        self._up = Pipe(link.up_mbps * 1.25e5, half, 2 * half, slow_start, burst)
+        self._down = Pipe(link.down_mbps * 1.25e5, half, 2 * half, slow_start, burst)
+
+    def reserve(self) -> int:
+        self._id += 1
+        self.reserved.add(self._id)
+        return self._id
+
+    def send(self, id: int, packet: Packet) -> None:
+        data = b"".join(bytes(flat(part)) for part in packet.buffers)
+        assert len(data) == packet.nbytes
+        while data:
+            prefix = wire.parse_prefix(data, Limits())
+            end = wire.PREFIX_BYTES + prefix.header_bytes
+            header = wire.parse_header(prefix, data[wire.PREFIX_BYTES : end])
+            self._serve(prefix.id, header, end + prefix.body_bytes)
+            data = data[end + prefix.body_bytes :]
+
+    def _serve(self, id: int, header: wire.Message | None, nbytes: int) -> None:
+        self.frames += 1
+        # A stream stays in order, however late a part of it is.
+        self._there = there = max(self._there, self._up.carry(self.now, nbytes) + self._jitter())
+        clock = there + self.clock_offset_s
+        answer: wire.Message
+        if isinstance(header, wire.Ping):
+            kind, answer, body = Kind.PONG, wire.Pong(header.clock_s, clock, clock + 1e-5), 0
+        else:
+            assert isinstance(header, wire.Probe)
+            assert max(nbytes, header.reply_nbytes) <= self.welcome.limits["blob_chunk"]
+            kind, answer, body = Kind.PROBED, wire.Probed(clock, clock, clock + 1e-5), header.reply_nbytes
+        size = wire.encode(kind, id, answer).nbytes + body
+        self._back = back = max(self._back, self._down.carry(there + 1e-5, size) + self._jitter())
+        tensors = [np.empty(body, np.uint8)] if body else []
+        self.waiting[id] = (answer, Frame(kind, 0, id, answer, back, size, back, tensors))
+
+    def _jitter(self) -> float:
+        return self._random.expovariate(1) * self._link.jitter_ms / 3.9e3  # two of them make the 90th percentile
+
+    def expect(self, id: int, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
+        if id >= self._dies_after:
+            raise ServerError("10.0.0.7:3277 closed the connection")
+        header, frame = self.waiting.pop(id)
+        self.reserved.discard(id)
+        self.now = max(self.now, frame.received)
+        assert isinstance(header, answer)
+        return header, frame
+
+    def abandon(self, id: int) -> None:
+        self.reserved.discard(id)
+        self.waiting.pop(id, None)
+
+
+def measured(channel: VirtualChannel, budget_s: float = 3.0) -> Measured:
+    return probe(channel, budget_s, clock=lambda: channel.now)
+
+
+LINKS = [
+    *PRESETS.values(),
+    Link(0.13, 0.13, 100),
+    Link(1, 200, 20),
+    Link(200, 1, 20),
+    Link(200, 200, 3),
+    Link(20, 20, 250),
+    Link(100, 100, 40),
+]
+
+
+@pytest.mark.parametrize("link", LINKS, ids=str)
+def test_every_link_is_measured_in_under_3_s(link: Link) -> None:
+    channel = VirtualChannel(link)
+    made = measured(channel)
+    assert made.link.up_mbps == pytest.approx(link.up_mbps, rel=0.02)
+    assert made.link.down_mbps == pytest.approx(link.down_mbps, rel=0.02)
+    assert made.link.rtt_ms == pytest.approx(link.rtt_ms, rel=0.02)
+    assert made.link.jitter_ms == pytest.approx(0, abs=1e-6)
+    assert made.seconds == pytest.approx(channel.now)
+    assert made.seconds < 3
+    assert made.pings >= 3
+    assert not channel.reserved
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("link", [Link(1, 4, 60, 10), Link(18.88, 18.88, 10, 5), Link(200, 200, 3, 2)], ids=str)
+def test_jitter_is_measured_and_does_not_pass_for_bandwidth(link: Link, seed: int) -> None:
+    made = measured(VirtualChannel(link, seed=seed))
+    assert made.link.up_mbps == pytest.approx(link.up_mbps, rel=0.1)
+    assert made.link.down_mbps == pytest.approx(link.down_mbps, rel=0.1)
+    assert link.rtt_ms <= made.link.rtt_ms < link.rtt_ms + link.jitter_ms
+    assert link.jitter_ms / 4 < made.link.jitter_ms < 4 * link.jitter_ms  # of 10 to 20 pings
+    assert made.seconds < 3
+
+
+@pytest.mark.parametrize(
+    "link", [Link(5.85, 20, 40), Link(18.88, 18.88, 10), Link(100, 100, 40), Link(200, 200, 20)], ids=str
+)
+def test_slow_start_does_not_pass_for_bandwidth(link: Link) -> None:
+    """The simulated TCP begins with ten segments and doubles: it has never sent anything before."""
+    made = measured(VirtualChannel(link, slow_start=True))
+    assert made.link.up_mbps == pytest.approx(link.up_mbps, rel=0.1)
+    assert made.link.down_mbps == pytest.approx(link.down_mbps, rel=0.1)
+    assert made.seconds < 3
+
+
+@pytest.mark.parametrize("burst", [20_000, 100_000])
+def test_a_burst_that_is_let_pass_does_not_pass_for_bandwidth(burst: int) -> None:
+    made = measured(VirtualChannel(Link(4, 4, 20), burst=burst))
+    assert made.link.up_mbps == pytest.approx(4, rel=0.1)
+    assert made.link.down_mbps == pytest.approx(4, rel=0.1)
+    assert made.seconds < 3.5
+
+
+def test_a_small_budget_is_kept_where_it_can_be() -> None:
+    assert measured(VirtualChannel(PRESETS["wifi"]), 0.5).seconds < 0.5
+    slow = measured(VirtualChannel(PRESETS["cat1"]), 0.5)
+    assert slow.link.up_mbps == pytest.approx(0.13, rel=0.1)
+    assert slow.seconds < 1  # three pings and a small train each way take that long
+
+
+def test_a_server_with_a_small_limit_gets_small_frames() -> None:
+    channel = VirtualChannel(PRESETS["wifi5"])
+    channel.welcome = wire.Welcome(limits={"blob_chunk": 4096})
+    assert measured(channel).link.up_mbps == pytest.approx(100, rel=0.05)
+
+
+@pytest.mark.parametrize("after", [1, 2, 4, 9, 30, 60])
+def test_a_server_that_dies_is_a_clear_error(after: int) -> None:
+    channel = VirtualChannel(PRESETS["4g"], dies_after=after)
+    with pytest.raises(ServerError, match=r"the link could not be measured: 10\.0\.0\.7:3277 closed the connection"):
+        measured(channel)
+    assert len(channel.reserved) <= 1  # the real one's `expect` gives up the id that it waited for itself
+    assert len(channel.waiting) <= 1
+
+
+def test_a_server_of_an_older_version_is_told_from_one_that_fails() -> None:
+    channel = VirtualChannel(PRESETS["4g"])
+    channel.welcome = wire.Welcome(version=(1, 0))
+    with pytest.raises(ServerError, match=r"speaks version 1\.0, which cannot be probed: update splitpoint there"):
+        measured(channel)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda header: wire.Probed(0, -header.received_s, 0),
+        lambda header: wire.Probed(0, float("nan"), 0),
+        lambda header: wire.Probed(0, float("inf"), 0),
+    ],
+)
+def test_times_that_cannot_be_are_refused(lie: Callable[[Any], wire.Probed]) -> None:
+    class Liar(VirtualChannel):
+        def expect(self, id: int, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
+            header, frame = super().expect(id, answer, timeout_s)
+            return (lie(header) if isinstance(header, wire.Probed) else header), frame  # type: ignore[return-value]
+
+    with pytest.raises(ProtocolError, match="clock runs backwards"):
+        measured(Liar(PRESETS["4g"]))
+
+
+@pytest.mark.parametrize("budget_s", [0, -1, float("nan"), float("inf"), 1e4])
+def test_a_budget_must_make_sense(budget_s: float) -> None:
+    with pytest.raises(UsageError, match=r"0\.2 to 600 seconds"):
+        measured(VirtualChannel(PRESETS["4g"]), budget_s)
+
+
+# --- real sockets --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return affine(tmp_path_factory.mktemp("model"), size=64)
+
+
+@pytest.fixture
+def server(model: Model) -> Iterator[Server]:
+    with nothing_leaks(), Server([model], engine=Gate(), port=0) as server:
+        yield server
+
+
+def ask(address: str) -> Channel:
+    return Channel(connect(address, timeout_s=5), software=software(), timeout_s=5)
+
+
+def test_loopback_is_measured_as_what_an_application_gets(server: Server, tmp_path: Path) -> None:
+    with Edge(server.address, at="input", cache=tmp_path) as edge:
+        link = edge.measure_link(budget_s=1.0)
+        assert 50 < link.up_mbps < 1e6
+        assert 50 < link.down_mbps < 1e6
+        assert link.rtt_ms < 100
+        # The connection is as good as before, and requests on it are answered.
+        x = np.ones((1, 64), np.float32)
+        np.testing.assert_array_equal(edge.infer(x).outputs["y3"], x)
+        assert edge._channel.in_flight == 0
+
+
+def test_a_relayed_link_is_measured(server: Server) -> None:
+    """Wide bounds: this machine may be busy. The lab's benchmark has the narrow ones."""
+    with ThreadRelay(server.address, Link(4, 8, 20)) as relay:
+        channel = ask(relay.address)
+        link = measure_link(channel, 1.5, name="here")
+        channel.close()
+    assert link.up_mbps == pytest.approx(4, rel=0.25)
+    assert link.down_mbps == pytest.approx(8, rel=0.25)
+    assert 19 < link.rtt_ms < 60
+    assert link.name == "here"
+
+
+def test_bytes_both_ways_are_those_that_were_asked_for(server: Server) -> None:
+    channel = ask(server.address)
+    id = channel.reserve()
+    channel.send(id, wire.encode(Kind.PROBE, id, wire.Probe(12_345), (bytes(999),), 999))
+    probed, frame = channel.expect(id, wire.Probed)
+    assert [a.nbytes for a in frame.tensors] == [12_345]
+    assert len(set(frame.tensors[0].tolist())) == 256  # nothing that compresses
+    assert probed.started_s <= probed.received_s <= probed.sent_s
+    id = channel.reserve()
+    channel.send(id, wire.encode(Kind.PROBE, id, wire.Probe(MOST_NBYTES + 1)))
+    with pytest.raises(Exception, match="over the limit"):
+        channel.expect(id, wire.Probed)
+    channel.close()
+
+
+def test_a_server_that_ends_in_the_middle_is_a_clear_error(server: Server) -> None:
+    with ThreadRelay(server.address, Link(2, 2, 10)) as relay:
+        channel = ask(relay.address)
+        relay.cut(after_nbytes=20_000)
+        with pytest.raises(ServerError, match="the link could not be measured"):
+            probe(channel, 2.0)
+        channel.close()
+
+
+def test_the_estimator_learns_from_results(server: Server, tmp_path: Path) -> None:
+    """Over a relay: what the requests' own timestamps say is near what the link is."""
+    estimator = LinkEstimator(PRESETS["wifi5"])
+    with (
+        ThreadRelay(server.address, Link(4, 8, 20)) as relay,
+        Edge(relay.address, at="input", cache=tmp_path) as edge,
+    ):
+        for size in (400, 100, 400, 200, 400):
+            learn(estimator, edge.infer(np.ones((size, 64), np.float32)))
+        edge.switch("output")
+        learn(estimator, edge.infer(np.ones((1, 64), np.float32)))  # no server took part: says nothing
+    estimate = estimator.estimate()
+    assert estimate.frames == 10
+    assert estimate.link.up_mbps == pytest.approx(4, rel=0.3)
+    assert estimate.link.down_mbps == pytest.approx(8, rel=0.3)
+    assert 19 < estimate.link.rtt_ms < 60
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    status = main(["link", *args])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_the_command_measures_and_writes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "here.link.json"
+    status, said, err = run(capsys, "--cloud", server.address, "--budget", "500ms", "-o", str(path))
+    assert status == 0
+    assert [line.split("  ")[0] for line in said.splitlines()][:3] == ["up", "down", "round trip"]
+    assert "150.5 kB up" in said
+    assert "measured    in 0." in said
+    assert f"wrote {path}" in err
+    assert load_link(path).name == server.address
+    status, said, _ = run(capsys, "--link", str(path), "--json")
+    assert json.loads(said)["name"] == server.address
+
+
+def test_the_command_measures_as_json(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = run(capsys, "--cloud", server.address, "--budget", "0.5", "--json")
+    answer = json.loads(said)
+    assert status == 0
+    assert set(answer) == {"link", "seconds", "pings", "up_nbytes", "down_nbytes", "nearest_preset"}
+    assert answer["link"]["up_mbps"] > 0
+
+
+def test_the_command_says_what_a_link_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = run(capsys, "--link", "4g")
+    assert status == 0
+    assert "5.85 Mbit/s" in said
+    assert "246 ms for 150.5 kB" in said
+    assert "nearest" not in said
+    trace = tmp_path / "t.csv"
+    trace.write_text("time,up,down,rtt\n0,10,20,40\n5,2,4,60\n")
+    _, said, _ = run(capsys, "--link", str(trace))
+    assert "2 rows over 10 s; then its last row holds" in said
+    assert "up          3.333 Mbit/s" in said
+    _, said, _ = run(capsys, "--link", str(trace), "--json")
+    assert json.loads(said)["mean"]["up_mbps"] == pytest.approx(10 / 3)
+
+
+def test_the_command_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = run(capsys)
+    assert status == 0
+    assert all(name in said for name in PRESETS)
+    _, said, _ = run(capsys, "--json")
+    assert list(json.loads(said)) == list(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (["--link", "4gg"], 2, "did you mean 4g?"),
+        (["--link", "0mbit,40ms"], 2, "up_mbps must be"),
+        (["--link", "no.csv"], 4, "there is no file no.csv"),
+        (["--link", "4g", "--cloud", "x"], 2, "one of the two"),
+        (["--link", "4g", "-o", "/no/such/x.json"], 7, "there is no folder"),
+        (["-o", "x.json"], 2, "measure one with --cloud"),
+        (["--cloud", "127.0.0.1:1"], 6, "nothing listens at 127.0.0.1:1"),
+        (["--cloud", "127.0.0.1:1", "--budget", "soon"], 2, "--budget is a time like 60s"),
+        (["--cloud", "127.0.0.1:1", "--budget", "100ms"], 2, "0.2 to 600 seconds"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], args: list[str], status: int, words: str
+) -> None:
+    code, said, err = run(capsys, *args)
+    assert (code, said) == (status, "")
+    assert words in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,261 @@
+"""Several devices that ask one server for its profile, at once and later."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import msgspec
+import numpy as np
+import pytest
+from serving import Gate, affine, nothing_leaks, until
+
+from splitpoint import wire
+from splitpoint.errors import BusyError, RefusedError, ServerError
+from splitpoint.models.model import Model
+from splitpoint.profile import measure
+from splitpoint.profile.profiles import Profile
+from splitpoint.runtime.client import remote_profile as asking_module
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.events import Event
+from splitpoint.runtime.server import connection as peer_module
+from splitpoint.runtime.server import profile_jobs as profiling
+from splitpoint.runtime.server.server import Server
+from splitpoint.wire import Kind, Limits
+
+MEASURE = profiling.profile_model
+
+
+@pytest.fixture(autouse=True)
+def budgets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """What each profile that a server makes was given. It takes 0.1 s, and more than 5 s would have been enough."""
+    found: list[float] = []
+
+    def quickly(model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None]) -> Profile:
+        found.append(budget_s)
+        profile = MEASURE(model, engine, budget_s=0.1, proceed=proceed)
+        return msgspec.structs.replace(profile, complete=budget_s > 5)
+
+    monkeypatch.setattr(measure, "codec_costs", lambda model, budget_s: {})
+    monkeypatch.setattr(profiling, "profile_model", quickly)
+    with nothing_leaks():
+        yield found
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
+    folder = tmp_path_factory.mktemp("affine")
+    return [affine(folder, name=f"affine{k}", seed=k) for k in range(3)]
+
+
+class Asking:
+    """A device in a thread of its own that asks for the server's profile."""
+
+    def __init__(
+        self, server: Server, model: Model, budget_s: float, tell: Callable[[Event], None] = lambda _: None, **how: bool
+    ) -> None:
+        self.edge = Edge(server.address, model, at="input", engine=Gate(), on_event=tell)
+        self.got: list[Profile | ServerError] = []
+        self._arguments, self._how = budget_s, how
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            self.got.append(self.edge.profile_server(self._arguments, **self._how))
+        except ServerError as exc:
+            self.got.append(exc)
+
+    def end(self) -> Profile | ServerError:
+        self._thread.join(20)
+        self.edge.close()
+        [got] = self.got
+        return got
+
+
+def askers(server: Server) -> int:
+    with server.profiling._lock:
+        return sum(len(job.askers) for job in server.profiling._jobs)
+
+
+def test_devices_that_ask_at_once_share_one_profile(models: list[Model], budgets: list[float]) -> None:
+    gate = Gate(is_open=False)
+    with Server(models, engine=gate, port=0) as server:
+        asking = [Asking(server, models[0], budget_s) for budget_s in (20.0, 10.0, 20.0)]
+        assert until(lambda: askers(server) == 3)
+        gate.open.set()
+        got = [one.end() for one in asking]
+    assert isinstance(got[0], Profile)
+    assert got[0].fingerprint == models[0].fingerprint
+    assert got[0] == got[1] == got[2]
+    assert budgets == [20.0]
+
+
+def test_other_models_wait_for_their_turn(models: list[Model]) -> None:
+    gate = Gate(is_open=False)
+    with Server(models, engine=gate, port=0) as server:
+        asking = [Asking(server, model, 10.0) for model in models]
+        assert until(lambda: askers(server) == 3)
+        gate.open.set()
+        got = [one.end() for one in asking]
+    for profile, model in zip(got, models, strict=True):
+        assert isinstance(profile, Profile)
+        assert profile.fingerprint == model.fingerprint
+
+
+def test_a_device_asks_a_busy_server_again(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "_MOST_WAITING", 0)
+    gate, told = Gate(is_open=False), []
+    with Server(models, engine=gate, port=0) as server:
+        first = Asking(server, models[0], 0.3)
+        assert until(lambda: askers(server) == 1)
+        second = Asking(server, models[1], 10.0, told.append)
+        assert until(lambda: bool(told)), "its user is told that it waits"
+        assert "making another profile" in told[0].text
+        gate.open.set()
+        assert isinstance(first.end(), Profile)
+        profile = second.end()
+    assert isinstance(profile, Profile)
+    assert profile.fingerprint == models[1].fingerprint
+    assert len(told) == 1
+
+
+def test_a_server_that_stays_busy_is_an_error(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "_MOST_WAITING", 0)
+    monkeypatch.setattr(asking_module, "_BUSY_S", 0.0)
+    gate = Gate(is_open=False)
+    with Server(models, engine=gate, port=0) as server:
+        first = Asking(server, models[0], 20.0)
+        assert until(lambda: askers(server) == 1)
+        refused = Asking(server, models[1], 0.01).end()
+        gate.open.set()
+        first.end()
+    assert isinstance(refused, BusyError)
+    assert refused.retry_after_s > 1
+
+
+def test_closing_the_device_ends_its_waiting(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "_MOST_WAITING", 0)
+    gate, told = Gate(is_open=False), []
+    with Server(models, engine=gate, port=0) as server:
+        first = Asking(server, models[0], 20.0)
+        assert until(lambda: askers(server) == 1)
+        second = Asking(server, models[1], 60.0, told.append)
+        assert until(lambda: bool(told))
+        second.edge.close()
+        assert "closed" in str(second.end())
+        gate.open.set()
+        first.end()
+
+
+def test_who_needs_more_time_gets_it_after_who_was_first(models: list[Model], budgets: list[float]) -> None:
+    gate = Gate(is_open=False)
+    with Server(models, engine=gate, port=0) as server:
+        first = Asking(server, models[0], 2.0)
+        assert until(lambda: bool(budgets))
+        second = Asking(server, models[0], 10.0)
+        assert until(lambda: askers(server) == 2)
+        gate.open.set()
+        got = first.end(), second.end()
+        assert [isinstance(one, Profile) and one.complete for one in got] == [False, True]
+        assert budgets == [2.0, 10.0]
+        assert Asking(server, models[0], 20.0).end() == got[1], "more time would not help"
+        assert budgets == [2.0, 10.0]
+
+
+def test_one_that_is_kept_is_made_again_if_it_must_be_fresh(models: list[Model], budgets: list[float]) -> None:
+    with Server(models, engine=Gate(), port=0) as server:
+        first = Asking(server, models[0], 10.0).end()
+        assert Asking(server, models[0], 10.0).end() == first
+        assert budgets == [10.0]
+        second = Asking(server, models[0], 10.0, fresh=True).end()
+        assert budgets == [10.0, 10.0]
+        assert isinstance(second, Profile)
+        assert Asking(server, models[0], 10.0).end() == second, "the new one is kept"
+
+
+def test_a_profile_says_that_requests_ran_beside_it(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, begun, go = profiling.profile_model, threading.Event(), threading.Event()
+
+    def slowly(*args: object, **options: object) -> Profile:
+        begun.set()
+        assert go.wait(10)
+        return made(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(profiling, "profile_model", slowly)
+    with Server(models, engine=Gate(), port=0) as server:
+        asking = Asking(server, models[0], 10.0)
+        assert begun.wait(5)
+        with Edge(server.address, models[0], at="input", engine=Gate()) as other:
+            for _ in range(2):
+                other.infer(np.zeros((1, 1024), np.float32))
+            assert until(lambda: server._answered == 2)
+        go.set()
+        profile = asking.end()
+        assert isinstance(profile, Profile)
+        assert profile.note == "2 requests were served meanwhile"
+        quiet = Asking(server, models[0], 10.0, fresh=True).end()
+        assert isinstance(quiet, Profile)
+        assert quiet.note == ""
+
+
+def test_one_address_cannot_pile_up_requests_for_profiles(models: list[Model]) -> None:
+    gate = Gate(is_open=False)
+    with Server(models, engine=gate, port=0) as server, Edge(server.address, models[0], at="input") as edge:
+        channel, most = edge._channel, peer_module._MOST_PROFILES
+        request = wire.ProfileRequest(models[0].fingerprint, 20.0)
+        ids = [channel.reserve() for _ in range(most + 1)]
+        for id in ids:
+            channel.send(id, wire.encode(Kind.PROFILE, id, request))
+        with pytest.raises(BusyError, match="by this address already"):
+            channel.wait(ids[-1])
+        gate.open.set()
+        for id in ids[:-1]:
+            assert channel.wait(id).kind == Kind.PROFILED
+        assert until(lambda: not any(p.unanswered or p.origin.profiles for p in server._peers))
+
+
+def test_the_end_of_the_server_answers_who_waits_for_a_turn(
+    models: list[Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = threading.Event()
+
+    def measured(model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None]) -> Profile:
+        assert ending.wait(20)
+        proceed()
+        raise AssertionError("it is not measured to the end")
+
+    monkeypatch.setattr(profiling, "profile_model", measured)
+    server = Server(models, engine=Gate(), port=0)
+    server.start()
+    asking = [Asking(server, model, 20.0) for model in models]
+    assert until(lambda: askers(server) == 3)
+    closing = threading.Thread(target=server.close, args=(10.0,))
+    closing.start()
+    assert until(server.profiling._closed.is_set)
+    ending.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    for one in asking:
+        assert "ending" in str(one.end())
+
+
+@pytest.mark.parametrize(("share", "limit"), [("model", 0.0), ("none", 60.0)])
+def test_a_refusal_is_told_from_trouble(models: list[Model], share: str, limit: float) -> None:
+    with Server(models, engine=Gate(), port=0, share=share, limits=Limits(profile_s=limit)) as server:
+        assert isinstance(Asking(server, models[0], 5.0).end(), RefusedError)
+
+
+def test_what_profiles_does_not_speak_of_answers_that_are_kept(models: list[Model]) -> None:
+    gate = Gate(is_open=False)
+    with Server(models, engine=gate, port=0) as server:
+        asking = Asking(server, models[0], 20.0)
+        assert until(lambda: askers(server) == 1)
+        for peer in list(server._peers):  # the network fails
+            peer.connection._sock.shutdown(socket.SHUT_RDWR)
+        failed = asking.end()
+        gate.open.set()
+    assert isinstance(failed, ServerError)
+    assert "answer" not in str(failed)
+    assert "kept" not in str(failed)

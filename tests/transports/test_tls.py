@@ -1,0 +1,827 @@
+"""TLS, certificates and tokens: who gets in does so whole and in order, who does not hears why, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import certificates
+import numpy as np
+import pytest
+from serving import Gate, affine, evaluate, nothing_leaks, until
+
+from splitpoint import security, wire
+from splitpoint.certificates import make
+from splitpoint.cli import main
+from splitpoint.engines import open_engine
+from splitpoint.errors import AccessError, MissingExtraError, ServerError, StorageError, UsageError
+from splitpoint.lab.relay import ThreadRelay
+from splitpoint.link import Link
+from splitpoint.models.model import Model
+from splitpoint.runtime.client.channel import Channel
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.events import Event
+from splitpoint.runtime.server.server import Server
+from splitpoint.security import Security, ServerSecurity, client_security, read_token, server_security
+from splitpoint.transports import connect, memory
+from splitpoint.transports.tcp import TcpConnection, TcpListener
+from splitpoint.transports.tls import TlsConnection, client_context, server_context
+from splitpoint.wire import Kind, Limits, Packer
+
+TOKEN = certificates.TOKEN
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    with nothing_leaks():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SPLITPOINT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(TOKEN + "\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return affine(tmp_path)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_token_is_ever_shown() -> None:
+    assert TOKEN not in repr(Security(token=TOKEN)) + repr(ServerSecurity(token=TOKEN))
+
+
+@pytest.mark.parametrize("bits", [0o644, 0o640, 0o604, 0o622, 0o660, 0o602])
+def test_a_token_file_for_others_is_refused_with_the_command_that_helps(token_file: Path, bits: int) -> None:
+    token_file.chmod(bits)
+    with pytest.raises(UsageError, match=f"chmod 600 {token_file}"):
+        read_token(token_file)
+    with pytest.raises(UsageError, match="chmod 600"):
+        server_security(token_file=token_file)
+
+
+@pytest.mark.parametrize("bits", [0o444, 0o440, 0o644, 0o640])
+def test_a_secret_on_a_read_only_mount_is_read(token_file: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docker and Kubernetes mount them, the latter behind links: nobody could change their modes."""
+    token_file.chmod(bits)
+    folder = token_file.parent
+    (folder / "..data").symlink_to(folder)
+    (folder / "mounted").symlink_to(f"..data/{token_file.name}")
+    monkeypatch.setattr(security, "_is_mounted_read_only", lambda descriptor: True)
+    assert read_token(folder / "mounted") == TOKEN
+
+
+@pytest.mark.parametrize("bits", [0o666, 0o620, 0o602])
+def test_a_secret_that_others_may_write_is_refused_on_any_mount(
+    token_file: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security, "_is_mounted_read_only", lambda descriptor: True)
+    token_file.chmod(bits)
+    with pytest.raises(UsageError, match="chmod 600"):
+        read_token(token_file)
+
+
+@pytest.mark.parametrize("bits", [0o600, 0o400])
+def test_a_token_file_of_ones_own_is_read(token_file: Path, bits: int) -> None:
+    token_file.chmod(bits)
+    assert read_token(token_file) == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"two words", "one word"),
+        (b"one\ntwo", "one word"),
+        ("schl\u00fcssel-schl\u00fcssel".encode(), "one word"),
+        (b"x" * 1025, "1024"),
+    ],
+)
+def test_a_file_without_a_token_is_named(token_file: Path, data: bytes, words: str) -> None:
+    token_file.write_bytes(data)
+    with pytest.raises(UsageError, match=words) as caught:
+        read_token(token_file)
+    assert str(token_file) in str(caught.value)
+    assert "schl" not in str(caught.value)
+
+
+def test_a_token_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(UsageError, match=f"cannot read the token file {path}"):
+            read_token(path)
+
+
+def test_a_short_token_is_refused_by_the_server_and_not_shown() -> None:
+    with pytest.raises(UsageError, match="16 or more") as caught:
+        ServerSecurity(token="hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "admitted"),
+    [
+        (TOKEN, True),
+        ("", False),
+        (TOKEN[:-1], False),
+        (TOKEN + "x", False),
+        ("schlüssel", False),
+        ("x" * 70_000, False),
+    ],
+)
+def test_only_the_token_itself_is_let_in(said: str, admitted: bool) -> None:
+    assert ServerSecurity(token=TOKEN).admits(said) is admitted
+
+
+def test_our_own_processes_on_loopback_do_not_inherit_who_is_let_in_elsewhere(token_file: Path) -> None:
+    environ = {"PATH": "/bin", "SPLITPOINT_CACHE": "/c", "SPLITPOINT_TOKEN": TOKEN, "SPLITPOINT_CA": "ca.pem"}
+    assert security.unguarded(environ) == {"PATH": "/bin", "SPLITPOINT_CACHE": "/c"}
+    environ["SPLITPOINT_TOKEN_FILE"] = str(token_file)
+    assert server_security(environ=security.unguarded(environ)) == ServerSecurity()
+
+
+def test_everything_may_come_from_the_environment(token_file: Path) -> None:
+    environ = {
+        "SPLITPOINT_CA": "ca.pem",
+        "SPLITPOINT_TLS_CERT": "mine.pem",
+        "SPLITPOINT_TLS_KEY": "mine.key",
+        "SPLITPOINT_CLIENT_CA": "theirs.pem",
+        "SPLITPOINT_TOKEN": "from-the-environment",
+    }
+    pair = Path("mine.pem"), Path("mine.key")
+    assert client_security(environ=environ) == Security(False, Path("ca.pem"), *pair, "from-the-environment")
+    assert server_security(environ=environ) == ServerSecurity(*pair, Path("theirs.pem"), "from-the-environment")
+    environ["SPLITPOINT_TOKEN_FILE"] = str(token_file)
+    assert client_security(environ=environ).token == TOKEN
+    given = client_security(ca=Path("b"), certificate=Path("c"), environ=environ)
+    assert (given.ca, given.certificate, given.key) == (Path("b"), Path("c"), None), "what is given comes first"
+    assert client_security(environ={}) == Security()
+    assert not Security().encrypts
+
+
+def test_half_a_pair_is_no_pair() -> None:
+    with pytest.raises(UsageError, match="--tls-cert"):
+        Security(key=Path("k"))
+    with pytest.raises(UsageError, match="need TLS"):
+        ServerSecurity(client_ca=Path("ca"))
+
+
+# --- files that are of no use ---------------------------------------------------------------------------------------
+
+
+def copied(path: Path, folder: Path, change: Callable[[bytes], bytes] = bytes) -> Path:
+    there = folder / path.name
+    there.write_bytes(change(path.read_bytes()))
+    there.chmod(0o600)
+    return there
+
+
+def encrypted(data: bytes) -> bytes:
+    from cryptography.hazmat.primitives import serialization as s
+
+    key = s.load_pem_private_key(data, None)
+    return key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(b"secret"))
+
+
+def damaged(data: bytes) -> bytes:
+    lines = data.splitlines(keepends=True)
+    return b"".join([*lines[:2], b"AAAA" + lines[2][4:], *lines[3:]])
+
+
+def test_files_that_are_of_no_use_are_named(tmp_path: Path) -> None:
+    good, other = certificates.keys(), certificates.keys("other")
+    absent = tmp_path / "absent"
+    text = tmp_path / "text"
+    text.write_text("hello")
+    cases = [
+        (absent, good.server_key, f"cannot read the certificate {absent}"),
+        (good.server, absent, f"cannot read the private key {absent}"),
+        (text, good.server_key, "holds no certificate"),
+        (good.server, text, "holds no private key"),
+        (good.server, None, "holds no private key: --tls-key"),
+        (good.server, other.server_key, "is not the private key of"),
+        (good.client, good.client_key, "is for another purpose"),
+        (copied(good.server, tmp_path, damaged), good.server_key, "cannot be read|damaged|is not the private key"),
+        (good.server, copied(good.server_key, tmp_path, encrypted), "has a passphrase"),
+    ]
+    for certificate, key, words in cases:
+        with pytest.raises(UsageError, match=words):
+            server_context(ServerSecurity(certificate, key))
+    readable = copied(good.server_key, tmp_path)
+    readable.chmod(0o644)
+    with pytest.raises(UsageError, match=f"chmod 600 {readable}"):
+        server_context(ServerSecurity(good.server, readable))
+    with pytest.raises(UsageError, match="authority for client certificates"):
+        server_context(ServerSecurity(good.server, good.server_key, absent))
+    with pytest.raises(UsageError, match=f"cannot read the authority {absent}"):
+        client_context(Security(ca=absent))
+    with pytest.raises(UsageError, match="is for another purpose"):
+        client_context(Security(ca=good.ca, certificate=good.server, key=good.server_key))
+
+
+@pytest.mark.parametrize(("since_days", "words"), [(400, "has expired"), (-30, "is not valid yet")])
+def test_certificates_out_of_their_time_are_refused_before_they_are_used(since_days: float, words: str) -> None:
+    made = certificates.keys(f"since {since_days}", since_days=since_days)
+    with pytest.raises(UsageError, match=words):
+        server_context(certificates.server(of=made))
+    with pytest.raises(UsageError, match=words):
+        client_context(certificates.client(of=made, mutual=True))
+
+
+def test_one_file_may_hold_certificate_and_key(tmp_path: Path) -> None:
+    good = certificates.keys()
+    both = copied(good.server, tmp_path, lambda data: data + good.server_key.read_bytes())
+    with Pair(server=ServerSecurity(both)) as pair:
+        pair.talk()
+
+
+# --- connections ----------------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """Both ends of a connection on loopback; the handshake of the server's is made by a thread, as there."""
+
+    def __init__(
+        self,
+        server: ServerSecurity | ssl.SSLContext | None = None,
+        client: Security | None = None,
+        *,
+        host: str = "127.0.0.1",
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits(stall_s=5, handshake_s=5)
+        server = certificates.server() if server is None else server
+        context = server_context(server) if isinstance(server, ServerSecurity) else server
+        self._listener = TcpListener("127.0.0.1", 0, self.limits, lambda *of: TlsConnection(*of, context))
+        self._thread = threading.Thread(target=self._accept)
+        self._client, self._host = client or certificates.client(), host
+        self.far: TcpConnection | None = None
+        self.refused: Exception | None = None
+        self.near: TlsConnection | None = None
+
+    def __enter__(self) -> Pair:
+        self._thread.start()
+        port = self._listener.sockaddr[1]
+        try:
+            made = connect(f"{self._host}:{port}", self.limits, 5, self._client)
+            assert isinstance(made, TlsConnection)
+            self.near = made
+        except BaseException:
+            self.__exit__()
+            raise
+        self._thread.join()
+        return self
+
+    def _accept(self) -> None:
+        self.far = self._listener.accept()
+        assert self.far is not None
+        try:
+            self.far.handshake(self.limits.handshake_s)
+        except ServerError as exc:
+            self.refused = exc
+
+    def talk(self) -> None:
+        """A word each way."""
+        assert self.near is not None
+        assert self.far is not None
+        for sender, receiver in ((self.near, self.far), (self.far, self.near)):
+            sender.send(wire.encode(Kind.PING, 7, wire.Ping(1.5)))
+            assert receiver.receive(timeout_s=5).header == wire.Ping(1.5)
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        for end in (self.near, self.far):
+            if end is not None:
+                end.close()
+        self._listener.close()
+
+
+def ends(pair: Pair) -> tuple[TlsConnection, TlsConnection]:
+    assert isinstance(pair.near, TlsConnection)
+    assert isinstance(pair.far, TlsConnection)
+    return pair.near, pair.far
+
+
+def test_the_newest_version_is_spoken_and_nothing_is_readable_on_the_way() -> None:
+    with Pair() as pair:
+        near, far = ends(pair)
+        assert near._object.version() == far._object.version() == "TLSv1.3"
+        assert near.private
+        seen = bytearray()
+        send = near._push
+
+        def push(flags: int) -> None:
+            seen.extend(near._sealed)
+            send(flags)
+
+        near._push = push  # type: ignore[method-assign]
+        text = b"a secret that is said several times " * 2000
+        packet = Packer(Kind.INFER, lambda tensors: wire.Infer(1, tensors)).pack(1, [np.frombuffer(text, np.uint8)])
+        near.send(packet)
+        assert far.receive(timeout_s=5).tensors[0].tobytes() == text
+        assert len(seen) > len(text)
+        assert b"secret" not in seen
+
+
+def test_tls_1_2_is_enough_and_anything_older_is_not() -> None:
+    context = server_context(certificates.server())
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with Pair(context) as pair:
+        assert ends(pair)[0]._object.version() == "TLSv1.2"
+        pair.talk()
+    assert server_context(certificates.server()).minimum_version == ssl.TLSVersion.TLSv1_2
+    assert client_context(certificates.client()).minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_both_ways_at_once_with_full_buffers() -> None:
+    """Two threads an end, 48 MB each way, through the smallest buffers: nobody waits for the other's way."""
+    with Pair(limits=Limits(stall_s=20)) as pair:
+        near, far = ends(pair)
+        for end in (near, far):
+            end._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        packer = Packer(Kind.RESULT, wire.Result)
+        count, size = 12, 4 << 20
+        wrong: list[object] = []
+
+        def send(end: TlsConnection, first: int, wait: bool) -> None:
+            for k in range(count):
+                end.send(packer.pack(k, [np.full(size, first + k, np.uint8)], (), wire.Times()), wait=wait)
+
+        def receive(end: TlsConnection, first: int) -> None:
+            for k in range(count):
+                frame = end.receive(timeout_s=20)
+                if frame.id != k or not (frame.tensors[0] == first + k).all():
+                    wrong.append((frame.id, k))
+
+        threads = [
+            threading.Thread(target=send, args=(near, 0, True)),
+            threading.Thread(target=send, args=(far, 100, False)),
+            threading.Thread(target=receive, args=(far, 0)),
+            threading.Thread(target=receive, args=(near, 100)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert wrong == []
+
+
+def test_a_record_that_comes_in_drips_is_not_waited_on_for_ever() -> None:
+    with Pair(limits=Limits(stall_s=0.3)) as pair:
+        near, far = ends(pair)
+        packet = Packer(Kind.INFER, lambda tensors: wire.Infer(1, tensors)).pack(1, [np.zeros(60_000, np.uint8)])
+        with near._crypt:
+            for part in packet.buffers:
+                near._encrypt(wire.flat(part))
+            records = near._outgoing.read()
+        near._sock.sendall(records[:20_000])
+        stop = threading.Event()
+
+        def drip() -> None:
+            for byte in records[20_000:30_000]:
+                if stop.wait(0.02):  # the attack itself
+                    return
+                try:
+                    near._sock.send(bytes([byte]))
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            with pytest.raises(ServerError, match=r"silent|too slowly"):
+                far.receive(timeout_s=5)
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_what_was_changed_on_its_way_is_an_error_and_no_answer() -> None:
+    with Pair() as pair:
+        near, far = ends(pair)
+        with near._crypt:
+            near._encrypt(memoryview(bytes(100)))
+            record = bytearray(near._outgoing.read())
+        record[-1] ^= 1
+        near._sock.sendall(record)
+        with pytest.raises(ServerError, match="changed on its way"):
+            far.receive(timeout_s=5)
+
+
+def test_the_kernels_count_covers_the_encryption_and_ours_the_frames() -> None:
+    with Pair() as pair:
+        near, far = ends(pair)
+        before, sent = near.moved_nbytes(), near.sent_nbytes
+        packet = Packer(Kind.INFER, lambda tensors: wire.Infer(1, tensors)).pack(1, [np.zeros(100_000, np.uint8)])
+        near.send(packet)
+        far.receive(timeout_s=5)
+        assert near.sent_nbytes - sent == packet.nbytes
+        assert until(lambda: near.moved_nbytes() - before >= packet.nbytes + 20)
+
+
+def test_abort_wakes_both_ends() -> None:
+    with Pair() as pair:
+        near, far = ends(pair)
+        woken: list[Exception] = []
+
+        def wait(end: TlsConnection) -> None:
+            try:
+                end.receive()
+            except ServerError as exc:
+                woken.append(exc)
+
+        threads = [threading.Thread(target=wait, args=(end,)) for end in (near, far)]
+        for thread in threads:
+            thread.start()
+        near.abort()
+        for thread in threads:
+            thread.join(5)
+        assert len(woken) == 2
+        with pytest.raises(ServerError):
+            near.send(wire.encode(Kind.PING, 1, wire.Ping()))
+
+
+# --- whom to trust --------------------------------------------------------------------------------------------------
+
+
+def untimely(since_days: float) -> ssl.SSLContext:
+    """A server that uses its certificate all the same."""
+    of = certificates.keys(f"since {since_days}", since_days=since_days)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(of.server, of.server_key)
+    return context
+
+
+@pytest.mark.parametrize(("since_days", "words"), [(400, "has expired"), (-30, "is not valid yet")])
+def test_a_servers_certificate_out_of_its_time(since_days: float, words: str) -> None:
+    trusting = certificates.client(of=certificates.keys(f"since {since_days}", since_days=since_days))
+    with (
+        pytest.raises(ServerError, match=f"the certificate of 127.0.0.1:.* {words}"),
+        Pair(untimely(since_days), trusting),
+    ):
+        pass
+
+
+def test_a_server_of_another_name() -> None:
+    of = certificates.keys("elsewhere", hosts=("elsewhere.lab",))
+    with pytest.raises(ServerError, match=r"for another host than 127\.0\.0\.1.*--server-name"):
+        Pair(certificates.server(of=of), certificates.client(of=of)).__enter__()
+    named = Security(ca=of.ca, server_name="elsewhere.lab")
+    with Pair(certificates.server(of=of), named) as pair:
+        pair.talk()
+    with Pair(host="localhost") as pair:
+        pair.talk()
+
+
+def test_a_server_of_another_authority() -> None:
+    other = certificates.keys("other")
+    pair = Pair(client=certificates.client(of=other))
+    with pytest.raises(ServerError, match=f"is not signed by {other.ca}"), pair:
+        pass
+    assert "another authority has signed it" in str(pair.refused), "and the server's log says so too"
+    with (
+        pytest.raises(ServerError, match=r"no authority that this system knows: .*--ca FILE"),
+        Pair(client=Security(tls=True)),
+    ):
+        pass
+
+
+def test_a_certificate_may_be_trusted_by_itself() -> None:
+    with Pair(client=Security(ca=certificates.keys().server)) as pair:
+        pair.talk()
+
+
+def test_a_device_must_show_its_certificate_where_one_is_wanted() -> None:
+    mutual = certificates.server(mutual=True)
+    with Pair(mutual, certificates.client(mutual=True)) as pair:
+        pair.talk()
+        assert ends(pair)[1].identity == "splitpoint device"
+    with Pair(mutual, certificates.client()) as pair:
+        assert "has no client certificate" in str(pair.refused)
+        with pytest.raises(ServerError, match="wants a client certificate: --tls-cert"):
+            ends(pair)[0].receive(timeout_s=5)
+    other = certificates.keys("other")
+    strange = Security(ca=certificates.keys().ca, certificate=other.client, key=other.client_key)
+    with Pair(mutual, strange) as pair:
+        assert "is not accepted" in str(pair.refused)
+        with pytest.raises(ServerError, match="does not trust the certificate of this side"):
+            ends(pair)[0].receive(timeout_s=5)
+
+
+# --- a server and its devices ---------------------------------------------------------------------------------------
+
+
+def guarded(model: Model, *, token: str = TOKEN, mutual: bool = False, told: list[Event] | None = None) -> Server:
+    return Server(
+        [model],
+        engine=open_engine(threads=1),
+        port=0,
+        security=certificates.server(token=token, mutual=mutual),
+        on_event=(told if told is not None else []).append,
+    )
+
+
+def test_the_halves_give_the_whole_models_answer_through_tls(tmp_path: Path) -> None:
+    """Tensors of 4 MB, both ways, from four threads at once; every answer is its request's."""
+    model = affine(tmp_path, size=1 << 20, layers=2)
+    rng = np.random.default_rng(0)
+    xs = [rng.normal(size=(1, 1 << 20)).astype(np.float32) for _ in range(4)]
+    wants = [evaluate(model, x) for x in xs]
+    told: list[Event] = []
+    with (
+        guarded(model, told=told) as server,
+        Edge(
+            server.address, model, at="add0", engine=open_engine(threads=1), security=certificates.client(token=TOKEN)
+        ) as edge,
+    ):
+        wrong: list[int] = []
+
+        def ask(k: int) -> None:
+            for _ in range(3):
+                if not np.allclose(edge.infer(xs[k]).outputs["y1"], wants[k], rtol=1e-5, atol=1e-5):
+                    wrong.append(k)
+
+        threads = [threading.Thread(target=ask, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert wrong == []
+        streamed = [r.outputs["y1"] for r in edge.stream(xs, window=4)]
+        for got, want in zip(streamed, wants, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert not [e for e in told if TOKEN in e.text]
+
+
+def test_graph_and_weights_come_through_tls_too(model: Model, tmp_path: Path) -> None:
+    x = np.random.default_rng(1).normal(size=(1, 1024)).astype(np.float32)
+    told: list[Event] = []
+    with guarded(model, mutual=True, told=told) as server:
+        security = certificates.client(token=TOKEN, mutual=True)
+        with Edge(f"tls://{server.address}", at="add1", cache=tmp_path / "cache", security=security) as edge:
+            np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+    assert any("with the certificate of splitpoint device" in e.text for e in told if e.kind == "connected")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [("", "wants a token"), ("wrong-" + TOKEN, "not the token"), (TOKEN[:-1], "not the token")],
+    ids=["missing", "wrong", "part of it"],
+)
+def test_without_the_token_nobody_gets_in(model: Model, said: str, words: str) -> None:
+    told: list[Event] = []
+    with guarded(model, told=told) as server:
+        with pytest.raises(AccessError, match=words) as caught:
+            Edge(server.address, model, security=certificates.client(token=said))
+        assert caught.value.exit_code == 6
+        assert until(lambda: any(e.kind == "refused" for e in told))
+    assert not [e for e in told if e.kind == "connected"]
+    text = str(caught.value) + "".join(e.text for e in told)
+    assert not said or said not in text
+    assert TOKEN not in text
+
+
+def test_a_token_is_not_sent_where_others_could_read_it(model: Model) -> None:
+    near, far = memory.pair()
+    near.private = False  # type: ignore[misc]
+    with pytest.raises(UsageError, match="TLS"):
+        Channel(near, software="test", timeout_s=1, token=TOKEN)
+    with pytest.raises(TimeoutError):
+        far.receive(timeout_s=0.0)
+    near.close()
+    far.close()
+
+
+def test_loopback_is_private_and_anything_else_is_not() -> None:
+    listener = TcpListener("0.0.0.0", 0, Limits())
+    try:
+        own = next((a for a in addresses() if not a.startswith("127.")), None)
+        for host, private in (("127.0.0.1", True), (own, False)):
+            if host is None:
+                continue  # a machine without a network
+            near = connect(f"{host}:{listener.sockaddr[1]}")
+            far = listener.accept()
+            assert near.private is private
+            near.close()
+            assert far is not None
+            far.close()
+    finally:
+        listener.close()
+
+
+def addresses() -> list[str]:
+    try:
+        return [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+    except OSError:
+        return []
+
+
+def test_an_address_without_tls_does_not_undo_what_was_asked_for() -> None:
+    with pytest.raises(UsageError, match="write tls://127"):
+        connect("tcp://127.0.0.1:1", security=certificates.client())
+
+
+def test_a_token_without_tls_is_fine_on_loopback(model: Model) -> None:
+    x = np.ones((1, 1024), np.float32)
+    with Server([model], engine=Gate(), port=0, security=ServerSecurity(token=TOKEN)) as server:
+        with Edge(server.address, model, at="input", security=Security(token=TOKEN)) as edge:
+            np.testing.assert_array_equal(edge.infer(x).outputs["y3"], x)
+        with pytest.raises(AccessError, match="wants a token"):
+            Edge(server.address, model)
+
+
+def test_who_speaks_openly_to_a_tls_server_is_told_and_no_more(model: Model) -> None:
+    with guarded(model) as server, pytest.raises(AccessError, match="speaks TLS only: connect with --tls"):
+        Edge(server.address, model, security=Security(token=TOKEN))
+
+
+def test_who_speaks_tls_to_an_open_server_is_told(model: Model) -> None:
+    told: list[Event] = []
+    with Server([model], engine=Gate(), port=0, on_event=told.append) as server:
+        with pytest.raises(ServerError, match="in the TLS handshake: does it speak TLS"):
+            Edge(server.address, model, security=certificates.client())
+        assert until(lambda: any("speaks TLS" in e.text for e in told))
+
+
+def test_a_silent_port_is_given_up_in_time(model: Model) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ServerError, match="did not finish the TLS"):
+        connect(f"127.0.0.1:{silent.getsockname()[1]}", Limits(), 0.2, certificates.client())
+
+
+def test_a_lost_connection_is_made_again_as_safely(model: Model) -> None:
+    x = np.random.default_rng(1).normal(size=(1, 1024)).astype(np.float32)
+    want = evaluate(model, x)
+    patience = Patience(pause_s=0.01, longest_pause_s=0.1)
+    with guarded(model, mutual=True) as server, ThreadRelay(server.address, Link(1000, 1000, 0)) as relay:
+        security = certificates.client(token=TOKEN, mutual=True)
+        with Edge(
+            relay.address, model, at="add1", engine=open_engine(threads=1),
+            fallback="wait", patience=patience, security=security, seed=1,
+        ) as edge:  # fmt: skip
+            for _ in range(3):
+                np.testing.assert_allclose(edge.infer(x).outputs["y3"], want, rtol=1e-5)
+                relay.cut()
+
+
+def test_turned_away_for_want_of_room_is_heard_at_once(model: Model) -> None:
+    limits = Limits(connections=1)
+    security = certificates.client()
+    with (
+        Server([model], engine=Gate(), port=0, limits=limits, security=certificates.server()) as server,
+        Edge(server.address, model, at="input", security=security),
+        pytest.raises(ServerError, match=r"no room.*try again later"),
+    ):
+        Edge(server.address, model, at="input", security=security)
+
+
+# --- off loopback ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["nothing", "tls", "token"])
+def test_off_loopback_a_server_without_both_does_not_start(model: Model, kind: str) -> None:
+    of = certificates.keys()
+    made = {
+        "nothing": ServerSecurity(),
+        "tls": ServerSecurity(of.server, of.server_key),
+        "token": ServerSecurity(token=TOKEN),
+    }[kind]
+    server = Server([model], engine=Gate(), host="0.0.0.0", port=0, security=made)
+    with pytest.raises(UsageError, match="--insecure"):
+        server.start()
+
+
+@pytest.mark.parametrize("kind", ["tls and token", "tls and client certificates", "on purpose"])
+def test_off_loopback_a_guarded_server_starts(model: Model, kind: str) -> None:
+    made = {
+        "tls and token": certificates.server(token=TOKEN),
+        "tls and client certificates": certificates.server(mutual=True),
+        "on purpose": ServerSecurity(insecure=True),
+    }[kind]
+    told: list[Event] = []
+    with Server([model], engine=Gate(), host="0.0.0.0", port=0, security=made, on_event=told.append):
+        assert [e.kind for e in told] == ["listening", "warning"][: 1 + made.insecure]
+
+
+# --- keys for a lab -------------------------------------------------------------------------------------------------
+
+
+def test_keys_makes_what_server_and_device_need(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my keys"
+    assert main(["keys", str(folder), "--host", "server.lab", "--host", "192.168.1.7", "--host", "localhost"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].count("localhost") == 1
+    assert "--cloud server.lab --ca ca.pem --token-file token" in said, "where the device has copied them to"
+    assert "--host 0.0.0.0" in said
+    assert "'" in said, "a path with a space is quoted"
+    assert (folder / "token").read_text().strip() not in said
+    for path in folder.iterdir():
+        assert mode(path) == (0o644 if path.suffix == ".pem" else 0o600), path
+    assert main(["keys", str(folder)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    security = server_security(
+        certificate=folder / "server.pem", key=folder / "server.key", token_file=folder / "token", environ={}
+    )
+    for name, value in (("CA", "ca.pem"), ("TOKEN_FILE", "token")):
+        monkeypatch.setenv(f"SPLITPOINT_{name}", str(folder / value))
+    with Server([model], engine=Gate(), port=0, security=security) as server:
+        assert main(["doctor", "--cloud", server.address]) == 0
+        assert "reachable" in capsys.readouterr().out
+        monkeypatch.delenv("SPLITPOINT_TOKEN_FILE")
+        assert main(["doctor", "--cloud", server.address]) == 6
+        assert "wants a token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["", "a b", "-x", "x" * 64, "a..b", "*.*.x", "a/b", "a.*"])
+def test_a_host_that_is_none_is_named(tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", str(tmp_path / "k"), "--host", host]) == 2
+    assert "neither a host's name nor an IP address" in capsys.readouterr().err
+    assert not (tmp_path / "k").exists()
+
+
+def test_keys_where_nothing_can_be_written(tmp_path: Path) -> None:
+    from datetime import datetime, timezone
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        make(tmp_path / "file" / "k", ["localhost"], now=datetime.now(timezone.utc))
+
+
+def test_without_cryptography_the_install_line_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from datetime import datetime, timezone
+
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(MissingExtraError, match=r"\[tls\]\): .* install 'cryptography>="):
+        make(tmp_path / "k", ["localhost"], now=datetime.now(timezone.utc))
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+def test_serve_refuses_what_is_not_safe(token_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of = certificates.keys()
+    pair = ["--tls-cert", str(of.server), "--tls-key", str(of.server_key)]
+    cases = [
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--host", "0.0.0.0", *pair], "--token-file"),
+        (["--client-ca", str(of.ca)], "need TLS"),
+        (["--tls-key", str(of.server_key)], "--tls-cert"),
+        (["--tls-cert", str(of.server)], "holds no private key"),
+    ]
+    for options, words in cases:
+        assert main(["serve", "zoo:lenet5", "--port", "0", *options]) == 2, options
+        assert words in capsys.readouterr().err, options
+    token_file.chmod(0o644)
+    assert main(["serve", "zoo:lenet5", "--port", "0", "--token-file", str(token_file)]) == 2
+    assert f"chmod 600 {token_file}" in capsys.readouterr().err
+
+
+def test_the_verbs_that_speak_to_a_server_speak_tls(
+    token_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from splitpoint.models import load
+
+    with guarded(load("zoo:lenet5")) as server:
+        known = ["--cloud", server.address, "--ca", str(certificates.keys().ca), "--token-file", str(token_file)]
+        cache = ["--cache", str(tmp_path / "cache")]
+        assert main(["pull", *known, *cache]) == 0
+        assert main(["link", *known, "--json"]) == 0
+        assert main(["doctor", *known]) == 0
+        capsys.readouterr()
+        assert main(["pull", *known[:4], *cache]) == 6
+        assert "wants a token" in capsys.readouterr().err
