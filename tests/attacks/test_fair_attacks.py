@@ -103,7 +103,7 @@ def test_an_address_that_had_too_much_made_is_told_when_to_come_back(target: Tar
     attacker.send(20, 5, asked)
     kind, _, header, _ = attacker.receive()
     assert (kind, header["code"]) == (Kind.ERROR, "busy")
-    assert header["retry_after_s"] == pytest.approx((1000.0 - before) / 0.5, rel=0.01)
+    assert header["retry_after_s"] == pytest.approx((1000.0 - before) / 0.25, rel=0.01)
     other.send(20, 5, asked)
     assert other.receive()[0] == Kind.OPENED
     origin(target).building.spend(-1000.0)  # later: the honest client of the fixture comes from here

@@ -19,7 +19,7 @@ _PROBES = 1 << 30
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 #: Seconds of planning and compiling tails that an address may have at once, and of every second after that. More than
 #: an honest device needs to open all its tails, and little enough that the others' requests are computed meanwhile.
-_BUILD_S, _BUILD_SHARE = 30.0, 0.5
+_BUILD_S, _BUILD_SHARE = 30.0, 0.25
 #: The same of the processor for all that is no request (pings, refusals, graphs, weights): as much as it takes to hand
 #: out a model of a few hundred megabytes, and then a tenth of a core.
 _TALK_S, _TALK_SHARE = 1.0, 0.1

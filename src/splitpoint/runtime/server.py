@@ -31,7 +31,7 @@ from splitpoint.engines.memory import give_back
 from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, shrink_workspace
 from splitpoint.errors import BusyError, ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.lifetime import Closable
-from splitpoint.machine import half_the_memory
+from splitpoint.machine import half_the_memory, usable_cores
 from splitpoint.models.model import Model
 from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
@@ -58,7 +58,8 @@ _TURNED_AWAY = 32
 #: What those are told who are not let in.
 _ENDING = "the server is ending: try again later"
 _CROWDED = "too many others want to be let in at once: try again"
-#: Tails that wait to be compiled, and how many are at once: two, since one may wait for what it tells of to end.
+#: Tails that wait to be made, and how many are at once: two, since one may wait for what it tells of to end. They are
+#: compiled one by one on two cores, so that the other is left to requests.
 _BUILDS, _BUILDERS = 128, 2
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
@@ -225,7 +226,8 @@ class Server(Closable):
             self.compute.close()
             raise
         apart = Apart(self._engine, limits.work_bytes) if isinstance(self._engine, OnnxRuntimeEngine) else None
-        self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch, apart)
+        at_once = max(1, min(_BUILDERS, usable_cores() - 1))
+        self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch, apart, at_once)
         self.turns = Turns()
         self.watch = Watch(
             limits.run_s,

@@ -18,6 +18,9 @@ from splitpoint.units import size
 
 #: Shapes of one tail whose batches are measured; requests of others run alone.
 _MOST_SHAPES = 4
+#: How long a tail that is to be compiled lets others be first: one of them may be told of, or take, so long that this
+#: one must not wait for its end.
+_PATIENCE_S = 1.0
 
 
 class Tail:
@@ -66,7 +69,7 @@ class Tails:
     Of the owner that has most in it the least recently used goes first: who has many compiled loses its own, not those
     of others. One that is in use is never closed, but as soon as it is free again, and the one that was used last
     stays, even if it is larger than the budget: else it would be compiled for each request. Tails whose work values
-    decide are compiled by the engine `apart`, if there is one.
+    decide are compiled by the engine `apart`, if there is one. So many `at_once` are compiled.
     """
 
     def __init__(
@@ -76,8 +79,10 @@ class Tails:
         on_event: OnEvent = ignore,
         max_batch: int = 1,
         apart: Engine | None = None,
+        at_once: int = 1,
     ) -> None:
         self._engine, self._apart, self._budget, self._tell = engine, apart, budget, on_event
+        self._turn = threading.BoundedSemaphore(at_once)
         self._most = max_batch
         self._lock = threading.Lock()
         self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
@@ -125,11 +130,7 @@ class Tails:
                 if session is not None:
                     tail.users += 1
                     return session
-            started = perf_counter()
-            tail.work = Work.of(tail.segment)
-            tail.apart = tail.work is None and self._apart is not None
-            session = (self._apart if tail.apart and self._apart else self._engine).compile(tail.segment)
-            tail.compile_s = perf_counter() - started
+            session = self._compiled(tail)
             with self._lock:
                 tail.session, tail.nbytes, tail.owner = session, session.nbytes, owner
                 tail.users += 1
@@ -138,6 +139,19 @@ class Tails:
                 closed = self._shrink()
         self._close(closed)
         return session
+
+    def _compiled(self, tail: Tail) -> Session:
+        first = self._turn.acquire(timeout=_PATIENCE_S)
+        try:
+            started = perf_counter()
+            tail.work = Work.of(tail.segment)
+            tail.apart = tail.work is None and self._apart is not None
+            session = (self._apart if tail.apart and self._apart else self._engine).compile(tail.segment)
+            tail.compile_s = perf_counter() - started
+            return session
+        finally:
+            if first:
+                self._turn.release()
 
     def release(self, tail: Tail) -> None:
         """The session that `acquire` gave is no longer used by this caller: it may leave memory."""
