@@ -72,3 +72,47 @@ def test_a_tail_whose_compiling_does_not_end_holds_up_no_other(tmp_path: Path, m
     build_at_once(tails, tails_of(tails, affine(tmp_path), ("x", "m0")))
     assert engine.most == 2
     tails.close()
+
+
+# --- threads of compiled tails --------------------------------------------------------------------------------------
+
+
+class Broad(Gate):
+    threads = 32
+
+
+@pytest.mark.parametrize(("most", "kept"), [(96, 3), (8, 2)])
+def test_threads_of_compiled_tails_are_bounded_and_who_has_most_loses_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, kept: int
+) -> None:
+    monkeypatch.setattr(tails_module, "_MOST_THREADS", most)
+    monkeypatch.setattr(tails_module, "_FEWEST", 2)
+    engine, model = Broad(nbytes=1), affine(tmp_path)
+    tails = Tails(engine, budget=1 << 30)
+    [honest] = tails_of(tails, model, ("y2",))
+    tails.build(honest, "honest")
+    tails.release(honest)
+    for tail in (many := tails_of(tails, model)):
+        tails.build(tail, "attacker")
+        tails.release(tail)
+    assert len(engine.compiled) == 7
+    assert len(tails._cached) == kept
+    assert tails.ready(honest)
+    assert [tails.ready(tail) for tail in many[-2:]] == [kept == 3, True], "the last one stays"
+    tails.close()
+
+
+def test_tails_that_run_keep_their_threads_and_leave_when_they_have_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tails_module, "_MOST_THREADS", 64)
+    monkeypatch.setattr(tails_module, "_FEWEST", 1)
+    engine = Broad(nbytes=1)
+    tails = Tails(engine, budget=1 << 30)
+    for tail in (many := tails_of(tails, affine(tmp_path))):
+        tails.build(tail, "attacker")
+    assert all(map(tails.ready, many))
+    for tail in many:
+        tails.release(tail)
+    assert len(tails._cached) == 2
+    tails.close()

@@ -21,6 +21,8 @@ _MOST_SHAPES = 4
 #: How long a tail that is to be compiled lets others be first: one of them may be told of, or take, so long that this
 #: one must not wait for its end.
 _PATIENCE_S = 1.0
+#: Threads of all compiled tails together (each has as many as the engine), and tails there may be in any case.
+_MOST_THREADS, _FEWEST = 1024, 16
 
 
 class Tail:
@@ -64,12 +66,13 @@ class Tail:
 
 
 class Tails:
-    """The cache: at most `budget` bytes of sessions, as measured, besides those that are running right now.
+    """The cache: at most `budget` bytes of sessions, as measured, and 1,024 threads, besides those running right now.
 
-    Of the owner that has most in it the least recently used goes first: who has many compiled loses its own, not those
-    of others. One that is in use is never closed, but as soon as it is free again, and the one that was used last
-    stays, even if it is larger than the budget: else it would be compiled for each request. Tails whose work values
-    decide are compiled by the engine `apart`, if there is one. So many `at_once` are compiled.
+    Each session has threads of its own: ONNX Runtime can share a pool among all, but its threads spin then, and nothing
+    in Python stops that. Of the owner that has most in it the least recently used goes first: who has many compiled
+    loses its own, not those of others. One that is in use is never closed, but as soon as it is free again, and the one
+    that was used last stays, even if it is larger than the budget: else it would be compiled for each request. Tails
+    whose work values decide are compiled by the engine `apart`, if there is one. So many `at_once` are compiled.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Tails:
     ) -> None:
         self._engine, self._apart, self._budget, self._tell = engine, apart, budget, on_event
         self._turn = threading.BoundedSemaphore(at_once)
+        self._most_tails = max(_FEWEST, _MOST_THREADS // engine.threads)
         self._most = max_batch
         self._lock = threading.Lock()
         self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
@@ -157,7 +161,7 @@ class Tails:
         """The session that `acquire` gave is no longer used by this caller: it may leave memory."""
         with self._lock:
             tail.users -= 1
-            if self.nbytes <= self._budget:
+            if not self._full():
                 return
             closed = self._shrink()
         self._close(closed)
@@ -166,13 +170,17 @@ class Tails:
         """Whether `acquire` would return a session."""
         return tail.session is not None
 
+    def _full(self) -> bool:
+        return self.nbytes > self._budget or len(self._cached) > self._most_tails
+
     def _shrink(self) -> list[tuple[Tail, Session]]:
         closed: list[tuple[Tail, Session]] = []
-        while self.nbytes > self._budget:
+        while self._full():
             *older, _ = self._cached.values()
             held: Counter[object] = Counter()
             for tail in self._cached.values():
-                held[tail.owner] += tail.nbytes
+                # By what there is too much of: else a few large ones would go for many that hold threads.
+                held[tail.owner] += tail.nbytes if self.nbytes > self._budget else 1
             idle = [tail for tail in older if not tail.users]
             if not idle:
                 break
