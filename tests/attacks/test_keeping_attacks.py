@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from serving import Gate, affine
+from serving import Gate, affine, until
+from splitpoint.errors import BusyError
 from splitpoint.models.model import Model, Segment
+from splitpoint.profile.values import Profile
+from splitpoint.runtime import profiling
 from splitpoint.runtime import tails as tails_module
+from splitpoint.runtime.origins import Origin
+from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tail, Tails
 
 # --- compiling ------------------------------------------------------------------------------------------------------
@@ -116,3 +122,91 @@ def test_tails_that_run_keep_their_threads_and_leave_when_they_have_run(
         tails.release(tail)
     assert len(tails._cached) == 2
     tails.close()
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds of the profiler, which pass when a profile is made."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.made: list[float] = []
+        self.proceed = threading.Event()
+        self.proceed.set()
+
+    def profile(self, model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None]) -> Profile:
+        assert self.proceed.wait(10)
+        self.now_s += budget_s
+        self.made.append(budget_s)
+        proceed()
+        raise BusyError("it is measured, and nobody looks at what", 1.0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    made = Clock()
+    monkeypatch.setattr(profiling, "monotonic", lambda: made.now_s)
+    monkeypatch.setattr(profiling, "profile_model", made.profile)
+    yield made
+    made.proceed.set()
+
+
+def idle(measured: Profiling) -> bool:
+    return not measured.threads()
+
+
+def test_measuring_is_counted_to_who_asks_before_it_is_done(tmp_path: Path, clock: Clock) -> None:
+    model, measured = affine(tmp_path), Profiling(Gate(), 60.0, lambda event: None, lambda: 0)
+    greedy, other = Origin("10.0.0.1", 1), Origin("10.0.0.2", 1)
+
+    def ask(origin: Origin, seconds: float = 60.0) -> float:
+        try:
+            measured.ask(model, seconds, lambda made: None, object(), origin, fresh=True)
+        except BusyError as exc:
+            return exc.retry_after_s
+        assert until(lambda: idle(measured))
+        return 0.0
+
+    assert [ask(greedy), ask(greedy)] == [0.0, 0.0]
+    assert clock.made == [60.0, 60.0]
+    # It had 60 s, and took 120 in the time in which 30 came back.
+    assert ask(greedy) == pytest.approx(30.0 / 0.25)
+    assert ask(other) == 0.0, "another address has its own"
+    clock.now_s += 120.0 - 60.0
+    assert ask(greedy) == 0.0
+    clock.now_s += 60.0
+    assert ask(greedy, 1.0) > 0, "15 s a minute"
+    assert clock.made == [60.0] * 4
+
+
+def test_who_leaves_pays_for_what_was_begun_and_for_nothing_else(tmp_path: Path, clock: Clock) -> None:
+    models = [affine(tmp_path, name=f"m{k}", seed=k) for k in range(2)]
+    measured = Profiling(Gate(), 60.0, lambda event: None, lambda: 0)
+    origin, who = Origin("10.0.0.1", 1), object()
+    clock.proceed.clear()
+    measured.ask(models[0], 40.0, lambda made: None, who, origin)
+    measured.ask(models[1], 20.0, lambda made: None, who, origin)
+    measured.ask(models[1], 15.0, lambda made: None, who, origin)  # the same one: nothing more
+    assert origin.measuring._left == 0.0
+    assert until(lambda: measured._jobs[0].budget_s > 0.0)
+    assert measured.forget(who) == 3
+    assert origin.measuring._left == 20.0
+    clock.proceed.set()
+    assert until(lambda: idle(measured))
+    assert clock.made == [40.0]
+    assert origin.measuring._left == pytest.approx(20.0)
+
+
+def test_what_several_asked_for_is_paid_by_all(tmp_path: Path, clock: Clock) -> None:
+    model, measured = affine(tmp_path), Profiling(Gate(), 60.0, lambda event: None, lambda: 0)
+    one, other = Origin("10.0.0.1", 1), Origin("10.0.0.2", 1)
+    clock.proceed.clear()
+    for origin in (one, other):
+        measured.ask(model, 40.0, lambda made: None, object(), origin)
+    assert [one.measuring._left, other.measuring._left] == [20.0, 20.0]
+    clock.proceed.set()
+    assert until(lambda: idle(measured))
+    assert clock.made == [40.0]
+    assert [one.measuring._left, other.measuring._left] == [40.0, 40.0]

@@ -20,6 +20,9 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 #: Seconds of planning and compiling tails that an address may have at once, and of every second after that. More than
 #: an honest device needs to open all its tails, and little enough that the others' requests are computed meanwhile.
 _BUILD_S, _BUILD_SHARE = 30.0, 0.25
+#: Seconds that an address may have measured at once, and of every second after that: one profile as long as a server
+#: makes them, one more that overdraws it, and then a quarter of the time.
+_MEASURE_S, _MEASURE_SHARE = 60.0, 0.25
 #: The same of the processor for all that is no request (pings, refusals, graphs, weights): as much as it takes to hand
 #: out a model of a few hundred megabytes, and then a tenth of a core.
 _TALK_S, _TALK_SHARE = 1.0, 0.1
@@ -44,9 +47,10 @@ class Origin:
         #: Bytes of requests that have been announced and not answered, and of answers that have not been read.
         self.held_nbytes = 0
         self.backlog = Backlog()
-        #: Profiles that it waits for, and seconds of measuring that it had.
+        #: Profiles that it waits for, and seconds of measuring that it had. (The next two are the profiler's.)
         self.profiles = 0
         self.measured_s = 0.0
+        self.measuring = Budget(_MEASURE_S, _MEASURE_SHARE)
         #: Weights that it is fetching, piece by piece, so that they are not read and hashed anew for each. One at a
         #: time is read: reading the same one for many connections at once would make as many copies.
         self.giving: dict[str, memoryview] = {}
