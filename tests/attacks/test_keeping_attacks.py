@@ -12,8 +12,9 @@ from serving import Gate, affine, until
 from splitpoint.errors import BusyError
 from splitpoint.models.model import Model, Segment
 from splitpoint.profile.values import Profile
-from splitpoint.runtime import profiling
+from splitpoint.runtime import batching, profiling
 from splitpoint.runtime import tails as tails_module
+from splitpoint.runtime.batching import Gain
 from splitpoint.runtime.origins import Origin
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tail, Tails
@@ -210,3 +211,45 @@ def test_what_several_asked_for_is_paid_by_all(tmp_path: Path, clock: Clock) -> 
     assert until(lambda: idle(measured))
     assert clock.made == [40.0]
     assert [one.measuring._left, other.measuring._left] == [40.0, 40.0]
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_odd_shapes_of_one_client_do_not_end_the_batches_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    for module in (tails_module, batching):
+        monkeypatch.setattr(module, "monotonic", lambda: now_s[0])
+    tail = Tail(affine(tmp_path).whole(), most=8)
+
+    def gain(rows: int, owner: str) -> Gain | None:
+        return tail.gain(["float32"], [(rows, 1024)], owner)
+
+    odd = [gain(rows, "attacker") for rows in (3, 5, 7, 9, 11, 13)]
+    assert [found is not None for found in odd] == [True] * 4 + [False] * 2
+    honest = gain(1, "honest")
+    assert honest is not None
+    assert gain(1, "attacker") is honest, "whoever asks for it"
+    assert gain(3, "honest") is odd[0]
+    now_s[0] += 61.0
+    for found in (odd[0], odd[2], odd[3]):
+        assert found is not None
+        found.add(1, 0.1)
+    assert gain(11, "attacker") is not None, "one of its own that nobody has used for a minute makes room"
+    assert gain(13, "attacker") is None
+    assert gain(1, "honest") is honest
+    assert len(tail._gains) == 5
+
+
+def test_shapes_of_many_clients_are_bounded_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [1000.0]
+    for module in (tails_module, batching):
+        monkeypatch.setattr(module, "monotonic", lambda: now_s[0])
+    tail = Tail(affine(tmp_path).whole(), most=8)
+    made = [tail.gain(["float32"], [(rows, 1024)], f"10.0.0.{rows}") for rows in range(1, 100)]
+    assert len([found for found in made if found is not None]) == len(tail._gains) == 64
+    now_s[0] += 61.0
+    assert tail.gain(["float32"], [(200, 1024)], "honest") is not None
+    assert len(tail._gains) == 64

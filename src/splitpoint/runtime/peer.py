@@ -91,7 +91,7 @@ class _Checked(NamedTuple):
 class _Opened:
     """A segment that a connection has opened: what INFER needs, looked up once."""
 
-    def __init__(self, tail: Tail, vectors: Sequence[str], limits: Limits) -> None:
+    def __init__(self, tail: Tail, vectors: Sequence[str], limits: Limits, owner: str) -> None:
         segment = tail.segment
         wanted = set(vectors)
         self.tail = tail
@@ -101,7 +101,7 @@ class _Opened:
         self.outputs = [t.name for t in segment.outputs]
         self.packer = wire.Packer(Kind.RESULT, wire.Result)
         self.checked = _Checked(None)
-        self._limits = limits
+        self._limits, self._owner = limits, owner
         self._likes: dict[object, Like] = {}
 
     def check(self, header: wire.Infer) -> int:
@@ -155,7 +155,8 @@ class _Opened:
         """How the tensors of `header`, which fit otherwise, are decoded. InputError for what no codec here does."""
         gain, like = None, self.like(header)
         if not header.vectors and like.batches:
-            gain = self.tail.gain([t.dtype for t in header.tensors], [t.shape for t in header.tensors])
+            shapes = [t.shape for t in header.tensors]
+            gain = self.tail.gain([t.dtype for t in header.tensors], shapes, self._owner)
         if not any(t.codec for t in header.tensors):
             return _Checked(header, gain=gain, like=like)
         decoders = [
@@ -745,7 +746,7 @@ class Peer:
             raise
         text = f"{self.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         self.server.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)"))
-        return _Opened(tail, request.vectors, self.server.limits)
+        return _Opened(tail, request.vectors, self.server.limits, self.origin.name)
 
     def _close_segment(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.Close)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from time import perf_counter
+from time import monotonic, perf_counter
 from weakref import WeakValueDictionary
 
 from splitpoint.engines import Engine, Session
@@ -16,8 +16,11 @@ from splitpoint.runtime.batching import Gain, alike, stackable
 from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.units import size
 
-#: Shapes of one tail whose batches are measured; requests of others run alone.
-_MOST_SHAPES = 4
+#: Shapes of one tail whose batches are measured for one client, and for all; requests of others run alone.
+_OWN_SHAPES, _MOST_SHAPES = 4, 64
+#: A shape of which nothing was measured for so long makes room for another. Sooner, and who asks for many in turn would
+#: have them tried out again and again.
+_IDLE_S = 60.0
 #: How long a tail that is to be compiled lets others be first: one of them may be told of, or take, so long that this
 #: one must not wait for its end.
 _PATIENCE_S = 1.0
@@ -39,7 +42,9 @@ class Tail:
         fits = most > 1 and alike(segment)
         self.mixes = mixing(segment) if fits else ""
         self._most = most if fits and not self.mixes else 1
-        self._gains: dict[object, Gain] = {}
+        #: By shape, with whose it was at first.
+        self._gains: dict[object, tuple[str, Gain]] = {}
+        self._shaping = threading.Lock()
         self.session: Session | None = None
         self.owner: object = None
         self.nbytes = 0
@@ -55,14 +60,30 @@ class Tail:
         """The most requests for it that run as one batch."""
         return self._most
 
-    def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> Gain | None:
-        """What requests with such tensors have in common with others like them; None if they always run alone."""
+    def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], owner: str) -> Gain | None:
+        """What requests of `owner` with such tensors have in common with others like them; None if they run alone."""
         if self._most == 1 or self.apart or not stackable(dtypes, shapes):
             return None
         key = tuple(map(tuple, shapes))
-        if key not in self._gains and len(self._gains) >= _MOST_SHAPES:
-            return None
-        return self._gains.setdefault(key, Gain(self._most))
+        with self._shaping:
+            if (known := self._gains.get(key)) is not None:
+                return known[1]
+            own = [k for k, (whose, _) in self._gains.items() if whose == owner]
+            if not (self._room(own, _OWN_SHAPES) and self._room(list(self._gains), _MOST_SHAPES)):
+                return None
+            made = Gain(self._most)
+            self._gains[key] = owner, made
+            return made
+
+    def _room(self, keys: Sequence[object], most: int) -> bool:
+        """Whether there are fewer than `most` of these shapes, or one could be forgotten."""
+        if len(keys) < most:
+            return True
+        oldest = min(keys, key=lambda k: self._gains[k][1].used_s)
+        if self._gains[oldest][1].used_s > monotonic() - _IDLE_S:
+            return False
+        del self._gains[oldest]
+        return True
 
 
 class Tails:
