@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from attacking import Attacker, Target, under_attack
 
 from serving import Gate, affine, until
-from splitpoint.errors import BusyError
+from splitpoint.errors import BusyError, EngineError
 from splitpoint.models.model import Model, Segment
 from splitpoint.profile.values import Profile
-from splitpoint.runtime import batching, profiling
+from splitpoint.runtime import batching, origins, profiling
 from splitpoint.runtime import tails as tails_module
 from splitpoint.runtime.batching import Gain
 from splitpoint.runtime.origins import Origin
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tail, Tails
+from splitpoint.wire import Kind
 
 # --- compiling ------------------------------------------------------------------------------------------------------
 
@@ -253,3 +255,75 @@ def test_shapes_of_many_clients_are_bounded_but_not_for_ever(tmp_path: Path, mon
     now_s[0] += 61.0
     assert tail.gain(["float32"], [(200, 1024)], "honest") is not None
     assert len(tail._gains) == 64
+
+
+# --- open segments --------------------------------------------------------------------------------------------------
+
+OTHER = "127.0.0.2"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Target]:
+    with under_attack(tmp_path) as made:
+        yield made
+
+
+def opened(attacker: Attacker, target: Target, name: str) -> tuple[int, dict[str, object]]:
+    attacker.send(20, 7, {"fingerprint": target.model.fingerprint, "inputs": [name], "outputs": ["y3"]})
+    kind, _, header, _ = attacker.receive()
+    return kind, header
+
+
+def test_open_segments_of_an_address_are_bounded_together(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origins, "_OPEN_BYTES", 3 * origins._SEGMENT_BYTES + (origins._SEGMENT_BYTES - 1))
+    one, two, other = target.attacker(), target.attacker(), target.attacker(source=OTHER)
+    assert opened(one, target, "y0")[0] == Kind.OPENED
+    kind, header = opened(two, target, "y0")
+    assert kind == Kind.OPENED
+    assert opened(two, target, "y1")[0] == Kind.OPENED
+    before = len(target.gate.compiled)
+    for attacker in (one, two):
+        kind, refused = opened(attacker, target, "y2")
+        assert (kind, refused["code"]) == (Kind.ERROR, "busy")
+        assert "too many segments are open for this address" in str(refused["message"])
+    assert len(target.gate.compiled) == before, "nothing is compiled for it"
+    assert opened(other, target, "y2")[0] == Kind.OPENED
+    two.send(22, 0, {"segment": header["segment"]})
+    assert opened(one, target, "y2")[0] == Kind.OPENED
+
+
+def test_what_is_open_is_counted_until_it_is_given_back(target: Target) -> None:
+    attacker = target.attacker()
+    account = target.server._origins._known["127.0.0.1"]
+    numbers = [opened(attacker, target, name)[1]["segment"] for name in ("y0", "y0", "y1")]
+    graphs = {tail.graph_nbytes for tail in target.server.tails._known.values()}
+    assert min(graphs) > 2048
+    whole = 3 * origins._SEGMENT_BYTES + sum(t.graph_nbytes for t in target.server.tails._known.values())
+    assert account.open_nbytes == whole, "a graph that is open twice is there once"
+    # What cannot be compiled is not counted, and what left memory is.
+    monkey = target.gate.compile
+    target.gate.compile = broken  # type: ignore[method-assign]
+    assert opened(attacker, target, "y2")[0] == Kind.ERROR
+    target.gate.compile = monkey  # type: ignore[method-assign]
+    target.server.tails.close()
+    assert account.open_nbytes == whole
+    attacker.send(22, 0, {"segment": numbers[0]})
+    attacker.send(5, 9, [1.5])
+    assert attacker.receive()[:2] == (Kind.PONG, 9)
+    assert account.open_nbytes == whole - origins._SEGMENT_BYTES
+    attacker.close()
+    assert until(lambda: account.open_nbytes == 0)
+    assert not account._open
+    assert until(lambda: not target.server._peers)
+
+
+def broken(segment: Segment) -> None:
+    raise EngineError("this engine has no such operator")
+
+
+def test_one_segment_is_always_served() -> None:
+    account = Origin("10.0.0.1", 1)
+    assert account.opens("large", 1 << 40)
+    assert not account.opens("small", 1)
+    account.closes("large", 1 << 40)
+    assert account.opens("small", 1)

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from math import prod
 from time import monotonic, perf_counter, sleep, thread_time
@@ -737,12 +736,15 @@ class Peer:
             raise ModelError("a segment without outputs has nothing to compute")
         tails = self.server.tails
         tail = tails.tail(segment)
+        if not self.server.may_open(self.origin, tail):
+            tails.leave(tail)
+            raise BusyError("too many segments are open for this address: close some", 0.1)
         try:
             self._may_compile(tail)
             tails.build(tail, self.origin)
             tails.release(tail)
         except BaseException:
-            tails.leave(tail)
+            self._close_tail(tail)
             raise
         text = f"{self.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         self.server.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)"))
@@ -752,7 +754,11 @@ class Peer:
         assert isinstance(frame.header, wire.Close)
         opened = self._opened.pop(frame.header.segment, None)
         if opened is not None:
-            self.server.tails.leave(opened.tail, drop=True)
+            self._close_tail(opened.tail, drop=True)
+
+    def _close_tail(self, tail: Tail, *, drop: bool = False) -> None:
+        self.server.tails.leave(tail, drop=drop)
+        self.server.has_closed(self.origin, tail)
 
     def _profile(self, frame: Frame) -> None:
         request = frame.header
@@ -892,5 +898,8 @@ class Peer:
 
     def _leave_tails(self) -> None:
         while self._opened:
-            with suppress(KeyError):
-                self.server.tails.leave(self._opened.popitem()[1].tail)
+            try:
+                _, opened = self._opened.popitem()
+            except KeyError:  # another thread was faster
+                return
+            self._close_tail(opened.tail)

@@ -42,7 +42,7 @@ from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.sharing import Sharing
-from splitpoint.runtime.tails import Tails
+from splitpoint.runtime.tails import Tail, Tails
 from splitpoint.runtime.threads import begin, join, persist
 from splitpoint.runtime.together import run_together
 from splitpoint.runtime.watch import Turns, Watch
@@ -454,6 +454,16 @@ class Server(Closable):
         """So much time was spent on making a tail for `origin`."""
         with self.accounts:
             origin.building.spend(seconds)
+
+    def may_open(self, origin: Origin, tail: Tail) -> bool:
+        """Whether `origin` may have one more segment of `tail` open, which is counted until `has_closed`."""
+        with self.accounts:
+            return origin.opens(tail, tail.graph_nbytes)
+
+    def has_closed(self, origin: Origin, tail: Tail) -> None:
+        """A segment of `tail` is open no longer, and nothing is held for it."""
+        with self.accounts:
+            origin.closes(tail, tail.graph_nbytes)
 
     def charge(self, origin: Origin, seconds: float) -> float:
         """So much was spent on what is no request of `origin`. Returns in how many seconds it may have more."""

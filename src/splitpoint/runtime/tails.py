@@ -39,6 +39,8 @@ class Tail:
 
     def __init__(self, segment: Segment, most: int = 1) -> None:
         self.segment = segment
+        #: About what its graph takes while anyone has it open: twice its bytes, and 2 KiB a node (measured).
+        self.graph_nbytes = 2 * segment.proto.ByteSize() + 2048 * len(segment.proto.graph.node)
         fits = most > 1 and alike(segment)
         self.mixes = mixing(segment) if fits else ""
         self._most = most if fits and not self.mixes else 1
