@@ -22,6 +22,7 @@ from splitpoint.runtime.fair import Client, FairQueue, Job
 from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.server import Server
 from splitpoint.runtime.tails import Tails
+from splitpoint.runtime.watch import Watch
 from splitpoint.transports.framed import Framed
 from splitpoint.wire import Kind
 
@@ -424,7 +425,8 @@ def test_an_address_waits_for_eight_profiles_at_most(target: Target, measuring: 
 
 def test_one_address_may_have_half_of_the_models_that_wait_and_others_are_measured_first(tmp_path: Path) -> None:
     models = [affine(tmp_path, name=f"m{k}", seed=k) for k in range(10)]
-    asked = profiling.Profiling(Gate(), 60.0, lambda event: None, lambda: 0)
+    watch = Watch(30.0, 0, lambda: None, lambda: None, lambda: None, lambda text: None)
+    asked = profiling.Profiling(Gate(), 60.0, lambda event: None, lambda: 0, watch)
     asked._thread = threading.current_thread()  # nothing is measured
     greedy, modest = Origin("10.0.0.1", 1), Origin("10.0.0.2", 1)
 

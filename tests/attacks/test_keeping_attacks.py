@@ -6,11 +6,16 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from attacking import Attacker, Target, under_attack
+from onnx import TensorProto, helper, numpy_helper
 
 from serving import Gate, affine, until
+from splitpoint.engines import Engine, open_engine, underway
 from splitpoint.errors import BusyError, EngineError
+from splitpoint.models import load
 from splitpoint.models.model import Model, Segment
 from splitpoint.profile.values import Profile
 from splitpoint.runtime import batching, origins, profiling
@@ -19,6 +24,7 @@ from splitpoint.runtime.batching import Gain
 from splitpoint.runtime.origins import Origin
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tail, Tails
+from splitpoint.runtime.watch import Guarded, Watch
 from splitpoint.wire import Kind
 
 # --- compiling ------------------------------------------------------------------------------------------------------
@@ -156,12 +162,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     made.proceed.set()
 
 
+def profiler(engine: Engine, watch: Watch | None = None) -> Profiling:
+    return Profiling(engine, 60.0, lambda event: None, lambda: 0, watch or watching(30.0))
+
+
+def watching(run_s: float) -> Watch:
+    return Watch(run_s, 0, lambda: None, lambda: None, lambda: None, lambda text: None)
+
+
 def idle(measured: Profiling) -> bool:
     return not measured.threads()
 
 
 def test_measuring_is_counted_to_who_asks_before_it_is_done(tmp_path: Path, clock: Clock) -> None:
-    model, measured = affine(tmp_path), Profiling(Gate(), 60.0, lambda event: None, lambda: 0)
+    model, measured = affine(tmp_path), profiler(Gate())
     greedy, other = Origin("10.0.0.1", 1), Origin("10.0.0.2", 1)
 
     def ask(origin: Origin, seconds: float = 60.0) -> float:
@@ -186,7 +200,7 @@ def test_measuring_is_counted_to_who_asks_before_it_is_done(tmp_path: Path, cloc
 
 def test_who_leaves_pays_for_what_was_begun_and_for_nothing_else(tmp_path: Path, clock: Clock) -> None:
     models = [affine(tmp_path, name=f"m{k}", seed=k) for k in range(2)]
-    measured = Profiling(Gate(), 60.0, lambda event: None, lambda: 0)
+    measured = profiler(Gate())
     origin, who = Origin("10.0.0.1", 1), object()
     clock.proceed.clear()
     measured.ask(models[0], 40.0, lambda made: None, who, origin)
@@ -203,7 +217,7 @@ def test_who_leaves_pays_for_what_was_begun_and_for_nothing_else(tmp_path: Path,
 
 
 def test_what_several_asked_for_is_paid_by_all(tmp_path: Path, clock: Clock) -> None:
-    model, measured = affine(tmp_path), Profiling(Gate(), 60.0, lambda event: None, lambda: 0)
+    model, measured = affine(tmp_path), profiler(Gate())
     one, other = Origin("10.0.0.1", 1), Origin("10.0.0.2", 1)
     clock.proceed.clear()
     for origin in (one, other):
@@ -213,6 +227,70 @@ def test_what_several_asked_for_is_paid_by_all(tmp_path: Path, clock: Clock) -> 
     assert until(lambda: idle(measured))
     assert clock.made == [40.0]
     assert [one.measuring._left, other.measuring._left] == [40.0, 40.0]
+
+
+def test_a_run_of_a_profile_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    model, answers = endless(tmp_path), list[object]()
+    watch = watching(0.05)
+    thread = threading.Thread(target=lambda: [None for _ in iter(watch.look, False)])
+    thread.start()
+    measured = profiler(open_engine(threads=1), watch)
+    try:
+        measured.ask(model, 60.0, answers.append, object(), Origin("10.0.0.1", 1))
+        assert until(lambda: idle(measured), 20.0)
+    finally:
+        watch.close()
+        thread.join()
+    [said] = answers
+    assert isinstance(said, EngineError)
+    assert str(said) == "endless is not profiled: a run of it took more than 0.05 s (serve --max-run)"
+    assert not watch._guarded
+
+
+def test_runs_of_a_profile_that_end_are_not_given_up() -> None:
+    """However many there are, and however long all of them take."""
+    run, guarded = Running(), Guarded()
+    for now_s in range(10):
+        underway.noted[guarded.thread] = run = Running()
+        try:
+            guarded.look(float(now_s), 1.5)
+            guarded.look(now_s + 0.9, 1.5)
+        finally:
+            del underway.noted[guarded.thread]
+    assert not guarded.given_up
+    assert not run.terminate
+    guarded.look(100.0, 1.5)
+    guarded.look(200.0, 1.5)
+    assert not guarded.given_up, "nothing ran"
+
+
+class Running:
+    terminate = False
+
+
+def endless(folder: Path) -> Model:
+    """A loop of 2^62 turns, whose shapes are known: else it would be run to find them."""
+    value = helper.make_tensor_value_info
+    state = [value(name, TensorProto.FLOAT, [1, 4]) for name in ("s", "s2", "x", "y")]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Mul", ["s", "s"], ["s2"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("c", TensorProto.BOOL, []), state[0]],
+        [value("c2", TensorProto.BOOL, []), state[1]],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)],
+        "endless",
+        [state[2]],
+        [state[3]],
+        [numpy_helper.from_array(np.array(3), "n")],
+    )
+    path = folder / "endless.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    model = load(path)
+    [turns] = model.skeleton.graph.initializer
+    turns.CopyFrom(numpy_helper.from_array(np.array(2**62), "n"))
+    return model
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from time import monotonic
 import msgspec
 
 from splitpoint.engines import Engine
-from splitpoint.errors import BusyError, InputError, RefusedError, ServerError, SplitpointError
+from splitpoint.errors import BusyError, EngineError, InputError, RefusedError, ServerError, SplitpointError
 from splitpoint.models.model import Model
 from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.values import Profile
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.origins import Origin
+from splitpoint.runtime.watch import Watch
 from splitpoint.units import counted
 
 #: Takes the profile as JSON, or why there is none.
@@ -91,10 +92,14 @@ class _Job:
 class Profiling:
     """Runs `profile_model` in a thread of its own, for at most `most_s` seconds a model (0: never).
 
-    `served` says how many requests the server has answered: those that ran meanwhile are noted in the profile.
+    `served` says how many requests the server has answered: those that ran meanwhile are noted in the profile. `watch`
+    gives up a run that lasts.
     """
 
-    def __init__(self, engine: Engine, most_s: float, on_event: OnEvent, served: Callable[[], int]) -> None:
+    def __init__(
+        self, engine: Engine, most_s: float, on_event: OnEvent, served: Callable[[], int], watch: Watch
+    ) -> None:
+        self._watch = watch
         self._engine, self._most_s, self._tell, self._served = engine, most_s, on_event, served
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -190,12 +195,13 @@ class Profiling:
                 if self._closed.is_set() or not job.askers:
                     raise _Cancelled
 
-        name = job.model.name
+        name, guarded = job.model.name, None
         try:
             check()
             self._tell(Event("profiling", f"measuring {name} on this machine for up to {job.budget_s:g} s"))
             before = self._served()
-            profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
+            with self._watch.guard() as guarded:
+                profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
             profile = _noted(profile, self._served() - before)
             made = profile_bytes(profile)
             self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
@@ -204,6 +210,9 @@ class Profiling:
             self._tell(Event("profiling", f"{name} is not measured to the end: nobody waits for it"))
             return 0.0, ServerError("the server is ending")
         except SplitpointError as exc:
+            if guarded is not None and guarded.given_up:
+                most = f"{self._watch.run_s:g} s"
+                return inf, EngineError(f"{name} is not profiled: a run of it took more than {most} (serve --max-run)")
             return inf, exc
         except Exception as exc:  # engines are foreign code
             self._tell(Event("failed", f"{name} cannot be measured: {exc!r}"))

@@ -237,7 +237,8 @@ class Server(Closable):
             shrink_workspace,
             lambda text: _tell(server, Event("failed", text)),
         )
-        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
+        answered = partial(_answered, server)
+        self.profiling = Profiling(self._engine, limits.profile_s, self.tell, answered, self.watch)
         self._accepting = self._thread(partial(_accept, listener, server), "accepting connections", "accept")
         self._watching = self._thread(self.watch.look, "watching what runs", "watch")
         try:
