@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +15,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serving import Gate, affine, until
 from splitpoint.engines import Engine, open_engine, underway
-from splitpoint.errors import BusyError, EngineError
+from splitpoint.errors import BusyError, EngineError, StorageError
 from splitpoint.models import load
 from splitpoint.models.model import Model, Segment
+from splitpoint.models.weights import Part
 from splitpoint.profile.values import Profile
-from splitpoint.runtime import batching, origins, profiling
+from splitpoint.runtime import batching, holding, origins, profiling
 from splitpoint.runtime import tails as tails_module
 from splitpoint.runtime.batching import Gain
+from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.events import Event
 from splitpoint.runtime.origins import Origin
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.tails import Tail, Tails
@@ -405,3 +409,40 @@ def test_one_segment_is_always_served() -> None:
     assert not account.opens("small", 1)
     account.closes("large", 1 << 40)
     assert account.opens("small", 1)
+
+
+# --- a cache that others write to -----------------------------------------------------------------------------------
+
+
+def test_a_weight_in_the_cache_of_another_size_is_fetched_again_before_memory_is_taken(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a terabyte that is all holes costs its maker nothing."""
+    cache = target.cache
+    with Edge(target.server.address, at="y1", cache=cache, engine=Gate()) as edge:
+        edge.pull()
+    files = [path for path in (cache / "blobs").rglob("*") if path.is_file()]
+    for path in files:
+        os.truncate(path, 1 << 40)
+    taken: list[int] = []
+    read = Part.read
+    monkeypatch.setattr(Part, "read", lambda part, hash: taken.append(part.nbytes) or read(part, hash))
+    told: list[Event] = []
+    with Edge(target.server.address, at="y1", cache=cache, engine=Gate(), on_event=told.append) as edge:
+        for hash in edge.model.blobs:
+            assert edge.model.blob(hash).nbytes == 4096
+    assert set(taken) == {4096}
+    assert len([event for event in told if "has rotted" in event.text]) == len(files) == 8
+    assert all(path.stat().st_size == 4096 for path in files)
+
+
+def test_a_weight_that_is_here_and_larger_than_memory_is_not_read(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Edge(target.server.address, at="y1", cache=target.cache, engine=Gate()) as edge:
+        edge.pull()
+    monkeypatch.setattr(holding, "usable_memory", lambda: 1000)
+    with Edge(target.server.address, at="x", cache=target.cache, engine=Gate()) as edge:
+        hash = next(iter(edge.model.blobs))
+        with pytest.raises(StorageError, match=r"4\.1 kB, more than this machine's memory"):
+            edge.model.blob(hash)
