@@ -31,7 +31,7 @@ from splitpoint.engines.memory import give_back
 from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, shrink_workspace
 from splitpoint.errors import BusyError, ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.lifetime import Closable
-from splitpoint.machine import half_the_memory
+from splitpoint.machine import half_the_memory, usable_cores
 from splitpoint.models.model import Model
 from splitpoint.runtime.choosing import info_of
 from splitpoint.runtime.compute import Compute
@@ -42,7 +42,7 @@ from splitpoint.runtime.origins import Origin, Origins
 from splitpoint.runtime.peer import Peer
 from splitpoint.runtime.profiling import Profiling
 from splitpoint.runtime.sharing import Sharing
-from splitpoint.runtime.tails import Tails
+from splitpoint.runtime.tails import Tail, Tails
 from splitpoint.runtime.threads import begin, join, persist
 from splitpoint.runtime.together import run_together
 from splitpoint.runtime.watch import Turns, Watch
@@ -58,7 +58,8 @@ _TURNED_AWAY = 32
 #: What those are told who are not let in.
 _ENDING = "the server is ending: try again later"
 _CROWDED = "too many others want to be let in at once: try again"
-#: Tails that wait to be compiled, and how many are at once: two, since one may wait for what it tells of to end.
+#: Tails that wait to be made, and how many are at once: two, since one may wait for what it tells of to end. They are
+#: compiled one by one on two cores, so that the other is left to requests.
 _BUILDS, _BUILDERS = 128, 2
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
@@ -225,7 +226,8 @@ class Server(Closable):
             self.compute.close()
             raise
         apart = Apart(self._engine, limits.work_bytes) if isinstance(self._engine, OnnxRuntimeEngine) else None
-        self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch, apart)
+        at_once = max(1, min(_BUILDERS, usable_cores() - 1))
+        self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch, apart, at_once)
         self.turns = Turns()
         self.watch = Watch(
             limits.run_s,
@@ -235,7 +237,8 @@ class Server(Closable):
             shrink_workspace,
             lambda text: _tell(server, Event("failed", text)),
         )
-        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
+        answered = partial(_answered, server)
+        self.profiling = Profiling(self._engine, limits.profile_s, self.tell, answered, self.watch)
         self._accepting = self._thread(partial(_accept, listener, server), "accepting connections", "accept")
         self._watching = self._thread(self.watch.look, "watching what runs", "watch")
         try:
@@ -452,6 +455,16 @@ class Server(Closable):
         """So much time was spent on making a tail for `origin`."""
         with self.accounts:
             origin.building.spend(seconds)
+
+    def may_open(self, origin: Origin, tail: Tail) -> bool:
+        """Whether `origin` may have one more segment of `tail` open, which is counted until `has_closed`."""
+        with self.accounts:
+            return origin.opens(tail, tail.graph_nbytes)
+
+    def has_closed(self, origin: Origin, tail: Tail) -> None:
+        """A segment of `tail` is open no longer, and nothing is held for it."""
+        with self.accounts:
+            origin.closes(tail, tail.graph_nbytes)
 
     def charge(self, origin: Origin, seconds: float) -> float:
         """So much was spent on what is no request of `origin`. Returns in how many seconds it may have more."""
