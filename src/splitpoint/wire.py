@@ -886,6 +886,10 @@ _CODES: Final[dict[str, type[SplitpointError]]] = {
 }
 
 
+#: What an ERROR of a peer's can become here. A UsageError is never among them: that is the user's own mistake.
+SAID: Final[tuple[type[SplitpointError], ...]] = (ServerError, InputError, ModelError, EngineError)
+
+
 def error_of(exc: SplitpointError) -> Error:
     """The ERROR header that tells a peer about `exc`."""
     if isinstance(exc, BusyError):

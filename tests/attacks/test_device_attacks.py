@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -25,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 import certificates
 from serving import affine, evaluate
 from splitpoint import wire
+from splitpoint.cli import main
 from splitpoint.cli.console import bold, line
 from splitpoint.engines import open_engine
 from splitpoint.errors import ModelError, ProtocolError, ServerError, StorageError, UnreachableError
@@ -35,6 +37,7 @@ from splitpoint.models.weights import ModelWeights
 from splitpoint.runtime import holding as holding_module
 from splitpoint.runtime.channel import Channel
 from splitpoint.runtime.edge import Edge
+from splitpoint.runtime.events import Event
 from splitpoint.runtime.late import Patience
 from splitpoint.runtime.line import ask_while_alive
 from splitpoint.runtime.server import Server
@@ -352,6 +355,103 @@ def test_what_takes_long_takes_no_longer_than_we_allow(model: Model) -> None:
             assert server.asked["PING"]
         finally:
             channel.close()
+
+
+def other_ends(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+    server.send(Kind.OPENED, id, wire.Opened(1, (wire.TensorInfo("z", "float32", (1,)),), ()))
+    return True
+
+
+def errs(code: str) -> Callable[[Hostile, int, Any, bytes], bool]:
+    def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        server.send(Kind.ERROR, id, wire.Error(code, f"no {code}"))
+        return True
+
+    return says
+
+
+def hangs_up(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+    raise EOFError
+
+
+def welcomes(**others: Any) -> Callable[[Hostile, int, Any, bytes], bool]:
+    def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        server.send(Kind.WELCOME, id, msgspec.structs.replace(server.welcome(), **others))
+        return True
+
+    return says
+
+
+REFUSALS = {
+    **{f"HELLO {code}": {Kind.HELLO: errs(code)} for code in ("unauthorized", "model", "input", "engine", "new")},
+    **{f"OPEN {code}": {Kind.OPEN: errs(code)} for code in ("refused", "input", "engine")},
+    "PING engine": {Kind.PING: errs("engine")},
+    "other ends": {Kind.OPEN: other_ends},
+    "hangs up": {Kind.OPEN: hangs_up},
+    "hangs up at once": {Kind.HELLO: hangs_up},
+    "no model": {Kind.HELLO: welcomes(models=())},
+    "no codec": {Kind.HELLO: welcomes(features=())},
+    "a head alone": {Kind.HELLO: welcomes(share="head")},
+}
+
+
+@pytest.mark.parametrize("said", REFUSALS, ids=list(REFUSALS))
+def test_whatever_a_server_says_first_a_device_with_the_model_answers(model: Model, said: str) -> None:
+    told: list[Event] = []
+    with hostile(model, REFUSALS[said]) as server:  # type: ignore[arg-type]
+        if said == "a head alone":
+            head = welcomes(share="head", heads={model.fingerprint: "input"})
+            server.says[Kind.HELLO] = head
+        with edge(server, model, "local", codec="int8", on_event=told.append) as made:
+            for _ in range(2):
+                result = made.infer(xs())
+                right(model, xs(), result.outputs["y3"])
+                assert result.fallback
+            assert [e.text for e in told if "requests are answered here" in e.text], told
+            made.switch("add2")
+            right(model, xs(), made.infer(xs(), at="mul1").outputs["y3"])
+
+
+@pytest.mark.parametrize("code", ["refused", "model", "input", "engine", ""])
+def test_a_server_that_tells_nothing_of_its_speed_is_done_without(
+    model: Model, tmp_path: Path, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`run` plans, and PROFILE is answered with an error or with nonsense."""
+    np.save(tmp_path / "x.npy", xs())
+
+    def nonsense(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        server.send(Kind.PROFILED, id, wire.Profiled(model.fingerprint), b"{}")
+        return True
+
+    with hostile(model, {Kind.PROFILE: errs(code) if code else nonsense}) as server:
+        assert main(run(model, server, tmp_path, "--budget", "0.1s")) == 0
+        Edge(
+            server.address, model, plan="auto", budget_s=0.1, fallback="local", cache=tmp_path,
+            engine=open_engine(threads=1), patience=QUICK,
+        ).close()  # fmt: skip
+    assert "x.npy" in capsys.readouterr().out
+
+
+def run(model: Model, server: Hostile, folder: Path, *more: str) -> list[str]:
+    affine(folder)
+    path, cache = str(folder / "affine.onnx"), str(folder / "cache")
+    files = [path, "--cloud", server.address, "--threads", "1", "--cache", cache]
+    return ["run", *files, *more, str(folder / "x.npy")]
+
+
+@pytest.mark.parametrize("more", [(), ("--at", "add1"), ("--fallback", "local", "--at", "add1")])
+def test_a_wrong_token_is_said_and_run_answers(
+    model: Model, tmp_path: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", xs())
+    with hostile(model, {Kind.HELLO: errs("unauthorized")}) as server:
+        assert main(run(model, server, tmp_path, *more)) == 0
+        found = capsys.readouterr()
+        assert found.err.count("no unauthorized; until that is mended, requests are answered here") == 1
+        assert "x.npy" in found.out
+        for fallback in ("wait", "error"):
+            assert main(run(model, server, tmp_path, "--fallback", fallback, "--at", "add1")) == 6
+            assert "no unauthorized" in capsys.readouterr().err
 
 
 def test_no_frame_takes_longer_than_we_allow() -> None:

@@ -18,6 +18,7 @@ from splitpoint.errors import BusyError, ModelError, ServerError, SplitpointErro
 from splitpoint.models.model import Model
 from splitpoint.runtime.breaker import DOWN, UP
 from splitpoint.runtime.channel import CLOSED, Channel
+from splitpoint.runtime.choosing import missing
 from splitpoint.runtime.cuts import Cuts
 from splitpoint.runtime.events import Event, OnEvent, software
 from splitpoint.runtime.fallback import ERROR, LOCAL, Moved, Survivor
@@ -94,7 +95,7 @@ class Binding:
         """Whether a newer model is on its way: who waits for the server waits for that."""
         self.follow_failed: SplitpointError | None = None
         self.replaced = False
-        self._missed = ""
+        self._missed = why
         self._early = channel.ended
         self._cuts: Cuts | None = None
         try:
@@ -192,6 +193,8 @@ class Binding:
         text = f"the server no longer has {name} {fingerprint}: it has {others}"
         if newer is not None and not self.means.follows:
             text += " now (--follow-model, or follow_model=True, goes over to that)"
+        if not self.line.met:
+            text = missing(models, self.model)
         if text != self._missed:
             self._missed, self.follow_failed = text, None
             self.means.tell(Event("changed", text))

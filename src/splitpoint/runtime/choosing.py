@@ -38,9 +38,7 @@ def _named(served: Sequence[ModelInfo], model: Model | str | None, model_hash: s
         same = (m for m in served if m.fingerprint == model.fingerprint)
         found = sorted(same, key=lambda m: m.name != model.name)
         if not found:
-            raise ModelError(
-                f"the server does not have this {model.name} ({model.fingerprint[:12]}); it has {_listed(served)}"
-            )
+            raise ModelError(missing(served, model))
         return found
     if model is None:
         if len({m.name for m in served}) > 1 and len({m.fingerprint for m in served}) > 1 and not model_hash:
@@ -67,6 +65,11 @@ def _pinned(served: Sequence[ModelInfo], found: Iterable[ModelInfo], model_hash:
             "use another --model-hash only if you know why it changed"
         )
     return pinned
+
+
+def missing(served: Iterable[ModelInfo], model: Model) -> str:
+    """What to say of a server that has others, and not this one."""
+    return f"the server does not have this {model.name} ({model.fingerprint[:12]}); it has {_listed(served)}"
 
 
 def _listed(models: Iterable[ModelInfo]) -> str:
