@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -43,7 +44,7 @@ from splitpoint.runtime.line import ask_while_alive
 from splitpoint.runtime.server import Server
 from splitpoint.security import OPEN
 from splitpoint.tensors import Array
-from splitpoint.transports import connect
+from splitpoint.transports import connect, framed
 from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import Kind, Limits
 
@@ -87,7 +88,8 @@ def rows(count: int) -> Callable[[Hostile, int, Any, bytes], bool]:
 @pytest.mark.parametrize("count", [0, 2, 1000])
 def test_another_number_of_rows_is_no_answer(model: Model, count: int, tls: bool) -> None:
     with hostile(model, {Kind.INFER: rows(count)}, tls=tls) as server:
-        with edge(server, model) as made, pytest.raises(ProtocolError, match=rf"\[1,1024\], but .*\[{count},1024\]"):
+        words = rf"\[1,1024\], but .*\[{count},1024\]" if count < 3 else "4096 are the most that was asked for"
+        with edge(server, model) as made, pytest.raises(ProtocolError, match=words):
             made.infer(xs())
         with edge(server, model, "local") as made:
             result = made.infer(xs())
@@ -174,25 +176,96 @@ def test_an_account_that_cannot_be_says_nothing(model: Model, times: tuple[float
         assert made._line.channel.clock.best == before
 
 
-def test_answers_that_nobody_asked_for_are_nobodys(model: Model) -> None:
+def big(kind: Kind, id: int, nbytes: int = 512 << 20) -> bytes:
+    """A frame up to its body, which never comes."""
+    headers: dict[Kind, Any] = {
+        Kind.RESULT: [[["uint8", [nbytes], nbytes]]], Kind.PROBED: [0.0] * 3, Kind.GRAPH_DATA: {"fingerprint": "f"},
+        Kind.BLOB_DATA: {"hash": "h"},
+    }  # fmt: skip
+    encoded = msgspec.msgpack.encode(headers[kind])
+    body = nbytes + 64 if kind == Kind.RESULT else min(nbytes, 60 << 20)
+    return struct.pack("<4sBBBBIIQ", b"\xf5SPT", 1, 0, kind, 0, id, len(encoded), body) + encoded + bytes(64)
+
+
+ASKED: dict[Kind, Callable[[Edge], Any]] = {
+    Kind.INFER: lambda made: made.infer(xs()),
+    Kind.PING: lambda made: made._channel.measure_clock(),
+    Kind.OPEN: lambda made: made.switch("add2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "tls"), [(Kind.INFER, False), (Kind.INFER, True), (Kind.PING, False), (Kind.OPEN, False)],
+    ids=["INFER", "INFER over TLS", "PING", "OPEN"],
+)  # fmt: skip
+@pytest.mark.parametrize("other", [0, 1, 1 << 20], ids=["to what was asked", "to the one before", "to nothing"])
+@pytest.mark.parametrize("kind", [Kind.RESULT, Kind.GRAPH_DATA, Kind.BLOB_DATA, Kind.PROBED], ids=lambda k: k.name)
+def test_no_memory_is_taken_for_an_answer_that_nobody_asked_for(
+    model: Model, kind: Kind, other: int, asked: Kind, tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took: list[int] = []
+
+    def allocate(tensors: Any) -> list[Array]:
+        took.append(sum(t.nbytes for t in tensors))
+        return wire.allocate(tensors)
+
+    def empty(size: Any, *more: Any) -> Array:
+        took.append(int(np.prod(size)))
+        return np.zeros(size, *more)
+
+    monkeypatch.setattr(framed, "allocate", allocate)
+    monkeypatch.setattr(framed, "np", SimpleNamespace(empty=empty, uint8=np.uint8))
+
     def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
-        made = server.compute(header, body)
-        for other in (0x7FFFFFFF, 0, 1, 2, 3):
-            if other != id:
-                server.result(other, np.zeros((4, 4), np.float32))
-        server.send(Kind.BUSY, 0x7FFFFFFF, wire.Busy())
-        server.result(id, *made)
-        server.result(id, *(2 * a for a in made))
+        server.raw(big(kind, {0: id, 1: id - 1, 1 << 20: 1 << 20}[other]))
         return True
 
-    with hostile(model, {Kind.INFER: says}) as server:
-        for fallback in ("error", "local"):
-            with edge(server, model, fallback) as made:
-                for _ in range(3):
-                    result = made.infer(xs())
-                    right(model, xs(), result.outputs["y3"])
-                    assert not result.fallback
-                assert made._line.channel.in_flight == 0
+    with hostile(model, tls=tls) as server, edge(server, model) as made:
+        right(model, xs(), made.infer(xs()).outputs["y3"])
+        server.says[asked] = says
+        with pytest.raises(ProtocolError, match=rf"sent {kind.name} (of|as the answer)"):
+            ASKED[asked](made)
+    assert max(took) <= 4096, took
+
+
+@pytest.mark.parametrize("fallback", ["error", "local"])
+def test_an_answer_to_the_same_request_again_ends_the_connection(model: Model, fallback: str) -> None:
+    def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        for made in server.compute(header, body):
+            server.result(id, made)
+            server.result(id, 2 * made)
+        return True
+
+    with hostile(model, {Kind.INFER: says}) as server, edge(server, model, fallback) as made:
+        right(model, xs(), made.infer(xs()).outputs["y3"])
+        for seed in range(2, 4):
+            if fallback == "local":
+                right(model, xs(seed), made.infer(xs(seed)).outputs["y3"])
+                continue
+            with pytest.raises(ProtocolError, match="sent RESULT as the answer to a request that was not made, or has"):
+                made.infer(xs(seed))
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_thrown_away(model: Model) -> None:
+    """Only the device knows that: whoever answers late has been asked."""
+    late: list[tuple[int, list[Array]]] = []
+
+    def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        late.append((id, server.compute(header, body)))
+        if len(late) == 1:
+            return True
+        for number, arrays in late:
+            server.result(number, *arrays)
+        late.clear()
+        return True
+
+    with hostile(model, {Kind.INFER: says}) as server, edge(server, model, timeout_s=0.2) as made:
+        with pytest.raises(ServerError, match="did not answer in time"):
+            made.infer(xs())
+        made._channel.timeout_s = 30.0
+        right(model, xs(2), made.infer(xs(2)).outputs["y3"])
+        assert made._channel.in_flight == 0
+        assert not made._channel._owed
 
 
 # --- clocks and limits ------------------------------------------------------------------------------------------------
