@@ -29,12 +29,13 @@ from serving import affine, evaluate
 from splitpoint import wire
 from splitpoint.cli import main
 from splitpoint.cli.console import bold, line
-from splitpoint.engines import open_engine
-from splitpoint.errors import ModelError, ProtocolError, ServerError, StorageError, UnreachableError
+from splitpoint.engines import open_engine, underway
+from splitpoint.errors import EngineError, ModelError, ProtocolError, ServerError, StorageError, UnreachableError
 from splitpoint.models import load
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.model import Model, from_graph
 from splitpoint.models.weights import ModelWeights
+from splitpoint.profile.measure import profile_model
 from splitpoint.runtime import holding as holding_module
 from splitpoint.runtime.channel import Channel
 from splitpoint.runtime.edge import Edge
@@ -623,6 +624,44 @@ def endless() -> list[Any]:
         [info("c2", TensorProto.BOOL, []), info("s2", TensorProto.FLOAT, None)],
     )  # fmt: skip
     return [helper.make_node("Loop", ["trip", "cond", "x"], ["y"], body=body)]
+
+
+@pytest.fixture
+def turning(tmp_path: Path) -> Model:
+    """A model that is never done, whose shapes are noted, so that nobody has to run it to find them out."""
+    [loop] = endless()
+    loop.input[2] = "r"
+    once = [numbers("trip", 1), numpy_helper.from_array(np.array(True), "cond")]
+    once[0].ClearField("dims")
+    graph = onnx.ModelProto.FromString(
+        saved(tmp_path, [helper.make_node("Relu", ["x"], ["r"], name="relu"), loop], once, "y").graph_bytes()
+    )
+    [trip] = [t for t in graph.graph.initializer if t.name == "trip"]
+    trip.raw_data = np.array(1 << 62, np.int64).tobytes()
+    return from_graph(graph.SerializeToString(), ModelWeights(), name="turning")
+
+
+def test_what_is_measured_or_tried_here_takes_no_longer_than_we_allow(
+    turning: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(underway, "LONGEST_S", 0.2)
+    engine = open_engine(threads=1)
+    with pytest.raises(EngineError, match=r"turning on made-up inputs took longer than 0\.2 s in one run"):
+        profile_model(turning, engine, budget_s=1.0)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    with pytest.raises(EngineError, match="the rest of turning behind relu, on zeros, took longer"):
+        Edge(f"127.0.0.1:{port}", turning, at="relu", fallback="local", engine=engine, on_event=lambda _: None)
+    assert not underway.noted
+
+
+def test_several_short_runs_are_not_one_long_one(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(underway, "_LOOKS", 0.01)
+    session = open_engine(threads=1).compile(model.whole())
+    with underway.limited("it", 10.0):
+        for _ in range(50):
+            session.run({"x": xs()})
+    session.close()
 
 
 def test_a_strangers_graph_is_not_run_to_find_its_shapes() -> None:
