@@ -241,7 +241,8 @@ class Error(Message, frozen=True):
 
 
 class Bye(Message, frozen=True):
-    """No new requests: what is in flight is still answered, then the connection ends."""
+    """The sender is done. From a server: what is in flight is still answered, then the connection ends. From a client:
+    what has no answer yet is dropped."""
 
     reason: str = ""
 

@@ -30,7 +30,15 @@ from splitpoint import wire
 from splitpoint.cli import main
 from splitpoint.cli.console import bold, line
 from splitpoint.engines import open_engine, underway
-from splitpoint.errors import EngineError, ModelError, ProtocolError, ServerError, StorageError, UnreachableError
+from splitpoint.errors import (
+    EngineError,
+    ModelError,
+    ProtocolError,
+    ServerError,
+    StorageError,
+    UnreachableError,
+    UsageError,
+)
 from splitpoint.models import load
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.model import Model, from_graph
@@ -45,6 +53,7 @@ from splitpoint.runtime.line import ask_while_alive
 from splitpoint.runtime.server import Server
 from splitpoint.security import OPEN
 from splitpoint.tensors import Array
+from splitpoint.text import listed
 from splitpoint.transports import connect, framed
 from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import Kind, Limits
@@ -526,6 +535,23 @@ def test_a_wrong_token_is_said_and_run_answers(
         for fallback in ("wait", "error"):
             assert main(run(model, server, tmp_path, "--fallback", fallback, "--at", "add1")) == 6
             assert "no unauthorized" in capsys.readouterr().err
+
+
+def test_no_sentence_is_as_long_as_a_peer_likes(model: Model) -> None:
+    many = tuple(f"m{k}" for k in range(4096))
+    with hostile(model) as server:
+        [info] = server.welcome().models
+        models = tuple(msgspec.structs.replace(info, name=n, fingerprint=f"{k:064x}") for k, n in enumerate(many))
+        server.says[Kind.HELLO] = welcomes(models=models)
+        for wanted in (model, "absent", None):
+            with pytest.raises((ModelError, UsageError), match="4,076 more") as caught:
+                edge(server, wanted)
+            assert len(str(caught.value)) < 2000
+        server.says[Kind.HELLO] = welcomes(features=tuple(f"codec:{name}" for name in many))
+        with pytest.raises(ServerError, match=r"cannot decode int8 .*4,076 more") as refused:
+            edge(server, model, codec="int8")
+        assert len(str(refused.value)) < 1000
+    assert len(listed(["x" * 100_000] * 100_000)) < 5000
 
 
 def test_no_frame_takes_longer_than_we_allow() -> None:

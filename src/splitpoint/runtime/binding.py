@@ -28,6 +28,7 @@ from splitpoint.runtime.late import Patience
 from splitpoint.runtime.line import Line
 from splitpoint.runtime.watcher import Watcher, tell
 from splitpoint.security import Security
+from splitpoint.text import listed
 from splitpoint.transports import Connection, connect
 from splitpoint.units import size
 from splitpoint.wire import Limits, ModelInfo, TensorInfo
@@ -245,8 +246,8 @@ def same_ends(old: ModelInfo, new: ModelInfo) -> None:
     for what, before, now in (("inputs", old.inputs, new.inputs), ("outputs", old.outputs, new.outputs)):
         if _shapes(before) != _shapes(now):
             raise ModelError(
-                f"{new.name} {new.fingerprint[:12]} has other {what} ({', '.join(str(t.spec()) for t in now)}) than "
-                f"{old.fingerprint[:12]} ({', '.join(str(t.spec()) for t in before)}): begin anew with it"
+                f"{new.name} {new.fingerprint[:12]} has other {what} ({listed(t.spec() for t in now)}) than "
+                f"{old.fingerprint[:12]} ({listed(t.spec() for t in before)}): begin anew with it"
             )
 
 

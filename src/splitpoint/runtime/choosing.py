@@ -10,6 +10,7 @@ from splitpoint.images import InputSpec
 from splitpoint.models.layers import metadata
 from splitpoint.models.model import Model
 from splitpoint.models.names import names_of
+from splitpoint.text import listed
 from splitpoint.wire import ModelInfo, TensorInfo
 
 
@@ -74,9 +75,7 @@ def missing(served: Iterable[ModelInfo], model: Model) -> str:
 
 def _listed(models: Iterable[ModelInfo]) -> str:
     """Names and fingerprints for a message."""
-    all_of_them = [f"{m.name} {m.fingerprint[:12]}" for m in models]
-    more = f" and {len(all_of_them) - 20} more" if len(all_of_them) > 20 else ""
-    return ", ".join(all_of_them[:20]) + more or "none"
+    return listed(f"{m.name} {m.fingerprint[:12]}" for m in models)
 
 
 def _with_prefix(models: Iterable[ModelInfo], digits: str) -> list[ModelInfo]:
