@@ -18,6 +18,7 @@ from splitpoint.planning.values import Option, Plan
 from splitpoint.runtime.adaptive import Watching
 from splitpoint.runtime.edge import Edge
 from splitpoint.runtime.load import cheaper, judge, window
+from splitpoint.wire import SAID
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,13 @@ def _ready(edge: Edge, placed: Placed, degrade: bool) -> None:
     if not placed.cheaper:
         _say("no option is cheaper than this one: on overload the oldest frame is dropped")
         return
-    for option in placed.cheaper:
-        edge.warm(*placement(edge.model.graph, option))
+    try:
+        for option in placed.cheaper:
+            edge.warm(*placement(edge.model.graph, option))
+    except SAID as exc:
+        if not edge.does_without:
+            raise
+        _say(f"{exc}: that cut is made ready when it is needed")
     _say("on overload: " + ", then ".join(option.label for option in placed.cheaper))
 
 

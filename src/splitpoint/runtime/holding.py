@@ -84,7 +84,9 @@ class Holding:
             except ModelError:
                 self.cache.drop_graph(fingerprint)
                 self._tell(Event("notice", f"the cached graph of {name} has rotted: fetching it again"))
-        _, frame = self.channel().ask(Kind.GRAPH, wire.GraphRequest(fingerprint), wire.GraphData)
+        _, frame = self.channel().ask(
+            Kind.GRAPH, wire.GraphRequest(fingerprint), wire.GraphData, most=wire.MOST_BODY[Kind.GRAPH_DATA]
+        )  # fmt: skip
         raw = bytes(frame.tensors[0].data) if frame.tensors else b""
         model = self._built(raw)
         self.cache.put_graph(fingerprint, raw)
@@ -238,7 +240,7 @@ class Background:
         length = min(self._piece, left, most)
         began = perf_counter()
         request = wire.BlobRequest(self._holding.info.fingerprint, hash, offset, length)
-        _, frame = channel.ask(Kind.BLOB, request, wire.BlobData)
+        _, frame = channel.ask(Kind.BLOB, request, wire.BlobData, most=length)
         data = frame.tensors[0].data if frame.tensors else memoryview(b"")
         if data.nbytes != length:
             raise ServerError(f"asked for {length} bytes of weight {hash[:12]}…, {data.nbytes} came")

@@ -47,6 +47,7 @@ from splitpoint.runtime.threads import begin, join, persist
 from splitpoint.runtime.together import run_together
 from splitpoint.runtime.watch import Turns, Watch
 from splitpoint.security import ServerSecurity
+from splitpoint.text import listed
 from splitpoint.transports import Ended
 from splitpoint.transports.addresses import is_loopback
 from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap
@@ -539,7 +540,7 @@ class Server(Closable):
         """The model with this fingerprint; ModelError says which ones there are."""
         found = self.models.get(fingerprint)
         if found is None:
-            known = ", ".join(f"{m.name} {m.fingerprint[:12]}" for m in self.models.values())
+            known = listed(f"{m.name} {m.fingerprint[:12]}" for m in self.models.values())
             near = nearest(fingerprint, {m.name: None for m in self.models.values()})
             raise ModelError(f"the server has no model {wire.plain(fingerprint, 64)}; it has {known}{near}")
         return found
