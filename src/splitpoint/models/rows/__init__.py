@@ -49,6 +49,7 @@ def mixing(segment: Segment) -> str:
         step = Step(node, known, shapes, constants, opset)
         try:
             made = _made(step)
+            _compare(node.output, made, shapes)
         except Mixes as exc:
             return f"{node.name or node.output[0]} ({node.op_type}) {exc}"
         known.update(zip(node.output, made, strict=False))
@@ -91,6 +92,14 @@ def _made(step: Step) -> Sequence[Value]:
         with suppress(Mixes, IndexError, TypeError, ValueError):
             return rule(step)
     return [SAME] * len(node.output)
+
+
+def _compare(names: Sequence[str], made: Sequence[Value], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
+    """Mixes if a tensor was found to have the same number of rows whatever the batch: a rule is wrong, or the engine."""
+    for name, value in zip(names, made, strict=False):
+        shape = shapes.get(name)
+        if isinstance(value, Rows) and shape is not None and not isinstance(dict(enumerate(shape)).get(value.axis), str):
+            raise Mixes("makes another shape than was found for it")
 
 
 def _depends(value: Value) -> bool:

@@ -137,14 +137,19 @@ def matmul(step: Step) -> Sequence[Value]:
 
 def matmul_integer(step: Step) -> Sequence[Value]:
     step.same(2, 3)
-    scalars(step, 2)
+    scalars(step, 2, *columns(step, 1, 3))
     return product(step, 0, 1)
 
 
 def qlinear_matmul(step: Step) -> Sequence[Value]:
     step.same(1, 2, 4, 5, 6, 7)
-    scalars(step, 1, 2, 6, 7)
+    scalars(step, 1, 2, 6, 7, *columns(step, 3, 4, 5))
     return product(step, 0, 3)
+
+
+def columns(step: Step, i: int, *inputs: int) -> Sequence[int]:
+    """Those of `inputs` that must be one number: their numbers are for columns of input `i`, which could be rows."""
+    return () if step.value(i) == SAME else inputs
 
 
 def matmul_nbits(step: Step) -> Sequence[Value]:
@@ -178,6 +183,7 @@ def layer_normalization(step: Step) -> Sequence[Value]:
     step.same_after(1)
     if rows.axis >= step.axis(-1):
         raise Mixes("normalises over the batch")
+    broadcast(step, range(len(step.node.input)))  # a scale can have the batch's axis, too
     return step.all(rows)
 
 
@@ -192,8 +198,9 @@ def skip_layer_normalization(step: Step) -> Sequence[Value]:
 
 
 def mean_variance(step: Step) -> Sequence[Value]:
-    rows = step.rows(0)
-    if rows.axis in {within(a, step.rank(0)) for a in step.axes(1) or (0, 2, 3)}:
+    rows, listed = step.rows(0), step.axes(1)
+    axes = {within(a, step.rank(0)) for a in ((0, 2, 3) if listed is None else listed)}
+    if rows.axis in axes or not axes:
         raise Mixes("normalises over the batch")
     return [rows]
 
@@ -242,8 +249,9 @@ def scaled(step: Step) -> Sequence[Value]:
     step.same_after(1)
     if step.integer("block_size", 0):
         raise Mixes("has scales for blocks")
-    if any(d != 1 for d in step.shape(1)) and (step.rank(1) != 1 or step.axis(1) == rows.axis):
-        raise Mixes("has a scale for each row of the batch")
+    for i in (1, 2) if step.given(2) else (1,):
+        if any(d != 1 for d in step.shape(i)) and (step.rank(i) != 1 or step.axis(1) == rows.axis):
+            raise Mixes("has a scale for each row of the batch")
     return [rows]
 
 

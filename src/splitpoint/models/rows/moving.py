@@ -32,7 +32,7 @@ def flatten(step: Step) -> Sequence[Value]:
 def total(sizes: Sequence[Size]) -> Size:
     total = reduce(lambda a, b: a.times(b) if a is not None else None, sizes, ONE)  # type: ignore[arg-type,return-value]
     if total is None:
-        raise Mixes("has the batch along two axes")
+        raise Mixes("has the batch along two axes, or sizes beyond all measure")
     return total
 
 

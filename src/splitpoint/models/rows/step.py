@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from splitpoint.models.dataflow import Proto
-from splitpoint.models.rows.sizes import Size, Vector, unknown
+from splitpoint.models.rows.sizes import Size, Vector, named, unknown
 from splitpoint.tensors import Array
 
 ONE = Size(1)
@@ -34,7 +34,7 @@ class Mixes(Exception):
 
 
 def numbers_of(array: Array) -> Value:
-    if array.dtype.kind not in "iub" or array.ndim > 1:
+    if array.dtype.name not in ("bool", "int32", "int64") or array.ndim > 1:  # sizes; others wrap around much earlier
         return SAME
     return Vector(tuple(Size(int(n)) for n in array.reshape(-1)), array.ndim == 0)
 
@@ -98,7 +98,7 @@ class Step:
     def dims(self, i: int) -> list[Size]:
         """The sizes of input `i`."""
         value = self.value(i)
-        dims = [Size(d) if isinstance(d, int) else Size(1, (d,)) for d in self.shape(i)]
+        dims = [Size(d) if isinstance(d, int) else named(d) for d in self.shape(i)]
         if isinstance(value, Rows):
             dims[value.axis] = value.each._replace(rows=True)
         return dims
