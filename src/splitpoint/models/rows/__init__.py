@@ -10,22 +10,30 @@ Every tensor is one of these:
 * the same for every batch (weights, and what is made of them and of sizes other than the batch's);
 * `Rows`: along one axis lie the rows of the batch, one after the other, `each` entries a row, and no other dimension
   depends on how many rows there are;
-* a `Vector` of sizes, in which the number of rows may occur: it may shape tensors, and nothing else.
+* a `Vector` of sizes, in which the number of rows may occur: it may shape tensors, and nothing else;
+* `Numbers` of the rows, by which each may take from itself, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
+from splitpoint.errors import SplitpointError
+from splitpoint.graph import SHAPE_ROOTS
 from splitpoint.models.dataflow import Proto, bodies, drawing, reads
 from splitpoint.models.model import Segment
-from splitpoint.models.rows import computing, moving, shaping
+from splitpoint.models.rows import computing, moving, numbering, shaping
 from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Rows, Rule, Step, Value, numbers_of
+from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Numbers, Rows, Rule, Step, Value, numbers_of
+from splitpoint.models.soundness import blob_hash
 from splitpoint.tensors import ANY_RANK, Array
+
+#: Places in larger tables of places are not looked at.
+_MOST_PLACES = 1 << 16
 
 
 def mixing(segment: Segment) -> str:
@@ -46,7 +54,7 @@ def mixing(segment: Segment) -> str:
     if drawn := drawing(graph):
         return f"{drawn[0]} draws random numbers"
     for node in graph.node:
-        step = Step(node, known, shapes, constants, opset)
+        step = Step(node, known, shapes, constants, opset, partial(_limits, segment))
         try:
             made = _made(step)
             _compare(node.output, made, shapes)
@@ -70,6 +78,20 @@ def _constant(tensor: Proto, constants: dict[str, Array]) -> Value:
     return numbers_of(array)
 
 
+def _limits(segment: Segment, name: str) -> tuple[int, int] | None:
+    from onnx import TensorProto
+
+    tensor = next((t for t in segment.proto.graph.initializer if t.name == name), None)
+    if tensor is None or tensor.data_type != TensorProto.INT64 or not 0 < np.prod(tensor.dims) <= _MOST_PLACES:
+        return None
+    digest = blob_hash(tensor)
+    try:
+        places = np.frombuffer(segment.weights.open(digest) if digest else tensor.raw_data, "<i8")
+        return int(places.min()), int(places.max())
+    except (SplitpointError, ValueError):  # the weights are not here, or not in this form
+        return None
+
+
 def _made(step: Step) -> Sequence[Value]:
     """What the outputs of a node are."""
     node = step.node
@@ -81,6 +103,8 @@ def _made(step: Step) -> Sequence[Value]:
         if next(bodies(node), None) is not None:
             raise Mixes("runs a body of its own on the batch")
         rule = _RULES.get((domain, node.op_type))
+        if node.op_type not in SHAPE_ROOTS and any(isinstance(step.known[name], Numbers) for name in names):
+            rule = None if domain else numbering.RULES.get(node.op_type, numbering.refused)
         if rule is None:
             raise Mixes("is not known to keep the rows of a batch apart")
         try:
@@ -95,15 +119,20 @@ def _made(step: Step) -> Sequence[Value]:
 
 
 def _compare(names: Sequence[str], made: Sequence[Value], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
-    """Mixes if a tensor was found to have the same number of rows whatever the batch: a rule is wrong, or the engine."""
+    """Mixes if a tensor was found to have as many rows for every batch: a rule is wrong, or what is used in it."""
     for name, value in zip(names, made, strict=False):
         shape = shapes.get(name)
-        if isinstance(value, Rows) and shape is not None and not isinstance(dict(enumerate(shape)).get(value.axis), str):
+        value = value.rows if isinstance(value, Numbers) else value
+        if (
+            isinstance(value, Rows)
+            and shape is not None
+            and not isinstance(dict(enumerate(shape)).get(value.axis), str)
+        ):
             raise Mixes("makes another shape than was found for it")
 
 
 def _depends(value: Value) -> bool:
-    return isinstance(value, Rows) or (isinstance(value, Vector) and not value.free)
+    return isinstance(value, Rows | Numbers) or (isinstance(value, Vector) and not value.free)
 
 
 _UNARY = """
@@ -175,6 +204,7 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "Pad"): moving.pad,
     ("", "QLinearMatMul"): computing.qlinear_matmul,
     ("", "QuantizeLinear"): computing.scaled,
+    ("", "Range"): numbering.numbered,
     ("", "RMSNormalization"): computing.layer_normalization,
     ("", "RNN"): computing.recurrent,
     ("", "Resize"): moving.resize,

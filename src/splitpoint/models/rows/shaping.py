@@ -11,7 +11,7 @@ from splitpoint.models.rows.moving import concat, gather, reshape, sliced, total
 from splitpoint.models.rows.sizes import MOST, Size, Vector, unknown
 from splitpoint.models.rows.step import MOST_ENTRIES, SAME, Mixes, Rows, Rule, Step, Value, numbers_of, within
 
-_INT32, _INT64 = 6, 7  # TensorProto.DataType
+WHOLE = (6, 7)  # int32 and int64, TensorProto.DataType
 
 
 def shape(step: Step) -> Sequence[Value]:
@@ -87,7 +87,7 @@ def reshaped(step: Step) -> Sequence[Value]:
 def cast(step: Step) -> Sequence[Value]:
     if isinstance(step.value(0), Rows):
         return unary(step)
-    if step.integer("to", 0) not in (_INT32, _INT64):
+    if step.integer("to", 0) not in WHOLE:
         raise Mixes("computes with the size of the batch")
     vector = step.vector(0)
     # What is not known may be a fraction, and what is large wraps around: it may be another number afterwards.

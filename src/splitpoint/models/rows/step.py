@@ -25,8 +25,22 @@ class Same(NamedTuple):
     """The same for every batch."""
 
 
+class Numbers(NamedTuple):
+    """Whole numbers that lie as `rows`: for row b they are `step`·b + c, with `low` ≤ c ≤ `high` the same in all rows.
+
+    With `step` 0 they are some other numbers, of which only the shape is good for anything. If it `leads`, they are the
+    first of each index along the last axis, and the others there are not numbers of rows.
+    """
+
+    rows: Rows
+    step: int
+    low: int = 0
+    high: int = 0
+    leads: bool = False
+
+
 SAME = Same()
-Value = Rows | Same | Vector
+Value = Rows | Same | Vector | Numbers
 
 
 class Mixes(Exception):
@@ -49,8 +63,11 @@ class Step:
         shapes: Mapping[str, tuple[int | str, ...]],
         constants: dict[str, Array],
         opset: int,
+        limits: Callable[[str], tuple[int, int] | None],
     ) -> None:
         self.node, self.known, self.shapes, self.constants, self.opset = node, known, shapes, constants, opset
+        #: The least and the largest of the whole numbers in the weight of a name; None where that is not known.
+        self.limits = limits
 
     def attribute(self, name: str, default: object = None) -> object:
         from onnx import helper
@@ -67,8 +84,13 @@ class Step:
         return i < len(self.node.input) and bool(self.node.input[i])
 
     def value(self, i: int) -> Value:
-        """What input `i` is; one that is left out is the same for every batch, and so are sizes without the rows."""
+        """What input `i` is; one that is left out is the same for every batch, and so are sizes without the rows.
+
+        Numbers of rows are rows: only operators that may have them (`numbering`) get that far.
+        """
         found = self.known[self.node.input[i]] if self.given(i) else SAME
+        if isinstance(found, Numbers):
+            return found.rows
         return SAME if isinstance(found, Vector) and found.free else found
 
     def rows(self, i: int) -> Rows:
