@@ -142,11 +142,16 @@ _UNARY = """
 """
 _PAIRWISE = """
     And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Or
-    PRelu Pow Sum Xor
+    Pow Sum Xor
 """
 _IMAGES = """
     AveragePool Conv ConvInteger ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool
-    GroupNormalization InstanceNormalization LRN LpPool MaxPool QLinearConv SpaceToDepth
+    GroupNormalization InstanceNormalization LRN LpPool MaxPool QLinearConv STFT SpaceToDepth
+"""
+_IMAGES_THERE = "NhwcMaxPool QLinearAveragePool QLinearConv QLinearGlobalAveragePool"
+_TABLES = """
+    LinearClassifier LinearRegressor Normalizer SVMClassifier SVMRegressor Scaler TreeEnsembleClassifier
+    TreeEnsembleRegressor
 """
 _REDUCE = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare"
 
@@ -178,8 +183,11 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     **{("", name): computing.items for name in _IMAGES.split()},
     **{("", name): computing.reduction for name in _REDUCE.split()},
     **{("", name): rule for name, rule in _SHAPING.items()},
+    **{("com.microsoft", name): computing.items for name in _IMAGES_THERE.split()},
+    **{("ai.onnx.ml", name): computing.table for name in _TABLES.split()},
     ("", "ArgMax"): computing.arg,
     ("", "ArgMin"): computing.arg,
+    ("", "Attention"): computing.examples(0, 1, 2),
     ("", "BatchNormalization"): computing.batch_normalization,
     ("", "CastLike"): computing.cast_like,
     ("", "ConstantOfShape"): moving.constant_of_shape,
@@ -189,9 +197,10 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "Expand"): moving.expand,
     ("", "Flatten"): moving.flatten,
     ("", "GRU"): computing.recurrent,
-    ("", "GatherElements"): moving.gather_elements,
+    ("", "GatherElements"): moving.by_elements,
+    ("", "GatherND"): moving.gather_nd,
     ("", "Gemm"): computing.gemm,
-    ("", "GridSample"): computing.grid_sample,
+    ("", "GridSample"): computing.examples(0, 1),
     ("", "Hardmax"): computing.softmax,
     ("", "LSTM"): computing.recurrent,
     ("", "LayerNormalization"): computing.layer_normalization,
@@ -201,6 +210,7 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "MatMulInteger"): computing.matmul_integer,
     ("", "MeanVarianceNormalization"): computing.mean_variance,
     ("", "OneHot"): computing.one_hot,
+    ("", "PRelu"): computing.prelu,
     ("", "Pad"): moving.pad,
     ("", "QLinearMatMul"): computing.qlinear_matmul,
     ("", "QuantizeLinear"): computing.scaled,
@@ -208,6 +218,8 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "RMSNormalization"): computing.layer_normalization,
     ("", "RNN"): computing.recurrent,
     ("", "Resize"): moving.resize,
+    ("", "ScatterElements"): moving.by_elements,
+    ("", "SimplifiedLayerNormalization"): computing.layer_normalization,
     ("", "Softmax"): computing.softmax,
     ("", "Split"): moving.split,
     ("", "Tile"): moving.tile,
@@ -215,14 +227,27 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "Transpose"): moving.transpose,
     ("", "Trilu"): computing.triangle,
     ("", "Upsample"): moving.resize,
+    ("com.microsoft", "Attention"): computing.examples(0, 3, same=(1, 2)),
     ("com.microsoft", "BiasGelu"): computing.elementwise,
+    ("com.microsoft", "DequantizeLinear"): computing.scaled,
     ("com.microsoft", "FastGelu"): computing.elementwise,
+    ("com.microsoft", "FusedConv"): computing.examples(0, 3, same=(1, 2)),
+    ("com.microsoft", "FusedGemm"): computing.gemm,
+    ("com.microsoft", "FusedMatMul"): computing.fused_matmul,
     ("com.microsoft", "Gelu"): computing.unary,
     ("com.microsoft", "MatMulNBits"): computing.matmul_nbits,
-    ("com.microsoft", "QLinearAdd"): computing.quantised_pair,
-    ("com.microsoft", "QLinearLeakyRelu"): computing.quantised_one,
-    ("com.microsoft", "QLinearMul"): computing.quantised_pair,
-    ("com.microsoft", "QLinearSigmoid"): computing.quantised_one,
+    ("com.microsoft", "MultiHeadAttention"): computing.examples(0, 1, 2, 4, same=(3,)),
+    ("com.microsoft", "QGemm"): computing.quantised_gemm,
+    ("com.microsoft", "QLinearAdd"): computing.quantised(0, 3),
+    ("com.microsoft", "QLinearConcat"): moving.quantised_concat,
+    ("com.microsoft", "QLinearLeakyRelu"): computing.quantised(0),
+    ("com.microsoft", "QLinearMul"): computing.quantised(0, 3),
+    ("com.microsoft", "QLinearSigmoid"): computing.quantised(0),
+    ("com.microsoft", "QLinearSoftmax"): computing.quantised_softmax,
+    ("com.microsoft", "QLinearWhere"): computing.quantised(0, 1, 4),
+    ("com.microsoft", "QuantizeLinear"): computing.scaled,
     ("com.microsoft", "QuickGelu"): computing.unary,
     ("com.microsoft", "SkipLayerNormalization"): computing.skip_layer_normalization,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): computing.skip_layer_normalization,
+    ("com.microsoft", "TransposeMatMul"): computing.fused_matmul,
 }
