@@ -31,7 +31,7 @@ from splitpoint.errors import InputError, nearest
 from splitpoint.files import linked_folders, named, open_file
 from splitpoint.parsing import MalformedError, parse_json, parse_toml
 from splitpoint.tensors import Array, TensorSpec
-from splitpoint.text import CONTROL
+from splitpoint.text import CONTROL, listed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -168,10 +168,10 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """This spec with `input` filled in; InputError if none of the model's `inputs` takes its tensor."""
         named = [t for t in inputs if t.name == self.input] if self.input else list(inputs)
         if not named:
-            names = ", ".join(t.name for t in inputs)
+            names = listed(t.name for t in inputs)
             raise InputError(f"input spec: the model has no input {self.input}; it has {names}")
         if not self.input and len(named) > 1:
-            names = ", ".join(t.name for t in named)
+            names = listed(t.name for t in named)
             raise InputError(f"input spec: the model has the inputs {names}; say with `input` which one is the image")
         target = named[0]
         made = self.tensor
@@ -392,8 +392,7 @@ def explain_missing(inputs: Sequence[TensorSpec], model: str) -> str:
             "std are not in the file. Write them to spec.json and add --input-spec spec.json; for a network "
             f"trained like torchvision's on ImageNet (check yours) that is:\n{body}"
         )
-    listed = ", ".join(map(str, inputs))
-    return f"{model} has no input that an image fits ({listed}): give its tensors as .npy or .npz files"
+    return f"{model} has no input that an image fits ({listed(inputs)}): give its tensors as .npy or .npz files"
 
 
 # --- image → tensor -----------------------------------------------------------------------------------------
@@ -582,6 +581,6 @@ def _pick(outputs: Mapping[str, Array] | Array, spec: InputSpec) -> tuple[str, A
         return spec.output, outputs[spec.output]
     if len(outputs) != 1:
         raise InputError(
-            f"the model has the outputs {', '.join(outputs)}: say with `output` in the spec which to classify"
+            f"the model has the outputs {listed(outputs)}: say with `output` in the spec which to classify"
         )
     return next(iter(outputs.items()))

@@ -19,7 +19,7 @@ from splitpoint.files import read_text
 from splitpoint.models.model import Model
 from splitpoint.segments import check_inputs
 from splitpoint.tensors import Array, load_arrays
-from splitpoint.text import HIDDEN
+from splitpoint.text import HIDDEN, listed
 
 TENSOR_SUFFIXES = frozenset({".npy", ".npz"})
 TOKEN_SUFFIXES = frozenset({".ids", ".txt"})
@@ -77,7 +77,7 @@ def _only_image(model: Model) -> images.InputSpec:
     """`input_spec`; InputError if the model needs more than the image."""
     spec = input_spec(model)
     if len(model.inputs) > 1:
-        others = ", ".join(t.name for t in model.inputs if t.name != spec.input)
+        others = listed(t.name for t in model.inputs if t.name != spec.input)
         raise InputError(f"{model.name} needs {others} beside the image: give all inputs in one .npz file")
     return spec
 
@@ -104,7 +104,7 @@ def tensor_inputs(model: Model, arrays: Mapping[str, Array], where: str) -> dict
     if "" in named:
         _refuse_none(model, where)
         if len(model.inputs) != 1:
-            names = ", ".join(t.name for t in model.inputs)
+            names = listed(t.name for t in model.inputs)
             raise InputError(f"{where} holds one array, {model.name} needs {names}: give an .npz with these names")
         named = {model.inputs[0].name: named[""]}
     for spec in model.inputs:

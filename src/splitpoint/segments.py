@@ -19,6 +19,7 @@ from splitpoint.models.input_values import advice, default_input, varied, with_v
 from splitpoint.models.model import Model
 from splitpoint.models.shapes import sample_inputs
 from splitpoint.tensors import Array, TensorSpec
+from splitpoint.text import listed
 
 #: Largest difference allowed, as a share of how much the output changes between inputs.
 RELATIVE_TOLERANCE = 1e-3
@@ -353,7 +354,7 @@ def check_specs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dic
     missing = [t for t in specs if t.name not in inputs]
     if extra or missing:
         what = f"has no input {extra[0]}" if extra else f"needs the input {missing[0]}"
-        raise InputError(f"the model {what} (its inputs: {', '.join(map(str, specs)) or 'none'})")
+        raise InputError(f"the model {what} (its inputs: {listed(specs)})")
     return {t.name: t.check(inputs[t.name]) for t in specs}
 
 

@@ -125,7 +125,7 @@ def profile_here(
     note = os.environ.get(EMULATED, "")
     place = _place(model, engine, cache or default_cache(lambda text: call(on_step, text)))
     kept = None
-    if not (fresh or note) and place.is_file():
+    if not (fresh or note) and os.path.isfile(place):  # not if it is for another user alone
         try:
             kept = _kept(private_folder(place.parent) / place.name, model)
         except StorageError as exc:

@@ -7,6 +7,7 @@ need not be text at all: its bytes that are not UTF-8 come as lone surrogates, w
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: Control characters, changes of the writing direction, ends of lines and paragraphs that only Unicode knows, tags:
@@ -25,6 +26,10 @@ CONTROL = re.compile(f"[\n{_ACTS}]")
 #: What a name that comes in a file may not have.
 HIDDEN = re.compile(f"[\n{_ACTS}{_BLANK}]")
 _WRITTEN_OUT = re.compile(rf"(?!\r\n)[{_ACTS}{_BLANK}]")
+
+
+#: Of a name among others, as many characters are shown.
+_MOST_NAME = 200
 
 
 def valid(text: str) -> str:
@@ -51,6 +56,17 @@ def plain(text: str, most: int = 1000) -> str:
     )
     line = " ".join("".join(shown).split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """`names` as a sentence has them: how many there are, and how long, may be a stranger's choice.
+
+    >>> listed("abcd", most=2), listed([])
+    ('a, b … and 2 more', 'none')
+    """
+    all_of_them = [name if len(name) <= _MOST_NAME else f"{name[: _MOST_NAME - 1]}…" for name in map(str, names)]
+    more = len(all_of_them) - most
+    return (", ".join(all_of_them[:most]) or "none") + (f" … and {more:,} more" if more > 0 else "")
 
 
 def harmless(text: str) -> str:

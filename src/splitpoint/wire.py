@@ -241,7 +241,8 @@ class Error(Message, frozen=True):
 
 
 class Bye(Message, frozen=True):
-    """No new requests: what is in flight is still answered, then the connection ends."""
+    """The sender is done. From a server: what is in flight is still answered, then the connection ends. From a client:
+    what has no answer yet is dropped."""
 
     reason: str = ""
 
@@ -450,7 +451,7 @@ _ROUNDING: Final = 1e-3
 #: The least that a server's limits can be and still be of use: smaller pieces of a weight are nothing but round trips.
 _LEAST_LIMITS: Final = {"in_flight": 1, "blob_chunk": 256}
 #: The largest body of frames that a device asks for by the piece, whatever `Limits` allow a frame of tensors.
-_MOST_BODY: Final = {
+MOST_BODY: Final = {
     int(Kind.GRAPH_DATA): 256 << 20, int(Kind.BLOB_DATA): 64 << 20, int(Kind.PROBED): 64 << 20,
     int(Kind.PROFILED): 64 << 20,
 }  # fmt: skip
@@ -788,9 +789,9 @@ def parse_header(prefix: Prefix, data: Raw) -> Message | None:
         return None
     if prefix.body_bytes and prefix.kind not in _BODY_KINDS:
         raise ProtocolError(f"{Kind(prefix.kind).name} has no body, but {prefix.body_bytes} bytes came")
-    if prefix.body_bytes > _MOST_BODY.get(prefix.kind, prefix.body_bytes):
+    if prefix.body_bytes > MOST_BODY.get(prefix.kind, prefix.body_bytes):
         raise ProtocolError(
-            f"{prefix.body_bytes} bytes of {Kind(prefix.kind).name} are over the limit, {_MOST_BODY[prefix.kind]}"
+            f"{prefix.body_bytes} bytes of {Kind(prefix.kind).name} are over the limit, {MOST_BODY[prefix.kind]}"
         )
     try:
         message: Message = decode(data)
@@ -884,6 +885,10 @@ _CODES: Final[dict[str, type[SplitpointError]]] = {
     "refused": RefusedError,
     "unauthorized": AccessError,
 }
+
+
+#: What an ERROR of a peer's can become here. A UsageError is never among them: that is the user's own mistake.
+SAID: Final[tuple[type[SplitpointError], ...]] = (ServerError, InputError, ModelError, EngineError)
 
 
 def error_of(exc: SplitpointError) -> Error:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import certificates
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -25,22 +27,34 @@ from onnx import TensorProto, helper, numpy_helper
 from serving import affine, evaluate
 
 from splitpoint import wire
+from splitpoint.cli import main
 from splitpoint.cli.console import bold, line
-from splitpoint.engines import open_engine
-from splitpoint.errors import ModelError, ProtocolError, ServerError, StorageError, UnreachableError
+from splitpoint.engines import open_engine, underway
+from splitpoint.errors import (
+    EngineError,
+    ModelError,
+    ProtocolError,
+    ServerError,
+    StorageError,
+    UnreachableError,
+    UsageError,
+)
 from splitpoint.models import load
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.model import Model, from_graph
 from splitpoint.models.weights import ModelWeights
+from splitpoint.profile.measure import profile_model
 from splitpoint.runtime.client import held_weights as holding_module
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.reconnect import ask_while_alive
 from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import OPEN
 from splitpoint.tensors import Array
-from splitpoint.transports import connect
+from splitpoint.text import listed
+from splitpoint.transports import connect, framed
 from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import Kind, Limits
 
@@ -84,7 +98,8 @@ def rows(count: int) -> Callable[[Hostile, int, Any, bytes], bool]:
 @pytest.mark.parametrize("count", [0, 2, 1000])
 def test_another_number_of_rows_is_no_answer(model: Model, count: int, tls: bool) -> None:
     with hostile(model, {Kind.INFER: rows(count)}, tls=tls) as server:
-        with edge(server, model) as made, pytest.raises(ProtocolError, match=rf"\[1,1024\], but .*\[{count},1024\]"):
+        words = rf"\[1,1024\], but .*\[{count},1024\]" if count < 3 else "4096 are the most that was asked for"
+        with edge(server, model) as made, pytest.raises(ProtocolError, match=words):
             made.infer(xs())
         with edge(server, model, "local") as made:
             result = made.infer(xs())
@@ -171,25 +186,96 @@ def test_an_account_that_cannot_be_says_nothing(model: Model, times: tuple[float
         assert made._line.channel.clock.best == before
 
 
-def test_answers_that_nobody_asked_for_are_nobodys(model: Model) -> None:
+def big(kind: Kind, id: int, nbytes: int = 512 << 20) -> bytes:
+    """A frame up to its body, which never comes."""
+    headers: dict[Kind, Any] = {
+        Kind.RESULT: [[["uint8", [nbytes], nbytes]]], Kind.PROBED: [0.0] * 3, Kind.GRAPH_DATA: {"fingerprint": "f"},
+        Kind.BLOB_DATA: {"hash": "h"},
+    }  # fmt: skip
+    encoded = msgspec.msgpack.encode(headers[kind])
+    body = nbytes + 64 if kind == Kind.RESULT else min(nbytes, 60 << 20)
+    return struct.pack("<4sBBBBIIQ", b"\xf5SPT", 1, 0, kind, 0, id, len(encoded), body) + encoded + bytes(64)
+
+
+ASKED: dict[Kind, Callable[[Edge], Any]] = {
+    Kind.INFER: lambda made: made.infer(xs()),
+    Kind.PING: lambda made: made._channel.measure_clock(),
+    Kind.OPEN: lambda made: made.switch("add2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "tls"), [(Kind.INFER, False), (Kind.INFER, True), (Kind.PING, False), (Kind.OPEN, False)],
+    ids=["INFER", "INFER over TLS", "PING", "OPEN"],
+)  # fmt: skip
+@pytest.mark.parametrize("other", [0, 1, 1 << 20], ids=["to what was asked", "to the one before", "to nothing"])
+@pytest.mark.parametrize("kind", [Kind.RESULT, Kind.GRAPH_DATA, Kind.BLOB_DATA, Kind.PROBED], ids=lambda k: k.name)
+def test_no_memory_is_taken_for_an_answer_that_nobody_asked_for(
+    model: Model, kind: Kind, other: int, asked: Kind, tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took: list[int] = []
+
+    def allocate(tensors: Any) -> list[Array]:
+        took.append(sum(t.nbytes for t in tensors))
+        return wire.allocate(tensors)
+
+    def empty(size: Any, *more: Any) -> Array:
+        took.append(int(np.prod(size)))
+        return np.zeros(size, *more)
+
+    monkeypatch.setattr(framed, "allocate", allocate)
+    monkeypatch.setattr(framed, "np", SimpleNamespace(empty=empty, uint8=np.uint8))
+
     def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
-        made = server.compute(header, body)
-        for other in (0x7FFFFFFF, 0, 1, 2, 3):
-            if other != id:
-                server.result(other, np.zeros((4, 4), np.float32))
-        server.send(Kind.BUSY, 0x7FFFFFFF, wire.Busy())
-        server.result(id, *made)
-        server.result(id, *(2 * a for a in made))
+        server.raw(big(kind, {0: id, 1: id - 1, 1 << 20: 1 << 20}[other]))
         return True
 
-    with hostile(model, {Kind.INFER: says}) as server:
-        for fallback in ("error", "local"):
-            with edge(server, model, fallback) as made:
-                for _ in range(3):
-                    result = made.infer(xs())
-                    right(model, xs(), result.outputs["y3"])
-                    assert not result.fallback
-                assert made._line.channel.in_flight == 0
+    with hostile(model, tls=tls) as server, edge(server, model) as made:
+        right(model, xs(), made.infer(xs()).outputs["y3"])
+        server.says[asked] = says
+        with pytest.raises(ProtocolError, match=rf"sent {kind.name} (of|as the answer)"):
+            ASKED[asked](made)
+    assert max(took) <= 4096, took
+
+
+@pytest.mark.parametrize("fallback", ["error", "local"])
+def test_an_answer_to_the_same_request_again_ends_the_connection(model: Model, fallback: str) -> None:
+    def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        for made in server.compute(header, body):
+            server.result(id, made)
+            server.result(id, 2 * made)
+        return True
+
+    with hostile(model, {Kind.INFER: says}) as server, edge(server, model, fallback) as made:
+        right(model, xs(), made.infer(xs()).outputs["y3"])
+        for seed in range(2, 4):
+            if fallback == "local":
+                right(model, xs(seed), made.infer(xs(seed)).outputs["y3"])
+                continue
+            with pytest.raises(ProtocolError, match="sent RESULT as the answer to a request that was not made, or has"):
+                made.infer(xs(seed))
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_thrown_away(model: Model) -> None:
+    """Only the device knows that: whoever answers late has been asked."""
+    late: list[tuple[int, list[Array]]] = []
+
+    def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        late.append((id, server.compute(header, body)))
+        if len(late) == 1:
+            return True
+        for number, arrays in late:
+            server.result(number, *arrays)
+        late.clear()
+        return True
+
+    with hostile(model, {Kind.INFER: says}) as server, edge(server, model, timeout_s=0.2) as made:
+        with pytest.raises(ServerError, match="did not answer in time"):
+            made.infer(xs())
+        made._channel.timeout_s = 30.0
+        right(model, xs(2), made.infer(xs(2)).outputs["y3"])
+        assert made._channel.in_flight == 0
+        assert not made._channel._owed
 
 
 # --- clocks and limits ------------------------------------------------------------------------------------------------
@@ -354,6 +440,120 @@ def test_what_takes_long_takes_no_longer_than_we_allow(model: Model) -> None:
             channel.close()
 
 
+def other_ends(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+    server.send(Kind.OPENED, id, wire.Opened(1, (wire.TensorInfo("z", "float32", (1,)),), ()))
+    return True
+
+
+def errs(code: str) -> Callable[[Hostile, int, Any, bytes], bool]:
+    def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        server.send(Kind.ERROR, id, wire.Error(code, f"no {code}"))
+        return True
+
+    return says
+
+
+def hangs_up(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+    raise EOFError
+
+
+def welcomes(**others: Any) -> Callable[[Hostile, int, Any, bytes], bool]:
+    def says(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        server.send(Kind.WELCOME, id, msgspec.structs.replace(server.welcome(), **others))
+        return True
+
+    return says
+
+
+REFUSALS = {
+    **{f"HELLO {code}": {Kind.HELLO: errs(code)} for code in ("unauthorized", "model", "input", "engine", "new")},
+    **{f"OPEN {code}": {Kind.OPEN: errs(code)} for code in ("refused", "input", "engine")},
+    "PING engine": {Kind.PING: errs("engine")},
+    "other ends": {Kind.OPEN: other_ends},
+    "hangs up": {Kind.OPEN: hangs_up},
+    "hangs up at once": {Kind.HELLO: hangs_up},
+    "no model": {Kind.HELLO: welcomes(models=())},
+    "no codec": {Kind.HELLO: welcomes(features=())},
+    "a head alone": {Kind.HELLO: welcomes(share="head")},
+}
+
+
+@pytest.mark.parametrize("said", REFUSALS, ids=list(REFUSALS))
+def test_whatever_a_server_says_first_a_device_with_the_model_answers(model: Model, said: str) -> None:
+    told: list[Event] = []
+    with hostile(model, REFUSALS[said]) as server:  # type: ignore[arg-type]
+        if said == "a head alone":
+            head = welcomes(share="head", heads={model.fingerprint: "input"})
+            server.says[Kind.HELLO] = head
+        with edge(server, model, "local", codec="int8", on_event=told.append) as made:
+            for _ in range(2):
+                result = made.infer(xs())
+                right(model, xs(), result.outputs["y3"])
+                assert result.fallback
+            assert [e.text for e in told if "requests are answered here" in e.text], told
+            made.switch("add2")
+            right(model, xs(), made.infer(xs(), at="mul1").outputs["y3"])
+
+
+@pytest.mark.parametrize("code", ["refused", "model", "input", "engine", ""])
+def test_a_server_that_tells_nothing_of_its_speed_is_done_without(
+    model: Model, tmp_path: Path, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`run` plans, and PROFILE is answered with an error or with nonsense."""
+    np.save(tmp_path / "x.npy", xs())
+
+    def nonsense(server: Hostile, id: int, header: Any, body: bytes) -> bool:
+        server.send(Kind.PROFILED, id, wire.Profiled(model.fingerprint), b"{}")
+        return True
+
+    with hostile(model, {Kind.PROFILE: errs(code) if code else nonsense}) as server:
+        assert main(run(model, server, tmp_path, "--budget", "0.1s")) == 0
+        Edge(
+            server.address, model, plan="auto", budget_s=0.1, fallback="local", cache=tmp_path,
+            engine=open_engine(threads=1), patience=QUICK,
+        ).close()  # fmt: skip
+    assert "x.npy" in capsys.readouterr().out
+
+
+def run(model: Model, server: Hostile, folder: Path, *more: str) -> list[str]:
+    affine(folder)
+    path, cache = str(folder / "affine.onnx"), str(folder / "cache")
+    files = [path, "--cloud", server.address, "--threads", "1", "--cache", cache]
+    return ["run", *files, *more, str(folder / "x.npy")]
+
+
+@pytest.mark.parametrize("more", [(), ("--at", "add1"), ("--fallback", "local", "--at", "add1")])
+def test_a_wrong_token_is_said_and_run_answers(
+    model: Model, tmp_path: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", xs())
+    with hostile(model, {Kind.HELLO: errs("unauthorized")}) as server:
+        assert main(run(model, server, tmp_path, *more)) == 0
+        found = capsys.readouterr()
+        assert found.err.count("no unauthorized; until that is mended, requests are answered here") == 1
+        assert "x.npy" in found.out
+        for fallback in ("wait", "error"):
+            assert main(run(model, server, tmp_path, "--fallback", fallback, "--at", "add1")) == 6
+            assert "no unauthorized" in capsys.readouterr().err
+
+
+def test_no_sentence_is_as_long_as_a_peer_likes(model: Model) -> None:
+    many = tuple(f"m{k}" for k in range(4096))
+    with hostile(model) as server:
+        [info] = server.welcome().models
+        models = tuple(msgspec.structs.replace(info, name=n, fingerprint=f"{k:064x}") for k, n in enumerate(many))
+        server.says[Kind.HELLO] = welcomes(models=models)
+        for wanted in (model, "absent", None):
+            with pytest.raises((ModelError, UsageError), match="4,076 more") as caught:
+                edge(server, wanted)
+            assert len(str(caught.value)) < 2000
+        server.says[Kind.HELLO] = welcomes(features=tuple(f"codec:{name}" for name in many))
+        with pytest.raises(ServerError, match=r"cannot decode int8 .*4,076 more") as refused:
+            edge(server, model, codec="int8")
+        assert len(str(refused.value)) < 1000
+    assert len(listed(["x" * 100_000] * 100_000)) < 5000
+
+
 def test_no_frame_takes_longer_than_we_allow() -> None:
     limits, stop = Limits(stall_s=0.05, slowest=0.0, frame_s=0.1), threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -450,6 +650,44 @@ def endless() -> list[Any]:
         [info("c2", TensorProto.BOOL, []), info("s2", TensorProto.FLOAT, None)],
     )  # fmt: skip
     return [helper.make_node("Loop", ["trip", "cond", "x"], ["y"], body=body)]
+
+
+@pytest.fixture
+def turning(tmp_path: Path) -> Model:
+    """A model that is never done, whose shapes are noted, so that nobody has to run it to find them out."""
+    [loop] = endless()
+    loop.input[2] = "r"
+    once = [numbers("trip", 1), numpy_helper.from_array(np.array(True), "cond")]
+    once[0].ClearField("dims")
+    graph = onnx.ModelProto.FromString(
+        saved(tmp_path, [helper.make_node("Relu", ["x"], ["r"], name="relu"), loop], once, "y").graph_bytes()
+    )
+    [trip] = [t for t in graph.graph.initializer if t.name == "trip"]
+    trip.raw_data = np.array(1 << 62, np.int64).tobytes()
+    return from_graph(graph.SerializeToString(), ModelWeights(), name="turning")
+
+
+def test_what_is_measured_or_tried_here_takes_no_longer_than_we_allow(
+    turning: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(underway, "LONGEST_S", 0.2)
+    engine = open_engine(threads=1)
+    with pytest.raises(EngineError, match=r"turning on made-up inputs took longer than 0\.2 s in one run"):
+        profile_model(turning, engine, budget_s=1.0)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    with pytest.raises(EngineError, match="the rest of turning behind relu, on zeros, took longer"):
+        Edge(f"127.0.0.1:{port}", turning, at="relu", fallback="local", engine=engine, on_event=lambda _: None)
+    assert not underway.noted
+
+
+def test_several_short_runs_are_not_one_long_one(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(underway, "_LOOKS", 0.01)
+    session = open_engine(threads=1).compile(model.whole())
+    with underway.limited("it", 10.0):
+        for _ in range(50):
+            session.run({"x": xs()})
+    session.close()
 
 
 def test_a_strangers_graph_is_not_run_to_find_its_shapes() -> None:

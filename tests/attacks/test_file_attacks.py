@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import random
+import shutil
 import socket
 import stat
 import struct
+import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from splitpoint.calibration.files import load_calibration
 from splitpoint.cli import main
 from splitpoint.cli.console import bold, line, out
 from splitpoint.decoding import open_picture, silent
+from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, UsageError
 from splitpoint.files import open_file, private_folder, read_file
 from splitpoint.images import SPEC_KEY, InputSpec
@@ -48,8 +52,9 @@ from splitpoint.predict.learn.files import latency_bytes, load_latency, parse_la
 from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile
 from splitpoint.report.sweep_table import read_rows
-from splitpoint.runtime.client.blob_cache import BlobCache
+from splitpoint.runtime.client.blob_cache import BlobCache, clear, usage
 from splitpoint.security import check_own, read_token
+from splitpoint.survey import profile_here
 from splitpoint.tasks.files import load_tasks
 from splitpoint.tensors import load_arrays
 from splitpoint.text import harmless, plain
@@ -371,6 +376,85 @@ def test_what_others_can_change_in_a_cache_is_not_believed(how: str, cache: Path
         assert not values.remembered("f" * 64, bound)
     with pytest.raises(StorageError):
         private_folder(cache / "values")
+
+
+@contextmanager
+def another_user() -> Iterator[Path]:
+    """A folder that is open to all, in which from now on we are somebody else: not root, whom nothing is closed to."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o1777)
+    try:
+        if os.geteuid() != 0:
+            yield folder
+        else:
+            os.seteuid(4321)
+            try:
+                yield folder
+            finally:
+                os.seteuid(0)
+    finally:
+        for path in [p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink()]:
+            path.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def closed(folder: Path) -> None:
+    """`folder`, for another user alone."""
+    folder.mkdir()
+    folder.chmod(0)
+
+
+def test_what_is_another_users_in_a_shared_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, engine, told = load(LENET), open_engine(threads=1), list[str]()
+    profile_here(model, engine, budget_s=1e-3, cache=tmp_path)  # what it imports may be closed to others
+    with another_user() as folder:
+        monkeypatch.setenv("SPLITPOINT_CACHE", str(folder))
+        for name in ("profiles", "values", "exports", "blobs", "graphs"):
+            closed(folder / name)
+        assert values.remembered("f" * 64, model.inputs) == {}
+        made = profile_here(model, engine, budget_s=1e-3, cache=folder, on_step=told.append)
+        assert made.fingerprint == model.fingerprint
+        assert any("is not kept for the next time" in text for text in told), told
+        kept = BlobCache(folder)
+        kept.put_graph("a" * 64, b"graph")
+        assert kept.unkept is not None
+        kept.put(hashlib.sha256(b"one").hexdigest(), [b"one"])
+        assert bytes(kept.open(hashlib.sha256(b"one").hexdigest())) == b"one"
+
+
+def test_a_cache_that_is_partly_anothers_is_counted_and_cleared() -> None:
+    with another_user() as folder:
+        BlobCache(folder).put_graph("a" * 64, b"graph")
+        for name in ("profiles", "values", "exports"):
+            closed(folder / name)
+        assert usage(folder) == {"graphs": (1, 5)}
+        assert clear(folder) == 1
+
+
+def test_a_folder_that_is_closed_to_us_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", "nothing.onnx"])  # what it imports may be closed to others
+    capsys.readouterr()
+    with another_user() as folder:
+        closed(folder / "closed")
+        for name in ("model.onnx", "model.pt2", "model"):
+            status = main(["inspect", str(folder / "closed" / name)])
+            assert status in (3, 7)
+            said = capsys.readouterr().err
+            assert said.startswith("splitpoint: ")
+            assert said.count("\n") == 1
+            assert "ermission denied" in said or status == 3
+
+
+def test_all_of_a_cache_is_cleared(tmp_path: Path) -> None:
+    model, engine = load(LENET), open_engine(threads=1)
+    profile_here(model, engine, budget_s=1e-3, cache=tmp_path)
+    names = sorted(p.name for p in (tmp_path / "profiles").iterdir())
+    (tmp_path / "profiles" / f".{names[0][:16]}.{'0' * 12}").write_bytes(b"half")
+    (tmp_path / "profiles" / "mine.profile.json").write_bytes(b"not ours")
+    assert len(names) == 2
+    assert usage(tmp_path)["profiles"][0] == 3
+    assert clear(tmp_path) == 3
+    assert [p.name for p in (tmp_path / "profiles").iterdir()] == ["mine.profile.json"]
 
 
 def test_a_graph_is_kept_in_place_of_a_link_not_through_it(tmp_path: Path) -> None:

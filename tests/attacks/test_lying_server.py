@@ -282,13 +282,11 @@ class Lied(Stepping):
         self.comes()
 
     def comes(self) -> None:
-        # Whoever starts a device is told that this is no server for it: only one that is not there is done without.
         self.edge = self.bounded(
             lambda: Edge(
                 self.liar.address, self.liar.model, at="pool1", fallback=self.fallback, patience=SHORT, timeout_s=0.3,
-                connect_s=0.3, limits=LIMITS, seed=1,
-            ),
-            must=False,
+                connect_s=0.3, limits=LIMITS, seed=1, on_event=lambda _: None,
+            )
         )  # fmt: skip
 
     def leaves(self) -> None:
@@ -327,7 +325,7 @@ class Lied(Stepping):
     def switches(self, kind: int, said: list[str], cut: str) -> None:
         self.liar.lies[kind] = deque(said)
         if self.edge is not None:
-            self.bounded(partial(self.edge.switch, cut), must=False)
+            self.bounded(partial(self.edge.switch, cut))
 
     @step(kind=kinds, said=lying)
     def looks_at_the_link(self, kind: int, said: list[str]) -> None:

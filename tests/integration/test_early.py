@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from serving import until as until_in
 
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
-from splitpoint.errors import AccessError, ModelError, ServerError, UnreachableError, UsageError
+from splitpoint.errors import AccessError, ModelError, ServerError, SplitpointError, UnreachableError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
@@ -200,14 +201,57 @@ def test_a_name_that_takes_long_to_look_up_is_not_waited_for(
         assert served(edge)
 
 
+@pytest.mark.parametrize("need_server", [False, True])
 @pytest.mark.parametrize("fallback", ["error", "wait", "local"])
-def test_a_server_that_refuses_is_no_server_that_is_not_there(tmp_path: Path, model: Model, fallback: str) -> None:
+def test_a_server_that_refuses_is_no_server_that_is_not_there(
+    tmp_path: Path, model: Model, fallback: str, need_server: bool
+) -> None:
     other = affine(tmp_path, name="other", seed=5)
+    more: dict[str, Any] = {"fallback": fallback, "need_server": need_server, "engine": ort(), "patience": EAGER}
     guarded = serve(model, 0, security=ServerSecurity(token="one" * 8))
-    with guarded as server, pytest.raises(AccessError, match="not the token"):
-        Edge(server.address, model, fallback=fallback, security=Security(token="two" * 8))
-    with serve(model, 0) as server, pytest.raises(ModelError, match="does not have this other"):
-        Edge(server.address, other, fallback=fallback)
+    with guarded as server:
+        refused = partial(Edge, server.address, model, security=Security(token="two" * 8), at="add0", **more)
+        _said(refused, AccessError, "not the token", done_without=fallback == "local" and not need_server)
+    with serve(model, 0) as server:
+        refused = partial(Edge, server.address, other, at="add0", **more)
+        _said(refused, ModelError, "does not have this other", done_without=fallback == "local" and not need_server)
+
+
+def _said(refused: Callable[..., Edge], kind: type[SplitpointError], words: str, *, done_without: bool) -> None:
+    """It is an error; or what the server said is told at once, warned of where nobody hears, and done without."""
+    if not done_without:
+        with pytest.raises(kind, match=words):
+            refused()
+        return
+    with pytest.warns(RuntimeWarning, match=words), refused() as edge:
+        assert edge.infer(x()).fallback
+    told: list[Event] = []
+    with refused(on_event=told.append) as edge:
+        assert [words in e.text for e in told] == [True]
+        assert words.split()[-1] in edge.infer(x()).fallback
+        tries = edge._line._breaker._opened
+        assert until(lambda: edge._line._breaker._opened > tries + 3), "it is tried again"
+        edge.infer(x())
+        assert len(told) == 1, told
+
+
+def test_a_server_that_has_the_model_later_is_taken(tmp_path: Path, model: Model, port: int) -> None:
+    other, told = affine(tmp_path, name="other", seed=5), list[Event]()
+    server = serve(other, port)
+    server.start()
+    with Edge(
+        f"127.0.0.1:{port}", model, at="add0", fallback="local", engine=ort(), patience=EAGER, on_event=told.append
+    ) as edge:
+        right(model, edge.infer(x()))
+        server.close()
+        with serve(model, port):
+            assert served(edge)
+    assert "the server is there: requests go to it" in [e.text for e in told]
+
+
+def test_a_pinned_model_that_is_another_than_the_one_here_is_the_users_mistake(model: Model, port: int) -> None:
+    with pytest.raises(ModelError, match="not the pinned one"):
+        Edge(f"127.0.0.1:{port}", model, fallback="local", model_hash="0" * 12)
 
 
 def test_it_plans_when_the_server_comes(tmp_path: Path, model: Model, port: int) -> None:

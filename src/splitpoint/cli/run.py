@@ -31,7 +31,7 @@ from splitpoint.cli.run_rows import Rows
 from splitpoint.cli.run_stream import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
-from splitpoint.errors import CutError, InputError, RefusedError, ServerError, UsageError
+from splitpoint.errors import CutError, InputError, RefusedError, UsageError
 from splitpoint.files import is_special
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
@@ -49,6 +49,7 @@ from splitpoint.security import Security
 from splitpoint.sources import Files, Source, is_stream, open_source, redacted
 from splitpoint.text import plain
 from splitpoint.units import counted, size
+from splitpoint.wire import SAID
 
 #: Requests under way in a stream where no plan says how many keep everything busy; fewer where frames grow old.
 _WINDOW, _FRESH_WINDOW = 8, 4
@@ -313,7 +314,7 @@ class Asked:
         if edge.reached:
             try:
                 return planned(cheaper=degrade)
-            except ServerError as exc:
+            except SAID as exc:
                 if not edge.does_without:
                     raise
                 edge.plan_later(exc)

@@ -18,6 +18,7 @@ from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.stream.stream_load import cheaper, judge, window
 from splitpoint.survey import placement, survey
+from splitpoint.wire import SAID
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,13 @@ def _ready(edge: Edge, placed: Placed, degrade: bool) -> None:
     if not placed.cheaper:
         _say("no option is cheaper than this one: on overload the oldest frame is dropped")
         return
-    for option in placed.cheaper:
-        edge.warm(*placement(edge.model.graph, option))
+    try:
+        for option in placed.cheaper:
+            edge.warm(*placement(edge.model.graph, option))
+    except SAID as exc:
+        if not edge.does_without:
+            raise
+        _say(f"{exc}: that cut is made ready when it is needed")
     _say("on overload: " + ", then ".join(option.label for option in placed.cheaper))
 
 

@@ -120,6 +120,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return fail(*signals.said(signals.came))
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             return fail(f"cannot write {exc.filename or 'output'}: {exc.strerror}", 7)
+        if isinstance(exc, PermissionError) and exc.filename:  # a folder that another user has closed
+            return fail(f"cannot open {exc.filename}: {exc.strerror}", 7)
         raise
 
 

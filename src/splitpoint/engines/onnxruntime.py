@@ -23,7 +23,8 @@ from splitpoint.machine import usable_cores
 from splitpoint.models.model import Segment
 from splitpoint.models.reasons import reason_of
 from splitpoint.models.shape_probe import give_weights
-from splitpoint.tensors import Array, TensorSpec
+from splitpoint.tensors import Array
+from splitpoint.text import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class OnnxRuntimeSession:
         try:
             feed = {t.name: inputs[t.name] for t in self.inputs}
         except KeyError as exc:
-            raise InputError(f"input {exc.args[0]} is missing (this segment needs: {_listed(self.inputs)})") from exc
+            raise InputError(f"input {exc.args[0]} is missing (this segment needs: {listed(self.inputs)})") from exc
         # One a run: once it was told to end, it would end the next one too.
         options, thread = self._options(), underway.get_ident()
         try:
@@ -293,7 +294,3 @@ def _providers(device: str) -> list[str]:
     if device != "cpu":
         names.append(DEVICES["cpu"].provider)
     return names
-
-
-def _listed(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(map(str, specs))

@@ -9,9 +9,14 @@ An engine of your own does the same if its runs can be ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from threading import get_ident as get_ident
+from time import monotonic
 from typing import Protocol
+
+from splitpoint.errors import EngineError
 
 
 class Run(Protocol):
@@ -34,3 +39,49 @@ def give_up(threads: Iterable[int] | None = None) -> int:
     for run in found:
         run.terminate = True
     return len(found)
+
+
+#: No run that is only measured or tried takes longer, seconds: a large network on a small board takes one minute.
+LONGEST_S = 300.0
+#: How often a run is looked at, as a share of what it may take, and at least how often, seconds.
+_LOOKS, _LOOK_S = 0.1, 1.0
+
+
+@contextmanager
+def limited(what: str, most_s: float | None = None) -> Iterator[None]:
+    """Inside, a run of this thread's that takes longer than `most_s` (`LONGEST_S`) is told to end: EngineError.
+
+    It costs a run nothing: another thread looks now and then which one is under way.
+    """
+    limit_s, thread, done = LONGEST_S if most_s is None else most_s, get_ident(), threading.Event()
+    ended = False
+
+    def watch() -> None:
+        nonlocal ended
+        seen, since = None, 0.0
+        while not done.wait(min(_LOOKS * limit_s, _LOOK_S)):
+            run = noted.get(thread)
+            if run is not seen:
+                seen, since = run, monotonic()
+            elif run is not None and monotonic() - since > limit_s:
+                run.terminate = ended = True
+
+    watcher = threading.Thread(target=watch, name="limited", daemon=True)
+    with suppress(RuntimeError):  # no thread left: then the user's signal is all there is
+        watcher.start()
+    try:
+        yield
+    except EngineError as exc:
+        if ended:
+            raise _too_long(what, limit_s) from exc
+        raise
+    finally:
+        done.set()
+        if watcher.ident is not None:
+            watcher.join()
+    if ended:
+        raise _too_long(what, limit_s)
+
+
+def _too_long(what: str, limit_s: float) -> EngineError:
+    return EngineError(f"{what} took longer than {limit_s:g} s in one run and was given up: does a loop in it end?")

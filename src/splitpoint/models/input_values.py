@@ -8,6 +8,7 @@ the next command nor a server's clients have to be told again. A large one (a ph
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import warnings
 from base64 import b64decode, b64encode
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from splitpoint import text
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, nearest
 from splitpoint.files import private_folder, write_atomic
 from splitpoint.machine import default_cache
@@ -45,7 +47,7 @@ def given(skeleton: Proto, inputs: Sequence[TensorSpec], values: Mapping[str, An
     """
     specs = {t.name: t for t in inputs}
     if "" in values and len(inputs) != 1:
-        names = ", ".join(specs) or "none"
+        names = text.listed(specs)
         raise InputError(f"a value without a name is for a model with one input: its inputs are {names}")
     return {
         name or inputs[0].name: _as_input(_spec(skeleton, specs, name or inputs[0].name), value)
@@ -58,7 +60,7 @@ def _spec(skeleton: Proto, specs: Mapping[str, TensorSpec], name: str) -> Tensor
         return specs[name]
     if any(t.name == name for t in skeleton.graph.initializer):
         raise InputError(default_input(name))
-    raise InputError(f"the model has no input {name}{nearest(name, specs)} (its inputs: {', '.join(specs) or 'none'})")
+    raise InputError(f"the model has no input {name}{nearest(name, specs)} (its inputs: {text.listed(specs)})")
 
 
 def default_input(name: str) -> str:
@@ -211,7 +213,7 @@ def remembered(fingerprint: str, inputs: Sequence[TensorSpec]) -> dict[str, Arra
     place = _place(fingerprint)
     specs = {t.name: t for t in inputs}
     try:
-        if not place.is_file():
+        if not os.path.isfile(place):  # nor if it is for another user alone
             return {}
         private_folder(place.parent)
     except StorageError as exc:

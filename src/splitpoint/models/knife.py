@@ -13,6 +13,7 @@ from splitpoint.errors import ModelError
 from splitpoint.models.dataflow import Proto, reads
 from splitpoint.models.shapes import value_of
 from splitpoint.tensors import TensorSpec
+from splitpoint.text import listed
 
 
 def extract(
@@ -49,7 +50,7 @@ def extract(
                 keep.add(made[name])
                 todo += reads(graph.node[made[name]])
         elif name in missing:
-            raise ModelError(f"the segment that makes {', '.join(outputs)} also needs the model input {name}")
+            raise ModelError(f"the segment that makes {listed(outputs)} also needs the model input {name}")
         else:
             raise ModelError(f"the model has no tensor {name}")
     part = onnx.ModelProto()

@@ -22,6 +22,7 @@ from splitpoint.models.layer_names import SHAPES_KEY
 from splitpoint.models.soundness import kind_of
 from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec, spec_of
+from splitpoint.text import listed
 
 #: More elements than a machine can hold in one input; its dimensions, and their product, stay below.
 _MOST_ELEMENTS = 1 << 40
@@ -102,7 +103,7 @@ def fix_shapes(skeleton: Proto, shapes: Mapping[str, Sequence[int]]) -> None:
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in inputs:
-            known = ", ".join(inputs)
+            known = listed(inputs)
             raise ModelError(f"the model has no input {name}{nearest(name, inputs)} (its inputs: {known})")
         _fix_input(inputs[name], shape, sizes)
     for value in inputs.values():  # a dimension of the same name is the same dimension
@@ -163,7 +164,7 @@ def assumed_dims(inputs: Sequence[TensorSpec]) -> dict[str, int]:
         if free:
             example = ",".join(str(assumed.get(d, "N")) if isinstance(d, str) else str(d) for d in spec.shape)
             raise ModelError(
-                f"input {spec} has free dimensions ({', '.join(free)}): fix them with --shape {spec.name}={example}"
+                f"input {spec} has free dimensions ({listed(free)}): fix them with --shape {spec.name}={example}"
             )
     return assumed
 

@@ -34,7 +34,7 @@ def _check_printable(skeleton: Proto, name: str) -> None:
     """Names end up on terminals and in logs, so a stranger's model may not carry escape sequences in them."""
     for text in _texts(skeleton):
         if HIDDEN.search(str(text)) or "\t" in str(text):
-            raise ModelError(f"{name} has a name with hidden or control characters in it: {text!a}")
+            raise ModelError(f"{name} has a name with hidden or control characters in it: {str(text)[:200]!a}")
 
 
 def _texts(proto: Proto) -> Iterator[object]:

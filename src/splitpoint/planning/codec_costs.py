@@ -9,6 +9,7 @@ from splitpoint.codecs import Codec, open_codec
 from splitpoint.errors import InputError
 from splitpoint.profile.profiles import CodecCost, Profile
 from splitpoint.tensors import TensorSpec
+from splitpoint.text import listed
 
 #: Uncoded: it may always be used, and takes no time.
 RAW = "raw"
@@ -58,7 +59,7 @@ class Pricing:
 def _cost(profile: Profile, codec: str, side: str) -> CodecCost:
     found = _FREE if codec == RAW else _timed(profile.codecs, codec)
     if found is None:
-        known = ", ".join(profile.codecs) or "none"
+        known = listed(profile.codecs)
         raise InputError(
             f"the {side}'s profile has no times for the codec {codec} (it has: {known}): profile again, "
             "with this version of splitpoint"

@@ -21,6 +21,7 @@ import numpy as np
 from splitpoint import machine
 from splitpoint.callbacks import call
 from splitpoint.engines import Engine, Session
+from splitpoint.engines.underway import limited
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.profile.codec_times import codec_costs
@@ -86,12 +87,13 @@ def profile_model(
     A budget that ends before every single-tensor cut was measured gives a profile with ``complete=False``, whose other
     cuts are modelled. `watts` are taken as given; a `meter` measures them. `proceed` is called before
     each step: what it raises ends the survey. UsageError for a budget that is not positive, EngineError if the model
-    cannot run here.
+    cannot run here, or one run takes longer than `underway.LONGEST_S`.
     """
     survey = Survey(model, engine, budget_s=budget_s, note=note, watts=watts, clock=clock, proceed=proceed)
-    survey.prepare(meter, on_progress)
-    for _ in survey.visits(on_progress):
-        pass
+    with limited(f"{model.name} on made-up inputs"):
+        survey.prepare(meter, on_progress)
+        for _ in survey.visits(on_progress):
+            pass
     return survey.profile()
 
 

@@ -8,6 +8,7 @@ from splitpoint.codecs import Codec, open_codec
 from splitpoint.errors import InputError, ServerError, UsageError, nearest
 from splitpoint.graph import Cut
 from splitpoint.tensors import Array, spec_of
+from splitpoint.text import listed
 from splitpoint.wire import codec_feature
 
 #: One codec for every crossing tensor that it takes (the others travel raw), or codecs by tensor name.
@@ -31,7 +32,7 @@ def choose(cut: Cut, asked: CodecChoice) -> dict[str, Codec]:
     for name, codec_name in asked.items():
         spec = crossing.get(name)
         if spec is None:
-            what = ", ".join(crossing) or "nothing"
+            what = listed(crossing) if crossing else "nothing"
             raise UsageError(f"tensor {name} does not cross at {cut.name}{nearest(name, crossing)} (what does: {what})")
         if codec_name in _RAW:
             continue
@@ -51,9 +52,9 @@ def check_decodable(codecs: Mapping[str, Codec], features: Collection[str]) -> N
     """ServerError if a server with these `features` cannot decode what would be sent."""
     for codec in codecs.values():
         if codec_feature(codec.name) not in features:
-            known = ", ".join(sorted(f.removeprefix("codec:") for f in features if f.startswith("codec:")))
+            known = sorted(f.removeprefix("codec:") for f in features if f.startswith("codec:"))
             raise ServerError(
-                f"the server cannot decode {codec.name} (it knows {known or 'no codec'}): "
+                f"the server cannot decode {codec.name} (it knows {listed(known) if known else 'no codec'}): "
                 "use another codec or raw, or install a newer splitpoint on the server"
             )
 

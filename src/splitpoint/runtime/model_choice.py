@@ -10,6 +10,7 @@ from splitpoint.images import InputSpec
 from splitpoint.models.layer_names import metadata
 from splitpoint.models.model import Model
 from splitpoint.models.names import names_of
+from splitpoint.text import listed
 from splitpoint.wire import ModelInfo, TensorInfo
 
 
@@ -38,9 +39,7 @@ def _named(served: Sequence[ModelInfo], model: Model | str | None, model_hash: s
         same = (m for m in served if m.fingerprint == model.fingerprint)
         found = sorted(same, key=lambda m: m.name != model.name)
         if not found:
-            raise ModelError(
-                f"the server does not have this {model.name} ({model.fingerprint[:12]}); it has {_listed(served)}"
-            )
+            raise ModelError(missing(served, model))
         return found
     if model is None:
         if len({m.name for m in served}) > 1 and len({m.fingerprint for m in served}) > 1 and not model_hash:
@@ -69,11 +68,14 @@ def _pinned(served: Sequence[ModelInfo], found: Iterable[ModelInfo], model_hash:
     return pinned
 
 
+def missing(served: Iterable[ModelInfo], model: Model) -> str:
+    """What to say of a server that has others, and not this one."""
+    return f"the server does not have this {model.name} ({model.fingerprint[:12]}); it has {_listed(served)}"
+
+
 def _listed(models: Iterable[ModelInfo]) -> str:
     """Names and fingerprints for a message."""
-    all_of_them = [f"{m.name} {m.fingerprint[:12]}" for m in models]
-    more = f" and {len(all_of_them) - 20} more" if len(all_of_them) > 20 else ""
-    return ", ".join(all_of_them[:20]) + more or "none"
+    return listed(f"{m.name} {m.fingerprint[:12]}" for m in models)
 
 
 def _with_prefix(models: Iterable[ModelInfo], digits: str) -> list[ModelInfo]:

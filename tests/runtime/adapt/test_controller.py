@@ -509,7 +509,7 @@ class Channel:
         self.sent: list[int] = []
         self.welcome = wire.Welcome()
 
-    def reserve(self) -> int:
+    def reserve(self, *, most: int = 0) -> int:
         return len(self.sent) + 1
 
     def send(self, id: int, packet: wire.Packet) -> None:

@@ -85,7 +85,7 @@ class VirtualChannel:
         self._up = Pipe(link.up_mbps * 1.25e5, half, 2 * half, slow_start, burst)
         self._down = Pipe(link.down_mbps * 1.25e5, half, 2 * half, slow_start, burst)
 
-    def reserve(self) -> int:
+    def reserve(self, *, most: int = 0) -> int:
         self._id += 1
         self.reserved.add(self._id)
         return self._id
@@ -290,7 +290,7 @@ def test_a_relayed_link_is_measured(server: Server) -> None:
 
 def test_bytes_both_ways_are_those_that_were_asked_for(server: Server) -> None:
     channel = ask(server.address)
-    id = channel.reserve()
+    id = channel.reserve(most=12_345)
     channel.send(id, wire.encode(Kind.PROBE, id, wire.Probe(12_345), (bytes(999),), 999))
     probed, frame = channel.expect(id, wire.Probed)
     assert [a.nbytes for a in frame.tensors] == [12_345]

@@ -205,7 +205,7 @@ def test_one_address_cannot_pile_up_requests_for_profiles(models: list[Model]) -
     with Server(models, engine=gate, port=0) as server, Edge(server.address, models[0], at="input") as edge:
         channel, most = edge._channel, peer_module._MOST_PROFILES
         request = wire.ProfileRequest(models[0].fingerprint, 20.0)
-        ids = [channel.reserve() for _ in range(most + 1)]
+        ids = [channel.reserve(most=1 << 20) for _ in range(most + 1)]
         for id in ids:
             channel.send(id, wire.encode(Kind.PROFILE, id, request))
         with pytest.raises(BusyError, match="by this address already"):

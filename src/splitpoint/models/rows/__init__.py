@@ -10,22 +10,30 @@ Every tensor is one of these:
 * the same for every batch (weights, and what is made of them and of sizes other than the batch's);
 * `Rows`: along one axis lie the rows of the batch, one after the other, `each` entries a row, and no other dimension
   depends on how many rows there are;
-* a `Vector` of sizes, in which the number of rows may occur: it may shape tensors, and nothing else.
+* a `Vector` of sizes, in which the number of rows may occur: it may shape tensors, and nothing else;
+* `Numbers` of the rows, by which each may take from itself, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
+from splitpoint.errors import SplitpointError
+from splitpoint.graph import SHAPE_ROOTS
 from splitpoint.models.dataflow import Proto, bodies, drawing, reads
 from splitpoint.models.model import Segment
-from splitpoint.models.rows import computing, moving, shaping
+from splitpoint.models.rows import computing, moving, numbering, shaping
 from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Rows, Rule, Step, Value, numbers_of
+from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Numbers, Rows, Rule, Step, Value, numbers_of
+from splitpoint.models.soundness import blob_hash
 from splitpoint.tensors import ANY_RANK, Array
+
+#: Places in larger tables of places are not looked at.
+_MOST_PLACES = 1 << 16
 
 
 def mixing(segment: Segment) -> str:
@@ -46,9 +54,10 @@ def mixing(segment: Segment) -> str:
     if drawn := drawing(graph):
         return f"{drawn[0]} draws random numbers"
     for node in graph.node:
-        step = Step(node, known, shapes, constants, opset)
+        step = Step(node, known, shapes, constants, opset, partial(_limits, segment))
         try:
             made = _made(step)
+            _compare(node.output, made, shapes)
         except Mixes as exc:
             return f"{node.name or node.output[0]} ({node.op_type}) {exc}"
         known.update(zip(node.output, made, strict=False))
@@ -69,6 +78,20 @@ def _constant(tensor: Proto, constants: dict[str, Array]) -> Value:
     return numbers_of(array)
 
 
+def _limits(segment: Segment, name: str) -> tuple[int, int] | None:
+    from onnx import TensorProto
+
+    tensor = next((t for t in segment.proto.graph.initializer if t.name == name), None)
+    if tensor is None or tensor.data_type != TensorProto.INT64 or not 0 < np.prod(tensor.dims) <= _MOST_PLACES:
+        return None
+    digest = blob_hash(tensor)
+    try:
+        places = np.frombuffer(segment.weights.open(digest) if digest else tensor.raw_data, "<i8")
+        return int(places.min()), int(places.max())
+    except (SplitpointError, ValueError):  # the weights are not here, or not in this form
+        return None
+
+
 def _made(step: Step) -> Sequence[Value]:
     """What the outputs of a node are."""
     node = step.node
@@ -80,6 +103,8 @@ def _made(step: Step) -> Sequence[Value]:
         if next(bodies(node), None) is not None:
             raise Mixes("runs a body of its own on the batch")
         rule = _RULES.get((domain, node.op_type))
+        if node.op_type not in SHAPE_ROOTS and any(isinstance(step.known[name], Numbers) for name in names):
+            rule = None if domain else numbering.RULES.get(node.op_type, numbering.refused)
         if rule is None:
             raise Mixes("is not known to keep the rows of a batch apart")
         try:
@@ -93,8 +118,21 @@ def _made(step: Step) -> Sequence[Value]:
     return [SAME] * len(node.output)
 
 
+def _compare(names: Sequence[str], made: Sequence[Value], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
+    """Mixes if a tensor was found to have as many rows for every batch: a rule is wrong, or what is used in it."""
+    for name, value in zip(names, made, strict=False):
+        shape = shapes.get(name)
+        value = value.rows if isinstance(value, Numbers) else value
+        if (
+            isinstance(value, Rows)
+            and shape is not None
+            and not isinstance(dict(enumerate(shape)).get(value.axis), str)
+        ):
+            raise Mixes("makes another shape than was found for it")
+
+
 def _depends(value: Value) -> bool:
-    return isinstance(value, Rows) or (isinstance(value, Vector) and not value.free)
+    return isinstance(value, Rows | Numbers) or (isinstance(value, Vector) and not value.free)
 
 
 _UNARY = """
@@ -104,11 +142,16 @@ _UNARY = """
 """
 _PAIRWISE = """
     And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Or
-    PRelu Pow Sum Xor
+    Pow Sum Xor
 """
 _IMAGES = """
     AveragePool Conv ConvInteger ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool
-    GroupNormalization InstanceNormalization LRN LpPool MaxPool QLinearConv SpaceToDepth
+    GroupNormalization InstanceNormalization LRN LpPool MaxPool QLinearConv STFT SpaceToDepth
+"""
+_IMAGES_THERE = "NhwcMaxPool QLinearAveragePool QLinearConv QLinearGlobalAveragePool"
+_TABLES = """
+    LinearClassifier LinearRegressor Normalizer SVMClassifier SVMRegressor Scaler TreeEnsembleClassifier
+    TreeEnsembleRegressor
 """
 _REDUCE = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare"
 
@@ -140,8 +183,11 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     **{("", name): computing.items for name in _IMAGES.split()},
     **{("", name): computing.reduction for name in _REDUCE.split()},
     **{("", name): rule for name, rule in _SHAPING.items()},
+    **{("com.microsoft", name): computing.items for name in _IMAGES_THERE.split()},
+    **{("ai.onnx.ml", name): computing.table for name in _TABLES.split()},
     ("", "ArgMax"): computing.arg,
     ("", "ArgMin"): computing.arg,
+    ("", "Attention"): computing.examples(0, 1, 2),
     ("", "BatchNormalization"): computing.batch_normalization,
     ("", "CastLike"): computing.cast_like,
     ("", "ConstantOfShape"): moving.constant_of_shape,
@@ -151,9 +197,10 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "Expand"): moving.expand,
     ("", "Flatten"): moving.flatten,
     ("", "GRU"): computing.recurrent,
-    ("", "GatherElements"): moving.gather_elements,
+    ("", "GatherElements"): moving.by_elements,
+    ("", "GatherND"): moving.gather_nd,
     ("", "Gemm"): computing.gemm,
-    ("", "GridSample"): computing.grid_sample,
+    ("", "GridSample"): computing.examples(0, 1),
     ("", "Hardmax"): computing.softmax,
     ("", "LSTM"): computing.recurrent,
     ("", "LayerNormalization"): computing.layer_normalization,
@@ -163,12 +210,16 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "MatMulInteger"): computing.matmul_integer,
     ("", "MeanVarianceNormalization"): computing.mean_variance,
     ("", "OneHot"): computing.one_hot,
+    ("", "PRelu"): computing.prelu,
     ("", "Pad"): moving.pad,
     ("", "QLinearMatMul"): computing.qlinear_matmul,
     ("", "QuantizeLinear"): computing.scaled,
+    ("", "Range"): numbering.numbered,
     ("", "RMSNormalization"): computing.layer_normalization,
     ("", "RNN"): computing.recurrent,
     ("", "Resize"): moving.resize,
+    ("", "ScatterElements"): moving.by_elements,
+    ("", "SimplifiedLayerNormalization"): computing.layer_normalization,
     ("", "Softmax"): computing.softmax,
     ("", "Split"): moving.split,
     ("", "Tile"): moving.tile,
@@ -176,14 +227,27 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "Transpose"): moving.transpose,
     ("", "Trilu"): computing.triangle,
     ("", "Upsample"): moving.resize,
+    ("com.microsoft", "Attention"): computing.examples(0, 3, same=(1, 2)),
     ("com.microsoft", "BiasGelu"): computing.elementwise,
+    ("com.microsoft", "DequantizeLinear"): computing.scaled,
     ("com.microsoft", "FastGelu"): computing.elementwise,
+    ("com.microsoft", "FusedConv"): computing.examples(0, 3, same=(1, 2)),
+    ("com.microsoft", "FusedGemm"): computing.gemm,
+    ("com.microsoft", "FusedMatMul"): computing.fused_matmul,
     ("com.microsoft", "Gelu"): computing.unary,
     ("com.microsoft", "MatMulNBits"): computing.matmul_nbits,
-    ("com.microsoft", "QLinearAdd"): computing.quantised_pair,
-    ("com.microsoft", "QLinearLeakyRelu"): computing.quantised_one,
-    ("com.microsoft", "QLinearMul"): computing.quantised_pair,
-    ("com.microsoft", "QLinearSigmoid"): computing.quantised_one,
+    ("com.microsoft", "MultiHeadAttention"): computing.examples(0, 1, 2, 4, same=(3,)),
+    ("com.microsoft", "QGemm"): computing.quantised_gemm,
+    ("com.microsoft", "QLinearAdd"): computing.quantised(0, 3),
+    ("com.microsoft", "QLinearConcat"): moving.quantised_concat,
+    ("com.microsoft", "QLinearLeakyRelu"): computing.quantised(0),
+    ("com.microsoft", "QLinearMul"): computing.quantised(0, 3),
+    ("com.microsoft", "QLinearSigmoid"): computing.quantised(0),
+    ("com.microsoft", "QLinearSoftmax"): computing.quantised_softmax,
+    ("com.microsoft", "QLinearWhere"): computing.quantised(0, 1, 4),
+    ("com.microsoft", "QuantizeLinear"): computing.scaled,
     ("com.microsoft", "QuickGelu"): computing.unary,
     ("com.microsoft", "SkipLayerNormalization"): computing.skip_layer_normalization,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): computing.skip_layer_normalization,
+    ("com.microsoft", "TransposeMatMul"): computing.fused_matmul,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import SAME, Mixes, Rows, Step, Value, within
+from splitpoint.models.rows.step import ONE, SAME, Mixes, Rows, Rule, Step, Value, within
 
 
 def broadcast(step: Step, inputs: Sequence[int]) -> Rows:
@@ -38,11 +38,16 @@ def cast_like(step: Step) -> Sequence[Value]:
     return [step.rows(0)]
 
 
-def quantised_pair(step: Step) -> Sequence[Value]:
-    """QLinearAdd and its like: A and B, each with a scale and a zero point, and those of the result."""
-    step.same(1, 2, 4, 5, 6, 7)
-    scalars(step, 1, 2, 4, 5, 6, 7)
-    return [broadcast(step, (0, 3))]
+def quantised(*places: int) -> Rule:
+    """The QLinear operators: of the inputs at `places`, element by element; the others are scales and zero points."""
+
+    def rule(step: Step) -> Sequence[Value]:
+        scales = [i for i in range(len(step.node.input)) if i not in places]
+        step.same(*scales)
+        scalars(step, *scales)
+        return [broadcast(step, places)]
+
+    return rule
 
 
 def scalars(step: Step, *inputs: int) -> None:
@@ -51,10 +56,18 @@ def scalars(step: Step, *inputs: int) -> None:
             raise Mixes("has more than one scale")
 
 
-def quantised_one(step: Step) -> Sequence[Value]:
-    step.same_after(1)
-    scalars(step, *range(1, len(step.node.input)))
-    return [step.rows(0)]
+def stretched(step: Step, *inputs: int) -> Rows:
+    """`inputs` broadcast to input 0, and it not to them: an engine would, and what is known of shapes is that of 0."""
+    rows = broadcast(step, (0, *inputs))
+    for i in inputs:
+        pairs = zip(reversed(step.shape(i)), reversed(step.shape(0)), strict=False)
+        if step.given(i) and (step.rank(i) > step.rank(0) or any(d not in (1, whole) for d, whole in pairs)):
+            raise Mixes(f"has an input {step.node.input[i]} that is larger than what it is for")
+    return rows
+
+
+def prelu(step: Step) -> Sequence[Value]:
+    return [stretched(step, 1)]
 
 
 def items(step: Step) -> Sequence[Value]:
@@ -74,21 +87,53 @@ def batch_normalization(step: Step) -> Sequence[Value]:
     return items(step)
 
 
-def grid_sample(step: Step) -> Sequence[Value]:
-    if step.rows(0) != step.rows(1) or step.rows(0).axis:
-        raise Mixes("samples across the batch")
-    return [step.rows(0)]
+def examples(*own: int, same: Sequence[int] = ()) -> Rule:
+    """What is defined for examples along the first axis of all inputs in `own`, of two axes or more, and one output.
+
+    Those in `same` are the same for all, and there are no others.
+    """
+
+    def rule(step: Step) -> Sequence[Value]:
+        rows = step.rows(0)
+        step.same(*same)
+        for i in range(len(step.node.input)):
+            if step.given(i) and i not in same and (i not in own or step.value(i) != rows or step.rank(i) < 2):
+                raise Mixes(f"has an input {step.node.input[i]} that is not known to be a row for a row")
+        if rows.axis or len([o for o in step.node.output if o]) > 1:
+            raise Mixes("has the batch along another axis than the first, or more outputs than one")
+        return [rows]
+
+    return rule
+
+
+def table(step: Step) -> Sequence[Value]:
+    """ai.onnx.ml: an example in each row of a table."""
+    rows = step.rows(0)
+    if rows != Rows(0, ONE) or step.rank(0) != 2 or len(step.node.input) > 1:
+        raise Mixes("is not used on a table of rows")
+    return step.all(rows)
 
 
 def gemm(step: Step) -> Sequence[Value]:
+    return gemm_of(step, 1, 2)
+
+
+def gemm_of(step: Step, b: int, c: int) -> Sequence[Value]:
+    """Input 0 times input `b`, which is the same for every batch, plus input `c`."""
     rows = step.rows(0)
-    step.same(1)
+    step.same(b)
     if rows.axis != (1 if step.integer("transA", 0) else 0):
         raise Mixes("sums over the batch")
     made = Rows(0, rows.each)
-    if step.given(2):
-        added(step, 2, made, 2)
+    if step.given(c):
+        added(step, c, made, 2)
     return [made]
+
+
+def quantised_gemm(step: Step) -> Sequence[Value]:
+    step.same(1, 2, 4, 5, 7, 8)
+    scalars(step, 1, 2, 7, 8)
+    return gemm_of(step, 3, 6)
 
 
 def added(step: Step, i: int, made: Rows, rank: int) -> None:
@@ -102,20 +147,22 @@ def added(step: Step, i: int, made: Rows, rank: int) -> None:
         raise Mixes(f"adds {step.node.input[i]} along the batch")
 
 
-def product(step: Step, a: int, b: int) -> Sequence[Value]:
-    """A matrix product of inputs `a` and `b`, of two axes or more each."""
+def product(step: Step, a: int, b: int, turned: tuple[int, int] = (0, 0)) -> Sequence[Value]:
+    """A matrix product of inputs `a` and `b`, of two axes or more; if one is `turned`, its last two are exchanged."""
     ranks = step.rank(a), step.rank(b)
     if min(ranks) < 2:
         raise Mixes("is a product with a vector")
     rank = max(ranks)
     left, right = step.value(a), step.value(b)
     places = set()
-    for value, own, summed, other in ((left, ranks[0], 1, b), (right, ranks[1], 2, a)):
+    for value, own, summed, other, turn in ((left, ranks[0], 1, b, turned[0]), (right, ranks[1], 2, a, turned[1])):
         if isinstance(value, Vector):
             raise Mixes("computes with the size of the batch")
         if not isinstance(value, Rows):
             continue
         place = own - value.axis
+        if turn and place < 3:
+            place = 3 - place
         if place == summed:
             raise Mixes("sums over the batch")
         against = step.value(other)
@@ -135,16 +182,27 @@ def matmul(step: Step) -> Sequence[Value]:
     return product(step, 0, 1)
 
 
+def fused_matmul(step: Step) -> Sequence[Value]:
+    if step.integer("transBatchA", 0) or step.integer("transBatchB", 0):
+        raise Mixes("turns the axes of a batch")
+    return product(step, 0, 1, (step.integer("transA", 0), step.integer("transB", 0)))
+
+
 def matmul_integer(step: Step) -> Sequence[Value]:
     step.same(2, 3)
-    scalars(step, 2)
+    scalars(step, 2, *columns(step, 1, 3))
     return product(step, 0, 1)
 
 
 def qlinear_matmul(step: Step) -> Sequence[Value]:
     step.same(1, 2, 4, 5, 6, 7)
-    scalars(step, 1, 2, 6, 7)
+    scalars(step, 1, 2, 6, 7, *columns(step, 3, 4, 5))
     return product(step, 0, 3)
+
+
+def columns(step: Step, i: int, *inputs: int) -> Sequence[int]:
+    """Those of `inputs` that must be one number: their numbers are for columns of input `i`, which could be rows."""
+    return () if step.value(i) == SAME else inputs
 
 
 def matmul_nbits(step: Step) -> Sequence[Value]:
@@ -164,6 +222,16 @@ def softmax(step: Step) -> Sequence[Value]:
     return [rows]
 
 
+def quantised_softmax(step: Step) -> Sequence[Value]:
+    """Along one axis, or all from it on."""
+    rows = step.rows(0)
+    step.same_after(1)
+    scalars(step, *range(1, len(step.node.input)))
+    if rows.axis >= step.axis(-1):
+        raise Mixes("normalises over the batch")
+    return [rows]
+
+
 def along_the_last(step: Step) -> Sequence[Value]:
     """What works along one axis, by default the last."""
     rows = step.rows(0)
@@ -178,6 +246,7 @@ def layer_normalization(step: Step) -> Sequence[Value]:
     step.same_after(1)
     if rows.axis >= step.axis(-1):
         raise Mixes("normalises over the batch")
+    stretched(step, *range(1, len(step.node.input)))  # a scale can have the batch's axis, too
     return step.all(rows)
 
 
@@ -192,8 +261,9 @@ def skip_layer_normalization(step: Step) -> Sequence[Value]:
 
 
 def mean_variance(step: Step) -> Sequence[Value]:
-    rows = step.rows(0)
-    if rows.axis in {within(a, step.rank(0)) for a in step.axes(1) or (0, 2, 3)}:
+    rows, listed = step.rows(0), step.axes(1)
+    axes = {within(a, step.rank(0)) for a in ((0, 2, 3) if listed is None else listed)}
+    if rows.axis in axes or not axes:
         raise Mixes("normalises over the batch")
     return [rows]
 
@@ -242,8 +312,9 @@ def scaled(step: Step) -> Sequence[Value]:
     step.same_after(1)
     if step.integer("block_size", 0):
         raise Mixes("has scales for blocks")
-    if any(d != 1 for d in step.shape(1)) and (step.rank(1) != 1 or step.axis(1) == rows.axis):
-        raise Mixes("has a scale for each row of the batch")
+    for i in (1, 2) if step.given(2) else (1,):
+        if any(d != 1 for d in step.shape(i)) and (step.rank(i) != 1 or step.axis(1) == rows.axis):
+            raise Mixes("has a scale for each row of the batch")
     return [rows]
 
 

@@ -7,6 +7,7 @@ from functools import reduce
 
 import numpy as np
 
+from splitpoint.models.rows.computing import scalars
 from splitpoint.models.rows.sizes import Size, Vector
 from splitpoint.models.rows.step import ONE, SAME, Mixes, Rows, Step, Value, within
 
@@ -32,7 +33,7 @@ def flatten(step: Step) -> Sequence[Value]:
 def total(sizes: Sequence[Size]) -> Size:
     total = reduce(lambda a, b: a.times(b) if a is not None else None, sizes, ONE)  # type: ignore[arg-type,return-value]
     if total is None:
-        raise Mixes("has the batch along two axes")
+        raise Mixes("has the batch along two axes, or sizes beyond all measure")
     return total
 
 
@@ -101,11 +102,23 @@ def unsqueeze(step: Step) -> Sequence[Value]:
 
 
 def concat(step: Step) -> Sequence[Value]:
-    values = {step.value(i) for i in range(len(step.node.input))}
-    rows = step.rows(0)
-    if values != {rows} or step.axis(0) == rows.axis:
+    return concat_of(step, range(len(step.node.input)))
+
+
+def concat_of(step: Step, places: Sequence[int]) -> Sequence[Value]:
+    rows = step.rows(places[0])
+    if {step.value(i) for i in places} != {rows} or step.axis(0, places[0]) == rows.axis:
         raise Mixes("joins tensors along the batch, or with one that has none")
     return [rows]
+
+
+def quantised_concat(step: Step) -> Sequence[Value]:
+    """A scale and a zero point of what is made, then tensors with one of each."""
+    places = range(2, len(step.node.input), 3)
+    scales = [i for i in range(len(step.node.input)) if i not in places]
+    step.same(*scales)
+    scalars(step, *scales)
+    return concat_of(step, places)
 
 
 def sliced(step: Step) -> Sequence[Value]:
@@ -174,9 +187,21 @@ def gather(step: Step) -> Sequence[Value]:
     raise Mixes("looks up in the batch what the batch says")
 
 
-def gather_elements(step: Step) -> Sequence[Value]:
+def gather_nd(step: Step) -> Sequence[Value]:
+    data, index, shared = step.value(0), step.value(1), step.integer("batch_dims", 0)
+    if not isinstance(index, Rows) or index.axis == step.rank(1) - 1:
+        raise Mixes("looks up in the batch what is not a row's own")
+    if data == SAME and not shared:
+        return [index]
+    if data != index or index.axis >= shared:
+        raise Mixes("looks up in the batch what is not a row's own")
+    return [index]
+
+
+def by_elements(step: Step) -> Sequence[Value]:
+    """GatherElements, ScatterElements: each row's own places, in its own entries."""
     rows = step.rows(0)
-    if step.rows(1) != rows or step.axis(0) == rows.axis:
+    if {step.value(i) for i in range(len(step.node.input))} != {rows} or step.axis(0) == rows.axis:
         raise Mixes("looks up across the batch")
     return [rows]
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from splitpoint.models.rows.computing import elementwise, reduction, unary
 from splitpoint.models.rows.moving import concat, gather, reshape, sliced, total
-from splitpoint.models.rows.sizes import Size, Vector, unknown
+from splitpoint.models.rows.sizes import MOST, Size, Vector, unknown
 from splitpoint.models.rows.step import MOST_ENTRIES, SAME, Mixes, Rows, Rule, Step, Value, numbers_of, within
 
-_INT32, _INT64 = 6, 7  # TensorProto.DataType
+WHOLE = (6, 7)  # int32 and int64, TensorProto.DataType
 
 
 def shape(step: Step) -> Sequence[Value]:
@@ -68,7 +68,7 @@ def reformed(rule: Rule, scalar: bool | None) -> Rule:
         flat = vector.scalar if scalar is None else scalar
         if flat and len(vector.entries) != 1:
             raise Mixes("has sizes in a shape that is not understood")
-        if scalar is False and not vector.scalar:
+        if scalar is False and not (vector.scalar and len(step.axes(1) or ()) == 1):
             raise Mixes("has sizes in two dimensions")
         return [Vector(vector.entries, flat)]
 
@@ -87,9 +87,12 @@ def reshaped(step: Step) -> Sequence[Value]:
 def cast(step: Step) -> Sequence[Value]:
     if isinstance(step.value(0), Rows):
         return unary(step)
-    if step.integer("to", 0) not in (_INT32, _INT64):
+    if step.integer("to", 0) not in WHOLE:
         raise Mixes("computes with the size of the batch")
-    return [step.vector(0)]
+    vector = step.vector(0)
+    # What is not known may be a fraction, and what is large wraps around: it may be another number afterwards.
+    kept = [e if e is None or (e.counts and abs(e.factor) < MOST) else unknown() for e in vector.entries]
+    return [Vector(tuple(kept), vector.scalar)]
 
 
 def arithmetic(of: Callable[[Size, Size], Size | None]) -> Rule:
@@ -118,8 +121,9 @@ def combined(of: Callable[[Size, Size], Size | None], a: Size | None, b: Size | 
 
 def summed(sign: int) -> Callable[[Size, Size], Size | None]:
     def of(a: Size, b: Size) -> Size | None:
-        if (a.names, a.rows) == (b.names, b.rows):
-            return Size(a.factor + sign * b.factor, a.names, a.rows)
+        factor = a.factor + sign * b.factor
+        if (a.names, a.rows) == (b.names, b.rows) and abs(factor) < MOST:
+            return Size(factor, a.names, a.rows)
         return a if b == Size(0) else None
 
     return of
@@ -135,7 +139,7 @@ def same_size(a: Size, b: Size) -> Size | None:
     if not (a.names or a.rows or b.names or b.rows):
         return Size(0)
     low, high = (a, b) if a.factor < 0 else (b, a)
-    apart = low.factor < 0 and not low.names and not low.rows and high.factor > 0
+    apart = low.factor < 0 and not low.names and not low.rows and high.factor > 0 and high.counts
     return Size(0) if apart else None
 
 
@@ -155,8 +159,8 @@ def multiplied(step: Step) -> Sequence[Value]:
     if isinstance(step.value(0), Rows):
         return reduction(step)
     entries = step.vector(0).entries
-    if any(e is None for e in entries):
-        raise Mixes("multiplies sizes that are not understood")
+    if any(e is None for e in entries) or step.integer("noop_with_empty_axes", 0):
+        raise Mixes("multiplies sizes in a way that is not understood")
     return [Vector((total([e for e in entries if e is not None]),), not step.integer("keepdims", 1))]
 
 

@@ -11,6 +11,10 @@ from itertools import count
 from typing import NamedTuple
 
 _numbers = count()
+#: An engine's whole numbers wrap around: whatever arithmetic takes beyond this is not followed.
+MOST = 2**31
+_MOST_NAMES = 4
+_UNKNOWN = "?"
 
 
 class Size(NamedTuple):
@@ -27,15 +31,21 @@ class Size(NamedTuple):
     def __str__(self) -> str:
         return "·".join([str(self.factor), *self.names, *["rows"] * self.rows])
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is a count of something, or a multiple of one: nothing in it could be below zero or a fraction."""
+        return not any(name.startswith(_UNKNOWN) for name in self.names)
+
     def times(self, other: Size) -> Size | None:
-        """The product; None if that is no `Size`: the rows squared."""
-        if self.rows and other.rows:
+        """The product; None if that is no `Size` (the rows squared), or could be too large for an engine."""
+        factor, names = self.factor * other.factor, self.names + other.names
+        if (self.rows and other.rows) or abs(factor) >= MOST or len(names) > _MOST_NAMES:
             return None
-        return Size(self.factor * other.factor, tuple(sorted(self.names + other.names)), self.rows or other.rows)
+        return Size(factor, tuple(sorted(names)), self.rows or other.rows)
 
     def over(self, other: Size) -> Size | None:
         """The quotient, if it is whole whatever the names stand for."""
-        if other.factor == 0 or self.factor % other.factor or (other.rows and not self.rows):
+        if other.factor == 0 or self.factor % other.factor or (other.rows and not self.rows) or not other.counts:
             return None
         names = list(self.names)
         for name in other.names:
@@ -45,9 +55,14 @@ class Size(NamedTuple):
         return Size(self.factor // other.factor, tuple(names), self.rows and not other.rows)
 
 
+def named(dim: str) -> Size:
+    """The size of a free dimension."""
+    return Size(1, (f"={dim}",))  # no name in a file is one of `unknown`
+
+
 def unknown() -> Size:
-    """A size that nothing else is known to equal, and that has nothing to do with the rows."""
-    return Size(1, (f"?{next(_numbers)}",))
+    """A number that nothing else is known to equal, and that has nothing to do with the rows."""
+    return Size(1, (f"{_UNKNOWN}{next(_numbers)}",))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from splitpoint.models.dataflow import Proto
-from splitpoint.models.rows.sizes import Size, Vector, unknown
+from splitpoint.models.rows.sizes import Size, Vector, named, unknown
 from splitpoint.tensors import Array
 
 ONE = Size(1)
@@ -25,8 +25,22 @@ class Same(NamedTuple):
     """The same for every batch."""
 
 
+class Numbers(NamedTuple):
+    """Whole numbers that lie as `rows`: for row b they are `step`·b + c, with `low` ≤ c ≤ `high` the same in all rows.
+
+    With `step` 0 they are some other numbers, of which only the shape is good for anything. If it `leads`, they are the
+    first of each index along the last axis, and the others there are not numbers of rows.
+    """
+
+    rows: Rows
+    step: int
+    low: int = 0
+    high: int = 0
+    leads: bool = False
+
+
 SAME = Same()
-Value = Rows | Same | Vector
+Value = Rows | Same | Vector | Numbers
 
 
 class Mixes(Exception):
@@ -34,7 +48,7 @@ class Mixes(Exception):
 
 
 def numbers_of(array: Array) -> Value:
-    if array.dtype.kind not in "iub" or array.ndim > 1:
+    if array.dtype.name not in ("bool", "int32", "int64") or array.ndim > 1:  # sizes; others wrap around much earlier
         return SAME
     return Vector(tuple(Size(int(n)) for n in array.reshape(-1)), array.ndim == 0)
 
@@ -49,8 +63,11 @@ class Step:
         shapes: Mapping[str, tuple[int | str, ...]],
         constants: dict[str, Array],
         opset: int,
+        limits: Callable[[str], tuple[int, int] | None],
     ) -> None:
         self.node, self.known, self.shapes, self.constants, self.opset = node, known, shapes, constants, opset
+        #: The least and the largest of the whole numbers in the weight of a name; None where that is not known.
+        self.limits = limits
 
     def attribute(self, name: str, default: object = None) -> object:
         from onnx import helper
@@ -67,8 +84,13 @@ class Step:
         return i < len(self.node.input) and bool(self.node.input[i])
 
     def value(self, i: int) -> Value:
-        """What input `i` is; one that is left out is the same for every batch, and so are sizes without the rows."""
+        """What input `i` is; one that is left out is the same for every batch, and so are sizes without the rows.
+
+        Numbers of rows are rows: only operators that may have them (`numbering`) get that far.
+        """
         found = self.known[self.node.input[i]] if self.given(i) else SAME
+        if isinstance(found, Numbers):
+            return found.rows
         return SAME if isinstance(found, Vector) and found.free else found
 
     def rows(self, i: int) -> Rows:
@@ -98,7 +120,7 @@ class Step:
     def dims(self, i: int) -> list[Size]:
         """The sizes of input `i`."""
         value = self.value(i)
-        dims = [Size(d) if isinstance(d, int) else Size(1, (d,)) for d in self.shape(i)]
+        dims = [Size(d) if isinstance(d, int) else named(d) for d in self.shape(i)]
         if isinstance(value, Rows):
             dims[value.axis] = value.each._replace(rows=True)
         return dims

@@ -27,6 +27,7 @@ from splitpoint.models.torch import libraries
 from splitpoint.models.torch.signal import carry_signal, seeded
 from splitpoint.models.torch.sources import Shapes, Source, Wrapped
 from splitpoint.models.torch.weights import Weights, first_line, load_file
+from splitpoint.text import listed
 
 
 def open_source(name: str, weights: Weights, shapes: Shapes, say: Callable[[str], None]) -> Source:
@@ -46,7 +47,7 @@ def open_source(name: str, weights: Weights, shapes: Shapes, say: Callable[[str]
         source = _function(name, weights, shapes)
     unknown = set(shapes) - set(source.inputs)
     if unknown:
-        raise UsageError(f"{name} has no input {sorted(unknown)[0]}; its inputs are {', '.join(source.inputs)}")
+        raise UsageError(f"{name} has no input {sorted(unknown)[0]}; its inputs are {listed(source.inputs)}")
     if weights.seed is not None:
         say(f"making the random weights carry signal (seed {weights.seed})")
         wrapped = Wrapped(source)

@@ -4,6 +4,7 @@
     DIR/graphs/FINGERPRINT  the graph of a model, without weights
     DIR/exports/KEY/        ONNX files made from PyTorch models (`models.torch` writes them)
     DIR/values/KEY.npz      values given for a model's inputs (`models.input_values` writes them)
+    DIR/profiles/KEY…       what models cost on this machine (`survey` writes them)
 
 Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used. What cannot
 be kept for the next time (the disk is full, or may not be written) is here for this one: `unkept` says so.
@@ -63,13 +64,14 @@ class BlobCache:
             return True
         return hash not in self._bad and os.path.isfile(self.path(hash))
 
-    def open(self, hash: str) -> memoryview:
-        """The blob's bytes, read-only. A file whose bytes no longer match its name is deleted and refused."""
+    def open(self, hash: str, nbytes: int | None = None) -> memoryview:
+        """The blob's bytes, read-only. A file whose bytes no longer match its name is deleted and refused: one that has
+        not the `nbytes` that are given, before memory is taken for it (a file of holes has any size)."""
         if (held := self._held.get(hash)) is not None:
             return held
         path = self.path(hash)
         try:
-            return self._copies.open(hash, lambda: _whole(path))
+            return self._copies.open(hash, lambda: _whole(path, nbytes))
         except FileNotFoundError:
             raise StorageError(f"weight {hash[:12]}… is not in the cache {self.folder}") from None
         except OSError as exc:
@@ -199,8 +201,10 @@ class _Incoming:
             raise StorageError(f"{self.path} cannot be written: {exc.strerror or exc}") from exc
 
 
-def _whole(path: Path) -> Part:
+def _whole(path: Path, nbytes: int | None) -> Part:
     file = DataFile(path, stays=False)
+    if nbytes not in (None, file.nbytes):
+        raise ChangedError(f"{path} has {file.nbytes} bytes, and should have {nbytes}", path)
     return Part(file, 0, file.nbytes)
 
 
@@ -216,6 +220,8 @@ class _Own(NamedTuple):
 
 #: A file that was being written when its process died.
 _HALF = r"\.[0-9a-f]{16}\.[0-9a-f]{12}"
+#: A kept profile: model, values, engine, device and threads.
+_PROFILE = r"[0-9a-f]{16}-[\w.:-]+\.profile\.(json|budget)"
 _ONNX = r"[\w.-]+\.onnx(\.data)?"
 #: The whole path must match: a cache may be put into a folder that has other things in it.
 _OWN: Mapping[str, _Own] = {
@@ -224,8 +230,11 @@ _OWN: Mapping[str, _Own] = {
     "exports": _Own(
         re.compile(rf"[0-9a-f]{{24}}/(\.export-\w+/)?{_ONNX}"), re.compile(r"[0-9a-f]{24}(/\.export-\w+)?")
     ),
-    "values": _Own(re.compile(r"\.?[0-9a-f]{32}\.npz(\.\d+\.part)?"), re.compile(r"(?!)")),
+    "values": _Own(re.compile(rf"\.?[0-9a-f]{{32}}\.npz(\.\d+\.part)?|{_HALF}"), re.compile(r"(?!)")),
+    "profiles": _Own(re.compile(rf"{_PROFILE}|{_HALF}"), re.compile(r"(?!)")),
 }
+#: Those that only the user who made them may open: in a shared cache they may be another's.
+_PRIVATE = frozenset({"exports", "values", "profiles"})
 
 
 def usage(folder: Path) -> dict[str, tuple[int, int]]:
@@ -236,7 +245,7 @@ def usage(folder: Path) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for name in _OWN:
         top = folder / name
-        if os.path.islink(top) or not os.path.isdir(top):
+        if not _is_ours(top):
             continue
         sizes = []
         for path in _own_files(top):
@@ -254,7 +263,7 @@ def clear(folder: Path) -> int:
     deleted = 0
     for name in _OWN:
         top = folder / name
-        if os.path.islink(top) or not os.path.isdir(top):
+        if not _is_ours(top):
             continue
         for path in list(_own_files(top)):
             try:
@@ -268,6 +277,19 @@ def clear(folder: Path) -> int:
             with suppress(OSError):  # not empty: something in it is not ours
                 path.rmdir()
     return deleted
+
+
+def _is_ours(top: Path) -> bool:
+    """Whether the subfolder `top` is there, no link, and not for another user alone."""
+    if os.path.islink(top) or not os.path.isdir(top):
+        return False
+    try:
+        os.scandir(top).close()
+    except PermissionError:
+        return top.name not in _PRIVATE
+    except OSError:
+        pass
+    return True
 
 
 def _own_folders(top: Path) -> Iterator[Path]:

@@ -40,6 +40,9 @@ CLOSED = "the connection is closed"
 #: How long it takes to find out what a server said before it hung up.
 _LAST_WORDS_S = 0.2
 
+#: What of an answer is no tensor or piece: times, a checksum, a header that was the last one again.
+_BESIDE_NBYTES = 8 << 10
+
 M = TypeVar("M", bound=wire.Message)
 #: Called once, from the reading thread: with the answer, or with why there will be none.
 Sink = Callable[[Frame | SplitpointError], None]
@@ -66,6 +69,8 @@ class Channel:
         self._arrived = threading.Condition(self._lock)
         self._waiting: dict[int, Frame | None] = {}
         self._sinks: dict[int, Sink] = {}
+        #: For every request whose answer may still come, whoever waits for it: how large its body may be.
+        self._owed: dict[int, int] = {}
         self._reader: threading.Thread | None = None
         self._on_end: Callable[[SplitpointError], None] = lambda _: None
         self._followers = 0
@@ -129,7 +134,7 @@ class Channel:
             hello = wire.Hello(software=software, features=features, token=token, eol="\r\n\r\n")
             self._connection.send(wire.encode(Kind.HELLO, 0, hello))
         try:
-            frame = self._connection.receive(timeout_s=self.timeout_s)
+            frame = self._receive(timeout_s=self.timeout_s)
         except wire.ForeignError as exc:
             answer = wire.printable(exc.data)
             raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
@@ -168,16 +173,18 @@ class Channel:
         """How many requests have no answer yet."""
         return len(self._waiting) + len(self._sinks)
 
-    def reserve(self, sink: Sink | None = None) -> int:
+    def reserve(self, sink: Sink | None = None, *, most: int = 0) -> int:
         """An id for the request that is about to be sent. ServerError if the connection has ended.
 
-        Its answer is waited for, or goes to `sink` (only once `detach` was called).
+        Its answer is waited for, or goes to `sink` (only once `detach` was called). One with a body of more than `most`
+        bytes ends the connection, before there is memory for it.
         """
         if self._broken is not None:
             raise self._again(self._broken)
         if self._bye:
             raise self._ended(ServerError(f"{self._connection.peer} takes no more requests"))
         id = next(self._ids) & 0xFFFFFFFF or next(self._ids) & 0xFFFFFFFF  # 0 stands for the connection
+        self._owed[id] = most
         if sink is None:
             self._waiting[id] = None
             return id
@@ -186,6 +193,24 @@ class Channel:
                 raise self._again(self._broken)
             self._sinks[id] = sink
         return id
+
+    def _receive(self, timeout_s: float | None) -> Frame:
+        return self._connection.receive(timeout_s=timeout_s, admit=self._admit)
+
+    def _admit(self, frame: Frame) -> None:
+        """ProtocolError, before its body is received, for an answer that nobody asked for, and for one that is larger
+        than what was."""
+        most = self._owed.pop(frame.id, -1) if frame.id else 0
+        if most < 0:
+            raise ProtocolError(
+                f"{self.peer} sent {wire.describe(frame.kind)} as the answer to a request that was not made, or has one"
+            )
+        nbytes = frame.nbytes - frame.header_nbytes
+        if nbytes > most + _BESIDE_NBYTES:
+            raise ProtocolError(
+                f"{self.peer} sent {wire.describe(frame.kind)} of {nbytes} bytes, where {most} are the most that was "
+                "asked for"
+            )
 
     def send(self, id: int, packet: Packet) -> None:
         """Sends the request `id`; now and then with a ping in front, which costs it no round trip."""
@@ -215,7 +240,7 @@ class Channel:
         try:
             if self._broken is not None:
                 raise self._again(self._broken)
-            frame = self._connection.receive(timeout_s=limit)
+            frame = self._receive(timeout_s=limit)
             if frame.id != id:
                 frame = self._lead(id, limit, frame)
         except TimeoutError:
@@ -237,9 +262,11 @@ class Channel:
             self._waiting.pop(id, None)
             self._sinks.pop(id, None)
 
-    def ask(self, kind: int, header: wire.Message, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
-        """Sends a request without a body and waits: (the answer's header, its frame)."""
-        id = self.reserve()
+    def ask(
+        self, kind: int, header: wire.Message, answer: type[M], timeout_s: float | None = None, *, most: int = 0
+    ) -> tuple[M, Frame]:
+        """Sends a request without a body and waits: (the answer's header, its frame, with a body of `most` bytes)."""
+        id = self.reserve(most=most)
         self.send(id, wire.encode(kind, id, header))
         return self.expect(id, answer, timeout_s)
 
@@ -294,7 +321,7 @@ class Channel:
             self._reading = True
         try:
             while self._broken is None:
-                self._deliver(self._connection.receive(timeout_s=None))
+                self._deliver(self._receive(timeout_s=None))
         except SplitpointError as exc:
             self._broken = self._broken or self._ended(exc)
         except Exception as exc:  # a bug of ours must not leave anyone waiting
@@ -336,7 +363,7 @@ class Channel:
             left = end - monotonic()
             if left <= 0:
                 raise TimeoutError
-            frame = self._connection.receive(timeout_s=left)
+            frame = self._receive(timeout_s=left)
         return frame
 
     def _deliver(self, frame: Frame) -> None:
@@ -398,7 +425,7 @@ class Channel:
             self._reading = True
         try:
             while True:
-                self._deliver(self._connection.receive(timeout_s=_LAST_WORDS_S))
+                self._deliver(self._receive(timeout_s=_LAST_WORDS_S))
         except TimeoutError:
             self._broken = self._ended(exc)
         except SplitpointError as last:
@@ -462,6 +489,7 @@ class Channel:
         self._arrived = threading.Condition(self._lock)
         self._broken, self._reading, self._reader = foreign("connection"), False, None
         self._sinks.clear()
+        self._owed.clear()
 
     def close(self, why: str = CLOSED) -> None:
         """Says goodbye, if there is anyone to say it to, and ends the connection."""

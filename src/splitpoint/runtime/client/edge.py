@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -103,9 +104,10 @@ class Edge(Closable):
     from the tensors that are here. That takes the whole model's weights: a local `Model`, or they are fetched
     after the first answer, with a tenth of the link; until then it is ``"wait"``, and `on_event` is told so.
     A server that is not there yet is waited for (``"wait"``: until the deadline, or for ever), or done without until it
-    comes, or does what it should (``"local"``, with a local `Model`); with `need_server` it is an error. What a server
-    refuses at once (the token, that model) is one in any case: mostly it is a mistake of who began. One that comes back
-    with a newer model of that name is told of; with `follow_model` the newer one is fetched and taken, between two
+    comes, or does what it should (``"local"``, with a local `Model`); with `need_server` it is an error. So with
+    ``"local"`` is one that refuses (the token, that model, anything), which is mostly a mistake of who began: what it
+    said is told to `on_event` at once, or warned of where that is not given, and it is tried again. One that comes
+    back with a newer model of that name is told of; with `follow_model` the newer one is fetched and taken, between two
     requests, if it takes and gives the same.
     `deadline_s` is when an answer should be there, counted from the call; 0 is none. `patience` says what *late*
     means, and `seed` draws the pauses before a lost server is tried again.
@@ -158,6 +160,7 @@ class Edge(Closable):
             raise UsageError("a model that is pinned by its fingerprint cannot be followed: drop one of the two")
         if follow_model and fallback == ERROR:
             raise UsageError("a model is followed over a new connection: choose the fallback wait or local")
+        self._untold = on_event is ignore
         self._tell = on_event = teller(on_event)  # and only that from here on
         self._codec = codec
         self._stopped, self._lock = threading.Event(), threading.Lock()
@@ -180,6 +183,8 @@ class Edge(Closable):
             allowed=frozenset(allow_domains),
         )  # fmt: skip
         local = model if isinstance(model, Model) else None
+        if local is not None:
+            choose_model((info_of(local),), model, model_hash)  # pinned to another: that is no server's doing
         channel, why = self._first_channel(connect_s, local, alone=fallback != ERROR and not need_server)
         try:
             served = channel.welcome.models if not channel.ended or local is None else (info_of(local),)
@@ -205,7 +210,7 @@ class Edge(Closable):
             if auto and self.reached:
                 try:
                     self._when_reached[0]()
-                except ServerError as exc:
+                except wire.SAID as exc:
                     if not self.does_without:
                         raise
                     self.plan_later(exc)
@@ -221,18 +226,28 @@ class Edge(Closable):
         if self._fallback == WAIT:
             wait_s = self.deadline_s or float("inf")
             return _timed(reach(means, connect_s, wait_s=wait_s, pause=self._stopped.wait)), ""
-        try:
-            return _dial_in_time(means.dial, connect_s), ""
-        except ServerError as exc:
-            if isinstance(exc, REFUSALS) or (local is None and not isinstance(exc, (UnreachableError, BusyError))):
-                raise
-            if local is None:
+        if local is None:
+            try:
+                return _dial_in_time(means.dial, connect_s), ""
+            except (UnreachableError, BusyError) as exc:
                 raise ServerError(
                     f"{exc}; and nothing can be answered here without the model's own file: give that, or choose the "
                     "fallback wait"
                 ) from exc
-            self._tell(Event("notice", f"{exc}; until it is there, requests are answered here"))
+        channel: Channel | None = None
+        try:
+            channel = _dial_in_time(means.dial, connect_s)
+            choose_model(channel.welcome.models, local, None)
+        except wire.SAID as exc:
+            if channel is not None:
+                channel.close()
+            refused = isinstance(exc, REFUSALS)
+            text = f"{exc}; until {'that is mended' if refused else 'it is there'}, requests are answered here"
+            self._tell(Event("notice", text))
+            if refused and self._untold:
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
             return Channel.absent(str(means.dial.address), exc), gone(exc, met=False)
+        return channel, ""
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -553,6 +568,8 @@ class Edge(Closable):
         route = self._cuts.switch(cut, self._codecs_at(cut, codec))
         if codec is not None:
             self._codec = codec
+        if route.placement.remote and route.placement.far is None:  # it goes on being asked for
+            self._line.lost(self._line.channel, self._line.why or "the server has not opened this cut yet")
         route.placement.waits.told_s = (predicted_ms or 0.0) / 1e3
         if self._fallback == LOCAL and self._here.possible():
             self._here.prepare_soon(route.placement)
@@ -704,9 +721,10 @@ class Edge(Closable):
         while True:
             binding, at = self._binding, how.at
             try:
-                route = (
-                    None if at is None else binding.cuts.route(self._cut(at), self._codecs_at(self._cut(at), how.codec))
-                )
+                route = None
+                if at is not None:
+                    cut = self._cut(at)
+                    route = binding.cuts.route(cut, self._codecs_at(cut, how.codec), hurry=True)
                 held = self._held(binding, route)
                 ticket = self._surviving(binding).begin(held, request, how.limit_s, how.flags)
                 return _Asked(binding, ticket, how)

@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from splitpoint.engines import Engine, Session
+from splitpoint.engines.underway import limited
 from splitpoint.errors import EngineError, ServerError, SplitpointError
 from splitpoint.models.model import Segment
 from splitpoint.runtime.client.channel import CLOSED
@@ -61,7 +62,12 @@ class Here:
             if placement.tail is None and not self._closed:
                 segment = self._holding.model.tail(placement.cut)
                 session = self._engine().compile(segment)
-                placement.waits.finished(_try(segment, session))
+                try:
+                    with limited(f"the rest of {self._holding.model.name} behind {placement.cut.name}, on zeros,"):
+                        placement.waits.finished(_try(segment, session))
+                except EngineError:
+                    session.close()
+                    raise
                 placement.tail = session
 
     def prepare_soon(self, placement: Placement) -> None:

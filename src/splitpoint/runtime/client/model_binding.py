@@ -25,8 +25,10 @@ from splitpoint.runtime.client.reconnect import Line
 from splitpoint.runtime.client.request import ERROR, LOCAL, Moved, Survivor
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event, OnEvent, software
+from splitpoint.runtime.model_choice import missing
 from splitpoint.runtime.watcher import Watcher, tell
 from splitpoint.security import Security
+from splitpoint.text import listed
 from splitpoint.transports import Connection, connect
 from splitpoint.units import size
 from splitpoint.wire import Limits, ModelInfo, TensorInfo
@@ -94,7 +96,7 @@ class Binding:
         """Whether a newer model is on its way: who waits for the server waits for that."""
         self.follow_failed: SplitpointError | None = None
         self.replaced = False
-        self._missed = ""
+        self._missed = why
         self._early = channel.ended
         self._cuts: Cuts | None = None
         try:
@@ -192,6 +194,8 @@ class Binding:
         text = f"the server no longer has {name} {fingerprint}: it has {others}"
         if newer is not None and not self.means.follows:
             text += " now (--follow-model, or follow_model=True, goes over to that)"
+        if not self.line.met:
+            text = missing(models, self.model)
         if text != self._missed:
             self._missed, self.follow_failed = text, None
             self.means.tell(Event("changed", text))
@@ -242,8 +246,8 @@ def same_ends(old: ModelInfo, new: ModelInfo) -> None:
     for what, before, now in (("inputs", old.inputs, new.inputs), ("outputs", old.outputs, new.outputs)):
         if _shapes(before) != _shapes(now):
             raise ModelError(
-                f"{new.name} {new.fingerprint[:12]} has other {what} ({', '.join(str(t.spec()) for t in now)}) than "
-                f"{old.fingerprint[:12]} ({', '.join(str(t.spec()) for t in before)}): begin anew with it"
+                f"{new.name} {new.fingerprint[:12]} has other {what} ({listed(t.spec() for t in now)}) than "
+                f"{old.fingerprint[:12]} ({listed(t.spec() for t in before)}): begin anew with it"
             )
 
 

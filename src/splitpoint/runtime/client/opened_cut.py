@@ -27,6 +27,7 @@ from splitpoint.wire import Kind
 
 #: For so many sizes of the free dimensions it is remembered what the outputs must be.
 _MOST_SIZES = 64
+_ANY_NBYTES = 1 << 62
 
 #: What tells two cuts apart that are not the same: what crosses, and which results stay.
 Key = tuple[tuple[str, ...], tuple[str, ...]]
@@ -103,6 +104,7 @@ class Placement:
         self.waits = Waits(patience)
         self._routes: dict[object, Route] = {}
         self._accepted: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = []
+        self._most: tuple[tuple[int, ...] | None, int] = (None, 0)
         self._seen: tuple[wire.Message | None, tuple[int, ...]] = (None, ())
         self._lock = threading.Lock()
         self._users = 0
@@ -170,6 +172,19 @@ class Placement:
             self._seen = (header, sizes)
         outputs = dict(zip(self.remote, frame.tensors, strict=True))
         return self.outputs_of({**known, **outputs}) if self.results else outputs
+
+    def most_nbytes(self, known: Mapping[str, Array]) -> int:
+        """How large the answer can be to a request of whose inputs these are `known`, in bytes. Where values decide it,
+        that is for the connection's limits."""
+        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims])
+        at, most = self._most
+        if at != sizes:
+            bound: Sequence[TensorSpec] = self._bound(sizes)
+            if not all(t.is_static for t in bound):
+                bound = self._told(sizes, bound)
+            most = sum(t.nbytes for t in bound) if all(t.is_static for t in bound) else _ANY_NBYTES
+            self._most = sizes, most
+        return most
 
     def _check_answer(self, frame: wire.Frame, sizes: tuple[int, ...]) -> None:
         """ProtocolError unless there are as many tensors as were asked for, each of its dtype and of the shape that

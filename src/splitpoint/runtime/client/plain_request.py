@@ -48,7 +48,7 @@ def begin(route: Route, request: Request, deadline_s: float, flags: int) -> Sent
     channel = far.channel
     if channel.in_flight:
         flags |= wire.PIPELINED
-    id = channel.reserve()
+    id = channel.reserve(most=placement.most_nbytes(known))
     try:
         packet = route.pack(id, far.segment, known, deadline_s, flags)
     except BaseException:

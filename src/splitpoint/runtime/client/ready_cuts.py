@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from splitpoint import wire
+from splitpoint.codecs import Codec
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import CutError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
@@ -53,23 +54,27 @@ class Cuts:
 
     # --- making one ready -----------------------------------------------------------------------------------------
 
-    def route(self, cut: Cut, asked: CodecChoice) -> Route:
-        """`cut`, made ready if it is not, with tensors that travel as `asked`."""
+    def route(self, cut: Cut, asked: CodecChoice, *, hurry: bool = False) -> Route:
+        """`cut`, made ready if it is not, with tensors that travel as `asked`.
+
+        In a `hurry` (and always for the first), where requests can be answered `alone`, its tail need not be open:
+        whatever the server says of it, or does not say.
+        """
         chosen = choose(cut, asked)
         key = key_of(cut)
         if isinstance(asked, str) and is_unused(cut, asked, chosen) and (key, asked) not in self._sent_raw:
             self._sent_raw.add((key, asked))
             self._tell(Event("notice", f"{asked} takes none of what crosses at {cut.name}: sent raw"))
-        check_decodable(chosen, self._channel().welcome.features)
         strict = not isinstance(asked, str)
         with self._lock:
             known = self._placements.get(key)
             if known is not None:
+                check_decodable(chosen, self._channel().welcome.features)
                 return known.route(chosen, strict=strict)
         # One at a time; whoever wants a cut that is ready does not wait for it.
         with self._tell.held(), self._building:
             first = not self._placements
-            made = self._placements.get(key) or self._build(cut, hurry=first and self.alone())
+            made = self._placements.get(key) or self._build(cut, chosen, hurry=(first or hurry) and self.alone())
             with self._lock:
                 if self._closed:
                     made.close()
@@ -82,40 +87,41 @@ class Cuts:
         return found
 
     def switch(self, cut: Cut, asked: CodecChoice) -> Route:
-        """Makes `cut` ready, and what the next request goes through."""
+        """Makes `cut` ready, in a hurry, and what the next request goes through."""
         while True:
-            route = self.route(cut, asked)
+            route = self.route(cut, asked, hurry=True)
             with self._lock:
                 if self._placements.get(key_of(cut)) is route.placement:  # not forgotten meanwhile
                     self.current = route
                     return route
 
-    def _build(self, cut: Cut, *, hurry: bool = False) -> Placement:
+    def _build(self, cut: Cut, codecs: Mapping[str, Codec], *, hurry: bool) -> Placement:
         """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled.
 
         In a `hurry` the tail need not be open: whatever the server says of it, requests can be answered without.
         """
-        if why := self.refusal(cut):
-            raise RefusedError(why)
         channel = self._channel()
         if channel.ended and self.alone():
-            return Placement(self._holding.model, cut, self._head(cut), self._expected(cut), self._patience)
-        asked = self.ask_for_tail(cut)
+            return self._unopened(cut, self._head(cut))
+        try:
+            asked = self._ask(channel, cut, codecs)
+        except wire.SAID as exc:
+            if not hurry:
+                raise
+            return self._unopened(cut, self._head(cut), exc)
         opened: wire.Opened | None = None
         head: Session | None = None
         try:
             head = self._head(cut)
-            if asked is not None:
-                try:
+            try:
+                if asked is not None:
                     opened, _ = channel.expect(asked, wire.Opened, self._patience.open_s if hurry else COMPILE_S)
-                except SplitpointError as exc:
-                    if not hurry:
-                        raise
-                    channel.abandon(asked)
-                    self._tell(Event("notice", f"{exc}; until it opens {cut.name}, requests are answered here"))
-                    expected = self._expected(cut)
-                    return Placement(self._holding.model, cut, head, expected, self._patience)
-            placement = Placement(self._holding.model, cut, head, opened, self._patience)
+                placement = Placement(self._holding.model, cut, head, opened, self._patience)
+            except wire.SAID as exc:
+                if not hurry or asked is None:
+                    raise
+                channel.abandon(asked)
+                return self._unopened(cut, head, exc)
         except BaseException:
             if asked is not None:
                 channel.abandon(asked)
@@ -125,6 +131,19 @@ class Cuts:
         if opened is not None:
             placement.far = Far(channel, opened.segment)
         return placement
+
+    def _ask(self, channel: Channel, cut: Cut, codecs: Mapping[str, Codec]) -> int | None:
+        """Asks for the tail of `cut`, see `ask_for_tail`. ServerError if it cannot be had, or not sent to."""
+        check_decodable(codecs, channel.welcome.features)
+        if why := self.refusal(cut):
+            raise RefusedError(why)
+        return self.ask_for_tail(cut)
+
+    def _unopened(self, cut: Cut, head: Session | None, why: SplitpointError | None = None) -> Placement:
+        """`cut` without its tail at the server, which has said or done `why`: told."""
+        if why is not None:
+            self._tell(Event("notice", f"{why}; until it opens {cut.name}, requests are answered here"))
+        return Placement(self._holding.model, cut, head, self._expected(cut), self._patience)
 
     @property
     def shared(self) -> Shared | None:

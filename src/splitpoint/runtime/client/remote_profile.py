@@ -47,7 +47,9 @@ def _ask(
     told = False
     while True:
         try:
-            return channel.ask(Kind.PROFILE, request, wire.Profiled, limit_s)[1]
+            return channel.ask(
+                Kind.PROFILE, request, wire.Profiled, limit_s, most=wire.MOST_BODY[Kind.PROFILED]
+            )[1]  # fmt: skip
         except BusyError as exc:
             pause_s = min(max(exc.retry_after_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
             left_s = end - monotonic()

@@ -204,7 +204,7 @@ class Survivor:
         left_s = 0.0 if not ticket.deadline_s else ticket.left_s() if ticket.attempts else ticket.deadline_s
         id = 0
         try:
-            id = channel.reserve(attempt)
+            id = channel.reserve(attempt, most=ticket.route.placement.most_nbytes(ticket.known))
             packet = ticket.route.pack(id, far.segment, ticket.known, max(left_s, 0.0), flags)
             attempt.packed, attempt.nbytes, attempt.codecs = perf_counter(), packet.nbytes, packet.codecs
             ticket.attempt, ticket.late, ticket.attempts = attempt, False, ticket.attempts + 1

@@ -60,8 +60,8 @@ def _pieces(channel: Channel, fingerprint: str, wanted: Sequence[tuple[str, int]
     try:
         while True:
             while len(under_way) < _WINDOW and (piece := next(plan, None)) is not None:
-                id = channel.reserve()
                 hash, offset, length = piece
+                id = channel.reserve(most=length)
                 request = wire.BlobRequest(fingerprint, hash, offset, length)
                 channel.send(id, wire.encode(Kind.BLOB, id, request))
                 under_way.append((id, piece))

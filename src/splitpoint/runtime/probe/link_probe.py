@@ -56,7 +56,7 @@ class Asks(Protocol):
     timeout_s: float
     welcome: wire.Welcome
 
-    def reserve(self) -> int: ...
+    def reserve(self, *, most: int = ...) -> int: ...
 
     def send(self, id: int, packet: Packet) -> None: ...
 
@@ -219,7 +219,7 @@ class _Probe:
 
     def _send(self, header: wire.Probe, body: Sequence[memoryview], nbytes: int) -> tuple[list[int], int]:
         """Hands a whole train over at once: (its ids, bytes of a frame)."""
-        ids = [self._channel.reserve() for _ in range(_FRAMES)]
+        ids = [self._channel.reserve(most=header.reply_nbytes) for _ in range(_FRAMES)]
         packets = [wire.encode(Kind.PROBE, id, header, body, nbytes) for id in ids]
         together = Packet([b for p in packets for b in p.buffers], sum(p.nbytes for p in packets))
         self._sent += together.nbytes

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from math import prod
 from time import monotonic, perf_counter, sleep, thread_time
@@ -91,7 +90,7 @@ class _Checked(NamedTuple):
 class _Opened:
     """A segment that a connection has opened: what INFER needs, looked up once."""
 
-    def __init__(self, tail: Tail, vectors: Sequence[str], limits: Limits) -> None:
+    def __init__(self, tail: Tail, vectors: Sequence[str], limits: Limits, owner: str) -> None:
         segment = tail.segment
         wanted = set(vectors)
         self.tail = tail
@@ -101,7 +100,7 @@ class _Opened:
         self.outputs = [t.name for t in segment.outputs]
         self.packer = wire.Packer(Kind.RESULT, wire.Result)
         self.checked = _Checked(None)
-        self._limits = limits
+        self._limits, self._owner = limits, owner
         self._likes: dict[object, Like] = {}
 
     def check(self, header: wire.Infer) -> int:
@@ -155,7 +154,8 @@ class _Opened:
         """How the tensors of `header`, which fit otherwise, are decoded. InputError for what no codec here does."""
         gain, like = None, self.like(header)
         if not header.vectors and like.batches:
-            gain = self.tail.gain([t.dtype for t in header.tensors], [t.shape for t in header.tensors])
+            shapes = [t.shape for t in header.tensors]
+            gain = self.tail.gain([t.dtype for t in header.tensors], shapes, self._owner)
         if not any(t.codec for t in header.tensors):
             return _Checked(header, gain=gain, like=like)
         decoders = [
@@ -736,22 +736,29 @@ class Peer:
             raise ModelError("a segment without outputs has nothing to compute")
         tails = self.server.tails
         tail = tails.tail(segment)
+        if not self.server.may_open(self.origin, tail):
+            tails.leave(tail)
+            raise BusyError("too many segments are open for this address: close some", 0.1)
         try:
             self._may_compile(tail)
             tails.build(tail, self.origin)
             tails.release(tail)
         except BaseException:
-            tails.leave(tail)
+            self._close_tail(tail)
             raise
         text = f"{self.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         self.server.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)"))
-        return _Opened(tail, request.vectors, self.server.limits)
+        return _Opened(tail, request.vectors, self.server.limits, self.origin.name)
 
     def _close_segment(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.Close)
         opened = self._opened.pop(frame.header.segment, None)
         if opened is not None:
-            self.server.tails.leave(opened.tail, drop=True)
+            self._close_tail(opened.tail, drop=True)
+
+    def _close_tail(self, tail: Tail, *, drop: bool = False) -> None:
+        self.server.tails.leave(tail, drop=drop)
+        self.server.has_closed(self.origin, tail)
 
     def _profile(self, frame: Frame) -> None:
         request = frame.header
@@ -891,5 +898,8 @@ class Peer:
 
     def _leave_tails(self) -> None:
         while self._opened:
-            with suppress(KeyError):
-                self.server.tails.leave(self._opened.popitem()[1].tail)
+            try:
+                _, opened = self._opened.popitem()
+            except KeyError:  # another thread was faster
+                return
+            self._close_tail(opened.tail)

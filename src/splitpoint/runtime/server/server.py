@@ -31,13 +31,13 @@ from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, shrink_workspace
 from splitpoint.engines.process_memory import give_back
 from splitpoint.errors import BusyError, ChangedError, ModelError, RefusedError, ServerError, UsageError, nearest
 from splitpoint.lifetime import Closable
-from splitpoint.machine import half_the_memory
+from splitpoint.machine import half_the_memory, usable_cores
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event, OnEvent, Teller, ignore
 from splitpoint.runtime.model_choice import info_of
 from splitpoint.runtime.server.admission import Arrival, Guesses, Refusals, Room
 from splitpoint.runtime.server.batch_runner import run_together
-from splitpoint.runtime.server.compiled_tails import Tails
+from splitpoint.runtime.server.compiled_tails import Tail, Tails
 from splitpoint.runtime.server.connection import Peer
 from splitpoint.runtime.server.fair_queue import within
 from splitpoint.runtime.server.profile_jobs import Profiling
@@ -47,6 +47,7 @@ from splitpoint.runtime.server.weight_sharing import Sharing
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.runtime.threads import begin, join, persist
 from splitpoint.security import ServerSecurity
+from splitpoint.text import listed
 from splitpoint.transports import Ended
 from splitpoint.transports.addresses import is_loopback
 from splitpoint.transports.tcp import TcpConnection, TcpListener, Wrap
@@ -58,7 +59,8 @@ _TURNED_AWAY = 32
 #: What those are told who are not let in.
 _ENDING = "the server is ending: try again later"
 _CROWDED = "too many others want to be let in at once: try again"
-#: Tails that wait to be compiled, and how many are at once: two, since one may wait for what it tells of to end.
+#: Tails that wait to be made, and how many are at once: two, since one may wait for what it tells of to end. They are
+#: compiled one by one on two cores, so that the other is left to requests.
 _BUILDS, _BUILDERS = 128, 2
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
@@ -225,7 +227,8 @@ class Server(Closable):
             self.compute.close()
             raise
         apart = Apart(self._engine, limits.work_bytes) if isinstance(self._engine, OnnxRuntimeEngine) else None
-        self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch, apart)
+        at_once = max(1, min(_BUILDERS, usable_cores() - 1))
+        self.tails = Tails(self._engine, self._tail_bytes, self.tell, self._max_batch, apart, at_once)
         self.turns = Turns()
         self.watch = Watch(
             limits.run_s,
@@ -235,7 +238,8 @@ class Server(Closable):
             shrink_workspace,
             lambda text: _tell(server, Event("failed", text)),
         )
-        self.profiling = Profiling(self._engine, self.limits.profile_s, self.tell, partial(_answered, server))
+        answered = partial(_answered, server)
+        self.profiling = Profiling(self._engine, limits.profile_s, self.tell, answered, self.watch)
         self._accepting = self._thread(partial(_accept, listener, server), "accepting connections", "accept")
         self._watching = self._thread(self.watch.look, "watching what runs", "watch")
         try:
@@ -453,6 +457,16 @@ class Server(Closable):
         with self.accounts:
             origin.building.spend(seconds)
 
+    def may_open(self, origin: Origin, tail: Tail) -> bool:
+        """Whether `origin` may have one more segment of `tail` open, which is counted until `has_closed`."""
+        with self.accounts:
+            return origin.opens(tail, tail.graph_nbytes)
+
+    def has_closed(self, origin: Origin, tail: Tail) -> None:
+        """A segment of `tail` is open no longer, and nothing is held for it."""
+        with self.accounts:
+            origin.closes(tail, tail.graph_nbytes)
+
     def charge(self, origin: Origin, seconds: float) -> float:
         """So much was spent on what is no request of `origin`. Returns in how many seconds it may have more."""
         with self.accounts:
@@ -526,7 +540,7 @@ class Server(Closable):
         """The model with this fingerprint; ModelError says which ones there are."""
         found = self.models.get(fingerprint)
         if found is None:
-            known = ", ".join(f"{m.name} {m.fingerprint[:12]}" for m in self.models.values())
+            known = listed(f"{m.name} {m.fingerprint[:12]}" for m in self.models.values())
             near = nearest(fingerprint, {m.name: None for m in self.models.values()})
             raise ModelError(f"the server has no model {wire.plain(fingerprint, 64)}; it has {known}{near}")
         return found
