@@ -426,7 +426,7 @@ def planned(
     edge: Reached, engine: Engine, budget_s: float, constraints: Constraints | None, cache: Path | None,
     on_event: OnEvent,
 ) -> tuple[Planner, Link]:  # fmt: skip
-    """Plans for this device and the server of `edge`, and the link between them as it is now. See `advisor.survey`."""
+    """Plans for this device and the server of `edge`, and the link between them as it is now. See `survey`."""
     known = survey(edge, engine, budget_s=budget_s, cache=cache, on_step=lambda text: on_event(Event("notice", text)))
     return known.planner(edge.model.graph, constraints=constraints), known.link
 
