@@ -180,3 +180,28 @@ def test_a_length_that_is_made_or_covered_by_another_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"node inner \(STFT\)"):
         check(proto)
+
+
+# --- an output that has no name, of an operator that writes to it all the same, ends the process (SIGSEGV) ----------
+
+
+@pytest.mark.parametrize("outputs", [["b", "", ""], ["b", "mean", ""], ["b", "", "variance"]])
+def test_a_batch_normalization_names_what_it_writes(outputs: list[str]) -> None:
+    statistics = [weight(n, np.ones(4, np.float32)) for n in ("scale", "bias", "mean_before", "variance_before")]
+    normalised = node("BatchNormalization", ["x", *(w.name for w in statistics)], outputs, "norm", training_mode=1)
+    outer = [normalised, node("Identity", ["b"], ["y"])]
+    with pytest.raises(ModelError, match=r"node norm \(BatchNormalization\) with an output without a name"):
+        check(plain(*outer, weights=statistics))
+
+
+@pytest.mark.parametrize("outputs", [["", "b"], ["b", ""]])
+def test_a_loop_names_what_it_carries(outputs: list[str]) -> None:
+    body = helper.make_graph(
+        [node("Identity", ["going"], ["goes_on"]), node("Identity", ["a"], ["c"]), node("Identity", ["a"], ["each"])],
+        "body", [value("turn", [], 7), value("going", [], 9), value("a", [1, 4])],
+        [value("goes_on", [], 9), value("c", [1, 4]), value("each", [1, 4])],
+    )  # fmt: skip
+    turns = weight("turns", np.int64(2))
+    loop = node("Loop", ["turns", "", "x"], outputs, "loop", body=body)
+    with pytest.raises(ModelError, match=r"node loop \(Loop\) with an output without a name"):
+        check(plain(loop, node("Identity", ["b"], ["y"]), weights=[turns]))

@@ -32,6 +32,8 @@ _COMPUTING = frozenset({
 })  # fmt: skip
 #: Whatever is allowed: they read a file or a blob of machine code, or call Python.
 _NEVER = frozenset({"EPContext", "PythonOp", "PythonOpGrad"})
+#: ONNX Runtime (1.32) writes to all outputs of these, those without a name too, and the process ends.
+_NAMED = frozenset({"BatchNormalization", "Loop"})
 
 
 def check_operators(skeleton: Proto, name: str, allowed: Collection[str] = ()) -> None:
@@ -44,6 +46,11 @@ def check_operators(skeleton: Proto, name: str, allowed: Collection[str] = ()) -
         if op in _NEVER and domain not in _OWN:
             raise ModelError(
                 f"{name} has the node {node.name} ({domain}.{op}), which reads files or runs code: it is never run"
+            )
+        if op in _NAMED and "" in node.output:
+            raise ModelError(
+                f"{name} has the node {node.name} ({op}) with an output without a name, which can make an engine end "
+                "the process: name it"
             )
         if domain in _OWN or domain in allowed or (domain == _CONTRIB and op in _COMPUTING):
             continue

@@ -348,6 +348,17 @@ MIXED: dict[str, tuple[Any, ...]] = {
          node("Div", ["x", "f"], ["y"])],
         ("N", 8), [I0],
     ),
+    "the size of the batch, for each row": (
+        [*shaped("N", 2), node("Expand", ["sh", "s"], ["e"]), node("Cast", ["e"], ["f"], to=T.FLOAT),
+         node("Div", ["x", "f"], ["y"])],
+        ("N", 2), [I0],
+    ),
+    "the size of the batch, repeated": (
+        [*shaped("N"), node("Mul", ["n", "n"], ["m"]), node("Tile", ["m", "n"], ["e"]),
+         node("Unsqueeze", ["e", "one"], ["u"]), node("Cast", ["u"], ["f"], to=T.FLOAT),
+         node("Div", ["x", "f"], ["y"])],
+        ("N", 2), [I0, i64("one", 1)],
+    ),
     "a choice by the size of the batch": (
         [node("Shape", ["x"], ["sh"]), node("Gather", ["sh", "i0"], ["n"]), node("Greater", ["n", "two"], ["c"]),
          node("Neg", ["x"], ["m"]), node("Where", ["c", "x", "m"], ["y"])],

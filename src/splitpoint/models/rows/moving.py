@@ -218,6 +218,7 @@ def expand(step: Step) -> Sequence[Value]:
         if set(at) - {place} or (k >= 0 and target[k] not in (ONE, own)):
             raise Mixes("expands the batch")
         return [Rows(place, value.each)]
+    step.same(0)
     return [filled(step, target, made - len(target), (made - rank, step.shape(0)))]
 
 
@@ -242,6 +243,7 @@ def tile(step: Step) -> Sequence[Value]:
         if any(e is None or e.rows for e in repeats) or repeats[value.axis] != ONE:
             raise Mixes("repeats the batch")
         return [value]
+    step.same(0)
     return [filled(step, repeats, 0, (0, step.shape(0)))]
 
 
