@@ -30,99 +30,98 @@ from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
+from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
+from splitpoint.runtime.adapt.link_belief import Carried, FrameTime, SharedUplink
 from splitpoint.runtime.result import Result
 from splitpoint.runtime.server.server import Server
 from splitpoint.segments import samples_for
 from splitpoint.survey import Survey
-from splitpoint.tasks.choices import Pace
 from splitpoint.tasks.files import load_tasks
 from splitpoint.tasks.fleet import Fleet, inputs_of
-from splitpoint.tasks.joint_search import _Search, bound, joint
-from splitpoint.tasks.monitor import Monitor, _Ratios
-from splitpoint.tasks.queue_run import Run, predict
+from splitpoint.tasks.joint_search import _JointSearch, bound, joint
+from splitpoint.tasks.monitor import QueueMonitor
+from splitpoint.tasks.policies import POLICIES, policy
+from splitpoint.tasks.queue_run import QueueRun, predict
 from splitpoint.tasks.random_queue import mix
 from splitpoint.tasks.schedule import (
-    POLICIES,
     Batch,
+    DecideOrder,
     Free,
-    Job,
-    Policy,
-    Stages,
-    Turn,
+    JobTurn,
+    QueuedJob,
+    StageTimes,
     fifo,
-    policy,
     rehearse,
     score,
     timeline,
 )
-from splitpoint.tasks.task import Summary, Task, TaskResult, Usage
+from splitpoint.tasks.task import QueueSummary, Task, TaskResult, Usage
 from splitpoint.tasks.task_rows import said
-from splitpoint.tasks.uplink_estimate import Carried, Uplink
-from splitpoint.tasks.uplink_order import Lane
+from splitpoint.tasks.uplink_order import UplinkOrder
 
 # --- the schedule in virtual time -------------------------------------------------------------------------------------
 
 
 def test_device_link_and_server_work_at_the_same_time() -> None:
-    split = Job((Stages(10, 20, 30, 1, 5),))
-    here = Job((Stages(40),))
-    first, second, third = timeline([split, split, here], [Turn(0), Turn(1), Turn(2)])
-    assert first == (Turn(0), 0, 10, 30, 35, 35, 65, 71)
+    split = QueuedJob((StageTimes(10, 20, 30, 1, 5),))
+    here = QueuedJob((StageTimes(40),))
+    first, second, third = timeline([split, split, here], [JobTurn(0), JobTurn(1), JobTurn(2)])
+    assert first == (JobTurn(0), 0, 10, 30, 35, 35, 65, 71)
     # Its head while the first one is sent; the link when that is done; the server when that is done.
-    assert second == (Turn(1), 10, 20, 50, 55, 65, 95, 101)
+    assert second == (JobTurn(1), 10, 20, 50, 55, 65, 95, 101)
     assert (third.started, third.ended) == (20, 60), "what stays here waits for nothing but the device"
     assert score([split, split, here], [first, second, third]) == (0, 101, (71 + 101 + 60) / 3)
 
 
 def test_requests_that_go_to_the_server_whole_follow_each_other_on_the_link() -> None:
-    job = Job((Stages(0, 10, 1, 0, 2),))
-    assert [s.ended for s in timeline([job] * 3, [Turn(0), Turn(1), Turn(2)])] == [15, 25, 35]
-    busy = timeline([job], [Turn(0)], Free(device=3, up=50, server=70))
+    job = QueuedJob((StageTimes(0, 10, 1, 0, 2),))
+    assert [s.ended for s in timeline([job] * 3, [JobTurn(0), JobTurn(1), JobTurn(2)])] == [15, 25, 35]
+    busy = timeline([job], [JobTurn(0)], Free(device=3, up=50, server=70))
     assert busy[0].ended == 70 + 1 + 2
 
 
 def test_what_waits_for_one_tail_is_run_as_one() -> None:
-    split = Job((batched(Stages(10, 20, 30, 1, 5), 0.1),))
-    other, here = Job((Stages(0, 1, 70, 0, 5),)), Job((Stages(40),))
-    turns = [Turn(1), Turn(0), Turn(2), Turn(3)]
+    split = QueuedJob((batched(StageTimes(10, 20, 30, 1, 5), 0.1),))
+    other, here = QueuedJob((StageTimes(0, 1, 70, 0, 5),)), QueuedJob((StageTimes(40),))
+    turns = [JobTurn(1), JobTurn(0), JobTurn(2), JobTurn(3)]
     slots = timeline([split, other, here, split], turns)
     first, _, third = (slots[k] for k in (1, 2, 3))
     assert (first.arrived, third.arrived) == (35, 85), "too late: the server began with the first at 76"
     assert (first.served, third.served) == (106, 136)
-    slots = timeline([split, other, here, split], [Turn(1), Turn(0), Turn(3), Turn(2)])
+    slots = timeline([split, other, here, split], [JobTurn(1), JobTurn(0), JobTurn(3), JobTurn(2)])
     first, third = slots[1], slots[2]
     assert third.arrived == 55
     assert (first.served_from, third.served_from, first.served, third.served) == (76, 76, 109, 109)
     assert (first.ended, third.ended) == (115, 116), "one after the other on the way back"
-    many = timeline([other, *[split] * 20], [Turn(k) for k in range(21)], Free(server=1000))
+    many = timeline([other, *[split] * 20], [JobTurn(k) for k in range(21)], Free(server=1000))
     assert [round(s.served_from) for s in many[1:]] == [1070] * 8 + [1121] * 8 + [1172] * 4, "eight at most"
 
 
-def random_jobs(random: Random, count: int, ways: int = 3, share: float = 1.0, **more: float) -> list[Job]:
+def random_jobs(random: Random, count: int, ways: int = 3, share: float = 1.0, **more: float) -> list[QueuedJob]:
     kinds = []
     for _ in range(3):
         here = random.uniform(5, 100)
         split = [
             batched(
-                Stages(
+                StageTimes(
                     random.uniform(0, here), random.uniform(1, 80), random.uniform(1, 40), random.uniform(0, 3), 4.0
                 ),
                 share,
             )
             for _ in range(random.randint(0, ways - 1))
         ]
-        kinds.append((Stages(here), *split))
+        kinds.append((StageTimes(here), *split))
     return [_individual(random.choice(kinds), **more) for _ in range(count)]
 
 
-def _individual(ways: tuple[Stages, ...], **more: float) -> Job:
-    return Job(ways, min(range(len(ways)), key=lambda w: ways[w].total), **more)  # type: ignore[arg-type]
+def _individual(ways: tuple[StageTimes, ...], **more: float) -> QueuedJob:
+    return QueuedJob(ways, min(range(len(ways)), key=lambda w: ways[w].total), **more)  # type: ignore[arg-type]
 
 
-def brute_force(jobs: list[Job]) -> float:
+def brute_force(jobs: list[QueuedJob]) -> float:
     """The least makespan of all orders and ways."""
     return min(
-        max(s.ended for s in timeline(jobs, [Turn(k, ways[k]) for k in order]))
+        max(s.ended for s in timeline(jobs, [JobTurn(k, ways[k]) for k in order]))
         for ways in product(*(range(len(j.ways)) for j in jobs))
         for order in permutations(range(len(jobs)))
     )
@@ -143,23 +142,23 @@ def test_joint_is_near_the_best_of_all_orders_and_ways(share: float) -> None:
 
 
 def test_the_bound_is_reached_where_it_can_be() -> None:
-    jobs = [Job((Stages(10.0),))] * 5
+    jobs = [QueuedJob((StageTimes(10.0),))] * 5
     assert bound([jobs[0].ways], [5], Free())[0] == pytest.approx(50)
-    jobs = [Job((Stages(0, 10, 1, 0, 2),))] * 3
+    jobs = [QueuedJob((StageTimes(0, 10, 1, 0, 2),))] * 3
     assert bound([jobs[0].ways], [3], Free())[0] == pytest.approx(35, rel=1e-5)
 
 
-def batched(one: Stages, share: float) -> Stages:
+def batched(one: StageTimes, share: float) -> StageTimes:
     """`one`, of which the server can run several as one: each further one takes that share. 1: alone."""
     return one._replace(more=share * one.server, tail=str(one)) if share < 1 else one
 
 
 remote = st.builds(
-    Stages, *(st.floats(0, 100) for _ in range(4)), trip=st.floats(0, 20), remote=st.just(True), more=st.just(0.0),
+    StageTimes, *(st.floats(0, 100) for _ in range(4)), trip=st.floats(0, 20), remote=st.just(True), more=st.just(0.0),
     tail=st.just(""),
 )  # fmt: skip
 stages = st.builds(batched, remote, st.sampled_from([0.0, 0.3, 1.0]))
-ways = st.tuples(st.floats(0.1, 100).map(lambda ms: Stages(ms)), st.lists(stages, max_size=3)).map(
+ways = st.tuples(st.floats(0.1, 100).map(lambda ms: StageTimes(ms)), st.lists(stages, max_size=3)).map(
     lambda found: (found[0], *found[1])
 )
 jobs_of = st.lists(
@@ -173,23 +172,23 @@ jobs_of = st.lists(
 
 @settings(max_examples=30, deadline=None)
 @given(jobs_of)
-def test_joint_is_never_worse_than_individual_plans(jobs: list[Job]) -> None:
+def test_joint_is_never_worse_than_individual_plans(jobs: list[QueuedJob]) -> None:
     one, other = (score(jobs, rehearse(jobs, p)[0]) for p in (joint, fifo))
     assert (one.missed, one.makespan) <= (other.missed, other.makespan + 1e-6)
 
 
 @settings(max_examples=30, deadline=None)
 @given(jobs_of, st.integers(0, 1000))
-def test_neighbours_are_priced_as_the_timeline_says(jobs: list[Job], seed: int) -> None:
+def test_neighbours_are_priced_as_the_timeline_says(jobs: list[QueuedJob], seed: int) -> None:
     random = np.random.default_rng(seed)
     tail = random.choice([s.tail for j in jobs for s in j.ways])
     free = Free(3.0, 20.0, 30.0, 5.0, Batch(str(tail), 25.0, 2, 4.0))
-    search = _Search(jobs, free)
+    search = _JointSearch(jobs, free)
     orders = np.array([random.permutation(len(jobs)) for _ in range(4)])
     chosen = np.array([[random.integers(len(j.ways)) for j in jobs] for _ in range(4)])
     first, mean = search._priced(chosen, orders)
     for row in range(4):
-        turns = [Turn(int(k), int(chosen[row][k])) for k in orders[row]]
+        turns = [JobTurn(int(k), int(chosen[row][k])) for k in orders[row]]
         expected = score(jobs, timeline(jobs, turns, free))
         assert first[row] == pytest.approx(expected.missed * 1e9 + expected.makespan)
         assert mean[row] == pytest.approx(expected.mean)
@@ -205,8 +204,8 @@ def test_joint_plans_a_large_queue_and_says_how_good_it_is() -> None:
 
 
 def test_joint_takes_a_deadline_for_more_than_the_makespan() -> None:
-    slow, quick = Stages(100), Stages(10)
-    jobs = [Job((slow,)), Job((quick,), due=20)]
+    slow, quick = StageTimes(100), StageTimes(10)
+    jobs = [QueuedJob((slow,)), QueuedJob((quick,), due=20)]
     assert [s.turn.job for s in rehearse(jobs, joint)[0]] == [1, 0]
     assert [s.turn.job for s in rehearse(jobs, fifo)[0]] == [0, 1]
 
@@ -214,36 +213,36 @@ def test_joint_takes_a_deadline_for_more_than_the_makespan() -> None:
 def test_a_model_is_served_in_few_ways() -> None:
     """Each is a head and a tail in memory."""
     random = Random(3)
-    ways = tuple(Stages(10.0 * k, 70.0 - 8 * k, 60.0 - 7 * k, 0, 1) for k in range(8))
+    ways = tuple(StageTimes(10.0 * k, 70.0 - 8 * k, 60.0 - 7 * k, 0, 1) for k in range(8))
     jobs = [_individual(ways) for _ in range(30)] + random_jobs(random, 10)
     slots, _ = rehearse(jobs, joint)
     assert len({s.turn.way for s in slots if jobs[s.turn.job].ways is ways}) <= 3
 
 
-def orders_of(p: Policy, jobs: list[Job]) -> list[int]:
+def orders_of(p: DecideOrder, jobs: list[QueuedJob]) -> list[int]:
     return [s.turn.job for s in rehearse(jobs, p)[0]]
 
 
 def test_policies_order_the_queue() -> None:
     jobs = [
-        Job((Stages(30),)),
-        Job((Stages(20), Stages(5)), usual=1, due=100),
-        Job((Stages(10),), due=50),
-        Job((Stages(40),), priority=1),
+        QueuedJob((StageTimes(30),)),
+        QueuedJob((StageTimes(20), StageTimes(5)), usual=1, due=100),
+        QueuedJob((StageTimes(10),), due=50),
+        QueuedJob((StageTimes(40),), priority=1),
     ]
-    assert orders_of(POLICIES["fifo"], jobs) == [3, 0, 1, 2]
-    assert orders_of(POLICIES["edf"], jobs) == [3, 2, 1, 0]
-    assert orders_of(POLICIES["sjf"], jobs) == [3, 1, 2, 0]
-    assert orders_of(POLICIES["joint"], jobs)[0] == 3
+    assert orders_of(POLICIES["fifo"].decide, jobs) == [3, 0, 1, 2]
+    assert orders_of(POLICIES["edf"].decide, jobs) == [3, 2, 1, 0]
+    assert orders_of(POLICIES["sjf"].decide, jobs) == [3, 1, 2, 0]
+    assert orders_of(POLICIES["joint"].decide, jobs)[0] == 3
     with pytest.raises(UsageError, match="did you mean fifo"):
         policy("fifos")
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_knows_only_what_has_arrived(name: str) -> None:
-    long, short = (Stages(100),), (Stages(1),)
-    jobs = [Job(long), Job(long), Job(short, release=10, priority=5), Job(short, release=900)]
-    slots = {s.turn.job: s for s in rehearse(jobs, policy(name))[0]}
+    long, short = (StageTimes(100),), (StageTimes(1),)
+    jobs = [QueuedJob(long), QueuedJob(long), QueuedJob(short, release=10, priority=5), QueuedJob(short, release=900)]
+    slots = {s.turn.job: s for s in rehearse(jobs, policy(name).decide)[0]}
     assert slots[2].started == 100, "it came while one ran, and goes before the other"
     assert slots[3].started == 900
     assert score(jobs, list(slots.values())).makespan == 901
@@ -374,7 +373,7 @@ def test_a_task_has_times_that_can_be(field: str, seconds: float) -> None:
 
 
 def test_requests_of_one_connection_tell_one_by_one() -> None:
-    seen = Uplink()
+    seen = SharedUplink()
     for id in range(3):
         seen.sent(id, "a", 0.0)
     assert seen.answered(0, 0.02, 1.0, 1000) == (0.02, [Carried(1.0, 1000, 0.98)])
@@ -386,7 +385,7 @@ def test_requests_of_one_connection_tell_one_by_one() -> None:
 
 
 def test_connections_that_share_the_link_tell_together() -> None:
-    seen = Uplink()
+    seen = SharedUplink()
     seen.sent(1, "a", 0.0)
     seen.sent(2, "b", 0.1)
     seen.sent(3, "b", 5.0)
@@ -397,7 +396,7 @@ def test_connections_that_share_the_link_tell_together() -> None:
 
 def test_uploads_leave_in_their_order_one_after_the_other() -> None:
     now, order, mbit_s = [0.0], list[tuple[int, float]](), [8.0]
-    lane = Lane(lambda nbytes: nbytes * 8e-6 / mbit_s[0], lambda: now[0])
+    lane = UplinkOrder(lambda nbytes: nbytes * 8e-6 / mbit_s[0], lambda: now[0])
     tickets = [lane.ticket() for _ in range(5)]
     lane.enter(tickets[0], "a", 100_000)
     lane.enter(tickets[1], "a", 100_000)  # the same connection: behind it in any case
@@ -487,7 +486,7 @@ def test_every_answer_is_the_whole_models(name: str, fleet: Fleet, models: Mappi
     tasks += [Task(name="late", model="lenet5", arrival_s=0.1, deadline_s=60)]
     inputs = {t.name: samples_for(models[t.model], 1, k)[0] for k, t in enumerate(tasks)}
     answers: dict[str, Result] = {}
-    run = Run(fleet, tasks, name, inputs)
+    run = QueueRun(fleet, tasks, name, inputs)
     run.on_answer = lambda row, result: answers.update({row.task.name: result})
     rows = run.run()
     assert sorted(r.task.name for r in rows) == sorted(t.name for t in tasks), "each once"
@@ -510,14 +509,14 @@ def test_every_answer_is_the_whole_models(name: str, fleet: Fleet, models: Mappi
 
 def test_the_bound_is_compared_with_what_it_came_to() -> None:
     common = {"policy": "joint", "tasks": 6, "link": FAST, "mean_ms": 9.0, "p95_ms": 20.0, "usage": Usage(0.2, 0, 0)}
-    summary = Summary(**common, makespan_ms=435.0, met=0, missed=0, predicted_ms=315.0, bound_ms=300.0)
+    summary = QueueSummary(**common, makespan_ms=435.0, met=0, missed=0, predicted_ms=315.0, bound_ms=300.0)
     (line,) = [line for line in said(summary) if "no order" in line]
     assert line == "no cuts and no order are predicted to take less than 300 ms: this is within 45.0%"
 
 
 def test_a_deadline_that_cannot_be_kept_is_missed_and_answered(fleet: Fleet) -> None:
     tasks = [Task(name="a", model="lenet5", deadline_s=1e-6)]
-    run = Run(fleet, tasks, "edf", inputs_of(fleet, tasks))
+    run = QueueRun(fleet, tasks, "edf", inputs_of(fleet, tasks))
     [row] = run.run()
     assert row.met is False
     assert run.summary.missed == 1
@@ -535,9 +534,10 @@ def test_what_arrives_is_not_held_up_by_finding_options_anew(
         return frontier(self, link, most)
 
     monkeypatch.setattr(Planner, "frontier", counted)
-    monkeypatch.setattr(Monitor, "pace", property(lambda self: Pace(Link(0.9 * FAST.up_mbps, FAST.down_mbps, 0.0))))
+    link = Link(0.9 * FAST.up_mbps, FAST.down_mbps, 0.0)
+    monkeypatch.setattr(QueueMonitor, "conditions", property(lambda self: Conditions(link=link)))
     tasks = [Task(name=f"{k}", model="lenet5", arrival_s=0.02 * k) for k in range(4)]
-    run = Run(fleet, tasks, "joint", inputs_of(fleet, tasks))
+    run = QueueRun(fleet, tasks, "joint", inputs_of(fleet, tasks))
     run.prepare()
     found.clear()
     rows = run.run()
@@ -569,7 +569,7 @@ def test_what_gains_by_running_together_is_known_before_the_start(
         fleet.add(("lenet5", ""), "lenet5")
         known = profiles["lenet5"]
         fleet.know(("lenet5", ""), Survey(known.slowed(1000), known.slowed(50 / known.whole.median), FAST))
-        run = Run(fleet, tasks, "fifo", inputs)
+        run = QueueRun(fleet, tasks, "fifo", inputs)
         planned = run.prepare()
         assert "batched" in told, "the server has found out that it may"
         found = fleet.shares["lenet5", ""]
@@ -585,26 +585,31 @@ def test_what_gains_by_running_together_is_known_before_the_start(
 
 
 def test_those_that_ran_as_one_say_nothing_of_the_servers_speed() -> None:
-    seen = _Ratios()
+    seen = Observer(FAST, measured=True)
+
+    def answered(run: float, ratio: float) -> None:
+        tail = Ran(ratio * 10.0, 10.0, 10.0, batch=run)
+        seen.answered(run, FrameTime(1000, 1.0), FrameTime(100, 1.0), tail, queue_ms=0.0)
+
     for run, ratio in ((1.0, 0.2), (1.0, 0.2), (1.0, 0.2), (2.0, 3.0), (3.0, 2.0)):
-        seen.add(run, ratio)
-    assert seen.middle == 1.0, "two are too few"
-    seen.add(4.0, 5.0)
-    assert seen.middle == 3.0
+        answered(run, ratio)
+    assert seen.conditions(3.0).server == 1.0, "two are too few"
+    answered(4.0, 5.0)
+    assert seen.conditions(4.0).server == pytest.approx(3.0)
 
 
 class Changing:
     """A monitor for which the link is another one after some answers."""
 
-    def __init__(self, run: Run, after: int, link: Link) -> None:
+    def __init__(self, run: QueueRun, after: int, link: Link) -> None:
         self._real, self._run, self._after, self._link = run.monitor, run, after, link
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._real, name)
 
     @property
-    def pace(self) -> Pace:
-        return Pace(self._link if len(self._run.rows) >= self._after else FAST)
+    def conditions(self) -> Conditions:
+        return Conditions(link=self._link if len(self._run.rows) >= self._after else FAST)
 
 
 def test_another_bandwidth_is_another_plan(
@@ -613,7 +618,7 @@ def test_another_bandwidth_is_another_plan(
     monkeypatch.setattr("splitpoint.tasks.queue_run._SETTLE_MS", 0.0)
     slow_device(fleet, profiles)
     tasks = [Task(name=f"t{k}", model="lenet5", arrival_s=0.02 * k) for k in range(30)]
-    run = Run(fleet, tasks, "fifo", inputs_of(fleet, tasks))
+    run = QueueRun(fleet, tasks, "fifo", inputs_of(fleet, tasks))
     run.monitor = Changing(run, 3, Link(0.001, 0.001, 2.0))  # type: ignore[assignment]
     rows = sorted(run.run(), key=lambda r: r.started_ms)
     assert "server" in rows[0].option
@@ -627,7 +632,7 @@ def test_a_server_that_ends_is_an_error_after_what_was_answered(
 ) -> None:
     slow_device(fleet, profiles)
     tasks = [Task(name=f"t{k}", model="lenet5", arrival_s=0.01 * k) for k in range(50)]
-    run = Run(fleet, tasks, "fifo", inputs_of(fleet, tasks))
+    run = QueueRun(fleet, tasks, "fifo", inputs_of(fleet, tasks))
 
     def on_answer(row: TaskResult, result: Result) -> None:
         if len(run.rows) == 3:
@@ -646,7 +651,7 @@ def test_a_profile_that_runs_contradict_is_corrected_before_the_start(
     told = profiles["lenet5"].slowed(200)
     fleet.know(("lenet5", ""), Survey(told, profiles["lenet5"].slowed(1e5), FAST))
     tasks = [Task(name=f"t{k}", model="lenet5") for k in range(3)]
-    planned = Run(fleet, tasks, "fifo", inputs_of(fleet, tasks)).prepare()
+    planned = QueueRun(fleet, tasks, "fifo", inputs_of(fleet, tasks)).prepare()
     believed = fleet.planners["lenet5", ""].pricing
     assert believed.edge.whole.median < told.whole.median / 5
     assert believed.cloud.whole.median > told.whole.median, "no run said anything of the server"
@@ -657,7 +662,7 @@ def test_a_profile_that_runs_contradict_is_corrected_before_the_start(
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_answers_what_is_under_way(fleet: Fleet) -> None:
     tasks = [Task(name=f"t{k}", model="lenet5", arrival_s=0.01 * k) for k in range(500)]
-    run = Run(fleet, tasks, "fifo", inputs_of(fleet, tasks))
+    run = QueueRun(fleet, tasks, "fifo", inputs_of(fleet, tasks))
     begun: list[int] = []
     serve = run._serve
 
@@ -685,7 +690,7 @@ def test_what_the_server_does_not_answer_is_finished_here(
             Task(name=f"t{k}", model=name, arrival_s=0.01 * k) for k, name in enumerate(["lenet5", "residual"] * 15)
         ]
         inputs = {t.name: samples_for(models[t.model], 1, k)[0] for k, t in enumerate(tasks)}
-        run = Run(fleet, tasks, "joint", inputs)
+        run = QueueRun(fleet, tasks, "joint", inputs)
 
         def on_answer(row: TaskResult, result: Result) -> None:
             answers[row.task.name] = result

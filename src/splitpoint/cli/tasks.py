@@ -26,9 +26,9 @@ from splitpoint.security import Security
 from splitpoint.tasks.choices import Source
 from splitpoint.tasks.files import Mistake, read_tasks, refuse
 from splitpoint.tasks.fleet import Fleet, inputs_of
-from splitpoint.tasks.queue_run import Run, predict
+from splitpoint.tasks.policies import POLICIES
+from splitpoint.tasks.queue_run import QueueRun, predict
 from splitpoint.tasks.random_queue import mix
-from splitpoint.tasks.schedule import POLICIES
 from splitpoint.tasks.task import Task, TaskPlan, TaskResult
 from splitpoint.tasks.task_rows import COLUMNS, TITLES, cells, record, said
 from splitpoint.units import ms
@@ -46,8 +46,9 @@ from splitpoint.units import ms
     type=click.Choice(tuple(POLICIES)),
     default="joint",
     show_default=True,
-    help="Who goes first: who came first, has the earliest deadline, or takes least, each with its own best plan; or "
-    "joint: choose order and cuts together.",
+    help="Who goes first, each with its own best plan; or joint. "
+    + "; ".join(f"{name}: {policy.first}" for name, policy in POLICIES.items())
+    + ".",
 )
 @click.option("--dry-run", is_flag=True, help="Only plan: print what is predicted, by every policy.")
 @click.option(
@@ -109,7 +110,7 @@ def command(
         if dry_run:
             show_plans(fleet, tasks, by, csv_path, as_json)
             return
-        execute(fleet, Run(fleet, tasks, by, inputs), csv_path, as_json)
+        execute(fleet, QueueRun(fleet, tasks, by, inputs), csv_path, as_json)
 
 
 # --- whose models they are --------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def wrong(fleet: Fleet, source: Source) -> str:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def execute(fleet: Fleet, run: Run, csv_path: Path | None, as_json: bool) -> None:
+def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -> None:
     """Runs and prints; what was answered is printed and written also where not all was."""
     answered: list[TaskResult] = []
     planned = run.prepare()
@@ -180,7 +181,7 @@ def execute(fleet: Fleet, run: Run, csv_path: Path | None, as_json: bool) -> Non
     finish(run, answered, csv_path, as_json)
 
 
-def finish(run: Run, rows: list[TaskResult], csv_path: Path | None, as_json: bool) -> None:
+def finish(run: QueueRun, rows: list[TaskResult], csv_path: Path | None, as_json: bool) -> None:
     """Prints and writes the rows and what they came to."""
     summary = run.summary
     if as_json:

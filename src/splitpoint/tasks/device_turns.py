@@ -15,7 +15,7 @@ from splitpoint.models.model import Segment
 from splitpoint.tensors import Array
 
 
-class Device:
+class SharedDevice:
     """An engine (splitpoint.engines) around another one."""
 
     def __init__(self, engine: Engine) -> None:
@@ -50,7 +50,7 @@ class Device:
 
 
 class _Borrowed:
-    def __init__(self, session: Session, device: Device) -> None:
+    def __init__(self, session: Session, device: SharedDevice) -> None:
         self.inputs, self.outputs, self.nbytes = session.inputs, session.outputs, session.nbytes
         self._session, self._device = session, device
 

@@ -4,7 +4,7 @@ with Fleet("10.0.0.5", engine=open_engine()) as fleet:
     fleet.add(("vgg16_bn", ""), "vgg16_bn")
     fleet.add(("lenet5", ""), "lenet5")
     fleet.survey(budget_s=10)
-    rows = Run(fleet, tasks, "joint", inputs_of(fleet, tasks)).run()
+    rows = QueueRun(fleet, tasks, "joint", inputs_of(fleet, tasks)).run()
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
 from splitpoint.survey import OnStep, Survey, placement, survey
 from splitpoint.tasks.choices import Source, same
-from splitpoint.tasks.device_turns import Device
+from splitpoint.tasks.device_turns import SharedDevice
 from splitpoint.tasks.task import Task
 from splitpoint.tensors import Array
 
@@ -62,7 +62,7 @@ class Fleet(Closable):
         allow_domains: Collection[str] = (),
         on_event: OnEvent = ignore,
     ) -> None:
-        self.device = Device(engine)
+        self.device = SharedDevice(engine)
         self.edges: dict[Source, Edge] = {}
         self.planners: dict[Source, Planner] = {}
         self.ready: dict[Source, list[Option]] = {}

@@ -88,7 +88,7 @@ class Usage(msgspec.Struct, frozen=True):
     server: float
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A queue worked off by one policy. `makespan_ms` is from the first arrival to the last answer.
 
     `bound_ms`: no choice of cuts and no order is predicted to need less (0 where the policy does not say).
@@ -116,11 +116,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 def summarise(
     rows: list[TaskPlan] | list[TaskResult], policy: str, link: Link, usage: Usage, predicted_ms: float, **more: float
-) -> Summary:
-    """What a queue came to; `more` are the fields of `Summary` that rows do not tell."""
+) -> QueueSummary:
+    """What a queue came to; `more` are the fields of `QueueSummary` that rows do not tell."""
     first = min(r.task.arrival_s for r in rows) * 1e3
     totals = sorted(r.total_ms for r in rows)
-    return Summary(
+    return QueueSummary(
         policy=policy,
         tasks=len(rows),
         link=link,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from splitpoint.tasks.task import Summary, TaskPlan, TaskResult
+from splitpoint.tasks.task import QueueSummary, TaskPlan, TaskResult
 from splitpoint.units import counted, mbps, ms
 
 COLUMNS: Sequence[str] = (
@@ -49,7 +49,7 @@ def cells(row: TaskPlan) -> tuple[str, ...]:
     )
 
 
-def said(summary: Summary, *, predicted: bool = False) -> list[str]:
+def said(summary: QueueSummary, *, predicted: bool = False) -> list[str]:
     """A summary in a few lines."""
     how = "predicted: " if predicted else ""
     usage = summary.usage

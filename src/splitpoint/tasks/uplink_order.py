@@ -21,7 +21,7 @@ EARLY = 0.1
 _LOOK_S = 0.02
 
 
-class Lane:
+class UplinkOrder:
     """The order of uploads. `up_s` says how many seconds so many bytes take, as of now; `clock` is in seconds. Any
     thread may wait."""
 

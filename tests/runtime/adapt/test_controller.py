@@ -32,7 +32,7 @@ from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.controller import Adaptive, Watching
 from splitpoint.runtime.adapt.prewarm import KEPT_S, MOST, RETRY_S, Ready
-from splitpoint.runtime.adapt.probe_schedule import LEAST_NBYTES, Lookout
+from splitpoint.runtime.adapt.probe_schedule import LEAST_NBYTES, ProbeSchedule
 from splitpoint.runtime.adapt.switch_log import Gaps, Switch
 from splitpoint.runtime.adapt.switch_policy import Policy
 from splitpoint.runtime.client.edge import Edge
@@ -399,7 +399,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
 
 def test_a_lookout_never_spends_more_than_its_share() -> None:
     for mbps in (0.13, 2.0, 50.0, 1000.0):
-        lookout, sent = Lookout(1.0, 20), 0
+        lookout, sent = ProbeSchedule(1.0, 20), 0
         for k in range(1, 1001):
             nbytes = lookout.probe_nbytes(0.1 * k, mbps)
             if nbytes:
@@ -412,7 +412,7 @@ def test_a_lookout_never_spends_more_than_its_share() -> None:
 
 
 def test_a_surprise_is_looked_at_again_soon_but_not_for_ever() -> None:
-    lookout = Lookout(1.0, 20)
+    lookout = ProbeSchedule(1.0, 20)
     moments = []
     for k in range(1, 600):
         now_s = 0.01 * k
@@ -427,7 +427,7 @@ def test_a_surprise_is_looked_at_again_soon_but_not_for_ever() -> None:
 
 
 def test_a_lost_request_beside_does_not_forbid_the_next_for_ever() -> None:
-    lookout = Lookout(0.0, 2)
+    lookout = ProbeSchedule(0.0, 2)
     for _ in range(3):
         lookout.ran_alone(1.0)
     assert lookout.wants_request(1.0)
@@ -441,7 +441,7 @@ def test_a_lost_request_beside_does_not_forbid_the_next_for_ever() -> None:
 
 
 def test_a_request_beside_that_could_not_be_sent_is_tried_again_in_a_second() -> None:
-    lookout = Lookout(0.0, 2)
+    lookout = ProbeSchedule(0.0, 2)
     for _ in range(2):
         lookout.ran_alone(1.0)
     lookout.sent_request(1.0)

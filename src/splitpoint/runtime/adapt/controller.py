@@ -34,9 +34,10 @@ from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
-from splitpoint.runtime.adapt.conditions import Conditions, Observer
+from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
+from splitpoint.runtime.adapt.link_belief import FrameTime
 from splitpoint.runtime.adapt.prewarm import RETRY_S, Placing, Ready
-from splitpoint.runtime.adapt.probe_schedule import Lookout
+from splitpoint.runtime.adapt.probe_schedule import ProbeSchedule
 from splitpoint.runtime.adapt.switch_log import Gaps, Switch
 from splitpoint.runtime.adapt.switch_policy import Adapter, Decision, Policy
 from splitpoint.runtime.circuit_breaker import DOWN, UP
@@ -52,11 +53,9 @@ from splitpoint.survey import Reached, placement, survey
 TICK_S = 0.1
 #: How long an answer to a probe is waited for.
 _PROBE_WAIT_S = 2.0
-#: The likely cuts are looked up again when the link, the device or the server has changed by this factor, or the cut;
-#: not more often than this, because it takes as long as several decisions.
-_OTHER, _LIKELY_S = 1.25, 1.0
-#: Round trips below this are alike.
-_TRIP_MS = 10.0
+#: The likely cuts are looked up again when the conditions or the cut are others, but not more often than this: it takes
+#: as long as several decisions.
+_LIKELY_S = 1.0
 #: A request beside may compute this share of a request on the device once more.
 _COSTS_LITTLE = 0.1
 #: A gap between answers that has no end after this is recorded without one.
@@ -135,10 +134,10 @@ class Adaptive:
         self._edge, self._planner = edge, planner
         self._tell, self._now = teller(on_event), clock
         first = planner.best(link) or planner.local(link)
-        self._observer = Observer(link, planner.pricing.edge, planner.pricing.cloud)
+        self._observer, self._profiles = Observer(link), planner.pricing
         seed = watching.seed if watching.seed is not None else Random().getrandbits(32)
         self._adapter = Adapter(planner, current=first, policy=watching.policy, seed=seed, rate=watching.rate)
-        self._lookout = Lookout(watching.probe_every_s, watching.explore_every)
+        self._schedule = ProbeSchedule(watching.probe_every_s, watching.explore_every)
         self._ready, self._gaps = Ready(), Gaps()
         self.switches: list[Switch] = []
         self._open: list[tuple[int, float]] = []  # switches whose gap is not known: (place in the list, when)
@@ -217,7 +216,9 @@ class Adaptive:
 
     def computed(self, cut: Cut, head_ms: float) -> None:
         if not self._compiling:
-            self._heard.append(partial(self._observer.computed, self._now(), cut, head_ms))
+            profile = self._profiles.edge
+            head = Ran(head_ms, profile.head(cut).median, profile.whole.median)
+            self._heard.append(partial(self._observer.computed, self._now(), head))
 
     def overdue(self, up_nbytes: int, age_ms: float) -> None:
         self._urgent(partial(self._observer.overdue, self._now(), up_nbytes, age_ms))
@@ -225,7 +226,7 @@ class Adaptive:
     def failed(self, why: str) -> None:
         now_s = self._now()
         self._urgent(partial(self._observer.failed, now_s))
-        self._heard.append(partial(self._lookout.used, now_s))
+        self._heard.append(partial(self._schedule.used, now_s))
 
     def state(self, state: str) -> None:
         self._urgent(partial(self._observer.reachable, self._now(), state == UP))
@@ -234,7 +235,7 @@ class Adaptive:
         """A request was answered to whoever asked."""
         self._gaps.answered(result.marks.started, result.marks.ended)
         if not result.up_nbytes and not result.fallback:
-            self._heard.append(partial(self._lookout.ran_alone, result.marks.ended))
+            self._heard.append(partial(self._schedule.ran_alone, result.marks.ended))
             self._sample = request
 
     def _urgent(self, note: Callable[[], None]) -> None:
@@ -254,12 +255,14 @@ class Adaptive:
         if disturbed:
             stages, remote_ms, t = {**stages, "tail": 0.0, "queue": 0.0}, 0.0, t._replace(load_queue_s=0.0)
         up_ms, rtt_ms = stages["up"], 2e3 * result.offset.error_s
-        self._lookout.used(now_s)
-        self._lookout.saw(now_s, self._link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
+        self._schedule.used(now_s)
+        self._schedule.saw(now_s, self._link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
+        profile = self._profiles.cloud
+        tail = Ran(stages["tail"], profile.tail(self._cut_named(result.cut)).median, profile.whole.median)
         self._observer.answered(
-            now_s, self._cut_named(result.cut), result.up_nbytes, up_ms, result.down_nbytes, stages["down"],
-            tail_ms=stages["tail"], queue_ms=stages["queue"], load_queue_ms=t.load_queue_s * 1e3,
-            utilisation=t.utilisation, rtt_ms=rtt_ms, remote_ms=remote_ms, decode_ms=stages["decode"],
+            now_s, FrameTime(result.up_nbytes, up_ms), FrameTime(result.down_nbytes, stages["down"]), tail,
+            queue_ms=stages["queue"], load_queue_ms=t.load_queue_s * 1e3, utilisation=t.utilisation,
+            rtt_ms=rtt_ms, remote_ms=remote_ms, decode_ms=stages["decode"],
         )  # fmt: skip
 
     # --- deciding -----------------------------------------------------------------------------------------------
@@ -301,7 +304,7 @@ class Adaptive:
     def _prepare(self, now_s: float, conditions: Conditions) -> None:
         """Has the likely next cuts compiled in the background, and frees what has not been likely for long."""
         moved = self._edge.cut.nodes != self._likely_at
-        if moved or (now_s - self._likely_s >= _LIKELY_S and _other(self._looked_up, conditions)):
+        if moved or (now_s - self._likely_s >= _LIKELY_S and conditions.differs(self._looked_up)):
             self._looked_up, self._likely_at, self._likely_s = conditions, self._edge.cut.nodes, now_s
             likely = [self._adapter.current, *self._adapter.likely(conditions)]
             self._likely = [self._placing(option) for option in likely]
@@ -317,16 +320,16 @@ class Adaptive:
         if state == DOWN:
             return
         sample = self._sample
-        if sample is not None and self._lookout.wants_request(now_s, hurry=state != UP):
+        if sample is not None and self._schedule.wants_request(now_s, hurry=state != UP):
             self._sample = None
             option = self._beside(conditions)
             if option is not None:
-                self._lookout.sent_request(now_s)
+                self._schedule.sent_request(now_s)
                 self._do("request beside", partial(self._shadow, sample, *self._placing(option)))
             return
-        nbytes = self._lookout.probe_nbytes(now_s, conditions.link.up_mbps) if state == UP else 0
+        nbytes = self._schedule.probe_nbytes(now_s, conditions.link.up_mbps) if state == UP else 0
         if nbytes:
-            self._lookout.sent_probe(now_s, nbytes)
+            self._schedule.sent_probe(now_s, nbytes)
             self._do("probe", partial(self._probe, nbytes))
 
     def _beside(self, conditions: Conditions) -> Option | None:
@@ -388,7 +391,7 @@ class Adaptive:
             sent = self._edge.shadow(request, cut, codecs)
         finally:
             if not sent:
-                self._heard.append(partial(self._lookout.not_sent, self._now()))
+                self._heard.append(partial(self._schedule.not_sent, self._now()))
 
     def _probe(self, nbytes: int) -> None:
         seen = self._edge.glimpse(nbytes, _PROBE_WAIT_S)
@@ -399,8 +402,8 @@ class Adaptive:
         if seen is None:
             self._observer.overdue(now_s, nbytes, _PROBE_WAIT_S * 1e3)
             return
-        self._lookout.saw(now_s, self._link.up_ms(seen.up_nbytes) + seen.rtt_ms / 2, seen.up_ms)
-        self._observer.probed(now_s, seen.up_nbytes, seen.up_ms, seen.down_nbytes, seen.down_ms, seen.rtt_ms)
+        self._schedule.saw(now_s, self._link.up_ms(seen.up_nbytes) + seen.rtt_ms / 2, seen.up_ms)
+        self._observer.probed(now_s, seen)
 
     # --- names --------------------------------------------------------------------------------------------------
 
@@ -429,12 +432,3 @@ def planned(
     """Plans for this device and the server of `edge`, and the link between them as it is now. See `advisor.survey`."""
     known = survey(edge, engine, budget_s=budget_s, cache=cache, on_step=lambda text: on_event(Event("notice", text)))
     return known.planner(edge.model.graph, constraints=constraints), known.link
-
-
-def _other(a: Conditions, b: Conditions) -> bool:
-    """Whether other cuts may be likely under `b` than under `a`."""
-    pairs = [
-        (a.link.up_mbps, b.link.up_mbps), (a.link.down_mbps, b.link.down_mbps), (a.device, b.device),
-        (a.server, b.server), (a.link.rtt_ms + a.queue_ms + _TRIP_MS, b.link.rtt_ms + b.queue_ms + _TRIP_MS),
-    ]  # fmt: skip
-    return any(not 1 / _OTHER <= x / y <= _OTHER for x, y in pairs)

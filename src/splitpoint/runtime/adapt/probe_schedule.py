@@ -54,7 +54,7 @@ class Allowance:
         self.nbytes -= nbytes
 
 
-class Lookout:
+class ProbeSchedule:
     """When to probe, and when to send a request beside. With `probe_every_s` 0 never the one, with `explore_every` 0
     never the other."""
 
