@@ -225,7 +225,7 @@ def _by(jobs: Sequence[QueuedJob], waiting: Sequence[int], key: Callable[[int], 
 
 
 class QueueScore(NamedTuple):
-    """What a queue comes to, and what `joint` minimises, in this order: missed deadlines, the last answer, the mean wait."""
+    """What a queue comes to; `joint` minimises it in this order: missed deadlines, the last answer, the mean wait."""
 
     missed: int
     makespan: float

@@ -25,7 +25,8 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import software
-from splitpoint.runtime.probe.link_probe import MOST_NBYTES, Measured, learn, measure_link, probe
+from splitpoint.runtime.probe.link_probe import MOST_NBYTES, LinkMeasurement, measure_link, probe
+from splitpoint.runtime.result import Result
 from splitpoint.runtime.server.server import Server
 from splitpoint.transports import connect
 from splitpoint.transports.framed import flat
@@ -134,7 +135,7 @@ class VirtualChannel:
         self.waiting.pop(id, None)
 
 
-def measured(channel: VirtualChannel, budget_s: float = 3.0) -> Measured:
+def measured(channel: VirtualChannel, budget_s: float = 3.0) -> LinkMeasurement:
     return probe(channel, budget_s, clock=lambda: channel.now)
 
 
@@ -310,6 +311,16 @@ def test_a_server_that_ends_in_the_middle_is_a_clear_error(server: Server) -> No
         with pytest.raises(ServerError, match="the link could not be measured"):
             probe(channel, 2.0)
         channel.close()
+
+
+def learn(estimator: LinkEstimator, result: Result) -> None:
+    """Tells `estimator` what a request that has been answered says of the link; nothing, if no server took part."""
+    if result.offset is None or not result.up_nbytes:
+        return
+    stages = result.trace.stages()
+    if result.offset.pinged:
+        estimator.ping(result.marks.ended, 2e3 * result.offset.error_s)
+    estimator.observe(result.marks.ended, result.up_nbytes, stages["up"], result.down_nbytes, stages["down"])
 
 
 def test_the_estimator_learns_from_results(server: Server, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from splitpoint import wire
 from splitpoint.errors import ServerError
-from splitpoint.runtime.probe.link_probe import Asks, noise
+from splitpoint.runtime.probe.link_probe import noise
+from splitpoint.runtime.probe.ping import Asks, ping
 from splitpoint.wire import Kind
 
 #: What a PING and its PONG, and a PROBE and its PROBED, have beside a body, at most.
@@ -40,10 +41,7 @@ def glimpse(
     `offset_s` is the server's clock minus ours, asked after the ping. ProtocolError for answers that cannot be.
     """
     try:
-        id, sent = channel.reserve(), clock()
-        channel.send(id, wire.encode(Kind.PING, id, wire.Ping(sent)))
-        pong, frame = channel.expect(id, wire.Pong, timeout_s)
-        rtt_s = frame.started - sent - max(0.0, pong.sent_s - pong.received_s)
+        trip = ping(channel, timeout_s, clock)
         id, sent = channel.reserve(), clock()
         body = max(1, nbytes - OVERHEAD_NBYTES)
         packet = wire.encode(Kind.PROBE, id, wire.Probe(), (noise(body),), body)
@@ -55,9 +53,9 @@ def glimpse(
         raise
     back_s = frame.started - sent - max(0.0, probed.sent_s - probed.received_s)
     up_s = probed.received_s - offset_s() - sent
-    if not all(isfinite(s) for s in (rtt_s, back_s, up_s)):
+    if not all(isfinite(s) for s in (back_s, up_s)):
         return None
     # Where the offset is off, the frame's own round trip bounds what it can have taken.
     both_s = max(0.0, back_s)
     up_s = min(max(0.0, up_s), both_s)
-    return Glimpse(max(0.0, rtt_s) * 1e3, packet.nbytes, up_s * 1e3, frame.nbytes, (both_s - up_s) * 1e3)
+    return Glimpse(trip.seconds * 1e3, packet.nbytes, up_s * 1e3, frame.nbytes, (both_s - up_s) * 1e3)
