@@ -29,7 +29,7 @@ from splitpoint.lab import scenario_device as worker
 from splitpoint.lab import slow_device as device
 from splitpoint.lab.mobile import as_csv, mobile_trace
 from splitpoint.lab.relay import Relay, ThreadRelay
-from splitpoint.lab.shaper import Lane
+from splitpoint.lab.shaper import ShapedLane
 from splitpoint.lab.slow_device import Hierarchy, Share, Stretched, hierarchies, quota_share, slowed, stop_share
 from splitpoint.link import Link
 from splitpoint.link.files import load_trace
@@ -44,7 +44,7 @@ FAST = Link(1000, 1000, 0)
 # --- the schedule, in virtual time ------------------------------------------------------------------------------------
 
 
-def arrivals(lane: Lane[int], nbytes: int, now: float = 0.0) -> list[float]:
+def arrivals(lane: ShapedLane[int], nbytes: int, now: float = 0.0) -> list[float]:
     """When the chunks of a message of `nbytes` arrive, each read as soon as the lane is ready for it."""
     made = []
     while nbytes > 0:
@@ -62,14 +62,14 @@ def arrivals(lane: Lane[int], nbytes: int, now: float = 0.0) -> list[float]:
     now=st.floats(-1e3, 1e3),
 )
 def test_a_message_arrives_after_its_bytes_and_the_delay(mbps: float, delay_s: float, nbytes: int, now: float) -> None:
-    lane = Lane[int](mbps, delay_s)
+    lane = ShapedLane[int](mbps, delay_s)
     last = arrivals(lane, nbytes, now)[-1]
     assert last - now == pytest.approx(nbytes / (mbps * 125e3) + delay_s, rel=1e-6, abs=1e-9)
 
 
 @given(st.floats(0.13, 1000), st.floats(0, 0.2), st.just(0.0) | st.floats(0, 200), st.integers(0, 99))
 def test_what_a_lane_holds_is_bounded_and_stays_in_order(mbps: float, delay_s: float, jitter: float, seed: int) -> None:
-    lane = Lane[int](mbps, delay_s, jitter, Random(seed))
+    lane = ShapedLane[int](mbps, delay_s, jitter, Random(seed))
     now, last, held = 0.0, 0.0, 0
     for _ in range(100):
         now = max(now, lane.ready_at)
@@ -84,23 +84,23 @@ def test_what_a_lane_holds_is_bounded_and_stays_in_order(mbps: float, delay_s: f
 
 
 def test_chunks_follow_the_rate() -> None:
-    assert Lane[int](0.13).chunk == 256  # 16 ms: nobody waits longer for a part
-    assert Lane[int](200).chunk == 25_000
-    assert Lane[int](10_000).chunk == 64 << 10
+    assert ShapedLane[int](0.13).chunk == 256  # 16 ms: nobody waits longer for a part
+    assert ShapedLane[int](200).chunk == 25_000
+    assert ShapedLane[int](10_000).chunk == 64 << 10
 
 
 def test_being_late_costs_nothing_while_the_sender_waits_and_time_while_it_does_not() -> None:
     for waiting, expected in ((True, 0.002), (False, 0.011)):
-        lane = Lane[int](8)
+        lane = ShapedLane[int](8)
         lane.admit(0.0, 1000, 0)
         assert lane.admit(0.010, 1000, 1, waiting=waiting) == pytest.approx(expected)
-    lane = Lane[int](8)
+    lane = ShapedLane[int](8)
     lane.admit(0.0, 1000, 0)
     assert lane.admit(5.0, 1000, 1, waiting=True) == pytest.approx(5.001)  # asleep for seconds: that is lost
 
 
 def test_a_new_link_holds_for_what_has_not_left() -> None:
-    lane = Lane[int](0.008, 0.5)  # 1 kB/s
+    lane = ShapedLane[int](0.008, 0.5)  # 1 kB/s
     assert lane.admit(0.0, 1000, 7) == pytest.approx(1.5)
     lane.set(0.5, 0.8, 0.1)  # half of it has left; the rest does at 100 kB/s
     assert lane.next_at == pytest.approx(0.5 + 0.005 + 0.1)
@@ -109,7 +109,7 @@ def test_a_new_link_holds_for_what_has_not_left() -> None:
 
 
 def test_a_shorter_delay_overtakes_nothing() -> None:
-    lane = Lane[int](8, 1.0)
+    lane = ShapedLane[int](8, 1.0)
     first = lane.admit(0.0, 10, 1)
     lane.set(0.1, 8, 0.0)
     assert lane.admit(0.2, 10, 2) >= first
@@ -117,7 +117,7 @@ def test_a_shorter_delay_overtakes_nothing() -> None:
 
 
 def test_a_stall_delays_what_is_on_its_way_and_what_comes_after() -> None:
-    lane = Lane[int](8, 0.1)
+    lane = ShapedLane[int](8, 0.1)
     lane.admit(0.0, 1000, 1)
     lane.stall(0.05, 2.0)
     lane.admit(0.06, 1000, 2)
@@ -128,7 +128,7 @@ def test_a_stall_delays_what_is_on_its_way_and_what_comes_after() -> None:
 
 def test_jitter_is_the_ninetieth_percentile_of_round_trips_and_repeats_with_its_seed() -> None:
     def trips(seed: str) -> list[float]:
-        up, down = (Lane[int](1e6, 0.010, 20.0, Random(f"{seed}:{way}")) for way in ("up", "down"))
+        up, down = (ShapedLane[int](1e6, 0.010, 20.0, Random(f"{seed}:{way}")) for way in ("up", "down"))
         made = []
         for k in range(4000):
             there = up.admit(float(k), 1, 0)

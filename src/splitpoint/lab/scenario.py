@@ -40,7 +40,7 @@ from splitpoint.text import plain
 _MOST_BYTES = 1 << 20
 
 
-class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeviceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The emulated device; `slowdown` 1 is this machine as it is. `method`: ``stretched`` (each run of the engine takes
     longer), ``quota`` or ``stop`` (a limit for the whole process), ``limit`` (whichever of these two works here)."""
 
@@ -89,7 +89,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     warm_up: int = 2
     inputs: str | tuple[str, ...] = "photos"
     seed: int = 0
-    device: Device = Device()
+    device: DeviceOptions = DeviceOptions()
     server: ServerOptions = ServerOptions()
     events: tuple[LinkEvent, ...] = ()
     folder: str = ""
@@ -200,5 +200,5 @@ def load_scenario(path: Path) -> Scenario:
 def _hinted(said: str) -> str:
     """msgspec's sentence, with the field that was probably meant."""
     wrong = said.partition("unknown field `")[2].partition("`")[0]
-    fields = {f for s in (Scenario, Device, ServerOptions, LinkEvent) for f in s.__struct_fields__} - _OURS
+    fields = {f for s in (Scenario, DeviceOptions, ServerOptions, LinkEvent) for f in s.__struct_fields__} - _OURS
     return said + (nearest(wrong, fields) if wrong else "")
