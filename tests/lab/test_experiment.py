@@ -17,6 +17,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from bench.mobile import as_csv, mobile_trace
 from hypothesis import given
 from hypothesis import strategies as st
 from sockets import LONG_S, connect, read, target, until
@@ -27,7 +28,6 @@ from splitpoint.errors import EngineError, InputError, ServerError, UsageError
 from splitpoint.lab import experiment, scenario
 from splitpoint.lab import scenario_device as worker
 from splitpoint.lab import slow_device as device
-from splitpoint.lab.mobile import as_csv, mobile_trace
 from splitpoint.lab.relay import Relay, ThreadRelay
 from splitpoint.lab.shaper import ShapedLane
 from splitpoint.lab.slow_device import Hierarchy, Share, Stretched, hierarchies, quota_share, slowed, stop_share

@@ -17,14 +17,14 @@ from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.cli.run import is_local, notice
 from splitpoint.engines import open_engine
-from splitpoint.errors import InputError, ModelError, ServerError, SplitpointError, StorageError, UsageError
+from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, UsageError
 from splitpoint.planning.constraints import Constraints
 from splitpoint.report.files import check_writable, write_csv
 from splitpoint.runtime.client.request import FALLBACKS
 from splitpoint.runtime.result import Result
 from splitpoint.security import Security
 from splitpoint.tasks.choices import Source
-from splitpoint.tasks.files import Mistake, read_tasks, refuse
+from splitpoint.tasks.files import load_tasks
 from splitpoint.tasks.fleet import Fleet, inputs_of
 from splitpoint.tasks.policies import POLICIES
 from splitpoint.tasks.queue_run import QueueRun, predict
@@ -103,7 +103,7 @@ def command(
         cloud, engine=engine, cache=cache, constraints=constraints, fallback=fallback, security=security,
         allow_domains=allow_domains, on_event=notice,
     ) as fleet:  # fmt: skip
-        tasks = read(fleet, file) if file else reach(fleet, drawn)
+        tasks = load_tasks(file, lambda e: wrong(fleet, e.source)) if file else reach(fleet, drawn)
         inputs = inputs_of(fleet, tasks)
         link = fleet.survey(budget_s=budget_s, fresh=fresh, on_step=step)
         click.echo(f"link {link}", err=True)
@@ -114,21 +114,6 @@ def command(
 
 
 # --- whose models they are --------------------------------------------------------------------------------------------
-
-
-def read(fleet: Fleet, path: Path) -> list[Task]:
-    """The tasks in `path`, their models reached. InputError with all mistakes, models that are not there included."""
-    entries, mistakes = read_tasks(path)
-    for entry in entries:
-        try:
-            said = wrong(fleet, entry.source)
-        except ServerError:
-            refuse(path, mistakes)  # no server says which models there are, but what is wrong besides is known
-            raise
-        if said:
-            mistakes.append(Mistake(entry.line, said))
-    refuse(path, mistakes)
-    return [task for entry in entries for task in entry.tasks]
 
 
 def reach(fleet: Fleet, tasks: list[Task]) -> list[Task]:

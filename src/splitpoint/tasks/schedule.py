@@ -224,21 +224,6 @@ def _by(jobs: Sequence[QueuedJob], waiting: Sequence[int], key: Callable[[int], 
 # --- what came out ----------------------------------------------------------------------------------------------------
 
 
-class QueueScore(NamedTuple):
-    """What a queue comes to; `joint` minimises it in this order: missed deadlines, the last answer, the mean wait."""
-
-    missed: int
-    makespan: float
-    mean: float
-
-
-def score(jobs: Sequence[QueuedJob], slots: Sequence[Slot]) -> QueueScore:
-    """`slots` measured: the makespan from the start on, the mean from each arrival on."""
-    missed = sum(s.ended > jobs[s.turn.job].due for s in slots)
-    spent = [s.ended - jobs[s.turn.job].release for s in slots]
-    return QueueScore(missed, max((s.ended for s in slots), default=0.0), sum(spent) / max(1, len(spent)))
-
-
 def covered(intervals: Sequence[tuple[float, float]]) -> float:
     """The time in at least one of them.
 

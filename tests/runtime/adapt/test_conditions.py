@@ -114,7 +114,7 @@ def test_a_shorter_round_trip_is_not_taken_for_a_fast_link(plan: Planner) -> Non
     """From 60 to 10 ms: the frames seem to have been there before they were sent."""
     seen = observer(plan, Link(10, 40, 60))
     for k in range(5):
-        seen.pinged(0.1 * k, 60)
+        seen.probed(0.1 * k, Glimpse(60.0, 0, 30.0, 0, 30.0))
     seen.answered(1.0, FrameTime(2500, 5 + 2), FrameTime(60, 5), ran_there(plan, plan.graph.cut("input"), 8.0), 0.0)
     assert believed(seen, 1.0) < 20
 
@@ -222,3 +222,17 @@ def test_a_noisy_link_is_believed_to_be_its_usual_self(plan: Planner) -> None:
         rates.append(believed(seen, k / 20))
     usual = sorted(rates[50:])
     assert 12 < usual[len(usual) // 10] < usual[-len(usual) // 10] < 33
+
+
+def test_those_that_ran_as_one_say_nothing_of_the_servers_speed() -> None:
+    seen = Observer(FAST, measured=True)
+
+    def answered(run: float, ratio: float) -> None:
+        tail = Ran(ratio * 10.0, 10.0, 10.0, batch=run)
+        seen.answered(run, FrameTime(1000, 1.0), FrameTime(100, 1.0), tail, queue_ms=0.0)
+
+    for run, ratio in ((1.0, 0.2), (1.0, 0.2), (1.0, 0.2), (2.0, 3.0), (3.0, 2.0)):
+        answered(run, ratio)
+    assert seen.conditions(3.0).server == 1.0, "two are too few"
+    answered(4.0, 5.0)
+    assert seen.conditions(4.0).server == pytest.approx(3.0)

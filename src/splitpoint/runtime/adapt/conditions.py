@@ -161,10 +161,6 @@ class Observer:
         up, down = FrameTime(seen.up_nbytes, seen.up_ms), FrameTime(seen.down_nbytes, seen.down_ms)
         self._link.observe(now_s, up, down, seen.rtt_ms, up.ms + down.ms)
 
-    def pinged(self, now_s: float, rtt_ms: float) -> None:
-        """An empty message took `rtt_ms` there and back, without the time at the server."""
-        self._link.ping(now_s, rtt_ms)
-
     def failed(self, now_s: float) -> None:
         """A request's remote part failed: the server was busy, wrong, or went away."""
         self._failing.add(now_s, 1.0)
