@@ -117,13 +117,13 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def complaints(self) -> list[str]:
         """What should not be, one phrase each; empty if the report is `sound`."""
-        found = {
+        counts = {
             "were not answered": self.lost,
             "were answered twice": self.doubled,
             "were answered wrong": self.wrong,
             "came out of order": self.out_of_order,
         }
-        said = [f"{number} of {self.count} requests {what}" for what, number in found.items() if number]
+        said = [f"{number} of {self.count} requests {what}" for what, number in counts.items() if number]
         return [*said, *self.failures[:3]]
 
     @property

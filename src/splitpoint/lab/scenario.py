@@ -155,8 +155,8 @@ def _shipped() -> Path:
 def names() -> list[str]:
     """The scenarios that ship, the slowest link first."""
     order = ("cat1", "3g", "4g", "wifi", "wifi5", "lan")
-    found = {p.stem for p in _shipped().glob("*.toml")}
-    return [n for n in order if n in found] + sorted(found - set(order))
+    shipped = {p.stem for p in _shipped().glob("*.toml")}
+    return [n for n in order if n in shipped] + sorted(shipped - set(order))
 
 
 def find(name: str) -> Path:
@@ -173,14 +173,14 @@ def load_scenario(path: Path) -> Scenario:
     """The scenario in `path`. InputError names the file and the field that is wrong."""
     try:
         source = read_text(path, _MOST_BYTES, "TOML")
-        found = parse_toml(source)
+        fields = parse_toml(source)
     except MalformedError as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
-    for field in _OURS & found.keys():
+    for field in _OURS & fields.keys():
         raise InputError(f"{path}: Object contains unknown field `{field}`")
-    found.setdefault("name", plain(path.stem))
+    fields.setdefault("name", plain(path.stem))
     try:
-        scenario = msgspec.convert({**found, "folder": str(path.parent), "source": source}, Scenario)
+        scenario = msgspec.convert({**fields, "folder": str(path.parent), "source": source}, Scenario)
         for event in scenario.events:
             if event.link:
                 scenario.shaped(event.link)

@@ -192,17 +192,17 @@ def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[Placed]
             raise InputError(f"{scenario.plan}: best.on_edge names nodes that {model.name} does not have")
         cut = model.graph.cut_of(frozenset(plan.best.on_edge))
         return [(cut, {c.name: c.codec for c in plan.best.crossing})]
-    found: list[Placed] = []
+    placed: list[Placed] = []
     for name in scenario.at:
         if name not in (AUTO, ADAPT):
-            found.append((model.graph.cut(name), scenario.codec))
+            placed.append((model.graph.cut(name), scenario.codec))
             continue
         planner, link = _planner(scenario, model, address)
         if name == ADAPT:
-            found.append((Changing(planner, link), "raw"))
+            placed.append((Changing(planner, link), "raw"))
         else:
-            found.append(placement(model.graph, planner.plan(link, sensitivity=False).best))
-    return found
+            placed.append(placement(model.graph, planner.plan(link, sensitivity=False).best))
+    return placed
 
 
 def _planner(scenario: Scenario, model: Model, address: str) -> tuple[Planner, Link]:

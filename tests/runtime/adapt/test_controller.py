@@ -31,7 +31,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.controller import Adaptive, Watching
-from splitpoint.runtime.adapt.prewarm import KEPT_S, MOST, RETRY_S, Ready
+from splitpoint.runtime.adapt.prewarm import KEPT_S, MOST, RETRY_S, LikelyCuts
 from splitpoint.runtime.adapt.probe_schedule import LEAST_NBYTES, ProbeSchedule
 from splitpoint.runtime.adapt.switch_log import Gaps, Switch
 from splitpoint.runtime.adapt.switch_policy import Policy
@@ -399,55 +399,55 @@ def test_options_that_make_no_sense_are_refused() -> None:
 
 def test_a_lookout_never_spends_more_than_its_share() -> None:
     for mbps in (0.13, 2.0, 50.0, 1000.0):
-        lookout, sent = ProbeSchedule(1.0, 20), 0
+        schedule, sent = ProbeSchedule(1.0, 20), 0
         for k in range(1, 1001):
-            nbytes = lookout.probe_nbytes(0.1 * k, mbps)
+            nbytes = schedule.probe_nbytes(0.1 * k, mbps)
             if nbytes:
                 assert nbytes >= LEAST_NBYTES
-                lookout.sent_probe(0.1 * k, nbytes)
+                schedule.sent_probe(0.1 * k, nbytes)
                 sent += nbytes
             if k % 7 == 0:
-                lookout.saw(0.1 * k, 10.0, 100.0)  # whatever surprises there are
+                schedule.saw(0.1 * k, 10.0, 100.0)  # whatever surprises there are
         assert 0 < sent <= 0.01 * mbps * 125e3 * 100
 
 
 def test_a_surprise_is_looked_at_again_soon_but_not_for_ever() -> None:
-    lookout = ProbeSchedule(1.0, 20)
+    schedule = ProbeSchedule(1.0, 20)
     moments = []
     for k in range(1, 600):
         now_s = 0.01 * k
-        if nbytes := lookout.probe_nbytes(now_s, 50.0):
-            lookout.sent_probe(now_s, nbytes)
+        if nbytes := schedule.probe_nbytes(now_s, 50.0):
+            schedule.sent_probe(now_s, nbytes)
             moments.append(now_s)
             if len(moments) == 2:
-                lookout.saw(now_s, 30.0, 3.0)
+                schedule.saw(now_s, 30.0, 3.0)
     gaps = np.diff(moments)
     assert (gaps[1:4] < 0.2).all(), gaps
     assert (gaps[4:] > 0.95).all(), gaps
 
 
 def test_a_lost_request_beside_does_not_forbid_the_next_for_ever() -> None:
-    lookout = ProbeSchedule(0.0, 2)
+    schedule = ProbeSchedule(0.0, 2)
     for _ in range(3):
-        lookout.ran_alone(1.0)
-    assert lookout.wants_request(1.0)
-    lookout.sent_request(1.0)
+        schedule.ran_alone(1.0)
+    assert schedule.wants_request(1.0)
+    schedule.sent_request(1.0)
     for _ in range(3):
-        lookout.ran_alone(2.0)
-    assert not lookout.wants_request(2.0)
-    assert lookout.wants_request(12.0)
-    lookout.used(2.0)
-    assert lookout.wants_request(2.0)
+        schedule.ran_alone(2.0)
+    assert not schedule.wants_request(2.0)
+    assert schedule.wants_request(12.0)
+    schedule.used(2.0)
+    assert schedule.wants_request(2.0)
 
 
 def test_a_request_beside_that_could_not_be_sent_is_tried_again_in_a_second() -> None:
-    lookout = ProbeSchedule(0.0, 2)
+    schedule = ProbeSchedule(0.0, 2)
     for _ in range(2):
-        lookout.ran_alone(1.0)
-    lookout.sent_request(1.0)
-    lookout.not_sent(1.0)
-    assert not lookout.wants_request(1.5)
-    assert lookout.wants_request(2.0)
+        schedule.ran_alone(1.0)
+    schedule.sent_request(1.0)
+    schedule.not_sent(1.0)
+    assert not schedule.wants_request(1.5)
+    assert schedule.wants_request(2.0)
 
 
 def test_nothing_is_made_ready_on_a_link_that_is_down() -> None:
@@ -463,7 +463,7 @@ def test_nothing_is_made_ready_on_a_link_that_is_down() -> None:
 
 def test_ready_makes_the_likeliest_first_keeps_few_and_tries_again() -> None:
     chain = planner().graph.chain()
-    ready = Ready()
+    ready = LikelyCuts()
     ready.likely(0.0, [(cut, {}) for cut in chain[:4]])
     first = ready.next(0.0)
     assert first is not None
@@ -474,11 +474,11 @@ def test_ready_makes_the_likeliest_first_keeps_few_and_tries_again() -> None:
     assert second[0] == chain[1]
     assert ready.next(RETRY_S + 1)[0] == chain[0]  # type: ignore[index]
     for cut in chain[:4]:
-        ready.made(cut)
+        ready.compiled(cut)
     assert ready.next(1.0) is None
     ready.likely(20.0, [(cut, {}) for cut in chain[4:10]])
     for cut in chain[4:10]:
-        ready.made(cut)
+        ready.compiled(cut)
     gone = ready.spare(20.0, chain[4])
     assert len(gone) == 10 - 1 - (MOST - 1)
     assert chain[4] not in gone

@@ -1,7 +1,6 @@
-"""A look at an idle link that costs next to nothing: a ping, and one small message up.
+"""A small probe of an idle link: a ping, and one message up, within a given number of bytes.
 
-`link_probe` measures a link by filling it; this tells, within a given number of bytes, whether it is
-still what it was.
+`link_probe` measures a link by filling it; this shows whether it is still what it was.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ OVERHEAD_NBYTES = 256
 
 
 class Glimpse(NamedTuple):
-    """What was seen: a round trip, and how long a frame was on its way up and its answer on its way back, as a trace
-    counts it (half of the round trip is in each). Their sum is sure, the two are as sure as the clocks' offset."""
+    """What a probe showed: a round trip, and how long a frame was on its way up and its answer on its way back. As in a
+    trace, half of the round trip is in each. Their sum is sure; each alone is as sure as the clocks' offset."""
 
     rtt_ms: float
     up_nbytes: int
@@ -36,7 +35,7 @@ def glimpse(
     channel: Asks, offset_s: Callable[[], float], nbytes: int, timeout_s: float,
     *, clock: Callable[[], float] = perf_counter,
 ) -> Glimpse | None:  # fmt: skip
-    """What `nbytes` that are sent over an idle `channel` tell; None if no answer came within `timeout_s`, or ever.
+    """What `nbytes` that are sent over an idle `channel` show of the link; None if no answer came in `timeout_s`.
 
     `offset_s` is the server's clock minus ours, asked after the ping. ProtocolError for answers that cannot be.
     """
@@ -48,7 +47,7 @@ def glimpse(
         channel.send(id, packet)
         probed, frame = channel.expect(id, wire.Probed, timeout_s)
     except ServerError as exc:
-        if type(exc) is ServerError:  # late, or gone: that is for whoever sends requests to find out
+        if type(exc) is ServerError:  # late, or gone: the next request finds that out
             return None
         raise
     back_s = frame.started - sent - max(0.0, probed.sent_s - probed.received_s)
