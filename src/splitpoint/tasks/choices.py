@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import partial
 from math import inf
 from types import MappingProxyType
 
@@ -50,7 +51,7 @@ class Menu:
         for source, options in self.options.items():
             kept = [o for o in options if any(same(o, r) for r in ready[source])]
             if not kept or kept[0] is not options[0]:
-                kept = sorted(kept or ready[source], key=lambda o, s=source: self.stages(s, o).total)  # type: ignore[misc]
+                kept = sorted(kept or ready[source], key=partial(self._alone_ms, source))
             self.options[source] = kept
 
     def jobs(self, tasks: Sequence[Task]) -> list[QueuedJob]:
@@ -73,6 +74,9 @@ class Menu:
             if stages.crosses and same(known, option):
                 return stages._replace(more=share * stages.server, tail=f"{source}: {option.label}")
         return stages
+
+    def _alone_ms(self, source: Source, option: Option) -> float:
+        return self.stages(source, option).total
 
     def option(self, task: Task, way: int) -> Option:
         """What that way to serve `task` is."""

@@ -19,6 +19,8 @@ from statistics import median
 from time import perf_counter, sleep
 from typing import NamedTuple
 
+import msgspec
+
 from splitpoint.callbacks import report
 from splitpoint.errors import BusyError, SplitpointError
 from splitpoint.planning.plans import Option
@@ -81,10 +83,8 @@ def predict(fleet: Fleet, tasks: Sequence[Task], by: str) -> Planned:
     served = covered([(s.served_from, s.served) for s in slots])
     work = (sum(c.device for c in chosen), sum(c.up for c in chosen), served)
     usage = Usage(*(ms / span if span else 0.0 for ms in work))
-    summary = summarise(
-        rows, by, fleet.link, usage, span, bound_ms=max(0.0, bound - min(j.release for j in jobs)) if bound else 0.0,
-        planning_ms=spent_ms,
-    )  # fmt: skip
+    bound_ms = max(0.0, bound - min(j.release for j in jobs)) if bound else 0.0
+    summary = summarise(rows, by, fleet.link, usage, span, bound_ms=bound_ms, planning_ms=spent_ms)
     used = dict.fromkeys((tasks[s.turn.job].source, s.turn.way) for s in slots)
     return Planned(summary, rows, [(source, menu.options[source][way]) for source, way in used], menu)
 
@@ -140,12 +140,6 @@ def _end(jobs: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free) -> flo
     return max((slot.ended for slot in timeline(jobs, turns, free)), default=0.0)
 
 
-class _Held:
-    """How long a request waited for the link between its head and its sending."""
-
-    seconds = 0.0
-
-
 class QueueRun:
     """`tasks` by policy `by`, once. `inputs` are the model's, by the task's name.
 
@@ -173,6 +167,7 @@ class QueueRun:
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
         self._flying: dict[int, tuple[float, StageTimes]] = {}
+        self._held_s: dict[int, float] = {}  # how long requests waited for the link between head and sending
         self._uplink = UplinkOrder(lambda nbytes: self.monitor.conditions.link.up_ms(nbytes) / 1e3)
         self._up_ms = self._server_ms = 0.0  # when the last answered request left the link, and the server
         self._compiling: set[tuple[Source, str]] = set()
@@ -272,11 +267,13 @@ class QueueRun:
         busy = (sum(s.edge for s in self._spent), self.monitor.link_busy_s * 1e3, sum(s.server for s in self._spent))
         said = self.planned.summary
         bound_ms = said.bound_ms if len(self.rows) == len(self.tasks) else 0.0  # it is one for all of them
-        return summarise(
-            self.rows, self.by, self.monitor.conditions.link, Usage(*(min(1.0, ms / span) for ms in busy)),
-            said.makespan_ms, bound_ms=bound_ms, planning_ms=said.planning_ms + self._planning_ms,
-            compile_s=self.compile_s, replans=self.replans, local=sum(bool(r.fallback) for r in self.rows),
+        usage = Usage(*(min(1.0, ms / span) for ms in busy))
+        summary = summarise(
+            self.rows, self.by, self.monitor.conditions.link, usage, said.makespan_ms,
+            bound_ms=bound_ms, planning_ms=said.planning_ms + self._planning_ms,
         )  # fmt: skip
+        local = sum(bool(r.fallback) for r in self.rows)
+        return msgspec.structs.replace(summary, compile_s=self.compile_s, replans=self.replans, local=local)
 
     def _now_ms(self) -> float:
         return (perf_counter() - self._began) * 1e3
@@ -385,36 +382,36 @@ class QueueRun:
         device = self.fleet.device
         cut, codecs = placement(edge.model.graph, way.option)
         self.monitor.began(id, edge, way.option)
-        held = _Held()
-        device.lend(lambda: self._hold(way, edge, held))
+        device.lend(lambda: self._hold(id, way, edge))
         try:
             if not cut.nodes:  # no head: it only passes
                 device.give_back()
-                held.seconds = 0.0  # before it began
+                self._held_s.pop(id, None)  # before it began
             request = Request(self._inputs[way.task.name], tag=id)
             result = self._ask(lambda: edge.infer(request, at=cut, codec=codecs, more=True))
         except BaseException as exc:
             self.monitor.failed(id)
             self._fail(exc)
         else:
-            self._answered(id, way, result, held.seconds)
+            self._answered(id, way, result)
         finally:
             device.give_back()
             self._uplink.leave(way.ticket)
+            self._held_s.pop(id, None)
             with self._lock:
                 self._flying.pop(id, None)
             room.release()
 
-    def _hold(self, way: _TaskPlanned, edge: Edge, held: _Held) -> None:
+    def _hold(self, id: int, way: _TaskPlanned, edge: Edge) -> None:
         """Waits for the request's turn on the link, if it crosses."""
         if way.ticket >= 0:
             began = perf_counter()
             self._uplink.enter(way.ticket, edge, way.option.up_nbytes)
-            held.seconds = perf_counter() - began
+            self._held_s[id] = perf_counter() - began
 
-    def _answered(self, id: int, way: _TaskPlanned, result: Result, held_s: float) -> None:
+    def _answered(self, id: int, way: _TaskPlanned, result: Result) -> None:
         profiles = self.fleet.planners[way.task.source].pricing
-        spent = self.monitor.answered(id, way.option, profiles, result, held_s)
+        spent = self.monitor.answered(id, way.option, profiles, result, self._held_s.get(id, 0.0))
         row = self._row(way, spent, result)
         with self._telling:  # in the order of `rows`
             with self._lock:

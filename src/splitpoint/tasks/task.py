@@ -115,9 +115,10 @@ class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarise(
-    rows: list[TaskPlan] | list[TaskResult], policy: str, link: Link, usage: Usage, predicted_ms: float, **more: float
-) -> QueueSummary:
-    """What a queue came to; `more` are the fields of `QueueSummary` that rows do not tell."""
+    rows: list[TaskPlan] | list[TaskResult], policy: str, link: Link, usage: Usage, predicted_ms: float,
+    *, bound_ms: float, planning_ms: float,
+) -> QueueSummary:  # fmt: skip
+    """What a queue came to, by its rows and what they do not tell; of a plan that was not run."""
     first = min(r.task.arrival_s for r in rows) * 1e3
     totals = sorted(r.total_ms for r in rows)
     return QueueSummary(
@@ -131,7 +132,8 @@ def summarise(
         met=sum(r.met is True for r in rows),
         missed=sum(r.met is False for r in rows),
         predicted_ms=predicted_ms,
-        **more,  # type: ignore[arg-type]
+        bound_ms=bound_ms,
+        planning_ms=planning_ms,
     )
 
 

@@ -306,6 +306,9 @@ class SharedUplink:
         if before <= arrived:  # else the answers came in another order, and nobody knows what it waited for
             start, self._arrived[connection] = max(ready, before), arrived
         self.arrived_s = max(self.arrived_s, arrived)
+        if not self._under_way and not self._done:  # as always with one connection: nobody shared the link
+            self.busy_s += max(0.0, arrived - start)
+            return start, [Carried(arrived, nbytes, arrived - start)]
         self._done.append(_Upload(start, arrived, nbytes, connection))
         return start, self._told()
 
