@@ -51,7 +51,7 @@ class QueueMonitor:
     """Follows the requests of a queue, from any thread. `clock` is the one that results are stamped with."""
 
     def __init__(self, link: Link, *, clock: Callable[[], float] = perf_counter) -> None:
-        self._observer = Observer(link, measured=True)
+        self._observer = Observer(link, measured=True, hasty=False)
         self._schedule = ProbeSchedule(EVERY_S, 0)
         self._now = clock
         self._lock = threading.Lock()

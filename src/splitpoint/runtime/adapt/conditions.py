@@ -95,11 +95,12 @@ class Observer:
     >>> observer.conditions(2.0).link.up_mbps < 6
     True
 
-    `measured`: the link was measured just now. One thread at a time.
+    `measured`: the link was measured just now. `hasty`: a single frame may change what is believed of it, as for an
+    edge, whose next request suffers if it is not; a queue is planned for the usual one. One thread at a time.
     """
 
-    def __init__(self, link: Link, *, measured: bool = False) -> None:
-        self._link = LinkBelief(link, measured=measured)
+    def __init__(self, link: Link, *, measured: bool = False, hasty: bool = True) -> None:
+        self._link = LinkBelief(link, measured=measured, hasty=hasty)
         self._device = _Recent(_DEVICE_LIFE_S, least=_LEAST_RUNS)
         self._server = _Recent(_SERVER_LIFE_S, least=_LEAST_RUNS)
         self._queue, self._busy = (_Recent(_QUEUE_LIFE_S, _QUEUE_WINDOW_S) for _ in range(2))

@@ -58,10 +58,13 @@ class FrameTime(NamedTuple):
 class LinkBelief:
     """Follows one link. `start` is believed at first; `measured`: it was measured just now.
 
+    `hasty`: the four rules apply. They see a change within a frame, at the price of a rougher estimate on a noisy link
+    (a queue in virtual time whose frames differ by 30 %: 10 % off instead of 5, and ten times as many new plans).
     One thread at a time; moments (`now_s`) are seconds on any one clock of the device.
     """
 
-    def __init__(self, start: Link, *, measured: bool = False) -> None:
+    def __init__(self, start: Link, *, measured: bool = False, hasty: bool = True) -> None:
+        self._hasty = hasty
         self._estimator = LinkEstimator(start, _HALF_LIFE_S, measured=measured)
         self._pings: deque[tuple[float, float]] = deque(maxlen=_PINGS)
         self._overdue: _Overdue | None = None
@@ -120,6 +123,9 @@ class LinkBelief:
         slower = self._slower(handed_s, up, believed)
         if slower is not None:
             self._begin_anew(msgspec.structs.replace(believed, up_mbps=slower))
+        if not self._hasty:
+            self._estimator.observe(now_s, up.nbytes, up.ms, down.nbytes, down.ms)
+            return
         bounds = self._bounds(up, down)
         self._correct(bounds, 1)
         self._estimator.observe(now_s, up.nbytes, up.ms, down.nbytes, down.ms)
