@@ -200,7 +200,7 @@ class QueueRun:
         return planned
 
     def _warm_all(self, planned: Planned) -> dict[Source, list[_Slowdowns]]:
-        """Makes ready what `planned` needs, and returns how slow device and server were in runs of new ways, by model."""
+        """Makes ready what `planned` needs, and returns how slow device and server were in new ways, by model."""
         seen: dict[Source, list[_Slowdowns]] = {}
         for source, option in planned.options:
             if (slowdowns := self._warm(source, option)) is not None:
