@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from splitpoint.files import make_folder, write_atomic
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
-from splitpoint.lab.scenario_device import Row
+from splitpoint.lab.scenario_device import ScenarioRow
 from splitpoint.lab.slow_device import slowed
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
@@ -42,7 +42,7 @@ _SPANS = ("head", "encode", "up", "decode", "queue", "tail", "reply", "down")
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class CutSummary:
     """One cut of a scenario: medians over its requests that were answered, in milliseconds."""
 
     cut: str
@@ -63,9 +63,9 @@ class Results:
 
     scenario: Scenario
     note: str
-    rows: tuple[Row, ...]
+    rows: tuple[ScenarioRow, ...]
 
-    def summary(self) -> list[Summary]:
+    def summary(self) -> list[CutSummary]:
         """One line a cut, in the scenario's order."""
         return [
             _summarise(cut, [r for r in self.rows if r.cut == cut]) for cut in dict.fromkeys(r.cut for r in self.rows)
@@ -95,12 +95,12 @@ class Results:
         return text.getvalue()
 
 
-def _summarise(cut: str, rows: Sequence[Row]) -> Summary:
+def _summarise(cut: str, rows: Sequence[ScenarioRow]) -> CutSummary:
     good = [r for r in rows if not r.error]
     p10, median, p90 = np.percentile([r.total_ms for r in good], (10, 50, 90)) if good else (0.0, 0.0, 0.0)
     spans = {s: float(np.median([r.spans_ms.get(s, 0.0) for r in good])) for s in _SPANS} if good else {}
     codec = " + ".join(dict.fromkeys(good[0].codecs.values())) if good else ""
-    return Summary(
+    return CutSummary(
         cut=cut,
         codec=codec or "raw",
         requests=len(rows),
@@ -114,7 +114,7 @@ def _summarise(cut: str, rows: Sequence[Row]) -> Summary:
     )
 
 
-def run(scenario: Scenario, file: Path, *, on_row: Callable[[Row], None] = lambda _: None) -> Results:
+def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None] = lambda _: None) -> Results:
     """Runs `scenario` (from `file`, which the device reads too) and returns what was measured.
 
     Raises what its parts do: ServerError if one of the processes ends, UsageError, ModelError, CutError as they say.
@@ -134,7 +134,7 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[Row], None] = lambd
             device.go()
             rows = []
             for line in device.lines(len(scenario.at or "1") * scenario.requests):
-                rows.append(msgspec.json.decode(line, type=Row))
+                rows.append(msgspec.json.decode(line, type=ScenarioRow))
                 call(on_row, rows[-1])
     about = f"{shaped.name}, {shaped}".removeprefix(", ") if isinstance(shaped, Link) else f"trace {shaped.name}"
     note = "; ".join(filter(None, (f"emulated link: {about}", rows[0].note)))
@@ -150,11 +150,8 @@ def _server(scenario: Scenario) -> Iterator[str]:
     options = ["--port", "0", "--threads", str(scenario.server.threads), "--device", scenario.server.device]
     options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
     command = [sys.executable, "-u", "-m", "splitpoint", "serve", scenario.located, *options]
-    server = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")
-    try:
+    with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")) as server:
         yield server.expect("serving on ").split()[2]
-    finally:
-        server.close()
 
 
 @contextmanager
@@ -163,19 +160,15 @@ def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     command = [sys.executable, "-u", "-m", "splitpoint", "lab", "edge", str(file), "--cloud", address]
     asked = scenario.device
     if asked.method == "stretched" or asked.slowdown == 1:
-        device = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "device")
-        try:
+        with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "device")) as device:
             yield device
-        finally:
-            device.close()
         return
     method = "auto" if asked.method == "limit" else asked.method
-    with slowed(asked.slowdown, threads=asked.threads, method=method) as limited:
-        device = Process(limited.start(command, **PIPES, env=unguarded()), "device")
-        try:
-            yield device
-        finally:
-            device.close()
+    with (
+        slowed(asked.slowdown, threads=asked.threads, method=method) as limited,
+        closing(Process(limited.start(command, **PIPES, env=unguarded()), "device")) as device,
+    ):
+        yield device
 
 
 @contextmanager
