@@ -18,7 +18,7 @@ import pytest
 from splitpoint import files
 from splitpoint.certificates import make
 from splitpoint.cli import main
-from splitpoint.cli.outputs import OUTPUT, OUTPUT_FOLDER
+from splitpoint.cli.options.output import OUTPUT, OUTPUT_FOLDER
 from splitpoint.cli.verbs import VERBS, Verbs, group
 from splitpoint.errors import StorageError
 from splitpoint.files import (

@@ -26,8 +26,8 @@ from videos import picture, video
 from splitpoint import sources
 from splitpoint.capture import missing_nbytes
 from splitpoint.cli import main
-from splitpoint.cli.run_rows import Rows, Tag, whole_trace
-from splitpoint.cli.stream_summary import Summary
+from splitpoint.cli.run_rows import AnswerRows, Tag, whole_trace
+from splitpoint.cli.stream_summary import StreamSummary
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.inputs import read_frame, read_inputs
 from splitpoint.lab.relay import ThreadRelay
@@ -453,8 +453,8 @@ def test_rows_and_the_summary_say_what_was_finished_here(capsys: pytest.CaptureF
     plain = Result(outputs, "a", marks, prepared, Tag("x/1.png"), deadline_s=0.2)
     late = Result(outputs, "a", marks, prepared, Tag("x/2.png", 1), fallback="the server is gone: reset", resumed=10.05,
                   deadline_s=0.08, attempts=2)  # fmt: skip
-    rows = Rows(lambda: None, ["1.png"], lambda: "about", as_json=False, keep=False)
-    summary = Summary(clock=iter([0.0, 1.0, 2.0, 3.0]).__next__)
+    rows = AnswerRows(lambda: None, ["1.png"], lambda: "about", as_json=False, keep=False)
+    summary = StreamSummary(clock=iter([0.0, 1.0, 2.0, 3.0]).__next__)
     for result in (plain, late, late):
         rows.print(result)
         summary.add(result)
@@ -475,7 +475,7 @@ def test_rows_and_the_summary_say_what_was_finished_here(capsys: pytest.CaptureF
     assert summary.frames(counts, "degrade") == (
         "6 frames: 3 answered, 2 dropped (degrade), 1 with a cheaper option, 1 without an answer"
     )
-    as_json = Rows(lambda: None, ["1.png"], lambda: "about", as_json=True, keep=True)
+    as_json = AnswerRows(lambda: None, ["1.png"], lambda: "about", as_json=True, keep=True)
     as_json.print(late)
     row = json.loads(capsys.readouterr().out)
     assert (row["fallback"], row["attempts"], row["degraded"]) == ("the server is gone: reset", 2, 1)

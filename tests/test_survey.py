@@ -13,20 +13,20 @@ from serving import nothing_leaks
 
 from splitpoint import survey as advisor
 from splitpoint.cli import main
-from splitpoint.cli.compare import verdict
-from splitpoint.compare import Compared, compare
 from splitpoint.engines import open_engine
 from splitpoint.errors import UsageError
 from splitpoint.inputs import read_inputs
 from splitpoint.link import Link
+from splitpoint.measured_cuts import compare
 from splitpoint.models import load
 from splitpoint.models.zoo import digits
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import save_plan
 from splitpoint.planning.plans import Band
+from splitpoint.report.compare_table import CompareRow, verdict
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.server.server import Server
-from splitpoint.survey import placement, rows, survey
+from splitpoint.survey import placement, survey, worth_running
 from splitpoint.wire import Limits
 
 SLOW = Link(1.0, 1.0, 5.0)
@@ -115,8 +115,8 @@ def test_every_row_of_the_table_runs_as_planned(server: Server, tmp_path: Path) 
         known = survey(edge, engine, budget_s=0.5, link=SLOW, cache=tmp_path)
         plan = known.planner(edge.model.graph, constraints=Constraints(codecs=("int8", "fp16"))).plan(SLOW)
         inputs = [read_inputs(edge.model, d) for d in digits()[:2]]
-        found = compare(edge, rows(plan), inputs, repeat=3)
-        assert [c.option for c in found] == list(rows(plan))
+        found = compare(edge, worth_running(plan), inputs, repeat=3)
+        assert [c.option for c in found] == list(worth_running(plan))
         assert found[0].option == plan.best
         for c in found:
             cut, codecs = placement(edge.model.graph, c.option)
@@ -128,17 +128,17 @@ def test_every_row_of_the_table_runs_as_planned(server: Server, tmp_path: Path) 
                 # What travelled is what was planned: frame and all, the estimate is within a few bytes.
                 assert c.up_nbytes == pytest.approx(c.option.up_nbytes, abs=16)
         with pytest.raises(UsageError, match="at least one"):
-            compare(edge, rows(plan), [])
+            compare(edge, worth_running(plan), [])
 
 
 def test_the_verdict_says_by_how_much(server: Server, tmp_path: Path) -> None:
     engine = open_engine(threads=1)
     with Edge(server.address, at="input", engine=engine, cache=tmp_path) as edge:
         known = survey(edge, engine, budget_s=0.5, link=SLOW, cache=tmp_path)
-        options = rows(known.planner(edge.model.graph).plan(SLOW))
-    first, second, *_ = (Compared(o, Band(0, 0, 0), {}, 5, 0) for o in options)
+        options = worth_running(known.planner(edge.model.graph).plan(SLOW))
+    first, second, *_ = (CompareRow(o, Band(0, 0, 0), {}, 5, 0) for o in options)
 
-    def took(c: Compared, ms: float) -> Compared:
+    def took(c: CompareRow, ms: float) -> CompareRow:
         return msgspec.structs.replace(c, measured=Band(ms, ms * 0.9, ms * 1.1))
 
     assert "the plan was right" in verdict([took(first, 10), took(second, 20)])

@@ -14,7 +14,7 @@ from commands import ok
 from plans import model_of, profiles
 
 from splitpoint.cli import main
-from splitpoint.cli.quantities import parse_ms, parse_share, parse_size, parse_watts
+from splitpoint.cli.options.quantities import parse_ms, parse_share, parse_size, parse_watts
 from splitpoint.engines import open_engine
 from splitpoint.errors import UsageError
 from splitpoint.planning.files import load_plan

@@ -23,13 +23,14 @@ import pytest
 from serving import until
 
 from splitpoint.cli import main
-from splitpoint.cli.console import Column, table
 from splitpoint.cli.console import out as console_out
+from splitpoint.cli.console import table
 from splitpoint.cli.stdio import ReaderGone, _Sink, _Text, styled
 from splitpoint.engines import open_engine
 from splitpoint.errors import StorageError
 from splitpoint.models import load
 from splitpoint.models.zoo import photos
+from splitpoint.report.table import fields_of
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import load_arrays
@@ -400,7 +401,7 @@ def test_a_terminal_that_cannot_move_gets_plain_lines(term: str) -> None:
 def test_a_narrow_table_keeps_its_numbers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     console = console_out()
     console.width = 5
-    columns = [Column("layer", right=False, keep=True), Column("bytes", keep=True), Column("spare")]
+    columns = fields_of(("layer", "bytes", "spare"), left=("layer",), keep=("layer", "bytes"))
     table(columns, [["a layer", "123456789", "x"], ["\x1b[31m[/b]", "1", "y"]], console=console)
     text = capsys.readouterr().out
     assert "123456789" in text

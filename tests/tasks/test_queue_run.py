@@ -56,7 +56,7 @@ from splitpoint.tasks.schedule import (
     timeline,
 )
 from splitpoint.tasks.task import Summary, Task, TaskResult, Usage
-from splitpoint.tasks.task_rows import said
+from splitpoint.tasks.task_rows import summary_lines
 from splitpoint.tasks.uplink_estimate import Carried, Uplink
 from splitpoint.tasks.uplink_order import Lane
 
@@ -511,7 +511,7 @@ def test_every_answer_is_the_whole_models(name: str, fleet: Fleet, models: Mappi
 def test_the_bound_is_compared_with_what_it_came_to() -> None:
     common = {"policy": "joint", "tasks": 6, "link": FAST, "mean_ms": 9.0, "p95_ms": 20.0, "usage": Usage(0.2, 0, 0)}
     summary = Summary(**common, makespan_ms=435.0, met=0, missed=0, predicted_ms=315.0, bound_ms=300.0)
-    (line,) = [line for line in said(summary) if "no order" in line]
+    (line,) = [line for line in summary_lines(summary) if "no order" in line]
     assert line == "no cuts and no order are predicted to take less than 300 ms: this is within 45.0%"
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import allow_domain_option, cache_option, cloud_option
+from splitpoint.cli.options.model import allow_domain_option
+from splitpoint.cli.options.server import cache_option, cloud_option
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.security import Security
 from splitpoint.units import size

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
+from splitpoint.cli.console import say
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import RefusedError, UsageError
@@ -75,15 +74,15 @@ def place(
     if any("=" in codec for codec in codecs):
         raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
     try:
-        known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=_say)
+        known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=say)
     except RefusedError as exc:
-        _say(f"no plan: {exc}. Cutting at {edge.middle.name}; --at CUT or --plan FILE says otherwise")
+        say(typed(f"no plan: {exc}. Cutting at {edge.middle.name}; --at CUT or --plan FILE says otherwise"))
         edge.switch(edge.middle)
         return Placed()
     planner = known.planner(edge.model.graph, constraints=Constraints(codecs=codecs))
     planner, plan, rows = _planned(planner, known.link, rate)
-    _say(f"link {plan.link}")
-    _say(f"{plan.advice} (splitpoint compare shows the whole table)")
+    say(f"link {plan.link}")
+    say(typed(f"{plan.advice} (splitpoint compare shows the whole table)"))
     placed = Placed(plan.best, cheaper(rows, plan.best) if degrade else (), rate > 0)
     placed.use(edge, 0)
     edge.forget()
@@ -101,7 +100,7 @@ def _planned(planner: Planner, link: Link, rate: float) -> tuple[Planner, Plan, 
     streaming = planner.relaxed(planner.constraints, "throughput")
     many = streaming.plan(link, sensitivity=False)
     load = judge(rate, quick.best, many.best)
-    _say(load.why)
+    say(load.why)
     rows = (*quick.options, *many.options)
     return (planner, quick, rows) if load.objective == "latency" else (streaming, many, rows)
 
@@ -111,12 +110,8 @@ def _ready(edge: Edge, placed: Placed, degrade: bool) -> None:
     if not degrade:
         return
     if not placed.cheaper:
-        _say("no option is cheaper than this one: on overload the oldest frame is dropped")
+        say("no option is cheaper than this one: on overload the oldest frame is dropped")
         return
     for option in placed.cheaper:
         edge.warm(*placement(edge.model.graph, option))
-    _say("on overload: " + ", then ".join(option.label for option in placed.cheaper))
-
-
-def _say(text: str) -> None:
-    click.echo(typed(text), err=True)
+    say("on overload: " + ", then ".join(option.label for option in placed.cheaper))

@@ -18,7 +18,7 @@ from splitpoint.units import counted, ms, rate
 _REMEMBERED = 100_000
 
 
-class Summary:
+class StreamSummary:
     """Counts answers from now on, and says what they come to."""
 
     def __init__(self, clock: Clock = perf_counter) -> None:

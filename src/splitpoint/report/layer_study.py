@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from splitpoint.errors import MissingExtraError
 from splitpoint.graph import Graph, Node
 from splitpoint.profile.profiles import Profile, Stat
-from splitpoint.report.files import check_writable, write_csv, write_picture, write_xlsx
+from splitpoint.report.files import bare, check_writable, picture, write_csv, write_xlsx
+from splitpoint.report.table import Column
 from splitpoint.tensors import TensorSpec
+from splitpoint.text import end_of
+from splitpoint.units import fine_ms, size
 from splitpoint.units import ms as ms_text
 
 
@@ -47,6 +49,14 @@ class CostRow:
 
 
 COLUMNS: Sequence[str] = tuple(f.name for f in fields(CostRow))
+TABLE: Sequence[Column[CostRow]] = (
+    Column("layer", lambda r: r.layer, right=False, keep=True),
+    Column("op", lambda r: r.op, right=False),
+    Column("ms", lambda r: fine_ms(r.ms), keep=True),
+    Column("share", lambda r: f"{r.share:.0%}", keep=True),
+    Column("output", lambda r: size(r.output_bytes), keep=True),
+    Column("crosses behind it", lambda r: size(r.crossing_bytes) if r.cut else ""),
+)
 
 
 def cost_rows(profile: Profile) -> list[CostRow]:
@@ -144,16 +154,14 @@ def write_sheet(path: Path, rows: Sequence[CostRow], title: str) -> None:
 
 def draw(profile: Profile, rows: Sequence[CostRow], path: Path) -> None:
     """A PNG: each layer's milliseconds as bars, its output's size as a line. MissingExtraError without matplotlib."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as exc:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
     check_writable(path)
+    with picture(path, size=(min(26.0, max(9.0, 0.17 * len(rows) + 3)), 6.2)) as (figure, [axes]):
+        _fill(figure, axes, rows)
+        axes.set_title(f"{profile.graph.name}: {ms_text(profile.whole.median)} ms on {profile.where}", fontsize=11)
+
+
+def _fill(figure: Any, axes: Any, rows: Sequence[CostRow]) -> None:
     places = range(len(rows))
-    figure, axes = plt.subplots(figsize=(min(26.0, max(9.0, 0.17 * len(rows) + 3)), 6.2), layout="constrained")
     for kind, colour in COLOURS.items():
         inside = [i for i in places if rows[i].kind == kind]
         if inside:
@@ -179,20 +187,11 @@ def draw(profile: Profile, rows: Sequence[CostRow], path: Path) -> None:
     handles, labels = axes.get_legend_handles_labels()
     more, names = sizes.get_legend_handles_labels()
     figure.legend(handles + more, labels + names, loc="outside lower center", ncols=8, frameon=False, fontsize=9)
-    axes.set_title(f"{profile.graph.name}: {ms_text(profile.whole.median)} ms on {profile.where}", fontsize=11)
     for drawn in (axes, sizes):
-        drawn.spines["top"].set_visible(False)
-    try:
-        write_picture(path, figure)
-    finally:
-        plt.close(figure)
+        bare(drawn, "top")
 
 
 def _labels(rows: Sequence[CostRow]) -> list[str]:
     """Layer names; with the operator where one layer has several."""
     several = Counter(r.layer for r in rows)
-    return [_short(r.layer if several[r.layer] == 1 else f"{r.layer} {r.op}") for r in rows]
-
-
-def _short(layer: str, width: int = 28) -> str:
-    return layer if len(layer) <= width else "…" + layer[-width + 1 :]
+    return [end_of(r.layer if several[r.layer] == 1 else f"{r.layer} {r.op}", 28) for r in rows]

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgspec
 
 from splitpoint.graph import Cut, Graph, Node
 from splitpoint.models.model import Model
+from splitpoint.report.table import Column
 from splitpoint.tensors import TensorSpec
+from splitpoint.units import count, size
 from splitpoint.wire import PREFIX_BYTES, Infer, Tensor
 
 
@@ -54,10 +56,31 @@ class LayerRow:
         }
 
 
-COLUMNS: Sequence[str] = (
-    "row", "cut", "at", "layer", "node", "op", "shape", "dtype", "elements", "memory_bytes", "wire_bytes",
-    "crossing", "crossing_bytes", "crossing_wire_bytes", "flops", "params",
-)  # fmt: skip
+COLUMNS: Sequence[str] = tuple(f.name for f in fields(LayerRow))
+
+
+def table_of(graph: Graph) -> Sequence[Column[LayerRow]]:
+    """The table's columns, for rows of `graph`."""
+    return (
+        Column("cut", lambda r: "" if r.cut is None else graph.spell_index(r.cut), keep=True),
+        Column("layer", lambda r: r.layer, right=False, keep=True),
+        Column("op", lambda r: r.op, right=False),
+        Column(
+            "output", lambda r: "×".join(map(str, r.shape)) or ("scalar" if r.dtype else "-"), right=False, keep=True
+        ),
+        Column("crosses", _crosses, keep=True),
+        Column("FLOPs", lambda r: count(r.flops), keep=True),
+        Column("params", lambda r: count(r.params)),
+        Column("memory", lambda r: size(r.memory_bytes)),
+        Column("on the wire", lambda r: size(r.wire_bytes)),
+        Column("elements", lambda r: count(r.elements)),
+        Column("dtype", lambda r: r.dtype, right=False),
+    )
+
+
+def _crosses(row: LayerRow) -> str:
+    several = f"{len(row.crossing)}: " if len(row.crossing) > 1 else ""
+    return several + size(row.crossing_wire_bytes) if row.crossing else "-"
 
 
 def wire_bytes(tensors: Sequence[TensorSpec], vectors: Sequence[TensorSpec] = ()) -> int:

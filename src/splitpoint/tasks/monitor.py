@@ -26,6 +26,7 @@ from splitpoint.runtime.result import Result
 from splitpoint.runtime.threads import persist
 from splitpoint.tasks.choices import Pace
 from splitpoint.tasks.uplink_estimate import Uplink
+from splitpoint.trace import stage_ms
 
 #: How often it looks, and how long it waits for a probe's answer.
 EVERY_S, _WAIT_S = 1.0, 1.0
@@ -121,10 +122,10 @@ class Monitor:
 
     def answered(self, id: int, option: Option, result: Result, held_s: float = 0.0) -> Spent:
         """Its answer: where its time went. It waited `held_s` behind its head, as the engine saw it."""
-        at = {span.name: span for span in result.trace.spans}
-        stages = result.trace.stages()
+        trace = result.trace
+        at, stages = {span.name: span for span in trace.spans}, stage_ms(trace)
         started, ended = result.marks.started, result.marks.ended
-        edge = max(0.0, sum(stages.get(name, 0.0) for name in ("head", "encode", "local")) - held_s * 1e3)
+        edge = max(0.0, stages["edge"] + stages["encode"] - held_s * 1e3)
         if result.offset is None or not result.up_nbytes or "up" not in at:
             if option.kind != "device":
                 self.failed(id, option)
@@ -132,7 +133,6 @@ class Monitor:
             return Spent(edge, 0.0, 0.0, started, ended, ended, ended, ended)
         packed, arrived = at["up"].start, at["up"].end
         served = at["down"].start
-        server = sum(stages[name] for name in ("decode", "tail", "reply"))
         with self._lock:
             self._on_link -= 1
             self._lookout.used(ended)
@@ -143,11 +143,11 @@ class Monitor:
             flowing, carried = self._uplink.answered(id, ready, arrived, result.up_nbytes)
             for seen in carried:
                 self._estimator.observe(seen.at, seen.nbytes, (seen.seconds + half_s) * 1e3, 0, 0)
-            self._estimator.observe(ended, 0, 0, result.down_nbytes, stages["down"])
+            self._estimator.observe(ended, 0, 0, result.down_nbytes, at["down"].ms)
         self._paced(self._device, edge, option.stages["edge"].ms + option.stages["encode"].ms, result, ended)
-        self._paced(self._server, server, option.stages["server"].ms, result, result.times.compute_s)
-        transfer = (arrived - flowing + ready - packed) * 1e3 + stages["down"]
-        return Spent(edge, transfer, server, started, flowing, arrived, served, ended)
+        self._paced(self._server, stages["server"], option.stages["server"].ms, result, result.times.compute_s)
+        transfer = (arrived - flowing + ready - packed) * 1e3 + at["down"].ms
+        return Spent(edge, transfer, stages["server"], started, flowing, arrived, served, ended)
 
     def _paced(self, ratios: _Ratios, took: float, predicted: float, result: Result, run: float) -> None:
         if predicted >= _LEAST_MS and not result.fallback:
