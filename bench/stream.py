@@ -162,21 +162,24 @@ def _stream_s(
 def _balanced(model: sp.Model, engine: Engine, image: dict[str, Array]) -> sp.Cut:
     """A single-tensor cut whose head and tail take about the same time here."""
     middle = model.graph.middle().index or 0
-    found: list[tuple[float, int, sp.Cut]] = []
+    balanced: list[tuple[float, int, sp.Cut]] = []
     for cut in model.graph.chain()[max(1, middle - 8) : middle + 9]:
         both = halves(model, cut, engine)
         assert both.head
         assert both.tail
-        made = both.head.run(image)
+        tensors = both.head.run(image)
         times = interleaved(
-            {"head": lambda b=both: b.head.run(image) and None, "tail": lambda b=both, m=made: b.tail.run(m) and None},
+            {
+                "head": lambda b=both: b.head.run(image) and None,
+                "tail": lambda b=both, m=tensors: b.tail.run(m) and None,
+            },
             15,
         )
         both.close()
         gap = abs(times["head"] - times["tail"]) / (times["head"] + times["tail"])
-        found.append((gap, sum(t.nbytes for t in cut.crossing), cut))
+        balanced.append((gap, sum(t.nbytes for t in cut.crossing), cut))
     # Of those as good as equal the one with the fewest bytes: a fast relay would take a core of its own.
-    near = [f for f in found if f[0] <= 0.08] or [min(found, key=lambda f: f[0])]
+    near = [f for f in balanced if f[0] <= 0.08] or [min(balanced, key=lambda f: f[0])]
     return min(near, key=lambda f: f[1])[2]
 
 

@@ -697,7 +697,7 @@ def test_a_plan_as_printed(file: str, name: str, limits: dict[str, Any]) -> None
 def test_the_table_fits_the_terminal(width: int) -> None:
     text = printed(planned(codecs=("int8",), objective="energy"), width)
     assert max(map(len, text.splitlines())) <= width
-    assert all(w in text for w in ("option", "ms ± band", "edge", "link", "server", "up", "best partition point: "))
+    assert all(w in text for w in ("option", "ms ± band", "device", "net", "server", "up", "best partition point: "))
     assert "mJ" in text.splitlines()[5]
 
 

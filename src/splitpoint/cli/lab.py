@@ -151,13 +151,13 @@ def run(name: str, output: Path | None) -> None:  # fmt: skip
     """
     file = find(name)
     scenario = load_scenario(file)
-    made = [p for p in (output, *output.parents) if not p.exists()] if output is not None else []
+    new_folders = [p for p in (output, *output.parents) if not p.exists()] if output is not None else []
     if output is not None:
         make_folder(output)
     try:
         _run(scenario, file, output)
     except BaseException:
-        for folder in made:
+        for folder in new_folders:
             with suppress(OSError):  # something is in it: kept
                 folder.rmdir()
         raise

@@ -196,7 +196,7 @@ def leave(status: int) -> None:
         os._exit(status)
 
 
-def _unraisable(found: Any) -> None:
+def _unraisable(raised: Any) -> None:
     """An interrupt where Python can only print it (a finaliser, a callback of C code) will be raised again."""
-    if not isinstance(found.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(found)
+    if not isinstance(raised.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(raised)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from splitpoint.predict.accuracy import Errors, Judgement, PlanRow, Row, errors_of, regrets
-from splitpoint.report.files import bare, check_writable, picture, write_csv
+from splitpoint.report.files import bare, picture, write_csv
 from splitpoint.report.prediction_table import between
 from splitpoint.report.table import fields_of
 from splitpoint.units import fine_ms
@@ -134,7 +134,6 @@ def draw(judged: Judgement, path: Path, title: str) -> None:
     """A PNG: predicted against measured, kernels and whole networks, on logarithmic axes with a ±10 % band.
     MissingExtraError without matplotlib.
     """
-    check_writable(path)
     filled = [rows for rows in (judged.kernels, judged.wholes) if rows]
     panels = max(1, len(filled))
     with picture(path, panels=panels, size=(6.4 * panels, 6.2)) as (figure, axes):

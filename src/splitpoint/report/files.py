@@ -15,8 +15,6 @@ from typing import Any
 from splitpoint.errors import MissingExtraError
 from splitpoint.files import check_writable, write_atomic
 
-__all__ = ["bare", "check_writable", "picture", "write_atomic", "write_csv", "write_xlsx"]
-
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """One line a row, with a header of `columns`."""
@@ -83,7 +81,8 @@ def write_xlsx(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[
 @contextmanager
 def picture(path: Path, *, panels: int = 1, size: tuple[float, float]) -> Iterator[tuple[Any, list[Any]]]:
     """A matplotlib figure of `size` (inches) and its panels, side by side, to be drawn in the ``with``; written at its
-    end as the file's name says, a PNG where it says nothing. MissingExtraError without matplotlib."""
+    end as the file's name says, a PNG where it says nothing. MissingExtraError without matplotlib, StorageError where
+    it cannot be written."""
     try:
         import matplotlib
 
@@ -91,6 +90,7 @@ def picture(path: Path, *, panels: int = 1, size: tuple[float, float]) -> Iterat
         from matplotlib import pyplot as plt
     except ImportError as exc:
         raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
+    check_writable(path)
     figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained", squeeze=False)
     try:
         yield figure, list(axes[0])

@@ -10,7 +10,7 @@ from typing import Any
 
 from splitpoint.graph import Graph, Node
 from splitpoint.profile.profiles import Profile, Stat
-from splitpoint.report.files import bare, check_writable, picture, write_csv, write_xlsx
+from splitpoint.report.files import bare, picture, write_csv, write_xlsx
 from splitpoint.report.table import Column
 from splitpoint.tensors import TensorSpec
 from splitpoint.text import end_of
@@ -68,7 +68,7 @@ def cost_rows(profile: Profile) -> list[CostRow]:
     for k, (cut, step) in enumerate(zip(graph.prefixes(), ((), *graph.order), strict=True)):
         nodes = [graph.nodes[i] for i in step]
         spent = sum(profile.nodes[i] for i in step)
-        made = _output(nodes[-1], graph) if nodes else graph.inputs[0].bind(graph.assumed) if graph.inputs else None
+        output = _output(nodes[-1], graph) if nodes else graph.inputs[0].bind(graph.assumed) if graph.inputs else None
         head, tail = profile.head(k), profile.tail(k)
         rows.append(
             CostRow(
@@ -80,8 +80,8 @@ def cost_rows(profile: Profile) -> list[CostRow]:
                 kind=kind_of(nodes, graph),
                 ms=round(spent, 4),
                 share=round(spent / total, 5),
-                shape="x".join(map(str, made.shape)) if made else "",
-                output_bytes=made.nbytes if made else 0,
+                shape="x".join(map(str, output.shape)) if output else "",
+                output_bytes=output.nbytes if output else 0,
                 crossing_bytes=cut.nbytes,
                 **_stats("head", head),
                 **_stats("tail", tail),
@@ -135,10 +135,10 @@ def kind_of(nodes: Sequence[Node], graph: Graph) -> str:
 
 def _is_depthwise(node: Node, graph: Graph) -> bool:
     """Whether an output reads fewer numbers than there are channels, or no multiple of them (3 × 3 of 8 channels)."""
-    made, came = _output(node, graph), next((graph.tensors[t] for t in node.inputs if t in graph.tensors), None)
-    if made is None or came is None or len(came.shape) < 3 or not made.elements:
+    output, came = _output(node, graph), next((graph.tensors[t] for t in node.inputs if t in graph.tensors), None)
+    if output is None or came is None or len(came.shape) < 3 or not output.elements:
         return False
-    read, channels = node.flops // (2 * made.elements), int(came.shape[1])
+    read, channels = node.flops // (2 * output.elements), int(came.shape[1])
     return 0 < read < channels or read % channels != 0
 
 
@@ -154,7 +154,6 @@ def write_sheet(path: Path, rows: Sequence[CostRow], title: str) -> None:
 
 def draw(profile: Profile, rows: Sequence[CostRow], path: Path) -> None:
     """A PNG: each layer's milliseconds as bars, its output's size as a line. MissingExtraError without matplotlib."""
-    check_writable(path)
     with picture(path, size=(min(26.0, max(9.0, 0.17 * len(rows) + 3)), 6.2)) as (figure, [axes]):
         _fill(figure, axes, rows)
         axes.set_title(f"{profile.graph.name}: {ms_text(profile.whole.median)} ms on {profile.where}", fontsize=11)

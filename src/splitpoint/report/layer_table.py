@@ -103,7 +103,7 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
         params += sum(graph.nodes[i].params for i in new)
         node = graph.nodes[new[-1]] if new else None
         vectors = [graph.tensors[name] for name in cut.shapes]
-        made = _main_output(node, graph.tensors) if node else _first_input(graph)
+        output = _main_output(node, graph.tensors) if node else _first_input(graph)
         rows.append(
             LayerRow(
                 row=number,
@@ -112,11 +112,11 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
                 layer=graph.spell("layer", node.layer) if node else cut.name,
                 node=node.name if node else "",
                 op=node.op if node else "",
-                shape=tuple(int(d) for d in made.shape) if made else (),
-                dtype=made.dtype if made else "",
-                elements=made.elements if made else 0,
-                memory_bytes=made.nbytes if made else 0,
-                wire_bytes=wire_bytes([made]) if made else 0,
+                shape=tuple(int(d) for d in output.shape) if output else (),
+                dtype=output.dtype if output else "",
+                elements=output.elements if output else 0,
+                memory_bytes=output.nbytes if output else 0,
+                wire_bytes=wire_bytes([output]) if output else 0,
                 crossing=tuple(t.name for t in cut.crossing),
                 crossing_bytes=cut.nbytes,
                 crossing_wire_bytes=wire_bytes(cut.crossing, vectors) if cut.crossing else 0,

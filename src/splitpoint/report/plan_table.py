@@ -13,7 +13,7 @@ from splitpoint.report.files import picture
 from splitpoint.units import mbps, ms, size
 
 #: Titles of the table, and those that are never left out when the terminal is narrow; nor is the objective's own.
-TITLES: Sequence[str] = ("", "option", "ms ± band", "edge", "link", "server", "up", "req/s", "quality", "mJ")
+TITLES: Sequence[str] = ("", "option", "ms ± band", "device", "net", "server", "up", "req/s", "quality", "mJ")
 _KEPT = frozenset(TITLES[:6])
 _OWN = {"bytes": "up", "throughput": "req/s", "energy": "mJ"}
 #: Characters between columns; what names may take before another column goes for them; what they need at least.
@@ -65,7 +65,7 @@ def _tail(text: str, width: int) -> str:
 
 
 def cells(option: Option, *, best: bool = False) -> tuple[str, ...]:
-    """One row by `TITLES`. `edge` is computing and encoding; `link` both ways with the round trip."""
+    """One row by `TITLES`. ``device`` is computing and encoding; ``net`` both ways with the round trip."""
     mark = "→" if best else "×" if option.refused else " "
     stages = option.stages
     edge = stages["edge"].ms + stages["encode"].ms
