@@ -690,7 +690,7 @@ GOLDEN = SUPPORT / "golden"
 def test_a_plan_as_printed(file: str, name: str, limits: dict[str, Any]) -> None:
     edge_ms, cloud_ms = (90.0, 6.0) if name == EFFICIENT else (60.0, 2.0)
     planner = Planner(None, pair(name, edge_ms, cloud_ms), constraints=Constraints(**limits))
-    assert printed(planner.plan(FOUR_G), explain=True) + "\n" == (GOLDEN / file).read_text()
+    assert printed(planner.plan(FOUR_G), 112, explain=True) + "\n" == (GOLDEN / file).read_text()
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
