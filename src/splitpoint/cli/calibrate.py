@@ -21,7 +21,7 @@ from splitpoint.segments import select
 from splitpoint.units import size
 
 
-@click.command(short_help="Measure what codecs cost in accuracy, with real inputs.")
+@click.command()
 @click.argument("model")
 @click.option(
     "--images",

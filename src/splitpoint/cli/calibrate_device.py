@@ -35,7 +35,7 @@ _ENDING, _BESIDE = ".latency.json", ".strips.json"
 _UNSURE = 1.25
 
 
-@click.command(short_help="Learn what kernels cost here, to price any network.")
+@click.command()
 @output_option(
     "Where to write what was learned; the measurements go beside it (device.strips.json).",
     default=Path("device.latency.json"), show_default=True,

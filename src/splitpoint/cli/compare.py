@@ -27,7 +27,7 @@ from splitpoint.security import Security
 from splitpoint.survey import survey, worth_running
 
 
-@click.command(short_help="Run the plan's table for real: predicted beside measured.")
+@click.command()
 @click.argument("model")
 @cloud_option()
 @images_option

@@ -43,7 +43,7 @@ _BUDGET_S = 5.0
 _SLOWER = 8
 
 
-@click.command(short_help="See it work: a server, a device, four photos, one minute.")
+@click.command()
 @click.option("--at", metavar="CUT", help="Where to cut for the photos (default: the best split of the plan).")
 @engine_option
 def command(at: str | None, engine: str) -> None:

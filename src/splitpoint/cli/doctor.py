@@ -14,7 +14,7 @@ from splitpoint.security import Security
 from splitpoint.units import size
 
 
-@click.command(short_help="Say what this machine and a server can do.")
+@click.command()
 @cloud_option(required=False)
 def command(cloud: str | None, security: Security) -> None:
     """Show versions, cores, execution providers with their install lines, and whether a server is reachable.

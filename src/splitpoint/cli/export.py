@@ -13,7 +13,7 @@ from splitpoint.models.names import SHORT_NAMES
 from splitpoint.units import size
 
 
-@click.command(short_help="Turn a PyTorch model into an ONNX file.")
+@click.command()
 @click.argument("model")
 @output_option("The file to write.", metavar="FILE.onnx", required=True)
 @click.option("--weights", metavar="FILE|random[:SEED]", help="Instead of the library's default pretrained weights.")

@@ -19,7 +19,7 @@ from splitpoint.segments import random_note
 from splitpoint.units import count, counted, size
 
 
-@click.command(short_help="List a model's layers and what would cross the link at each.")
+@click.command()
 @click.argument("model")
 @click.option(
     "--cuts", type=click.Choice(["all", "chain"]), default="all", help="Every node, or single-tensor cuts only."

@@ -14,7 +14,7 @@ from splitpoint.certificates import make
 from splitpoint.cli.options.output import OUTPUT_FOLDER
 
 
-@click.command(short_help="Make certificates and a token for a lab.")
+@click.command()
 @click.argument("folder", metavar="DIR", type=OUTPUT_FOLDER)
 @click.option(
     "--host",

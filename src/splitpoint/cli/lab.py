@@ -36,7 +36,7 @@ from splitpoint.units import ms, size
 _FAULTS_APART = (15, 45)
 
 
-@click.group(short_help="Experiments on one machine: a shaped link, a slowed device, scenarios.")
+@click.group()
 def command() -> None:
     """Emulate a network and a slow device on this machine, without root. Every result says that it is emulated."""
 
@@ -243,7 +243,7 @@ def edge(file: Path, address: str) -> None:
 
 
 def _lines_for_life() -> Iterator[str]:
-    """The lines of standard input. When it ends, so does this process, whatever it does: nobody is there to tell."""
+    """The lines of standard input. When it ends, so does this process: who started it has gone."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:

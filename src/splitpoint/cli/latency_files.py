@@ -34,7 +34,7 @@ def is_latency(text: str) -> bool:
     try:
         head = parse_json(read_file(path, MOST_BYTES, "a latency file"), _LatencyMark)
     except (InputError, MalformedError):
-        return False  # whoever reads it says what is wrong
+        return False  # reading it as a profile says what is wrong
     return head.kinds is not None and head.roofline is not None
 
 

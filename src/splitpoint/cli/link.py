@@ -28,7 +28,7 @@ _PHOTO = 224 * 224 * 3
 _FAST_MBPS = 2000.0
 
 
-@click.command(short_help="Measure the network to a server, or say what a link means.")
+@click.command()
 @cloud_option(required=False)
 @click.option(
     "--link",

@@ -47,7 +47,7 @@ from splitpoint.security import Security
 MEASURED = "measured"
 
 
-@click.command(short_help="Say whether and where to split: the honest table.")
+@click.command()
 @click.argument("model", required=False)
 @click.option(
     "--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",

@@ -56,7 +56,7 @@ class _Default(click.Group):
         self.format_commands(ctx, formatter)
 
 
-@click.group(cls=_Default, short_help="Say what a model would take on a device it never ran on.")
+@click.group(cls=_Default)
 def command() -> None:
     """Predict latency from what was learned of a device; see splitpoint predict --help."""
 

@@ -32,7 +32,7 @@ from splitpoint.units import counted, fine_ms
 _SLOWEST = 8
 
 
-@click.command(short_help="Measure what a model costs on this machine, or on a server.")
+@click.command()
 @click.argument("model", required=False)
 @cloud_option(required=False)
 @budget_option("60s", "How long it may take: 30s, 5m.")

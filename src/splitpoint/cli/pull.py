@@ -13,7 +13,7 @@ from splitpoint.security import Security
 from splitpoint.units import size
 
 
-@click.command(short_help="Fetch what a device needs of a model, before it is needed.")
+@click.command()
 @click.argument("model", required=False)
 @cloud_option()
 @click.option("--at", metavar="CUT", help="Only what the head of this cut needs (default: the whole model).")

@@ -47,7 +47,7 @@ from splitpoint.units import counted, size
 _WINDOW, _FRESH_WINDOW = 8, 4
 
 
-@click.command(short_help="Run the device side: images in, answers and milliseconds out.")
+@click.command()
 @click.argument("arguments", metavar="[MODEL] [FILES|FOLDER|-]", nargs=-1)
 @cloud_option(required=False)
 @click.option(

@@ -21,7 +21,7 @@ from splitpoint.survey import placement, survey
 
 @dataclass(frozen=True)
 class Placed:
-    """How an edge is cut: the option in use, if one is known, and those that are cheaper, each more than the last."""
+    """How an edge is cut: the option in use, if a plan has one, and cheaper ones, the cheapest last."""
 
     option: Option | None = None
     cheaper: tuple[Option, ...] = ()
@@ -93,7 +93,7 @@ def place(
 
 
 def _planned(planner: Planner, link: Link, rate: float) -> tuple[Planner, Plan, tuple[Option, ...]]:
-    """(who planned, the plan, all rows looked at): for least latency, or, if `rate` asks for it, most throughput."""
+    """(planner, plan, all its options): for least latency, or for most throughput where `rate` needs that."""
     quick = planner.plan(link, sensitivity=False)
     if not rate:
         return planner, quick, quick.options

@@ -33,7 +33,7 @@ _DRAIN_S = 10.0
 _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetched"})
 
 
-@click.command(short_help="Run the server side of models.")
+@click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True,
               help="Address to listen on; 0.0.0.0: every one, ::: those of IPv6 too.")  # fmt: skip

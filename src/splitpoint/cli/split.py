@@ -12,7 +12,7 @@ from splitpoint.segments import split
 from splitpoint.units import size
 
 
-@click.command(short_help="Write the two halves of a model as ONNX files.")
+@click.command()
 @click.argument("model")
 @click.option("--at", required=True, metavar="CUT", help="A layer, node, tensor, cut number, input, output or middle.")
 @output_option("Folder to write.", metavar="DIR", folder=True, required=True)

@@ -28,7 +28,7 @@ from splitpoint.tensors import Array
 from splitpoint.units import ms
 
 
-@click.command(short_help="Measure every split point between a device and a server.")
+@click.command()
 @click.argument("model")
 @cloud_option()
 @images_option

@@ -34,7 +34,7 @@ from splitpoint.tasks.task_rows import COLUMNS, TABLE, record, summary_lines
 from splitpoint.units import ms
 
 
-@click.command(short_help="Run a queue of requests for different models, planned together.")
+@click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[TASKS.toml]")
 @cloud_option(required=False)
 @click.option("--mix", "models", metavar="MODEL,MODEL,…", help="Draw tasks at random from these models, all at once.")

@@ -14,7 +14,7 @@ from splitpoint.segments import RELATIVE_TOLERANCE, Check, random_note, select, 
 from splitpoint.units import counted
 
 
-@click.command(short_help="Prove that cut models give the whole model's answer.")
+@click.command()
 @click.argument("model")
 @cuts_option
 @click.option(

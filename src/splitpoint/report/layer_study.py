@@ -11,8 +11,8 @@ from typing import Any
 from splitpoint.graph import Graph, Node
 from splitpoint.profile.profiles import Profile, Stat
 from splitpoint.report.files import bare, picture, write_csv, write_xlsx
+from splitpoint.report.layer_table import first_input, main_output
 from splitpoint.report.table import Column
-from splitpoint.tensors import TensorSpec
 from splitpoint.text import end_of
 from splitpoint.units import fine_ms, size
 from splitpoint.units import ms as ms_text
@@ -68,7 +68,7 @@ def cost_rows(profile: Profile) -> list[CostRow]:
     for k, (cut, step) in enumerate(zip(graph.prefixes(), ((), *graph.order), strict=True)):
         nodes = [graph.nodes[i] for i in step]
         spent = sum(profile.nodes[i] for i in step)
-        output = _output(nodes[-1], graph) if nodes else graph.inputs[0].bind(graph.assumed) if graph.inputs else None
+        output = main_output(nodes[-1], graph) if nodes else first_input(graph)
         head, tail = profile.head(k), profile.tail(k)
         rows.append(
             CostRow(
@@ -101,11 +101,6 @@ def _stats(side: str, stat: Stat) -> dict[str, Any]:
     }
 
 
-def _output(node: Node, graph: Graph) -> TensorSpec | None:
-    """The first output that is an array of numbers."""
-    return next((graph.tensors[t] for t in node.outputs if t in graph.tensors), None)
-
-
 _KINDS: Mapping[str, str] = {
     "Gemm": "linear", "MatMul": "linear", "MatMulInteger": "linear", "QLinearMatMul": "linear", "FusedMatMul": "linear",
     "MaxPool": "pooling", "AveragePool": "pooling", "GlobalAveragePool": "pooling", "GlobalMaxPool": "pooling",
@@ -135,7 +130,7 @@ def kind_of(nodes: Sequence[Node], graph: Graph) -> str:
 
 def _is_depthwise(node: Node, graph: Graph) -> bool:
     """Whether an output reads fewer numbers than there are channels, or no multiple of them (3 × 3 of 8 channels)."""
-    output, came = _output(node, graph), next((graph.tensors[t] for t in node.inputs if t in graph.tensors), None)
+    output, came = main_output(node, graph), next((graph.tensors[t] for t in node.inputs if t in graph.tensors), None)
     if output is None or came is None or len(came.shape) < 3 or not output.elements:
         return False
     read, channels = node.flops // (2 * output.elements), int(came.shape[1])

@@ -5,7 +5,7 @@ The first seed system's `list_layers` and `measure_tensor`, for any model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -103,7 +103,7 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
         params += sum(graph.nodes[i].params for i in new)
         node = graph.nodes[new[-1]] if new else None
         vectors = [graph.tensors[name] for name in cut.shapes]
-        output = _main_output(node, graph.tensors) if node else _first_input(graph)
+        output = main_output(node, graph) if node else first_input(graph)
         rows.append(
             LayerRow(
                 row=number,
@@ -127,13 +127,14 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
     return rows
 
 
-def _first_input(graph: Graph) -> TensorSpec | None:
+def first_input(graph: Graph) -> TensorSpec | None:
+    """The graph's first input, free dimensions as assumed."""
     return graph.inputs[0].bind(graph.assumed) if graph.inputs else None
 
 
-def _main_output(node: Node, tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
+def main_output(node: Node, graph: Graph) -> TensorSpec | None:
     """The node's first output that is an array of numbers."""
-    return next((tensors[t] for t in node.outputs if t in tensors), None)
+    return next((graph.tensors[t] for t in node.outputs if t in graph.tensors), None)
 
 
 def layer_names(model: Model) -> list[str]:
