@@ -426,6 +426,3 @@ def test_without_room_for_temporary_files_it_is_said(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(files.tempfile, "mkdtemp", full)
     with pytest.raises(StorageError, match="TMPDIR"), temporary_folder():
         raise AssertionError
-
-
-# --- the command line -------------------------------------------------------------------------------------------------

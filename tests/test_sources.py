@@ -323,6 +323,3 @@ def test_a_link_to_a_camera_is_followed_each_time(
     link.symlink_to("/dev/zero")
     next(frames)
     assert opened == ["/dev/null", "/dev/zero"]
-
-
-# --- splitpoint run ---------------------------------------------------------------------------------------------------

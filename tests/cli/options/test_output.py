@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from commands import commands, fails, ok
 
 from splitpoint.cli import main
 from splitpoint.cli.options.output import OUTPUT, OUTPUT_FOLDER
 from splitpoint.cli.verbs import VERBS, Verbs, group
-
-
-def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    if isinstance(command, click.Group):
-        ctx = click.Context(command)
-        for inner in command.list_commands(ctx):
-            found = command.get_command(ctx, inner)
-            assert found is not None
-            yield from commands(found, f"{name} {inner}".strip())
-    else:
-        yield name, command
-
 
 #: Options and arguments that name what is read, or a cache.
 _READ = {
@@ -36,7 +24,7 @@ _READ = {
 def test_every_option_that_names_a_file_to_write_takes_a_dash() -> None:
     assert isinstance(group, Verbs)
     written = set()
-    for name, command in commands(group, ""):
+    for name, command in commands():
         for param in command.params:
             flag = max(param.opts, key=len)
             if param.type in (OUTPUT, OUTPUT_FOLDER):
@@ -101,3 +89,11 @@ def test_a_closed_standard_output_is_said() -> None:
     )  # fmt: skip
     assert ran.returncode == 7
     assert "/dev/stdout cannot be written: it is closed" in ran.stderr
+
+
+def test_o_is_output_everywhere_and_out_still_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    short = {name: param.opts for name, command in commands() for param in command.params if "-o" in param.opts}
+    assert len(short) >= 10
+    assert {tuple(opts) for opts in short.values()} == {("-o", "--output")}
+    assert ok(capsys, "link", "--link", "wifi", "--out", "-") == ok(capsys, "link", "--link", "wifi", "-o", "-")
+    assert "No such option" in fails(capsys, 2, "link", "--outp", "-")
