@@ -34,9 +34,12 @@ def compare(
 ) -> list[CompareRow]:
     """A row an option of a plan: what was predicted, and what `repeat` requests took.
 
-    >>> plan = known.planner(edge.model.graph).plan(known.link)            # `known` is a `Survey`
-    >>> for row in compare(edge, plan.options, photos):
-    ...     print(row.option.label, row.option.total.ms, row.measured.ms)
+    >>> options = plan(graph, (edge, cloud), PRESETS["wifi"]).options    # `edge` and `cloud` are profiles
+    >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
+    ...     with Edge(server.address, at="cut:input") as device:
+    ...         rows = compare(device, options, [{"image": digit}], repeat=2)
+    >>> [row.requests for row in rows] == [2] * len(options)
+    True
 
     One request of each option in turn, so that what disturbs one disturbs all; they take `inputs` one after the other.
     All options are compiled at once, here and on the server, and `edge` is left at the last one. `on_progress` is told

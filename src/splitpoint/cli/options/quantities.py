@@ -50,14 +50,19 @@ def parse_size(text: str, option: str = "--max-edge-memory") -> float:
 _TIME = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|min|)", re.IGNORECASE)
 
 
+def _ms(text: str, bare_ms: float) -> float:
+    """A time in milliseconds, of a bare number `bare_ms` each; 0 for anything else."""
+    match = _TIME.fullmatch(text.strip())
+    unit = {"ms": 1.0, "s": 1e3, "m": 6e4, "min": 6e4}.get(match[2].lower(), bare_ms) if match else 0.0
+    return float(match[1]) * unit if match else 0.0
+
+
 def parse_ms(text: str, option: str) -> float:
     """``200ms``, ``1.5s``, ``2min`` → milliseconds; UsageError for anything else, zero, and over a day.
 
     A bare number is milliseconds.
     """
-    match = _TIME.fullmatch(text.strip())
-    unit = {"s": 1e3, "m": 6e4, "min": 6e4}.get(match[2].lower(), 1.0) if match else 0.0
-    time_ms = float(match[1]) * unit if match else 0.0
+    time_ms = _ms(text, 1.0)
     if not 0 < time_ms <= _DAY_S * 1e3:
         raise UsageError(f"{option} is a time such as 200ms or 1.5s, above zero and at most a day, not {_short(text)}")
     return time_ms
@@ -65,9 +70,7 @@ def parse_ms(text: str, option: str) -> float:
 
 def parse_budget(text: str, option: str = "--budget") -> float:
     """``"60s"``, ``"60"``, ``"500ms"``, ``"5m"`` in seconds; UsageError for anything else, zero, and over a day."""
-    match = _TIME.fullmatch(text.strip())
-    unit = {"ms": 1e-3, "m": 60.0, "min": 60.0}.get(match[2].lower(), 1.0) if match else 0.0
-    seconds = float(match[1]) * unit if match else 0.0
+    seconds = _ms(text, 1e3) / 1e3
     if not 0 < seconds <= _DAY_S:
         raise UsageError(f"{option} is a time like 60s or 5m, above 0 and at most a day, not {_short(text)}")
     return seconds
