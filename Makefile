@@ -12,7 +12,7 @@ help:
 	@echo "make wheel     build what a device is given, into dist"
 	@echo "make minimal   prove that the core alone is enough, on every Python here (QUICK=--quick make minimal)"
 	@echo "make networks  prove the cuts of the large networks too (minutes)"
-	@echo "make check     lint and types"
+	@echo "make check     lint, types, and the ceilings of scripts/line_budget.py"
 	@echo "make bench     measure; prints machine, versions and numbers"
 	@echo "make soak      ten minutes of clients that come, go, stall and die (SECONDS=60 make soak)"
 	@echo "make fuzz      a million damaged frames, and a server and a device in all states (FRAMES=100000 STEPS=4000 make fuzz)"
@@ -67,6 +67,7 @@ check: $(VENV)/check.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/line_budget.py
 
 bench: $(VENV)/test.stamp $(VENV)/bench.stamp
 	$(BIN)/python -m bench

@@ -127,10 +127,10 @@ class Bench:
         return Sample(began, perf_counter(), result.cut, result.fallback)
 
     def back_to_back(self, edge: Edge, until: Callable[[], bool]) -> list[Sample]:
-        found = []
+        samples = []
         while not until():
-            found.append(self.ask(edge))
-        return found
+            samples.append(self.ask(edge))
+        return samples
 
 
 @contextmanager
@@ -168,19 +168,19 @@ def step(bench: Bench, rounds: int) -> dict[str, object]:
         say(f"  fixed, {state}: " + "; ".join(f"{label} p95 {p95:.1f} ms" for label, p95 in p95s.items()))
     down = [s for run in runs for s in run.after(run.fell, run.rose, DOWN_S)]
     up = [s for run in runs for s in run.after(run.rose, run.ended, UP_S)]
-    found: dict[str, object] = {"fixed_p95_ms": fixed}
+    report: dict[str, object] = {"fixed_p95_ms": fixed}
     for name, samples, link, grace_s in (("down", down, SLOW, DOWN_S), ("up", up, FAST, UP_S)):
         best = min(fixed[link.name], key=fixed[link.name].__getitem__)
         p95, least = percentile([s.ms for s in samples]), fixed[link.name][best]
-        found[f"{name}_p95_ms"], found[f"{name}_over_best"] = p95, p95 / least
+        report[f"{name}_p95_ms"], report[f"{name}_over_best"] = p95, p95 / least
         say(f"{grace_s:g} s after the step {name}: p95 {p95:.1f} ms of {len(samples)}, best fixed plan ({best}) "
             f"{least:.1f} ms: {p95 / least:.2f}x (target ≤ {P95_TARGET}x)")  # fmt: skip
     failed = sum(bool(s.error) for run in runs for s in run.samples)
     late = sum(bool(s.fallback) for run in runs for s in run.samples)
     total = sum(len(run.samples) for run in runs)
     say(f"{total} requests, {failed} failed (target 0), {late} finished here because the server was late")
-    found |= {"requests": total, "failed": failed, "finished_here": late, "gaps": _gaps(runs)}
-    return found
+    report |= {"requests": total, "failed": failed, "finished_here": late, "gaps": _gaps(runs)}
+    return report
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _fixed(bench: Bench, option: Option, link: Link) -> list[float]:
 
 def _gaps(runs: Sequence[Run]) -> list[dict[str, float]]:
     """For each switch: the gap across it, and the longest between any two answers around it, over the steady one."""
-    found = []
+    gaps = []
     for run in runs:
         ends = [s.ended for s in run.samples]
         for at, switch in run.switches:
@@ -245,12 +245,12 @@ def _gaps(runs: Sequence[Run]) -> list[dict[str, float]]:
             steady = max(median(before), median(after)) * 1e3
             row = {"gap_ms": switch.gap_ms, "steady_ms": steady, "over": switch.gap_ms / steady,
                    "longest_near_ms": max(near) * 1e3}  # fmt: skip
-            found.append(row)
+            gaps.append(row)
             say(f"  {switch.old} → {switch.new}: {switch.gap_ms:.1f} ms between answers across the switch, steady "
                 f"{steady:.1f}: {row['over']:.2f}x (target ≤ {GAP_TARGET}x); longest within 1 s of it "
                 f"{row['longest_near_ms']:.0f} ms")  # fmt: skip
     say(f"  ({PUBLISHED})")
-    return found
+    return gaps
 
 
 # --- a trace ----------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def trace(bench: Bench, rounds: int) -> dict[str, object]:
     oracle = [min(taken) for taken in zip(*fixed.values(), strict=True)]
     _row("oracle", [], oracle)
     best = min(mean(slots) for slots in fixed.values())
-    found: dict[str, object] = {"fixed_ms": {k: mean(v) for k, v in fixed.items()}, "oracle_ms": mean(oracle)}
+    report: dict[str, object] = {"fixed_ms": {k: mean(v) for k, v in fixed.items()}, "oracle_ms": mean(oracle)}
     means = []
     for _ in range(rounds):
         bench.relay.set_link(shaped.links[0])
@@ -288,7 +288,7 @@ def trace(bench: Bench, rounds: int) -> dict[str, object]:
         means.append(mean(slots))
         say(f"  {means[-1] / mean(oracle):.3f}x of the oracle (target ≤ {ORACLE_TARGET}x), {means[-1] / best:.3f}x of "
             f"the best fixed plan (target < 1x)")  # fmt: skip
-    return found | {"adapting_ms": means}
+    return report | {"adapting_ms": means}
 
 
 def _winners(planner: Planner, shaped: LinkTrace) -> list[Option]:
@@ -396,12 +396,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out") / "adapt.json")
     given = parser.parse_args(arguments)
     print(header())
-    found = {}
+    reports = {}
     with set_up(given.seconds) as bench:
         for name in given.parts or PARTS:
-            found[name] = PARTS[name](bench, given.rounds)
+            reports[name] = PARTS[name](bench, given.rounds)
             given.out.parent.mkdir(exist_ok=True)
-            given.out.write_text(json.dumps(found, indent=1))
+            given.out.write_text(json.dumps(reports, indent=1))
 
 
 if __name__ == "__main__":

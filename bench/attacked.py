@@ -148,9 +148,9 @@ def frame(kind: int, id: int, header: wire.Message, body: bytes = b"", flags: in
 
 
 def opening(model: Model, cut: str) -> wire.OpenRequest:
-    found = model.graph.cut(cut)
+    place = model.graph.cut(cut)
     outputs = tuple(t.name for t in model.outputs)
-    return wire.OpenRequest(model.fingerprint, tuple(t.name for t in found.crossing), outputs)
+    return wire.OpenRequest(model.fingerprint, tuple(t.name for t in place.crossing), outputs)
 
 
 def crowd(address: str, many: int, begin: Callable[[Foe], None], **how: bool) -> Iterator[Foe | None]:
@@ -492,8 +492,8 @@ def _row(kind: str, pid: int, address: str, folder: Path, honest: Honest, rounds
                 did += int(said[-1]) if said and name == "attacked" else 0
             honest.play(2.0)  # what was still to be done for the attacker does not count as quiet
     rng = np.random.default_rng(0)
-    found = [ratio(phases[name], phases["quiet"], rng) for name in ("control", "attacked")]
-    return _Row(phases, found[0], found[1], vitals(pid).peak_nbytes, did)
+    ratios = [ratio(phases[name], phases["quiet"], rng) for name in ("control", "attacked")]
+    return _Row(phases, ratios[0], ratios[1], vitals(pid).peak_nbytes, did)
 
 
 if __name__ == "__main__":

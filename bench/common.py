@@ -17,8 +17,8 @@ EDGE_CORE, SERVER_CORE = 0, 1
 
 def header() -> str:
     """Machine and versions: no number means anything without them."""
-    found = ", ".join(f"{k} {v}" for k, v in versions().items())
-    return f"{this_machine()}\n{found}\nedge on core {EDGE_CORE}, server on core {SERVER_CORE}"
+    packages = ", ".join(f"{k} {v}" for k, v in versions().items())
+    return f"{this_machine()}\n{packages}\nedge on core {EDGE_CORE}, server on core {SERVER_CORE}"
 
 
 def pin(core: int) -> None:

@@ -88,7 +88,7 @@ class Recorded(NamedTuple):
 
 def tails_of(kinds: Sequence[tuple[str, float]]) -> list[Recorded]:
     """The tails of `kinds` with recorded inputs: what their heads make of a made-up picture."""
-    found = []
+    recorded = []
     for name, share in kinds:
         model = sp.load(name)
         cuts = model.graph.chain()
@@ -98,8 +98,8 @@ def tails_of(kinds: Sequence[tuple[str, float]]) -> list[Recorded]:
         made = known | (both.head.run(known) if both.head else {})
         both.close()
         segment = model.tail(cut)
-        found.append(Recorded(model, segment, {t.name: made[t.name] for t in segment.inputs}, f"{name}@{cut.name}"))
-    return found
+        recorded.append(Recorded(model, segment, {t.name: made[t.name] for t in segment.inputs}, f"{name}@{cut.name}"))
+    return recorded
 
 
 # --- one edge of the generator --------------------------------------------------------------------------------------

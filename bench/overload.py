@@ -62,17 +62,17 @@ class Recalled:
     def recall(self, segment: Segment, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
         """The answer, and the seconds that computing it takes."""
         with self._lock:  # the first computes, the others wait for it
-            found = self._known.get(segment.key)
-            return found or self._known.setdefault(segment.key, self._computed(segment, inputs))
+            known = self._known.get(segment.key)
+            return known or self._known.setdefault(segment.key, self._computed(segment, inputs))
 
     def _computed(self, segment: Segment, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
         session, spent = self._engine.compile(segment), []
         for _ in range(_RUNS):
             began = perf_counter()
-            made = session.run(inputs)
+            outputs = session.run(inputs)
             spent.append(perf_counter() - began)
         session.close()
-        return made, min(spent)
+        return outputs, min(spent)
 
 
 class _Recalling:
@@ -84,9 +84,9 @@ class _Recalling:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         end = perf_counter()
-        made, seconds = self._engine.recall(self._segment, inputs)
+        outputs, seconds = self._engine.recall(self._segment, inputs)
         sleep(max(0.0, end + seconds * self._engine.factor - perf_counter()))
-        return made
+        return outputs
 
     def close(self) -> None:
         """Nothing is held."""
@@ -180,7 +180,7 @@ def measure(steps: Sequence[int], per_edge: float, slower: float, seconds: float
         address = server.stdout.readline().strip()
         planner = _planner(address, model, engine, slower)
         devices: list[Device] = []
-        found: list[Step] = []
+        steps: list[Step] = []
         print(HEAD)
         for count in steps:
             for k in range(len(devices), count):
@@ -188,9 +188,9 @@ def measure(steps: Sequence[int], per_edge: float, slower: float, seconds: float
                 stack.callback(device.close)
                 devices.append(device)
             sleep(seconds)
-            found.append(_step(devices, server.pid, seconds))
-            print(found[-1].line(per_edge), flush=True)
-    return _judged(found)
+            steps.append(_step(devices, server.pid, seconds))
+            print(steps[-1].line(per_edge), flush=True)
+    return _judged(steps)
 
 
 def _planner(address: str, model: Model, engine: Engine, slower: float) -> Planner:
@@ -223,10 +223,10 @@ def _counts(devices: Sequence[Device]) -> tuple[int, int]:
     return sum(len(d.failed) for d in devices), switches
 
 
-def _judged(found: Sequence[Step]) -> bool:
+def _judged(steps: Sequence[Step]) -> bool:
     peak = worst = 0.0
     least = 1.0
-    for step in found:
+    for step in steps:
         peak = max(peak, step.rate)
         if step.rate / peak < least:
             least, worst = step.rate / peak, step.edges

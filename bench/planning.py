@@ -67,13 +67,16 @@ def real(name: str, rounds: int) -> None:
     cuts = [costing.on_edge(c.nodes) for c in graph.prefixes()]
     problem = costing.problem(LINKS[12])
     prefixes = timed(lambda: min(stages(problem, c).total for c in cuts), rounds)
-    found = [cutter.least(costing.problem(x)) for x in LINKS]
-    kinds = sorted({int(s.on_edge.sum()) for s in found})
+    solutions = [cutter.least(costing.problem(x)) for x in LINKS]
+    kinds = sorted({int(s.on_edge.sum()) for s in solutions})
     print(f"  {graph.name}: {len(graph.nodes)} nodes, {problem.steps} steps; best cuts after {kinds} of them")
     print(f"    made once for two profiles {costing_ms:.1f}")
     print(f"    first plan {median(first):.2f}, worst {max(first):.2f} (target ≤ {TARGETS['first plan']:g})")
     print(f"    new link   {median(again):.2f}, worst {max(again):.2f} (target ≤ {TARGETS['new link']:g})")
-    print(f"    all {len(cuts)} prefixes one by one {prefixes:.1f}; proven gap at most {max(s.gap for s in found):.0e}")
+    print(
+        f"    all {len(cuts)} prefixes one by one {prefixes:.1f}; "
+        f"proven gap at most {max(s.gap for s in solutions):.0e}"
+    )
 
 
 def timed(action: Callable[[], object], rounds: int) -> float:

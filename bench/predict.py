@@ -139,9 +139,9 @@ def raw_forest(train: Table, test: Table) -> Floats:
 
 def linear(train: Table, test: Table) -> Floats:
     """ms by the replica's linear regression."""
-    found = fit_linear(columns_of(train.kind, train.columns), train.latency_ms)
+    fit = fit_linear(columns_of(train.kind, train.columns), train.latency_ms)
     columns = columns_of(test.kind, test.columns)
-    return np.asarray(found["1"] + sum(k * columns[name] for name, k in found.items() if name != "1"))
+    return np.asarray(fit["1"] + sum(k * columns[name] for name, k in fit.items() if name != "1"))
 
 
 def folds(arguments: list[str]) -> None:
@@ -164,9 +164,9 @@ def drift(arguments: list[str]) -> None:
     """Random networks of a calibration measured again: how much faster or slower this machine is by now."""
     if len(arguments) != 1:
         raise SystemExit("python -m bench.predict drift DEVICE.strips.json")
-    found = load_collection(Path(arguments[0]))
-    engine = open_engine(found.engine, device=found.device, threads=found.threads)
-    usual = [s for s in found.strips if 5 < s.whole_ms < 200]
+    collection = load_collection(Path(arguments[0]))
+    engine = open_engine(collection.engine, device=collection.device, threads=collection.threads)
+    usual = [s for s in collection.strips if 5 < s.whole_ms < 200]
     chosen = [usual[k] for k in np.random.default_rng(SEED).permutation(len(usual))[:AGAIN]]
     ratios = []
     for s in chosen:

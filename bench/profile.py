@@ -143,9 +143,9 @@ def repeated(
 
 
 def errors(pairs: Sequence[tuple[float, float, str]]) -> Errors:
-    found = [(abs(a - b) / b, abs(a - b), where) for a, b, where in pairs]
-    large = [(relative, where) for relative, ms, where in found if ms > NOTHING_MS]
-    return Errors([f[0] for f in found], [r for r, _ in large], max(large, default=(0.0, ""))[1])
+    errors = [(abs(a - b) / b, abs(a - b), where) for a, b, where in pairs]
+    large = [(relative, where) for relative, ms, where in errors if ms > NOTHING_MS]
+    return Errors([f[0] for f in errors], [r for r, _ in large], max(large, default=(0.0, ""))[1])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ model = load("zoo:efficientnet_lite0")
 engine = Stretched(open_engine(threads=1), factor)
 image = np.random.default_rng(0).integers(0, 255, (1, 224, 224, 3), np.uint8)
 sessions = {"whole": model.whole(), "head": model.head(model.graph.cut("stem.relu6"))}
-found = {}
+spans = {}
 for name, segment in sessions.items():
     session = engine.compile(segment)
     feed = {"image": image} if "image" in [t.name for t in session.inputs] else {session.inputs[0].name: image}
@@ -40,8 +40,8 @@ for name, segment in sessions.items():
             times.append((time.perf_counter() - began) * 1e3)
             if time.monotonic() > end and k > 10:
                 break
-        found[f"{name}, {'apart' if rest else 'back to back'}"] = list(np.percentile(times[3:], (10, 50, 90)))
-print(json.dumps(found))
+        spans[f"{name}, {'apart' if rest else 'back to back'}"] = list(np.percentile(times[3:], (10, 50, 90)))
+print(json.dumps(spans))
 """
 
 Found = dict[str, list[float]]
@@ -56,8 +56,8 @@ def measure(method: str, factor: float) -> Found:
         with slowed(factor, method=method) as slow:
             process = slow.start([sys.executable, "-c", CODE, "1"], stdout=subprocess.PIPE, text=True)
             text, _ = process.communicate()
-    found: Found = json.loads(text)
-    return found
+    spans: Found = json.loads(text)
+    return spans
 
 
 def main(rounds: int = 2) -> None:
@@ -67,17 +67,17 @@ def main(rounds: int = 2) -> None:
     for _ in range(rounds):
         for method, factor in cases:
             try:
-                found = measure(method, factor)
+                spans = measure(method, factor)
             except EngineError as exc:
                 print(f"{method}: {exc}")
                 continue
-            kept = best.setdefault((method, factor), found)
-            for name, values in found.items():
+            kept = best.setdefault((method, factor), spans)
+            for name, values in spans.items():
                 kept[name] = min(kept[name], values, key=lambda v: v[1])
     base = best.pop(cases[0])
     print("as it is: " + "; ".join(f"{k} {v[1]:.2f} ms ({v[0]:.2f}…{v[2]:.2f})" for k, v in base.items()))
-    for (method, factor), found in best.items():
-        for name, (low, mid, high) in found.items():
+    for (method, factor), spans in best.items():
+        for name, (low, mid, high) in spans.items():
             spread = f"p10 {low / mid - 1:+.0%}, p90 {high / mid - 1:+.0%}"
             print(f"{factor:g}x {method:9} {name:20} median ÷ unslowed {mid / base[name][1]:6.2f}   {spread}")
 

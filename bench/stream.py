@@ -25,7 +25,7 @@ from splitpoint.link import Link
 from splitpoint.models.model import Segment
 from splitpoint.segments import halves, samples_for
 from splitpoint.tensors import Array
-from splitpoint.trace import Trace
+from splitpoint.trace import Trace, stage_ms
 
 TARGET = 1.6
 #: Of what the longest stage allows.
@@ -85,8 +85,9 @@ def three_stages(
     """A stream over a link that takes as long as the longer half: stages one by one, then all at once."""
     with sp.Edge(address, model, at=cut, engine=engine) as edge:
         alone = [edge.infer(image) for _ in range(30)][5:]
-    device = median([r.trace.ms("head") + r.trace.ms("encode") for r in alone])
-    server = median([r.trace.ms("decode") + r.trace.ms("tail") + r.trace.ms("reply") for r in alone])
+    spent = [stage_ms(r.trace) for r in alone]
+    device = median([s["edge"] + s["encode"] for s in spent])
+    server = median([s["server"] for s in spent])
     nbytes = alone[0].up_nbytes
     mbps = nbytes * 8e-3 / max(device, server)
     os.sched_setaffinity(0, {EDGE_CORE, SERVER_CORE})  # the relay takes whichever core is free
@@ -100,10 +101,11 @@ def three_stages(
         traces: list[Trace] = []
         took = [_stream_s(edge, image, frames, window, traces) for _ in range(rounds)]
     rate = frames / median(took)
+    spent = [stage_ms(t) for t in traces]
     then = {
-        "device": median([t.ms("head") + t.ms("encode") for t in traces]),
+        "device": median([s["edge"] + s["encode"] for s in spent]),
         "link": stages["link"],
-        "server": median([t.ms("decode") + t.ms("tail") + t.ms("reply") for t in traces]),
+        "server": median([s["server"] for s in spent]),
     }
     said = ", ".join(f"{name} {ms:.2f}" for name, ms in stages.items())
     does = {Waiting: "wait", Apart: "compute, the device apart (emulated)"}.get(type(engine), "compute")
@@ -160,21 +162,24 @@ def _stream_s(
 def _balanced(model: sp.Model, engine: Engine, image: dict[str, Array]) -> sp.Cut:
     """A single-tensor cut whose head and tail take about the same time here."""
     middle = model.graph.middle().index or 0
-    found: list[tuple[float, int, sp.Cut]] = []
+    balanced: list[tuple[float, int, sp.Cut]] = []
     for cut in model.graph.chain()[max(1, middle - 8) : middle + 9]:
         both = halves(model, cut, engine)
         assert both.head
         assert both.tail
-        made = both.head.run(image)
+        tensors = both.head.run(image)
         times = interleaved(
-            {"head": lambda b=both: b.head.run(image) and None, "tail": lambda b=both, m=made: b.tail.run(m) and None},
+            {
+                "head": lambda b=both: b.head.run(image) and None,
+                "tail": lambda b=both, m=tensors: b.tail.run(m) and None,
+            },
             15,
         )
         both.close()
         gap = abs(times["head"] - times["tail"]) / (times["head"] + times["tail"])
-        found.append((gap, sum(t.nbytes for t in cut.crossing), cut))
+        balanced.append((gap, sum(t.nbytes for t in cut.crossing), cut))
     # Of those as good as equal the one with the fewest bytes: a fast relay would take a core of its own.
-    near = [f for f in found if f[0] <= 0.08] or [min(found, key=lambda f: f[0])]
+    near = [f for f in balanced if f[0] <= 0.08] or [min(balanced, key=lambda f: f[0])]
     return min(near, key=lambda f: f[1])[2]
 
 

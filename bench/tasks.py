@@ -100,7 +100,7 @@ def tasks_of(seed: int) -> list[Task]:
 
 def profiles(address: str, names: Sequence[str], budget_s: float, keep: Path | None) -> dict[str, Known]:
     """Each model on both cores; read from `keep` where an earlier run has left it there."""
-    found = {}
+    surveys = {}
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     with Fleet(address, engine=open_engine(threads=1)) as fleet:
@@ -114,13 +114,13 @@ def profiles(address: str, names: Sequence[str], budget_s: float, keep: Path | N
                 known = Known(here, fleet.add((name, ""), model).profile_server(budget_s))
                 for path, profile in zip(kept, known, strict=False):
                     save_profile(path, profile)
-            found[name] = known
+            surveys[name] = known
             print(
                 f"{name}: whole {known.edge.whole.median:.1f} ms on the device's core, "
                 f"{known.cloud.whole.median:.1f} ms on the server's",
                 flush=True,
             )
-    return found
+    return surveys
 
 
 @contextmanager

@@ -49,11 +49,11 @@ def report(name: str, graph: Graph) -> None:
         for mbps in MBPS:
             problem = problem_of(graph, slower, mbps)
             start = perf_counter()
-            found = bottleneck(problem)
+            solution = bottleneck(problem)
             times.append((perf_counter() - start) * 1e3)
-            gaps.append(found.gap)
-            split += bool(found.on_edge.any() and not found.on_edge.all())
-            assert math.isclose(stages(problem, found.on_edge).slowest, found.value)
+            gaps.append(solution.gap)
+            split += bool(solution.on_edge.any() and not solution.on_edge.all())
+            assert math.isclose(stages(problem, solution.on_edge).slowest, solution.value)
     widest = max(end - first for first, end in Order(problem).blocks)
     print(
         f"{name.rsplit('/')[-1]:24} {problem.steps:5} {widest:5} {len(gaps):8} {split:5} {max(gaps):10.4%} "

@@ -114,7 +114,7 @@ class Row:
 
 def candidates(model: Model, codecs: Sequence[str]) -> list[Candidate]:
     """Every single-tensor cut, raw and int8; the input raw and as JPEG; all on the device."""
-    found = []
+    placed = []
     for cut in model.graph.chain():
         kind = {"input": "server", "output": "device"}.get(cut.name, "split")
         ways = [("raw", kind)]
@@ -129,8 +129,8 @@ def candidates(model: Model, codecs: Sequence[str]) -> list[Candidate]:
                 continue
             codecs = {t.name: name for t in specs if name != "raw"}
             nbytes = sum(codec.nbytes(t) if t in specs else t.nbytes for t in cut.crossing)
-            found.append(Candidate(f"{cut.name} {name}", as_kind, cut, codecs, nbytes))
-    return found
+            placed.append(Candidate(f"{cut.name} {name}", as_kind, cut, codecs, nbytes))
+    return placed
 
 
 class Bench:
@@ -170,9 +170,9 @@ class Bench:
         taken = self.taken.setdefault(_key(candidate, link, slow), [])
         while len(taken) < times:
             taken.append(self.once(candidate, link, slow))
-        found = median(taken)
-        self.best[link, slow] = min(self.best.get((link, slow), INFINITE), found)
-        return found
+        median_ms = median(taken)
+        self.best[link, slow] = min(self.best.get((link, slow), INFINITE), median_ms)
+        return median_ms
 
     def middle(self, candidate: Candidate, link: str, slow: int) -> float:
         taken = self.taken.get(_key(candidate, link, slow))

@@ -32,14 +32,14 @@ _ROW = "{:<6} {:<17} {:<8} {:<13} {:>8} {:>8} {:>7} {:>8}"
 
 def pythons() -> dict[int, str]:
     """Minor version → a Python that really runs here and can make environments: on the path, or one of pyenv's."""
-    found = {}
+    interpreters = {}
     for minor in MINORS:
         for name in candidates(minor):
             test = f"import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, {minor}))"
             if subprocess.run([name, "-c", test], capture_output=True).returncode == 0:
-                found[minor] = name
+                interpreters[minor] = name
                 break
-    return found
+    return interpreters
 
 
 def candidates(minor: int) -> Iterator[str]:
@@ -80,12 +80,12 @@ def smoke(python: str, kind: str, wheel: Path, folder: Path) -> dict[str, Any]:
         run(*pip, "--no-deps", str(wheel))
     seconds = time.perf_counter() - started
     said = run(inside, str(ROOT / "scripts" / "smoke.py"))
-    found = json.loads(said.splitlines()[-1])
+    facts = json.loads(said.splitlines()[-1])
     if kind == STAND_IN:
-        assert "onnxruntime" not in found["versions"], "the plain onnxruntime was put over the one that was there"
-        assert "onnxruntime-gpu" in found["versions"]
+        assert "onnxruntime" not in facts["versions"], "the plain onnxruntime was put over the one that was there"
+        assert "onnxruntime-gpu" in facts["versions"]
     shutil.rmtree(place)
-    return {**found, "install_s": seconds}
+    return {**facts, "install_s": seconds}
 
 
 def stand_in(python: str, folder: Path) -> Path:
@@ -120,19 +120,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two environments instead of all")
     quick = parser.parse_args().quick
-    found = pythons()
-    print("Python " + ", ".join(f"3.{m}" for m in found), end="; ")
-    print("not on this machine: " + (", ".join(f"3.{m}" for m in MINORS if m not in found) or "none"), flush=True)
-    wanted = [(m, kind) for m in found for kind in (NEWEST, OLDEST)] + [(max(found), STAND_IN)]
+    interpreters = pythons()
+    print("Python " + ", ".join(f"3.{m}" for m in interpreters), end="; ")
+    print(
+        "not on this machine: " + (", ".join(f"3.{m}" for m in MINORS if m not in interpreters) or "none"), flush=True
+    )
+    wanted = [(m, kind) for m in interpreters for kind in (NEWEST, OLDEST)] + [(max(interpreters), STAND_IN)]
     if quick:
-        wanted = [(min(found), OLDEST), (max(found), NEWEST)]
+        wanted = [(min(interpreters), OLDEST), (max(interpreters), NEWEST)]
     with tempfile.TemporaryDirectory(prefix="splitpoint-minimal-") as folder:
         wheel = build(Path(folder, "dist"))
         print(f"wheel {wheel.stat().st_size / 1e6:.0f} MB; run: `splitpoint run` of one image, its whole process\n")
         print(_ROW.format("", "versions", "numpy", "ONNX Runtime", "install", "on disk", "run", "memory"))
         for minor, kind in wanted:
             with tempfile.TemporaryDirectory(prefix="splitpoint-minimal-") as own:
-                of = smoke(found[minor], kind, wheel, Path(own))
+                of = smoke(interpreters[minor], kind, wheel, Path(own))
             versions = of["versions"]
             ort = versions.get("onnxruntime") or versions["onnxruntime-gpu"]
             cost = (

@@ -35,8 +35,8 @@ def requirements(wheel: Path, *, oldest: bool = False) -> list[str]:
     """What the wheel's core needs, as pip reads it; with `oldest`, exactly the lower bound of each."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-        found = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
-    core = [line for line in found if "extra ==" not in line]
+        requirements = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+    core = [line for line in requirements if "extra ==" not in line]
     return [re.sub(r">=", "==", line, count=1) for line in core] if oldest else core
 
 

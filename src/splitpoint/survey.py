@@ -131,20 +131,20 @@ def profile_here(
         except StorageError as exc:
             call(on_step, f"a profile of {model.name} that was kept here is not used: {exc}")
     if kept is not None:
-        found, spent_s = kept
-        if found.complete or spent_s >= budget_s:
-            cuts = counted(found.measured, "measured cut")
-            call(on_step, f"this machine's profile of {model.name}: {cuts}, of {found.created[:10]} (kept)")
-            return found
+        profile, spent_s = kept
+        if profile.complete or spent_s >= budget_s:
+            cuts = counted(profile.measured, "measured cut")
+            call(on_step, f"this machine's profile of {model.name}: {cuts}, of {profile.created[:10]} (kept)")
+            return profile
     again = "" if note else " (kept for the next time)"
     call(on_step, f"profiling {model.name} here, at most {budget_s:g} s{again}")
-    made = profile_model(model.with_stand_ins(), engine, budget_s=budget_s, note=note)
+    profile = profile_model(model.with_stand_ins(), engine, budget_s=budget_s, note=note)
     if not note:
         try:
-            _keep(place, made, budget_s)
+            _keep(place, profile, budget_s)
         except StorageError as exc:
             call(on_step, f"this machine's profile of {model.name} is not kept for the next time: {exc}")
-    return made
+    return profile
 
 
 def placement(graph: Graph, option: Option) -> tuple[Cut, Mapping[str, str]]:
@@ -159,7 +159,7 @@ def placement(graph: Graph, option: Option) -> tuple[Cut, Mapping[str, str]]:
     return cut, {t.name: t.codec for t in option.crossing if t.codec != "raw"}
 
 
-def rows(plan: Plan, most: int = 7) -> Sequence[Option]:
+def worth_running(plan: Plan, most: int = 7) -> Sequence[Option]:
     """The options worth running, `most` at the most, the planned one first. JPEG is run also where its accuracy is not
     known: running it says what it would save."""
     others = [o for o in plan.options if o != plan.best and (not o.refused or o.kind == "jpeg")]
@@ -170,20 +170,20 @@ def rows(plan: Plan, most: int = 7) -> Sequence[Option]:
 
 
 def _place(model: Model, engine: Engine, cache: Path) -> Path:
-    told = digest(model.values)
-    name = f"{model.fingerprint[:16]}-{told}" if told else model.fingerprint[:16]
+    values = digest(model.values)
+    name = f"{model.fingerprint[:16]}-{values}" if values else model.fingerprint[:16]
     return cache / "profiles" / f"{name}-{engine.name}-{engine.device}-{engine.threads}.profile.json"
 
 
 def _kept(place: Path, model: Model) -> tuple[Profile, float] | None:
     """The profile that an earlier run kept and its budget, if it still describes this machine."""
     try:
-        found = load_profile(place)
+        profile = load_profile(place)
         spent_s = float(read_text(_budget(place), 64, "a number of seconds"))
     except (InputError, OSError, ValueError):  # none, of another version, or half a file: measured anew
         return None
-    same = found.fingerprint == model.fingerprint and found.machine == this_machine() and found.versions == versions()
-    return (found, spent_s) if same else None
+    ours = (model.fingerprint, this_machine(), versions())
+    return (profile, spent_s) if (profile.fingerprint, profile.machine, profile.versions) == ours else None
 
 
 def _keep(place: Path, profile: Profile, budget_s: float) -> None:

@@ -69,6 +69,15 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     return (", ".join(all_of_them[:most]) or "none") + (f" … and {more:,} more" if more > 0 else "")
 
 
+def end_of(text: str, width: int) -> str:
+    """`text` in at most `width` characters, the front left out: the end of a layer's path tells more than its front.
+
+    >>> end_of("features.3.conv", 8)
+    '….3.conv'
+    """
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
 def harmless(text: str) -> str:
     r"""`text`, whose lines stay lines, with all else that a terminal would act upon or not show written out.
 

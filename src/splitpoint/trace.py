@@ -1,25 +1,65 @@
-"""The only stopwatch in the project. Tables, CSV, logs and `--json` all read the spans it records.
+"""The only stopwatch in the project, and the only table of what its spans and stages mean: `SPANS`.
+
+A request is recorded as spans. Tables add spans up to stages (`stage_ms`); docs/stages.md prints both.
 
 >>> clock = iter([0.0, 0.010, 0.010, 0.025]).__next__
 >>> recorder = Recorder(clock=clock)
 >>> with recorder.span("head"):
 ...     pass
->>> with recorder.span("send"):
+>>> with recorder.span("up"):
 ...     pass
 >>> recorder.trace().ms("head")
 10.0
 >>> print(recorder.trace())
-head 10.00 ms · send 15.00 ms
+head 10.00 ms · up 15.00 ms
+>>> round(stage_ms(recorder.trace())["net"])
+15
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Clock = Callable[[], float]
+
+
+class Meaning(NamedTuple):
+    """The stage that a span is part of, and what is done in it."""
+
+    stage: str
+    text: str
+
+
+#: Span → what it means, in the order of a request. They follow each other without a gap: their sum is the whole time.
+SPANS: Mapping[str, Meaning] = {
+    "prepare": Meaning("decode", "the device reads the input: an image is decoded and resized"),
+    "held": Meaning("queue", "the input waits on the device for those before it (streams)"),
+    "head": Meaning("edge", "the device computes the head"),
+    "wait": Meaning(
+        "queue",
+        "the device waits for a server that is late or has failed: earlier attempts, and all from sending to the end "
+        "of waiting where the answer is finished here",
+    ),
+    "local": Meaning("edge", "the device computes what the server did not answer"),
+    "encode": Meaning("encode", "the device's codecs encode what crosses, and the frame is made"),
+    "up": Meaning(
+        "net",
+        "from the finished frame until the server has its last byte: one way of the round trip, and the wait behind "
+        "earlier frames on the uplink (streams), included",
+    ),
+    "decode": Meaning("server", "the server's codecs decode what crossed"),
+    "queue": Meaning("queue", "the request waits for a worker of the server, and for the batch that it joins"),
+    "tail": Meaning("server", "the server computes the tail; of a batch, all of the batch"),
+    "reply": Meaning("server", "the server encodes and frames the answer"),
+    "down": Meaning("net", "from then until the answer is read here, the other way of the round trip included"),
+}
+
+#: Stages in the order of the tables' columns. Each span is part of one, so stages sum to the whole time, too.
+STAGES: tuple[str, ...] = ("decode", "edge", "encode", "net", "queue", "server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +92,22 @@ class Trace:
 
     def __str__(self) -> str:
         return " · ".join(f"{name} {ms:.2f} ms" for name, ms in self.stages().items())
+
+
+def stage_ms(trace: Trace) -> dict[str, float]:
+    """Milliseconds by stage, and their sum as ``total``."""
+    return by_stage(trace.stages())
+
+
+def by_stage(spans_ms: Mapping[str, float]) -> dict[str, float]:
+    """`stage_ms` of milliseconds by span, as rows in files have them.
+
+    A span that `SPANS` does not name was brought along by the caller, who did something before the head: ``decode``.
+    """
+    spent = dict.fromkeys(STAGES, 0.0)
+    for name, ms in spans_ms.items():
+        spent[SPANS.get(name, SPANS["prepare"]).stage] += ms
+    return spent | {"total": sum(spent.values())}
 
 
 @dataclass(slots=True)

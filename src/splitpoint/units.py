@@ -34,6 +34,15 @@ def ms(milliseconds: float) -> str:
     return f"{milliseconds:.1f}" if abs(milliseconds) >= 10 else f"{milliseconds:.2f}"
 
 
+def fine_ms(milliseconds: float) -> str:
+    """Milliseconds with three digits, of tiny layers and kernels too.
+
+    >>> fine_ms(0.0042), fine_ms(12.34)
+    ('0.004', '12.3')
+    """
+    return ms(milliseconds) if milliseconds >= 0.995 else f"{milliseconds:.3f}"
+
+
 def counted(number: int, thing: str) -> str:
     """``1 weight``, ``2 weights``."""
     return f"{number} {thing}{'s' * (number != 1)}"

@@ -14,12 +14,9 @@ from commands import ok
 from plans import model_of, profiles
 
 from splitpoint.cli import main
-from splitpoint.cli.quantities import parse_ms, parse_share, parse_size, parse_watts
 from splitpoint.engines import open_engine
-from splitpoint.errors import UsageError
 from splitpoint.planning.files import load_plan
 from splitpoint.profile.files import save_profile
-from splitpoint.profile.profiles import Watts
 from splitpoint.runtime.server.server import Server
 
 EFFICIENT, LENET = "zoo:efficientnet_lite0", "zoo:lenet5"
@@ -183,23 +180,3 @@ def test_a_server_profiles_itself_and_the_link_is_measured(
         other = ["--edge", f"{files}/edge.profile.json", "--link", "3g"]
         assert "the server has no model efficientnet_lite0" in fails(capsys, 3, *here, *other)
     assert "splitpoint: " in fails(capsys, 6, *here, LENET)
-
-
-@pytest.mark.parametrize(
-    ("text", "nbytes"), [("100MB", 100e6), ("1.5 GiB", 1.5 * 2**30), ("4096", 4096), ("2k", 2000), ("7B", 7)]
-)
-def test_sizes(text: str, nbytes: float) -> None:
-    assert parse_size(text) == nbytes
-
-
-@pytest.mark.parametrize(("text", "ms"), [("200ms", 200), ("1.5s", 1500), ("2min", 120_000), ("80", 80)])
-def test_times(text: str, ms: float) -> None:
-    assert parse_ms(text, "--deadline") == ms
-
-
-def test_shares_and_watts() -> None:
-    assert parse_share("1%") == parse_share("0.01") == 0.01
-    assert parse_watts("7,3,2") == Watts(7, 3, 2, "given by --edge-watts")
-    for text in ("100%", "-1%", "1%%", "", "nan"):
-        with pytest.raises(UsageError):
-            parse_share(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Serving, fails
 from serving import affine, evaluate, nothing_leaks
 
 import nets
@@ -122,3 +125,17 @@ def run(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     return status, said.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_cleanly(number: int) -> None:
+    server = Serving("zoo:lenet5")
+    assert server.end(number) == 0
+    assert "Traceback" not in "".join(server.said)
+
+
+def test_port_in_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = fails(capsys, 6, "serve", "zoo:lenet5", "--port", port)
+    assert str(port) in message

@@ -6,14 +6,12 @@ import fcntl
 import io
 import json
 import os
-import pty
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -23,8 +21,6 @@ import pytest
 from serving import until
 
 from splitpoint.cli import main
-from splitpoint.cli.console import Column, table
-from splitpoint.cli.console import out as console_out
 from splitpoint.cli.stdio import ReaderGone, _Sink, _Text, styled
 from splitpoint.engines import open_engine
 from splitpoint.errors import StorageError
@@ -363,50 +359,6 @@ def test_text_of_strangers(text: str, shown: str, kept: str) -> None:
 
 
 # --- terminals ------------------------------------------------------------------------------------------------------
-
-
-def on_terminal(words: Sequence[str], **env: str) -> tuple[int, str]:
-    """Exit status, and what a terminal of 80 columns is sent."""
-    there, here = pty.openpty()
-    fcntl.ioctl(here, 0x5414, b"\x18\x00\x50\x00\x00\x00\x00\x00")  # TIOCSWINSZ: 24 rows, 80 columns
-    process = subprocess.Popen([*PYTHON, *words], stdin=here, stdout=here, stderr=here, env={**os.environ, **env})
-    os.close(here)
-    sent = b""
-    with suppress(OSError):  # EIO: it has ended
-        while data := os.read(there, 65536):
-            sent += data
-    os.close(there)
-    return process.wait(30), sent.decode()
-
-
-@pytest.mark.parametrize("columns", ["0", "abc", "-5", "", "²", "1", "30", "99999999999"])
-def test_any_number_of_columns(columns: str) -> None:
-    status, text = on_terminal(["inspect", "zoo:lenet5"], COLUMNS=columns, NO_COLOR="1", TERM="xterm")
-    assert status == 0
-    assert "Traceback" not in text
-    row = next(line for line in text.splitlines() if "pool1" in line)
-    assert "1×6×14×14" in row, "numbers are not cut off"
-    if columns in ("0", "abc", "-5", "", "²"):
-        assert max(len(re.sub("\x1b\\[[0-9]*m", "", line)) for line in text.splitlines()) <= 80
-
-
-@pytest.mark.parametrize("term", ["dumb", "", "unknown"])
-def test_a_terminal_that_cannot_move_gets_plain_lines(term: str) -> None:
-    status, text = on_terminal(["verify", "zoo:lenet5"], TERM=term)
-    assert status == 0
-    assert "\x1b" not in text
-
-
-def test_a_narrow_table_keeps_its_numbers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    console = console_out()
-    console.width = 5
-    columns = [Column("layer", right=False, keep=True), Column("bytes", keep=True), Column("spare")]
-    table(columns, [["a layer", "123456789", "x"], ["\x1b[31m[/b]", "1", "y"]], console=console)
-    text = capsys.readouterr().out
-    assert "123456789" in text
-    assert "spare" not in text
-    assert "[31m[/b]" in text
-    assert "\x1b" not in text
 
 
 def test_the_help_of_no_command_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ ORDER = (
     ("survey",),
     ("runtime",),
     ("report",),
-    ("lab", "sweep", "compare", "tasks"),
+    ("lab", "measured_cuts", "tasks"),
     ("cli",),
 )
 RANK = {room: k for k, row in enumerate(ORDER) for room in row}

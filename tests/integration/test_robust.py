@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +20,6 @@ from splitpoint.cli.verbs import group
 from splitpoint.errors import StorageError
 from splitpoint.files import check_writable
 from splitpoint.models.model import Model
-from splitpoint.report.files import as_written, safe, write_csv, write_xlsx
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.server.server import Server
 
@@ -143,33 +140,6 @@ def test_a_scenario_that_fails_leaves_no_empty_folder(tmp_path: Path) -> None:
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-
-ROWS: list[Mapping[str, Any]] = [
-    {"layer": name, "ms": -1.5}
-    for name in ('=HYPERLINK("http://x","y")', "+1+1", "-2*3", "@SUM(A1)", "\t=1", "conv1", "-1.5", "#N/A")
-]
-
-
-def test_no_cell_of_a_spreadsheet_is_a_formula(tmp_path: Path) -> None:
-    openpyxl = pytest.importorskip("openpyxl")
-    path = tmp_path / "a.xlsx"
-    write_xlsx(path, [*ROWS, {"layer": "bell\a", "ms": None}], ["layer", "ms"], "sheet")
-    sheet = openpyxl.load_workbook(path).active
-    cells = [row[0] for row in sheet.iter_rows(min_row=2)]
-    assert {c.data_type for c in cells} == {"s"}
-    assert [c.value for c in cells] == [*(r["layer"] for r in ROWS), "bell\ufffd"]
-    assert sheet["B2"].value == -1.5
-
-
-def test_no_cell_of_a_csv_begins_a_formula(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    write_csv(path, ROWS, ["layer", "ms"])
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    assert [line["layer"][0] for line in lines] == ["'"] * 5 + ["c", "-", "#"]
-    assert {line["ms"] for line in lines} == {"-1.5"}
-    assert [as_written(line["layer"]) for line in lines] == [r["layer"] for r in ROWS]
-    assert safe("-inf") == "-inf"
 
 
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

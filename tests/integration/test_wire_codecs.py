@@ -26,6 +26,7 @@ from splitpoint.codecs import Codec, open_codec
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, ProtocolError, ServerError, UsageError
 from splitpoint.inputs import read_inputs
+from splitpoint.measured_cuts import sweep
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import digits, photos
@@ -33,7 +34,6 @@ from splitpoint.report.sweep_table import SEED_COLUMNS, read_rows
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.server.server import Server
 from splitpoint.segments import halves
-from splitpoint.sweep import sweep
 from splitpoint.tensors import Array, TensorSpec, spec_of
 from splitpoint.transports import memory
 from splitpoint.transports.framed import flat

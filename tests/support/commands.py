@@ -5,12 +5,27 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import click
 import pytest
 
 from splitpoint.cli import main
+from splitpoint.cli.verbs import group
 
 PYTHON = [sys.executable, "-u", "-m", "splitpoint"]
+
+
+def commands(command: click.Command = group, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command that is none of commands, by its words: ``lab run``."""
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    context = click.Context(command)
+    for word in command.list_commands(context):
+        inner = command.get_command(context, word)
+        assert inner is not None
+        yield from commands(inner, f"{name} {word}".strip())
 
 
 def ok(capsys: pytest.CaptureFixture[str], *args: object) -> str:

@@ -12,25 +12,8 @@ from splitpoint.errors import InputError
 from splitpoint.images import InputSpec
 from splitpoint.tensors import Array
 from splitpoint.text import plain, valid
-from splitpoint.trace import Trace
+from splitpoint.trace import STAGES, Trace, stage_ms
 from splitpoint.units import ms
-
-#: Column title → spans of a trace it adds up. ``queue`` is all that was waited for: the frames before this one, a
-#: server that was late and whose part was then computed here (``local``), and the server's queue.
-STAGES: Mapping[str, tuple[str, ...]] = {
-    "decode": ("prepare",),
-    "edge": ("head", "local"),
-    "encode": ("encode",),
-    "net": ("up", "down"),
-    "queue": ("held", "wait", "queue"),
-    "server": ("decode", "tail", "reply"),
-}
-
-
-def stage_ms(trace: Trace) -> dict[str, float]:
-    """Milliseconds by column: image decoding and resizing, device, encoding, network, queue, server, total."""
-    stages = {title: sum(trace.ms(name) for name in names) for title, names in STAGES.items()}
-    return stages | {"total": sum(stages.values())}
 
 
 def answer(outputs: Mapping[str, Array], spec: InputSpec | None, count: int = 3) -> str:

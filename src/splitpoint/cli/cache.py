@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import cache_option
+from splitpoint.cli.options.server import cache_option
 from splitpoint.machine import default_cache
 from splitpoint.runtime.client.blob_cache import clear as delete
 from splitpoint.runtime.client.blob_cache import usage
 from splitpoint.units import size
 
 
-@click.command(short_help="Show or clear what this device has fetched and exported.")
+@click.command()
 @click.option("--clear", is_flag=True, help="Delete all of it. It is fetched or exported again when needed.")
 @cache_option
 def command(clear: bool, cache: Path | None) -> None:

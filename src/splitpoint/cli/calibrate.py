@@ -9,19 +9,19 @@ import click
 from splitpoint.calibration.calibrations import Calibration, Row, needed_inputs
 from splitpoint.calibration.codec_trials import CODECS, QUALITIES, calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
-from splitpoint.cli.console import Column, err, out, progress, table
+from splitpoint.cli.console import err, out, progress, table
 from splitpoint.cli.input_files import read_photos, recursive_option
-from splitpoint.cli.options import Opening, engine_options, json_option, model_options
-from splitpoint.cli.outputs import OUTPUT
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.model import Opening, cuts_option, model_options
+from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.codecs import open_codec
-from splitpoint.engines import open_engine
-from splitpoint.files import check_writable
 from splitpoint.models.model import Model
+from splitpoint.report.table import fields_of
 from splitpoint.segments import select
 from splitpoint.units import size
 
 
-@click.command(short_help="Measure what codecs cost in accuracy, with real inputs.")
+@click.command()
 @click.argument("model")
 @click.option(
     "--images",
@@ -40,84 +40,65 @@ from splitpoint.units import size
     metavar="NAME",
     help=f"Codecs to try; default: {', '.join(CODECS)}, and JPEG at seven qualities for images.",
 )
-@click.option(
-    "--cuts",
-    default="chain",
-    metavar="chain|all|N",
-    show_default=True,
-    help="Single-tensor cuts, every topological prefix, or N spread over all.",
-)
-@click.option(
-    "-o",
-    "--out",
-    "out_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write the calibration, for splitpoint plan --calib.",
-)
+@cuts_option
+@output_option("Write the calibration, for splitpoint plan --calib.")
 @json_option
 @engine_options
 @model_options
 def command(
     model: str, images: tuple[Path, ...], recursive: bool, limit: int | None, codecs: tuple[str, ...], cuts: str,
-    out_path: Path | None, as_json: bool, device: str, threads: int, opening: Opening,
+    output: Path | None, as_json: bool, choice: EngineChoice, opening: Opening,
 ) -> None:  # fmt: skip
     """Run real inputs through every cut with every codec, and record bytes and quality.
 
     Quality is agreement with the whole model on the raw input: how many top labels stay, the least cosine and the
     largest error of the outputs. splitpoint plan --max-drop 1% --calib FILE then keeps to it.
     """
-    if out_path:
-        check_writable(out_path)
     names = [open_codec(c).name for c in codecs] or [*CODECS, *QUALITIES]
     loaded = opening.load(model)
     inputs = read_photos(loaded, images, limit=limit, recursive=recursive)
     chosen = select(loaded, cuts)
     with progress() as bar:
         task = bar.add_task("calibrating", total=len(chosen) * len(inputs))
-        found = calibrate(
-            loaded,
-            open_engine(device=device, threads=threads),
-            inputs,
-            codecs=names,
-            cuts=chosen,
+        calibration = calibrate(
+            loaded, choice.open(), inputs, codecs=names, cuts=chosen,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_note=lambda text: err().print(text),
-        )
+        )  # fmt: skip
     if as_json:
-        click.echo(calibration_bytes(found), nl=False)
+        click.echo(calibration_bytes(calibration), nl=False)
     else:
-        _print(found, loaded)
-    if out_path:
-        save_calibration(out_path, found)
-        click.echo(f"wrote {out_path}", err=True)
+        _print(calibration, loaded)
+    if output:
+        save_calibration(output, calibration)
+        wrote(output)
 
 
-def _print(found: Calibration, model: Model) -> None:
+def _print(calibration: Calibration, model: Model) -> None:
     console = out()
     prefixes = model.graph.prefixes()
-    places = list(dict.fromkeys(r.prefix for r in found.rows))
-    general = [c for c in dict.fromkeys(r.codec for r in found.rows) if not c.startswith("jpeg:")]
-    columns = [Column("cut", right=False, keep=True), Column("raw", keep=True), *(Column(c) for c in general)]
+    places = list(dict.fromkeys(r.prefix for r in calibration.rows))
+    general = [c for c in dict.fromkeys(r.codec for r in calibration.rows) if not c.startswith("jpeg:")]
+    columns = fields_of(("cut", "raw", *general), left=("cut",), keep=("cut", "raw"))
     rows = []
     for place in places:
-        cells = [_cell(found.row(place, codec)) for codec in general]
+        cells = [_cell(calibration.row(place, codec)) for codec in general]
         if any(cells):
             rows.append((prefixes[place].name, size(prefixes[place].nbytes), *cells))
     if rows:
         table(columns, rows, console=console)
-    pictures = [r for r in found.rows if r.codec.startswith("jpeg:")]
+    pictures = [r for r in calibration.rows if r.codec.startswith("jpeg:")]
     if pictures:
         told = ", ".join(f"q{r.codec.partition(':')[2]} {_cell(r)}" for r in pictures)
         console.print(f"the input as JPEG: {told}")
-    if found.classifier:
+    if calibration.classifier:
         console.print(
-            f"bytes (median), and how many of {found.inputs} top labels of {found.output} stay; with none changed, a "
-            f"drop of up to {min(1.0, 3 / found.inputs):.1%} is not ruled out (95 %); to show 1 % takes "
-            f"{needed_inputs(0.01)} inputs"
+            f"bytes (median), and how many of {calibration.inputs} top labels of {calibration.output} stay; with "
+            f"none changed, a drop of up to {min(1.0, 3 / calibration.inputs):.1%} is not ruled out (95 %); to show "
+            f"1 % takes {needed_inputs(0.01)} inputs"
         )
     else:
-        console.print(f"bytes (median), and the largest error of {found.output} as a share of its range")
+        console.print(f"bytes (median), and the largest error of {calibration.output} as a share of its range")
 
 
 def _cell(row: Row | None) -> str:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 import msgspec
-from click.core import ParameterSource
 
 from splitpoint import install
-from splitpoint.cli.console import Column, bold, countdown, line, out, table, waiting
+from splitpoint.cli.console import bold, countdown, line, out, say, table, waiting
 from splitpoint.cli.latency_files import in_words
-from splitpoint.cli.options import engine_options, json_option
-from splitpoint.cli.outputs import OUTPUT, OUTPUT_FOLDER
-from splitpoint.cli.quantities import parse_budget
-from splitpoint.engines import Engine, open_engine
+from splitpoint.cli.options import given
+from splitpoint.cli.options.engine import EngineChoice, engine_of, engine_options
+from splitpoint.cli.options.output import OUTPUT_FOLDER, json_option, output_option, wrote
+from splitpoint.cli.options.quantities import budget_option
+from splitpoint.engines import Engine
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.files import check_writable, is_special
 from splitpoint.machine import now, this_machine
@@ -25,6 +25,7 @@ from splitpoint.predict.kernels.kernel_table import write_tables
 from splitpoint.predict.learn.files import latency_bytes, load_latency, save_latency
 from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.profile.measure import Progress
+from splitpoint.report.table import fields_of
 from splitpoint.text import valid
 from splitpoint.units import counted
 
@@ -34,17 +35,12 @@ _ENDING, _BESIDE = ".latency.json", ".strips.json"
 _UNSURE = 1.25
 
 
-@click.command(short_help="Learn what kernels cost here, to price any network.")
-@click.option(
-    "-o",
-    "--output",
-    type=OUTPUT,
-    default=Path("device.latency.json"),
-    show_default=True,
-    metavar="FILE",
-    help="Where to write what was learned; the measurements go beside it (device.strips.json).",
-)
-@click.option("--budget", default="5m", show_default=True, metavar="TIME", help="How long to measure: 2m, 5m.")
+@click.command()
+@output_option(
+    "Where to write what was learned; the measurements go beside it (device.strips.json).",
+    default=Path("device.latency.json"), show_default=True,
+)  # fmt: skip
+@budget_option("5m", "How long to measure: 2m, 5m.")
 @click.option(
     "--csv",
     "csv_folder",
@@ -66,10 +62,9 @@ _UNSURE = 1.25
 )
 @json_option
 @engine_options
-@click.pass_context
 def command(
-    ctx: click.Context, output: Path, budget: str, csv_folder: Path | None, name: str, note: str, seed: int,
-    refresh: bool, as_json: bool, device: str, threads: int,
+    output: Path, budget_s: float, csv_folder: Path | None, name: str, note: str, seed: int, refresh: bool,
+    as_json: bool, choice: EngineChoice,
 ) -> None:  # fmt: skip
     """Measure kernels of all kinds on this machine, as they run in networks, and learn what any of them costs.
 
@@ -82,41 +77,39 @@ def command(
     by the median of what they take now, until more is measured.
     """
     if refresh:
-        _require_alone(ctx)
+        _require_alone()
         if is_special(output):
             raise UsageError(f"--refresh reads what it writes, which is not possible with {output}: name a file")
         _refresh(output, as_json=as_json)
         return
-    seconds = parse_budget(budget)
     beside = None if is_special(output) else beside_of(output)
-    for path in (output, beside):
-        if path is not None:
-            check_writable(path)
+    if beside is not None:
+        check_writable(beside)
     learns = _can_learn(csv_folder)
-    engine = open_engine(device=device, threads=threads)
-    found = _begun(beside, engine, seed)
-    if beside is not None and output.exists() and found.strips and found.left_s(seconds) <= 0:
+    engine = choice.open()
+    collection = _begun(beside, engine, seed)
+    if beside is not None and output.exists() and collection.strips and collection.left_s(budget_s) <= 0:
         raise UsageError(
-            f"{output} has {found.spent_s:.0f} s of measurements behind it: a larger --budget measures on, and without "
-            f"{beside} it begins anew"
+            f"{output} has {collection.spent_s:.0f} s of measurements behind it: a larger --budget measures on, and "
+            f"without {beside} it begins anew"
         )
-    found = _measure(found, engine, seconds, beside, learns)
+    collection = _measure(collection, engine, budget_s, beside, learns)
     if csv_folder is not None:
-        write_tables(csv_folder, found.tables())
-        click.echo(f"wrote {counted(found.rows, 'row')} to {csv_folder}", err=True)
+        write_tables(csv_folder, collection.tables())
+        say(f"wrote {counted(collection.rows, 'row')} to {csv_folder}")
     if not learns:
-        click.echo(f"next, where splitpoint[predict] is: splitpoint predict train {csv_folder} -o {output}", err=True)
+        say(f"next, where splitpoint[predict] is: splitpoint predict train {csv_folder} -o {output}")
         return
-    with waiting(f"learning from {counted(found.rows, 'kernel')}"):
-        latency = found.learned(name=valid(name), note=valid(note))
+    with waiting(f"learning from {counted(collection.rows, 'kernel')}"):
+        latency = collection.learned(name=valid(name), note=valid(note))
     save_latency(output, latency)
     if as_json:
         click.echo(latency_bytes(latency), nl=False)
     else:
-        _print(latency, found)
+        _print(latency, collection)
         if beside is not None:
             click.echo(f"next: {install.command()} predict MODEL --on {output}")
-    click.echo(f"wrote {output}", err=True)
+    wrote(output)
 
 
 def beside_of(output: Path) -> Path:
@@ -132,7 +125,7 @@ def _can_learn(csv_folder: Path | None) -> bool:
         return True
     if csv_folder is None:
         raise MissingExtraError("scikit-learn", "predict", "learn from what is measured (--csv DIR only measures)")
-    click.echo("scikit-learn is not installed: measuring only, without choosing what tells most", err=True)
+    say("scikit-learn is not installed: measuring only, without choosing what tells most")
     return False
 
 
@@ -140,13 +133,13 @@ def _begun(beside: Path | None, engine: Engine, seed: int) -> Collection:
     """What an earlier run has measured, or a new collection. InputError if it was measured with something else."""
     if beside is None or not beside.exists():
         return started(engine, seed)
-    found = load_collection(beside)
-    found.require(engine, seed)
-    click.echo(f"going on with {counted(len(found.strips), 'network')} of {beside} ({found.spent_s:.0f} s)", err=True)
-    return found
+    collection = load_collection(beside)
+    collection.require(engine, seed)
+    say(f"going on with {counted(len(collection.strips), 'network')} of {beside} ({collection.spent_s:.0f} s)")
+    return collection
 
 
-def _measure(found: Collection, engine: Engine, seconds: float, beside: Path | None, learns: bool) -> Collection:
+def _measure(collection: Collection, engine: Engine, seconds: float, beside: Path | None, learns: bool) -> Collection:
     fit = quick_fit if learns else None
     with countdown() as shown:
         task = shown.add_task("calibrating", total=seconds, left="")
@@ -156,34 +149,31 @@ def _measure(found: Collection, engine: Engine, seconds: float, beside: Path | N
             shown.update(task, completed=progress.elapsed_s, description=what, left=f"{progress.left_s:.0f} s left")
 
         try:
-            for latest in collect(found, engine, budget_s=seconds, fit=fit, on_progress=show):
-                found = latest
+            for latest in collect(collection, engine, budget_s=seconds, fit=fit, on_progress=show):
+                collection = latest
                 if beside is not None:
-                    save_collection(beside, found)
+                    save_collection(beside, collection)
         except KeyboardInterrupt:
             if beside is not None:
-                click.echo(
-                    f"{counted(len(found.strips), 'network')} kept in {beside}: the same command goes on from there",
-                    err=True,
-                )
+                networks = counted(len(collection.strips), "network")
+                say(f"{networks} kept in {beside}: the same command goes on from there")
             raise
-    return found
+    return collection
 
 
 # --- refreshing -------------------------------------------------------------------------------------------------------
 
 
-def _require_alone(ctx: click.Context) -> None:
+def _require_alone() -> None:
     """UsageError for options that --refresh would not heed."""
-    for name in ("budget", "csv_folder", "name", "note", "seed", "device", "threads"):
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            flag = "csv" if name == "csv_folder" else name
+    for name in ("budget_s", "csv_folder", "name", "note", "seed", "engine", "device", "threads"):
+        if given(name):
+            flag = name.partition("_")[0]
             raise UsageError(f"--refresh takes nothing but -o FILE, which says the rest: leave out --{flag}")
 
 
 def _refresh(output: Path, *, as_json: bool) -> None:
     """Scales the latency file by how fast the machine is now. InputError if it is of another one."""
-    check_writable(output)
     latency = load_latency(output)
     here = this_machine()
     if not latency.reference:
@@ -191,7 +181,7 @@ def _refresh(output: Path, *, as_json: bool) -> None:
     if latency.machine is None or latency.machine.processor != here.processor:
         had = latency.machine.processor if latency.machine else "an unknown machine"
         raise InputError(f"{output} is of {had}, and this is {here.processor}: refresh it there")
-    engine = open_engine(device=latency.device, threads=latency.threads)
+    engine = engine_of(latency.engine, latency.device, latency.threads)
     for what, has in (("engine", engine.name), ("device", engine.device), ("threads", engine.threads)):
         if (had := getattr(latency, what)) != has:
             raise InputError(
@@ -214,26 +204,24 @@ def _refresh(output: Path, *, as_json: bool) -> None:
         )
     if speed.high > _UNSURE * speed.low:
         click.echo("the networks do not agree: --refresh once more when nothing else runs", err=True)
-    click.echo(f"wrote {output}", err=True)
+    wrote(output)
 
 
 # --- printing ---------------------------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    Column("kind", right=False, keep=True), Column("rows", keep=True), Column("within ±10 %", keep=True),
-    Column("mean error", keep=True), Column("in the range"),
-)  # fmt: skip
+_TITLES = ("kind", "rows", "within ±10 %", "mean error", "in the range")
 
 
-def _print(latency: Latency, found: Collection) -> None:
+def _print(latency: Latency, collection: Collection) -> None:
     """What was learned, and how well it priced rows that were kept apart."""
     console = out()
     threads = counted(latency.threads, "thread")
     console.print(line(bold(latency.name), f", {threads} of {latency.engine} ({latency.device})"))
     scores = [(k, m.rows, m.score) for k, m in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
     cells = [(kind, str(n), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, n, s in scores]
-    table(_COLUMNS, cells, console=console)
-    measured = f"{counted(found.rows, 'kernel')} of {counted(len(found.strips), 'network')} in {found.spent_s:.0f} s"
+    table(fields_of(_TITLES, left=_TITLES[:1], keep=_TITLES[:4]), cells, console=console)
+    of = counted(len(collection.strips), "network")
+    measured = f"{counted(collection.rows, 'kernel')} of {of} in {collection.spent_s:.0f} s"
     console.print(
         f"{measured}; errors are those of networks kept apart, of kernels of 5 µs and more where a kind has any"
     )

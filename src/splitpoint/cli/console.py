@@ -6,8 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -26,16 +25,10 @@ from rich.table import Table
 from rich.text import Text
 
 from splitpoint.cli.stdio import styled
-from splitpoint.text import harmless, plain
+from splitpoint.report.table import Column
+from splitpoint.text import end_of, harmless, plain
 
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """`keep` columns are never dropped when the terminal is narrow; the others go, the last one first."""
-
-    title: str
-    right: bool = True
-    keep: bool = False
+R = TypeVar("R")
 
 
 class _Console(Console):
@@ -70,6 +63,12 @@ def _harmless(thing: Any) -> Any:
     return harmless(text) if isinstance(text, str) and harmless(text) != text else thing
 
 
+def say(*lines: object) -> None:
+    """Each on a line of standard error: what is done while a command works."""
+    for each in lines:
+        click.echo(str(each), err=True)
+
+
 def out() -> Console:
     """Standard output. Piped, it is wide enough for every column and has no colour."""
     console = _Console(file=styled(sys.stdout), highlight=False, soft_wrap=False)
@@ -90,13 +89,13 @@ _NAMES = 34
 _GAP = 3
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, console: Console) -> None:
+def table(columns: Sequence[Column[R]], rows: Sequence[R], *, console: Console) -> None:
     """Print a table that fits the terminal: columns that do not fit are left out (JSON and CSV have them all).
 
     Names (the first column that is not right-aligned) are shortened at the front: the end of a path tells more.
     """
-    rows = [[plain(cell) for cell in row] for row in rows]
-    widths = [max([len(c.title), *(len(r[i]) for r in rows)]) for i, c in enumerate(columns)]
+    cells = [[plain(c.cell(row)) for c in columns] for row in rows]
+    widths = [max([len(c.title), *(len(r[i]) for r in cells)]) for i, c in enumerate(columns)]
     names = next((i for i, c in enumerate(columns) if not c.right), 0)
     full, widths[names] = widths[names], min(widths[names], _NAMES)
     shown = list(range(len(columns)))
@@ -107,18 +106,14 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, console: 
         shown.remove(spare[-1])
     others = sum(widths[i] + _GAP for i in shown if i != names)
     widths[names] = max(12, min(full, console.width - others - _GAP))
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    printed = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i in shown:
-        made.add_column(columns[i].title, justify="right" if columns[i].right else "left", no_wrap=True)
-    for row in rows:
-        made.add_row(*(Text(_shortened(row[i], widths[i])) for i in shown))
+        printed.add_column(columns[i].title, justify="right" if columns[i].right else "left", no_wrap=True)
+    for row in cells:
+        printed.add_row(*(Text(end_of(row[i], widths[i])) for i in shown))
     # Where even these do not fit, lines that the terminal breaks say more than numbers that were cut.
     console.width = max(console.width, sum(widths[i] + _GAP for i in shown))
-    console.print(made, crop=False)
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+    console.print(printed, crop=False)
 
 
 class _Words(TextColumn):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +13,15 @@ import click
 from splitpoint import install
 from splitpoint.cli import answers
 from splitpoint.cli.console import out
+from splitpoint.cli.options.engine import EngineChoice, engine_option
 from splitpoint.cli.plan import show
 from splitpoint.cli.run import describe
 from splitpoint.cli.verbs import typed
-from splitpoint.engines import open_engine
-from splitpoint.errors import ServerError, VerifyError
+from splitpoint.engines import Engine
+from splitpoint.errors import VerifyError
 from splitpoint.files import temporary_folder
 from splitpoint.inputs import input_spec, read_inputs
+from splitpoint.lab.process import PIPES, Process
 from splitpoint.link.presets import PRESETS
 from splitpoint.machine import usable_cores
 from splitpoint.models import load
@@ -44,9 +43,10 @@ _BUDGET_S = 5.0
 _SLOWER = 8
 
 
-@click.command(short_help="See it work: a server, a device, four photos, one minute.")
+@click.command()
 @click.option("--at", metavar="CUT", help="Where to cut for the photos (default: the best split of the plan).")
-def command(at: str | None) -> None:
+@engine_option
+def command(at: str | None, engine: str) -> None:
     """Plan EfficientNet-Lite0 for this machine, cut it, and run four photos through both halves.
 
     A second process serves the tail on loopback; this one is the device, with an empty cache. Both are profiled, the
@@ -54,19 +54,19 @@ def command(at: str | None) -> None:
     --at CUT), and the answers are compared with the whole model's.
     """
     threads = max(1, usable_cores() // 2)
-    with temporary_folder() as folder, _server(threads) as address:
+    with temporary_folder() as folder, _server(engine, threads) as address:
         click.echo(f"server process: splitpoint serve {MODEL}, listening on {address}")
-        engine = open_engine(threads=threads)
-        with Edge(address, at="cut:input", engine=engine, cache=folder) as edge:
+        ours = EngineChoice(engine, threads=threads).open()
+        with Edge(address, at="cut:input", engine=ours, cache=folder) as edge:
             click.echo(f"device process: profiling both sides and the link, about {2 * _BUDGET_S + 3:.0f} s\n")
-            known = survey(edge, engine, budget_s=_BUDGET_S, cache=folder)
+            known = survey(edge, ours, budget_s=_BUDGET_S, cache=folder)
             plan = known.planner(edge.model.graph).plan(known.link)
             show(plan)
             _what_if(known, edge)
             edge.switch(*([at] if at else placement(edge.model.graph, _best_split(plan))))
             click.echo(f"\n{describe(edge, address)}\n")
-            got = _run(edge)
-        _prove(edge, got, threads)
+            answered = _run(edge)
+        _prove(edge, answered, ours)
     click.echo(_next())
 
 
@@ -95,89 +95,44 @@ def _run(edge: Edge) -> Sequence[Mapping[str, Array]]:
     lines = answers.Lines(out().width, [p.name for p in photos()])
     click.echo(lines.header())
     edge.infer(read_inputs(edge.model, photos()[0]))  # the first run of a network allocates: not shown
-    got = []
+    answered = []
     for photo in photos():
         recorder = Recorder()
         with recorder.span("prepare"):
             inputs = read_inputs(edge.model, photo)
         result = edge.infer(Request(inputs, tuple(recorder.spans)))
-        got.append(result.outputs)
+        answered.append(result.outputs)
         text = answers.answer(result.outputs, spec)
         click.echo(lines.row(photo.name, text, result.trace))
     click.echo(lines.medians() + "\n")
-    return got
+    return answered
 
 
-def _prove(edge: Edge, got: Sequence[Mapping[str, Array]], threads: int) -> None:
+def _prove(edge: Edge, answered: Sequence[Mapping[str, Array]], engine: Engine) -> None:
     model = load(MODEL)
     if model.fingerprint != edge.model.fingerprint:
         raise VerifyError("the server's model is not the zoo's: is another version of splitpoint running?")
-    whole = open_engine(threads=threads).compile(model.whole())
+    whole = engine.compile(model.whole())
     expected = [whole.run(read_inputs(model, p)) for p in photos()]
-    check = compare(model, edge.cut, expected, got)
+    check = compare(model, edge.cut, expected, answered)
     if not check.ok:
         raise VerifyError(f"the cut model's answers differ from the whole model's: {check}")
     click.echo(
-        f"The uncut model gives the same answers for all {len(got)} photos: the largest difference is\n"
+        f"The uncut model gives the same answers for all {len(answered)} photos: the largest difference is\n"
         f"{check.error:.1e} of what changes from photo to photo (rounding)."
     )
 
 
 @contextmanager
-def _server(threads: int) -> Iterator[str]:
+def _server(engine: str, threads: int) -> Iterator[str]:
     """Address of a `splitpoint serve` process of our own, which is ended at the end."""
-    arguments = [
-        sys.executable,
-        "-u",
-        "-m",
-        "splitpoint",
-        "serve",
-        MODEL,
-        "--port",
-        "0",
-        "--threads",
-        str(threads),
-        "--until-stdin-ends",
-    ]
-    process = subprocess.Popen(
-        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=unguarded()
-    )
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    assert process.stdin is not None
-    assert process.stdout is not None
-    reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
-    reader.start()
+    options = ["--port", "0", "--engine", engine, "--threads", str(threads), "--until-stdin-ends"]
+    command = [sys.executable, "-u", "-m", "splitpoint", "serve", MODEL, *options]
+    process = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "demo's server")
     try:
-        said: list[str] = []
-        while True:
-            try:
-                line = lines.get(timeout=60)
-            except queue.Empty:
-                raise ServerError("the demo's server did not start within a minute") from None
-            if line is None:
-                raise ServerError("the demo's server ended at once: " + " ".join(said[-3:]))
-            said.append(line.strip())
-            if line.startswith("serving on "):
-                yield line.split()[2]
-                return
+        yield process.expect("serving on ").split()[2]
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        reader.join()
-        process.stdin.close()
-        process.stdout.close()
-
-
-def _read(stream: Iterator[str], lines: queue.SimpleQueue[str | None]) -> None:
-    try:
-        for line in stream:
-            lines.put(line)
-    finally:
-        lines.put(None)
+        process.close()
 
 
 def _next() -> str:

@@ -7,14 +7,14 @@ from importlib.util import find_spec
 import click
 
 from splitpoint import install, telemetry
-from splitpoint.cli.options import cloud_option
+from splitpoint.cli.options.server import cloud_option
 from splitpoint.errors import EngineError
 from splitpoint.machine import EXTRAS, default_cache, may_be_written, this_machine, versions
 from splitpoint.security import Security
 from splitpoint.units import size
 
 
-@click.command(short_help="Say what this machine and a server can do.")
+@click.command()
 @cloud_option(required=False)
 def command(cloud: str | None, security: Security) -> None:
     """Show versions, cores, execution providers with their install lines, and whether a server is reachable.
@@ -25,11 +25,11 @@ def command(cloud: str | None, security: Security) -> None:
     click.echo(f"machine    {machine}")
     click.echo("packages   " + ", ".join(f"{k} {v}" for k, v in versions().items()))
     for extra, packages in EXTRAS.items():
-        found = versions(packages)
-        if extra == "video" and not found and find_spec("cv2"):  # another build of OpenCV: a Jetson brings its own
-            found = dict.fromkeys(packages, "(another build of OpenCV)")
-        have = ", ".join(f"{k} {v}" for k, v in found.items())
-        missing = [p for p in packages if p not in found]
+        there = versions(packages)
+        if extra == "video" and not there and find_spec("cv2"):  # another build of OpenCV: a Jetson brings its own
+            there = dict.fromkeys(packages, "(another build of OpenCV)")
+        have = ", ".join(f"{k} {v}" for k, v in there.items())
+        missing = [p for p in packages if p not in there]
         text = have if not missing else f"{have + '; ' if have else ''}not installed: {install.extra(extra)}"
         click.echo(f"[{extra}]".ljust(11) + text)
     _providers()
@@ -56,11 +56,11 @@ def _providers() -> None:
     others = sorted(available - known - {"AzureExecutionProvider"})
     if others:
         click.echo(f"           also in this build, without a --device name: {', '.join(others)}")
-    found = install.onnxruntimes()
-    if len(found) > 1:
+    builds = install.onnxruntimes()
+    if len(builds) > 1:
         click.echo(
-            f"warning    {' and '.join(f'{k} {v}' for k, v in found.items())} are one folder, onnxruntime: the last to "
-            f"come is the one that runs, and not whole. Keep one: {repair(found)}"
+            f"warning    {' and '.join(f'{k} {v}' for k, v in builds.items())} are one folder, onnxruntime: the last "
+            f"to come is the one that runs, and not whole. Keep one: {repair(builds)}"
         )
 
 

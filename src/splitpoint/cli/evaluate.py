@@ -9,12 +9,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from splitpoint.cli.console import Column, out, put_json, table, waiting
+from splitpoint.cli.console import out, put_json, say, table, waiting
 from splitpoint.cli.latency_files import check_same, refuse, whose
-from splitpoint.cli.options import json_option
-from splitpoint.cli.outputs import OUTPUT_FOLDER
-from splitpoint.cli.quantities import parse_budget
-from splitpoint.engines import open_engine
+from splitpoint.cli.options.engine import engine_of
+from splitpoint.cli.options.output import OUTPUT_FOLDER, json_option, output_option, wrote
+from splitpoint.cli.options.quantities import budget_option
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import make_folder
 from splitpoint.machine import this_machine
@@ -26,7 +25,7 @@ from splitpoint.predict.calibrate import ground_truth as truths
 from splitpoint.predict.calibrate.ground_truth import Truth
 from splitpoint.predict.learn.files import load_latency
 from splitpoint.predict.learn.latency_model import Latency
-from splitpoint.report.accuracy_table import kind_cells, sentences, whole_cells, write
+from splitpoint.report.accuracy_table import KINDS, WHOLES, kind_cells, sentences, whole_cells, write
 from splitpoint.units import counted
 
 #: Of every family that people split, small ones and large ones. PyTorch is needed to open them the first time.
@@ -47,13 +46,7 @@ NETWORKS: Sequence[str] = (
     metavar="FILE",
     help="What was learned of this machine (splitpoint calibrate-device -o).",
 )
-@click.option(
-    "--budget",
-    default="10m",
-    show_default=True,
-    metavar="TIME",
-    help="How long all measuring may take: half for whole networks, half for profiles to judge plans by.",
-)
+@budget_option("10m", "How long all measuring may take: half for whole networks, half for profiles to judge plans by.")
 @click.option(
     "--data",
     type=OUTPUT_FOLDER,
@@ -61,18 +54,12 @@ NETWORKS: Sequence[str] = (
     help="Keep the networks and what they took in this folder, and measure nothing that is there.",
 )
 @click.option("--prepare", is_flag=True, help="Only open the networks into --data (slow); measure another time.")
-@click.option(
-    "-o",
-    "--output",
-    type=OUTPUT_FOLDER,
-    metavar="DIR",
-    help="Write networks.csv, kernels.csv, plans.csv and scatter.png there.",
-)
+@output_option("Write networks.csv, kernels.csv, plans.csv and scatter.png there.", metavar="DIR", folder=True)
 @click.option("--force", is_flag=True, help="Only warn where the file is of another engine, device or threads.")
 @json_option
 def command(
-    models: tuple[str, ...], device_file: str, budget: str, data: Path | None, prepare: bool, output: Path | None,
-    force: bool, as_json: bool,
+    models: tuple[str, ...], device_file: str, budget_s: float, data: Path | None, prepare: bool,
+    output: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare predictions with what networks take on this machine: kernels, whole networks, and plans.
 
@@ -82,7 +69,6 @@ def command(
     as well: they tell how much faster or slower the machine was meanwhile, and what the errors are at the same speed.
     Run it when nothing else runs.
     """
-    budget_s = parse_budget(budget)
     latency = load_latency(device_file)
     if prepare and data is None:
         raise UsageError("--prepare needs --data DIR, where the networks are kept")
@@ -94,13 +80,13 @@ def command(
         click.echo(f"{counted(len(opened), 'network')} in {data}: measure them with the same command without --prepare")
         return
     truth = _measured(opened, latency, device_file, budget_s, data, force=force)
-    found = judge(truth, latency)
+    judgement = judge(truth, latency)
     if as_json:
-        put_json(_summary(found))
+        put_json(_summary(judgement))
     else:
-        _print(found, latency)
-    for path in write(output, found, _title(latency)) if output is not None else ():
-        click.echo(f"wrote {path}", err=True)
+        _print(judgement, latency)
+    if output is not None:
+        wrote(*write(output, judgement, "Networks that no training saw, " + whose(latency)[0]))
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -108,20 +94,20 @@ def command(
 
 def _open(asked: Sequence[str], data: Path | None) -> dict[str, Model]:
     """The networks by name: kept ones, or opened now, with random weights where weights would be fetched."""
-    found: dict[str, Model] = {}
+    networks: dict[str, Model] = {}
     known = [] if asked or data is None else truths.names(data)
     for text in asked or known or NETWORKS:
         name = re.sub(r"[^\w.-]+", "_", name_of(text))
         model = truths.kept(data, name) if data is not None else None
         if model is None:
-            click.echo(f"opening {text}", err=True)
+            say(f"opening {text}")
             model = load(text, weights="random" if text.startswith(("torchvision:", "timm:")) else None)
             if data is not None:
                 truths.keep(model, name, data)
-        if name in found:
+        if name in networks:
             raise UsageError(f"two of the networks are called {name}: rename a file")
-        found[name] = model
-    return found
+        networks[name] = model
+    return networks
 
 
 def _measured(
@@ -130,7 +116,7 @@ def _measured(
     """What they take, measured now or before."""
     truth = truths.load(data, models) if data is not None else None
     if truth is None or truth.missing():
-        engine = open_engine(device=latency.device, threads=latency.threads)
+        engine = engine_of(latency.engine, latency.device, latency.threads)
         truth = truth or truths.begin(engine, models)
         _check_truth(truth, latency, device_file, force=force)
         _require_here(truth, data)
@@ -163,45 +149,30 @@ def _require_here(truth: Truth, data: Path | None) -> None:
 
 # --- printing ---------------------------------------------------------------------------------------------------------
 
-_WHOLES = (
-    Column("network", right=False, keep=True), Column("measured ms", keep=True), Column("predicted", keep=True),
-    Column("8 of 10", keep=True), Column("error", keep=True), Column("same speed"), Column("corrected"),
-    Column("linear"),
-)  # fmt: skip
-_KINDS = (
-    Column("kernels", right=False, keep=True), Column("", keep=True), Column("MAPE", keep=True),
-    Column("±5%", keep=True), Column("±10%", keep=True), Column("±20%", keep=True), Column("in range", keep=True),
-    Column("linear MAPE"),
-)  # fmt: skip
 
-
-def _print(found: Judgement, latency: Latency) -> None:
+def _print(judgement: Judgement, latency: Latency) -> None:
     console = out()
     for line in whose(latency):
         console.print(line)
-    table(_WHOLES, whole_cells(found), console=console)
-    if found.kernels:
-        table(_KINDS, kind_cells(found.kinds()), console=console)
-    for line in sentences(found):
+    table(WHOLES, whole_cells(judgement), console=console)
+    if judgement.kernels:
+        table(KINDS, kind_cells(judgement.kinds()), console=console)
+    for line in sentences(judgement):
         console.print(line)
-    if latency.reference and found.speed is None:
+    if latency.reference and judgement.speed is None:
         console.print(
             "how fast the machine was meanwhile is not known: the file's reference networks are measured only with "
             "all networks in one go (an empty --data folder)",
         )
 
 
-def _title(latency: Latency) -> str:
-    return "Networks that no training saw, " + whose(latency)[0]
-
-
-def _summary(found: Judgement) -> dict[str, object]:
+def _summary(judgement: Judgement) -> dict[str, object]:
     return {
-        "wholes": found.wholes,
-        "same_speed": found.same_speed,
-        "speed": found.speed,
-        "corrected": found.corrected,
-        "kinds": dict(found.kinds()),
-        "plans": [msgspec.to_builtins(r) | {"regret": r.regret} for r in found.plans],
-        "said": sentences(found),
+        "wholes": judgement.wholes,
+        "same_speed": judgement.same_speed,
+        "speed": judgement.speed,
+        "corrected": judgement.corrected,
+        "kinds": dict(judgement.kinds()),
+        "plans": [msgspec.to_builtins(r) | {"regret": r.regret} for r in judgement.plans],
+        "said": sentences(judgement),
     }

@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import waiting
-from splitpoint.cli.options import parse_shapes
-from splitpoint.cli.outputs import OUTPUT
+from splitpoint.cli.options.model import parse_shapes
+from splitpoint.cli.options.output import output_option
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.units import size
 
 
-@click.command(short_help="Turn a PyTorch model into an ONNX file.")
+@click.command()
 @click.argument("model")
-@click.option("-o", "--output", required=True, type=OUTPUT, metavar="FILE.onnx")
+@output_option("The file to write.", metavar="FILE.onnx", required=True)
 @click.option("--weights", metavar="FILE|random[:SEED]", help="Instead of the library's default pretrained weights.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,320,320", help="Another input size.")
 @click.option("--input-spec", type=click.Path(path_type=Path), metavar="FILE", help="Another input contract.")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from splitpoint.cli.console import say
 from splitpoint.decoding import MAX_PIPE_NBYTES, OnNote
 from splitpoint.errors import InputError, MissingExtraError
 from splitpoint.inputs import find_inputs, read_bytes, read_inputs
 from splitpoint.models.model import Model
+from splitpoint.models.zoo import photos
+from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
 from splitpoint.units import counted
 
@@ -21,7 +24,18 @@ from splitpoint.units import counted
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
+images_option = click.option(
+    "--images", type=click.Path(path_type=Path), metavar="DIR|FILE|-", help="Inputs; default: four photos."
+)
 recursive_option = click.option("--recursive", is_flag=True, help="Also read what is in a folder's folders.")
+
+
+def read_images(model: Model, images: Path | None, *, recursive: bool = False) -> list[dict[str, Array]]:
+    """The inputs in a file or folder; without one the zoo's photos, or made-up inputs if the model takes none."""
+    if images is not None or model.input_spec is not None:
+        return read_photos(model, photos() if images is None else [images], recursive=recursive)
+    say(f"{model.name} does not take photos by itself: measuring with made-up inputs")
+    return samples_for(model, 4)
 
 
 def read_photos(
@@ -31,22 +45,22 @@ def read_photos(
 
     Those that cannot be read are named; InputError if none is left.
     """
-    found = find_inputs(paths, recursive=recursive)
-    say(found.reasons)
+    listing = find_inputs(paths, recursive=recursive)
+    say(*listing.reasons)
     inputs, failed, note = list[dict[str, Array]](), list[Exception](), noting()
-    for path in found.files[:limit]:
+    for path in listing.files[:limit]:
         try:
             inputs.append(read_photo(model, path, note))
         except (InputError, MissingExtraError) as exc:
             failed.append(exc)
-            if len(found.files) > 1:
-                say([f"splitpoint: {exc}"])
+            if len(listing.files) > 1:
+                say(f"splitpoint: {exc}")
     if not inputs:
-        if len(found.files) == 1:
+        if len(listing.files) == 1:
             raise failed[0]
         raise InputError(f"no input could be read ({len(failed)} tried)")
     if failed:
-        say([f"{counted(len(failed), 'input')} left out, {len(inputs)} used"])
+        say(f"{counted(len(failed), 'input')} left out, {len(inputs)} used")
     return inputs
 
 
@@ -66,12 +80,6 @@ def _standard_input() -> bytes:
     return data
 
 
-def say(lines: Iterable[str]) -> None:
-    """Prints them on standard error."""
-    for line in lines:
-        click.echo(line, err=True)
-
-
 def noting() -> OnNote:
     """Says on standard error what was made of a picture, each kind of note once."""
     told = set[str]()
@@ -79,6 +87,6 @@ def noting() -> OnNote:
     def note(name: str, text: str) -> None:
         if text not in told:
             told.add(text)
-            say([f"{name} {text} (said once)"])
+            say(f"{name} {text} (said once)")
 
     return note

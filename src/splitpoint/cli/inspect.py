@@ -8,26 +8,24 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.console import Column, bold, line, out, put_json, table
-from splitpoint.cli.options import Opening, json_option, model_options
-from splitpoint.cli.outputs import OUTPUT
+from splitpoint.cli.console import bold, line, out, put_json, table
+from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.output import OUTPUT, csv_option, json_option, wrote, xlsx_option
+from splitpoint.files import write_atomic
 from splitpoint.models.model import Model
-from splitpoint.report.files import write_atomic, write_csv, write_xlsx
-from splitpoint.report.layer_table import COLUMNS, LayerRow, layer_names, layer_rows
+from splitpoint.report.files import write_csv, write_xlsx
+from splitpoint.report.layer_table import COLUMNS, LayerRow, layer_names, layer_rows, table_of
 from splitpoint.segments import random_note
 from splitpoint.units import count, counted, size
 
 
-@click.command(short_help="List a model's layers and what would cross the link at each.")
+@click.command()
 @click.argument("model")
 @click.option(
-    "--cuts",
-    type=click.Choice(["all", "chain"]),
-    default="all",
-    help="Every node, or single-tensor cuts only.",
+    "--cuts", type=click.Choice(["all", "chain"]), default="all", help="Every node, or single-tensor cuts only."
 )
-@click.option("--csv", "csv_path", type=OUTPUT, metavar="FILE", help="Write all columns as CSV.")
-@click.option("--xlsx", "xlsx_path", type=OUTPUT, metavar="FILE", help="Write a spreadsheet.")
+@csv_option("Write all columns as CSV.")
+@xlsx_option("Write a spreadsheet.")
 @click.option("--names", type=OUTPUT, metavar="FILE", help="Write layer names, one a line.")
 @json_option
 @model_options
@@ -44,22 +42,17 @@ def command(
     """
     loaded = opening.load(model)
     rows = layer_rows(loaded, loaded.graph.chain() if cuts == "chain" else None)
-    written = []
     if csv_path:
         write_csv(csv_path, [r.flat() for r in rows], COLUMNS)
-        written.append(csv_path)
     if xlsx_path:
         write_xlsx(xlsx_path, [r.flat() for r in rows], COLUMNS, loaded.name)
-        written.append(xlsx_path)
     if names:
         write_atomic(names, "".join(f"{n}\n" for n in layer_names(loaded)).encode())
-        written.append(names)
     if as_json:
         put_json(_summary(loaded) | {"rows": [dataclasses.asdict(r) for r in rows]})
-    elif not written:
+    elif not (csv_path or xlsx_path or names):
         _print(loaded, rows)
-    for path in written:
-        click.echo(f"wrote {path}", err=True)
+    wrote(csv_path, xlsx_path, names)
 
 
 def _summary(model: Model) -> dict[str, object]:
@@ -74,24 +67,9 @@ def _summary(model: Model) -> dict[str, object]:
     }
 
 
-_COLUMNS = (
-    Column("cut", keep=True),
-    Column("layer", right=False, keep=True),
-    Column("op", right=False),
-    Column("output", right=False, keep=True),
-    Column("crosses", keep=True),
-    Column("FLOPs", keep=True),
-    Column("params"),
-    Column("memory"),
-    Column("on the wire"),
-    Column("elements"),
-    Column("dtype", right=False),
-)
-
-
 def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     console = out()
-    table(_COLUMNS, [_cells(r, model) for r in rows], console=console)
+    table(table_of(model.graph), rows, console=console)
     inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
     totals = f"{count(rows[-1].flops)} FLOPs, {count(rows[-1].params)} parameters" if rows else ""
     weights_of = f"{size(model.nbytes)} of weights"
@@ -105,22 +83,3 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     if note := random_note(model):
         console.print(note.removeprefix(": "))
     console.print(f"{counted(len(rows), 'cut point')}, {inner} of them single-tensor cuts inside the model")
-
-
-def _cells(r: LayerRow, model: Model) -> tuple[str, ...]:
-    crosses = "-" if not r.crossing else size(r.crossing_wire_bytes)
-    if len(r.crossing) > 1:
-        crosses = f"{len(r.crossing)}: {crosses}"
-    return (
-        "" if r.cut is None else model.graph.spell_index(r.cut),
-        r.layer,
-        r.op,
-        "×".join(map(str, r.shape)) or ("scalar" if r.dtype else "-"),
-        crosses,
-        count(r.flops),
-        count(r.params),
-        size(r.memory_bytes),
-        size(r.wire_bytes),
-        count(r.elements),
-        r.dtype,
-    )

@@ -11,10 +11,10 @@ import click
 
 from splitpoint import install
 from splitpoint.certificates import make
-from splitpoint.cli.outputs import OUTPUT_FOLDER
+from splitpoint.cli.options.output import OUTPUT_FOLDER
 
 
-@click.command(short_help="Make certificates and a token for a lab.")
+@click.command()
 @click.argument("folder", metavar="DIR", type=OUTPUT_FOLDER)
 @click.option(
     "--host",
@@ -31,7 +31,7 @@ from splitpoint.cli.outputs import OUTPUT_FOLDER
     show_default=True,
     metavar="N",
     help="How long they hold.",
-)
+)  # fmt: skip
 def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
     """Make what a server and its devices need to know each other, in DIR: an authority of your own, a certificate for
     the server and one for devices, and a token.
@@ -39,17 +39,17 @@ def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
     For a few machines of your own: whoever can read DIR can be the server, and any device.
     """
     called = tuple(dict.fromkeys((*(hosts or (socket.gethostname(),)), "localhost", "127.0.0.1", "::1")))
-    made = make(folder, called, now=datetime.now(timezone.utc), days=days)
+    files = make(folder, called, now=datetime.now(timezone.utc), days=days)
     where = hosts[0] if hosts else socket.gethostname()
-    ca, token, server, key = (shlex.quote(str(p)) for p in (made.ca, made.token, made.server, made.server_key))
+    ca, token, server, key = (shlex.quote(str(p)) for p in (files.ca, files.token, files.server, files.server_key))
     click.echo(f"{folder}: an authority, a server certificate for {', '.join(called)}, one for devices, and a token")
     click.echo(f"server     {install.command()} serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
     click.echo(f"               --token-file {token}")
-    click.echo(f"devices    (copy {made.ca.name} and {made.token.name} there, over a way you trust)")
+    click.echo(f"devices    (copy {files.ca.name} and {files.token.name} there, over a way you trust)")
     click.echo(
-        f"           splitpoint run MODEL INPUTS --cloud {where} --ca {made.ca.name} --token-file {made.token.name}"
+        f"           splitpoint run MODEL INPUTS --cloud {where} --ca {files.ca.name} --token-file {files.token.name}"
     )
     click.echo(
         f"or         --client-ca {ca} instead of the server's token: each device then needs "
-        f"--tls-cert {made.client.name} --tls-key {made.client_key.name}"
+        f"--tls-cert {files.client.name} --tls-key {files.client_key.name}"
     )

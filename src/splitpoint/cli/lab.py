@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from splitpoint.cli.console import Column, out, progress, table
-from splitpoint.cli.outputs import OUTPUT_FOLDER
+from splitpoint.cli.console import out, progress, table
+from splitpoint.cli.options.engine import engine_option
+from splitpoint.cli.options.output import output_option
 from splitpoint.errors import VerifyError
 from splitpoint.files import make_folder
 from splitpoint.lab.faults import KINDS, schedule
@@ -26,13 +28,15 @@ from splitpoint.lab.scenario import Scenario, find, load_scenario, names
 from splitpoint.lab.slow_device import METHODS, slowed
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
+from splitpoint.report.table import Column, stage_columns
+from splitpoint.trace import by_stage
 from splitpoint.units import ms, size
 
 #: From how many to how many requests apart: in the default number of requests nearly everything goes wrong once.
 _FAULTS_APART = (15, 45)
 
 
-@click.group(short_help="Experiments on one machine: a shaped link, a slowed device, scenarios.")
+@click.group()
 def command() -> None:
     """Emulate a network and a slow device on this machine, without root. Every result says that it is emulated."""
 
@@ -121,27 +125,25 @@ def slow(factor: float, words: tuple[str, ...], threads: int, method: str) -> No
 @command.command(name="list", short_help="The scenarios that ship.")
 def list_scenarios() -> None:
     """Name the scenarios that `splitpoint lab run` knows, and what each runs."""
-    rows = []
-    for name in names():
-        it = load_scenario(find(name))
-        slow = f"{it.device.slowdown:g}x slower"
-        shaped = it.shaped()
-        link = str(shaped) if isinstance(shaped, Link) else f"trace {shaped.name}, {shaped.duration:.0f} s"
-        rows.append([name, it.model, link, slow, ", ".join(it.at), it.title])
-    columns = [Column("scenario", right=False, keep=True), Column("model", right=False), Column("link", right=False),
-               Column("device", right=False), Column("cuts", right=False), Column("about", right=False)]  # fmt: skip
-    table(columns, rows, console=out())
+
+    def link_of(scenario: Scenario) -> str:
+        shaped = scenario.shaped()
+        return str(shaped) if isinstance(shaped, Link) else f"trace {shaped.name}, {shaped.duration:.0f} s"
+
+    columns: list[Column[Scenario]] = [
+        Column("scenario", lambda s: s.name, right=False, keep=True),
+        Column("model", lambda s: s.model, right=False),
+        Column("link", link_of, right=False),
+        Column("device", lambda s: f"{s.device.slowdown:g}x slower", right=False),
+        Column("cuts", lambda s: ", ".join(s.at), right=False),
+        Column("about", lambda s: s.title, right=False),
+    ]
+    table(columns, [msgspec.structs.replace(load_scenario(find(name)), name=name) for name in names()], console=out())
 
 
 @command.command(short_help="Run a scenario: server, link and device on this machine.")
 @click.argument("name", metavar="SCENARIO")
-@click.option(
-    "-o",
-    "--output",
-    type=OUTPUT_FOLDER,
-    metavar="DIR",
-    help="Folder for requests.jsonl, summary.csv, about.json and the scenario.",
-)
+@output_option("Folder for requests.jsonl, summary.csv, about.json and the scenario.", metavar="DIR", folder=True)
 def run(name: str, output: Path | None) -> None:  # fmt: skip
     """Run SCENARIO (a .toml file, or a name of `splitpoint lab list`) and print what each cut took.
 
@@ -149,13 +151,13 @@ def run(name: str, output: Path | None) -> None:  # fmt: skip
     """
     file = find(name)
     scenario = load_scenario(file)
-    made = [p for p in (output, *output.parents) if not p.exists()] if output is not None else []
+    new_folders = [p for p in (output, *output.parents) if not p.exists()] if output is not None else []
     if output is not None:
         make_folder(output)
     try:
         _run(scenario, file, output)
     except BaseException:
-        for folder in made:
+        for folder in new_folders:
             with suppress(OSError):  # something is in it: kept
                 folder.rmdir()
         raise
@@ -169,15 +171,16 @@ def _run(scenario: Scenario, file: Path, output: Path | None) -> None:
         task = bar.add_task(f"running {scenario.name}", total=total)
         results = experiment.run(scenario, file, on_row=lambda _: bar.advance(task))
     click.echo(f"{scenario.name}: {scenario.model}, {results.note}")
-    columns = [Column("cut", right=False, keep=True), Column("codec", right=False), Column("answers", keep=True),
-               Column("bytes up"), Column("total ms", keep=True), Column("p10…p90")]  # fmt: skip
-    rows = []
-    for line in results.summary():
-        stages = [ms(sum(line.spans_ms.get(s, 0.0) for s in spans)) for spans in experiment.STAGES.values()]
-        answered = f"{line.requests - line.failed}/{line.requests}"
-        rows.append([line.cut, line.codec, answered, size(line.up_nbytes), ms(line.median_ms),
-                     f"{ms(line.p10_ms)}…{ms(line.p90_ms)}", *stages])  # fmt: skip
-    table([*columns, *(Column(f"{title} ms") for title in experiment.STAGES)], rows, console=out())
+    columns: list[Column[experiment.CutSummary]] = [
+        Column("cut", lambda s: s.cut, right=False, keep=True),
+        Column("codec", lambda s: s.codec, right=False),
+        Column("answers", lambda s: f"{s.requests - s.failed}/{s.requests}", keep=True),
+        Column("bytes up", lambda s: size(s.up_nbytes)),
+        Column("total ms", lambda s: ms(s.median_ms), keep=True),
+        Column("p10…p90", lambda s: f"{ms(s.p10_ms)}…{ms(s.p90_ms)}"),
+        *stage_columns(lambda s: by_stage(s.spans_ms)),
+    ]
+    table(columns, results.summary(), console=out())
     if output is not None:
         results.save(output)
         click.echo(f"wrote {output / 'requests.jsonl'}, summary.csv, about.json and scenario.toml")
@@ -196,29 +199,34 @@ def _run(scenario: Scenario, file: Path, output: Path | None) -> None:
     multiple=True,
     help="What may go wrong (repeat for several; default: everything).",
 )
-def faults(model: str, count: int, seed: int, at: str, rate: float, kinds: tuple[str, ...]) -> None:  # fmt: skip
+@engine_option
+def faults(
+    model: str, count: int, seed: int, at: str, rate: float, kinds: tuple[str, ...], engine: str
+) -> None:  # fmt: skip
     """Ask for COUNT answers of MODEL while the server is killed, paused and kept busy and the link is cut, stalled,
     swallowed and corrupted. Every request must be answered once and with what the whole model answers; if not, exit
     status 1.
 
     A server process, a relay process and the device on this machine; frames carry checksums.
     """
-    from splitpoint.lab import fault_run as ordeal
+    from splitpoint.lab import fault_run
 
     planned = schedule(seed, count, kinds=kinds or tuple(KINDS), gap=_FAULTS_APART)
     with progress() as bar:
         task = bar.add_task("asking", total=count)
-        report = ordeal.run(
-            model, planned, count=count, at=at, rate=rate, seed=seed, on_answer=lambda: bar.advance(task)
-        )
-    columns = [Column("fault", right=False, keep=True), Column("times", keep=True), Column("server"), Column("here"),
-               Column("longest gap ms", keep=True), Column("about", right=False)]  # fmt: skip
-    rows = [
-        [t.kind or "none yet", str(t.times or ""), str(t.by_server), str(t.here), ms(t.longest_gap_ms),
-         KINDS[t.kind][0] if t.kind else ""]
-        for t in report.tolls()
-    ]  # fmt: skip
-    table(columns, rows, console=out())
+        report = fault_run.run(
+            model, planned, count=count, at=at, rate=rate, seed=seed, engine_name=engine,
+            on_answer=lambda: bar.advance(task),
+        )  # fmt: skip
+    columns: list[Column[fault_run.Toll]] = [
+        Column("fault", lambda t: t.kind or "none yet", right=False, keep=True),
+        Column("times", lambda t: str(t.times or ""), keep=True),
+        Column("server", lambda t: str(t.by_server)),
+        Column("here", lambda t: str(t.here)),
+        Column("longest gap ms", lambda t: ms(t.longest_gap_ms), keep=True),
+        Column("about", lambda t: KINDS[t.kind][0] if t.kind else "", right=False),
+    ]
+    table(columns, report.tolls(), console=out())
     click.echo(report.summary)
     if not report.sound:
         raise VerifyError("; ".join(report.complaints))
@@ -235,7 +243,7 @@ def edge(file: Path, address: str) -> None:
 
 
 def _lines_for_life() -> Iterator[str]:
-    """The lines of standard input. When it ends, so does this process, whatever it does: nobody is there to tell."""
+    """The lines of standard input. When it ends, so does this process: who started it has gone."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 import msgspec
 
+from splitpoint.cli.options.engine import DEFAULT
+from splitpoint.engines import ENGINES
 from splitpoint.errors import InputError
 from splitpoint.files import read_file
 from splitpoint.machine import this_machine
@@ -30,13 +32,13 @@ def is_latency(text: str) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        head = parse_json(read_file(path, MOST_BYTES, "a latency file"), _Head)
+        head = parse_json(read_file(path, MOST_BYTES, "a latency file"), _LatencyMark)
     except (InputError, MalformedError):
-        return False  # whoever reads it says what is wrong
+        return False  # reading it as a profile says what is wrong
     return head.kinds is not None and head.roofline is not None
 
 
-class _Head(msgspec.Struct):
+class _LatencyMark(msgspec.Struct):
     """What a latency file has and a profile has not."""
 
     kinds: object = None
@@ -44,14 +46,15 @@ class _Head(msgspec.Struct):
 
 
 def check_same(
-    latency: Latency, name: str, *, engine: str = "onnxruntime", device: str | None = None,
-    threads: int | None = None, force: bool = False,
+    latency: Latency, name: str, *, engine: str | None = None, device: str | None = None, threads: int | None = None,
+    force: bool = False,
 ) -> None:  # fmt: skip
     """InputError unless `latency` is of that engine, device and number of threads (None: any); a warning with `force`.
 
-    The shipped ones are of no engine of ours, and say so wherever they are used.
+    Any engine is one of ours. The shipped files are of none, and say so wherever they are used.
     """
-    wanted = {"engine": "" if name in SHIPPED else engine, "device": device, "threads": threads}
+    ours = latency.engine if latency.engine in ENGINES else DEFAULT
+    wanted = {"engine": "" if name in SHIPPED else engine or ours, "device": device, "threads": threads}
     for what, value in wanted.items():
         has = getattr(latency, what)
         if value and has != value:

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 import msgspec
-from click.core import ParameterSource
 
-from splitpoint.cli.console import Column, out, put_json, table
-from splitpoint.cli.options import cloud_option, json_option
-from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.quantities import parse_budget
+from splitpoint.cli.console import out, put_json, table
+from splitpoint.cli.options import given
+from splitpoint.cli.options.output import json_option, output_option, wrote
+from splitpoint.cli.options.quantities import budget_option
+from splitpoint.cli.options.server import cloud_option
 from splitpoint.errors import UsageError
-from splitpoint.files import check_writable
 from splitpoint.link import Link
 from splitpoint.link.files import save_link
 from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
 from splitpoint.link.presets import PRESETS, nearest_preset
+from splitpoint.report.table import Column
 from splitpoint.security import Security
 from splitpoint.units import mbps, ms, size
 
@@ -28,7 +28,7 @@ _PHOTO = 224 * 224 * 3
 _FAST_MBPS = 2000.0
 
 
-@click.command(short_help="Measure the network to a server, or say what a link means.")
+@click.command()
 @cloud_option(required=False)
 @click.option(
     "--link",
@@ -36,52 +36,37 @@ _FAST_MBPS = 2000.0
     metavar="SPEC",
     help="Do not measure: a preset, UP/DOWN,ROUNDTRIP (10mbit/20mbit,40ms), a .link.json or a trace .csv.",
 )
-@click.option("--budget", default="3s", show_default=True, metavar="SECONDS", help="How long measuring may take.")
-@click.option(
-    "-o",
-    "--out",
-    "path",
-    type=OUTPUT,
-    metavar="FILE.link.json",
-    help="Write the link, for --link FILE elsewhere.",
-)
+@budget_option("3s", "How long measuring may take.", metavar="SECONDS")
+@output_option("Write the link, for --link FILE elsewhere.", metavar="FILE.link.json")
 @json_option
 def command(
-    cloud: str | None, security: Security, spec: str | None, budget: str, path: Path | None, as_json: bool
-) -> None:  # fmt: skip
+    cloud: str | None, security: Security, spec: str | None, budget_s: float, output: Path | None, as_json: bool
+) -> None:
     """Measure bandwidth up and down, round trip and jitter to a server (--cloud), show what a link means (--link), or
     list the presets (neither).
 
     Measuring fills the link for up to --budget seconds, and sends what fits into it: some 10 kB up at 0.13 Mbit/s,
     some 15 MB at 100 Mbit/s. Other traffic at that time makes it look slower than it is.
     """
-    if not cloud and _given("budget"):
+    if not cloud and given("budget_s"):
         raise UsageError("--budget is how long measuring may take: name the server to measure to with --cloud HOST")
     if cloud and spec is not None:
         raise UsageError("--cloud measures a link and --link names one: give one of the two")
-    if path is not None:
-        if not cloud and spec is None:
-            raise UsageError("-o writes a link: measure one with --cloud, or name one with --link")
-        check_writable(path)
+    if output is not None and not cloud and spec is None:
+        raise UsageError("-o writes a link: measure one with --cloud, or name one with --link")
     if cloud:
-        link = _measure(cloud, security, parse_budget(budget), as_json)
+        link = _measure(cloud, security, budget_s, as_json)
     elif spec is not None:
-        found = parse_link(spec)
-        if isinstance(found, LinkTrace) and path is not None:
+        parsed = parse_link(spec)
+        if isinstance(parsed, LinkTrace) and output is not None:
             raise UsageError(f"{spec} is a trace, which one link cannot hold: use the .csv file itself")
-        link = _explain(found, as_json)
+        link = _explain(parsed, as_json)
     else:
         _list_presets(as_json)
         return
-    if path is not None:
-        save_link(path, link)
-        click.echo(f"wrote {path}", err=True)
-
-
-def _given(name: str) -> bool:
-    """Whether the option was given, and is not at its default."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source not in (None, ParameterSource.DEFAULT)
+    if output is not None:
+        save_link(output, link)
+        wrote(output)
 
 
 def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
@@ -115,19 +100,19 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
     return link
 
 
-def _explain(found: Link | LinkTrace, as_json: bool) -> Link:
-    if isinstance(found, Link):
+def _explain(parsed: Link | LinkTrace, as_json: bool) -> Link:
+    if isinstance(parsed, Link):
         if as_json:
-            put_json({**msgspec.structs.asdict(found), "nearest_preset": nearest_preset(found)})
+            put_json({**msgspec.structs.asdict(parsed), "nearest_preset": nearest_preset(parsed)})
         else:
-            _show(found)
-        return found
-    mean = found.mean
+            _show(parsed)
+        return parsed
+    mean = parsed.mean
     if as_json:
-        put_json({"rows": len(found.links), "duration_s": found.duration, "mean": mean})
+        put_json({"rows": len(parsed.links), "duration_s": parsed.duration, "mean": mean})
         return mean
-    ups = [link.up_mbps for link in found.links]
-    click.echo(f"trace       {found.name}: {len(ups)} rows over {found.duration:g} s; then its last row holds")
+    ups = [link.up_mbps for link in parsed.links]
+    click.echo(f"trace       {parsed.name}: {len(ups)} rows over {parsed.duration:g} s; then its last row holds")
     click.echo(f"up          from {min(ups):.4g} to {max(ups):.4g} Mbit/s; on average, as requests feel it:")
     _show(mean)
     return mean
@@ -149,15 +134,14 @@ def _list_presets(as_json: bool) -> None:
     if as_json:
         put_json(dict(PRESETS))
         return
-    columns = (
-        Column("preset", right=False, keep=True), Column("up Mbit/s", keep=True), Column("down Mbit/s", keep=True),
-        Column("round trip ms", keep=True), Column("150.5 kB up ms"),
-    )  # fmt: skip
-    rows = [
-        (name, mbps(link.up_mbps), mbps(link.down_mbps), f"{link.rtt_ms:g}", ms(link.transfer_ms(_PHOTO, 0)))
-        for name, link in PRESETS.items()
+    columns: list[Column[tuple[str, Link]]] = [
+        Column("preset", lambda r: r[0], right=False, keep=True),
+        Column("up Mbit/s", lambda r: mbps(r[1].up_mbps), keep=True),
+        Column("down Mbit/s", lambda r: mbps(r[1].down_mbps), keep=True),
+        Column("round trip ms", lambda r: f"{r[1].rtt_ms:g}", keep=True),
+        Column("150.5 kB up ms", lambda r: ms(r[1].transfer_ms(_PHOTO, 0))),
     ]
-    table(columns, rows, console=out())
+    table(columns, list(PRESETS.items()), console=out())
     click.echo(
         "up: cat1 to wifi are those of the DADS paper; the rest are ours. Measure yours: splitpoint link --cloud HOST"
     )

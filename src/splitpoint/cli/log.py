@@ -1,4 +1,4 @@
-"""What a server says as it runs: lines that no request, connection or thread waits for, and none can fail for."""
+"""A server's log: a thread of its own writes the lines, so that no request waits for a slow reader or fails with it."""
 
 from __future__ import annotations
 

@@ -5,31 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
-from click.core import ParameterSource
 from rich.console import Console
 
-from splitpoint.calibration.calibrations import Calibration
-from splitpoint.cli.console import Column, out, table
+from splitpoint.calibration.files import load_calibration
+from splitpoint.cli.console import out, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
-from splitpoint.cli.options import (
-    Opening,
-    cache_option,
-    engine_options,
-    json_option,
-    model_options,
-    security_options,
-)
-from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.quantities import parse_budget, parse_ms, parse_share, parse_size, parse_watts
-from splitpoint.cli.run import is_local
+from splitpoint.cli.options import given
+from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.model import Opening, is_local, model_options
+from splitpoint.cli.options.output import json_option, output_option, png_option, wrote
+from splitpoint.cli.options.quantities import MS, SIZE, WATTS, budget_option
+from splitpoint.cli.options.server import cache_option, security_options
 from splitpoint.cli.verbs import typed
-from splitpoint.engines import Engine
-from splitpoint.errors import InputError, MissingExtraError, UsageError
-from splitpoint.files import check_writable
+from splitpoint.errors import InputError, UsageError
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
@@ -47,124 +40,83 @@ from splitpoint.profile.files import load_profile
 from splitpoint.profile.profiles import Profile, Watts
 from splitpoint.report.plan_table import draw, fitted, proof, range_lines, refusals, seed_lines
 from splitpoint.report.prediction_table import uncalibrated_line
+from splitpoint.report.table import fields_of
 from splitpoint.security import Security
 
 #: ``--link measured``: what no ``--link`` means, too, where there is a server.
 MEASURED = "measured"
 
-T = TypeVar("T")
 
-
-@click.command(short_help="Say whether and where to split: the honest table.")
+@click.command()
 @click.argument("model", required=False)
 @click.option(
-    "--edge",
-    "edge_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
+    "--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="The device's profile (splitpoint profile -o), or what was learned of it (splitpoint calibrate-device -o, or "
     "neurosurgeon-edge), which prices a MODEL that never ran there; without it this machine is profiled now.",
-)
+)  # fmt: skip
 @click.option(
-    "--cloud",
-    required=True,
-    metavar="FILE|HOST[:PORT]",
+    "--cloud", required=True, metavar="FILE|HOST[:PORT]",
     help="The server's profile or latency file (also neurosurgeon-cloud), or the server, which then profiles itself.",
-)
+)  # fmt: skip
 @security_options
 @click.option(
-    "--link",
-    "link_text",
-    metavar="SPEC",
+    "--link", "link_text", metavar="SPEC",
     help="4g, 10mbit/20mbit,40ms, a .link.json or .csv file, or measured (default with --cloud HOST).",
-)
+)  # fmt: skip
 @click.option(
-    "--objective",
-    type=click.Choice(NAMES),
-    default="latency",
-    show_default=True,
+    "--objective", type=click.Choice(NAMES), default="latency", show_default=True,
     help="What to make least (throughput: most).",
-)
-@click.option("--max-drop", metavar="SHARE", help="The most top-1 agreement to lose, such as 1% (needs --calib).")
+)  # fmt: skip
+@max_drop_option
 @click.option(
-    "--max-edge-memory",
-    metavar="SIZE",
+    "--max-edge-memory", type=SIZE, metavar="SIZE",
     help="The most that the device's half may hold, such as 100MB: weights and tensors (an estimate), without the "
     "engine's own memory.",
-)
+)  # fmt: skip
 @click.option("--keep-input-local", is_flag=True, help="The model's input must not leave the device.")
-@click.option("--deadline", metavar="TIME", help="Nine requests in ten must be answered by then, such as 200ms.")
-@click.option(
-    "--codec",
-    "codecs",
-    multiple=True,
-    metavar="NAME",
-    help="What may cross encoded: fp16, int8, int4, also with +zstd, jpeg:QUALITY; several may be given.",
-)
-@click.option(
-    "--calib",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="What codecs cost in accuracy (splitpoint calibrate -o).",
-)
-@click.option("--edge-watts", metavar="COMPUTE,TX,IDLE", help="The device's power in watts, for --objective energy.")
-@click.option("--budget", default="20s", show_default=True, metavar="TIME", help="How long profiling may take.")
+@click.option("--deadline", "deadline_ms", type=MS, metavar="TIME",
+              help="Nine requests in ten must be answered by then, such as 200ms.")  # fmt: skip
+@codec_names_option
+@calib_option
+@click.option("--edge-watts", type=WATTS, metavar="COMPUTE,TX,IDLE",
+              help="The device's power in watts, for --objective energy.")  # fmt: skip
+@budget_option("20s", "How long profiling may take.")
 @click.option("--force", is_flag=True, help="Only warn where a latency file is of another engine, device or threads.")
 @click.option("--explain", is_flag=True, help="Say why the runner-up lost, stage by stage.")
-@click.option(
-    "--png",
-    "png_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Draw the plan as a function of the bandwidth (needs splitpoint[plot]).",
-)
-@click.option(
-    "-o",
-    "--out",
-    "out_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write the plan as JSON.",
-)
+@png_option("Draw the plan as a function of the bandwidth (needs splitpoint[plot]).")
+@output_option("Write the plan as JSON.")
 @json_option
 @cache_option
 @engine_options
 @model_options
 def command(
     model: str | None, edge_path: Path | None, cloud: str, security: Security, link_text: str | None, objective: str,
-    max_drop: str | None,
-    max_edge_memory: str | None, keep_input_local: bool, deadline: str | None, codecs: tuple[str, ...],
-    calib: Path | None, edge_watts: str | None, budget: str, force: bool, explain: bool, png_path: Path | None,
-    out_path: Path | None, as_json: bool, cache: Path | None, device: str, threads: int, opening: Opening,
+    max_drop: float | None, max_edge_memory: float | None, keep_input_local: bool, deadline_ms: float | None,
+    codecs: tuple[str, ...], calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool, explain: bool,
+    png_path: Path | None, output: Path | None, as_json: bool, cache: Path | None, choice: EngineChoice,
+    opening: Opening,
 ) -> None:  # fmt: skip
     """Compare all on the device, all on the server and every split, and say what is best and by how much.
 
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
     constraints = Constraints(
-        max_drop=None if max_drop is None else parse_share(max_drop),
-        max_edge_memory=None if max_edge_memory is None else parse_size(max_edge_memory),
+        max_drop=max_drop,
+        max_edge_memory=max_edge_memory,
         keep_input_local=keep_input_local,
-        deadline_ms=None if deadline is None else parse_ms(deadline, "--deadline"),
+        deadline_ms=deadline_ms,
         codecs=codecs,
     )
-    watts = None if edge_watts is None else parse_watts(edge_watts)
-    for path in (out_path, png_path):
-        if path is not None:
-            check_writable(path)
-    if png_path is not None:
-        _need_plot()
-    calibration = None if calib is None else _calibration(calib)
-    learned = _learned(edge_path, cloud, device, threads, force=force)
+    calibration = None if calib is None else load_calibration(calib)
+    learned = _learned(edge_path, cloud, choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
     wanted = opening.load(model) if model is not None and load_it else None
-    budget_s = parse_budget(budget)
     edge, there, link, shared = _gather(
-        model, wanted, edge_path, cloud, security, link_text, budget_s, device=device, threads=threads, cache=cache,
-        learned=learned, allow_domains=opening.allow_domains,
+        model, wanted, edge_path, cloud, security, link_text, budget_s, choice=choice, cache=cache, learned=learned,
+        allow_domains=opening.allow_domains,
     )  # fmt: skip
-    if watts is not None:
-        edge = _with_watts(edge, watts)
+    if edge_watts is not None:
+        edge = msgspec.structs.replace(edge, watts=edge_watts)
     constraints = msgspec.structs.replace(constraints, shared=shared)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
     plan = planner.plan(link)
@@ -172,12 +124,12 @@ def command(
         click.echo(plan_bytes(plan), nl=False)
     else:
         show(plan, explain=explain)
-    if out_path is not None:
-        save_plan(out_path, plan)
-        click.echo(f"wrote {out_path}", err=True)
+    if output is not None:
+        save_plan(output, plan)
+        wrote(output)
     if png_path is not None:
         draw(plan, planner.curves(link), png_path)
-        click.echo(f"wrote {png_path}", err=True)
+        wrote(png_path)
 
 
 # --- what is planned with ---------------------------------------------------------------------------------------------
@@ -185,7 +137,7 @@ def command(
 
 def _gather(
     model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, security: Security,
-    link_text: str | None, budget_s: float, *, device: str, threads: int, cache: Path | None,
+    link_text: str | None, budget_s: float, *, choice: EngineChoice, cache: Path | None,
     learned: Mapping[str, Latency], allow_domains: Collection[str],
 ) -> tuple[Profile, Profile, Link, Shared | None]:  # fmt: skip
     """The two profiles and the link, from files, from the server, or measured here, and what the server allows."""
@@ -202,10 +154,10 @@ def _gather(
         raise UsageError("give MODEL, to profile it here, or the device's profile with --edge FILE")
     if edge is not None and there is not None and link is not None:
         return edge, there, link, None
-    from splitpoint.engines import open_engine
     from splitpoint.runtime.client.edge import Edge
+    from splitpoint.survey import profile_here
 
-    engine = open_engine(device=device, threads=threads)
+    engine = choice.open()
     served = wanted or model or (edge.graph.name if edge else "")
     known: dict[str, Any] = {
         "engine": engine, "cache": cache, "security": security, "allow_domains": allow_domains,
@@ -215,14 +167,18 @@ def _gather(
         if server is not None:
             there, shared = server.profile_server(budget_s), server.shared
             if link is None:
-                click.echo("measuring the link, 3 s", err=True)
+                say("measuring the link, 3 s")
                 link = server.measure_link()
         if edge is None:
             here = wanted or (server.model if server is not None else None)
             if here is None:
                 raise UsageError(f"{model} is no model on this machine: name a file, or a --cloud HOST that has it")
             known_of = learned.get(str(edge_path))
-            edge = _predicted(here, known_of) if known_of else _profile_here(here, engine, budget_s, cache)
+            if known_of:
+                edge = _predicted(here, known_of)
+            else:
+                say("no --edge profile: taking this machine as the device")
+                edge = profile_here(here, engine, budget_s=budget_s, cache=cache, on_step=say)
     assert there is not None
     assert link is not None
     return edge, there, link, shared
@@ -233,24 +189,17 @@ def _is_named(cloud: str, learned: Mapping[str, Latency]) -> bool:
     return cloud in learned or Path(cloud).suffix == ".json" or Path(cloud).is_file()
 
 
-def _learned(edge_path: Path | None, cloud: str, device: str, threads: int, *, force: bool) -> dict[str, Latency]:
+def _learned(edge_path: Path | None, cloud: str, choice: EngineChoice, *, force: bool) -> dict[str, Latency]:
     """What was learned of the device, of the server, or both, by what was typed; profiles and servers are not there."""
     asked = {str(p): p is edge_path for p in (cloud, edge_path) if p is not None and is_latency(str(p))}
-    found = {}
+    learned = {text: load_latency(text) for text in asked}
     for text, is_edge in asked.items():
-        found[text] = load_latency(text)
-        if is_edge:  # --device and --threads say what runs the device's half
-            check_same(found[text], text, device=_given("device", device), threads=_given("threads", threads) or None,
-                       force=force)  # fmt: skip
+        if is_edge:  # --engine, --device and --threads say what runs the device's half
+            device, threads = (getattr(choice, name) if given(name) else None for name in ("device", "threads"))
+            check_same(learned[text], text, engine=choice.engine, device=device, threads=threads or None, force=force)
         else:
-            check_same(found[text], text, force=force)
-    return found
-
-
-def _given(name: str, value: T) -> T | None:
-    """`value` if the user gave the option of that name; None where it is the default."""
-    source = click.get_current_context().get_parameter_source(name)
-    return value if source not in (None, ParameterSource.DEFAULT) else None
+            check_same(learned[text], text, force=force)
+    return learned
 
 
 def _side(text: str, model: str | None, wanted: Model | None, learned: Mapping[str, Latency]) -> Profile | None:
@@ -264,19 +213,12 @@ def _side(text: str, model: str | None, wanted: Model | None, learned: Mapping[s
 
 def _predicted(model: Model, latency: Latency) -> Profile:
     """What `model` would take there, which is said."""
-    found = predict(model, latency)
-    click.echo(f"{latency.name}: {model.name} predicted, never run there ({found.whole} for the whole)", err=True)
-    line = uncalibrated_line(found)
+    prediction = predict(model, latency)
+    say(f"{latency.name}: {model.name} predicted, never run there ({prediction.whole} for the whole)")
+    line = uncalibrated_line(prediction)
     if line:
-        click.echo(line, err=True)
-    return found.profile(codecs_there(model, latency))
-
-
-def _profile_here(model: Model, engine: Engine, budget_s: float, cache: Path | None) -> Profile:
-    from splitpoint.survey import profile_here
-
-    click.echo("no --edge profile: taking this machine as the device", err=True)
-    return profile_here(model, engine, budget_s=budget_s, cache=cache, on_step=lambda text: click.echo(text, err=True))
+        say(line)
+    return prediction.profile(codecs_there(model, latency))
 
 
 def _profile_file(path: Path, model: str | None, wanted: Model | None) -> Profile:
@@ -293,30 +235,11 @@ def _profile_file(path: Path, model: str | None, wanted: Model | None) -> Profil
 
 
 def _link(text: str) -> Link:
-    found = parse_link(text)
-    if isinstance(found, LinkTrace):
-        click.echo(f"{text} is a trace: planning for its mean, {found.mean}", err=True)
-        return found.mean
-    return found
-
-
-def _calibration(path: Path) -> Calibration:
-    from splitpoint.calibration.files import load_calibration
-
-    return load_calibration(path)
-
-
-def _with_watts(profile: Profile, watts: Watts) -> Profile:
-    import msgspec
-
-    return msgspec.structs.replace(profile, watts=watts)
-
-
-def _need_plot() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures")
+    link = parse_link(text)
+    if isinstance(link, LinkTrace):
+        say(f"{text} is a trace: planning for its mean, {link.mean}")
+        return link.mean
+    return link
 
 
 # --- printing ---------------------------------------------------------------------------------------------------------
@@ -332,8 +255,7 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     name = f"{plan.link.name}: " if plan.link.name and plan.link.name not in str(plan.link) else ""
     console.print(f"link    {name}{plan.link}")
     titles, rows = fitted(plan, console.width)
-    columns = [Column(t, right=t not in ("option", "quality"), keep=True) for t in titles]
-    table(columns, rows, console=console)
+    table(fields_of(titles, left=("option", "quality"), keep=titles), rows, console=console)
     for line in refusals(plan):
         console.print(typed(line))
     for line in seed_lines(plan):

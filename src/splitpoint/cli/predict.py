@@ -9,12 +9,12 @@ import click
 
 from splitpoint import install
 from splitpoint.cli import evaluate, train
-from splitpoint.cli.console import Column, bold, line, out, put_json, table
+from splitpoint.cli.console import bold, line, out, put_json, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, in_words, refuse, whose
-from splitpoint.cli.options import Opening, json_option, model_options
-from splitpoint.cli.outputs import OUTPUT
+from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.output import csv_option, json_option, output_option, wrote
 from splitpoint.errors import InputError
-from splitpoint.files import check_writable, is_special
+from splitpoint.files import is_special
 from splitpoint.models.model import Model
 from splitpoint.predict.learn.files import SHIPPED, load_latency
 from splitpoint.predict.learn.latency_model import Latency
@@ -23,17 +23,17 @@ from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.profiles import SegmentCost
 from splitpoint.report.prediction_table import (
+    TABLE,
     PriceRow,
     between,
     kernel_rows,
-    kind_text,
     layer_rows,
-    ms,
     uncalibrated_line,
     write_rows,
 )
-from splitpoint.units import counted
+from splitpoint.units import counted, fine_ms
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
 #: What ``splitpoint predict MODEL`` runs.
 _MODEL = "MODEL"
 
@@ -56,7 +56,7 @@ class _Default(click.Group):
         self.format_commands(ctx, formatter)
 
 
-@click.group(cls=_Default, short_help="Say what a model would take on a device it never ran on.")
+@click.group(cls=_Default)
 def command() -> None:
     """Predict latency from what was learned of a device; see splitpoint predict --help."""
 
@@ -76,37 +76,21 @@ command.add_command(evaluate.command, "evaluate")
     "neurosurgeon-edge, neurosurgeon-cloud.",
 )
 @click.option(
-    "--measured",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="PROFILE",
+    "--measured", type=_FILE, metavar="PROFILE",
     help="Times of this model that were measured on that device, if only some: they correct the prediction.",
-)
+)  # fmt: skip
 @click.option(
-    "--traces",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
+    "--traces", type=_FILE, metavar="FILE",
     help="Requests that ran on that device, a line each (splitpoint run --json): they correct it, too.",
-)
+)  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(1, 1024), metavar="N", help="Refuse a file of another number of threads."
 )
 @click.option("--device", metavar="NAME", help="Refuse a file of another device of the engine (cpu, cuda, …).")
 @click.option("--force", is_flag=True, help="Only warn where engine, device or threads are others.")
 @click.option("--all", "show_all", is_flag=True, help="A row for every kernel, however many there are.")
-@click.option(
-    "-o",
-    "--output",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write the predicted profile (edge.profile.json): splitpoint plan reads it like a measured one.",
-)
-@click.option(
-    "--csv",
-    "csv_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write a row a kernel as CSV.",
-)
+@output_option("Write the predicted profile (edge.profile.json): splitpoint plan reads it like a measured one.")
+@csv_option("Write a row a kernel as CSV.")
 @json_option
 @model_options
 def model_command(
@@ -119,26 +103,21 @@ def model_command(
     times in five lie. Kernels of a kind that the device was never measured with are priced by FLOPs and bytes, and
     marked.
     """
-    for path in (output, csv_path):
-        if path is not None:
-            check_writable(path)
     latency = load_latency(device_file)
     check_same(latency, device_file, device=device, threads=threads, force=force)
     loaded = opening.load(model)
     segments = _corrections(loaded, latency, measured, traces, force=force)
-    found = predict(loaded, latency, segments)
+    prediction = predict(loaded, latency, segments)
     if output is not None:
-        save_profile(output, found.profile(codecs_there(loaded, latency)))
+        save_profile(output, prediction.profile(codecs_there(loaded, latency)))
     if csv_path is not None:
-        write_rows(csv_path, kernel_rows(found))
+        write_rows(csv_path, kernel_rows(prediction))
     if as_json:
-        put_json(_summary(found))
+        put_json(_summary(prediction))
     else:
-        _print(found, kernel_rows(found) if show_all else layer_rows(found))
-        _say_next(found, model, device_file, output)
-    for path in (output, csv_path):
-        if path is not None:
-            click.echo(f"wrote {path}", err=True)
+        _print(prediction, kernel_rows(prediction) if show_all else layer_rows(prediction))
+        _say_next(prediction, model, device_file, output)
+    wrote(output, csv_path)
 
 
 # --- corrections ------------------------------------------------------------------------------------------------------
@@ -148,7 +127,7 @@ def _corrections(
     model: Model, latency: Latency, measured: Path | None, traces: Path | None, *, force: bool
 ) -> list[SegmentCost]:
     """What was measured of `model` on the device of `latency`."""
-    found: list[SegmentCost] = []
+    corrections: list[SegmentCost] = []
     if measured is not None:
         profile = load_profile(measured)
         try:
@@ -162,17 +141,16 @@ def _corrections(
                     f"{measured} was measured with {in_words(what, theirs)}, {latency.name} with {in_words(what, ours)}"
                 )
                 refuse(said, force=force)
-        found += [s for s in profile.segments if _has_runs(s)]
-        if not found:
+        corrections += [s for s in profile.segments if _has_runs(s)]
+        if not corrections:
             raise InputError(f"{measured} has no measured time in it: make it with splitpoint profile")
     if traces is not None:
         segments, said_of = read_traces(traces, model.graph)
-        for sentence in said_of:
-            click.echo(sentence, err=True)
+        say(*said_of)
         if not segments:
             raise InputError(f"{traces} has no request whose head ran on the device and can be used")
-        found += segments
-    return found
+        corrections += segments
+    return corrections
 
 
 def _has_runs(segment: SegmentCost) -> bool:
@@ -181,60 +159,48 @@ def _has_runs(segment: SegmentCost) -> bool:
 
 # --- printing ---------------------------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    Column("layer", right=False, keep=True), Column("kernel", right=False, keep=True), Column("ms", keep=True),
-    Column("8 of 10", keep=True), Column("share", keep=True), Column("FLOPs"),
-)  # fmt: skip
 
-
-def _print(found: Prediction, rows: Sequence[PriceRow]) -> None:
-    console, latency, whole = out(), found.latency, found.whole
-    console.print(line(bold(found.graph.name), f" {found.fingerprint[:12]}, predicted: nothing was run"))
+def _print(prediction: Prediction, rows: Sequence[PriceRow]) -> None:
+    console, latency, whole = out(), prediction.latency, prediction.whole
+    console.print(line(bold(prediction.graph.name), f" {prediction.fingerprint[:12]}, predicted: nothing was run"))
     for text in whose(latency):
         console.print(text)
     often = f"({between(whole.p10, whole.p90)} for eight of ten)"
-    console.print(line("whole model ", bold(f"{ms(whole.median)} ms"), f" {often}"))
-    if found.measured:
-        console.print(f"corrected by {counted(found.measured, 'measured time')} of this model")
-    cells = [
-        (r.layer, kind_text(r), ms(r.ms), between(r.low_ms, r.high_ms), f"{r.share:.0%}", _count(r.flops)) for r in rows
-    ]
-    table(_COLUMNS, cells, console=console)
-    if len(rows) < len(found.kernels):
-        console.print(f"{counted(len(found.kernels), 'kernel')} in {len(rows)} rows (--all, or --csv, has each)")
+    console.print(line("whole model ", bold(f"{fine_ms(whole.median)} ms"), f" {often}"))
+    if prediction.measured:
+        console.print(f"corrected by {counted(prediction.measured, 'measured time')} of this model")
+    table(TABLE, rows, console=console)
+    if len(rows) < len(prediction.kernels):
+        console.print(f"{counted(len(prediction.kernels), 'kernel')} in {len(rows)} rows (--all, or --csv, has each)")
     if latency.fixed_ms:
-        console.print(f"beside them up to {ms(latency.fixed_ms)} ms that a run costs after a pause")
-    if uncalibrated := uncalibrated_line(found):
+        console.print(f"beside them up to {fine_ms(latency.fixed_ms)} ms that a run costs after a pause")
+    if uncalibrated := uncalibrated_line(prediction):
         console.print(uncalibrated)
 
 
-def _count(flops: int) -> str:
-    from splitpoint.units import count
-
-    return count(flops)
-
-
-def _say_next(found: Prediction, model: str, device_file: str, output: Path | None) -> None:
-    if found.uncalibrated and device_file not in SHIPPED and sum(u.share for u in found.uncalibrated) > 0.1:
+def _say_next(prediction: Prediction, model: str, device_file: str, output: Path | None) -> None:
+    if prediction.uncalibrated and device_file not in SHIPPED and sum(u.share for u in prediction.uncalibrated) > 0.1:
         click.echo(f"its interval is wide for that: {install.command()} profile MODEL on the device measures it")
     edge = output if output is not None and not is_special(output) else device_file
     click.echo(f"next: {install.command()} plan {model} --edge {edge} --cloud HOST --link wifi")
 
 
-def _summary(found: Prediction) -> dict[str, object]:
+def _summary(prediction: Prediction) -> dict[str, object]:
     return {
-        "model": found.graph.name,
-        "fingerprint": found.fingerprint,
-        "on": found.latency.name,
-        "note": found.latency.note,
-        "engine": found.latency.engine,
-        "device": found.latency.device,
-        "threads": found.latency.threads,
-        "whole_ms": found.whole.median,
-        "low_ms": found.whole.p10,
-        "high_ms": found.whole.p90,
-        "fixed_ms": found.latency.fixed_ms,
-        "measured": found.measured,
-        "uncalibrated": [{"op": u.op, "kind": u.kind, "count": u.count, "share": u.share} for u in found.uncalibrated],
-        "kernels": [{f: getattr(r, f) for f in PriceRow.__slots__} for r in kernel_rows(found)],
+        "model": prediction.graph.name,
+        "fingerprint": prediction.fingerprint,
+        "on": prediction.latency.name,
+        "note": prediction.latency.note,
+        "engine": prediction.latency.engine,
+        "device": prediction.latency.device,
+        "threads": prediction.latency.threads,
+        "whole_ms": prediction.whole.median,
+        "low_ms": prediction.whole.p10,
+        "high_ms": prediction.whole.p90,
+        "fixed_ms": prediction.latency.fixed_ms,
+        "measured": prediction.measured,
+        "uncalibrated": [
+            {"op": u.op, "kind": u.kind, "count": u.count, "share": u.share} for u in prediction.uncalibrated
+        ],
+        "kernels": [{f: getattr(r, f) for f in PriceRow.__slots__} for r in kernel_rows(prediction)],
     }

@@ -3,91 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from splitpoint import install
-from splitpoint.cli.console import Column, bold, countdown, line, out, table, waiting
-from splitpoint.cli.options import (
-    Opening,
-    cache_option,
-    cloud_option,
-    engine_options,
-    json_option,
-    model_options,
-)
-from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.quantities import parse_budget, parse_watts
-from splitpoint.cli.run import is_local, notice
-from splitpoint.engines import open_engine
-from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.cli.console import bold, countdown, line, out, say, table, waiting
+from splitpoint.cli.options import given
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.output import csv_option, json_option, output_option, png_option, wrote, xlsx_option
+from splitpoint.cli.options.quantities import WATTS, budget_option
+from splitpoint.cli.options.server import cache_option, cloud_option
+from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.machine import EMULATED
 from splitpoint.profile import measure
 from splitpoint.profile.files import profile_bytes, save_profile
 from splitpoint.profile.power import find_meter
 from splitpoint.profile.profiles import Profile, Watts
-from splitpoint.report.files import check_writable
-from splitpoint.report.layer_study import cost_rows, draw, write_rows, write_sheet
+from splitpoint.report.layer_study import TABLE, cost_rows, draw, write_rows, write_sheet
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.security import Security
 from splitpoint.text import valid
-from splitpoint.units import counted, size
-from splitpoint.units import ms as usual_ms
+from splitpoint.units import counted, fine_ms
 
 #: Layers in the summary.
 _SLOWEST = 8
 
 
-@click.command(short_help="Measure what a model costs on this machine, or on a server.")
+@click.command()
 @click.argument("model", required=False)
 @cloud_option(required=False)
-@click.option("--budget", default="60s", show_default=True, metavar="TIME", help="How long it may take: 30s, 5m.")
-@click.option(
-    "-o",
-    "--output",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write the profile (edge.profile.json): splitpoint plan reads it.",
-)
-@click.option(
-    "--png",
-    "png_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Draw latency and output size of every layer (needs splitpoint[plot]).",
-)
-@click.option(
-    "--csv",
-    "csv_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write a row a layer as CSV.",
-)
-@click.option(
-    "--xlsx",
-    "xlsx_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write a row a layer as a spreadsheet (needs splitpoint[xlsx]).",
-)
-@click.option(
-    "--edge-watts",
-    metavar="COMPUTE,TX,IDLE",
-    help="Watts of the device computing, sending and waiting; measured if the system tells.",
-)
+@budget_option("60s", "How long it may take: 30s, 5m.")
+@output_option("Write the profile (edge.profile.json): splitpoint plan reads it.")
+@png_option("Draw latency and output size of every layer (needs splitpoint[plot]).")
+@csv_option("Write a row a layer as CSV.")
+@xlsx_option("Write a row a layer as a spreadsheet (needs splitpoint[xlsx]).")
+@click.option("--edge-watts", type=WATTS, metavar="COMPUTE,TX,IDLE",
+              help="Watts of the device computing, sending and waiting; measured if the system tells.")  # fmt: skip
 @click.option("--note", default="", metavar="TEXT", help="Kept in the profile: what is special about this machine.")
 @json_option
 @cache_option
 @engine_options
 @model_options
 def command(
-    model: str | None, cloud: str | None, security: Security, budget: str, output: Path | None, png_path: Path | None,
-    csv_path: Path | None, xlsx_path: Path | None, edge_watts: str | None, note: str, as_json: bool,
-    cache: Path | None, device: str, threads: int, opening: Opening,
+    model: str | None, cloud: str | None, security: Security, budget_s: float, output: Path | None,
+    png_path: Path | None, csv_path: Path | None, xlsx_path: Path | None, edge_watts: Watts | None, note: str,
+    as_json: bool, cache: Path | None, choice: EngineChoice, opening: Opening,
 ) -> None:  # fmt: skip
     """Measure what every cut of MODEL costs on this machine, with the engine and threads that will run it.
 
@@ -95,48 +58,40 @@ def command(
     be left out if there is one. Heads and tails of cuts are compiled and run one after the other, from coarse to
     fine, until the time budget ends; the cuts that were not reached are modelled.
     """
-    seconds = parse_budget(budget)
-    watts = parse_watts(edge_watts) if edge_watts else None
-    for path in (output, png_path, csv_path, xlsx_path):
-        if path:
-            check_writable(path)
-    _need_extras(png_path, xlsx_path)
     if cloud is None:
         if model is None:
             raise UsageError("say which MODEL to measure, or which server measures itself (--cloud HOST)")
         note = valid(note or os.environ.get(EMULATED, ""))  # `splitpoint lab slow` says what it emulates
-        made = _measure_here(model, seconds, watts, note, device, threads, opening)
+        profile = _measure_here(model, budget_s, edge_watts, note, choice, opening)
     else:
-        if note or watts:
+        if note or edge_watts:
             raise UsageError("--note and --edge-watts describe this machine: with --cloud the server measures itself")
-        source = click.get_current_context().get_parameter_source
-        if any(source(name) not in (None, ParameterSource.DEFAULT) for name in ("threads", "device")):
-            raise UsageError("--threads and --device are for this machine: give them to splitpoint serve on the server")
-        made = _ask_server(model, cloud, security, seconds, cache, opening)
-    written = _write(made, output, png_path, csv_path, xlsx_path)
+        if any(map(given, ("engine", "device", "threads"))):
+            raise UsageError(
+                "--engine, --device and --threads are for this machine: give them to splitpoint serve on the server"
+            )
+        profile = _ask_server(model, cloud, security, budget_s, cache, opening)
+    rows = cost_rows(profile) if png_path or csv_path or xlsx_path else []
+    if output:
+        save_profile(output, profile)
+    if png_path:
+        draw(profile, rows, png_path)
+    if csv_path:
+        write_rows(csv_path, rows)
+    if xlsx_path:
+        write_sheet(xlsx_path, rows, profile.graph.name)
     if as_json:
-        click.echo(profile_bytes(made), nl=False)
+        click.echo(profile_bytes(profile), nl=False)
     else:
-        _print(made)
-        _say_next(made, output, cloud)
-    for path in written:
-        click.echo(f"wrote {path}", err=True)
-
-
-def _need_extras(png_path: Path | None, xlsx_path: Path | None) -> None:
-    """Ask for them before a minute of measuring, not after it."""
-    from importlib.util import find_spec
-
-    if png_path and find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures")
-    if xlsx_path and find_spec("openpyxl") is None:
-        raise MissingExtraError("openpyxl", "xlsx", "write spreadsheets")
+        _print(profile)
+        _say_next(profile, output, cloud)
+    wrote(output, png_path, csv_path, xlsx_path)
 
 
 def _measure_here(
-    name: str, seconds: float, watts: Watts | None, note: str, device: str, threads: int, opening: Opening,
-) -> Profile:  # fmt: skip
-    engine = open_engine(device=device, threads=threads)
+    name: str, seconds: float, watts: Watts | None, note: str, choice: EngineChoice, opening: Opening
+) -> Profile:
+    engine = choice.open()
     model = opening.load(name)
     with countdown() as bar:
         task = bar.add_task(f"measuring {model.name}", total=seconds, left="")
@@ -144,13 +99,8 @@ def _measure_here(
         def show(progress: measure.Progress) -> None:
             end = progress.elapsed_s + progress.left_s
             what = f"measuring {model.name}: {progress.what}"
-            bar.update(
-                task,
-                completed=progress.elapsed_s,
-                total=end,
-                description=what[:60],
-                left=f"{progress.left_s:.0f} s left",
-            )
+            left = f"{progress.left_s:.0f} s left"
+            bar.update(task, completed=progress.elapsed_s, total=end, description=what[:60], left=left)
 
         return measure.profile_model(
             model, engine, budget_s=seconds, on_progress=show, note=note, watts=watts,
@@ -159,39 +109,17 @@ def _measure_here(
 
 
 def _ask_server(
-    name: str | None, cloud: str, security: Security, seconds: float, cache: Path | None, opening: Opening,
-) -> Profile:  # fmt: skip
-    here = opening.load(name) if name and is_local(name) else None
-    if here is None:
-        opening.refuse_local()
+    name: str | None, cloud: str, security: Security, seconds: float, cache: Path | None, opening: Opening
+) -> Profile:
+    model = opening.here(name) or name
     with (
         Edge(
-            cloud, here or name, at="cut:input", cache=cache, security=security,
-            on_event=notice,
+            cloud, model, at="cut:input", cache=cache, security=security, on_event=say,
+            allow_domains=opening.allow_domains,
         ) as edge,
         waiting(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
     ):  # fmt: skip
         return edge.profile_server(seconds)
-
-
-def _write(profile: Profile, output: Path | None, png: Path | None, csv: Path | None, xlsx: Path | None) -> list[Path]:
-    rows = cost_rows(profile) if png or csv or xlsx else []
-    writers: list[tuple[Path | None, Callable[[Path], None]]] = [
-        (output, lambda path: save_profile(path, profile)),
-        (png, lambda path: draw(profile, rows, path)),
-        (csv, lambda path: write_rows(path, rows)),
-        (xlsx, lambda path: write_sheet(path, rows, profile.graph.name)),
-    ]
-    for path, write in writers:
-        if path:
-            write(path)
-    return [path for path, _ in writers if path]
-
-
-_COLUMNS = (
-    Column("layer", right=False, keep=True), Column("op", right=False), Column("ms", keep=True),
-    Column("share", keep=True), Column("output", keep=True), Column("crosses behind it"),
-)  # fmt: skip
 
 
 def _print(profile: Profile) -> None:
@@ -199,22 +127,18 @@ def _print(profile: Profile) -> None:
     console.print(line(bold(graph.name), f" {profile.fingerprint[:12]}"))
     console.print(profile.where)
     spread = (whole.p90 - whole.p10) / 2
-    often = f"(median of {whole.count} runs, {ms(whole.p10)}…{ms(whole.p90)} for eight of ten)"
-    console.print(line("whole model ", bold(f"{ms(whole.median)} ms"), f" ± {ms(spread)} {often}"))
-    rows = sorted(cost_rows(profile), key=lambda r: r.ms, reverse=True)[:_SLOWEST]
+    often = f"(median of {whole.count} runs, {fine_ms(whole.p10)}…{fine_ms(whole.p90)} for eight of ten)"
+    console.print(line("whole model ", bold(f"{fine_ms(whole.median)} ms"), f" ± {fine_ms(spread)} {often}"))
+    slowest = sorted(cost_rows(profile), key=lambda r: r.ms, reverse=True)[:_SLOWEST]
     console.print(f"\nslowest of {counted(len(graph.order), 'layer')}, by the engine's own kernel times")
-    cells = [
-        (r.layer, r.op, ms(r.ms), f"{r.share:.0%}", size(r.output_bytes), size(r.crossing_bytes) if r.cut else "")
-        for r in rows
-    ]
-    table(_COLUMNS, cells, console=console)
+    table(TABLE, slowest, console=console)
     chain = len(graph.chain())
     others = len(profile.segments) - profile.measured
     more = f", and {others} between them" if others else ""
     console.print(f"{profile.measured} of {chain} single-tensor cuts were measured{more}: {_spread(profile)}")
     if profile.codecs:
         costs = ", ".join(
-            f"{name} {ms(c.encode_ms_per_mb + c.encode_fixed_ms)}"
+            f"{name} {fine_ms(c.encode_ms_per_mb + c.encode_fixed_ms)}"
             for name, c in profile.codecs.items()
             if name != "raw"
         )
@@ -222,11 +146,6 @@ def _print(profile: Profile) -> None:
     if profile.watts:
         w = profile.watts
         console.print(f"{w.compute:.1f} W computing, {w.tx:.1f} W sending, {w.idle:.1f} W idle ({w.source})")
-
-
-def ms(milliseconds: float) -> str:
-    """Milliseconds with three digits, of tiny layers too."""
-    return usual_ms(milliseconds) if milliseconds >= 0.995 else f"{milliseconds:.3f}"
 
 
 def _spread(profile: Profile) -> str:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import allow_domain_option, cache_option, cloud_option
+from splitpoint.cli.options.model import allow_domain_option
+from splitpoint.cli.options.server import cache_option, cloud_option
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.security import Security
 from splitpoint.units import size
 
 
-@click.command(short_help="Fetch what a device needs of a model, before it is needed.")
+@click.command()
 @click.argument("model", required=False)
 @cloud_option()
 @click.option("--at", metavar="CUT", help="Only what the head of this cut needs (default: the whole model).")

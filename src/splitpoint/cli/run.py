@@ -13,37 +13,30 @@ from typing import Any
 
 import click
 
-from splitpoint.cli.input_files import recursive_option, say
-from splitpoint.cli.options import (
-    Opening,
-    cache_option,
-    cloud_option,
-    codec_choice_option,
-    engine_options,
-    json_option,
-    model_options,
-    parse_codecs,
-)
-from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.quantities import parse_budget, parse_ms, parse_rate
+from splitpoint.cli.console import say
+from splitpoint.cli.input_files import recursive_option
+from splitpoint.cli.options.codecs import codec_choice_option, parse_codecs
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.output import OUTPUT, json_option
+from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
+from splitpoint.cli.options.server import cache_option, cloud_option, fresh_option
 from splitpoint.cli.run_cut import Placed, follow, place
-from splitpoint.cli.run_rows import Rows
+from splitpoint.cli.run_rows import AnswerRows
 from splitpoint.cli.run_stream import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
-from splitpoint.engines import Engine, open_engine
+from splitpoint.engines import Engine
 from splitpoint.errors import CutError, InputError, RefusedError, UsageError
-from splitpoint.files import is_special
+from splitpoint.files import is_special, write_atomic
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.files import load_plan
 from splitpoint.planning.plans import Plan
-from splitpoint.report.files import check_writable, write_atomic
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.request import FALLBACKS, LOCAL, WAIT
 from splitpoint.runtime.client.whole_model import Local
-from splitpoint.runtime.events import Event
 from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
 from splitpoint.security import Security
 from splitpoint.sources import Files, Source, is_stream, open_source, redacted
@@ -55,91 +48,74 @@ from splitpoint.wire import SAID
 _WINDOW, _FRESH_WINDOW = 8, 4
 
 
-@click.command(short_help="Run the device side: images in, answers and milliseconds out.")
+@click.command()
 @click.argument("arguments", metavar="[MODEL] [FILES|FOLDER|-]", nargs=-1)
 @cloud_option(required=False)
 @click.option(
-    "--source",
-    "source_text",
-    metavar="FOLDER|VIDEO|CAMERA|URL",
+    "--source", "source_text", metavar="FOLDER|VIDEO|CAMERA|URL",
     help="Stream this: a folder, a video file, a camera (0, camera:0, /dev/video0 or a link to it), a stream of the "
     "network (rtsp://…, http://…), or a GStreamer pipeline (… ! appsink). All but a folder need splitpoint[video].",
-)
+)  # fmt: skip
 @recursive_option
 @click.option(
-    "--reconnect",
-    metavar="TIME",
+    "--reconnect", "reconnect_s", type=SECONDS_OR_0, default=inf, metavar="TIME",
     help="How long to try a camera or stream again that has gone, such as 5m; 0 ends with it. Default: until it is "
     "back.",
-)
-@click.option("--rate", metavar="FPS", help="Give frames at this rate, like a camera, ready or not.")
+)  # fmt: skip
+@click.option("--rate", type=RATE, metavar="FPS", help="Give frames at this rate, like a camera, ready or not.")
 @click.option(
-    "--on-overload",
-    type=click.Choice(POLICIES),
+    "--on-overload", type=click.Choice(POLICIES),
     help="When frames come faster than they are answered: let them wait (queue, default for files), drop the oldest "
     "(drop-oldest, default for cameras and streams), or use a cheaper codec or cut, and drop where none is left "
     "(degrade).",
-)
+)  # fmt: skip
 @click.option(
-    "--deadline",
-    metavar="TIME",
+    "--deadline", "deadline_ms", type=MS, metavar="TIME",
     help="How long an answer may take, such as 200ms: what the server does not answer by then is finished here (see "
     "--fallback). Misses are counted, from when a frame came.",
-)
+)  # fmt: skip
 @click.option(
-    "--fallback",
-    type=click.Choice(FALLBACKS),
+    "--fallback", type=click.Choice(FALLBACKS),
     help="When the server is late, gone, busy or wrong: finish here (local, default where the whole model can be had), "
     "wait for it, or fail (error).",
-)
+)  # fmt: skip
 @click.option(
-    "--at",
-    metavar="CUT",
+    "--at", metavar="CUT",
     help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto (default): "
     "profile both sides and the link, and take the best.",
-)
+)  # fmt: skip
 @click.option(
-    "--plan",
-    "plan_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
+    "--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Cut as splitpoint plan -o wrote, instead of planning now.",
-)
-@click.option("--budget", default="10s", show_default=True, metavar="TIME", help="How long --at auto profiles a side.")
-@click.option("--fresh", is_flag=True, help="Profile this machine anew, whatever an earlier run has kept.")
+)  # fmt: skip
+@budget_option("10s", "How long --at auto profiles a side.")
+@fresh_option
 @click.option("--no-adapt", is_flag=True, help="Stay with the first plan of --at auto, whatever becomes of the link.")
 @click.option(
-    "--probe-every",
-    default="1s",
-    show_default=True,
-    metavar="TIME",
+    "--probe-every", "probe_every_s", type=SECONDS_OR_0, default="1s", show_default=True, metavar="TIME",
     help="How often --at auto looks at an idle link, with at most 1 % of what it carries; 0 is never.",
-)
+)  # fmt: skip
 @codec_choice_option
 @click.option("--save", type=OUTPUT, metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @click.option(
-    "--follow-model",
-    is_flag=True,
+    "--follow-model", is_flag=True,
     help="When the server comes back with a newer model of that name, fetch it and go over to it between two requests.",
-)
+)  # fmt: skip
 @click.option(
-    "--checksum",
-    is_flag=True,
+    "--checksum", is_flag=True,
     help="Every frame carries a CRC-32: what was changed on its way is no answer. (TCP's own checksum has 16 bits.)",
-)
+)  # fmt: skip
 @json_option
 @cache_option
 @engine_options
 @model_options
 def command(
     arguments: tuple[str, ...], cloud: str | None, security: Security, source_text: str | None, recursive: bool,
-    reconnect: str | None, rate: str | None,
-    on_overload: str | None,
-    deadline: str | None, fallback: str | None, at: str | None, plan_path: Path | None, budget: str, fresh: bool,
-    no_adapt: bool, probe_every: str,
-    codecs: tuple[str, ...], save: Path | None, checksum: bool, follow_model: bool,
-    model_hash: str | None, as_json: bool, cache: Path | None, device: str, threads: int, opening: Opening,
+    reconnect_s: float, rate: float | None, on_overload: str | None, deadline_ms: float | None, fallback: str | None,
+    at: str | None, plan_path: Path | None, budget_s: float, fresh: bool, no_adapt: bool, probe_every_s: float,
+    codecs: tuple[str, ...], save: Path | None, checksum: bool, follow_model: bool, model_hash: str | None,
+    as_json: bool, cache: Path | None, choice: EngineChoice, opening: Opening,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
@@ -149,29 +125,26 @@ def command(
     """
     if plan_path and (at or codecs):
         raise UsageError("--plan says where to cut and how: --at and --codec are for runs without it")
-    fps = parse_rate(rate) if rate is not None else 0.0
+    fps = rate or 0.0
     name, files = _arguments(arguments, source_text)
-    check_save(save)
-    reconnect_s = inf
-    if reconnect is not None:
-        reconnect_s = 0.0 if reconnect.strip() == "0" else parse_budget(reconnect, "--reconnect")
-    probe_every_s = 0.0 if probe_every.strip() == "0" else parse_budget(probe_every, "--probe-every")
+    if save is not None and save.suffix != ".npz" and not is_special(save):
+        raise UsageError(f"--save writes an .npz file: call it {save.stem}.npz")
     asked = Asked(
-        name, cloud, at, load_plan(plan_path) if plan_path else None, parse_budget(budget), fresh, codecs, fallback,
-        parse_ms(deadline, "--deadline") / 1e3 if deadline is not None else 0.0, model_hash, checksum, cache,
-        opening, None if no_adapt else probe_every_s, security, follow_model,
+        name, cloud, at, load_plan(plan_path) if plan_path else None, budget_s, fresh, codecs, fallback,
+        (deadline_ms or 0.0) / 1e3, model_hash, checksum, cache, opening, None if no_adapt else probe_every_s, security,
+        follow_model,
     )  # fmt: skip
     with ExitStack() as stack:
         source = _open(files, fps, recursive, reconnect_s)
         stack.callback(source.close)
         skipped = 0
         if isinstance(source, Files):
-            say(source.found.reasons)
+            say(*source.found.reasons)
             skipped = source.found.skipped
         streamed = fps > 0 or source.live or any(is_stream(f) for f in files)
         policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
         check_policy(on_overload, source, fps, has_options=asked.has_options)
-        engine = open_engine(device=device, threads=threads)
+        engine = choice.open()
         placed = Placed()
         runner: Edge | Local
         if cloud is None:
@@ -186,8 +159,8 @@ def command(
         )  # fmt: skip
         if feed.paced:
             then = DROP_OLDEST if policy == DEGRADE and not placed.cheaper else policy  # which has been said
-            click.echo(pacing(source, fps, then, asked=on_overload is not None), err=True)
-        rows = Rows(
+            say(pacing(source, fps, then, asked=on_overload is not None))
+        rows = AnswerRows(
             lambda: runner.model.input_spec, _labels(source), lambda: describe(runner, cloud), as_json=as_json,
             keep=save is not None,
         )  # fmt: skip
@@ -201,10 +174,10 @@ def command(
             # Whatever ended the run, what was answered is not lost.
             if save and rows.outputs:
                 write_atomic(save, rows.saved())
-                click.echo(f"wrote {save} ({counted(len(rows.outputs), 'input')})", err=True)
+                say(f"wrote {save} ({counted(len(rows.outputs), 'input')})")
             stream.conclude(streamed=streamed, policy=policy)
             if skipped:  # what was said at the beginning may be a thousand lines away
-                say([f"{skipped} beside them not read (said at the beginning)"])
+                say(f"{skipped} beside them not read (said at the beginning)")
     stream.check()
 
 
@@ -256,14 +229,11 @@ class Asked:
 
     def edge(self, engine: Engine) -> Edge:
         """The server, reached; cut as it was asked for, or not at all yet."""
-        name, cuts = self.name, self.auto or self.plan is not None
-        here = self.opening.load(name) if name and is_local(name) else None
-        if here is None:
-            self.opening.refuse_local()
+        cuts = self.auto or self.plan is not None
         edge = self._connect(
-            here or name,
+            self.opening.here(self.name) or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
-            engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=notice, checksum=self.checksum,
+            engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=say, checksum=self.checksum,
             security=self.security, follow_model=self.follow, allow_domains=self.opening.allow_domains,
         )  # fmt: skip
         try:
@@ -271,7 +241,7 @@ class Asked:
                 forms = " or ".join(named)
                 raise CutError(f"auto is also a name in {edge.model.name}: say --at {forms}, or cut:auto to plan")
             if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
-                click.echo("fetching all of the model first: only what can be finished here keeps a deadline", err=True)
+                say("fetching all of the model first: only what can be finished here keeps a deadline")
                 edge.pull()
             edge.model = self.opening.on(edge.model)  # and the one that may follow it
         except BaseException:
@@ -290,7 +260,7 @@ class Asked:
         try:
             return Edge(self.cloud, model, fallback=LOCAL, deadline_s=self.deadline_s, **options)
         except RefusedError as exc:
-            click.echo(f"{exc}: taking wait", err=True)
+            say(f"{exc}: taking wait")
             return Edge(self.cloud, model, fallback=WAIT, **options)
 
     def place(self, edge: Edge, engine: Engine, arriving: float, *, degrade: bool, once: bool) -> Placed:
@@ -320,7 +290,7 @@ class Asked:
                 edge.plan_later(exc)
                 return Placed()
         edge.switch("output")
-        notice(Event("notice", "all runs here until the server is there: then it is planned where to cut"))
+        say("all runs here until the server is there: then it is planned where to cut")
         return Placed()
 
 
@@ -357,9 +327,7 @@ def _open(files: Sequence[str], fps: float, recursive: bool, reconnect_s: float)
     """What to run, opened. UsageError for a video or a camera among others, InputError where nothing is there: before
     anything is profiled for it."""
     if len(files) == 1 and files[0] != "-" and (is_stream(files[0]) or not os.path.exists(files[0])):
-        return open_source(
-            files[0], rate=fps, recursive=recursive, reconnect_s=reconnect_s, on_event=lambda text: say([text])
-        )
+        return open_source(files[0], rate=fps, recursive=recursive, reconnect_s=reconnect_s, on_event=say)
     for text in files:
         if is_stream(text) and not os.path.isdir(text):
             raise UsageError(f"{redacted(text)} is a stream of its own: run it alone")
@@ -371,29 +339,7 @@ def _labels(source: Source) -> Sequence[str]:
     return [plain(source.label(p)) for p in source.paths] if isinstance(source, Files) else ["frame 00000"]
 
 
-def check_save(save: Path | None) -> None:
-    """UsageError or StorageError unless outputs can be written there."""
-    if save is None:
-        return
-    if save.suffix != ".npz" and not is_special(save):
-        raise UsageError(f"--save writes an .npz file: call it {save.stem}.npz")
-    check_writable(save)
-
-
-def is_local(name: str) -> bool:
-    """Whether MODEL is on this device, rather than a name the server knows."""
-    path = Path(name)
-    if path.suffix in (".onnx", ".pt2") or name.startswith("zoo:"):
-        return True
-    return path.suffix.lower() in MODEL_SUFFIXES and path.exists()  # of another framework: loading it says so
-
-
 # --- how it is run ----------------------------------------------------------------------------------------------------
-
-
-def notice(event: Event) -> None:
-    """What a device tells its user while it works: on standard error."""
-    click.echo(str(event), err=True)
 
 
 def describe(edge: Edge | Local, address: str | None) -> str:

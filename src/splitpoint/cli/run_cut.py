@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
+from splitpoint.cli.console import say
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import RefusedError, UsageError
@@ -23,7 +22,7 @@ from splitpoint.wire import SAID
 
 @dataclass(frozen=True)
 class Placed:
-    """How an edge is cut: the option in use, if one is known, and those that are cheaper, each more than the last."""
+    """How an edge is cut: the option in use, if a plan has one, and cheaper ones, the cheapest last."""
 
     option: Option | None = None
     cheaper: tuple[Option, ...] = ()
@@ -76,15 +75,15 @@ def place(
     if any("=" in codec for codec in codecs):
         raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
     try:
-        known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=_say)
+        known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=say)
     except RefusedError as exc:
-        _say(f"no plan: {exc}. Cutting at {edge.middle.name}; --at CUT or --plan FILE says otherwise")
+        say(typed(f"no plan: {exc}. Cutting at {edge.middle.name}; --at CUT or --plan FILE says otherwise"))
         edge.switch(edge.middle)
         return Placed()
     planner = known.planner(edge.model.graph, constraints=Constraints(codecs=codecs))
     planner, plan, rows = _planned(planner, known.link, rate)
-    _say(f"link {plan.link}")
-    _say(f"{plan.advice} (splitpoint compare shows the whole table)")
+    say(f"link {plan.link}")
+    say(typed(f"{plan.advice} (splitpoint compare shows the whole table)"))
     placed = Placed(plan.best, cheaper(rows, plan.best) if degrade else (), rate > 0)
     placed.use(edge, 0)
     edge.forget()
@@ -95,14 +94,14 @@ def place(
 
 
 def _planned(planner: Planner, link: Link, rate: float) -> tuple[Planner, Plan, tuple[Option, ...]]:
-    """(who planned, the plan, all rows looked at): for least latency, or, if `rate` asks for it, most throughput."""
+    """(planner, plan, all its options): for least latency, or for most throughput where `rate` needs that."""
     quick = planner.plan(link, sensitivity=False)
     if not rate:
         return planner, quick, quick.options
     streaming = planner.relaxed(planner.constraints, "throughput")
     many = streaming.plan(link, sensitivity=False)
     load = judge(rate, quick.best, many.best)
-    _say(load.why)
+    say(load.why)
     rows = (*quick.options, *many.options)
     return (planner, quick, rows) if load.objective == "latency" else (streaming, many, rows)
 
@@ -112,7 +111,7 @@ def _ready(edge: Edge, placed: Placed, degrade: bool) -> None:
     if not degrade:
         return
     if not placed.cheaper:
-        _say("no option is cheaper than this one: on overload the oldest frame is dropped")
+        say("no option is cheaper than this one: on overload the oldest frame is dropped")
         return
     try:
         for option in placed.cheaper:
@@ -120,9 +119,5 @@ def _ready(edge: Edge, placed: Placed, degrade: bool) -> None:
     except SAID as exc:
         if not edge.does_without:
             raise
-        _say(f"{exc}: that cut is made ready when it is needed")
-    _say("on overload: " + ", then ".join(option.label for option in placed.cheaper))
-
-
-def _say(text: str) -> None:
-    click.echo(typed(text), err=True)
+        say(f"{exc}: that cut is made ready when it is needed")
+    say("on overload: " + ", then ".join(option.label for option in placed.cheaper))

@@ -29,7 +29,7 @@ class Tag(NamedTuple):
     label: str = ""
 
 
-class Rows:
+class AnswerRows:
     """A table, row by row as answers come, or a line of JSON each; `about` is printed above the table.
 
     With `keep`, the outputs are remembered for `saved`.

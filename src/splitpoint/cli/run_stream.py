@@ -14,11 +14,11 @@ import click
 import msgspec
 
 from splitpoint.cli import signals
-from splitpoint.cli.console import progress
+from splitpoint.cli.console import progress, say
 from splitpoint.cli.input_files import noting, read_photo
 from splitpoint.cli.run_cut import Placed
-from splitpoint.cli.run_rows import Rows, Tag
-from splitpoint.cli.stream_summary import Summary
+from splitpoint.cli.run_rows import AnswerRows, Tag
+from splitpoint.cli.stream_summary import StreamSummary
 from splitpoint.errors import InputError, MissingExtraError, SplitpointError, UsageError
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.whole_model import Local
@@ -35,17 +35,17 @@ DRAIN_S = 5.0
 
 @dataclass
 class Stream:
-    """One invocation: reads inputs, prints answers as they come, remembers what failed."""
+    """One run of the command: reads inputs, prints answers as they come, remembers inputs that could not be read."""
 
     runner: Edge | Local
-    rows: Rows
+    rows: AnswerRows
     feed: Feed[Frame]
     count: int | None
     deadline_s: float = 0.0
     failed: list[SplitpointError] = field(default_factory=list)
-    summary: Summary = field(default_factory=Summary)
+    summary: StreamSummary = field(default_factory=StreamSummary)
     interrupted: int = 0
-    """The signal that ended it; 0: none."""
+    """The signal that ended the run; 0: none did."""
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ class Stream:
             self.feed.stop()
 
     def _answered(self, result: Result) -> None:
-        if self.deadline_s:  # it may be watched here alone
+        if self.deadline_s:  # the edge does not know it where it waits for late answers, too
             result = msgspec.structs.replace(result, deadline_s=self.deadline_s)
         self.summary.add(result)
         self.rows.print(result)
@@ -94,14 +94,14 @@ class Stream:
                 if alone:
                     raise
                 self.failed.append(exc)
-                click.echo(f"splitpoint: {plain(str(exc))}", err=True)
+                say(f"splitpoint: {plain(str(exc))}")
                 continue
             yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label))
 
     # --- the end ------------------------------------------------------------------------------------------------
 
     def conclude(self, *, streamed: bool, policy: str) -> None:
-        """Prints what it comes to: to standard error where standard output is JSON."""
+        """Prints medians, speed, frames and trouble; to standard error where standard output is JSON."""
         summary, err = self.summary, self.rows.as_json
         self.rows.medians()
         if streamed and (summary.answered or self.interrupted):
@@ -163,7 +163,8 @@ def draining(stop: Callable[[int], None], seconds: float = DRAIN_S) -> Iterator[
 
 
 def check_policy(asked: str | None, source: Source, fps: float, *, has_options: bool) -> None:
-    """UsageError for --on-overload where nothing can be overloaded, or nothing is cheaper."""
+    """UsageError for --on-overload with a source that waits to be read, or, for ``degrade``, without a plan that could
+    have a cheaper option."""
     if asked is None:
         return
     if not fps and not source.live:
@@ -175,7 +176,7 @@ def check_policy(asked: str | None, source: Source, fps: float, *, has_options: 
 
 
 def pacing(source: Source, fps: float, policy: str, *, asked: bool) -> str:
-    """How frames come, and what happens if they come too fast."""
+    """A sentence: how fast `source` gives frames, and what happens to those that come too fast."""
     then = {
         QUEUE: f"frames wait (of a camera's at most {HELD})" if source.live else "frames wait",
         DROP_OLDEST: "the oldest is dropped",
@@ -187,11 +188,14 @@ def pacing(source: Source, fps: float, policy: str, *, asked: bool) -> str:
 
 
 def degraded(runner: Edge | Local, placed: Placed, level: int) -> None:
-    """Changes to the option of `level` and says so."""
+    """Cuts as the option of `level` says (0: the planned one, the others are cheaper), and says so.
+
+    An error is only said: mostly the server is gone, and the requests that are under way must not end for that.
+    """
     assert isinstance(runner, Edge)
     try:
         option = placed.use(runner, level)
-    except SplitpointError as exc:  # the server is gone, mostly: what is under way does not end for that
-        click.echo(f"cannot change to another option: {exc}", err=True)
+    except SplitpointError as exc:
+        say(f"cannot change to another option: {exc}")
         return
-    click.echo(f"{f'too fast: now {option.label}' if level else f'room again: back to {option.label}'}", err=True)
+    say(f"too fast: now {option.label}" if level else f"room again: back to {option.label}")

@@ -11,9 +11,10 @@ import click
 
 from splitpoint.cli import signals
 from splitpoint.cli.log import Log
-from splitpoint.cli.options import Opening, engine_options, model_options, server_security_options
-from splitpoint.cli.quantities import parse_ms, parse_size
-from splitpoint.engines import open_engine
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.quantities import MS_OR_0, SIZE
+from splitpoint.cli.options.server import server_security_options
 from splitpoint.engines.process_memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
 from splitpoint.machine import half_the_memory
@@ -32,86 +33,52 @@ _DRAIN_S = 10.0
 _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetched"})
 
 
-@click.command(short_help="Run the server side of models.")
+@click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0: every one, ::: those of IPv6 too.",
-)
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen on; 0.0.0.0: every one, ::: those of IPv6 too.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 @click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
 @click.option(
-    "--share",
-    multiple=True,
-    default=("model",),
-    metavar="model|head:CUT|none",
+    "--share", multiple=True, default=("model",), metavar="model|head:CUT|none",
     help="What devices may fetch: everything (default), the graph and the weights of the head up to CUT, behind which "
     "nothing is cut then, or nothing (they bring the model). head:MODEL=CUT for one of several models.",
-)
+)  # fmt: skip
 @click.option(
-    "--max-profile",
-    type=click.FloatRange(0, 3600),
-    default=Limits.profile_s,
-    show_default=True,
-    metavar="SECONDS",
+    "--max-profile", type=click.FloatRange(0, 3600), default=Limits.profile_s, show_default=True, metavar="SECONDS",
     help="How long it measures itself when a device asks for its profile; 0: it refuses.",
-)
+)  # fmt: skip
 @click.option(
-    "--queue",
-    type=click.IntRange(1, 1_000_000),
-    default=Limits.queue,
-    show_default=True,
-    metavar="N",
+    "--queue", type=click.IntRange(1, 1_000_000), default=Limits.queue, show_default=True, metavar="N",
     help="Requests that may wait for their turn; more are told that the server is busy.",
-)
+)  # fmt: skip
 @click.option(
-    "--connections",
-    type=click.IntRange(1, 1_000_000),
-    default=Limits.connections,
-    show_default=True,
-    metavar="N",
+    "--connections", type=click.IntRange(1, 1_000_000), default=Limits.connections, show_default=True, metavar="N",
     help="Devices that may be connected at once.",
-)
+)  # fmt: skip
 @click.option(
-    "--client-connections",
-    type=click.IntRange(1, 1_000_000),
-    default=Limits.client_connections,
-    show_default=True,
-    metavar="N",
-    help="How many of these may come from one address: more for a fleet behind one router.",
-)
+    "--client-connections", type=click.IntRange(1, 1_000_000), default=Limits.client_connections, show_default=True,
+    metavar="N", help="How many of these may come from one address: more for a fleet behind one router.",
+)  # fmt: skip
 @click.option(
-    "--max-batch",
-    type=click.IntRange(1, 1024),
-    default=8,
-    show_default=True,
-    metavar="N",
+    "--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
     help="Most requests for one tail that run as one batch when they wait at the same time, where that is measured to "
     "be faster; 1: none do.",
-)
+)  # fmt: skip
 @click.option(
-    "--max-wait",
-    default="0",
-    show_default=True,
-    metavar="TIME",
+    "--max-wait", "max_wait_ms", type=MS_OR_0, default="0", show_default=True, metavar="TIME",
     help="How long a request may wait for others to join its batch, such as 2ms; 0: only those that wait anyway.",
-)
+)  # fmt: skip
 @click.option(
-    "--max-work",
-    metavar="SIZE",
+    "--max-work", type=SIZE, metavar="SIZE",
     help="Memory that one request may take while it is computed, such as 4GiB; at least what one row takes, whatever "
     "this says. Default: 1 GiB, or half the memory if that is less.",
-)
+)  # fmt: skip
 @click.option(
-    "--max-run",
-    type=click.FloatRange(0, 86400, min_open=True),
-    default=Limits.run_s,
-    show_default=True,
+    "--max-run", type=click.FloatRange(0, 86400, min_open=True), default=Limits.run_s, show_default=True,
     metavar="SECONDS",
     help="How long one request may be computed, or 20 times what others like it took (5 s at least) if that is less.",
-)
+)  # fmt: skip
 @click.option(
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
 )
@@ -120,8 +87,8 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
 @model_options
 def command(
     models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: tuple[str, ...],
-    max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait: str,
-    max_work: str | None, max_run: float, until_stdin_ends: bool, device: str, threads: int, opening: Opening,
+    max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait_ms: float,
+    max_work: float | None, max_run: float, until_stdin_ends: bool, choice: EngineChoice, opening: Opening,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices. A folder stands for every .onnx file in it that can be read.
 
@@ -132,11 +99,10 @@ def command(
         raise UsageError(
             "--shape, --weights, --input-spec, --input and --value describe one model: export or serve each by itself"
         )
-    max_wait_s = 0.0 if max_wait.strip() == "0" else parse_ms(max_wait, "--max-wait") / 1e3
     limits = Limits(
         profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections,
         memory_bytes=half_the_memory(Limits.memory_bytes), run_s=max_run,
-        work_bytes=int(parse_size(max_work, "--max-work")) if max_work else half_the_memory(Limits.work_bytes),
+        work_bytes=int(max_work) if max_work else half_the_memory(Limits.work_bytes),
     )  # fmt: skip
     loaded = []
     for name in models:
@@ -145,7 +111,7 @@ def command(
         except ModelError as exc:
             raise exc if len(models) == 1 else ModelError(_naming(name, exc)) from exc
     few_arenas()
-    engine = open_engine(device=device, threads=threads)
+    engine = choice.open()
 
     with Log() as log:
 
@@ -154,17 +120,9 @@ def command(
                 log.say(str(event), err=event.kind == "warning")
 
         server = Server(
-            loaded,
-            host=host,
-            port=port,
-            engine=engine,
-            share=share,
-            limits=limits,
-            max_batch=max_batch,
-            max_wait_s=max_wait_s,
-            security=security,
-            on_event=tell,
-        )
+            loaded, host=host, port=port, engine=engine, share=share, limits=limits, max_batch=max_batch,
+            max_wait_s=max_wait_ms / 1e3, security=security, on_event=tell,
+        )  # fmt: skip
         stop = threading.Event()
         came = _stop_by_signal(stop)
         if until_stdin_ends:

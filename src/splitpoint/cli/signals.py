@@ -19,10 +19,10 @@ from time import monotonic
 from types import FrameType
 from typing import Any, NoReturn
 
-#: How soon an interrupt that got lost is raised again, and one that has to wait for an import.
+#: After how long an interrupt is raised again that other code has swallowed, or that came during an import.
 _AGAIN_S, _IMPORT_S = 0.3, 0.02
-#: How long the main thread may take to hear a signal, and how long where another one says that somebody is impatient;
-#: how often that is looked at meanwhile; by how much whoever looks may learn later of a signal than who heard it.
+#: How long the main thread may take to handle a signal before the process is ended by force; how long if a second
+#: signal has come; how often the watching thread looks; how much later than the handler it may see a signal.
 _STUCK_S, _IMPATIENT_S, _LOOK_S, _LATER_S = 2.0, 1.0, 0.05, 0.2
 _WATCHER = "signals"
 #: The signal that has interrupted what is at work; 0 before one has.
@@ -31,7 +31,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: whoever stops for Ctrl-C stops for them."""
+    """SIGTERM or SIGHUP. What handles Ctrl-C handles it, too."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -39,22 +39,22 @@ class Terminated(KeyboardInterrupt):
 
 
 def number_of(exc: KeyboardInterrupt) -> int:
-    """The signal that raised it."""
+    """The number of the signal that raised `exc`."""
     return exc.number if isinstance(exc, Terminated) else signal.SIGINT
 
 
 def status_of(exc: KeyboardInterrupt) -> tuple[str, int]:
-    """What to say of it, and the exit status."""
+    """The word for it (interrupted, terminated) and the exit status."""
     return said(number_of(exc))
 
 
 def said(number: int) -> tuple[str, int]:
-    """The same for a signal."""
+    """The word for a signal, and the exit status."""
     return "interrupted" if number == signal.SIGINT else "terminated", 128 + number
 
 
 def raised(number: int) -> KeyboardInterrupt:
-    """What a signal raises."""
+    """The exception that stands for a signal."""
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
 
 
@@ -94,8 +94,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _is_half_imported(frame: FrameType | None) -> bool:
-    """Whether an extension module is being imported: one that is made and not filled may crash when it is freed (the
-    one of onnx 1.23 does)."""
+    """Whether an extension module is being imported. One that was created and not initialised may crash when it is
+    freed (that of onnx 1.23 does)."""
     while frame is not None:
         if frame.f_code.co_name == "_load_unlocked":
             loader = getattr(frame.f_locals.get("spec"), "loader", None)
@@ -106,7 +106,7 @@ def _is_half_imported(frame: FrameType | None) -> bool:
 
 
 def _once_more(_: int, frame: FrameType | None) -> None:
-    """Raises an interrupt again that somebody else's code has swallowed; not while it is on its way to `main`."""
+    """Raises an interrupt again that other code has swallowed, unless it is still being handled."""
     exc = sys.exc_info()[1]
     while exc is not None and not isinstance(exc, KeyboardInterrupt):
         exc = exc.__context__
@@ -117,10 +117,10 @@ def _once_more(_: int, frame: FrameType | None) -> None:
 
 
 def _watch(pipe: int) -> None:
-    """Hears of every signal, by what the interpreter writes to `pipe` at once, wherever its threads are.
+    """Ends the process by force if the main thread does not handle a signal in time.
 
-    The main thread hears of it when it runs Python again; native code that does not end (a model's endless loop) does
-    not let it. Then nothing can be cleared up, and nobody else would end the process.
+    The interpreter writes each signal to `pipe` at once. Python's handlers run in the main thread, and not before it is
+    back from native code, which may never end (a model's endless loop). Nothing can be cleared up then.
     """
     stuck, since_s, limit_s = 0, 0.0, _STUCK_S
     coming = select.poll()
@@ -160,7 +160,8 @@ def _begin_to_watch() -> None:
 
 
 def install() -> None:
-    """Hears the signals that nobody has said anything about: what is ignored (nohup, a script's `&`) stays ignored."""
+    """Handles the signals that still have Python's own handlers: one that is ignored (nohup, a script's `&`) stays
+    ignored."""
     for number in HANDLED:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, at_once)
@@ -168,7 +169,7 @@ def install() -> None:
 
 
 def begin() -> None:
-    """From now on there may be something to clear up."""
+    """From now on a signal raises an exception, because there may be something to clear up."""
     for number in HANDLED:
         if signal.getsignal(number) is at_once:
             signal.signal(number, interrupt)
@@ -178,7 +179,7 @@ def begin() -> None:
 
 
 def finish() -> None:
-    """All is cleared up."""
+    """From now on a signal ends the process at once: all is cleared up."""
     if came:
         signal.setitimer(signal.ITIMER_REAL, 0)
     for number in HANDLED:
@@ -187,8 +188,8 @@ def finish() -> None:
 
 
 def leave(status: int) -> None:
-    """Ends the process, if a signal has interrupted it: where a thread is still in native code, taking the interpreter
-    apart would make that crash."""
+    """Ends the process if a signal has interrupted it. Python's own way out would crash a thread that is in native
+    code."""
     if status - 128 in HANDLED:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
@@ -196,7 +197,8 @@ def leave(status: int) -> None:
         os._exit(status)
 
 
-def _unraisable(found: Any) -> None:
-    """An interrupt where Python can only print it (a finaliser, a callback of C code) will be raised again."""
-    if not isinstance(found.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(found)
+def _unraisable(unraisable: Any) -> None:
+    """Prints what could not be raised (in a finaliser, a callback of C code), but for interrupts: `_once_more` raises
+    them again."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)

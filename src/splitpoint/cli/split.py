@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import Opening, model_options
-from splitpoint.cli.outputs import OUTPUT_FOLDER
+from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.output import output_option
 from splitpoint.segments import split
 from splitpoint.units import size
 
 
-@click.command(short_help="Write the two halves of a model as ONNX files.")
+@click.command()
 @click.argument("model")
 @click.option("--at", required=True, metavar="CUT", help="A layer, node, tensor, cut number, input, output or middle.")
-@click.option("-o", "--output", required=True, type=OUTPUT_FOLDER, metavar="DIR", help="Folder to write.")
+@output_option("Folder to write.", metavar="DIR", folder=True, required=True)
 @model_options
 def command(model: str, at: str, output: Path, opening: Opening) -> None:
     """Write head.onnx, tail.onnx and manifest.json for MODEL cut at CUT.

@@ -1,4 +1,4 @@
-"""What a stream comes to: how many answers, how fast, and what was not as it should be."""
+"""The end of a stream in a few lines: how many answers, how fast, what was dropped, late, or finished here."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from splitpoint.units import counted, ms, rate
 _REMEMBERED = 100_000
 
 
-class Summary:
-    """Counts answers from now on, and says what they come to."""
+class StreamSummary:
+    """Counts answers from now on, and sums them up in sentences."""
 
     def __init__(self, clock: Clock = perf_counter) -> None:
         self.answered = 0

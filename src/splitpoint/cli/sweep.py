@@ -7,82 +7,46 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.console import Column, bold, line, out, progress, put_json, table
-from splitpoint.cli.input_files import read_photos, recursive_option
-from splitpoint.cli.options import (
-    Opening,
-    cache_option,
-    cloud_option,
-    codec_choice_option,
-    engine_options,
-    json_option,
-    model_options,
-    parse_codecs,
-)
-from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.run import is_local
-from splitpoint.engines import open_engine
-from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.cli.console import bold, line, out, progress, put_json, say, table
+from splitpoint.cli.input_files import images_option, read_images, recursive_option
+from splitpoint.cli.options.codecs import codec_choice_option, parse_codecs
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.model import Opening, cuts_option, model_options
+from splitpoint.cli.options.output import csv_option, json_option, png_option, wrote
+from splitpoint.cli.options.server import cache_option, cloud_option
+from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.graph import Cut
+from splitpoint.measured_cuts import sweep
 from splitpoint.models.model import Model
-from splitpoint.models.zoo import photos
-from splitpoint.report.files import check_writable
-from splitpoint.report.sweep_table import SweepRow, draw, read_rows, write_rows
+from splitpoint.report.sweep_table import TABLE, SweepRow, draw, read_rows, write_rows
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.security import Security
-from splitpoint.segments import samples_for, select
-from splitpoint.sweep import sweep
+from splitpoint.segments import select
 from splitpoint.tensors import Array
-from splitpoint.units import ms, size
+from splitpoint.units import ms
 
 
-@click.command(short_help="Measure every split point between a device and a server.")
+@click.command()
 @click.argument("model")
 @cloud_option()
-@click.option("--images", type=click.Path(path_type=Path), metavar="DIR|FILE|-", help="Inputs; default: four photos.")
+@images_option
 @recursive_option
-@click.option(
-    "--repeat",
-    type=click.IntRange(1, 100_000),
-    default=3,
-    show_default=True,
-    help="Requests an input and cut.",
-)
-@click.option(
-    "--cuts",
-    default="chain",
-    metavar="chain|all|N",
-    show_default=True,
-    help="Single-tensor cuts, every topological prefix, or N spread over all.",
-)
+@click.option("--repeat", type=click.IntRange(1, 100_000), default=3, show_default=True, help="Requests an input.")
+@cuts_option
 @codec_choice_option
-@click.option(
-    "--csv",
-    "csv_path",
-    type=OUTPUT,
-    metavar="FILE",
-    default=Path("split_latency_results.csv"),
-    show_default=True,
-)
-@click.option(
-    "--png",
-    "png_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Also draw the result (needs splitpoint[plot]).",
-)
+@csv_option("Where the rows go.", default=Path("split_latency_results.csv"), show_default=True)
+@png_option("Also draw the result (needs splitpoint[plot]).")
 @click.option("--fresh", is_flag=True, help="Measure anew what the CSV already has.")
 @json_option
 @cache_option
 @engine_options
 @model_options
 def command(
-    model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int,
-    cuts: str, codecs: tuple[str, ...], csv_path: Path,
-    png_path: Path | None, fresh: bool, as_json: bool, cache: Path | None, device: str, threads: int,
-    opening: Opening,
+    model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int, cuts: str,
+    codecs: tuple[str, ...], csv_path: Path, png_path: Path | None, fresh: bool, as_json: bool, cache: Path | None,
+    choice: EngineChoice, opening: Opening,
 ) -> None:  # fmt: skip
     """Run MODEL at every split point against a server, and write split_latency_results.csv.
 
@@ -91,15 +55,12 @@ def command(
     wait from then to the answer, server time included; and their sum. Ctrl-C keeps what was measured; the same
     command goes on where it stopped.
     """
-    check_writable(csv_path)
-    if png_path:
-        check_writable(png_path)
-        _need_plot()
-    here = opening.load(model) if is_local(model) else None
-    if here is None:
-        opening.refuse_local()
-    engine = open_engine(device=device, threads=threads)
-    with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
+    here = opening.here(model)
+    engine = choice.open()
+    with Edge(
+        cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security,
+        allow_domains=opening.allow_domains,
+    ) as edge:  # fmt: skip
         if here is None:
             edge.model = opening.on(edge.model)
         chosen = select(edge.model, cuts)
@@ -113,18 +74,10 @@ def command(
         title = f"{edge.model.name}, {len(rows)} split points, {len(inputs) * repeat} requests each"
     if not as_json:
         _print(rows)
-    click.echo(f"wrote {csv_path}", err=True)
+    wrote(csv_path)
     if png_path:
         draw(rows, png_path, title)
-        click.echo(f"wrote {png_path}", err=True)
-
-
-def _need_plot() -> None:
-    """Ask for the extra before an hour of measuring, not after it."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures")
+        wrote(png_path)
 
 
 def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
@@ -141,14 +94,6 @@ def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
     return rows
 
 
-def read_images(model: Model, images: Path | None, *, recursive: bool = False) -> list[dict[str, Array]]:
-    """The inputs in a file or folder; without one the zoo's photos, or made-up inputs if the model takes none."""
-    if images is not None or model.input_spec is not None:
-        return read_photos(model, photos() if images is None else [images], recursive=recursive)
-    click.echo(f"{model.name} does not take photos by itself: measuring with made-up inputs", err=True)
-    return samples_for(model, 4)
-
-
 def _measure(
     edge: Edge, chosen: Sequence[Cut], done: list[SweepRow], inputs: list[dict[str, Array]], repeat: int, setup: str,
     codec: CodecChoice, path: Path, as_lines: bool,
@@ -158,12 +103,12 @@ def _measure(
     wanted = [(len(c.nodes), c.name, " ".join(t.name for t in c.crossing)) for c in chosen]
     left = [c for c, key in zip(chosen, wanted, strict=True) if key not in known]
     if len(left) < len(chosen):
-        click.echo(f"{path} has {len(chosen) - len(left)} of {len(chosen)} split points already", err=True)
+        say(f"{path} has {len(chosen) - len(left)} of {len(chosen)} split points already")
     once = is_special(path)  # what is written there cannot be written anew
     with progress() as bar:
         task = bar.add_task("sweeping", total=len(chosen), completed=len(chosen) - len(left))
         try:
-            for row in sweep(edge, left, inputs, repeat, setup, codec):
+            for row in sweep(edge, left, inputs, repeat=repeat, codec=codec, setup=setup):
                 known[row.identity] = row
                 if not once:  # after every cut, in graph order: Ctrl-C or a lost server costs one cut at most
                     write_rows(path, [known[key] for key in sorted(known)])
@@ -178,12 +123,7 @@ def _measure(
 
 def _print(rows: Sequence[SweepRow]) -> None:
     console = out()
-    columns = (
-        Column("split after", right=False, keep=True), Column("device", keep=True), Column("up", keep=True),
-        Column("recv", keep=True), Column("total", keep=True), Column("p50"), Column("p95"), Column("server"),
-        Column("bytes up", keep=True),
-    )  # fmt: skip
-    table(columns, [_cells(r) for r in rows], console=console)
+    table(TABLE, rows, console=console)
     best = min(rows, key=lambda r: r.p50_rtt)
     console.print(
         f"milliseconds; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
@@ -199,16 +139,3 @@ def _print(rows: Sequence[SweepRow]) -> None:
 
 #: How the first and the last cut of a model are called; see `Graph.cut`.
 _ENDS = ("input", "output", "cut:input", "cut:output")
-
-
-def _cells(r: SweepRow) -> tuple[str, ...]:
-    seconds = (
-        r.avg_compute,
-        r.avg_transfer,
-        r.avg_recv,
-        r.avg_rtt,
-        r.p50_rtt,
-        r.p95_rtt,
-        r.avg_server_compute,
-    )
-    return (r.split_layer, *(ms(s * 1e3) for s in seconds), size(r.bytes_up))

@@ -10,16 +10,16 @@ import click
 import msgspec
 
 from splitpoint.cli import answers
-from splitpoint.cli.compare import step
-from splitpoint.cli.console import Column, out, progress, put_json, table
-from splitpoint.cli.options import Opening, allow_domain_option, cache_option, cloud_option, engine_options, json_option
-from splitpoint.cli.outputs import OUTPUT
-from splitpoint.cli.quantities import parse_budget
-from splitpoint.cli.run import is_local, notice
-from splitpoint.engines import open_engine
+from splitpoint.cli.console import out, progress, put_json, say, table
+from splitpoint.cli.options.codecs import codec_names_option
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.model import Opening, allow_domain_option, is_local
+from splitpoint.cli.options.output import csv_option, json_option, wrote
+from splitpoint.cli.options.quantities import budget_option
+from splitpoint.cli.options.server import cache_option, cloud_option, fresh_option
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, UsageError
 from splitpoint.planning.constraints import Constraints
-from splitpoint.report.files import check_writable, write_csv
+from splitpoint.report.files import write_csv
 from splitpoint.runtime.client.request import FALLBACKS
 from splitpoint.runtime.result import Result
 from splitpoint.security import Security
@@ -30,11 +30,11 @@ from splitpoint.tasks.policies import POLICIES
 from splitpoint.tasks.queue_run import QueueRun, predict
 from splitpoint.tasks.random_queue import mix
 from splitpoint.tasks.task import Task, TaskPlan, TaskResult
-from splitpoint.tasks.task_rows import COLUMNS, TITLES, cells, record, said
+from splitpoint.tasks.task_rows import COLUMNS, TABLE, record, summary_lines
 from splitpoint.units import ms
 
 
-@click.command(short_help="Run a queue of requests for different models, planned together.")
+@click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[TASKS.toml]")
 @cloud_option(required=False)
 @click.option("--mix", "models", metavar="MODEL,MODEL,…", help="Draw tasks at random from these models, all at once.")
@@ -49,39 +49,23 @@ from splitpoint.units import ms
     help="Who goes first. " + "; ".join(f"{name}: {policy.first}" for name, policy in POLICIES.items()) + ".",
 )
 @click.option("--dry-run", is_flag=True, help="Only plan: print what is predicted, by every policy.")
+@codec_names_option
 @click.option(
-    "--codec",
-    "codecs",
-    multiple=True,
-    metavar="NAME",
-    help="What may cross encoded: fp16, int8, int4, also with +zstd, jpeg:QUALITY; several may be given.",
-)
-@click.option(
-    "--fallback",
-    type=click.Choice(("auto", *FALLBACKS)),
-    default="auto",
-    show_default=True,
+    "--fallback", type=click.Choice(("auto", *FALLBACKS)), default="auto", show_default=True,
     help="When the server is gone, busy or wrong: finish on the device (local), ask again (wait), or end (error). "
     "auto: local for models that are here, wait for others.",
-)
-@click.option("--budget", default="10s", show_default=True, metavar="TIME", help="How long each profiling may take.")
-@click.option("--fresh", is_flag=True, help="Profile this machine anew, whatever an earlier run has kept.")
-@click.option(
-    "--csv",
-    "csv_path",
-    type=OUTPUT,
-    metavar="FILE",
-    help="Write one line a task.",
-)
+)  # fmt: skip
+@budget_option("10s", "How long each profiling may take.")
+@fresh_option
+@csv_option("Write one line a task.")
 @json_option
 @cache_option
 @engine_options
 @allow_domain_option
 def command(
     file: Path | None, cloud: str | None, security: Security, models: str | None, count: int, seed: int, by: str,
-    dry_run: bool,
-    codecs: tuple[str, ...], fallback: str, budget: str, fresh: bool, csv_path: Path | None, as_json: bool,
-    cache: Path | None, device: str, threads: int, allow_domains: tuple[str, ...],
+    dry_run: bool, codecs: tuple[str, ...], fallback: str, budget_s: float, fresh: bool, csv_path: Path | None,
+    as_json: bool, cache: Path | None, choice: EngineChoice, allow_domains: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Run the tasks of a file, or a mix of MODELs, on this device and a server that has these models.
 
@@ -92,19 +76,15 @@ def command(
         raise UsageError("say what to run: a file of tasks (tasks.toml), or --mix MODEL,MODEL,…")
     if cloud is None:
         raise UsageError("tasks are shared out between this device and a server: add --cloud HOST (splitpoint serve)")
-    budget_s, constraints = parse_budget(budget), Constraints(codecs=codecs)
-    if csv_path:
-        check_writable(csv_path)
     drawn = mix(models.split(","), count, seed) if models is not None else []
-    engine = open_engine(device=device, threads=threads)
     with Fleet(
-        cloud, engine=engine, cache=cache, constraints=constraints, fallback=fallback, security=security,
-        allow_domains=allow_domains, on_event=notice,
+        cloud, engine=choice.open(), cache=cache, constraints=Constraints(codecs=codecs), fallback=fallback,
+        security=security, allow_domains=allow_domains, on_event=say,
     ) as fleet:  # fmt: skip
         tasks = load_tasks(file, lambda e: wrong(fleet, e.source)) if file else reach(fleet, drawn)
         inputs = inputs_of(fleet, tasks)
-        link = fleet.survey(budget_s=budget_s, fresh=fresh, on_step=step)
-        click.echo(f"link {link}", err=True)
+        link = fleet.survey(budget_s=budget_s, fresh=fresh, on_step=say)
+        say(f"link {link}")
         if dry_run:
             show_plans(fleet, tasks, by, csv_path, as_json)
             return
@@ -116,9 +96,9 @@ def command(
 
 def reach(fleet: Fleet, tasks: list[Task]) -> list[Task]:
     """`tasks`, their models reached. ModelError names all that are not there."""
-    found = [said for source in dict.fromkeys(t.source for t in tasks) if (said := wrong(fleet, source))]
-    if found:
-        raise ModelError("; ".join(found))
+    complaints = [text for source in dict.fromkeys(t.source for t in tasks) if (text := wrong(fleet, source))]
+    if complaints:
+        raise ModelError("; ".join(complaints))
     return tasks
 
 
@@ -141,8 +121,7 @@ def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -
     """Runs and prints; what was answered is printed and written also where not all was."""
     answered: list[TaskResult] = []
     planned = run.prepare()
-    for line in said(planned.summary, predicted=True)[:1]:
-        click.echo(line, err=True)
+    say(*summary_lines(planned.summary, predicted=True)[:1])
     with progress() as bar:
         task = bar.add_task("tasks", total=len(run.tasks))
 
@@ -157,7 +136,7 @@ def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -
         except (KeyboardInterrupt, SplitpointError) as exc:
             left = len(run.tasks) - len(answered)
             why = "interrupted" if isinstance(exc, KeyboardInterrupt) else str(exc)
-            click.echo(f"{len(answered)} of {len(run.tasks)} answered, {left} not: {why}", err=True)
+            say(f"{len(answered)} of {len(run.tasks)} answered, {left} not: {why}")
             if answered:
                 finish(run, answered, csv_path, as_json)
             raise
@@ -171,7 +150,7 @@ def finish(run: QueueRun, rows: list[TaskResult], csv_path: Path | None, as_json
         put_json({"summary": summary, "tasks": records(rows, run.by, run.fleet.note)})
     else:
         show(rows)
-        for line in said(summary):
+        for line in summary_lines(summary):
             click.echo(line)
     write(rows, run.by, run.fleet.note, csv_path)
 
@@ -186,7 +165,7 @@ def show_plans(fleet: Fleet, tasks: list[Task], by: str, csv_path: Path | None, 
         put_json({"summary": chosen.summary, "tasks": rows, "policies": every})
     else:
         show(chosen.rows)
-        for line in said(chosen.summary, predicted=True):
+        for line in summary_lines(chosen.summary, predicted=True):
             click.echo(line)
         click.echo("by policy: " + ", ".join(f"{name} {ms(p.summary.makespan_ms)} ms" for name, p in plans.items()))
     write(chosen.rows, by, note, csv_path)
@@ -194,9 +173,7 @@ def show_plans(fleet: Fleet, tasks: list[Task], by: str, csv_path: Path | None, 
 
 def show(rows: list[TaskPlan] | list[TaskResult]) -> None:
     """The table."""
-    kept = {"task", "cut", "edge", "transfer", "server", "waiting"}
-    columns = [Column(t, right=t not in ("task", "cut", "deadline"), keep=t in kept) for t in TITLES]
-    table(columns, [cells(row) for row in rows], console=out())
+    table(TABLE, rows, console=out())
 
 
 def records(rows: list[TaskPlan] | list[TaskResult], by: str, note: str) -> list[Mapping[str, Any]]:
@@ -208,4 +185,4 @@ def write(rows: list[TaskPlan] | list[TaskResult], by: str, note: str, path: Pat
     """One line a task into the CSV file, if there is to be one."""
     if path:
         write_csv(path, records(rows, by, note), COLUMNS)
-        click.echo(f"wrote {path}", err=True)
+        wrote(path)

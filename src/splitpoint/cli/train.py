@@ -7,27 +7,21 @@ from pathlib import Path
 import click
 
 from splitpoint import install
-from splitpoint.cli.console import Column, out, table, waiting
-from splitpoint.cli.outputs import OUTPUT
-from splitpoint.files import check_writable, is_special
+from splitpoint.cli.console import out, say, table, waiting
+from splitpoint.cli.options.output import output_option, wrote
+from splitpoint.files import is_special
 from splitpoint.machine import now
 from splitpoint.predict.kernels.kernel_table import read_tables
 from splitpoint.predict.learn.files import save_latency
 from splitpoint.predict.learn.latency_model import SEED, TWO_PER_MAC, Latency
+from splitpoint.report.table import fields_of
 from splitpoint.text import valid
 from splitpoint.units import counted
 
 
 @click.command(short_help="Learn a device from tables of measured kernels.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=OUTPUT,
-    metavar="FILE",
-    help="Where to write what was learned (device.latency.json).",
-)
+@output_option("Where to write what was learned (device.latency.json).", required=True)
 @click.option("--name", default="", metavar="TEXT", help="What the device is called (default: the folder's name).")
 @click.option("--engine", default="onnxruntime", show_default=True, metavar="NAME", help="What ran the kernels.")
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="The engine's device.")
@@ -47,30 +41,25 @@ def command(
     from splitpoint.predict.learn.boost import need_sklearn
     from splitpoint.predict.learn.training import train
 
-    check_writable(output)
     need_sklearn()
-    tables, said = read_tables(folder)
-    for sentence in said:
-        click.echo(sentence, err=True)
+    tables, notes = read_tables(folder)
+    say(*notes)
     rows = sum(len(t) for t in tables.values())
-    with waiting(f"learning from {counted(rows, 'row')}") as say:
+    with waiting(f"learning from {counted(rows, 'row')}") as show:
         latency = train(
             tables, name=valid(name or folder.resolve().name or "device"), engine=engine, device=device,
             threads=threads, created=now(),
             convention=SEED if seed_flops else TWO_PER_MAC, note=valid(note), seed=seed,
-            progress=lambda kind: say(f"learning {kind}"),
+            progress=lambda kind: show(f"learning {kind}"),
         )  # fmt: skip
     save_latency(output, latency)
     _print(latency)
     if not is_special(output):
         click.echo(f"next: {install.command()} predict MODEL --on {output}")
-    click.echo(f"wrote {output}", err=True)
+    wrote(output)
 
 
-_COLUMNS = (
-    Column("kernels", right=False, keep=True), Column("rows", keep=True), Column("MAPE", keep=True),
-    Column("±5%", keep=True), Column("±10%", keep=True), Column("±20%", keep=True), Column("in range", keep=True),
-)  # fmt: skip
+_TITLES = ("kernels", "rows", "MAPE", "±5%", "±10%", "±20%", "in range")
 
 
 def _print(latency: Latency) -> None:
@@ -82,4 +71,4 @@ def _print(latency: Latency) -> None:
         shares = (f"{share:.0%}" for share in (s.within5, s.within10, s.within20, s.covered))
         cells.append((kind, str(model.rows), f"{s.mape:.1%}", *shares))
     console.print(f"{latency.name}: what was learned, judged by rows kept apart")
-    table(_COLUMNS, cells, console=console)
+    table(fields_of(_TITLES, left=_TITLES[:1], keep=_TITLES), cells, console=console)

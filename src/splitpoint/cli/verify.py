@@ -5,22 +5,18 @@ from __future__ import annotations
 import click
 
 from splitpoint.cli.console import progress, put_json
-from splitpoint.cli.options import Opening, engine_options, json_option, model_options
-from splitpoint.engines import open_engine
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.model import Opening, cuts_option, model_options
+from splitpoint.cli.options.output import json_option
 from splitpoint.errors import VerifyError
 from splitpoint.inputs import read_inputs
 from splitpoint.segments import RELATIVE_TOLERANCE, Check, random_note, select, verify
 from splitpoint.units import counted
 
 
-@click.command(short_help="Prove that cut models give the whole model's answer.")
+@click.command()
 @click.argument("model")
-@click.option(
-    "--cuts",
-    default="chain",
-    metavar="chain|all|N",
-    help="Single-tensor cuts, every topological prefix, or N spread over all (default: chain).",
-)
+@cuts_option
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
@@ -32,8 +28,7 @@ from splitpoint.units import counted
 @engine_options
 @model_options
 def command(
-    model: str, cuts: str, tolerance: float, as_json: bool, device: str, threads: int,
-    opening: Opening,
+    model: str, cuts: str, tolerance: float, as_json: bool, choice: EngineChoice, opening: Opening
 ) -> None:  # fmt: skip
     """Run the two halves of MODEL's cuts against the whole model on at least two inputs: --input images, .npy or .npz,
     or made-up ones (beside one .npz file: like those in it).
@@ -51,7 +46,7 @@ def command(
     worst: Check | None = None
     with progress() as bar:
         task = bar.add_task("verifying", total=len(chosen))
-        for check in verify(loaded, open_engine(device=device, threads=threads), chosen, samples, tolerance):
+        for check in verify(loaded, choice.open(), chosen, samples, tolerance):
             bar.advance(task)
             worst = check if worst is None or check.error >= worst.error else worst
             if not check.ok:

@@ -31,13 +31,6 @@ from splitpoint.security import unguarded
 
 #: While both halves are made ready: a device that is measured has fetched before.
 _READY = Link(1e6, 1e6, 0.0, 0.0, "unshaped")
-#: Stages of a table: title → spans of a trace that it adds up.
-STAGES = {
-    "edge": ("head", "encode"),
-    "up": ("up",),
-    "server": ("decode", "queue", "tail", "reply"),
-    "down": ("down",),
-}
 _SPANS = ("head", "encode", "up", "decode", "queue", "tail", "reply", "down")
 
 
@@ -147,7 +140,8 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None]
 @contextmanager
 def _server(scenario: Scenario) -> Iterator[str]:
     """Address of a `splitpoint serve` process."""
-    options = ["--port", "0", "--threads", str(scenario.server.threads), "--device", scenario.server.device]
+    asked = scenario.server
+    options = ["--port", "0", "--engine", asked.engine, "--device", asked.device, "--threads", str(asked.threads)]
     options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
     command = [sys.executable, "-u", "-m", "splitpoint", "serve", scenario.located, *options]
     with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")) as server:

@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from splitpoint.callbacks import call
-from splitpoint.engines import Engine, open_engine
+from splitpoint.engines import ENGINES, Engine, open_engine
 from splitpoint.errors import ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.lab.faults import KINDS, Fault
@@ -176,6 +176,7 @@ def run(
     rate: float = 40.0,
     deadline_s: float = 0.25,
     seed: int = 0,
+    engine_name: str = next(iter(ENGINES)),
     patience: Patience = PATIENCE,
     on_answer: Callable[[], None] = lambda: None,
 ) -> Report:
@@ -186,12 +187,12 @@ def run(
     """
     if not 0 < rate < float("inf"):
         raise UsageError(f"a rate is a number of requests a second above 0, not {rate}")
-    model, engine = load(model_name), open_engine(threads=1)
+    model, engine = load(model_name), open_engine(engine_name, threads=1)
     cut = model.graph.cut(at)
     samples = samples_for(model, _INPUTS, seed)
     judge = _AnswerJudge(model, engine, cut, samples)
     with (
-        _Target(model_name) as target,
+        _Target(model_name, engine_name) as target,
         Relay(target.address, LINK, seed=seed) as relay,
         _Player(faults, target, relay, model) as player,
         Edge(
@@ -305,8 +306,8 @@ class _FaultAsker:
 class _Target:
     """A `splitpoint serve` process that can be killed, started again at its port, and paused."""
 
-    def __init__(self, model_name: str) -> None:
-        self._model_name = model_name
+    def __init__(self, model_name: str, engine_name: str) -> None:
+        self._model_name, self._engine_name = model_name, engine_name
         self._process: Process | None = None
         # Never listens: it keeps the port for the server while that is away.
         self._holder = socket.socket()
@@ -331,7 +332,8 @@ class _Target:
     def start(self) -> None:
         """Starts it, at the port it had."""
         port = self.address.rpartition(":")[2]
-        options = ["--port", port, "--threads", "1", "--queue", str(_QUEUE), "--until-stdin-ends"]
+        options = ["--port", port, "--engine", self._engine_name, "--threads", "1", "--queue", str(_QUEUE)]
+        options.append("--until-stdin-ends")
         command = [sys.executable, "-u", "-m", "splitpoint", "serve", self._model_name, *options]
         self._process = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")
         self._process.expect("serving on ")

@@ -26,6 +26,7 @@ from typing import Literal
 import msgspec
 
 from splitpoint.codecs import open_codec
+from splitpoint.engines import ENGINES
 from splitpoint.errors import InputError, SplitpointError, UsageError, nearest
 from splitpoint.files import named, read_text
 from splitpoint.lab.slow_device import check_factor
@@ -46,6 +47,7 @@ class DeviceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     slowdown: float = 1.0
     threads: int = 1
+    engine: str = next(iter(ENGINES))
     method: Literal["stretched", "limit", "quota", "stop"] = "stretched"
 
 
@@ -54,6 +56,7 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     device: str = "cpu"
     threads: int = 1
+    engine: str = next(iter(ENGINES))
 
 
 class LinkEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,6 +107,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for field, threads in (("device.threads", self.device.threads), ("server.threads", self.server.threads)):
             if not 1 <= threads <= 1024:
                 raise UsageError(f"{field} must be from 1 to 1024, not {threads}")
+        for field, engine in (("device.engine", self.device.engine), ("server.engine", self.server.engine)):
+            if engine not in ENGINES:  # a file of somebody else's imports no module
+                raise UsageError(f"{field} is one of {', '.join(ENGINES)}, not {engine}{nearest(engine, ENGINES)}")
         check_factor(self.device.slowdown, least=1.0)
         if bool(self.at) == bool(self.plan):
             raise UsageError('give either at = ["middle", …] or plan = "FILE"')

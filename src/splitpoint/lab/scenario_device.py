@@ -82,7 +82,7 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
     model = load(scenario.located)
     cuts = cuts_of(scenario, model, address)
     inputs = inputs_of(scenario, model)
-    engine: Engine = open_engine(threads=scenario.device.threads)
+    engine: Engine = open_engine(scenario.device.engine, threads=scenario.device.threads)
     note = os.environ.get(EMULATED, "")
     if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
         engine = stretched = Stretched(engine, scenario.device.slowdown)
@@ -210,7 +210,7 @@ def _planner(scenario: Scenario, model: Model, address: str) -> tuple[Planner, L
     while the cuts are made ready."""
     shaped = scenario.shaped()
     link = shaped if isinstance(shaped, Link) else shaped.at(0.0)
-    engine = open_engine(threads=scenario.device.threads)
+    engine = open_engine(scenario.device.engine, threads=scenario.device.threads)
     with Edge(address, model, at="cut:input", engine=engine, connect_s=_RECONNECT_S) as edge:
         known = survey(edge, engine, budget_s=_PROFILE_S, link=link)
     if scenario.device.method == "stretched" and scenario.device.slowdown > 1:

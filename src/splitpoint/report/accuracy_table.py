@@ -7,32 +7,44 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from splitpoint.errors import MissingExtraError
 from splitpoint.predict.accuracy import Errors, Judgement, PlanRow, Row, errors_of, regrets
-from splitpoint.report.files import check_writable, write_csv, write_picture
-from splitpoint.report.prediction_table import between, ms
+from splitpoint.report.files import bare, picture, write_csv
+from splitpoint.report.prediction_table import between
+from splitpoint.report.table import fields_of
+from splitpoint.units import fine_ms
 
 #: Files that `write` makes in a folder.
 NETWORKS, KERNELS, PLANS, PICTURE = "networks.csv", "kernels.csv", "plans.csv", "scatter.png"
 
 
-def whole_cells(found: Judgement) -> list[tuple[str, ...]]:
+#: Columns of `whole_cells` and of `kind_cells`.
+WHOLES = fields_of(
+    ("network", "measured ms", "predicted", "8 of 10", "error", "same speed", "corrected", "linear"),
+    left=("network",), keep=("network", "measured ms", "predicted", "8 of 10", "error"),
+)  # fmt: skip
+KINDS = fields_of(
+    ("kernels", "", "MAPE", "±5%", "±10%", "±20%", "in range", "linear MAPE"),
+    left=("kernels",), keep=("kernels", "", "MAPE", "±5%", "±10%", "±20%", "in range"),
+)  # fmt: skip
+
+
+def whole_cells(judged: Judgement) -> list[tuple[str, ...]]:
     """A row a network: measured, predicted, its interval, the error; that at the speed of the calibration, that with a
     few measured cuts, and linear regression's.
     """
-    corrected, same = ({row.network: row for row in rows} for rows in (found.corrected, found.same_speed))
+    corrected, same = ({row.network: row for row in rows} for rows in (judged.corrected, judged.same_speed))
     return [
         (
             row.network,
-            ms(row.measured_ms),
-            ms(row.predicted_ms),
+            fine_ms(row.measured_ms),
+            fine_ms(row.predicted_ms),
             between(row.low_ms, row.high_ms),
             signed(row.error),
             signed(same[row.network].error) if row.network in same else "",
             signed(corrected[row.network].error) if row.network in corrected else "",
             signed(row.linear_ms / row.measured_ms - 1),
         )
-        for row in found.wholes
+        for row in judged.wholes
     ]
 
 
@@ -51,20 +63,20 @@ def signed(share: float) -> str:
     return f"{round(share, digits + 2) + 0.0:+.{digits}%}"  # no -0.0%
 
 
-def sentences(found: Judgement) -> list[str]:
+def sentences(judged: Judgement) -> list[str]:
     """What it comes to, a line each."""
-    said = [_of_networks("whole networks", found.wholes)] if found.wholes else []
-    if found.speed is not None:
-        said += [f"meanwhile {found.speed}", _of_networks("whole networks at the same speed", found.same_speed)]
-    if found.corrected:
-        said.append(_of_networks("with a few of their cuts measured", found.corrected))
-    if found.plans:
-        middle, high, mean = regrets(found.plans)
-        worst = max(found.plans, key=lambda r: r.regret)
-        bad = sum(r.regret > 0.05 for r in found.plans)
+    said = [_of_networks("whole networks", judged.wholes)] if judged.wholes else []
+    if judged.speed is not None:
+        said += [f"meanwhile {judged.speed}", _of_networks("whole networks at the same speed", judged.same_speed)]
+    if judged.corrected:
+        said.append(_of_networks("with a few of their cuts measured", judged.corrected))
+    if judged.plans:
+        middle, high, mean = regrets(judged.plans)
+        worst = max(judged.plans, key=lambda r: r.regret)
+        bad = sum(r.regret > 0.05 for r in judged.plans)
         said.append(
-            f"{len(found.plans)} plans made from predictions: median regret {middle:.1%}, mean {mean:.1%}, nine in ten "
-            f"within {high:.1%}; {bad} above 5%, worst {worst.regret:.0%} ({worst.network}, {worst.link}, device "
+            f"{len(judged.plans)} plans made from predictions: median regret {middle:.1%}, mean {mean:.1%}, nine in "
+            f"ten within {high:.1%}; {bad} above 5%, worst {worst.regret:.0%} ({worst.network}, {worst.link}, device "
             f"{worst.slowdown:g}x slower)"
         )
     return said
@@ -85,14 +97,14 @@ def _of_networks(what: str, rows: Sequence[Row]) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, found: Judgement, title: str) -> list[Path]:
+def write(folder: Path, judged: Judgement, title: str) -> list[Path]:
     """networks.csv, kernels.csv, plans.csv and, where matplotlib is, scatter.png; returns what was written."""
     written = [folder / NETWORKS, folder / KERNELS, folder / PLANS]
-    write_csv(written[0], [_flat(r) for r in (*found.wholes, *found.same_speed, *found.corrected)], _ROW)
-    write_csv(written[1], [_flat(r) for r in found.kernels], _ROW)
-    write_csv(written[2], [asdict(r) | {"regret": round(r.regret, 5)} for r in found.plans], _PLAN)
+    write_csv(written[0], [_flat(r) for r in (*judged.wholes, *judged.same_speed, *judged.corrected)], _ROW)
+    write_csv(written[1], [_flat(r) for r in judged.kernels], _ROW)
+    write_csv(written[2], [asdict(r) | {"regret": round(r.regret, 5)} for r in judged.plans], _PLAN)
     if _can_draw():
-        draw(found, folder / PICTURE, title)
+        draw(judged, folder / PICTURE, title)
         written.append(folder / PICTURE)
     return written
 
@@ -118,27 +130,16 @@ _COLOURS: Sequence[str] = (
 )  # fmt: skip
 
 
-def draw(found: Judgement, path: Path, title: str) -> None:
+def draw(judged: Judgement, path: Path, title: str) -> None:
     """A PNG: predicted against measured, kernels and whole networks, on logarithmic axes with a ±10 % band.
     MissingExtraError without matplotlib.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as exc:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
-    check_writable(path)
-    panels = [rows for rows in (found.kernels, found.wholes) if rows]
-    figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 6.2), layout="constrained")
-    for drawn, rows in zip([axes] if len(panels) < 2 else list(axes), panels, strict=False):
-        _scatter(drawn, rows)
-    figure.suptitle(title, fontsize=11)
-    try:
-        write_picture(path, figure)
-    finally:
-        plt.close(figure)
+    filled = [rows for rows in (judged.kernels, judged.wholes) if rows]
+    panels = max(1, len(filled))
+    with picture(path, panels=panels, size=(6.4 * panels, 6.2)) as (figure, axes):
+        for drawn, rows in zip(axes, filled, strict=False):
+            _scatter(drawn, rows)
+        figure.suptitle(title, fontsize=11)
 
 
 def _scatter(axes: Any, rows: Sequence[Row]) -> None:
@@ -170,5 +171,4 @@ def _scatter(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_title(f"{e.count} {what}: MAPE {e.mape:.1%}, {e.within10:.0%} within ±10 % (band)", fontsize=10)
     if not networks:
         axes.legend(frameon=False, fontsize=8, markerscale=2)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    bare(axes, "top", "right")

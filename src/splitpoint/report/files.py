@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from splitpoint.errors import MissingExtraError
 from splitpoint.files import check_writable, write_atomic
-
-__all__ = ["check_writable", "write_atomic", "write_csv", "write_picture", "write_xlsx"]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -79,9 +78,31 @@ def write_xlsx(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[
     write_atomic(path, data.getvalue())
 
 
-def write_picture(path: Path, figure: Any) -> None:
-    """A matplotlib figure, as the file's ending says; a PNG where it says nothing."""
-    ending = path.suffix.lower().lstrip(".")
-    data = io.BytesIO()
-    figure.savefig(data, dpi=130, format=ending if ending in figure.canvas.get_supported_filetypes() else "png")
-    write_atomic(path, data.getvalue())
+@contextmanager
+def picture(path: Path, *, panels: int = 1, size: tuple[float, float]) -> Iterator[tuple[Any, list[Any]]]:
+    """A matplotlib figure of `size` (inches) and its panels, side by side, to be drawn in the ``with``; written at its
+    end as the file's name says, a PNG where it says nothing. MissingExtraError without matplotlib, StorageError where
+    it cannot be written."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError as exc:
+        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
+    check_writable(path)
+    figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained", squeeze=False)
+    try:
+        yield figure, list(axes[0])
+        ending = path.suffix.lower().lstrip(".")
+        data = io.BytesIO()
+        figure.savefig(data, dpi=130, format=ending if ending in figure.canvas.get_supported_filetypes() else "png")
+        write_atomic(path, data.getvalue())
+    finally:
+        plt.close(figure)
+
+
+def bare(axes: Any, *sides: str) -> None:
+    """Leaves out these sides of the frame around a panel."""
+    for side in sides:
+        axes.spines[side].set_visible(False)

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from splitpoint.errors import MissingExtraError
 from splitpoint.graph import Graph, Node
 from splitpoint.profile.profiles import Profile, Stat
-from splitpoint.report.files import check_writable, write_csv, write_picture, write_xlsx
-from splitpoint.tensors import TensorSpec
+from splitpoint.report.files import bare, picture, write_csv, write_xlsx
+from splitpoint.report.layer_table import first_input, main_output
+from splitpoint.report.table import Column
+from splitpoint.text import end_of
+from splitpoint.units import fine_ms, size
 from splitpoint.units import ms as ms_text
 
 
@@ -47,6 +49,14 @@ class CostRow:
 
 
 COLUMNS: Sequence[str] = tuple(f.name for f in fields(CostRow))
+TABLE: Sequence[Column[CostRow]] = (
+    Column("layer", lambda r: r.layer, right=False, keep=True),
+    Column("op", lambda r: r.op, right=False),
+    Column("ms", lambda r: fine_ms(r.ms), keep=True),
+    Column("share", lambda r: f"{r.share:.0%}", keep=True),
+    Column("output", lambda r: size(r.output_bytes), keep=True),
+    Column("crosses behind it", lambda r: size(r.crossing_bytes) if r.cut else ""),
+)
 
 
 def cost_rows(profile: Profile) -> list[CostRow]:
@@ -58,7 +68,7 @@ def cost_rows(profile: Profile) -> list[CostRow]:
     for k, (cut, step) in enumerate(zip(graph.prefixes(), ((), *graph.order), strict=True)):
         nodes = [graph.nodes[i] for i in step]
         spent = sum(profile.nodes[i] for i in step)
-        made = _output(nodes[-1], graph) if nodes else graph.inputs[0].bind(graph.assumed) if graph.inputs else None
+        output = main_output(nodes[-1], graph) if nodes else first_input(graph)
         head, tail = profile.head(k), profile.tail(k)
         rows.append(
             CostRow(
@@ -70,8 +80,8 @@ def cost_rows(profile: Profile) -> list[CostRow]:
                 kind=kind_of(nodes, graph),
                 ms=round(spent, 4),
                 share=round(spent / total, 5),
-                shape="x".join(map(str, made.shape)) if made else "",
-                output_bytes=made.nbytes if made else 0,
+                shape="x".join(map(str, output.shape)) if output else "",
+                output_bytes=output.nbytes if output else 0,
                 crossing_bytes=cut.nbytes,
                 **_stats("head", head),
                 **_stats("tail", tail),
@@ -89,11 +99,6 @@ def _stats(side: str, stat: Stat) -> dict[str, Any]:
         f"{side}_p10": round(stat.p10, 4),
         f"{side}_p90": round(stat.p90, 4),
     }
-
-
-def _output(node: Node, graph: Graph) -> TensorSpec | None:
-    """The first output that is an array of numbers."""
-    return next((graph.tensors[t] for t in node.outputs if t in graph.tensors), None)
 
 
 _KINDS: Mapping[str, str] = {
@@ -125,10 +130,10 @@ def kind_of(nodes: Sequence[Node], graph: Graph) -> str:
 
 def _is_depthwise(node: Node, graph: Graph) -> bool:
     """Whether an output reads fewer numbers than there are channels, or no multiple of them (3 × 3 of 8 channels)."""
-    made, came = _output(node, graph), next((graph.tensors[t] for t in node.inputs if t in graph.tensors), None)
-    if made is None or came is None or len(came.shape) < 3 or not made.elements:
+    output, came = main_output(node, graph), next((graph.tensors[t] for t in node.inputs if t in graph.tensors), None)
+    if output is None or came is None or len(came.shape) < 3 or not output.elements:
         return False
-    read, channels = node.flops // (2 * made.elements), int(came.shape[1])
+    read, channels = node.flops // (2 * output.elements), int(came.shape[1])
     return 0 < read < channels or read % channels != 0
 
 
@@ -144,16 +149,13 @@ def write_sheet(path: Path, rows: Sequence[CostRow], title: str) -> None:
 
 def draw(profile: Profile, rows: Sequence[CostRow], path: Path) -> None:
     """A PNG: each layer's milliseconds as bars, its output's size as a line. MissingExtraError without matplotlib."""
-    try:
-        import matplotlib
+    with picture(path, size=(min(26.0, max(9.0, 0.17 * len(rows) + 3)), 6.2)) as (figure, [axes]):
+        _fill(figure, axes, rows)
+        axes.set_title(f"{profile.graph.name}: {ms_text(profile.whole.median)} ms on {profile.where}", fontsize=11)
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as exc:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
-    check_writable(path)
+
+def _fill(figure: Any, axes: Any, rows: Sequence[CostRow]) -> None:
     places = range(len(rows))
-    figure, axes = plt.subplots(figsize=(min(26.0, max(9.0, 0.17 * len(rows) + 3)), 6.2), layout="constrained")
     for kind, colour in COLOURS.items():
         inside = [i for i in places if rows[i].kind == kind]
         if inside:
@@ -179,20 +181,11 @@ def draw(profile: Profile, rows: Sequence[CostRow], path: Path) -> None:
     handles, labels = axes.get_legend_handles_labels()
     more, names = sizes.get_legend_handles_labels()
     figure.legend(handles + more, labels + names, loc="outside lower center", ncols=8, frameon=False, fontsize=9)
-    axes.set_title(f"{profile.graph.name}: {ms_text(profile.whole.median)} ms on {profile.where}", fontsize=11)
     for drawn in (axes, sizes):
-        drawn.spines["top"].set_visible(False)
-    try:
-        write_picture(path, figure)
-    finally:
-        plt.close(figure)
+        bare(drawn, "top")
 
 
 def _labels(rows: Sequence[CostRow]) -> list[str]:
     """Layer names; with the operator where one layer has several."""
     several = Counter(r.layer for r in rows)
-    return [_short(r.layer if several[r.layer] == 1 else f"{r.layer} {r.op}") for r in rows]
-
-
-def _short(layer: str, width: int = 28) -> str:
-    return layer if len(layer) <= width else "…" + layer[-width + 1 :]
+    return [end_of(r.layer if several[r.layer] == 1 else f"{r.layer} {r.op}", 28) for r in rows]

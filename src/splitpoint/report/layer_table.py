@@ -5,16 +5,18 @@ The first seed system's `list_layers` and `measure_tensor`, for any model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgspec
 
 from splitpoint.graph import Cut, Graph, Node
 from splitpoint.models.model import Model
+from splitpoint.report.table import Column
 from splitpoint.tensors import TensorSpec
+from splitpoint.units import count, size
 from splitpoint.wire import PREFIX_BYTES, Infer, Tensor
 
 
@@ -54,10 +56,31 @@ class LayerRow:
         }
 
 
-COLUMNS: Sequence[str] = (
-    "row", "cut", "at", "layer", "node", "op", "shape", "dtype", "elements", "memory_bytes", "wire_bytes",
-    "crossing", "crossing_bytes", "crossing_wire_bytes", "flops", "params",
-)  # fmt: skip
+COLUMNS: Sequence[str] = tuple(f.name for f in fields(LayerRow))
+
+
+def table_of(graph: Graph) -> Sequence[Column[LayerRow]]:
+    """The table's columns, for rows of `graph`."""
+    return (
+        Column("cut", lambda r: "" if r.cut is None else graph.spell_index(r.cut), keep=True),
+        Column("layer", lambda r: r.layer, right=False, keep=True),
+        Column("op", lambda r: r.op, right=False),
+        Column(
+            "output", lambda r: "×".join(map(str, r.shape)) or ("scalar" if r.dtype else "-"), right=False, keep=True
+        ),
+        Column("crosses", _crosses, keep=True),
+        Column("FLOPs", lambda r: count(r.flops), keep=True),
+        Column("params", lambda r: count(r.params)),
+        Column("memory", lambda r: size(r.memory_bytes)),
+        Column("on the wire", lambda r: size(r.wire_bytes)),
+        Column("elements", lambda r: count(r.elements)),
+        Column("dtype", lambda r: r.dtype, right=False),
+    )
+
+
+def _crosses(row: LayerRow) -> str:
+    several = f"{len(row.crossing)}: " if len(row.crossing) > 1 else ""
+    return several + size(row.crossing_wire_bytes) if row.crossing else "-"
 
 
 def wire_bytes(tensors: Sequence[TensorSpec], vectors: Sequence[TensorSpec] = ()) -> int:
@@ -80,7 +103,7 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
         params += sum(graph.nodes[i].params for i in new)
         node = graph.nodes[new[-1]] if new else None
         vectors = [graph.tensors[name] for name in cut.shapes]
-        made = _main_output(node, graph.tensors) if node else _first_input(graph)
+        output = main_output(node, graph) if node else first_input(graph)
         rows.append(
             LayerRow(
                 row=number,
@@ -89,11 +112,11 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
                 layer=graph.spell("layer", node.layer) if node else cut.name,
                 node=node.name if node else "",
                 op=node.op if node else "",
-                shape=tuple(int(d) for d in made.shape) if made else (),
-                dtype=made.dtype if made else "",
-                elements=made.elements if made else 0,
-                memory_bytes=made.nbytes if made else 0,
-                wire_bytes=wire_bytes([made]) if made else 0,
+                shape=tuple(int(d) for d in output.shape) if output else (),
+                dtype=output.dtype if output else "",
+                elements=output.elements if output else 0,
+                memory_bytes=output.nbytes if output else 0,
+                wire_bytes=wire_bytes([output]) if output else 0,
                 crossing=tuple(t.name for t in cut.crossing),
                 crossing_bytes=cut.nbytes,
                 crossing_wire_bytes=wire_bytes(cut.crossing, vectors) if cut.crossing else 0,
@@ -104,13 +127,14 @@ def layer_rows(model: Model, cuts: Iterable[Cut] | None = None) -> list[LayerRow
     return rows
 
 
-def _first_input(graph: Graph) -> TensorSpec | None:
+def first_input(graph: Graph) -> TensorSpec | None:
+    """The graph's first input, free dimensions as assumed."""
     return graph.inputs[0].bind(graph.assumed) if graph.inputs else None
 
 
-def _main_output(node: Node, tensors: Mapping[str, TensorSpec]) -> TensorSpec | None:
+def main_output(node: Node, graph: Graph) -> TensorSpec | None:
     """The node's first output that is an array of numbers."""
-    return next((tensors[t] for t in node.outputs if t in tensors), None)
+    return next((graph.tensors[t] for t in node.outputs if t in graph.tensors), None)
 
 
 def layer_names(model: Model) -> list[str]:

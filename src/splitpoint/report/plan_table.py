@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
-from splitpoint.errors import MissingExtraError
 from splitpoint.planning.advice import rate
 from splitpoint.planning.plans import Band, Option, Plan, value
 from splitpoint.planning.sensitivity import Curves
-from splitpoint.report.files import write_picture
+from splitpoint.report.files import picture
 from splitpoint.units import mbps, ms, size
 
 #: Titles of the table, and those that are never left out when the terminal is narrow; nor is the objective's own.
-TITLES: Sequence[str] = ("", "option", "ms ± band", "edge", "link", "server", "up", "req/s", "quality", "mJ")
+TITLES: Sequence[str] = ("", "option", "ms ± band", "device", "net", "server", "up", "req/s", "quality", "mJ")
 _KEPT = frozenset(TITLES[:6])
 _OWN = {"bytes": "up", "throughput": "req/s", "energy": "mJ"}
 #: Characters between columns; what names may take before another column goes for them; what they need at least.
@@ -66,7 +65,7 @@ def _tail(text: str, width: int) -> str:
 
 
 def cells(option: Option, *, best: bool = False) -> tuple[str, ...]:
-    """One row by `TITLES`. `edge` is computing and encoding; `link` both ways with the round trip."""
+    """One row by `TITLES`. ``device`` is computing and encoding; ``net`` both ways with the round trip."""
     mark = "→" if best else "×" if option.refused else " "
     stages = option.stages
     edge = stages["edge"].ms + stages["encode"].ms
@@ -185,21 +184,10 @@ _AXIS = {
 
 def draw(plan: Plan, curves: Curves, path: Path) -> None:
     """A PNG: the objective by uplink bandwidth, a line a kind, the plan bold. MissingExtraError without matplotlib."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as exc:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
-    figure, axes = plt.subplots(figsize=(10.0, 6.2), layout="constrained")
-    try:
+    with picture(path, size=(10.0, 6.2)) as (figure, [axes]):
         _lines(axes, plan, curves)
         _changes(axes, plan, curves)
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-        write_picture(path, figure)
-    finally:
-        plt.close(figure)
 
 
 def _lines(axes: object, plan: Plan, curves: Curves) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from splitpoint.predict.price.prediction import KernelCost, Prediction
 from splitpoint.profile.profiles import Stat
 from splitpoint.report.files import write_csv
-from splitpoint.units import counted
-from splitpoint.units import ms as usual_ms
+from splitpoint.report.table import Column
+from splitpoint.units import count, counted, fine_ms
 
 #: Rows of the table; a network with more kernels is shown by its larger layers.
 MOST_ROWS = 32
@@ -39,29 +39,29 @@ class PriceRow:
 COLUMNS: Sequence[str] = tuple(f.name for f in fields(PriceRow))
 
 
-def kernel_rows(found: Prediction) -> list[PriceRow]:
+def kernel_rows(prediction: Prediction) -> list[PriceRow]:
     """A row a kernel, in the order they run."""
-    return [_row(k.layer, [k], found) for k in found.kernels]
+    return [_row(k.layer, [k], prediction) for k in prediction.kernels]
 
 
-def layer_rows(found: Prediction, most: int = MOST_ROWS) -> list[PriceRow]:
+def layer_rows(prediction: Prediction, most: int = MOST_ROWS) -> list[PriceRow]:
     """At most about `most` rows in the order they run: a kernel each, or those of the deepest layers that are so few.
 
     Where paths are no help (a network without any), the longest ones, and a last row for all others.
     """
-    rows = kernel_rows(found)
+    rows = kernel_rows(prediction)
     if len(rows) <= most:
         return rows
     deepest = max(row.layer.count(".") for row in rows) + 1
     for depth in range(deepest, 0, -1):
-        groups = _grouped(found.kernels, depth)
+        groups = _grouped(prediction.kernels, depth)
         if len(groups) <= most:
             if len(groups) < most // 4:
                 break  # one stage of everything says nothing
-            return [_row(path, inside, found) for path, inside in groups]
+            return [_row(path, inside, prediction) for path, inside in groups]
     longest = sorted(range(len(rows)), key=lambda k: rows[k].ms, reverse=True)[: most - 1]
-    others = [k for i, k in enumerate(found.kernels) if i not in set(longest)]
-    return [*(rows[k] for k in sorted(longest)), _row(f"{len(others)} others", others, found)]
+    others = [k for i, k in enumerate(prediction.kernels) if i not in set(longest)]
+    return [*(rows[k] for k in sorted(longest)), _row(f"{len(others)} others", others, prediction)]
 
 
 def _grouped(kernels: Sequence[KernelCost], depth: int) -> list[tuple[str, list[KernelCost]]]:
@@ -76,7 +76,7 @@ def _grouped(kernels: Sequence[KernelCost], depth: int) -> list[tuple[str, list[
     return groups
 
 
-def _row(layer: str, inside: Sequence[KernelCost], found: Prediction) -> PriceRow:
+def _row(layer: str, inside: Sequence[KernelCost], prediction: Prediction) -> PriceRow:
     ms = _together([k.ms for k in inside])
     kinds = dict.fromkeys(k.kind for k in sorted(inside, key=lambda k: -k.ms.median))
     return PriceRow(
@@ -87,7 +87,7 @@ def _row(layer: str, inside: Sequence[KernelCost], found: Prediction) -> PriceRo
         ms=round(ms.median, 5),
         low_ms=round(ms.p10, 5),
         high_ms=round(ms.p90, 5),
-        share=round(ms.median / found.whole.median, 5) if found.whole.median > 0 else 0.0,
+        share=round(ms.median / prediction.whole.median, 5) if prediction.whole.median > 0 else 0.0,
         calibrated=all(k.calibrated for k in inside),
         flops=sum(k.kernel.flops for k in inside),
     )
@@ -109,14 +109,9 @@ def write_rows(path: Path, rows: Sequence[PriceRow]) -> None:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def ms(milliseconds: float) -> str:
-    """Milliseconds with three digits, of tiny kernels too."""
-    return usual_ms(milliseconds) if milliseconds >= 0.995 else f"{milliseconds:.3f}"
-
-
 def between(low: float, high: float) -> str:
     """An interval: ``0.36…0.47``."""
-    return f"{ms(low)}…{ms(high)}"
+    return f"{fine_ms(low)}…{fine_ms(high)}"
 
 
 def kind_text(row: PriceRow, width: int = 22) -> str:
@@ -126,9 +121,9 @@ def kind_text(row: PriceRow, width: int = 22) -> str:
     return (text if len(text) + len(mark) <= width else f"{text[: width - 1 - len(mark)].rstrip()}…") + mark
 
 
-def uncalibrated_line(found: Prediction, most: int = 4) -> str:
+def uncalibrated_line(prediction: Prediction, most: int = 4) -> str:
     """Which operators were priced by FLOPs and bytes; empty if none was."""
-    missing = found.uncalibrated
+    missing = prediction.uncalibrated
     if not missing:
         return ""
     parts = [f"{u.op} ({u.count}×, {u.share:.0%})" for u in missing[:most]]
@@ -136,3 +131,14 @@ def uncalibrated_line(found: Prediction, most: int = 4) -> str:
     kernels, share = sum(u.count for u in missing), sum(u.share for u in missing)
     what = counted(kernels, "kernel")
     return f"* never calibrated, priced by FLOPs and bytes: {what}, {share:.0%} of the time: {', '.join(parts)}{more}"
+
+
+#: The columns of a prediction.
+TABLE: Sequence[Column[PriceRow]] = (
+    Column("layer", lambda r: r.layer, right=False, keep=True),
+    Column("kernel", kind_text, right=False, keep=True),
+    Column("ms", lambda r: fine_ms(r.ms), keep=True),
+    Column("8 of 10", lambda r: between(r.low_ms, r.high_ms), keep=True),
+    Column("share", lambda r: f"{r.share:.0%}", keep=True),
+    Column("FLOPs", lambda r: count(r.flops)),
+)

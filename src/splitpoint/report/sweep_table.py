@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from math import inf
 from pathlib import Path
 from statistics import fmean, quantiles
+from typing import Any
 
-from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.errors import UsageError
 from splitpoint.files import read_text
 from splitpoint.graph import Cut
-from splitpoint.report.files import as_written, write_csv, write_picture
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """One request, in seconds on the device's clock.
-
-    `compute`: head and encoding on the device. `transfer`: from the first byte sent to the last byte received by
-    the server (its clock mapped onto the device's, off by at most `clock_error`). `recv`: from then to the whole
-    answer; server time and the way back are in it. The three follow each other without a gap.
-    """
-
-    compute: float
-    transfer: float
-    recv: float
-    queue: float
-    server_compute: float
-    clock_error: float
-    bytes_up: int
-    bytes_down: int
-
-    @property
-    def rtt(self) -> float:
-        return self.compute + self.transfer + self.recv
+from splitpoint.models.model import Model
+from splitpoint.report.files import as_written, bare, picture, write_csv
+from splitpoint.report.table import Column
+from splitpoint.runtime.result import Result
+from splitpoint.text import end_of
+from splitpoint.trace import stage_ms
+from splitpoint.units import ms, size
 
 
 @dataclass(frozen=True, slots=True)
 class SweepRow:
-    """A split point's averages over `n` requests; the first five columns are the seed's, in seconds."""
+    """A split point's averages over `n` requests, in seconds on the device's clock.
+
+    The first five columns are the seed's. `avg_compute`: head and encoding on the device. `avg_transfer`: from the
+    finished frame to its last byte at the server, whose clock is mapped onto the device's, off by `clock_error` at
+    most. `avg_recv`: from then to the whole answer. The three follow each other without a gap. `avg_queue` and
+    `avg_server_compute` are in `avg_recv`: the stages ``queue`` and ``server`` of `splitpoint.trace`.
+    """
 
     split_layer: str
     avg_compute: float
@@ -78,40 +68,58 @@ SEED_COLUMNS: Sequence[str] = COLUMNS[:5]
 _MOST_BYTES = 64 << 20
 
 
-def summarise(
-    cut: Cut, timings: Sequence[Timing], setup: str, model: str, fingerprint: str, codecs: Mapping[str, str] = {}
-) -> SweepRow:
-    """The row of a cut. `avg_rtt` is exactly the sum of the three averages before it.
+def sweep_row(cut: Cut, results: Sequence[Result], setup: str, model: Model) -> SweepRow:
+    """The row of a cut from the results of its requests. `avg_rtt` is exactly the sum of the three averages before it.
 
-    `setup` says what was measured how (engine, server, inputs): rows of different ones do not compare. `codecs`: what
-    tensors travelled with, by name; the others raw.
+    `setup` says what was measured how (engine, server, inputs): rows of different ones do not compare.
     """
-    rtts = [t.rtt for t in timings]
-    compute, transfer, recv = (fmean(getattr(t, k) for t in timings) for k in ("compute", "transfer", "recv"))
-    cuts = quantiles(rtts, n=20, method="inclusive") if len(rtts) > 1 else rtts * 19
+    spent = [stage_ms(r.trace) for r in results]
+    totals = [s["total"] - s["decode"] for s in spent]
+    compute = fmean(s["edge"] + s["encode"] for s in spent) / 1e3
+    transfer = fmean(r.trace.ms("up") for r in results) / 1e3
+    recv = fmean(s["queue"] + s["server"] + r.trace.ms("down") for s, r in zip(spent, results, strict=True)) / 1e3
+    percentiles = quantiles(totals, n=20, method="inclusive") if len(totals) > 1 else totals * 19
+    codecs = results[0].codecs
     return SweepRow(
         split_layer=cut.name,
         avg_compute=compute,
         avg_transfer=transfer,
         avg_recv=recv,
         avg_rtt=compute + transfer + recv,
-        avg_queue=fmean(t.queue for t in timings),
-        avg_server_compute=fmean(t.server_compute for t in timings),
-        p50_rtt=cuts[9],
-        p95_rtt=cuts[18],
-        clock_error=max(t.clock_error for t in timings),
+        avg_queue=fmean(s["queue"] for s in spent) / 1e3,
+        avg_server_compute=fmean(s["server"] for s in spent) / 1e3,
+        p50_rtt=percentiles[9] / 1e3,
+        p95_rtt=percentiles[18] / 1e3,
+        clock_error=max(r.clock_error_ms or 0.0 for r in results) / 1e3,
         crossing_bytes=cut.nbytes,
-        bytes_up=timings[0].bytes_up,
-        bytes_down=timings[0].bytes_down,
+        bytes_up=results[0].up_nbytes,
+        bytes_down=results[0].down_nbytes,
         crossing=" ".join(t.name for t in cut.crossing),
         cut="" if cut.index is None else str(cut.index),
         nodes=len(cut.nodes),
-        n=len(timings),
+        n=len(results),
         setup=setup,
-        model=model,
-        fingerprint=fingerprint,
+        model=model.name,
+        fingerprint=model.fingerprint,
         codec=" ".join(codecs.get(t.name, "raw") for t in cut.crossing),
     )
+
+
+def _seconds(title: str, field: str, *, keep: bool = False) -> Column[SweepRow]:
+    return Column(title, lambda r: ms(getattr(r, field) * 1e3), keep=keep)
+
+
+TABLE: Sequence[Column[SweepRow]] = (
+    Column("split after", lambda r: r.split_layer, right=False, keep=True),
+    _seconds("device", "avg_compute", keep=True),
+    _seconds("up", "avg_transfer", keep=True),
+    _seconds("recv", "avg_recv", keep=True),
+    _seconds("total", "avg_rtt", keep=True),
+    _seconds("p50", "p50_rtt"),
+    _seconds("p95", "p95_rtt"),
+    _seconds("server", "avg_server_compute"),
+    Column("bytes up", lambda r: size(r.bytes_up), keep=True),
+)
 
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
@@ -135,15 +143,13 @@ def read_rows(path: Path) -> list[SweepRow]:
 
 def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     """A PNG: stacked stages a cut in ms, crossing bytes on a second axis. MissingExtraError without matplotlib."""
-    try:
-        import matplotlib
+    with picture(path, size=(max(8.0, 0.24 * len(rows) + 3), 6.0)) as (figure, [axes]):
+        _fill(figure, axes, rows)
+        axes.set_title(title)
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError as exc:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures") from exc
+
+def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow]) -> None:
     places = range(len(rows))
-    figure, axes = plt.subplots(figsize=(max(8.0, 0.24 * len(rows) + 3), 6.0), layout="constrained")
     floor = [0.0] * len(rows)
     for label, colour, values in _stages(rows):
         axes.bar(places, values, bottom=floor, width=0.85, label=label, color=colour)
@@ -160,7 +166,7 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     axes.set_ylabel("mean milliseconds per request")
     axes.set_xlabel("split after layer")
     step = max(1, len(rows) // 60)
-    axes.set_xticks(list(places)[::step], [_short(r.split_layer) for r in rows][::step], rotation=90, fontsize=7)
+    axes.set_xticks(list(places)[::step], [end_of(r.split_layer, 26) for r in rows][::step], rotation=90, fontsize=7)
     sizes = axes.twinx()
     sizes.plot(places, [r.bytes_up / 1e3 for r in rows], color="black", marker=".", linewidth=1, label="bytes up")
     sizes.set_ylabel("kB on the uplink (line)")
@@ -169,28 +175,16 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     more, names = sizes.get_legend_handles_labels()
     columns = 6 if len(rows) > 24 else 3
     figure.legend(handles + more, labels + names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    axes.set_title(title)
     for drawn in (axes, sizes):
-        drawn.spines["top"].set_visible(False)
-    try:
-        write_picture(path, figure)
-    finally:
-        plt.close(figure)
+        bare(drawn, "top")
 
 
 def _stages(rows: Sequence[SweepRow]) -> list[tuple[str, str, list[float]]]:
     """(label, colour, ms a row), bottom first; they add up to avg_rtt."""
-    parts: dict[str, tuple[str, list[float]]] = {
-        "device compute": ("#4c78a8", [r.avg_compute * 1e3 for r in rows]),
-        "uplink": ("#f58518", [r.avg_transfer * 1e3 for r in rows]),
-        "server queue": ("#bab0ac", [r.avg_queue * 1e3 for r in rows]),
-        "server compute": ("#54a24b", [r.avg_server_compute * 1e3 for r in rows]),
-        "downlink and rest": (
-            "#e45756", [max(0.0, r.avg_recv - r.avg_queue - r.avg_server_compute) * 1e3 for r in rows]
-        ),
-    }  # fmt: skip
-    return [(label, colour, values) for label, (colour, values) in parts.items()]
-
-
-def _short(layer: str, width: int = 26) -> str:
-    return layer if len(layer) <= width else "…" + layer[-width + 1 :]
+    return [
+        ("device compute", "#4c78a8", [r.avg_compute * 1e3 for r in rows]),
+        ("uplink", "#f58518", [r.avg_transfer * 1e3 for r in rows]),
+        ("server queue", "#bab0ac", [r.avg_queue * 1e3 for r in rows]),
+        ("server compute", "#54a24b", [r.avg_server_compute * 1e3 for r in rows]),
+        ("downlink", "#e45756", [max(0.0, r.avg_recv - r.avg_queue - r.avg_server_compute) * 1e3 for r in rows]),
+    ]

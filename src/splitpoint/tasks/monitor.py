@@ -28,6 +28,7 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import ignore
 from splitpoint.runtime.result import Result
 from splitpoint.runtime.threads import persist
+from splitpoint.trace import stage_ms
 
 #: How often it looks, and how long it waits for a probe's answer.
 EVERY_S, _WAIT_S = 1.0, 1.0
@@ -93,10 +94,9 @@ class QueueMonitor:
     ) -> Spent:
         """Its answer: where its time went. Its whole model takes `whole_ms` on the device and on the server, by their
         profiles. It waited `held_s` behind its head, as the engine saw it."""
-        at = {span.name: span for span in result.trace.spans}
-        stages = result.trace.stages()
+        at, stages = {span.name: span for span in result.trace.spans}, stage_ms(result.trace)
         started, ended = result.marks.started, result.marks.ended
-        edge = max(0.0, sum(stages.get(name, 0.0) for name in ("head", "encode", "local")) - held_s * 1e3)
+        edge = max(0.0, stages["edge"] + stages["encode"] - held_s * 1e3)
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
         if not result.fallback:
             with self._lock:
@@ -105,17 +105,17 @@ class QueueMonitor:
             self.failed(id)
             return Spent(edge, 0.0, 0.0, started, ended, ended, ended)
         packed, arrived, served = at["up"].start, at["up"].end, at["down"].start
-        server = sum(stages[name] for name in ("decode", "tail", "reply"))
+        server, up_ms, down_ms = stages["server"], at["up"].ms, at["down"].ms
         # Those that ran as one batch are told the same time, to the last bit.
         tail = Ran(server, option.stages["server"].ms, whole_ms[1], result.times.compute_s)
         with self._lock:
             self._schedule.used(ended)
             waited_ms = self._observer.answered(
-                ended, FrameTime(result.up_nbytes, stages["up"]), FrameTime(result.down_nbytes, stages["down"]), tail,
+                ended, FrameTime(result.up_nbytes, up_ms), FrameTime(result.down_nbytes, down_ms), tail,
                 queue_ms=0.0, rtt_ms=2e3 * result.offset.error_s if result.offset.pinged else 0.0,
                 remote_ms=(ended - packed) * 1e3, request=id,
             )  # fmt: skip
-        transfer = max(0.0, stages["up"] - waited_ms) + stages["down"]
+        transfer = max(0.0, up_ms - waited_ms) + down_ms
         return Spent(edge, transfer, server, started, arrived, served, ended)
 
     # --- the thread that looks ----------------------------------------------------------------------------------

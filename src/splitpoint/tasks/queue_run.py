@@ -37,6 +37,7 @@ from splitpoint.tasks.schedule import Free, JobTurn, QueuedJob, Slot, StageTimes
 from splitpoint.tasks.task import QueueSummary, Task, TaskPlan, TaskResult, Usage, summarise
 from splitpoint.tasks.uplink_order import UplinkOrder
 from splitpoint.tensors import Array
+from splitpoint.trace import stage_ms
 
 #: Requests that are under way at once, at most; the server takes 64 of a connection.
 _WINDOW = 48
@@ -228,9 +229,9 @@ class QueueRun:
         cut, codecs = placement(edge.model.graph, option)
         runs = [edge.infer(self._inputs[task.name], at=cut, codec=codecs) for _ in range(_WARM_RUNS)]
         self.monitor.loaded(runs[-1].times.load_queue_s * 1e3)
-        stages = [run.trace.stages() for run in runs[1:]]  # the first one allocates
-        edge_ms = min(s.get("head", 0.0) + s.get("encode", 0.0) for s in stages)
-        server_ms = min(s.get("decode", 0.0) + s.get("tail", 0.0) for s in stages)
+        stages = [stage_ms(run.trace) for run in runs[1:]]  # the first one allocates
+        edge_ms = min(s["edge"] + s["encode"] for s in stages)
+        server_ms = min(s["server"] for s in stages)
         if server_ms:
             inputs = [self._inputs[t.name] for t in self.tasks if t.source == source]
             share = share_together(self.fleet, source, option, inputs, max(edge_ms, server_ms))

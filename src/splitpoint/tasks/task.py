@@ -70,8 +70,9 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
 class TaskResult(TaskPlan, frozen=True, kw_only=True):
     """What was measured of it, and what had been predicted when it was planned for the last time.
 
-    `edge_ms` computing and encoding on the device, `transfer_ms` on the network both ways, `server_ms` decoding and
-    computing there; `waiting_ms` is the rest: for the device, behind others on the link, in the server's queue.
+    `edge_ms` computing and encoding on the device, `transfer_ms` on the network both ways, `server_ms` decoding,
+    computing and answering there; `waiting_ms` is the rest: for the device, behind others on the link, in the server's
+    queue. docs/stages.md has the exact meanings.
     """
 
     predicted_ms: float

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from splitpoint.report.table import Column
 from splitpoint.tasks.task import QueueSummary, TaskPlan, TaskResult
 from splitpoint.units import counted, mbps, ms
 
@@ -12,10 +13,6 @@ COLUMNS: Sequence[str] = (
     "task", "model", "weights", "priority", "arrival_ms", "deadline_ms", "policy", "option", "up_mbps", "edge_ms",
     "transfer_ms", "server_ms", "waiting_ms", "total_ms", "predicted_ms", "started_ms", "ended_ms", "met", "fallback",
     "answer", "note",
-)  # fmt: skip
-#: For people; those from here on are left out first where it is narrow.
-TITLES: Sequence[str] = (
-    "task", "cut", "Mbit/s", "edge", "transfer", "server", "waiting", "total", "predicted", "deadline",
 )  # fmt: skip
 
 
@@ -34,22 +31,34 @@ def record(row: TaskPlan, policy: str, note: str = "") -> Mapping[str, Any]:
     return {name: round(v, 4) if isinstance(v, float) else v for name, v in values.items()}
 
 
-def cells(row: TaskPlan) -> tuple[str, ...]:
-    """A row by `TITLES`."""
-    measured = isinstance(row, TaskResult)
-    times = (row.edge_ms, row.transfer_ms, row.server_ms, row.waiting_ms)
-    return (
-        row.task.name,
-        row.option + (" (finished here)" if isinstance(row, TaskResult) and row.fallback else ""),
-        mbps(row.up_mbps),
-        *(ms(t) if t > 0 else "-" for t in times),
-        ms(row.total_ms) if measured else "",
-        ms(row.predicted_ms) if isinstance(row, TaskResult) else ms(row.total_ms),
-        "-" if row.met is None else f"{'met' if row.met else 'missed'} ({ms(row.task.deadline_s * 1e3)})",
-    )
+def _option(row: TaskPlan) -> str:
+    return row.option + (" (finished here)" if isinstance(row, TaskResult) and row.fallback else "")
 
 
-def said(summary: QueueSummary, *, predicted: bool = False) -> list[str]:
+def _deadline(row: TaskPlan) -> str:
+    return "-" if row.met is None else f"{'met' if row.met else 'missed'} ({ms(row.task.deadline_s * 1e3)})"
+
+
+def _spent(title: str, of: Callable[[TaskPlan], float]) -> Column[TaskPlan]:
+    return Column(title, lambda r: ms(of(r)) if of(r) > 0 else "-", keep=True)
+
+
+#: For people. `device` is computing and encoding there, as in the other tables; what a plan does not know is empty.
+TABLE: Sequence[Column[TaskPlan]] = (
+    Column("task", lambda r: r.task.name, right=False, keep=True),
+    Column("cut", _option, right=False, keep=True),
+    Column("Mbit/s", lambda r: mbps(r.up_mbps)),
+    _spent("device", lambda r: r.edge_ms),
+    _spent("transfer", lambda r: r.transfer_ms),
+    _spent("server", lambda r: r.server_ms),
+    _spent("waiting", lambda r: r.waiting_ms),
+    Column("total", lambda r: ms(r.total_ms) if isinstance(r, TaskResult) else ""),
+    Column("predicted", lambda r: ms(r.predicted_ms if isinstance(r, TaskResult) else r.total_ms)),
+    Column("deadline", _deadline, right=False),
+)
+
+
+def summary_lines(summary: QueueSummary, *, predicted: bool = False) -> list[str]:
     """A summary in a few lines."""
     how = "predicted: " if predicted else ""
     usage = summary.usage

@@ -1,0 +1,48 @@
+"""How what crosses travels, and what that may cost: --codec, --calib, --max-drop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from splitpoint.cli.options.quantities import SHARE
+from splitpoint.errors import UsageError
+
+codec_choice_option = click.option(
+    "--codec", "codecs", multiple=True, metavar="NAME|TENSOR=NAME",
+    help="How what crosses travels: raw (default), fp16, int8, int4, each also with +zstd, jpeg:QUALITY; for all that "
+    "it takes, or for one tensor (may be given several times).",
+)  # fmt: skip
+codec_names_option = click.option(
+    "--codec", "codecs", multiple=True, metavar="NAME",
+    help="What may cross encoded: fp16, int8, int4, also with +zstd, jpeg:QUALITY; several may be given.",
+)  # fmt: skip
+max_drop_option = click.option(
+    "--max-drop", type=SHARE, metavar="SHARE", help="The most top-1 agreement to lose, such as 1% (needs --calib)."
+)
+calib_option = click.option(
+    "--calib", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="What codecs cost in accuracy (splitpoint calibrate -o).",
+)  # fmt: skip
+
+
+def parse_codecs(codecs: tuple[str, ...]) -> str | Mapping[str, str]:
+    """``("int8",)`` → ``"int8"``; ``("h=int8", "image=jpeg:90")`` → by tensor; ``"raw"`` if there are none.
+
+    UsageError for anything else. Whether there are such codecs and tensors is seen when they are used.
+    """
+    if not codecs:
+        return "raw"
+    if len(codecs) == 1 and "=" not in codecs[0]:
+        return codecs[0]
+    by_name: dict[str, str] = {}
+    for text in codecs:
+        name, equals, codec = text.rpartition("=")
+        if not equals or not name or not codec:
+            raise UsageError(f"--codec is one codec for all, or TENSOR=CODEC for each, not {' and '.join(codecs)}")
+        if name in by_name:
+            raise UsageError(f"--codec names tensor {name} twice")
+        by_name[name] = codec
+    return by_name

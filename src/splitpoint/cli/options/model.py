@@ -1,0 +1,156 @@
+"""How MODEL is loaded: --shape, --weights, --input-spec, --input, --value, --allow-domain; and which cuts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from splitpoint.cli.options import gathered
+from splitpoint.errors import UsageError
+from splitpoint.images import InputSpec
+from splitpoint.models import load
+from splitpoint.models.foreign import MODEL_SUFFIXES
+from splitpoint.models.input_values import listed
+from splitpoint.models.model import Model
+from splitpoint.tensors import load_arrays
+
+_FILE = click.Path(path_type=Path)
+
+allow_domain_option = click.option(
+    "--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
+    help="Run all operators of this domain: for a model, of someone you trust, with others than ONNX's and the usual "
+    "ones of com.microsoft.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How MODEL is opened: what `model_options` were given."""
+
+    shapes: tuple[str, ...] = ()
+    weights: str | None = None
+    input_spec: Path | None = None
+    values: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    allow_domains: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything was said that describes one model."""
+        return self != Opening(allow_domains=self.allow_domains)
+
+    def load(self, model: str, *, photos: bool = False) -> Model:
+        """The model, with a line about what was assumed, and one about values that an earlier command was given.
+
+        With `photos` an input may also be one: it says nothing that is needed here.
+        """
+        values = self._values(photos)
+        loaded = load(
+            model, shapes=parse_shapes(self.shapes), weights=self.weights, input_spec=self.input_spec, values=values,
+            allow_domains=self.allow_domains,
+        )  # fmt: skip
+        assumed = loaded.graph.assumed
+        if any(name != "batch" for name in assumed):
+            free = ", ".join(f"{name} = {size}" for name, size in assumed.items())
+            click.echo(f"{loaded.name}: free dimension assumed: {free} (--shape fixes it)", err=True)
+        kept = {n: v for n, v in loaded.values.items() if n not in values and "" not in values}
+        if kept:
+            click.echo(f"{loaded.name}: as given before, {listed(kept)} (--value gives others)", err=True)
+        return loaded
+
+    def on(self, model: Model) -> Model:
+        """The server's `model`, whose photos and values are as they are given here."""
+        if self.input_spec is not None:
+            model = model.with_input_spec(InputSpec.from_file(self.input_spec))
+        values = self._values()
+        return model.with_values(values) if values else model
+
+    def here(self, model: str | None) -> Model | None:
+        """MODEL if it is on this device, loaded; None if it is one of the server's. UsageError for options that would
+        change nothing then."""
+        if model is not None and is_local(model):
+            return self.load(model)
+        if self.shapes or self.weights:
+            raise UsageError("--shape and --weights are for a model on this device; here the server's is used as it is")
+        return None
+
+    def _values(self, photos: bool = False) -> dict[str, Any]:
+        """Values by input: of files, and of --value, which counts more."""
+        arrays: dict[str, Any] = {}
+        for path in self.inputs:
+            if path.suffix in (".npy", ".npz"):
+                for name, array in load_arrays(path).items():
+                    arrays.setdefault(name, array)
+            elif not photos:
+                raise UsageError(f"--input takes values from an .npy or .npz file, and {path} is none")
+        return arrays | parse_values(self.values)
+
+
+#: As the one parameter `opening`.
+model_options = gathered(
+    "opening",
+    Opening,
+    click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,640,640",
+                 help="Fix an input's free dimensions; may be given once an input."),
+    click.option("--weights", metavar="FILE|random[:SEED]",
+                 help="Weights of a PyTorch model, instead of its default pretrained ones."),
+    click.option("--input-spec", type=_FILE, metavar="FILE",
+                 help="How photos become the model's input (JSON or TOML); see docs/input-spec.md."),
+    click.option("--input", "inputs", multiple=True, type=_FILE, metavar="FILE",
+                 help="Real inputs (.npz by name, .npy for the only one), where made-up ones make no sense."),
+    click.option("--value", "values", multiple=True, metavar="NAME=NUMBER[,…]",
+                 help="A real value for an input that must make sense: --value sr=16000. Given once, it is kept."),
+    allow_domain_option,
+)  # fmt: skip
+
+cuts_option = click.option(
+    "--cuts", default="chain", metavar="chain|all|N", show_default=True,
+    help="Single-tensor cuts, every topological prefix, or N spread over all.",
+)  # fmt: skip
+
+
+def is_local(name: str) -> bool:
+    """Whether MODEL is on this device, rather than a name the server knows."""
+    path = Path(name)
+    if path.suffix in (".onnx", ".pt2") or name.startswith("zoo:"):
+        return True
+    return path.suffix.lower() in MODEL_SUFFIXES and path.exists()  # of another framework: loading it says so
+
+
+def parse_shapes(shapes: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
+    """``("images=1,3,640,640",)`` → ``{"images": (1, 3, 640, 640)}``; UsageError for anything else."""
+    parsed: dict[str, tuple[int, ...]] = {}
+    for text in shapes:
+        name, equals, numbers = text.rpartition("=")
+        try:
+            parsed[name] = tuple(int(n) for n in numbers.replace("x", ",").split(","))
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise UsageError(f"--shape is NAME=1,3,640,640, not {text}")
+    return parsed
+
+
+def parse_values(values: tuple[str, ...]) -> dict[str, Any]:
+    """``("sr=16000", "sizes=1,16")`` → ``{"sr": 16000, "sizes": [1, 16]}``; UsageError for anything else."""
+    parsed: dict[str, Any] = {}
+    for text in values:
+        name, equals, words = text.rpartition("=")
+        numbers = [_number(word.strip()) for word in words.split(",")]
+        if not equals or not name or None in numbers:
+            raise UsageError(f"--value is NAME=NUMBER or NAME=NUMBER,NUMBER,…, not {text}")
+        parsed[name] = numbers[0] if len(numbers) == 1 else numbers
+    return parsed
+
+
+def _number(word: str) -> int | float | bool | None:
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for kind in (int, float):
+        with suppress(ValueError, OverflowError):
+            return kind(word)
+    return None

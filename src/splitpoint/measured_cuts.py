@@ -1,0 +1,112 @@
+"""Cuts measured for real, between a device and a server that are there.
+
+`compare` measures the options of a plan, in turns; `sweep` measures split points, one after the other. They are the
+first seed system's experiment and the honest table's proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from splitpoint.callbacks import call
+from splitpoint.errors import UsageError, nearest
+from splitpoint.graph import Cut
+from splitpoint.planning.plans import Option
+from splitpoint.report.compare_table import CompareRow, compare_row
+from splitpoint.report.sweep_table import SweepRow, sweep_row
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.codec_choice import CodecChoice
+from splitpoint.runtime.result import Result
+from splitpoint.survey import placement
+from splitpoint.tensors import Array
+
+#: Requests at each cut that are not counted: first runs allocate, and the server's cache fills.
+WARM_UP = 2
+
+
+def compare(
+    edge: Edge,
+    options: Sequence[Option],
+    inputs: Sequence[Mapping[str, Array]],
+    *,
+    repeat: int = 10,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[CompareRow]:
+    """A row an option of a plan: what was predicted, and what `repeat` requests took.
+
+    >>> options = plan(graph, (edge, cloud), PRESETS["wifi"]).options    # `edge` and `cloud` are profiles
+    >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
+    ...     with Edge(server.address, at="cut:input") as device:
+    ...         rows = compare(device, options, [{"image": digit}], repeat=2)
+    >>> [row.requests for row in rows] == [2] * len(options)
+    True
+
+    One request of each option in turn, so that what disturbs one disturbs all; they take `inputs` one after the other.
+    All options are compiled at once, here and on the server, and `edge` is left at the last one. `on_progress` is told
+    how many requests of how many are done. UsageError without inputs or options, InputError for options of another
+    model, and what `Edge.infer` raises.
+    """
+    if not inputs or not options:
+        raise UsageError("a comparison needs at least one input and one option")
+    places = [placement(edge.model.graph, option) for option in options]
+    for cut, codecs in places:
+        edge.warm(cut, codecs)
+    measured = _measure(edge, places, inputs, repeat, on_progress)
+    return [compare_row(option, results) for option, results in zip(options, measured, strict=True)]
+
+
+def sweep(
+    edge: Edge,
+    cuts: Sequence[Cut],
+    inputs: Sequence[Mapping[str, Array]],
+    *,
+    repeat: int = 1,
+    codec: CodecChoice | None = None,
+    setup: str = "",
+) -> Iterator[SweepRow]:
+    """A row a cut, as it is measured: `repeat` requests for each of `inputs`, one at a time (no pipelining).
+
+    `codec` is as `Edge.switch` takes it (None: as the edge does it now); codecs by tensor name hold at the cuts where
+    these cross. One cut's sessions are in memory at a time, here and on the server. `setup` is kept in the rows: in
+    words, what was measured how. UsageError without inputs, or for a tensor that the model does not have.
+    """
+    if not inputs:
+        raise UsageError("a sweep needs at least one input")
+    if codec is not None and not isinstance(codec, str):
+        tensors = edge.model.graph.tensors
+        for name in codec:
+            if name not in tensors:
+                raise UsageError(f"{edge.model.name} has no tensor {name} for a codec{nearest(name, tensors)}")
+    for cut in cuts:
+        place = cut, _at(cut, codec)
+        edge.switch(*place)
+        edge.forget()
+        [results] = _measure(edge, [place], inputs, repeat * len(inputs))
+        yield sweep_row(cut, results, setup, edge.model)
+
+
+def _at(cut: Cut, codec: CodecChoice | None) -> CodecChoice | None:
+    """What of `codec` concerns the tensors that cross at `cut`."""
+    if codec is None or isinstance(codec, str):
+        return codec
+    return {t.name: codec[t.name] for t in cut.crossing if t.name in codec}
+
+
+def _measure(
+    edge: Edge,
+    places: Sequence[tuple[Cut, CodecChoice | None]],
+    inputs: Sequence[Mapping[str, Array]],
+    requests: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Result]]:
+    """The results of `requests` requests at each of `places`, which take turns; those of the warm-up are left out."""
+    measured: list[list[Result]] = [[] for _ in places]
+    total = (WARM_UP + requests) * len(places)
+    for k in range(WARM_UP + requests):
+        for i, place in enumerate(places):
+            edge.switch(*place)
+            result = edge.infer(inputs[k % len(inputs)])
+            if k >= WARM_UP:
+                measured[i].append(result)
+            call(on_progress, k * len(places) + i + 1, total)
+    return measured

@@ -1,0 +1,70 @@
+"""splitpoint run: where it cuts, by itself, by a plan, or in the middle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from serving import nothing_leaks
+
+from splitpoint.cli import main
+from splitpoint.engines import open_engine
+from splitpoint.link import Link
+from splitpoint.models import load
+from splitpoint.models.zoo import digits
+from splitpoint.planning.files import save_plan
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.server.server import Server
+from splitpoint.survey import survey
+from splitpoint.wire import Limits
+
+SLOW = Link(1.0, 1.0, 5.0)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with nothing_leaks(), Server([load("zoo:lenet5")], engine=open_engine(threads=1), port=0) as made:
+        yield made
+
+
+def test_run_plans_by_itself(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [str(d) for d in digits()[:2]]
+    common = ["--cloud", server.address, "--cache", str(tmp_path), "--threads", "1", "--budget", "500ms"]
+    assert main(["run", *images, *common, "--json"]) == 0
+    said = capsys.readouterr()
+    assert "link" in said.err
+    assert "ms" in said.err
+    assert main(["run", *images, *common, "--codec", "image=int8"]) == 2
+    assert "the planner chooses what crosses" in capsys.readouterr().err
+
+
+def test_run_follows_a_plan(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, file = str(digits()[0]), tmp_path / "plan.json"
+    engine = open_engine(threads=1)
+    with Edge(server.address, at="input", engine=engine, cache=tmp_path) as edge:
+        known = survey(edge, engine, budget_s=0.5, link=SLOW, cache=tmp_path)
+        plan = known.planner(edge.model.graph).plan(SLOW)
+    split = next(o for o in plan.options if o.kind == "split")
+    save_plan(file, msgspec.structs.replace(plan, best=split))
+    common = ["run", image, "--cloud", server.address, "--cache", str(tmp_path), "--threads", "1", "--json"]
+    assert main([*common, "--plan", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["cut"] == split.cut
+    assert main([*common, "--plan", str(file), "--at", "input"]) == 2
+    save_plan(file, msgspec.structs.replace(plan, fingerprint="0" * 64))
+    assert main([*common, "--plan", str(file)]) == 2
+    assert "the plan is for lenet5 000000000000" in capsys.readouterr().err
+
+
+def test_run_cuts_in_the_middle_where_the_server_does_not_profile_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lenet = load("zoo:lenet5")
+    with Server([lenet], engine=open_engine(threads=1), port=0, limits=Limits(profile_s=0)) as refusing:
+        words = ["run", str(digits()[0]), "--cloud", refusing.address, "--cache", str(tmp_path), "--threads", "1"]
+        assert main([*words, "--budget", "300ms", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "no plan: " in said.err
+    assert json.loads(said.out)["cut"] == lenet.graph.middle().name

@@ -1,0 +1,68 @@
+"""splitpoint sweep: the seed's columns, resumed runs, the picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from commands import Serving, fails, ok
+from PIL import Image
+
+from splitpoint.cli import main
+from splitpoint.models.zoo import digits
+from splitpoint.report.sweep_table import COLUMNS, SEED_COLUMNS
+
+
+def test_sweep_writes_the_seeds_columns_and_resumes(
+    serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "split_latency_results.csv"
+    command = ["sweep", "lenet", "--cloud", serving.address, "--repeat", "1", "--images", digits()[0].parent]
+    text = ok(capsys, *command, "--csv", path, "--cuts", "5")
+    assert "fastest" in text
+    with path.open(newline="") as file:
+        header = file.readline().strip()
+        assert header.startswith("split_layer,avg_compute,avg_transfer,avg_recv,avg_rtt")
+        assert header == ",".join(COLUMNS)
+        file.seek(0)
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    assert rows[0]["split_layer"] == "input"
+    assert rows[-1]["split_layer"] == "output"
+    for row in rows:
+        compute, transfer, recv, rtt = (float(row[c]) for c in SEED_COLUMNS[1:])
+        assert compute + transfer + recv == pytest.approx(rtt, rel=1e-9)
+        assert rtt > 0
+        assert min(compute, transfer, recv) >= 0
+    before = path.read_text().splitlines()
+    ok(capsys, *command, "--csv", path, "--cuts", "chain")
+    after = path.read_text().splitlines()
+    assert len(after) == 18
+    assert set(before) <= set(after)  # what was measured is not measured again
+    ok(capsys, *command, "--csv", path, "--cuts", "3")
+    assert path.read_text().splitlines() == after  # nor lost
+    message = fails(capsys, 2, *command, "--csv", path, "--repeat", "2")
+    assert "was measured otherwise" in message
+    message = fails(capsys, 2, "sweep", "efficientnet_lite0", "--cloud", serving.address, "--csv", path)
+    assert "--fresh" in message
+
+
+def test_sweep_writes_once_where_nothing_can_be_written_anew(
+    serving: Serving, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "lenet", "--cloud", serving.address, "--repeat", "1", "--images", str(digits()[0]),
+                 "--csv", "-", "--cuts", "3"]) == 0  # fmt: skip
+    out, err = capfd.readouterr()
+    assert [row["split_layer"] for row in csv.DictReader(out.splitlines())][::2] == ["input", "output"]
+    assert out.count("split_layer") == 1
+    assert "fastest" in err
+
+
+def test_sweep_draws(serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    ok(capsys, "sweep", "lenet", "--cloud", serving.address, "--repeat", "1", "--images", digits()[0],
+       "--csv", tmp_path / "s.csv", "--png", tmp_path / "s.png", "--cuts", "3")  # fmt: skip
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 600
