@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import nets
-from splitpoint.calibration.calibrations import Calibration, Quality, Row, needed_inputs
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality, needed_inputs
 from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.files import calibration_bytes, load_calibration, parse_calibration, save_calibration
 from splitpoint.cli import main
@@ -147,7 +147,7 @@ def test_no_number_of_inputs_shows_that_nothing_drops(max_drop: float) -> None:
     ],
 )
 def test_the_three_answers(same: int, of: int, max_drop: float, verdict: str) -> None:
-    row = Row(3, "int8", (10,), 10, Quality(of, same / of, 1.0, 0.0))
+    row = CalibrationRow(3, "int8", (10,), 10, Quality(of, same / of, 1.0, 0.0))
     found = Calibration(model="m", fingerprint="f", inputs=of, classifier=True, output="y", rows=(row,))
     assert found.allowed(3, "int8", max_drop) == verdict
     assert found.allowed(4, "int8", max_drop) == found.allowed(3, "int4", max_drop) == "not shown"

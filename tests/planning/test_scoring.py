@@ -14,7 +14,9 @@ from nets import load
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.cost_model import high
 from splitpoint.planning.head_memory import head_memory
+from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.planner import Planner, plan
 from splitpoint.planning.plans import Option
 from splitpoint.planning.scoring import uniform
@@ -82,9 +84,7 @@ def test_refused_rows_are_those_above_the_limit_and_the_bound_is_below_all_other
         allowed = [k for k in range(len(memory)) if memory[k] <= limit]
         assert found.best.edge_memory <= limit
         assert found.bound <= found.best.total.ms * (1 + 1e-9)
-        assert (
-            found.best.total.ms <= min(planner._candidates.values(FOUR_G, planner.weights)[allowed].min(axis=1)) + 1e-6
-        )
+        assert found.best.total.ms <= min(planner._candidates.scores(FOUR_G)[0][allowed].min(axis=1)) + 1e-6
 
 
 def test_a_cut_inside_a_prefix_takes_no_more_than_the_prefix() -> None:
@@ -153,9 +153,10 @@ def test_a_deadline_means_the_same_to_the_search_and_to_the_table(link: Link) ->
     more = {"int8+zstd": CODECS["int8"]}
     edge, cloud = (msgspec.structs.replace(p, codecs={**p.codecs, **more}) for p in profiles(EFFICIENT, 90.0, 4.0))
     planner = Planner(None, (edge, cloud), constraints=Constraints(codecs=codecs))
-    found = planner._candidates
-    high = found.high(link, found.values(link, planner.weights))
-    for p in range(0, len(found.cuts), 17):
-        for c, codec in enumerate(planner.codecs):
-            option = planner._scorer.option(found.cuts[p], uniform(found.cuts[p], codec), link)
-            assert option.total.high == pytest.approx(high[p, c], rel=1e-9)
+    work = planner.costs.grid
+    latest = high(work, [link], work.value([link], weights_of("latency", planner.hosts)))
+    cuts = planner.graph.prefixes()
+    for p in range(0, len(cuts), 17):
+        for c, codec in enumerate(planner.costs.codecs):
+            option = planner._scorer.option(cuts[p], uniform(cuts[p], codec), link)
+            assert option.total.high == pytest.approx(latest[p, c], rel=1e-9)

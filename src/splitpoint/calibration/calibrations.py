@@ -69,7 +69,7 @@ class Quality(msgspec.Struct, frozen=True):
         return "not shown" if self.agreement is None or 1 - self.agreement <= max_drop else "refused"
 
 
-class Row(msgspec.Struct, frozen=True):
+class CalibrationRow(msgspec.Struct, frozen=True):
     """One cut (its place in ``Graph.prefixes()``) with one codec for all tensors that cross and accept it.
 
     `nbytes` is the median over the inputs of what crosses, tensor by tensor in the order of ``cut.crossing``;
@@ -93,9 +93,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     classifier: bool
     output: str
     """The output that was compared."""
-    rows: tuple[Row, ...]
+    rows: tuple[CalibrationRow, ...]
 
-    def row(self, prefix: int, codec: str) -> Row | None:
+    def row(self, prefix: int, codec: str) -> CalibrationRow | None:
         """What was measured of `codec` at a cut; None if nothing was."""
         return self._by_place.get((prefix, codec))
 
@@ -107,5 +107,5 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return "not shown" if row is None else row.quality.verdict(max_drop)
 
     @cached_property
-    def _by_place(self) -> Mapping[tuple[int, str], Row]:
+    def _by_place(self) -> Mapping[tuple[int, str], CalibrationRow]:
         return {(r.prefix, r.codec): r for r in self.rows}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitpoint.calibration.calibrations import FORMAT, Calibration, Row
+from splitpoint.calibration.calibrations import FORMAT, Calibration, CalibrationRow
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import read_file, write_atomic
@@ -66,7 +66,7 @@ def _problems(found: Calibration) -> Iterator[str]:
             yield f"{problem} - at `$.rows[{k}]`"
 
 
-def _problems_of(row: Row, found: Calibration) -> Iterator[str]:
+def _problems_of(row: CalibrationRow, found: Calibration) -> Iterator[str]:
     try:
         open_codec(row.codec)
     except UsageError as exc:

@@ -233,7 +233,7 @@ def _lines(axes: object, plan: Plan, curves: Curves) -> None:
         f" {name}: {_mbps(plan.link.up_mbps)} Mbit/s", (plan.link.up_mbps, 0), (0, 4), textcoords="offset points",
         fontsize=8.5, color="#555555", ha="left" if plan.link.up_mbps < 100 else "right",
     )  # fmt: skip
-    axes.set_title(f"{plan.model}: {_short(plan.edge)}  →  {_short(plan.cloud)}", fontsize=10)
+    axes.set_title(f"{plan.model}: {'  →  '.join(map(_short, plan.hosts))}", fontsize=10)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="y", alpha=0.25)

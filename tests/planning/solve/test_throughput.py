@@ -13,7 +13,7 @@ from plans import is_closed
 
 import splitpoint as sp
 from splitpoint.graph import Graph
-from splitpoint.planning.solve.blocks import Block, Order, three_stages
+from splitpoint.planning.solve.blocks import Block, StepOrder, three_stages
 from splitpoint.planning.solve.constrained import Limit, least_within
 from splitpoint.planning.solve.min_cut import least
 from splitpoint.planning.solve.problem import Bools, Floats, Problem, Solution, stages
@@ -417,7 +417,7 @@ def test_block_that_is_cut_inside() -> None:
 
 def test_blocks_in_series() -> None:
     def blocks(needs: Needs) -> list[int]:
-        order = Order(problem_of(needs, np.random.default_rng(0)))
+        order = StepOrder(problem_of(needs, np.random.default_rng(0)))
         assert [b for a, b in order.blocks][:-1] == [a for a, b in order.blocks][1:]
         return [end - first for first, end in order.blocks]
 
@@ -434,7 +434,7 @@ def test_parts_of_a_block_are_all_and_priced() -> None:
     rng = np.random.default_rng(2)
     for _ in range(80):
         problem = any_problem(rng, 8, any_cost)
-        order, measures = Order(problem), three_stages(problem)
+        order, measures = StepOrder(problem), three_stages(problem)
         seen = []
         for first, end in order.blocks:
             block = Block(order, measures, first, end)

@@ -15,7 +15,7 @@ import numpy as np
 
 from splitpoint.planning.solve.blocks import Measures, one_sum
 from splitpoint.planning.solve.problem import Bools, Floats, Problem, Solution, stages
-from splitpoint.planning.solve.search import MOST_NODES, MOST_WORK, Clock, Found, search
+from splitpoint.planning.solve.search import MOST_NODES, MOST_WORK, Clock, SearchResult, search
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def least_within(
     return solved(found, lambda on_edge: stages(problem, on_edge).total, problem.steps)
 
 
-def solved(found: Found, value_of: Callable[[Bools], float], steps: int) -> Solution:
+def solved(found: SearchResult, value_of: Callable[[Bools], float], steps: int) -> Solution:
     """What a search found as a `Solution`, with the value that `value_of` says: sums differ in their last digits."""
     if found.on_edge is None:
         return Solution(np.ones(steps, bool), math.inf, found.bound)

@@ -62,7 +62,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Stages:
+class StageTotals:
     """The three things that can be busy, for one placement (ms)."""
 
     edge: float
@@ -102,7 +102,7 @@ class Solution:
         return bool(np.isfinite(self.value))
 
 
-def stages(problem: Problem, on_edge: Bools) -> Stages:
+def stages(problem: Problem, on_edge: Bools) -> StageTotals:
     """What a placement costs on the device, the link and the server, fixed costs included.
 
     Fixed costs: `edge_fixed` belongs to the device, `cloud_fixed` to the link, `server_fixed` to the server.
@@ -118,4 +118,4 @@ def stages(problem: Problem, on_edge: Bools) -> Stages:
     crossing = made & wanted
     coding = [float((np.zeros(problem.link.size) + each)[crossing].sum()) for each in (problem.encode, problem.decode)]
     link = float(problem.link[crossing].sum() + problem.down[on_cloud].sum()) + (problem.cloud_fixed if remote else 0.0)
-    return Stages(edge + coding[0], link, cloud + coding[1])
+    return StageTotals(edge + coding[0], link, cloud + coding[1])

@@ -16,7 +16,7 @@ from plans import is_closed
 
 from nets import flattening, load, passing, proto, random_dags, residual, stacked, value, weight
 from nets import node as onnx_node
-from splitpoint.calibration.calibrations import Calibration, Quality, Row
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut, Graph, Node
@@ -24,9 +24,13 @@ from splitpoint.link import Link
 from splitpoint.link.transfer import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
 from splitpoint.machine import Machine
 from splitpoint.models import load as load_model
-from splitpoint.planning.cost_model import Costing, input_like
+from splitpoint.planning.constraints import input_like
+from splitpoint.planning.cost_model import CostModel
+from splitpoint.planning.hosts import Host
+from splitpoint.planning.same_model import check
 from splitpoint.planning.solve.min_cut import Cutter, least
 from splitpoint.planning.solve.problem import Problem, stages
+from splitpoint.planning.split_problem import SplitProblem
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
 from splitpoint.tensors import TensorSpec
 
@@ -77,9 +81,26 @@ def profile_of(graph: Graph, seed: int, speed: float, **more: Any) -> Profile:
     )
 
 
-def costing_of(graph: Graph, **more: Any) -> Costing:
-    watts = more.pop("watts", None)
-    return Costing(graph, profile_of(graph, 1, 4.0, watts=watts), profile_of(graph, 2, 0.4), **more)
+def costs_of(graph: Graph, edge: Profile, cloud: Profile, **more: Any) -> CostModel:
+    return CostModel(graph, (Host("device", edge), Host("server", cloud)), **more)
+
+
+def split_of(
+    graph: Graph, *, watts: Watts | None = None, max_drop: float | None = None, keep_input_local: bool = False,
+    **more: Any,
+) -> SplitProblem:  # fmt: skip
+    costs = costs_of(graph, profile_of(graph, 1, 4.0, watts=watts), profile_of(graph, 2, 0.4), **more)
+    return SplitProblem(
+        costs,
+        may_use=lambda tensor, codec: costs.calibrated.allows(tensor, codec, max_drop),
+        keep_input_local=keep_input_local,
+    )
+
+
+def chosen_of(split: SplitProblem, link: Link, objective: str = "latency") -> dict[str, str]:
+    """The codec of every tensor that may cross, by name."""
+    places = split.codecs(link, objective).tolist()
+    return {t.name: split.costs.codecs[c] for t, c in zip(split.costs.steps.tensors, places, strict=True)}
 
 
 # --- one request, part by part --------------------------------------------------------------------------------------
@@ -93,20 +114,20 @@ def coded(profile: Profile, codec: str, side: str, nbytes: int) -> float:
     return float(cost[f"{side}_fixed_ms"] + cost[f"{side}_ms_per_mb"] * nbytes / 1e6)
 
 
-def travelling(costing: Costing, spec: TensorSpec, codec: str) -> int:
+def travelling(split: SplitProblem, spec: TensorSpec, codec: str) -> int:
     """Bytes of a tensor in a request, its header's entry included."""
     nbytes = open_codec(codec).nbytes(spec)
     wire = "" if codec == "raw" else codec
     return nbytes + entry_nbytes(spec.dtype, [int(d) for d in spec.shape], nbytes, wire)
 
 
-def cheapest(costing: Costing, spec: TensorSpec, codecs: Iterable[str], link: Link) -> tuple[float, str]:
+def cheapest(split: SplitProblem, spec: TensorSpec, codecs: Iterable[str], link: Link) -> tuple[float, str]:
     """The least a tensor costs to send, encoding and decoding included, and its codec."""
     return min(
         (
-            coded(costing.edge, c, "encode", spec.nbytes)
-            + link.up_ms(travelling(costing, spec, c))
-            + coded(costing.cloud, c, "decode", spec.nbytes),
+            coded(split.costs.hosts[0].profile, c, "encode", spec.nbytes)
+            + link.up_ms(travelling(split, spec, c))
+            + coded(split.costs.hosts[1].profile, c, "decode", spec.nbytes),
             c,
         )
         for c in codecs
@@ -114,9 +135,9 @@ def cheapest(costing: Costing, spec: TensorSpec, codecs: Iterable[str], link: Li
     )
 
 
-def request(costing: Costing, cut: Cut, link: Link, codecs: Iterable[str]) -> tuple[float, float, float]:
+def request(split: SplitProblem, cut: Cut, link: Link, codecs: Iterable[str]) -> tuple[float, float, float]:
     """Device, link and server of one request at `cut`, added up without arrays."""
-    graph, edge, cloud = costing.graph, costing.edge.costs(), costing.cloud.costs()
+    graph, edge, cloud = split.costs.graph, split.costs.hosts[0].profile.costs(), split.costs.hosts[1].profile.costs()
     left = [i for i in graph.placed if i not in cut.nodes]
     device = sum(edge.edge[i] for i in cut.nodes) + (edge.edge_fixed if len(cut.nodes) else 0.0)
     if not left:
@@ -127,7 +148,7 @@ def request(costing: Costing, cut: Cut, link: Link, codecs: Iterable[str]) -> tu
             spec = graph.tensors[out.name]
             answer += spec.nbytes + entry_nbytes(spec.dtype, [int(d) for d in spec.shape], spec.nbytes)
     network = link.rtt_ms + link.up_ms(REQUEST_NBYTES) + link.down_ms(answer)
-    network += sum(cheapest(costing, t, codecs, link)[0] for t in cut.crossing)
+    network += sum(cheapest(split, t, codecs, link)[0] for t in cut.crossing)
     # The server's own overhead is paid once, with the round trip.
     return float(device), float(network + cloud.cloud_fixed), float(sum(cloud.cloud[i] for i in left))
 
@@ -136,12 +157,12 @@ def request(costing: Costing, cut: Cut, link: Link, codecs: Iterable[str]) -> tu
 @pytest.mark.parametrize("codecs", [("raw",), CODECS], ids=["raw", "four codecs"])
 def test_every_prefix_costs_what_its_parts_cost(name: str, codecs: tuple[str, ...]) -> None:
     graph = graph_of(name)
-    costing = costing_of(graph, codecs=codecs)
+    split = split_of(graph, codecs=codecs)
     for link in LINKS:
-        problem = costing.problem(link)
+        problem = split.problem(link)
         for cut in graph.prefixes():
-            found = stages(problem, costing.on_edge(cut.nodes))
-            assert (found.edge, found.link, found.cloud) == pytest.approx(request(costing, cut, link, codecs), rel=1e-9)
+            found = stages(problem, split.costs.steps.on_edge(cut.nodes))
+            assert (found.edge, found.link, found.cloud) == pytest.approx(request(split, cut, link, codecs), rel=1e-9)
 
 
 def placements(problem: Problem, seed: int, count: int) -> Iterable[Any]:
@@ -162,14 +183,14 @@ def test_what_crosses_is_what_the_cut_says(net: Any, seed: int) -> None:
     prefixes alone: the problem's tensors are the graph's own, and so is every number.
     """
     graph = load(net).graph
-    costing = costing_of(graph, codecs=("raw", "fp16"))
-    problem = costing.problem(LINK)
+    split = split_of(graph, codecs=("raw", "fp16"))
+    problem = split.problem(LINK)
     for on_edge in placements(problem, seed, 8):
         assert is_closed(problem, on_edge)
-        cut = costing.cut(on_edge)  # the graph itself refuses what is not closed
-        assert costing.on_edge(cut.nodes).tolist() == on_edge.tolist()
+        cut = split.costs.steps.cut(on_edge)  # the graph itself refuses what is not closed
+        assert split.costs.steps.on_edge(cut.nodes).tolist() == on_edge.tolist()
         found = stages(problem, on_edge)
-        expected = request(costing, cut, LINK, ("raw", "fp16"))
+        expected = request(split, cut, LINK, ("raw", "fp16"))
         assert (found.edge, found.link, found.cloud) == pytest.approx(expected, rel=1e-9)
 
 
@@ -177,25 +198,27 @@ def test_what_crosses_is_what_the_cut_says(net: Any, seed: int) -> None:
 @given(random_dags(), st.sampled_from(LINKS))
 def test_no_prefix_is_better_than_the_cut_that_is_found(net: Any, link: Link) -> None:
     graph = load(net).graph
-    costing = costing_of(graph, codecs=CODECS)
-    problem = costing.problem(link)
+    split = split_of(graph, codecs=CODECS)
+    problem = split.problem(link)
     found = least(problem)
-    prefixes = [stages(problem, costing.on_edge(c.nodes)).total for c in graph.prefixes()]
+    prefixes = [stages(problem, split.costs.steps.on_edge(c.nodes)).total for c in graph.prefixes()]
     assert found.value <= min(prefixes) * (1 + 1e-12)
-    assert sum(request(costing, costing.cut(found.on_edge), link, CODECS)) == pytest.approx(found.value, rel=1e-9)
+    assert sum(request(split, split.costs.steps.cut(found.on_edge), link, CODECS)) == pytest.approx(
+        found.value, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["zoo:lenet5", "zoo:efficientnet_lite0"])
 def test_the_best_cut_of_a_chain_is_its_best_prefix(name: str) -> None:
     """Over links of every rate the answer moves from the device through the model to the server."""
     graph = graph_of(name)
-    costing = costing_of(graph, codecs=CODECS)
-    cutter = Cutter(costing.problem(LINK))
+    split = split_of(graph, codecs=CODECS)
+    cutter = Cutter(split.problem(LINK))
     sizes = []
     for mbps in np.geomspace(1e-4, 2000, 30):
         link = Link(float(mbps), float(mbps), 2)
-        found = cutter.least(costing.problem(link))
-        prefixes = [sum(request(costing, c, link, CODECS)) for c in graph.prefixes()]
+        found = cutter.least(split.problem(link))
+        prefixes = [sum(request(split, c, link, CODECS)) for c in graph.prefixes()]
         assert found.value == pytest.approx(min(prefixes), rel=1e-9)
         sizes.append(int(found.on_edge.sum()))
     assert sizes[0] == len(graph.order)
@@ -208,17 +231,17 @@ def test_the_best_cut_of_a_chain_is_its_best_prefix(name: str) -> None:
 
 def test_each_tensor_has_the_codec_that_is_cheapest_on_this_link() -> None:
     graph = graph_of("zoo:efficientnet_lite0")
-    costing = costing_of(graph, codecs=CODECS)
+    split = split_of(graph, codecs=CODECS)
     used = set()
     for link in LINKS:
-        chosen = costing.chosen(link)
-        for spec in costing.tensors:
-            assert chosen[spec.name] == cheapest(costing, spec, CODECS, link)[1]
+        chosen = chosen_of(split, link)
+        for spec in split.costs.steps.tensors:
+            assert chosen[spec.name] == cheapest(split, spec, CODECS, link)[1]
         used |= set(chosen.values())
         cut = graph.cut("middle")
-        (sent,) = costing.crossing(cut, link)
         codec = open_codec(chosen[cut.crossing[0].name])
-        assert (sent.name, sent.codec) == (cut.crossing[0].name, codec.name)
+        sent = split.costs.coded(0, cut.crossing[0], codec.name)
+        assert sent.codec == codec.name
         assert (sent.nbytes, sent.sized) == (codec.nbytes(cut.crossing[0]), codec.sized)
     assert used == set(CODECS)
 
@@ -226,12 +249,12 @@ def test_each_tensor_has_the_codec_that_is_cheapest_on_this_link() -> None:
 def test_raw_may_always_be_used() -> None:
     """A codec that nothing accepts, or that costs more than it saves, changes nothing."""
     graph = graph_of("residual")
-    plain, coded_ = costing_of(graph), costing_of(graph, codecs=("jpeg:90",))
+    plain, coded_ = split_of(graph), split_of(graph, codecs=("jpeg:90",))
     assert plain.problem(LINK).link.tolist() == coded_.problem(LINK).link.tolist()
-    assert set(coded_.chosen(LINK).values()) == {"raw"}
+    assert set(chosen_of(coded_, LINK).values()) == {"raw"}
 
 
-def calibration_of(graph: Graph, rows: Iterable[Row]) -> Calibration:
+def calibration_of(graph: Graph, rows: Iterable[CalibrationRow]) -> Calibration:
     return Calibration(
         model=graph.name, fingerprint="f" * 64, inputs=1000, classifier=True, output="logits", rows=tuple(rows)
     )
@@ -253,35 +276,38 @@ def test_codecs_within_a_budget_are_those_that_are_shown_to_be() -> None:
     """int8 is shown to keep within 1 % at one tensor, not at another, and never measured at the rest."""
     graph = graph_of("zoo:lenet5")
     good, bad = graph.prefixes()[7], graph.prefixes()[9]
-    rows = [Row(7, "int8", (1000,), 1000, shown(0.004)), Row(9, "int8", (300,), 300, shown(0.02))]
-    costing = costing_of(graph, codecs=("raw", "int8"), calibration=calibration_of(graph, rows), max_drop=0.01)
+    rows = [CalibrationRow(7, "int8", (1000,), 1000, shown(0.004)), CalibrationRow(9, "int8", (300,), 300, shown(0.02))]
+    split = split_of(graph, codecs=("raw", "int8"), calibration=calibration_of(graph, rows), max_drop=0.01)
     slow = Link(0.001, 0.001, 1)
-    chosen = costing.chosen(slow)
+    chosen = chosen_of(split, slow)
     assert {t for t, c in chosen.items() if c == "int8"} == {good.crossing[0].name}
     assert chosen[bad.crossing[0].name] == "raw"
-    free = costing_of(graph, codecs=("raw", "int8"), calibration=calibration_of(graph, rows)).chosen(slow)
+    free = chosen_of(split_of(graph, codecs=("raw", "int8"), calibration=calibration_of(graph, rows)), slow)
     assert free[bad.crossing[0].name] == "int8"
 
 
 def test_without_a_calibration_a_budget_leaves_only_exact_codecs() -> None:
-    costing = costing_of(graph_of("zoo:lenet5"), codecs=CODECS, max_drop=0.01)
-    assert set(costing.chosen(Link(0.001, 0.001, 1)).values()) == {"raw"}
+    split = split_of(graph_of("zoo:lenet5"), codecs=CODECS, max_drop=0.01)
+    assert set(chosen_of(split, Link(0.001, 0.001, 1)).values()) == {"raw"}
 
 
 def test_measured_bytes_count_instead_of_estimated_ones() -> None:
     graph = graph_of("zoo:lenet5")
-    rows = [Row(0, "jpeg:90", (321,), 400, shown(0.001))]
-    costing = costing_of(graph, codecs=("jpeg:90",), calibration=calibration_of(graph, rows))
-    (sent,) = costing.crossing(graph.prefixes()[0], Link(0.01, 1, 1))
-    assert (sent.codec, sent.nbytes) == ("jpeg:90", 321)
+    rows = [CalibrationRow(0, "jpeg:90", (321,), 400, shown(0.001))]
+    split = split_of(graph, codecs=("jpeg:90",), calibration=calibration_of(graph, rows))
+    assert chosen_of(split, Link(0.01, 1, 1))["image"] == "jpeg:90"
+    sent = split.costs.coded(0, graph.tensors["image"], "jpeg:90")
+    assert (sent.codec, sent.nbytes, sent.sized) == ("jpeg:90", 321, True)
 
 
 def test_other_jpeg_qualities_take_the_times_of_the_nearest() -> None:
     graph = graph_of("zoo:lenet5")
-    costing = costing_of(graph, codecs=("jpeg:75",))
-    t = [t.name for t in costing.tensors].index("image")
-    assert costing.codecs == ("raw", "jpeg:75")
-    assert costing.encode_ms[t, 1] == pytest.approx(coded(costing.edge, "jpeg:90", "encode", 1024))
+    split = split_of(graph, codecs=("jpeg:75",))
+    t = [t.name for t in split.costs.steps.tensors].index("image")
+    assert split.costs.codecs == ("raw", "jpeg:75")
+    assert split.costs.tables[0].encode_ms[t, 1] == pytest.approx(
+        coded(split.costs.hosts[0].profile, "jpeg:90", "encode", 1024)
+    )
 
 
 # --- constraints and objectives -------------------------------------------------------------------------------------
@@ -293,13 +319,13 @@ def test_the_input_stays_and_so_does_what_still_shows_it() -> None:
     assert input_like(graph) == {
         "image", "normalize.transpose", "normalize.cast", "normalize.sub", graph.prefixes()[4].crossing[0].name,
     }  # fmt: skip
-    costing = costing_of(graph, keep_input_local=True)
+    split = split_of(graph, keep_input_local=True)
     fast = Link(1e6, 1e6, 0)
-    problem = costing.problem(fast)
-    totals = [stages(problem, costing.on_edge(c.nodes)).total for c in graph.prefixes()]
+    problem = split.problem(fast)
+    totals = [stages(problem, split.costs.steps.on_edge(c.nodes)).total for c in graph.prefixes()]
     assert [t == inf for t in totals] == [k < 5 for k in range(len(totals))]
     assert least(problem).value == min(totals)
-    assert not least(costing_of(graph).problem(fast)).on_edge.any()
+    assert not least(split_of(graph).problem(fast)).on_edge.any()
 
 
 def test_what_is_mixed_with_another_tensor_shows_only_if_that_does() -> None:
@@ -320,58 +346,58 @@ def test_what_is_mixed_with_another_tensor_shows_only_if_that_does() -> None:
 def test_energy_is_watts_times_milliseconds() -> None:
     graph = graph_of("zoo:efficientnet_lite0")
     watts = Watts(compute=7.0, tx=3.0, idle=2.0)
-    costing = costing_of(graph, codecs=CODECS, watts=watts)
-    problem = costing.problem(LINK, "energy")
+    split = split_of(graph, codecs=CODECS, watts=watts)
+    problem = split.problem(LINK, "energy")
     for cut in graph.prefixes():
-        chosen = costing.chosen(LINK, "energy")
-        device, _, server = request(costing, cut, LINK, CODECS)
+        chosen = chosen_of(split, LINK, "energy")
+        device, _, server = request(split, cut, LINK, CODECS)
         spent = watts.compute * device
         if server:
-            sent = REQUEST_NBYTES + sum(travelling(costing, t, chosen[t.name]) for t in cut.crossing)
+            sent = REQUEST_NBYTES + sum(travelling(split, t, chosen[t.name]) for t in cut.crossing)
             spec = graph.tensors[graph.outputs[0].name]
             back = ANSWER_NBYTES + spec.nbytes + entry_nbytes(spec.dtype, [1, 1000], spec.nbytes)
             spent += watts.tx * (LINK.up_ms(sent) + LINK.down_ms(back))
             for t in cut.crossing:
-                spent += watts.compute * coded(costing.edge, chosen[t.name], "encode", t.nbytes)
-                spent += watts.idle * coded(costing.cloud, chosen[t.name], "decode", t.nbytes)
-            spent += watts.idle * (server + LINK.rtt_ms + costing.cloud.costs().cloud_fixed)
-        assert stages(problem, costing.on_edge(cut.nodes)).total == pytest.approx(spent, rel=1e-9)
+                spent += watts.compute * coded(split.costs.hosts[0].profile, chosen[t.name], "encode", t.nbytes)
+                spent += watts.idle * coded(split.costs.hosts[1].profile, chosen[t.name], "decode", t.nbytes)
+            spent += watts.idle * (server + LINK.rtt_ms + split.costs.hosts[1].profile.costs().cloud_fixed)
+        assert stages(problem, split.costs.steps.on_edge(cut.nodes)).total == pytest.approx(spent, rel=1e-9)
 
 
 def test_a_radio_that_costs_nothing_is_no_reason_for_trouble() -> None:
     """0 watts of tx: bytes weigh nothing, and codecs that are not allowed still cost without end."""
-    costing = costing_of(graph_of("zoo:lenet5"), codecs=CODECS, watts=Watts(5, 0, 0))
-    problem = costing.problem(LINK, "energy")
+    split = split_of(graph_of("zoo:lenet5"), codecs=CODECS, watts=Watts(5, 0, 0))
+    problem = split.problem(LINK, "energy")
     assert np.isfinite(problem.link).all()
-    assert set(costing.chosen(LINK, "energy").values()) == {"raw"}
+    assert set(chosen_of(split, LINK, "energy").values()) == {"raw"}
 
 
 def test_energy_without_watts_is_refused() -> None:
     with pytest.raises(UsageError, match="--edge-watts"):
-        costing_of(graph_of("zoo:lenet5")).problem(LINK, "energy")
+        split_of(graph_of("zoo:lenet5")).problem(LINK, "energy")
 
 
 def test_unknown_objectives_are_refused() -> None:
     with pytest.raises(UsageError, match="latency"):
-        costing_of(graph_of("zoo:lenet5")).problem(LINK, "latnecy")
+        split_of(graph_of("zoo:lenet5")).problem(LINK, "latnecy")
 
 
 def test_bytes_count_and_latency_decides_between_equals() -> None:
     """Kept off the device's last step, some cut has the fewest bytes; among equals the fastest one is taken."""
     graph = graph_of("zoo:efficientnet_lite0")
-    costing = costing_of(graph, codecs=CODECS)
-    problem, latency = costing.problem(LINK, "bytes"), costing.problem(LINK)
+    split = split_of(graph, codecs=CODECS)
+    problem, latency = split.problem(LINK, "bytes"), split.problem(LINK)
     last = np.zeros(problem.steps, bool)
     last[-1] = True
     found = least(problem, keep_cloud=last)
-    chosen = costing.chosen(LINK, "bytes")
+    chosen = chosen_of(split, LINK, "bytes")
 
     def price(cut: Cut) -> tuple[int, float]:
-        nbytes = sum(travelling(costing, t, chosen[t.name]) for t in cut.crossing)
-        return nbytes, stages(latency, costing.on_edge(cut.nodes)).total
+        nbytes = sum(travelling(split, t, chosen[t.name]) for t in cut.crossing)
+        return nbytes, stages(latency, split.costs.steps.on_edge(cut.nodes)).total
 
     best = min((c for c in graph.prefixes()[:-1]), key=price)
-    assert price(costing.cut(found.on_edge)) == pytest.approx(price(best))
+    assert price(split.costs.steps.cut(found.on_edge)) == pytest.approx(price(best))
     answer = ANSWER_NBYTES + 4000 + entry_nbytes("float32", [1, 1000], 4000)
     assert int(found.value) == REQUEST_NBYTES + price(best)[0] + answer
     assert least(problem).on_edge.all()
@@ -384,11 +410,11 @@ def test_of_equal_bytes_the_fastest_cut_is_taken() -> None:
     last = np.arange(12) == 11
     found = set()
     for seed in range(8):
-        costing = Costing(graph, profile_of(graph, seed, 1.0), profile_of(graph, seed + 100, 1.0))
-        latency = costing.problem(LINK)
-        best = min(graph.prefixes()[:-1], key=lambda c: stages(latency, costing.on_edge(c.nodes)).total)
-        on_edge = least(costing.problem(LINK, "bytes"), keep_cloud=last).on_edge
-        assert costing.cut(on_edge).nodes == set(best.nodes)
+        split = SplitProblem(costs_of(graph, profile_of(graph, seed, 1.0), profile_of(graph, seed + 100, 1.0)))
+        latency = split.problem(LINK)
+        best = min(graph.prefixes()[:-1], key=lambda c: stages(latency, split.costs.steps.on_edge(c.nodes)).total)
+        on_edge = least(split.problem(LINK, "bytes"), keep_cloud=last).on_edge
+        assert split.costs.steps.cut(on_edge).nodes == set(best.nodes)
         found.add(len(best.nodes))
     assert len(found) > 3
 
@@ -402,41 +428,42 @@ def test_of_equal_server_time_the_fastest_cut_is_taken() -> None:
         profile_of(graph, 1, 1.0), nodes=(0.0,) * (n - 1) + (2.0,), whole=idle,
         segments=tuple(SegmentCost(k, tail=idle) for k in range(n)),
     )  # fmt: skip
-    costing = Costing(graph, profile_of(graph, 2, 0.5), cloud)
+    split = SplitProblem(costs_of(graph, profile_of(graph, 2, 0.5), cloud))
     slow = Link(0.02, 0.02, 1)
-    latency = costing.problem(slow)
-    best = min(graph.prefixes()[:-1], key=lambda c: stages(latency, costing.on_edge(c.nodes)).total)
-    found = least(costing.problem(slow, "server-time"), keep_cloud=np.arange(n) == n - 1)
+    latency = split.problem(slow)
+    best = min(graph.prefixes()[:-1], key=lambda c: stages(latency, split.costs.steps.on_edge(c.nodes)).total)
+    found = least(split.problem(slow, "server-time"), keep_cloud=np.arange(n) == n - 1)
     assert found.value == pytest.approx(2.0, abs=1e-5)
-    assert costing.cut(found.on_edge).nodes == set(best.nodes)
+    assert split.costs.steps.cut(found.on_edge).nodes == set(best.nodes)
     assert 0 < len(best.nodes) < n - 1
 
 
 def test_server_time_counts_and_latency_decides_between_equals() -> None:
     graph = graph_of("zoo:lenet5")
-    costing = costing_of(graph)
-    problem = costing.problem(LINK, "server-time")
+    split = split_of(graph)
+    problem = split.problem(LINK, "server-time")
     assert least(problem).on_edge.all()
     kept = np.zeros(problem.steps, bool)
     kept[5] = True
     found = least(problem, keep_cloud=kept)
     assert found.on_edge.tolist() == [k < 5 for k in range(problem.steps)]
     assert found.value == pytest.approx(
-        costing.cloud.costs().cloud[5:].sum() + costing.cloud.costs().cloud_fixed, abs=1e-5
+        split.costs.hosts[1].profile.costs().cloud[5:].sum() + split.costs.hosts[1].profile.costs().cloud_fixed,
+        abs=1e-5,
     )
 
 
 def test_a_stream_does_not_wait_for_the_round_trip() -> None:
-    costing = costing_of(graph_of("zoo:lenet5"))
-    one, stream = costing.problem(LINK), costing.problem(LINK, "throughput")
+    split = split_of(graph_of("zoo:lenet5"))
+    one, stream = split.problem(LINK), split.problem(LINK, "throughput")
     assert one.cloud_fixed - stream.cloud_fixed == pytest.approx(LINK.rtt_ms)
     assert one.link.tolist() == stream.link.tolist()
 
 
 def test_a_new_link_leaves_the_graph_alone() -> None:
     """What a `Cutter` compares is the very same arrays."""
-    costing = costing_of(graph_of("zoo:efficientnet_lite0"), codecs=CODECS)
-    a, b = (costing.problem(link) for link in LINKS[:2])
+    split = split_of(graph_of("zoo:efficientnet_lite0"), codecs=CODECS)
+    a, b = (split.problem(link) for link in LINKS[:2])
     assert all(getattr(a, k) is getattr(b, k) for k in ("before", "after", "maker", "first", "users"))
 
 
@@ -446,27 +473,27 @@ def test_a_new_link_leaves_the_graph_alone() -> None:
 def test_profiles_of_two_models_are_refused() -> None:
     graph = graph_of("zoo:lenet5")
     other = msgspec.structs.replace(profile_of(graph, 1, 1.0), fingerprint="e" * 64)
-    with pytest.raises(InputError, match="two models"):
-        Costing(graph, profile_of(graph, 1, 1.0), other)
+    with pytest.raises(InputError, match="both must be of one model"):
+        check(graph, (Host("device", profile_of(graph, 1, 1.0)), Host("server", other)), None)
 
 
 def test_a_profile_of_another_graph_is_refused() -> None:
     small = profile_of(graph_of("residual"), 1, 1.0)
     with pytest.raises(InputError, match=r"the device's profile has 8 nodes and .* has 16"):
-        Costing(graph_of("zoo:lenet5"), small, small)
+        SplitProblem(costs_of(graph_of("zoo:lenet5"), small, small))
 
 
 def test_a_codec_without_times_is_refused() -> None:
     graph = graph_of("zoo:lenet5")
     with pytest.raises(InputError, match="the device's profile has no times for the codec int4"):
-        costing_of(graph, codecs=("int4",))
+        split_of(graph, codecs=("int4",))
 
 
 def test_a_calibration_of_another_model_is_refused() -> None:
     graph = graph_of("zoo:lenet5")
-    for row in (Row(99, "int8", (1,), 1, shown(0.1)), Row(3, "int8", (1, 2), 3, shown(0.1))):
+    for row in (CalibrationRow(99, "int8", (1,), 1, shown(0.1)), CalibrationRow(3, "int8", (1, 2), 3, shown(0.1))):
         with pytest.raises(InputError, match="another model"):
-            costing_of(graph, calibration=calibration_of(graph, [row]))
+            split_of(graph, calibration=calibration_of(graph, [row]))
 
 
 def test_an_output_joined_from_two_tensors_by_a_copied_node() -> None:
@@ -483,13 +510,13 @@ def test_an_output_joined_from_two_tensors_by_a_copied_node() -> None:
         (y,),
         {t.name: t for t in (x, a, b, y)},
     )
-    costing = costing_of(graph)
-    problem = costing.problem(LINK)
-    assert [s.name for s in costing.tensors] == ["x", "a"]
+    split = split_of(graph)
+    problem = split.problem(LINK)
+    assert [s.name for s in split.costs.steps.tensors] == ["x", "a"]
     for nodes in ((), (0,), (0, 1)):
-        on_edge = costing.on_edge(nodes)
+        on_edge = split.costs.steps.on_edge(nodes)
         assert is_closed(problem, on_edge)
         found = stages(problem, on_edge)
-        expected = request(costing, graph.cut_of(nodes), LINK, ("raw",))
+        expected = request(split, graph.cut_of(nodes), LINK, ("raw",))
         assert (found.edge, found.link, found.cloud) == pytest.approx(expected, rel=1e-9)
-    assert not is_closed(problem, costing.on_edge((1,)))
+    assert not is_closed(problem, split.costs.steps.on_edge((1,)))
