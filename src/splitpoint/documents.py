@@ -42,13 +42,17 @@ T = TypeVar("T")
 NotNegative = Annotated[float, Meta(ge=0)]
 Above0 = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=0)]
-#: Milliseconds: no run takes a day.
+#: A whole number of anything; of bytes that a machine can have; of processors or threads.
+Count = Annotated[int, Meta(ge=0, le=1 << 60)]
+AtLeast1 = Annotated[int, Meta(ge=1, le=1 << 60)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
+Cores = Annotated[int, Meta(ge=0, le=1 << 16)]
+#: No run takes a day.
 Milliseconds = Annotated[float, Meta(ge=0, le=86_400_000)]
-#: Text that is shown: nothing in it acts on a terminal, or hides.
 _SHOWN = f"^[^{HIDDEN.pattern[1:-1]}]*\\Z"
+#: Text that is shown: nothing in it acts on a terminal, or hides. Names in graphs are long: exporters nest scopes.
 Label = Annotated[str, Meta(max_length=200, pattern=_SHOWN)]
-Note = Annotated[str, Meta(max_length=1000, pattern=_SHOWN)]
+LongLabel = Annotated[str, Meta(max_length=1000, pattern=_SHOWN)]
 
 
 def readable(value: Any) -> bytes:
@@ -69,7 +73,7 @@ class Documents(Generic[T]):
     made_by: str
     most_bytes: int
     marks: Sequence[str] = ()
-    check: Callable[[T], None] = lambda value: None
+    check: Callable[[T], object] = lambda value: None
     older: Mapping[int, tuple[type[Any], Callable[[Any], T]]] = field(default_factory=dict)
     write: Callable[[T], bytes] = readable
 
@@ -89,9 +93,10 @@ class Documents(Generic[T]):
         number = self._number(data, where)
         then, meaning = self.older.get(number, (self.holds, _as_it_is))
         if number not in (self.format, *self.older):
+            came = number if number >= 0 else "none"
             raise InputError(
-                f"{where} is {self.what} of format {str(number)[:20]}, and this version reads format {self.format}: "
-                f"make it anew with {self.made_by} FILE"
+                f"{where} is {self.what} of format {came}, and this version reads format {self.format}: make it anew "
+                f"with {self.made_by} FILE"
             )
         try:
             value = parse_json(data, then)
@@ -119,8 +124,14 @@ def _as_it_is(value: T) -> T:
     return value
 
 
-def require_model(document: str, made_for: tuple[str, str], model: tuple[str, str], way_out: str) -> None:
-    """InputError unless `document` was made for this model; both are (name, fingerprint)."""
+def require_model(
+    document: str,
+    made_for: tuple[str, str],
+    model: tuple[str, str],
+    way_out: str,
+    error: type[SplitpointError] = InputError,
+) -> None:
+    """An `error` unless `document` was made for this model; both are (name, fingerprint)."""
     if made_for[1] != model[1]:
-        mine, wanted = (f"{name or 'a model'} {fingerprint[:12]}" for name, fingerprint in (made_for, model))
-        raise InputError(f"{document} is of {mine}, not of {wanted}: {way_out}")
+        mine, wanted = (f"{name or 'the model'} {fingerprint[:12]}" for name, fingerprint in (made_for, model))
+        raise error(f"{document} is of {mine}, not of {wanted}: {way_out}")

@@ -166,9 +166,12 @@ def test_it_loads_back(found: Calibration, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"format": 2}, "calibration format 2"),
-        ({"rows": []}, "no rows"),
-        ({"inputs": 0}, "no inputs"),
+        (
+            {"format": 2},
+            "of format 2, and this version reads format 1: make it anew with splitpoint calibrate",
+        ),
+        ({"rows": []}, r"Expected `array` of length >= 1 - at `\$.rows`"),
+        ({"inputs": 0}, r"Expected `int` >= 1 - at `\$.inputs`"),
         ({"rows": "x"}, "rows"),
         ({"classifier": False}, "no classifier"),
         ({"model": "\x1b[2J"}, r"control characters - at `\$.model`"),
@@ -184,13 +187,22 @@ def test_a_wrong_file_is_refused(found: Calibration, change: dict[str, Any], why
     ("change", "why"),
     [
         ({"codec": "int9"}, "int9"),
-        ({"prefix": -1}, "below 0"),
-        ({"most": -5}, "below 0"),
-        ({"quality": {"inputs": 3, "agreement": 1.5, "cosine": 1, "error": 0}}, "outside"),
-        ({"quality": {"inputs": 0, "agreement": 1, "cosine": 1, "error": 0}}, "no inputs"),
+        ({"prefix": -1}, r"Expected `int` >= 0 - at `\$.rows\[1\].prefix`"),
+        ({"most": -5}, r"Expected `int` >= 0 - at `\$.rows\[1\].most`"),
+        (
+            {"quality": {"inputs": 3, "agreement": 1.5, "cosine": 1, "error": 0}},
+            r"<= 1.0 - at `\$.rows\[1\].quality.agreement`",
+        ),
+        ({"quality": {"inputs": 0, "agreement": 1, "cosine": 1, "error": 0}}, r"`int` >= 1 - at `\$.rows\[1\].quality"),
         ({"quality": {"inputs": 13, "agreement": 1, "cosine": 1, "error": 0}}, "more than there are"),
-        ({"quality": {"inputs": 3, "agreement": 1, "cosine": 2, "error": 0}}, "a cosine outside"),
-        ({"quality": {"inputs": 3, "agreement": 1, "cosine": 1, "error": -1}}, "no number"),
+        (
+            {"quality": {"inputs": 3, "agreement": 1, "cosine": 2, "error": 0}},
+            r"<= 1.001 - at `\$.rows\[1\].quality.cosine`",
+        ),
+        (
+            {"quality": {"inputs": 3, "agreement": 1, "cosine": 1, "error": -1}},
+            r">= 0.0 - at `\$.rows\[1\].quality.error`",
+        ),
     ],
 )
 def test_a_wrong_row_is_refused(found: Calibration, change: dict[str, Any], why: str) -> None:

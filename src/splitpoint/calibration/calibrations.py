@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from math import ceil
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from splitpoint.codecs import open_codec
+from splitpoint.documents import AtLeast1, Count, LongLabel, NotNegative, Share
 from splitpoint.errors import UsageError
 
 FORMAT = 1
@@ -39,10 +40,10 @@ class Quality(msgspec.Struct, frozen=True):
     between outputs; `error` the largest difference as a share of the range of the model's own outputs.
     """
 
-    inputs: int
-    agreement: float | None
-    cosine: float
-    error: float
+    inputs: AtLeast1
+    agreement: Share | None
+    cosine: Annotated[float, msgspec.Meta(ge=-1.001, le=1.001)]
+    error: NotNegative
 
     @property
     def bound(self) -> float:
@@ -76,10 +77,10 @@ class CalibrationRow(msgspec.Struct, frozen=True):
     `most` the largest sum seen.
     """
 
-    prefix: int
+    prefix: Count
     codec: str
-    nbytes: tuple[int, ...]
-    most: int
+    nbytes: tuple[Count, ...]
+    most: Count
     quality: Quality
 
 
@@ -87,13 +88,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Rows for every calibrated cut × codec of one model. `classifier`: whether top-1 agreement means anything."""
 
     format: int = FORMAT
-    model: str
-    fingerprint: str
-    inputs: int
+    model: LongLabel
+    fingerprint: LongLabel
+    inputs: AtLeast1
     classifier: bool
-    output: str
+    output: LongLabel
     """The output that was compared."""
-    rows: tuple[CalibrationRow, ...]
+    rows: Annotated[tuple[CalibrationRow, ...], msgspec.Meta(min_length=1)]
 
     def row(self, prefix: int, codec: str) -> CalibrationRow | None:
         """What was measured of `codec` at a cut; None if nothing was."""

@@ -7,7 +7,8 @@ from typing import Final, Literal
 import msgspec
 
 from splitpoint.calibration.calibrations import Quality
-from splitpoint.documents import Above0, Count, NotNegative
+from splitpoint.documents import Above0, Count, NotNegative, require_model
+from splitpoint.errors import UsageError
 from splitpoint.link import Link
 
 #: Of the file. 1 (splitpoint 0.1.0) had one device, one link and one server, by name.
@@ -216,6 +217,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def link(self) -> Link:
         """The hop behind the device."""
         return self.links[0]
+
+    def require(self, fingerprint: str, name: str, document: str = "the plan") -> None:
+        """UsageError unless this is a plan for the model with that fingerprint, called `name` in the message."""
+        mine, way_out = (self.model, self.fingerprint), "make one with splitpoint plan"
+        require_model(document, mine, (name, fingerprint), way_out, UsageError)
 
     @property
     def split(self) -> Option | None:
