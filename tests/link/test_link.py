@@ -28,7 +28,6 @@ from splitpoint.link.transfer import (
     ANSWER_NBYTES,
     REQUEST_NBYTES,
     entry_nbytes,
-    request_ms,
     unvalidated_slow_start_ms,
 )
 from splitpoint.tensors import ITEM_SIZES
@@ -288,10 +287,10 @@ def test_slow_start_is_that_of_a_simulated_tcp(link: Link, nbytes: int) -> None:
     assert plain + slow == pytest.approx(want, rel=0.1, abs=0.1 * link.rtt_ms + 2 * 1448 * 8e-3 / link.up_mbps)
 
 
-def test_slow_start_is_off_by_default() -> None:
+def test_slow_start_is_no_part_of_a_transfer() -> None:
     link = PRESETS["wifi5"]
-    assert request_ms(link, 150_000, 4000) == link.transfer_ms(150_000, 4000)
-    assert request_ms(link, 150_000, 4000, unvalidated_slow_start=True) > link.transfer_ms(150_000, 4000) + 2
+    assert link.transfer_ms(150_000, 4000) == link.rtt_ms + link.up_ms(150_000) + link.down_ms(4000)
+    assert unvalidated_slow_start_ms(150_000, link.up_mbps, link.rtt_ms) > 2
 
 
 # --- the estimator -------------------------------------------------------------------------------------------------

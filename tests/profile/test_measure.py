@@ -44,7 +44,7 @@ from splitpoint.profile.costs import fit, monotone
 from splitpoint.profile.files import load_profile, parse_profile, profile_bytes, save_profile
 from splitpoint.profile.kernel_times import estimated, marked, node_times
 from splitpoint.profile.limits import _crossing, _Reach
-from splitpoint.profile.measure import Progress, Survey, _runs_for, pause_s, profile_model, stat_of
+from splitpoint.profile.measure import ProfileRun, Progress, _runs_for, pause_s, profile_model, stat_of
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
 from splitpoint.report.layer_study import cost_rows, kind_of
 from splitpoint.runtime.client.edge import Edge
@@ -115,8 +115,8 @@ def lenet() -> Model:
     return open_model("zoo:lenet5")
 
 
-def survey(model: Model, machinery: Machinery, budget_s: float, **more: Any) -> Survey:
-    return Survey(
+def survey(model: Model, machinery: Machinery, budget_s: float, **more: Any) -> ProfileRun:
+    return ProfileRun(
         model,
         machinery,
         budget_s=budget_s,
@@ -253,7 +253,7 @@ def test_pauses_do_not_eat_the_budget_of_a_small_network(lenet: Model) -> None:
         pauses.append(seconds)
         machinery.now += seconds
 
-    work = Survey(lenet, machinery, budget_s=1.0, clock=machinery.clock, codecs=lambda m, s: {}, pause=pause)
+    work = ProfileRun(lenet, machinery, budget_s=1.0, clock=machinery.clock, codecs=lambda m, s: {}, pause=pause)
     work.prepare()
     list(work.visits())
     assert work.profile().complete
@@ -317,7 +317,7 @@ def test_gaps_in_the_chain_are_measured_too() -> None:
 
 def test_a_real_model_on_the_real_engine() -> None:
     model = load(nets.residual())
-    work = Survey(model, ENGINE, budget_s=20, codecs=lambda model, s: {})
+    work = ProfileRun(model, ENGINE, budget_s=20, codecs=lambda model, s: {})
     work.prepare()
     for _ in work.visits():
         pass

@@ -41,8 +41,8 @@ def calibrate(
 ) -> Calibration:
     """What each of `codecs` costs in bytes and in quality at each of `cuts` (the single-tensor cuts if not given).
 
-    >>> found = calibrate(load("zoo:lenet5"), open_engine(), [{"image": digit}], codecs=["int8"])
-    >>> found.rows[0].quality.agreement
+    >>> calibration = calibrate(load("zoo:lenet5"), open_engine(), [{"image": digit}], codecs=["int8"])
+    >>> calibration.rows[0].quality.agreement
     1.0
 
     Every input's answer is compared with the whole model's on the raw input. One cut's halves are in memory at a time.
@@ -114,13 +114,13 @@ class _Trial:
 def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: Array, judge: _AnswerJudge) -> None:
     """Runs the head once, and the tail on what each codec makes of what crosses."""
     crossing = {t.name: t for t in both.cut.crossing}
-    made = {**inputs, **(both.head.run(inputs) if both.head else {})}
+    values = {**inputs, **(both.head.run(inputs) if both.head else {})}
     answers: dict[str, tuple[int, float, float]] = {}
     for trial in trials:
         if trial.failed:
             continue
         try:
-            sizes, decoded = _through(trial.codec, made, list(crossing.values()))
+            sizes, decoded = _through(trial.codec, values, list(crossing.values()))
         except InputError as exc:
             trial.failed = str(exc)
             continue
@@ -128,7 +128,7 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: A
         # Packing with zstd changes no value: int8+zstd answers what int8 answers.
         base = trial.codec.name.partition("+")[0]
         if base not in answers:
-            outputs = {**made, **decoded}
+            outputs = {**values, **decoded}
             if both.tail:
                 outputs |= both.tail.run({t.name: outputs[t.name] for t in both.tail.inputs})
             answers[base] = judge.compare(expected, outputs[judge.output])
@@ -137,11 +137,11 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: A
         trial.cosine, trial.error = min(trial.cosine, cosine), max(trial.error, error)
 
 
-def _through(codec: Codec, made: Inputs, crossing: Sequence[TensorSpec]) -> tuple[tuple[int, ...], dict[str, Array]]:
+def _through(codec: Codec, values: Inputs, crossing: Sequence[TensorSpec]) -> tuple[tuple[int, ...], dict[str, Array]]:
     """(bytes of each tensor that crosses, what is decoded of those that the codec takes)."""
     sizes, decoded = [], {}
     for t in crossing:
-        array = made[t.name]
+        array = values[t.name]
         spec = spec_of(t.name, array)
         if codec.accepts(spec):
             data = codec.encode(array)

@@ -1,7 +1,7 @@
 """Profile × profile × link → plan.
 
-    found = plan(graph, (edge, cloud), Link(5.85, 20, 40), constraints=Constraints(deadline_ms=200))
-    print(found.advice, found.best.label, found.best.total.ms)
+    best_plan = plan(graph, (edge, cloud), Link(5.85, 20, 40), constraints=Constraints(deadline_ms=200))
+    print(best_plan.advice, best_plan.best.label, best_plan.best.total.ms)
 
 `planner` is the door; `plans` holds what a plan is, `files` keeps it. `constraints` are what it must keep to,
 `objectives` what it minimises. `cost_model` turns profiles into the numbers of a `solve.problem`, which `solve` finds

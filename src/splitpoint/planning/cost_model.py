@@ -81,7 +81,7 @@ class HopWork(Generic[N]):
 
 
 @dataclass(frozen=True)
-class Work(Generic[N]):
+class RequestWork(Generic[N]):
     """What a request gives each host and each hop to do."""
 
     hosts: tuple[HostWork[N], ...]
@@ -130,7 +130,7 @@ def hop_delays(work: HopWork[N], link: Link) -> tuple[Delay[N], Delay[N]]:
     return Delay(half + up, up_off, up_off + late), Delay(half + down, down_off, down_off + late)
 
 
-def high(work: Work[N], links: Sequence[Link], latency: N) -> N:
+def high(work: RequestWork[N], links: Sequence[Link], latency: N) -> N:
     """What nine requests in ten are answered by, where `latency` is the sum of the medians."""
     stages = [stage for host in work.hosts for stage in host_delays(host)]
     stages += [stage for hop, link in zip(work.hops, links, strict=True) for stage in hop_delays(hop, link)]
@@ -263,7 +263,7 @@ class CostModel:
             tuple(answer_nbytes(self.graph, cut) for cut in cuts),
         )
 
-    def work(self, parts: PlacedParts, coded: Sequence[Sequence[Coded]]) -> Work[float]:
+    def work(self, parts: PlacedParts, coded: Sequence[Sequence[Coded]]) -> RequestWork[float]:
         """What a request costs where the tensors that cross each hop are `coded` so."""
         hops, encode, decode = [], [], [0.0]
         for used, frame, down, tensors in zip(parts.used, parts.frame_nbytes, parts.down_nbytes, coded, strict=True):
@@ -281,10 +281,10 @@ class CostModel:
             HostWork(s.median, max(s.median - s.p10, 0.0), max(s.p90 - s.median, 0.0), inward, onward)
             for s, inward, onward in zip(parts.computing, decode, (*encode, 0.0), strict=True)
         ]
-        return Work(tuple(hosts), tuple(hops))
+        return RequestWork(tuple(hosts), tuple(hops))
 
     @cached_property
-    def grid(self) -> Work[Floats]:
+    def grid(self) -> RequestWork[Floats]:
         """Every topological prefix (rows) with every codec (columns) at once, between two hosts."""
         device, server = self.hosts
         cuts, [table] = self.graph.prefixes(), self.tables
@@ -311,7 +311,7 @@ class CostModel:
             crossing(table.guessed),
             np.array([[answer_nbytes(self.graph, c)] for c in cuts], np.float64),
         )
-        return Work(
+        return RequestWork(
             (
                 spread(stats[0], nothing, crossing(table.encode_ms)),
                 spread(stats[1], crossing(table.decode_ms), nothing),

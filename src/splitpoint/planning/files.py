@@ -11,7 +11,18 @@ from splitpoint.calibration.calibrations import Quality
 from splitpoint.documents import Count, Documents, NotNegative
 from splitpoint.link import Link
 from splitpoint.planning.objectives import NAMES
-from splitpoint.planning.plans import FORMAT, STAGES, Band, Crossing, HopCosts, HostCosts, Kind, Option, Plan, RateRange
+from splitpoint.planning.plans import (
+    FORMAT,
+    STAGES,
+    Band,
+    Crossing,
+    HopCosts,
+    HostCosts,
+    Option,
+    OptionKind,
+    Plan,
+    RateRange,
+)
 
 
 def plan_bytes(plan: Plan) -> bytes:
@@ -71,7 +82,7 @@ def _check_option(option: Option, hosts: int, at: str) -> None:
 class _Option1(msgspec.Struct, kw_only=True):
     """An option when there were one device, one link and one server, by name."""
 
-    kind: Kind
+    kind: OptionKind
     cut: str
     on_edge: tuple[Count, ...]
     crossing: tuple[Crossing, ...]

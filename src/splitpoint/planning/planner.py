@@ -1,8 +1,8 @@
 """Graph × profiles × link → Plan: the honest table.
 
     edge, cloud = load_profile("edge.profile.json"), load_profile("cloud.profile.json")
-    found = splitpoint.plan(edge.graph, (edge, cloud), Link(5.85, 20, 40), constraints=Constraints(codecs=("int8",)))
-    print(found.advice)     # Split after blocks.6, int8: 63.0 ms, 28.1 ms (31 %) less than all on the device.
+    split = splitpoint.plan(edge.graph, (edge, cloud), Link(5.85, 20, 40), constraints=Constraints(codecs=("int8",)))
+    print(split.advice)     # Split after blocks.6, int8: 63.0 ms, 28.1 ms (31 %) less than all on the device.
 
 Neither a model file nor an engine is needed: profiles come from JSON.
 

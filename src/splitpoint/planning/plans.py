@@ -14,10 +14,10 @@ from splitpoint.link import Link
 #: Of the file. 1 (splitpoint 0.1.0) had one device, one link and one server, by name.
 FORMAT = 2
 
-Kind = Literal["device", "server", "jpeg", "split"]
+OptionKind = Literal["device", "server", "jpeg", "split"]
 #: The kind of a range of rates at which no option keeps to the constraints.
 NO_OPTION: Final = "none"
-KindOrNone = Literal["device", "server", "jpeg", "split", "none"]
+RangeKind = Literal["device", "server", "jpeg", "split", "none"]
 #: What an option is, in the words of the table.
 KINDS = {
     "device": "all on the device",
@@ -89,7 +89,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     `cut`, `on_edge`, `crossing`, `stages` and the bytes are those of the device and the hop behind it.
     """
 
-    kind: Kind
+    kind: OptionKind
     hosts: tuple[HostCosts, ...]
     hops: tuple[HopCosts, ...]
     total: Band
@@ -176,7 +176,7 @@ class RateRange(msgspec.Struct, frozen=True):
 
     up_mbps_from: Above0
     up_mbps_to: Above0
-    kind: KindOrNone
+    kind: RangeKind
     cut: str
     codecs: tuple[str, ...]
 

@@ -17,7 +17,7 @@ from splitpoint.planning.constraints import Constraints, input_like, over_budget
 from splitpoint.planning.cost_model import Coded, CostModel, Delay, PlacedParts, hop_delays, host_delays
 from splitpoint.planning.head_memory import head_memory
 from splitpoint.planning.objectives import weights_of
-from splitpoint.planning.plans import Band, Crossing, HopCosts, HostCosts, Kind, Option
+from splitpoint.planning.plans import Band, Crossing, HopCosts, HostCosts, Option, OptionKind
 from splitpoint.units import ms, size
 
 #: Requests a second of a request that takes no time: JSON has no infinity.
@@ -89,7 +89,7 @@ class Scorer:
             )
         return self._placed[cut.nodes]
 
-    def _kind(self, cut: Cut, names: Sequence[str]) -> Kind:
+    def _kind(self, cut: Cut, names: Sequence[str]) -> OptionKind:
         if len(cut.nodes) == len(self.graph.placed):
             return "device"
         if len(cut.nodes):

@@ -15,14 +15,14 @@ def codec_costs(model: Model, budget_s: float) -> dict[str, CodecCost]:
     from splitpoint.codecs import open_codec
     from splitpoint.codecs.speed import measure
 
-    made = {}
+    costs = {}
     for name in NAMES:
         codec = open_codec(name)
         spec = next((s for s in _specs(model) if codec.accepts(s)), None)
         if spec is not None:
             cost = measure(codec, spec, budget_s / len(NAMES))
-            made[name] = CodecCost(*(getattr(cost, field) for field in CodecCost.__struct_fields__))
-    return made
+            costs[name] = CodecCost(*(getattr(cost, field) for field in CodecCost.__struct_fields__))
+    return costs
 
 
 def _specs(model: Model) -> tuple[TensorSpec, ...]:

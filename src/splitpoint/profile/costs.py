@@ -76,8 +76,8 @@ def _shared(totals: Floats, owner: Ints, parts: Floats) -> Floats:
     empty = sums == 0
     parts = np.where(empty[owner], 1.0, parts)
     sums = np.where(empty, np.bincount(owner, minlength=len(totals)), sums)
-    made: Floats = totals[owner] * parts / sums[owner]
-    return made
+    shares: Floats = totals[owner] * parts / sums[owner]
+    return shares
 
 
 def fixed_cost(anchors: Mapping[int, float], kernels: Floats) -> float:

@@ -17,7 +17,13 @@ from splitpoint.planning.solve.blocks import Block, StepOrder, three_stages
 from splitpoint.planning.solve.constrained import Limit, least_within
 from splitpoint.planning.solve.min_cut import least
 from splitpoint.planning.solve.problem import Bools, Floats, Problem, Solution, stages
-from splitpoint.planning.solve.throughput import bottleneck, slowest_stage
+from splitpoint.planning.solve.throughput import bottleneck
+
+
+def slowest_stage(problem: Problem, on_edge: Bools) -> str:
+    totals = stages(problem, on_edge)
+    return max(("edge", "link", "cloud"), key=lambda name: getattr(totals, name))
+
 
 SAME = 1e-9  # sums of the same numbers in another order
 NEVER = math.inf

@@ -213,12 +213,12 @@ class Block:
 
     @cached_property
     def _used_by(self) -> list[list[CrossingTensor]]:
-        found: list[list[CrossingTensor]] = [[] for _ in range(self.size)]
+        by_user: list[list[CrossingTensor]] = [[] for _ in range(self.size)]
         for t in self.inner:
             for user in t.users:
                 if user >= self.first:
-                    found[user - self.first].append(t)
-        return found
+                    by_user[user - self.first].append(t)
+        return by_user
 
     def along(self, ranking: Ints) -> Floats:
         """float64[count, size + 1]: the measures with the first 0, 1, … steps of `ranking` on the device.

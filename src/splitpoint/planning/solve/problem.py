@@ -111,11 +111,11 @@ def stages(problem: Problem, on_edge: Bools) -> StageTotals:
     remote = bool(on_cloud.any())
     edge = float(problem.edge[on_edge].sum()) + (problem.edge_fixed if on_edge.any() else 0.0)
     cloud = float(problem.cloud[on_cloud].sum()) + (problem.server_fixed if remote else 0.0)
-    made = np.append(on_edge, True)[problem.maker]  # the model's inputs, −1, are always there
+    at_hand = np.append(on_edge, True)[problem.maker]  # the model's inputs, −1, are always there
     owner = np.repeat(np.arange(problem.link.size), np.diff(problem.first))
     wanted = np.zeros(problem.link.size, bool)
     wanted[owner[on_cloud[problem.users]]] = True
-    crossing = made & wanted
+    crossing = at_hand & wanted
     coding = [float((np.zeros(problem.link.size) + each)[crossing].sum()) for each in (problem.encode, problem.decode)]
     link = float(problem.link[crossing].sum() + problem.down[on_cloud].sum()) + (problem.cloud_fixed if remote else 0.0)
     return StageTotals(edge + coding[0], link, cloud + coding[1])
