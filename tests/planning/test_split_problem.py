@@ -139,7 +139,7 @@ def request(split: SplitProblem, cut: Cut, link: Link, codecs: Iterable[str]) ->
     """Device, link and server of one request at `cut`, added up without arrays."""
     graph, edge, cloud = split.costs.graph, split.costs.hosts[0].profile.costs(), split.costs.hosts[1].profile.costs()
     left = [i for i in graph.placed if i not in cut.nodes]
-    device = sum(edge.edge[i] for i in cut.nodes) + (edge.edge_fixed if len(cut.nodes) else 0.0)
+    device = sum(edge.head[i] for i in cut.nodes) + (edge.head_fixed if len(cut.nodes) else 0.0)
     if not left:
         return float(device), 0.0, 0.0
     answer = ANSWER_NBYTES
@@ -150,7 +150,7 @@ def request(split: SplitProblem, cut: Cut, link: Link, codecs: Iterable[str]) ->
     network = link.rtt_ms + link.up_ms(REQUEST_NBYTES) + link.down_ms(answer)
     network += sum(cheapest(split, t, codecs, link)[0] for t in cut.crossing)
     # The server's own overhead is paid once, with the round trip.
-    return float(device), float(network + cloud.cloud_fixed), float(sum(cloud.cloud[i] for i in left))
+    return float(device), float(network + cloud.tail_fixed), float(sum(cloud.tail[i] for i in left))
 
 
 @pytest.mark.parametrize("name", ["zoo:lenet5", "zoo:efficientnet_lite0", "residual", "flattening", "passing"])
@@ -360,7 +360,7 @@ def test_energy_is_watts_times_milliseconds() -> None:
             for t in cut.crossing:
                 spent += watts.compute * coded(split.costs.hosts[0].profile, chosen[t.name], "encode", t.nbytes)
                 spent += watts.idle * coded(split.costs.hosts[1].profile, chosen[t.name], "decode", t.nbytes)
-            spent += watts.idle * (server + LINK.rtt_ms + split.costs.hosts[1].profile.costs().cloud_fixed)
+            spent += watts.idle * (server + LINK.rtt_ms + split.costs.hosts[1].profile.costs().tail_fixed)
         assert stages(problem, split.costs.steps.on_edge(cut.nodes)).total == pytest.approx(spent, rel=1e-9)
 
 
@@ -448,7 +448,7 @@ def test_server_time_counts_and_latency_decides_between_equals() -> None:
     found = least(problem, keep_cloud=kept)
     assert found.on_edge.tolist() == [k < 5 for k in range(problem.steps)]
     assert found.value == pytest.approx(
-        split.costs.hosts[1].profile.costs().cloud[5:].sum() + split.costs.hosts[1].profile.costs().cloud_fixed,
+        split.costs.hosts[1].profile.costs().tail[5:].sum() + split.costs.hosts[1].profile.costs().tail_fixed,
         abs=1e-5,
     )
 

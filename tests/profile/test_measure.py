@@ -180,8 +180,8 @@ def test_a_budget_for_the_whole_model_alone_still_gives_a_profile(lenet: Model) 
     assert {s.prefix for s in profile.segments} == {0, 16}
     costs = profile.costs()
     whole = sum(machinery.costs.values())
-    assert costs.edge.sum() + costs.edge_fixed == pytest.approx(whole, rel=1e-3)
-    assert costs.cloud.sum() + costs.cloud_fixed == pytest.approx(whole, rel=1e-3)
+    assert costs.head.sum() + costs.head_fixed == pytest.approx(whole, rel=1e-3)
+    assert costs.tail.sum() + costs.tail_fixed == pytest.approx(whole, rel=1e-3)
     heads = [profile.head(k).median for k in range(17)]
     assert heads == sorted(heads)
     assert 0 < heads[1] < heads[8] < whole
@@ -374,28 +374,28 @@ def test_costs_are_exact_at_measured_prefixes_and_zero_for_copied_nodes() -> Non
     profile = measured(model, Machinery(model))
     costs = profile.costs()
     graph = model.graph
-    assert (costs.edge >= 0).all()
-    assert (costs.cloud >= 0).all()
+    assert (costs.head >= 0).all()
+    assert (costs.tail >= 0).all()
     copied = [i for i, n in enumerate(graph.nodes) if not n.placed]
     assert copied
-    assert not costs.edge[copied].any()
-    assert not costs.cloud[copied].any()
+    assert not costs.head[copied].any()
+    assert not costs.tail[copied].any()
     for s in profile.segments:
         cut = graph.prefixes()[s.prefix]
         if s.head:
-            assert costs.edge_fixed + costs.edge[list(cut.nodes)].sum() == pytest.approx(s.head.median, rel=1e-6)
+            assert costs.head_fixed + costs.head[list(cut.nodes)].sum() == pytest.approx(s.head.median, rel=1e-6)
         if s.tail:
             rest = [i for i in graph.placed if i not in cut.nodes]
-            assert costs.cloud_fixed + costs.cloud[rest].sum() == pytest.approx(s.tail.median, rel=1e-6)
+            assert costs.tail_fixed + costs.tail[rest].sum() == pytest.approx(s.tail.median, rel=1e-6)
 
 
 def test_a_head_that_gets_cheaper_never_makes_a_node_cost_less_than_nothing(lenet: Model) -> None:
     heads = {5: 2.0, 6: 1.0, 16: 4.0}
     costs = fit(lenet.graph, heads, {}, 4.0, estimated(lenet.graph))
-    assert (costs.edge >= 0).all()
-    assert costs.edge[5] == pytest.approx(0)
-    assert 1.0 < costs.edge_fixed + costs.edge[:5].sum() < 2.0
-    assert costs.edge_fixed + costs.edge.sum() == pytest.approx(4.0)
+    assert (costs.head >= 0).all()
+    assert costs.head[5] == pytest.approx(0)
+    assert 1.0 < costs.head_fixed + costs.head[:5].sum() < 2.0
+    assert costs.head_fixed + costs.head.sum() == pytest.approx(4.0)
 
 
 def test_a_flattered_cut_is_taken_for_what_its_neighbours_say(lenet: Model) -> None:
@@ -469,8 +469,8 @@ def test_groups_share_what_they_cost_together() -> None:
     for step in groups:
         own = sum(machinery.costs[model.graph.nodes[i].name] for i in step)
         # With them go the copied DequantizeLinear before them, which are nobody's own.
-        assert own - 1e-6 <= costs.edge[step].sum() <= own + 10
-        assert (costs.edge[step] > 0).all()
+        assert own - 1e-6 <= costs.head[step].sum() <= own + 10
+        assert (costs.head[step] > 0).all()
 
 
 # --- kernel times ---------------------------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ class SplitProblem:
         self.costs = costs
         (self._device, self._server), [self._table] = costs.hosts, costs.tables
         self._own, self._theirs = self._device.profile.costs(), self._server.profile.costs()
-        self._head = self._steps(self._device, self._own, self._own.edge)
-        self._tail = self._steps(self._server, self._theirs, self._theirs.cloud)
+        self._head = self._steps(self._device, self._own, self._own.head)
+        self._tail = self._steps(self._server, self._theirs, self._theirs.tail)
         tensors = costs.steps.tensors
         shown = input_like(costs.graph) if keep_input_local else ()
         self._local = np.array([t.name in shown for t in tensors], bool)
@@ -86,7 +86,7 @@ class SplitProblem:
             crossing = self._tensor_costs(link, w).min(axis=1)
             encode = decode = np.zeros(len(crossing))
         crossing[self._local] = np.inf
-        own = w.hosts[1] * self._theirs.cloud_fixed
+        own = w.hosts[1] * self._theirs.tail_fixed
         around = w.trips[0] * link.rtt_ms + up * REQUEST_NBYTES + down * ANSWER_NBYTES
         steps = self.costs.steps
         return Problem(
@@ -99,7 +99,7 @@ class SplitProblem:
             first=steps.first,
             users=steps.users,
             down=down * steps.down,
-            edge_fixed=w.hosts[0] * self._own.edge_fixed,
+            edge_fixed=w.hosts[0] * self._own.head_fixed,
             cloud_fixed=around if stream else own + around,
             encode=encode,
             decode=decode,
@@ -139,7 +139,7 @@ class SplitProblem:
         latency = weights_of("latency", self.costs.hosts)
         up, down = _byte_costs(link, latency)
         raw = up * self._table.nbytes[:, 0].sum() + down * self.costs.steps.down.sum()
-        fixed = self._own.edge_fixed + self._theirs.cloud_fixed + link.rtt_ms
+        fixed = self._own.head_fixed + self._theirs.tail_fixed + link.rtt_ms
         coded = (self._table.encode_ms + self._table.decode_ms).max(axis=1).sum()
         most = self._head.sum() + self._tail.sum() + raw + coded + fixed + up * REQUEST_NBYTES + down * ANSWER_NBYTES
         return weights.plus(latency, _TIES[objective] / max(1.0, most))

@@ -187,9 +187,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return side.stats[place]
         costs = self.costs()
         if heads:
-            ms = costs.edge_fixed + float(costs.edge[list(what.nodes)].sum())
+            ms = costs.head_fixed + float(costs.head[list(what.nodes)].sum())
         else:
-            ms = costs.cloud_fixed + float(costs.cloud[[i for i in self.graph.placed if i not in what.nodes]].sum())
+            ms = costs.tail_fixed + float(costs.tail[[i for i in self.graph.placed if i not in what.nodes]].sum())
         low, high = (float(np.interp(len(what.nodes), self._counts, share)) for share in (side.low, side.high))
         return Stat(ms, ms * low, ms * high, 0)
 
@@ -216,18 +216,18 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def _heads(self) -> _Side:
         costs = self.costs()
-        done = np.cumsum([0.0, *(costs.edge[list(step)].sum() for step in self.graph.order)])
+        done = np.cumsum([0.0, *(costs.head[list(step)].sum() for step in self.graph.order)])
         known = {s.prefix: s.head for s in self.segments if s.head is not None and s.prefix}
-        return _Side.of(known, costs.edge_fixed + done, self._counts, 0)
+        return _Side.of(known, costs.head_fixed + done, self._counts, 0)
 
     @cached_property
     def _tails(self) -> _Side:
         costs = self.costs()
-        steps = [costs.cloud[list(step)].sum() for step in self.graph.order]
+        steps = [costs.tail[list(step)].sum() for step in self.graph.order]
         left = np.cumsum([0.0, *reversed(steps)])[::-1]
         last = len(self._counts) - 1
         known = {s.prefix: s.tail for s in self.segments if s.tail is not None and s.prefix < last}
-        return _Side.of(known, costs.cloud_fixed + left, self._counts, last)
+        return _Side.of(known, costs.tail_fixed + left, self._counts, last)
 
     @cached_property
     def _counts(self) -> tuple[int, ...]:
