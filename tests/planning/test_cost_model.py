@@ -1,0 +1,116 @@
+"""What a placement costs on every host and every hop, and how far to trust the number."""
+
+from __future__ import annotations
+
+from math import isclose, sqrt
+from typing import Any
+
+import msgspec
+import pytest
+from planning_cases import EFFICIENT, pair, planned
+from plans import CODECS, FOUR_G, calibration, model_of, profiles
+
+from splitpoint.link import Link
+from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.cost_model import high
+from splitpoint.planning.objectives import weights_of
+from splitpoint.planning.planner import Planner
+from splitpoint.planning.plans import Option
+from splitpoint.planning.scoring import uniform
+from splitpoint.profile.profiles import Profile, Stat
+
+
+def test_bands_are_the_root_of_the_stages_squares_and_hold_the_links_jitter() -> None:
+    edge, cloud = pair()
+    link = Link(5.85, 20, 40, 8)
+    found = planned(link)
+    split = next(o for o in found.options if o.kind == "split")
+    cut = edge.graph.cut_of(split.on_edge)
+    head, tail = edge.head(cut), cloud.tail(cut)
+    sent = (0.05 * link.up_ms(split.up_nbytes)) ** 2 + (0.05 * link.down_ms(split.down_nbytes)) ** 2
+    above = sqrt((head.p90 - head.median) ** 2 + (tail.p90 - tail.median) ** 2 + 8**2 + sent)
+    assert isclose(split.total.high - split.total.ms, above)
+    below = sqrt((head.median - head.p10) ** 2 + (tail.median - tail.p10) ** 2 + sent)
+    assert isclose(split.total.ms - split.total.low, below)
+    device = found.option("device")
+    assert device is not None
+    assert isclose(device.total.high, edge.whole.p90)
+    assert device.up_nbytes == device.down_nbytes == 0
+
+
+def test_the_round_trip_is_paid_half_on_each_way() -> None:
+    near, far = planned(Link(5, 5, 0)).option("server"), planned(Link(5, 5, 40)).option("server")
+    assert near is not None
+    assert far is not None
+    assert isclose(far.stages["up"].ms - near.stages["up"].ms, 20)
+    assert isclose(far.stages["down"].ms - near.stages["down"].ms, 20)
+
+
+def test_energy_is_watts_times_milliseconds() -> None:
+    found = planned(Link(10, 10, 20), objective="energy").option("server")
+    assert found is not None
+    sending = (found.up_nbytes + found.down_nbytes) * 8e-4
+    assert isclose(found.energy_mj or 0, 2.0 * sending + 1.0 * (20 + found.stages["server"].ms))
+
+
+EXACT, VARYING = Link(6.0, 20.0, 40.0), Link(6.0, 20.0, 40.0, 1e-6)
+
+
+def priced(codec: str, link: Link = EXACT, rows: Any = None, prefix: int = 0) -> Option:
+    """One placement between machines whose own times have no spread."""
+    sure = [profile_without_spread(p) for p in profiles(EFFICIENT, 90.0, 4.0)]
+    known = calibration(model_of(EFFICIENT), rows) if rows else None
+    planner = Planner(None, (sure[0], sure[1]), constraints=Constraints(codecs=(codec,)), calibration=known)
+    cut = planner.graph.prefixes()[prefix]
+    return planner._scorer.option(cut, uniform(cut, codec), link)
+
+
+def profile_without_spread(made: Profile) -> Profile:
+    def sure(stat: Stat | None) -> Stat | None:
+        return stat and Stat(stat.median, stat.median, stat.median, stat.count)
+
+    segments = tuple(msgspec.structs.replace(s, head=sure(s.head), tail=sure(s.tail)) for s in made.segments)
+    return msgspec.structs.replace(made, segments=segments)
+
+
+def test_an_estimated_jpeg_is_not_known_to_a_hair() -> None:
+    found = priced("jpeg:90")
+    assert not found.sized
+    sent = EXACT.up_ms(found.crossing[0].nbytes)
+    assert found.stages["up"].error == pytest.approx(0.25 * sent, rel=1e-6)
+    assert found.total.error > 0.2 * sent
+    calibrated = priced("jpeg:90", rows={(0, "jpeg:90"): 1.0})
+    assert calibrated.sized
+    assert calibrated.stages["up"].error == 0
+
+
+def test_times_of_codecs_have_a_width() -> None:
+    found = priced("int8", prefix=6)
+    assert len(found.crossing) == 1
+    encode, nbytes = found.stages["encode"], model_of(EFFICIENT).graph.prefixes()[6].nbytes
+    assert encode.ms == pytest.approx(0.02 + 2.0 * nbytes / 1e6)
+    assert (encode.low, encode.high) == (pytest.approx(0.75 * encode.ms), pytest.approx(1.25 * encode.ms))
+    assert found.stages["server"].error == pytest.approx(0.25 * (0.02 + 1.5 * nbytes / 1e6))
+    assert priced("raw", prefix=6).total.error == 0
+
+
+def test_the_rate_of_a_link_that_varies_has_a_width() -> None:
+    found = priced("raw", VARYING)
+    assert found.stages["up"].error == pytest.approx(0.05 * VARYING.up_ms(found.up_nbytes), rel=1e-3)
+    assert found.stages["down"].error == pytest.approx(0.05 * VARYING.down_ms(found.down_nbytes), rel=1e-3)
+    assert priced("raw", EXACT).total.error == 0
+
+
+@pytest.mark.parametrize("link", [EXACT, VARYING, FOUR_G])
+def test_a_deadline_means_the_same_to_the_search_and_to_the_table(link: Link) -> None:
+    codecs = ("int8", "int8+zstd", "jpeg:90")
+    more = {"int8+zstd": CODECS["int8"]}
+    edge, cloud = (msgspec.structs.replace(p, codecs={**p.codecs, **more}) for p in profiles(EFFICIENT, 90.0, 4.0))
+    planner = Planner(None, (edge, cloud), constraints=Constraints(codecs=codecs))
+    work = planner.costs.grid
+    latest = high(work, [link], work.value([link], weights_of("latency", planner.hosts)))
+    cuts = planner.graph.prefixes()
+    for p in range(0, len(cuts), 17):
+        for c, codec in enumerate(planner.costs.codecs):
+            option = planner._scorer.option(cuts[p], uniform(cuts[p], codec), link)
+            assert option.total.high == pytest.approx(latest[p, c], rel=1e-9)
