@@ -6,6 +6,7 @@ from math import isclose, sqrt
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from planning_cases import EFFICIENT, pair, planned
 from plans import CODECS, FOUR_G, calibration, model_of, profiles
@@ -15,7 +16,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.cost_model import high
 from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.planner import Planner
-from splitpoint.planning.plans import Option
+from splitpoint.planning.plans import Option, value
 from splitpoint.planning.scoring import uniform
 from splitpoint.profile.profiles import Profile, Stat
 
@@ -114,3 +115,31 @@ def test_a_deadline_means_the_same_to_the_search_and_to_the_table(link: Link) ->
         for c, codec in enumerate(planner.costs.codecs):
             option = planner._scorer.option(cuts[p], uniform(cuts[p], codec), link)
             assert option.total.high == pytest.approx(latest[p, c], rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["latency", "energy", "bytes", "server-time", "throughput"])
+@pytest.mark.parametrize("link", [EXACT, VARYING, FOUR_G])
+def test_all_prefixes_at_once_cost_what_each_costs_by_itself(objective: str, link: Link) -> None:
+    """The grid of prefixes and codecs is the same model as one row: parts, sums and the busy times of all."""
+    planner = Planner(None, pair(EFFICIENT), objective=objective, constraints=Constraints(codecs=("int8", "jpeg:90")))
+    costs, weights = planner.costs, weights_of(objective, planner.hosts)
+    values, busy = costs.grid.value([link], weights), np.stack(np.broadcast_arrays(*costs.grid.busy([link])))
+    for p in range(0, len(planner.graph.prefixes()), 13):
+        cut = planner.graph.prefixes()[p]
+        for c, codec in enumerate(costs.codecs):
+            work = costs.work(costs.parts([cut]), [[costs.coded(0, t, codec) for t in cut.crossing]])
+            assert work.value([link], weights) == pytest.approx(values[p, c], rel=1e-12)
+            assert work.busy([link]) == pytest.approx(busy[:, p, c], rel=1e-12)
+            option = planner.price(cut, [codec] * len(cut.crossing), link)
+            assert value(option, objective) == pytest.approx(
+                max(work.busy([link])) if objective == "throughput" else work.value([link], weights), rel=1e-12
+            )
+
+
+def test_a_codec_that_does_not_take_a_tensor_leaves_it_raw() -> None:
+    costs = Planner(None, pair(EFFICIENT), constraints=Constraints(codecs=("jpeg:90",))).costs
+    features = costs.graph.prefixes()[20].crossing[0]
+    assert costs.coded(0, features, "jpeg:90") == costs.coded(0, features, "raw")
+    place = costs.steps.place[features.name]
+    assert costs.tables[0].accepts[place].tolist() == [True, False]
+    assert len(set(costs.tables[0].nbytes[place].tolist())) == 1
