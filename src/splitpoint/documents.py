@@ -1,11 +1,10 @@
 """Documents: values of ours as JSON files, one way for all of them.
 
-    PROFILES = Documents(
+    _PROFILES = Documents(
         what="a profile", holds=Profile, format=1, made_by="splitpoint profile MODEL -o", most_bytes=256 << 20,
         marks=("fingerprint", "segments", "whole"), check=_check,
     )
-    PROFILES.save(path, profile)
-    profile = PROFILES.load(path)
+    save_profile, load_profile, parse_profile = _PROFILES.save, _PROFILES.load, _PROFILES.parse
 
 What each kind of document states once, and what then holds:
 
@@ -77,6 +76,11 @@ class Documents(Generic[T]):
     older: Mapping[int, tuple[type[Any], Callable[[Any], T]]] = field(default_factory=dict)
     write: Callable[[T], bytes] = readable
 
+    @property
+    def kind(self) -> str:
+        """What it is, without the article."""
+        return self.what.partition(" ")[2]
+
     def save(self, path: Path | str, value: T) -> None:
         """Write `value` to `path`; StorageError if that is not possible, and nothing is left half-written."""
         path = Path(path)
@@ -88,8 +92,9 @@ class Documents(Generic[T]):
         path = Path(path)
         return self.parse(read_file(path, self.most_bytes, self.what, self.made_by), str(path))
 
-    def parse(self, data: bytes, where: str) -> T:
+    def parse(self, data: bytes, where: str = "") -> T:
         """The value in `data`, which came from `where` (a file or a server). InputError says what is wrong there."""
+        where = where or f"the {self.kind}"
         number = self._number(data, where)
         then, meaning = self.older.get(number, (self.holds, _as_it_is))
         if number not in (self.format, *self.older):
@@ -106,7 +111,7 @@ class Documents(Generic[T]):
             document: T = meaning(value)
             self.check(document)
         except (ValueError, KeyError, IndexError, TypeError, OverflowError, SplitpointError) as exc:
-            raise InputError(f"{where} is a damaged {self.what.partition(' ')[2]}: {exc}") from exc
+            raise InputError(f"{where} is a damaged {self.kind}: {exc}") from exc
         return document
 
     def _number(self, data: bytes, where: str) -> int:

@@ -44,7 +44,7 @@ def test_examples_in_docstrings_are_true(name: str, tmp_path: Path) -> None:
     ready = {
         "digit": digit, "tmp": tmp_path, "images": images, "graph": edge.graph, "profile": edge, "edge": edge,
         "cloud": cloud, "problem": SplitProblem(costs).problem(PRESETS["4g"]), "PRESETS": PRESETS,
-        "least": least, "cut": edge.graph.chain()[0],
+        "least": least, "costs": costs, "cut": edge.graph.chain()[0],
     }  # fmt: skip
     globs = public | ready | vars(module)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

@@ -8,6 +8,7 @@ import pytest
 
 from splitpoint.errors import UsageError
 from splitpoint.link import Link
+from splitpoint.link.presets import PRESETS
 
 
 @pytest.mark.parametrize("field", ["up_mbps", "down_mbps"])
@@ -22,3 +23,9 @@ def test_a_rate_must_be_one(field: str, rate: float) -> None:
 def test_a_time_must_be_one(field: str, time: float) -> None:
     with pytest.raises(UsageError, match=f"a link's {field} must be from 0"):
         Link(**{"up_mbps": 1.0, "down_mbps": 1.0, "rtt_ms": 1.0, field: time})
+
+
+def test_a_transfer_is_a_round_trip_and_the_bytes_both_ways() -> None:
+    link = PRESETS["wifi5"]
+    assert link.transfer_ms(150_000, 4000) == link.rtt_ms + link.up_ms(150_000) + link.down_ms(4000)
+    assert link.up_ms(150_000) == pytest.approx(12.0)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from plans import model_of
 
 from splitpoint import wire
-from splitpoint.link.transfer import REQUEST_NBYTES
-from splitpoint.planning.frame_bytes import answer_nbytes, frame_entry
+from splitpoint.planning.frame_bytes import (
+    ANSWER_NBYTES,
+    REQUEST_NBYTES,
+    answer_nbytes,
+    entry_nbytes,
+    frame_entry,
+)
+from splitpoint.tensors import ITEM_SIZES
 
 
 def test_an_answer_is_as_long_as_the_frame_that_carries_it() -> None:
@@ -27,3 +39,24 @@ def test_a_request_is_as_long_as_its_tensors_and_their_entries() -> None:
     nbytes = REQUEST_NBYTES + image.nbytes + frame_entry(image, "raw", image.nbytes)
     assert pack(7, [array], ((), 0.5)).nbytes == nbytes
     assert frame_entry(image, "int8", 100) > frame_entry(image, "raw", 100)  # the codec's name travels, too
+
+
+SHAPES = st.lists(st.lists(st.integers(0, 300), max_size=5), min_size=1, max_size=4)
+
+
+@given(SHAPES, st.sampled_from(sorted(ITEM_SIZES)))
+def test_framing_is_what_the_wire_really_adds(shapes: Sequence[Sequence[int]], dtype: str) -> None:
+    shapes = [s if np.prod(s, dtype=np.int64) < 1 << 20 else s[:2] for s in shapes]
+    arrays = [np.zeros(s, dtype) for s in shapes]
+    body = sum(a.nbytes for a in arrays)
+    entries = sum(entry_nbytes(dtype, a.shape, a.nbytes) for a in arrays)
+    request = wire.Packer(wire.Kind.INFER, lambda tensors, vectors, s: wire.Infer(3, tensors, vectors, s))
+    assert request.pack(7, arrays, ((), 0.5)).nbytes == REQUEST_NBYTES + entries + body
+    answer = wire.Packer(wire.Kind.RESULT, wire.Result)
+    assert answer.pack(7, arrays, (), wire.Times()).nbytes == ANSWER_NBYTES + entries + body
+
+
+@pytest.mark.parametrize("nbytes", [1, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32])
+def test_framing_of_encoded_tensors(nbytes: int) -> None:
+    tensor = wire.Tensor("float32", (1, nbytes, 200), nbytes, "int8+zstd")
+    assert entry_nbytes("float32", (1, nbytes, 200), nbytes, "int8+zstd") == len(msgspec.msgpack.encode(tensor))

@@ -28,7 +28,9 @@ from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.link import Link
-from splitpoint.link.transfer import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
+from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
+from splitpoint.planning.hosts import Host
+from splitpoint.planning.same_model import check
 from splitpoint.planning.solve.min_cut import Cutter, least
 from splitpoint.planning.solve.problem import stages
 from splitpoint.planning.split_problem import SplitProblem
@@ -232,5 +234,5 @@ def test_a_new_link_leaves_the_graph_alone() -> None:
 
 def test_a_profile_of_another_graph_is_refused() -> None:
     small = profile_of(graph_of("residual"), 1, 1.0)
-    with pytest.raises(InputError, match=r"the device's profile has 8 nodes and .* has 16"):
-        SplitProblem(costs_of(graph_of("zoo:lenet5"), small, small))
+    with pytest.raises(InputError, match=r"the device's profile lacks node .* of lenet5"):
+        check(graph_of("zoo:lenet5"), (Host("device", small), Host("server", small)), None)

@@ -13,10 +13,10 @@ from nets import flattening, load, passing, residual
 from splitpoint.codecs import open_codec
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.link.transfer import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
 from splitpoint.machine import Machine
 from splitpoint.models import load as load_model
 from splitpoint.planning.cost_model import CostModel
+from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
 from splitpoint.planning.hosts import Host
 from splitpoint.planning.split_problem import SplitProblem
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts

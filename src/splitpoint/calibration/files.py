@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from splitpoint.calibration.calibrations import FORMAT, Calibration
 from splitpoint.codecs import open_codec
 from splitpoint.documents import Documents
-
-
-def calibration_bytes(calibration: Calibration) -> bytes:
-    """`calibration` as readable JSON."""
-    return _CALIBRATIONS.write(calibration)
-
-
-def save_calibration(path: Path | str, calibration: Calibration) -> None:
-    """Write `calibration`; StorageError if that is not possible, and nothing is half-written."""
-    _CALIBRATIONS.save(path, calibration)
-
-
-def load_calibration(path: Path | str) -> Calibration:
-    """The calibration in a file. InputError names the file and what is wrong in it."""
-    return _CALIBRATIONS.load(path)
-
-
-def parse_calibration(data: bytes, where: str = "the calibration") -> Calibration:
-    """The calibration in JSON bytes; InputError as `load_calibration`."""
-    return _CALIBRATIONS.parse(data, where)
 
 
 def _check(calibration: Calibration) -> None:
@@ -46,3 +24,5 @@ _CALIBRATIONS = Documents(
     most_bytes=64 << 20,  # a thousand cuts with twenty codecs are 4 MB
     check=_check,
 )  # fmt: skip
+calibration_bytes, save_calibration = _CALIBRATIONS.write, _CALIBRATIONS.save
+load_calibration, parse_calibration = _CALIBRATIONS.load, _CALIBRATIONS.parse

@@ -12,7 +12,7 @@ import msgspec
 from click.core import ParameterSource
 from rich.console import Console
 
-from splitpoint.calibration.calibrations import Calibration
+from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import Column, out, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import (
@@ -44,7 +44,7 @@ from splitpoint.predict.learn.files import load_latency
 from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.predict.price.prediction import predict
 from splitpoint.profile.files import load_profile
-from splitpoint.profile.profiles import Profile, Watts
+from splitpoint.profile.profiles import Profile
 from splitpoint.report.plan_table import draw, fitted, proof, range_lines, refusals, seed_lines
 from splitpoint.report.prediction_table import uncalibrated_line
 from splitpoint.security import Security
@@ -154,7 +154,7 @@ def command(
             check_writable(path)
     if png_path is not None:
         _need_plot()
-    calibration = None if calib is None else _calibration(calib)
+    calibration = None if calib is None else load_calibration(calib)
     learned = _learned(edge_path, cloud, device, threads, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
     wanted = opening.load(model) if model is not None and load_it else None
@@ -164,7 +164,7 @@ def command(
         learned=learned, allow_domains=opening.allow_domains,
     )  # fmt: skip
     if watts is not None:
-        edge = _with_watts(edge, watts)
+        edge = msgspec.structs.replace(edge, watts=watts)
     constraints = msgspec.structs.replace(constraints, shared=shared)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
     plan = planner.plan(link)
@@ -298,18 +298,6 @@ def _link(text: str) -> Link:
         click.echo(f"{text} is a trace: planning for its mean, {found.mean}", err=True)
         return found.mean
     return found
-
-
-def _calibration(path: Path) -> Calibration:
-    from splitpoint.calibration.files import load_calibration
-
-    return load_calibration(path)
-
-
-def _with_watts(profile: Profile, watts: Watts) -> Profile:
-    import msgspec
-
-    return msgspec.structs.replace(profile, watts=watts)
 
 
 def _need_plot() -> None:

@@ -28,32 +28,24 @@ _COLUMNS = ("time", "up", "down", "rtt")
 _MOST_NBYTES = 32 << 20
 
 
-class _LinkFile(msgspec.Struct, frozen=True, kw_only=True):
+class _LinkFile(Link, frozen=True):
     format: int = FORMAT
-    name: str = ""
-    up_mbps: float
-    down_mbps: float
-    rtt_ms: float
-    jitter_ms: float = 0.0
-
-    def link(self) -> Link:
-        return Link(self.up_mbps, self.down_mbps, self.rtt_ms, self.jitter_ms, self.name)
 
 
 _LINKS = Documents(
     what="a link", holds=_LinkFile, format=FORMAT, made_by="splitpoint link HOST -o", most_bytes=_MOST_NBYTES,
-    marks=("up_mbps",), check=_LinkFile.link,
+    marks=("up_mbps",),
 )  # fmt: skip
 
 
 def save_link(path: Path | str, link: Link) -> None:
     """Write `link` as readable JSON. StorageError if that cannot be done; nothing is left half-written."""
-    _LINKS.save(path, _LinkFile(**msgspec.structs.asdict(link)))
+    _LINKS.save(path, _LinkFile(*msgspec.structs.astuple(link)))
 
 
 def load_link(path: Path | str) -> Link:
     """The link in `path`, as `save_link` writes it. InputError names the file and what is wrong in it."""
-    return _LINKS.load(path).link()
+    return Link(*msgspec.structs.astuple(_LINKS.load(path))[:-1])
 
 
 def load_trace(path: Path) -> LinkTrace:

@@ -28,9 +28,8 @@ from splitpoint.calibration.calibrations import Calibration
 from splitpoint.codecs import open_codec
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.link.transfer import REQUEST_NBYTES
 from splitpoint.planning.calibrated import Calibrated
-from splitpoint.planning.frame_bytes import VECTOR_NBYTES, answer_nbytes, frame_entry
+from splitpoint.planning.frame_bytes import REQUEST_NBYTES, VECTOR_NBYTES, answer_nbytes, frame_entry
 from splitpoint.planning.graph_steps import GraphSteps
 from splitpoint.planning.hosts import RAW, Host
 from splitpoint.planning.objectives import ObjectiveWeights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
-from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,26 +23,6 @@ from splitpoint.planning.plans import (
     Plan,
     RateRange,
 )
-
-
-def plan_bytes(plan: Plan) -> bytes:
-    """`plan` as readable JSON."""
-    return _PLANS.write(plan)
-
-
-def save_plan(path: Path | str, plan: Plan) -> None:
-    """Write `plan`; StorageError if that is not possible, and nothing is half-written."""
-    _PLANS.save(path, plan)
-
-
-def load_plan(path: Path | str) -> Plan:
-    """The plan in a file. InputError names the file and what is wrong in it."""
-    return _PLANS.load(path)
-
-
-def parse_plan(data: bytes, where: str = "the plan") -> Plan:
-    """The plan in JSON bytes; InputError as `load_plan`."""
-    return _PLANS.parse(data, where)
 
 
 def _check(plan: Plan) -> None:
@@ -102,18 +82,9 @@ class _Option1(msgspec.Struct, kw_only=True):
         if set(self.stages) != set(STAGES):
             raise ValueError(f"stages must be {', '.join(STAGES)}")
         device, encode, up, server, down = (self.stages[name] for name in STAGES)
-        nothing = Band(0.0, 0.0, 0.0)
-        return Option(
-            kind=self.kind,
-            hosts=(HostCosts(device, encode, self.edge_memory), HostCosts(server, nothing)),
-            hops=(HopCosts(self.cut, self.on_edge, self.crossing, self.up_nbytes, self.down_nbytes, up, down),),
-            total=self.total,
-            throughput=self.throughput,
-            energy_mj=self.energy_mj,
-            quality=self.quality,
-            exact=self.exact,
-            refused=self.refused,
-        )
+        hop = HopCosts(self.cut, self.on_edge, self.crossing, self.up_nbytes, self.down_nbytes, up, down)
+        hosts = HostCosts(device, encode, self.edge_memory), HostCosts(server, Band(0.0, 0.0, 0.0))
+        return Option(hosts=hosts, hops=(hop,), **_same(self, Option))
 
 
 class _Plan1(msgspec.Struct, kw_only=True):
@@ -134,12 +105,13 @@ class _Plan1(msgspec.Struct, kw_only=True):
 
     def now(self) -> Plan:
         """The same as it is written today."""
-        same = {name: getattr(self, name) for name in self.__struct_fields__ if name in Plan.__struct_fields__}
-        return Plan(
-            **same | {"best": self.best.now(), "options": tuple(o.now() for o in self.options)},
-            hosts=(self.edge, self.cloud),
-            links=(self.link,),
-        )
+        rows = {"best": self.best.now(), "options": tuple(o.now() for o in self.options)}
+        return Plan(hosts=(self.edge, self.cloud), links=(self.link,), **_same(self, Plan) | rows)
+
+
+def _same(old: msgspec.Struct, now: type[msgspec.Struct]) -> dict[str, Any]:
+    """The fields that are called the same today."""
+    return {name: getattr(old, name) for name in old.__struct_fields__ if name in now.__struct_fields__}
 
 
 #: A plan has a handful of rows: a file much larger is something else.
@@ -147,3 +119,4 @@ _PLANS = Documents(
     what="a plan", holds=Plan, format=FORMAT, made_by="splitpoint plan -o", most_bytes=64 << 20, check=_check,
     older={1: (_Plan1, _Plan1.now)},
 )  # fmt: skip
+plan_bytes, save_plan, load_plan, parse_plan = _PLANS.write, _PLANS.save, _PLANS.load, _PLANS.parse

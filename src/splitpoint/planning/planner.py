@@ -6,8 +6,8 @@
 
 Neither a model file nor an engine is needed: profiles come from JSON.
 
-A plan's milliseconds are those of a connection that is in use. What TCP's slow start adds to the first requests of a
-new one is not part of them: `splitpoint.link.transfer.unvalidated_slow_start_ms` estimates it, on its own.
+A plan's milliseconds are those of a connection that is in use: what TCP's slow start adds to the first requests of a
+new one is not part of them.
 """
 
 from __future__ import annotations

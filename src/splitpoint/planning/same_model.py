@@ -27,10 +27,6 @@ def check(graph: Graph, hosts: Sequence[Host], calibration: Calibration | None) 
         require_model(
             "the calibration", (calibration.model, calibration.fingerprint), model, "calibrate this model"
         )  # fmt: skip
-        last = len(graph.prefixes()) - 1
-        for row in calibration.rows:
-            if not 0 <= row.prefix <= last:
-                raise InputError(f"the calibration has a row for prefix {row.prefix}, and {graph.name} has 0…{last}")
 
 
 def _check_nodes(graph: Graph, profile: Profile, side: str) -> None:

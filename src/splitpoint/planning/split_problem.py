@@ -11,15 +11,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from splitpoint.codecs import open_codec
-from splitpoint.errors import InputError
 from splitpoint.link import Link
-from splitpoint.link.transfer import ANSWER_NBYTES, REQUEST_NBYTES
 from splitpoint.planning.constraints import input_like
 from splitpoint.planning.cost_model import CostModel
-from splitpoint.planning.hosts import Host
+from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES
 from splitpoint.planning.objectives import ObjectiveWeights, weights_of
 from splitpoint.planning.solve.problem import Floats, Ints, Problem
-from splitpoint.profile.costs import NodeCosts
 
 #: Objectives that many placements share the least value of, and what of it counts as the same (bytes, ms).
 _TIES: Mapping[str, float] = {"bytes": 0.5, "server-time": 0.5e-6}
@@ -28,8 +25,8 @@ _TIES: Mapping[str, float] = {"bytes": 0.5, "server-time": 0.5e-6}
 class SplitProblem:
     """The problem of a cost model with two hosts, for any link: a new link takes a few sums over arrays.
 
-    >>> split = SplitProblem(CostModel(graph, (Host("device", edge), Host("server", cloud)), codecs=("raw", "int8")))
-    >>> cut = split.costs.steps.cut(least(split.problem(PRESETS["4g"])).on_edge)
+    >>> split = SplitProblem(costs)
+    >>> cut = costs.steps.cut(least(split.problem(PRESETS["4g"])).on_edge)
 
     `may_use` says of (tensor, inexact codec) whether it may travel so; exact codecs always may. `keep_input_local`
     forbids the model's input to cross, and all tensors that still show it (see `constraints.input_like`).
@@ -43,10 +40,9 @@ class SplitProblem:
         keep_input_local: bool = False,
     ) -> None:
         self.costs = costs
-        (self._device, self._server), [self._table] = costs.hosts, costs.tables
-        self._own, self._theirs = self._device.profile.costs(), self._server.profile.costs()
-        self._head = self._steps(self._device, self._own, self._own.head)
-        self._tail = self._steps(self._server, self._theirs, self._theirs.tail)
+        [self._table] = costs.tables
+        self._own, self._theirs = (host.profile.costs() for host in costs.hosts)
+        self._head, self._tail = costs.steps.sums(self._own.head), costs.steps.sums(self._theirs.tail)
         tensors = costs.steps.tensors
         shown = input_like(costs.graph) if keep_input_local else ()
         self._local = np.array([t.name in shown for t in tensors], bool)
@@ -54,16 +50,6 @@ class SplitProblem:
         for c, name in enumerate(costs.codecs):
             if not open_codec(name).exact:
                 self._usable[:, c] &= np.array([may_use(t.name, name) for t in tensors], bool)
-
-    def _steps(self, host: Host, costs: NodeCosts, nodes: Floats) -> Floats:
-        """What each step costs on a host, by its profile."""
-        graph = self.costs.graph
-        if len(nodes) != len(graph.nodes):
-            raise InputError(
-                f"the {host.name}'s profile has {len(nodes)} nodes and {graph.name} has {len(graph.nodes)}: it is "
-                "of another model, or of another version of it"
-            )
-        return self.costs.steps.sums(nodes)
 
     def problem(self, link: Link, objective: str = "latency", *, most: float = np.inf) -> Problem:
         """The problem in the objective's unit: ms (latency, server-time), mJ (energy) or bytes.

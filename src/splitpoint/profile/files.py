@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import msgspec
 
@@ -19,21 +18,6 @@ from splitpoint.units import counted
 
 #: Of a name in the graph (exporters nest scopes): characters. Of what a node counts; of one tensor: bytes, dimensions.
 _MOST_NAME, _MOST_COUNT, _MOST_TENSOR, _MOST_RANK = 1000, 1 << 60, 1 << 40, 64
-
-
-def save_profile(path: Path | str, profile: Profile) -> None:
-    """Write `profile` to `path`, whole or not at all. StorageError says why not."""
-    _PROFILES.save(path, profile)
-
-
-def load_profile(path: Path | str) -> Profile:
-    """The profile in `path`. InputError names the file and what is wrong in it."""
-    return _PROFILES.load(path)
-
-
-def parse_profile(data: bytes, where: str) -> Profile:
-    """The profile in `data`, which came from `where` (a file or a server). InputError says what is wrong there."""
-    return _PROFILES.parse(data, where)
 
 
 def profile_bytes(profile: Profile) -> bytes:
@@ -86,11 +70,10 @@ def _check_graph(graph: Graph) -> None:
         if name != spec.name or not spec.is_static:
             raise ValueError(f"tensor {name[:80]} has no size of its own (at $.graph.tensors)")
     known.update(t.name for t in graph.inputs)
-    made = {t for n in graph.nodes for t in n.outputs}
-    groups: set[int] = set()
+    outputs = {t for n in graph.nodes for t in n.outputs}
     for k, node in enumerate(graph.nodes):
         at = f"$.graph.nodes[{k}]"
-        late = next((t for t in node.inputs if t in made and t not in known), None)
+        late = next((t for t in node.inputs if t in outputs and t not in known), None)
         if late is not None:
             raise ValueError(f"node {node.name[:80]} reads {late[:80]} before it is made (at {at})")
         if known.intersection(node.outputs):
@@ -99,7 +82,6 @@ def _check_graph(graph: Graph) -> None:
             if not 0 <= number <= _MOST_COUNT:
                 raise ValueError(f"{str(number)[:40]} is no number of operations or weights (at {at})")
         known.update(node.outputs)
-        groups.add(node.group)
     missing = next((t.name for t in graph.outputs if t.name not in known and t.name not in graph.tensors), None)
     if missing is not None:  # a weight that is an output is made by no node either, but has its size
         raise ValueError(f"nothing makes the output {missing[:80]} (at $.graph.outputs)")
@@ -133,3 +115,4 @@ _PROFILES = Documents(
     most_bytes=256 << 20,  # one of 5,000 nodes has 3 MB
     marks=("fingerprint", "segments", "whole"), check=_check, write=profile_bytes,
 )  # fmt: skip
+save_profile, load_profile, parse_profile = _PROFILES.save, _PROFILES.load, _PROFILES.parse
