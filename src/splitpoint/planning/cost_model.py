@@ -58,9 +58,9 @@ class HostWork(Generic[N]):
     decode: N
     encode: N
 
-    @property
+    @cached_property
     def ms(self) -> N:
-        """How long the host is busy."""
+        """How long the host is busy, on any link."""
         return self.compute + self.decode + self.encode
 
 
@@ -89,6 +89,14 @@ class RequestWork(Generic[N]):
     def busy(self, links: Sequence[Link]) -> list[N]:
         """Milliseconds for which each host is busy, then each hop."""
         return [h.ms for h in self.hosts] + [hop.ms(link) for hop, link in zip(self.hops, links, strict=True)]
+
+    @cached_property
+    def hosts_above(self) -> N:
+        """The squares of how far above their medians the hosts' times may be."""
+        first, *others = (stage.above for host in self.hosts for stage in host_delays(host))
+        for above in others:
+            first = first + above
+        return first
 
     def value(self, links: Sequence[Link], weights: ObjectiveWeights) -> N:
         """The weighted sum of all its parts."""
@@ -131,11 +139,10 @@ def hop_delays(work: HopWork[N], link: Link) -> tuple[Delay[N], Delay[N]]:
 
 def high(work: RequestWork[N], links: Sequence[Link], latency: N) -> N:
     """What nine requests in ten are answered by, where `latency` is the sum of the medians."""
-    stages = [stage for host in work.hosts for stage in host_delays(host)]
-    stages += [stage for hop, link in zip(work.hops, links, strict=True) for stage in hop_delays(hop, link)]
-    squares = stages[0].above
-    for stage in stages[1:]:
-        squares = squares + stage.above
+    squares = work.hosts_above
+    for hop, link in zip(work.hops, links, strict=True):
+        up, down = hop_delays(hop, link)
+        squares = squares + up.above + down.above
     root: N = squares**0.5
     return latency + root
 
