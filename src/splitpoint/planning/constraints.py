@@ -26,8 +26,10 @@ _SHOWS = frozenset({
 
 
 class Shared(msgspec.Struct, frozen=True):
-    """The `cut` that a server hands out weights for and runs tails up to. `whole`: the device has them all itself, so
-    that all of the model may run there, too."""
+    """A server hands out the weights in front of `cut` only, and runs the tails of no later cuts.
+
+    `whole`: the device has all weights itself, so that the whole model may run there, too.
+    """
 
     cut: Cut
     whole: bool = False

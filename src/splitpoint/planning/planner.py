@@ -172,7 +172,7 @@ class Planner:
 
     def frontier(self, link: Link, most: int = 8) -> Sequence[Option]:
         """The best option for `link`, then others that are allowed and the cheapest for some prices of the device's,
-        the link's and the server's time: what is chosen from where requests are planned together.
+        the link's and the server's time. A queue that plans several requests together chooses from these.
 
         Empty if no option keeps to the constraints.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from splitpoint.codecs import open_codec
+from splitpoint.codecs.speed import measure
 from splitpoint.models.model import Model
 from splitpoint.profile.profiles import CodecCost
 from splitpoint.tensors import TensorSpec
@@ -12,9 +14,6 @@ NAMES = ("raw", "fp16", "int8", "int4", "raw+zstd", "fp16+zstd", "int8+zstd", "i
 
 def codec_costs(model: Model, budget_s: float) -> dict[str, CodecCost]:
     """Codec → its cost for tensors like those that cross in `model`, measured in about `budget_s` seconds."""
-    from splitpoint.codecs import open_codec
-    from splitpoint.codecs.speed import measure
-
     costs = {}
     for name in NAMES:
         codec = open_codec(name)

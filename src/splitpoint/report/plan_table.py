@@ -17,7 +17,7 @@ from splitpoint.units import mbps, ms, size
 TITLES: Sequence[str] = ("", "option", "ms ± band", "edge", "link", "server", "up", "req/s", "quality", "mJ")
 _KEPT = frozenset(TITLES[:6])
 _OWN = {"bytes": "up", "throughput": "req/s", "energy": "mJ"}
-#: Characters between columns; what names may take before another column goes for them; what they need at least.
+#: Characters: between columns; of an option's name at most while other columns still fit; of it at least.
 _GAP, _NAMES, _LEAST = 3, 34, 12
 
 
