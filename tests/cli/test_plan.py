@@ -85,7 +85,7 @@ def test_every_option_reaches_the_planner(files: Path, tmp_path: Path, capsys: p
     assert plan["constraints"] == [
         "at most 8.0 MB on the device", "the input stays on the device", "an answer within 200 ms",
     ]  # fmt: skip
-    assert plan["best"]["edge_memory"] <= 8e6
+    assert plan["best"]["hosts"][0]["memory"] <= 8e6
     assert plan["best"]["energy_mj"] > 0
 
 
@@ -173,9 +173,9 @@ def test_a_server_profiles_itself_and_the_link_is_measured(
         here = ["plan", "--cloud", server.address, "--threads", "1", "--budget", "1s", "--json"]
         plan = json.loads(ok(capsys, *here, LENET))
         assert plan["fingerprint"] == model_of(LENET).fingerprint
-        assert plan["link"]["up_mbps"] > 1
+        assert plan["links"][0]["up_mbps"] > 1
         plan = json.loads(ok(capsys, *here, "--edge", f"{files}/lenet_edge.profile.json", "--link", "3g"))
-        assert plan["link"]["name"] == "3g"
+        assert plan["links"][0]["name"] == "3g"
         assert plan["options"][0]["total"][0] == pytest.approx(60)
         other = ["--edge", f"{files}/edge.profile.json", "--link", "3g"]
         assert "the server has no model efficientnet_lite0" in fails(capsys, 3, *here, *other)

@@ -21,6 +21,7 @@ ORDER = (
     ("install", "telemetry"),
     ("errors", "units", "text", "callbacks"),
     ("files", "parsing"),
+    ("documents",),
     ("tensors", "trace", "security", "certificates", "lifetime", "cgroup", "system"),
     ("machine", "graph", "link"),
     ("decoding", "capture"),

@@ -198,7 +198,7 @@ class Runner:
         if self.choose is not None:
             self.option = self.choose(self)
         option, began_s = self.option, world.now_s
-        profile = self.plan.pricing.edge
+        profile = self.plan.hosts[0].profile
         slow = self.device(began_s) * world.noisy(0.03)
         cut = cut_of(self.plan, option.on_edge)
         head_ms = profile.head(cut).median * slow
@@ -267,7 +267,7 @@ class Runner:
         self._flying += 1
 
         def arrive() -> None:
-            queue_ms, tail_ms, load_ms, done_s = world.compute(self.plan.pricing.cloud.tail(cut).median)
+            queue_ms, tail_ms, load_ms, done_s = world.compute(self.plan.hosts[1].profile.tail(cut).median)
             down_ms = option.down_nbytes * 8e-3 / (4 * max(network.up(done_s), LEAST_MBPS)) + network.rtt_ms / 2
 
             def back() -> None:
@@ -280,7 +280,7 @@ class Runner:
                 remote_ms = (now_s - handed_s) * 1e3
                 self._waits.setdefault(option.on_edge, []).append(remote_ms)
                 up_ms = (arrived_s - handed_s) * 1e3
-                cloud = self.plan.pricing.cloud
+                cloud = self.plan.hosts[1].profile
                 self.observer.answered(
                     now_s, FrameTime(option.up_nbytes, up_ms), FrameTime(option.down_nbytes, down_ms),
                     Ran(tail_ms, cloud.tail(cut).median, cloud.whole.median), queue_ms, load_ms, 0.0,
@@ -323,12 +323,12 @@ def oracle(options: Sequence[Option], plan: Planner) -> Callable[[Runner], Optio
 
         def takes_s(option: Option) -> float:
             cut = cuts[option.on_edge]
-            ready_s = now_s + (plan.pricing.edge.head(cut).median + option.stages["encode"].ms) * 1e-3
+            ready_s = now_s + (plan.hosts[0].profile.head(cut).median + option.stages["encode"].ms) * 1e-3
             if not option.up_nbytes:
                 return ready_s - now_s
             left_s = network.sent_s(ready_s, option.up_nbytes)
             back_ms = option.down_nbytes * 8e-3 / (4 * network.up(left_s))
-            return left_s - now_s + (network.rtt_ms + plan.pricing.cloud.tail(cut).median + back_ms) * 1e-3
+            return left_s - now_s + (network.rtt_ms + plan.hosts[1].profile.tail(cut).median + back_ms) * 1e-3
 
         return min(options, key=takes_s)
 

@@ -37,9 +37,9 @@ def test_a_model_is_reached_once_and_made_ready_when_asked(fleet: Fleet) -> None
 def test_a_profile_that_was_wrong_is_corrected(fleet: Fleet, profiles: Mapping[str, Profile]) -> None:
     told = profiles["lenet5"].whole.median
     fleet.correct(LENET, 2.0, 3.0)
-    believed = fleet.planners[LENET].pricing
-    assert believed.edge.whole.median == pytest.approx(2 * told)
-    assert believed.cloud.whole.median == pytest.approx(3 * told)
+    device, server = fleet.planners[LENET].hosts
+    assert device.profile.whole.median == pytest.approx(2 * told)
+    assert server.profile.whole.median == pytest.approx(3 * told)
 
 
 def test_each_task_has_the_input_it_names_or_one_that_fits(fleet: Fleet, tmp_path: Path) -> None:

@@ -54,8 +54,7 @@ class Queue:
             {}, "input", Marks(handed_s, handed_s, handed_s, ended_s), up_nbytes=self.option.up_nbytes,
             down_nbytes=60, raw_times=times, offset=Offset(0.0, 0.01, handed_s),
         )  # fmt: skip
-        pricing = self.plan.pricing
-        whole_ms = pricing.edge.whole.median, pricing.cloud.whole.median
+        whole_ms = tuple(host.profile.whole.median for host in self.plan.hosts)
         return self.monitor.answered(id, self.option, whole_ms, result)
 
 
@@ -73,7 +72,7 @@ def test_a_request_behind_another_waits_and_the_link_is_not_slower_for_it(plan: 
 
 
 def test_a_server_slower_than_its_profile_is_believed_to_be_after_three_runs(plan: Planner) -> None:
-    queue, server_s = Queue(plan), 3e-3 * plan.pricing.cloud.whole.median
+    queue, server_s = Queue(plan), 3e-3 * plan.hosts[1].profile.whole.median
     seen = []
     for k in range(3):
         queue.began(k)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.calibration.calibrations import Calibration, Row, needed_inputs
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, needed_inputs
 from splitpoint.calibration.codec_trials import CODECS, QUALITIES, calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.cli.console import err, out, progress, table
@@ -101,7 +101,7 @@ def _print(calibration: Calibration, model: Model) -> None:
         console.print(f"bytes (median), and the largest error of {calibration.output} as a share of its range")
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: CalibrationRow | None) -> str:
     if row is None:
         return ""
     quality = row.quality

@@ -5,7 +5,7 @@
 '247 ms'
 
 `presets` names the usual ones, `parse` reads ``--link``, `link_trace` is a link that changes, `files` keeps them,
-`transfer` is the model of one request in full (framing, slow start), `estimator` learns from real requests.
+`estimator` learns from real requests.
 Measuring is the runtime's (`splitpoint.runtime.probe.link_probe`): nothing here does I/O but `files`.
 """
 

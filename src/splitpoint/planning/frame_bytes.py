@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from splitpoint.graph import Cut, Graph
-from splitpoint.link.transfer import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
-from splitpoint.planning.codec_costs import RAW
+from splitpoint.planning.hosts import RAW
 from splitpoint.tensors import TensorSpec
 
-#: A shape vector of four numbers in the header.
-_VECTOR = 9
-
-
-def request_nbytes(tensors: Sequence[tuple[TensorSpec, str, int]], vectors: int = 0) -> int:
-    """Bytes of the frame that carries these: (tensor, codec's name, bytes it takes encoded)."""
-    return REQUEST_NBYTES + _VECTOR * vectors + sum(n + frame_entry(t, c, n) for t, c, n in tensors)
+#: Bytes of an INFER and a RESULT frame around their tensors' entries and bytes, by docs/wire-format.md: prefix, then
+#: the header's fixed part (a segment's number below 128) or the server's times. Its test holds them,
+#: and `entry_nbytes`, to the frames that wire.Packer makes.
+REQUEST_NBYTES = 24 + 13
+ANSWER_NBYTES = 24 + 64 + 2
+#: A shape vector of four numbers in a request's header.
+VECTOR_NBYTES = 9
 
 
 def answer_nbytes(graph: Graph, cut: Cut) -> int:
@@ -31,3 +30,21 @@ def answer_nbytes(graph: Graph, cut: Cut) -> int:
 def frame_entry(spec: TensorSpec, codec: str, nbytes: int) -> int:
     """Bytes of a tensor's entry in the header, of one that takes `nbytes` with `codec`."""
     return entry_nbytes(spec.dtype, [int(d) for d in spec.shape], nbytes, "" if codec == RAW else codec)
+
+
+def entry_nbytes(dtype: str, shape: Sequence[int], nbytes: int, codec: str = "") -> int:
+    """Bytes of one tensor's entry in a frame's header, for `nbytes` of it as it travels (MessagePack).
+
+    >>> entry_nbytes("float32", (1, 96, 28, 28), 301_056)
+    20
+    """
+    sizes = [_integer(n) for n in (*shape, nbytes)]
+    names = [len(text) + (1 if len(text) < 32 else 2) for text in (dtype, codec)]
+    return 1 + (1 if len(shape) < 16 else 3) + sum(sizes) + sum(names)
+
+
+def _integer(n: int) -> int:
+    for limit, size in ((1 << 7, 1), (1 << 8, 2), (1 << 16, 3), (1 << 32, 5)):
+        if n < limit:
+            return size
+    return 9

@@ -136,8 +136,8 @@ class Fleet(Closable):
 
     def whole_ms(self, source: Source) -> tuple[float, float]:
         """How long the whole model takes (on the device, on the server), by their profiles."""
-        pricing = self.planners[source].pricing
-        return pricing.edge.whole.median, pricing.cloud.whole.median
+        device, server = self.planners[source].hosts
+        return device.profile.whole.median, server.profile.whole.median
 
     def correct(self, source: Source, device: float, server: float) -> None:
         """Plans for `source` as if all took so many times as long as its profiles say: it was run, and did."""

@@ -1,4 +1,4 @@
-"""Of many ways to serve a request, those worth a look by who plans several requests together."""
+"""Of many ways to serve a request, those that a plan of several requests together may need."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Adaptive:
         self._tell, self._now = teller(on_event), clock
         first = planner.best(link) or planner.local(link)
         self._observer = Observer(link)
-        self._here, self._there = planner.pricing.edge, planner.pricing.cloud  # the profiles of device and server
+        self._here, self._there = (host.profile for host in planner.hosts)  # the profiles of device and server
         seed = watching.seed if watching.seed is not None else Random().getrandbits(32)
         self._adapter = Adapter(planner, current=first, policy=watching.policy, seed=seed, rate=watching.rate)
         self._schedule = ProbeSchedule(watching.probe_every_s, watching.explore_every)
