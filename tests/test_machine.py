@@ -128,7 +128,7 @@ def test_without_proc_nothing_is_limited(tmp_path: Path) -> None:
 def test_threads_and_the_machine_are_what_the_container_has(
     cpus: float, cores: int, said: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.Limits(cpus, 900 << 20))
+    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.GroupLimits(cpus, 900 << 20))
     monkeypatch.setattr(machine, "_affine", lambda: 8)
     found = this_machine()
     assert (found.cores, found.cpus, found.memory_bytes) == (cores, said, min(900 << 20, machine._memory()))
@@ -138,7 +138,7 @@ def test_threads_and_the_machine_are_what_the_container_has(
 
 
 def test_what_may_grow_is_bounded_by_half_of_what_the_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.Limits(0.0, 900 << 20))
+    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.GroupLimits(0.0, 900 << 20))
     monkeypatch.setattr(machine, "_memory", lambda: 8 << 30)
     assert machine.half_the_memory(4 << 30) == 450 << 20
     assert machine.half_the_memory(1 << 20) == 1 << 20
@@ -149,7 +149,7 @@ def test_what_may_grow_is_bounded_by_half_of_what_the_container_has(monkeypatch:
 
 
 def test_an_emulated_slower_core_is_no_missing_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.Limits(0.5, 900 << 20))
+    monkeypatch.setattr(cgroup, "limits", lambda: cgroup.GroupLimits(0.5, 900 << 20))
     monkeypatch.setattr(machine, "_affine", lambda: 8)
     monkeypatch.setenv(machine.EMULATED, "4x slower")
     assert usable_cores() == this_machine().cores == 8

@@ -307,7 +307,7 @@ def test_closing_ends_the_waiting_for_a_camera(drivers: list[Driver], monkeypatc
     monkeypatch.setattr(sources, "_AGAIN_S", 3600.0)
     gone = threading.Event()
     source = Camera("/dev/null", Options(on_event=lambda text: gone.set()))
-    frames: list[sources.Frame] = []
+    frames: list[sources.StreamFrame] = []
     reader = threading.Thread(target=lambda: frames.extend(source))
     reader.start()
     assert gone.wait(30)

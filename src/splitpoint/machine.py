@@ -105,17 +105,17 @@ def half_the_memory(most: int) -> int:
     return min(most, usable // 2) if usable else most
 
 
-def _limits() -> cgroup.Limits:
+def _limits() -> cgroup.GroupLimits:
     """None for `splitpoint lab slow`: its own control group is how it emulates slower cores, not fewer."""
-    return cgroup.Limits(0.0, 0) if os.environ.get(EMULATED) else cgroup.limits()
+    return cgroup.GroupLimits(0.0, 0) if os.environ.get(EMULATED) else cgroup.limits()
 
 
-def _usable_memory(limits: cgroup.Limits) -> int:
+def _usable_memory(limits: cgroup.GroupLimits) -> int:
     memory = _memory()
     return min(memory, limits.memory_bytes) if memory and limits.memory_bytes else memory
 
 
-def _cores(limits: cgroup.Limits) -> int:
+def _cores(limits: cgroup.GroupLimits) -> int:
     # Rounded up, so that no part of a core is left unused; more threads than that would be stopped in turns.
     return max(1, min(_affine(), math.ceil(limits.cpus))) if limits.cpus else _affine()
 

@@ -65,7 +65,7 @@ def ignore(text: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class StreamFrame:
     """One input of a stream: a file, or the `pixels` of a picture (uint8 [height, width, 3], RGB).
 
     `captured_s` is when a camera gave it, seconds on the clock of `spans`; 0 where nobody waits for it. `spans` are
@@ -110,7 +110,7 @@ class Source(Protocol):
         """How many there will be; None if that is not known."""
         ...
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[StreamFrame]:
         """The frames. InputError in place of one that cannot be read, after those before it."""
         ...
 
@@ -193,9 +193,9 @@ class Files:
         """A short name for tables: without the folder that was asked for."""
         return path.name if self._base is None else str(path.relative_to(self._base))
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[StreamFrame]:
         for path in self.paths:
-            yield Frame(str(path), path, label=self.label(path))
+            yield StreamFrame(str(path), path, label=self.label(path))
 
     def close(self) -> None:
         """Nothing is open."""
@@ -222,7 +222,7 @@ class Video:
             raise InputError(f"{path} is not a video that OpenCV can read{why}") from exc
         self.count = None if only_guessed(path) else self._capture.count
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[StreamFrame]:
         made = 0
         while True:
             began = self._clock()
@@ -230,7 +230,7 @@ class Video:
             if pixels is None:
                 break
             made += 1
-            yield Frame(f"frame {made}", pixels=pixels, spans=(Span("prepare", began, self._clock()),))
+            yield StreamFrame(f"frame {made}", pixels=pixels, spans=(Span("prepare", began, self._clock()),))
         if not self._capture.closed and not made:
             raise InputError(f"{self.name} is not a video that OpenCV can read: no frame is in it")
         if not self._capture.closed and self._ends_early(made):
@@ -276,7 +276,7 @@ class Live:
         self._capture = connect()
         self.rate = self._capture.rate
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[StreamFrame]:
         clock, made, delay_s = self._options.clock, 0, _AGAIN_S
         gone_s: float | None = None
         back_s = clock()
@@ -287,7 +287,7 @@ class Live:
                     self._tell(f"{self.name} is back after {now - gone_s:.1f} s")
                     gone_s, back_s = None, now
                 made += 1
-                yield Frame(f"frame {made}", pixels=pixels, captured_s=now if self.live else 0.0)
+                yield StreamFrame(f"frame {made}", pixels=pixels, captured_s=now if self.live else 0.0)
             elif self._ends or self._closed.is_set():
                 return
             else:
@@ -353,7 +353,7 @@ class Download(Live):
         super().__init__(name, connect, options, ends=True)
         self.count, self.rate = self._capture.count, 0.0
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[StreamFrame]:
         made = 0
         for frame in super().__iter__():
             made += 1

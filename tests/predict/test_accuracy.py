@@ -16,7 +16,7 @@ from splitpoint.cli import main
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, StorageError
 from splitpoint.models.model import Model
-from splitpoint.predict.accuracy import Judgement, Row, errors_of, few_segments, judge, plan_rows, regrets
+from splitpoint.predict.accuracy import AccuracyRow, Judgement, errors_of, few_segments, judge, plan_rows, regrets
 from splitpoint.predict.calibrate import ground_truth as truths
 from splitpoint.predict.calibrate.ground_truth import Truth
 from splitpoint.predict.calibrate.random_networks import strip
@@ -129,7 +129,7 @@ def test_plans_from_wrong_predictions_have_a_regret() -> None:
 
 
 def test_errors_count_as_they_are_defined() -> None:
-    rows = [Row("n", "", "conv", 100.0, ms, 90.0, 109.0, 150.0) for ms in (100.0, 104.0, 109.0, 119.0, 150.0)]
+    rows = [AccuracyRow("n", "", "conv", 100.0, ms, 90.0, 109.0, 150.0) for ms in (100.0, 104.0, 109.0, 119.0, 150.0)]
     found = errors_of(rows)
     assert found.mape == pytest.approx((0 + 0.04 + 0.09 + 0.19 + 0.5) / 5)
     assert (found.within5, found.within10, found.within20) == (0.4, 0.6, 0.8)

@@ -134,13 +134,13 @@ class _Child:
         """The outputs for these inputs. DiedError, InputError, EngineError."""
         return self._say(None, arrays)[1]
 
-    def _say(self, build: pipe.Build | None, arrays: list[Array]) -> tuple[pipe.Message, list[Array]]:
+    def _say(self, build: pipe.Build | None, arrays: list[Array]) -> tuple[pipe.PipeMessage, list[Array]]:
         thread = underway.get_ident()
         underway.noted[thread] = self
         try:
             if build is not None:
                 pipe.write(self._to, build)
-            pipe.write(self._to, pipe.Message(arrays=pipe.kinds(arrays)), arrays)
+            pipe.write(self._to, pipe.PipeMessage(arrays=pipe.kinds(arrays)), arrays)
             answer = pipe.read(self._from)
             made = pipe.read_arrays(self._from, answer.arrays)
         except (OSError, EOFError) as exc:

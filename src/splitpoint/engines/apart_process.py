@@ -47,11 +47,11 @@ def main() -> None:
     try:
         session = _compile(build, parts)
     except SplitpointError as exc:
-        pipe.write(answers, pipe.Message(error="engine", text=str(exc)))
+        pipe.write(answers, pipe.PipeMessage(error="engine", text=str(exc)))
         return
     del parts
     settled = resident_bytes()
-    pipe.write(answers, pipe.Message(nbytes=settled))
+    pipe.write(answers, pipe.PipeMessage(nbytes=settled))
     if data := _data_bytes():
         _limit("RLIMIT_DATA", data + build.work_bytes + _BESIDE_BYTES)
     while True:
@@ -68,9 +68,9 @@ def _answer(answers: int, session: OnnxRuntimeSession, arrays: list[Array]) -> N
         outputs = pipe.listed(session.outputs, made)
     except (SplitpointError, MemoryError) as exc:
         kind = "input" if isinstance(exc, InputError) else "engine"
-        pipe.write(answers, pipe.Message(error=kind, text=str(exc) or "there is not enough memory for it"))
+        pipe.write(answers, pipe.PipeMessage(error=kind, text=str(exc) or "there is not enough memory for it"))
         return
-    pipe.write(answers, pipe.Message(arrays=pipe.kinds(outputs)), outputs)
+    pipe.write(answers, pipe.PipeMessage(arrays=pipe.kinds(outputs)), outputs)
 
 
 def _listen(asked: int, jobs: SimpleQueue[list[Array]]) -> None:

@@ -27,7 +27,7 @@ from splitpoint.tensors import Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class Provider:
     """A `--device` name: the execution provider behind it, and the package that has it or what else it takes."""
 
     provider: str
@@ -36,18 +36,18 @@ class Device:
 
 
 #: Device name → provider.
-DEVICES: Mapping[str, Device] = {
-    "cpu": Device("CPUExecutionProvider", "onnxruntime"),
-    "cuda": Device("CUDAExecutionProvider", "onnxruntime-gpu"),
-    "tensorrt": Device("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
-    "openvino": Device("OpenVINOExecutionProvider", "onnxruntime-openvino"),
-    "directml": Device("DmlExecutionProvider", otherwise="the package onnxruntime-directml on Windows has it"),
-    "migraphx": Device("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
+DEVICES: Mapping[str, Provider] = {
+    "cpu": Provider("CPUExecutionProvider", "onnxruntime"),
+    "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": Provider("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
+    "openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "directml": Provider("DmlExecutionProvider", otherwise="the package onnxruntime-directml on Windows has it"),
+    "migraphx": Provider("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
     # Since 2.0 onnxruntime-qnn is a plugin beside the package onnxruntime, which nothing here registers.
-    "qnn": Device("QNNExecutionProvider", otherwise="an ONNX Runtime built with it has it"),
-    "coreml": Device("CoreMLExecutionProvider", otherwise="the package onnxruntime on macOS has it"),
-    "xnnpack": Device("XnnpackExecutionProvider", otherwise="a build of ONNX Runtime with --use_xnnpack has it"),
-    "acl": Device("ACLExecutionProvider", otherwise="a build of ONNX Runtime with --use_acl has it"),
+    "qnn": Provider("QNNExecutionProvider", otherwise="an ONNX Runtime built with it has it"),
+    "coreml": Provider("CoreMLExecutionProvider", otherwise="the package onnxruntime on macOS has it"),
+    "xnnpack": Provider("XnnpackExecutionProvider", otherwise="a build of ONNX Runtime with --use_xnnpack has it"),
+    "acl": Provider("ACLExecutionProvider", otherwise="a build of ONNX Runtime with --use_acl has it"),
 }
 
 

@@ -17,7 +17,7 @@ from splitpoint.tensors import Array, TensorSpec
 _LENGTH = struct.Struct("<I")
 
 
-class Message(msgspec.Struct):
+class PipeMessage(msgspec.Struct):
     """`arrays` are dtype and shape of what follows it. `error` is "" or the kind of error that `text` says."""
 
     arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -47,9 +47,9 @@ def write(fd: int, header: msgspec.Struct, arrays: Sequence[Array | memoryview] 
         _write(fd, array if isinstance(array, memoryview) else _raw(array))
 
 
-def read(fd: int) -> Message:
+def read(fd: int) -> PipeMessage:
     """The next message, without its arrays. EOFError when there is none."""
-    return msgspec.msgpack.decode(read_header(fd), type=Message)
+    return msgspec.msgpack.decode(read_header(fd), type=PipeMessage)
 
 
 def read_header(fd: int) -> bytearray:
@@ -68,7 +68,7 @@ def read_arrays(fd: int, kinds: Sequence[tuple[str, tuple[int, ...]]]) -> list[A
 
 
 def kinds(arrays: Sequence[Array]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """What `Message.arrays` says of these."""
+    """What `PipeMessage.arrays` says of these."""
     return tuple((a.dtype.name, a.shape) for a in arrays)
 
 

@@ -14,14 +14,14 @@ from threading import get_ident as get_ident
 from typing import Protocol
 
 
-class Run(Protocol):
+class RunUnderWay(Protocol):
     """A run that ends, sooner or later, once its `terminate` is set to True. Set again and again, it does no harm."""
 
     terminate: bool
 
 
 #: Thread → what it runs; a thread runs one thing at a time.
-noted: dict[int, Run] = {}
+noted: dict[int, RunUnderWay] = {}
 
 
 def give_up(threads: Iterable[int] | None = None) -> int:

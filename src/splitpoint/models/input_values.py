@@ -161,7 +161,7 @@ def advice(inputs: Iterable[TensorSpec], values: Values) -> str:
 # --- kept with the graph, and on this machine -----------------------------------------------------------------------
 
 
-class _Noted(msgspec.Struct, array_like=True, frozen=True):
+class _NotedValue(msgspec.Struct, array_like=True, frozen=True):
     dtype: str
     shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     data: str
@@ -170,7 +170,7 @@ class _Noted(msgspec.Struct, array_like=True, frozen=True):
 def note(skeleton: Proto, values: Values) -> None:
     """Write the small ones of `values` into the skeleton's metadata."""
     rows = {
-        n: _Noted(v.dtype.name, v.shape, b64encode(v.tobytes()).decode())
+        n: _NotedValue(v.dtype.name, v.shape, b64encode(v.tobytes()).decode())
         for n, v in sorted(values.items()) if v.nbytes <= SMALL_BYTES
     }  # fmt: skip
     left = [p for p in skeleton.metadata_props if p.key != VALUES_KEY]
@@ -191,7 +191,7 @@ def noted(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     specs = {t.name: t for t in inputs}
     found = {}
     try:
-        rows = parse_json(text, dict[str, _Noted])
+        rows = parse_json(text, dict[str, _NotedValue])
         if len(rows) > _MOST_NOTED:
             raise ValueError(f"{len(rows)} values")
         for name, row in rows.items():

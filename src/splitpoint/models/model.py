@@ -245,7 +245,7 @@ class Model:
 
 
 def build(
-    skeleton: Proto, weights: Weights, name: str, probe: shapes.Probe | None = None, values: Values | None = None
+    skeleton: Proto, weights: Weights, name: str, probe: shapes.ShapeProbe | None = None, values: Values | None = None
 ) -> Model:
     """The Model of a skeleton and its weights. `probe` measures shapes that inference cannot know, on inputs of these
     `values` (default: those noted in the skeleton), the others made up."""
@@ -299,7 +299,7 @@ def _not_run(
     )
 
 
-def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.Probe:
+def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.ShapeProbe:
     def probe(
         inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
     ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:

@@ -49,7 +49,7 @@ _MOST_SIZES = 128
 _MOST_ROUNDS = 10
 
 
-class Probe(Protocol):
+class ShapeProbe(Protocol):
     """Runs the whole model once, on made-up inputs."""
 
     def __call__(
@@ -183,7 +183,7 @@ class Shapes:
     opaque: frozenset[str]
 
 
-def shapes_of(skeleton: Proto, probe: Probe) -> Shapes:
+def shapes_of(skeleton: Proto, probe: ShapeProbe) -> Shapes:
     """The shapes of `skeleton`, which notes them in its metadata: a device that fetches it need not infer anew.
 
     Raises ModelError where an input needs --shape, or a shape can neither be inferred nor measured.
@@ -196,7 +196,7 @@ def shapes_of(skeleton: Proto, probe: Probe) -> Shapes:
     noted = next((p.value for p in skeleton.metadata_props if p.key == SHAPES_KEY), None)
     if noted is not None:
         return _recall(noted, skeleton, inputs, assumed)
-    search = _Search(skeleton, inputs, assumed, probe)
+    search = _ShapeSearch(skeleton, inputs, assumed, probe)
     found = search.found()
     skeleton.metadata_props.add(key=SHAPES_KEY, value=_note(found))
     # ONNX Runtime's optimiser has the same inference, and would make constants of a wrong size behind a Shape.
@@ -222,11 +222,11 @@ class _Look:
     run: bool = False
 
 
-class _Search:
+class _ShapeSearch:
     """Finds the shapes of a skeleton: inferred, and measured where inference does not know or may be wrong."""
 
     def __init__(
-        self, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int], probe: Probe
+        self, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int], probe: ShapeProbe
     ) -> None:
         self.skeleton, self.inputs, self.assumed, self.probe = skeleton, inputs, assumed, probe
         self.opsets = Opsets(skeleton)
@@ -472,14 +472,14 @@ def _freed(name: str, one: _Look, other: _Look, names: Mapping[int, str]) -> Ten
     return TensorSpec(name, made.dtype, tuple(shape))
 
 
-class _Noted(msgspec.Struct, array_like=True, frozen=True):
+class _NotedShapes(msgspec.Struct, array_like=True, frozen=True):
     dtype: str
     bound: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     free: tuple[Annotated[int, msgspec.Meta(ge=0)] | str, ...] | None  # None: the same
 
 
 class _Note(msgspec.Struct, frozen=True):
-    tensors: dict[str, _Noted]
+    tensors: dict[str, _NotedShapes]
     opaque: list[str]
 
 
@@ -488,7 +488,7 @@ def _note(shapes: Shapes) -> str:
     for name, spec in shapes.bound.items():
         bound = tuple(int(d) for d in spec.shape)
         free = shapes.free[name].shape
-        tensors[name] = _Noted(spec.dtype, bound, None if free == bound else free)
+        tensors[name] = _NotedShapes(spec.dtype, bound, None if free == bound else free)
     return msgspec.json.encode(_Note(tensors, sorted(shapes.opaque))).decode()
 
 

@@ -18,7 +18,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.predict.calibrate.ground_truth import Truth
-from splitpoint.predict.calibrate.reference import Speed, speed_of
+from splitpoint.predict.calibrate.reference import ReferenceSpeed, speed_of
 from splitpoint.predict.learn.latency_model import TELLING_MS, Latency
 from splitpoint.predict.price.prediction import Prediction, kernel_times, linear_ms, predict
 from splitpoint.profile.costs import Floats
@@ -50,7 +50,7 @@ class Errors:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AccuracyRow:
     """A whole network (`kind` is "whole"; "same speed" with each visit as it would have been at the speed
     of the calibration), one of its kernels, or the network corrected by a few measured cuts.
     """
@@ -97,12 +97,12 @@ class Judgement:
     the `same_speed` as in the calibration.
     """
 
-    wholes: tuple[Row, ...]
-    corrected: tuple[Row, ...]
-    kernels: tuple[Row, ...]
+    wholes: tuple[AccuracyRow, ...]
+    corrected: tuple[AccuracyRow, ...]
+    kernels: tuple[AccuracyRow, ...]
     plans: tuple[PlanRow, ...]
-    same_speed: tuple[Row, ...] = ()
-    speed: Speed | None = None
+    same_speed: tuple[AccuracyRow, ...] = ()
+    speed: ReferenceSpeed | None = None
 
     def kinds(self) -> Mapping[str, Errors]:
         """The errors of each kind of kernel, the commonest first; last, of all of them."""
@@ -134,7 +134,7 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
     return Judgement(tuple(wholes), tuple(corrected), tuple(kernels), tuple(plans), tuple(same_speed), speed)
 
 
-def errors_of(rows: Sequence[Row]) -> Errors:
+def errors_of(rows: Sequence[AccuracyRow]) -> Errors:
     """The errors of all `rows` together; of none, nothing but zeros."""
     if not rows:
         return Errors(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -160,7 +160,9 @@ def few_segments(profile: Profile, count: int = FEW) -> list[SegmentCost]:
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def _kernel_rows(name: str, found: Prediction, line: Sequence[float], profile: Profile, latency: Latency) -> list[Row]:
+def _kernel_rows(
+    name: str, found: Prediction, line: Sequence[float], profile: Profile, latency: Latency
+) -> list[AccuracyRow]:
     """Every kernel against the engine's own timer; none where the profile's budget left no time to read it."""
     nodes = np.array(profile.nodes)
     if _is_guess(profile.graph, nodes):
@@ -183,8 +185,8 @@ def _is_guess(graph: Graph, nodes: Floats) -> bool:
 
 def _row(
     network: str, layer: str, kind: str, measured_ms: float, found: Stat, linear: float, calibrated: bool = True
-) -> Row:
-    return Row(network, layer, kind, measured_ms, found.median, found.p10, found.p90, linear, calibrated)
+) -> AccuracyRow:
+    return AccuracyRow(network, layer, kind, measured_ms, found.median, found.p10, found.p90, linear, calibrated)
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

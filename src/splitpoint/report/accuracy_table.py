@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from splitpoint.errors import MissingExtraError
-from splitpoint.predict.accuracy import Errors, Judgement, PlanRow, Row, errors_of, regrets
+from splitpoint.predict.accuracy import AccuracyRow, Errors, Judgement, PlanRow, errors_of, regrets
 from splitpoint.report.files import check_writable, write_csv, write_picture
 from splitpoint.report.prediction_table import between, ms
 
@@ -70,7 +70,7 @@ def sentences(found: Judgement) -> list[str]:
     return said
 
 
-def _of_networks(what: str, rows: Sequence[Row]) -> str:
+def _of_networks(what: str, rows: Sequence[AccuracyRow]) -> str:
     e = errors_of(rows)
 
     def of(share: float) -> str:
@@ -97,11 +97,11 @@ def write(folder: Path, found: Judgement, title: str) -> list[Path]:
     return written
 
 
-_ROW: Sequence[str] = (*(f.name for f in fields(Row)), "error")
+_ROW: Sequence[str] = (*(f.name for f in fields(AccuracyRow)), "error")
 _PLAN: Sequence[str] = (*(f.name for f in fields(PlanRow)), "regret")
 
 
-def _flat(row: Row) -> dict[str, Any]:
+def _flat(row: AccuracyRow) -> dict[str, Any]:
     rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(row).items()}
     return rounded | {"error": round(row.error, 5)}
 
@@ -141,7 +141,7 @@ def draw(found: Judgement, path: Path, title: str) -> None:
         plt.close(figure)
 
 
-def _scatter(axes: Any, rows: Sequence[Row]) -> None:
+def _scatter(axes: Any, rows: Sequence[AccuracyRow]) -> None:
     """One panel: dots by kind; networks with their intervals and names."""
     networks = rows[0].kind == "whole"
     kinds = sorted({r.kind for r in rows}, key=lambda k: -sum(r.kind == k for r in rows))

@@ -19,7 +19,7 @@ from splitpoint.cli import calibrate_device, main
 from splitpoint.errors import EngineError, InputError, MissingExtraError, UsageError
 from splitpoint.models.model import Segment
 from splitpoint.predict.calibrate.collect import collect
-from splitpoint.predict.calibrate.collection import Collection, Visit, load_collection, save_collection, started
+from splitpoint.predict.calibrate.collection import Collection, NetworkVisit, load_collection, save_collection, started
 from splitpoint.predict.calibrate.random_networks import FAMILIES, strip
 from splitpoint.predict.calibrate.reference import network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
@@ -308,7 +308,7 @@ def test_a_file_says_of_its_references_what_it_predicts(monkeypatch: pytest.Monk
     # one strip that was disturbed is not what the device is measured by
     slow, other = found.references()[0], list(found.strips)
     k = next(k for k, s in enumerate(other) if s.seed == slow.seed)
-    disturbed = Visit(tuple(1.2 * ms for ms in other[k].visits[0].whole), other[k].visits[0].kernels)
+    disturbed = NetworkVisit(tuple(1.2 * ms for ms in other[k].visits[0].whole), other[k].visits[0].kernels)
     other[k] = msgspec.structs.replace(other[k], visits=(disturbed,))
     again = msgspec.structs.replace(found, strips=tuple(other)).learned()
     assert {r.seed: r.ms for r in again.reference}.get(slow.seed, slow.ms) < 1.1 * slow.ms

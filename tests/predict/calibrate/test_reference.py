@@ -20,7 +20,7 @@ from splitpoint.errors import InputError
 from splitpoint.machine import this_machine
 from splitpoint.models.model import Segment
 from splitpoint.predict.calibrate import reference as references
-from splitpoint.predict.calibrate.collection import Collection, Measured, Visit, started
+from splitpoint.predict.calibrate.collection import Collection, MeasuredNetwork, NetworkVisit, started
 from splitpoint.predict.calibrate.random_networks import strip
 from splitpoint.predict.calibrate.reference import measure, network, speed_of
 from splitpoint.predict.learn.files import latency_bytes, load_latency, parse_latency, save_latency
@@ -105,10 +105,10 @@ def collection(count: int) -> Collection:
     strips = []
     for k in range(count):
         ms = 5.0 + 0.1 * k
-        visit = Visit((ms, ms, ms), (ms,))
+        visit = NetworkVisit((ms, ms, ms), (ms,))
         family = "odd" if k % 7 == 0 else "mobile"
         mb, visits = 900.0 if k % 7 == 1 else 5.0, (visit,) * (1 + (k % 7 == 2))
-        strips.append(Measured(k, family, SMALL, mb, (("conv", (1.0,)),), visits, 0.5))
+        strips.append(MeasuredNetwork(k, family, SMALL, mb, (("conv", (1.0,)),), visits, 0.5))
     return msgspec.structs.replace(started(nets.ENGINE), strips=tuple(strips))
 
 

@@ -8,7 +8,7 @@ the list, or is used in a way that is not understood, mixes.
 Every tensor is one of these:
 
 * the same for every batch (weights, and what is made of them and of sizes other than the batch's);
-* `Rows`: along one axis lie the rows of the batch, one after the other, `each` entries a row, and no other dimension
+* `RowAxis`: along one axis lie the rows of the batch, one after the other, `each` entries a row, and no other dimension
   depends on how many rows there are;
 * a `Vector` of sizes, in which the number of rows may occur: it may shape tensors, and nothing else.
 """
@@ -24,7 +24,7 @@ from splitpoint.models.dataflow import Proto, bodies, drawing, reads
 from splitpoint.models.model import Segment
 from splitpoint.models.rows import computing, moving, shaping
 from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Rows, Rule, Step, Value, numbers_of
+from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, RowAxis, Rule, Step, Value, numbers_of
 from splitpoint.tensors import ANY_RANK, Array
 
 
@@ -35,7 +35,7 @@ def mixing(segment: Segment) -> str:
     ''
     """
     graph = segment.proto.graph
-    known: dict[str, Value] = {i.name: Rows(0, ONE) for i in segment.inputs}
+    known: dict[str, Value] = {i.name: RowAxis(0, ONE) for i in segment.inputs}
     shapes: dict[str, tuple[int | str, ...]] = {n: t.shape for n, t in segment.specs.items() if t.shape != ANY_RANK}
     shapes |= {t.name: t.shape for t in (*segment.inputs, *segment.outputs) if t.shape != ANY_RANK}
     constants: dict[str, Array] = {}
@@ -53,7 +53,7 @@ def mixing(segment: Segment) -> str:
             return f"{node.name or node.output[0]} ({node.op_type}) {exc}"
         known.update(zip(node.output, made, strict=False))
     for out in segment.outputs:
-        if known.get(out.name) != Rows(0, ONE):
+        if known.get(out.name) != RowAxis(0, ONE):
             return f"output {out.name} is not a row for a row"
     return ""
 
@@ -94,7 +94,7 @@ def _made(step: Step) -> Sequence[Value]:
 
 
 def _depends(value: Value) -> bool:
-    return isinstance(value, Rows) or (isinstance(value, Vector) and not value.free)
+    return isinstance(value, RowAxis) or (isinstance(value, Vector) and not value.free)
 
 
 _UNARY = """

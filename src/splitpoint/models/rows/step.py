@@ -14,7 +14,7 @@ ONE = Size(1)
 MOST_ENTRIES = 64
 
 
-class Rows(NamedTuple):
+class RowAxis(NamedTuple):
     """Along `axis` lie the rows, `each` entries a row."""
 
     axis: int
@@ -26,7 +26,7 @@ class Same(NamedTuple):
 
 
 SAME = Same()
-Value = Rows | Same | Vector
+Value = RowAxis | Same | Vector
 
 
 class Mixes(Exception):
@@ -71,9 +71,9 @@ class Step:
         found = self.known[self.node.input[i]] if self.given(i) else SAME
         return SAME if isinstance(found, Vector) and found.free else found
 
-    def rows(self, i: int) -> Rows:
+    def rows(self, i: int) -> RowAxis:
         value = self.value(i)
-        if not isinstance(value, Rows):
+        if not isinstance(value, RowAxis):
             raise Mixes(f"needs the batch in its input {i}")
         return value
 
@@ -99,7 +99,7 @@ class Step:
         """The sizes of input `i`."""
         value = self.value(i)
         dims = [Size(d) if isinstance(d, int) else Size(1, (d,)) for d in self.shape(i)]
-        if isinstance(value, Rows):
+        if isinstance(value, RowAxis):
             dims[value.axis] = value.each._replace(rows=True)
         return dims
 

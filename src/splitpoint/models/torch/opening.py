@@ -1,6 +1,6 @@
-"""From what a user names to a `Source`.
+"""From what a user names to a `TorchSource`.
 
-Adding a source: one function that returns a `Source`, and a line in `open_source`.
+Adding a source: one function that returns a `TorchSource`, and a line in `open_source`.
 
 What runs other people's code: ``package.module:function`` is Python that the user names and is run; a
 ``.pt2`` is to be treated like it (see `_pt2`); libraries run their own code; weights files run nothing.
@@ -25,12 +25,12 @@ import torch
 from splitpoint.errors import ModelError, UsageError, nearest
 from splitpoint.models.torch import libraries
 from splitpoint.models.torch.signal import carry_signal, seeded
-from splitpoint.models.torch.sources import Shapes, Source, Wrapped
-from splitpoint.models.torch.weights import Weights, first_line, load_file
+from splitpoint.models.torch.torch_source import Shapes, TorchSource, Wrapped
+from splitpoint.models.torch.weights_option import WeightsOption, first_line, load_file
 
 
-def open_source(name: str, weights: Weights, shapes: Shapes, say: Callable[[str], None]) -> Source:
-    """The `Source` that `name` stands for; ModelError, UsageError or MissingExtraError otherwise."""
+def open_source(name: str, weights: WeightsOption, shapes: Shapes, say: Callable[[str], None]) -> TorchSource:
+    """The `TorchSource` that `name` stands for; ModelError, UsageError or MissingExtraError otherwise."""
     scheme, _, rest = name.partition(":")
     if name.endswith(".pt2"):
         source = _pt2(Path(name), weights)
@@ -54,7 +54,7 @@ def open_source(name: str, weights: Weights, shapes: Shapes, say: Callable[[str]
     return source
 
 
-def _function(name: str, weights: Weights, shapes: Shapes) -> Source:
+def _function(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
     """``package.module:function`` → what the function returns: (nn.Module, example inputs)."""
     package, _, attribute = name.partition(":")
     model, example = _call(package, attribute)
@@ -147,7 +147,7 @@ def _argument_names(model: Any, example: Any) -> list[str]:
 
 def _example_source(
     name: str, model: Any, examples: Mapping[str, Any], text: str, keywords: bool, free: bool = True
-) -> Source:
+) -> TorchSource:
     """A source that knows its inputs by one example only; others are drawn to look like it."""
     sizes = {v.shape[0] if v.dim() else None for v in examples.values()}
     batched = free and len(sizes) == 1 and None not in sizes
@@ -160,7 +160,7 @@ def _example_source(
         )
 
     inputs = dict(zip(examples, draw(2, 1), strict=True)) if batched else dict(examples)
-    return Source(name, model, inputs, draw, text, keywords=tuple(examples) if keywords else None, batched=batched)
+    return TorchSource(name, model, inputs, draw, text, keywords=tuple(examples) if keywords else None, batched=batched)
 
 
 def _vary(example: Any, shape: tuple[int, ...], seed: int) -> Any:
@@ -178,7 +178,7 @@ def _vary(example: Any, shape: tuple[int, ...], seed: int) -> Any:
     return torch.randint(low, max(high, low + 1) + 1, shape, generator=generator).to(example.dtype)
 
 
-def _pt2(path: Path, weights: Weights) -> Source:
+def _pt2(path: Path, weights: WeightsOption) -> TorchSource:
     """A program saved by ``torch.export.save``. Treat the file like Python code: open your own only.
 
     torch.export.load unpickles parts of the archive and rebuilds expressions from text; PyTorch says never to

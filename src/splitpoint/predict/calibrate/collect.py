@@ -19,7 +19,7 @@ from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.models.model import Model
-from splitpoint.predict.calibrate.collection import Collection, Measured, Visit
+from splitpoint.predict.calibrate.collection import Collection, MeasuredNetwork, NetworkVisit
 from splitpoint.predict.calibrate.random_networks import DRAWN, FAMILIES, LEAST_WORK, MOST_WORK, strip
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
@@ -207,7 +207,7 @@ class _Survey:
         began = self._clock()
         visit = self._visit(candidate.model, candidate.kernels)
         rows = tuple((k.kind, tuple(k.config.values())) for k in candidate.kernels)
-        measured = Measured(
+        measured = MeasuredNetwork(
             candidate.seed, candidate.family, candidate.work, round(candidate.model.nbytes / 1e6, 3), rows, (visit,),
             round(self._clock() - began, 3),
         )  # fmt: skip
@@ -224,10 +224,10 @@ class _Survey:
         new = msgspec.structs.replace(old, visits=(*old.visits, visit), spent_s=spent)
         self._keep((*self.collection.strips[:number], new, *self.collection.strips[number + 1 :]))
 
-    def _keep(self, strips: tuple[Measured, ...]) -> None:
+    def _keep(self, strips: tuple[MeasuredNetwork, ...]) -> None:
         self.collection = msgspec.structs.replace(self.collection, strips=strips)
 
-    def _visit(self, model: Model, kernels: Sequence[Kernel]) -> Visit:
+    def _visit(self, model: Model, kernels: Sequence[Kernel]) -> NetworkVisit:
         """The whole, its kernels, and the whole again, so that a drift between the two shows in neither."""
         inputs = samples_for(model, 1)[0]
         session = self._engine.compile(model.whole())
@@ -242,7 +242,7 @@ class _Survey:
         finally:
             session.close()
         found = tuple(round(float(times[list(k.nodes)].sum()), 6) for k in kernels)
-        return Visit(tuple(round(ms, 4) for ms in whole), found)
+        return NetworkVisit(tuple(round(ms, 4) for ms in whole), found)
 
     def _kernel_times(self, model: Model, inputs: Mapping[str, Array], usual_ms: float) -> Floats:
         assert isinstance(self._engine, Profiles)

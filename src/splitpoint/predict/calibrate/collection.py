@@ -38,7 +38,7 @@ _REFERENCES, _MOST_REFERENCE_MB = 24, 48.0
 _NO_REFERENCE = frozenset({"odd", "mlp", "lenet", "text"})
 
 
-class Visit(msgspec.Struct, frozen=True):
+class NetworkVisit(msgspec.Struct, frozen=True):
     """One time that a strip was compiled and timed: ms of its runs, and of each of its kernels."""
 
     whole: tuple[float, ...]
@@ -50,7 +50,7 @@ class Visit(msgspec.Struct, frozen=True):
         return float(np.median(self.whole))
 
 
-class Measured(msgspec.Struct, frozen=True):
+class MeasuredNetwork(msgspec.Struct, frozen=True):
     """A strip and its visits; `seed`, `family` and `work` make it again, `rows` has the columns of each kernel."""
 
     seed: int
@@ -58,7 +58,7 @@ class Measured(msgspec.Struct, frozen=True):
     work: float
     weights_mb: float
     rows: tuple[tuple[str, tuple[float, ...]], ...]
-    visits: tuple[Visit, ...]
+    visits: tuple[NetworkVisit, ...]
     spent_s: float
 
     @property
@@ -79,7 +79,7 @@ class Measured(msgspec.Struct, frozen=True):
         return np.maximum(times, _LEAST_MS)
 
 
-def _undisturbed(visits: Sequence[Visit], taken: Sequence[float]) -> list[Visit]:
+def _undisturbed(visits: Sequence[NetworkVisit], taken: Sequence[float]) -> list[NetworkVisit]:
     """Of visits and what each took, those that are not much slower than the best."""
     return [v for v, ms in zip(visits, taken, strict=True) if ms <= min(taken) * _DISTURBED]
 
@@ -97,7 +97,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     columns: dict[str, tuple[str, ...]]
     spent_s: float = 0.0
-    strips: tuple[Measured, ...] = ()
+    strips: tuple[MeasuredNetwork, ...] = ()
 
     @property
     def rows(self) -> int:

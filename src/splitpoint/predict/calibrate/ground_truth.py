@@ -78,8 +78,8 @@ class Truth:
         """How long the whole network takes: the median of its visits, and between which its runs lie; None before there
         was one.
 
-        With `slowdowns` (`Speed.rounds`) each visit counts as if the machine had been so many times faster in its
-        round; visits of rounds that have none are left out.
+        With `slowdowns` (`ReferenceSpeed.rounds`) each visit counts as if the machine had been so many times faster
+        in its round; visits of rounds that have none are left out.
 
         A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all others,
         and a prediction is of the usual one.

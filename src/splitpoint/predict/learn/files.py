@@ -60,7 +60,7 @@ def _lines(value: object, depth: int) -> str:
     return "{\n" + ",\n".join(members) + "\n" + " " * depth + "}"
 
 
-class _Head(msgspec.Struct):
+class _LatencyHead(msgspec.Struct):
     """What tells a latency file from other JSON files, and from one of another version."""
 
     format: int | None = None
@@ -71,7 +71,7 @@ class _Head(msgspec.Struct):
 def parse_latency(data: bytes, where: str) -> Latency:
     """The latency file in `data`, which came from `where`. InputError says what is wrong there."""
     try:
-        head = parse_json(data, _Head)
+        head = parse_json(data, _LatencyHead)
         if head.kinds is None or head.roofline is None:
             raise InputError(f"{where} is not a latency file: make one with splitpoint calibrate-device -o FILE")
         if head.format != FORMAT:

@@ -33,7 +33,7 @@ _FARTHEST = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
+class PredictedTimes:
     """Milliseconds of many kernels: medians, and the 10th and 90th percentile of what may be measured. `outside` is
     how far a kernel lies outside of what was trained on: 0 within, 1 a factor e beyond in one of its features.
     """
@@ -44,7 +44,7 @@ class Times:
     outside: FloatArray
 
 
-class Score(msgspec.Struct, frozen=True, kw_only=True):
+class LatencyScore(msgspec.Struct, frozen=True, kw_only=True):
     """How well rows kept apart were predicted: the mean error, and how many were within ±5, 10 and 20 % and in the
     interval, all as shares. `count` rows were long enough (`TELLING_MS`) to judge by; `covered` is of all.
     """
@@ -113,10 +113,10 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
     ranges: tuple[tuple[float, float], ...]
     """The least and the greatest value of each feature in training."""
     linear: dict[str, float]
-    score: Score
+    score: LatencyScore
     rows: int
 
-    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> Times:
+    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> PredictedTimes:
         """Of kernels with these columns (`kinds.KINDS`); a column that is left out has its default."""
         columns, again = _distinct(columns_of(kind, configs))
         features = features_of(kind, columns, self.features)
@@ -125,7 +125,7 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
         outside = _outside(features, self.ranges)
         width = np.exp(self.width.evaluate(features)) + _WIDER * outside
         low, high = median * np.exp(self.low * width), median * np.exp(self.high * width)
-        return Times(median[again], low[again], high[again], outside[again])
+        return PredictedTimes(median[again], low[again], high[again], outside[again])
 
     def base_ms(self, kind: str, columns: dict[str, FloatArray]) -> FloatArray:
         """What the terms alone say, in ms."""
@@ -176,7 +176,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """What everything in here was multiplied by since the device was calibrated (`slowed`), and when."""
     refreshed: str = ""
 
-    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> Times:
+    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> PredictedTimes:
         """Of kernels of a calibrated kind (one of `kinds`), whose columns are arrays of one length."""
         return self.kinds[kind].predict(kind, configs)
 

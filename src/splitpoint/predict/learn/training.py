@@ -28,8 +28,8 @@ from splitpoint.predict.learn.latency_model import (
     TWO_PER_MAC,
     KindModel,
     Latency,
+    LatencyScore,
     Roofline,
-    Score,
     cold,
 )
 from splitpoint.predict.learn.linear import cells_base, fit_base, fit_cells, fit_linear
@@ -181,13 +181,13 @@ def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, 
     return model, np.exp(expected)
 
 
-def score_of(predicted_ms: FloatArray, measured_ms: FloatArray, covered: float) -> Score:
+def score_of(predicted_ms: FloatArray, measured_ms: FloatArray, covered: float) -> LatencyScore:
     """How near predictions are to what was measured, by the rows that a timer tells apart if there are any."""
     telling = measured_ms >= TELLING_MS
     judged = telling if telling.any() else np.ones(len(measured_ms), bool)
     error = np.abs(predicted_ms / measured_ms - 1)[judged]
     within = [float((error <= share).mean()) for share in (0.05, 0.1, 0.2)]
-    return Score(
+    return LatencyScore(
         mape=float(error.mean()),
         within5=within[0],
         within10=within[1],

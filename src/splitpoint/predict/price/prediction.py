@@ -24,7 +24,7 @@ from splitpoint.machine import Machine
 from splitpoint.models.model import Model
 from splitpoint.predict.kernels.fusing import FREE
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
-from splitpoint.predict.learn.latency_model import Latency, Times
+from splitpoint.predict.learn.latency_model import Latency, PredictedTimes
 from splitpoint.predict.price.posterior import TO_P90, Belief, Floats
 from splitpoint.predict.price.roofline import roofline_times
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat
@@ -196,7 +196,7 @@ def linear_ms(kernels: Sequence[Kernel], latency: Latency) -> Floats:
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def kernel_times(kernels: Sequence[Kernel], latency: Latency) -> Times:
+def kernel_times(kernels: Sequence[Kernel], latency: Latency) -> PredictedTimes:
     """Each kernel by itself, as the engine's own timer would have it: by its kind, or by FLOPs and bytes."""
     median, low, high, outside = (np.zeros(len(kernels)) for _ in range(4))
     for kind, at in _by_kind(kernels).items():
@@ -207,13 +207,13 @@ def kernel_times(kernels: Sequence[Kernel], latency: Latency) -> Times:
             found, again = roofline_times([kernels[k] for k in at], latency.roofline), list(range(len(at)))
         median[at], low[at] = found.median_ms[again], found.low_ms[again]
         high[at], outside[at] = found.high_ms[again], found.outside[again]
-    return Times(median, np.maximum(low, median / _WIDEST), np.minimum(high, median * _WIDEST), outside)
+    return PredictedTimes(median, np.maximum(low, median / _WIDEST), np.minimum(high, median * _WIDEST), outside)
 
 
-def _times(kernels: Sequence[Kernel], latency: Latency) -> Times:
+def _times(kernels: Sequence[Kernel], latency: Latency) -> PredictedTimes:
     """What each kernel adds to the whole model."""
     found, scale = kernel_times(kernels, latency), latency.scale
-    return Times(scale * found.median_ms, scale * found.low_ms, scale * found.high_ms, found.outside)
+    return PredictedTimes(scale * found.median_ms, scale * found.low_ms, scale * found.high_ms, found.outside)
 
 
 def _by_kind(kernels: Sequence[Kernel]) -> dict[str, list[int]]:
@@ -244,7 +244,7 @@ def _columns(kernels: Sequence[Kernel], at: Sequence[int]) -> dict[str, Floats]:
 # --- sums -------------------------------------------------------------------------------------------------------------
 
 
-def _belief(graph: Graph, kernels: Sequence[Kernel], times: Times, latency: Latency) -> Belief:
+def _belief(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, latency: Latency) -> Belief:
     """What is believed of the model's nodes before any of it was measured."""
     count = len(graph.nodes)
     edge, cloud, own, shared = (np.zeros(count) for _ in range(4))
@@ -304,13 +304,13 @@ def _moved(graph: Graph, i: int) -> float:
     return 2.0 * sum(graph.tensors[t].nbytes for t in node.outputs if t in graph.tensors)
 
 
-def _alone(times: Times) -> list[Stat]:
+def _alone(times: PredictedTimes) -> list[Stat]:
     """Each kernel as its kind has it."""
     columns = (times.median_ms, times.low_ms, times.high_ms)
     return [Stat(ms, low, high, 0) for ms, low, high in zip(*(c.tolist() for c in columns), strict=True)]
 
 
-def _corrected(graph: Graph, kernels: Sequence[Kernel], times: Times, belief: Belief) -> list[Stat]:
+def _corrected(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, belief: Belief) -> list[Stat]:
     """Each kernel as it is believed now: in the middle of what its nodes are."""
     place = {i: k for k, i in enumerate((i for step in graph.order for i in step), 1)}
     deviations = belief.deviations()

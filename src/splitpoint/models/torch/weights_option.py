@@ -26,14 +26,14 @@ GIVE_WEIGHTS = "give weights with --weights FILE (.safetensors, .pt or .pth), or
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class WeightsOption:
     """What `--weights` says: the library's default ones, a file, or a seed."""
 
     path: Path | None = None
     seed: int | None = None
 
     @classmethod
-    def parse(cls, text: str | None) -> Weights:
+    def parse(cls, text: str | None) -> WeightsOption:
         if text is None:
             return cls()
         word, colon, seed = text.partition(":")
