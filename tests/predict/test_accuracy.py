@@ -23,7 +23,7 @@ from splitpoint.predict.calibrate.random_networks import strip
 from splitpoint.predict.kernels.kernels import kernels_of
 from splitpoint.predict.learn.files import save_latency
 from splitpoint.predict.learn.latency_model import Latency, Reference
-from splitpoint.predict.price.prediction import CODECS, predict
+from splitpoint.predict.price.prediction import CODEC_COSTS, predict
 from splitpoint.profile.profiles import Profile
 from splitpoint.report.accuracy_table import draw, kind_cells, sentences, signed, whole_cells, write
 
@@ -40,7 +40,7 @@ def truth_by(device: Latency, *names: str) -> Truth:
         found = predict(model, device)
         made.models[model.name] = model
         made.visits[model.name] = [[found.whole.median] * 3]
-        made.profiles[model.name] = as_measured(found.profile(CODECS), model, device)
+        made.profiles[model.name] = as_measured(found.profile(CODEC_COSTS), model, device)
     return made
 
 
@@ -185,7 +185,7 @@ class Lab:
     def profile(self, model: Model, engine: Engine, budget_s: float) -> Profile:
         self.now += budget_s
         self.budgets.append(budget_s)
-        return msgspec.structs.replace(predict(model, PLAIN).profile(CODECS), threads=engine.threads)
+        return msgspec.structs.replace(predict(model, PLAIN).profile(CODEC_COSTS), threads=engine.threads)
 
 
 def networks() -> dict[str, Model]:

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from splitpoint.calibration.calibrations import Calibration, Row, needed_inputs
-from splitpoint.calibration.codec_trials import CODECS, QUALITIES, calibrate
+from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.cli.console import Column, err, out, progress, table
 from splitpoint.cli.input_files import read_photos, recursive_option
 from splitpoint.cli.options import Opening, engine_options, json_option, model_options
 from splitpoint.cli.outputs import OUTPUT
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import calibrated_names, open_codec
 from splitpoint.engines import open_engine
 from splitpoint.files import check_writable
 from splitpoint.models.model import Model
@@ -38,7 +38,8 @@ from splitpoint.units import size
     "codecs",
     multiple=True,
     metavar="NAME",
-    help=f"Codecs to try; default: {', '.join(CODECS)}, and JPEG at seven qualities for images.",
+    help=f"Codecs to try; default: {', '.join(c for c in calibrated_names() if ':' not in c)}, "
+    "and JPEG at seven qualities for images.",
 )
 @click.option(
     "--cuts",
@@ -69,7 +70,7 @@ def command(
     """
     if out_path:
         check_writable(out_path)
-    names = [open_codec(c).name for c in codecs] or [*CODECS, *QUALITIES]
+    names = [open_codec(c).name for c in codecs] or list(calibrated_names())
     loaded = opening.load(model)
     inputs = read_photos(loaded, images, limit=limit, recursive=recursive)
     chosen = select(loaded, cuts)

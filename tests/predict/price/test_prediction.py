@@ -29,7 +29,7 @@ from splitpoint.predict.kernels.kernels import Kernel, kernels_of
 from splitpoint.predict.learn.features import columns_of, terms_of
 from splitpoint.predict.learn.files import load_latency, save_latency
 from splitpoint.predict.learn.latency_model import Latency, Roofline, cold
-from splitpoint.predict.price.prediction import CODECS, Prediction, linear_ms, predict, predicted_profile
+from splitpoint.predict.price.prediction import CODEC_COSTS, Prediction, linear_ms, predict, predicted_profile
 from splitpoint.predict.price.roofline import roofline_times
 from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile, save_profile
@@ -137,9 +137,9 @@ def test_the_best_plan_is_that_of_a_profile_made_of_the_same_sums(name: str) -> 
         for k in kernels_of(model):
             nodes[k.nodes[0]] = ms[k.nodes]
         whole = Stat(whole_ms(device, sum(ms.values())), 0, 1e6)
-        blank = hand_made(model.graph, 1.0, model.fingerprint, codecs=dict(CODECS))
+        blank = hand_made(model.graph, 1.0, model.fingerprint, codecs=dict(CODEC_COSTS))
         direct.append(msgspec.structs.replace(blank, whole=whole, segments=segments, nodes=tuple(nodes.tolist())))
-    ours = [predict(model, device).profile(CODECS) for device in (SLOW, FAST)]
+    ours = [predict(model, device).profile(CODEC_COSTS) for device in (SLOW, FAST)]
     limits = Constraints(codecs=("int8",))
     planners = [Planner(None, pair, constraints=limits) for pair in (ours, direct)]
     kinds = set()
@@ -223,7 +223,7 @@ def test_measured_segments_move_the_prediction_towards_them(name: str, factor: f
             assert abs(found.belief.heads()[k].median - factor * plain.belief.heads()[k].median) < abs(
                 plain.belief.heads()[k].median * (factor - 1)
             )
-    profile = found.profile(CODECS)
+    profile = found.profile(CODEC_COSTS)
     assert profile.head(last // 2).median == pytest.approx(factor * plain.belief.heads()[last // 2].median, rel=0.05)
     assert "corrected by 6 measured times" in profile.note
 

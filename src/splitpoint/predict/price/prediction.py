@@ -18,6 +18,7 @@ from math import log
 
 import numpy as np
 
+from splitpoint.codecs import CODECS, usual_name
 from splitpoint.errors import InputError
 from splitpoint.graph import Graph
 from splitpoint.machine import Machine
@@ -42,14 +43,8 @@ _WIDEST = 10.0
 _LED = frozenset({"conv", "dw_conv", "group_conv", "linear", "matmul"})
 _APART = 0.5
 
-#: What codecs take, where the device's own were not measured: one core of an AMD EPYC, by `splitpoint profile`.
-CODECS: Mapping[str, CodecCost] = {
-    "raw": CodecCost(0.006, 0.0, 0.004, 0.0), "fp16": CodecCost(0.045, 0.51, 0.022, 0.31),
-    "int8": CodecCost(0.115, 0.30, 0.059, 0.21), "int4": CodecCost(0.130, 0.33, 0.068, 0.28),
-    "raw+zstd": CodecCost(0.163, 2.89, 0.032, 1.32), "fp16+zstd": CodecCost(0.299, 3.47, 0.095, 1.99),
-    "int8+zstd": CodecCost(0.406, 1.98, 0.203, 1.13), "int4+zstd": CodecCost(0.326, 1.25, 0.190, 0.76),
-    "jpeg:90": CodecCost(0.150, 1.94, 0.159, 2.82),
-}  # fmt: skip
+#: What codecs take, where the device's own were not measured.
+CODEC_COSTS: Mapping[str, CodecCost] = {usual_name(kind): CodecCost(*entry.cost) for kind, entry in CODECS.items()}
 _CODECS_NOTE = "codec times of another machine"
 
 
@@ -132,7 +127,7 @@ class Prediction:
             whole=self.whole,
             segments=segments,
             nodes=tuple(nodes.tolist()),
-            codecs=dict(CODECS if codecs is None else codecs),
+            codecs=dict(CODEC_COSTS if codecs is None else codecs),
             note=self._note(own_codecs=codecs is not None),
         )
 
