@@ -31,6 +31,14 @@ def bodies(node: Proto) -> Iterator[Proto]:
             yield from attribute.graphs
 
 
+def nodes_in(nodes: Iterable[Proto]) -> Iterator[Proto]:
+    """`nodes` and those of their bodies, at any depth, each before those inside it."""
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from nodes_in(body.node)
+
+
 def captures(node: Proto) -> list[str]:
     """Outer-scope names that the bodies of `node` read, at any depth."""
     found: dict[str, None] = {}

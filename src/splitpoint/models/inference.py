@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from splitpoint.models.dataflow import Proto, bodies, captures
+from splitpoint.models.dataflow import Proto, bodies, captures, nodes_in
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 #: Operators whose sizes onnx and ONNX Runtime reckon alike, by whole numbers (test_inference.py compares them).
@@ -32,10 +32,8 @@ _WINDOWS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "Av
 def alike(nodes: Iterable[Proto]) -> bool:
     """Whether inference is known to give the sizes that ONNX Runtime gives, for each of `nodes` and their bodies."""
     return all(
-        n.domain in ("", "ai.onnx")
-        and (n.op_type in _ALIKE or (n.op_type in _WINDOWS and not _rounds(n)))
-        and all(alike(body.node) for body in bodies(n))
-        for n in nodes
+        n.domain in ("", "ai.onnx") and (n.op_type in _ALIKE or (n.op_type in _WINDOWS and not _rounds(n)))
+        for n in nodes_in(nodes)
     )
 
 
@@ -237,12 +235,10 @@ def _forget(value: Proto) -> None:
 
 
 def _forget_in_bodies(nodes: Iterable[Proto]) -> None:
-    for node in nodes:
-        for body in bodies(node):
-            body.ClearField("value_info")
-            for value in (*body.input, *body.output):
-                _forget(value)
-            _forget_in_bodies(body.node)
+    for body in (b for node in nodes_in(nodes) for b in bodies(node)):
+        body.ClearField("value_info")
+        for value in (*body.input, *body.output):
+            _forget(value)
 
 
 def _fix(graph: Proto, values: Mapping[str, Array]) -> None:

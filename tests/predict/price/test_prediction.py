@@ -29,7 +29,7 @@ from splitpoint.predict.kernels.kernels import Kernel, kernels_of
 from splitpoint.predict.learn.features import columns_of, terms_of
 from splitpoint.predict.learn.files import load_latency, save_latency
 from splitpoint.predict.learn.latency_model import Latency, Roofline, cold
-from splitpoint.predict.price.prediction import CODEC_COSTS, Prediction, linear_ms, predict, predicted_profile
+from splitpoint.predict.price.prediction import CODEC_COSTS, Prediction, linear_ms, predict
 from splitpoint.predict.price.roofline import roofline_times
 from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile, save_profile
@@ -90,7 +90,7 @@ def test_a_convolution_by_hand() -> None:
 @pytest.mark.parametrize("name", [*NETS, LENET, EFFICIENT])
 def test_heads_and_tails_are_sums_of_the_formula(name: str) -> None:
     model = net(name)
-    profile, found = predicted_profile(model, SLOW), boundaries(model)
+    profile, found = predict(model, SLOW).profile(), boundaries(model)
     assert len(found) >= 3
     for place, inside, left in found:
         head = whole_ms(SLOW, sum(map(formula, inside))) if inside else 0.0
@@ -105,7 +105,7 @@ def test_heads_and_tails_are_sums_of_the_formula(name: str) -> None:
 def test_a_cut_inside_a_kernel_never_looks_better_than_one_behind_it(name: str) -> None:
     """Conv without the ReLU behind it is no shorter, and the ReLU alone is one more pass for the server."""
     model = net(name)
-    profile = predicted_profile(model, SLOW)
+    profile = predict(model, SLOW).profile()
     places = [place for place, _, _ in boundaries(model)]
     for start, end in pairwise(places):
         for k in range(start + 1, end):
@@ -276,7 +276,7 @@ def test_nothing_measured_changes_nothing_and_nonsense_is_refused() -> None:
 def test_a_running_device_corrects_the_predicted_profile() -> None:
     """What `run` does with every head it computes: the planner is told by how much the device is slower."""
     model = model_of(EFFICIENT)
-    edge, cloud = predicted_profile(model, SLOW), predicted_profile(model, FAST)
+    edge, cloud = predict(model, SLOW).profile(), predict(model, FAST).profile()
     observer, cut = Observer(FOUR_G, edge, cloud), model.graph.prefixes()[-1]
     for k in range(8):
         observer.computed(float(k), cut, 2 * edge.whole.median)
@@ -314,7 +314,7 @@ def test_traces_are_heads_that_were_measured(tmp_path: Path) -> None:
 
 def test_a_predicted_profile_is_a_profile_that_says_so(tmp_path: Path) -> None:
     model = model_of(LENET)
-    profile = predicted_profile(model, SLOW)
+    profile = predict(model, SLOW).profile()
     save_profile(tmp_path / "p.profile.json", profile)
     again = load_profile(tmp_path / "p.profile.json")
     assert again.head(5) == profile.head(5)
@@ -323,7 +323,7 @@ def test_a_predicted_profile_is_a_profile_that_says_so(tmp_path: Path) -> None:
     assert again.machine == DEVICE
     assert not again.complete
     assert {s.count for x in again.segments for s in (x.head, x.tail) if s is not None} == {0}
-    own = predicted_profile(model, SLOW, codecs={"int8": CodecCost(1, 2, 3, 4)})
+    own = predict(model, SLOW).profile({"int8": CodecCost(1, 2, 3, 4)})
     assert "another machine" not in own.note
     assert own.codecs == {"int8": CodecCost(1, 2, 3, 4)}
 
@@ -484,7 +484,7 @@ def test_plan_takes_latency_files_for_either_side(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device, server = files / "device.latency.json", files / "server.latency.json"
-    save_profile(tmp_path / "cloud.profile.json", predicted_profile(model_of(EFFICIENT), FAST))
+    save_profile(tmp_path / "cloud.profile.json", predict(model_of(EFFICIENT), FAST).profile())
     both = json.loads(ok(capsys, "plan", EFFICIENT, "--edge", device, "--cloud", server, "--link", "4g", "--json"))
     assert "predicted from device, never run there" in both["edge"]
     assert "predicted from server" in both["cloud"]

@@ -20,10 +20,13 @@ _OPSET, _IR = 20, 10
 
 
 class Sketch:
-    """A network under way: nodes, weights and the shape of every tensor. Methods add a layer and return its result."""
+    """A network under way: nodes, weights and the shape of every tensor. Methods add a layer and return its result.
 
-    def __init__(self, rng: Rng) -> None:
-        self.rng = rng
+    `work` is about how many FLOPs it is to have in the end; `flops` are those it has so far.
+    """
+
+    def __init__(self, rng: Rng, work: float) -> None:
+        self.rng, self.work = rng, work
         self.flops = 0.0
         self._nodes: list[Proto] = []
         self._weights: list[Proto] = []

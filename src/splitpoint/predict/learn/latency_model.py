@@ -15,7 +15,6 @@ from splitpoint.predict.learn.linear import cells_base
 from splitpoint.predict.learn.trees import Forest
 
 FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 #: Of the file format. A file with another number is refused with a sentence.
 FORMAT = 1

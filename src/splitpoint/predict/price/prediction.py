@@ -167,16 +167,6 @@ def predict(model: Model, latency: Latency, measured: Sequence[SegmentCost] = ()
     return Prediction(graph, model.fingerprint, latency, corrected.whole(), costs, corrected, sides)
 
 
-def predicted_profile(
-    model: Model,
-    latency: Latency,
-    measured: Sequence[SegmentCost] = (),
-    codecs: Mapping[str, CodecCost] | None = None,
-) -> Profile:
-    """`Prediction.profile` of `model` on the device of `latency`: what ``splitpoint.plan`` takes like any other."""
-    return predict(model, latency, measured).profile(codecs)
-
-
 def linear_ms(kernels: Sequence[Kernel], latency: Latency) -> Floats:
     """What plain linear regression on the tables' columns says of each kernel: the predictor to be better than."""
     found = np.zeros(len(kernels))
