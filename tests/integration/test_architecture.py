@@ -51,12 +51,12 @@ RANK = {room: k for k, row in enumerate(ORDER) for room in row}
 @cache
 def modules() -> dict[str, Path]:
     """``models.shapes`` → its file. The root (public names only) and __main__ belong to no room."""
-    found = {}
+    files = {}
     for path in sorted(SRC.rglob("*.py")):
         name = ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")
         if name not in ("__init__", "__main__"):
-            found[name] = path
-    return found
+            files[name] = path
+    return files
 
 
 @cache
@@ -101,8 +101,8 @@ def test_rooms_import_earlier_rooms_only(module: str) -> None:
 
 def test_nothing_inside_imports_the_package_root() -> None:
     """Its names belong to the rooms; only the command line asks it for the version."""
-    found = [(m, line) for m, path in modules().items() for name, line in imports(path) if name == "splitpoint"]
-    assert [f"{m}:{line}" for m, line in found if not m.startswith("cli")] == []
+    asking = [(m, line) for m, path in modules().items() for name, line in imports(path) if name == "splitpoint"]
+    assert [f"{m}:{line}" for m, line in asking if not m.startswith("cli")] == []
 
 
 def room_of(module: str) -> str:
@@ -138,7 +138,19 @@ def test_class_names_are_unique() -> None:
 
 
 #: Modules without tests of their own, and why none could say more than those of the modules that use them.
-WITHOUT_TESTS: dict[str, str] = {}
+WITHOUT_TESTS: dict[str, str] = {
+    "engines.apart_process": "the other end of engines.apart, in a process of its own: every test there runs it",
+    "models.rows.computing": "rules of one table in three files: models/rows/test_rows.py has cases for each operator",
+    "models.rows.moving": "as models.rows.computing",
+    "models.rows.shaping": "as models.rows.computing",
+    "models.rows.step": "what the rules above read a node with",
+    "models.torch.report": "values and a sentence of them: models/torch/test_torch.py reads it",
+}
+
+
+def is_door(path: Path) -> bool:
+    """Whether a file has a docstring, imports and names, but nothing that could be tested."""
+    return not any(isinstance(e, ast.FunctionDef | ast.ClassDef) for e in tree(path).body)
 
 
 def home(module: str) -> Path:
@@ -152,11 +164,10 @@ def test_tests_stand_in_the_tree_of_what_they_test() -> None:
     there = set(TESTS.rglob("test_*.py"))
     across = {path for path in there if path.relative_to(TESTS).parts[0] in ("integration", "attacks")}
     homes = {home(module): module for module in modules()}
-    assert (
-        sorted(str(path.relative_to(TESTS)) for path in there - across - set(homes) - {TESTS / "test_splitpoint.py"})
-        == []
-    )
-    assert sorted(module for path, module in homes.items() if path not in there and module not in WITHOUT_TESTS) == []
+    strays = there - across - set(homes) - {TESTS / "test_splitpoint.py"}
+    assert sorted(str(path.relative_to(TESTS)) for path in strays) == []
+    exempt = {m for m, path in modules().items() if path.stem == "__init__" and is_door(path)} | set(WITHOUT_TESTS)
+    assert sorted(module for path, module in homes.items() if path not in there and module not in exempt) == []
     assert sorted(module for module in WITHOUT_TESTS if home(module) in there) == []
 
 

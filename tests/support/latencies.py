@@ -52,3 +52,8 @@ def latency(without: tuple[str, ...] = ("other",), **more: Any) -> Latency:
         "kinds": {kind: kind_model(kind) for kind in KINDS if kind not in without},
     }  # fmt: skip
     return Latency(**(known | more))
+
+
+#: A device without fixed parts.
+#: The engine's timer sees kernels, not what a run costs beside them: no fixed part, and no scale.
+PLAIN = latency(fixed_ms=0.0, scale=1.0)
