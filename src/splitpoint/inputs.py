@@ -170,11 +170,11 @@ def find_inputs(paths: Sequence[Path], *, recursive: bool = False) -> InputFiles
 
     With `recursive`, also those in folders below. InputError for a folder that holds none or cannot be read.
     """
-    found = [_search(path, recursive) if os.path.isdir(path) else InputFiles((path,)) for path in paths]
+    parts = [_search(path, recursive) if os.path.isdir(path) else InputFiles((path,)) for path in paths]
     return InputFiles(
-        tuple(file for f in found for file in f.files),
-        sum(f.skipped for f in found),
-        tuple(reason for f in found for reason in f.reasons),
+        tuple(file for f in parts for file in f.files),
+        sum(f.skipped for f in parts),
+        tuple(reason for f in parts for reason in f.reasons),
     )
 
 

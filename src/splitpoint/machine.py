@@ -176,8 +176,8 @@ def _temporary_cache() -> Path | None:
         folder = Path(tempfile.gettempdir()) / f"splitpoint-{os.getuid()}"
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        made = folder.lstat()
-        if stat.S_ISDIR(made.st_mode) and made.st_uid == os.getuid() and not made.st_mode & 0o022:
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
             return folder
         folder = Path(tempfile.mkdtemp(prefix="splitpoint-"))  # that one is another's
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -188,14 +188,14 @@ def _temporary_cache() -> Path | None:
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Installed version of each package; packages that are not there are left out."""
-    found = {}
+    by_package = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            by_package[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             if name == "onnxruntime":  # onnxruntime-gpu and others bring it, too
-                found |= install.onnxruntimes()
-    return found
+                by_package |= install.onnxruntimes()
+    return by_package
 
 
 def _processor() -> str:

@@ -67,11 +67,11 @@ class ApartSession:
             if self._child is None:
                 self._child = _Child(self._segment, self._engine)
             try:
-                made = self._child.ask(arrays)
+                outputs = self._child.ask(arrays)
             except DiedError:
                 self._child = None
                 raise
-        return {t.name: array for t, array in zip(self.outputs, made, strict=True)}
+        return {t.name: array for t, array in zip(self.outputs, outputs, strict=True)}
 
     def forked(self) -> None:
         self._over, child = foreign("session"), self._child
@@ -142,7 +142,7 @@ class _Child:
                 pipe.write(self._to, build)
             pipe.write(self._to, pipe.PipeMessage(arrays=pipe.kinds(arrays)), arrays)
             answer = pipe.read(self._from)
-            made = pipe.read_arrays(self._from, answer.arrays)
+            outputs = pipe.read_arrays(self._from, answer.arrays)
         except (OSError, EOFError) as exc:
             self.end()
             raise DiedError(self._how_it_ended()) from exc
@@ -155,7 +155,7 @@ class _Child:
             if build is not None:
                 self.end()
             raise (InputError if answer.error == "input" else EngineError)(answer.text)
-        return answer, made
+        return answer, outputs
 
     def _how_it_ended(self) -> str:
         if self._given_up:

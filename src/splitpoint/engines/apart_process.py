@@ -64,8 +64,8 @@ def main() -> None:
 def _answer(answers: int, session: OnnxRuntimeSession, arrays: list[Array]) -> None:
     names = [t.name for t in session.inputs]
     try:
-        made = session.run(dict(zip(names, arrays, strict=True)))
-        outputs = pipe.listed(session.outputs, made)
+        results = session.run(dict(zip(names, arrays, strict=True)))
+        outputs = pipe.listed(session.outputs, results)
     except (SplitpointError, MemoryError) as exc:
         kind = "input" if isinstance(exc, InputError) else "engine"
         pipe.write(answers, pipe.PipeMessage(error=kind, text=str(exc) or "there is not enough memory for it"))

@@ -175,10 +175,10 @@ class OnnxRuntimeSession:
             raise EngineError(f"ONNX Runtime failed: {reason_of(exc)}") from exc
         finally:
             underway.noted.pop(thread, None)
-        made: dict[str, Array] = dict(zip(self._names, values, strict=True))
-        for name in self._shifted.intersection(made):
-            made[name] = shifted(made[name])
-        return made
+        outputs: dict[str, Array] = dict(zip(self._names, values, strict=True))
+        for name in self._shifted.intersection(outputs):
+            outputs[name] = shifted(outputs[name])
+        return outputs
 
     def end_profiling(self) -> str:
         """The file that ONNX Runtime wrote, if it was made with `profile_to`."""
@@ -248,12 +248,12 @@ def _shrinking() -> Any:
 
 def _kernel_medians(events: list[dict[str, Any]], warm: int, runs: int) -> list[tuple[str, float]]:
     """(name, median ms a run) of each kernel over all `runs` but the first `warm`, in order of execution."""
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for event in sorted((e for e in events if e.get("cat") == "Node"), key=lambda e: float(e["ts"])):
         if str(event["name"]).endswith("_kernel_time"):
-            found.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(float(event["dur"]) / 1e3)
+            times.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(float(event["dur"]) / 1e3)
     # One in the body of a loop runs several times a run.
-    return [(name, median(t[len(t) * warm // runs :]) * max(1, len(t) // runs)) for name, t in found.items()]
+    return [(name, median(t[len(t) * warm // runs :]) * max(1, len(t) // runs)) for name, t in times.items()]
 
 
 def _session(proto: Any, options: Any, device: str) -> Any:

@@ -59,12 +59,12 @@ def read_header(fd: int) -> bytearray:
 
 def read_arrays(fd: int, kinds: Sequence[tuple[str, tuple[int, ...]]]) -> list[Array]:
     """The arrays that follow a header, as it names them."""
-    made = []
+    arrays = []
     for dtype, shape in kinds:
         array = np.empty(shape, dtype)
         _read_into(fd, _raw(array))
-        made.append(array)
-    return made
+        arrays.append(array)
+    return arrays
 
 
 def kinds(arrays: Sequence[Array]) -> tuple[tuple[str, tuple[int, ...]], ...]:

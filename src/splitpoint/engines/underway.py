@@ -30,7 +30,7 @@ def give_up(threads: Iterable[int] | None = None) -> int:
     Takes no lock: it may be called from a signal handler.
     """
     under_way = dict(noted)
-    found = [under_way[k] for k in (under_way if threads is None else threads) if k in under_way]
-    for run in found:
+    runs = [under_way[k] for k in (under_way if threads is None else threads) if k in under_way]
+    for run in runs:
         run.terminate = True
-    return len(found)
+    return len(runs)

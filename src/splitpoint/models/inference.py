@@ -133,17 +133,17 @@ def body_ranks(skeleton: Proto, node: Proto, specs: Mapping[str, TensorSpec]) ->
     `specs` has what its bodies capture and, for a Loop, what the outputs were once: the state must keep that rank.
     """
     state = len(node.input) - 2 if node.op_type == "Loop" else 0
-    found: list[list[int | None]] = []
+    by_body: list[list[int | None]] = []
     for body in bodies(node):
         ranks = _ranks(skeleton, node, body, specs)
         if node.op_type == "Loop":
             # What is stacked over no trips at all has the shape that the body declares, and one dimension without it.
             told = [o.type.tensor_type.HasField("shape") for o in body.output]
             ranks = [rank if k <= state or told[k] else None for k, rank in enumerate(ranks)][1:]
-        found.append(ranks)
-    if not found or len({len(ranks) for ranks in found}) > 1:
+        by_body.append(ranks)
+    if not by_body or len({len(ranks) for ranks in by_body}) > 1:
         return [None] * len(node.output)
-    same = [ranks[0] if len(set(ranks)) == 1 else None for ranks in zip(*found, strict=True)]
+    same = [ranks[0] if len(set(ranks)) == 1 else None for ranks in zip(*by_body, strict=True)]
     for k in range(len(same)):
         before = specs.get(node.input[k + 2]) if k < state else None
         after = same[k]

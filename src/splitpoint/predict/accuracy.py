@@ -107,8 +107,8 @@ class Judgement:
     def kinds(self) -> Mapping[str, Errors]:
         """The errors of each kind of kernel, the commonest first; last, of all of them."""
         names = sorted({r.kind for r in self.kernels}, key=lambda k: -sum(r.kind == k for r in self.kernels))
-        found = {name: errors_of([r for r in self.kernels if r.kind == name]) for name in names}
-        return found | ({"all kernels": errors_of(self.kernels)} if self.kernels else {})
+        errors = {name: errors_of([r for r in self.kernels if r.kind == name]) for name in names}
+        return errors | ({"all kernels": errors_of(self.kernels)} if self.kernels else {})
 
 
 def judge(truth: Truth, latency: Latency) -> Judgement:
@@ -117,16 +117,16 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
     speed = speed_of(latency.reference, truth.references)
     for name, model in truth.models.items():
         measured, profile = truth.whole(name), truth.profiles.get(name)
-        found = predict(model, latency)
-        line = linear_ms([k.kernel for k in found.kernels], latency)
+        prediction = predict(model, latency)
+        line = linear_ms([k.kernel for k in prediction.kernels], latency)
         if measured is not None and measured.median > 0:
             linear = latency.whole_ms(float(line.sum()))
-            wholes.append(_row(name, "", "whole", measured.median, found.whole, linear))
+            wholes.append(_row(name, "", "whole", measured.median, prediction.whole, linear))
             if speed is not None and (then := truth.whole(name, speed.rounds)) is not None:
-                same_speed.append(_row(name, "", "same speed", then.median, found.whole, linear))
+                same_speed.append(_row(name, "", "same speed", then.median, prediction.whole, linear))
         if profile is not None:
-            kernels += _kernel_rows(name, found, line.tolist(), profile, latency)
-            plans += plan_rows(name, profile, found.profile(profile.codecs))
+            kernels += _kernel_rows(name, prediction, line.tolist(), profile, latency)
+            plans += plan_rows(name, profile, prediction.profile(profile.codecs))
             few = few_segments(profile)
             if measured is not None and measured.median > 0 and few:
                 better = predict(model, latency, few).whole
@@ -161,15 +161,15 @@ def few_segments(profile: Profile, count: int = FEW) -> list[SegmentCost]:
 
 
 def _kernel_rows(
-    name: str, found: Prediction, line: Sequence[float], profile: Profile, latency: Latency
+    name: str, prediction: Prediction, line: Sequence[float], profile: Profile, latency: Latency
 ) -> list[AccuracyRow]:
     """Every kernel against the engine's own timer; none where the profile's budget left no time to read it."""
     nodes = np.array(profile.nodes)
     if _is_guess(profile.graph, nodes):
         return []
-    alone = kernel_times([k.kernel for k in found.kernels], latency)
+    alone = kernel_times([k.kernel for k in prediction.kernels], latency)
     rows = []
-    for k, cost in enumerate(found.kernels):
+    for k, cost in enumerate(prediction.kernels):
         measured = float(nodes[list(cost.kernel.nodes)].sum())
         if measured >= TELLING_MS:
             stat = Stat(float(alone.median_ms[k]), float(alone.low_ms[k]), float(alone.high_ms[k]), 0)
@@ -184,9 +184,11 @@ def _is_guess(graph: Graph, nodes: Floats) -> bool:
 
 
 def _row(
-    network: str, layer: str, kind: str, measured_ms: float, found: Stat, linear: float, calibrated: bool = True
+    network: str, layer: str, kind: str, measured_ms: float, predicted: Stat, linear: float, calibrated: bool = True
 ) -> AccuracyRow:
-    return AccuracyRow(network, layer, kind, measured_ms, found.median, found.p10, found.p90, linear, calibrated)
+    return AccuracyRow(
+        network, layer, kind, measured_ms, predicted.median, predicted.p10, predicted.p90, linear, calibrated
+    )
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -219,6 +221,6 @@ def _plan_row(name: str, link: Link, slowdown: float, best: Option, chosen_ms: f
 
 def regrets(rows: Sequence[PlanRow]) -> tuple[float, float, float]:
     """Median, 90th percentile and mean regret."""
-    found = [r.regret for r in rows] or [0.0]
-    middle, high = np.percentile(found, (50, 90))
-    return float(middle), float(high), float(np.mean(found))
+    shares = [r.regret for r in rows] or [0.0]
+    middle, high = np.percentile(shares, (50, 90))
+    return float(middle), float(high), float(np.mean(shares))

@@ -48,10 +48,10 @@ def mixing(segment: Segment) -> str:
     for node in graph.node:
         step = Step(node, known, shapes, constants, opset)
         try:
-            made = _made(step)
+            values = _outputs(step)
         except Mixes as exc:
             return f"{node.name or node.output[0]} ({node.op_type}) {exc}"
-        known.update(zip(node.output, made, strict=False))
+        known.update(zip(node.output, values, strict=False))
     for out in segment.outputs:
         if known.get(out.name) != RowAxis(0, ONE):
             return f"output {out.name} is not a row for a row"
@@ -69,7 +69,7 @@ def _constant(tensor: Proto, constants: dict[str, Array]) -> Value:
     return numbers_of(array)
 
 
-def _made(step: Step) -> Sequence[Value]:
+def _outputs(step: Step) -> Sequence[Value]:
     """What the outputs of a node are."""
     node = step.node
     names = reads(node)

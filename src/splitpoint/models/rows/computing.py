@@ -85,19 +85,19 @@ def gemm(step: Step) -> Sequence[Value]:
     step.same(1)
     if rows.axis != (1 if step.integer("transA", 0) else 0):
         raise Mixes("sums over the batch")
-    made = RowAxis(0, rows.each)
+    result = RowAxis(0, rows.each)
     if step.given(2):
-        added(step, 2, made, 2)
-    return [made]
+        added(step, 2, result, 2)
+    return [result]
 
 
-def added(step: Step, i: int, made: RowAxis, rank: int) -> None:
-    """Input `i` is added to `made`."""
-    value, place = step.value(i), rank - made.axis
+def added(step: Step, i: int, result: RowAxis, rank: int) -> None:
+    """Input `i` is added to `result`."""
+    value, place = step.value(i), rank - result.axis
     if value == SAME:
         fits = step.rank(i) < place or step.shape(i)[-place] == 1
     else:
-        fits = isinstance(value, RowAxis) and step.rank(i) - value.axis == place and value.each == made.each
+        fits = isinstance(value, RowAxis) and step.rank(i) - value.axis == place and value.each == result.each
     if not fits:
         raise Mixes(f"adds {step.node.input[i]} along the batch")
 

@@ -184,27 +184,27 @@ def gather_elements(step: Step) -> Sequence[Value]:
 def expand(step: Step) -> Sequence[Value]:
     target = step.vector(1).entries
     value, rank = step.value(0), step.rank(0)
-    made = max(rank, len(target))
-    at = [k + made - len(target) for k, e in enumerate(target) if e is None or e.rows]
+    rank_after = max(rank, len(target))
+    at = [k + rank_after - len(target) for k, e in enumerate(target) if e is None or e.rows]
     if isinstance(value, RowAxis):
-        place = value.axis + made - rank
+        place = value.axis + rank_after - rank
         own = value.each._replace(rows=True)
-        k = place - (made - len(target))
+        k = place - (rank_after - len(target))
         if set(at) - {place} or (k >= 0 and target[k] not in (ONE, own)):
             raise Mixes("expands the batch")
         return [RowAxis(place, value.each)]
-    return [filled(step, target, made - len(target), (made - rank, step.shape(0)))]
+    return [filled(step, target, rank_after - len(target), (rank_after - rank, step.shape(0)))]
 
 
 def filled(
     step: Step, sizes: Sequence[Size | None], shift: int, inside: tuple[int, tuple[int | str, ...]] = (0, ())
 ) -> RowAxis:
     """What is the same in every row, for a batch: `inside` is the shape of what is repeated, and where it begins."""
-    found = [k for k, e in enumerate(sizes) if e is None or e.rows]
-    entry = sizes[found[0]] if len(found) == 1 else None
+    open_places = [k for k, e in enumerate(sizes) if e is None or e.rows]
+    entry = sizes[open_places[0]] if len(open_places) == 1 else None
     if entry is None or entry.factor < 1:
         raise Mixes("makes something of the batch's size that is not understood")
-    axis = found[0] + shift
+    axis = open_places[0] + shift
     if axis >= inside[0] and inside[1] and inside[1][axis - inside[0]] != 1:
         raise Mixes(f"repeats {step.node.input[0]} along the batch")
     return RowAxis(axis, over_rows(entry))

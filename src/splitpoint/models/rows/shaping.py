@@ -111,9 +111,9 @@ def arithmetic(of: Callable[[Size, Size], Size | None]) -> Rule:
 def combined(of: Callable[[Size, Size], Size | None], a: Size | None, b: Size | None) -> Size | None:
     if a is None or b is None:
         return None
-    made = of(a, b)
+    size = of(a, b)
     # Without the rows in it, it is some number that is the same for every batch.
-    return unknown() if made is None and not a.rows and not b.rows else made
+    return unknown() if size is None and not a.rows and not b.rows else size
 
 
 def summed(sign: int) -> Callable[[Size, Size], Size | None]:

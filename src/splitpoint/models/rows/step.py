@@ -68,8 +68,8 @@ class Step:
 
     def value(self, i: int) -> Value:
         """What input `i` is; one that is left out is the same for every batch, and so are sizes without the rows."""
-        found = self.known[self.node.input[i]] if self.given(i) else SAME
-        return SAME if isinstance(found, Vector) and found.free else found
+        value = self.known[self.node.input[i]] if self.given(i) else SAME
+        return SAME if isinstance(value, Vector) and value.free else value
 
     def rows(self, i: int) -> RowAxis:
         value = self.value(i)
@@ -115,12 +115,12 @@ class Step:
 
     def integers(self, i: int) -> list[int]:
         """Input `i`, where its numbers are known."""
-        found = []
+        numbers = []
         for entry in self.vector(i).entries:
             if entry is None or entry.names or entry.rows:
                 raise Mixes(f"has numbers in its input {i} that are not known")
-            found.append(entry.factor)
-        return found
+            numbers.append(entry.factor)
+        return numbers
 
     def axes(self, i: int, name: str = "axes") -> list[int] | None:
         """Axes, from the attribute or, in newer operator sets, input `i`; None if there are none."""

@@ -266,7 +266,7 @@ def _hf_normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     try:
         find = import_module("transformers.utils").cached_file
         path = find(where, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False) if where else None
-        found = json.loads(Path(path).read_text()) if path else {}
+        settings = json.loads(Path(path).read_text()) if path else {}
     except (OSError, ValueError):
         return half, half
-    return tuple(found.get("image_mean") or half), tuple(found.get("image_std") or half)
+    return tuple(settings.get("image_mean") or half), tuple(settings.get("image_std") or half)

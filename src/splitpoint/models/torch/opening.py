@@ -91,7 +91,7 @@ def _call(package: str, attribute: str) -> tuple[Any, Any]:
         function = getattr(module, attribute, None)
         if function is None:
             raise ModelError(f"{package} has no function {attribute}{nearest(attribute, vars(module))}")
-        made = function()
+        returned = function()
     except ModelError:
         raise
     except ModuleNotFoundError as exc:
@@ -105,9 +105,9 @@ def _call(package: str, attribute: str) -> tuple[Any, Any]:
     finally:
         if added:
             sys.path.remove(here)
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.nn.Module)):
-        raise ModelError(f"{name} must return (nn.Module, example inputs), but returned {type(made).__name__}")
-    return made
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], torch.nn.Module)):
+        raise ModelError(f"{name} must return (nn.Module, example inputs), but returned {type(returned).__name__}")
+    return returned
 
 
 def _plain(name: str, model: Any) -> Any:

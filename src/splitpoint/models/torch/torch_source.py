@@ -93,8 +93,8 @@ class Wrapped(_Module):  # type: ignore[misc]  # torch's classes are Any where i
         if self.image:
             pixels = inputs[0].permute(0, 3, 1, 2).contiguous().to(torch.float32)
             inputs = (pixels * self.scale + self.offset,)
-        found = list(tensors_of(self.call(*inputs), self.pick))
-        return ["logits"] if self.image and found == ["output"] else found
+        names = list(tensors_of(self.call(*inputs), self.pick))
+        return ["logits"] if self.image and names == ["output"] else names
 
 
 def tensors_of(output: Any, pick: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -108,13 +108,13 @@ def tensors_of(output: Any, pick: tuple[str, ...] = ()) -> dict[str, Any]:
     if isinstance(output, Mapping):
         named = {str(k): v for k, v in output.items() if isinstance(v, torch.Tensor)}
         chosen = next((k for k in pick if k in named), None)
-        found = {chosen: named[chosen]} if chosen else named
+        tensors = {chosen: named[chosen]} if chosen else named
     else:
         flat = [v for v in _flatten(output) if isinstance(v, torch.Tensor)]
-        found = {f"output_{k}": v for k, v in enumerate(flat)} if len(flat) != 1 else {"output": flat[0]}
-    if not found:
+        tensors = {f"output_{k}": v for k, v in enumerate(flat)} if len(flat) != 1 else {"output": flat[0]}
+    if not tensors:
         raise ModelError(f"the model returns no tensor but {type(output).__name__}: it cannot be split")
-    return found
+    return tensors
 
 
 def _flatten(value: Any) -> list[Any]:

@@ -48,14 +48,14 @@ class Export:
         if not is_special(output):
             make_folder(target.parent)
         with scratch(output, ".export-") as folder:
-            made = folder / target.name
-            model, layers, batch, error = self._attempts(made)
-            sizes = [p.stat().st_size for p in (made, _beside(made)) if p.exists()]
-            if _beside(made).exists():  # weights first: a half-written model is never seen
+            written = folder / target.name
+            model, layers, batch, error = self._attempts(written)
+            sizes = [p.stat().st_size for p in (written, _beside(written)) if p.exists()]
+            if _beside(written).exists():  # weights first: a half-written model is never seen
                 if is_special(output):
                     raise StorageError(f"{output} cannot hold {sum(sizes) >> 20} MiB of weights: name a regular file")
-                publish(_beside(made), _beside(target))
-            publish(made, output)
+                publish(_beside(written), _beside(target))
+            publish(written, output)
         return ExportReport(
             source=self.name,
             path=output,

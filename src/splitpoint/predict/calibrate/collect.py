@@ -139,13 +139,13 @@ class _Survey:
         strips = self.collection.strips
         sums = np.array([s.kernels_ms().sum() for s in strips])
         ratios = np.log([s.whole_ms for s in strips]) - np.log(sums)
-        worst, found = _SUSPICIOUS, None
+        worst, suspect = _SUSPICIOUS, None
         for k, measured in enumerate(strips):
             beside = np.argsort(np.abs(np.log(sums / sums[k])))[1:_BESIDE]
             odd = abs(float(ratios[k] - np.median(ratios[beside]))) if len(beside) else 0.0
             if len(measured.visits) < _MOST_VISITS and odd > worst:
-                worst, found = odd, k
-        return found
+                worst, suspect = odd, k
+        return suspect
 
     def _next(self) -> _Candidate:
         """The first of each family, then whichever tells most for the time it takes."""
@@ -241,8 +241,8 @@ class _Survey:
             whole += [self._run(session.run, inputs, usual) for _ in range(runs - runs // 2)]
         finally:
             session.close()
-        found = tuple(round(float(times[list(k.nodes)].sum()), 6) for k in kernels)
-        return NetworkVisit(tuple(round(ms, 4) for ms in whole), found)
+        kernel_ms = tuple(round(float(times[list(k.nodes)].sum()), 6) for k in kernels)
+        return NetworkVisit(tuple(round(ms, 4) for ms in whole), kernel_ms)
 
     def _kernel_times(self, model: Model, inputs: Mapping[str, Array], usual_ms: float) -> Floats:
         assert isinstance(self._engine, Profiles)
@@ -284,13 +284,13 @@ def _some(table: Table) -> Table:
 
 def columns_of(kernels: Sequence[Kernel]) -> dict[str, dict[str, Floats]]:
     """Kind → column → one number a kernel of that kind."""
-    found: dict[str, list[Mapping[str, float]]] = {}
+    by_kind: dict[str, list[Mapping[str, float]]] = {}
     for kernel in kernels:
         if kernel.kind != "other":
-            found.setdefault(kernel.kind, []).append(kernel.config)
+            by_kind.setdefault(kernel.kind, []).append(kernel.config)
     return {
         kind: {c: np.array([config[c] for config in configs]) for c in KINDS[kind].columns}
-        for kind, configs in found.items()
+        for kind, configs in by_kind.items()
     }
 
 

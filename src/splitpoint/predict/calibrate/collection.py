@@ -111,10 +111,10 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
 
     def tables(self) -> dict[str, Table]:
         """The rows of each kind, with the number of the strip that each comes from."""
-        found: dict[str, tuple[list[tuple[float, ...]], list[float], list[int]]] = {}
+        parts: dict[str, tuple[list[tuple[float, ...]], list[float], list[int]]] = {}
         for number, measured in enumerate(self.strips):
             for (kind, values), ms in zip(measured.rows, measured.kernels_ms().tolist(), strict=True):
-                rows, latency, origin = found.setdefault(kind, ([], [], []))
+                rows, latency, origin = parts.setdefault(kind, ([], [], []))
                 rows.append(values)
                 latency.append(ms)
                 origin.append(number)
@@ -125,7 +125,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
                 np.array(latency),
                 np.array(origin, np.int64),
             )
-            for kind, (rows, latency, origin) in found.items()
+            for kind, (rows, latency, origin) in parts.items()
             if kind != "other"
         }
 
@@ -197,13 +197,13 @@ def save_collection(path: Path, collection: Collection) -> None:
 def load_collection(path: Path) -> Collection:
     """The collection in `path`. InputError names the file and what is wrong in it."""
     try:
-        found = parse_json(read_file(path, _MOST_BYTES, "a calibration under way", _MADE_BY), Collection)
-        _check(found)
+        collection = parse_json(read_file(path, _MOST_BYTES, "a calibration under way", _MADE_BY), Collection)
+        _check(collection)
     except ValueError as exc:
         raise InputError(
             f"{path} is no calibration under way, or it is damaged: {exc} (remove it to begin anew)"
         ) from exc
-    return found
+    return collection
 
 
 def _check(collection: Collection) -> None:

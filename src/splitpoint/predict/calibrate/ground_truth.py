@@ -186,11 +186,11 @@ def names(folder: Path) -> Sequence[str]:
 
 def save_wholes(truth: Truth, folder: Path) -> None:
     """Writes the visits so far."""
-    made = Wholes(
+    wholes = Wholes(
         engine=truth.engine, device=truth.device, threads=truth.threads, machine=truth.machine, versions=versions(),
         visits=truth.visits, references=truth.references,
     )  # fmt: skip
-    write_atomic(folder / "wholes.json", msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    write_atomic(folder / "wholes.json", msgspec.json.format(msgspec.json.encode(wholes), indent=1) + b"\n")
 
 
 def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
@@ -199,16 +199,16 @@ def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
     if not path.is_file():
         return None
     try:
-        found = parse_json(read_file(path, _MOST_WHOLES, "times", "splitpoint predict evaluate"), Wholes)
+        wholes = parse_json(read_file(path, _MOST_WHOLES, "times", "splitpoint predict evaluate"), Wholes)
     except MalformedError as exc:
         raise InputError(f"{path} does not hold times of networks, or it is damaged: {exc}") from exc
-    every = (*found.visits.values(), *found.references.values())
+    every = (*wholes.visits.values(), *wholes.references.values())
     runs = [ms for visits in every for taken in visits for ms in (taken or [np.nan])]
-    if found.format != FORMAT or not all(0 < ms <= _DAY_MS for ms in runs):
+    if wholes.format != FORMAT or not all(0 < ms <= _DAY_MS for ms in runs):
         raise InputError(f"{path} has times that make no sense: delete it and measure again")
-    truth = Truth(found.engine, found.device, found.threads, found.machine, dict(models))
-    truth.visits = found.visits  # those of other networks as well: the file is written anew
-    truth.references = found.references
+    truth = Truth(wholes.engine, wholes.device, wholes.threads, wholes.machine, dict(models))
+    truth.visits = wholes.visits  # those of other networks as well: the file is written anew
+    truth.references = wholes.references
     for name, model in models.items():
         place = folder / f"{name}.profile.json"
         if place.is_file():

@@ -164,11 +164,11 @@ class Sketch:
         size = ((h + 2 * ph - kh) // stride + 1, (w + 2 * pw - kw) // stride + 1)
         shape = (1, out, *size)
         weight, bias = self.weight((out, c // groups, kh, kw)), self.weight((out,), -0.01, 0.01)
-        made = self.add(
+        result = self.add(
             "Conv", [x, weight, bias], shape, 2 * prod(shape) * c // groups * kh * kw, group=groups,
             kernel_shape=[kh, kw], strides=[stride, stride], pads=[ph, pw, ph, pw], dilations=[1, 1],
         )  # fmt: skip
-        return self.act(made, act)
+        return self.act(result, act)
 
     def act(self, x: str, name: str) -> str:
         """An activation: an operator of ONNX, or Relu6, Silu, or none."""
@@ -204,11 +204,11 @@ class Sketch:
         flops = 2.0 * prod(lead) * width * out
         if len(lead) == 1:
             weights = [self.weight((out, width)), self.weight((out,), -0.01, 0.01)]
-            made = self.add("Gemm", [x, *weights], (*lead, out), flops, transB=1)
+            result = self.add("Gemm", [x, *weights], (*lead, out), flops, transB=1)
         else:
-            made = self.add("MatMul", [x, self.weight((width, out))], (*lead, out), flops)
-            made = self.add("Add", [made, self.weight((out,), -0.01, 0.01)], (*lead, out))
-        return self.act(made, act)
+            result = self.add("MatMul", [x, self.weight((width, out))], (*lead, out), flops)
+            result = self.add("Add", [result, self.weight((out,), -0.01, 0.01)], (*lead, out))
+        return self.act(result, act)
 
     def reshape(self, x: str, *shape: int) -> str:
         return self.add("Reshape", [x, self.numbers(*shape)], shape)

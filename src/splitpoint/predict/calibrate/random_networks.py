@@ -368,8 +368,8 @@ def _apart(net: Sketch, x: str, heads: int) -> str:
     parts = [net.add("Gather", [y, net.index(j)], (rows, 1, width), axis=0) for j in range(3)]
     parts = [net.transpose(net.reshape(p, rows, heads, size), 1, 0, 2) for p in parts]
     q, k, v = (net.reshape(p, 1, heads, rows, size) for p in parts)
-    made = _attended(net, q, net.transpose(k, 0, 1, 3, 2), v)
-    return net.transpose(net.reshape(made, rows, 1, width), 1, 0, 2)
+    attended = _attended(net, q, net.transpose(k, 0, 1, 3, 2), v)
+    return net.transpose(net.reshape(attended, rows, 1, width), 1, 0, 2)
 
 
 def _separate(net: Sketch, x: str, heads: int, mask: bool) -> str:
@@ -392,9 +392,9 @@ def _attended(net: Sketch, q: str, k: str, v: str, mask: str = "") -> str:
     scores = net.add("MatMul", [net.sum(q, root, "Mul"), net.sum(k, root, "Mul")], shape, flops)
     if mask:
         scores = net.sum(scores, mask)
-    made = net.add("MatMul", [net.add("Softmax", [scores], shape, axis=-1), v], (1, heads, rows, size), flops)
-    made = net.reshape(net.transpose(made, 0, 2, 1, 3), 1, rows, heads * size)
-    return net.linear(made, heads * size)
+    weighed = net.add("MatMul", [net.add("Softmax", [scores], shape, axis=-1), v], (1, heads, rows, size), flops)
+    weighed = net.reshape(net.transpose(weighed, 0, 2, 1, 3), 1, rows, heads * size)
+    return net.linear(weighed, heads * size)
 
 
 # --- small and odd ------------------------------------------------------------------------------------------------

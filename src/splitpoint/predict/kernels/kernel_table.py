@@ -159,7 +159,7 @@ _EMPTY = "empty"
 def _nonsense(numbers: dict[str, FloatArray], kind: KernelKind) -> list[tuple[str, NDArray[np.bool_]]]:
     """Reasons to leave rows out, and which rows."""
     latency = numbers[LATENCY]
-    found = [
+    reasons = [
         ("a latency that is not a number", ~np.isfinite(latency)),
         ("a latency that is zero or negative", latency <= 0),
         ("a latency of more than a day", latency > _MOST_MS),
@@ -173,8 +173,8 @@ def _nonsense(numbers: dict[str, FloatArray], kind: KernelKind) -> list[tuple[st
             least = 0.0
         else:
             least = np.nextafter(0.0, 1.0)
-        found.append((f"a {name} that makes no sense", ~((values >= least) & (values <= _MOST_SIZE))))
-    return found
+        reasons.append((f"a {name} that makes no sense", ~((values >= least) & (values <= _MOST_SIZE))))
+    return reasons
 
 
 def _sentences(path: Path, reasons: NDArray[np.object_]) -> list[str]:

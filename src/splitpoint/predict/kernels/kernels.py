@@ -91,8 +91,8 @@ def _plain(w: Wiring, i: int, op: str) -> bool:
 
 def _elements(w: Wiring, group: Group) -> float:
     """How many numbers a group gives away, or makes."""
-    made = [t for i in group.nodes for t in w.graph.nodes[i].outputs]
-    return float(sum(w.elements(t) for t in made if w.leaves(t, group.nodes)) or w.elements(w.out(group.nodes[0])))
+    outputs = [t for i in group.nodes for t in w.graph.nodes[i].outputs]
+    return float(sum(w.elements(t) for t in outputs if w.leaves(t, group.nodes)) or w.elements(w.out(group.nodes[0])))
 
 
 def _side(shape: tuple[int, ...]) -> float:
@@ -186,12 +186,12 @@ def _unary(w: Wiring, group: Group) -> Described:
 
 def _elementwise(w: Wiring, group: Group) -> Described:
     first = group.nodes[0]
-    made = w.elements(w.out(first))
+    elements = w.elements(w.out(first))
     sizes = [w.elements(t) for t in w.reads(first) if t]
-    least = min((s for s in sizes if s > 1), default=made)
+    least = min((s for s in sizes if s > 1), default=elements)
     return "elementwise", {
-        "elements": made, "op": op_index("elementwise", w.ops[first]), "inputs": len(sizes),
-        "broadcast": made / least if least < made else 0,
+        "elements": elements, "op": op_index("elementwise", w.ops[first]), "inputs": len(sizes),
+        "broadcast": elements / least if least < elements else 0,
     }  # fmt: skip
 
 

@@ -93,13 +93,13 @@ class Prediction:
     @property
     def uncalibrated(self) -> tuple[Uncalibrated, ...]:
         """What was priced by FLOPs and bytes alone, the longest first."""
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        times: dict[tuple[str, str], list[float]] = defaultdict(list)
         for k in self.kernels:
             if not k.calibrated:
-                found[k.ops[0], k.kind].append(k.ms.median)
+                times[k.ops[0], k.kind].append(k.ms.median)
         total = sum(k.ms.median for k in self.kernels) or 1.0
-        made = [Uncalibrated(op, kind, len(ms), sum(ms) / total) for (op, kind), ms in found.items()]
-        return tuple(sorted(made, key=lambda u: -u.share))
+        rows = [Uncalibrated(op, kind, len(ms), sum(ms) / total) for (op, kind), ms in times.items()]
+        return tuple(sorted(rows, key=lambda u: -u.share))
 
     def profile(self, codecs: Mapping[str, CodecCost] | None = None) -> Profile:
         """The profile that planning takes: every prefix has a head and a tail with `count` 0, for none was measured.
@@ -169,13 +169,13 @@ def predict(model: Model, latency: Latency, measured: Sequence[SegmentCost] = ()
 
 def linear_ms(kernels: Sequence[Kernel], latency: Latency) -> Floats:
     """What plain linear regression on the tables' columns says of each kernel: the predictor to be better than."""
-    found = np.zeros(len(kernels))
+    ms = np.zeros(len(kernels))
     for kind, at in _by_kind(kernels).items():
         if kind in latency.kinds:
-            found[at] = latency.kinds[kind].linear_ms(kind, _columns(kernels, at))
+            ms[at] = latency.kinds[kind].linear_ms(kind, _columns(kernels, at))
         else:
-            found[at] = roofline_times([kernels[k] for k in at], latency.roofline).median_ms
-    return found
+            ms[at] = roofline_times([kernels[k] for k in at], latency.roofline).median_ms
+    return ms
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
@@ -187,25 +187,25 @@ def kernel_times(kernels: Sequence[Kernel], latency: Latency) -> PredictedTimes:
     for kind, at in _by_kind(kernels).items():
         if kind in latency.kinds:
             once, again = _alike(kernels, at)
-            found = latency.predict(kind, _columns(kernels, once))
+            times = latency.predict(kind, _columns(kernels, once))
         else:
-            found, again = roofline_times([kernels[k] for k in at], latency.roofline), list(range(len(at)))
-        median[at], low[at] = found.median_ms[again], found.low_ms[again]
-        high[at], outside[at] = found.high_ms[again], found.outside[again]
+            times, again = roofline_times([kernels[k] for k in at], latency.roofline), list(range(len(at)))
+        median[at], low[at] = times.median_ms[again], times.low_ms[again]
+        high[at], outside[at] = times.high_ms[again], times.outside[again]
     return PredictedTimes(median, np.maximum(low, median / _WIDEST), np.minimum(high, median * _WIDEST), outside)
 
 
 def _times(kernels: Sequence[Kernel], latency: Latency) -> PredictedTimes:
     """What each kernel adds to the whole model."""
-    found, scale = kernel_times(kernels, latency), latency.scale
-    return PredictedTimes(scale * found.median_ms, scale * found.low_ms, scale * found.high_ms, found.outside)
+    times, scale = kernel_times(kernels, latency), latency.scale
+    return PredictedTimes(scale * times.median_ms, scale * times.low_ms, scale * times.high_ms, times.outside)
 
 
 def _by_kind(kernels: Sequence[Kernel]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
+    places: dict[str, list[int]] = defaultdict(list)
     for k, kernel in enumerate(kernels):
-        found[kernel.kind].append(k)
-    return found
+        places[kernel.kind].append(k)
+    return places
 
 
 def _alike(kernels: Sequence[Kernel], at: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -299,12 +299,12 @@ def _corrected(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, b
     """Each kernel as it is believed now: in the middle of what its nodes are."""
     place = {i: k for k, i in enumerate((i for step in graph.order for i in step), 1)}
     deviations = belief.deviations()
-    found = []
+    stats = []
     for k, kernel in enumerate(kernels):
         at = [place[i] for i in kernel.nodes]
         before = float(belief.edge[at].sum())
         factor = float((belief.edge * belief.factors)[at].sum()) / before if before > 0 else 1.0
         ms = float(times.median_ms[k]) * factor
         share = float(np.exp(TO_P90 * deviations[at].max() / factor))
-        found.append(Stat(ms, ms / share, ms * share, 0))
-    return found
+        stats.append(Stat(ms, ms / share, ms * share, 0))
+    return stats
