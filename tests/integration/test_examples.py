@@ -22,8 +22,7 @@ from splitpoint.planning.solve.min_cut import least
 MODULES = sorted(
     m.name
     for m in pkgutil.walk_packages(splitpoint.__path__, "splitpoint.")
-    if not m.name.startswith(("splitpoint.cli.", "splitpoint.models.torch", "splitpoint.models.lowering"))
-    and m.name not in ("splitpoint.__main__", "splitpoint.models.signal")
+    if not m.name.startswith(("splitpoint.cli.", "splitpoint.models.torch", "splitpoint.__main__"))
 )
 WITH_EXAMPLES = [
     m
