@@ -405,10 +405,10 @@ def read_file(path: Path, most: int, what: str, made_by: str = "") -> bytes:
     return data
 
 
-def read_text(path: Path, most: int, what: str, made_by: str = "") -> str:
+def read_text(path: Path, most: int, what: str) -> str:
     """The same of a text, with or without a byte order mark. InputError also if it is not UTF-8."""
     try:
-        return read_file(path, most, what, made_by).decode("utf-8-sig")
+        return read_file(path, most, what).decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise InputError(f"{path} is not {what}: it is not UTF-8 text") from exc
 
@@ -416,7 +416,7 @@ def read_text(path: Path, most: int, what: str, made_by: str = "") -> str:
 # --- files that files name --------------------------------------------------------------------------------------------
 # A file from a stranger (a model, an input spec, a scenario, tasks) chooses what it names, and its archive may hold
 # links. So a name goes down from the file's own folder, and where a link then leads out of it, nothing is read.
-# Whoever opened a file that is a link chose where it leads, too: what is not beside the link may be beside the file.
+# A user who opens a link also chose where it leads: a file that is not beside the link may be beside its target.
 # And in the cache of the Hugging Face hub both are links into one folder of blobs, side by side.
 
 

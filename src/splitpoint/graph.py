@@ -284,7 +284,7 @@ class Graph:
     def before(self, deepest: Cut) -> frozenset[str]:
         """The tensors that cross at `deepest` or at a cut with less on the device.
 
-        Whoever knows the weights of the head can make all of these from what crosses at `deepest`: a tail that takes
+        A client that has the head's weights can make all of these from what crosses at `deepest`: a tail that takes
         some of them tells nothing that the tail there does not.
         """
         outputs = (t for i in deepest.nodes for t in self.nodes[i].outputs)

@@ -88,8 +88,9 @@ def read_frame(model: Model, pixels: Array, name: str = "frame") -> dict[str, Ar
     return check_inputs(model, {spec.input: images.read_image(pixels, spec, name=name)})
 
 
-def read_bytes(model: Model, data: bytes, name: str = "standard input", on_note: OnNote = silent) -> dict[str, Array]:
+def read_bytes(model: Model, data: bytes, on_note: OnNote = silent) -> dict[str, Array]:
     """The model's inputs from the bytes of an image, `.npy` or `.npz` file; see `read_inputs`."""
+    name = "standard input"
     if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
         return tensor_inputs(model, load_arrays(data, name=name), name)
     if not data:

@@ -307,7 +307,7 @@ def samples_for(model: Model, count: int, seed: int = 0) -> list[dict[str, Array
 
 @contextmanager
 def tried_with(model: Model, made_up: bool = True) -> Iterator[None]:
-    """Inside, an engine that fails on made-up inputs is told of with what to do about it."""
+    """Inside, an EngineError on made-up inputs says what to do about it."""
     try:
         yield
     except EngineError as exc:

@@ -259,7 +259,7 @@ class Options:
 
 
 class Live:
-    """What gives frames by itself: it does not wait, and whoever is slow gets what its driver has kept.
+    """A source that gives frames by itself. It does not wait: a slow reader gets the frames that its driver has kept.
 
     `connect` opens it, or raises InputError with the reason. When it gives no more frames it is opened anew, for
     `reconnect_s` seconds: a cable, a network or the camera itself may come back. With `ends`, no more frames are its

@@ -15,7 +15,7 @@ from splitpoint.cli import main
 from splitpoint.models.model import Model
 from splitpoint.predict.accuracy import AccuracyRow, Judgement, errors_of, few_segments, judge, plan_rows, regrets
 from splitpoint.predict.calibrate.ground_truth import Truth
-from splitpoint.predict.calibrate.random_networks import strip
+from splitpoint.predict.calibrate.random_networks import random_network
 from splitpoint.predict.learn.files import save_latency
 from splitpoint.predict.learn.latency_model import Latency, Reference
 from splitpoint.predict.price.prediction import CODEC_COSTS, predict
@@ -218,7 +218,7 @@ def test_the_command_measures_once_and_judges_as_often_as_asked(
     found = json.loads(text)
     assert [r["network"] for r in found["wholes"]] == ["lenet5"]
     # a file whose reference networks were not measured there
-    flops = sum(node.flops for node in strip(0, "mobile", 1e8).graph.nodes)
+    flops = sum(node.flops for node in random_network(0, "mobile", 1e8).graph.nodes)
     one = Reference(family="mobile", seed=0, work=1e8, flops=flops, ms=5.0)
     save_latency(path, latency(machine=None, reference=(one,)))
     status, text, _ = run(capsys, "predict", "evaluate", "--on", path, "--data", data)

@@ -45,7 +45,7 @@ class Apart:
 
 
 class ApartSession:
-    """`run` is one at a time; who calls it meanwhile waits. DiedError (an EngineError) if it does not survive."""
+    """A session in a process. Runs take turns; DiedError (an EngineError) if the process ends during one."""
 
     def __init__(self, segment: Segment, engine: Apart) -> None:
         self.inputs, self.outputs = segment.inputs, segment.outputs
@@ -121,7 +121,7 @@ class _Child:
 
     @property
     def terminate(self) -> bool:
-        """Whether it was given up."""
+        """Whether the run was given up; setting it kills the process."""
         return self._given_up
 
     @terminate.setter
@@ -165,7 +165,7 @@ class _Child:
         return f"the process that computed this has ended ({how}): what it was given is more than the engine can bear"
 
     def end(self) -> None:
-        """Ends the process and waits for that; whoever waits for its answer gets a DiedError."""
+        """Kills the process and waits for its end; a thread that waits for its answer gets a DiedError."""
         with suppress(OSError):
             self._process.kill()
         self._process.wait()
@@ -175,7 +175,7 @@ class _Child:
         self.forget()
 
     def forget(self) -> None:
-        """Closes the pipes. In a forked process these are copies, and the process is its parent's."""
+        """Closes this side of the pipes. (In a forked process these are copies; the child belongs to the parent.)"""
         process = getattr(self, "_process", None)
         if process is not None:
             process.stdin.close()

@@ -1,7 +1,7 @@
-"""The process behind a session of `engines.apart`: compiles one segment, runs it when asked, and ends with who asks.
+"""The process behind a session of `engines.apart`: compiles one segment and runs it when asked.
 
-It may be ended at any moment by its parent, and ends by itself when the pipe does: also in the middle of a run, and
-where the parent was killed. So one thread reads and another computes.
+Its parent may kill it at any moment. It ends by itself when the pipe is closed, even in the middle of a run or when
+the parent was killed: so one thread reads and another computes.
 """
 
 from __future__ import annotations

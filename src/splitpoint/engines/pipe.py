@@ -1,4 +1,4 @@
-"""What a server and a process that computes for it say to each other over a pipe: a header, then arrays' own bytes.
+"""The messages between a server and a process that computes for it, over a pipe: a header, then the arrays' bytes.
 
 Both ends are ours, and of one version: nothing here is checked as what comes over a network is.
 """

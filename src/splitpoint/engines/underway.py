@@ -1,8 +1,8 @@
 """The runs that are under way in this process, and how one is given up from another thread.
 
 A session's `run` cannot be interrupted by an exception: it is native code. ONNX Runtime looks between two operators
-whether it is to end (`RunOptions.terminate`), a process can be killed. So an engine notes what it runs, in `noted`, and
-`give_up` says that it is to end; `run` then raises EngineError in its own thread. A run that never looks is not ended.
+whether it is to end (`RunOptions.terminate`); a process can be killed. So an engine puts each run into `noted` while it
+lasts, and `give_up` tells it to end; `run` then raises EngineError in its own thread. A run that never looks goes on.
 
 An engine of your own does the same if its runs can be ended.
 """
@@ -15,7 +15,7 @@ from typing import Protocol
 
 
 class RunUnderWay(Protocol):
-    """A run that ends, sooner or later, once its `terminate` is set to True. Set again and again, it does no harm."""
+    """A run that ends soon after its `terminate` is set to True. Setting it again is harmless."""
 
     terminate: bool
 

@@ -165,7 +165,7 @@ class Model:
     def segment(self, inputs: Sequence[str], outputs: Sequence[str]) -> Segment:
         """The sub-model that computes `outputs` from `inputs` (tensor names); ModelError if it cannot.
 
-        Names that are in both are passed through by whoever runs the segment and belong to neither.
+        Names that are in both are passed through by the caller and belong to neither.
         """
         given = set(inputs)
         wanted = tuple(dict.fromkeys(o for o in outputs if o not in given))

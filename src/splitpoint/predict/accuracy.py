@@ -36,8 +36,9 @@ FEW = 3
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Of predictions against what was measured: mean absolute error as a share, shares within ±5, 10 and 20 %, and the
-    share that lay in its interval. `linear` is the mean error of plain linear regression.
+    """Errors of predictions: the mean absolute error as a share of what was measured, the shares of predictions within
+    ±5, 10 and 20 %, and the share whose measurement lay in the interval. `linear` is the mean error of plain linear
+    regression.
     """
 
     count: int
@@ -135,7 +136,7 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
 
 
 def errors_of(rows: Sequence[AccuracyRow]) -> Errors:
-    """The errors of all `rows` together; of none, nothing but zeros."""
+    """The errors of all `rows` together; zeros if there are none."""
     if not rows:
         return Errors(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     error = np.abs([r.error for r in rows])
@@ -145,14 +146,14 @@ def errors_of(rows: Sequence[AccuracyRow]) -> Errors:
     return Errors(len(rows), float(error.mean()), within5, within10, within20, covered, linear)
 
 
-def few_segments(profile: Profile, count: int = FEW) -> list[SegmentCost]:
-    """`count` measured cuts spread over a profile, neither end among them: what two seconds of measuring have."""
+def few_segments(profile: Profile) -> list[SegmentCost]:
+    """Heads and tails of `FEW` cuts spread over a profile, without the ends: what two seconds of measuring give."""
     last = len(profile.graph.order)
     inner = [s for s in profile.segments if 0 < s.prefix < last and (s.head is not None or s.tail is not None)]
     if not inner:
         return []
     share = [profile.head(s.prefix).median / max(profile.whole.median, 1e-9) for s in inner]
-    wanted = [(k + 1) / (count + 1) for k in range(count)]
+    wanted = [(k + 1) / (FEW + 1) for k in range(FEW)]
     chosen = {min(range(len(inner)), key=lambda i: abs(share[i] - at)) for at in wanted}
     return [inner[i] for i in sorted(chosen)]
 

@@ -15,7 +15,7 @@ from splitpoint.errors import InputError, StorageError
 from splitpoint.models.model import Model
 from splitpoint.predict.calibrate import ground_truth as truths
 from splitpoint.predict.calibrate.ground_truth import Truth
-from splitpoint.predict.calibrate.random_networks import strip
+from splitpoint.predict.calibrate.random_networks import random_network
 from splitpoint.predict.kernels.kernels import kernels_of
 from splitpoint.predict.learn.latency_model import Reference
 from splitpoint.predict.price.prediction import CODEC_COSTS, predict
@@ -82,7 +82,7 @@ def test_wholes_are_measured_in_rounds_with_profiles_between(tmp_path: Path) -> 
 
 
 def test_reference_networks_are_visited_between_the_wholes_and_only_then(tmp_path: Path) -> None:
-    made = strip(3, "mobile", 1e8)
+    made = random_network(3, "mobile", 1e8)
     flops = sum(node.flops for node in made.graph.nodes)
     known = [Reference(family="mobile", seed=3, work=1e8, flops=flops, ms=5.0)]
     truth, lab = Truth("onnxruntime", "cpu", 1, truths.begin(nets.ENGINE, {}).machine, networks()), Lab()
@@ -113,7 +113,7 @@ def test_reference_networks_are_visited_between_the_wholes_and_only_then(tmp_pat
 def test_reference_networks_take_turns_with_the_wholes(monkeypatch: pytest.MonkeyPatch) -> None:
     known = []
     for seed in range(3):
-        flops = sum(node.flops for node in strip(seed, "mobile", 1e8).graph.nodes)
+        flops = sum(node.flops for node in random_network(seed, "mobile", 1e8).graph.nodes)
         known.append(Reference(family="mobile", seed=seed, work=1e8, flops=flops, ms=5.0))
     seen = list[str]()
     monkeypatch.setattr(truths, "visit", lambda model, *rest: seen.append(model.name) or [1.0])

@@ -21,7 +21,7 @@ from splitpoint.machine import this_machine
 from splitpoint.models.model import Segment
 from splitpoint.predict.calibrate import reference as references
 from splitpoint.predict.calibrate.collection import Collection, MeasuredNetwork, NetworkVisit, started
-from splitpoint.predict.calibrate.random_networks import strip
+from splitpoint.predict.calibrate.random_networks import random_network
 from splitpoint.predict.calibrate.reference import measure, network, speed_of
 from splitpoint.predict.learn.files import latency_bytes, load_latency, parse_latency, save_latency
 from splitpoint.predict.learn.latency_model import Latency, Reference
@@ -32,7 +32,7 @@ SMALL = 1.2e8  # FLOPs: as light as strips get
 
 
 def reference(seed: int = 0, family: str = "mobile", ms: float = 10.0) -> Reference:
-    model = strip(seed, family, SMALL)
+    model = random_network(seed, family, SMALL)
     return Reference(family=family, seed=seed, work=SMALL, flops=sum(n.flops for n in model.graph.nodes), ms=ms)
 
 
@@ -122,7 +122,7 @@ def test_references_are_usual_networks_from_all_of_the_calibration() -> None:
     assert found[0].seed < 22
     assert found[-1].seed > 135
     assert max(np.diff([r.seed for r in found])) <= 10
-    assert network(found[3]).fingerprint == strip(found[3].seed, "mobile", SMALL).fingerprint
+    assert network(found[3]).fingerprint == random_network(found[3].seed, "mobile", SMALL).fingerprint
     assert collection(0).references() == ()
     assert len(collection(12).references()) in range(1, 9)
 

@@ -122,15 +122,15 @@ class Step:
             numbers.append(entry.factor)
         return numbers
 
-    def axes(self, i: int, name: str = "axes") -> list[int] | None:
+    def axes(self, i: int) -> list[int] | None:
         """Axes, from the attribute or, in newer operator sets, input `i`; None if there are none."""
-        listed = self.attribute(name)
+        listed = self.attribute("axes")
         if listed is not None:
             return [int(a) for a in listed]  # type: ignore[attr-defined]
         return self.integers(i) if self.given(i) else None
 
-    def axis(self, default: int, i: int = 0) -> int:
-        return within(self.integer("axis", default), self.rank(i))
+    def axis(self, default: int) -> int:
+        return within(self.integer("axis", default), self.rank(0))
 
     def all(self, value: Value) -> list[Value]:
         return [value] * len(self.node.output)

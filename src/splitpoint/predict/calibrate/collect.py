@@ -20,7 +20,7 @@ from splitpoint.engines import Engine
 from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.predict.calibrate.collection import Collection, MeasuredNetwork, NetworkVisit
-from splitpoint.predict.calibrate.random_networks import DRAWN, FAMILIES, LEAST_WORK, MOST_WORK, strip
+from splitpoint.predict.calibrate.random_networks import DRAWN, FAMILIES, LEAST_WORK, MOST_WORK, random_network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
@@ -148,7 +148,7 @@ class _Survey:
         return suspect
 
     def _next(self) -> _Candidate:
-        """The first of each family, then whichever tells most for the time it takes."""
+        """The next network: one of each family first, then the one that is expected to teach most a second."""
         self._taken += 1
         if self._drawn < len(FAMILIES) or self._fit is None or not self._taken % _AS_DRAWN:
             return self._draw()
@@ -168,11 +168,11 @@ class _Survey:
         work = LEAST_WORK * (most / LEAST_WORK) ** float(rng.random())
         seed = self._drawn
         self._drawn += 1
-        model = strip(seed, family, work)
+        model = random_network(seed, family, work)
         return _Candidate(seed, family, work, model, kernels_of(model))
 
     def _flops_a_ms(self) -> float:
-        """How fast this device was so far; slow, as long as nobody knows."""
+        """FLOPs a ms of this device so far; a low guess before anything was measured."""
         flops = KINDS["conv"].columns.index("FLOPs")
         speeds = [
             sum(values[flops] for kind, values in s.rows if kind == "conv") / s.whole_ms for s in self.collection.strips
@@ -186,7 +186,7 @@ class _Survey:
             self._pool = [(self._worth(candidate), candidate) for _, candidate in self._pool]
 
     def _worth(self, candidate: _Candidate) -> float:
-        """How much is not known of its kernels, together, for each second that measuring them takes."""
+        """The uncertainty of its kernels' times, summed, for each second that measuring them takes."""
         if self._unsure is None:
             return 0.0
         unsure = 0.0
@@ -195,7 +195,7 @@ class _Survey:
         return unsure / self._cost_s(candidate)
 
     def _cost_s(self, candidate: _Candidate) -> float:
-        """Seconds that a visit may take: as many as those so far took, for what was to be done in them."""
+        """Seconds that a visit is expected to take, by how long visits so far took compared with their estimates."""
         known = self.collection.strips
         slower = np.median([s.spent_s / len(s.visits) / _effort_s(s.weights_mb, s.whole_ms) for s in known])
         usual_ms = sum(k.flops for k in candidate.kernels) / self._flops_a_ms()
@@ -216,7 +216,7 @@ class _Survey:
     def _revisit(self, number: int) -> None:
         began = self._clock()
         old = self.collection.strips[number]
-        model = strip(old.seed, old.family, old.work)
+        model = random_network(old.seed, old.family, old.work)
         visit = self._visit(model, kernels_of(model))
         if len(visit.kernels) != len(old.rows):
             raise InputError("the measurements are of another version of splitpoint: begin anew, in another file")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from splitpoint.errors import InputError
 from splitpoint.files import read_file, write_atomic
 from splitpoint.machine import Machine, now, this_machine, versions
 from splitpoint.parsing import parse_json
-from splitpoint.predict.calibrate.random_networks import FAMILIES, strip
+from splitpoint.predict.calibrate.random_networks import FAMILIES, random_network
 from splitpoint.predict.calibrate.reference import network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
@@ -63,24 +63,24 @@ class MeasuredNetwork(msgspec.Struct, frozen=True):
 
     @property
     def whole_ms(self) -> float:
-        """Of the whole strip, with the pauses that requests have between them; of visits that nothing disturbed."""
+        """Time of the whole network, with pauses as between requests: the median over undisturbed visits."""
         return float(np.median([ms for v in _undisturbed(self.visits, [v.ms for v in self.visits]) for ms in v.whole]))
 
     def reference(self) -> Reference:
         """What it takes to measure it again another day, and to compare."""
-        model = strip(self.seed, self.family, self.work)
+        model = random_network(self.seed, self.family, self.work)
         flops = sum(node.flops for node in model.graph.nodes)
         return Reference(family=self.family, seed=self.seed, work=self.work, flops=flops, ms=self.whole_ms)
 
     def kernels_ms(self) -> NDArray[np.float64]:
-        """Of each kernel; of visits that nothing disturbed."""
+        """Time of each kernel: the median over undisturbed visits."""
         kept = _undisturbed(self.visits, [sum(v.kernels) for v in self.visits])
         times: NDArray[np.float64] = np.median([v.kernels for v in kept], axis=0)
         return np.maximum(times, _LEAST_MS)
 
 
 def _undisturbed(visits: Sequence[NetworkVisit], taken: Sequence[float]) -> list[NetworkVisit]:
-    """Of visits and what each took, those that are not much slower than the best."""
+    """The visits that are not much slower than the fastest; `taken` is what each took."""
     return [v for v, ms in zip(visits, taken, strict=True) if ms <= min(taken) * _DISTURBED]
 
 
@@ -165,14 +165,14 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         places = np.unique(np.linspace(0, len(fit) - 1, min(len(fit), _REFERENCES)).round().astype(int)).tolist()
         return tuple(fit[k].reference() for k in places)
 
-    def learned(self, *, name: str = "", note: str = "", progress: Callable[[str], None] | None = None) -> Latency:
-        """What it says of the device. MissingExtraError without scikit-learn, InputError if nothing is in it."""
+    def learned(self, *, name: str = "", note: str = "") -> Latency:
+        """The latency model learned from it. MissingExtraError without scikit-learn, InputError if nothing is in it."""
         from splitpoint.predict.learn.training import train
 
         latency = train(
             self.tables(), name=name or self.machine.processor, engine=self.engine, device=self.device,
             threads=self.threads, created=self.created, machine=self.machine, versions=self.versions, note=note,
-            totals=self.totals(), seed=self.seed, progress=progress,
+            totals=self.totals(), seed=self.seed,
         )  # fmt: skip
         # What is learned of all of them is nearer to how fast the device was than the one time each was measured.
         priced = ((r, predict(network(r), latency).whole.median) for r in self.references())

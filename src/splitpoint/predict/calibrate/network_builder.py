@@ -220,10 +220,10 @@ class Sketch:
         shape = tuple(np.broadcast_shapes(self.shape(x), self.shape(y)))
         return self.add(op, [x, y], shape)
 
-    def concat(self, parts: Sequence[str], axis: int = 1) -> str:
-        shape = list(self.shape(parts[0]))
-        shape[axis] = sum(self.shape(p)[axis] for p in parts)
-        return self.add("Concat", parts, tuple(shape), axis=axis)
+    def concat(self, parts: Sequence[str]) -> str:
+        """`parts` behind each other, along their channels."""
+        first, _, *rest = self.shape(parts[0])
+        return self.add("Concat", parts, (first, sum(map(self.channels, parts)), *rest), axis=1)
 
     def norm(self, x: str) -> str:
         """Layer norm over the last dimension."""

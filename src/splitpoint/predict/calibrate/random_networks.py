@@ -24,7 +24,7 @@ LEAST_WORK, MOST_WORK = 1e8, 1.6e10
 _DRAWS = 4
 
 
-def strip(seed: int, family: str, work: float = 2e9) -> Model:
+def random_network(seed: int, family: str, work: float = 2e9) -> Model:
     """A random network of `family` (one of `FAMILIES`) with about `work` FLOPs; the same for the same arguments."""
     drawn = [_drawn([seed, k], family, work) for k in range(_DRAWS)]
     best = min(drawn, key=lambda net: abs(log2(max(1.0, net.flops) / work)))

@@ -18,7 +18,7 @@ from splitpoint.engines import Engine
 from splitpoint.errors import InputError
 from splitpoint.models.model import Model
 from splitpoint.predict.calibrate.network_timing import visit
-from splitpoint.predict.calibrate.random_networks import FAMILIES, strip
+from splitpoint.predict.calibrate.random_networks import FAMILIES, random_network
 from splitpoint.predict.learn.latency_model import Reference
 from splitpoint.trace import Clock
 
@@ -53,7 +53,7 @@ class ReferenceSpeed:
 def network(reference: Reference) -> Model:
     """The network that was measured. InputError where this version of splitpoint draws another one."""
     if reference.family in FAMILIES:
-        model = strip(reference.seed, reference.family, reference.work)
+        model = random_network(reference.seed, reference.family, reference.work)
         if sum(node.flops for node in model.graph.nodes) == reference.flops:
             return model
     raise InputError(

@@ -33,8 +33,9 @@ _FARTHEST = 20.0
 
 @dataclass(frozen=True, slots=True)
 class PredictedTimes:
-    """Milliseconds of many kernels: medians, and the 10th and 90th percentile of what may be measured. `outside` is
-    how far a kernel lies outside of what was trained on: 0 within, 1 a factor e beyond in one of its features.
+    """Milliseconds of many kernels: medians, and the 10th and 90th percentile of what measuring would give.
+
+    `outside` says how far a kernel lies outside of the training data: 0 is within, 1 a factor e beyond in one feature.
     """
 
     median_ms: FloatArray
@@ -77,8 +78,10 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """A random network (`random_networks.strip` of `family`, `seed` and `work`, with `flops` FLOPs) that the device was
-    calibrated with, and what the file says that it takes: measured again, it says how fast the device is by then.
+    """A random network that the device was calibrated with, and the ms that the file says it takes.
+
+    `random_networks.random_network` makes it again of `family`, `seed` and `work`; it has `flops` FLOPs.
+    Measured again, it shows how fast the device is by then.
     """
 
     family: str
@@ -89,7 +92,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The same for the same network, whoever measured it."""
+        """A name that is the same wherever this network is measured."""
         return f"{self.family}-{self.seed}-{self.work:g}"
 
 
