@@ -19,9 +19,11 @@ import splitpoint as sp
 from bench.common import header
 from splitpoint.graph import Graph
 from splitpoint.machine import this_machine
-from splitpoint.planning.cost_model import Costing
+from splitpoint.planning.cost_model import CostModel
+from splitpoint.planning.hosts import Host
 from splitpoint.planning.solve.min_cut import Cutter, least
 from splitpoint.planning.solve.problem import Problem, stages
+from splitpoint.planning.split_problem import SplitProblem
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat
 
 #: Real graphs that need no download: 1,746 nodes with 668 placed (onnx ships it), and one of the zoo.
@@ -59,18 +61,19 @@ def real(name: str, rounds: int) -> None:
     """Times of one real graph."""
     graph = sp.load(name).graph
     edge, cloud = stand_in(graph, 1e-6), stand_in(graph, 1e-7)
-    costing_ms = timed(lambda: Costing(graph, edge, cloud, codecs=CODECS), rounds)
-    costing = Costing(graph, edge, cloud, codecs=CODECS)
-    cutter = Cutter(costing.problem(LINKS[0]))
-    first = [timed(lambda x=x: least(costing.problem(x)), rounds) for x in LINKS]  # type: ignore[misc]
-    again = [timed(lambda x=x: cutter.least(costing.problem(x)), rounds) for x in LINKS]  # type: ignore[misc]
-    cuts = [costing.on_edge(c.nodes) for c in graph.prefixes()]
-    problem = costing.problem(LINKS[12])
+    hosts = Host("device", edge), Host("server", cloud)
+    made_ms = timed(lambda: SplitProblem(CostModel(graph, hosts, codecs=CODECS)), rounds)
+    split = SplitProblem(CostModel(graph, hosts, codecs=CODECS))
+    cutter = Cutter(split.problem(LINKS[0]))
+    first = [timed(lambda x=x: least(split.problem(x)), rounds) for x in LINKS]  # type: ignore[misc]
+    again = [timed(lambda x=x: cutter.least(split.problem(x)), rounds) for x in LINKS]  # type: ignore[misc]
+    cuts = [split.costs.steps.on_edge(c.nodes) for c in graph.prefixes()]
+    problem = split.problem(LINKS[12])
     prefixes = timed(lambda: min(stages(problem, c).total for c in cuts), rounds)
-    found = [cutter.least(costing.problem(x)) for x in LINKS]
+    found = [cutter.least(split.problem(x)) for x in LINKS]
     kinds = sorted({int(s.on_edge.sum()) for s in found})
     print(f"  {graph.name}: {len(graph.nodes)} nodes, {problem.steps} steps; best cuts after {kinds} of them")
-    print(f"    made once for two profiles {costing_ms:.1f}")
+    print(f"    made once for two profiles {made_ms:.1f}")
     print(f"    first plan {median(first):.2f}, worst {max(first):.2f} (target ≤ {TARGETS['first plan']:g})")
     print(f"    new link   {median(again):.2f}, worst {max(again):.2f} (target ≤ {TARGETS['new link']:g})")
     print(f"    all {len(cuts)} prefixes one by one {prefixes:.1f}; proven gap at most {max(s.gap for s in found):.0e}")

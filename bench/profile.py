@@ -23,7 +23,7 @@ from bench.common import EDGE_CORE, header, pin
 from splitpoint.engines import open_engine
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.profile.measure import Survey, stat_of
+from splitpoint.profile.measure import ProfileRun, stat_of
 from splitpoint.profile.profiles import Profile, Stat
 from splitpoint.trace import Clock
 
@@ -88,8 +88,8 @@ def both(
 ) -> tuple[Profile, dict[int, tuple[list[list[float]], list[list[float]]]]]:
     """The profile, and (head visits, tail visits) in ms of every cut of the chain, measured in between."""
     clock, engine = Pausing(now), open_engine(threads=threads)
-    survey = Survey(model, engine, budget_s=budget_s, clock=clock)
-    other = Survey(model, engine, budget_s=1e9, clock=now)
+    survey = ProfileRun(model, engine, budget_s=budget_s, clock=clock)
+    other = ProfileRun(model, engine, budget_s=1e9, clock=now)
     chain = [k for k, c in enumerate(model.graph.prefixes()) if c.index is not None]
     direct: dict[int, tuple[list[list[float]], list[list[float]]]] = {k: ([], []) for k in chain}
     order = cycle(chain[::-1])

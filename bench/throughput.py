@@ -21,7 +21,7 @@ import numpy as np
 import splitpoint as sp
 from bench.common import header
 from splitpoint.graph import Graph
-from splitpoint.planning.solve.blocks import Order
+from splitpoint.planning.solve.blocks import StepOrder
 from splitpoint.planning.solve.problem import Problem, stages
 from splitpoint.planning.solve.throughput import bottleneck
 
@@ -54,7 +54,7 @@ def report(name: str, graph: Graph) -> None:
             gaps.append(found.gap)
             split += bool(found.on_edge.any() and not found.on_edge.all())
             assert math.isclose(stages(problem, found.on_edge).slowest, found.value)
-    widest = max(end - first for first, end in Order(problem).blocks)
+    widest = max(end - first for first, end in StepOrder(problem).blocks)
     print(
         f"{name.rsplit('/')[-1]:24} {problem.steps:5} {widest:5} {len(gaps):8} {split:5} {max(gaps):10.4%} "
         f"{median(times):9.2f} {max(times):7.1f}",

@@ -173,7 +173,7 @@ def test_run_follows_a_plan(server: Server, tmp_path: Path, capsys: pytest.Captu
     assert main([*common, "--plan", str(file), "--at", "input"]) == 2
     save_plan(file, msgspec.structs.replace(plan, fingerprint="0" * 64))
     assert main([*common, "--plan", str(file)]) == 2
-    assert "the plan is for lenet5 000000000000" in capsys.readouterr().err
+    assert "the plan is of lenet5 000000000000" in capsys.readouterr().err
 
 
 def test_compare_prints_predicted_beside_measured(

@@ -20,9 +20,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from splitpoint import cgroup, install
 from splitpoint.callbacks import call
+from splitpoint.documents import Bytes, Cores, Label
 from splitpoint.units import counted, size
 
 #: Set for a command that runs on an emulated slower machine (`splitpoint lab slow`): what its measurements must say.
@@ -45,13 +49,13 @@ class Machine:
     """`cores` are those this process may use, `cpus` how many of them it may keep busy all the time (0: all; a
     container's quota), `memory_bytes` what it may hold; `governor` is the CPU frequency policy, empty where unknown."""
 
-    system: str
-    processor: str
-    cores: int
-    memory_bytes: int
-    governor: str
-    python: str
-    cpus: float = 0.0
+    system: Label
+    processor: Label
+    cores: Cores
+    memory_bytes: Bytes
+    governor: Label
+    python: Label
+    cpus: Annotated[float, Meta(ge=0, le=1 << 16)] = 0.0
 
     def __str__(self) -> str:
         quota = f" (a quota of {self.cpus:.3g} CPU)" if self.cpus else ""

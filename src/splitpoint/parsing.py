@@ -15,6 +15,8 @@ MOST_DEPTH = 64
 #: The line of a table's name in TOML, whose reader walks all of its parts again for each key in that table.
 _HEADER = re.compile(r"^[ \t]*\[.*", re.MULTILINE)
 _MOST_SAID = 300
+#: How msgspec refuses a text by a pattern. The only ones we have are for what is shown (`documents.Label`).
+_PATTERN = re.compile(r"`str` matching regex '.*'(?= - at |$)", re.DOTALL)
 
 
 class MalformedError(ValueError):
@@ -72,5 +74,5 @@ def _inside(value: object) -> Iterable[object]:
 
 
 def _short(exc: Exception) -> str:
-    text = str(exc)
+    text = _PATTERN.sub("text without hidden or control characters", str(exc))
     return text if len(text) <= _MOST_SAID else text[: _MOST_SAID - 1] + "…"

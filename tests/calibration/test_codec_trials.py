@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from PIL import Image
+from calibration_cases import ENGINE, NAMES
 
 import nets
-from splitpoint.calibration.calibrations import Calibration, Quality, Row, needed_inputs
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.codec_trials import calibrate
-from splitpoint.calibration.files import calibration_bytes, load_calibration, parse_calibration, save_calibration
+from splitpoint.calibration.files import load_calibration
 from splitpoint.cli import main
 from splitpoint.codecs import open_codec
-from splitpoint.engines import open_engine
 from splitpoint.errors import InputError, UsageError
-from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.models.zoo import heldout_digits
 from splitpoint.segments import halves, samples_for
 from splitpoint.tensors import Array, spec_of
-
-ENGINE = open_engine(threads=1)
-NAMES = ("fp16", "int8", "int4", "raw+zstd", "int8+zstd", "jpeg:50", "jpeg:95")
-
-
-@pytest.fixture(scope="module")
-def lenet() -> Model:
-    return load("zoo:lenet5")
-
-
-@pytest.fixture(scope="module")
-def inputs(lenet: Model) -> list[dict[str, Array]]:
-    spec = lenet.inputs[0].bind(lenet.graph.assumed)
-    pictures, _ = heldout_digits()
-    made = []
-    for picture in pictures[:12]:
-        image = Image.fromarray(picture).resize((spec.shape[2], spec.shape[1]))  # type: ignore[arg-type]
-        made.append({spec.name: np.asarray(image, np.uint8).reshape([int(n) for n in spec.shape])})
-    return made
-
-
-@pytest.fixture(scope="module")
-def found(lenet: Model, inputs: list[dict[str, Array]]) -> Calibration:
-    return calibrate(lenet, ENGINE, inputs, codecs=NAMES)
 
 
 def test_a_row_is_what_happens_by_hand(lenet: Model, inputs: list[dict[str, Array]], found: Calibration) -> None:
@@ -105,107 +77,6 @@ def test_coarser_is_worse(found: Calibration) -> None:
 
     assert worst("fp16") < worst("int8") < worst("int4")
     assert worst("jpeg:95") < worst("jpeg:50")
-
-
-@pytest.mark.parametrize(
-    ("same", "of", "bound"),
-    # The second and third: Clopper and Pearson's upper end as published tables have it.
-    [(300, 300, 0.01), (24, 24, 0.125), (2, 2, 1.0), (9, 10, 0.3942), (95, 100, 0.1023), (0, 5, 1.0)],
-)
-def test_what_a_calibration_does_not_rule_out(same: int, of: int, bound: float) -> None:
-    assert Quality(of, same / of, 1.0, 0.0).bound == pytest.approx(bound, abs=2e-4)
-
-
-def test_no_claim_without_labels() -> None:
-    assert Quality(1000, None, 1.0, 0.0).bound == 1.0
-
-
-@pytest.mark.parametrize("max_drop", [0.5, 0.1, 0.03, 0.01, 0.005, 0.001, 0.3, 3.0, 1 / 7])
-def test_as_many_inputs_as_needed_and_not_one_less(max_drop: float) -> None:
-    needed = needed_inputs(max_drop)
-    assert Quality(needed, 1.0, 1.0, 0.0).bound <= max_drop
-    assert needed == 1 or Quality(needed - 1, 1.0, 1.0, 0.0).bound > max_drop or max_drop >= 1
-
-
-@pytest.mark.parametrize("max_drop", [0.0, -0.01, float("nan")])
-def test_no_number_of_inputs_shows_that_nothing_drops(max_drop: float) -> None:
-    with pytest.raises(UsageError, match="no number of inputs"):
-        needed_inputs(max_drop)
-
-
-@pytest.mark.parametrize(
-    ("same", "of", "max_drop", "verdict"),
-    [
-        (300, 300, 0.01, "shown"),
-        (299, 299, 0.01, "not shown"),  # no label changed, but 3/299 is more than 1 %
-        (24, 24, 0.01, "not shown"),
-        (24, 24, 0.125, "shown"),
-        (999, 1000, 0.01, "shown"),
-        (995, 1000, 0.01, "not shown"),  # half a percent seen, 1.05 % possible
-        (988, 1000, 0.01, "refused"),
-        (23, 24, 0.01, "refused"),
-    ],
-)
-def test_the_three_answers(same: int, of: int, max_drop: float, verdict: str) -> None:
-    row = Row(3, "int8", (10,), 10, Quality(of, same / of, 1.0, 0.0))
-    found = Calibration(model="m", fingerprint="f", inputs=of, classifier=True, output="y", rows=(row,))
-    assert found.allowed(3, "int8", max_drop) == verdict
-    assert found.allowed(4, "int8", max_drop) == found.allowed(3, "int4", max_drop) == "not shown"
-    assert found.allowed(4, "raw+zstd", max_drop) == "shown"
-
-
-def test_without_labels_nothing_is_shown() -> None:
-    assert Quality(1000, None, 1.0, 0.0).verdict(0.5) == "not shown"
-
-
-def test_it_loads_back(found: Calibration, tmp_path: Path) -> None:
-    save_calibration(tmp_path / "c.json", found)
-    assert load_calibration(tmp_path / "c.json") == found
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"format": 2}, "calibration format 2"),
-        ({"rows": []}, "no rows"),
-        ({"inputs": 0}, "no inputs"),
-        ({"rows": "x"}, "rows"),
-        ({"classifier": False}, "no classifier"),
-        ({"model": "\x1b[2J"}, r"control characters - at `\$.model`"),
-    ],
-)
-def test_a_wrong_file_is_refused(found: Calibration, change: dict[str, Any], why: str) -> None:
-    data = json.loads(calibration_bytes(found)) | change
-    with pytest.raises(InputError, match=why):
-        parse_calibration(json.dumps(data).encode(), "c.json")
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"codec": "int9"}, "int9"),
-        ({"prefix": -1}, "below 0"),
-        ({"most": -5}, "below 0"),
-        ({"quality": {"inputs": 3, "agreement": 1.5, "cosine": 1, "error": 0}}, "outside"),
-        ({"quality": {"inputs": 0, "agreement": 1, "cosine": 1, "error": 0}}, "no inputs"),
-        ({"quality": {"inputs": 13, "agreement": 1, "cosine": 1, "error": 0}}, "more than there are"),
-        ({"quality": {"inputs": 3, "agreement": 1, "cosine": 2, "error": 0}}, "a cosine outside"),
-        ({"quality": {"inputs": 3, "agreement": 1, "cosine": 1, "error": -1}}, "no number"),
-    ],
-)
-def test_a_wrong_row_is_refused(found: Calibration, change: dict[str, Any], why: str) -> None:
-    data = json.loads(calibration_bytes(found))
-    data["rows"][1] |= change
-    with pytest.raises(InputError, match=why):
-        parse_calibration(json.dumps(data).encode(), "c.json")
-
-
-def test_half_a_file_is_refused(found: Calibration, tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_bytes(calibration_bytes(found)[:300])
-    with pytest.raises(InputError, match="not a calibration"):
-        load_calibration(tmp_path / "c.json")
-    with pytest.raises(InputError, match="no file"):
-        load_calibration(tmp_path / "none.json")
 
 
 def test_what_cannot_be_calibrated(lenet: Model, inputs: list[dict[str, Array]]) -> None:

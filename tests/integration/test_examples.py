@@ -16,8 +16,10 @@ from splitpoint import images
 from splitpoint.inputs import read_inputs
 from splitpoint.link.presets import PRESETS
 from splitpoint.models.zoo import digits
-from splitpoint.planning.cost_model import Costing
+from splitpoint.planning.cost_model import CostModel
+from splitpoint.planning.hosts import Host
 from splitpoint.planning.solve.min_cut import least
+from splitpoint.planning.split_problem import SplitProblem
 
 MODULES = sorted(
     m.name
@@ -37,9 +39,10 @@ def test_examples_in_docstrings_are_true(name: str, tmp_path: Path) -> None:
     public = {n: getattr(splitpoint, n) for n in splitpoint.__all__}
     digit = read_inputs(splitpoint.load("zoo:lenet5"), digits()[0])["image"]
     edge, cloud = plans.profiles("zoo:lenet5", 8.0, 1.0)
+    costs = CostModel(edge.graph, (Host("device", edge), Host("server", cloud)))
     ready = {
         "digit": digit, "tmp": tmp_path, "images": images, "graph": edge.graph, "profile": edge, "edge": edge,
-        "cloud": cloud, "problem": Costing(edge.graph, edge, cloud).problem(PRESETS["4g"]), "PRESETS": PRESETS,
+        "cloud": cloud, "problem": SplitProblem(costs).problem(PRESETS["4g"]), "PRESETS": PRESETS,
         "least": least, "cut": edge.graph.chain()[0],
     }  # fmt: skip
     globs = public | ready | vars(module)

@@ -7,7 +7,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
-from splitpoint.calibration.calibrations import Calibration, Quality, Row
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality
 from splitpoint.codecs import open_codec
 from splitpoint.graph import Graph
 from splitpoint.link import Link
@@ -76,7 +76,7 @@ def calibration(
         crossing = model.graph.prefixes()[prefix].crossing
         sizes = [open_codec(codec).nbytes(t) if open_codec(codec).sized else round(t.nbytes * share) for t in crossing]
         quality = Quality(inputs, agreement, 0.99, 0.01)
-        made.append(Row(prefix, codec, tuple(sizes), sum(sizes), quality))
+        made.append(CalibrationRow(prefix, codec, tuple(sizes), sum(sizes), quality))
     return Calibration(
         model=model.name, fingerprint=model.fingerprint, inputs=inputs, classifier=True, output="logits",
         rows=tuple(made),

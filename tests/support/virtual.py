@@ -141,8 +141,7 @@ class Runner:
     seen: list[tuple[float, Conditions]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        pricing = self.plan.pricing
-        self.observer = Observer(self.start, pricing.edge, pricing.cloud)
+        self.observer = Observer(self.start, *(host.profile for host in self.plan.hosts))
         self.adaptive = self.fixed is None and self.choose is None
         best = self.plan.best(self.start)
         assert best is not None
@@ -197,7 +196,7 @@ class Runner:
         if self.choose is not None:
             self.option = self.choose(self)
         option, began_s = self.option, world.now_s
-        profile = self.plan.pricing.edge
+        profile = self.plan.hosts[0].profile
         slow = self.device(began_s) * world.noisy(0.03)
         cut = cut_of(self.plan, option.on_edge)
         head_ms = profile.head(cut).median * slow
@@ -265,7 +264,7 @@ class Runner:
         self._flying += 1
 
         def arrive() -> None:
-            queue_ms, tail_ms, load_ms, done_s = world.compute(self.plan.pricing.cloud.tail(cut).median)
+            queue_ms, tail_ms, load_ms, done_s = world.compute(self.plan.hosts[1].profile.tail(cut).median)
             down_ms = option.down_nbytes * 8e-3 / (4 * max(network.up(done_s), LEAST_MBPS)) + network.rtt_ms / 2
 
             def back() -> None:
@@ -319,12 +318,12 @@ def oracle(options: Sequence[Option], plan: Planner) -> Callable[[Runner], Optio
 
         def takes_s(option: Option) -> float:
             cut = cuts[option.on_edge]
-            ready_s = now_s + (plan.pricing.edge.head(cut).median + option.stages["encode"].ms) * 1e-3
+            ready_s = now_s + (plan.hosts[0].profile.head(cut).median + option.stages["encode"].ms) * 1e-3
             if not option.up_nbytes:
                 return ready_s - now_s
             left_s = network.sent_s(ready_s, option.up_nbytes)
             back_ms = option.down_nbytes * 8e-3 / (4 * network.up(left_s))
-            return left_s - now_s + (network.rtt_ms + plan.pricing.cloud.tail(cut).median + back_ms) * 1e-3
+            return left_s - now_s + (network.rtt_ms + plan.hosts[1].profile.tail(cut).median + back_ms) * 1e-3
 
         return min(options, key=takes_s)
 

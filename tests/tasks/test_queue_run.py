@@ -647,9 +647,9 @@ def test_a_profile_that_runs_contradict_is_corrected_before_the_start(
     fleet.know(("lenet5", ""), Survey(told, profiles["lenet5"].slowed(1e5), FAST))
     tasks = [Task(name=f"t{k}", model="lenet5") for k in range(3)]
     planned = Run(fleet, tasks, "fifo", inputs_of(fleet, tasks)).prepare()
-    believed = fleet.planners["lenet5", ""].pricing
-    assert believed.edge.whole.median < told.whole.median / 5
-    assert believed.cloud.whole.median > told.whole.median, "no run said anything of the server"
+    device, server = (host.profile for host in fleet.planners["lenet5", ""].hosts)
+    assert device.whole.median < told.whole.median / 5
+    assert server.whole.median > told.whole.median, "no run said anything of the server"
     assert planned.summary.makespan_ms < 3 * told.whole.median / 5
     assert "200x" in fleet.note, "what is emulated stays labelled"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from math import ceil
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from splitpoint.codecs import open_codec
+from splitpoint.documents import AtLeast1, Count, LongLabel, NotNegative, Share
 from splitpoint.errors import UsageError
 
 FORMAT = 1
@@ -39,10 +40,10 @@ class Quality(msgspec.Struct, frozen=True):
     between outputs; `error` the largest difference as a share of the range of the model's own outputs.
     """
 
-    inputs: int
-    agreement: float | None
-    cosine: float
-    error: float
+    inputs: AtLeast1
+    agreement: Share | None
+    cosine: Annotated[float, msgspec.Meta(ge=-1.001, le=1.001)]
+    error: NotNegative
 
     @property
     def bound(self) -> float:
@@ -69,17 +70,17 @@ class Quality(msgspec.Struct, frozen=True):
         return "not shown" if self.agreement is None or 1 - self.agreement <= max_drop else "refused"
 
 
-class Row(msgspec.Struct, frozen=True):
+class CalibrationRow(msgspec.Struct, frozen=True):
     """One cut (its place in ``Graph.prefixes()``) with one codec for all tensors that cross and accept it.
 
     `nbytes` is the median over the inputs of what crosses, tensor by tensor in the order of ``cut.crossing``;
     `most` the largest sum seen.
     """
 
-    prefix: int
+    prefix: Count
     codec: str
-    nbytes: tuple[int, ...]
-    most: int
+    nbytes: tuple[Count, ...]
+    most: Count
     quality: Quality
 
 
@@ -87,15 +88,15 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Rows for every calibrated cut × codec of one model. `classifier`: whether top-1 agreement means anything."""
 
     format: int = FORMAT
-    model: str
-    fingerprint: str
-    inputs: int
+    model: LongLabel
+    fingerprint: LongLabel
+    inputs: AtLeast1
     classifier: bool
-    output: str
+    output: LongLabel
     """The output that was compared."""
-    rows: tuple[Row, ...]
+    rows: Annotated[tuple[CalibrationRow, ...], msgspec.Meta(min_length=1)]
 
-    def row(self, prefix: int, codec: str) -> Row | None:
+    def row(self, prefix: int, codec: str) -> CalibrationRow | None:
         """What was measured of `codec` at a cut; None if nothing was."""
         return self._by_place.get((prefix, codec))
 
@@ -107,5 +108,5 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return "not shown" if row is None else row.quality.verdict(max_drop)
 
     @cached_property
-    def _by_place(self) -> Mapping[tuple[int, str], Row]:
+    def _by_place(self) -> Mapping[tuple[int, str], CalibrationRow]:
         return {(r.prefix, r.codec): r for r in self.rows}

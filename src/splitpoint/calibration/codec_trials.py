@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from splitpoint.calibration.calibrations import Calibration, Quality, Row
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality
 from splitpoint.callbacks import call
 from splitpoint.codecs import Codec, calibrated_names, open_codec
 from splitpoint.engines import Engine
@@ -37,8 +37,8 @@ def calibrate(
 ) -> Calibration:
     """What each of `codecs` costs in bytes and in quality at each of `cuts` (the single-tensor cuts if not given).
 
-    >>> found = calibrate(load("zoo:lenet5"), open_engine(), [{"image": digit}], codecs=["int8"])
-    >>> found.rows[0].quality.agreement
+    >>> calibration = calibrate(load("zoo:lenet5"), open_engine(), [{"image": digit}], codecs=["int8"])
+    >>> calibration.rows[0].quality.agreement
     1.0
 
     Every input's answer is compared with the whole model's on the raw input. One cut's halves are in memory at a time.
@@ -53,8 +53,8 @@ def calibrate(
     wanted = model.graph.chain() if cuts is None else cuts
     chosen = [(c, trials) for c in wanted if (trials := _trials(c, known))]
     places = {len(c.nodes): k for k, c in enumerate(prefixes)}
-    judge = _Judge.of(model, engine, checked)
-    rows: list[Row] = []
+    judge = _AnswerJudge.of(model, engine, checked)
+    rows: list[CalibrationRow] = []
     for k, (cut, trials) in enumerate(chosen):
         place = places.get(len(cut.nodes))
         if place is None or prefixes[place].nodes != cut.nodes:
@@ -99,24 +99,24 @@ class _Trial:
     error: float = 0.0
     failed: str = ""
 
-    def row(self, prefix: int, judge: _Judge) -> Row:
+    def row(self, prefix: int, judge: _AnswerJudge) -> CalibrationRow:
         middle = tuple(int(median(of_one)) for of_one in zip(*self.sizes, strict=True))
         inputs = len(self.sizes)
         agreement = self.same / inputs if judge.classifier else None
         quality = Quality(inputs, agreement, round(self.cosine, 9), self.error / judge.span)
-        return Row(prefix, self.codec.name, middle, max(map(sum, self.sizes)), quality)
+        return CalibrationRow(prefix, self.codec.name, middle, max(map(sum, self.sizes)), quality)
 
 
-def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: Array, judge: _Judge) -> None:
+def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: Array, judge: _AnswerJudge) -> None:
     """Runs the head once, and the tail on what each codec makes of what crosses."""
     crossing = {t.name: t for t in both.cut.crossing}
-    made = {**inputs, **(both.head.run(inputs) if both.head else {})}
+    values = {**inputs, **(both.head.run(inputs) if both.head else {})}
     answers: dict[str, tuple[int, float, float]] = {}
     for trial in trials:
         if trial.failed:
             continue
         try:
-            sizes, decoded = _through(trial.codec, made, list(crossing.values()))
+            sizes, decoded = _through(trial.codec, values, list(crossing.values()))
         except InputError as exc:
             trial.failed = str(exc)
             continue
@@ -124,7 +124,7 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: A
         # Packing with zstd changes no value: int8+zstd answers what int8 answers.
         base = trial.codec.name.partition("+")[0]
         if base not in answers:
-            outputs = {**made, **decoded}
+            outputs = {**values, **decoded}
             if both.tail:
                 outputs |= both.tail.run({t.name: outputs[t.name] for t in both.tail.inputs})
             answers[base] = judge.compare(expected, outputs[judge.output])
@@ -133,11 +133,11 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: A
         trial.cosine, trial.error = min(trial.cosine, cosine), max(trial.error, error)
 
 
-def _through(codec: Codec, made: Inputs, crossing: Sequence[TensorSpec]) -> tuple[tuple[int, ...], dict[str, Array]]:
+def _through(codec: Codec, values: Inputs, crossing: Sequence[TensorSpec]) -> tuple[tuple[int, ...], dict[str, Array]]:
     """(bytes of each tensor that crosses, what is decoded of those that the codec takes)."""
     sizes, decoded = [], {}
     for t in crossing:
-        array = made[t.name]
+        array = values[t.name]
         spec = spec_of(t.name, array)
         if codec.accepts(spec):
             data = codec.encode(array)
@@ -149,7 +149,7 @@ def _through(codec: Codec, made: Inputs, crossing: Sequence[TensorSpec]) -> tupl
 
 
 @dataclass
-class _Judge:
+class _AnswerJudge:
     """The whole model's answers, and what they are compared by."""
 
     output: str
@@ -159,7 +159,7 @@ class _Judge:
     """The range of the whole model's answers: errors are shares of it."""
 
     @classmethod
-    def of(cls, model: Model, engine: Engine, inputs: Sequence[Inputs]) -> _Judge:
+    def of(cls, model: Model, engine: Engine, inputs: Sequence[Inputs]) -> _AnswerJudge:
         spec = model.input_spec
         floats = [t.name for t in model.outputs if t.dtype.startswith("float")]
         named = spec.output if spec is not None and spec.output else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.calibration.calibrations import Calibration, Row, needed_inputs
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, needed_inputs
 from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.cli.console import Column, err, out, progress, table
@@ -121,7 +121,7 @@ def _print(found: Calibration, model: Model) -> None:
         console.print(f"bytes (median), and the largest error of {found.output} as a share of its range")
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: CalibrationRow | None) -> str:
     if row is None:
         return ""
     quality = row.quality

@@ -327,8 +327,8 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     console = console or out()
     aim = f"{'most' if plan.objective == 'throughput' else 'least'} {plan.objective}"
     console.print(f"{plan.model} {plan.fingerprint[:12]}, {aim}", style="bold")
-    console.print(f"device  {plan.edge}")
-    console.print(f"server  {plan.cloud}")
+    for name, host in zip(("device", "server"), plan.hosts, strict=True):
+        console.print(f"{name}  {host}")
     name = f"{plan.link.name}: " if plan.link.name and plan.link.name not in str(plan.link) else ""
     console.print(f"link    {name}{plan.link}")
     titles, rows = fitted(plan, console.width)

@@ -44,11 +44,7 @@ class Placed:
 
 def follow(edge: Edge, plan: Plan, *, streamed: bool, degrade: bool) -> Placed:
     """Cuts as `plan` says; UsageError if it is for another model. With `degrade`, its cheaper rows are made ready."""
-    if plan.fingerprint != edge.model.fingerprint:
-        raise UsageError(
-            f"the plan is for {plan.model} {plan.fingerprint[:12]}, not for the server's {edge.model.name} "
-            f"{edge.model.fingerprint[:12]}"
-        )
+    plan.require(edge.model.fingerprint, edge.model.name)
     placed = Placed(plan.best, cheaper(plan.options, plan.best) if degrade else (), streamed)
     placed.use(edge, 0)
     _ready(edge, placed, degrade)

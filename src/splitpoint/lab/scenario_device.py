@@ -183,10 +183,7 @@ def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[Placed]
     """
     if scenario.plan:
         plan = load_plan(scenario.path(scenario.plan))
-        if plan.fingerprint != model.fingerprint:
-            raise UsageError(
-                f"{scenario.plan} is a plan for {plan.model} {plan.fingerprint[:12]}, not for {model.fingerprint[:12]}"
-            )
+        plan.require(model.fingerprint, model.name, scenario.plan)
         nodes = model.graph.nodes
         if not all(0 <= k < len(nodes) for k in plan.best.on_edge):
             raise InputError(f"{scenario.plan}: best.on_edge names nodes that {model.name} does not have")

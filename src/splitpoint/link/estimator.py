@@ -53,7 +53,7 @@ _MOST_NBYTES, _MOST_MS = 1e12, 1e7
 _PINGS, _PING_LIVES, _PINGS_LEAST = 64, 2.0, 3
 
 
-class Range(NamedTuple):
+class Interval(NamedTuple):
     """A value, and between which it lies, with two standard deviations (about 95 %)."""
 
     value: float
@@ -67,8 +67,8 @@ class Estimate(msgspec.Struct, frozen=True):
     """
 
     link: Link
-    up_mbps: Range
-    down_mbps: Range
+    up_mbps: Interval
+    down_mbps: Interval
     overhead_ms: float
     frames: int
 
@@ -91,8 +91,8 @@ class LinkEstimator:
         self._half_life_s = half_life_s
         self._pings: deque[tuple[float, float]] = deque(maxlen=_PINGS)
         self._now = 0.0
-        self._up = _Way(8e-3 / start.up_mbps, half_life_s, measured)
-        self._down = _Way(8e-3 / start.down_mbps, half_life_s, measured)
+        self._up = _OneWay(8e-3 / start.up_mbps, half_life_s, measured)
+        self._down = _OneWay(8e-3 / start.down_mbps, half_life_s, measured)
 
     def observe(self, now_s: float, up_nbytes: float, up_ms: float, down_nbytes: float, down_ms: float) -> None:
         """A request that ended at `now_s`: whole frames, and how long each was on its way.
@@ -147,7 +147,7 @@ class LinkEstimator:
         return recent[0], recent[round(0.9 * (len(recent) - 1))] - recent[0]
 
 
-class _Way:
+class _OneWay:
     """One direction: c (`constant_ms`) and b (`_slope`, ms per byte), and how far each may be off (variances)."""
 
     def __init__(self, slope: float, half_life_s: float, measured: bool) -> None:
@@ -190,13 +190,13 @@ class _Way:
             self._aside = []
             self._learn(nbytes, ms, variance)
 
-    def rate(self, now_s: float) -> Range:
+    def rate(self, now_s: float) -> Interval:
         """Mbit/s."""
         off = 2 * self._unsure(now_s)
         fastest = self._slope - off
         # Beyond a tenth nothing is known: "at least" is all that can be said.
         high = 8e-3 / fastest if fastest > 0.1 * self._slope else inf
-        return Range(8e-3 / self._slope, 8e-3 / (self._slope + off), high)
+        return Interval(8e-3 / self._slope, 8e-3 / (self._slope + off), high)
 
     def _predict(self, nbytes: float) -> float:
         return self.constant_ms + self._slope * nbytes

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import msgspec
 
+from splitpoint.documents import Documents
 from splitpoint.errors import InputError, SplitpointError
-from splitpoint.files import read_file, read_text, write_atomic
+from splitpoint.files import read_text
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
-from splitpoint.parsing import MalformedError, parse_json
 
 #: Of the file. Another number is refused with a sentence.
 FORMAT = 1
@@ -28,37 +28,32 @@ _COLUMNS = ("time", "up", "down", "rtt")
 _MOST_NBYTES = 32 << 20
 
 
-class _File(msgspec.Struct, frozen=True, kw_only=True):
-    format: int
+class _LinkFile(msgspec.Struct, frozen=True, kw_only=True):
+    format: int = FORMAT
     name: str = ""
     up_mbps: float
     down_mbps: float
     rtt_ms: float
     jitter_ms: float = 0.0
 
+    def link(self) -> Link:
+        return Link(self.up_mbps, self.down_mbps, self.rtt_ms, self.jitter_ms, self.name)
 
-def save_link(path: Path, link: Link) -> None:
+
+_LINKS = Documents(
+    what="a link", holds=_LinkFile, format=FORMAT, made_by="splitpoint link HOST -o", most_bytes=_MOST_NBYTES,
+    marks=("up_mbps",), check=_LinkFile.link,
+)  # fmt: skip
+
+
+def save_link(path: Path | str, link: Link) -> None:
     """Write `link` as readable JSON. StorageError if that cannot be done; nothing is left half-written."""
-    data = msgspec.json.encode(_File(format=FORMAT, **msgspec.structs.asdict(link)))
-    write_atomic(path, msgspec.json.format(data, indent=2) + b"\n")
+    _LINKS.save(path, _LinkFile(**msgspec.structs.asdict(link)))
 
 
-def load_link(path: Path) -> Link:
+def load_link(path: Path | str) -> Link:
     """The link in `path`, as `save_link` writes it. InputError names the file and what is wrong in it."""
-    try:
-        found = parse_json(read_file(path, _MOST_NBYTES, "a link"))
-    except MalformedError as exc:
-        raise InputError(f"{path} is no link: it is not JSON ({exc})") from exc
-    if not isinstance(found, dict) or "up_mbps" not in found:
-        raise InputError(f"{path} is no link: a link file is a JSON object with up_mbps, down_mbps and rtt_ms")
-    if found.get("format") != FORMAT:
-        came = str(found.get("format"))[:20]
-        raise InputError(f"{path} has the format {came}, but this version reads {FORMAT}: measure the link again")
-    try:
-        file = msgspec.convert(found, _File)
-        return Link(file.up_mbps, file.down_mbps, file.rtt_ms, file.jitter_ms, file.name)
-    except (msgspec.ValidationError, SplitpointError) as exc:
-        raise InputError(f"{path} is no link: {exc}") from exc
+    return _LINKS.load(path).link()
 
 
 def load_trace(path: Path) -> LinkTrace:

@@ -67,16 +67,16 @@ def _parse_numbers(text: str) -> Link:
 
 
 def _rate(text: str) -> float:
-    found = _RATE.fullmatch(text.strip())
-    if found is None:
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
         raise UsageError(
             f"{text.strip() or 'nothing'} is no rate: write a number and kbit, mbit or gbit, such as 10mbit"
         )
-    return float(found[1]) * _MBPS[found[2]]
+    return float(match[1]) * _MBPS[match[2]]
 
 
 def _time(text: str) -> float:
-    found = _TIME.fullmatch(text)
-    if found is None:
+    match = _TIME.fullmatch(text)
+    if match is None:
         raise UsageError(f"{text or 'nothing'} is no time: write a number and ms or s, such as 40ms")
-    return float(found[1]) * _MS[found[2]]
+    return float(match[1]) * _MS[match[2]]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from splitpoint.link import Link
-
 #: Bytes of an INFER and a RESULT frame around their tensors' entries and bytes, by docs/wire-format.md: prefix, then
 #: the header's fixed part (a segment's number below 128) or the server's times. tests/link/test_link.py holds them, and
 #: `entry_nbytes`, to the frames that wire.Packer makes.
@@ -37,20 +35,6 @@ def _integer(n: int) -> int:
         if n < limit:
             return size
     return 9
-
-
-def request_ms(link: Link, up_nbytes: float, down_nbytes: float, *, unvalidated_slow_start: bool = False) -> float:
-    """Milliseconds of one request on the network: the round trip, and both frames (whole, with their headers).
-
-    `unvalidated_slow_start` adds what TCP loses on a connection that has been idle: see
-    `unvalidated_slow_start_ms`. Off by default: it has been tested against a model of TCP and a relay only, and
-    a relay on one machine has no TCP window to speak of.
-    """
-    ms = link.transfer_ms(up_nbytes, down_nbytes)
-    if unvalidated_slow_start:
-        ms += unvalidated_slow_start_ms(up_nbytes, link.up_mbps, link.rtt_ms)
-        ms += unvalidated_slow_start_ms(down_nbytes, link.down_mbps, link.rtt_ms)
-    return ms
 
 
 def unvalidated_slow_start_ms(nbytes: float, mbps: float, rtt_ms: float) -> float:

@@ -1,124 +1,118 @@
-"""Every topological prefix with every codec, as arrays: what each part of a request costs, and which are allowed.
+"""Every topological prefix with every codec: their scores on a link, and which of them the constraints allow.
 
-Made once for two profiles; a new link is a few sums. These are the candidates that the exact search is checked
-against, and, where constraints do not add up (memory, accuracy, a deadline), the ones that are chosen from.
+The scores are a few sums over arrays. These are the candidates that the exact search is checked against, and, where
+constraints do not add up (memory, accuracy, a deadline), the ones that are chosen from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 
 from splitpoint.codecs import open_codec
-from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.codec_costs import Pricing
-from splitpoint.planning.cost_model import input_like
-from splitpoint.planning.frame_bytes import answer_nbytes, request_nbytes
-from splitpoint.planning.head_memory import head_memory
-from splitpoint.planning.objectives import Weights
+from splitpoint.planning.cost_model import CostModel, high
+from splitpoint.planning.objectives import weights_of
+from splitpoint.planning.plans import Option
+from splitpoint.planning.scoring import Scorer, uniform
+from splitpoint.planning.solve.frontier import supported
 from splitpoint.planning.solve.problem import Bools, Floats
-from splitpoint.planning.uncertainty import BYTES_SHARE, CODEC_SHARE, rate_share
-from splitpoint.profile.profiles import Profile
-from splitpoint.tensors import TensorSpec
-
-#: Bytes that a calibration measured: (prefix, codec, place in ``cut.crossing``) → median.
-Sizes: TypeAlias = Mapping[tuple[int, str, int], int]
 
 
 class Candidates:
-    """The prefixes of a graph, and what crosses at each with each of `codecs` (one for every tensor that accepts it).
+    """The prefixes of a graph by number, with one codec each for every tensor that accepts it.
 
-    Arrays over prefixes: `head`, `tail` (float64[n, 3]: median, p10, p90 in ms), `down_nbytes`, `remote` (whether the
-    server computes), `memory`. Over prefixes and codecs: `encode`, `decode` (ms), `up_nbytes` and, of these, `unsized`:
-    those that are estimated.
+    `remote` (bool[prefixes]): whether the server computes anything; `interior`: whether the device does, too.
     """
 
-    def __init__(self, graph: Graph, pricing: Pricing, codecs: Sequence[str], sizes: Sizes) -> None:
-        self.graph, self.pricing, self.codecs = graph, pricing, tuple(codecs)
-        self.cuts = graph.prefixes()
-        self.head = _stats(pricing.edge, self.cuts, heads=True)
-        self.tail = _stats(pricing.cloud, self.cuts, heads=False)
+    def __init__(self, costs: CostModel, scorer: Scorer, objective: str) -> None:
+        self.costs, self.objective, self._scorer = costs, objective, scorer
+        self.cuts = costs.graph.prefixes()
         counts = np.array([len(c.nodes) for c in self.cuts])
-        self.remote: Bools = counts < len(graph.placed)
+        self.remote: Bools = counts < len(costs.graph.placed)
         self.interior: Bools = self.remote & (counts > 0)
-        self.down_nbytes = np.array([answer_nbytes(graph, c) for c in self.cuts], np.float64)
-        self.memory = head_memory(graph)
-        self._crossings(sizes)
+        self._weights = weights_of(objective, costs.hosts)
+        self._ones = weights_of("latency", costs.hosts)
 
-    def _crossings(self, sizes: Sizes) -> None:
-        shape = (len(self.cuts), len(self.codecs))
-        self.encode, self.decode, self.up_nbytes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        self.unsized = np.zeros(shape)
-        memo: dict[tuple[str, str], tuple[str, int, float, float]] = {}
-        for p, cut in enumerate(self.cuts):
-            if not self.remote[p]:
-                continue
-            for c, name in enumerate(self.codecs):
-                parts = []
-                for k, spec in enumerate(cut.crossing):
-                    known = memo.get((spec.name, name))
-                    if known is None:
-                        known = memo[spec.name, name] = self._one(spec, name)
-                    used, nbytes, encode, decode = known
-                    found = sizes.get((p, name, k))
-                    parts.append((spec, used, nbytes if found is None else found))
-                    if found is None and not open_codec(used).sized:
-                        self.unsized[p, c] += nbytes
-                    self.encode[p, c] += encode
-                    self.decode[p, c] += decode
-                self.up_nbytes[p, c] = request_nbytes(parts, len(cut.shapes))
+    @property
+    def memory(self) -> Sequence[float]:
+        """Bytes that the head of each prefix holds."""
+        return self._scorer.memory
 
-    def _one(self, spec: TensorSpec, name: str) -> tuple[str, int, float, float]:
-        codec = self.pricing.codec_for(name, spec)
-        size = spec.nbytes
-        return (
-            codec.name, codec.nbytes(spec), self.pricing.encode_ms(codec.name, size),
-            self.pricing.decode_ms(codec.name, size),
-        )  # fmt: skip
-
-    # --- values -------------------------------------------------------------------------------------------------
-
-    def values(self, link: Link, weights: Weights) -> Floats:
-        """float64[prefixes, codecs]: the weighted sum of the parts of a request."""
-        w = weights
-        up = w.up * 8e-3 / link.up_mbps + w.byte
-        down = w.down * 8e-3 / link.down_mbps + w.byte
-        alone = w.edge * self.head[:, 0] + w.tail * self.tail[:, 0] + down * self.down_nbytes
-        alone = alone + w.rtt * link.rtt_ms * self.remote
-        return alone[:, None] + w.encode * self.encode + up * self.up_nbytes + w.decode * self.decode
-
-    def slowest(self, link: Link) -> Floats:
-        """float64[prefixes, codecs]: ms of the slowest of device, link (both ways, no round trip) and server."""
-        device, network, server = self.parts(link)
-        return np.maximum(np.maximum(device, network), server)
-
-    def parts(self, link: Link) -> tuple[Floats, Floats, Floats]:
-        """float64[prefixes, codecs] each: ms for which device, link (both ways, no round trip) and server are busy."""
-        device = self.head[:, :1] + self.encode
-        network = link.up_ms(1) * self.up_nbytes + link.down_ms(1) * self.down_nbytes[:, None]
-        return device, network, self.tail[:, :1] + self.decode
-
-    def high(self, link: Link, latency: Floats) -> Floats:
-        """float64[prefixes, codecs]: what nine requests in ten are answered by, as `Scorer` has it."""
-        rate = rate_share(link)
-        alone = (self.head[:, 2] - self.head[:, 0]) ** 2 + (self.tail[:, 2] - self.tail[:, 0]) ** 2
-        alone = alone + self.remote * link.jitter_ms**2 + (rate * link.down_ms(1) * self.down_nbytes) ** 2
-        codecs = CODEC_SHARE**2 * (self.encode**2 + self.decode**2)
-        sent = link.up_ms(1) ** 2 * ((rate * self.up_nbytes) ** 2 + (BYTES_SHARE * self.unsized) ** 2)
-        late: Floats = latency + np.sqrt(alone[:, None] + codecs + sent)
-        return late
+    def scores(self, link: Link) -> tuple[Floats, Bools]:
+        """The objective of every prefix with every codec, and which of them are allowed."""
+        work, links = self.costs.grid, (link,)
+        latency = work.value(links, self._ones)
+        if self.objective == "throughput":
+            device, server, network = work.busy(links)
+            scores = np.maximum(np.maximum(device, server), network)
+        elif self.objective == "latency":
+            scores = latency
+        else:
+            scores = work.value(links, self._weights)
+        deadline, allowed = self._scorer.constraints.deadline_ms, self._allowed
+        if deadline is not None:
+            allowed = allowed & (high(work, links, latency) <= deadline)
+        # A hair of latency decides between equals: zero bytes, zero server time.
+        return scores + 1e-9 * latency, allowed
 
     @cached_property
-    def leaks(self) -> Bools:
-        """bool[prefixes]: whether the input, or a mere rearrangement of it, crosses."""
-        telling = input_like(self.graph)
-        return np.array([any(t.name in telling for t in cut.crossing) for cut in self.cuts])
+    def _allowed(self) -> Bools:
+        """bool[prefixes, codecs]: what the constraints allow on any link."""
+        scorer, codecs = self._scorer, self.costs.codecs
+        cuts = np.array([not scorer.refusal(cut) for cut in self.cuts])
+        allowed = np.repeat(cuts[:, None], len(codecs), axis=1)
+        for c, name in enumerate(codecs):
+            if not open_codec(name).exact:
+                allowed[:, c] &= np.array([not scorer.lossy_refusal(cut, name) for cut in self.cuts])
+        return allowed
+
+    # --- rows ---------------------------------------------------------------------------------------------------
+
+    def option(self, prefix: int, codec: int, link: Link) -> Option:
+        """The row of a prefix with a codec, each by its number."""
+        cut = self.cuts[prefix]
+        return self._scorer.option(cut, uniform(cut, self.costs.codecs[codec]), link)
+
+    def best(self, link: Link, among: Bools | None = None) -> list[Option]:
+        """The row of the best allowed prefix, of those that `among` (bool[prefixes]) has; none if none is allowed."""
+        scores, allowed = self.scores(link)
+        scores = np.where(allowed if among is None else allowed & among[:, None], scores, np.inf)
+        prefix, codec = (int(k) for k in np.unravel_index(scores.argmin(), scores.shape))
+        return [self.option(prefix, codec, link)] if np.isfinite(scores[prefix, codec]) else []
+
+    def table(self, link: Link, most: int) -> list[Option]:
+        """The best `most` prefixes inside the model, one codec each: of the allowed ones, and the very best if none is
+        allowed. Then the best codec for the input, if one is allowed."""
+        scores, allowed = self.scores(link)
+        inside = self.interior[:, None]
+        chosen = _ranked(np.where(allowed & inside, scores, np.inf), most)
+        if not chosen:
+            chosen = _ranked(np.where(inside, scores, np.inf), 1)
+        if self.remote[0] and allowed[0].any():
+            chosen.append((0, int(np.where(allowed[0], scores[0], np.inf).argmin())))
+        return [self.option(p, c, link) for p, c in chosen]
+
+    def frontier(self, link: Link, most: int) -> list[Option]:
+        """Rows that are allowed and the cheapest for some prices of the device's, the link's and the server's time."""
+        busy = np.stack(np.broadcast_arrays(*self.costs.grid.busy((link,))), -1)
+        places = np.argwhere(self.scores(link)[1])
+        chosen = [places[k] for k in supported(busy[places[:, 0], places[:, 1]], most)]
+        return [self.option(int(p), int(c), link) for p, c in chosen]
+
+    def smallest(self, link: Link) -> Option | None:
+        """The row with the least memory on the device that the constraints allow."""
+        allowed = self.scores(link)[1]
+        memory = np.where(allowed.any(axis=1), self.memory, np.inf)
+        prefix = int(memory.argmin())
+        return self.option(prefix, int(allowed[prefix].argmax()), link) if np.isfinite(memory[prefix]) else None
 
 
-def _stats(profile: Profile, cuts: Sequence[Cut], *, heads: bool) -> Floats:
-    found = [profile.head(p) if heads else profile.tail(p) for p in range(len(cuts))]
-    return np.array([(s.median, s.p10, s.p90) for s in found], np.float64).reshape(len(cuts), 3)
+def _ranked(scores: Floats, count: int) -> list[tuple[int, int]]:
+    """(prefix, codec) of the least finite scores, each prefix once, with its best codec."""
+    best = scores.argmin(axis=1)
+    least = scores[np.arange(len(scores)), best]
+    order = np.argsort(least, kind="stable")[:count]
+    return [(int(p), int(best[p])) for p in order if np.isfinite(least[p])]

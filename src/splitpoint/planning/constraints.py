@@ -12,6 +12,18 @@ from splitpoint.errors import UsageError
 from splitpoint.graph import Cut, Graph
 from splitpoint.units import ms, size
 
+#: Operators behind which an image still shows what it showed: moved, retyped, scaled, thinned out, element by element.
+#: Not those that mix channels or places by what was learnt (Conv, MatMul, Gemm, attention).
+_SHOWS = frozenset({
+    "Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Celu", "CenterCropPad", "Clip",
+    "Concat", "DepthToSpace", "DequantizeLinear", "Div", "Elu", "Erf", "Exp", "Expand", "Flatten", "Gather",
+    "GatherElements", "GatherND", "Gelu", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization",
+    "LayerNormalization", "LeakyRelu", "Log", "LpNormalization", "Max", "MaxPool", "MeanVarianceNormalization",
+    "Min", "Mish", "Mul", "Neg", "Pad", "Pow", "PRelu", "QuantizeLinear", "Reciprocal", "Relu", "Reshape", "Resize",
+    "Selu", "Sigmoid", "Slice", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum",
+    "Tanh", "Tile", "Transpose", "Unsqueeze", "Upsample", "Where",
+})  # fmt: skip
+
 
 class Shared(msgspec.Struct, frozen=True):
     """The `cut` that a server hands out weights for and runs tails up to. `whole`: the device has them all itself, so
@@ -58,18 +70,32 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def said(self) -> tuple[str, ...]:
         """Each constraint that is set, in words."""
-        found = []
+        words = []
         if self.max_drop is not None:
-            found.append(f"a drop of at most {percent(self.max_drop)}")
+            words.append(f"a drop of at most {percent(self.max_drop)}")
         if self.max_edge_memory is not None:
-            found.append(f"at most {size(self.max_edge_memory)} on the device")
+            words.append(f"at most {size(self.max_edge_memory)} on the device")
         if self.keep_input_local:
-            found.append("the input stays on the device")
+            words.append("the input stays on the device")
         if self.deadline_ms is not None:
-            found.append(f"an answer within {ms(self.deadline_ms)} ms")
+            words.append(f"an answer within {ms(self.deadline_ms)} ms")
         if self.shared is not None:
-            found.append(f"no cut behind {self.shared.cut.name}: the server shares no more of the model")
-        return tuple(found)
+            words.append(f"no cut behind {self.shared.cut.name}: the server shares no more of the model")
+        return tuple(words)
+
+
+def input_like(graph: Graph) -> frozenset[str]:
+    """The model's inputs and the tensors that still show them: made from nothing else, element by element.
+
+    A normalised, resized or quantised image is still the image, and so are its colour channels side by side or
+    the embeddings of its words, each looked up by itself. What an operator mixed with learnt weights is not.
+    """
+    shown = {t.name for t in graph.inputs}
+    for i in graph.placed:
+        sources = graph.sources(i)
+        if sources and graph.nodes[i].op in _SHOWS and all(t in shown for t in sources):
+            shown.update(graph.nodes[i].outputs)
+    return frozenset(shown)
 
 
 def percent(share: float) -> str:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 from splitpoint.graph import Cut, Graph
-from splitpoint.link.transfer import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
-from splitpoint.planning.codec_costs import RAW
+from splitpoint.link.transfer import ANSWER_NBYTES, entry_nbytes
+from splitpoint.planning.hosts import RAW
 from splitpoint.tensors import TensorSpec
 
-#: A shape vector of four numbers in the header.
-_VECTOR = 9
-
-
-def request_nbytes(tensors: Sequence[tuple[TensorSpec, str, int]], vectors: int = 0) -> int:
-    """Bytes of the frame that carries these: (tensor, codec's name, bytes it takes encoded)."""
-    return REQUEST_NBYTES + _VECTOR * vectors + sum(n + frame_entry(t, c, n) for t, c, n in tensors)
+#: A shape vector of four numbers in a request's header.
+VECTOR_NBYTES = 9
 
 
 def answer_nbytes(graph: Graph, cut: Cut) -> int:

@@ -45,12 +45,12 @@ def _working(graph: Graph) -> list[int]:
     for step in graph.order:
         most = 0
         for i in step:
-            made = graph.nodes[i].outputs
-            held += sum(sizes.get(t, 0) for t in made)
+            outputs = graph.nodes[i].outputs
+            held += sum(sizes.get(t, 0) for t in outputs)
             most = max(most, held)
             for t in graph.sources(i):
                 left[t] -= 1
-            held -= sum(sizes.get(t, 0) for t in {*made, *graph.sources(i)} if not left.get(t))
+            held -= sum(sizes.get(t, 0) for t in {*outputs, *graph.sources(i)} if not left.get(t))
         worst.append(most)
     return worst
 

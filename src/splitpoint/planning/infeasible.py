@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plans import Option
 from splitpoint.units import ms, size
-
-if TYPE_CHECKING:
-    from splitpoint.planning.planner import Planner
 
 #: A constraint → its value when it is not set. The first ones are given up first.
 _UNSET: Mapping[str, Any] = {"deadline_ms": None, "max_edge_memory": None, "max_drop": None, "keep_input_local": False}
 
 
-def contradiction(planner: Planner, link: Link) -> str:
-    """The sentence: what cannot be met, beside what, and the nearest plan."""
-    limits = planner.constraints
+def contradiction(limits: Constraints, nearest: Callable[[Constraints], Option | None]) -> str:
+    """The sentence: what of `limits` cannot be met, beside what, and the nearest plan.
+
+    `nearest` gives the best option under what is left when some constraints are given up; None if there is none.
+    """
     asked = [name for name, unset in _UNSET.items() if getattr(limits, name) != unset]
     for count in range(1, len(asked) + 1):
         for given_up in combinations(asked, count):
-            found = _nearest(planner, given_up, link)
-            if found is not None:
-                return _sentence(limits, asked, given_up, found)
+            option = nearest(msgspec.structs.replace(limits, **{name: _UNSET[name] for name in given_up}))
+            if option is not None:
+                return _sentence(limits, asked, given_up, option)
     return "no plan keeps to the constraints"
-
-
-def _nearest(planner: Planner, given_up: Sequence[str], link: Link) -> Option | None:
-    without = msgspec.structs.replace(planner.constraints, **{name: _UNSET[name] for name in given_up})
-    if "max_edge_memory" in given_up:
-        return planner.relaxed(without, planner.objective).smallest(link)
-    return planner.relaxed(without, "latency" if "deadline_ms" in given_up else planner.objective).best(link)
 
 
 def _sentence(limits: Constraints, asked: Sequence[str], given_up: Sequence[str], nearest: Option) -> str:

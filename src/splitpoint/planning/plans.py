@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import msgspec
 
 from splitpoint.calibration.calibrations import Quality
+from splitpoint.documents import Above0, Count, NotNegative, require_model
+from splitpoint.errors import UsageError
 from splitpoint.link import Link
 
-FORMAT = 1
+#: Of the file. 1 (splitpoint 0.1.0) had one device, one link and one server, by name.
+FORMAT = 2
 
+OptionKind = Literal["device", "server", "jpeg", "split"]
+#: The kind of a range of rates at which no option keeps to the constraints.
+NO_OPTION: Final = "none"
+RangeKind = Literal["device", "server", "jpeg", "split", "none"]
 #: What an option is, in the words of the table.
 KINDS = {
     "device": "all on the device",
@@ -17,19 +26,19 @@ KINDS = {
     "split": "split",
 }
 
-#: A request's time, in the order it happens. Half of the round trip is in `up` and half in `down`.
+#: A request's time between a device and a server, in the order it happens. Half of the round trip is in `up` and half
+#: in `down`; what the server decodes is part of `server`.
 STAGES = ("edge", "encode", "up", "server", "down")
 
 
 class Band(msgspec.Struct, frozen=True, array_like=True):
     """Milliseconds: what is predicted, and between which values four of five requests are expected.
 
-    Of computing these are p10 and p90 of all measured runs; of the network the jitter, late only, and ±5 % of the
-    transfer where the link varies; of codecs ±25 %, and as much of bytes that are estimated (`planning.uncertainty`).
-    Independent parts add up as the root of their squares. That a profile is of another day is not in it.
+    `planning.cost_model` says what the spread of each part is. Independent parts add up as the root of their squares.
+    That a profile is of another day is not in it.
     """
 
-    ms: float
+    ms: NotNegative
     low: float
     high: float
 
@@ -44,33 +53,90 @@ class Crossing(msgspec.Struct, frozen=True):
 
     name: str
     codec: str
-    nbytes: int
+    nbytes: Count
     sized: bool = True
 
 
-class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table. `cut` names it; `on_edge` are indices into ``graph.nodes``; `stages` are those of
-    `STAGES`, and their medians sum to `total`.
+class HostCosts(msgspec.Struct, frozen=True):
+    """What a request takes on one host: computing its part (and decoding what comes in), encoding what goes on."""
+
+    compute: Band
+    encode: Band
+    memory: Count = 0
+    """Bytes its part holds: weights and tensors, estimated without the engine's own (some 60 MB). 0 on the last host,
+    which runs what is left, whatever it holds."""
+
+
+class HopCosts(msgspec.Struct, frozen=True):
+    """What crosses from one host to the next, and how long it is on its way; the answer comes back the same way.
+
+    `cut` names the place; `nodes` are those before it, indices into ``graph.nodes``.
     """
 
-    kind: str
     cut: str
-    on_edge: tuple[int, ...]
+    nodes: tuple[Count, ...]
     crossing: tuple[Crossing, ...]
+    up_nbytes: Count
+    down_nbytes: Count
+    up: Band
+    down: Band
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table: what a request takes on each of `hosts`, the device first, and on each of `hops` between
+    them. Their medians sum to `total`.
+
+    `cut`, `on_edge`, `crossing`, `stages` and the bytes are those of the device and the hop behind it.
+    """
+
+    kind: OptionKind
+    hosts: tuple[HostCosts, ...]
+    hops: tuple[HopCosts, ...]
     total: Band
-    stages: dict[str, Band]
-    up_nbytes: int
-    down_nbytes: int
-    throughput: float
-    """Requests a second when device, link and server work at the same time: 1000 ÷ the slowest stage in ms."""
-    energy_mj: float | None = None
+    throughput: NotNegative
+    """Requests a second when hosts and links work at the same time: 1000 ÷ the slowest of them in ms."""
+    energy_mj: NotNegative | None = None
     quality: Quality | None = None
     exact: bool = True
     """Whether the answer is the whole model's on the raw input, bit for bit (no codec on the way loses anything)."""
-    edge_memory: int = 0
-    """Bytes its head holds on the device: weights and tensors, estimated without the engine's own (some 60 MB)."""
     refused: str = ""
     """Why a constraint rules it out; empty if none does."""
+
+    @property
+    def cut(self) -> str:
+        """The name of the cut behind the device."""
+        return self.hops[0].cut
+
+    @property
+    def on_edge(self) -> tuple[int, ...]:
+        """The nodes on the device, as indices into ``graph.nodes``."""
+        return self.hops[0].nodes
+
+    @property
+    def crossing(self) -> tuple[Crossing, ...]:
+        """What leaves the device."""
+        return self.hops[0].crossing
+
+    @property
+    def up_nbytes(self) -> int:
+        """Bytes that the device sends, frame included."""
+        return self.hops[0].up_nbytes
+
+    @property
+    def down_nbytes(self) -> int:
+        """Bytes that come back to the device, frame included."""
+        return self.hops[0].down_nbytes
+
+    @property
+    def edge_memory(self) -> int:
+        """Bytes that the device's part holds."""
+        return self.hosts[0].memory
+
+    @property
+    def stages(self) -> dict[str, Band]:
+        """The time of a request by the names of `STAGES`."""
+        device, server, hop = self.hosts[0], self.hosts[-1], self.hops[0]
+        return dict(zip(STAGES, (device.compute, device.encode, hop.up, server.compute, hop.down), strict=True))
 
     @property
     def codecs(self) -> tuple[str, ...]:
@@ -85,7 +151,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sized(self) -> bool:
         """Whether its bytes are known, not estimated."""
-        return all(c.sized for c in self.crossing)
+        return all(c.sized for hop in self.hops for c in hop.crossing)
 
 
 def label(kind: str, cut: str, codecs: tuple[str, ...]) -> str:
@@ -95,8 +161,8 @@ def label(kind: str, cut: str, codecs: tuple[str, ...]) -> str:
     ('split after blocks.5, int8 + raw', 'all on the server, JPEG q90')
     """
     named = " + ".join(dict.fromkeys(codecs))
-    if kind == "device":
-        return KINDS[kind]
+    if kind in ("device", NO_OPTION):
+        return KINDS.get(kind, "nothing keeps to the constraints")
     if kind == "jpeg":
         quality = next((c.partition(":")[2] for c in codecs if c.startswith("jpeg:")), "")
         return f"{KINDS[kind]} q{quality}"
@@ -105,12 +171,12 @@ def label(kind: str, cut: str, codecs: tuple[str, ...]) -> str:
     return f"split after {cut}" if named in ("raw", "") else f"split after {cut}, {named}"
 
 
-class Range(msgspec.Struct, frozen=True):
-    """Between these uplink rates (Mbit/s) this is the best option, all else being equal."""
+class RateRange(msgspec.Struct, frozen=True):
+    """Between these uplink rates (Mbit/s) this is the best option, all else being equal; `NO_OPTION`: none is."""
 
-    up_mbps_from: float
-    up_mbps_to: float
-    kind: str
+    up_mbps_from: Above0
+    up_mbps_to: Above0
+    kind: RangeKind
     cut: str
     codecs: tuple[str, ...]
 
@@ -121,30 +187,41 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to cut, why, and what it was compared with."""
+    """Where to cut, why, and what it was compared with.
+
+    `hosts` are the machines in words, the device first; `links` are the hops between them.
+    """
 
     format: int = FORMAT
     model: str
     fingerprint: str
     objective: str
-    link: Link
-    edge: str
-    cloud: str
-    """The two machines in words."""
+    hosts: tuple[str, ...]
+    links: tuple[Link, ...]
     best: Option
     options: tuple[Option, ...]
     """The honest table: the plain baselines, the best split, the runners-up; `best` is one of them."""
-    bound: float
+    bound: NotNegative
     """Proven: no placement has a smaller objective (in the objective's own unit)."""
-    gap: float
+    gap: NotNegative
     """How far the best may be above the bound, as a share of it."""
     advice: str
     """One sentence."""
     constraints: tuple[str, ...] = ()
     """What it keeps to, in words."""
-    sensitivity: tuple[Range, ...] = ()
+    sensitivity: tuple[RateRange, ...] = ()
     why: tuple[str, ...] = ()
     """`--explain`: why the runner-up lost, stage by stage."""
+
+    @property
+    def link(self) -> Link:
+        """The hop behind the device."""
+        return self.links[0]
+
+    def require(self, fingerprint: str, name: str, document: str = "the plan") -> None:
+        """UsageError unless this is a plan for the model with that fingerprint, called `name` in the message."""
+        mine, way_out = (self.model, self.fingerprint), "make one with splitpoint plan"
+        require_model(document, mine, (name, fingerprint), way_out, UsageError)
 
     @property
     def split(self) -> Option | None:
@@ -167,7 +244,7 @@ def value(option: Option, objective: str) -> float:
     if objective == "energy":
         return option.energy_mj if option.energy_mj is not None else float("inf")
     if objective == "bytes":
-        return float(option.up_nbytes + option.down_nbytes)
+        return float(sum(hop.up_nbytes + hop.down_nbytes for hop in option.hops))
     if objective == "server-time":
-        return option.stages["server"].ms
+        return sum(host.compute.ms + host.encode.ms for host in option.hosts[1:])
     return option.total.ms

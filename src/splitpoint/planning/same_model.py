@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from splitpoint.calibration.calibrations import Calibration
+from splitpoint.documents import require_model
 from splitpoint.errors import InputError
 from splitpoint.graph import Graph
+from splitpoint.planning.hosts import Host
 from splitpoint.profile.profiles import Profile
 
 
-def check(graph: Graph, edge: Profile, cloud: Profile, calibration: Calibration | None) -> None:
+def check(graph: Graph, hosts: Sequence[Host], calibration: Calibration | None) -> None:
     """InputError says what does not belong to what."""
-    if edge.fingerprint != cloud.fingerprint:
-        raise InputError(
-            f"the device's profile is of {edge.graph.name} {edge.fingerprint[:12]}, the server's of "
-            f"{cloud.graph.name} {cloud.fingerprint[:12]}: both must be of one model, profile it on both"
+    first = hosts[0].profile
+    model = (first.graph.name, first.fingerprint)
+    for host in hosts[1:]:
+        theirs = (host.profile.graph.name, host.profile.fingerprint)
+        require_model(
+            f"the {host.name}'s profile", theirs, model, "both must be of one model, profile it on every machine"
         )
-    for profile, side in ((edge, "device"), (cloud, "server")):
-        _check_nodes(graph, profile, side)
+    for host in hosts:
+        _check_nodes(graph, host.profile, host.name)
     if calibration is not None:
-        if calibration.fingerprint != edge.fingerprint:
-            raise InputError(
-                f"the calibration is of {calibration.model} {calibration.fingerprint[:12]}, the profiles of "
-                f"{edge.graph.name} {edge.fingerprint[:12]}: calibrate this model"
-            )
+        require_model(
+            "the calibration", (calibration.model, calibration.fingerprint), model, "calibrate this model"
+        )  # fmt: skip
         last = len(graph.prefixes()) - 1
         for row in calibration.rows:
             if not 0 <= row.prefix <= last:

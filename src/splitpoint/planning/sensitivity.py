@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from splitpoint.link import Link
-from splitpoint.planning.plans import Option, Range
+from splitpoint.planning.plans import NO_OPTION, Option, RateRange
 
 #: Uplink rates, in Mbit/s, from less than the slowest modem link to the fastest wire an edge device has.
 SLOWEST, FASTEST = 0.05, 2000.0
@@ -42,12 +42,12 @@ def span(link: Link) -> tuple[float, float]:
     return SLOWEST if own > SLOWEST else own / 2, FASTEST if own < FASTEST else own * 2
 
 
-def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -> tuple[Range, ...]:
+def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -> tuple[RateRange, ...]:
     """Which option is the best at which rates: re-planned on a logarithmic grid, change points by bisection.
 
     For a sum (latency, energy) each option is a line over 1 ÷ rate: one that wins at two rates wins between them. A
-    stretch in which nothing keeps to the constraints has the kind ``none``. At the rate of `link` itself `best` is the
-    answer: the range that contains it never says anything else than the plan.
+    stretch in which nothing keeps to the constraints has the kind `NO_OPTION`. At the rate of `link` itself the answer
+    is `best`, so that the range with this rate says what the plan says.
     """
     own = link.up_mbps
     known: dict[float, Option | None] = {own: best}
@@ -66,29 +66,29 @@ def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -
     grid = np.geomspace(*span(link), _POINTS).tolist()
     for low, high in pairwise(sorted({*grid, own})):
         refine(low, high)
-    found: list[Range] = []
+    stretches: list[RateRange] = []
     rates = sorted(known)
     start = rates[0]
     for here, after in zip(rates, [*rates[1:], None], strict=True):
         if after is None or _key(known[here]) != _key(known[after]):
             end = here if after is None else (here * after) ** 0.5
             # A sliver between two answers is a change point, unless one's own link lies in it.
-            if end / start >= _SLIVER or start <= own <= end or not found:
-                found.append(_range(start, end, known[here]))
+            if end / start >= _SLIVER or start <= own <= end or not stretches:
+                stretches.append(_range(start, end, known[here]))
             else:
-                found[-1] = msgspec.structs.replace(found[-1], up_mbps_to=end)
+                stretches[-1] = msgspec.structs.replace(stretches[-1], up_mbps_to=end)
             start = end
-    return tuple(found)
+    return tuple(stretches)
 
 
 def _key(option: Option | None) -> object:
     return None if option is None else (option.kind, option.on_edge, option.codecs)
 
 
-def _range(low: float, high: float, option: Option | None) -> Range:
+def _range(low: float, high: float, option: Option | None) -> RateRange:
     if option is None:
-        return Range(low, high, "none", "", ())
-    return Range(low, high, option.kind, option.cut, option.codecs)
+        return RateRange(low, high, NO_OPTION, "", ())
+    return RateRange(low, high, option.kind, option.cut, option.codecs)
 
 
 def curves(kinds_at: Callable[[Link], Mapping[str, float]], link: Link, objective: str, points: int = 97) -> Curves:

@@ -24,14 +24,14 @@ Ints = NDArray[np.int64]
 class NodeCosts:
     """Milliseconds of each node of a graph (float64[len(graph.nodes)], ≥ 0; 0 for copied ones) in its two roles.
 
-    ``head(cut) ≈ edge_fixed + edge[cut.nodes].sum()`` and, over the placed nodes that are left,
-    ``tail(cut) ≈ cloud_fixed + cloud[rest].sum()``. The fixed parts are paid by a side that has a node at all.
+    ``head(cut) ≈ head_fixed + head[cut.nodes].sum()`` and, over the placed nodes that are left,
+    ``tail(cut) ≈ tail_fixed + tail[rest].sum()``. The fixed parts are paid by a side that has a node at all.
     """
 
-    edge: Floats
-    cloud: Floats
-    edge_fixed: float = 0.0
-    cloud_fixed: float = 0.0
+    head: Floats
+    tail: Floats
+    head_fixed: float = 0.0
+    tail_fixed: float = 0.0
 
 
 #: Medians of two visits differ by so much (share) even where the runs of each are alike: no point counts for more.
@@ -76,8 +76,8 @@ def _shared(totals: Floats, owner: Ints, parts: Floats) -> Floats:
     empty = sums == 0
     parts = np.where(empty[owner], 1.0, parts)
     sums = np.where(empty, np.bincount(owner, minlength=len(totals)), sums)
-    made: Floats = totals[owner] * parts / sums[owner]
-    return made
+    shares: Floats = totals[owner] * parts / sums[owner]
+    return shares
 
 
 def fixed_cost(anchors: Mapping[int, float], kernels: Floats) -> float:
@@ -113,11 +113,11 @@ def fit(
     n = len(steps)
     ahead = {n: whole} | {k: ms for k, ms in heads.items() if k}
     back = {n: whole} | {n - k: ms for k, ms in tails.items() if k < n}
-    edge_fixed, cloud_fixed = fixed_cost(ahead, kernels), fixed_cost(back, kernels[::-1])
-    edge = step_costs(ahead, kernels, edge_fixed, head_spreads or {})
+    head_fixed, tail_fixed = fixed_cost(ahead, kernels), fixed_cost(back, kernels[::-1])
+    head_steps = step_costs(ahead, kernels, head_fixed, head_spreads or {})
     back_spreads = {n - k: spread for k, spread in (tail_spreads or {}).items()}
-    cloud = step_costs(back, kernels[::-1], cloud_fixed, back_spreads)[::-1]
-    on_edge, on_cloud = np.zeros(len(graph.nodes)), np.zeros(len(graph.nodes))
-    on_edge[flat] = _shared(edge, owner, nodes[flat])  # a group shares its time as its kernels do
-    on_cloud[flat] = _shared(cloud, owner, nodes[flat])
-    return NodeCosts(on_edge, on_cloud, edge_fixed, cloud_fixed)
+    tail_steps = step_costs(back, kernels[::-1], tail_fixed, back_spreads)[::-1]
+    head, tail = np.zeros(len(graph.nodes)), np.zeros(len(graph.nodes))
+    head[flat] = _shared(head_steps, owner, nodes[flat])  # a group shares its time as its kernels do
+    tail[flat] = _shared(tail_steps, owner, nodes[flat])
+    return NodeCosts(head, tail, head_fixed, tail_fixed)

@@ -27,7 +27,7 @@ _NCHWC = re.compile(r"_nchwc(_token_\d+)?(_\d+)?$")
 
 
 @runtime_checkable
-class Profiles(Protocol):
+class KernelTimer(Protocol):
     """An engine that can say where the time of a segment went. Not all can: shares are then estimated."""
 
     def kernel_times(
@@ -73,9 +73,9 @@ def marked(model: Model) -> Segment:
     proto = onnx.ModelProto()
     proto.CopyFrom(segment.proto)
     for node in proto.graph.node:
-        made = next((o for o in node.output if o in model.graph.producer), None)
-        if made is not None:
-            node.name = f"@{model.graph.producer[made]}@"
+        output = next((o for o in node.output if o in model.graph.producer), None)
+        if output is not None:
+            node.name = f"@{model.graph.producer[output]}@"
     return replace(segment, proto=proto)
 
 
@@ -93,9 +93,9 @@ def estimated(graph: Graph) -> Floats:
 
 def _node_of(graph: Graph, kernel: str) -> tuple[int, bool]:
     """(index of a placed node the kernel stands for, whether that is the last of those it fused); −1 if none."""
-    found = _TOKEN.search(kernel)
-    if found is not None:
-        index, is_end = int(found.group(1)), False
+    token = _TOKEN.search(kernel)
+    if token is not None:
+        index, is_end = int(token.group(1)), False
     else:
         index, is_end = graph.producer.get(_NCHWC.sub("", kernel), -1), True
     if not 0 <= index < len(graph.nodes) or not graph.nodes[index].placed:
@@ -121,12 +121,12 @@ def _shared(graph: Graph, times: Mapping[int, float], ends: set[int]) -> Floats:
     members: dict[int, list[int]] = defaultdict(list)
     for i, kernel in owner.items():
         members[kernel].append(i)
-    made = np.zeros(len(graph.nodes))
+    node_ms = np.zeros(len(graph.nodes))
     for kernel, inside in members.items():
         share = np.array([float(graph.nodes[i].flops) for i in inside])
         total = share.sum()
-        made[inside] = times[kernel] * (share / total if total > 0 else np.full(len(inside), 1 / len(inside)))
-    return made
+        node_ms[inside] = times[kernel] * (share / total if total > 0 else np.full(len(inside), 1 / len(inside)))
+    return node_ms
 
 
 def _makers(graph: Graph, node: int) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ class _Reach:
 
     def both(self) -> tuple[list[frozenset[str]], dict[int, int]]:
         """Each node's data tensors; each Shape node (a *vector*) and the steps of finding out whether it crosses."""
-        graph, made = self._graph, dict[str, int]()
+        graph, makers = self._graph, dict[str, int]()
         inputs = {t.name for t in graph.inputs}
         values: list[frozenset[str]] = []
         vectors: list[frozenset[int]] = []
@@ -88,7 +88,7 @@ class _Reach:
         for i, node in enumerate(graph.nodes):
             reads, roots = set[str](), set[int]()
             for t in node.inputs:
-                maker = made.get(t)
+                maker = makers.get(t)
                 if maker is None:
                     reads.update((t,) if t in inputs else ())
                 elif graph.nodes[maker].placed:
@@ -103,7 +103,7 @@ class _Reach:
                 reads, roots = set(), {i}
             values.append(frozenset(reads))
             vectors.append(frozenset(roots))
-            made.update(dict.fromkeys(node.outputs, i))
+            makers.update(dict.fromkeys(node.outputs, i))
         return values, walks
 
     def _count(self, steps: int) -> None:

@@ -25,7 +25,7 @@ from splitpoint.errors import EngineError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.profile.codec_times import codec_costs
 from splitpoint.profile.costs import Floats
-from splitpoint.profile.kernel_times import Profiles, estimated, marked, node_times
+from splitpoint.profile.kernel_times import KernelTimer, estimated, marked, node_times
 from splitpoint.profile.power import Meter, measure_watts
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
 from splitpoint.segments import halves, samples_for, tried_with
@@ -88,7 +88,7 @@ def profile_model(
     each step: what it raises ends the survey. UsageError for a budget that is not positive, EngineError if the model
     cannot run here.
     """
-    survey = Survey(model, engine, budget_s=budget_s, note=note, watts=watts, clock=clock, proceed=proceed)
+    survey = ProfileRun(model, engine, budget_s=budget_s, note=note, watts=watts, clock=clock, proceed=proceed)
     survey.prepare(meter, on_progress)
     for _ in survey.visits(on_progress):
         pass
@@ -96,7 +96,7 @@ def profile_model(
 
 
 @dataclass(slots=True)
-class Visit:
+class CutVisit:
     """Milliseconds of one cut's halves, compiled once."""
 
     head: list[float] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Visit:
     tail_nbytes: int = 0
 
 
-class Survey:
+class ProfileRun:
     """A measurement under way: `prepare`, then as many `visits` as the budget has room for, then `profile`."""
 
     def __init__(
@@ -138,7 +138,7 @@ class Survey:
         self._prefixes = model.graph.prefixes()
         self._inputs = samples_for(model, 1)[0]
         self._whole: list[float] = []
-        self._visits: dict[int, list[Visit]] = {}
+        self._visits: dict[int, list[CutVisit]] = {}
         self._failed: dict[int, str] = {}
         self._nodes: Floats = estimated(model.graph)
         self._codecs: dict[str, CodecCost] = {}
@@ -156,7 +156,7 @@ class Survey:
         warm, runs = (2, 7) if whole_s < 0.1 else (1, 3)
         whole = marked(self.model)
         timely = self._left_s() > compile_s + (warm + runs) * whole_s
-        if isinstance(self.engine, Profiles) and whole.outputs and timely:
+        if isinstance(self.engine, KernelTimer) and whole.outputs and timely:
             self._tell(on_progress, "kernel times", 1)
             kernels = self.engine.kernel_times(whole, self._inputs, runs, warm)
             self._nodes = node_times(self.model, kernels)
@@ -189,9 +189,9 @@ class Survey:
         """The whole model is a head without a tail, and a tail without a head: two cuts are measured."""
         first, last = self._prefixes[0], self._prefixes[-1]
         if not self.model.tail(last).outputs:
-            self._visits[len(self._prefixes) - 1] = [Visit(head=self._whole, head_nbytes=nbytes)]
+            self._visits[len(self._prefixes) - 1] = [CutVisit(head=self._whole, head_nbytes=nbytes)]
         if not self.model.head(first).outputs:
-            self._visits.setdefault(0, []).append(Visit(tail=self._whole, tail_nbytes=nbytes))
+            self._visits.setdefault(0, []).append(CutVisit(tail=self._whole, tail_nbytes=nbytes))
 
     def _wholes(self) -> list[list[float]]:
         """Every visit to the whole model, under whichever name."""
@@ -279,7 +279,7 @@ class Survey:
             left.remove(chosen)
             yield chosen
 
-    def visit(self, k: int) -> Visit:
+    def visit(self, k: int) -> CutVisit:
         """Head and tail of the k-th prefix, compiled now, timed and closed again."""
         both = halves(self.model, self._prefixes[k], self.engine)
         try:
@@ -288,7 +288,7 @@ class Survey:
                 both.tail.run(known)
             present = [s for s in (both.head, both.tail) if s]
             taken = dict(zip(map(id, present), self._timed([(s, known) for s in present], self._end), strict=True))
-            return Visit(
+            return CutVisit(
                 taken.get(id(both.head), []),
                 taken.get(id(both.tail), []),
                 both.head.nbytes if both.head else 0,

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
-from splitpoint.errors import CutError, InputError
+from splitpoint.documents import Bytes, Cores, Count, Label, LongLabel, Milliseconds, require_model
+from splitpoint.errors import CutError
 from splitpoint.graph import Cut, Graph
 from splitpoint.machine import Machine
 from splitpoint.profile.costs import Floats, NodeCosts, fit
@@ -26,10 +28,10 @@ class Stat(msgspec.Struct, frozen=True, array_like=True):
     `count` is 0 where it was not measured itself.
     """
 
-    median: float
-    p10: float
-    p90: float
-    count: int = 1
+    median: Milliseconds
+    p10: Milliseconds
+    p90: Milliseconds
+    count: Count = 1
 
     def times(self, factor: float) -> Stat:
         """The same, `factor` times as long."""
@@ -58,26 +60,30 @@ class SegmentCost(msgspec.Struct, frozen=True):
     prefix: int
     head: Stat | None = None
     tail: Stat | None = None
-    head_nbytes: int = 0
-    tail_nbytes: int = 0
+    head_nbytes: Bytes = 0
+    tail_nbytes: Bytes = 0
 
 
 class CodecCost(msgspec.Struct, frozen=True):
     """Time of a codec on this machine: `fixed_ms` a tensor and `ms_per_mb` (10⁶ bytes of the *decoded* tensor)."""
 
-    encode_fixed_ms: float
-    encode_ms_per_mb: float
-    decode_fixed_ms: float
-    decode_ms_per_mb: float
+    encode_fixed_ms: Milliseconds
+    encode_ms_per_mb: Milliseconds
+    decode_fixed_ms: Milliseconds
+    decode_ms_per_mb: Milliseconds
+
+
+#: Watts; no device has a million.
+_Power = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class Watts(msgspec.Struct, frozen=True):
     """Power of the device: while it computes, while it sends or receives, while it waits. `source`: who says so."""
 
-    compute: float
-    tx: float
-    idle: float
-    source: str = "given"
+    compute: _Power
+    tx: _Power
+    idle: _Power
+    source: Label = "given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +143,22 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
 
     format: int = FORMAT
-    fingerprint: str
+    fingerprint: Label
     graph: Graph
-    engine: str
-    device: str
-    threads: int
+    engine: Label
+    device: Label
+    threads: Cores
     machine: Machine
-    versions: dict[str, str]
-    created: str
+    versions: dict[Label, Label]
+    created: Label
     complete: bool
     """False if the time budget ended before every cut of the chain was measured."""
     whole: Stat
     segments: tuple[SegmentCost, ...]
-    nodes: tuple[float, ...]
-    codecs: dict[str, CodecCost]
+    nodes: tuple[Milliseconds, ...]
+    codecs: dict[Label, CodecCost]
     watts: Watts | None = None
-    note: str = ""
+    note: LongLabel = ""
     """Such as "emulated: 4x slower by a CPU quota"."""
 
     # --- what a cut costs ---------------------------------------------------------------------------------------
@@ -181,9 +187,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return side.stats[place]
         costs = self.costs()
         if heads:
-            ms = costs.edge_fixed + float(costs.edge[list(what.nodes)].sum())
+            ms = costs.head_fixed + float(costs.head[list(what.nodes)].sum())
         else:
-            ms = costs.cloud_fixed + float(costs.cloud[[i for i in self.graph.placed if i not in what.nodes]].sum())
+            ms = costs.tail_fixed + float(costs.tail[[i for i in self.graph.placed if i not in what.nodes]].sum())
         low, high = (float(np.interp(len(what.nodes), self._counts, share)) for share in (side.low, side.high))
         return Stat(ms, ms * low, ms * high, 0)
 
@@ -210,18 +216,18 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def _heads(self) -> _Side:
         costs = self.costs()
-        done = np.cumsum([0.0, *(costs.edge[list(step)].sum() for step in self.graph.order)])
+        done = np.cumsum([0.0, *(costs.head[list(step)].sum() for step in self.graph.order)])
         known = {s.prefix: s.head for s in self.segments if s.head is not None and s.prefix}
-        return _Side.of(known, costs.edge_fixed + done, self._counts, 0)
+        return _Side.of(known, costs.head_fixed + done, self._counts, 0)
 
     @cached_property
     def _tails(self) -> _Side:
         costs = self.costs()
-        steps = [costs.cloud[list(step)].sum() for step in self.graph.order]
+        steps = [costs.tail[list(step)].sum() for step in self.graph.order]
         left = np.cumsum([0.0, *reversed(steps)])[::-1]
         last = len(self._counts) - 1
         known = {s.prefix: s.tail for s in self.segments if s.tail is not None and s.prefix < last}
-        return _Side.of(known, costs.cloud_fixed + left, self._counts, last)
+        return _Side.of(known, costs.tail_fixed + left, self._counts, last)
 
     @cached_property
     def _counts(self) -> tuple[int, ...]:
@@ -276,11 +282,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def require(self, fingerprint: str, name: str = "") -> None:
         """InputError unless this is a profile of the model with that fingerprint, called `name` in the message."""
-        if self.fingerprint != fingerprint:
-            raise InputError(
-                f"this is a profile of {self.graph.name} {self.fingerprint[:12]}, not of {name or 'the model'} "
-                f"{fingerprint[:12]}: make one with splitpoint profile"
-            )
+        mine = self.graph.name, self.fingerprint
+        require_model("this profile", mine, (name, fingerprint), "make one with splitpoint profile")
 
     def __str__(self) -> str:
         return f"{self.graph.name} {self.fingerprint[:12]} on {self.where}: whole {self.whole}"

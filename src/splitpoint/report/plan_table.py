@@ -41,11 +41,11 @@ def fitted(plan: Plan, width: int) -> tuple[tuple[str, ...], list[tuple[str, ...
         shown = tuple(t for t in shown if t != gone)
     room = max(_LEAST, width - sum(widths[t] + _GAP for t in shown if t != "option") - _GAP)
     places = [TITLES.index(t) for t in shown]
-    made = []
+    fitting = []
     for option, row in zip(plan.options, full, strict=True):
         words = row if longest <= room else (row[0], in_few_words(option, room), *row[2:])
-        made.append(tuple(words[i] for i in places))
-    return shown, made
+        fitting.append(tuple(words[i] for i in places))
+    return shown, fitting
 
 
 def in_few_words(option: Option, room: int) -> str:
@@ -90,9 +90,9 @@ def titles(plan: Plan) -> tuple[str, ...]:
     return tuple(t for t in TITLES if t != "mJ" or any(o.energy_mj is not None for o in plan.options))
 
 
-def band(found: Band) -> str:
+def band(stage: Band) -> str:
     """Milliseconds with the larger half of their band: ``247 ± 12``."""
-    return f"{ms(found.ms)} ± {_error(found.error)}"
+    return f"{ms(stage.ms)} ± {_error(stage.error)}"
 
 
 def _error(error: float) -> str:
@@ -103,12 +103,12 @@ def quality(option: Option) -> str:
     """How good the answer is: exact, as calibrated, or not measured."""
     if option.exact:
         return "exact"
-    found = option.quality
-    if found is None:
+    known = option.quality
+    if known is None:
         return "not measured"
-    if found.agreement is None:
-        return f"error {found.error:.1%}"
-    return f"{round(found.agreement * found.inputs)}/{found.inputs} same"
+    if known.agreement is None:
+        return f"error {known.error:.1%}"
+    return f"{round(known.agreement * known.inputs)}/{known.inputs} same"
 
 
 def seed_lines(plan: Plan) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ def _lines(axes: object, plan: Plan, curves: Curves) -> None:
         f" {name}: {_mbps(plan.link.up_mbps)} Mbit/s", (plan.link.up_mbps, 0), (0, 4), textcoords="offset points",
         fontsize=8.5, color="#555555", ha="left" if plan.link.up_mbps < 100 else "right",
     )  # fmt: skip
-    axes.set_title(f"{plan.model}: {_short(plan.edge)}  →  {_short(plan.cloud)}", fontsize=10)
+    axes.set_title(f"{plan.model}: {'  →  '.join(map(_short, plan.hosts))}", fontsize=10)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="y", alpha=0.25)

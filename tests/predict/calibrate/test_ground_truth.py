@@ -185,7 +185,7 @@ def test_damaged_and_foreign_data_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             truths.load(tmp_path, models)
     path.write_text(good)
-    with pytest.raises(InputError, match="this is a profile of"):
+    with pytest.raises(InputError, match="this profile is of"):
         truths.load(tmp_path, {"residual": models["flattening"]})
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):

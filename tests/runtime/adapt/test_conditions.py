@@ -21,13 +21,13 @@ def plan() -> Planner:
 
 
 def observer(plan: Planner, link: Link = FAST) -> Observer:
-    return Observer(link, plan.pricing.edge, plan.pricing.cloud)
+    return Observer(link, plan.hosts[0].profile, plan.hosts[1].profile)
 
 
 def answer(seen: Observer, plan: Planner, now_s: float, mbps: float, nbytes: int = 150_000, **more: float) -> None:
     """A request to ``input`` over a link of `mbps` and 10 ms, to a server as profiled."""
     cut = plan.graph.cut("input")
-    times = {"tail_ms": plan.pricing.cloud.whole.median, "queue_ms": 0.0, "rtt_ms": 10.0} | more
+    times = {"tail_ms": plan.hosts[1].profile.whole.median, "queue_ms": 0.0, "rtt_ms": 10.0} | more
     up_ms = 5 + nbytes * 8e-3 / mbps
     seen.answered(now_s, cut, nbytes, up_ms, 4000, 5 + 4000 * 8e-3 / (4 * mbps), **times)
 
@@ -123,7 +123,7 @@ def test_a_pipelined_stream_is_not_a_slow_link(plan: Planner) -> None:
 
 def test_slowdowns_are_medians_and_drift_back_to_the_profile(plan: Planner) -> None:
     seen, whole = observer(plan), plan.graph.cut("output")
-    times = plan.pricing.edge.whole.median, plan.pricing.cloud.whole.median
+    times = plan.hosts[0].profile.whole.median, plan.hosts[1].profile.whole.median
     for k, outlier in enumerate((1, 1, 30, 1, 1)):
         seen.computed(k, whole, 1.8 * times[0] * outlier)
         answer(seen, plan, k, 50, tail_ms=3 * times[1] * outlier)
@@ -140,7 +140,7 @@ def test_slowdowns_are_medians_and_drift_back_to_the_profile(plan: Planner) -> N
 def test_one_slow_run_is_not_a_slow_machine(plan: Planner) -> None:
     """The first run of a session allocates: it is believed when a second one says the like."""
     seen, whole = observer(plan), plan.graph.cut("output")
-    time_ms = plan.pricing.edge.whole.median
+    time_ms = plan.hosts[0].profile.whole.median
     seen.computed(0.0, whole, 5 * time_ms)
     assert seen.conditions(0.0).device == 1.0
     seen.computed(0.1, whole, 2 * time_ms)
@@ -152,7 +152,7 @@ def test_one_slow_run_is_not_a_slow_machine(plan: Planner) -> None:
 
 def test_a_short_segment_says_little_of_a_machine(plan: Planner) -> None:
     """Half a millisecond of waking up beside half a millisecond of computing is not a server of half the speed."""
-    seen, cloud = observer(plan), plan.pricing.cloud
+    seen, cloud = observer(plan), plan.hosts[1].profile
     last = plan.graph.prefixes()[-2]
     for k in range(5):
         answerless = 2 * cloud.tail(last).median

@@ -142,7 +142,7 @@ class World:
     def _answer(self, option: Option, cut: Cut, handed_s: float) -> Result:
         """The server's answer to a request that was handed over then."""
         up_s = self._arrives_s(option.up_nbytes, handed_s) - handed_s
-        tail_s = planner().pricing.cloud.tail(cut).median * 1e-3
+        tail_s = planner().hosts[1].profile.tail(cut).median * 1e-3
         down_s = self.link.down_ms(option.down_nbytes) * 1e-3 + RTT_MS / 2e3
         times = struct.pack("<8d", handed_s + up_s, 0, 0, 0, tail_s, 0, 0, 0)
         ended_s = handed_s + up_s + tail_s + down_s
@@ -174,7 +174,7 @@ class World:
         """One request, in milliseconds. One that is late is finished here, and its late answer is heard."""
         began_s, cut = self.now_s, self.cut
         option = self._priced(cut, self.codecs)
-        head_s = planner().pricing.edge.head(cut).median * 1e-3
+        head_s = planner().hosts[0].profile.head(cut).median * 1e-3
         self._pass(began_s + head_s)
         for watcher in self.watchers:
             watcher.computed(cut, head_s * 1e3)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serving import until
 
 from splitpoint.errors import InputError, UsageError
-from splitpoint.planning.plans import STAGES, Band, Option
+from splitpoint.planning.plans import Band, HopCosts, HostCosts, Option
 from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed, Mailbox, Pace, Relief, Thin
 from splitpoint.runtime.stream.pipeline import stream
 from splitpoint.runtime.stream.stream_load import cheaper, judge, window
@@ -264,10 +264,9 @@ def test_a_policy_that_does_not_exist() -> None:
 
 def option(throughput: float, total_ms: float = 100.0, refused: str = "", cut: str = "a") -> Option:
     band = Band(total_ms, total_ms, total_ms)
-    return Option(
-        kind="split", cut=cut, on_edge=(), crossing=(), total=band, stages=dict.fromkeys(STAGES, band), up_nbytes=1,
-        down_nbytes=1, throughput=throughput, refused=refused,
-    )  # fmt: skip
+    hop = HopCosts(cut, nodes=(), crossing=(), up_nbytes=1, down_nbytes=1, up=band, down=band)
+    hosts = HostCosts(band, band), HostCosts(band, Band(0.0, 0.0, 0.0))
+    return Option(kind="split", hosts=hosts, hops=(hop,), total=band, throughput=throughput, refused=refused)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def one_sum(problem: Problem) -> Measures:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class CrossingTensor:
     """One that may cross, by the steps that make and need it. `last` is its last user."""
 
     index: int
@@ -78,7 +78,7 @@ class Tensor:
         return self.users[-1]
 
 
-class Order:
+class StepOrder:
     """The order of a problem's steps: who comes before whom, and the blocks in series."""
 
     def __init__(self, problem: Problem) -> None:
@@ -136,14 +136,14 @@ class Order:
         return values
 
 
-def _tensors(problem: Problem) -> Iterator[Tensor]:
+def _tensors(problem: Problem) -> Iterator[CrossingTensor]:
     for t, maker in enumerate(problem.maker.tolist()):
         # The maker's own step is where the maker is: nothing crosses to it.
         users = {u for u in problem.users[problem.first[t] : problem.first[t + 1]].tolist() if u != maker}
         if users and min(users) < maker:
             raise ValueError(f"step {min(users)} uses a tensor that step {maker} makes later: steps are in order")
         if users:
-            yield Tensor(t, maker, tuple(sorted(users)))
+            yield CrossingTensor(t, maker, tuple(sorted(users)))
 
 
 class Block:
@@ -152,7 +152,7 @@ class Block:
     Neither the empty nor the whole part of the block is meant: those are prefixes. So both fixed costs are paid.
     """
 
-    def __init__(self, order: Order, measures: Measures, first: int, end: int) -> None:
+    def __init__(self, order: StepOrder, measures: Measures, first: int, end: int) -> None:
         self.order, self.measures, self.first, self.end = order, measures, first, end
         self.passing = [t for t in order.tensors if t.maker < first and t.last >= end]
         self.inner = [t for t in order.tensors if t.maker < end and t.last >= first and t.last < end]
@@ -212,13 +212,13 @@ class Block:
         return np.concatenate([chosen, rows]), np.concatenate([chosen_values, left_values])
 
     @cached_property
-    def _used_by(self) -> list[list[Tensor]]:
-        found: list[list[Tensor]] = [[] for _ in range(self.size)]
+    def _used_by(self) -> list[list[CrossingTensor]]:
+        by_user: list[list[CrossingTensor]] = [[] for _ in range(self.size)]
         for t in self.inner:
             for user in t.users:
                 if user >= self.first:
-                    found[user - self.first].append(t)
-        return found
+                    by_user[user - self.first].append(t)
+        return by_user
 
     def along(self, ranking: Ints) -> Floats:
         """float64[count, size + 1]: the measures with the first 0, 1, … steps of `ranking` on the device.

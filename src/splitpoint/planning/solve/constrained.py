@@ -15,7 +15,7 @@ import numpy as np
 
 from splitpoint.planning.solve.blocks import Measures, one_sum
 from splitpoint.planning.solve.problem import Bools, Floats, Problem, Solution, stages
-from splitpoint.planning.solve.search import MOST_NODES, MOST_WORK, Clock, Found, search
+from splitpoint.planning.solve.search import MOST_NODES, MOST_WORK, Clock, SearchResult, search
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ def least_within(
     Where none is known to keep them, `value` is inf: no placement does if `bound` is inf, too.
     """
     measures, most = with_limits(one_sum(problem), problem, within)
-    found = search(problem, measures, most, budget_s=budget_s, most_work=most_work, most_nodes=most_nodes, clock=clock)
-    return solved(found, lambda on_edge: stages(problem, on_edge).total, problem.steps)
+    result = search(problem, measures, most, budget_s=budget_s, most_work=most_work, most_nodes=most_nodes, clock=clock)
+    return solved(result, lambda on_edge: stages(problem, on_edge).total, problem.steps)
 
 
-def solved(found: Found, value_of: Callable[[Bools], float], steps: int) -> Solution:
-    """What a search found as a `Solution`, with the value that `value_of` says: sums differ in their last digits."""
-    if found.on_edge is None:
-        return Solution(np.ones(steps, bool), math.inf, found.bound)
-    value = value_of(found.on_edge)
-    return Solution(found.on_edge, value, value if found.exact else min(value, found.bound))
+def solved(result: SearchResult, value_of: Callable[[Bools], float], steps: int) -> Solution:
+    """What a search result as a `Solution`, with the value that `value_of` says: sums differ in their last digits."""
+    if result.on_edge is None:
+        return Solution(np.ones(steps, bool), math.inf, result.bound)
+    value = value_of(result.on_edge)
+    return Solution(result.on_edge, value, value if result.exact else min(value, result.bound))

@@ -129,10 +129,10 @@ class _Network:
 
         unit = 2.0 ** np.ceil(np.log2(gap / _FLOW))
         whole = np.where(spare > gap, _ENDLESS, np.minimum(spare, gap) // unit).astype(_INDEX)
-        found = maximum_flow(_matrix(whole, self.heads, self.starts), self.source, self.sink, method="dinic")
-        flow: Ints = found.flow.data
+        solved = maximum_flow(_matrix(whole, self.heads, self.starts), self.source, self.sink, method="dinic")
+        flow: Ints = solved.flow.data
         spare -= flow * unit
-        return self.reached(whole > flow, self.source), found.flow_value * unit
+        return self.reached(whole > flow, self.source), solved.flow_value * unit
 
     def reached(self, passable: Bools, start: int) -> Bools:
         """Which vertices passable edges lead to from `start`."""
@@ -192,9 +192,9 @@ def _minimum(network: _Network, spare: Floats, side: Bools) -> tuple[Bools, floa
         if network.vertices == 2:
             flow += gap  # nothing is left to decide: this is the only cut
             break
-        found, more = network.push(spare, gap)
+        reached, more = network.push(spare, gap)
         flow += more
-        gap, side = min(((network.cut(spare, s), s) for s in (side, found)), key=lambda pair: pair[0])
+        gap, side = min(((network.cut(spare, s), s) for s in (side, reached)), key=lambda pair: pair[0])
     return side[place], flow
 
 
@@ -256,7 +256,7 @@ class _Layout:
         side, flow = _minimum(self.network, spare, start)
         on_edge = side[: self.steps]
         mixed = stages(problem, on_edge).total
-        value, best = min([(local, everything), (remote, nothing), (mixed, on_edge)], key=lambda found: found[0])
+        value, best = min([(local, everything), (remote, nothing), (mixed, on_edge)], key=lambda each: each[0])
         # A sum of float64 is off by at most an epsilon of itself for each term.
         floor = (paid + flow) * max(0.0, 1 - _EPSILON * spare.size) + problem.edge_fixed + problem.remote_fixed
         return Solution(best, value, float(min(local, remote, value, floor)))

@@ -62,7 +62,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Stages:
+class StageTotals:
     """The three things that can be busy, for one placement (ms)."""
 
     edge: float
@@ -102,7 +102,7 @@ class Solution:
         return bool(np.isfinite(self.value))
 
 
-def stages(problem: Problem, on_edge: Bools) -> Stages:
+def stages(problem: Problem, on_edge: Bools) -> StageTotals:
     """What a placement costs on the device, the link and the server, fixed costs included.
 
     Fixed costs: `edge_fixed` belongs to the device, `cloud_fixed` to the link, `server_fixed` to the server.
@@ -111,11 +111,11 @@ def stages(problem: Problem, on_edge: Bools) -> Stages:
     remote = bool(on_cloud.any())
     edge = float(problem.edge[on_edge].sum()) + (problem.edge_fixed if on_edge.any() else 0.0)
     cloud = float(problem.cloud[on_cloud].sum()) + (problem.server_fixed if remote else 0.0)
-    made = np.append(on_edge, True)[problem.maker]  # the model's inputs, −1, are always there
+    at_hand = np.append(on_edge, True)[problem.maker]  # the model's inputs, −1, are always there
     owner = np.repeat(np.arange(problem.link.size), np.diff(problem.first))
     wanted = np.zeros(problem.link.size, bool)
     wanted[owner[on_cloud[problem.users]]] = True
-    crossing = made & wanted
+    crossing = at_hand & wanted
     coding = [float((np.zeros(problem.link.size) + each)[crossing].sum()) for each in (problem.encode, problem.decode)]
     link = float(problem.link[crossing].sum() + problem.down[on_cloud].sum()) + (problem.cloud_fixed if remote else 0.0)
-    return Stages(edge + coding[0], link, cloud + coding[1])
+    return StageTotals(edge + coding[0], link, cloud + coding[1])

@@ -4,7 +4,7 @@ Minimises the largest of some measures of a placement while others keep to limit
 that need nothing of each other, between two equal machines: a number partition; one sum against a limit: a knapsack),
 so what is returned is a value *and* what is proven of every placement:
 
-1. every topological prefix, all at once (`Order.prefixes`);
+1. every topological prefix, all at once (`StepOrder.prefixes`);
 2. the closed parts of each block of the series decomposition (`blocks.py`), where a block that cannot win is not opened
    and a part that cannot win is not continued. Exact, and all that the networks of the benchmark need;
 3. in a block with too many parts, branch and bound over a linear program (`relaxation.py`), whose optimum is the best
@@ -24,7 +24,7 @@ from time import perf_counter
 
 import numpy as np
 
-from splitpoint.planning.solve.blocks import Block, Measures, Order
+from splitpoint.planning.solve.blocks import Block, Measures, StepOrder
 from splitpoint.planning.solve.problem import Bools, Floats, Ints, Problem
 from splitpoint.planning.solve.relaxation import Relaxation
 
@@ -41,7 +41,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """`on_edge` is None if nothing within the limits was found; then `value` is inf. No placement is below `bound`."""
 
     on_edge: Bools | None
@@ -62,16 +62,16 @@ def search(
     most_work: int = MOST_WORK,
     most_nodes: int = MOST_NODES,
     clock: Clock = perf_counter,
-) -> Found:
+) -> SearchResult:
     """The placement with the least maximum of the first measures, where the last ``len(limits)`` keep to `limits`.
 
     `problem` gives the wiring only. `budget_s` ends the search; `most_nodes` alone (and an infinite budget) makes it
     repeatable on any machine.
     """
-    return _Search(problem, measures, limits, clock() + budget_s, most_work, most_nodes, clock).run()
+    return _BlockSearch(problem, measures, limits, clock() + budget_s, most_work, most_nodes, clock).run()
 
 
-class _Search:
+class _BlockSearch:
     def __init__(
         self,
         problem: Problem,
@@ -82,7 +82,7 @@ class _Search:
         most_nodes: int,
         clock: Clock,
     ) -> None:
-        self.order, self.measures, self.clock, self.deadline = Order(problem), measures, clock, deadline
+        self.order, self.measures, self.clock, self.deadline = StepOrder(problem), measures, clock, deadline
         self.most_work, self.most_nodes = most_work, most_nodes
         self.goals = measures.count - len(limits)
         self.limits = limits + np.abs(limits) * _ROUNDING
@@ -98,7 +98,7 @@ class _Search:
         """What each measure must stay below to be worth a look."""
         return np.concatenate([np.full(self.goals, self.value), np.nextafter(self.limits, math.inf)])
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         self._try_prefixes()
         blocks = sorted((self._floor(first, end), first, end) for first, end in self._open())
         unproven: list[float] = []
@@ -117,7 +117,7 @@ class _Search:
                 self._try_parts(block, *parts)
         for floor, block in wide:
             unproven.append(self._branch(block, floor) if floor < self.value * (1 - _CLOSE) else floor)
-        return Found(self.on_edge, self.value, min([self.value, *unproven]))
+        return SearchResult(self.on_edge, self.value, min([self.value, *unproven]))
 
     # --- candidates ---------------------------------------------------------------------------------------------
 

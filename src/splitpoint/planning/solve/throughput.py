@@ -14,7 +14,7 @@ from time import perf_counter
 
 from splitpoint.planning.solve.blocks import three_stages
 from splitpoint.planning.solve.constrained import Limit, solved, with_limits
-from splitpoint.planning.solve.problem import Bools, Problem, Solution, stages
+from splitpoint.planning.solve.problem import Problem, Solution, stages
 from splitpoint.planning.solve.search import MOST_NODES, MOST_WORK, Clock, search
 
 
@@ -31,14 +31,8 @@ def bottleneck(
 
     `within` are limits that it must keep. Where none is known to keep them, `value` is inf: no placement does if
     `bound` is inf, too. The search ends after `budget_s` seconds, or after a number of steps that is the same on every
-    machine. Which stage it is that is slowest: `slowest_stage`.
+    machine.
     """
     measures, most = with_limits(three_stages(problem), problem, within)
-    found = search(problem, measures, most, budget_s=budget_s, most_work=most_work, most_nodes=most_nodes, clock=clock)
-    return solved(found, lambda on_edge: stages(problem, on_edge).slowest, problem.steps)
-
-
-def slowest_stage(problem: Problem, on_edge: Bools) -> str:
-    """The stage that sets the pace of a placement: ``edge``, ``link`` or ``cloud``."""
-    found = stages(problem, on_edge)
-    return max(("edge", "link", "cloud"), key=lambda name: getattr(found, name))
+    result = search(problem, measures, most, budget_s=budget_s, most_work=most_work, most_nodes=most_nodes, clock=clock)
+    return solved(result, lambda on_edge: stages(problem, on_edge).slowest, problem.steps)

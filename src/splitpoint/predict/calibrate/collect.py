@@ -24,7 +24,7 @@ from splitpoint.predict.calibrate.random_networks import DRAWN, FAMILIES, LEAST_
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
-from splitpoint.profile.kernel_times import Profiles, marked, node_times
+from splitpoint.profile.kernel_times import KernelTimer, marked, node_times
 from splitpoint.profile.measure import Progress, pause_s
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
@@ -76,7 +76,7 @@ def collect(
     """
     if not budget_s > 0:
         raise UsageError(f"the time budget must be above 0 seconds, not {budget_s:g}")
-    if not isinstance(engine, Profiles):
+    if not isinstance(engine, KernelTimer):
         raise EngineError(f"{engine.name} does not say what its kernels take: a device is calibrated with onnxruntime")
     survey = _Survey(collection, engine, fit, clock, pause)
     now = clock()
@@ -245,7 +245,7 @@ class _Survey:
         return NetworkVisit(tuple(round(ms, 4) for ms in whole), kernel_ms)
 
     def _kernel_times(self, model: Model, inputs: Mapping[str, Array], usual_ms: float) -> Floats:
-        assert isinstance(self._engine, Profiles)
+        assert isinstance(self._engine, KernelTimer)
         runs = _count(_KERNEL_MS, usual_ms, _KERNEL_RUNS)
         return node_times(model, self._engine.kernel_times(marked(model), inputs, runs, 2))
 

@@ -135,7 +135,7 @@ class Adaptive:
         self._edge, self._planner = edge, planner
         self._tell, self._now = teller(on_event), clock
         first = planner.best(link) or planner.local(link)
-        self._observer = Observer(link, planner.pricing.edge, planner.pricing.cloud)
+        self._observer = Observer(link, *(host.profile for host in planner.hosts))
         seed = watching.seed if watching.seed is not None else Random().getrandbits(32)
         self._adapter = Adapter(planner, current=first, policy=watching.policy, seed=seed, rate=watching.rate)
         self._lookout = Lookout(watching.probe_every_s, watching.explore_every)

@@ -1,0 +1,87 @@
+"""What a plan must keep to."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from planning_cases import EFFICIENT, calibrated, planned
+from plans import model_of
+from split_cases import (
+    graph_of,
+    split_of,
+)
+
+from nets import load, proto, value, weight
+from nets import node as onnx_node
+from splitpoint.errors import UsageError
+from splitpoint.link import Link
+from splitpoint.planning.constraints import Constraints, input_like
+from splitpoint.planning.solve.min_cut import least
+from splitpoint.planning.solve.problem import stages
+
+
+def test_the_input_stays_local_and_what_only_rearranges_it_does_too() -> None:
+    found = planned(Link(1000, 1000, 0.3), keep_input_local=True)
+    telling = input_like(model_of(EFFICIENT).graph)
+    assert not {c.name for c in found.best.crossing} & telling
+    server = found.option("server")
+    assert server is not None
+    assert server.refused == "the input would leave the device"
+    assert planned(Link(1000, 1000, 0.3)).best.kind == "server"
+
+
+def test_only_codecs_that_are_allowed_cross() -> None:
+    assert {c for o in planned().options if o.kind == "split" for c in o.codecs} == {"raw"}
+    assert {c for o in planned(codecs=("fp16",)).options if o.kind == "split" for c in o.codecs} <= {"raw", "fp16"}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_drop": -0.1}, {"max_drop": 1.0}, {"max_drop": float("nan")}, {"deadline_ms": 0.0},
+     {"deadline_ms": float("nan")}, {"max_edge_memory": -1.0}, {"codecs": ("int9",)}],
+)  # fmt: skip
+def test_constraints_that_make_no_sense_are_refused(limits: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Constraints(**limits)
+
+
+def test_a_budget_needs_a_calibration_of_a_classifier() -> None:
+    with pytest.raises(UsageError, match="needs a calibration: splitpoint calibrate"):
+        planned(max_drop=0.01)
+    known = msgspec.structs.replace(calibrated({}), classifier=False)
+    with pytest.raises(UsageError, match="no classifier's output"):
+        planned(max_drop=0.01, calibration=known)
+
+
+def test_the_input_stays_and_so_does_what_still_shows_it() -> None:
+    """EfficientNet's image, transposed, cast and normalised; what its first convolution made may go."""
+    graph = graph_of("zoo:efficientnet_lite0")
+    assert input_like(graph) == {
+        "image", "normalize.transpose", "normalize.cast", "normalize.sub", graph.prefixes()[4].crossing[0].name,
+    }  # fmt: skip
+    split = split_of(graph, keep_input_local=True)
+    fast = Link(1e6, 1e6, 0)
+    problem = split.problem(fast)
+    totals = [stages(problem, split.costs.steps.on_edge(c.nodes)).total for c in graph.prefixes()]
+    assert [t == inf for t in totals] == [k < 5 for k in range(len(totals))]
+    assert least(problem).value == min(totals)
+    assert not least(split_of(graph).problem(fast)).on_edge.any()
+
+
+def test_what_is_mixed_with_another_tensor_shows_only_if_that_does() -> None:
+    net = proto(
+        [
+            onnx_node("Relu", ["x"], ["r"], name="relu"),
+            onnx_node("MatMul", ["x", "w"], ["m"], name="mix"),
+            onnx_node("Add", ["r", "x"], ["still"], name="both"),
+            onnx_node("Concat", ["still", "m"], ["half"], name="half", axis=1),
+        ],
+        [value("x", [1, 4])],
+        [value("half", [1, 8])],
+        [weight("w", np.eye(4, dtype=np.float32) + 1)],
+    )
+    assert input_like(load(net).graph) == {"x", "r", "still"}
