@@ -174,10 +174,10 @@ def test_damaged_and_foreign_data_is_refused(tmp_path: Path) -> None:
     good = path.read_text()
     for bad, said in (
         (good[:50], "is damaged"),
-        (good.replace('"format": 1', '"format": 7'), "make no sense"),
-        (json.dumps(json.loads(good) | {"visits": {"residual": [[-1.0]]}}), "make no sense"),
-        (json.dumps(json.loads(good) | {"visits": {"residual": [[]]}}), "make no sense"),
-        (json.dumps(json.loads(good) | {"references": {"vgg-1-1": [[0.0]]}}), "make no sense"),
+        (good.replace('"format": 1', '"format": 7'), "of format 7"),
+        (json.dumps(json.loads(good) | {"visits": {"residual": [[-1.0]]}}), r"at `\$\.visits"),
+        (json.dumps(json.loads(good) | {"visits": {"residual": [[]]}}), r"at `\$\.visits"),
+        (json.dumps(json.loads(good) | {"references": {"vgg-1-1": [[0.0]]}}), r"at `\$\.references"),
         (json.dumps(json.loads(good) | {"threads": 9}), "use another folder for each"),
     ):
         assert bad != good
