@@ -25,6 +25,7 @@ ORDER = (
     ("install", "telemetry"),
     ("errors", "units", "text", "callbacks"),
     ("files", "parsing"),
+    ("documents",),
     ("tensors", "trace", "security", "certificates", "lifetime", "cgroup", "system"),
     ("machine", "graph", "link"),
     ("decoding", "capture"),
