@@ -334,8 +334,8 @@ def test_plan_takes_latency_files_for_either_side(
     device, server = files / "device.latency.json", files / "server.latency.json"
     save_profile(tmp_path / "cloud.profile.json", predict(model_of(EFFICIENT), FAST).profile())
     both = json.loads(ok(capsys, "plan", EFFICIENT, "--edge", device, "--cloud", server, "--link", "4g", "--json"))
-    assert "predicted from device, never run there" in both["edge"]
-    assert "predicted from server" in both["cloud"]
+    assert "predicted from device, never run there" in both["hosts"][0]
+    assert "predicted from server" in both["hosts"][1]
     one = ("plan", EFFICIENT, "--edge", device, "--cloud", tmp_path / "cloud.profile.json", "--link", "4g", "--json")
     assert json.loads(ok(capsys, *one))["best"] == both["best"]
     # a name without the ending is known by what is inside
@@ -404,8 +404,8 @@ def test_the_shipped_devices_work_at_once_and_say_whose_they_are(capsys: pytest.
         "--json",
     )
     found = json.loads(ok(capsys, *words))
-    assert edge.note in found["edge"]
-    assert cloud.note in found["cloud"]
+    assert edge.note in found["hosts"][0]
+    assert cloud.note in found["hosts"][1]
     assert predict(model_of(EFFICIENT), edge).whole.median > predict(model_of(EFFICIENT), cloud).whole.median
 
 
@@ -417,8 +417,8 @@ def test_a_server_measures_itself_for_a_device_that_is_not_there(
     with Server([model_of(LENET)], engine=nets.ENGINE, port=0) as server:
         words = ("--cloud", server.address, "--link", "3g", "--budget", "0.3s", "--json")
         plan = json.loads(ok(capsys, "plan", "lenet5", "--edge", files / "device.latency.json", *words))
-    assert "predicted from device" in plan["edge"]
-    assert "predicted" not in plan["cloud"]
+    assert "predicted from device" in plan["hosts"][0]
+    assert "predicted" not in plan["hosts"][1]
     assert plan["options"][0]["total"][0] == pytest.approx(
         predict(model_of(LENET), load_latency(files / "device.latency.json")).whole.median
     )
