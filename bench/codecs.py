@@ -8,12 +8,12 @@ from time import perf_counter
 import numpy as np
 
 from bench.common import EDGE_CORE, header, pin
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import CODECS, open_codec
 from splitpoint.codecs.speed import sample
 from splitpoint.tensors import Array, TensorSpec
 
-NAMES = ("fp16", "int8", "int4", "raw+zstd", "fp16+zstd", "int8+zstd", "int4+zstd")
 FEATURES = ((1, 32, 112, 112), (1, 96, 14, 14), (1, 197, 768), (1, 128, 128, 128))
+NAMES = tuple(kind for kind, entry in CODECS.items() if kind != "raw" and not entry.qualities)
 QUALITIES = (75, 90, 95)
 ROUNDS = 15
 

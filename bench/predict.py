@@ -24,7 +24,7 @@ from bench.common import header
 from splitpoint.engines import open_engine
 from splitpoint.predict.calibrate.collection import load_collection
 from splitpoint.predict.calibrate.network_timing import visit
-from splitpoint.predict.calibrate.random_networks import strip
+from splitpoint.predict.calibrate.random_networks import random_network
 from splitpoint.predict.kernels.kernel_table import Table, read_tables
 from splitpoint.predict.learn.features import columns_of
 from splitpoint.predict.learn.linear import fit_linear
@@ -170,7 +170,7 @@ def drift(arguments: list[str]) -> None:
     chosen = [usual[k] for k in np.random.default_rng(SEED).permutation(len(usual))[:AGAIN]]
     ratios = []
     for s in chosen:
-        taken = visit(strip(s.seed, s.family, s.work), engine, perf_counter, sleep)
+        taken = visit(random_network(s.seed, s.family, s.work), engine, perf_counter, sleep)
         ratios.append(float(np.median(taken)) / s.whole_ms)
     low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     print(

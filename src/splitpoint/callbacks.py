@@ -1,4 +1,4 @@
-"""What the library tells, and the guard around whoever is told: `on_event`, `on_progress`, watchers, the log.
+"""The guard around callbacks that a user gave: `on_event`, `on_progress`, watchers, the log.
 
 A callback that raises (a full disk, a closed notebook, a mistake in it) must cost no request, no connection and no
 thread: every call of one goes through `guard`. What it raised is reported once, as a warning and to the logger

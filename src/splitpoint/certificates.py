@@ -69,13 +69,13 @@ def make(folder: Path, hosts: Sequence[str], *, now: datetime, days: float = 365
         raise UsageError(f"{there[0]} is there already, and may be in use: choose another folder, or remove it")
     maker = _Maker(now - _EARLY, now + timedelta(days=days))
     contents = maker.all(names)
-    made: list[Path] = []
+    written: list[Path] = []
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for field, path in vars(files).items():
-            _write(path, contents[field], made, secret=field.endswith("_key") or field == "token")
+            _write(path, contents[field], written, secret=field.endswith("_key") or field == "token")
     except BaseException as exc:
-        for path in made:  # half a set is of no use, and would stand in the way of the next try
+        for path in written:  # half a set is of no use, and would stand in the way of the next try
             with suppress(OSError):
                 path.unlink()
         if isinstance(exc, OSError):
@@ -84,10 +84,10 @@ def make(folder: Path, hosts: Sequence[str], *, now: datetime, days: float = 365
     return files
 
 
-def _write(path: Path, data: bytes, made: list[Path], *, secret: bool) -> None:
-    """Never over a file, and never readable for a moment by whom it is not for. What is there then is in `made`."""
+def _write(path: Path, data: bytes, written: list[Path], *, secret: bool) -> None:
+    """Never over a file, and never readable for a moment by whom it is not for. What is there then is in `written`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
-    made.append(path)
+    written.append(path)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
 

@@ -17,14 +17,14 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 
 
-class Limits(NamedTuple):
+class GroupLimits(NamedTuple):
     """`cpus`: how many this process may keep busy (0.5: half of one); `memory_bytes`: what it may hold. 0: no limit."""
 
     cpus: float
     memory_bytes: int
 
 
-def limits(root: Path = Path("/")) -> Limits:
+def limits(root: Path = Path("/")) -> GroupLimits:
     """The smallest limits of this process's groups; `root` is where /proc and the groups are looked for."""
     cpus: list[float] = []
     nbytes: list[int] = []
@@ -38,7 +38,7 @@ def limits(root: Path = Path("/")) -> Limits:
             cpus.append(_share(quota, period))
         if "memory" in controllers:
             nbytes.append(_number(_read(folder / "memory.limit_in_bytes", _MOST_VALUE)))
-    return Limits(
+    return GroupLimits(
         min((n for n in cpus if n > 0), default=0.0),
         # Version 1 writes "no limit" as a number near 2^63.
         min((n for n in nbytes if 0 < n < 1 << 60), default=0),

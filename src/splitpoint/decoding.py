@@ -108,8 +108,8 @@ _SEQUENTIAL = (0xC0, 0xC1)
 def _check_scans(data: bytes, label: str) -> None:
     """InputError for a JPEG that costs much more than its pixels: with hundreds of scans, a few bytes each."""
     at, scans, segments, colours = 2, 0, 0, -1
-    while (found := _MARKER.search(data, at)) is not None and found.end() + 8 <= len(data):
-        at, marker = found.end(), data[found.end() - 1]
+    while (match := _MARKER.search(data, at)) is not None and match.end() + 8 <= len(data):
+        at, marker = match.end(), data[match.end() - 1]
         if marker == _EOI or (marker == _SOS and data[at + 2] == colours):
             return
         segments += 1

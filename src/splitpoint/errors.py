@@ -134,7 +134,7 @@ class VerifyError(SplitpointError):
 _LONGEST = 1000
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """A phrase that names the nearest known names, or ``""``: the tail of a "no such" message.
 
     >>> nearest("featurs.7", ["features.7", "features.8", "classifier"])
@@ -142,7 +142,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """
     if len(name) > _LONGEST:
         return ""
-    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     if not close:
         return ""
     if len(close) == 1:

@@ -120,13 +120,13 @@ def private_folder(folder: Path) -> Path:
         try:
             if os.fstat(descriptor).st_uid == ours[0]:
                 os.fchmod(descriptor, 0o700)  # made by an earlier version, or with a mild umask
-            made = os.fstat(descriptor)
+            status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
     except OSError as exc:
         raise StorageError(f"the folder {folder} cannot be used: {exc.strerror or exc}") from exc
     shared = around.st_mode & stat.S_IWOTH and not around.st_mode & stat.S_ISVTX
-    if made.st_uid not in ours or around.st_uid not in ours or made.st_mode & 0o022 or shared:
+    if status.st_uid not in ours or around.st_uid not in ours or status.st_mode & 0o022 or shared:
         raise StorageError(
             f"other users can change what is in {folder}, so it is not used: name another cache with SPLITPOINT_CACHE"
         )
@@ -182,14 +182,14 @@ def temporary_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(made: Path, path: Path) -> None:
-    """Makes the finished file `made` what `path` holds, as `write_atomic` does. StorageError."""
+def publish(finished: Path, path: Path) -> None:
+    """Makes the finished file `finished` what `path` holds, as `write_atomic` does. StorageError."""
     with _named(path):
         target = _target(path)
         if isinstance(target, int) or _is_node(target):
-            write_atomic(path, made.read_bytes())
+            write_atomic(path, finished.read_bytes())
         else:
-            _replace(made, target)
+            _replace(finished, target)
 
 
 def destination(path: Path) -> Path:
@@ -237,10 +237,10 @@ def _target(path: Path) -> Path | int:
 def _descriptor(path: str) -> int | None:
     if path in _NUMBERS:
         return _NUMBERS[path]
-    found = _DESCRIPTOR.fullmatch(path)
-    if found is None or (found["pid"] and found["pid"] not in _own_pids()):
+    number = _DESCRIPTOR.fullmatch(path)
+    if number is None or (number["pid"] and number["pid"] not in _own_pids()):
         return None
-    return int(found["number"])
+    return int(number["number"])
 
 
 def _own_pids() -> Iterator[str]:
@@ -294,8 +294,8 @@ def _replace(part: Path, path: Path) -> None:
 def _made_like(part: Path, there: os.stat_result) -> bool:
     """Gives `part` owner and mode; False if it may not have them."""
     try:
-        made = part.stat()
-        if (made.st_uid, made.st_gid) != (there.st_uid, there.st_gid):
+        status = part.stat()
+        if (status.st_uid, status.st_gid) != (there.st_uid, there.st_gid):
             os.chown(part, there.st_uid, there.st_gid)
         os.chmod(part, stat.S_IMODE(there.st_mode))
     except OSError:
@@ -405,10 +405,10 @@ def read_file(path: Path, most: int, what: str, made_by: str = "") -> bytes:
     return data
 
 
-def read_text(path: Path, most: int, what: str, made_by: str = "") -> str:
+def read_text(path: Path, most: int, what: str) -> str:
     """The same of a text, with or without a byte order mark. InputError also if it is not UTF-8."""
     try:
-        return read_file(path, most, what, made_by).decode("utf-8-sig")
+        return read_file(path, most, what).decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise InputError(f"{path} is not {what}: it is not UTF-8 text") from exc
 
@@ -416,20 +416,20 @@ def read_text(path: Path, most: int, what: str, made_by: str = "") -> str:
 # --- files that files name --------------------------------------------------------------------------------------------
 # A file from a stranger (a model, an input spec, a scenario, tasks) chooses what it names, and its archive may hold
 # links. So a name goes down from the file's own folder, and where a link then leads out of it, nothing is read.
-# Whoever opened a file that is a link chose where it leads, too: what is not beside the link may be beside the file.
+# A user who opens a link also chose where it leads: a file that is not beside the link may be beside its target.
 # And in the cache of the Hugging Face hub both are links into one folder of blobs, side by side.
 
 
 def linked_folders(path: Path) -> list[Path]:
     """The folders that its links lead to, one by one, if `path` is a link; in the last the file really lies."""
-    found: list[Path] = []
+    folders: list[Path] = []
     try:
-        while path.is_symlink() and len(found) < _MOST_LINKS:
+        while path.is_symlink() and len(folders) < _MOST_LINKS:
             path = path.parent.resolve() / path.readlink()
-            found.append(path.parent.resolve())
+            folders.append(path.parent.resolve())
     except (OSError, RuntimeError):  # a loop of links
         return []
-    return found
+    return folders
 
 
 def named(name: str, folder: Path, linked: Sequence[Path] = ()) -> Path:
@@ -444,8 +444,8 @@ def named(name: str, folder: Path, linked: Sequence[Path] = ()) -> Path:
     try:
         folder = folder.resolve()
         home = next((f for f in (folder, *linked) if os.path.lexists(f / wanted)), folder)
-        found = home / wanted
-        path = found.resolve()
+        whole = home / wanted
+        path = whole.resolve()
         mode = path.stat().st_mode if path.exists() else stat.S_IFREG
     except (OSError, ValueError, RuntimeError) as exc:  # a loop of links, a null byte
         raise ValueError(f"{name!r} is no path: {exc}") from exc
@@ -455,4 +455,4 @@ def named(name: str, folder: Path, linked: Sequence[Path] = ()) -> Path:
         )
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a device has no end, a pipe waits for a writer
         raise ValueError(f"{name} is no regular file")
-    return found
+    return whole

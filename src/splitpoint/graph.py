@@ -113,11 +113,11 @@ class Graph:
     @cached_property
     def consumers(self) -> Mapping[str, tuple[int, ...]]:
         """Tensor name → indices of the *placed* nodes that need its value, looking through copied nodes."""
-        found: dict[str, list[int]] = {}
+        readers: dict[str, list[int]] = {}
         for i in self.placed:
             for t in self._needs[i].values:
-                found.setdefault(t, []).append(i)
-        return {t: tuple(c) for t, c in found.items()}
+                readers.setdefault(t, []).append(i)
+        return {t: tuple(c) for t, c in readers.items()}
 
     @cached_property
     def placed(self) -> tuple[int, ...]:
@@ -177,11 +177,11 @@ class Graph:
     @cached_property
     def groups(self) -> Mapping[int, tuple[int, ...]]:
         """Group id → its placed nodes."""
-        found: dict[int, list[int]] = {}
+        members: dict[int, list[int]] = {}
         for i in self.placed:
             if self.nodes[i].group >= 0:
-                found.setdefault(self.nodes[i].group, []).append(i)
-        return {g: tuple(m) for g, m in found.items()}
+                members.setdefault(self.nodes[i].group, []).append(i)
+        return {g: tuple(m) for g, m in members.items()}
 
     def closure(self, nodes: Iterable[int]) -> frozenset[int]:
         """The smallest predecessor-closed set of placed nodes (whole groups) that contains `nodes`."""
@@ -284,13 +284,13 @@ class Graph:
     def before(self, deepest: Cut) -> frozenset[str]:
         """The tensors that cross at `deepest` or at a cut with less on the device.
 
-        Whoever knows the weights of the head can make all of these from what crosses at `deepest`: a tail that takes
+        A client that has the head's weights can make all of these from what crosses at `deepest`: a tail that takes
         some of them tells nothing that the tail there does not.
         """
-        made = (t for i in deepest.nodes for t in self.nodes[i].outputs)
+        outputs = (t for i in deepest.nodes for t in self.nodes[i].outputs)
         shapes = (i for i, n in enumerate(self.nodes) if not n.placed and n.op in SHAPE_ROOTS)
         vectors = self._vectors(shapes, deepest.nodes, frozenset(t.name for t in deepest.crossing))
-        return frozenset((*(t.name for t in self.inputs), *made, *vectors))
+        return frozenset((*(t.name for t in self.inputs), *outputs, *vectors))
 
     def _on_server(self, tensor: str, head: Set[int], crossing: Container[str]) -> bool:
         maker = self.producer.get(tensor)
@@ -370,15 +370,15 @@ class Graph:
     @cached_property
     def _closures(self) -> Mapping[int, int]:
         """Placed node → its closure as bits: node i is bit i."""
-        found: dict[int, int] = {}
+        closures: dict[int, int] = {}
         for step in self.order:
             bits = 0
             for i in step:
                 bits |= 1 << i
                 for maker in self._makers[i]:
-                    bits |= found.get(maker, 0)
-            found.update(dict.fromkeys(step, bits))
-        return found
+                    bits |= closures.get(maker, 0)
+            closures.update(dict.fromkeys(step, bits))
+        return closures
 
     def _bits(self, targets: Iterable[int]) -> int:
         """The closure of `targets` as bits."""
@@ -468,12 +468,12 @@ class Graph:
     @cached_property
     def _node_names(self) -> Mapping[int, str]:
         """Placed node → what `cut` takes for it and all it needs: its layer's name where that means the same."""
-        found = {}
+        names = {}
         for i in self.placed:
             layer = self.nodes[i].layer
             same = self._means("layer", layer) == self._closures[i]
-            found[i] = self.spell("layer", layer) if same else self.spell("node", self.nodes[i].name)
-        return found
+            names[i] = self.spell("layer", layer) if same else self.spell("node", self.nodes[i].name)
+        return names
 
     def cut(self, at: str | int) -> Cut:
         """The cut named `at`: a layer path, node, tensor, chain index, ``input``, ``output`` or ``middle``.
@@ -550,10 +550,10 @@ class Graph:
             meant = self._means(kind, name)
             return {} if meant is None else {at: meant}
         own = self._own(at)
-        found: dict[int, str] = {} if own is None else {self._bits(own.nodes): f"cut:{at}"}
+        meanings: dict[int, str] = {} if own is None else {self._bits(own.nodes): f"cut:{at}"}
         for kind, bits in self._all_of(at).items():
-            found.setdefault(bits, f"{kind}:{at}")
-        return {form: bits for bits, form in found.items()}
+            meanings.setdefault(bits, f"{kind}:{at}")
+        return {form: bits for bits, form in meanings.items()}
 
     def _own(self, word: str) -> Cut | None:
         """The cut that a word of ours means, whatever the model's own names are; None if it is none."""
@@ -606,8 +606,8 @@ class Graph:
     def _means(self, kind: str, name: str) -> int | None:
         """The closure (bits) of the layer, node or tensor `name`; None if there is none."""
         if (kind, name) not in self._known:
-            found = self._find(kind, name)
-            self._known[kind, name] = None if found is None else self._bits(found)
+            bits = self._find(kind, name)
+            self._known[kind, name] = None if bits is None else self._bits(bits)
         return self._known[kind, name]
 
     @cached_property
@@ -738,10 +738,10 @@ def _paths(layer: str) -> list[str]:
 
 
 def _listed(pairs: Iterable[tuple[str, int]]) -> Mapping[str, Sequence[int]]:
-    found: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for name, i in pairs:
-        found.setdefault(name, []).append(i)
-    return found
+        places.setdefault(name, []).append(i)
+    return places
 
 
 #: Operators that read a tensor's shape only, never its values.

@@ -174,13 +174,13 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             names = listed(t.name for t in named)
             raise InputError(f"input spec: the model has the inputs {names}; say with `input` which one is the image")
         target = named[0]
-        made = self.tensor
+        tensor = self.tensor
         fits = len(target.shape) == 4 and all(
-            isinstance(want, str) or want == got for want, got in zip(target.shape, made.shape, strict=True)
+            isinstance(want, str) or want == got for want, got in zip(target.shape, tensor.shape, strict=True)
         )
-        if not fits or target.dtype != made.dtype:
+        if not fits or target.dtype != tensor.dtype:
             raise InputError(
-                f"input spec: it describes {made.type}, but the model's input is {target}; "
+                f"input spec: it describes {tensor.type}, but the model's input is {target}; "
                 "correct dtype, layout, size or color in the spec"
             )
         return msgspec.structs.replace(self, input=target.name)
@@ -315,8 +315,8 @@ def _convert(raw: object, where: str, path: Path | None) -> InputSpec:
     try:
         return msgspec.convert(values, InputSpec)
     except msgspec.ValidationError as exc:
-        found = re.search(r"\$\.(\w+)|field `(\w+)`", str(exc))
-        key = (found.group(1) or found.group(2)) if found else ""
+        field = re.search(r"\$\.(\w+)|field `(\w+)`", str(exc))
+        key = (field.group(1) or field.group(2)) if field else ""
         if key not in values:
             raise InputError(f"{where}: {key or exc} is missing; {key} is {_ALLOWED.get(key, 'needed')}") from exc
         raise InputError(f"{where}: {key} = {_short(values[key])} is not possible; {key} is {_ALLOWED[key]}") from exc

@@ -88,8 +88,9 @@ def read_frame(model: Model, pixels: Array, name: str = "frame") -> dict[str, Ar
     return check_inputs(model, {spec.input: images.read_image(pixels, spec, name=name)})
 
 
-def read_bytes(model: Model, data: bytes, name: str = "standard input", on_note: OnNote = silent) -> dict[str, Array]:
+def read_bytes(model: Model, data: bytes, on_note: OnNote = silent) -> dict[str, Array]:
     """The model's inputs from the bytes of an image, `.npy` or `.npz` file; see `read_inputs`."""
+    name = "standard input"
     if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
         return tensor_inputs(model, load_arrays(data, name=name), name)
     if not data:
@@ -157,7 +158,7 @@ def token_inputs(model: Model, path: Path) -> dict[str, Array]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class InputFiles:
     """The `files` to read; how many others were `skipped`, and a sentence for each reason: which, why, what to do."""
 
     files: tuple[Path, ...]
@@ -165,20 +166,20 @@ class Found:
     reasons: tuple[str, ...] = ()
 
 
-def find_inputs(paths: Sequence[Path], *, recursive: bool = False) -> Found:
+def find_inputs(paths: Sequence[Path], *, recursive: bool = False) -> InputFiles:
     """Files as they are, folders as the images and tensors in them, in natural order (frame2 before frame10).
 
     With `recursive`, also those in folders below. InputError for a folder that holds none or cannot be read.
     """
-    found = [_search(path, recursive) if os.path.isdir(path) else Found((path,)) for path in paths]
-    return Found(
-        tuple(file for f in found for file in f.files),
-        sum(f.skipped for f in found),
-        tuple(reason for f in found for reason in f.reasons),
+    parts = [_search(path, recursive) if os.path.isdir(path) else InputFiles((path,)) for path in paths]
+    return InputFiles(
+        tuple(file for f in parts for file in f.files),
+        sum(f.skipped for f in parts),
+        tuple(reason for f in parts for reason in f.reasons),
     )
 
 
-def _search(folder: Path, recursive: bool) -> Found:
+def _search(folder: Path, recursive: bool) -> InputFiles:
     files: list[Path] = []
     reasons: dict[str, list[str]] = {}
     for path in sorted(_walk(folder, recursive), key=lambda p: natural(p.relative_to(folder))):
@@ -189,7 +190,7 @@ def _search(folder: Path, recursive: bool) -> Found:
     told = [f"{len(names)} not read ({_some(names)}): {why}" for why, names in reasons.items()]
     if not files:
         raise InputError("; ".join((f"{folder} holds no images or .npy/.npz files", *told)))
-    return Found(tuple(files), sum(map(len, reasons.values())), tuple(f"{folder}: {text}" for text in told))
+    return InputFiles(tuple(files), sum(map(len, reasons.values())), tuple(f"{folder}: {text}" for text in told))
 
 
 def natural(path: Path) -> tuple[tuple[tuple[str | int, ...], ...], str]:

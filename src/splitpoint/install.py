@@ -32,8 +32,8 @@ def pip(verb: str, *words: str) -> str:
         return f"pipx runpip {shlex.quote(Path(sys.prefix).name)} {verb} {given}"
     if find_spec("pip") is None and shutil.which("uv"):
         return f"uv pip {verb} --python {shown(Path(sys.executable))} {given}"
-    found = shutil.which("pip")
-    if found and Path(found).parent == Path(sys.executable).parent:
+    path = shutil.which("pip")
+    if path and Path(path).parent == Path(sys.executable).parent:
         return f"pip {verb} {given}"
     return f"{python()} -m pip {verb} {given}"
 
@@ -55,14 +55,14 @@ def command() -> str:
 
 def onnxruntimes() -> dict[str, str]:
     """The installed distributions that bring the module `onnxruntime`, name → version: one, if all is well."""
-    found = {}
+    versions = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"] or ""
         # Not onnxruntime-genai and the like, which bring modules of their own beside it. And not `distribution.files`:
         # Python 3.12 leaves out what is not there any more, because the folder went away with another distribution.
         if name.startswith(("onnxruntime", "ort")) and "\nonnxruntime/__init__.py," in f"\n{_record(distribution)}":
-            found[name] = distribution.version
-    return found
+            versions[name] = distribution.version
+    return versions
 
 
 def _record(distribution: metadata.Distribution) -> str:
@@ -72,11 +72,11 @@ def _record(distribution: metadata.Distribution) -> str:
 
 def _called(program: Path) -> str:
     """The folder tells whether the name finds `program`: the Pythons of two environments are links to one file."""
-    found = shutil.which(program.name)
-    if found is None:
+    path = shutil.which(program.name)
+    if path is None:
         return shown(program)
-    here = Path(found).absolute().parent == program.absolute().parent
-    linked = program.name == "splitpoint" and os.path.samefile(found, program)  # pipx
+    here = Path(path).absolute().parent == program.absolute().parent
+    linked = program.name == "splitpoint" and os.path.samefile(path, program)  # pipx
     return program.name if here or linked else shown(program)
 
 
@@ -95,7 +95,7 @@ def _requirements(name: str) -> list[str]:
         lines = metadata.requires("splitpoint") or []
     except metadata.PackageNotFoundError:
         return []
-    return [found[1] for line in lines if (found := _OF_EXTRA.fullmatch(line)) and found[2] == name]
+    return [match[1] for line in lines if (match := _OF_EXTRA.fullmatch(line)) and match[2] == name]
 
 
 def _source(name: str) -> list[str]:

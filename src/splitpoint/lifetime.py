@@ -30,9 +30,9 @@ _watched: WeakSet[Forks] = WeakSet()
 _open: WeakSet[Closable] = WeakSet()
 
 
-def watch(made: Forks) -> None:
-    """Has `made` told of forks, as long as it lives."""
-    _watched.add(made)
+def watch(thing: Forks) -> None:
+    """Has `thing` told of forks, as long as it lives."""
+    _watched.add(thing)
 
 
 def foreign(what: str) -> UsageError:
@@ -40,16 +40,16 @@ def foreign(what: str) -> UsageError:
     return UsageError(f"this {what} was made before the process forked: make one in each process, after the fork")
 
 
-def refuse_pickling(made: object) -> NoReturn:
-    """Raises what `made` says when it is to be sent to another process."""
+def refuse_pickling(thing: object) -> NoReturn:
+    """Raises what `thing` says when it is to be sent to another process."""
     raise UsageError(
-        f"{_called(made)} cannot be pickled or copied: its connections and threads belong to this process. "
+        f"{_called(thing)} cannot be pickled or copied: its connections and threads belong to this process. "
         "Make one in each process (multiprocessing: in the worker's own function or initializer)"
     )
 
 
-def _called(made: object) -> str:
-    name = type(made).__name__
+def _called(thing: object) -> str:
+    name = type(thing).__name__
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
@@ -119,8 +119,8 @@ class Closable:
 
 
 def _forked() -> None:
-    for made in list(_watched):
-        made.forked()
+    for thing in list(_watched):
+        thing.forked()
     _watched.clear()
     _open.clear()
 

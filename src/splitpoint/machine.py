@@ -109,17 +109,17 @@ def half_the_memory(most: int) -> int:
     return min(most, usable // 2) if usable else most
 
 
-def _limits() -> cgroup.Limits:
+def _limits() -> cgroup.GroupLimits:
     """None for `splitpoint lab slow`: its own control group is how it emulates slower cores, not fewer."""
-    return cgroup.Limits(0.0, 0) if os.environ.get(EMULATED) else cgroup.limits()
+    return cgroup.GroupLimits(0.0, 0) if os.environ.get(EMULATED) else cgroup.limits()
 
 
-def _usable_memory(limits: cgroup.Limits) -> int:
+def _usable_memory(limits: cgroup.GroupLimits) -> int:
     memory = _memory()
     return min(memory, limits.memory_bytes) if memory and limits.memory_bytes else memory
 
 
-def _cores(limits: cgroup.Limits) -> int:
+def _cores(limits: cgroup.GroupLimits) -> int:
     # Rounded up, so that no part of a core is left unused; more threads than that would be stopped in turns.
     return max(1, min(_affine(), math.ceil(limits.cpus))) if limits.cpus else _affine()
 
@@ -180,8 +180,8 @@ def _temporary_cache() -> Path | None:
         folder = Path(tempfile.gettempdir()) / f"splitpoint-{os.getuid()}"
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        made = folder.lstat()
-        if stat.S_ISDIR(made.st_mode) and made.st_uid == os.getuid() and not made.st_mode & 0o022:
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
             return folder
         folder = Path(tempfile.mkdtemp(prefix="splitpoint-"))  # that one is another's
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -192,14 +192,14 @@ def _temporary_cache() -> Path | None:
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Installed version of each package; packages that are not there are left out."""
-    found = {}
+    by_package = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            by_package[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             if name == "onnxruntime":  # onnxruntime-gpu and others bring it, too
-                found |= install.onnxruntimes()
-    return found
+                by_package |= install.onnxruntimes()
+    return by_package
 
 
 def _processor() -> str:

@@ -34,15 +34,15 @@ def parse_json(text: str | bytes, type: Any = Any) -> Any:
     {'a': [1]}
     """
     try:
-        found = msgspec.json.decode(text, type=type)
+        value = msgspec.json.decode(text, type=type)
     except RecursionError:
         raise MalformedError("it is nested too deeply") from None
     # A type's own checks raise nearly anything on values that make no sense.
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError) as exc:
         raise MalformedError(_short(exc)) from exc
     if type is Any:
-        _check_depth(found)
-    return found
+        _check_depth(value)
+    return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -50,13 +50,13 @@ def parse_toml(text: str) -> dict[str, Any]:
     if any(line[0].count(".") > 4 * MOST_DEPTH for line in _HEADER.finditer(text)):
         raise MalformedError("it is nested too deeply")
     try:
-        found: dict[str, Any] = msgspec.toml.decode(text)
+        table: dict[str, Any] = msgspec.toml.decode(text)
     except RecursionError:
         raise MalformedError("it is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as exc:
         raise MalformedError(_short(exc)) from exc
-    _check_depth(found)
-    return found
+    _check_depth(table)
+    return table
 
 
 def _check_depth(value: object) -> None:

@@ -77,18 +77,18 @@ def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
         inputs=model.inputs,
         outputs=model.outputs,
     )
-    with scratch(folder / "manifest.json") as made:  # an earlier split stays until this one is all there
+    with scratch(folder / "manifest.json") as new:  # an earlier split stays until this one is all there
         for segment, name in ((head, "head.onnx"), (tail, "tail.onnx")):
             if segment.outputs:
-                segment.save(made / name)
-        (made / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+                segment.save(new / name)
+        (new / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         # No manifest may stand beside another's files: it goes first, and comes last.
         names = ("head.onnx.data", "head.onnx", "tail.onnx.data", "tail.onnx", "manifest.json")
-        for name in ("manifest.json", *(n for n in names if not (made / n).exists())):
+        for name in ("manifest.json", *(n for n in names if not (new / n).exists())):
             (folder / name).unlink(missing_ok=True)
         for name in names:
-            if (made / name).exists():
-                publish(made / name, folder / name)
+            if (new / name).exists():
+                publish(new / name, folder / name)
     return manifest
 
 
@@ -105,8 +105,8 @@ class Halves:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The model's outputs by way of the boundary: only what crosses reaches the tail."""
-        made = self.head.run(inputs) if self.head else {}
-        known = {**inputs, **made}
+        crossing = self.head.run(inputs) if self.head else {}
+        known = {**inputs, **crossing}
         outputs = {name: known[name] for name in self.cut.results if name in known}
         if self.tail:
             outputs |= self.tail.run({name: known[name] for name in self.cut.boundary})
@@ -221,13 +221,13 @@ def compare(
 
     An output that depends on no input (a constant) must be equal, but proves nothing.
     """
-    found: list[tuple[int, float, str]] = []
+    differences: list[tuple[int, float, str]] = []
     for spec in model.outputs:
         rank, error = _judge([e[spec.name] for e in expected], [g.get(spec.name) for g in got], tolerance)
         if rank != _INCONCLUSIVE or _depends_on_input(model, spec.name):
-            found.append((rank, error, spec.name))
+            differences.append((rank, error, spec.name))
     nothing = _INCONCLUSIVE if model.inputs else _EQUAL
-    rank, error, name = max(found, default=(nothing, 0.0, model.outputs[0].name))
+    rank, error, name = max(differences, default=(nothing, 0.0, model.outputs[0].name))
     return Check(cut, VERDICTS[rank], error, name)
 
 
@@ -302,13 +302,13 @@ def samples_for(model: Model, count: int, seed: int = 0) -> list[dict[str, Array
     Large values are those of the first sample only. Token ids stay inside the vocabulary the model has.
     """
     specs = [t.bind(model.graph.assumed) for t in model.inputs]
-    made = [sample_inputs(specs, seed + k, _vocabulary(model)) for k in range(count)]
-    return [(varied if k else with_values)(sample, specs, model.values) for k, sample in enumerate(made)]
+    samples = [sample_inputs(specs, seed + k, _vocabulary(model)) for k in range(count)]
+    return [(varied if k else with_values)(sample, specs, model.values) for k, sample in enumerate(samples)]
 
 
 @contextmanager
 def tried_with(model: Model, made_up: bool = True) -> Iterator[None]:
-    """Inside, an engine that fails on made-up inputs is told of with what to do about it."""
+    """Inside, an EngineError on made-up inputs says what to do about it."""
     try:
         yield
     except EngineError as exc:

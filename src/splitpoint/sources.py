@@ -65,7 +65,7 @@ def ignore(text: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class StreamFrame:
     """One input of a stream: a file, or the `pixels` of a picture (uint8 [height, width, 3], RGB).
 
     `captured_s` is when a camera gave it, seconds on the clock of `spans`; 0 where nobody waits for it. `spans` are
@@ -110,7 +110,7 @@ class Source(Protocol):
         """How many there will be; None if that is not known."""
         ...
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[StreamFrame]:
         """The frames. InputError in place of one that cannot be read, after those before it."""
         ...
 
@@ -180,8 +180,8 @@ class Files:
     live, rate = False, 0.0
 
     def __init__(self, paths: Sequence[Path], name: str = "", *, recursive: bool = False) -> None:
-        self.found = find_inputs(paths, recursive=recursive)
-        self.paths = self.found.files
+        self.input_files = find_inputs(paths, recursive=recursive)
+        self.paths = self.input_files.files
         self.name = name or ", ".join(str(p) for p in paths)
         self._base = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
 
@@ -193,9 +193,9 @@ class Files:
         """A short name for tables: without the folder that was asked for."""
         return path.name if self._base is None else str(path.relative_to(self._base))
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[StreamFrame]:
         for path in self.paths:
-            yield Frame(str(path), path, label=self.label(path))
+            yield StreamFrame(str(path), path, label=self.label(path))
 
     def close(self) -> None:
         """Nothing is open."""
@@ -222,27 +222,27 @@ class Video:
             raise InputError(f"{path} is not a video that OpenCV can read{why}") from exc
         self.count = None if only_guessed(path) else self._capture.count
 
-    def __iter__(self) -> Iterator[Frame]:
-        made = 0
+    def __iter__(self) -> Iterator[StreamFrame]:
+        count = 0
         while True:
             began = self._clock()
             pixels = self._capture.read()
             if pixels is None:
                 break
-            made += 1
-            yield Frame(f"frame {made}", pixels=pixels, spans=(Span("prepare", began, self._clock()),))
-        if not self._capture.closed and not made:
+            count += 1
+            yield StreamFrame(f"frame {count}", pixels=pixels, spans=(Span("prepare", began, self._clock()),))
+        if not self._capture.closed and not count:
             raise InputError(f"{self.name} is not a video that OpenCV can read: no frame is in it")
-        if not self._capture.closed and self._ends_early(made):
-            raise InputError(f"{self.name} ends in the middle: only its first {counted(made, 'frame')} could be read")
+        if not self._capture.closed and self._ends_early(count):
+            raise InputError(f"{self.name} ends in the middle: only its first {counted(count, 'frame')} could be read")
 
-    def _ends_early(self, made: int) -> bool:
+    def _ends_early(self, given: int) -> bool:
         """Whether there should be more: the file is shorter than it says, or many frames are missing.
 
         Where a container says its duration only, OpenCV guesses how many there are: a few are not missed.
         """
-        count = self.count or made + 1
-        return made < count if self._missing else made < (self.count or 0) * _ENOUGH
+        count = self.count or given + 1
+        return given < count if self._missing else given < (self.count or 0) * _ENOUGH
 
     def close(self) -> None:
         self._capture.close()
@@ -259,7 +259,7 @@ class Options:
 
 
 class Live:
-    """What gives frames by itself: it does not wait, and whoever is slow gets what its driver has kept.
+    """A source that gives frames by itself. It does not wait: a slow reader gets the frames that its driver has kept.
 
     `connect` opens it, or raises InputError with the reason. When it gives no more frames it is opened anew, for
     `reconnect_s` seconds: a cable, a network or the camera itself may come back. With `ends`, no more frames are its
@@ -276,8 +276,8 @@ class Live:
         self._capture = connect()
         self.rate = self._capture.rate
 
-    def __iter__(self) -> Iterator[Frame]:
-        clock, made, delay_s = self._options.clock, 0, _AGAIN_S
+    def __iter__(self) -> Iterator[StreamFrame]:
+        clock, count, delay_s = self._options.clock, 0, _AGAIN_S
         gone_s: float | None = None
         back_s = clock()
         while not self._closed.is_set():
@@ -286,8 +286,8 @@ class Live:
                 if gone_s is not None:
                     self._tell(f"{self.name} is back after {now - gone_s:.1f} s")
                     gone_s, back_s = None, now
-                made += 1
-                yield Frame(f"frame {made}", pixels=pixels, captured_s=now if self.live else 0.0)
+                count += 1
+                yield StreamFrame(f"frame {count}", pixels=pixels, captured_s=now if self.live else 0.0)
             elif self._ends or self._closed.is_set():
                 return
             else:
@@ -296,9 +296,9 @@ class Live:
                     if now - back_s > _SETTLED_S:
                         delay_s = _AGAIN_S
                     if self._options.reconnect_s > 0:
-                        self._tell(f"{self.name} gives no more frames (after {made}): trying until it is back")
+                        self._tell(f"{self.name} gives no more frames (after {count}): trying until it is back")
                 if now - gone_s >= self._options.reconnect_s:
-                    raise InputError(f"{self.name} gives no more frames (after {made}): is it still there?")
+                    raise InputError(f"{self.name} gives no more frames (after {count}): is it still there?")
                 self._reopen(delay_s)
                 delay_s = min(2 * delay_s, _MOST_AGAIN_S)
 
@@ -353,13 +353,13 @@ class Download(Live):
         super().__init__(name, connect, options, ends=True)
         self.count, self.rate = self._capture.count, 0.0
 
-    def __iter__(self) -> Iterator[Frame]:
-        made = 0
+    def __iter__(self) -> Iterator[StreamFrame]:
+        count = 0
         for frame in super().__iter__():
-            made += 1
+            count += 1
             yield frame
-        if made < (self.count or 0) * _ENOUGH and not self._closed.is_set():
-            raise InputError(f"{self.name} ended early: only its first {counted(made, 'frame')} came")
+        if count < (self.count or 0) * _ENOUGH and not self._closed.is_set():
+            raise InputError(f"{self.name} ended early: only its first {counted(count, 'frame')} came")
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------

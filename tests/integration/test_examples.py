@@ -24,8 +24,7 @@ from splitpoint.planning.split_problem import SplitProblem
 MODULES = sorted(
     m.name
     for m in pkgutil.walk_packages(splitpoint.__path__, "splitpoint.")
-    if not m.name.startswith(("splitpoint.cli.", "splitpoint.models.torch", "splitpoint.models.lowering"))
-    and m.name not in ("splitpoint.__main__", "splitpoint.models.signal")
+    if not m.name.startswith(("splitpoint.cli.", "splitpoint.models.torch", "splitpoint.__main__"))
 )
 WITH_EXAMPLES = [
     m

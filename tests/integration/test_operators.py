@@ -49,7 +49,7 @@ def others(name: str, array: Array, op: str) -> Iterator[Array]:
             yield np.ascontiguousarray(values, array.dtype).reshape(array.shape)
 
 
-def probe(skeleton: Any, feed: Mapping[str, Array]) -> shapes.Probe:
+def probe(skeleton: Any, feed: Mapping[str, Array]) -> shapes.ShapeProbe:
     def run(_: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()) -> Any:
         wanted = [*names, *sized]
         full = onnx.ModelProto.FromString(skeleton.SerializeToString())

@@ -15,7 +15,7 @@ from onnx import TensorProto, defs, helper
 import nets
 from nets import node, value, weight
 from splitpoint.errors import ModelError
-from splitpoint.models import inference, shapes
+from splitpoint.models import inference
 from splitpoint.models.model import Model
 from splitpoint.report.layer_table import layer_rows
 from splitpoint.segments import split, verify
@@ -125,15 +125,6 @@ def test_only_what_may_be_rounded_is_run() -> None:
         assert not inference.alike([*network, changed])
     body = helper.make_graph([node("Upsample", ["a"], ["b"])], "body", [], [value("b", None)])
     assert not inference.alike([node("If", ["c"], ["y"], then_branch=body, else_branch=body)])
-
-
-def test_a_model_that_does_not_run_on_made_up_inputs_is_opened_by_inference() -> None:
-    def probe(*_: object) -> Any:
-        raise ModelError("the inputs make no sense")
-
-    proto = odd("max")
-    del proto.graph.value_info[:]
-    assert shapes.shapes_of(proto, probe).free["y"].shape[:2] == ("batch", 2)
 
 
 #: Operators that make sizes in ways of their own: a model with one is run to see them.

@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 from onnx.helper import make_node
-from serving import nothing_leaks
 
 import nets
-from splitpoint.engines import open_engine, underway
-from splitpoint.engines.apart import Apart, DiedError
-from splitpoint.engines.onnxruntime import OnnxRuntimeEngine
-from splitpoint.errors import EngineError, InputError
 from splitpoint.models import load
 from splitpoint.models.dataflow import reads
 from splitpoint.models.memory_estimate import Work
 from splitpoint.models.model import Model, Segment
 from splitpoint.models.shape_probe import run_once
-from splitpoint.segments import samples_for
 
 
 def held(segment: Segment, shapes: Mapping[str, Sequence[int]]) -> int:
@@ -97,56 +91,3 @@ def test_what_values_decide_is_not_known(model: Model, inputs: list[str]) -> Non
 def test_what_no_value_decides_is_known(divisor: str) -> None:
     nodes = [make_node("Div", ["x", divisor], ["y"], name="n")]
     assert Work.of(_net(*nodes, weights=[nets.weight("w", 3.0)]).whole()) is not None
-
-
-# --- apart ------------------------------------------------------------------------------------------------------------
-
-
-def engine() -> OnnxRuntimeEngine:
-    made = open_engine(threads=1)
-    assert isinstance(made, OnnxRuntimeEngine)
-    return made
-
-
-@pytest.mark.parametrize("name", ["zoo:lenet5", "looping", "branching"])
-def test_a_session_apart_computes_the_same(name: str) -> None:
-    model = load(name) if name.startswith("zoo:") else nets.load(getattr(nets, name)())
-    (sample,) = samples_for(model, 1)
-    here = engine().compile(model.whole())
-    with nothing_leaks():
-        apart = Apart(engine(), 1 << 28).compile(model.whole())
-        assert apart.nbytes > 1 << 20
-        for name, array in here.run(sample).items():
-            made = apart.run(sample)[name]
-            assert (made.dtype, made.shape) == (array.dtype, array.shape)
-            np.testing.assert_array_equal(made, array)
-        with pytest.raises(InputError, match="is missing"):
-            apart.run({})
-        with pytest.raises(InputError, match="must be"):
-            apart.run({n: np.zeros((9, 9, 9), a.dtype) for n, a in sample.items()})
-        apart.close()
-        with pytest.raises(EngineError, match="closed"):
-            apart.run(sample)
-    here.close()
-
-
-def test_a_process_that_was_killed_is_replaced() -> None:
-    model = load("zoo:lenet5")
-    (sample,) = samples_for(model, 1)
-    session = Apart(engine(), 1 << 28).compile(model.whole())
-    before = session.run(sample)
-    assert session._child is not None
-    session._child.terminate = True
-    with pytest.raises(DiedError, match="given up"):
-        session.run(sample)
-    np.testing.assert_array_equal(session.run(sample)["logits"], before["logits"])
-    session.close()
-
-
-def test_nothing_is_under_way_when_nothing_runs() -> None:
-    model = load("zoo:lenet5")
-    session = engine().compile(model.whole())
-    session.run(samples_for(model, 1)[0])
-    assert not underway.noted
-    assert underway.give_up() == 0
-    session.close()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 import nets
-from splitpoint.errors import CutError, InputError, ModelError
+from splitpoint.errors import CutError, ModelError
 from splitpoint.models import load
-from splitpoint.tensors import load_arrays
 
 
 @pytest.mark.parametrize(
@@ -54,20 +50,3 @@ def test_an_index_that_is_no_cut() -> None:
     for index in (99, -99):
         with pytest.raises(CutError, match=rf"^cut {index} is not in 0…{len(graph.chain()) - 1} \(see splitpoint ins"):
             graph.cut(index)
-
-
-@pytest.mark.parametrize(
-    "content", [b"hello\n", b"", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, "]
-)
-def test_broken_arrays_come_without_advice_to_unpickle(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.npy"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="is not a readable numpy file") as caught:
-        load_arrays(path)
-    assert "allow_pickle" not in str(caught.value)
-
-
-def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match="its elements are object, no plain numbers"):
-        load_arrays(tmp_path / "a.npy")

@@ -13,8 +13,6 @@ import nets
 from nets import node, value, weight
 from splitpoint.errors import ModelError
 from splitpoint.graph import Graph
-from splitpoint.models.dataflow import captures
-from splitpoint.models.layer_names import path_of
 from splitpoint.segments import verify
 
 
@@ -69,17 +67,6 @@ def test_bodies_stay_whole_with_their_captures(net: Any) -> None:
     assert all_equal(model)
 
 
-def test_captures_of_nested_bodies_are_inputs_of_the_node() -> None:
-    graph = nets.load(nets.branching()).graph
-    (branch,) = (n for n in graph.nodes if n.op == "If")
-    # Weights (w, scale) are no inputs; "half", "inner", "high" are the bodies' own.
-    assert set(branch.inputs) == {"cond", "mean", "h", "x", "late"}
-    assert branch.params == 16 + 1
-    proto = nets.looping().graph.node
-    assert set(captures(next(n for n in proto if n.op_type == "Loop"))) == {"w", "h", "x"}
-    assert captures(next(n for n in proto if n.op_type == "Scan")) == ["gain"]
-
-
 def test_an_input_that_only_a_body_reads_crosses() -> None:
     then = helper.make_graph([node("Neg", ["b"], ["n"])], "then", [], [value("n", None)])
     other = helper.make_graph([node("Abs", ["b"], ["p"])], "else", [], [value("p", None)])
@@ -122,28 +109,6 @@ def test_a_branch_on_a_shape_is_copied_where_it_makes_a_constant() -> None:
     assert placed(model.graph) == ["relu", "max", "mul"]
     assert crossing(model.graph) == ["x", "r", "m [n]", ""]
     assert all_equal(model)
-
-
-def test_random_numbers_are_drawn_once() -> None:
-    """A copied RandomNormal would give each half a draw of its own; one in a body is no different."""
-    draw = helper.make_graph([node("RandomNormal", [], ["d"], shape=[4])], "then", [], [value("d", [4])])
-    other = helper.make_graph([node("RandomUniform", [], ["u"], shape=[4])], "else", [], [value("u", [4])])
-    graph = nets.load(
-        nets.proto(
-            [
-                node("RandomNormal", [], ["noise"], name="noise", shape=[4]),
-                node("If", ["yes"], ["more"], name="if", then_branch=draw, else_branch=other),
-                node("Add", ["x", "noise"], ["a"], name="a"),
-                node("Add", ["a", "more"], ["b"], name="b"),
-                node("Add", ["b", "noise"], ["y"], name="y"),
-            ],
-            [value("x", [4])],
-            [value("y", [4])],
-            [weight("yes", True)],
-        )
-    ).graph
-    assert placed(graph) == ["noise", "if", "a", "b", "y"]
-    assert {t.name for t in graph.cut("b").crossing} == {"b", "noise"}
 
 
 def test_passthrough_inner_and_constant_outputs() -> None:
@@ -280,49 +245,6 @@ def test_node_names_are_unique_even_where_the_file_s_are_not() -> None:
     assert all_equal(model)
 
 
-def layered(**props: str) -> Any:
-    made = node("Relu", ["x"], ["y"], name=props.pop("name", "n0"))
-    for key, text in props.items():
-        made.metadata_props.add(key=key.replace("__", "."), value=text)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("made", "layer"),
-    [
-        (layered(splitpoint__layer="a.b"), "a.b"),
-        (layered(**{"pkg.torch.onnx.name_scopes": "['', 'features', 'features.0', 'conv2d']"}), "features.0"),
-        (layered(**{"pkg.torch.onnx.name_scopes": "['', 'conv2d']"}), ""),
-        (layered(**{"pkg.torch.onnx.name_scopes": "5"}), ""),
-        (layered(**{"pkg.torch.onnx.name_scopes": "[" * 5000}), ""),
-        (layered(**{"pkg.torch.onnx.name_scopes": "__import__('os')"}), ""),
-        (layered(name="/layer1/layer1.0/conv1/Conv"), "layer1.0.conv1"),
-        (layered(name="/Relu"), ""),
-        (layered(name="/features/features.0/Conv_1"), "features.0"),
-        (layered(name="plain"), ""),
-    ],
-)
-def test_layer_paths_of_exporters(made: Any, layer: str) -> None:
-    assert path_of(made) == layer
-    model = nets.proto([made], [value("x", [2])], [value("y", [2])])
-    (found,) = nets.load(model).graph.nodes
-    assert found.layer == (layer or made.name)
-
-
-def test_metadata_is_stripped_to_the_layer() -> None:
-    model = nets.residual()
-    model.graph.node[0].doc_string = "/home/me/secret.py"
-    model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.stack_trace", value="/home/me/secret.py")
-    model.graph.node[0].metadata_props.add(key="splitpoint.layer", value="stem.conv")
-    model.graph.doc_string = model.doc_string = "/home/me/secret.py"
-    model.graph.input[0].doc_string = "/home/me/secret.py"
-    model.graph.metadata_props.add(key="k", value="/home/me/secret.py")
-    loaded = nets.load(model)
-    assert b"secret" not in loaded.graph_bytes()
-    assert loaded.graph.nodes[0].layer == "stem.conv"
-    assert loaded.fingerprint == nets.load(nets.residual()).fingerprint
-
-
 @pytest.mark.parametrize("text", ["{", "[1, 2]", "3"])
 def test_broken_aliases_are_refused(text: str) -> None:
     model = nets.residual()
@@ -403,13 +325,3 @@ def test_skeletons_of_unsorted_files_are_sorted() -> None:
     del tangled.graph.node[:]
     tangled.graph.node.extend(nodes)
     assert all_equal(nets.load(tangled))
-
-
-def test_a_cycle_is_refused() -> None:
-    proto = nets.proto(
-        [node("Add", ["x", "b"], ["a"], name="one"), node("Relu", ["a"], ["b"], name="two")],
-        [value("x", [2])],
-        [value("b", [2])],
-    )
-    with pytest.raises(ModelError, match="cycle through node one"):
-        nets.load(proto)

@@ -8,7 +8,7 @@ from typing import Any
 from splitpoint.machine import Machine
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.learn.features import feature_names, term_names
-from splitpoint.predict.learn.latency_model import KindModel, Latency, Roofline, Score
+from splitpoint.predict.learn.latency_model import KindModel, Latency, LatencyScore, Roofline
 from splitpoint.predict.learn.trees import Forest
 
 DEVICE = Machine("Linux", "Cortex-A72", 4, 4 << 30, "performance", "3.11.0")
@@ -38,7 +38,7 @@ def kind_model(kind: str, base: Mapping[str, float] = TERMS, width: float = WIDT
         high=width,
         ranges=((0.0, 1e12),) * len(names),
         linear={"1": 0.5},
-        score=Score(mape=0.05, within5=0.6, within10=0.9, within20=1.0, covered=0.8, count=100),
+        score=LatencyScore(mape=0.05, within5=0.6, within10=0.9, within20=1.0, covered=0.8, count=100),
         rows=100,
     )
 
@@ -52,3 +52,8 @@ def latency(without: tuple[str, ...] = ("other",), **more: Any) -> Latency:
         "kinds": {kind: kind_model(kind) for kind in KINDS if kind not in without},
     }  # fmt: skip
     return Latency(**(known | more))
+
+
+#: A device without fixed parts.
+#: The engine's timer sees kernels, not what a run costs beside them: no fixed part, and no scale.
+PLAIN = latency(fixed_ms=0.0, scale=1.0)

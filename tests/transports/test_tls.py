@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from serving import Gate, affine, evaluate, nothing_leaks, until
 
-from splitpoint import security, wire
-from splitpoint.certificates import make
+from splitpoint import wire
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
-from splitpoint.errors import AccessError, MissingExtraError, ServerError, StorageError, UsageError
+from splitpoint.errors import AccessError, ServerError, UsageError
 from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.models.model import Model
@@ -28,7 +27,7 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
-from splitpoint.security import Security, ServerSecurity, client_security, read_token, server_security
+from splitpoint.security import Security, ServerSecurity
 from splitpoint.transports import connect, memory
 from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.transports.tls import TlsConnection, client_context, server_context
@@ -61,125 +60,6 @@ def token_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
     return affine(tmp_path)
-
-
-def mode(path: Path) -> int:
-    return path.stat().st_mode & 0o777
-
-
-# --- values ---------------------------------------------------------------------------------------------------------
-
-
-def test_no_token_is_ever_shown() -> None:
-    assert TOKEN not in repr(Security(token=TOKEN)) + repr(ServerSecurity(token=TOKEN))
-
-
-@pytest.mark.parametrize("bits", [0o644, 0o640, 0o604, 0o622, 0o660, 0o602])
-def test_a_token_file_for_others_is_refused_with_the_command_that_helps(token_file: Path, bits: int) -> None:
-    token_file.chmod(bits)
-    with pytest.raises(UsageError, match=f"chmod 600 {token_file}"):
-        read_token(token_file)
-    with pytest.raises(UsageError, match="chmod 600"):
-        server_security(token_file=token_file)
-
-
-@pytest.mark.parametrize("bits", [0o444, 0o440, 0o644, 0o640])
-def test_a_secret_on_a_read_only_mount_is_read(token_file: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As docker and Kubernetes mount them, the latter behind links: nobody could change their modes."""
-    token_file.chmod(bits)
-    folder = token_file.parent
-    (folder / "..data").symlink_to(folder)
-    (folder / "mounted").symlink_to(f"..data/{token_file.name}")
-    monkeypatch.setattr(security, "_is_mounted_read_only", lambda descriptor: True)
-    assert read_token(folder / "mounted") == TOKEN
-
-
-@pytest.mark.parametrize("bits", [0o666, 0o620, 0o602])
-def test_a_secret_that_others_may_write_is_refused_on_any_mount(
-    token_file: Path, bits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(security, "_is_mounted_read_only", lambda descriptor: True)
-    token_file.chmod(bits)
-    with pytest.raises(UsageError, match="chmod 600"):
-        read_token(token_file)
-
-
-@pytest.mark.parametrize("bits", [0o600, 0o400])
-def test_a_token_file_of_ones_own_is_read(token_file: Path, bits: int) -> None:
-    token_file.chmod(bits)
-    assert read_token(token_file) == TOKEN
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", "empty"),
-        (b" \n", "empty"),
-        (b"two words", "one word"),
-        (b"one\ntwo", "one word"),
-        ("schl\u00fcssel-schl\u00fcssel".encode(), "one word"),
-        (b"x" * 1025, "1024"),
-    ],
-)
-def test_a_file_without_a_token_is_named(token_file: Path, data: bytes, words: str) -> None:
-    token_file.write_bytes(data)
-    with pytest.raises(UsageError, match=words) as caught:
-        read_token(token_file)
-    assert str(token_file) in str(caught.value)
-    assert "schl" not in str(caught.value)
-
-
-def test_a_token_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent", tmp_path):
-        with pytest.raises(UsageError, match=f"cannot read the token file {path}"):
-            read_token(path)
-
-
-def test_a_short_token_is_refused_by_the_server_and_not_shown() -> None:
-    with pytest.raises(UsageError, match="16 or more") as caught:
-        ServerSecurity(token="hunter2")
-    assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("said", "admitted"),
-    [
-        (TOKEN, True),
-        ("", False),
-        (TOKEN[:-1], False),
-        (TOKEN + "x", False),
-        ("schlüssel", False),
-        ("x" * 70_000, False),
-    ],
-)
-def test_only_the_token_itself_is_let_in(said: str, admitted: bool) -> None:
-    assert ServerSecurity(token=TOKEN).admits(said) is admitted
-
-
-def test_our_own_processes_on_loopback_do_not_inherit_who_is_let_in_elsewhere(token_file: Path) -> None:
-    environ = {"PATH": "/bin", "SPLITPOINT_CACHE": "/c", "SPLITPOINT_TOKEN": TOKEN, "SPLITPOINT_CA": "ca.pem"}
-    assert security.unguarded(environ) == {"PATH": "/bin", "SPLITPOINT_CACHE": "/c"}
-    environ["SPLITPOINT_TOKEN_FILE"] = str(token_file)
-    assert server_security(environ=security.unguarded(environ)) == ServerSecurity()
-
-
-def test_everything_may_come_from_the_environment(token_file: Path) -> None:
-    environ = {
-        "SPLITPOINT_CA": "ca.pem",
-        "SPLITPOINT_TLS_CERT": "mine.pem",
-        "SPLITPOINT_TLS_KEY": "mine.key",
-        "SPLITPOINT_CLIENT_CA": "theirs.pem",
-        "SPLITPOINT_TOKEN": "from-the-environment",
-    }
-    pair = Path("mine.pem"), Path("mine.key")
-    assert client_security(environ=environ) == Security(False, Path("ca.pem"), *pair, "from-the-environment")
-    assert server_security(environ=environ) == ServerSecurity(*pair, Path("theirs.pem"), "from-the-environment")
-    environ["SPLITPOINT_TOKEN_FILE"] = str(token_file)
-    assert client_security(environ=environ).token == TOKEN
-    given = client_security(ca=Path("b"), certificate=Path("c"), environ=environ)
-    assert (given.ca, given.certificate, given.key) == (Path("b"), Path("c"), None), "what is given comes first"
-    assert client_security(environ={}) == Security()
-    assert not Security().encrypts
 
 
 def test_half_a_pair_is_no_pair() -> None:
@@ -726,59 +606,11 @@ def test_off_loopback_a_guarded_server_starts(model: Model, kind: str) -> None:
         assert [e.kind for e in told] == ["listening", "warning"][: 1 + made.insecure]
 
 
-# --- keys for a lab -------------------------------------------------------------------------------------------------
-
-
-def test_keys_makes_what_server_and_device_need(
-    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "my keys"
-    assert main(["keys", str(folder), "--host", "server.lab", "--host", "192.168.1.7", "--host", "localhost"]) == 0
-    said = capsys.readouterr().out
-    assert said.splitlines()[0].count("localhost") == 1
-    assert "--cloud server.lab --ca ca.pem --token-file token" in said, "where the device has copied them to"
-    assert "--host 0.0.0.0" in said
-    assert "'" in said, "a path with a space is quoted"
-    assert (folder / "token").read_text().strip() not in said
-    for path in folder.iterdir():
-        assert mode(path) == (0o644 if path.suffix == ".pem" else 0o600), path
-    assert main(["keys", str(folder)]) == 2
-    assert "is there already" in capsys.readouterr().err
-    security = server_security(
-        certificate=folder / "server.pem", key=folder / "server.key", token_file=folder / "token", environ={}
-    )
-    for name, value in (("CA", "ca.pem"), ("TOKEN_FILE", "token")):
-        monkeypatch.setenv(f"SPLITPOINT_{name}", str(folder / value))
-    with Server([model], engine=Gate(), port=0, security=security) as server:
-        assert main(["doctor", "--cloud", server.address]) == 0
-        assert "reachable" in capsys.readouterr().out
-        monkeypatch.delenv("SPLITPOINT_TOKEN_FILE")
-        assert main(["doctor", "--cloud", server.address]) == 6
-        assert "wants a token" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("host", ["", "a b", "-x", "x" * 64, "a..b", "*.*.x", "a/b", "a.*"])
 def test_a_host_that_is_none_is_named(tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", str(tmp_path / "k"), "--host", host]) == 2
     assert "neither a host's name nor an IP address" in capsys.readouterr().err
     assert not (tmp_path / "k").exists()
-
-
-def test_keys_where_nothing_can_be_written(tmp_path: Path) -> None:
-    from datetime import datetime, timezone
-
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot write"):
-        make(tmp_path / "file" / "k", ["localhost"], now=datetime.now(timezone.utc))
-
-
-def test_without_cryptography_the_install_line_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    from datetime import datetime, timezone
-
-    monkeypatch.setitem(sys.modules, "cryptography", None)
-    with pytest.raises(MissingExtraError, match=r"\[tls\]\): .* install 'cryptography>="):
-        make(tmp_path / "k", ["localhost"], now=datetime.now(timezone.utc))
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

@@ -11,17 +11,13 @@ import numpy as np
 
 from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality
 from splitpoint.callbacks import call
-from splitpoint.codecs import Codec, open_codec
+from splitpoint.codecs import Codec, calibrated_names, open_codec
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.segments import Halves, check_inputs, halves
 from splitpoint.tensors import Array, TensorSpec, spec_of
-
-#: What is calibrated if nothing is asked for. JPEG is for the input alone: a baseline, at several qualities.
-CODECS = ("fp16", "int8", "int4", "raw+zstd", "int8+zstd", "int4+zstd")
-QUALITIES = ("jpeg:50", "jpeg:60", "jpeg:75", "jpeg:85", "jpeg:90", "jpeg:95", "jpeg:98")
 
 Inputs = Mapping[str, Array]
 _ABSURD = 1e30
@@ -34,7 +30,7 @@ def calibrate(
     engine: Engine,
     inputs: Sequence[Inputs],
     *,
-    codecs: Sequence[str] = (*CODECS, *QUALITIES),
+    codecs: Sequence[str] = calibrated_names(),
     cuts: Sequence[Cut] | None = None,
     on_progress: OnProgress = lambda done, total: None,
     on_note: Callable[[str], None] = lambda text: None,

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from splitpoint.calibration.calibrations import Calibration, CalibrationRow, needed_inputs
-from splitpoint.calibration.codec_trials import CODECS, QUALITIES, calibrate
+from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.cli.console import err, out, progress, table
 from splitpoint.cli.input_files import read_photos, recursive_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.model import Opening, cuts_option, model_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import calibrated_names, open_codec
 from splitpoint.models.model import Model
 from splitpoint.report.table import fields_of
 from splitpoint.segments import select
@@ -38,7 +38,8 @@ from splitpoint.units import size
     "codecs",
     multiple=True,
     metavar="NAME",
-    help=f"Codecs to try; default: {', '.join(CODECS)}, and JPEG at seven qualities for images.",
+    help=f"Codecs to try; default: {', '.join(c for c in calibrated_names() if ':' not in c)}, "
+    "and JPEG at seven qualities for images.",
 )
 @cuts_option
 @output_option("Write the calibration, for splitpoint plan --calib.")
@@ -54,7 +55,7 @@ def command(
     Quality is agreement with the whole model on the raw input: how many top labels stay, the least cosine and the
     largest error of the outputs. splitpoint plan --max-drop 1% --calib FILE then keeps to it.
     """
-    names = [open_codec(c).name for c in codecs] or [*CODECS, *QUALITIES]
+    names = [open_codec(c).name for c in codecs] or list(calibrated_names())
     loaded = opening.load(model)
     inputs = read_photos(loaded, images, limit=limit, recursive=recursive)
     chosen = select(loaded, cuts)

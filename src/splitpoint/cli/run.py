@@ -139,8 +139,8 @@ def command(
         stack.callback(source.close)
         skipped = 0
         if isinstance(source, Files):
-            say(*source.found.reasons)
-            skipped = source.found.skipped
+            say(*source.input_files.reasons)
+            skipped = source.input_files.skipped
         streamed = fps > 0 or source.live or any(is_stream(f) for f in files)
         policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
         check_policy(on_overload, source, fps, has_options=asked.has_options)

@@ -24,7 +24,7 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed
-from splitpoint.sources import Frame, Source
+from splitpoint.sources import Source, StreamFrame
 from splitpoint.text import plain
 from splitpoint.trace import Recorder
 from splitpoint.units import rate as per_second
@@ -39,7 +39,7 @@ class Stream:
 
     runner: Edge | Local
     rows: AnswerRows
-    feed: Feed[Frame]
+    feed: Feed[StreamFrame]
     count: int | None
     deadline_s: float = 0.0
     failed: list[SplitpointError] = field(default_factory=list)

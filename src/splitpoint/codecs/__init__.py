@@ -6,15 +6,17 @@
 
 Names are ``raw``, ``fp16``, ``int8``, ``int4``, each also with ``+zstd``, and ``jpeg:QUALITY``. What each one's bytes
 are is in docs/codecs.md.
+
+Adding one is a file with a class that has the methods of `Codec`, and a row in `CODECS`: profiles, calibrations,
+predictions, the wire's features and the command line read that table.
 """
 
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from splitpoint.errors import UsageError, nearest
 from splitpoint.tensors import Array, TensorSpec
@@ -57,20 +59,52 @@ class Codec(Protocol):
         ...
 
 
-#: Name, or the part before the colon → who makes it: a function of the whole name. Imported when asked for.
-CODECS: Mapping[str, str] = {
-    "raw": "splitpoint.codecs.cast:Raw",
-    "fp16": "splitpoint.codecs.cast:Half",
-    "int8": "splitpoint.codecs.affine:Affine",
-    "int4": "splitpoint.codecs.affine:Affine",
-    "raw+zstd": "splitpoint.codecs.packed:Zstd",
-    "fp16+zstd": "splitpoint.codecs.packed:Zstd",
-    "int8+zstd": "splitpoint.codecs.packed:Zstd",
-    "int4+zstd": "splitpoint.codecs.packed:Zstd",
-    "jpeg": "splitpoint.codecs.jpeg:Jpeg",
-}
+class CodecEntry(NamedTuple):
+    """A codec as the table has it: what is known of it before it is imported."""
 
-_QUALITY = re.compile(r"jpeg:([1-9][0-9]?|100)", re.ASCII)
+    where: str
+    """``module:function``; the function takes the whole name and gives the codec."""
+    cost: tuple[float, float, float, float]
+    """What it takes where nobody has measured it, as `speed.CodecSpeed`: one core of an AMD EPYC, by `profile`."""
+    calibrated: bool = True
+    """Whether a calibration tries it if nothing else is asked for."""
+    qualities: range = range(0)
+    """If it has any, names are ``kind:quality``; the table then says which quality is measured, and which are tried."""
+    usual: int = 0
+    tried: tuple[int, ...] = ()
+
+
+#: Name, or the part before the colon → the codec. Everything that goes over all codecs reads this table.
+CODECS: Mapping[str, CodecEntry] = {
+    "raw": CodecEntry("splitpoint.codecs.cast:Raw", (0.006, 0.0, 0.004, 0.0), calibrated=False),
+    "fp16": CodecEntry("splitpoint.codecs.cast:Half", (0.045, 0.51, 0.022, 0.31)),
+    "int8": CodecEntry("splitpoint.codecs.affine:Affine", (0.115, 0.30, 0.059, 0.21)),
+    "int4": CodecEntry("splitpoint.codecs.affine:Affine", (0.130, 0.33, 0.068, 0.28)),
+    "raw+zstd": CodecEntry("splitpoint.codecs.packed:Zstd", (0.163, 2.89, 0.032, 1.32)),
+    "fp16+zstd": CodecEntry("splitpoint.codecs.packed:Zstd", (0.299, 3.47, 0.095, 1.99), calibrated=False),
+    "int8+zstd": CodecEntry("splitpoint.codecs.packed:Zstd", (0.406, 1.98, 0.203, 1.13)),
+    "int4+zstd": CodecEntry("splitpoint.codecs.packed:Zstd", (0.326, 1.25, 0.190, 0.76)),
+    "jpeg": CodecEntry(
+        "splitpoint.codecs.jpeg:Jpeg", (0.150, 1.94, 0.159, 2.82),
+        qualities=range(1, 101), usual=90, tried=(50, 60, 75, 85, 90, 95, 98),
+    ),
+}  # fmt: skip
+
+
+def usual_name(kind: str) -> str:
+    """The name that stands for a row of the table where its cost is measured: ``int8``, ``jpeg:90``."""
+    entry = CODECS[kind]
+    return f"{kind}:{entry.usual}" if entry.qualities else kind
+
+
+def calibrated_names() -> tuple[str, ...]:
+    """What a calibration tries if nothing else is asked for: ``fp16``, …, ``jpeg:50``, …"""
+    return tuple(
+        name
+        for kind, entry in CODECS.items()
+        if entry.calibrated
+        for name in ([f"{kind}:{q}" for q in entry.tried] if entry.qualities else [kind])
+    )
 
 
 @lru_cache(maxsize=128)
@@ -80,13 +114,18 @@ def open_codec(name: str) -> Codec:
     >>> open_codec("int8").nbytes(TensorSpec("x", "float32", (1, 64, 28, 28)))
     50688
     """
-    kind, _, _ = name.partition(":")
-    if kind not in CODECS or (name not in CODECS and not _QUALITY.fullmatch(name)):
-        known = ", ".join(n for n in CODECS if n != "jpeg")
+    kind, colon, quality = name.partition(":")
+    entry = CODECS.get(kind)
+    if entry is None or (colon and quality not in map(str, entry.qualities)):
+        plain = ", ".join(k for k, e in CODECS.items() if not e.qualities)
+        graded = "".join(
+            f", and {k}:{e.qualities[0]} to {k}:{e.qualities[-1]}" for k, e in CODECS.items() if e.qualities
+        )
         hint = nearest(name, CODECS) if len(name) < 40 else ""
-        raise UsageError(f"no codec is called {name[:40]!r}{hint} (known: {known}, and jpeg:1 to jpeg:100)")
-    if name == "jpeg":
-        raise UsageError("the codec jpeg needs a quality from 1 to 100: jpeg:90, for instance")
-    module, _, attribute = CODECS[kind].partition(":")
+        raise UsageError(f"no codec is called {name[:40]!r}{hint} (known: {plain}{graded})")
+    if entry.qualities and not colon:
+        least, most = entry.qualities[0], entry.qualities[-1]
+        raise UsageError(f"the codec {kind} needs a quality from {least} to {most}: {usual_name(kind)}, for instance")
+    module, _, attribute = entry.where.partition(":")
     codec: Codec = getattr(importlib.import_module(module), attribute)(name)
     return codec

@@ -26,7 +26,7 @@ def to_half(values: Array) -> Array:
 
     Below 2^-14, where halves lose digits, a tie may go the other way: by 2^-24 at the most.
     """
-    made = np.empty(values.size, np.uint16)
+    halves = np.empty(values.size, np.uint16)
     bits, sign = np.empty(_PIECE, np.uint32), np.empty(_PIECE, np.uint32)
     for start in range(0, values.size, _PIECE):
         piece = values[start : start + _PIECE]
@@ -40,20 +40,20 @@ def to_half(values: Array) -> Array:
         b += odd
         b >>= 13
         b |= s
-        made[start : start + piece.size] = b
-    return made.view(np.float16)
+        halves[start : start + piece.size] = b
+    return halves.view(np.float16)
 
 
 def from_half(values: Array) -> Array:
     """float32[n] of `values` (float16[n], contiguous), exactly."""
-    made = np.empty(values.size, np.float32)
-    bits, halves = made.view(np.int32), values.view(np.int16)
+    numbers = np.empty(values.size, np.float32)
+    bits, halves = numbers.view(np.int32), values.view(np.int16)
     for start in range(0, values.size, _PIECE):
-        b, floats = bits[start : start + _PIECE], made[start : start + _PIECE]
+        b, floats = bits[start : start + _PIECE], numbers[start : start + _PIECE]
         np.copyto(b, halves[start : start + _PIECE])  # signed: the sign fills the upper half
         np.left_shift(b, 13, out=b)
         np.bitwise_and(b, _NO_CARRY, out=b)
         np.multiply(floats, _UP, out=floats)
-    if made.size and max(-made.min(), made.max()) >= _INFINITE:
+    if numbers.size and max(-numbers.min(), numbers.max()) >= _INFINITE:
         return values.astype(np.float32)
-    return made
+    return numbers

@@ -20,7 +20,7 @@ _LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class CodecSpeed:
     """Milliseconds a tensor, and a megabyte (10⁶ bytes of the *decoded* tensor) of it."""
 
     encode_fixed_ms: float
@@ -31,7 +31,7 @@ class Speed:
 
 def measure(
     codec: Codec, spec: TensorSpec, budget_s: float = 0.05, *, clock: Callable[[], float] = perf_counter
-) -> Speed:
+) -> CodecSpeed:
     """What `codec` costs for tensors like `spec`: medians of runs at two sizes, interleaved, in about `budget_s`.
 
     Two tensors are made with the proportions of `spec` and values like a network's features (a photo's, for uint8).
@@ -54,7 +54,7 @@ def measure(
             times.append((clock() - start) * 1e3)
     encode_small, decode_small, encode, decode = (median(times) for times in taken)
     small, large = (s.nbytes / 1e6 for s in specs)
-    return Speed(*_line(small, encode_small, large, encode), *_line(small, decode_small, large, decode))
+    return CodecSpeed(*_line(small, encode_small, large, encode), *_line(small, decode_small, large, decode))
 
 
 def _line(small: float, at_small: float, large: float, at_large: float) -> tuple[float, float]:

@@ -6,8 +6,8 @@ An engine compiles a `Segment` into a `Session`; a session computes the segment'
     session = engine.compile(model.head(cut))
     outputs = session.run({"image": photo})          # {"features.7": float32[1,32,28,28]}
 
-Adding one is a file with a class that has these methods, a line in `ENGINES`, and a parameter in
-tests/engines/test_engines.py. Outsiders pass ``"my_package.tvm:TvmEngine"`` instead of a name.
+Adding one is a file with a class that has these methods, and a line in `ENGINES`: tests/engines/test_engines.py tries
+every engine of that table. Outsiders pass ``"my_package.tvm:TvmEngine"`` instead of a name.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """Compiles segments. `name` and `device` say what runs them, in tables and profiles."""
+    """Compiles segments. `name` and `device` say what runs them, in tables and profiles; `repr` has them, too."""
 
     name: str
     device: str

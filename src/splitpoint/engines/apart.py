@@ -45,7 +45,7 @@ class Apart:
 
 
 class ApartSession:
-    """`run` is one at a time; who calls it meanwhile waits. DiedError (an EngineError) if it does not survive."""
+    """A session in a process. Runs take turns; DiedError (an EngineError) if the process ends during one."""
 
     def __init__(self, segment: Segment, engine: Apart) -> None:
         self.inputs, self.outputs = segment.inputs, segment.outputs
@@ -67,11 +67,11 @@ class ApartSession:
             if self._child is None:
                 self._child = _Child(self._segment, self._engine)
             try:
-                made = self._child.ask(arrays)
+                outputs = self._child.ask(arrays)
             except DiedError:
                 self._child = None
                 raise
-        return {t.name: array for t, array in zip(self.outputs, made, strict=True)}
+        return {t.name: array for t, array in zip(self.outputs, outputs, strict=True)}
 
     def forked(self) -> None:
         self._over, child = foreign("session"), self._child
@@ -121,7 +121,7 @@ class _Child:
 
     @property
     def terminate(self) -> bool:
-        """Whether it was given up."""
+        """Whether the run was given up; setting it kills the process."""
         return self._given_up
 
     @terminate.setter
@@ -134,15 +134,15 @@ class _Child:
         """The outputs for these inputs. DiedError, InputError, EngineError."""
         return self._say(None, arrays)[1]
 
-    def _say(self, build: pipe.Build | None, arrays: list[Array]) -> tuple[pipe.Message, list[Array]]:
+    def _say(self, build: pipe.Build | None, arrays: list[Array]) -> tuple[pipe.PipeMessage, list[Array]]:
         thread = underway.get_ident()
         underway.noted[thread] = self
         try:
             if build is not None:
                 pipe.write(self._to, build)
-            pipe.write(self._to, pipe.Message(arrays=pipe.kinds(arrays)), arrays)
+            pipe.write(self._to, pipe.PipeMessage(arrays=pipe.kinds(arrays)), arrays)
             answer = pipe.read(self._from)
-            made = pipe.read_arrays(self._from, answer.arrays)
+            outputs = pipe.read_arrays(self._from, answer.arrays)
         except (OSError, EOFError) as exc:
             self.end()
             raise DiedError(self._how_it_ended()) from exc
@@ -155,7 +155,7 @@ class _Child:
             if build is not None:
                 self.end()
             raise (InputError if answer.error == "input" else EngineError)(answer.text)
-        return answer, made
+        return answer, outputs
 
     def _how_it_ended(self) -> str:
         if self._given_up:
@@ -165,7 +165,7 @@ class _Child:
         return f"the process that computed this has ended ({how}): what it was given is more than the engine can bear"
 
     def end(self) -> None:
-        """Ends the process and waits for that; whoever waits for its answer gets a DiedError."""
+        """Kills the process and waits for its end; a thread that waits for its answer gets a DiedError."""
         with suppress(OSError):
             self._process.kill()
         self._process.wait()
@@ -175,7 +175,7 @@ class _Child:
         self.forget()
 
     def forget(self) -> None:
-        """Closes the pipes. In a forked process these are copies, and the process is its parent's."""
+        """Closes this side of the pipes. (In a forked process these are copies; the child belongs to the parent.)"""
         process = getattr(self, "_process", None)
         if process is not None:
             process.stdin.close()

@@ -1,7 +1,7 @@
-"""The process behind a session of `engines.apart`: compiles one segment, runs it when asked, and ends with who asks.
+"""The process behind a session of `engines.apart`: compiles one segment and runs it when asked.
 
-It may be ended at any moment by its parent, and ends by itself when the pipe does: also in the middle of a run, and
-where the parent was killed. So one thread reads and another computes.
+Its parent may kill it at any moment. It ends by itself when the pipe is closed, even in the middle of a run or when
+the parent was killed: so one thread reads and another computes.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def main() -> None:
     try:
         session = _compile(build, parts)
     except SplitpointError as exc:
-        pipe.write(answers, pipe.Message(error="engine", text=str(exc)))
+        pipe.write(answers, pipe.PipeMessage(error="engine", text=str(exc)))
         return
     del parts
     settled = resident_bytes()
-    pipe.write(answers, pipe.Message(nbytes=settled))
+    pipe.write(answers, pipe.PipeMessage(nbytes=settled))
     if data := _data_bytes():
         _limit("RLIMIT_DATA", data + build.work_bytes + _BESIDE_BYTES)
     while True:
@@ -64,13 +64,13 @@ def main() -> None:
 def _answer(answers: int, session: OnnxRuntimeSession, arrays: list[Array]) -> None:
     names = [t.name for t in session.inputs]
     try:
-        made = session.run(dict(zip(names, arrays, strict=True)))
-        outputs = pipe.listed(session.outputs, made)
+        results = session.run(dict(zip(names, arrays, strict=True)))
+        outputs = pipe.listed(session.outputs, results)
     except (SplitpointError, MemoryError) as exc:
         kind = "input" if isinstance(exc, InputError) else "engine"
-        pipe.write(answers, pipe.Message(error=kind, text=str(exc) or "there is not enough memory for it"))
+        pipe.write(answers, pipe.PipeMessage(error=kind, text=str(exc) or "there is not enough memory for it"))
         return
-    pipe.write(answers, pipe.Message(arrays=pipe.kinds(outputs)), outputs)
+    pipe.write(answers, pipe.PipeMessage(arrays=pipe.kinds(outputs)), outputs)
 
 
 def _listen(asked: int, jobs: SimpleQueue[list[Array]]) -> None:

@@ -28,7 +28,7 @@ from splitpoint.text import listed
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class Provider:
     """A `--device` name: the execution provider behind it, and the package that has it or what else it takes."""
 
     provider: str
@@ -37,18 +37,18 @@ class Device:
 
 
 #: Device name → provider.
-DEVICES: Mapping[str, Device] = {
-    "cpu": Device("CPUExecutionProvider", "onnxruntime"),
-    "cuda": Device("CUDAExecutionProvider", "onnxruntime-gpu"),
-    "tensorrt": Device("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
-    "openvino": Device("OpenVINOExecutionProvider", "onnxruntime-openvino"),
-    "directml": Device("DmlExecutionProvider", otherwise="the package onnxruntime-directml on Windows has it"),
-    "migraphx": Device("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
+DEVICES: Mapping[str, Provider] = {
+    "cpu": Provider("CPUExecutionProvider", "onnxruntime"),
+    "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": Provider("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
+    "openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "directml": Provider("DmlExecutionProvider", otherwise="the package onnxruntime-directml on Windows has it"),
+    "migraphx": Provider("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
     # Since 2.0 onnxruntime-qnn is a plugin beside the package onnxruntime, which nothing here registers.
-    "qnn": Device("QNNExecutionProvider", otherwise="an ONNX Runtime built with it has it"),
-    "coreml": Device("CoreMLExecutionProvider", otherwise="the package onnxruntime on macOS has it"),
-    "xnnpack": Device("XnnpackExecutionProvider", otherwise="a build of ONNX Runtime with --use_xnnpack has it"),
-    "acl": Device("ACLExecutionProvider", otherwise="a build of ONNX Runtime with --use_acl has it"),
+    "qnn": Provider("QNNExecutionProvider", otherwise="an ONNX Runtime built with it has it"),
+    "coreml": Provider("CoreMLExecutionProvider", otherwise="the package onnxruntime on macOS has it"),
+    "xnnpack": Provider("XnnpackExecutionProvider", otherwise="a build of ONNX Runtime with --use_xnnpack has it"),
+    "acl": Provider("ACLExecutionProvider", otherwise="a build of ONNX Runtime with --use_acl has it"),
 }
 
 
@@ -176,10 +176,10 @@ class OnnxRuntimeSession:
             raise EngineError(f"ONNX Runtime failed: {reason_of(exc)}") from exc
         finally:
             underway.noted.pop(thread, None)
-        made: dict[str, Array] = dict(zip(self._names, values, strict=True))
-        for name in self._shifted.intersection(made):
-            made[name] = shifted(made[name])
-        return made
+        outputs: dict[str, Array] = dict(zip(self._names, values, strict=True))
+        for name in self._shifted.intersection(outputs):
+            outputs[name] = shifted(outputs[name])
+        return outputs
 
     def end_profiling(self) -> str:
         """The file that ONNX Runtime wrote, if it was made with `profile_to`."""
@@ -249,12 +249,12 @@ def _shrinking() -> Any:
 
 def _kernel_medians(events: list[dict[str, Any]], warm: int, runs: int) -> list[tuple[str, float]]:
     """(name, median ms a run) of each kernel over all `runs` but the first `warm`, in order of execution."""
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for event in sorted((e for e in events if e.get("cat") == "Node"), key=lambda e: float(e["ts"])):
         if str(event["name"]).endswith("_kernel_time"):
-            found.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(float(event["dur"]) / 1e3)
+            times.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(float(event["dur"]) / 1e3)
     # One in the body of a loop runs several times a run.
-    return [(name, median(t[len(t) * warm // runs :]) * max(1, len(t) // runs)) for name, t in found.items()]
+    return [(name, median(t[len(t) * warm // runs :]) * max(1, len(t) // runs)) for name, t in times.items()]
 
 
 def _session(proto: Any, options: Any, device: str) -> Any:

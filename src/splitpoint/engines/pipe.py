@@ -1,4 +1,4 @@
-"""What a server and a process that computes for it say to each other over a pipe: a header, then arrays' own bytes.
+"""The messages between a server and a process that computes for it, over a pipe: a header, then the arrays' bytes.
 
 Both ends are ours, and of one version: nothing here is checked as what comes over a network is.
 """
@@ -17,7 +17,7 @@ from splitpoint.tensors import Array, TensorSpec
 _LENGTH = struct.Struct("<I")
 
 
-class Message(msgspec.Struct):
+class PipeMessage(msgspec.Struct):
     """`arrays` are dtype and shape of what follows it. `error` is "" or the kind of error that `text` says."""
 
     arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -47,9 +47,9 @@ def write(fd: int, header: msgspec.Struct, arrays: Sequence[Array | memoryview] 
         _write(fd, array if isinstance(array, memoryview) else _raw(array))
 
 
-def read(fd: int) -> Message:
+def read(fd: int) -> PipeMessage:
     """The next message, without its arrays. EOFError when there is none."""
-    return msgspec.msgpack.decode(read_header(fd), type=Message)
+    return msgspec.msgpack.decode(read_header(fd), type=PipeMessage)
 
 
 def read_header(fd: int) -> bytearray:
@@ -59,16 +59,16 @@ def read_header(fd: int) -> bytearray:
 
 def read_arrays(fd: int, kinds: Sequence[tuple[str, tuple[int, ...]]]) -> list[Array]:
     """The arrays that follow a header, as it names them."""
-    made = []
+    arrays = []
     for dtype, shape in kinds:
         array = np.empty(shape, dtype)
         _read_into(fd, _raw(array))
-        made.append(array)
-    return made
+        arrays.append(array)
+    return arrays
 
 
 def kinds(arrays: Sequence[Array]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """What `Message.arrays` says of these."""
+    """What `PipeMessage.arrays` says of these."""
     return tuple((a.dtype.name, a.shape) for a in arrays)
 
 

@@ -22,10 +22,10 @@ def resident_bytes() -> int:
 
 
 def give_back() -> None:
-    """Has the C library return to the system what is free; nothing where it cannot.
+    """Has the C library return free memory to the system; does nothing where it cannot.
 
-    Building a session leaves some 20 MB free in the arena of whatever thread did it, for ever. Takes up to 50 ms where
-    there is much to return, without the interpreter's lock, and else less than one.
+    Building a session leaves some 20 MB free in the arena of the thread that did it, for ever. Takes up to 50 ms where
+    there is much to return (without the interpreter's lock), less than one otherwise.
     """
     if (trim := _trim()) is not None:
         trim(0)
@@ -35,7 +35,7 @@ def few_arenas() -> None:
     """Lets this process's threads share two arenas of the C library; nothing where there is no such thing.
 
     By default there are eight a core, each of which keeps what its threads once needed at most: a server with many
-    clients grew by a fifth that way. For whoever owns the process, before it has threads.
+    clients grew by a fifth that way. Call it at the start of a process of one's own, before it has threads.
     """
     if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         set_option(_ARENA_MAX, _ARENAS)

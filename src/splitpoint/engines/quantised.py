@@ -44,8 +44,8 @@ def with_uint8_activations(proto: Proto) -> tuple[Proto, frozenset[str]]:
     graph = proto.graph
     zeros = _zero_points(graph)
     ends = {v.name for v in (*graph.input, *graph.output) if v.type.tensor_type.elem_type == onnx.TensorProto.INT8}
-    made = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and _is_end_of(n, n.output[0], zeros)}
-    names = made | ends.intersection(v.name for v in graph.input)
+    quantised = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and _is_end_of(n, n.output[0], zeros)}
+    names = quantised | ends.intersection(v.name for v in graph.input)
     names -= {t for node in graph.node for t in _touched(node) if t in names and not _is_end_of(node, t, zeros)}
     if not names:
         return proto, frozenset()
@@ -87,10 +87,10 @@ def _zero_points(graph: Proto) -> dict[str, Array]:
 def _named(tensor: Proto, name: str) -> Proto:
     import onnx
 
-    made = onnx.TensorProto()
-    made.CopyFrom(tensor)
-    made.name = name
-    return made
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    copy.name = name
+    return copy
 
 
 def _touched(node: Proto) -> set[str]:

@@ -1,8 +1,8 @@
 """The runs that are under way in this process, and how one is given up from another thread.
 
 A session's `run` cannot be interrupted by an exception: it is native code. ONNX Runtime looks between two operators
-whether it is to end (`RunOptions.terminate`), a process can be killed. So an engine notes what it runs, in `noted`, and
-`give_up` says that it is to end; `run` then raises EngineError in its own thread. A run that never looks is not ended.
+whether it is to end (`RunOptions.terminate`); a process can be killed. So an engine puts each run into `noted` while it
+lasts, and `give_up` tells it to end; `run` then raises EngineError in its own thread. A run that never looks goes on.
 
 An engine of your own does the same if its runs can be ended.
 """
@@ -19,14 +19,14 @@ from typing import Protocol
 from splitpoint.errors import EngineError
 
 
-class Run(Protocol):
-    """A run that ends, sooner or later, once its `terminate` is set to True. Set again and again, it does no harm."""
+class RunUnderWay(Protocol):
+    """A run that ends soon after its `terminate` is set to True. Setting it again is harmless."""
 
     terminate: bool
 
 
 #: Thread → what it runs; a thread runs one thing at a time.
-noted: dict[int, Run] = {}
+noted: dict[int, RunUnderWay] = {}
 
 
 def give_up(threads: Iterable[int] | None = None) -> int:
@@ -35,10 +35,10 @@ def give_up(threads: Iterable[int] | None = None) -> int:
     Takes no lock: it may be called from a signal handler.
     """
     under_way = dict(noted)
-    found = [under_way[k] for k in (under_way if threads is None else threads) if k in under_way]
-    for run in found:
+    runs = [under_way[k] for k in (under_way if threads is None else threads) if k in under_way]
+    for run in runs:
         run.terminate = True
-    return len(found)
+    return len(runs)
 
 
 #: No run that is only measured or tried takes longer, seconds: a large network on a small board takes one minute.

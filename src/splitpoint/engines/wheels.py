@@ -33,8 +33,8 @@ def load() -> Any:
 
         onnxruntime.get_available_providers()
     except (ImportError, AttributeError) as exc:  # the folder may be left with nothing in it
-        found = install.onnxruntimes()
-        line = repair(found) if found else replace("onnxruntime")
+        wheels = install.onnxruntimes()
+        line = repair(wheels) if wheels else replace("onnxruntime")
         raise EngineError(f"ONNX Runtime cannot be used ({exc}): {line}") from exc
     return onnxruntime
 
@@ -46,12 +46,12 @@ def replace(*words: str) -> str:
     return f"{install.pip('uninstall', '-y', *gone)} && {line}" if gone else line
 
 
-def repair(found: Mapping[str, str]) -> str:
+def repair(wheels: Mapping[str, str]) -> str:
     """The line that leaves one of several: not the plain package, since the other was chosen for a reason."""
-    kept = min(found, key=lambda name: (name == "onnxruntime", name))
+    kept = min(wheels, key=lambda name: (name == "onnxruntime", name))
     if kept == "onnxruntime-gpu" and (release := jetson_release()):
         return for_jetson(release)[1]
-    return replace(kept if kept == "onnxruntime" else f"{kept}=={found[kept]}")
+    return replace(kept if kept == "onnxruntime" else f"{kept}=={wheels[kept]}")
 
 
 def for_device(name: str, *packages: str) -> str:
@@ -73,10 +73,10 @@ def jetson_release() -> str:
 
 def for_jetson(release: str, python: tuple[int, int] = sys.version_info[:2]) -> tuple[str, str]:
     """(what system that is, the line that installs its wheel or the sentence that none is known)."""
-    found = _L4T.search(release)
-    if found is None:
+    version = _L4T.search(release)
+    if version is None:
         return "a Jetson of an unknown release", "no wheel with cuda is known for it"
-    major, minor = int(found[1]), int(found[2])
+    major, minor = int(version[1]), int(version[2])
     jetpack = f"JetPack {_JETPACK[major]}" if major in _JETPACK else "an unknown JetPack"
     system = f"{jetpack} (L4T {major}.{minor}), Python {python[0]}.{python[1]}"
     if major == 36 and minor >= 4 and python == (3, 10):

@@ -31,21 +31,29 @@ def bodies(node: Proto) -> Iterator[Proto]:
             yield from attribute.graphs
 
 
+def nodes_in(nodes: Iterable[Proto]) -> Iterator[Proto]:
+    """`nodes` and those of their bodies, at any depth, each before those inside it."""
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from nodes_in(body.node)
+
+
 def captures(node: Proto) -> list[str]:
     """Outer-scope names that the bodies of `node` read, at any depth."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for body in bodies(node):
         local = {t.name for t in body.initializer} | {i.name for i in body.input}
         local |= {t.values.name for t in body.sparse_initializer}
         for inner in body.node:
             for name in reads(inner):
                 if name not in local:
-                    found[name] = None
+                    names[name] = None
             local.update(inner.output)
         for out in body.output:
             if out.name not in local:
-                found[out.name] = None
-    return list(found)
+                names[out.name] = None
+    return list(names)
 
 
 def reads(node: Proto) -> list[str]:
@@ -95,8 +103,8 @@ def topological(nodes: Iterable[Proto]) -> list[int]:
     ModelError names a node of a cycle.
     """
     listed = list(nodes)
-    made = {o: i for i, n in enumerate(listed) for o in n.output if o}
-    needs = [{made[t] for t in reads(n) if t in made} for n in listed]
+    maker_of = {o: i for i, n in enumerate(listed) for o in n.output if o}
+    needs = [{maker_of[t] for t in reads(n) if t in maker_of} for n in listed]
     users: list[list[int]] = [[] for _ in listed]
     for i, makers in enumerate(needs):
         for maker in makers:

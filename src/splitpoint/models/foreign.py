@@ -98,8 +98,8 @@ def _archive(path: Path) -> str:
 
 def _folder(path: Path) -> str:
     names = sorted(p.name for p in path.iterdir())
-    if found := [name for name in names if name.endswith(".onnx")]:
-        return f"is a folder: name the file, such as {path / found[0]}"
+    if models := [name for name in names if name.endswith(".onnx")]:
+        return f"is a folder: name the file, such as {path / models[0]}"
     if "saved_model.pb" in names:
         return f"is a TensorFlow SavedModel: {_TENSORFLOW} --saved-model {path}"
     if "config.json" in names and any(name.endswith((".safetensors", ".bin")) for name in names):

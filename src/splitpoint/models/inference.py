@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from splitpoint.models.dataflow import Proto, bodies, captures
+from splitpoint.models.dataflow import Proto, bodies, captures, nodes_in
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 #: Operators whose sizes onnx and ONNX Runtime reckon alike, by whole numbers (test_inference.py compares them).
@@ -32,10 +32,8 @@ _WINDOWS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "Av
 def alike(nodes: Iterable[Proto]) -> bool:
     """Whether inference is known to give the sizes that ONNX Runtime gives, for each of `nodes` and their bodies."""
     return all(
-        n.domain in ("", "ai.onnx")
-        and (n.op_type in _ALIKE or (n.op_type in _WINDOWS and not _rounds(n)))
-        and all(alike(body.node) for body in bodies(n))
-        for n in nodes
+        n.domain in ("", "ai.onnx") and (n.op_type in _ALIKE or (n.op_type in _WINDOWS and not _rounds(n)))
+        for n in nodes_in(nodes)
     )
 
 
@@ -135,17 +133,17 @@ def body_ranks(skeleton: Proto, node: Proto, specs: Mapping[str, TensorSpec]) ->
     `specs` has what its bodies capture and, for a Loop, what the outputs were once: the state must keep that rank.
     """
     state = len(node.input) - 2 if node.op_type == "Loop" else 0
-    found: list[list[int | None]] = []
+    by_body: list[list[int | None]] = []
     for body in bodies(node):
         ranks = _ranks(skeleton, node, body, specs)
         if node.op_type == "Loop":
             # What is stacked over no trips at all has the shape that the body declares, and one dimension without it.
             told = [o.type.tensor_type.HasField("shape") for o in body.output]
             ranks = [rank if k <= state or told[k] else None for k, rank in enumerate(ranks)][1:]
-        found.append(ranks)
-    if not found or len({len(ranks) for ranks in found}) > 1:
+        by_body.append(ranks)
+    if not by_body or len({len(ranks) for ranks in by_body}) > 1:
         return [None] * len(node.output)
-    same = [ranks[0] if len(set(ranks)) == 1 else None for ranks in zip(*found, strict=True)]
+    same = [ranks[0] if len(set(ranks)) == 1 else None for ranks in zip(*by_body, strict=True)]
     for k in range(len(same)):
         before = specs.get(node.input[k + 2]) if k < state else None
         after = same[k]
@@ -237,12 +235,10 @@ def _forget(value: Proto) -> None:
 
 
 def _forget_in_bodies(nodes: Iterable[Proto]) -> None:
-    for node in nodes:
-        for body in bodies(node):
-            body.ClearField("value_info")
-            for value in (*body.input, *body.output):
-                _forget(value)
-            _forget_in_bodies(body.node)
+    for body in (b for node in nodes_in(nodes) for b in bodies(node)):
+        body.ClearField("value_info")
+        for value in (*body.input, *body.output):
+            _forget(value)
 
 
 def _fix(graph: Proto, values: Mapping[str, Array]) -> None:

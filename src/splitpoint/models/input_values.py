@@ -88,29 +88,29 @@ def _as_input(spec: TensorSpec, value: Any) -> Array:
         came = "×".join(map(str, np.shape(value)))
         raise InputError(f"the value for input {spec} has another shape: {came} numbers came")
     with np.errstate(invalid="ignore", over="ignore"):
-        made = array.astype(spec.dtype)
-    if spec.dtype[:3] in ("int", "uin", "boo") and not np.array_equal(made, array):
+        values = array.astype(spec.dtype)
+    if spec.dtype[:3] in ("int", "uin", "boo") and not np.array_equal(values, array):
         raise InputError(f"the value for input {spec} does not fit its type: {array.reshape(-1)[:4].tolist()}")
-    return np.require(made, requirements="C")
+    return np.require(values, requirements="C")
 
 
 # --- made-up inputs -----------------------------------------------------------------------------------------------
 
 
-def with_values(made: Mapping[str, Array], inputs: Sequence[TensorSpec], values: Values) -> dict[str, Array]:
-    """`made` (for bound `inputs`) with `values` in place of what is made up, and likely ones where a name tells."""
-    return {t.name: _fitted(values.get(t.name, _likely(t)), t, made[t.name]) for t in inputs}
+def with_values(sample: Mapping[str, Array], inputs: Sequence[TensorSpec], values: Values) -> dict[str, Array]:
+    """`sample` (for bound `inputs`) with `values` in place of what is made up, and likely ones where a name tells."""
+    return {t.name: _fitted(values.get(t.name, _likely(t)), t, sample[t.name]) for t in inputs}
 
 
-def varied(made: Mapping[str, Array], inputs: Sequence[TensorSpec], values: Values) -> dict[str, Array]:
+def varied(drawn: Mapping[str, Array], inputs: Sequence[TensorSpec], values: Values) -> dict[str, Array]:
     """Another sample: small values stay, which the graph needs; unless then nothing would differ from the first."""
     small = {n: v for n, v in values.items() if v.nbytes <= SMALL_BYTES}
-    sample = with_values(made, inputs, small)
+    sample = with_values(drawn, inputs, small)
     told = {t.name for t in inputs if t.name in small or _likely(t) is not None}
     if len(told) < len(inputs):
         return sample
     floats = [t.name for t in inputs if t.dtype.startswith("float")]
-    return sample | {n: _beside(sample[n], made[n]) for n in floats}
+    return sample | {n: _beside(sample[n], drawn[n]) for n in floats}
 
 
 def _beside(value: Array, noise: Array) -> Array:
@@ -119,12 +119,12 @@ def _beside(value: Array, noise: Array) -> Array:
     return np.asarray(value + 0.1 * size * noise, value.dtype)
 
 
-def _fitted(value: Array | None, spec: TensorSpec, made: Array) -> Array:
-    """`value` for the batch of `spec`, which may be another than it was given for; `made` where there is none."""
+def _fitted(value: Array | None, spec: TensorSpec, sample: Array) -> Array:
+    """`value` for the batch of `spec`, which may be another than it was given for; `sample` where there is none."""
     if value is None:
-        return made
-    if value.shape != made.shape:  # the free first dimension
-        value = np.resize(value, made.shape)
+        return sample
+    if value.shape != sample.shape:  # the free first dimension
+        value = np.resize(value, sample.shape)
     return np.require(value, spec.dtype, requirements="C")  # unlike ascontiguousarray, it lets a scalar be one
 
 
@@ -163,7 +163,7 @@ def advice(inputs: Iterable[TensorSpec], values: Values) -> str:
 # --- kept with the graph, and on this machine -----------------------------------------------------------------------
 
 
-class _Noted(msgspec.Struct, array_like=True, frozen=True):
+class _NotedValue(msgspec.Struct, array_like=True, frozen=True):
     dtype: str
     shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     data: str
@@ -172,7 +172,7 @@ class _Noted(msgspec.Struct, array_like=True, frozen=True):
 def note(skeleton: Proto, values: Values) -> None:
     """Write the small ones of `values` into the skeleton's metadata."""
     rows = {
-        n: _Noted(v.dtype.name, v.shape, b64encode(v.tobytes()).decode())
+        n: _NotedValue(v.dtype.name, v.shape, b64encode(v.tobytes()).decode())
         for n, v in sorted(values.items()) if v.nbytes <= SMALL_BYTES
     }  # fmt: skip
     left = [p for p in skeleton.metadata_props if p.key != VALUES_KEY]
@@ -191,9 +191,9 @@ def noted(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     if not text:
         return {}
     specs = {t.name: t for t in inputs}
-    found = {}
+    values = {}
     try:
-        rows = parse_json(text, dict[str, _Noted])
+        rows = parse_json(text, dict[str, _NotedValue])
         if len(rows) > _MOST_NOTED:
             raise ValueError(f"{len(rows)} values")
         for name, row in rows.items():
@@ -202,10 +202,10 @@ def noted(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
                 raise ValueError(f"a value for {name} of {row.dtype[:20]}, {len(data)} bytes")
             array = np.frombuffer(data, row.dtype).reshape(row.shape)
             if name in specs:  # the file may be a part of the model that has fewer inputs
-                found[name] = _as_input(specs[name], array)
+                values[name] = _as_input(specs[name], array)
     except (ValueError, TypeError, Base64Error, InputError) as exc:
         raise ModelError(f"the model's {VALUES_KEY} metadata is broken: {exc}") from exc
-    return found
+    return values
 
 
 def remembered(fingerprint: str, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -245,11 +245,11 @@ def digest(values: Values) -> str:
     """8 hex digits of `values`; empty for none. What was measured with others is another measurement."""
     if not values:
         return ""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, value in sorted(values.items()):
-        found.update(f"{name}\0{value.dtype}{value.shape}\0".encode())
-        found.update(value.tobytes())
-    return found.hexdigest()[:8]
+        hashed.update(f"{name}\0{value.dtype}{value.shape}\0".encode())
+        hashed.update(value.tobytes())
+    return hashed.hexdigest()[:8]
 
 
 def listed(values: Values) -> str:

@@ -31,7 +31,7 @@ def extract(
     import onnx
 
     graph = skeleton.graph
-    made = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
+    maker_of = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
     constants = {t.name for t in graph.initializer}
     missing = {i.name for i in graph.input} - set(inputs)
     given = set(inputs)
@@ -45,10 +45,10 @@ def extract(
         read.add(name)
         if name in given or name in constants:
             continue
-        if name in made:
-            if made[name] not in keep:
-                keep.add(made[name])
-                todo += reads(graph.node[made[name]])
+        if name in maker_of:
+            if maker_of[name] not in keep:
+                keep.add(maker_of[name])
+                todo += reads(graph.node[maker_of[name]])
         elif name in missing:
             raise ModelError(f"the segment that makes {listed(outputs)} also needs the model input {name}")
         else:

@@ -157,18 +157,18 @@ def _rows(segment: Segment, free: tuple[str, ...]) -> list[_Row] | None:
     graph = segment.proto.graph
     last = {t: k for k, node in enumerate(graph.node) for t in reads(node)}
     last |= {o.name: len(graph.node) for o in graph.output}
-    made = [(t.name, 0, 1) for t in segment.inputs]
+    sizes = [(t.name, 0, 1) for t in segment.inputs]
     for k, node in enumerate(graph.node):
         more = _WITHIN.get(node.op_type, 0) + 1
-        made += [(o, k, more) for o in node.output if o in last]
-    found = {n: s for n, s in segment.specs.items() if s.shape != ANY_RANK and s.dtype in ITEM_SIZES}
-    plain = {n: _monomial(found[n], free) for n, _, _ in made if n in found}
-    open_ = [n for n, _, _ in made if plain.get(n) is None]
+        sizes += [(o, k, more) for o in node.output if o in last]
+    specs = {n: s for n, s in segment.specs.items() if s.shape != ANY_RANK and s.dtype in ITEM_SIZES}
+    plain = {n: _monomial(specs[n], free) for n, _, _ in sizes if n in specs}
+    open_ = [n for n, _, _ in sizes if plain.get(n) is None]
     fitted = _fitted(segment, free, open_) if open_ else {}
     if fitted is None:
         return None
     rows = []
-    for name, born, more in made:
+    for name, born, more in sizes:
         nbytes, powers = plain.get(name) or fitted[name]
         rows.append(_Row(nbytes * more, powers, born, max(born, last.get(name, born))))
     return rows
@@ -194,12 +194,12 @@ def _fitted(
     at = [dict.fromkeys(free, base)]
     at += [{**at[0], name: more} for name in free]
     at.append(dict.fromkeys(free, most))
-    found: list[Mapping[str, Any]] = []
+    probes: list[Mapping[str, Any]] = []
     for sizes in at:
-        found.append(inferred(segment.proto, [t.bind(sizes) for t in segment.inputs])[0])
+        probes.append(inferred(segment.proto, [t.bind(sizes) for t in segment.inputs])[0])
     fitted = {}
     for name in names:
-        specs = [specs.get(name) for specs in found]
+        specs = [specs.get(name) for specs in probes]
         if any(s is None or not s.is_static or s.dtype not in ITEM_SIZES for s in specs):
             return None
         nbytes = [max(1, s.nbytes) for s in specs if s is not None]

@@ -95,10 +95,10 @@ class Segment:
         if is_special(path):
             raise StorageError(f"{path} cannot hold {self._file_bytes >> 20} MiB of weights: name a regular file")
         path = destination(path)  # the weights lie beside the file itself, not beside a link to it
-        with scratch(path) as made:
-            self._save_external(made / path.name)
+        with scratch(path) as new:
+            self._save_external(new / path.name)
             for name in (f"{path.name}.data", path.name):
-                publish(made / name, path.with_name(name))
+                publish(new / name, path.with_name(name))
 
     def _save_external(self, path: Path) -> None:
         import onnx
@@ -165,17 +165,17 @@ class Model:
     def segment(self, inputs: Sequence[str], outputs: Sequence[str]) -> Segment:
         """The sub-model that computes `outputs` from `inputs` (tensor names); ModelError if it cannot.
 
-        Names that are in both are passed through by whoever runs the segment and belong to neither.
+        Names that are in both are passed through by the caller and belong to neither.
         """
         given = set(inputs)
-        made = tuple(dict.fromkeys(o for o in outputs if o not in given))
-        self.check_names((*inputs, *made))
-        proto = knife.extract(self.skeleton, inputs, made, self.specs)
+        wanted = tuple(dict.fromkeys(o for o in outputs if o not in given))
+        self.check_names((*inputs, *wanted))
+        proto = knife.extract(self.skeleton, inputs, wanted, self.specs)
         used = {i.name for i in proto.graph.input}
         return Segment(
             self.fingerprint,
             tuple(self.specs[n] for n in inputs if n in used),
-            tuple(self.specs[n] for n in made),
+            tuple(self.specs[n] for n in wanted),
             proto,
             self.weights,
             self.specs,
@@ -245,7 +245,7 @@ class Model:
 
 
 def build(
-    skeleton: Proto, weights: Weights, name: str, probe: shapes.Probe | None = None, values: Values | None = None
+    skeleton: Proto, weights: Weights, name: str, probe: shapes.ShapeProbe | None = None, values: Values | None = None
 ) -> Model:
     """The Model of a skeleton and its weights. `probe` measures shapes that inference cannot know, on inputs of these
     `values` (default: those noted in the skeleton), the others made up."""
@@ -299,7 +299,7 @@ def _not_run(
     )
 
 
-def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.Probe:
+def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.ShapeProbe:
     def probe(
         inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
     ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:

@@ -37,10 +37,10 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
     known = {n: tuple(int(d) for d in s.shape) for n, s in shapes.bound.items()} | initializers
     placed = _placed(skeleton, shapes)
     groups = _groups(nodes, placed, shapes)
-    made = []
+    parts = []
     for i, n in enumerate(nodes):
         inputs = tuple(dict.fromkeys(t for t in reads(n) if t not in initializers))
-        made.append(
+        parts.append(
             Node(
                 name=n.name,
                 op=n.op_type if n.domain in ("", "ai.onnx") else f"{n.domain}.{n.op_type}",
@@ -56,11 +56,11 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
     unused: list[str] = _json(skeleton, UNUSED_KEY, [])
     return Graph(
         name=name,
-        nodes=_attribute_weights_of_copied(made),
+        nodes=_attribute_weights_of_copied(parts),
         inputs=shapes.inputs,
         outputs=tuple(_output(o, shapes) for o in skeleton.graph.output),
         tensors=shapes.bound,
-        aliases=_aliases(skeleton, {n.layer for n in made}, {n.name for n in made}),
+        aliases=_aliases(skeleton, {n.layer for n in parts}, {n.name for n in parts}),
         assumed=shapes.assumed,
         unused=tuple(map(str, unused)),
     )
@@ -111,7 +111,7 @@ def _groups(nodes: Any, placed: list[bool], shapes: Shapes) -> Mapping[int, int]
             i = parent[i]
         return i
 
-    made = {o: i for i, n in enumerate(nodes) for o in n.output if o}
+    maker_of = {o: i for i, n in enumerate(nodes) for o in n.output if o}
     users: dict[str, list[int]] = {}
     for i, n in enumerate(nodes):
         for t in reads(n):
@@ -119,13 +119,13 @@ def _groups(nodes: Any, placed: list[bool], shapes: Shapes) -> Mapping[int, int]
     for i, n in enumerate(nodes):
         if n.op_type == "QuantizeLinear" and placed[i]:
             member = i
-            source = made.get(n.input[0])
+            source = maker_of.get(n.input[0])
             # The operator that is quantised, and the activation fused between them.
             while source is not None and placed[source] and len(users[nodes[member].input[0]]) == 1:
                 parent[find(source)] = find(i)
                 if nodes[source].op_type not in _ACTIVATIONS:
                     break
-                member, source = source, made.get(nodes[source].input[0])
+                member, source = source, maker_of.get(nodes[source].input[0])
         for t in n.output:
             if t in shapes.opaque and placed[i]:
                 for user in users.get(t, ()):
@@ -153,5 +153,5 @@ def _json(skeleton: Proto, key: str, default: T) -> T:
 def _aliases(skeleton: Proto, layers: set[str], names: set[str]) -> dict[str, str]:
     # An Identity that comes first hands on a model input.
     known = names | {i.name for i in skeleton.graph.input}
-    found: dict[str, str] = _json(skeleton, ALIASES_KEY, {})
-    return {str(k): str(v) for k, v in found.items() if str(v) in known and str(k) not in layers}
+    aliases: dict[str, str] = _json(skeleton, ALIASES_KEY, {})
+    return {str(k): str(v) for k, v in aliases.items() if str(v) in known and str(k) not in layers}

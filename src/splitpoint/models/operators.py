@@ -8,11 +8,11 @@ of a model may allow a domain, though never what reads files or runs code.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from splitpoint.errors import ModelError
-from splitpoint.models.dataflow import Proto, bodies
+from splitpoint.models.dataflow import Proto, bodies, nodes_in
 
 _OWN = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _CONTRIB = "com.microsoft"
@@ -41,7 +41,7 @@ def check_operators(skeleton: Proto, name: str, allowed: Collection[str] = ()) -
 
     Of the domains `allowed` every operator is, but what reads files or runs code.
     """
-    for node in _nodes(skeleton.graph):
+    for node in nodes_in(skeleton.graph.node):
         domain, op = node.domain, node.op_type
         if op in _NEVER and domain not in _OWN:
             raise ModelError(
@@ -82,13 +82,6 @@ def check_frames(graph: Proto, name: str, known: Mapping[str, Proto] = MappingPr
                 )
         for body in bodies(node):
             check_frames(body, name, known)
-
-
-def _nodes(graph: Proto) -> Iterator[Proto]:
-    for node in graph.node:
-        yield node
-        for body in bodies(node):
-            yield from _nodes(body)
 
 
 def _is_positive(tensor: Proto) -> bool:

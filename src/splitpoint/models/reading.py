@@ -6,7 +6,7 @@ limit of 2 GB. An initializer that was moved out keeps its dtype and dims and po
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from splitpoint.errors import ModelError
 from splitpoint.files import linked_folders, open_file
 from splitpoint.models import soundness
-from splitpoint.models.dataflow import Proto, bodies, topological
+from splitpoint.models.dataflow import Proto, bodies, nodes_in, topological
 from splitpoint.models.foreign import what_is
 from splitpoint.models.layer_names import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of
@@ -182,14 +182,13 @@ def _bytes_in(part: Part) -> bytes:
 
 def _nested_tensors(graph: Proto) -> Iterator[Proto]:
     """Tensors in node attributes and bodies, at any depth; the graph's own initializers are not among them."""
-    for node in graph.node:
+    for node in nodes_in(graph.node):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
         for body in bodies(node):
             yield from body.initializer
-            yield from _nested_tensors(body)
 
 
 def _inlined(proto: Proto, name: str) -> Proto:
@@ -212,8 +211,8 @@ def _agree_on_opset(proto: Proto, name: str) -> None:
     versions = sorted({o.version for o in imports}, reverse=True)
     if len(versions) < 2:
         return
-    wanted = [(op, o.version) for nodes, part in parts for o in part.opset_import if o.domain in _STANDARD
-              for op in _standard_ops(nodes)]  # fmt: skip
+    wanted = [(n.op_type, o.version) for nodes, part in parts for o in part.opset_import if o.domain in _STANDARD
+              for n in nodes_in(nodes) if n.domain in _STANDARD]  # fmt: skip
     for target in sorted(versions, key=lambda v: v != ours):
         if all(_since(op, version) == _since(op, target) for op, version in wanted):
             for o in imports:
@@ -229,14 +228,6 @@ def _agree_on_opset(proto: Proto, name: str) -> None:
 
 #: The names of ONNX's own operator set.
 _STANDARD = ("", "ai.onnx")
-
-
-def _standard_ops(nodes: Iterable[Proto]) -> Iterator[str]:
-    for node in nodes:
-        if node.domain in _STANDARD:
-            yield node.op_type
-        for body in bodies(node):
-            yield from _standard_ops(body.node)
 
 
 def _since(op: str, opset: int) -> int:
@@ -332,8 +323,10 @@ def _strip(proto: Proto) -> None:
         node.ClearField("doc_string")
         if path:
             node.metadata_props.add(key=LAYER_KEY, value=path)
-        for body in bodies(node):
-            _strip_body(body)
+    for node in nodes_in(graph.node):
+        for part in (p for body in bodies(node) for p in (body, *body.node)):
+            part.ClearField("doc_string")
+            part.ClearField("metadata_props")
     for value in (*graph.input, *graph.output):
         value.ClearField("doc_string")
         del value.metadata_props[:]
@@ -343,13 +336,3 @@ def _strip(proto: Proto) -> None:
     _replace(proto.metadata_props, [p for p in proto.metadata_props if p.key != SHAPES_KEY])
     for field in ("doc_string", "training_info"):
         proto.ClearField(field)
-
-
-def _strip_body(body: Proto) -> None:
-    body.ClearField("doc_string")
-    body.ClearField("metadata_props")
-    for node in body.node:
-        node.ClearField("doc_string")
-        node.ClearField("metadata_props")
-        for inner in bodies(node):
-            _strip_body(inner)

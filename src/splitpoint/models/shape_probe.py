@@ -59,12 +59,12 @@ def run_once(
             f"shape of {(*names, *sized)[0]})"
         ) from exc
     try:
-        made = session.run([*names, *shape_of.values()], with_values(sample_inputs(inputs), inputs, values))
+        outputs = session.run([*names, *shape_of.values()], with_values(sample_inputs(inputs), inputs, values))
     except Exception as exc:
         raise ModelError(f"ONNX Runtime cannot run this model: {reason_of(exc)} ({advice(inputs, values)})") from exc
     del held
-    arrays = {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, made, strict=False)}
-    return arrays, {n: tuple(map(int, v)) for n, v in zip(sized, made[len(names) :], strict=True)}
+    arrays = {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, outputs, strict=False)}
+    return arrays, {n: tuple(map(int, v)) for n, v in zip(sized, outputs[len(names) :], strict=True)}
 
 
 def give_weights(options: Any, proto: Proto, weights: Weights) -> object:

@@ -50,7 +50,7 @@ _MOST_SIZES = 128
 _MOST_ROUNDS = 10
 
 
-class Probe(Protocol):
+class ShapeProbe(Protocol):
     """Runs the whole model once, on made-up inputs."""
 
     def __call__(
@@ -184,7 +184,7 @@ class Shapes:
     opaque: frozenset[str]
 
 
-def shapes_of(skeleton: Proto, probe: Probe) -> Shapes:
+def shapes_of(skeleton: Proto, probe: ShapeProbe) -> Shapes:
     """The shapes of `skeleton`, which notes them in its metadata: a device that fetches it need not infer anew.
 
     Raises ModelError where an input needs --shape, or a shape can neither be inferred nor measured.
@@ -197,12 +197,12 @@ def shapes_of(skeleton: Proto, probe: Probe) -> Shapes:
     noted = next((p.value for p in skeleton.metadata_props if p.key == SHAPES_KEY), None)
     if noted is not None:
         return _recall(noted, skeleton, inputs, assumed)
-    search = _Search(skeleton, inputs, assumed, probe)
-    found = search.found()
-    skeleton.metadata_props.add(key=SHAPES_KEY, value=_note(found))
+    search = _ShapeSearch(skeleton, inputs, assumed, probe)
+    shapes = search.shapes()
+    skeleton.metadata_props.add(key=SHAPES_KEY, value=_note(shapes))
     # ONNX Runtime's optimiser has the same inference, and would make constants of a wrong size behind a Shape.
-    skeleton.graph.value_info.extend(value_of(found.free[name]) for name in search.corrected)
-    return found
+    skeleton.graph.value_info.extend(value_of(shapes.free[name]) for name in search.corrected)
+    return shapes
 
 
 @dataclass
@@ -210,24 +210,24 @@ class _Look:
     """All that is known of the tensors that nodes make, for one size of each free dimension.
 
     `plain` is what follows from the inputs' shapes alone, `specs` what follows when all is known that the inputs'
-    values do not change. `made` are the true sizes: of a run of the model, or else of inference.
+    values do not change. `measured` are the true sizes: of a run of the model, or else of inference.
     """
 
     inputs: list[TensorSpec]
     plain: dict[str, TensorSpec]
     opaque: set[str]
     specs: dict[str, TensorSpec]
-    made: dict[str, TensorSpec]
+    measured: dict[str, TensorSpec]
     values: dict[str, Array] = field(default_factory=dict)
     """What shape arithmetic came to."""
     run: bool = False
 
 
-class _Search:
+class _ShapeSearch:
     """Finds the shapes of a skeleton: inferred, and measured where inference does not know or may be wrong."""
 
     def __init__(
-        self, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int], probe: Probe
+        self, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int], probe: ShapeProbe
     ) -> None:
         self.skeleton, self.inputs, self.assumed, self.probe = skeleton, inputs, assumed, probe
         self.opsets = Opsets(skeleton)
@@ -238,16 +238,16 @@ class _Search:
         self.moving = {o for n, depends in self.nodes if depends for o in n.output if o} | {s.name for s in inputs}
         #: Of which inference gives another size than a run.
         self.corrected: list[str] = []
-        self.made: list[str] = []
+        self.read: list[str] = []
         self.unknown: list[str] = []
         self.arithmetic: list[str] = []
 
-    def found(self) -> Shapes:
+    def shapes(self) -> Shapes:
         one = self._look(self.assumed)
         # What nobody reads (the mask of a Dropout) never crosses: not worth a run of the whole model.
         used = {t for n, _ in self.nodes for t in reads(n)} | self.outputs
-        self.made = [o for n, _ in self.nodes for o in n.output if o in used and o not in one.opaque]
-        self.unknown = [o for o in self.made if not _known(one.plain.get(o))]
+        self.read = [o for n, _ in self.nodes for o in n.output if o in used and o not in one.opaque]
+        self.unknown = [o for o in self.read if not _known(one.plain.get(o))]
         if self.unknown:
             wanted = set(self.unknown)
             readers = (n for n, _ in self.nodes if any(o in wanted for o in n.output))
@@ -263,17 +263,17 @@ class _Search:
             if t.name in self.outputs:
                 spec = TensorSpec(t.name, dtype_name(t.data_type), tuple(t.dims))
                 for look in (one, other):
-                    look.made[t.name] = look.specs[t.name] = spec
+                    look.measured[t.name] = look.specs[t.name] = spec
         wrong = {
-            n for k in (one, other) for n, s in k.plain.items() if s.is_static and k.made.get(n, s).shape != s.shape
+            n for k in (one, other) for n, s in k.plain.items() if s.is_static and k.measured.get(n, s).shape != s.shape
         }
-        self.corrected = [o for o in self.made if o in wrong]
+        self.corrected = [o for o in self.read if o in wrong]
         names = {size: name for name, size in reversed([*sizes.items()])}  # the first of a size
         return Shapes(
             self.inputs,
             self.assumed,
-            one.made | {s.name: s.bind(self.assumed) for s in self.inputs},
-            {n: _freed(n, one, other, names) for n in one.made} | {s.name: s for s in self.inputs},
+            one.measured | {s.name: s.bind(self.assumed) for s in self.inputs},
+            {n: _freed(n, one, other, names) for n in one.measured} | {s.name: s for s in self.inputs},
             frozenset(one.opaque),
         )
 
@@ -298,17 +298,17 @@ class _Search:
         """Run the model: the sizes it makes are the true ones. ModelError if it does not run."""
         names = [t for t in self.unknown if t not in look.plain]
         names += [t for t in self.arithmetic if t not in names]
-        sized = [t for t in self.made if t in look.plain]
+        sized = [t for t in self.read if t in look.plain]
         if not names and not sized:
             return
         values, shapes = self.probe(look.inputs, names, sized)
         for name, shape in shapes.items():
-            look.made[name] = TensorSpec(name, look.plain[name].dtype, shape)
+            look.measured[name] = TensorSpec(name, look.plain[name].dtype, shape)
         for name, array in values.items():
             if array is None or array.dtype.name not in ITEM_SIZES:
                 look.opaque.add(name)
                 continue
-            look.made[name] = spec_of(name, array)
+            look.measured[name] = spec_of(name, array)
             if name in self.steady and array.size <= _MOST_SIZES:
                 look.values[name] = array
         look.run = True
@@ -324,7 +324,7 @@ class _Search:
         same = dict.fromkeys(self.assumed, _OTHER_SIZES[0])
         choices = [apart, same] if 1 < len(apart) == len(same) else [same]
         tries = [(self._look(sizes), sizes) for sizes in choices]
-        tries.sort(key=lambda t: -len(t[0].made))
+        tries.sort(key=lambda t: -len(t[0].measured))
         if not one.run:
             return tries[0]
         for look, sizes in tries:
@@ -343,13 +343,13 @@ class _Search:
         make that inference does not know. It is taken back where it comes from something whose own size is open.
         """
         wanted = set(self.unknown)
-        shapes = {o: look.made[o] for o in self.unknown if o in self.steady and o in look.made}
+        shapes = {o: look.measured[o] for o in self.unknown if o in self.steady and o in look.measured}
         if not look.plain:  # inference failed
-            look.specs = {n: _opened(s) for n, s in look.made.items()} | shapes
+            look.specs = {n: _opened(s) for n, s in look.measured.items()} | shapes
             return
         for n, _ in self.nodes:
             if self._beyond(n, look):
-                known = {o: look.made[o] for o in n.output if o in look.made and o in wanted}
+                known = {o: look.measured[o] for o in n.output if o in look.measured and o in wanted}
                 shapes |= {o: _opened(s) for o, s in known.items()} if self._decided(n) else known
         values = dict(look.values)
         specs = inferred(self.skeleton, look.inputs, shapes, values)[0]
@@ -379,8 +379,8 @@ class _Search:
         self, specs: Mapping[str, TensorSpec], look: _Look, shapes: dict[str, TensorSpec], values: dict[str, Array]
     ) -> bool:
         """Remove from `shapes` and `values` what came from a tensor of open size; whether there was any."""
-        made = {o for n, _ in self.nodes for o in n.output if o}
-        open_ = {o for o in made - look.opaque if not _known(specs.get(o))}
+        outputs = {o for n, _ in self.nodes for o in n.output if o}
+        open_ = {o for o in outputs - look.opaque if not _known(specs.get(o))}
         doubted: set[str] = set()
         for n, depends in self.nodes:
             inputs, beyond = reads(n), self._beyond(n, look)
@@ -406,25 +406,25 @@ class _Search:
     def _ranks(self, specs: Mapping[str, TensorSpec], look: _Look) -> dict[str, TensorSpec]:
         """The tensors of which inference does not know how many dimensions they have, and which have always as many."""
         known = {**specs, **{s.name: s for s in look.inputs}}
-        found: dict[str, TensorSpec] = {}
+        ranked: dict[str, TensorSpec] = {}
         for n, _ in self.nodes:
-            lost = [o for o in n.output if o in look.made and known.get(o, _NOTHING).shape == ANY_RANK]
+            lost = [o for o in n.output if o in look.measured and known.get(o, _NOTHING).shape == ANY_RANK]
             if not lost:
                 continue
             ranks: dict[str, int | None] = {}
             if n.op_type in ("If", "Loop"):
-                once = {o: look.made[o] for o in n.output if o in look.made}
+                once = {o: look.measured[o] for o in n.output if o in look.measured}
                 ranks = dict(zip(n.output, body_ranks(self.skeleton, n, known | once), strict=False))
             elif not self._ranked(n, known, look):
-                ranks = {o: len(look.made[o].shape) for o in lost}
+                ranks = {o: len(look.measured[o].shape) for o in lost}
             for o in lost:
-                if ranks.get(o) == len(look.made[o].shape):
-                    found[o] = known[o] = _opened(look.made[o])
-        return found
+                if ranks.get(o) == len(look.measured[o].shape):
+                    ranked[o] = known[o] = _opened(look.measured[o])
+        return ranked
 
     def _ranked(self, node: Proto, known: Mapping[str, TensorSpec], look: _Look) -> bool:
         """Whether values may decide how many dimensions `node` makes."""
-        if any(t in look.made and known.get(t, _NOTHING).shape == ANY_RANK for t in reads(node)):
+        if any(t in look.measured and known.get(t, _NOTHING).shape == ANY_RANK for t in reads(node)):
             return True
         first = _RANKED_BY_INPUT.get(node.op_type)
         if node.op_type.startswith("Reduce") and any(a.name == "keepdims" and not a.i for a in node.attribute):
@@ -433,7 +433,7 @@ class _Search:
             return node.op_type in _RANKED_BY_VALUES
         if node.op_type == "Squeeze" and len(node.input) < 2 and not any(a.name == "axes" for a in node.attribute):
             return not known.get(node.input[0], _NOTHING).is_static  # all that are 1
-        return any(t in self.moving or (t in look.made and not _known(known.get(t))) for t in node.input[first:])
+        return any(t in self.moving or (t in look.measured and not _known(known.get(t))) for t in node.input[first:])
 
 
 #: Of a tensor that inference has not met.
@@ -454,33 +454,33 @@ def _freed(name: str, one: _Look, other: _Look, names: Mapping[int, str]) -> Ten
 
     `names`: which free dimension has which of the other sizes.
     """
-    made, spec = one.made[name], one.specs.get(name)
-    if spec is None or len(spec.shape) != len(made.shape) or spec.shape == ANY_RANK:
-        return TensorSpec(name, made.dtype, ANY_RANK)
-    if name not in other.made:  # which could not be measured
+    measured, spec = one.measured[name], one.specs.get(name)
+    if spec is None or len(spec.shape) != len(measured.shape) or spec.shape == ANY_RANK:
+        return TensorSpec(name, measured.dtype, ANY_RANK)
+    if name not in other.measured:  # which could not be measured
         return _opened(spec)
-    made2, spec2 = other.made.get(name, made), other.specs.get(name, spec)
-    if not len(spec2.shape) == len(made2.shape) == len(made.shape) or spec2.shape == ANY_RANK:
-        return TensorSpec(name, made.dtype, ANY_RANK)
+    measured2, spec2 = other.measured.get(name, measured), other.specs.get(name, spec)
+    if not len(spec2.shape) == len(measured2.shape) == len(measured.shape) or spec2.shape == ANY_RANK:
+        return TensorSpec(name, measured.dtype, ANY_RANK)
     shape: list[int | str] = []
-    for axis, (a, b, p, q) in enumerate(zip(made.shape, made2.shape, spec.shape, spec2.shape, strict=True)):
+    for axis, (a, b, p, q) in enumerate(zip(measured.shape, measured2.shape, spec.shape, spec2.shape, strict=True)):
         if isinstance(p, str) or isinstance(q, str):  # values decide
             shape.append(open_dim(name, axis))
         elif a == b or (p == q and not other.run):  # inference is wrong about it, and the same for both
             shape.append(a)
         else:
             shape.append(names[int(b)] if a == 1 and b in names else open_dim(name, axis))
-    return TensorSpec(name, made.dtype, tuple(shape))
+    return TensorSpec(name, measured.dtype, tuple(shape))
 
 
-class _Noted(msgspec.Struct, array_like=True, frozen=True):
+class _NotedShapes(msgspec.Struct, array_like=True, frozen=True):
     dtype: str
     bound: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     free: tuple[Annotated[int, msgspec.Meta(ge=0)] | str, ...] | None  # None: the same
 
 
 class _Note(msgspec.Struct, frozen=True):
-    tensors: dict[str, _Noted]
+    tensors: dict[str, _NotedShapes]
     opaque: list[str]
 
 
@@ -489,7 +489,7 @@ def _note(shapes: Shapes) -> str:
     for name, spec in shapes.bound.items():
         bound = tuple(int(d) for d in spec.shape)
         free = shapes.free[name].shape
-        tensors[name] = _Noted(spec.dtype, bound, None if free == bound else free)
+        tensors[name] = _NotedShapes(spec.dtype, bound, None if free == bound else free)
     return msgspec.json.encode(_Note(tensors, sorted(shapes.opaque))).decode()
 
 
@@ -504,8 +504,8 @@ def _recall(noted: str, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed
     here = {s.name: s.bind(assumed) for s in inputs}
     graph = skeleton.graph
     used = {t for n in graph.node for t in reads(n)} | {o.name for o in graph.output}
-    made = {o for n in graph.node for o in n.output}
-    missing = sorted((used & made) - set(bound) - set(note.opaque))
+    outputs = {o for n in graph.node for o in n.output}
+    missing = sorted((used & outputs) - set(bound) - set(note.opaque))
     wrong = [n for n, s in here.items() if bound.get(n) != s]
     wrong += [n for n, s in bound.items() if s.dtype not in ITEM_SIZES]
     if missing or wrong:
@@ -525,21 +525,21 @@ def outputs_at(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, Tenso
 def sample_inputs(inputs: Sequence[TensorSpec], seed: int = 0, vocabulary: int = 2) -> dict[str, Array]:
     """Made-up inputs that most graphs accept: patchy floats and bytes, small non-negative integers."""
     rng = np.random.default_rng(seed)
-    made: dict[str, Any] = {}
+    sample: dict[str, Any] = {}
     for spec in inputs:
         shape = tuple(int(d) for d in spec.shape)
         if spec.dtype.startswith("float"):
-            made[spec.name] = _patches(shape, rng).astype(spec.dtype)
+            sample[spec.name] = _patches(shape, rng).astype(spec.dtype)
         elif spec.dtype == "bool":
-            made[spec.name] = np.asarray(rng.integers(0, 2, shape), bool)
+            sample[spec.name] = np.asarray(rng.integers(0, 2, shape), bool)
         elif spec.dtype in ("uint8", "int8"):
             info = np.iinfo(spec.dtype)
             centre = (info.max + 1) / 2  # of the values that are not negative
             values = np.asarray(centre * (1 + 0.4 * _patches(shape, rng)))
-            made[spec.name] = np.asarray(values.clip(0, info.max), spec.dtype)
+            sample[spec.name] = np.asarray(values.clip(0, info.max), spec.dtype)
         else:
-            made[spec.name] = np.asarray(rng.integers(0, vocabulary, shape), spec.dtype)
-    return made
+            sample[spec.name] = np.asarray(rng.integers(0, vocabulary, shape), spec.dtype)
+    return sample
 
 
 def _patches(shape: tuple[int, ...], rng: np.random.Generator) -> Array:

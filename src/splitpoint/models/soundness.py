@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from math import prod
 
 from splitpoint.errors import ModelError
-from splitpoint.models.dataflow import Proto, bodies, reads
+from splitpoint.models.dataflow import Proto, bodies, nodes_in, reads
 from splitpoint.models.operators import check_frames, check_operators
 from splitpoint.text import HIDDEN
 
@@ -158,21 +158,18 @@ def _check_inline(tensor: Proto) -> None:
 
 def _attribute_tensors(node: Proto) -> Iterator[Proto]:
     """Every tensor in the attributes and bodies of a node, at any depth."""
-    for attribute in node.attribute:
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-        for s in (*sparse, *attribute.sparse_tensors):
-            yield s.values
-            yield s.indices
-    for body in bodies(node):
-        yield from body.initializer
-        for s in body.sparse_initializer:
-            yield s.values
-            yield s.indices
-        for inner in body.node:
-            yield from _attribute_tensors(inner)
+    for inner in nodes_in([node]):
+        sparse = [s for body in bodies(inner) for s in body.sparse_initializer]
+        for attribute in inner.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+            sparse += attribute.sparse_tensors
+        for body in bodies(inner):
+            yield from body.initializer
+        for s in sparse:
+            yield from (s.values, s.indices)
 
 
 def kind_of(value: Proto) -> str:

@@ -75,8 +75,8 @@ class ModelWeights:
         return digest
 
     def open(self, hash: str) -> memoryview:
-        if (found := self._blobs.get(hash)) is not None:
-            return found
+        if (blob := self._blobs.get(hash)) is not None:
+            return blob
         if (part := self._parts.get(hash)) is None:
             raise StorageError(f"weight blob {hash[:12]}… is not here")
         return self._copies.open(hash, lambda: part)
@@ -151,10 +151,10 @@ class Part(NamedTuple):
         """A copy of it, read-only, if it still has that hash. ChangedError if not."""
         data, path = np.empty(self.nbytes, np.uint8), self.file.path
         try:
-            found, why = self._scan(data.data), "other bytes are in it"
+            digest, why = self._scan(data.data), "other bytes are in it"
         except OSError as exc:
-            found, why = "", exc.strerror or str(exc)
-        if found != hash:
+            digest, why = "", exc.strerror or str(exc)
+        if digest != hash:
             raise ChangedError(f"{path} has changed since it was loaded ({why}): start again with what it is now", path)
         data.flags.writeable = False
         return data
@@ -232,7 +232,7 @@ class DataFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class DrawnBlob:
     """How to make a blob up: `nbytes` of `dtype` (empty: of zero bytes), normal around `mean`."""
 
     nbytes: int
@@ -248,18 +248,18 @@ class StandIn:
     would take a processor ten times as long. Integers are 0, because they may be indices.
     """
 
-    def __init__(self, made: Mapping[str, Made]) -> None:
-        self._made = made
+    def __init__(self, drawn: Mapping[str, DrawnBlob]) -> None:
+        self._drawn = drawn
 
     def open(self, hash: str) -> memoryview:
-        made = self._made.get(hash)
-        if made is None:
+        drawn = self._drawn.get(hash)
+        if drawn is None:
             raise StorageError(f"weight blob {hash[:12]}… is not here")
-        if not made.dtype:
-            return memoryview(bytes(made.nbytes))
+        if not drawn.dtype:
+            return memoryview(bytes(drawn.nbytes))
         # One block over and over: half a gigabyte of fresh random numbers would take seconds, and time the same.
-        block = np.random.default_rng(0).standard_normal(1 << 14) * made.spread + made.mean
-        values: Array = np.resize(block.astype(made.dtype), made.nbytes // ITEM_SIZES[made.dtype])
+        block = np.random.default_rng(0).standard_normal(1 << 14) * drawn.spread + drawn.mean
+        values: Array = np.resize(block.astype(drawn.dtype), drawn.nbytes // ITEM_SIZES[drawn.dtype])
         values.flags.writeable = False
         return values.view(np.uint8).data
 
@@ -283,14 +283,14 @@ def stand_ins(skeleton: Any) -> StandIn:
     for node in skeleton.graph.node:
         for place, name in enumerate(node.input):
             readers.setdefault(name, (node.op_type, place))
-    made: dict[str, Made] = {}
+    drawn: dict[str, DrawnBlob] = {}
     for t in skeleton.graph.initializer:
         digest = blob_hash(t)
-        if not digest or digest in made:
+        if not digest or digest in drawn:
             continue
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(t.data_type).name)
         if dtype not in ("float16", "float32", "float64"):
-            made[digest] = Made(nbytes(t))
+            drawn[digest] = DrawnBlob(nbytes(t))
             continue
         reader = readers.get(t.name, ("", 0))
         if reader in _STEPS:
@@ -302,5 +302,5 @@ def stand_ins(skeleton: Any) -> StandIn:
         else:  # He's: a layer keeps the size of its input
             fan_in = t.dims[0] if reader[0] in ("MatMul", "Gemm") else int(np.prod(t.dims[1:]))
             mean, spread = 0.0, float(np.sqrt(2 / max(1, fan_in)))
-        made[digest] = Made(nbytes(t), dtype, mean, spread)
-    return StandIn(made)
+        drawn[digest] = DrawnBlob(nbytes(t), dtype, mean, spread)
+    return StandIn(drawn)

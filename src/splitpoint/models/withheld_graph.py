@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from math import prod
 
-from splitpoint.models.dataflow import Proto, bodies
+from splitpoint.models.dataflow import Proto, bodies, nodes_in
 from splitpoint.models.node_kinds import NO_WEIGHTS
 from splitpoint.models.reading import point_to
 from splitpoint.models.soundness import blob_hash
@@ -53,15 +53,13 @@ def weights_in_attributes(skeleton: Proto, head: Proto) -> str:
 
 def _counts(node: Proto) -> Iterator[int]:
     """How many numbers each attribute of a node and of its bodies has that may be weights."""
-    for attribute in node.attribute:
-        yield len(attribute.floats)
-        sparse = (attribute.sparse_tensor.values, *(s.values for s in attribute.sparse_tensors))
-        for tensor in (attribute.t, *attribute.tensors, *sparse):
-            yield _count(tensor)
-    for body in bodies(node):
-        yield from (_count(t) for t in (*body.initializer, *(s.values for s in body.sparse_initializer)))
-        for inner in body.node:
-            yield from _counts(inner)
+    for inner in nodes_in([node]):
+        for attribute in inner.attribute:
+            yield len(attribute.floats)
+            sparse = (attribute.sparse_tensor.values, *(s.values for s in attribute.sparse_tensors))
+            yield from map(_count, (attribute.t, *attribute.tensors, *sparse))
+        for body in bodies(inner):
+            yield from (_count(t) for t in (*body.initializer, *(s.values for s in body.sparse_initializer)))
 
 
 def _count(tensor: Proto) -> int:

@@ -18,7 +18,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.predict.calibrate.ground_truth import Truth
-from splitpoint.predict.calibrate.reference import Speed, speed_of
+from splitpoint.predict.calibrate.reference import ReferenceSpeed, speed_of
 from splitpoint.predict.learn.latency_model import TELLING_MS, Latency
 from splitpoint.predict.price.prediction import Prediction, kernel_times, linear_ms, predict
 from splitpoint.profile.costs import Floats
@@ -36,8 +36,9 @@ FEW = 3
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Of predictions against what was measured: mean absolute error as a share, shares within ±5, 10 and 20 %, and the
-    share that lay in its interval. `linear` is the mean error of plain linear regression.
+    """Errors of predictions: the mean absolute error as a share of what was measured, the shares of predictions within
+    ±5, 10 and 20 %, and the share whose measurement lay in the interval. `linear` is the mean error of plain linear
+    regression.
     """
 
     count: int
@@ -50,7 +51,7 @@ class Errors:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AccuracyRow:
     """A whole network (`kind` is "whole"; "same speed" with each visit as it would have been at the speed
     of the calibration), one of its kernels, or the network corrected by a few measured cuts.
     """
@@ -97,18 +98,18 @@ class Judgement:
     the `same_speed` as in the calibration.
     """
 
-    wholes: tuple[Row, ...]
-    corrected: tuple[Row, ...]
-    kernels: tuple[Row, ...]
+    wholes: tuple[AccuracyRow, ...]
+    corrected: tuple[AccuracyRow, ...]
+    kernels: tuple[AccuracyRow, ...]
     plans: tuple[PlanRow, ...]
-    same_speed: tuple[Row, ...] = ()
-    speed: Speed | None = None
+    same_speed: tuple[AccuracyRow, ...] = ()
+    speed: ReferenceSpeed | None = None
 
     def kinds(self) -> Mapping[str, Errors]:
         """The errors of each kind of kernel, the commonest first; last, of all of them."""
         names = sorted({r.kind for r in self.kernels}, key=lambda k: -sum(r.kind == k for r in self.kernels))
-        found = {name: errors_of([r for r in self.kernels if r.kind == name]) for name in names}
-        return found | ({"all kernels": errors_of(self.kernels)} if self.kernels else {})
+        errors = {name: errors_of([r for r in self.kernels if r.kind == name]) for name in names}
+        return errors | ({"all kernels": errors_of(self.kernels)} if self.kernels else {})
 
 
 def judge(truth: Truth, latency: Latency) -> Judgement:
@@ -117,16 +118,16 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
     speed = speed_of(latency.reference, truth.references)
     for name, model in truth.models.items():
         measured, profile = truth.whole(name), truth.profiles.get(name)
-        found = predict(model, latency)
-        line = linear_ms([k.kernel for k in found.kernels], latency)
+        prediction = predict(model, latency)
+        line = linear_ms([k.kernel for k in prediction.kernels], latency)
         if measured is not None and measured.median > 0:
             linear = latency.whole_ms(float(line.sum()))
-            wholes.append(_row(name, "", "whole", measured.median, found.whole, linear))
+            wholes.append(_row(name, "", "whole", measured.median, prediction.whole, linear))
             if speed is not None and (then := truth.whole(name, speed.rounds)) is not None:
-                same_speed.append(_row(name, "", "same speed", then.median, found.whole, linear))
+                same_speed.append(_row(name, "", "same speed", then.median, prediction.whole, linear))
         if profile is not None:
-            kernels += _kernel_rows(name, found, line.tolist(), profile, latency)
-            plans += plan_rows(name, profile, found.profile(profile.codecs))
+            kernels += _kernel_rows(name, prediction, line.tolist(), profile, latency)
+            plans += plan_rows(name, profile, prediction.profile(profile.codecs))
             few = few_segments(profile)
             if measured is not None and measured.median > 0 and few:
                 better = predict(model, latency, few).whole
@@ -134,8 +135,8 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
     return Judgement(tuple(wholes), tuple(corrected), tuple(kernels), tuple(plans), tuple(same_speed), speed)
 
 
-def errors_of(rows: Sequence[Row]) -> Errors:
-    """The errors of all `rows` together; of none, nothing but zeros."""
+def errors_of(rows: Sequence[AccuracyRow]) -> Errors:
+    """The errors of all `rows` together; zeros if there are none."""
     if not rows:
         return Errors(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     error = np.abs([r.error for r in rows])
@@ -145,14 +146,14 @@ def errors_of(rows: Sequence[Row]) -> Errors:
     return Errors(len(rows), float(error.mean()), within5, within10, within20, covered, linear)
 
 
-def few_segments(profile: Profile, count: int = FEW) -> list[SegmentCost]:
-    """`count` measured cuts spread over a profile, neither end among them: what two seconds of measuring have."""
+def few_segments(profile: Profile) -> list[SegmentCost]:
+    """Heads and tails of `FEW` cuts spread over a profile, without the ends: what two seconds of measuring give."""
     last = len(profile.graph.order)
     inner = [s for s in profile.segments if 0 < s.prefix < last and (s.head is not None or s.tail is not None)]
     if not inner:
         return []
     share = [profile.head(s.prefix).median / max(profile.whole.median, 1e-9) for s in inner]
-    wanted = [(k + 1) / (count + 1) for k in range(count)]
+    wanted = [(k + 1) / (FEW + 1) for k in range(FEW)]
     chosen = {min(range(len(inner)), key=lambda i: abs(share[i] - at)) for at in wanted}
     return [inner[i] for i in sorted(chosen)]
 
@@ -160,14 +161,16 @@ def few_segments(profile: Profile, count: int = FEW) -> list[SegmentCost]:
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def _kernel_rows(name: str, found: Prediction, line: Sequence[float], profile: Profile, latency: Latency) -> list[Row]:
+def _kernel_rows(
+    name: str, prediction: Prediction, line: Sequence[float], profile: Profile, latency: Latency
+) -> list[AccuracyRow]:
     """Every kernel against the engine's own timer; none where the profile's budget left no time to read it."""
     nodes = np.array(profile.nodes)
     if _is_guess(profile.graph, nodes):
         return []
-    alone = kernel_times([k.kernel for k in found.kernels], latency)
+    alone = kernel_times([k.kernel for k in prediction.kernels], latency)
     rows = []
-    for k, cost in enumerate(found.kernels):
+    for k, cost in enumerate(prediction.kernels):
         measured = float(nodes[list(cost.kernel.nodes)].sum())
         if measured >= TELLING_MS:
             stat = Stat(float(alone.median_ms[k]), float(alone.low_ms[k]), float(alone.high_ms[k]), 0)
@@ -182,9 +185,11 @@ def _is_guess(graph: Graph, nodes: Floats) -> bool:
 
 
 def _row(
-    network: str, layer: str, kind: str, measured_ms: float, found: Stat, linear: float, calibrated: bool = True
-) -> Row:
-    return Row(network, layer, kind, measured_ms, found.median, found.p10, found.p90, linear, calibrated)
+    network: str, layer: str, kind: str, measured_ms: float, predicted: Stat, linear: float, calibrated: bool = True
+) -> AccuracyRow:
+    return AccuracyRow(
+        network, layer, kind, measured_ms, predicted.median, predicted.p10, predicted.p90, linear, calibrated
+    )
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -217,6 +222,6 @@ def _plan_row(name: str, link: Link, slowdown: float, best: Option, chosen_ms: f
 
 def regrets(rows: Sequence[PlanRow]) -> tuple[float, float, float]:
     """Median, 90th percentile and mean regret."""
-    found = [r.regret for r in rows] or [0.0]
-    middle, high = np.percentile(found, (50, 90))
-    return float(middle), float(high), float(np.mean(found))
+    shares = [r.regret for r in rows] or [0.0]
+    middle, high = np.percentile(shares, (50, 90))
+    return float(middle), float(high), float(np.mean(shares))

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import CODECS, open_codec, usual_name
 from splitpoint.codecs.speed import measure
 from splitpoint.models.model import Model
 from splitpoint.profile.profiles import CodecCost
 from splitpoint.tensors import TensorSpec
 
-#: Every family; other qualities of JPEG cost about the same.
-NAMES = ("raw", "fp16", "int8", "int4", "raw+zstd", "fp16+zstd", "int8+zstd", "int4+zstd", "jpeg:90")
-
 
 def codec_costs(model: Model, budget_s: float) -> dict[str, CodecCost]:
     """Codec → its cost for tensors like those that cross in `model`, measured in about `budget_s` seconds."""
     costs = {}
-    for name in NAMES:
-        codec = open_codec(name)
+    for codec in (open_codec(usual_name(kind)) for kind in CODECS):
         spec = next((s for s in _specs(model) if codec.accepts(s)), None)
         if spec is not None:
-            cost = measure(codec, spec, budget_s / len(NAMES))
-            costs[name] = CodecCost(*(getattr(cost, field) for field in CodecCost.__struct_fields__))
+            cost = measure(codec, spec, budget_s / len(CODECS))
+            costs[codec.name] = CodecCost(*(getattr(cost, field) for field in CodecCost.__struct_fields__))
     return costs
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from splitpoint.predict.accuracy import Errors, Judgement, PlanRow, Row, errors_of, regrets
+from splitpoint.predict.accuracy import AccuracyRow, Errors, Judgement, PlanRow, errors_of, regrets
 from splitpoint.report.files import bare, picture, write_csv
 from splitpoint.report.prediction_table import between
 from splitpoint.report.table import fields_of
@@ -82,7 +82,7 @@ def sentences(judged: Judgement) -> list[str]:
     return said
 
 
-def _of_networks(what: str, rows: Sequence[Row]) -> str:
+def _of_networks(what: str, rows: Sequence[AccuracyRow]) -> str:
     e = errors_of(rows)
 
     def of(share: float) -> str:
@@ -109,11 +109,11 @@ def write(folder: Path, judged: Judgement, title: str) -> list[Path]:
     return written
 
 
-_ROW: Sequence[str] = (*(f.name for f in fields(Row)), "error")
+_ROW: Sequence[str] = (*(f.name for f in fields(AccuracyRow)), "error")
 _PLAN: Sequence[str] = (*(f.name for f in fields(PlanRow)), "regret")
 
 
-def _flat(row: Row) -> dict[str, Any]:
+def _flat(row: AccuracyRow) -> dict[str, Any]:
     rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(row).items()}
     return rounded | {"error": round(row.error, 5)}
 
@@ -142,7 +142,7 @@ def draw(judged: Judgement, path: Path, title: str) -> None:
         figure.suptitle(title, fontsize=11)
 
 
-def _scatter(axes: Any, rows: Sequence[Row]) -> None:
+def _scatter(axes: Any, rows: Sequence[AccuracyRow]) -> None:
     """One panel: dots by kind; networks with their intervals and names."""
     networks = rows[0].kind == "whole"
     kinds = sorted({r.kind for r in rows}, key=lambda k: -sum(r.kind == k for r in rows))

@@ -21,7 +21,6 @@ from splitpoint.errors import SplitpointError
 from splitpoint.models import load, rows
 from splitpoint.models.model import Model, Segment
 from splitpoint.models.rows import computing, mixing, moving, numbering
-from splitpoint.models.rows.sizes import Size, unknown
 from splitpoint.tensors import Array
 
 RNG = np.random.default_rng(0)
@@ -646,19 +645,6 @@ def test_whatever_is_put_together(names: list[str]) -> None:
     except SplitpointError:
         return
     assert said or apart(made, ("N", 4, 4)), names
-
-
-def test_sizes_multiply_and_divide() -> None:
-    rows, seq = Size(2, (), True), Size(3, ("seq",))
-    assert rows.times(seq) == Size(6, ("seq",), True)
-    assert rows.times(rows) is None
-    assert Size(6, ("seq",), True).over(seq) == rows
-    assert rows.over(seq) is None
-    assert Size(7).over(Size(2)) is None
-    assert Size(7).over(Size(0)) is None
-    assert Size(2**16).times(Size(2**16)) is None
-    number = unknown()
-    assert number.over(number) is None
 
 
 def test_the_networks_of_the_zoo_stay_apart_at_every_cut() -> None:

@@ -2,91 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
+from virtual_kernels import FIXED_MS, VirtualEngine, collected
 
-import nets
 from splitpoint.cli import calibrate_device, main
 from splitpoint.errors import EngineError, InputError, MissingExtraError, UsageError
-from splitpoint.models.model import Segment
 from splitpoint.predict.calibrate.collect import collect
-from splitpoint.predict.calibrate.collection import Collection, Visit, load_collection, save_collection, started
-from splitpoint.predict.calibrate.random_networks import FAMILIES, strip
-from splitpoint.predict.calibrate.reference import network
-from splitpoint.predict.kernels.kernel_kinds import KINDS
-from splitpoint.predict.kernels.kernel_table import read_tables, write_tables
-from splitpoint.predict.kernels.kernels import kernels_of
-from splitpoint.predict.price.prediction import predict
-from splitpoint.segments import samples_for
-from splitpoint.tensors import Array, TensorSpec
-
-#: What each node takes in virtual time, and what the whole takes more than its nodes.
-NODE_MS, FIXED_MS, COMPILE_S = 0.2, 0.05, 0.5
-
-
-@dataclass
-class VirtualEngine:
-    """Runs nothing: every node takes `NODE_MS`, or `slow` times as long for the segments (by number) that are named."""
-
-    name: str = "onnxruntime"
-    device: str = "cpu"
-    threads: int = 1
-    now_s: float = 0.0
-    compiled: int = 0
-    profiled: int = 0
-    slow: Mapping[int, float] = field(default_factory=dict)
-
-    def compile(self, segment: Segment) -> VirtualSession:
-        self.now_s += COMPILE_S
-        self.compiled += 1
-        return VirtualSession(self, len(segment.proto.graph.node) * NODE_MS + FIXED_MS, segment.inputs)
-
-    def kernel_times(
-        self, segment: Segment, inputs: Mapping[str, Array], runs: int, warm: int
-    ) -> list[tuple[str, float]]:
-        factor = self.slow.get(self.profiled, 1.0)
-        self.profiled += 1
-        times = [(node.name, NODE_MS * factor) for node in segment.proto.graph.node]
-        self.now_s += COMPILE_S + (runs + warm) * sum(ms for _, ms in times) / 1e3
-        return times
-
-    def clock(self) -> float:
-        return self.now_s
-
-    def pause(self, seconds: float) -> None:
-        self.now_s += seconds
-
-
-@dataclass
-class VirtualSession:
-    engine: VirtualEngine
-    ms: float
-    inputs: tuple[TensorSpec, ...]
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        assert all(t.name in inputs for t in self.inputs)
-        self.engine.now_s += self.ms / 1e3
-        return {}
-
-    def close(self) -> None:
-        pass
-
-
-def collected(engine: VirtualEngine, budget_s: float, begun: Collection | None = None, **options: Any) -> Collection:
-    found = begun or started(engine)  # type: ignore[arg-type]
-    for latest in collect(found, engine, budget_s=budget_s, clock=engine.clock, pause=engine.pause, **options):  # type: ignore[arg-type]
-        found = latest
-    return found
-
+from splitpoint.predict.calibrate.collection import Collection, load_collection, save_collection, started
+from splitpoint.predict.calibrate.random_networks import FAMILIES
+from splitpoint.predict.kernels.kernel_table import read_tables
 
 # --- the survey ---------------------------------------------------------------------------------------------------
 
@@ -140,17 +70,6 @@ def test_a_disturbed_strip_is_measured_again_and_the_disturbance_left_out() -> N
     assert max(len(s.visits) for s in found.strips if s is not third) == 1
 
 
-def test_a_slow_visit_does_not_count() -> None:
-    found = collected(VirtualEngine(), 4.0).strips[0]
-    visit = found.visits[0]
-    slow = msgspec.structs.replace(
-        visit, whole=tuple(2 * ms for ms in visit.whole), kernels=tuple(9 * ms for ms in visit.kernels)
-    )
-    both = msgspec.structs.replace(found, visits=(slow, visit))
-    assert both.whole_ms == found.whole_ms
-    assert (both.kernels_ms() == found.kernels_ms()).all()
-
-
 def test_what_is_least_known_for_its_cost_is_measured_next() -> None:
     """Only layer norm is not known: networks with it are taken more often than they are drawn."""
     learned = []
@@ -186,132 +105,6 @@ def test_an_engine_that_says_nothing_of_its_kernels_cannot_be_calibrated() -> No
         next(collect(started(VirtualEngine()), Silent(), budget_s=1.0))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="above 0"):
         next(collect(started(VirtualEngine()), VirtualEngine(), budget_s=0.0))  # type: ignore[arg-type]
-
-
-# --- strips -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_strips_run_and_carry_signal(family: str) -> None:
-    """What comes out depends on what goes in, and is neither infinite nor so small that it slows a processor down."""
-    model = strip(3, family, 1e8)
-    kernels = kernels_of(model)
-    assert sorted(i for k in kernels for i in k.nodes) == sorted(model.graph.placed)
-    assert {k.kind for k in kernels} <= KINDS.keys() - {"other"}
-    session = nets.ENGINE.compile(model.whole())
-    try:
-        outs = [next(iter(session.run(sample).values())) for sample in samples_for(model, 2)]
-    finally:
-        session.close()
-    assert all(np.isfinite(y).all() for y in outs)
-    assert not np.allclose(outs[0], outs[1], rtol=1e-4)
-    assert not any(((np.abs(y) > 0) & (np.abs(y) < 1e-30)).any() for y in outs)
-
-
-def test_strips_are_the_same_for_the_same_arguments_and_differ_else() -> None:
-    one, same, other = strip(1, "mobile", 5e8), strip(1, "mobile", 5e8), strip(2, "mobile", 5e8)
-    assert one.fingerprint == same.fingerprint != other.fingerprint
-
-
-def test_strips_have_about_the_work_that_is_asked_for() -> None:
-    for family in ("bottleneck", "resnet", "inception"):
-        made = [sum(n.flops for n in strip(k, family, work).graph.nodes) for k in range(2) for work in (4e8, 4e9)]
-        assert 2e8 < made[0] < made[1] < 1e10
-
-
-# --- the file -----------------------------------------------------------------------------------------------------
-
-
-def test_rows_become_tables_and_tables_files(tmp_path: Path) -> None:
-    found = collected(VirtualEngine(), 12.0)
-    tables = found.tables()
-    assert sum(len(t) for t in tables.values()) == found.rows
-    assert {"conv", "dw_conv", "linear", "maxpool"} <= tables.keys()
-    for kind, table in tables.items():
-        assert tuple(table.columns) == KINDS[kind].columns
-        assert table.origin is not None
-    strip_0 = sum(float(t.latency_ms[t.origin == 0].sum()) for t in tables.values() if t.origin is not None)
-    assert strip_0 == pytest.approx(float(found.strips[0].kernels_ms().sum()))
-    write_tables(tmp_path, tables)
-    again, said = read_tables(tmp_path)
-    assert said == []
-    assert again.keys() == tables.keys()
-    for kind, table in tables.items():
-        np.testing.assert_allclose(again[kind].latency_ms, table.latency_ms)
-        assert (again[kind].origin == table.origin).all()
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "says"),
-    [
-        (("format",), 99, "another version"),
-        (("columns", "conv"), ["HW"], "another version"),
-        (("spent_s",), -1.0, "its time"),
-        (("strips", 0, "family"), "../x", "cannot have been measured"),
-        (("strips", 0, "visits"), [], "cannot have been measured"),
-        (("strips", 0, "visits", 0, "whole"), [-1.0], "a time that makes no sense"),
-        (("strips", 0, "visits", 0, "kernels", 0), 1e12, "a time that makes no sense"),
-        (("strips", 0, "visits", 0, "kernels"), [1.0], "1 kernel"),
-        (("strips", 0, "rows", 0, 0), "nothing", "a row of nothing"),
-        (("strips", 0, "rows", 0, 1, 0), -5.0, "a size that makes no sense"),
-        (("strips", 0, "work"), 0.0, "operations"),
-        (("threads",), "many", "Expected `int`"),
-    ],
-)
-def test_a_damaged_file_is_refused(tmp_path: Path, place: tuple[Any, ...], value: Any, says: str) -> None:
-    path = tmp_path / "device.strips.json"
-    save_collection(path, collected(VirtualEngine(), 3.0))
-    content = json.loads(path.read_bytes())
-    at = content
-    for key in place[:-1]:
-        at = at[key]
-    at[place[-1]] = value
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=says) as caught:
-        load_collection(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("data", [b"", b"[]", b"\xff\xfe", b'{"format": 1'])
-def test_what_is_no_collection_is_refused(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "device.strips.json"
-    path.write_bytes(data)
-    with pytest.raises(InputError, match=r"no calibration under way.*remove it to begin anew"):
-        load_collection(path)
-
-
-def test_measurements_of_another_machine_or_engine_are_refused() -> None:
-    found = started(VirtualEngine(), seed=3)  # type: ignore[arg-type]
-    found.require(VirtualEngine(), 3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="another number of threads: 1, not 2"):
-        found.require(VirtualEngine(threads=2), 3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="another device: cpu, not cuda"):
-        found.require(VirtualEngine(device="cuda"), 3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="another seed: 3, not 4"):
-        found.require(VirtualEngine(), 4)  # type: ignore[arg-type]
-    machine = dataclasses.replace(found.machine, processor="Z80")
-    with pytest.raises(InputError, match="another processor: Z80"):
-        msgspec.structs.replace(found, machine=machine).require(VirtualEngine(), 3)  # type: ignore[arg-type]
-
-
-def test_a_file_says_of_its_references_what_it_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("sklearn")
-    from splitpoint.predict.learn import training as learn
-
-    monkeypatch.setattr(learn, "FULL", learn.QUICK)
-    found = collected(VirtualEngine(), 40.0)
-    latency = found.learned()
-    assert [r.name for r in latency.reference] == [r.name for r in found.references()]
-    assert len(latency.reference) > 5
-    for r in latency.reference:
-        assert r.ms == predict(network(r), latency).whole.median
-    # one strip that was disturbed is not what the device is measured by
-    slow, other = found.references()[0], list(found.strips)
-    k = next(k for k, s in enumerate(other) if s.seed == slow.seed)
-    disturbed = Visit(tuple(1.2 * ms for ms in other[k].visits[0].whole), other[k].visits[0].kernels)
-    other[k] = msgspec.structs.replace(other[k], visits=(disturbed,))
-    again = msgspec.structs.replace(found, strips=tuple(other)).learned()
-    assert {r.seed: r.ms for r in again.reference}.get(slow.seed, slow.ms) < 1.1 * slow.ms
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from commands import ok
 from latencies import DEVICE, TERMS, kind_model, latency
-from plans import FOUR_G, model_of
+from plans import model_of
 from plans import profile as hand_made
+from predicted_nets import EFFICIENT, FAST, LENET, SLOW, net, width
 
 import nets
 from splitpoint.cli import main
@@ -28,24 +29,14 @@ from splitpoint.planning.planner import Planner
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
 from splitpoint.predict.learn.features import columns_of, terms_of
 from splitpoint.predict.learn.files import load_latency, save_latency
-from splitpoint.predict.learn.latency_model import Latency, Roofline, cold
-from splitpoint.predict.price.prediction import CODECS, Prediction, linear_ms, predict, predicted_profile
-from splitpoint.predict.price.roofline import roofline_times
-from splitpoint.predict.price.service_traces import read_traces
+from splitpoint.predict.learn.latency_model import Latency
+from splitpoint.predict.price.prediction import CODEC_COSTS, linear_ms, predict
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.profiles import CodecCost, SegmentCost, Stat
 from splitpoint.report.prediction_table import MOST_ROWS, kernel_rows, layer_rows
-from splitpoint.runtime.adapt.conditions import Observer, Ran
 from splitpoint.runtime.server.server import Server
 
-LENET, EFFICIENT = "zoo:lenet5", "zoo:efficientnet_lite0"
 NETS = ("residual", "flattening", "passing")
-SLOW = latency()
-FAST = latency(name="server", scale=0.1, fixed_ms=0.02)
-
-
-def net(name: str) -> Model:
-    return model_of(name) if ":" in name else nets.load(getattr(nets, name)())
 
 
 def whole_ms(device: Latency, kernels_ms: float) -> float:
@@ -90,7 +81,7 @@ def test_a_convolution_by_hand() -> None:
 @pytest.mark.parametrize("name", [*NETS, LENET, EFFICIENT])
 def test_heads_and_tails_are_sums_of_the_formula(name: str) -> None:
     model = net(name)
-    profile, found = predicted_profile(model, SLOW), boundaries(model)
+    profile, found = predict(model, SLOW).profile(), boundaries(model)
     assert len(found) >= 3
     for place, inside, left in found:
         head = whole_ms(SLOW, sum(map(formula, inside))) if inside else 0.0
@@ -105,7 +96,7 @@ def test_heads_and_tails_are_sums_of_the_formula(name: str) -> None:
 def test_a_cut_inside_a_kernel_never_looks_better_than_one_behind_it(name: str) -> None:
     """Conv without the ReLU behind it is no shorter, and the ReLU alone is one more pass for the server."""
     model = net(name)
-    profile = predicted_profile(model, SLOW)
+    profile = predict(model, SLOW).profile()
     places = [place for place, _, _ in boundaries(model)]
     for start, end in pairwise(places):
         for k in range(start + 1, end):
@@ -137,9 +128,9 @@ def test_the_best_plan_is_that_of_a_profile_made_of_the_same_sums(name: str) -> 
         for k in kernels_of(model):
             nodes[k.nodes[0]] = ms[k.nodes]
         whole = Stat(whole_ms(device, sum(ms.values())), 0, 1e6)
-        blank = hand_made(model.graph, 1.0, model.fingerprint, codecs=dict(CODECS))
+        blank = hand_made(model.graph, 1.0, model.fingerprint, codecs=dict(CODEC_COSTS))
         direct.append(msgspec.structs.replace(blank, whole=whole, segments=segments, nodes=tuple(nodes.tolist())))
-    ours = [predict(model, device).profile(CODECS) for device in (SLOW, FAST)]
+    ours = [predict(model, device).profile(CODEC_COSTS) for device in (SLOW, FAST)]
     limits = Constraints(codecs=("int8",))
     planners = [Planner(None, pair, constraints=limits) for pair in (ours, direct)]
     kinds = set()
@@ -153,116 +144,9 @@ def test_the_best_plan_is_that_of_a_profile_made_of_the_same_sums(name: str) -> 
     assert name != EFFICIENT or kinds == {"device", "server", "split"}
 
 
-def test_what_was_never_calibrated_is_priced_by_flops_and_bytes_and_listed() -> None:
-    model, line = model_of(LENET), Roofline(flops_per_ms=4e6, bytes_per_ms=2e6, fixed_ms=0.01, spread=3.0)
-    known, found = predict(model, SLOW), predict(model, latency(without=("linear", "avgpool")))
-    assert known.uncalibrated == ()
-    assert {(u.op, u.kind, u.count) for u in found.uncalibrated} == {
-        ("Gemm", "linear", 3),
-        ("AveragePool", "avgpool", 2),
-    }
-    assert sum(u.share for u in found.uncalibrated) < 1
-    for cost in found.kernels:
-        if cost.kind in ("linear", "avgpool"):
-            k = cost.kernel
-            ms = max(k.flops / 4e6, (k.in_nbytes + k.out_nbytes + k.weight_nbytes) / 2e6, 0.01)
-            assert cost.ms.median == pytest.approx(1.1 * ms)
-            assert (cost.ms.p10, cost.ms.p90) == pytest.approx((1.1 * ms / 3, 1.1 * ms * 3))
-            assert not cost.calibrated
-    assert width(found) > 1.2 * width(known)
-    assert roofline_times(kernels_of(model), line).outside.max() == 0
-
-
-def width(found: Prediction) -> float:
-    return found.whole.p90 / found.whole.p10
-
-
-@pytest.mark.parametrize("name", [LENET, EFFICIENT])
-def test_intervals_of_sums_hold_what_they_promise(name: str) -> None:
-    """Errors are drawn as they are believed to be; four sums in five must lie in their intervals."""
-    belief, rng = predict(net(name), SLOW).belief, np.random.default_rng(0)
-    draws, parts = 4000, len(belief.edge)
-    factors = 1 + belief.overall * rng.standard_normal((draws, 1))
-    factors = factors + belief.shared * rng.standard_normal((draws, belief.group.max() + 1))[:, belief.group]
-    factors = factors + belief.own * rng.standard_normal((draws, parts))
-    for place, head in enumerate(belief.heads()[1:], 1):
-        inside = np.arange(parts) <= belief.counts[place]
-        paid = np.where(np.arange(parts) > 0, 1.0, cold(belief.edge[1:][inside[1:]].sum(), belief.cold_ms))
-        sums = (factors * belief.edge * paid)[:, inside].sum(axis=1)
-        assert 0.75 < np.mean((sums >= head.p10) & (sums <= head.p90)) < 0.85
-
-
 def test_a_device_without_a_law_for_whole_models_is_less_sure() -> None:
     model = model_of(EFFICIENT)
     assert width(predict(model, latency(spread=0.0))) > width(predict(model, latency(spread=0.08)))
-
-
-# --- corrections ------------------------------------------------------------------------------------------------------
-
-
-def measured(found: Prediction, places: list[int], factor: float) -> list[SegmentCost]:
-    """Heads and tails at `places` as a machine `factor` times as slow as predicted would have them, within 1 %."""
-    heads, tails = found.belief.heads(), found.belief.tails()
-
-    def stat(ms: float) -> Stat:
-        return Stat(ms * factor, ms * factor * 0.99, ms * factor * 1.01, 9)
-
-    return [SegmentCost(k, stat(heads[k].median), stat(tails[k].median)) for k in places]
-
-
-@pytest.mark.parametrize("factor", [0.5, 0.8, 1.25, 3.0])
-@pytest.mark.parametrize("name", [LENET, EFFICIENT])
-def test_measured_segments_move_the_prediction_towards_them(name: str, factor: float) -> None:
-    model = net(name)
-    plain, last = predict(model, SLOW), len(model.graph.order)
-    for places in ([last // 2], [last // 4, last // 2, 3 * last // 4]):
-        found = predict(model, SLOW, measured(plain, places, factor))
-        assert found.whole.median / plain.whole.median == pytest.approx(factor, rel=0.15)
-        assert found.measured == 2 * len(places)
-        for k in range(1, last):  # prefixes that were not measured follow
-            assert abs(found.belief.heads()[k].median - factor * plain.belief.heads()[k].median) < abs(
-                plain.belief.heads()[k].median * (factor - 1)
-            )
-    profile = found.profile(CODECS)
-    assert profile.head(last // 2).median == pytest.approx(factor * plain.belief.heads()[last // 2].median, rel=0.05)
-    assert "corrected by 6 measured times" in profile.note
-
-
-def test_more_measurements_narrow_the_interval_and_surprises_widen_it() -> None:
-    model = model_of(EFFICIENT)
-    plain, last = predict(model, SLOW), len(model.graph.order)
-    widths = [width(predict(model, SLOW, measured(plain, list(range(10, 10 + n)), 1.0))) for n in (0, 1, 3)]
-    assert widths[0] > widths[1] > widths[2]
-    agreed, odd = (predict(model, SLOW, measured(plain, [last // 8], f)) for f in (1.0, 4.0))
-    assert width(odd) > width(agreed)
-
-
-def test_a_slow_kind_is_told_from_a_slow_machine() -> None:
-    """Depthwise convolutions take twice as long as learned: the head and tail of every cut show it, and which."""
-    model = model_of(EFFICIENT)
-    kinds = {k: m for k, m in SLOW.kinds.items()}
-    slow = {t: 2 * ms for t, ms in TERMS.items()}
-    truth = predict(model, msgspec.structs.replace(SLOW, kinds=kinds | {"dw_conv": kind_model("dw_conv", slow)}))
-    places = list(range(5, len(model.graph.order), 8))
-    plain, found = predict(model, SLOW), predict(model, SLOW, measured(truth, places, 1.0))
-    now, before, real = (
-        {kind: sum(k.ms.median for k in p.kernels if k.kind == kind) for kind in ("conv", "dw_conv")}
-        for p in (found, plain, truth)
-    )
-    assert real["dw_conv"] == pytest.approx(2 * before["dw_conv"])
-    assert now["dw_conv"] == pytest.approx(real["dw_conv"], rel=0.25)
-    assert now["conv"] == pytest.approx(real["conv"], rel=0.1)
-
-
-@pytest.mark.parametrize("factor", [1.0, 1.3])
-def test_what_was_measured_today_is_not_certain_tomorrow(factor: float) -> None:
-    """However much of a model was measured, and however exactly: the machine is a little faster or slower later."""
-    model = model_of(EFFICIENT)
-    plain, last = predict(model, SLOW), len(model.graph.order)
-    whole = predict(model, SLOW, measured(plain, list(range(1, last)), factor)).whole
-    assert whole.p90 / whole.median > 1.04
-    assert whole.median / whole.p10 > 1.04
-    assert whole.p90 / whole.median < plain.whole.p90 / plain.whole.median
 
 
 def test_nothing_measured_changes_nothing_and_nonsense_is_refused() -> None:
@@ -273,48 +157,12 @@ def test_nothing_measured_changes_nothing_and_nonsense_is_refused() -> None:
         predict(model, SLOW, [SegmentCost(99, Stat(1.0, 1.0, 1.0))])
 
 
-def test_a_running_device_corrects_the_predicted_profile() -> None:
-    """What `run` does with every head it computes: the planner is told by how much the device is slower."""
-    model = model_of(EFFICIENT)
-    edge, cloud = predicted_profile(model, SLOW), predicted_profile(model, FAST)
-    observer, profiled_ms = Observer(FOUR_G), edge.head(model.graph.prefixes()[-1]).median
-    for k in range(8):
-        observer.computed(float(k), Ran(2 * edge.whole.median, profiled_ms, edge.whole.median))
-    device = observer.conditions(8.0).device
-    assert device == pytest.approx(2.0, rel=0.05)
-    slowed = Planner(None, (edge, cloud)).slowed(device, 1.0)
-    assert slowed.local(FOUR_G).total.ms == pytest.approx(2 * edge.whole.median, rel=0.05)
-
-
-def test_traces_are_heads_that_were_measured(tmp_path: Path) -> None:
-    graph = model_of(LENET).graph
-    lines = [{"cut": "pool1", "spans_ms": {"head": ms, "up": 3.0, "tail": 0.5}} for ms in (9.0, 4.0, 4.1, 4.2, 3.9)]
-    lines += [
-        {"cut": "pool1", "spans_ms": {"head": 90.0}, "fallback": "local"},
-        {"cut": "fc1", "spans_ms": {"head": 5}},
-    ]
-    lines += [{"cut": "nowhere", "spans_ms": {"head": 5.0}}] * 3
-    path = tmp_path / "run.jsonl"
-    path.write_text("\n".join(json.dumps(line) for line in lines))
-    segments, said = read_traces(path, graph)
-    assert [graph.prefixes()[s.prefix].name for s in segments] == ["pool1"]
-    assert segments[0].head == Stat(4.1, 3.94, 7.08, 5)
-    assert segments[0].tail is None
-    assert len(said) == 2
-    assert "1 request cut at fc1, fewer than 3" in said[0] + said[1]
-    tails, _ = read_traces(path, graph, heads=False)
-    assert tails[0].tail == Stat(0.5, 0.5, 0.5, 5)
-    path.write_text('{"cut": "pool1", "spans_ms": {"head": 4.0}}\nnot json\n')
-    with pytest.raises(InputError, match=r"run.jsonl line 2 is no request's trace"):
-        read_traces(path, graph)
-
-
 # --- the profile ------------------------------------------------------------------------------------------------------
 
 
 def test_a_predicted_profile_is_a_profile_that_says_so(tmp_path: Path) -> None:
     model = model_of(LENET)
-    profile = predicted_profile(model, SLOW)
+    profile = predict(model, SLOW).profile()
     save_profile(tmp_path / "p.profile.json", profile)
     again = load_profile(tmp_path / "p.profile.json")
     assert again.head(5) == profile.head(5)
@@ -323,7 +171,7 @@ def test_a_predicted_profile_is_a_profile_that_says_so(tmp_path: Path) -> None:
     assert again.machine == DEVICE
     assert not again.complete
     assert {s.count for x in again.segments for s in (x.head, x.tail) if s is not None} == {0}
-    own = predicted_profile(model, SLOW, codecs={"int8": CodecCost(1, 2, 3, 4)})
+    own = predict(model, SLOW).profile({"int8": CodecCost(1, 2, 3, 4)})
     assert "another machine" not in own.note
     assert own.codecs == {"int8": CodecCost(1, 2, 3, 4)}
 
@@ -484,7 +332,7 @@ def test_plan_takes_latency_files_for_either_side(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device, server = files / "device.latency.json", files / "server.latency.json"
-    save_profile(tmp_path / "cloud.profile.json", predicted_profile(model_of(EFFICIENT), FAST))
+    save_profile(tmp_path / "cloud.profile.json", predict(model_of(EFFICIENT), FAST).profile())
     both = json.loads(ok(capsys, "plan", EFFICIENT, "--edge", device, "--cloud", server, "--link", "4g", "--json"))
     assert "predicted from device, never run there" in both["hosts"][0]
     assert "predicted from server" in both["hosts"][1]

@@ -8,7 +8,7 @@ the list, or is used in a way that is not understood, mixes.
 Every tensor is one of these:
 
 * the same for every batch (weights, and what is made of them and of sizes other than the batch's);
-* `Rows`: along one axis lie the rows of the batch, one after the other, `each` entries a row, and no other dimension
+* `RowAxis`: along one axis lie the rows of the batch, one after the other, `each` entries a row, and no other dimension
   depends on how many rows there are;
 * a `Vector` of sizes, in which the number of rows may occur: it may shape tensors, and nothing else;
 * `Numbers` of the rows, by which each may take from itself, and nothing else.
@@ -28,7 +28,7 @@ from splitpoint.models.dataflow import Proto, bodies, drawing, reads
 from splitpoint.models.model import Segment
 from splitpoint.models.rows import computing, moving, numbering, shaping
 from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Numbers, Rows, Rule, Step, Value, numbers_of
+from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Numbers, RowAxis, Rule, Step, Value, numbers_of
 from splitpoint.models.soundness import blob_hash
 from splitpoint.tensors import ANY_RANK, Array
 
@@ -43,7 +43,7 @@ def mixing(segment: Segment) -> str:
     ''
     """
     graph = segment.proto.graph
-    known: dict[str, Value] = {i.name: Rows(0, ONE) for i in segment.inputs}
+    known: dict[str, Value] = {i.name: RowAxis(0, ONE) for i in segment.inputs}
     shapes: dict[str, tuple[int | str, ...]] = {n: t.shape for n, t in segment.specs.items() if t.shape != ANY_RANK}
     shapes |= {t.name: t.shape for t in (*segment.inputs, *segment.outputs) if t.shape != ANY_RANK}
     constants: dict[str, Array] = {}
@@ -56,13 +56,13 @@ def mixing(segment: Segment) -> str:
     for node in graph.node:
         step = Step(node, known, shapes, constants, opset, partial(_limits, segment))
         try:
-            made = _made(step)
-            _compare(node.output, made, shapes)
+            values = _outputs(step)
+            _compare(node.output, values, shapes)
         except Mixes as exc:
             return f"{node.name or node.output[0]} ({node.op_type}) {exc}"
-        known.update(zip(node.output, made, strict=False))
+        known.update(zip(node.output, values, strict=False))
     for out in segment.outputs:
-        if known.get(out.name) != Rows(0, ONE):
+        if known.get(out.name) != RowAxis(0, ONE):
             return f"output {out.name} is not a row for a row"
     return ""
 
@@ -92,7 +92,7 @@ def _limits(segment: Segment, name: str) -> tuple[int, int] | None:
         return None
 
 
-def _made(step: Step) -> Sequence[Value]:
+def _outputs(step: Step) -> Sequence[Value]:
     """What the outputs of a node are."""
     node = step.node
     names = reads(node)
@@ -118,13 +118,13 @@ def _made(step: Step) -> Sequence[Value]:
     return [SAME] * len(node.output)
 
 
-def _compare(names: Sequence[str], made: Sequence[Value], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
+def _compare(names: Sequence[str], values: Sequence[Value], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
     """Mixes if a tensor was found to have as many rows for every batch: a rule is wrong, or what is used in it."""
-    for name, value in zip(names, made, strict=False):
+    for name, value in zip(names, values, strict=False):
         shape = shapes.get(name)
         value = value.rows if isinstance(value, Numbers) else value
         if (
-            isinstance(value, Rows)
+            isinstance(value, RowAxis)
             and shape is not None
             and not isinstance(dict(enumerate(shape)).get(value.axis), str)
         ):
@@ -132,7 +132,7 @@ def _compare(names: Sequence[str], made: Sequence[Value], shapes: Mapping[str, t
 
 
 def _depends(value: Value) -> bool:
-    return isinstance(value, Rows | Numbers) or (isinstance(value, Vector) and not value.free)
+    return isinstance(value, RowAxis | Numbers) or (isinstance(value, Vector) and not value.free)
 
 
 _UNARY = """

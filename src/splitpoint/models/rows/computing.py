@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import ONE, SAME, Mixes, Rows, Rule, Step, Value, within
+from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Rule, Step, Value, within
 
 
-def broadcast(step: Step, inputs: Sequence[int]) -> Rows:
+def broadcast(step: Step, inputs: Sequence[int]) -> RowAxis:
     """The result of `inputs`, aligned at their last axes as NumPy does."""
     inputs = [i for i in inputs if step.given(i)]
     rank = max(step.rank(i) for i in inputs)
-    places = {(step.rank(i) - v.axis, v.each) for i in inputs if isinstance(v := step.value(i), Rows)}
+    places = {(step.rank(i) - v.axis, v.each) for i in inputs if isinstance(v := step.value(i), RowAxis)}
     if len(places) != 1:
         raise Mixes("joins tensors in which the batch lies along different axes")
     ((place, each),) = places
@@ -22,7 +22,7 @@ def broadcast(step: Step, inputs: Sequence[int]) -> Rows:
             raise Mixes("computes with the size of the batch")
         if value == SAME and step.rank(i) >= place and step.shape(i)[-place] != 1:
             raise Mixes(f"has a constant, {step.node.input[i]}, along the batch")
-    return Rows(rank - place, each)
+    return RowAxis(rank - place, each)
 
 
 def elementwise(step: Step) -> Sequence[Value]:
@@ -56,7 +56,7 @@ def scalars(step: Step, *inputs: int) -> None:
             raise Mixes("has more than one scale")
 
 
-def stretched(step: Step, *inputs: int) -> Rows:
+def stretched(step: Step, *inputs: int) -> RowAxis:
     """`inputs` broadcast to input 0, and it not to them: an engine would, and what is known of shapes is that of 0."""
     rows = broadcast(step, (0, *inputs))
     for i in inputs:
@@ -109,7 +109,7 @@ def examples(*own: int, same: Sequence[int] = ()) -> Rule:
 def table(step: Step) -> Sequence[Value]:
     """ai.onnx.ml: an example in each row of a table."""
     rows = step.rows(0)
-    if rows != Rows(0, ONE) or step.rank(0) != 2 or len(step.node.input) > 1:
+    if rows != RowAxis(0, ONE) or step.rank(0) != 2 or len(step.node.input) > 1:
         raise Mixes("is not used on a table of rows")
     return step.all(rows)
 
@@ -124,10 +124,10 @@ def gemm_of(step: Step, b: int, c: int) -> Sequence[Value]:
     step.same(b)
     if rows.axis != (1 if step.integer("transA", 0) else 0):
         raise Mixes("sums over the batch")
-    made = Rows(0, rows.each)
+    result = RowAxis(0, rows.each)
     if step.given(c):
-        added(step, c, made, 2)
-    return [made]
+        added(step, c, result, 2)
+    return [result]
 
 
 def quantised_gemm(step: Step) -> Sequence[Value]:
@@ -136,13 +136,13 @@ def quantised_gemm(step: Step) -> Sequence[Value]:
     return gemm_of(step, 3, 6)
 
 
-def added(step: Step, i: int, made: Rows, rank: int) -> None:
-    """Input `i` is added to `made`."""
-    value, place = step.value(i), rank - made.axis
+def added(step: Step, i: int, result: RowAxis, rank: int) -> None:
+    """Input `i` is added to `result`."""
+    value, place = step.value(i), rank - result.axis
     if value == SAME:
         fits = step.rank(i) < place or step.shape(i)[-place] == 1
     else:
-        fits = isinstance(value, Rows) and step.rank(i) - value.axis == place and value.each == made.each
+        fits = isinstance(value, RowAxis) and step.rank(i) - value.axis == place and value.each == result.each
     if not fits:
         raise Mixes(f"adds {step.node.input[i]} along the batch")
 
@@ -158,7 +158,7 @@ def product(step: Step, a: int, b: int, turned: tuple[int, int] = (0, 0)) -> Seq
     for value, own, summed, other, turn in ((left, ranks[0], 1, b, turned[0]), (right, ranks[1], 2, a, turned[1])):
         if isinstance(value, Vector):
             raise Mixes("computes with the size of the batch")
-        if not isinstance(value, Rows):
+        if not isinstance(value, RowAxis):
             continue
         place = own - value.axis
         if turn and place < 3:
@@ -169,13 +169,13 @@ def product(step: Step, a: int, b: int, turned: tuple[int, int] = (0, 0)) -> Seq
         if place > 2:  # among the axes over which products are repeated
             if against == SAME and step.rank(other) >= place and step.shape(other)[-place] != 1:
                 raise Mixes(f"has a constant, {step.node.input[other]}, along the batch")
-        elif isinstance(against, Rows):
+        elif isinstance(against, RowAxis):
             raise Mixes("multiplies every row of the batch by every other")
         places.add((place, value.each))
     if len(places) != 1:
         raise Mixes("joins tensors in which the batch lies along different axes")
     ((place, each),) = places
-    return step.all(Rows(rank - place, each))
+    return step.all(RowAxis(rank - place, each))
 
 
 def matmul(step: Step) -> Sequence[Value]:
@@ -279,11 +279,11 @@ def reduction(step: Step) -> Sequence[Value]:
     return [reduced(step, rows, axes)]
 
 
-def reduced(step: Step, rows: Rows, axes: set[int]) -> Rows:
+def reduced(step: Step, rows: RowAxis, axes: set[int]) -> RowAxis:
     if rows.axis in axes:
         raise Mixes("reduces over the batch")
     keep = step.integer("keepdims", 1)
-    return rows if keep else Rows(rows.axis - sum(a < rows.axis for a in axes), rows.each)
+    return rows if keep else RowAxis(rows.axis - sum(a < rows.axis for a in axes), rows.each)
 
 
 def arg(step: Step) -> Sequence[Value]:
@@ -322,7 +322,7 @@ def one_hot(step: Step) -> Sequence[Value]:
     rows = step.rows(0)
     step.same(1, 2)
     at = within(step.integer("axis", -1), step.rank(0) + 1)
-    return [Rows(rows.axis + (at <= rows.axis), rows.each)]
+    return [RowAxis(rows.axis + (at <= rows.axis), rows.each)]
 
 
 def einsum(step: Step) -> Sequence[Value]:
@@ -337,7 +337,7 @@ def einsum(step: Step) -> Sequence[Value]:
         if len(set(term)) < len(term) or len(term) != step.rank(i):
             raise Mixes("has an equation that is not understood")
         value = step.value(i)
-        if isinstance(value, Rows):
+        if isinstance(value, RowAxis):
             letters.add((term[value.axis], value.each))
         elif value != SAME:
             raise Mixes("computes with the size of the batch")
@@ -345,13 +345,13 @@ def einsum(step: Step) -> Sequence[Value]:
         raise Mixes("joins tensors in which the batch lies along different axes")
     ((letter, each),) = letters
     for i, term in enumerate(terms):
-        if letter in term and not isinstance(step.value(i), Rows):
+        if letter in term and not isinstance(step.value(i), RowAxis):
             raise Mixes(f"has a constant, {step.node.input[i]}, along the batch")
-    if any(term.index(letter) != v.axis for i, term in enumerate(terms) if isinstance(v := step.value(i), Rows)):
+    if any(term.index(letter) != v.axis for i, term in enumerate(terms) if isinstance(v := step.value(i), RowAxis)):
         raise Mixes("joins tensors in which the batch lies along different axes")
     if letter not in right:
         raise Mixes("sums over the batch")
-    return [Rows(right.index(letter), each)]
+    return [RowAxis(right.index(letter), each)]
 
 
 def recurrent(step: Step) -> Sequence[Value]:
@@ -361,6 +361,6 @@ def recurrent(step: Step) -> Sequence[Value]:
     if rows.axis != at:
         raise Mixes("steps along the batch")
     for i, axis in ((4, 0), (5, at), (6, at)):
-        if step.given(i) and step.value(i) != Rows(axis, rows.each):
+        if step.given(i) and step.value(i) != RowAxis(axis, rows.each):
             raise Mixes(f"begins with a state, {step.node.input[i]}, that is not a row for a row")
-    return [Rows(0 if first else (2 if i == 0 else 1), rows.each) for i in range(len(step.node.output))]
+    return [RowAxis(0 if first else (2 if i == 0 else 1), rows.each) for i in range(len(step.node.output))]

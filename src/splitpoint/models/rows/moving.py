@@ -9,7 +9,7 @@ import numpy as np
 
 from splitpoint.models.rows.computing import scalars
 from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import ONE, SAME, Mixes, Rows, Step, Value, within
+from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Step, Value, within
 
 #: Where a Slice that takes all of an axis ends, or beyond.
 _TO_THE_END = 2**31 - 1
@@ -19,7 +19,7 @@ def transpose(step: Step) -> Sequence[Value]:
     rows, rank = step.rows(0), step.rank(0)
     order = step.attribute("perm")
     axes = list(order) if order is not None else list(range(rank))[::-1]  # type: ignore[call-overload]
-    return [Rows(axes.index(rows.axis), rows.each)]
+    return [RowAxis(axes.index(rows.axis), rows.each)]
 
 
 def flatten(step: Step) -> Sequence[Value]:
@@ -27,7 +27,7 @@ def flatten(step: Step) -> Sequence[Value]:
     at = at + step.rank(0) if at < 0 else at
     if rows.axis or at < 1:
         raise Mixes("flattens the batch with what is around it")
-    return [Rows(0, over_rows(total(step.dims(0)[:at])))]
+    return [RowAxis(0, over_rows(total(step.dims(0)[:at])))]
 
 
 def total(sizes: Sequence[Size]) -> Size:
@@ -66,7 +66,7 @@ def reshape(step: Step) -> Sequence[Value]:
         entry = size
     if not entry.rows or entry.factor < 1:
         raise Mixes("gives the batch a size of its own")
-    return [Rows(at, over_rows(entry))]
+    return [RowAxis(at, over_rows(entry))]
 
 
 def copied(entry: Size | None, k: int, dims: Sequence[Size], step: Step) -> Size:
@@ -87,7 +87,7 @@ def squeeze(step: Step) -> Sequence[Value]:
     axes = {within(a, step.rank(0)) for a in listed}
     if rows.axis in axes:
         raise Mixes("drops the batch")
-    return [Rows(rows.axis - sum(a < rows.axis for a in axes), rows.each)]
+    return [RowAxis(rows.axis - sum(a < rows.axis for a in axes), rows.each)]
 
 
 def unsqueeze(step: Step) -> Sequence[Value]:
@@ -98,7 +98,7 @@ def unsqueeze(step: Step) -> Sequence[Value]:
     rank = step.rank(0) + len(listed)
     new = {within(a, rank) for a in listed}
     old = [a for a in range(rank) if a not in new]
-    return [Rows(old[rows.axis], rows.each)]
+    return [RowAxis(old[rows.axis], rows.each)]
 
 
 def concat(step: Step) -> Sequence[Value]:
@@ -178,18 +178,18 @@ def pad(step: Step) -> Sequence[Value]:
 def gather(step: Step) -> Sequence[Value]:
     data, index = step.value(0), step.value(1)
     axis = step.axis(0)
-    if isinstance(data, Rows) and index == SAME:
+    if isinstance(data, RowAxis) and index == SAME:
         if axis == data.axis:
             raise Mixes("takes some of the batch")
-        return [Rows(data.axis + (step.rank(1) - 1 if axis < data.axis else 0), data.each)]
-    if data == SAME and isinstance(index, Rows):
-        return [Rows(axis + index.axis, index.each)]
+        return [RowAxis(data.axis + (step.rank(1) - 1 if axis < data.axis else 0), data.each)]
+    if data == SAME and isinstance(index, RowAxis):
+        return [RowAxis(axis + index.axis, index.each)]
     raise Mixes("looks up in the batch what the batch says")
 
 
 def gather_nd(step: Step) -> Sequence[Value]:
     data, index, shared = step.value(0), step.value(1), step.integer("batch_dims", 0)
-    if not isinstance(index, Rows) or index.axis == step.rank(1) - 1:
+    if not isinstance(index, RowAxis) or index.axis == step.rank(1) - 1:
         raise Mixes("looks up in the batch what is not a row's own")
     if data == SAME and not shared:
         return [index]
@@ -209,37 +209,37 @@ def by_elements(step: Step) -> Sequence[Value]:
 def expand(step: Step) -> Sequence[Value]:
     target = step.vector(1).entries
     value, rank = step.value(0), step.rank(0)
-    made = max(rank, len(target))
-    at = [k + made - len(target) for k, e in enumerate(target) if e is None or e.rows]
-    if isinstance(value, Rows):
-        place = value.axis + made - rank
+    rank_after = max(rank, len(target))
+    at = [k + rank_after - len(target) for k, e in enumerate(target) if e is None or e.rows]
+    if isinstance(value, RowAxis):
+        place = value.axis + rank_after - rank
         own = value.each._replace(rows=True)
-        k = place - (made - len(target))
+        k = place - (rank_after - len(target))
         if set(at) - {place} or (k >= 0 and target[k] not in (ONE, own)):
             raise Mixes("expands the batch")
-        return [Rows(place, value.each)]
+        return [RowAxis(place, value.each)]
     step.same(0)
-    return [filled(step, target, made - len(target), (made - rank, step.shape(0)))]
+    return [filled(step, target, rank_after - len(target), (rank_after - rank, step.shape(0)))]
 
 
 def filled(
     step: Step, sizes: Sequence[Size | None], shift: int, inside: tuple[int, tuple[int | str, ...]] = (0, ())
-) -> Rows:
+) -> RowAxis:
     """What is the same in every row, for a batch: `inside` is the shape of what is repeated, and where it begins."""
-    found = [k for k, e in enumerate(sizes) if e is None or e.rows]
-    entry = sizes[found[0]] if len(found) == 1 else None
+    open_places = [k for k, e in enumerate(sizes) if e is None or e.rows]
+    entry = sizes[open_places[0]] if len(open_places) == 1 else None
     if entry is None or entry.factor < 1:
         raise Mixes("makes something of the batch's size that is not understood")
-    axis = found[0] + shift
+    axis = open_places[0] + shift
     if axis >= inside[0] and inside[1] and inside[1][axis - inside[0]] != 1:
         raise Mixes(f"repeats {step.node.input[0]} along the batch")
-    return Rows(axis, over_rows(entry))
+    return RowAxis(axis, over_rows(entry))
 
 
 def tile(step: Step) -> Sequence[Value]:
     repeats = step.vector(1).entries
     value = step.value(0)
-    if isinstance(value, Rows):
+    if isinstance(value, RowAxis):
         if any(e is None or e.rows for e in repeats) or repeats[value.axis] != ONE:
             raise Mixes("repeats the batch")
         return [value]

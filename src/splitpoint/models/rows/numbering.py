@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from splitpoint.models.rows import moving, shaping
 from splitpoint.models.rows.computing import elementwise, unary
 from splitpoint.models.rows.sizes import Size
-from splitpoint.models.rows.step import Mixes, Numbers, Rows, Rule, Step, Value
+from splitpoint.models.rows.step import Mixes, Numbers, RowAxis, Rule, Step, Value
 
 
 def numbered(step: Step) -> Sequence[Value]:
@@ -19,7 +19,7 @@ def numbered(step: Step) -> Sequence[Value]:
     first, by, entry = step.integers(0), step.integers(2), step.vector(1).entries[0]
     if first != [0] or by != [1] or entry is None or entry.names or not entry.rows or entry.factor < 1:
         raise Mixes("counts by the size of the batch")
-    return [Numbers(Rows(0, Size(entry.factor)), entry.factor, 0, entry.factor - 1)]
+    return [Numbers(RowAxis(0, Size(entry.factor)), entry.factor, 0, entry.factor - 1)]
 
 
 def refused(_: Step) -> Sequence[Value]:
@@ -36,7 +36,7 @@ def moved(rule: Rule) -> Rule:
 
     def either(step: Step) -> Sequence[Value]:
         own, (rows,) = numbers_in(step)[0], rule(step)
-        if own is None or own.leads or not isinstance(rows, Rows):
+        if own is None or own.leads or not isinstance(rows, RowAxis):
             raise Mixes("uses the number of a row as a value")
         return [own._replace(rows=rows)]
 
@@ -52,7 +52,7 @@ def cast(step: Step) -> Sequence[Value]:
 def reckoned(step: Step) -> Sequence[Value]:
     """Numbers of rows and a constant, element by element."""
     (rows,) = elementwise(step)
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, RowAxis)
     own = next(n for n in numbers_in(step) if n is not None)
     others = [name for n, name in zip(numbers_in(step), step.node.input, strict=True) if n is None]
     limits = step.limits(others[0]) if len(others) == 1 and len(step.node.input) == 2 else None
@@ -70,7 +70,7 @@ def joined(step: Step) -> Sequence[Value]:
     (own, *others), (rows,), last = numbers_in(step), moving.concat(step), step.rank(0) - 1
     if own is None or any(others) or own.leads or step.axis(0) != last or step.shape(0)[last] != 1:
         raise Mixes("uses the number of a row as a value")
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, RowAxis)
     return [own._replace(rows=rows, leads=True)]
 
 
@@ -82,7 +82,7 @@ def taken(step: Step) -> Sequence[Value]:
     axis = 0 if own.leads else step.axis(0)
     if axis != data.axis or own.leads != (step.node.op_type == "GatherND") or step.integer("batch_dims", 0):
         raise Mixes("takes from the batch what is not known to be the row's own")
-    return [Rows(axis + own.rows.axis, own.rows.each)]
+    return [RowAxis(axis + own.rows.axis, own.rows.each)]
 
 
 #: What may be done with numbers of rows, besides measuring them.

@@ -9,7 +9,7 @@ import numpy as np
 from splitpoint.models.rows.computing import elementwise, reduction, unary
 from splitpoint.models.rows.moving import concat, gather, reshape, sliced, total
 from splitpoint.models.rows.sizes import MOST, Size, Vector, unknown
-from splitpoint.models.rows.step import MOST_ENTRIES, SAME, Mixes, Rows, Rule, Step, Value, numbers_of, within
+from splitpoint.models.rows.step import MOST_ENTRIES, SAME, Mixes, RowAxis, Rule, Step, Value, numbers_of, within
 
 WHOLE = (6, 7)  # int32 and int64, TensorProto.DataType
 
@@ -50,7 +50,7 @@ def cut(step: Step) -> Sequence[Value]:
 def joined(step: Step) -> Sequence[Value]:
     """Concat: of sizes, or of rows."""
     count = len(step.node.input)
-    if any(isinstance(step.value(i), Rows) for i in range(count)):
+    if any(isinstance(step.value(i), RowAxis) for i in range(count)):
         return concat(step)
     entries = [e for i in range(count) for e in step.vector(i).entries]
     if len(entries) > MOST_ENTRIES:
@@ -62,7 +62,7 @@ def reformed(rule: Rule, scalar: bool | None) -> Rule:
     """One of sizes becomes one with or without a dimension; rows are `rule`'s."""
 
     def either(step: Step) -> Sequence[Value]:
-        if isinstance(step.value(0), Rows):
+        if isinstance(step.value(0), RowAxis):
             return rule(step)
         vector = step.vector(0)
         flat = vector.scalar if scalar is None else scalar
@@ -76,7 +76,7 @@ def reformed(rule: Rule, scalar: bool | None) -> Rule:
 
 
 def reshaped(step: Step) -> Sequence[Value]:
-    if isinstance(step.value(0), Rows):
+    if isinstance(step.value(0), RowAxis):
         return reshape(step)
     target = step.integers(1)
     if len(target) > 1:
@@ -85,7 +85,7 @@ def reshaped(step: Step) -> Sequence[Value]:
 
 
 def cast(step: Step) -> Sequence[Value]:
-    if isinstance(step.value(0), Rows):
+    if isinstance(step.value(0), RowAxis):
         return unary(step)
     if step.integer("to", 0) not in WHOLE:
         raise Mixes("computes with the size of the batch")
@@ -99,7 +99,7 @@ def arithmetic(of: Callable[[Size, Size], Size | None]) -> Rule:
     """An operator on numbers, which may be sizes."""
 
     def either(step: Step) -> Sequence[Value]:
-        if any(isinstance(step.value(i), Rows) for i in range(len(step.node.input))):
+        if any(isinstance(step.value(i), RowAxis) for i in range(len(step.node.input))):
             return elementwise(step)
         a, b = step.vector(0), step.vector(1)
         count = max(len(a.entries), len(b.entries))
@@ -114,9 +114,9 @@ def arithmetic(of: Callable[[Size, Size], Size | None]) -> Rule:
 def combined(of: Callable[[Size, Size], Size | None], a: Size | None, b: Size | None) -> Size | None:
     if a is None or b is None:
         return None
-    made = of(a, b)
+    size = of(a, b)
     # Without the rows in it, it is some number that is the same for every batch.
-    return unknown() if made is None and not a.rows and not b.rows else made
+    return unknown() if size is None and not a.rows and not b.rows else size
 
 
 def summed(sign: int) -> Callable[[Size, Size], Size | None]:
@@ -144,7 +144,7 @@ def same_size(a: Size, b: Size) -> Size | None:
 
 
 def chosen(step: Step) -> Sequence[Value]:
-    if any(isinstance(step.value(i), Rows) for i in range(3)):
+    if any(isinstance(step.value(i), RowAxis) for i in range(3)):
         return elementwise(step)
     chosen, a, b = step.integers(0), step.vector(1), step.vector(2)
     count = max(len(chosen), len(a.entries), len(b.entries))
@@ -156,7 +156,7 @@ def chosen(step: Step) -> Sequence[Value]:
 
 
 def multiplied(step: Step) -> Sequence[Value]:
-    if isinstance(step.value(0), Rows):
+    if isinstance(step.value(0), RowAxis):
         return reduction(step)
     entries = step.vector(0).entries
     if any(e is None for e in entries) or step.integer("noop_with_empty_axes", 0):

@@ -14,7 +14,7 @@ ONE = Size(1)
 MOST_ENTRIES = 64
 
 
-class Rows(NamedTuple):
+class RowAxis(NamedTuple):
     """Along `axis` lie the rows, `each` entries a row."""
 
     axis: int
@@ -32,7 +32,7 @@ class Numbers(NamedTuple):
     first of each index along the last axis, and the others there are not numbers of rows.
     """
 
-    rows: Rows
+    rows: RowAxis
     step: int
     low: int = 0
     high: int = 0
@@ -40,7 +40,7 @@ class Numbers(NamedTuple):
 
 
 SAME = Same()
-Value = Rows | Same | Vector | Numbers
+Value = RowAxis | Same | Vector | Numbers
 
 
 class Mixes(Exception):
@@ -88,14 +88,14 @@ class Step:
 
         Numbers of rows are rows: only operators that may have them (`numbering`) get that far.
         """
-        found = self.known[self.node.input[i]] if self.given(i) else SAME
-        if isinstance(found, Numbers):
-            return found.rows
-        return SAME if isinstance(found, Vector) and found.free else found
+        value = self.known[self.node.input[i]] if self.given(i) else SAME
+        if isinstance(value, Numbers):
+            return value.rows
+        return SAME if isinstance(value, Vector) and value.free else value
 
-    def rows(self, i: int) -> Rows:
+    def rows(self, i: int) -> RowAxis:
         value = self.value(i)
-        if not isinstance(value, Rows):
+        if not isinstance(value, RowAxis):
             raise Mixes(f"needs the batch in its input {i}")
         return value
 
@@ -121,7 +121,7 @@ class Step:
         """The sizes of input `i`."""
         value = self.value(i)
         dims = [Size(d) if isinstance(d, int) else named(d) for d in self.shape(i)]
-        if isinstance(value, Rows):
+        if isinstance(value, RowAxis):
             dims[value.axis] = value.each._replace(rows=True)
         return dims
 
@@ -137,16 +137,16 @@ class Step:
 
     def integers(self, i: int) -> list[int]:
         """Input `i`, where its numbers are known."""
-        found = []
+        numbers = []
         for entry in self.vector(i).entries:
             if entry is None or entry.names or entry.rows:
                 raise Mixes(f"has numbers in its input {i} that are not known")
-            found.append(entry.factor)
-        return found
+            numbers.append(entry.factor)
+        return numbers
 
-    def axes(self, i: int, name: str = "axes") -> list[int] | None:
+    def axes(self, i: int) -> list[int] | None:
         """Axes, from the attribute or, in newer operator sets, input `i`; None if there are none."""
-        listed = self.attribute(name)
+        listed = self.attribute("axes")
         if listed is not None:
             return [int(a) for a in listed]  # type: ignore[attr-defined]
         return self.integers(i) if self.given(i) else None

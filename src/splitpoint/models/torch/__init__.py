@@ -90,10 +90,10 @@ def export(
     with _quiet():
         from splitpoint.models.torch.opening import open_source
         from splitpoint.models.torch.tracing import Export
-        from splitpoint.models.torch.weights import Weights
+        from splitpoint.models.torch.weights_option import WeightsOption
 
         start = time.perf_counter()
-        wanted = Weights.parse(weights)
+        wanted = WeightsOption.parse(weights)
         source = open_source(name, wanted, shapes or {}, say)
         if input_spec is not None:
             source.spec = input_spec.bind(source.specs())

@@ -19,8 +19,8 @@ import torch
 from splitpoint.errors import MissingExtraError, ModelError, UsageError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.models.torch.signal import seeded
-from splitpoint.models.torch.sources import Shapes, Source, image_source, tensor_source
-from splitpoint.models.torch.weights import GIVE_WEIGHTS, Weights, download, first_line, load_file
+from splitpoint.models.torch.torch_source import Shapes, TorchSource, image_source, tensor_source
+from splitpoint.models.torch.weights_option import GIVE_WEIGHTS, WeightsOption, download, first_line, load_file
 
 #: GoogLeNet and Inception with trained weights have no auxiliary heads and rescale their input; FCN and
 #: DeepLab have one. Random weights and `--weights FILE` get the same network.
@@ -36,7 +36,7 @@ def _interpolation(value: Any) -> Any:
     return text if text in ("bilinear", "bicubic", "nearest", "lanczos") else "bilinear"
 
 
-def torchvision_source(name: str, weights: Weights, shapes: Shapes) -> Source:
+def torchvision_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
     try:
         models: Any = import_module("torchvision.models")
     except ImportError as exc:
@@ -104,7 +104,7 @@ def _torchvision_spec(default: Any, segments: bool) -> tuple[InputSpec, Sequence
     return spec, mean, std
 
 
-def timm_source(name: str, weights: Weights, shapes: Shapes) -> Source:
+def timm_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
     try:
         timm: Any = import_module("timm")
         data: Any = import_module("timm.data")
@@ -161,7 +161,7 @@ def _timm_labels(model: Any) -> tuple[str, ...]:
 # --- transformers -----------------------------------------------------------------------------------------------
 
 
-def transformers_source(name: str, weights: Weights, shapes: Shapes) -> Source:
+def transformers_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
     """``hf:NAME``: a folder with a config.json or a hub id; with random weights also a model type (``hf:bert``)."""
     try:
         transformers: Any = import_module("transformers")
@@ -197,7 +197,7 @@ def transformers_source(name: str, weights: Weights, shapes: Shapes) -> Source:
     return _hf_source(name.rstrip("/").rsplit("/", 1)[-1], model, text, shapes)
 
 
-def _hf_source(name: str, model: Any, text: str, shapes: Shapes) -> Source:
+def _hf_source(name: str, model: Any, text: str, shapes: Shapes) -> TorchSource:
     config = model.config
     accepted = inspect.signature(model.forward).parameters
     constants: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
@@ -236,10 +236,10 @@ def _hf_source(name: str, model: Any, text: str, shapes: Shapes) -> Source:
 
     keywords = ("input_ids", "attention_mask") if masked else ("input_ids",)
     inputs = dict(zip(keywords, draw(2, 1), strict=True))
-    return Source(name, model, inputs, draw, text, keywords=keywords, constants=constants, pick=pick)
+    return TorchSource(name, model, inputs, draw, text, keywords=keywords, constants=constants, pick=pick)
 
 
-def _hf_image(name: str, model: Any, text: str, shapes: Shapes) -> Source:
+def _hf_image(name: str, model: Any, text: str, shapes: Shapes) -> TorchSource:
     config = model.config
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -266,7 +266,7 @@ def _hf_normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     try:
         find = import_module("transformers.utils").cached_file
         path = find(where, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False) if where else None
-        found = json.loads(Path(path).read_text()) if path else {}
+        settings = json.loads(Path(path).read_text()) if path else {}
     except (OSError, ValueError):
         return half, half
-    return tuple(found.get("image_mean") or half), tuple(found.get("image_std") or half)
+    return tuple(settings.get("image_mean") or half), tuple(settings.get("image_std") or half)

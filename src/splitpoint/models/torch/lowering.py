@@ -206,9 +206,9 @@ def _within(node: Any) -> Iterable[Any]:
 def _reads(node: Any) -> list[Any]:
     """The values a node needs, captures of its bodies included."""
     inside = list(_within(node))
-    made = {id(v) for n in inside for v in n.outputs}
+    inner = {id(v) for n in inside for v in n.outputs}
     values = [v for n in (node, *inside) for v in n.inputs if v is not None]
-    return [v for v in values if id(v) not in made]
+    return [v for v in values if id(v) not in inner]
 
 
 def _take_out_marks(graph: Any, marks: Mapping[str, str]) -> dict[str, str]:
@@ -219,16 +219,16 @@ def _take_out_marks(graph: Any, marks: Mapping[str, str]) -> dict[str, str]:
         path = marks.get(scopes[-1]) if scopes else None
         if path is None:
             continue
-        made, source = node.outputs[0], node.inputs[0]
+        marked, source = node.outputs[0], node.inputs[0]
         passed[path] = source
-        if not made.is_graph_output():
-            ir.convenience.replace_all_uses_with(made, source)
+        if not marked.is_graph_output():
+            ir.convenience.replace_all_uses_with(marked, source)
         elif source.is_graph_output() or source.is_graph_input():
             continue  # the answer is an input or another answer: this Identity is the model's own
         else:
-            name = made.name
-            ir.convenience.replace_all_uses_with(made, source, replace_graph_outputs=True)
-            made.name, source.name = None, name
+            name = marked.name
+            ir.convenience.replace_all_uses_with(marked, source, replace_graph_outputs=True)
+            marked.name, source.name = None, name
         graph.remove(node, safe=True)
     return {path: value.name for path, value in passed.items()}
 
@@ -269,12 +269,12 @@ def _name_batch(model: Any) -> None:
 def _data_nodes(graph: Any) -> list[Any]:
     """The nodes that depend on a graph input's values: the others are computed on both sides and hold no layer."""
     live = {id(v) for v in graph.inputs}
-    found = []
+    nodes = []
     for node in graph:
         if node.op_type not in _READS_SHAPE and any(id(v) in live for v in _reads(node)):
-            found.append(node)
+            nodes.append(node)
             live.update(id(v) for v in node.outputs)
-    return found
+    return nodes
 
 
 def _name_layers(graph: Any, clean: _Paths, paths: set[str], preprocess: str) -> None:

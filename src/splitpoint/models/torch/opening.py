@@ -1,6 +1,6 @@
-"""From what a user names to a `Source`.
+"""From what a user names to a `TorchSource`.
 
-Adding a source: one function that returns a `Source`, and a line in `open_source`.
+Adding a source: one function that returns a `TorchSource`, and a line in `open_source`.
 
 What runs other people's code: ``package.module:function`` is Python that the user names and is run; a
 ``.pt2`` is to be treated like it (see `_pt2`); libraries run their own code; weights files run nothing.
@@ -25,13 +25,13 @@ import torch
 from splitpoint.errors import ModelError, UsageError, nearest
 from splitpoint.models.torch import libraries
 from splitpoint.models.torch.signal import carry_signal, seeded
-from splitpoint.models.torch.sources import Shapes, Source, Wrapped
-from splitpoint.models.torch.weights import Weights, first_line, load_file
+from splitpoint.models.torch.torch_source import Shapes, TorchSource, Wrapped
+from splitpoint.models.torch.weights_option import WeightsOption, first_line, load_file
 from splitpoint.text import listed
 
 
-def open_source(name: str, weights: Weights, shapes: Shapes, say: Callable[[str], None]) -> Source:
-    """The `Source` that `name` stands for; ModelError, UsageError or MissingExtraError otherwise."""
+def open_source(name: str, weights: WeightsOption, shapes: Shapes, say: Callable[[str], None]) -> TorchSource:
+    """The `TorchSource` that `name` stands for; ModelError, UsageError or MissingExtraError otherwise."""
     scheme, _, rest = name.partition(":")
     if name.endswith(".pt2"):
         source = _pt2(Path(name), weights)
@@ -55,7 +55,7 @@ def open_source(name: str, weights: Weights, shapes: Shapes, say: Callable[[str]
     return source
 
 
-def _function(name: str, weights: Weights, shapes: Shapes) -> Source:
+def _function(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
     """``package.module:function`` → what the function returns: (nn.Module, example inputs)."""
     package, _, attribute = name.partition(":")
     model, example = _call(package, attribute)
@@ -92,7 +92,7 @@ def _call(package: str, attribute: str) -> tuple[Any, Any]:
         function = getattr(module, attribute, None)
         if function is None:
             raise ModelError(f"{package} has no function {attribute}{nearest(attribute, vars(module))}")
-        made = function()
+        returned = function()
     except ModelError:
         raise
     except ModuleNotFoundError as exc:
@@ -106,9 +106,9 @@ def _call(package: str, attribute: str) -> tuple[Any, Any]:
     finally:
         if added:
             sys.path.remove(here)
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.nn.Module)):
-        raise ModelError(f"{name} must return (nn.Module, example inputs), but returned {type(made).__name__}")
-    return made
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], torch.nn.Module)):
+        raise ModelError(f"{name} must return (nn.Module, example inputs), but returned {type(returned).__name__}")
+    return returned
 
 
 def _plain(name: str, model: Any) -> Any:
@@ -148,7 +148,7 @@ def _argument_names(model: Any, example: Any) -> list[str]:
 
 def _example_source(
     name: str, model: Any, examples: Mapping[str, Any], text: str, keywords: bool, free: bool = True
-) -> Source:
+) -> TorchSource:
     """A source that knows its inputs by one example only; others are drawn to look like it."""
     sizes = {v.shape[0] if v.dim() else None for v in examples.values()}
     batched = free and len(sizes) == 1 and None not in sizes
@@ -161,7 +161,7 @@ def _example_source(
         )
 
     inputs = dict(zip(examples, draw(2, 1), strict=True)) if batched else dict(examples)
-    return Source(name, model, inputs, draw, text, keywords=tuple(examples) if keywords else None, batched=batched)
+    return TorchSource(name, model, inputs, draw, text, keywords=tuple(examples) if keywords else None, batched=batched)
 
 
 def _vary(example: Any, shape: tuple[int, ...], seed: int) -> Any:
@@ -179,7 +179,7 @@ def _vary(example: Any, shape: tuple[int, ...], seed: int) -> Any:
     return torch.randint(low, max(high, low + 1) + 1, shape, generator=generator).to(example.dtype)
 
 
-def _pt2(path: Path, weights: Weights) -> Source:
+def _pt2(path: Path, weights: WeightsOption) -> TorchSource:
     """A program saved by ``torch.export.save``. Treat the file like Python code: open your own only.
 
     torch.export.load unpickles parts of the archive and rebuilds expressions from text; PyTorch says never to

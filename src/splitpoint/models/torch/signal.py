@@ -57,13 +57,13 @@ def carry_signal(model: Any, run: Callable[[_Batch], Sequence[Any]], batch: _Bat
     with seeded(seed), torch.no_grad():
         _redraw(model)
         _calibrate(model, lambda: run(batch))
-        found = signal(run(batch))
-        if not found >= LEAST_SIGNAL:
+        strength = signal(run(batch))
+        if not strength >= LEAST_SIGNAL:
             _rescale(model, lambda: run(batch))
-            found = signal(run(batch))
-    if not found >= LEAST_SIGNAL:
+            strength = signal(run(batch))
+    if not strength >= LEAST_SIGNAL:
         raise ModelError(
-            f"with random weights this model's output hardly depends on its input (it moves by {found:.1e} of its "
+            f"with random weights this model's output hardly depends on its input (it moves by {strength:.1e} of its "
             "magnitude), so nothing computed with it can be checked: give real ones with --weights FILE"
         )
 

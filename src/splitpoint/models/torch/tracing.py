@@ -24,8 +24,8 @@ from splitpoint.files import destination, is_special, make_folder, publish, scra
 from splitpoint.models.reasons import reason_of
 from splitpoint.models.torch import lowering
 from splitpoint.models.torch.report import ExportReport
-from splitpoint.models.torch.sources import Shapes, Source, Wrapped
-from splitpoint.models.torch.weights import first_line
+from splitpoint.models.torch.torch_source import Shapes, TorchSource, Wrapped
+from splitpoint.models.torch.weights_option import first_line
 from splitpoint.tensors import Array
 
 #: Largest difference between ONNX Runtime and eager PyTorch, relative to how far the output moves between inputs.
@@ -38,7 +38,7 @@ _INLINE_LIMIT = 1 << 30
 class Export:
     """One export: trace, clean, compare, and the retreats where one of them fails."""
 
-    def __init__(self, name: str, source: Source, shapes: Shapes, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, source: TorchSource, shapes: Shapes, say: Callable[[str], None]) -> None:
         self.name, self.source, self.shapes, self.say = name, source, shapes, say
         self.wrapped = Wrapped(source)
         self.notes: list[str] = []
@@ -48,14 +48,14 @@ class Export:
         if not is_special(output):
             make_folder(target.parent)
         with scratch(output, ".export-") as folder:
-            made = folder / target.name
-            model, layers, batch, error = self._attempts(made)
-            sizes = [p.stat().st_size for p in (made, _beside(made)) if p.exists()]
-            if _beside(made).exists():  # weights first: a half-written model is never seen
+            written = folder / target.name
+            model, layers, batch, error = self._attempts(written)
+            sizes = [p.stat().st_size for p in (written, _beside(written)) if p.exists()]
+            if _beside(written).exists():  # weights first: a half-written model is never seen
                 if is_special(output):
                     raise StorageError(f"{output} cannot hold {sum(sizes) >> 20} MiB of weights: name a regular file")
-                publish(_beside(made), _beside(target))
-            publish(made, output)
+                publish(_beside(written), _beside(target))
+            publish(written, output)
         return ExportReport(
             source=self.name,
             path=output,

@@ -19,8 +19,8 @@ from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.models.model import Model
-from splitpoint.predict.calibrate.collection import Collection, Measured, Visit
-from splitpoint.predict.calibrate.random_networks import DRAWN, FAMILIES, LEAST_WORK, MOST_WORK, strip
+from splitpoint.predict.calibrate.collection import Collection, MeasuredNetwork, NetworkVisit
+from splitpoint.predict.calibrate.random_networks import DRAWN, FAMILIES, LEAST_WORK, MOST_WORK, random_network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
@@ -139,16 +139,16 @@ class _Survey:
         strips = self.collection.strips
         sums = np.array([s.kernels_ms().sum() for s in strips])
         ratios = np.log([s.whole_ms for s in strips]) - np.log(sums)
-        worst, found = _SUSPICIOUS, None
+        worst, suspect = _SUSPICIOUS, None
         for k, measured in enumerate(strips):
             beside = np.argsort(np.abs(np.log(sums / sums[k])))[1:_BESIDE]
             odd = abs(float(ratios[k] - np.median(ratios[beside]))) if len(beside) else 0.0
             if len(measured.visits) < _MOST_VISITS and odd > worst:
-                worst, found = odd, k
-        return found
+                worst, suspect = odd, k
+        return suspect
 
     def _next(self) -> _Candidate:
-        """The first of each family, then whichever tells most for the time it takes."""
+        """The next network: one of each family first, then the one that is expected to teach most a second."""
         self._taken += 1
         if self._drawn < len(FAMILIES) or self._fit is None or not self._taken % _AS_DRAWN:
             return self._draw()
@@ -168,11 +168,11 @@ class _Survey:
         work = LEAST_WORK * (most / LEAST_WORK) ** float(rng.random())
         seed = self._drawn
         self._drawn += 1
-        model = strip(seed, family, work)
+        model = random_network(seed, family, work)
         return _Candidate(seed, family, work, model, kernels_of(model))
 
     def _flops_a_ms(self) -> float:
-        """How fast this device was so far; slow, as long as nobody knows."""
+        """FLOPs a ms of this device so far; a low guess before anything was measured."""
         flops = KINDS["conv"].columns.index("FLOPs")
         speeds = [
             sum(values[flops] for kind, values in s.rows if kind == "conv") / s.whole_ms for s in self.collection.strips
@@ -186,7 +186,7 @@ class _Survey:
             self._pool = [(self._worth(candidate), candidate) for _, candidate in self._pool]
 
     def _worth(self, candidate: _Candidate) -> float:
-        """How much is not known of its kernels, together, for each second that measuring them takes."""
+        """The uncertainty of its kernels' times, summed, for each second that measuring them takes."""
         if self._unsure is None:
             return 0.0
         unsure = 0.0
@@ -195,7 +195,7 @@ class _Survey:
         return unsure / self._cost_s(candidate)
 
     def _cost_s(self, candidate: _Candidate) -> float:
-        """Seconds that a visit may take: as many as those so far took, for what was to be done in them."""
+        """Seconds that a visit is expected to take, by how long visits so far took compared with their estimates."""
         known = self.collection.strips
         slower = np.median([s.spent_s / len(s.visits) / _effort_s(s.weights_mb, s.whole_ms) for s in known])
         usual_ms = sum(k.flops for k in candidate.kernels) / self._flops_a_ms()
@@ -207,7 +207,7 @@ class _Survey:
         began = self._clock()
         visit = self._visit(candidate.model, candidate.kernels)
         rows = tuple((k.kind, tuple(k.config.values())) for k in candidate.kernels)
-        measured = Measured(
+        measured = MeasuredNetwork(
             candidate.seed, candidate.family, candidate.work, round(candidate.model.nbytes / 1e6, 3), rows, (visit,),
             round(self._clock() - began, 3),
         )  # fmt: skip
@@ -216,7 +216,7 @@ class _Survey:
     def _revisit(self, number: int) -> None:
         began = self._clock()
         old = self.collection.strips[number]
-        model = strip(old.seed, old.family, old.work)
+        model = random_network(old.seed, old.family, old.work)
         visit = self._visit(model, kernels_of(model))
         if len(visit.kernels) != len(old.rows):
             raise InputError("the measurements are of another version of splitpoint: begin anew, in another file")
@@ -224,10 +224,10 @@ class _Survey:
         new = msgspec.structs.replace(old, visits=(*old.visits, visit), spent_s=spent)
         self._keep((*self.collection.strips[:number], new, *self.collection.strips[number + 1 :]))
 
-    def _keep(self, strips: tuple[Measured, ...]) -> None:
+    def _keep(self, strips: tuple[MeasuredNetwork, ...]) -> None:
         self.collection = msgspec.structs.replace(self.collection, strips=strips)
 
-    def _visit(self, model: Model, kernels: Sequence[Kernel]) -> Visit:
+    def _visit(self, model: Model, kernels: Sequence[Kernel]) -> NetworkVisit:
         """The whole, its kernels, and the whole again, so that a drift between the two shows in neither."""
         inputs = samples_for(model, 1)[0]
         session = self._engine.compile(model.whole())
@@ -241,8 +241,8 @@ class _Survey:
             whole += [self._run(session.run, inputs, usual) for _ in range(runs - runs // 2)]
         finally:
             session.close()
-        found = tuple(round(float(times[list(k.nodes)].sum()), 6) for k in kernels)
-        return Visit(tuple(round(ms, 4) for ms in whole), found)
+        kernel_ms = tuple(round(float(times[list(k.nodes)].sum()), 6) for k in kernels)
+        return NetworkVisit(tuple(round(ms, 4) for ms in whole), kernel_ms)
 
     def _kernel_times(self, model: Model, inputs: Mapping[str, Array], usual_ms: float) -> Floats:
         assert isinstance(self._engine, KernelTimer)
@@ -284,13 +284,13 @@ def _some(table: Table) -> Table:
 
 def columns_of(kernels: Sequence[Kernel]) -> dict[str, dict[str, Floats]]:
     """Kind → column → one number a kernel of that kind."""
-    found: dict[str, list[Mapping[str, float]]] = {}
+    by_kind: dict[str, list[Mapping[str, float]]] = {}
     for kernel in kernels:
         if kernel.kind != "other":
-            found.setdefault(kernel.kind, []).append(kernel.config)
+            by_kind.setdefault(kernel.kind, []).append(kernel.config)
     return {
         kind: {c: np.array([config[c] for config in configs]) for c in KINDS[kind].columns}
-        for kind, configs in found.items()
+        for kind, configs in by_kind.items()
     }
 
 

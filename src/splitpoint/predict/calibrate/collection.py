@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import isfinite
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+from splitpoint.documents import Documents, Milliseconds
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError
-from splitpoint.files import read_file, write_atomic
 from splitpoint.machine import Machine, now, this_machine, versions
-from splitpoint.parsing import parse_json
-from splitpoint.predict.calibrate.random_networks import FAMILIES, strip
+from splitpoint.predict.calibrate.random_networks import FAMILIES, random_network
 from splitpoint.predict.calibrate.reference import network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
@@ -28,21 +28,19 @@ FORMAT = 1
 _DISTURBED = 1.15
 #: No kernel takes less (ms): what an engine leaves out entirely has a row as well.
 _LEAST_MS = 5e-4
-#: Of the file: an hour of a fast machine has 20 MB.
-_MOST_BYTES = 256 << 20
-#: A day in ms; more than any size or seed.
-_MOST_MS, _MOST_SIZE, _MOST_SEED = 86_400_000.0, 1e18, 1 << 31
-_MADE_BY = "splitpoint calibrate-device"
 #: Reference networks: so many, not the lightest and heaviest, of families that are like real networks.
 _REFERENCES, _MOST_REFERENCE_MB = 24, 48.0
 _NO_REFERENCE = frozenset({"odd", "mlp", "lenet", "text"})
+_Seed = Annotated[int, Meta(ge=0, le=1 << 31)]
+_Size = Annotated[float, Meta(ge=-1, le=1e18)]
+RunMs = Annotated[float, Meta(gt=0, le=86_400_000)]
 
 
-class Visit(msgspec.Struct, frozen=True):
+class NetworkVisit(msgspec.Struct, frozen=True):
     """One time that a strip was compiled and timed: ms of its runs, and of each of its kernels."""
 
-    whole: tuple[float, ...]
-    kernels: tuple[float, ...]
+    whole: Annotated[tuple[RunMs, ...], Meta(min_length=1)]
+    kernels: tuple[Milliseconds, ...]
 
     @property
     def ms(self) -> float:
@@ -50,37 +48,37 @@ class Visit(msgspec.Struct, frozen=True):
         return float(np.median(self.whole))
 
 
-class Measured(msgspec.Struct, frozen=True):
+class MeasuredNetwork(msgspec.Struct, frozen=True):
     """A strip and its visits; `seed`, `family` and `work` make it again, `rows` has the columns of each kernel."""
 
-    seed: int
+    seed: _Seed
     family: str
-    work: float
-    weights_mb: float
-    rows: tuple[tuple[str, tuple[float, ...]], ...]
-    visits: tuple[Visit, ...]
-    spent_s: float
+    work: Annotated[float, Meta(gt=0, le=1e18)]
+    weights_mb: Annotated[float, Meta(ge=0, le=1e18)]
+    rows: Annotated[tuple[tuple[str, tuple[_Size, ...]], ...], Meta(min_length=1)]
+    visits: Annotated[tuple[NetworkVisit, ...], Meta(min_length=1)]
+    spent_s: Milliseconds
 
     @property
     def whole_ms(self) -> float:
-        """Of the whole strip, with the pauses that requests have between them; of visits that nothing disturbed."""
+        """Time of the whole network, with pauses as between requests: the median over undisturbed visits."""
         return float(np.median([ms for v in _undisturbed(self.visits, [v.ms for v in self.visits]) for ms in v.whole]))
 
     def reference(self) -> Reference:
         """What it takes to measure it again another day, and to compare."""
-        model = strip(self.seed, self.family, self.work)
+        model = random_network(self.seed, self.family, self.work)
         flops = sum(node.flops for node in model.graph.nodes)
         return Reference(family=self.family, seed=self.seed, work=self.work, flops=flops, ms=self.whole_ms)
 
     def kernels_ms(self) -> NDArray[np.float64]:
-        """Of each kernel; of visits that nothing disturbed."""
+        """Time of each kernel: the median over undisturbed visits."""
         kept = _undisturbed(self.visits, [sum(v.kernels) for v in self.visits])
         times: NDArray[np.float64] = np.median([v.kernels for v in kept], axis=0)
         return np.maximum(times, _LEAST_MS)
 
 
-def _undisturbed(visits: Sequence[Visit], taken: Sequence[float]) -> list[Visit]:
-    """Of visits and what each took, those that are not much slower than the best."""
+def _undisturbed(visits: Sequence[NetworkVisit], taken: Sequence[float]) -> list[NetworkVisit]:
+    """The visits that are not much slower than the fastest; `taken` is what each took."""
     return [v for v, ms in zip(visits, taken, strict=True) if ms <= min(taken) * _DISTURBED]
 
 
@@ -94,10 +92,10 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     versions: dict[str, str]
     created: str
-    seed: int
+    seed: _Seed
     columns: dict[str, tuple[str, ...]]
-    spent_s: float = 0.0
-    strips: tuple[Measured, ...] = ()
+    spent_s: Milliseconds = 0.0
+    strips: tuple[MeasuredNetwork, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -111,10 +109,10 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
 
     def tables(self) -> dict[str, Table]:
         """The rows of each kind, with the number of the strip that each comes from."""
-        found: dict[str, tuple[list[tuple[float, ...]], list[float], list[int]]] = {}
+        parts: dict[str, tuple[list[tuple[float, ...]], list[float], list[int]]] = {}
         for number, measured in enumerate(self.strips):
             for (kind, values), ms in zip(measured.rows, measured.kernels_ms().tolist(), strict=True):
-                rows, latency, origin = found.setdefault(kind, ([], [], []))
+                rows, latency, origin = parts.setdefault(kind, ([], [], []))
                 rows.append(values)
                 latency.append(ms)
                 origin.append(number)
@@ -125,7 +123,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
                 np.array(latency),
                 np.array(origin, np.int64),
             )
-            for kind, (rows, latency, origin) in found.items()
+            for kind, (rows, latency, origin) in parts.items()
             if kind != "other"
         }
 
@@ -165,14 +163,14 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         places = np.unique(np.linspace(0, len(fit) - 1, min(len(fit), _REFERENCES)).round().astype(int)).tolist()
         return tuple(fit[k].reference() for k in places)
 
-    def learned(self, *, name: str = "", note: str = "", progress: Callable[[str], None] | None = None) -> Latency:
-        """What it says of the device. MissingExtraError without scikit-learn, InputError if nothing is in it."""
+    def learned(self, *, name: str = "", note: str = "") -> Latency:
+        """The latency model learned from it. MissingExtraError without scikit-learn, InputError if nothing is in it."""
         from splitpoint.predict.learn.training import train
 
         latency = train(
             self.tables(), name=name or self.machine.processor, engine=self.engine, device=self.device,
             threads=self.threads, created=self.created, machine=self.machine, versions=self.versions, note=note,
-            totals=self.totals(), seed=self.seed, progress=progress,
+            totals=self.totals(), seed=self.seed,
         )  # fmt: skip
         # What is learned of all of them is nearer to how fast the device was than the one time each was measured.
         priced = ((r, predict(network(r), latency).whole.median) for r in self.references())
@@ -189,46 +187,33 @@ def started(engine: Engine, seed: int = 0) -> Collection:
     )  # fmt: skip
 
 
-def save_collection(path: Path, collection: Collection) -> None:
-    """Write `collection` to `path`, whole or not at all. StorageError says why not."""
-    write_atomic(path, msgspec.json.encode(collection) + b"\n")
+def _check(collection: Collection) -> None:
+    """ValueError if another version measured it, or its rows and visits do not fit together."""
+    if collection.columns != {k.name: k.columns for k in KINDS.values()}:
+        raise ValueError("another version of splitpoint measured it")
+    for k, one in enumerate(collection.strips):
+        at = f"- at `$.strips[{k}]`"
+        if one.family not in FAMILIES:
+            raise ValueError(f"a random network of no family: {one.family[:40]!r} {at}")
+        for kind, values in one.rows:
+            if len(values) != len(collection.columns.get(kind, ())):
+                raise ValueError(f"a row of {kind[:40]} with {counted(len(values), 'column')} {at}")
+        for visit in one.visits:
+            if len(visit.kernels) != len(one.rows):
+                raise ValueError(f"a visit with {counted(len(visit.kernels), 'kernel')} {at}")
+
+
+_COLLECTIONS = Documents(
+    what="a calibration under way", holds=Collection, format=FORMAT, made_by="splitpoint calibrate-device -o",
+    most_bytes=256 << 20,  # an hour of a fast machine has 20 MB
+    check=_check, write=lambda collection: msgspec.json.encode(collection) + b"\n",
+)  # fmt: skip
+save_collection = _COLLECTIONS.save
 
 
 def load_collection(path: Path) -> Collection:
     """The collection in `path`. InputError names the file and what is wrong in it."""
     try:
-        found = parse_json(read_file(path, _MOST_BYTES, "a calibration under way", _MADE_BY), Collection)
-        _check(found)
-    except ValueError as exc:
-        raise InputError(
-            f"{path} is no calibration under way, or it is damaged: {exc} (remove it to begin anew)"
-        ) from exc
-    return found
-
-
-def _check(collection: Collection) -> None:
-    """ValueError if a number in it makes no sense, or another version measured it."""
-    if collection.format != FORMAT or collection.columns != {k.name: k.columns for k in KINDS.values()}:
-        raise ValueError("another version of splitpoint measured it")
-    if not 0 <= collection.spent_s <= _MOST_MS or not 0 <= collection.seed <= _MOST_SEED:
-        raise ValueError("its time or its seed makes no sense")
-    for k, one in enumerate(collection.strips):
-        at = f"(at $.strips[{k}])"
-        if one.family not in FAMILIES or not 0 <= one.seed <= _MOST_SEED or not one.visits or not one.rows:
-            raise ValueError(f"a strip that cannot have been measured {at}")
-        for kind, values in one.rows:
-            if len(values) != len(collection.columns.get(kind, ())):
-                raise ValueError(f"a row of {kind[:40]} with {counted(len(values), 'column')} {at}")
-            if not all(-1 <= v <= _MOST_SIZE for v in values):
-                raise ValueError(f"a row of {kind[:40]} with a size that makes no sense {at}")
-        for visit in one.visits:
-            if len(visit.kernels) != len(one.rows) or not visit.whole:
-                raise ValueError(f"a visit with {counted(len(visit.kernels), 'kernel')} {at}")
-            if not all(0 <= ms <= _MOST_MS for ms in visit.kernels) or not all(
-                0 < ms <= _MOST_MS for ms in visit.whole
-            ):
-                raise ValueError(f"a time that makes no sense {at}")
-        if not (isfinite(one.work) and 0 < one.work <= _MOST_SIZE and 0 <= one.spent_s <= _MOST_MS):
-            raise ValueError(f"a strip of {one.work:g} operations {at}")
-        if not 0 <= one.weights_mb <= _MOST_SIZE:
-            raise ValueError(f"a strip with {one.weights_mb:g} MB of weights {at}")
+        return _COLLECTIONS.load(path)
+    except InputError as exc:
+        raise InputError(f"{exc} (remove it to begin anew)") from exc

@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from splitpoint.callbacks import call
+from splitpoint.documents import Documents
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError
 from splitpoint.files import make_folder, read_file, write_atomic
@@ -22,7 +25,7 @@ from splitpoint.machine import Machine, this_machine, versions
 from splitpoint.models.model import Model, build
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.weights import stand_ins
-from splitpoint.parsing import MalformedError, parse_json
+from splitpoint.predict.calibrate.collection import RunMs
 from splitpoint.predict.calibrate.network_timing import visit
 from splitpoint.predict.calibrate.reference import REFERENCE_S, network, require
 from splitpoint.predict.learn.latency_model import Reference
@@ -36,9 +39,9 @@ FORMAT = 1
 VISITS = 6
 #: Of a budget, what visits to wholes may take.
 WHOLES_SHARE = 0.5
-#: A graph without weights, and the times of some hundred visits.
-_MOST_GRAPH, _MOST_WHOLES = 256 << 20, 16 << 20
-_DAY_MS = 86_400_000.0
+#: Of a graph without weights.
+_MOST_GRAPH = 256 << 20
+_Visit = Annotated[list[RunMs], Meta(min_length=1)]
 
 #: What is being done, how many of how many.
 OnStep = Callable[[str, int, int], None]
@@ -55,8 +58,15 @@ class Wholes(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     machine: Machine
     versions: dict[str, str]
-    visits: dict[str, list[list[float]]]
-    references: dict[str, list[list[float]]] = {}
+    visits: dict[str, list[_Visit]]
+    references: dict[str, list[_Visit]] = {}
+
+
+_WHOLES = Documents(
+    what="a file of networks' times", holds=Wholes, format=FORMAT, made_by="splitpoint predict evaluate --data",
+    most_bytes=16 << 20,  # the times of some hundred visits
+    marks=("visits",),
+)  # fmt: skip
 
 
 @dataclass
@@ -78,8 +88,8 @@ class Truth:
         """How long the whole network takes: the median of its visits, and between which its runs lie; None before there
         was one.
 
-        With `slowdowns` (`Speed.rounds`) each visit counts as if the machine had been so many times faster in its
-        round; visits of rounds that have none are left out.
+        With `slowdowns` (`ReferenceSpeed.rounds`) each visit counts as if the machine had been so many times faster
+        in its round; visits of rounds that have none are left out.
 
         A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all others,
         and a prediction is of the usual one.
@@ -186,11 +196,11 @@ def names(folder: Path) -> Sequence[str]:
 
 def save_wholes(truth: Truth, folder: Path) -> None:
     """Writes the visits so far."""
-    made = Wholes(
+    wholes = Wholes(
         engine=truth.engine, device=truth.device, threads=truth.threads, machine=truth.machine, versions=versions(),
         visits=truth.visits, references=truth.references,
     )  # fmt: skip
-    write_atomic(folder / "wholes.json", msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    _WHOLES.save(folder / "wholes.json", wholes)
 
 
 def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
@@ -198,17 +208,10 @@ def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
     path = folder / "wholes.json"
     if not path.is_file():
         return None
-    try:
-        found = parse_json(read_file(path, _MOST_WHOLES, "times", "splitpoint predict evaluate"), Wholes)
-    except MalformedError as exc:
-        raise InputError(f"{path} does not hold times of networks, or it is damaged: {exc}") from exc
-    every = (*found.visits.values(), *found.references.values())
-    runs = [ms for visits in every for taken in visits for ms in (taken or [np.nan])]
-    if found.format != FORMAT or not all(0 < ms <= _DAY_MS for ms in runs):
-        raise InputError(f"{path} has times that make no sense: delete it and measure again")
-    truth = Truth(found.engine, found.device, found.threads, found.machine, dict(models))
-    truth.visits = found.visits  # those of other networks as well: the file is written anew
-    truth.references = found.references
+    wholes = _WHOLES.load(path)
+    truth = Truth(wholes.engine, wholes.device, wholes.threads, wholes.machine, dict(models))
+    truth.visits = wholes.visits  # those of other networks as well: the file is written anew
+    truth.references = wholes.references
     for name, model in models.items():
         place = folder / f"{name}.profile.json"
         if place.is_file():

@@ -20,10 +20,13 @@ _OPSET, _IR = 20, 10
 
 
 class Sketch:
-    """A network under way: nodes, weights and the shape of every tensor. Methods add a layer and return its result."""
+    """A network under way: nodes, weights and the shape of every tensor. Methods add a layer and return its result.
 
-    def __init__(self, rng: Rng) -> None:
-        self.rng = rng
+    `work` is about how many FLOPs it is to have in the end; `flops` are those it has so far.
+    """
+
+    def __init__(self, rng: Rng, work: float) -> None:
+        self.rng, self.work = rng, work
         self.flops = 0.0
         self._nodes: list[Proto] = []
         self._weights: list[Proto] = []
@@ -161,11 +164,11 @@ class Sketch:
         size = ((h + 2 * ph - kh) // stride + 1, (w + 2 * pw - kw) // stride + 1)
         shape = (1, out, *size)
         weight, bias = self.weight((out, c // groups, kh, kw)), self.weight((out,), -0.01, 0.01)
-        made = self.add(
+        result = self.add(
             "Conv", [x, weight, bias], shape, 2 * prod(shape) * c // groups * kh * kw, group=groups,
             kernel_shape=[kh, kw], strides=[stride, stride], pads=[ph, pw, ph, pw], dilations=[1, 1],
         )  # fmt: skip
-        return self.act(made, act)
+        return self.act(result, act)
 
     def act(self, x: str, name: str) -> str:
         """An activation: an operator of ONNX, or Relu6, Silu, or none."""
@@ -201,11 +204,11 @@ class Sketch:
         flops = 2.0 * prod(lead) * width * out
         if len(lead) == 1:
             weights = [self.weight((out, width)), self.weight((out,), -0.01, 0.01)]
-            made = self.add("Gemm", [x, *weights], (*lead, out), flops, transB=1)
+            result = self.add("Gemm", [x, *weights], (*lead, out), flops, transB=1)
         else:
-            made = self.add("MatMul", [x, self.weight((width, out))], (*lead, out), flops)
-            made = self.add("Add", [made, self.weight((out,), -0.01, 0.01)], (*lead, out))
-        return self.act(made, act)
+            result = self.add("MatMul", [x, self.weight((width, out))], (*lead, out), flops)
+            result = self.add("Add", [result, self.weight((out,), -0.01, 0.01)], (*lead, out))
+        return self.act(result, act)
 
     def reshape(self, x: str, *shape: int) -> str:
         return self.add("Reshape", [x, self.numbers(*shape)], shape)
@@ -217,10 +220,10 @@ class Sketch:
         shape = tuple(np.broadcast_shapes(self.shape(x), self.shape(y)))
         return self.add(op, [x, y], shape)
 
-    def concat(self, parts: Sequence[str], axis: int = 1) -> str:
-        shape = list(self.shape(parts[0]))
-        shape[axis] = sum(self.shape(p)[axis] for p in parts)
-        return self.add("Concat", parts, tuple(shape), axis=axis)
+    def concat(self, parts: Sequence[str]) -> str:
+        """`parts` behind each other, along their channels."""
+        first, _, *rest = self.shape(parts[0])
+        return self.add("Concat", parts, (first, sum(map(self.channels, parts)), *rest), axis=1)
 
     def norm(self, x: str) -> str:
         """Layer norm over the last dimension."""

@@ -1,4 +1,4 @@
-"""A visit to a whole network: it is compiled, run some times as requests would run it, and gone."""
+"""Timing a whole network: it is compiled, run some times with pauses as between requests, and closed."""
 
 from __future__ import annotations
 

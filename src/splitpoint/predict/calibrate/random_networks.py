@@ -24,7 +24,7 @@ LEAST_WORK, MOST_WORK = 1e8, 1.6e10
 _DRAWS = 4
 
 
-def strip(seed: int, family: str, work: float = 2e9) -> Model:
+def random_network(seed: int, family: str, work: float = 2e9) -> Model:
     """A random network of `family` (one of `FAMILIES`) with about `work` FLOPs; the same for the same arguments."""
     drawn = [_drawn([seed, k], family, work) for k in range(_DRAWS)]
     best = min(drawn, key=lambda net: abs(log2(max(1.0, net.flops) / work)))
@@ -33,12 +33,12 @@ def strip(seed: int, family: str, work: float = 2e9) -> Model:
 
 
 def _drawn(seed: Sequence[int], family: str, work: float) -> Sketch:
-    net = Sketch(np.random.default_rng([*seed, *family.encode()]))
-    net.give(FAMILIES[family](net, work))
+    net = Sketch(np.random.default_rng([*seed, *family.encode()]), work)
+    net.give(FAMILIES[family](net))
     return net
 
 
-Family = Callable[[Sketch, float], str]
+Family = Callable[[Sketch], str]
 
 
 def _side(net: Sketch) -> int:
@@ -72,12 +72,12 @@ def _stem(net: Sketch, width: int, act: str, late: int = 1) -> str:
 # --- convolutions -------------------------------------------------------------------------------------------------
 
 
-def _vgg(net: Sketch, work: float) -> str:
+def _vgg(net: Sketch) -> str:
     """3 × 3 convolutions and pools, then wide products; or a few stages of it, as wide as they are there."""
     late = int(net.pick(1, 1, 2, 4, 8))
     stages = 5 if late == 1 else int(net.pick(1, 2, 2, 3))
     x = net.image(int(net.pick(224, 224, 224, 160, 192)) // late)
-    first = net.spread(24, 72) * min(1.0, sqrt(work / 8e9)) if late == 1 else net.spread(32, 80) * late
+    first = net.spread(24, 72) * min(1.0, sqrt(net.work / 8e9)) if late == 1 else net.spread(32, 80) * late
     for width in _stages(net, first, (1.4, 2.2), stages):
         for _ in range(net.pick(1, 1, 2, 3)):
             x = net.conv(x, min(width, 640), 3, act="Relu")
@@ -87,7 +87,7 @@ def _vgg(net: Sketch, work: float) -> str:
     return _wide_head(net, x, net.spread(512, 4096))
 
 
-def _alex(net: Sketch, work: float) -> str:
+def _alex(net: Sketch) -> str:
     """A large first convolution, then few and wide ones."""
     kernel = net.pick(11, 9, 7)
     x = net.conv(net.image(int(net.pick(224, 224, 192, 256))), net.width(48, 112), kernel, 4, act="Relu", pad=2)
@@ -111,7 +111,7 @@ def _wide_head(net: Sketch, x: str, width: float) -> str:
     return net.linear(x, net.pick(10, 100, 1000, 1000))
 
 
-def _resnet(net: Sketch, work: float) -> str:
+def _resnet(net: Sketch) -> str:
     """Two 3 × 3 convolutions and what they are added to."""
     late = _late(net)
     base = net.spread(32, 80) * late
@@ -126,7 +126,7 @@ def _resnet(net: Sketch, work: float) -> str:
     return net.classify(x)
 
 
-def _bottleneck(net: Sketch, work: float) -> str:
+def _bottleneck(net: Sketch) -> str:
     """1 × 1, 3 × 3 (in groups, in some networks), 1 × 1 and an addition; some weigh channels as well."""
     late = _late(net)
     base = net.spread(24, 72) * late
@@ -149,7 +149,7 @@ def _bottleneck(net: Sketch, work: float) -> str:
     return net.classify(x)
 
 
-def _mobile(net: Sketch, work: float) -> str:
+def _mobile(net: Sketch) -> str:
     """Widened, a depthwise convolution, narrowed: MobileNets, MnasNets and EfficientNets."""
     act = net.pick("Relu6", "Relu", "HardSwish", "Silu")
     gate = "HardSigmoid" if act == "HardSwish" else "Sigmoid"
@@ -175,7 +175,7 @@ def _inverted(net: Sketch, x: str, width: int, stride: int, act: str, gate: str,
     return net.sum(y, x) if stride == 1 and c == width else y
 
 
-def _separable(net: Sketch, work: float) -> str:
+def _separable(net: Sketch) -> str:
     """A depthwise and a 1 × 1 convolution in turns: the first MobileNet, Xception."""
     act = net.pick("Relu", "Relu6", "LeakyRelu")
     base = net.spread(16, 64)
@@ -188,7 +188,7 @@ def _separable(net: Sketch, work: float) -> str:
     return net.classify(x)
 
 
-def _dense(net: Sketch, work: float) -> str:
+def _dense(net: Sketch) -> str:
     """Each layer reads all before it: batch norms that nothing folds away, and concatenations."""
     growth = net.width(12, 48)
     x = _stem(net, net.width(growth * 1.5, growth * 2.5), "Relu")
@@ -203,7 +203,7 @@ def _dense(net: Sketch, work: float) -> str:
     return net.classify(net.batch_norm(x, "Relu"))
 
 
-def _fire(net: Sketch, work: float) -> str:
+def _fire(net: Sketch) -> str:
     """Squeezed, then widened by two convolutions side by side."""
     base = net.spread(10, 28)
     x = net.conv(net.image(_side(net)), net.width(48, 104), net.pick(3, 3, 7), 2, act="Relu")
@@ -217,7 +217,7 @@ def _fire(net: Sketch, work: float) -> str:
     return net.classify(net.conv(x, net.pick(10, 100, 1000), act="Relu"))
 
 
-def _inception(net: Sketch, work: float) -> str:
+def _inception(net: Sketch) -> str:
     """Four paths of different windows, side by side."""
     base = net.spread(24, 80)
     x = net.pool(net.conv(net.image(_side(net)), net.width(40, 80), net.pick(7, 7, 3), 2, act="Relu"), kernel=3, pad=1)
@@ -244,7 +244,7 @@ def _paths(net: Sketch, x: str, width: int) -> str:
     return net.concat([net.conv(x, wide(0.8, 2), act="Relu"), long, other, pooled])
 
 
-def _shuffle(net: Sketch, work: float) -> str:
+def _shuffle(net: Sketch) -> str:
     """Half the channels are worked on, then halves are shuffled."""
     base = net.spread(48, 176)
     x = net.pool(net.conv(net.image(_side(net)), net.width(16, 40), 3, 2, act="Relu"), kernel=3, pad=1)
@@ -268,7 +268,7 @@ def _shuffled(net: Sketch, x: str, groups: int = 2) -> str:
     return net.reshape(x, 1, c, h, w)
 
 
-def _grouped(net: Sketch, work: float) -> str:
+def _grouped(net: Sketch) -> str:
     """1 × 1 convolutions in groups whose channels are shuffled: the first ShuffleNet."""
     groups = net.pick(2, 3, 4, 8)
     step = groups * net.pick(8, 8, 4, 3)
@@ -285,7 +285,7 @@ def _grouped(net: Sketch, work: float) -> str:
     return net.classify(x)
 
 
-def _next(net: Sketch, work: float) -> str:
+def _next(net: Sketch) -> str:
     """A large depthwise window, then what transformers do between attentions."""
     base = net.spread(32, 120)
     x = net.conv(net.image(_side(net)), net.width(base * 0.9, base * 1.1), 4, 4, pad=0)
@@ -305,7 +305,7 @@ def _next(net: Sketch, work: float) -> str:
 # --- transformers -------------------------------------------------------------------------------------------------
 
 
-def _vit(net: Sketch, work: float) -> str:
+def _vit(net: Sketch) -> str:
     """Patches of a photo, then attention and products, as two libraries write them."""
     patch = net.pick(16, 16, 14, 32, 8)
     head = net.pick(64, 64, 64, 32, 48)
@@ -329,7 +329,7 @@ def _vit(net: Sketch, work: float) -> str:
     return net.linear(net.reshape(x, 1, width), net.pick(10, 100, 1000))
 
 
-def _text(net: Sketch, work: float) -> str:
+def _text(net: Sketch) -> str:
     """Attention with a mask over a sentence, norms behind the sums."""
     rows = int(net.pick(16, 32, 64, 128, 128, 256, 384))
     head, heads = net.pick(64, 64, 32), int(net.pick(2, 4, 6, 8, 12, 16))
@@ -368,8 +368,8 @@ def _apart(net: Sketch, x: str, heads: int) -> str:
     parts = [net.add("Gather", [y, net.index(j)], (rows, 1, width), axis=0) for j in range(3)]
     parts = [net.transpose(net.reshape(p, rows, heads, size), 1, 0, 2) for p in parts]
     q, k, v = (net.reshape(p, 1, heads, rows, size) for p in parts)
-    made = _attended(net, q, net.transpose(k, 0, 1, 3, 2), v)
-    return net.transpose(net.reshape(made, rows, 1, width), 1, 0, 2)
+    attended = _attended(net, q, net.transpose(k, 0, 1, 3, 2), v)
+    return net.transpose(net.reshape(attended, rows, 1, width), 1, 0, 2)
 
 
 def _separate(net: Sketch, x: str, heads: int, mask: bool) -> str:
@@ -392,15 +392,15 @@ def _attended(net: Sketch, q: str, k: str, v: str, mask: str = "") -> str:
     scores = net.add("MatMul", [net.sum(q, root, "Mul"), net.sum(k, root, "Mul")], shape, flops)
     if mask:
         scores = net.sum(scores, mask)
-    made = net.add("MatMul", [net.add("Softmax", [scores], shape, axis=-1), v], (1, heads, rows, size), flops)
-    made = net.reshape(net.transpose(made, 0, 2, 1, 3), 1, rows, heads * size)
-    return net.linear(made, heads * size)
+    weighed = net.add("MatMul", [net.add("Softmax", [scores], shape, axis=-1), v], (1, heads, rows, size), flops)
+    weighed = net.reshape(net.transpose(weighed, 0, 2, 1, 3), 1, rows, heads * size)
+    return net.linear(weighed, heads * size)
 
 
 # --- small and odd ------------------------------------------------------------------------------------------------
 
 
-def _lenet(net: Sketch, work: float) -> str:
+def _lenet(net: Sketch) -> str:
     """Small pictures, few channels, products behind."""
     x = net.image(int(net.pick(28, 32, 32, 48, 64)))
     act = net.pick("Relu", "Tanh", "Sigmoid")
@@ -411,7 +411,7 @@ def _lenet(net: Sketch, work: float) -> str:
     return _wide_head(net, x, net.spread(64, 512))
 
 
-def _mlp_only(net: Sketch, work: float) -> str:
+def _mlp_only(net: Sketch) -> str:
     """Products of all sizes, one row or several."""
     rows = int(net.pick(1, 1, 1, 4, 16, 64))
     x = net.input((rows, net.width(64, 4096)))
@@ -435,7 +435,7 @@ _UNARY = (
 )
 
 
-def _odd(net: Sketch, work: float) -> str:
+def _odd(net: Sketch) -> str:
     """What occurs here and there, alone: norms, activations, sums, products, softmax and data movement."""
     x = net.conv(net.image(int(net.pick(56, 64, 96, 112, 128, 224))), net.width(8, 96), 3, net.pick(1, 2), act="Relu")
     parts = (_odd_pool, _odd_norm, _odd_norm, _odd_sum, _odd_sum, _odd_sum, _odd_move, _odd_move, _odd_product)

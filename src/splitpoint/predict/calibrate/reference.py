@@ -18,7 +18,7 @@ from splitpoint.engines import Engine
 from splitpoint.errors import InputError
 from splitpoint.models.model import Model
 from splitpoint.predict.calibrate.network_timing import visit
-from splitpoint.predict.calibrate.random_networks import FAMILIES, strip
+from splitpoint.predict.calibrate.random_networks import FAMILIES, random_network
 from splitpoint.predict.learn.latency_model import Reference
 from splitpoint.trace import Clock
 
@@ -29,7 +29,7 @@ _LEAST_RATIO = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class ReferenceSpeed:
     """How long reference networks take now, as a multiple of what the latency file says: the median of `count` of them,
     and between which half of them lie. `rounds` has the same of each round of visits: a machine may be a
     quarter slower for a minute or two.
@@ -53,7 +53,7 @@ class Speed:
 def network(reference: Reference) -> Model:
     """The network that was measured. InputError where this version of splitpoint draws another one."""
     if reference.family in FAMILIES:
-        model = strip(reference.seed, reference.family, reference.work)
+        model = random_network(reference.seed, reference.family, reference.work)
         if sum(node.flops for node in model.graph.nodes) == reference.flops:
             return model
     raise InputError(
@@ -68,7 +68,7 @@ def require(references: Sequence[Reference]) -> None:
         network(reference)
 
 
-def speed_of(references: Sequence[Reference], visits: Mapping[str, Sequence[Sequence[float]]]) -> Speed | None:
+def speed_of(references: Sequence[Reference], visits: Mapping[str, Sequence[Sequence[float]]]) -> ReferenceSpeed | None:
     """What `visits` say (ms of every run, by the network's name and by round); None if none of `references` has any."""
     seen = [(r.ms, visits[r.name]) for r in references if visits.get(r.name)]
     if not seen:
@@ -79,7 +79,7 @@ def speed_of(references: Sequence[Reference], visits: Mapping[str, Sequence[Sequ
     usual = np.nanmedian(table, axis=1)  # of each network
     low, middle, high = np.quantile(usual, (0.25, 0.5, 0.75)).tolist()
     beside = table / usual[:, None]  # of a round, beside what is usual
-    return Speed(middle, low, high, len(seen), tuple((middle * np.nanmedian(beside, axis=0)).tolist()))
+    return ReferenceSpeed(middle, low, high, len(seen), tuple((middle * np.nanmedian(beside, axis=0)).tolist()))
 
 
 def measure(
@@ -89,7 +89,7 @@ def measure(
     on_step: Callable[[int, int], None] = lambda done, total: None,
     clock: Clock = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
-) -> Speed:
+) -> ReferenceSpeed:
     """Visits all `references` in rounds, half a minute or so. InputError if there are none, or they make no sense."""
     require(references)
     visits: dict[str, list[list[float]]] = {}

@@ -44,19 +44,19 @@ class Group:
 
 def groups_of(wiring: Wiring) -> list[Group]:
     """Every placed node in just one group, in the order of their last nodes."""
-    found, placed = _Grouping(wiring), wiring.graph.placed
+    grouping, placed = _Grouping(wiring), wiring.graph.placed
     for i in placed:
         if wiring.ops[i] == "Softmax":
-            found.attention(i)
+            grouping.attention(i)
         elif wiring.ops[i] == "Erf":
-            found.gelu(i)
+            grouping.gelu(i)
         elif wiring.ops[i] == "Sqrt":
-            found.norm(i)
+            grouping.norm(i)
         elif wiring.ops[i] in ("Sigmoid", "HardSigmoid"):
-            found.gated(i)
+            grouping.gated(i)
     for i in placed:
-        found.start(i)
-    return sorted(found.groups, key=lambda g: max(g.nodes))
+        grouping.start(i)
+    return sorted(grouping.groups, key=lambda g: max(g.nodes))
 
 
 class Wiring:
@@ -125,10 +125,10 @@ class Wiring:
 
     def elements(self, tensor: str) -> int:
         """How many numbers a tensor or weight has."""
-        found = self._elements.get(tensor)
-        if found is None:
-            found = self._elements[tensor] = prod(self.shape(tensor))
-        return found
+        known = self._elements.get(tensor)
+        if known is None:
+            known = self._elements[tensor] = prod(self.shape(tensor))
+        return known
 
     def nbytes(self, tensor: str) -> int:
         """Bytes of a tensor of the graph; 0 if its size is not known."""
@@ -154,12 +154,12 @@ class _Grouping:
         self._of: dict[int, Group] = {}
 
     def _claim(self, nodes: Iterable[int], pattern: str = "") -> Group | None:
-        found = list(dict.fromkeys(nodes))
-        if any(i in self._of for i in found):
+        claimed = list(dict.fromkeys(nodes))
+        if any(i in self._of for i in claimed):
             return None
-        group = Group(found, pattern=pattern)
+        group = Group(claimed, pattern=pattern)
         self.groups.append(group)
-        self._of.update(dict.fromkeys(found, group))
+        self._of.update(dict.fromkeys(claimed, group))
         return group
 
     def _join(self, group: Group, i: int) -> None:
@@ -351,11 +351,11 @@ class _Grouping:
             self._join(group, user)
         elif patterns and w.users(last) and not w.ends(last):
             owners = {id(g): g for u in w.users(last) if (g := self._of.get(u)) is not None}
-            [*found] = owners.values()
-            if len(found) == 1 and found[0].pattern == "Gelu" and all(u in self._of for u in w.users(last)):
-                self.groups.remove(found[0])
+            [*groups] = owners.values()
+            if len(groups) == 1 and groups[0].pattern == "Gelu" and all(u in self._of for u in w.users(last)):
+                self.groups.remove(groups[0])
                 group.fused += _STAGES["Gelu"]
-                for i in found[0].nodes:
+                for i in groups[0].nodes:
                     self._join(group, i)
 
     def _siblings(self, group: Group) -> None:

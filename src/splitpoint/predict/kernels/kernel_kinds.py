@@ -31,7 +31,7 @@ OPS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class KernelKind:
     """One kind of kernel: the columns a table of it must have, those it may have, and what its CSV is called."""
 
     name: str
@@ -64,36 +64,36 @@ class Kind:
 _FUSED = {"out": 0.0, "fused": 0.0, "added": 0.0, "batch": 1.0, "weights_mb": 0.0, "reorder": 0.0, "act": 0.0}
 
 #: Every kind by name.
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, KernelKind] = {
     kind.name: kind
     for kind in (
-        Kind("conv", ("HW", "kernel", "stride", "Cin", "Cout", "FLOPs"), _FUSED),
-        Kind("dw_conv", ("HW", "kernel", "stride", "Cin", "FLOPs"), _FUSED),
-        Kind("group_conv", ("HW", "kernel", "stride", "Cin", "Cout", "groups", "FLOPs"), _FUSED),
+        KernelKind("conv", ("HW", "kernel", "stride", "Cin", "Cout", "FLOPs"), _FUSED),
+        KernelKind("dw_conv", ("HW", "kernel", "stride", "Cin", "FLOPs"), _FUSED),
+        KernelKind("group_conv", ("HW", "kernel", "stride", "Cin", "Cout", "groups", "FLOPs"), _FUSED),
         # `rows`: all leading dimensions of the input together.
-        Kind(
+        KernelKind(
             "linear",
             ("in_features", "out_features", "FLOPs"),
             {"rows": 1.0, "fused": 0.0, "weights_mb": 0.0},
         ),
         # Both operands are data; `batch`: products of one such pair each.
-        Kind("matmul", ("rows", "in_features", "out_features", "FLOPs"), {"batch": 1.0, "weights_mb": 0.0}),
-        Kind("maxpool", ("HW", "kernel", "stride", "Cin"), {"out": 0.0, "batch": 1.0, "reorder": 0.0}),
-        Kind("avgpool", ("HW", "output", "Cin"), {"kernel": 0.0, "stride": 0.0, "batch": 1.0, "reorder": 0.0}),
-        Kind("global_pool", ("HW", "Cin"), {"op": 0.0, "batch": 1.0, "reorder": 0.0}),
-        Kind("batchnorm", ("HW", "Cin"), {"batch": 1.0, "fused": 0.0, "reorder": 0.0}),
-        Kind("activation", ("elements", "op"), {"fused": 0.0, "reorder": 0.0}),
+        KernelKind("matmul", ("rows", "in_features", "out_features", "FLOPs"), {"batch": 1.0, "weights_mb": 0.0}),
+        KernelKind("maxpool", ("HW", "kernel", "stride", "Cin"), {"out": 0.0, "batch": 1.0, "reorder": 0.0}),
+        KernelKind("avgpool", ("HW", "output", "Cin"), {"kernel": 0.0, "stride": 0.0, "batch": 1.0, "reorder": 0.0}),
+        KernelKind("global_pool", ("HW", "Cin"), {"op": 0.0, "batch": 1.0, "reorder": 0.0}),
+        KernelKind("batchnorm", ("HW", "Cin"), {"batch": 1.0, "fused": 0.0, "reorder": 0.0}),
+        KernelKind("activation", ("elements", "op"), {"fused": 0.0, "reorder": 0.0}),
         # `elements`: of the result. `broadcast`: how many times the smaller operand is read over; 0: same shapes.
-        Kind("elementwise", ("elements", "op"), {"inputs": 2.0, "broadcast": 0.0, "reorder": 0.0}),
-        Kind("concat", ("elements", "inputs"), {"reorder": 0.0}),
-        Kind("softmax", ("rows", "width")),
-        Kind("layernorm", ("rows", "width")),
+        KernelKind("elementwise", ("elements", "op"), {"inputs": 2.0, "broadcast": 0.0, "reorder": 0.0}),
+        KernelKind("concat", ("elements", "inputs"), {"reorder": 0.0}),
+        KernelKind("softmax", ("rows", "width")),
+        KernelKind("layernorm", ("rows", "width")),
         # batch: heads × batch; rows of the query, columns of keys and values, width of a head.
-        Kind("attention", ("batch", "rows", "columns", "width", "FLOPs")),
+        KernelKind("attention", ("batch", "rows", "columns", "width", "FLOPs")),
         # Whatever costs by the bytes it moves.
-        Kind("move", ("elements", "op"), {"reorder": 0.0}),
+        KernelKind("move", ("elements", "op"), {"reorder": 0.0}),
         # Anything else; never calibrated, so it is priced by FLOPs and bytes.
-        Kind("other", ("elements", "FLOPs")),
+        KernelKind("other", ("elements", "FLOPs")),
     )
 }
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from splitpoint.errors import InputError
 from splitpoint.files import make_folder, read_file, write_atomic
-from splitpoint.predict.kernels.kernel_kinds import KINDS, Kind
+from splitpoint.predict.kernels.kernel_kinds import KINDS, KernelKind
 from splitpoint.units import counted
 
 FloatArray = NDArray[np.float64]
@@ -83,7 +83,7 @@ def read_tables(folder: Path | str) -> tuple[dict[str, Table], list[str]]:
     return tables, said
 
 
-def read_table(path: Path, kind: Kind) -> tuple[Table, list[str]]:
+def read_table(path: Path, kind: KernelKind) -> tuple[Table, list[str]]:
     """The table in one file, and a sentence for each reason why lines of it were left out."""
     try:
         text = read_file(path, _MOST_BYTES, "a table", "splitpoint calibrate-device --csv").decode("utf-8-sig")
@@ -121,7 +121,7 @@ def write_tables(folder: Path | str, tables: Mapping[str, Table]) -> None:
         write_atomic(folder / KINDS[kind].file, out.getvalue().encode())
 
 
-def _check_header(path: Path, kind: Kind, names: list[str]) -> None:
+def _check_header(path: Path, kind: KernelKind, names: list[str]) -> None:
     missing = [c for c in (*kind.required, LATENCY) if c not in names]
     if missing:
         raise InputError(
@@ -156,10 +156,10 @@ def _numbers(
 _EMPTY = "empty"
 
 
-def _nonsense(numbers: dict[str, FloatArray], kind: Kind) -> list[tuple[str, NDArray[np.bool_]]]:
+def _nonsense(numbers: dict[str, FloatArray], kind: KernelKind) -> list[tuple[str, NDArray[np.bool_]]]:
     """Reasons to leave rows out, and which rows."""
     latency = numbers[LATENCY]
-    found = [
+    reasons = [
         ("a latency that is not a number", ~np.isfinite(latency)),
         ("a latency that is zero or negative", latency <= 0),
         ("a latency of more than a day", latency > _MOST_MS),
@@ -173,8 +173,8 @@ def _nonsense(numbers: dict[str, FloatArray], kind: Kind) -> list[tuple[str, NDA
             least = 0.0
         else:
             least = np.nextafter(0.0, 1.0)
-        found.append((f"a {name} that makes no sense", ~((values >= least) & (values <= _MOST_SIZE))))
-    return found
+        reasons.append((f"a {name} that makes no sense", ~((values >= least) & (values <= _MOST_SIZE))))
+    return reasons
 
 
 def _sentences(path: Path, reasons: NDArray[np.object_]) -> list[str]:

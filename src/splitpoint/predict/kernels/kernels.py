@@ -57,11 +57,11 @@ def _kernel(w: Wiring, group: Group, context: Config) -> Kernel:
     inside = dict.fromkeys(t for n in nodes for t in n.outputs)
     read = dict.fromkeys(t for n in nodes for t in n.inputs if t not in inside and w.is_data(t))
     flops = sum(n.flops for n in nodes)
-    kind, config = _described(w, group, flops)
+    kind, config = _described(w, group)
     return Kernel(
         kind,
         tuple(group.nodes),
-        KINDS[kind].complete(config | context),
+        KINDS[kind].complete(config | context | {"FLOPs": flops}),
         sum(w.nbytes(t) for t in read),
         sum(w.nbytes(t) for t in inside if w.leaves(t, group.nodes)),
         sum(n.params for n in nodes) * min(4, ITEM_SIZES.get(w.dtype(w.out(group.nodes[0])), 4)),
@@ -69,15 +69,15 @@ def _kernel(w: Wiring, group: Group, context: Config) -> Kernel:
     )
 
 
-def _described(w: Wiring, group: Group, flops: int) -> tuple[str, Config]:
+def _described(w: Wiring, group: Group) -> tuple[str, Config]:
     """Kind and columns of a group; what no table can price is `other`."""
     first = group.nodes[0]
     describe = _DESCRIBED.get(group.pattern or w.ops[first])
     if describe is not None and _plain(w, first, w.ops[first]):
-        found = describe(w, group, flops)
-        if found is not None:
-            return found
-    return "other", {"elements": _elements(w, group), "FLOPs": flops}
+        described = describe(w, group)
+        if described is not None:
+            return described
+    return "other", {"elements": _elements(w, group)}
 
 
 def _plain(w: Wiring, i: int, op: str) -> bool:
@@ -91,8 +91,8 @@ def _plain(w: Wiring, i: int, op: str) -> bool:
 
 def _elements(w: Wiring, group: Group) -> float:
     """How many numbers a group gives away, or makes."""
-    made = [t for i in group.nodes for t in w.graph.nodes[i].outputs]
-    return float(sum(w.elements(t) for t in made if w.leaves(t, group.nodes)) or w.elements(w.out(group.nodes[0])))
+    outputs = [t for i in group.nodes for t in w.graph.nodes[i].outputs]
+    return float(sum(w.elements(t) for t in outputs if w.leaves(t, group.nodes)) or w.elements(w.out(group.nodes[0])))
 
 
 def _side(shape: tuple[int, ...]) -> float:
@@ -109,7 +109,7 @@ def _ints(node: Proto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
 Described = tuple[str, Config] | None
 
 
-def _conv(w: Wiring, group: Group, flops: int) -> Described:
+def _conv(w: Wiring, group: Group) -> Described:
     node, first = w.protos[group.nodes[0]], group.nodes[0]
     x, weight, y = (w.shape(t) for t in (node.input[0], node.input[1], w.out(first)))
     if len(x) not in (3, 4) or len(weight) != len(x) or not prod(y):
@@ -118,7 +118,7 @@ def _conv(w: Wiring, group: Group, flops: int) -> Described:
     flat = len(x) - 2
     config: Config = {
         "HW": _side(x), "kernel": _side(weight), "stride": prod(_ints(node, "strides", (1,) * flat)) ** (1 / flat),
-        "Cin": x[1], "Cout": y[1], "groups": groups, "FLOPs": flops, "out": _side(y), "fused": group.fused,
+        "Cin": x[1], "Cout": y[1], "groups": groups, "out": _side(y), "fused": group.fused,
         "added": group.added, "batch": x[0], "act": 0 if not group.act else 1 if group.act == "Relu" else 2,
     }  # fmt: skip
     if groups == 1:
@@ -126,7 +126,7 @@ def _conv(w: Wiring, group: Group, flops: int) -> Described:
     return "dw_conv" if groups == x[1] == y[1] else "group_conv", config
 
 
-def _product(w: Wiring, group: Group, flops: int) -> Described:
+def _product(w: Wiring, group: Group) -> Described:
     first = group.nodes[0]
     a, b = (w.shape(t) for t in w.reads(first)[:2])
     y = w.shape(w.out(first))
@@ -136,16 +136,16 @@ def _product(w: Wiring, group: Group, flops: int) -> Described:
     if len(w.data(first)) < 2:
         rows = prod(y[:-1])
         return "linear", {
-            "in_features": width, "out_features": y[-1], "FLOPs": flops, "rows": rows, "fused": group.fused,
+            "in_features": width, "out_features": y[-1], "rows": rows, "fused": group.fused,
         }  # fmt: skip
     rows = y[-2] if len(y) > 1 else 1
     return "matmul", {
-        "rows": rows, "in_features": width, "out_features": y[-1], "FLOPs": flops, "batch": prod(y[:-2]),
+        "rows": rows, "in_features": width, "out_features": y[-1], "batch": prod(y[:-2]),
     }  # fmt: skip
 
 
-def _pool(kind: str) -> Callable[[Wiring, Group, int], Described]:
-    def described(w: Wiring, group: Group, flops: int) -> Described:
+def _pool(kind: str) -> Callable[[Wiring, Group], Described]:
+    def described(w: Wiring, group: Group) -> Described:
         first = group.nodes[0]
         node, x, y = w.protos[first], w.shape(w.reads(first)[0]), w.shape(w.out(first))
         window = _ints(node, "kernel_shape", ())
@@ -161,7 +161,7 @@ def _pool(kind: str) -> Callable[[Wiring, Group, int], Described]:
     return described
 
 
-def _reduced(w: Wiring, group: Group, flops: int) -> Described:
+def _reduced(w: Wiring, group: Group) -> Described:
     """A mean over positions: of [batch, channels, height, width] over the last two, of tokens over their number."""
     first = group.nodes[0]
     x, y, op = w.shape(w.reads(first)[0]), w.shape(w.out(first)), op_index("global_pool", w.ops[first])
@@ -172,36 +172,36 @@ def _reduced(w: Wiring, group: Group, flops: int) -> Described:
     return None
 
 
-def _batchnorm(w: Wiring, group: Group, flops: int) -> Described:
+def _batchnorm(w: Wiring, group: Group) -> Described:
     x = w.shape(w.reads(group.nodes[0])[0])
     if len(x) < 2:
         return None
     return "batchnorm", {"HW": _side(x), "Cin": x[1], "batch": x[0], "fused": group.fused}
 
 
-def _unary(w: Wiring, group: Group, flops: int) -> Described:
+def _unary(w: Wiring, group: Group) -> Described:
     op = group.pattern or w.ops[group.nodes[0]]
     return "activation", {"elements": _elements(w, group), "op": op_index("activation", op), "fused": group.fused}
 
 
-def _elementwise(w: Wiring, group: Group, flops: int) -> Described:
+def _elementwise(w: Wiring, group: Group) -> Described:
     first = group.nodes[0]
-    made = w.elements(w.out(first))
+    elements = w.elements(w.out(first))
     sizes = [w.elements(t) for t in w.reads(first) if t]
-    least = min((s for s in sizes if s > 1), default=made)
+    least = min((s for s in sizes if s > 1), default=elements)
     return "elementwise", {
-        "elements": made, "op": op_index("elementwise", w.ops[first]), "inputs": len(sizes),
-        "broadcast": made / least if least < made else 0,
+        "elements": elements, "op": op_index("elementwise", w.ops[first]), "inputs": len(sizes),
+        "broadcast": elements / least if least < elements else 0,
     }  # fmt: skip
 
 
-def _concat(w: Wiring, group: Group, flops: int) -> Described:
+def _concat(w: Wiring, group: Group) -> Described:
     first = group.nodes[0]
     return "concat", {"elements": w.elements(w.out(first)), "inputs": len([t for t in w.reads(first) if t])}
 
 
-def _rows(kind: str) -> Callable[[Wiring, Group, int], Described]:
-    def described(w: Wiring, group: Group, flops: int) -> Described:
+def _rows(kind: str) -> Callable[[Wiring, Group], Described]:
+    def described(w: Wiring, group: Group) -> Described:
         y = w.shape(w.out(group.nodes[0])) or (1,)
         if kind == "layernorm":
             y = max((w.shape(t) for i in group.nodes for t in w.data(i)), key=prod, default=y) or (1,)
@@ -210,7 +210,7 @@ def _rows(kind: str) -> Callable[[Wiring, Group, int], Described]:
     return described
 
 
-def _attention(w: Wiring, group: Group, flops: int) -> Described:
+def _attention(w: Wiring, group: Group) -> Described:
     first = group.nodes[0]
     if group.pattern:
         scores = w.shape(w.out(first))
@@ -223,15 +223,15 @@ def _attention(w: Wiring, group: Group, flops: int) -> Described:
         if len(q) != 4 or len(k) != 4:
             return None
         batch, rows, columns, width = q[0] * q[1], q[2], k[2], q[3]
-    return "attention", {"batch": batch, "rows": rows, "columns": columns, "width": width, "FLOPs": flops}
+    return "attention", {"batch": batch, "rows": rows, "columns": columns, "width": width}
 
 
-def _move(w: Wiring, group: Group, flops: int) -> Described:
+def _move(w: Wiring, group: Group) -> Described:
     first = group.nodes[0]
     return "move", {"elements": _elements(w, group), "op": op_index("move", w.ops[first])}
 
 
-_DESCRIBED: Mapping[str, Callable[[Wiring, Group, int], Described]] = {
+_DESCRIBED: Mapping[str, Callable[[Wiring, Group], Described]] = {
     **dict.fromkeys(OPS["move"], _move),
     **dict.fromkeys(OPS["activation"], _unary),
     **dict.fromkeys(OPS["elementwise"], _elementwise),

@@ -30,11 +30,11 @@ def reordered(wiring: Wiring, groups: Sequence[Group]) -> list[int]:
         blocks.append(works)
         if works and not any(wiring.ops[i] in _RENAMES for i in group.nodes):
             blocked.update(t for i in group.nodes for t in wiring.graph.nodes[i].outputs)
-    found = []
+    elements = []
     for k, group in enumerate(groups):
-        made = [t for i in group.nodes for t in wiring.graph.nodes[i].outputs if wiring.leaves(t, group.nodes)]
-        found.append(sum(wiring.elements(t) for t in made if _changes(wiring, t, k, of, groups, blocks, blocked)))
-    return found
+        leaving = [t for i in group.nodes for t in wiring.graph.nodes[i].outputs if wiring.leaves(t, group.nodes)]
+        elements.append(sum(wiring.elements(t) for t in leaving if _changes(wiring, t, k, of, groups, blocks, blocked)))
+    return elements
 
 
 def _changes(
@@ -77,10 +77,10 @@ def _conv_blocks(w: Wiring, i: int) -> bool:
     x, weight = w.shape(w.reads(i)[0]), w.shape(w.reads(i)[1])
     if len(x) != 4 or len(weight) != 4:
         return False
-    depth, made = weight[1], weight[0]
+    depth, filters = weight[1], weight[0]
     groups = max(1, x[1] // max(1, depth))
     if groups == 1:
         return depth < _BLOCK or depth % _ALIGNED == 0
-    if made % _ALIGNED:
+    if filters % _ALIGNED:
         return False
-    return (depth == 1 and made == groups) or (depth % _BLOCK == 0 and made // groups % _BLOCK == 0)
+    return (depth == 1 and filters == groups) or (depth % _BLOCK == 0 and filters // groups % _BLOCK == 0)

@@ -133,13 +133,13 @@ def _taken_out(models: Sequence[Any], cuts: Sequence[FloatArray]) -> Forest:
 
 def _preorder(leaf: NDArray[np.uint8], left: NDArray[np.uint32], right: NDArray[np.uint32]) -> list[int]:
     """Nodes of one tree, each split before its left side, and that before its right one."""
-    found, waiting = [], [0]
+    order, waiting = [], [0]
     while waiting:
         at = waiting.pop()
-        found.append(at)
+        order.append(at)
         if not leaf[at]:
             waiting += [int(right[at]), int(left[at])]
-    return found
+    return order
 
 
 def _check(forest: Forest, rows: FloatArray, wanted: FloatArray) -> None:

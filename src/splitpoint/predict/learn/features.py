@@ -35,11 +35,11 @@ def columns_of(kind: str, configs: Mapping[str, FloatArray]) -> Named:
     missing = [name for name in KINDS[kind].required if name not in configs]
     if missing:
         raise InputError(f"a kernel of kind {kind} needs the column {missing[0]}")
-    found = {name: np.asarray(configs[name], np.float64) for name in KINDS[kind].required}
-    like = next(iter(found.values()))
+    complete = {name: np.asarray(configs[name], np.float64) for name in KINDS[kind].required}
+    like = next(iter(complete.values()))
     for name, default in KINDS[kind].optional.items():
-        found[name] = np.asarray(configs[name], np.float64) if name in configs else np.full(like.shape, default)
-    return found
+        complete[name] = np.asarray(configs[name], np.float64) if name in configs else np.full(like.shape, default)
+    return complete
 
 
 def terms_of(kind: str, columns: Named) -> Named:
@@ -65,8 +65,8 @@ def cells_of(kind: str, columns: Named) -> NDArray[np.str_]:
 
 def features_of(kind: str, columns: Named, names: tuple[str, ...] | None = None) -> FloatArray:
     """One row a kernel, one column a feature: those in `names`, or all that `feature_names` has."""
-    found = _all_features(kind, columns)
-    return np.stack([found[name] for name in names or tuple(found)], axis=1)
+    features = _all_features(kind, columns)
+    return np.stack([features[name] for name in names or tuple(features)], axis=1)
 
 
 def feature_names(kind: str) -> tuple[str, ...]:
@@ -82,24 +82,24 @@ def term_names(kind: str) -> tuple[str, ...]:
 
 def _all_features(kind: str, columns: Named) -> Named:
     work = _WORK[kind](columns)
-    found = {name: values for name, values in columns.items() if name != "FLOPs"} | work | _sizes(kind, columns)
+    features = {name: values for name, values in columns.items() if name != "FLOPs"} | work | _sizes(kind, columns)
     if "macs" in work:
         moved = np.sum([work[name] for name in ("read", "written", "weights") if name in work], axis=0)
-        found |= {"moved": moved, "intensity": work["macs"] / np.maximum(moved, 1.0)}
+        features |= {"moved": moved, "intensity": work["macs"] / np.maximum(moved, 1.0)}
     for name in ("Cin", "Cout", "in_features", "out_features", "pixels", "width"):
-        if name in found:
-            found |= {f"{name}%{block}": found[name] % block for block in _BLOCKS}
-    return found | _pairs({name: columns[name] for name in KINDS[kind].required if name not in ("FLOPs", "op")})
+        if name in features:
+            features |= {f"{name}%{block}": features[name] % block for block in _BLOCKS}
+    return features | _pairs({name: columns[name] for name in KINDS[kind].required if name not in ("FLOPs", "op")})
 
 
 def _pairs(sizes: Named) -> Named:
     """Product and ratio of every two columns: engines choose among their kernels by such, and a tree that has only the
     columns would need a staircase of splits for it (on the seed's GPU 3 % more of the convolutions within 10 %).
     """
-    found: Named = {}
+    pairs: Named = {}
     for (a, x), (b, y) in combinations(sizes.items(), 2):
-        found |= {f"{a}*{b}": x * y, f"{a}/{b}": x / y}
-    return found
+        pairs |= {f"{a}*{b}": x * y, f"{a}/{b}": x / y}
+    return pairs
 
 
 def _sizes(kind: str, c: Named) -> Named:

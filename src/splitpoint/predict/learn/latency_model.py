@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+from splitpoint.documents import Count, LongLabel, Milliseconds, Share
 from splitpoint.machine import Machine
 from splitpoint.predict.learn.features import cells_of, columns_of, features_of, terms_of
 from splitpoint.predict.learn.linear import cells_base
 from splitpoint.predict.learn.trees import Forest
 
 FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 #: Of the file format. A file with another number is refused with a sentence.
 FORMAT = 1
@@ -30,12 +32,19 @@ COLD_MS = 4.0
 _WIDER = 1.0
 #: Farther is all alike: nothing is known there.
 _FARTHEST = 20.0
+#: What files may hold: ms for a unit of work; how much a machine does in a ms; times that are not nothing; where a
+#: feature's range ends.
+_Amount = Annotated[float, Meta(ge=0, le=1e18)]
+_Rate = Annotated[float, Meta(ge=1e-9, le=1e18)]
+_LongMs = Annotated[float, Meta(ge=1e-6, le=86_400_000)]
+_End = Annotated[float, Meta(ge=-1, le=1e30)]
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """Milliseconds of many kernels: medians, and the 10th and 90th percentile of what may be measured. `outside` is
-    how far a kernel lies outside of what was trained on: 0 within, 1 a factor e beyond in one of its features.
+class PredictedTimes:
+    """Milliseconds of many kernels: medians, and the 10th and 90th percentile of what measuring would give.
+
+    `outside` says how far a kernel lies outside of the training data: 0 is within, 1 a factor e beyond in one feature.
     """
 
     median_ms: FloatArray
@@ -44,17 +53,17 @@ class Times:
     outside: FloatArray
 
 
-class Score(msgspec.Struct, frozen=True, kw_only=True):
+class LatencyScore(msgspec.Struct, frozen=True, kw_only=True):
     """How well rows kept apart were predicted: the mean error, and how many were within ±5, 10 and 20 % and in the
     interval, all as shares. `count` rows were long enough (`TELLING_MS`) to judge by; `covered` is of all.
     """
 
-    mape: float
-    within5: float
-    within10: float
-    within20: float
-    covered: float
-    count: int
+    mape: _Amount
+    within5: Share
+    within10: Share
+    within20: Share
+    covered: Share
+    count: Count
 
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,10 +71,10 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
     of `spread` four times in five.
     """
 
-    flops_per_ms: float
-    bytes_per_ms: float
-    fixed_ms: float = 0.0
-    spread: float = 3.0
+    flops_per_ms: _Rate
+    bytes_per_ms: _Rate
+    fixed_ms: Milliseconds = 0.0
+    spread: Annotated[float, Meta(ge=1, le=1e3)] = 3.0
 
     def slowed(self, factor: float) -> Roofline:
         """The same where everything takes `factor` times as long."""
@@ -78,19 +87,21 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """A random network (`random_networks.strip` of `family`, `seed` and `work`, with `flops` FLOPs) that the device was
-    calibrated with, and what the file says that it takes: measured again, it says how fast the device is by then.
+    """A random network that the device was calibrated with, and the ms that the file says it takes.
+
+    `random_networks.random_network` makes it again of `family`, `seed` and `work`; it has `flops` FLOPs.
+    Measured again, it shows how fast the device is by then.
     """
 
-    family: str
-    seed: int
-    work: float
-    flops: int
-    ms: float
+    family: LongLabel
+    seed: Annotated[int, Meta(ge=0, le=1 << 31)]
+    work: Annotated[float, Meta(ge=1, le=1e18)]
+    flops: Annotated[int, Meta(ge=1, le=10**18)]
+    ms: _LongMs
 
     @property
     def name(self) -> str:
-        """The same for the same network, whoever measured it."""
+        """A name that is the same wherever this network is measured."""
         return f"{self.family}-{self.seed}-{self.work:g}"
 
 
@@ -102,21 +113,21 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
     `linear` is the plain regression on the table's columns that all this is compared with (with the constant as "1").
     """
 
-    method: str
-    features: tuple[str, ...]
-    base: dict[str, dict[str, float]]
+    method: LongLabel
+    features: Annotated[tuple[str, ...], Meta(min_length=1)]
+    base: dict[LongLabel, Annotated[dict[str, _Amount], Meta(min_length=1)]]
     """The common one is called "", others as their cell (`features.cells_of`)."""
     forest: Forest
     width: Forest
-    low: float
-    high: float
-    ranges: tuple[tuple[float, float], ...]
+    low: Annotated[float, Meta(ge=-100, le=0)]
+    high: Annotated[float, Meta(ge=0, le=100)]
+    ranges: tuple[tuple[_End, _End], ...]
     """The least and the greatest value of each feature in training."""
-    linear: dict[str, float]
-    score: Score
-    rows: int
+    linear: dict[str, Annotated[float, Meta(ge=-1e18, le=1e18)]]
+    score: LatencyScore
+    rows: Count
 
-    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> Times:
+    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> PredictedTimes:
         """Of kernels with these columns (`kinds.KINDS`); a column that is left out has its default."""
         columns, again = _distinct(columns_of(kind, configs))
         features = features_of(kind, columns, self.features)
@@ -125,7 +136,7 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
         outside = _outside(features, self.ranges)
         width = np.exp(self.width.evaluate(features)) + _WIDER * outside
         low, high = median * np.exp(self.low * width), median * np.exp(self.high * width)
-        return Times(median[again], low[again], high[again], outside[again])
+        return PredictedTimes(median[again], low[again], high[again], outside[again])
 
     def base_ms(self, kind: str, columns: dict[str, FloatArray]) -> FloatArray:
         """What the terms alone say, in ms."""
@@ -153,30 +164,30 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     format: int = FORMAT
-    name: str
-    created: str
-    engine: str
-    device: str
-    threads: int
+    name: LongLabel
+    created: LongLabel
+    engine: LongLabel
+    device: LongLabel
+    threads: Annotated[int, Meta(ge=0, le=1 << 10)]
     machine: Machine | None = None
-    versions: dict[str, str] = {}
-    convention: str = TWO_PER_MAC
-    note: str = ""
+    versions: dict[LongLabel, LongLabel] = {}
+    convention: LongLabel = TWO_PER_MAC
+    note: LongLabel = ""
     kinds: dict[str, KindModel]
-    fixed_ms: float = 0.0
-    cold_ms: float = 1.0
-    scale: float = 1.0
-    spread: float = 0.0
+    fixed_ms: Annotated[float, Meta(ge=-86_400_000, le=86_400_000)] = 0.0
+    cold_ms: _LongMs = 1.0
+    scale: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
+    spread: Annotated[float, Meta(ge=0, le=10)] = 0.0
     roofline: Roofline
-    rows: int
+    rows: Count
     """Measured rows in all."""
-    reference: tuple[Reference, ...] = ()
+    reference: Annotated[tuple[Reference, ...], Meta(max_length=256)] = ()
     """What tells how fast the device is by now."""
-    slowdown: float = 1.0
+    slowdown: Annotated[float, Meta(ge=1e-6, le=1e6)] = 1.0
     """What everything in here was multiplied by since the device was calibrated (`slowed`), and when."""
-    refreshed: str = ""
+    refreshed: LongLabel = ""
 
-    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> Times:
+    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> PredictedTimes:
         """Of kernels of a calibrated kind (one of `kinds`), whose columns are arrays of one length."""
         return self.kinds[kind].predict(kind, configs)
 

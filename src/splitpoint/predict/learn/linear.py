@@ -30,13 +30,13 @@ def fit_base(terms: Mapping[str, FloatArray], latency_ms: FloatArray) -> dict[st
     unit = np.maximum(amounts.max(axis=0), 1e-300)
     rows = amounts / unit
     weights = 1 / latency_ms
-    found = nnls(rows * weights[:, None], latency_ms * weights)[0]
+    prices = nnls(rows * weights[:, None], latency_ms * weights)[0]
     for _ in range(_ROUNDS):
-        line = np.maximum(rows @ found, 1e-3 * latency_ms)
+        line = np.maximum(rows @ prices, 1e-3 * latency_ms)
         far = np.abs(np.log(latency_ms / line))
         weights = 1 / np.maximum(line, 0.1 * latency_ms) / np.sqrt(np.maximum(far, _NEAR))
-        found = nnls(rows * weights[:, None], latency_ms * weights)[0]
-    base = {name: float(ms) for name, ms in zip(names, found / unit, strict=True) if ms > 0}
+        prices = nnls(rows * weights[:, None], latency_ms * weights)[0]
+    base = {name: float(ms) for name, ms in zip(names, prices / unit, strict=True) if ms > 0}
     # No kernel takes nothing, whatever its sizes.
     return {"1": 0.01 * float(latency_ms.min())} | base
 
@@ -45,24 +45,24 @@ def fit_cells(
     terms: Mapping[str, FloatArray], latency_ms: FloatArray, cells: NDArray[np.str_]
 ) -> dict[str, dict[str, float]]:
     """A base for all rows (""), and one for each cell with rows enough."""
-    found = {"": fit_base(terms, latency_ms)}
+    bases = {"": fit_base(terms, latency_ms)}
     for cell in np.unique(cells).tolist():
         rows = cells == cell
         if cell and rows.sum() >= _CELL_ROWS:
-            found[cell] = fit_base({name: values[rows] for name, values in terms.items()}, latency_ms[rows])
-    return found
+            bases[cell] = fit_base({name: values[rows] for name, values in terms.items()}, latency_ms[rows])
+    return bases
 
 
 def cells_base(
     bases: Mapping[str, Mapping[str, float]], terms: Mapping[str, FloatArray], cells: NDArray[np.str_]
 ) -> FloatArray:
     """What the base of each row's cell says, in ms; the common one where the cell has none."""
-    found = base_of(bases[""], terms)
+    ms = base_of(bases[""], terms)
     for cell, base in bases.items():
         rows = cells == cell
         if cell and rows.any():
-            found[rows] = base_of(base, {name: values[rows] for name, values in terms.items()})
-    return found
+            ms[rows] = base_of(base, {name: values[rows] for name, values in terms.items()})
+    return ms
 
 
 def base_of(base: Mapping[str, float], terms: Mapping[str, FloatArray]) -> FloatArray:
@@ -76,6 +76,6 @@ def fit_linear(columns: Mapping[str, FloatArray], latency_ms: FloatArray) -> dic
     rows = np.stack(
         [np.ones(len(latency_ms)), *(columns[name] / np.abs(columns[name]).max() for name in names)], axis=1
     )
-    found = np.linalg.lstsq(rows, latency_ms, rcond=None)[0].tolist()
+    slopes = np.linalg.lstsq(rows, latency_ms, rcond=None)[0].tolist()
     units = [1.0, *(float(np.abs(columns[name]).max()) for name in names)]
-    return {name: k / unit for name, k, unit in zip(["1", *names], found, units, strict=True)}
+    return {name: k / unit for name, k, unit in zip(["1", *names], slopes, units, strict=True)}

@@ -28,8 +28,8 @@ from splitpoint.predict.learn.latency_model import (
     TWO_PER_MAC,
     KindModel,
     Latency,
+    LatencyScore,
     Roofline,
-    Score,
     cold,
 )
 from splitpoint.predict.learn.linear import cells_base, fit_base, fit_cells, fit_linear
@@ -89,9 +89,9 @@ def effort_for(table: Table, efforts: Mapping[int, Effort]) -> Effort:
     """The effort for this table: with smoother trees where no more than two sizes tell its rows apart, because
     whatever else is in many such rows is noise.
     """
-    found = efforts[max(least for least in efforts if least <= len(table))]
+    effort = efforts[max(least for least in efforts if least <= len(table))]
     few = len(KINDS[table.kind].required) <= 2
-    return found.smoother(15) if few and len(table) >= _SMOOTH_FROM else found
+    return effort.smoother(15) if few and len(table) >= _SMOOTH_FROM else effort
 
 
 def train(
@@ -181,13 +181,13 @@ def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, 
     return model, np.exp(expected)
 
 
-def score_of(predicted_ms: FloatArray, measured_ms: FloatArray, covered: float) -> Score:
+def score_of(predicted_ms: FloatArray, measured_ms: FloatArray, covered: float) -> LatencyScore:
     """How near predictions are to what was measured, by the rows that a timer tells apart if there are any."""
     telling = measured_ms >= TELLING_MS
     judged = telling if telling.any() else np.ones(len(measured_ms), bool)
     error = np.abs(predicted_ms / measured_ms - 1)[judged]
     within = [float((error <= share).mean()) for share in (0.05, 0.1, 0.2)]
-    return Score(
+    return LatencyScore(
         mape=float(error.mean()),
         within5=within[0],
         within10=within[1],
@@ -271,9 +271,9 @@ def _folds(table: Table, count: int, seed: int) -> NDArray[np.int64]:
         return draw.permutation(np.arange(len(table)) % min(count, max(1, len(table))))
     alone = table.origin < 0
     strips, place = np.unique(table.origin, return_inverse=True)
-    found = draw.permutation(np.arange(len(strips)) % count)[place]
-    found[alone] = draw.integers(0, count, int(alone.sum()))
-    return np.asarray(found, np.int64)
+    folds = draw.permutation(np.arange(len(strips)) % count)[place]
+    folds[alone] = draw.integers(0, count, int(alone.sum()))
+    return np.asarray(folds, np.int64)
 
 
 def _trust(errors: FloatArray) -> FloatArray:
@@ -329,10 +329,10 @@ def _law(
             for strip, ms in zip(table.origin.tolist(), expected[kind].tolist(), strict=True):
                 if strip in sums:
                     sums[strip] += ms
-    found = [(sums[s], totals[s]) for s in totals if sums[s] > 0 and totals[s] > 0]
-    if len(found) < _FEWEST:
+    pairs = [(sums[s], totals[s]) for s in totals if sums[s] > 0 and totals[s] > 0]
+    if len(pairs) < _FEWEST:
         return 0.0, 1.0, 0.0
-    kernels, whole = np.array(found).T
+    kernels, whole = np.array(pairs).T
     line = fit_base({"cold": cold(kernels), "kernels": kernels}, whole)
     fixed_ms, scale = line.get("cold", 0.0), line.get("kernels", 0.0)
     if not scale:

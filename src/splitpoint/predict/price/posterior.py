@@ -87,7 +87,7 @@ class Belief:
     def _stats(self, ms: Floats, *, heads: bool) -> list[Stat]:
         share_cold = self._cold(ms, heads=heads)
         summed = partial(self._summed, heads=heads, cold=share_cold)
-        found = np.maximum(summed(ms * self.factors), _NOTHING_MS)
+        medians = np.maximum(summed(ms * self.factors), _NOTHING_MS)
         groups = np.eye(int(self.group.max()) + 1)[self.group]
         variance = (self.overall * summed(ms)) ** 2
         variance = variance + (summed((ms * self.shared)[:, None] * groups) ** 2).sum(axis=1)
@@ -96,16 +96,17 @@ class Belief:
             variance = variance - self._learned(summed(ms[:, None] * self._with))
         # Errors are shares: of a sum that turned out to be larger they are so much larger.
         thought = np.maximum(summed(ms), _NOTHING_MS)
-        share = TO_P90 * np.sqrt(np.maximum(variance, 0.0)) / np.minimum(found, thought)
-        rows = zip(found.tolist(), (found * np.exp(-share)).tolist(), (found * np.exp(share)).tolist(), strict=True)
-        return [Stat(middle, low, high, 0) for middle, low, high in rows]
+        share = TO_P90 * np.sqrt(np.maximum(variance, 0.0)) / np.minimum(medians, thought)
+        low, high = medians * np.exp(-share), medians * np.exp(share)
+        rows = zip(medians.tolist(), low.tolist(), high.tolist(), strict=True)
+        return [Stat(middle, least, most, 0) for middle, least, most in rows]
 
     def _summed(self, parts: Floats, *, heads: bool, cold: Floats) -> Floats:
         """The sum of `parts` over each prefix (or over what it leaves), and of the first part the share `cold`."""
         done = np.concatenate([np.zeros_like(parts[:1]), np.cumsum(parts[1:], axis=0)])
         first = np.multiply.outer(cold, parts[0])
-        found: Floats = first + (done[self.counts] if heads else done[-1] - done[self.counts])
-        return found
+        sums: Floats = first + (done[self.counts] if heads else done[-1] - done[self.counts])
+        return sums
 
     def _cold(self, ms: Floats, *, heads: bool) -> Floats:
         """The share of the first part that each prefix (or what it leaves) pays."""
@@ -115,8 +116,8 @@ class Belief:
         """By how much measuring has lowered variances that have these covariances with what was measured (rows)."""
         if not self._with.size:
             return 0.0
-        found: Floats = (np.linalg.solve(self._root, covariances.T) ** 2).sum(axis=0)
-        return found
+        variances: Floats = (np.linalg.solve(self._root, covariances.T) ** 2).sum(axis=0)
+        return variances
 
     # --- measurements -------------------------------------------------------------------------------------------
 
@@ -130,13 +131,13 @@ class Belief:
         if not len(ms):
             return self
         missing = ms - rows.sum(axis=1)
-        found = self._likeliest(rows, missing, noise)
-        parts = found._covariances(rows)
+        likeliest = self._likeliest(rows, missing, noise)
+        parts = likeliest._covariances(rows)
         covariances = parts[0] + parts[1] + parts[2]
         together = rows @ covariances + noise
         factors = np.clip(1.0 + covariances @ np.linalg.solve(together, missing), _LEAST, _MOST)
         root = np.asarray(np.linalg.cholesky(together), np.float64)
-        return replace(found, factors=factors, _with=covariances, _root=root)
+        return replace(likeliest, factors=factors, _with=covariances, _root=root)
 
     def _likeliest(self, rows: Floats, missing: Floats, noise: Floats) -> Belief:
         """The same with each kind of error so many times as large as makes what is `missing` likeliest.

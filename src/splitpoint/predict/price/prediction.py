@@ -18,13 +18,14 @@ from math import log
 
 import numpy as np
 
+from splitpoint.codecs import CODECS, usual_name
 from splitpoint.errors import InputError
 from splitpoint.graph import Graph
 from splitpoint.machine import Machine
 from splitpoint.models.model import Model
 from splitpoint.predict.kernels.fusing import FREE
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
-from splitpoint.predict.learn.latency_model import Latency, Times
+from splitpoint.predict.learn.latency_model import Latency, PredictedTimes
 from splitpoint.predict.price.posterior import TO_P90, Belief, Floats
 from splitpoint.predict.price.roofline import roofline_times
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat
@@ -42,14 +43,8 @@ _WIDEST = 10.0
 _LED = frozenset({"conv", "dw_conv", "group_conv", "linear", "matmul"})
 _APART = 0.5
 
-#: What codecs take, where the device's own were not measured: one core of an AMD EPYC, by `splitpoint profile`.
-CODECS: Mapping[str, CodecCost] = {
-    "raw": CodecCost(0.006, 0.0, 0.004, 0.0), "fp16": CodecCost(0.045, 0.51, 0.022, 0.31),
-    "int8": CodecCost(0.115, 0.30, 0.059, 0.21), "int4": CodecCost(0.130, 0.33, 0.068, 0.28),
-    "raw+zstd": CodecCost(0.163, 2.89, 0.032, 1.32), "fp16+zstd": CodecCost(0.299, 3.47, 0.095, 1.99),
-    "int8+zstd": CodecCost(0.406, 1.98, 0.203, 1.13), "int4+zstd": CodecCost(0.326, 1.25, 0.190, 0.76),
-    "jpeg:90": CodecCost(0.150, 1.94, 0.159, 2.82),
-}  # fmt: skip
+#: What codecs take, where the device's own were not measured.
+CODEC_COSTS: Mapping[str, CodecCost] = {usual_name(kind): CodecCost(*entry.cost) for kind, entry in CODECS.items()}
 _CODECS_NOTE = "codec times of another machine"
 
 
@@ -98,13 +93,13 @@ class Prediction:
     @property
     def uncalibrated(self) -> tuple[Uncalibrated, ...]:
         """What was priced by FLOPs and bytes alone, the longest first."""
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        times: dict[tuple[str, str], list[float]] = defaultdict(list)
         for k in self.kernels:
             if not k.calibrated:
-                found[k.ops[0], k.kind].append(k.ms.median)
+                times[k.ops[0], k.kind].append(k.ms.median)
         total = sum(k.ms.median for k in self.kernels) or 1.0
-        made = [Uncalibrated(op, kind, len(ms), sum(ms) / total) for (op, kind), ms in found.items()]
-        return tuple(sorted(made, key=lambda u: -u.share))
+        rows = [Uncalibrated(op, kind, len(ms), sum(ms) / total) for (op, kind), ms in times.items()]
+        return tuple(sorted(rows, key=lambda u: -u.share))
 
     def profile(self, codecs: Mapping[str, CodecCost] | None = None) -> Profile:
         """The profile that planning takes: every prefix has a head and a tail with `count` 0, for none was measured.
@@ -132,7 +127,7 @@ class Prediction:
             whole=self.whole,
             segments=segments,
             nodes=tuple(nodes.tolist()),
-            codecs=dict(CODECS if codecs is None else codecs),
+            codecs=dict(CODEC_COSTS if codecs is None else codecs),
             note=self._note(own_codecs=codecs is not None),
         )
 
@@ -172,55 +167,45 @@ def predict(model: Model, latency: Latency, measured: Sequence[SegmentCost] = ()
     return Prediction(graph, model.fingerprint, latency, corrected.whole(), costs, corrected, sides)
 
 
-def predicted_profile(
-    model: Model,
-    latency: Latency,
-    measured: Sequence[SegmentCost] = (),
-    codecs: Mapping[str, CodecCost] | None = None,
-) -> Profile:
-    """`Prediction.profile` of `model` on the device of `latency`: what ``splitpoint.plan`` takes like any other."""
-    return predict(model, latency, measured).profile(codecs)
-
-
 def linear_ms(kernels: Sequence[Kernel], latency: Latency) -> Floats:
     """What plain linear regression on the tables' columns says of each kernel: the predictor to be better than."""
-    found = np.zeros(len(kernels))
+    ms = np.zeros(len(kernels))
     for kind, at in _by_kind(kernels).items():
         if kind in latency.kinds:
-            found[at] = latency.kinds[kind].linear_ms(kind, _columns(kernels, at))
+            ms[at] = latency.kinds[kind].linear_ms(kind, _columns(kernels, at))
         else:
-            found[at] = roofline_times([kernels[k] for k in at], latency.roofline).median_ms
-    return found
+            ms[at] = roofline_times([kernels[k] for k in at], latency.roofline).median_ms
+    return ms
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def kernel_times(kernels: Sequence[Kernel], latency: Latency) -> Times:
+def kernel_times(kernels: Sequence[Kernel], latency: Latency) -> PredictedTimes:
     """Each kernel by itself, as the engine's own timer would have it: by its kind, or by FLOPs and bytes."""
     median, low, high, outside = (np.zeros(len(kernels)) for _ in range(4))
     for kind, at in _by_kind(kernels).items():
         if kind in latency.kinds:
             once, again = _alike(kernels, at)
-            found = latency.predict(kind, _columns(kernels, once))
+            times = latency.predict(kind, _columns(kernels, once))
         else:
-            found, again = roofline_times([kernels[k] for k in at], latency.roofline), list(range(len(at)))
-        median[at], low[at] = found.median_ms[again], found.low_ms[again]
-        high[at], outside[at] = found.high_ms[again], found.outside[again]
-    return Times(median, np.maximum(low, median / _WIDEST), np.minimum(high, median * _WIDEST), outside)
+            times, again = roofline_times([kernels[k] for k in at], latency.roofline), list(range(len(at)))
+        median[at], low[at] = times.median_ms[again], times.low_ms[again]
+        high[at], outside[at] = times.high_ms[again], times.outside[again]
+    return PredictedTimes(median, np.maximum(low, median / _WIDEST), np.minimum(high, median * _WIDEST), outside)
 
 
-def _times(kernels: Sequence[Kernel], latency: Latency) -> Times:
+def _times(kernels: Sequence[Kernel], latency: Latency) -> PredictedTimes:
     """What each kernel adds to the whole model."""
-    found, scale = kernel_times(kernels, latency), latency.scale
-    return Times(scale * found.median_ms, scale * found.low_ms, scale * found.high_ms, found.outside)
+    times, scale = kernel_times(kernels, latency), latency.scale
+    return PredictedTimes(scale * times.median_ms, scale * times.low_ms, scale * times.high_ms, times.outside)
 
 
 def _by_kind(kernels: Sequence[Kernel]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
+    places: dict[str, list[int]] = defaultdict(list)
     for k, kernel in enumerate(kernels):
-        found[kernel.kind].append(k)
-    return found
+        places[kernel.kind].append(k)
+    return places
 
 
 def _alike(kernels: Sequence[Kernel], at: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -244,7 +229,7 @@ def _columns(kernels: Sequence[Kernel], at: Sequence[int]) -> dict[str, Floats]:
 # --- sums -------------------------------------------------------------------------------------------------------------
 
 
-def _belief(graph: Graph, kernels: Sequence[Kernel], times: Times, latency: Latency) -> Belief:
+def _belief(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, latency: Latency) -> Belief:
     """What is believed of the model's nodes before any of it was measured."""
     count = len(graph.nodes)
     edge, cloud, own, shared = (np.zeros(count) for _ in range(4))
@@ -304,22 +289,22 @@ def _moved(graph: Graph, i: int) -> float:
     return 2.0 * sum(graph.tensors[t].nbytes for t in node.outputs if t in graph.tensors)
 
 
-def _alone(times: Times) -> list[Stat]:
+def _alone(times: PredictedTimes) -> list[Stat]:
     """Each kernel as its kind has it."""
     columns = (times.median_ms, times.low_ms, times.high_ms)
     return [Stat(ms, low, high, 0) for ms, low, high in zip(*(c.tolist() for c in columns), strict=True)]
 
 
-def _corrected(graph: Graph, kernels: Sequence[Kernel], times: Times, belief: Belief) -> list[Stat]:
+def _corrected(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, belief: Belief) -> list[Stat]:
     """Each kernel as it is believed now: in the middle of what its nodes are."""
     place = {i: k for k, i in enumerate((i for step in graph.order for i in step), 1)}
     deviations = belief.deviations()
-    found = []
+    stats = []
     for k, kernel in enumerate(kernels):
         at = [place[i] for i in kernel.nodes]
         before = float(belief.edge[at].sum())
         factor = float((belief.edge * belief.factors)[at].sum()) / before if before > 0 else 1.0
         ms = float(times.median_ms[k]) * factor
         share = float(np.exp(TO_P90 * deviations[at].max() / factor))
-        found.append(Stat(ms, ms / share, ms * share, 0))
-    return found
+        stats.append(Stat(ms, ms / share, ms * share, 0))
+    return stats

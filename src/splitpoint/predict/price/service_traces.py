@@ -59,7 +59,7 @@ def _segments(
     path: Path, graph: Graph, taken: dict[str, list[float]], *, heads: bool
 ) -> tuple[list[SegmentCost], list[str]]:
     """A measured side for every cut that is a prefix and was run often enough."""
-    found: dict[int, list[list[float]]] = {}
+    by_place: dict[int, list[list[float]]] = {}
     said = []
     for name, times in taken.items():
         place = _place(graph, name)
@@ -68,10 +68,10 @@ def _segments(
         elif len(times) < _LEAST:
             said.append(f"{path.name}: {counted(len(times), 'request')} cut at {name[:80]}, fewer than {_LEAST}")
         else:
-            found.setdefault(place, []).append(times)
+            by_place.setdefault(place, []).append(times)
     segments = [
         SegmentCost(place, head=stat_of(runs)) if heads else SegmentCost(place, tail=stat_of(runs))
-        for place, runs in sorted(found.items())
+        for place, runs in sorted(by_place.items())
     ]
     return segments, said
 

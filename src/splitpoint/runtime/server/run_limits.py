@@ -80,7 +80,7 @@ class Guarded:
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.given_up = False
-        self._run: underway.Run | None = None
+        self._run: underway.RunUnderWay | None = None
         self._since_s = 0.0
 
     def look(self, now_s: float, most_s: float) -> None:

@@ -1,4 +1,4 @@
-"""What is exported: a module with its weights, example inputs and input contract (`Source`), and its wrapper.
+"""What is exported: a module with its weights, example inputs and input contract (`TorchSource`), and its wrapper.
 
 Needs torch: imported by the export only.
 """
@@ -22,7 +22,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass
-class Source:
+class TorchSource:
     """A module ready to be exported.
 
     `model` has its weights. `inputs` are two examples a tensor, by input name; `draw(count, seed)` makes
@@ -64,7 +64,7 @@ _Module: Any = torch.nn.Module
 class Wrapped(_Module):  # type: ignore[misc]  # torch's classes are Any where it is not installed
     """The network as splitpoint wants it: uint8 NHWC pixels in (for image models), a tuple of tensors out."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TorchSource) -> None:
         super().__init__()
         self.model = source.model
         self.keywords, self.constants, self.pick = source.keywords, dict(source.constants), source.pick
@@ -93,8 +93,8 @@ class Wrapped(_Module):  # type: ignore[misc]  # torch's classes are Any where i
         if self.image:
             pixels = inputs[0].permute(0, 3, 1, 2).contiguous().to(torch.float32)
             inputs = (pixels * self.scale + self.offset,)
-        found = list(tensors_of(self.call(*inputs), self.pick))
-        return ["logits"] if self.image and found == ["output"] else found
+        names = list(tensors_of(self.call(*inputs), self.pick))
+        return ["logits"] if self.image and names == ["output"] else names
 
 
 def tensors_of(output: Any, pick: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -108,13 +108,13 @@ def tensors_of(output: Any, pick: tuple[str, ...] = ()) -> dict[str, Any]:
     if isinstance(output, Mapping):
         named = {str(k): v for k, v in output.items() if isinstance(v, torch.Tensor)}
         chosen = next((k for k in pick if k in named), None)
-        found = {chosen: named[chosen]} if chosen else named
+        tensors = {chosen: named[chosen]} if chosen else named
     else:
         flat = [v for v in _flatten(output) if isinstance(v, torch.Tensor)]
-        found = {f"output_{k}": v for k, v in enumerate(flat)} if len(flat) != 1 else {"output": flat[0]}
-    if not found:
+        tensors = {f"output_{k}": v for k, v in enumerate(flat)} if len(flat) != 1 else {"output": flat[0]}
+    if not tensors:
         raise ModelError(f"the model returns no tensor but {type(output).__name__}: it cannot be split")
-    return found
+    return tensors
 
 
 def _flatten(value: Any) -> list[Any]:
@@ -133,7 +133,7 @@ def image_source(
     spec: InputSpec,
     mean: Sequence[float],
     std: Sequence[float],
-) -> Source:
+) -> TorchSource:
     """An image model behind uint8 NHWC pixels; `shapes` may ask for another height and width."""
     if "image" in shapes:
         wanted = list(shapes["image"])
@@ -145,7 +145,7 @@ def image_source(
     def draw(count: int, seed: int) -> tuple[Any, ...]:
         return (pictures(count, height, width, seed, spec.channels),)
 
-    return Source(
+    return TorchSource(
         name,
         model,
         {"image": draw(2, 1)[0]},
@@ -165,10 +165,10 @@ def _resized(spec: InputSpec, height: int, width: int) -> InputSpec:
     return msgspec.structs.replace(spec, size=(height, width), resize_to=shorter)
 
 
-def tensor_source(name: str, model: Any, text: str, key: str, shape: Sequence[int], shapes: Shapes) -> Source:
+def tensor_source(name: str, model: Any, text: str, key: str, shape: Sequence[int], shapes: Shapes) -> TorchSource:
     wanted = tuple(shapes[key])[1:] if key in shapes else tuple(shape)
 
     def draw(count: int, seed: int) -> tuple[Any, ...]:
         return (torch.randn(count, *wanted, generator=torch.Generator().manual_seed(seed)),)
 
-    return Source(name, model, {key: draw(2, 1)[0]}, draw, text)
+    return TorchSource(name, model, {key: draw(2, 1)[0]}, draw, text)

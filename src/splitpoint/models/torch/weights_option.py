@@ -26,14 +26,14 @@ GIVE_WEIGHTS = "give weights with --weights FILE (.safetensors, .pt or .pth), or
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class WeightsOption:
     """What `--weights` says: the library's default ones, a file, or a seed."""
 
     path: Path | None = None
     seed: int | None = None
 
     @classmethod
-    def parse(cls, text: str | None) -> Weights:
+    def parse(cls, text: str | None) -> WeightsOption:
         if text is None:
             return cls()
         word, colon, seed = text.partition(":")
@@ -94,7 +94,7 @@ def _read_state(path: Path) -> dict[str, Any]:
             except SafetensorError as exc:
                 raise ModelError(f"{path} is not a safetensors file: {exc}") from exc
         # weights_only: an unpickler that knows tensors and containers and nothing that runs.
-        found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - cannot run code
+        state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - cannot run code
     except ImportError as exc:
         raise MissingExtraError("safetensors", "torch", "read .safetensors weights") from exc
     except ModelError:
@@ -105,11 +105,11 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"({_why_unreadable(exc)})"
         ) from exc
     for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ModelError(f"{path} holds no state_dict: save the weights with torch.save(model.state_dict(), FILE)")
-    return {str(k): v for k, v in found.items()}
+    return {str(k): v for k, v in state.items()}
 
 
 def _tied(model: Any) -> dict[str, list[str]]:
