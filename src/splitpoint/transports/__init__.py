@@ -7,7 +7,7 @@ A transport moves whole frames (`splitpoint.wire`). What it must be able to do i
         checks: bool; seals: bool                             # checksums: looked at, made and demanded
         private: bool                                         # whether nobody between the ends can read it
         def send(self, packet, *, wait=True) -> None         # a frame from wire.encode
-        def receive(self, *, timeout_s=None, admit=None) -> Frame
+        def receive(self, *, timeout_s=None, admit=None, whole=False) -> Frame
         def close(self, linger_s=0.0) -> None
         def abort(self) -> None                               # at once, without what is queued
         def moved_nbytes(self) -> int                         # what the link has carried, if that is known
@@ -65,9 +65,10 @@ class Connection(Protocol):
         Its buffers must not change until they are sent. ServerError if the connection is gone.
         """
 
-    def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
+    def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None, whole: bool = False) -> Frame:
         """The next frame. TimeoutError if none begins within `timeout_s` (None: for ever); nothing is lost then.
 
+        With `whole` it is also one if the frame is not all there by then: the next call goes on with what has come.
         `Ended` if the peer closed; ServerError if it ended or stalled inside a frame; ProtocolError if what
         came is not a frame. After any of these three the connection is of no more use.
         """

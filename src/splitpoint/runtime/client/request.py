@@ -1,12 +1,18 @@
-"""One request, one answer, whatever becomes of the server: late, gone, busy or wrong.
+"""The life of one request, the same one whatever the fallback and whoever watches:
 
-    begin: the head here ─► send: to the server, if the breaker lets it ─► finish: the first answer wins
-                                                                              │ late, busy, gone, wrong
-                                                    local: from the tensors ◄─┤
-                                                    that are here             └─► wait: ask again when it is back
+     begin           send             finish
+    head here ──► handed over ──► waited for ──────────────────────────────► answered ──► told
+        │              │              │                                          ▲
+        │ all is here  │ gone         ├─ late: told; `error` and `wait` go on    │ the first of both
+        ▼              ▼              │   waiting, `local` ──► finished here ────┤
+    answered ──► told  └──────► busy, gone, wrong ─┬─ `error`: raised            │
+                                                   ├─ `local`: finished here ────┘
+                                                   └─ `wait`, or `local` while the weights are not all here:
+                                                      again, when the breaker and the pause allow it
 
-Every attempt, and the finish here, puts what comes of it into the request's own queue, and whoever waits for the answer
-takes the first that is one. What comes after that is told to the watchers and given to nobody.
+The thread that asks does all of that. While the server answers in time no other thread takes part: the caller waits for
+the answer itself. Only when it is late, and finished here, another thread computes, and the first of the two answers is
+taken. Watchers are told of each step, and change none; what comes after a request was answered is told to them alone.
 """
 
 from __future__ import annotations
@@ -17,26 +23,31 @@ from contextlib import suppress
 from math import inf
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from splitpoint import wire
 from splitpoint.errors import BusyError, ProtocolError, ServerError, SplitpointError, UsageError
 from splitpoint.runtime.circuit_breaker import UP
+from splitpoint.runtime.client import Answer, Remote, RemoteCall
 from splitpoint.runtime.client.channel import CLOSED
-from splitpoint.runtime.client.local_tail import Here
-from splitpoint.runtime.client.opened_cut import Far, Placement, Route
+from splitpoint.runtime.client.local_tail import LocalTails
+from splitpoint.runtime.client.opened_cut import Placement, Route
 from splitpoint.runtime.client.reconnect import REFUSALS, Line, gone
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.watcher import Watcher, tell
 from splitpoint.tensors import Array
-from splitpoint.wire import Frame
 
-ERROR, WAIT, LOCAL = "error", "wait", "local"
-FALLBACKS = (ERROR, WAIT, LOCAL)
+Fallback = Literal["error", "wait", "local"]
+"""What becomes of a request that the server lets down."""
+ERROR: Final = "error"
+WAIT: Final = "wait"
+LOCAL: Final = "local"
+FALLBACKS: Final[tuple[Fallback, ...]] = get_args(Fallback)
 #: How often whoever waits for a server looks whether there is another way by now.
 _LOOK_S = 0.2
+#: Waits are rounded up to this: setting another one costs a system call.
+_STEP_S = 0.01
 #: A server that answers a request with an error so often will do it again: `wait` ends there.
 _REFUSALS = 3
 #: Between them: a server may be about to end.
@@ -51,11 +62,12 @@ def check_deadline(deadline_s: float) -> float:
     return deadline_s
 
 
-def check_fallback(fallback: str) -> str:
+def check_fallback(fallback: str) -> Fallback:
     """`fallback`; UsageError if there is no such way."""
-    if fallback not in FALLBACKS:
-        raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
-    return fallback
+    for known in FALLBACKS:
+        if fallback == known:
+            return known
+    raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
 
 
 class Moved(ServerError):
@@ -65,64 +77,55 @@ class Moved(ServerError):
 class Ticket:
     """A request under way. `known` are its inputs and what the head made of them."""
 
+    __slots__ = (
+        "attempts", "call", "deadline_s", "done", "headed", "here", "here_failed", "known", "late", "left", "more",
+        "not_before", "outcomes", "refusals", "remote", "request", "resumed", "route", "shadow", "started", "why",
+    )  # fmt: skip
+
     def __init__(
-        self, route: Route, request: Request, known: Mapping[str, Array], marks: tuple[float, float], deadline_s: float,
-        flags: int,
-    ) -> None:  # fmt: skip
+        self, route: Route, request: Request, known: Mapping[str, Array], started: float, deadline_s: float, more: bool
+    ) -> None:
         self.route, self.request, self.known = route, request, known
-        self.started, self.headed = marks
-        self.deadline_s, self.flags = deadline_s, flags
-        self.outcomes: SimpleQueue[tuple[Attempt | None, Any]] = SimpleQueue()
-        self.attempt: Attempt | None = None  # the one at the server now
+        self.started, self.headed = started, perf_counter()
+        self.deadline_s, self.more = deadline_s, more
+        self.call: RemoteCall | None = None  # what is at the server now
+        self.remote: Remote | None = None  # where it was asked last
+        self.left = False  # that is not waited for directly: what comes of it is put into `outcomes`
+        self.outcomes: SimpleQueue[tuple[RemoteCall | None, Any]] = SimpleQueue()
         self.attempts = self.refusals = 0
-        self.late = False  # that attempt is
+        self.resumed = 0.0  # when the last attempt began, if it is not the first
+        self.late = False  # the call is
         self.here = False  # it is being finished here too
         self.here_failed: Exception | None = None
         self.why = ""
         self.not_before = 0.0  # a busy server is not asked again until then
         self.done = False
-        self.beside = False  # a shadow: nobody waits for it
+        self.shadow = False  # nobody waits for it
 
     def left_s(self) -> float:
         """Seconds until the deadline."""
         return self.deadline_s - (perf_counter() - self.started) if self.deadline_s else inf
 
 
-class Attempt:
-    """A request at the server once. Called, from the thread that reads, with what came of it."""
+class Requests:
+    """The requests of one binding: over `line`, or without it. `local` finishes here.
 
-    __slots__ = ("_survivor", "codecs", "far", "nbytes", "packed", "resumed", "ticket")
-
-    def __init__(self, survivor: Survivor, ticket: Ticket, far: Far) -> None:
-        self._survivor, self.ticket, self.far = survivor, ticket, far
-        self.resumed = perf_counter() if ticket.why else 0.0
-        self.packed = 0.0
-        self.nbytes = 0
-        self.codecs: Sequence[str] = ()
-
-    def __call__(self, outcome: Frame | SplitpointError) -> None:
-        self.ticket.outcomes.put((self, outcome))
-        if self.ticket.done:
-            self._survivor.sweep(self.ticket)
-
-
-class Survivor:
-    """Answers requests over `line`, and without it. `mode` is the fallback; `here` finishes locally.
-
-    `reopen` opens a placement's tail on the connection of the moment; `refused` says why waiting for the server is of
-    no use, if it is not. A server that is busy is asked again after `longest_s` at most, whatever it says.
+    `reopen` opens a placement's tail at the remote of the moment; `refused` says why waiting for the server is of no
+    use, if it is not. Answers are waited for `answer_s`; a server that is busy is asked again after `longest_s` at
+    most, whatever it says.
     """
 
     def __init__(
-        self, line: Line, here: Here, mode: str, timeout_s: float, watchers: Sequence[Watcher],
-        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None], longest_s: float,
+        self, line: Line, local: LocalTails, fallback: Fallback, watchers: Sequence[Watcher],
+        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None], *, answer_s: float,
+        longest_s: float,
     ) -> None:  # fmt: skip
-        self._line, self._here, self._mode = line, here, mode
-        self._timeout_s, self._watchers, self._reopen = timeout_s, watchers, reopen
-        self._refused, self._longest_s = refused, longest_s
+        self._line, self._local, self._fallback = line, local, fallback
+        self._watchers, self._reopen, self._refused = watchers, reopen, refused
+        self._answer_s, self._longest_s = answer_s, longest_s
         self._closed = threading.Event()
         self._tickets: set[Ticket] = set()
-        self._shadow: Attempt | None = None
+        self._shadow: Ticket | None = None
 
     def close(self) -> None:
         """Whoever still waits is told that there will be no answer."""
@@ -135,27 +138,35 @@ class Survivor:
 
     # --- begin, send, finish ------------------------------------------------------------------------------------
 
-    def begin(self, route: Route, request: Request, deadline_s: float, flags: int) -> Ticket:
-        """Runs the head. The placement must be held, and is released when the ticket is finished or abandoned."""
+    def begin(self, route: Route, request: Request, deadline_s: float, more: bool) -> Ticket:
+        """Runs the head, and readies what goes to the server, if that is well.
+
+        The placement must be held, and is released when the ticket is finished or abandoned.
+        """
         placement = route.placement
         try:
             started = perf_counter()
             known = placement.compute(placement.check(request.inputs))
-            headed = perf_counter()
+            ticket = Ticket(route, request, known, started, deadline_s, more)
         except BaseException:
             placement.release()
             raise
-        if self._watchers and placement.head is not None:
-            tell(self._watchers, lambda w: w.computed(placement.cut, (headed - started) * 1e3))
-        ticket = Ticket(route, request, known, (started, headed), deadline_s, flags)
         self._tickets.add(ticket)
+        if self._watchers and placement.head is not None:
+            tell(self._watchers, lambda w: w.computed(placement.cut, (ticket.headed - started) * 1e3))
+        if placement.remote:
+            try:
+                self._prepare(ticket)
+            except BaseException:
+                self.abandon(ticket)
+                raise
         return ticket
 
     def send(self, ticket: Ticket) -> Ticket:
-        """Hands the request over, if it needs the server and that is well. Never waits for the link."""
-        if ticket.route.placement.remote:
+        """Hands the request over, if it is to go to the server. Waits for the link with the fallback ``error`` only."""
+        if ticket.call is not None:
             try:
-                self._send(ticket)
+                self._hand_over(ticket, ticket.call)
             except BaseException:
                 self.abandon(ticket)
                 raise
@@ -172,53 +183,70 @@ class Survivor:
 
     def abandon(self, ticket: Ticket) -> None:
         """Nobody waits for the answer any more: what still comes of it is told to the watchers alone."""
-        if not ticket.done:
-            ticket.done = True
-            self._tickets.discard(ticket)
-            ticket.route.placement.release()
-            if ticket.attempt is not None:
+        if ticket.done:
+            return
+        ticket.done = True
+        self._tickets.discard(ticket)
+        ticket.route.placement.release()
+        if ticket.call is not None:
+            self._leave(ticket)
+            if not ticket.shadow:
                 self._line.dropped()
-            ticket.known = {}
-        self.sweep(ticket)
+        ticket.known = {}
+        if ticket.left:
+            self._sweep(ticket)
 
     # --- at the server ------------------------------------------------------------------------------------------
 
-    def _send(self, ticket: Ticket) -> bool:
-        """Whether the request is on its way to the server; `why` says why not."""
-        route, line = ticket.route, self._line
-        far = route.placement.far
-        if far is None or not self._is_open(route.placement):
+    def _prepare(self, ticket: Ticket) -> bool:
+        """Readies the request for the server, if that may be asked now; `why` says why not.
+
+        With the fallback ``error`` it always may: what is wrong is then the answer.
+        """
+        placement, line, asking = ticket.route.placement, self._line, self._fallback != ERROR
+        tail = placement.remote_tail
+        if tail is None or (asking and not placement.is_open_at(line.remote)):
             ticket.why = line.why or "the server has not opened this cut again yet"
-        elif not line.allows():
+        elif asking and not line.allows():
             ticket.why = line.why or "the server is being tried"
         else:
-            return self._hand_over(ticket, far)
-        if self._mode == ERROR:
+            left_s = max(ticket.left_s(), 0.0) if ticket.attempts and ticket.deadline_s else ticket.deadline_s
+            resumed, ticket.remote = perf_counter() if ticket.why else 0.0, tail.remote
+            try:
+                call = tail.begin(ticket.known, ticket.route.encoding, deadline_s=left_s, more=ticket.more)
+            except ServerError as exc:
+                self._failed(ticket, exc)
+                return False
+            except BaseException:  # it cannot travel, or Ctrl-C
+                line.dropped()
+                raise
+            ticket.call, ticket.left, ticket.late, ticket.resumed = call, False, False, resumed
+            ticket.attempts += 1
+            return True
+        if not asking:
             raise ServerError(f"no answer: {ticket.why}")
         return False
 
-    def _hand_over(self, ticket: Ticket, far: Far) -> bool:
-        channel = far.channel
-        attempt = Attempt(self, ticket, far)
-        flags = ticket.flags | (wire.PIPELINED if channel.in_flight else 0)
-        left_s = 0.0 if not ticket.deadline_s else ticket.left_s() if ticket.attempts else ticket.deadline_s
-        id = 0
+    def _hand_over(self, ticket: Ticket, call: RemoteCall) -> None:
         try:
-            id = channel.reserve(attempt)
-            packet = ticket.route.pack(id, far.segment, ticket.known, max(left_s, 0.0), flags)
-            attempt.packed, attempt.nbytes, attempt.codecs = perf_counter(), packet.nbytes, packet.codecs
-            ticket.attempt, ticket.late, ticket.attempts = attempt, False, ticket.attempts + 1
-            channel.send(id, packet)
+            call.send()
         except ServerError as exc:
-            ticket.attempt = None
-            self._failed(ticket, attempt, exc)
-            return False
-        except BaseException:  # it cannot travel, or Ctrl-C
-            ticket.attempt = None
-            channel.abandon(id)
-            self._line.dropped()
-            raise
-        return True
+            ticket.call = None
+            self._failed(ticket, exc)
+
+    def _leave(self, ticket: Ticket) -> None:
+        """What comes of the call is put into the queue, from whatever thread it comes in."""
+        call = ticket.call
+        if ticket.left or call is None:
+            return
+        ticket.left = True
+
+        def come(outcome: Answer | SplitpointError) -> None:
+            ticket.outcomes.put((call, outcome))
+            if ticket.done:
+                self._sweep(ticket)
+
+        call.leave(come)
 
     # --- the first answer ---------------------------------------------------------------------------------------
 
@@ -226,148 +254,175 @@ class Survivor:
         while True:
             if self._closed.is_set():
                 raise self._refused() or ServerError(CLOSED)
-            if ticket.attempt is None and not ticket.here:
+            if ticket.call is None and not ticket.here:
                 if self._can_finish(ticket):
                     return self._finish_now(ticket)
                 self._ask_again(ticket)
                 continue
-            try:
-                attempt, outcome = ticket.outcomes.get(timeout=self._patience_s(ticket))
-            except Empty:
-                self._overdue(ticket)
+            outcome = self._outcome(ticket)
+            if isinstance(outcome, Result):
+                return outcome
+            if outcome is None:
                 continue
-            if attempt is None:
-                if not isinstance(outcome, Exception):
-                    return self._finished(ticket, *outcome)
-                ticket.here, ticket.here_failed = False, outcome
-            elif attempt is ticket.attempt:
-                ticket.attempt = None
+            call, ticket.call = ticket.call, None
+            assert call is not None
+            if isinstance(outcome, Answer):
                 try:
-                    return self._answered(ticket, attempt, outcome)
-                except SplitpointError as exc:
-                    self._failed(ticket, attempt, exc)
+                    return self._answered(ticket, call, outcome)
+                except SplitpointError as exc:  # it is none
+                    outcome = exc
+            self._failed(ticket, outcome)
 
-    def _patience_s(self, ticket: Ticket) -> float | None:
-        """How long to wait for what comes next before something is to be done."""
-        attempt = ticket.attempt
-        if attempt is None or (ticket.late and ticket.here):
-            return None  # the finish here ends, and says so
-        now = perf_counter()
+    def _outcome(self, ticket: Ticket) -> Answer | SplitpointError | Result | None:
+        """What comes of the call, or the result if it was finished here first; None if nothing has come for so long
+        that something was done about it."""
+        call = ticket.call
+        if call is not None and not ticket.left:
+            try:
+                answer = call.answer(self._wait_s(ticket, call), whole=self._fallback != ERROR or not ticket.late)
+            except SplitpointError as exc:
+                return exc
+            if answer is None:
+                self._overdue(ticket, call)
+            return answer
+        try:
+            source, outcome = ticket.outcomes.get(timeout=None if ticket.here else _LOOK_S)
+        except Empty:
+            self._check_time(ticket)
+            return None
+        if source is not None:
+            answered: Answer | SplitpointError = outcome
+            return answered
+        ticket.here = False
+        if not isinstance(outcome, Exception):
+            return self._finished(ticket, *outcome)
+        ticket.here_failed = outcome
+        return None
+
+    def _wait_s(self, ticket: Ticket, call: RemoteCall) -> float:
+        """How long to wait for the answer before something is to be done."""
+        spent_s = perf_counter() - call.packed
         if ticket.late:
-            return _LOOK_S if self._mode == ERROR else max(0.0, min(_LOOK_S, ticket.left_s()))
-        waits = ticket.route.placement.waits
-        here_s = waits.here_s if self._can_finish(ticket) else 0.0
-        left_s = ticket.left_s() + now - attempt.packed
-        return max(0.0, waits.late_s(left_s, here_s, attempt.packed - ticket.started) - (now - attempt.packed))
+            return max(0.0, self._answer_s - spent_s if self._fallback == ERROR else min(_LOOK_S, ticket.left_s()))
+        times = ticket.route.placement.times
+        if ticket.deadline_s:
+            here_s = times.here_s if self._can_finish(ticket) else 0.0
+            return max(0.0, times.late_s(ticket.left_s() + spent_s, here_s, call.packed - ticket.started) - spent_s)
+        wait_s = times.late_s(spent_s=call.packed - ticket.started) - spent_s
+        if self._fallback == ERROR:
+            wait_s = min(wait_s, self._answer_s - spent_s)
+        return (int(wait_s / _STEP_S) + 1) * _STEP_S if wait_s > _STEP_S else max(0.0, wait_s)
 
-    def _overdue(self, ticket: Ticket) -> None:
+    def _overdue(self, ticket: Ticket, call: RemoteCall) -> None:
         """Nothing has come for so long that something is done about it."""
-        attempt = ticket.attempt
-        assert attempt is not None
-        age_s = perf_counter() - attempt.packed
+        age_s = perf_counter() - call.packed
         first, ticket.late = not ticket.late, True
         if first:
-            tell(self._watchers, lambda w: w.overdue(attempt.nbytes, age_s * 1e3))
+            tell(self._watchers, lambda w: w.overdue(call.nbytes, age_s * 1e3))
         if self._can_finish(ticket):
             ticket.here, ticket.why = True, _LATE
+            self._leave(ticket)
             known = ticket.known
-            self._here.submit(lambda: self._finish_beside(ticket, known))
-        elif self._mode == ERROR:
-            if age_s > self._timeout_s:
-                raise ServerError(f"{attempt.far.channel.peer} did not answer in time")
+            self._local.submit(lambda: self._finish_beside(ticket, known))
+        elif self._fallback == ERROR:
+            if age_s >= self._answer_s:
+                raise call.late()
         else:
-            self._line.doubt(4 * ticket.route.placement.waits.predicted_s)
+            self._line.doubt(4 * ticket.route.placement.times.predicted_s)
             ticket.why = _LATE
             self._check_time(ticket)
 
-    def _answered(self, ticket: Ticket, attempt: Attempt, outcome: Frame | SplitpointError) -> Result:
-        if isinstance(outcome, SplitpointError):
-            raise outcome
-        channel, placement = attempt.far.channel, ticket.route.placement
-        outputs = placement.answer(channel.judge(outcome), ticket.known)
-        placement.waits.add(outcome.received - attempt.packed)
-        self._line.succeeded()
-        self._line.expect(placement.waits.predicted_s)
-        result = self._result(ticket, attempt, outcome, outputs)
+    def _answered(self, ticket: Ticket, call: RemoteCall, answer: Answer) -> Result:
+        placement, line = ticket.route.placement, self._line
+        outputs = placement.answer(answer, ticket.known)
+        placement.times.add(answer.received - call.packed)
+        line.succeeded()
+        line.expect(placement.times.predicted_s)
+        result = self._result(ticket, call, answer, outputs)
         if self._watchers:
-            self._tell_answer(result, attempt, outcome)
+            self._tell_answer(result, call, answer)
         return result
 
-    def _result(self, ticket: Ticket, attempt: Attempt, frame: Frame, outputs: dict[str, Array]) -> Result:
-        request, route = ticket.request, ticket.route
+    def _result(self, ticket: Ticket, call: RemoteCall, answer: Answer, outputs: dict[str, Array]) -> Result:
+        request = ticket.request
         return Result(
             outputs,
-            route.placement.cut.name,
-            Marks(ticket.started, ticket.headed, attempt.packed, perf_counter()),
+            ticket.route.placement.cut.name,
+            Marks(ticket.started, ticket.headed, call.packed, perf_counter()),
             request.spans,
             request.tag,
-            attempt.nbytes,
-            frame.nbytes,
-            frame.times,
-            attempt.far.channel.offset_at(attempt.packed, frame),
-            route.codecs_of(attempt.codecs),
+            call.nbytes,
+            answer.nbytes,
+            answer.times,
+            answer.offset,
+            call.codecs,
             "",
             ticket.attempts,
-            attempt.resumed,
+            ticket.resumed,
             ticket.deadline_s,
         )
 
-    def _tell_answer(self, result: Result, attempt: Attempt, frame: Frame) -> None:
+    def _tell_answer(self, result: Result, call: RemoteCall, answer: Answer) -> None:
         # As it came, not as it was taken: in a stream it may have waited for its turn.
-        told = msgspec.structs.replace(result, marks=result.marks._replace(ended=frame.received))
-        tell(self._watchers, lambda w: w.answered(told, (frame.received - attempt.packed) * 1e3))
+        told = msgspec.structs.replace(result, marks=result.marks._replace(ended=answer.received))
+        tell(self._watchers, lambda w: w.answered(told, (answer.received - call.packed) * 1e3))
 
-    def sweep(self, ticket: Ticket) -> None:
+    def _sweep(self, ticket: Ticket) -> None:
         """What came of a ticket after it was done: news for the watchers, and nobody else."""
         while True:
             try:
-                attempt, outcome = ticket.outcomes.get_nowait()
+                call, outcome = ticket.outcomes.get_nowait()
             except Empty:
                 return
-            if attempt is None:
+            if call is None:
                 continue
-            if ticket.beside:
-                self._shadow_came(attempt, outcome)
-            if isinstance(outcome, Frame) and outcome.kind == wire.Kind.RESULT:
-                result = self._result(ticket, attempt, outcome, {})
-                self._tell_answer(result, attempt, outcome)
+            if ticket.shadow:
+                self._shadow_came(ticket, call, outcome)
+            if isinstance(outcome, Answer):
+                self._tell_answer(self._result(ticket, call, outcome, {}), call, outcome)
 
     # --- when there is none -------------------------------------------------------------------------------------
 
-    def _failed(self, ticket: Ticket, attempt: Attempt, exc: SplitpointError) -> None:
+    def _failed(self, ticket: Ticket, exc: SplitpointError) -> None:
         """Tells the line and the watchers why an attempt failed; raises `exc` if that is the answer."""
-        self._blame(ticket, attempt, exc)
+        self._blame(ticket, exc)
         tell(self._watchers, lambda w: w.failed(ticket.why))
-        if self._mode == ERROR:
+        tail = ticket.route.placement.remote_tail
+        if self._fallback == ERROR:
             raise exc
-        if attempt.far.channel.ended or isinstance(exc, BusyError) or ticket.here or self._can_finish(ticket):
+        if ticket.here or self._can_finish(ticket):
+            return
+        if ticket.attempts and tail is not None and not tail.repeatable:
+            raise exc
+        if (ticket.remote is not None and ticket.remote.ended) or isinstance(exc, BusyError):
             return
         ticket.refusals += 1
         ticket.not_before = perf_counter() + _REFUSED_S
         if ticket.refusals >= _REFUSALS or isinstance(exc, REFUSALS):
             raise exc
 
-    def _blame(self, ticket: Ticket, attempt: Attempt, exc: SplitpointError) -> None:
-        channel, line = attempt.far.channel, self._line
+    def _blame(self, ticket: Ticket, exc: SplitpointError) -> None:
+        line, remote = self._line, ticket.remote or self._line.remote
         if isinstance(exc, BusyError):
             ticket.why = "the server was busy"
             ticket.not_before = perf_counter() + min(exc.retry_after_s, self._longest_s)
             line.failed(ticket.why, exc.retry_after_s)
         elif isinstance(exc, ProtocolError):
             ticket.why = f"the server was wrong: {exc}"
-            channel.abort("answered wrongly")  # whatever else comes on it cannot be trusted
-            line.lost(channel, ticket.why)
-        elif channel.ended:
+            remote.abort("answered wrongly")  # whatever else comes on it cannot be trusted
+            line.lost(remote, ticket.why)
+        elif remote.ended:
             ticket.why = gone(exc)
-            line.lost(channel, ticket.why)
+            line.lost(remote, ticket.why)
         else:  # what it refuses because the deadline has passed is no failure of its own
             ticket.why = f"{_LATE if ticket.left_s() <= 0 else 'the server failed'}: {exc}"
             line.failed(ticket.why, refusal=exc if isinstance(exc, REFUSALS) else None)
 
     def _ask_again(self, ticket: Ticket) -> None:
         """Waits until the server may be asked, and asks it; or until it can be done here."""
-        if ticket.here_failed is not None and self._mode == LOCAL:
+        if ticket.here_failed is not None and self._fallback == LOCAL:
             raise ticket.here_failed
+        placement = ticket.route.placement
         while not self._can_finish(ticket):
             self._check_time(ticket)
             if (refusal := self._refused()) is not None:
@@ -375,36 +430,34 @@ class Survivor:
             pause_s = ticket.not_before - perf_counter()
             if pause_s > 0:
                 self._closed.wait(min(pause_s, _LOOK_S, max(ticket.left_s(), 0.0)))
-            elif self._send(ticket):
+            elif self._prepare(ticket):
+                assert ticket.call is not None
+                self._hand_over(ticket, ticket.call)
                 return
-            elif self._line.state == UP and not self._is_open(ticket.route.placement):
+            elif self._line.state == UP and not placement.is_open_at(self._line.remote):
                 try:  # it was forgotten, or nobody has come to it yet
-                    self._reopen(ticket.route.placement)
+                    self._reopen(placement)
                 except ServerError:
                     self._line.wait(min(_LOOK_S, ticket.left_s()))
             else:
                 self._line.wait(min(_LOOK_S, ticket.left_s()))
-
-    def _is_open(self, placement: Placement) -> bool:
-        far = placement.far
-        return far is not None and far.channel is self._line.channel and not far.channel.ended
 
     def _check_time(self, ticket: Ticket) -> None:
         """ServerError if it is too late to wait for the server any longer."""
         if self._closed.is_set():
             raise ServerError(CLOSED)
         if ticket.left_s() <= 0:
-            not_yet = "; there is no local fallback yet" if self._mode == LOCAL else ""
+            not_yet = "; there is no local fallback yet" if self._fallback == LOCAL else ""
             raise ServerError(f"no answer within {ticket.deadline_s * 1e3:.4g} ms: {ticket.why}{not_yet}")
 
     # --- finishing here -----------------------------------------------------------------------------------------
 
     def _can_finish(self, ticket: Ticket) -> bool:
-        return self._mode == LOCAL and ticket.here_failed is None and self._here.possible()
+        return self._fallback == LOCAL and ticket.here_failed is None and self._local.possible()
 
     def _finish_now(self, ticket: Ticket) -> Result:
         began = perf_counter()
-        return self._finished(ticket, self._here.finish(ticket.route.placement, ticket.known), began)
+        return self._finished(ticket, self._local.finish(ticket.route.placement, ticket.known), began)
 
     def _finish_beside(self, ticket: Ticket, known: Mapping[str, Array]) -> None:
         """In the other thread: the answer, unless the server has given it meanwhile."""
@@ -415,15 +468,15 @@ class Survivor:
             if ticket.done:
                 return
             began = perf_counter()
-            ticket.outcomes.put((None, (self._here.finish(placement, known), began)))
+            ticket.outcomes.put((None, (self._local.finish(placement, known), began)))
         except Exception as exc:  # engines are foreign code, and someone waits for this
             ticket.outcomes.put((None, exc))
         finally:
             placement.release()
 
     def _finished(self, ticket: Ticket, outputs: dict[str, Array], began: float) -> Result:
-        if ticket.attempt is not None:  # it lost against us: whatever it still brings is for the watchers
-            ticket.attempt = None
+        if ticket.call is not None:  # it lost against us: whatever it still brings is for the watchers
+            ticket.call = None
             self._line.failed(_LATE)
         waited = ticket.attempts > 0 or began - ticket.headed > 1e-3
         return Result(
@@ -455,35 +508,34 @@ class Survivor:
             self._look_at(before)
             route.placement.release()
             return True
-        ticket, sent = self.begin(route, request, 0.0, 0), False
-        ticket.beside = True
-        try:
-            with suppress(ServerError):
-                if sent := self._send(ticket):
-                    self._shadow, ticket.attempt = ticket.attempt, None
-        finally:
-            self.abandon(ticket)
+        sent = False
+        with suppress(ServerError):
+            ticket = self.begin(route, request, 0.0, more=False)
+            ticket.shadow = True
+            try:
+                if sent := self.send(ticket).call is not None:
+                    self._shadow = ticket
+            finally:
+                self.abandon(ticket)
         return sent
 
-    def _look_at(self, shadow: Attempt) -> None:
+    def _look_at(self, shadow: Ticket) -> None:
         """An unanswered one may be late: then it counts as a failure, and nobody waits for it any longer."""
-        waits, age_s = shadow.ticket.route.placement.waits, perf_counter() - shadow.packed
-        if age_s > waits.late_s():
+        call = shadow.call
+        assert call is not None
+        age_s = perf_counter() - call.packed
+        if age_s > shadow.route.placement.times.late_s():
             self._shadow = None
-            tell(self._watchers, lambda w: w.overdue(shadow.nbytes, age_s * 1e3))
+            tell(self._watchers, lambda w: w.overdue(call.nbytes, age_s * 1e3))
             self._line.failed(_LATE)
 
-    def _shadow_came(self, attempt: Attempt, outcome: Frame | SplitpointError) -> None:
-        if self._shadow is not attempt:
+    def _shadow_came(self, ticket: Ticket, call: RemoteCall, outcome: Answer | SplitpointError) -> None:
+        if self._shadow is not ticket:
             return
         self._shadow = None
-        try:
-            if isinstance(outcome, SplitpointError):
-                raise outcome
-            attempt.far.channel.judge(outcome)
-        except SplitpointError as exc:
-            self._blame(attempt.ticket, attempt, exc)
-            tell(self._watchers, lambda w: w.failed(attempt.ticket.why))
+        if isinstance(outcome, SplitpointError):
+            self._blame(ticket, outcome)
+            tell(self._watchers, lambda w: w.failed(ticket.why))
         else:
-            attempt.ticket.route.placement.waits.add(outcome.received - attempt.packed)
+            ticket.route.placement.times.add(outcome.received - call.packed)
             self._line.succeeded()
