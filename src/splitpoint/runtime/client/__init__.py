@@ -29,6 +29,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
+
 if TYPE_CHECKING:  # reading a cache's size needs no NumPy
     from splitpoint.codecs import Codec
     from splitpoint.errors import SplitpointError
@@ -67,7 +69,7 @@ class Encoding(NamedTuple):
     strict: bool
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, gc=False):
     """What came back for a request: `tensors` in the order of its outputs.
 
     `layout` is the same object as long as dtypes and shapes are the same (None: not known), so that they are checked
@@ -104,7 +106,7 @@ class RemoteCall(Protocol):
     def send(self) -> None:
         """Hands the request over. ServerError if the remote is gone."""
 
-    def answer(self, within_s: float, *, whole: bool = True) -> Answer | None:
+    def answer(self, within_s: float, whole: bool = True) -> Answer | None:
         """The answer; None if it is not here `within_s`: it can be waited for again.
 
         Without `whole` an answer that has begun by then is received to its end. Raises BusyError for a remote that has
@@ -142,7 +144,7 @@ class RemoteTail(Protocol):
         answer a ping within that; ProtocolError if it is another one than was asked for."""
 
     def begin(
-        self, known: Mapping[str, Array], encoding: Encoding, *, deadline_s: float = 0.0, more: bool = False
+        self, known: Mapping[str, Array], encoding: Encoding, deadline_s: float = 0.0, more: bool = False
     ) -> RemoteCall:
         """A request for the outputs out of what is `known` (what the tail takes, maybe more), ready to be sent.
 

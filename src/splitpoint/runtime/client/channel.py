@@ -195,7 +195,7 @@ class Channel:
             raise self.late()
         return frame
 
-    def poll(self, id: int, within_s: float, *, whole: bool = True) -> Frame | None:
+    def poll(self, id: int, within_s: float, whole: bool = True) -> Frame | None:
         """The answer to request `id`, as `wait`; None if it is not here `within_s`: then it can be waited for again.
 
         Without `whole` an answer that has begun by then is received to its end.

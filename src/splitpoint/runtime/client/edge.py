@@ -28,24 +28,24 @@ from splitpoint.runtime.circuit_breaker import DOWN, LinkState
 from splitpoint.runtime.client import Remote, RemoteProvider
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import CLOSED, Channel
-from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy
+from splitpoint.runtime.client.edge_settings import At, AutoPlan, Inputs, ModelPolicy
 from splitpoint.runtime.client.edge_stats import EdgeStats
 from splitpoint.runtime.client.first_contact import first_remote
 from splitpoint.runtime.client.following import Followed
-from splitpoint.runtime.client.inference import Asked, At, How, Inference, Inputs, as_request
+from splitpoint.runtime.client.inference import Inference
 from splitpoint.runtime.client.jobs import Jobs
 from splitpoint.runtime.client.model_binding import Binding, Means
 from splitpoint.runtime.client.ready_cuts import Cuts
 from splitpoint.runtime.client.reconnect import Line
 from splitpoint.runtime.client.remote_profile import ask_profile
-from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, check_deadline, check_fallback
+from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, Ticket, check_deadline, check_fallback
 from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.runtime.client.wire_remote import WireProvider, WireSettings
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.runtime.probe.link_probe import measure_link
 from splitpoint.runtime.probe.quick_probe import Glimpse, glimpse
-from splitpoint.runtime.result import Result
+from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.stream.pipeline import stream
 from splitpoint.runtime.watcher import Watcher
 from splitpoint.security import OPEN, Security
@@ -147,9 +147,7 @@ class Edge(Closable):
         except BaseException:
             remote.close()
             raise
-        self._inference = Inference(
-            lambda: followed.binding, followed.route, lambda: _told(edge, Edge.check), self.watchers
-        )
+        self._inference = Inference(followed, lambda: _told(edge, Edge.check), self.watchers)
         self._met = self.reached
         self._opened(at_exit=True)
         try:
@@ -270,7 +268,7 @@ class Edge(Closable):
         return self._followed.model
 
     def prepare(self, how: Callable[[Model], Model]) -> None:
-        """Has inputs made as `how` says (``lambda model: model.with_input_spec(spec)``); for a model that follows too."""
+        """Has inputs made as `how` says (``lambda model: model.with_input_spec(spec)``), for one that follows too."""
         self._followed.prepare(how)
 
     @property
@@ -470,7 +468,7 @@ class Edge(Closable):
         line, adaptive = self._line, self._adaptive
         believed = adaptive.believed if adaptive is not None else None
         return EdgeStats(
-            requests=self._inference.tally.counts(),
+            requests=self._inference.tally.counts(self._followed.under_way),
             connections=line.connections,
             switches=self._switched + len(self.switches),
             cut=self.cut.name,
@@ -502,9 +500,8 @@ class Edge(Closable):
         if self._over is not None:
             self.check()
         limit_s = self.deadline_s if deadline_s is None else check_deadline(deadline_s)
-        ask = self._inference
         try:
-            return ask.finish(ask.send(ask.begin(inputs, How(at, codec, limit_s, more))))
+            return self._inference.ask(inputs, at, codec, limit_s, more)
         except Exception as exc:
             self.check()
             if type(exc) is ServerError and self._fallback == ERROR and self._line.remote.ended:
@@ -523,11 +520,10 @@ class Edge(Closable):
             raise UsageError(f"a stream needs a window of at least 1, not {window}")
         limit_s = self.deadline_s if deadline_s is None else check_deadline(deadline_s)
         window = min(window, self._remote.offer.in_flight or window)
-        how = How(None, None, limit_s, window > 1)
 
-        def begin(item: Inputs) -> Asked:
+        def begin(item: Inputs) -> Ticket:
             self.check()
-            return self._inference.begin(item, how)
+            return self._inference.begin(item, limit_s, window > 1)
 
         return stream(items, (begin, self._inference.send, self._inference.finish), self._inference.abandon, window)
 
@@ -545,7 +541,7 @@ class Edge(Closable):
         route = self._followed.route(binding, cut, codec)
         if not route.placement.remote or not route.placement.hold():
             return False
-        return binding.requests.shadow(route, as_request(inputs))
+        return binding.requests.shadow(route, inputs if isinstance(inputs, Request) else Request(inputs))
 
 
 def _plan(edge: ReferenceType[Edge], how: AutoPlan, cache: Path | None) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
 from splitpoint.errors import UsageError
+from splitpoint.graph import Cut
 from splitpoint.planning.constraints import Constraints
 from splitpoint.runtime.adapt.controller import Watching
+from splitpoint.runtime.result import Request
+from splitpoint.tensors import Array
+
+At = str | int | Cut
+"""A cut, its name, or its number."""
+Inputs = Mapping[str, Array] | Array | Request
+"""An array if the model has one input, else arrays by name; or either with what it brings along."""
 
 
 class AutoPlan(msgspec.Struct, frozen=True):

@@ -2,19 +2,21 @@
 
 >>> tally = RequestTally()
 >>> for ms in (2.0, 3.0):
-...     tally.begun()
-...     tally.answered(ms * 1e-3, up_nbytes=150_000, down_nbytes=4_000)
->>> tally.begun()
->>> counts = tally.counts()
+...     tally.answered(ms * 1e-3, 150_000, 4_000)
+>>> tally.failed("BusyError")
+>>> counts = tally.counts(under_way=1)
 >>> counts.asked == counts.answered_remotely + counts.answered_here + sum(counts.failed.values()) + counts.in_flight
 True
 >>> counts.in_flight, counts.remote.quantile(0.5)
 (1, 0.002048)
+>>> counts.asked
+4
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Mapping
 
 import msgspec
@@ -22,6 +24,9 @@ import msgspec
 from splitpoint.runtime.adapt.conditions import Conditions
 from splitpoint.runtime.circuit_breaker import LinkState
 from splitpoint.runtime.histogram import Histogram, Tally
+
+#: Answers that are kept before they are counted.
+_KEPT = 256
 
 
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,22 +66,31 @@ class EdgeStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestTally:
-    """Counts requests, from any thread."""
+    """Counts what became of requests, from any thread. What is told of an answer is only kept, as whoever asked waits
+    for it, and is counted when so many are kept or somebody looks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._answers: deque[tuple[float, int, int]] = deque()
         self._asked = self._up_nbytes = self._down_nbytes = 0
         self._failed: dict[str, int] = {}
         self._remote, self._here = Tally(), Tally()
 
-    def begun(self) -> None:
-        """A request was asked."""
-        with self._lock:
-            self._asked += 1
-
-    def answered(self, seconds: float, *, up_nbytes: int = 0, down_nbytes: int = 0) -> None:
+    def answered(self, seconds: float, up_nbytes: int, down_nbytes: int) -> None:
         """One was answered after so long: by the server if bytes went up."""
+        self._answers.append((seconds, up_nbytes, down_nbytes))
+        if len(self._answers) >= _KEPT:
+            with self._lock:
+                self._count()
+
+    def failed(self, kind: str) -> None:
+        """One was not answered."""
         with self._lock:
+            self._failed[kind] = self._failed.get(kind, 0) + 1
+
+    def _count(self) -> None:
+        while self._answers:
+            seconds, up_nbytes, down_nbytes = self._answers.popleft()
             if up_nbytes:
                 self._remote.add(seconds)
                 self._up_nbytes += up_nbytes
@@ -84,15 +98,14 @@ class RequestTally:
             else:
                 self._here.add(seconds)
 
-    def failed(self, kind: str) -> None:
-        """One was not answered."""
+    def counts(self, under_way: int) -> RequestCounts:
+        """All of it, as of one moment, at which nothing had come of `under_way` requests yet."""
         with self._lock:
-            self._failed[kind] = self._failed.get(kind, 0) + 1
-
-    def counts(self) -> RequestCounts:
-        """All of it, as of one moment."""
-        with self._lock:
+            self._count()
             remote, here = self._remote.histogram(), self._here.histogram()
+            ended = remote.count + here.count + sum(self._failed.values())
+            # One that has just ended may be in neither: what was asked never becomes less.
+            self._asked = max(self._asked, ended + under_way)
             return RequestCounts(
                 asked=self._asked,
                 answered_remotely=remote.count,

@@ -11,7 +11,7 @@ from splitpoint.errors import RefusedError
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.runtime.client import Remote
-from splitpoint.runtime.client.inference import At
+from splitpoint.runtime.client.edge_settings import At
 from splitpoint.runtime.client.jobs import Jobs
 from splitpoint.runtime.client.model_binding import Binding, Means, same_ends
 from splitpoint.runtime.client.opened_cut import Route
@@ -57,6 +57,11 @@ class Followed:
         binding = self.binding
         if self._means.models.follow and any(m.name == binding.info.name for m in models) and binding.begin_following():
             self._jobs.add(partial(self._follow, binding, leaving, arrived))
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have neither been answered nor failed yet."""
+        return sum(binding.requests.under_way for binding in (self.binding, *self._old))
 
     def cut(self, at: At) -> Cut:
         """A cut of the model."""
@@ -113,7 +118,7 @@ class Followed:
         info, before, cut = new.info, old.info, new.cuts.current.placement.cut.name
         fingerprints = f"{info.fingerprint[:12]} instead of {before.fingerprint[:12]}"
         self._means.tell(Event("changed", f"following {info.name}: {fingerprints} from now on, cut at {cut}"))
-        while old.requests.busy and not self._jobs.closed.wait(_LOOK_S):
+        while old.requests.under_way and not self._jobs.closed.wait(_LOOK_S):
             pass
         old.close()
         with suppress(ValueError):

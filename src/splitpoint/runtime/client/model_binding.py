@@ -59,12 +59,11 @@ class Binding:
     def __init__(self, means: Means, remote: Remote, info: ModelInfo, local: Model | None, why: str = "") -> None:
         self.means, self.info = means, info
         tell, patience = means.tell, means.patience
-        self.line = line = Line(remote, self._dial, patience, self._state_changed, why)
+        self.line = line = Line(remote, self._dial, patience, self._state_changed, self._predicted_s, why)
         self.background: Background | None = None
         self.following = False
         """Whether a newer model is on its way: who waits for the server waits for that."""
         self.follow_failed: SplitpointError | None = None
-        self.replaced = False
         self._missed = ""
         self._early = remote.ended
         try:
@@ -98,7 +97,7 @@ class Binding:
         elif means.fallback == LOCAL:
             here, total = self.holding.amount()
             means.tell(Event("notice", _NOT_YET.format(size(here), size(total))))
-            self.background = Background(self.holding, self.complete, means.tell)
+            self._fetch_behind(self.complete)
         self.line.keep(self.cuts.reopen_current, self._rest)
         if placement.remote and placement.remote_tail is None:
             self.line.lost(self.line.remote, self.line.why or "the server has not opened this cut yet")
@@ -106,12 +105,12 @@ class Binding:
     def fetch_behind(self) -> None:
         """Has all weights fetched in the background, if that is not done already: any cut may be next."""
         if self.means.fallback != LOCAL and not self.holding.local and self.line.remote.offer.share == "model":
-            self.background = self.background or Background(self.holding, self.local.complete, self.means.tell)
+            self._fetch_behind(self.local.complete)
 
-    def answered(self) -> None:
-        """A request has ended: what is to be fetched behind may begin."""
-        if self.background is not None:
-            self.background.start()
+    def _fetch_behind(self, done: Callable[[], None]) -> None:
+        if self.background is None:
+            self.background = Background(self.holding, done, self.means.tell)
+            self.requests.then(self.background.start)
 
     def complete(self) -> None:
         """All weights are here now."""
@@ -131,6 +130,11 @@ class Binding:
         """It cannot be had, now, or, because of `refusal`, ever."""
         self.following, self.follow_failed = False, refusal
 
+    @property
+    def replaced(self) -> bool:
+        """Whether another model has taken its place."""
+        return self.requests.replaced
+
     def _refused(self) -> SplitpointError | None:
         if self.replaced:
             return Moved("the edge has gone over to another model")
@@ -146,6 +150,9 @@ class Binding:
                 text = "the server is there: requests go to it" if first else "the server answers again"
                 self.means.tell(Event("notice", text))
         tell(self.means.watchers, lambda w: w.state(state))
+
+    def _predicted_s(self) -> float:
+        return self.cuts.current.placement.times.predicted_s
 
     def _rest(self, remote: Remote) -> None:
         self.cuts.reopen_all(remote)
@@ -185,7 +192,7 @@ class Binding:
 
     def leave(self) -> None:
         """Another model takes its place: requests that wait for the server go there, others are finished here."""
-        self.replaced = True
+        self.requests.replace()
         if self.background is not None:
             self.background.close()
         self.line.close("the edge has gone over to another model")

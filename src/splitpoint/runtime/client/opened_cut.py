@@ -128,7 +128,7 @@ class Placement:
         """The model's outputs, of which the remote has sent the missing ones. ProtocolError if these are others than
         follow from what was asked: see `_check_answer`."""
         layout, tensors = answer.layout, answer.tensors
-        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims])
+        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims]) if self._open_dims else ()
         seen, seen_sizes = self._seen
         if layout is not seen or sizes != seen_sizes or layout is None:
             self._check_answer(tensors, sizes)

@@ -29,7 +29,8 @@ class Line:
 
     Until `keep` is called nothing is done about that, and every request may try. From then on a lost connection is made
     again by `dial` (which says early what it is about to greet, so that it can be ended), and `reopen` opens on it what
-    requests need, before one is risked. `on_state` is told of every change of `state`.
+    requests need, before one is risked. `on_state` is told of every change of `state`. A ping may have to wait behind
+    an answer, which takes `predicted_s`.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Line:
         dial: Callable[[Callable[[Abortable], None]], Remote],
         patience: Patience,
         on_state: Callable[[LinkState], None],
+        predicted_s: Callable[[], float],
         why: str = "",
     ) -> None:
-        self.remote, self._dial, self.why = remote, dial, why
+        self.remote, self._dial, self._predicted_s, self.why = remote, dial, predicted_s, why
         self._patience, self._on_state = patience, on_state
         self._breaker = Breaker(
             Random(patience.seed),
@@ -51,6 +53,8 @@ class Line:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._said = DOWN if remote.ended else UP  # one that was never there is no news
+        self.calm = not remote.ended
+        """Whether one more success would change nothing."""
         self.met = not remote.ended
         """Whether the server has been there at all."""
         self.connections = int(self.met)
@@ -58,7 +62,6 @@ class Line:
         self.refusal: SplitpointError | None = None
         """What the server said when it was tried for the last time, if waiting for another answer is of no use."""
         self._doubt_s = 0.0
-        self._slowest_s = 0.0
         self._closed = False
         self._greeting: Abortable | None = None
         self._thread: threading.Thread | None = None
@@ -81,8 +84,6 @@ class Line:
 
     def succeeded(self) -> None:
         """A request was answered."""
-        if self._said == UP and self._breaker.well:
-            return
         self._tell(self._breaker.succeeded)
         if self.state == UP:
             self.why = ""
@@ -114,10 +115,6 @@ class Line:
             self._doubt_s = max(self._doubt_s, limit_s, self._patience.pong_s)
             self._changed.notify_all()
 
-    def expect(self, predicted_s: float) -> None:
-        """Answers take so long now: a ping may have to wait behind one."""
-        self._slowest_s = predicted_s
-
     def wait(self, timeout_s: float) -> None:
         """Returns when something has changed, or after `timeout_s`."""
         with self._lock:
@@ -130,7 +127,7 @@ class Line:
             self._changed.notify_all()
             state = self.state
             news = state != self._said and not self._closed
-            self._said = state
+            self._said, self.calm = state, state == UP and self._breaker.well
         if news:
             self._on_state(state)
 
@@ -191,7 +188,7 @@ class Line:
     def _probe(self) -> None:
         """Looks whether the server is well again, on this connection or on a new one."""
         remote = self.remote
-        limit_s = max(self._patience.pong_s, 4 * self._slowest_s)
+        limit_s = max(self._patience.pong_s, 4 * self._predicted_s())
         if not remote.ended and remote.ping(limit_s) is None and not self._closed:
             remote.abort(f"did not answer for {limit_s:.3g} s")
         try:

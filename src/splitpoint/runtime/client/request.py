@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -46,8 +47,6 @@ LOCAL: Final = "local"
 FALLBACKS: Final[tuple[Fallback, ...]] = get_args(Fallback)
 #: How often whoever waits for a server looks whether there is another way by now.
 _LOOK_S = 0.2
-#: Waits are rounded up to this: setting another one costs a system call.
-_STEP_S = 0.01
 #: A server that answers a request with an error so often will do it again: `wait` ends there.
 _REFUSALS = 3
 #: Between them: a server may be about to end.
@@ -74,33 +73,39 @@ class Moved(ServerError):
     """The edge has gone over to another model: the request begins again with that one."""
 
 
-class Ticket:
-    """A request under way. `known` are its inputs and what the head made of them."""
+class Ticket(msgspec.Struct, eq=False):
+    """A request under way. `known` are its inputs and what the head made of them; `more`: others follow at once."""
 
-    __slots__ = (
-        "attempts", "call", "deadline_s", "done", "headed", "here", "here_failed", "known", "late", "left", "more",
-        "not_before", "outcomes", "refusals", "remote", "request", "resumed", "route", "shadow", "started", "why",
-    )  # fmt: skip
-
-    def __init__(
-        self, route: Route, request: Request, known: Mapping[str, Array], started: float, deadline_s: float, more: bool
-    ) -> None:
-        self.route, self.request, self.known = route, request, known
-        self.started, self.headed = started, perf_counter()
-        self.deadline_s, self.more = deadline_s, more
-        self.call: RemoteCall | None = None  # what is at the server now
-        self.remote: Remote | None = None  # where it was asked last
-        self.left = False  # that is not waited for directly: what comes of it is put into `outcomes`
-        self.outcomes: SimpleQueue[tuple[RemoteCall | None, Any]] = SimpleQueue()
-        self.attempts = self.refusals = 0
-        self.resumed = 0.0  # when the last attempt began, if it is not the first
-        self.late = False  # the call is
-        self.here = False  # it is being finished here too
-        self.here_failed: Exception | None = None
-        self.why = ""
-        self.not_before = 0.0  # a busy server is not asked again until then
-        self.done = False
-        self.shadow = False  # nobody waits for it
+    requests: Requests
+    route: Route
+    request: Request
+    known: Mapping[str, Array]
+    started: float
+    headed: float
+    deadline_s: float
+    more: bool
+    call: RemoteCall | None = None
+    """What is at the server now."""
+    left: bool = False
+    """That is not waited for directly: what comes of it is put into `outcomes`, as what is finished here is."""
+    outcomes: SimpleQueue[tuple[RemoteCall | None, Any]] | None = None
+    remote: Remote | None = None
+    """Where it was asked last."""
+    attempts: int = 0
+    refusals: int = 0
+    resumed: float = 0.0
+    """When the last attempt began, if it is not the first."""
+    late: bool = False
+    """The call is."""
+    here: bool = False
+    """It is being finished here too."""
+    here_failed: Exception | None = None
+    why: str = ""
+    not_before: float = 0.0
+    """A busy server is not asked again until then."""
+    done: bool = False
+    shadow: bool = False
+    """Nobody waits for it."""
 
     def left_s(self) -> float:
         """Seconds until the deadline."""
@@ -117,24 +122,36 @@ class Requests:
 
     def __init__(
         self, line: Line, local: LocalTails, fallback: Fallback, watchers: Sequence[Watcher],
-        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None], *, answer_s: float,
-        longest_s: float,
+        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None],
+        *, answer_s: float, longest_s: float,
     ) -> None:  # fmt: skip
         self._line, self._local, self._fallback = line, local, fallback
         self._watchers, self._reopen, self._refused = watchers, reopen, refused
+        self._then: Callable[[], object] | None = None
+        self.replaced = False
+        """Whether another model has taken the place of the one that these ask."""
         self._answer_s, self._longest_s = answer_s, longest_s
+        self._survives = fallback != ERROR
         self._closed = threading.Event()
         self._tickets: set[Ticket] = set()
         self._shadow: Ticket | None = None
+
+    def then(self, once: Callable[[], object]) -> None:
+        """Calls `once` when a request has ended: not before the first answer, as that is waited for."""
+        self._then = once
+
+    def replace(self) -> None:
+        """Another model takes their place."""
+        self.replaced = True
 
     def close(self) -> None:
         """Whoever still waits is told that there will be no answer."""
         self._closed.set()
 
     @property
-    def busy(self) -> bool:
-        """Whether a request is under way."""
-        return bool(self._tickets)
+    def under_way(self) -> int:
+        """How many requests there are now."""
+        return len(self._tickets)
 
     # --- begin, send, finish ------------------------------------------------------------------------------------
 
@@ -146,8 +163,10 @@ class Requests:
         placement = route.placement
         try:
             started = perf_counter()
-            known = placement.compute(placement.check(request.inputs))
-            ticket = Ticket(route, request, known, started, deadline_s, more)
+            known = placement.check(request.inputs)
+            if placement.head is not None:
+                known = placement.compute(known)
+            ticket = Ticket(self, route, request, known, started, perf_counter(), deadline_s, more)
         except BaseException:
             placement.release()
             raise
@@ -164,9 +183,14 @@ class Requests:
 
     def send(self, ticket: Ticket) -> Ticket:
         """Hands the request over, if it is to go to the server. Waits for the link with the fallback ``error`` only."""
-        if ticket.call is not None:
+        call = ticket.call
+        if call is not None:
             try:
-                self._hand_over(ticket, ticket.call)
+                try:
+                    call.send()
+                except ServerError as exc:
+                    ticket.call = None
+                    self._failed(ticket, exc)
             except BaseException:
                 self.abandon(ticket)
                 raise
@@ -175,11 +199,32 @@ class Requests:
     def finish(self, ticket: Ticket) -> Result:
         """The answer, whoever gives it first."""
         try:
-            if not ticket.route.placement.remote:
-                return self._all_here(ticket)
-            return self._first(ticket)
+            while True:
+                call = ticket.call
+                if call is None or ticket.left:
+                    result = self._without(ticket)
+                    if result is not None:
+                        return result
+                    continue
+                wait_s = ticket.route.placement.times.patient_s
+                if ticket.late or ticket.deadline_s or not 0.0 < wait_s < self._answer_s:
+                    wait_s = self._wait_s(ticket, call)
+                try:
+                    answer = call.answer(wait_s, self._survives or not ticket.late)
+                    if answer is not None:
+                        result = self._answered(ticket, call, answer)
+                        ticket.call = None
+                        return result
+                except SplitpointError as exc:
+                    ticket.call = None
+                    self._failed(ticket, exc)
+                    continue
+                self._overdue(ticket, call)
         finally:
             self.abandon(ticket)
+            if self._then is not None:
+                then, self._then = self._then, None
+                then()
 
     def abandon(self, ticket: Ticket) -> None:
         """Nobody waits for the answer any more: what still comes of it is told to the watchers alone."""
@@ -203,46 +248,43 @@ class Requests:
 
         With the fallback ``error`` it always may: what is wrong is then the answer.
         """
-        placement, line, asking = ticket.route.placement, self._line, self._fallback != ERROR
+        placement, line = ticket.route.placement, self._line
         tail = placement.remote_tail
-        if tail is None or (asking and not placement.is_open_at(line.remote)):
+        if tail is None or (self._survives and not placement.is_open_at(line.remote)):
             ticket.why = line.why or "the server has not opened this cut again yet"
-        elif asking and not line.allows():
+        elif self._survives and not line.allows():
             ticket.why = line.why or "the server is being tried"
         else:
-            left_s = max(ticket.left_s(), 0.0) if ticket.attempts and ticket.deadline_s else ticket.deadline_s
-            resumed, ticket.remote = perf_counter() if ticket.why else 0.0, tail.remote
+            deadline_s = ticket.deadline_s
+            if ticket.attempts or ticket.why:
+                ticket.left = ticket.late = False
+                ticket.resumed = perf_counter()
+                deadline_s = max(ticket.left_s(), 0.0) if deadline_s else 0.0
+            ticket.remote = tail.remote
             try:
-                call = tail.begin(ticket.known, ticket.route.encoding, deadline_s=left_s, more=ticket.more)
+                ticket.call = tail.begin(ticket.known, ticket.route.encoding, deadline_s, ticket.more)
             except ServerError as exc:
                 self._failed(ticket, exc)
                 return False
             except BaseException:  # it cannot travel, or Ctrl-C
                 line.dropped()
                 raise
-            ticket.call, ticket.left, ticket.late, ticket.resumed = call, False, False, resumed
             ticket.attempts += 1
             return True
-        if not asking:
+        if not self._survives:
             raise ServerError(f"no answer: {ticket.why}")
         return False
-
-    def _hand_over(self, ticket: Ticket, call: RemoteCall) -> None:
-        try:
-            call.send()
-        except ServerError as exc:
-            ticket.call = None
-            self._failed(ticket, exc)
 
     def _leave(self, ticket: Ticket) -> None:
         """What comes of the call is put into the queue, from whatever thread it comes in."""
         call = ticket.call
         if ticket.left or call is None:
             return
-        ticket.left = True
+        outcomes: SimpleQueue[tuple[RemoteCall | None, Any]] = SimpleQueue()
+        ticket.left, ticket.outcomes = True, outcomes
 
         def come(outcome: Answer | SplitpointError) -> None:
-            ticket.outcomes.put((call, outcome))
+            outcomes.put((call, outcome))
             if ticket.done:
                 self._sweep(ticket)
 
@@ -250,68 +292,48 @@ class Requests:
 
     # --- the first answer ---------------------------------------------------------------------------------------
 
-    def _first(self, ticket: Ticket) -> Result:
-        while True:
-            if self._closed.is_set():
-                raise self._refused() or ServerError(CLOSED)
-            if ticket.call is None and not ticket.here:
-                if self._can_finish(ticket):
-                    return self._finish_now(ticket)
-                self._ask_again(ticket)
-                continue
-            outcome = self._outcome(ticket)
-            if isinstance(outcome, Result):
-                return outcome
-            if outcome is None:
-                continue
-            call, ticket.call = ticket.call, None
-            assert call is not None
-            if isinstance(outcome, Answer):
-                try:
-                    return self._answered(ticket, call, outcome)
-                except SplitpointError as exc:  # it is none
-                    outcome = exc
-            self._failed(ticket, outcome)
-
-    def _outcome(self, ticket: Ticket) -> Answer | SplitpointError | Result | None:
-        """What comes of the call, or the result if it was finished here first; None if nothing has come for so long
-        that something was done about it."""
-        call = ticket.call
-        if call is not None and not ticket.left:
-            try:
-                answer = call.answer(self._wait_s(ticket, call), whole=self._fallback != ERROR or not ticket.late)
-            except SplitpointError as exc:
-                return exc
-            if answer is None:
-                self._overdue(ticket, call)
-            return answer
+    def _without(self, ticket: Ticket) -> Result | None:
+        """What there is while no call is waited for directly: nothing was to be sent, it is finished here, or asked
+        again (None: then the call is waited for)."""
+        if not ticket.route.placement.remote:
+            return self._all_here(ticket)
+        if self._closed.is_set():
+            raise self._refused() or ServerError(CLOSED)
+        if ticket.call is None and not ticket.here:
+            if self._can_finish(ticket):
+                return self._finish_now(ticket)
+            self._ask_again(ticket)
+            return None
+        assert ticket.outcomes is not None
         try:
             source, outcome = ticket.outcomes.get(timeout=None if ticket.here else _LOOK_S)
         except Empty:
             self._check_time(ticket)
             return None
-        if source is not None:
-            answered: Answer | SplitpointError = outcome
-            return answered
-        ticket.here = False
-        if not isinstance(outcome, Exception):
-            return self._finished(ticket, *outcome)
-        ticket.here_failed = outcome
+        if source is None:
+            ticket.here = False
+            if not isinstance(outcome, Exception):
+                return self._finished(ticket, *outcome)
+            ticket.here_failed = outcome
+            return None
+        ticket.call = None
+        try:
+            if not isinstance(outcome, SplitpointError):
+                return self._answered(ticket, source, outcome)
+        except SplitpointError as exc:  # it is none
+            outcome = exc
+        self._failed(ticket, outcome)
         return None
 
     def _wait_s(self, ticket: Ticket, call: RemoteCall) -> float:
         """How long to wait for the answer before something is to be done."""
+        times = ticket.route.placement.times
         spent_s = perf_counter() - call.packed
         if ticket.late:
-            return max(0.0, self._answer_s - spent_s if self._fallback == ERROR else min(_LOOK_S, ticket.left_s()))
-        times = ticket.route.placement.times
-        if ticket.deadline_s:
-            here_s = times.here_s if self._can_finish(ticket) else 0.0
-            return max(0.0, times.late_s(ticket.left_s() + spent_s, here_s, call.packed - ticket.started) - spent_s)
-        wait_s = times.late_s(spent_s=call.packed - ticket.started) - spent_s
-        if self._fallback == ERROR:
-            wait_s = min(wait_s, self._answer_s - spent_s)
-        return (int(wait_s / _STEP_S) + 1) * _STEP_S if wait_s > _STEP_S else max(0.0, wait_s)
+            return max(0.0, min(_LOOK_S, ticket.left_s()) if self._survives else self._answer_s - spent_s)
+        here_s = times.here_s if self._can_finish(ticket) else 0.0
+        late_s = times.late_s(ticket.left_s() + spent_s, here_s, call.packed - ticket.started)
+        return max(0.0, (late_s if self._survives else min(late_s, self._answer_s)) - spent_s)
 
     def _overdue(self, ticket: Ticket, call: RemoteCall) -> None:
         """Nothing has come for so long that something is done about it."""
@@ -322,9 +344,10 @@ class Requests:
         if self._can_finish(ticket):
             ticket.here, ticket.why = True, _LATE
             self._leave(ticket)
-            known = ticket.known
-            self._local.submit(lambda: self._finish_beside(ticket, known))
-        elif self._fallback == ERROR:
+            assert ticket.outcomes is not None
+            beside = partial(self._finish_beside, ticket, ticket.known, ticket.outcomes)
+            self._local.submit(beside)
+        elif not self._survives:
             if age_s >= self._answer_s:
                 raise call.late()
         else:
@@ -333,11 +356,11 @@ class Requests:
             self._check_time(ticket)
 
     def _answered(self, ticket: Ticket, call: RemoteCall, answer: Answer) -> Result:
-        placement, line = ticket.route.placement, self._line
+        placement = ticket.route.placement
         outputs = placement.answer(answer, ticket.known)
         placement.times.add(answer.received - call.packed)
-        line.succeeded()
-        line.expect(placement.times.predicted_s)
+        if not self._line.calm:
+            self._line.succeeded()
         result = self._result(ticket, call, answer, outputs)
         if self._watchers:
             self._tell_answer(result, call, answer)
@@ -369,7 +392,7 @@ class Requests:
 
     def _sweep(self, ticket: Ticket) -> None:
         """What came of a ticket after it was done: news for the watchers, and nobody else."""
-        while True:
+        while ticket.outcomes is not None:
             try:
                 call, outcome = ticket.outcomes.get_nowait()
             except Empty:
@@ -388,7 +411,7 @@ class Requests:
         self._blame(ticket, exc)
         tell(self._watchers, lambda w: w.failed(ticket.why))
         tail = ticket.route.placement.remote_tail
-        if self._fallback == ERROR:
+        if not self._survives:
             raise exc
         if ticket.here or self._can_finish(ticket):
             return
@@ -431,8 +454,7 @@ class Requests:
             if pause_s > 0:
                 self._closed.wait(min(pause_s, _LOOK_S, max(ticket.left_s(), 0.0)))
             elif self._prepare(ticket):
-                assert ticket.call is not None
-                self._hand_over(ticket, ticket.call)
+                self.send(ticket)
                 return
             elif self._line.state == UP and not placement.is_open_at(self._line.remote):
                 try:  # it was forgotten, or nobody has come to it yet
@@ -459,7 +481,7 @@ class Requests:
         began = perf_counter()
         return self._finished(ticket, self._local.finish(ticket.route.placement, ticket.known), began)
 
-    def _finish_beside(self, ticket: Ticket, known: Mapping[str, Array]) -> None:
+    def _finish_beside(self, ticket: Ticket, known: Mapping[str, Array], outcomes: SimpleQueue[Any]) -> None:
         """In the other thread: the answer, unless the server has given it meanwhile."""
         placement = ticket.route.placement
         if not placement.hold():
@@ -468,9 +490,9 @@ class Requests:
             if ticket.done:
                 return
             began = perf_counter()
-            ticket.outcomes.put((None, (self._local.finish(placement, known), began)))
+            outcomes.put((None, (self._local.finish(placement, known), began)))
         except Exception as exc:  # engines are foreign code, and someone waits for this
-            ticket.outcomes.put((None, exc))
+            outcomes.put((None, exc))
         finally:
             placement.release()
 

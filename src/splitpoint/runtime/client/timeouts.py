@@ -17,14 +17,14 @@ here must begin to meet the deadline, whichever comes first. Before anything is 
 from __future__ import annotations
 
 from collections import deque
-from math import inf
+from math import ceil, inf
 
 import msgspec
 
 #: Waits that are remembered of a cut, and times it was finished here.
 _KEEP, _KEEP_HERE = 32, 8
-#: Once that many are known, what is usual is worked out anew after so many more.
-_EVERY = 8
+#: Waits for the usual answer are rounded up to this: setting another one costs a system call.
+_STEP_S = 0.01
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -80,20 +80,29 @@ class AnswerTimes:
         self._seen: deque[float] = deque(maxlen=_KEEP)
         self._here: deque[float] = deque(maxlen=_KEEP_HERE)
         self._usual = self._deviation = 0.0
-        self._added = 0
+        self._fresh = 0  # waits since what is usual was worked out
         self._planned_s = 0.0
+        self.patient_s = patience.first_s
+        """`late_s` without a deadline, rounded up; 0 where it depends on what a request's head took."""
 
     def plan(self, total_s: float) -> None:
         """A plan predicts `total_s` of a whole request, its head included; 0: none does."""
         self._planned_s = total_s
+        self._set_patient()
 
     def add(self, wait_s: float) -> None:
         """An answer that was waited for, from the moment it was handed over."""
         self._seen.append(wait_s)
-        self._added += 1
-        if self._added <= _KEEP or not self._added % _EVERY:  # sorting takes some percent of a short round trip
+        self._fresh += 1
+        # Sorting takes some percent of a short round trip: once all are known, only for what is late, and now and then.
+        if len(self._seen) < _KEEP or self._fresh >= _KEEP or wait_s > self.patient_s:
+            self._fresh = 0
             self._usual = mid(sorted(self._seen))
             self._deviation = mid(sorted(abs(w - self._usual) for w in self._seen))
+            self._set_patient()
+
+    def _set_patient(self) -> None:
+        self.patient_s = 0.0 if self._planned_s else ceil(self.late_s() / _STEP_S) * _STEP_S
 
     def finished(self, here_s: float) -> None:
         """The rest of a request was computed here."""

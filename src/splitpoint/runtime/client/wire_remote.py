@@ -18,6 +18,8 @@ from splitpoint.tensors import Array
 from splitpoint.transports import Connection, connect
 from splitpoint.wire import Frame, Kind, Limits, Packet
 
+_ALL_RAW: Mapping[str, str] = {}
+
 
 class WireSettings(msgspec.Struct, frozen=True):
     """How frames travel. With `checksum` every one carries a CRC-32, and one that was changed on its way ends the
@@ -78,6 +80,18 @@ class WireRemote(Channel):
         self.send(id, wire.encode(Kind.OPEN, id, asked))
         return WireTail(self, id, asked)
 
+    def pack(
+        self, packer: wire.Packer | wire.EncodingPacker, arrays: Sequence[Array], extra: tuple[object, ...], more: bool
+    ) -> tuple[int, Packet]:
+        """(the number of the request that is about to be sent, its frame)."""
+        flags = wire.PIPELINED if more or self._waiting or self._sinks else 0
+        number = self.reserve()
+        try:
+            return number, packer.pack(number, arrays, extra, (), flags)
+        except BaseException:
+            self.abandon(number)
+            raise
+
     def channel(self) -> Channel:
         return self
 
@@ -120,23 +134,18 @@ class WireTail:
         self._segment = opened.segment
 
     def begin(
-        self, known: Mapping[str, Array], encoding: Encoding, *, deadline_s: float = 0.0, more: bool = False
+        self, known: Mapping[str, Array], encoding: Encoding, deadline_s: float = 0.0, more: bool = False
     ) -> WireCall:
-        remote = self.remote
-        flags = wire.PIPELINED if more or remote.in_flight else 0
         kept = self._packers.get(id(encoding))
         packer = kept[1] if kept is not None else self._packer(encoding)
         arrays = [known[name] for name in self._tensors]
         vectors: tuple[tuple[int, ...], ...] = ()
         if self._vectors:
             vectors = tuple(tuple(int(n) for n in known[name].reshape(-1)) for name in self._vectors)
-        number = remote.reserve()
-        try:
-            packet = packer.pack(number, arrays, (self._segment, vectors, deadline_s), (), flags)
-        except BaseException:
-            remote.abandon(number)
-            raise
-        return WireCall(remote, number, packet, self._tensors)
+        number, packet = self.remote.pack(packer, arrays, (self._segment, vectors, deadline_s), more)
+        nbytes, packed = packet.nbytes, packet.codecs
+        codecs = {n: c for n, c in zip(self._tensors, packed, strict=True) if c} if packed else _ALL_RAW
+        return WireCall(self.remote, number, packet, nbytes, perf_counter(), codecs)
 
     def _packer(self, encoding: Encoding) -> wire.Packer | wire.EncodingPacker:
         """A packer for `encoding`, kept with it: the header is the same from one request to the next."""
@@ -166,50 +175,45 @@ def _infer(
     return wire.Infer(segment, tensors, vectors, deadline_s)
 
 
-class WireCall:
+class WireCall(msgspec.Struct, eq=False):
     """An INFER, and the RESULT it is to bring."""
 
-    __slots__ = ("_codecs", "_names", "_number", "_packet", "_remote", "nbytes", "packed")
-
-    def __init__(self, remote: WireRemote, number: int, packet: Packet, names: Sequence[str]) -> None:
-        self._remote, self._number, self._names = remote, number, names
-        self._packet: Packet | None = packet
-        self._codecs, self.nbytes, self.packed = packet.codecs, packet.nbytes, perf_counter()
-
-    @property
-    def codecs(self) -> Mapping[str, str]:
-        packed = self._codecs
-        return {n: c for n, c in zip(self._names, packed, strict=True) if c} if packed else {}
+    remote: WireRemote
+    number: int
+    packet: Packet | None
+    nbytes: int
+    packed: float
+    codecs: Mapping[str, str]
 
     def send(self) -> None:
-        packet, self._packet = self._packet, None  # its tensors are not kept until the answer is here
+        packet, self.packet = self.packet, None  # its tensors are not kept until the answer is here
         if packet is not None:
-            self._remote.send(self._number, packet)
+            self.remote.send(self.number, packet)
 
-    def answer(self, within_s: float, *, whole: bool = True) -> Answer | None:
-        frame = self._remote.poll(self._number, within_s, whole=whole)
+    def answer(self, within_s: float, whole: bool = True) -> Answer | None:
+        frame = self.remote.poll(self.number, within_s, whole)
         return None if frame is None else self._read(frame)
 
     def _read(self, frame: Frame) -> Answer:
         """What a RESULT says. ProtocolError for what is none."""
         header = frame.header
-        if not isinstance(header, wire.Result):
+        if type(header) is not wire.Result:
             raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
-        offset = self._remote.offset_at(self.packed, frame)
+        offset = self.remote.offset_at(self.packed, frame)
         return Answer(frame.tensors, frame.received, header, frame.nbytes, frame.times, offset)
 
     def late(self) -> SplitpointError:
-        return self._remote.late()
+        return self.remote.late()
 
     def leave(self, tell: Callable[[Answer | SplitpointError], None]) -> None:
-        if self._packet is not None:  # it was not sent
-            self._remote.abandon(self._number)
+        if self.packet is not None:  # it was not sent
+            self.remote.abandon(self.number)
             return
 
         def come(outcome: Frame | SplitpointError) -> None:
             if not isinstance(outcome, SplitpointError):
                 try:
-                    outcome = self._remote.judge(outcome)
+                    outcome = self.remote.judge(outcome)
                 except SplitpointError as exc:
                     outcome = exc
             if isinstance(outcome, Frame):
@@ -220,4 +224,4 @@ class WireCall:
                     outcome = exc
             tell(outcome)
 
-        self._remote.leave(self._number, come)
+        self.remote.leave(self.number, come)
