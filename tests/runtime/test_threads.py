@@ -241,14 +241,14 @@ ONCE = {
     ("greeting.py", "self._serve"): "one connection's: whatever it raises is that connection's end",
     ("channel.py", "self._read"): "the same on the device",
     ("profiling.py", "self._work"): "each profile's failure is its answer",
-    ("holding.py", "self._run"): "a failure is told: there will be no local fallback",
-    ("here.py", "work"): "found again by whoever needs the tail",
-    ("pace.py", "self._watch"): "a failure is raised where the next frame is taken",
-    ("stream.py", "read"): "a failure is raised where the result is taken",
-    ("stream.py", "work"): "the same",
+    ("held_weights.py", "self._run"): "a failure is told: there will be no local fallback",
+    ("local_tail.py", "work"): "found again by whoever needs the tail",
+    ("pacing.py", "self._watch"): "a failure is raised where the next frame is taken",
+    ("pipeline.py", "read"): "a failure is raised where the result is taken",
+    ("pipeline.py", "work"): "the same",
     ("server.py", "self._close"): "the end of a server that `on_event` closes: nobody waits for it",
-    ("edge.py", "work"): "the first connection: raised where that is waited for",
-    ("edge.py", "run"): "what is done beside: its failure is told",
+    ("first_contact.py", "work"): "the first connection: raised where that is waited for",
+    ("jobs.py", "run"): "what is done beside: its failure is told",
 }
 
 
