@@ -15,7 +15,7 @@ from typing import NoReturn
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import RefusedError, ServerError, SplitpointError, UnreachableError
 from splitpoint.models.model import Model
-from splitpoint.runtime.client import Abortable, Answer, Encoding, Offer, TailRequest
+from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer, WantedTail
 from splitpoint.runtime.model_choice import info_of
 from splitpoint.runtime.probe.server_clock import Offset, ServerClock
 from splitpoint.tensors import Array
@@ -60,7 +60,7 @@ class NearbyRemote:
     def ended(self) -> bool:
         return self.why is not None
 
-    def open(self, request: TailRequest) -> NearbyTail:
+    def open(self, request: WantedTail) -> NearbyTail:
         self.check()
         tail = NearbyTail(self, request)
         self.tails.append(tail)
@@ -94,7 +94,7 @@ class NearbyRemote:
 
 
 class NearbyTail:
-    def __init__(self, remote: NearbyRemote, request: TailRequest) -> None:
+    def __init__(self, remote: NearbyRemote, request: WantedTail) -> None:
         self.remote, self.fingerprint, self.repeatable = remote, request.fingerprint, remote.place.repeatable
         self._request = request
         self._session: Session | None = None
@@ -128,8 +128,8 @@ class NearbyCall:
         self._tail, self._known = tail, known
         self.nbytes = sum(a.nbytes for a in known.values())
         self.packed = perf_counter()
-        self._came: SimpleQueue[Answer | SplitpointError] = SimpleQueue()
-        self._told: Callable[[Answer | SplitpointError], None] = self._came.put
+        self._came: SimpleQueue[TailAnswer | SplitpointError] = SimpleQueue()
+        self._told: Callable[[TailAnswer | SplitpointError], None] = self._came.put
         self._sent = False
 
     def send(self) -> None:
@@ -144,11 +144,11 @@ class NearbyCall:
             now = perf_counter()
             times = Times(received_s=received, compute_s=now - received)
             nbytes = sum(a.nbytes for a in tensors)
-            self._told(Answer(tensors, now, None, nbytes, times, Offset(0.0, 0.0, now)))
+            self._told(TailAnswer(tensors, now, None, nbytes, times, Offset(0.0, 0.0, now)))
         except SplitpointError as exc:
             self._told(exc)
 
-    def answer(self, within_s: float, whole: bool = True) -> Answer | None:
+    def answer(self, within_s: float, whole: bool = True) -> TailAnswer | None:
         try:
             outcome = self._came.get(timeout=within_s)
         except Empty:
@@ -161,7 +161,7 @@ class NearbyCall:
     def late(self) -> SplitpointError:
         return ServerError("nearby did not answer in time")
 
-    def leave(self, tell: Callable[[Answer | SplitpointError], None]) -> None:
+    def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         self._told = tell
         while self._sent:
             try:

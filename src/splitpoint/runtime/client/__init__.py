@@ -5,7 +5,7 @@ weights (`held_weights`, `blob_cache`) and its connection (`reconnect`); the lif
 
 Whoever computes tails is reached through three protocols, and nothing but their implementation knows how:
 
-    RemoteProvider ─connect─► Remote ─open(cut)─► RemoteTail ─begin(tensors)─► RemoteCall ─answer─► Answer
+    RemoteProvider ─connect─► Remote ─open(cut)─► RemoteTail ─begin(tensors)─► RemoteCall ─answer─► TailAnswer
       a place                 a connection        a segment, open there        one request          tensors and times
 
 `wire_remote` is the one for our own server. Another one is a module with four small classes, given to `Edge` in place
@@ -53,7 +53,7 @@ class Offer(NamedTuple):
     in_flight: int = 0
 
 
-class TailRequest(NamedTuple):
+class WantedTail(NamedTuple):
     """Which tail is to be opened: what follows `cut` in the model, as far as `outputs` need it."""
 
     fingerprint: str
@@ -69,7 +69,7 @@ class Encoding(NamedTuple):
     strict: bool
 
 
-class Answer(msgspec.Struct, gc=False):
+class TailAnswer(msgspec.Struct, gc=False):
     """What came back for a request: `tensors` in the order of its outputs.
 
     `layout` is the same object as long as dtypes and shapes are the same (None: not known), so that they are checked
@@ -106,7 +106,7 @@ class RemoteCall(Protocol):
     def send(self) -> None:
         """Hands the request over. ServerError if the remote is gone."""
 
-    def answer(self, within_s: float, whole: bool = True) -> Answer | None:
+    def answer(self, within_s: float, whole: bool = True) -> TailAnswer | None:
         """The answer; None if it is not here `within_s`: it can be waited for again.
 
         Without `whole` an answer that has begun by then is received to its end. Raises BusyError for a remote that has
@@ -117,7 +117,7 @@ class RemoteCall(Protocol):
         """The error for an answer that is not waited for any longer."""
         ...
 
-    def leave(self, tell: Callable[[Answer | SplitpointError], None]) -> None:
+    def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         """Nobody waits any more: `tell` is called once, from any thread, with what comes of it, if anything does."""
 
 
@@ -184,7 +184,7 @@ class Remote(Protocol):
         """Bytes that it has carried so far, both ways; 0 where that is not known."""
         ...
 
-    def open(self, request: TailRequest) -> RemoteTail:
+    def open(self, request: WantedTail) -> RemoteTail:
         """Asks for a tail, and returns at once: `RemoteTail.ready` waits for it. ServerError if the remote is gone."""
         ...
 

@@ -1,4 +1,4 @@
-"""Requests of an edge whose model may change meanwhile: begun with one binding, ended with that or the next one."""
+"""RequestRunner of an edge whose model may change meanwhile: begun with one binding, ended with that or the next one."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from splitpoint.runtime.client.held_weights import Background, Holding
 from splitpoint.runtime.client.local_tail import LocalTails
 from splitpoint.runtime.client.ready_cuts import Cuts
 from splitpoint.runtime.client.reconnect import Line
-from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, Moved, Requests
+from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, Moved, RequestRunner
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.watcher import Watcher, tell
@@ -77,7 +77,7 @@ class Binding:
         self.local = LocalTails(holding, means.engine, lambda: self.cuts.all())
         alone = self.local.possible if means.fallback == LOCAL else lambda: False
         self.cuts = Cuts(holding, lambda: line.remote, means.engine, patience, tell, alone)
-        self.requests = Requests(
+        self.requests = RequestRunner(
             line, self.local, means.fallback, means.watchers, self.cuts.reopen, self._refused,
             answer_s=patience.answer_s, longest_s=patience.longest_pause_s,
         )  # fmt: skip

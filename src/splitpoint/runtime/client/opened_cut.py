@@ -16,7 +16,7 @@ from splitpoint.engines import Session
 from splitpoint.errors import ProtocolError
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
-from splitpoint.runtime.client import Answer, Encoding, Remote, RemoteTail
+from splitpoint.runtime.client import Encoding, Remote, RemoteTail, TailAnswer
 from splitpoint.runtime.client.timeouts import AnswerTimes, Patience
 from splitpoint.segments import by_name, check_specs
 from splitpoint.tensors import ANY_RANK, Array, TensorSpec
@@ -124,7 +124,7 @@ class Placement:
         """The model's outputs out of all that is known."""
         return {name: known[name] for name in self.outputs}
 
-    def answer(self, answer: Answer, known: Mapping[str, Array]) -> dict[str, Array]:
+    def answer(self, answer: TailAnswer, known: Mapping[str, Array]) -> dict[str, Array]:
         """The model's outputs, of which the remote has sent the missing ones. ProtocolError if these are others than
         follow from what was asked: see `_check_answer`."""
         layout, tensors = answer.layout, answer.tensors

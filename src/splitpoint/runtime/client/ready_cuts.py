@@ -10,7 +10,7 @@ from splitpoint.engines import Engine, Session
 from splitpoint.errors import CutError, ModelError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.planning.constraints import Shared
-from splitpoint.runtime.client import Remote, RemoteTail, TailRequest
+from splitpoint.runtime.client import Remote, RemoteTail, WantedTail
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.held_weights import Holding
 from splitpoint.runtime.client.opened_cut import Key, Placement, Route, key_of
@@ -144,7 +144,7 @@ class Cuts:
         outputs = tuple(t.name for t in self._holding.model.outputs if t.name not in cut.results)
         if not outputs:
             return None
-        tail = remote.open(TailRequest(self._holding.info.fingerprint, cut, outputs))
+        tail = remote.open(WantedTail(self._holding.info.fingerprint, cut, outputs))
         if tail.fingerprint != self._holding.info.fingerprint:
             tail.close()
             raise ModelError(

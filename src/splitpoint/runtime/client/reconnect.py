@@ -9,7 +9,7 @@ from time import monotonic
 
 from splitpoint.errors import AccessError, ModelError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.runtime.circuit_breaker import DOWN, UP, Breaker, LinkState
-from splitpoint.runtime.client import Abortable, Offer, Remote, RemoteTail, TailRequest
+from splitpoint.runtime.client import Abortable, Offer, Remote, RemoteTail, WantedTail
 from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.codec_choice import codecs_in
@@ -255,7 +255,7 @@ class AbsentRemote:
         self.peer, self._why = peer, str(why)
         self.offer, self.clock = Offer(codecs=codecs_in(features()), share="model"), ServerClock()
 
-    def open(self, request: TailRequest) -> RemoteTail:
+    def open(self, request: WantedTail) -> RemoteTail:
         raise ServerError(self._why)
 
     def channel(self) -> Channel:

@@ -30,7 +30,7 @@ import msgspec
 
 from splitpoint.errors import BusyError, ProtocolError, ServerError, SplitpointError, UsageError
 from splitpoint.runtime.circuit_breaker import UP
-from splitpoint.runtime.client import Answer, Remote, RemoteCall
+from splitpoint.runtime.client import Remote, RemoteCall, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.local_tail import LocalTails
 from splitpoint.runtime.client.opened_cut import Placement, Route
@@ -76,7 +76,7 @@ class Moved(ServerError):
 class Ticket(msgspec.Struct, eq=False):
     """A request under way. `known` are its inputs and what the head made of them; `more`: others follow at once."""
 
-    requests: Requests
+    requests: RequestRunner
     route: Route
     request: Request
     known: Mapping[str, Array]
@@ -112,7 +112,7 @@ class Ticket(msgspec.Struct, eq=False):
         return self.deadline_s - (perf_counter() - self.started) if self.deadline_s else inf
 
 
-class Requests:
+class RequestRunner:
     """The requests of one binding: over `line`, or without it. `local` finishes here.
 
     `reopen` opens a placement's tail at the remote of the moment; `refused` says why waiting for the server is of no
@@ -283,7 +283,7 @@ class Requests:
         outcomes: SimpleQueue[tuple[RemoteCall | None, Any]] = SimpleQueue()
         ticket.left, ticket.outcomes = True, outcomes
 
-        def come(outcome: Answer | SplitpointError) -> None:
+        def come(outcome: TailAnswer | SplitpointError) -> None:
             outcomes.put((call, outcome))
             if ticket.done:
                 self._sweep(ticket)
@@ -355,7 +355,7 @@ class Requests:
             ticket.why = _LATE
             self._check_time(ticket)
 
-    def _answered(self, ticket: Ticket, call: RemoteCall, answer: Answer) -> Result:
+    def _answered(self, ticket: Ticket, call: RemoteCall, answer: TailAnswer) -> Result:
         placement = ticket.route.placement
         outputs = placement.answer(answer, ticket.known)
         placement.times.add(answer.received - call.packed)
@@ -366,7 +366,7 @@ class Requests:
             self._tell_answer(result, call, answer)
         return result
 
-    def _result(self, ticket: Ticket, call: RemoteCall, answer: Answer, outputs: dict[str, Array]) -> Result:
+    def _result(self, ticket: Ticket, call: RemoteCall, answer: TailAnswer, outputs: dict[str, Array]) -> Result:
         request = ticket.request
         return Result(
             outputs,
@@ -385,7 +385,7 @@ class Requests:
             ticket.deadline_s,
         )
 
-    def _tell_answer(self, result: Result, call: RemoteCall, answer: Answer) -> None:
+    def _tell_answer(self, result: Result, call: RemoteCall, answer: TailAnswer) -> None:
         # As it came, not as it was taken: in a stream it may have waited for its turn.
         told = msgspec.structs.replace(result, marks=result.marks._replace(ended=answer.received))
         tell(self._watchers, lambda w: w.answered(told, (answer.received - call.packed) * 1e3))
@@ -401,7 +401,7 @@ class Requests:
                 continue
             if ticket.shadow:
                 self._shadow_came(ticket, call, outcome)
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, TailAnswer):
                 self._tell_answer(self._result(ticket, call, outcome, {}), call, outcome)
 
     # --- when there is none -------------------------------------------------------------------------------------
@@ -551,7 +551,7 @@ class Requests:
             tell(self._watchers, lambda w: w.overdue(call.nbytes, age_s * 1e3))
             self._line.failed(_LATE)
 
-    def _shadow_came(self, ticket: Ticket, call: RemoteCall, outcome: Answer | SplitpointError) -> None:
+    def _shadow_came(self, ticket: Ticket, call: RemoteCall, outcome: TailAnswer | SplitpointError) -> None:
         if self._shadow is not ticket:
             return
         self._shadow = None

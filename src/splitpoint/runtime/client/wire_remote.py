@@ -9,7 +9,7 @@ import msgspec
 
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError
-from splitpoint.runtime.client import Abortable, Answer, Encoding, Offer, TailRequest
+from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer, WantedTail
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.codec_choice import chooser, codecs_in
 from splitpoint.runtime.events import software
@@ -72,7 +72,7 @@ class WireRemote(Channel):
         most = welcome.limits.get("in_flight", 0)
         return Offer(welcome.models, codecs_in(welcome.features), welcome.share, welcome.heads, most)
 
-    def open(self, request: TailRequest) -> WireTail:
+    def open(self, request: WantedTail) -> WireTail:
         cut = request.cut
         crossing = tuple(t.name for t in cut.crossing)
         asked = wire.OpenRequest(request.fingerprint, crossing, tuple(request.outputs), cut.shapes)
@@ -190,22 +190,22 @@ class WireCall(msgspec.Struct, eq=False):
         if packet is not None:
             self.remote.send(self.number, packet)
 
-    def answer(self, within_s: float, whole: bool = True) -> Answer | None:
+    def answer(self, within_s: float, whole: bool = True) -> TailAnswer | None:
         frame = self.remote.poll(self.number, within_s, whole)
         return None if frame is None else self._read(frame)
 
-    def _read(self, frame: Frame) -> Answer:
+    def _read(self, frame: Frame) -> TailAnswer:
         """What a RESULT says. ProtocolError for what is none."""
         header = frame.header
         if type(header) is not wire.Result:
             raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
         offset = self.remote.offset_at(self.packed, frame)
-        return Answer(frame.tensors, frame.received, header, frame.nbytes, frame.times, offset)
+        return TailAnswer(frame.tensors, frame.received, header, frame.nbytes, frame.times, offset)
 
     def late(self) -> SplitpointError:
         return self.remote.late()
 
-    def leave(self, tell: Callable[[Answer | SplitpointError], None]) -> None:
+    def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         if self.packet is not None:  # it was not sent
             self.remote.abandon(self.number)
             return
