@@ -1,4 +1,4 @@
-"""RequestRunner of an edge whose model may change meanwhile: begun with one binding, ended with that or the next one."""
+"""Requests of an edge whose model may change meanwhile: begun with one binding, ended with that or the next one."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.wire import Kind
 
-#: RequestRunner sent ahead: 16 MiB with the usual piece, a link of 1 Gbit/s with 100 ms round trip.
+#: Requests sent ahead: 16 MiB with the usual piece, a link of 1 Gbit/s with 100 ms round trip.
 _WINDOW = 16
 
 _Piece = tuple[str, int, int]
