@@ -14,9 +14,8 @@ import itertools
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from time import monotonic, perf_counter
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UnreachableError, UsageError
@@ -24,7 +23,6 @@ from splitpoint.lifetime import foreign, watch
 from splitpoint.runtime.probe.server_clock import Offset, ServerClock
 from splitpoint.runtime.threads import begin
 from splitpoint.transports import Connection, Ended
-from splitpoint.transports.framed import Framed
 from splitpoint.units import counted
 from splitpoint.wire import Frame, Kind, Packet
 
@@ -34,7 +32,6 @@ _FIRST_PINGS = 8
 _FIRST_PINGS_S = 0.25
 #: A ping whose answer is this late says nothing about the clock.
 _PING_LOST_S = 10.0
-_NEVER_TOO_MUCH = 1 << 62
 #: What use after `close` is told, and whoever waits for an answer then.
 CLOSED = "the connection is closed"
 #: How long it takes to find out what a server said before it hung up.
@@ -86,7 +83,7 @@ class Channel:
 
         It says of the server what is hoped: that it can do what this software can.
         """
-        made = cls(_Absent(address), software="", timeout_s=0.0)
+        made = cls(cast(Connection, _Absent(address)), software="", timeout_s=0.0)
         made._broken = ServerError(str(why))
         return made
 
@@ -124,7 +121,8 @@ class Channel:
                 f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
             )
         features = (*wire.features(), wire.CRC32) if checksum else wire.features()
-        self._connection.checks = checksum
+        if checksum:
+            self._connection.expect_checksums()
         with suppress(ServerError):  # if it hung up already, it may have said why
             hello = wire.Hello(software=software, features=features, token=token, eol="\r\n\r\n")
             self._connection.send(wire.encode(Kind.HELLO, 0, hello))
@@ -143,18 +141,18 @@ class Channel:
         if not isinstance(frame.header, wire.Welcome):
             raise ProtocolError(f"{peer} answered HELLO with {wire.describe(frame.kind)}")
         if checksum:
-            self._agree_on_checksums(frame, frame.header)
+            self._check_agreement(frame, frame.header)
+        self._connection.agree(set(features).intersection(frame.header.features))
         return frame.header
 
-    def _agree_on_checksums(self, frame: Frame, welcome: wire.Welcome) -> None:
-        """From here on every frame has one. ServerError if the server makes none."""
+    def _check_agreement(self, frame: Frame, welcome: wire.Welcome) -> None:
+        """ServerError if the server makes no checksums."""
         if wire.CRC32 not in welcome.features:
             raise ServerError(
                 f"{self._connection.peer} makes no checksums: install a newer splitpoint there, or do without"
             )
         if not frame.flags & wire.CHECKED:
             raise ProtocolError(f"{self._connection.peer} agreed on checksums and sent WELCOME without one")
-        self._connection.seals = True
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -277,10 +275,7 @@ class Channel:
             if self._reader is not None or isinstance(self._connection, _Absent):
                 return
             self._on_end = on_end
-            if isinstance(self._connection, Framed):
-                self._connection.spin_s = 0.0  # that is for who waits for one answer; here two threads would fight
-                # Reading goes on, however much the link has not taken yet: answers are what is waited for.
-                self._connection.limits = replace(self._connection.limits, backlog_bytes=_NEVER_TOO_MUCH)
+            self._connection.read_apart()
             reader = threading.Thread(target=self._read, name=f"read {self._connection.peer}", daemon=True)
             begin(reader)
             self._reader = reader

@@ -175,7 +175,7 @@ class Placement:
         """ProtocolError unless there are as many tensors as were asked for, each of its dtype and of the shape that
         follows from the request's own `sizes`. A dimension that values decide can have any."""
         header = frame.header
-        if not isinstance(header, wire.Result):
+        if not isinstance(header, wire.ResultData):
             raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
         if len(header.tensors) != len(self.asked):
             raise ProtocolError(f"the server answered with {len(header.tensors)} tensors instead of {len(self.asked)}")
