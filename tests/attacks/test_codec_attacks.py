@@ -22,7 +22,7 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import spec_of
-from splitpoint.wire import Kind, features
+from splitpoint.wire import BATCH, Kind, features
 
 X = np.random.default_rng(0).normal(size=(1, 1024)).astype(np.float32)
 CODECS = ("raw+zstd", "fp16", "fp16+zstd", "int8", "int8+zstd", "int4", "int4+zstd")
@@ -293,4 +293,4 @@ def test_codecs_that_do_not_take_such_a_tensor(pictures: Target, codec: str, sha
 
 
 def test_every_codec_that_is_told_is_attacked_here() -> None:
-    assert {f"codec:{name}" for name in (*CODECS, "jpeg")} == set(features())
+    assert {f"codec:{name}" for name in (*CODECS, "jpeg")} == set(features()) - {BATCH}

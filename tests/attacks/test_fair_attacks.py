@@ -100,7 +100,7 @@ def test_an_address_that_had_too_much_made_is_told_when_to_come_back(target: Tar
     attacker.open(target.model.fingerprint)
     asked = {"fingerprint": target.model.fingerprint, "inputs": ["m1"], "outputs": ["y3"]}
     before = origin(target).building._left
-    target.server.charge_build(origin(target), 1000.0)
+    origin(target).building.spend(1000.0)
     attacker.send(20, 5, asked)
     kind, _, header, _ = attacker.receive()
     assert (kind, header["code"]) == (Kind.ERROR, "busy")
@@ -442,7 +442,7 @@ def test_one_address_may_have_half_of_the_models_that_wait_and_others_are_measur
     assert [ask(model, greedy) for model in models[:8]] == [True] * 5 + [False] * 3
     assert ask(models[8], modest)
     greedy.measured_s = 60.0
-    assert min(asked._jobs, key=profiling._Job.spent_s).model is models[8]
+    assert min(asked._jobs, key=profiling._ProfileJob.spent_s).model is models[8]
 
 
 # --- who is one client ----------------------------------------------------------------------------------------------

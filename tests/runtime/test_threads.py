@@ -195,7 +195,7 @@ def test_a_batch_of_which_one_cannot_be_answered_answers_the_others(
         )
         frame = wire.Frame(int(Kind.INFER), 0, 7, None, 0.0, 0)
         frame.held = 5
-        InferRequest(requests, frame, opened, False).answer({}, RunMarks(0.0, 0.0, 0.0, 0.0, 0.0))
+        InferRequest(requests, frame, opened).answer({}, RunMarks(0.0, 0.0, 0.0, 0.0, 0.0))
     assert sent == [
         "request 7 of p0 failed: MemoryError()",
         "abort",

@@ -93,7 +93,7 @@ def test_who_does_not_read_its_answers_is_in_no_batch() -> None:
     frame = wire.Frame(int(Kind.INFER), 0, 7, None, tensors=[np.zeros((1, 3), np.float32)])
     checked = SimpleNamespace(kind=None, header=wire.Infer(1, ()))
     opened: Any = SimpleNamespace(checked=checked, feed=lambda checked, tensors: {"x": tensors[0]})
-    request = InferRequest(requests, frame, opened, False)
+    request = InferRequest(requests, frame, opened)
     assert _feed(request, 0.0) is None
     connection.behind = False
     assert _feed(request, 0.0) is not None

@@ -12,7 +12,7 @@ from time import monotonic
 
 from splitpoint.errors import BusyError
 from splitpoint.runtime.histogram import Tally
-from splitpoint.runtime.server.fair_queue import Client, within
+from splitpoint.runtime.server.fair_queue import within
 from splitpoint.runtime.server.quotas import OWN_TALK_S, OWN_TALK_SHARE, Origin, Origins
 from splitpoint.runtime.server.stats import STAGES, ServerStats
 from splitpoint.transports.budget import Budget
@@ -77,16 +77,21 @@ class Ledger:
 
     # --- for accounts; the lock is held -------------------------------------------------------------------------
 
-    def take(self, nbytes: int) -> None:
-        """A request of so many bytes is announced."""
-        self.held_nbytes += nbytes
+    def take(self, nbytes: int, own_nbytes: int, origin_nbytes: int) -> bool:
+        """Takes room for a request, if it is there; the account and the origin that it is for hold so much already.
+
+        An origin that has some already may have as much as is left: none gets all of it, or leaves nothing to others.
+        """
+        held = self.held_nbytes
+        if held:
+            left = self.limits.memory_bytes - held
+            if nbytes > left or (origin_nbytes and not within(origin_nbytes + nbytes - 1, left, not own_nbytes)):
+                return False
+        self.held_nbytes = held + nbytes
         self._received += 1
         self._in_flight += 1
         self._unanswered += 1
-
-    def left_nbytes(self) -> int:
-        """How much room for requests is left."""
-        return self.limits.memory_bytes - self.held_nbytes
+        return True
 
     def give_back(self, nbytes: int) -> None:
         """It is done with."""
@@ -119,24 +124,17 @@ class Account:
         self._ledger, self.name = ledger, name
         #: Where its connection is counted, and who it shares what it may have with.
         self.home = self.origin = origin
+        #: Its place among those that wait for a worker, and among those that wait for a tail to be compiled.
+        self.client, self.builds = origin.requests, origin.builds
         self.unanswered = self.answers = self.held_nbytes = 0
         self.gone = False
         self._own = Budget(OWN_TALK_S, OWN_TALK_SHARE)
 
-    @property
-    def client(self) -> Client:
-        """Its place among those that wait for a worker."""
-        return self.origin.requests
-
-    @property
-    def builds(self) -> Client:
-        """Its place among those that wait for a tail to be compiled."""
-        return self.origin.builds
-
     def identify(self, identity: str) -> None:
         """It has shown the certificate `identity`, and what it takes is counted to that one's origin from now on."""
         with self._ledger.lock:
-            self.origin = self._ledger.origins.identify(self.home, identity)
+            self.origin = origin = self._ledger.origins.identify(self.home, identity)
+            self.client, self.builds = origin.requests, origin.builds
 
     def end(self) -> None:
         """Its client has gone: what is still made for it is for nobody."""
@@ -152,18 +150,11 @@ class Account:
     # --- requests -----------------------------------------------------------------------------------------------
 
     def reserve(self, nbytes: int) -> bool:
-        """Takes `nbytes` of the room for requests, if they are there: one comes.
-
-        An address that has some already may have as much as is left: none gets all of it, or leaves nothing to others.
-        """
+        """Takes `nbytes` of the room for requests, if they are there: one comes."""
         ledger, origin = self._ledger, self.origin
         with ledger.lock:
-            left, held = ledger.left_nbytes(), origin.held_nbytes
-            if ledger.held_nbytes and (
-                nbytes > left or (held and not within(held + nbytes - 1, left, not self.held_nbytes))
-            ):
+            if not ledger.take(nbytes, self.held_nbytes, origin.held_nbytes):
                 return False
-            ledger.take(nbytes)
             self.held_nbytes += nbytes
             self.unanswered += 1
             origin.hold(nbytes)

@@ -15,7 +15,7 @@ from splitpoint.runtime.server.admission import last_word
 from splitpoint.runtime.server.handing_out import HandingOut
 from splitpoint.runtime.server.opening import Opening
 from splitpoint.runtime.server.replies import WHY, Replies
-from splitpoint.runtime.server.requests import REFUSED_S, Requests
+from splitpoint.runtime.server.requests import REFUSED_S, Requests, outcome_of
 from splitpoint.runtime.server.services import Services
 from splitpoint.transports import Connection
 from splitpoint.units import counted, size
@@ -144,6 +144,8 @@ class Peer:
     def _answer(self, frame: Frame) -> None:
         """Does what a frame asks for that is no request, or is refused."""
         if frame.refused is not None:
+            if frame.kind == _INFER:
+                self.account.refused(outcome_of(frame.refused))
             self._refuse(frame.id, frame.refused)
         elif (handler := self._handlers.get(frame.kind)) is not None:
             try:

@@ -93,10 +93,9 @@ class OpenedTail:
                 for array, decoder in zip(tensors, checked.decoders, strict=True)
             ]
         known = dict(zip(self.inputs, tensors, strict=True))
-        if not self.vectors:
-            return known
-        for spec, vector in zip(self.vectors, checked.header.vectors, strict=True):
-            known[spec.name] = np.array(vector, np.int64).reshape(-1 if spec.shape else ())
+        if self.vectors:
+            for spec, vector in zip(self.vectors, checked.header.vectors, strict=True):
+                known[spec.name] = np.array(vector, np.int64).reshape(-1 if spec.shape else ())
         return known
 
 

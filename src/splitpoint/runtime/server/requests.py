@@ -42,10 +42,13 @@ class Requests:
         *,
         batch: bool,
     ) -> None:
-        self.account, self.replies = account, replies
+        self.services, self.account, self.connection, self.replies, self.batch = (
+            services, account, connection, replies, batch,
+        )  # fmt: skip
         self.in_flight: set[int] = set()
-        self._services, self._connection, self._opened, self._batch = services, connection, opened, batch
-        self._waits = RecentWait()
+        #: How long its requests wait lately.
+        self.waits = RecentWait()
+        self._opened = opened
         self._receiving: Frame | None = None
 
     def admit(self, frame: Frame, header: wire.Infer) -> SplitpointError | None:
@@ -54,13 +57,7 @@ class Requests:
             raise ProtocolError("a request cannot have the id 0, which stands for the connection")
         if frame.id in self.in_flight:
             raise ProtocolError(f"request {frame.id} is in flight already: ids must differ")
-        refused = self._admit(frame, header)
-        if refused is not None:
-            self.account.refused(_outcome(refused))
-        return refused
-
-    def _admit(self, frame: Frame, header: wire.Infer) -> SplitpointError | None:
-        services, account = self._services, self.account
+        services, account = self.services, self.account
         opened = self._opened.get(header.segment)
         try:
             if opened is None:
@@ -87,48 +84,39 @@ class Requests:
         """Has a request that was admitted computed. It may be answered when this returns, or later."""
         self._receiving = None
         opened = self._opened[frame.header.segment]  # type: ignore[union-attr]  # its kind says what it is
-        pause_s = opened.tail.run(InferRequest(self, frame, opened, self._batch))
+        pause_s = opened.tail.run(InferRequest(self, frame, opened))
         if pause_s:  # read no faster than it is computed: else its threads are before everybody else's all the time
             sleep(min(pause_s, REFUSED_S))
-
-    def refusal(self, frame: Frame, deadline_s: float, now_s: float) -> SplitpointError | None:
-        """Why a request that was received is not to be computed after all."""
-        if deadline_s and (late_s := now_s - frame.received - deadline_s) > 0:
-            return _LateError(f"the deadline passed {late_s:.3f} s before its turn")
-        if self._connection.behind:
-            return BusyError("answers are not read: read them first", _UNREAD_S)
-        return None
-
-    def load(self, marks: RunMarks) -> tuple[float, float]:
-        """How long requests of this connection wait lately, this one included; and how busy the workers are."""
-        if marks.waited_s or self._waits.queue_s:
-            self._waits.add(marks.started, marks.waited_s)
-        return self._waits.queue_s, self._services.runner.utilisation
 
     def leave(self) -> None:
         """The connection has ended; what waits is dropped, and so is what was being received."""
         if self._receiving is not None:
             self.in_flight.discard(self._receiving.id)
             self.account.over(self._receiving.held, DROPPED)
-        self._services.runner.drop(self.account)
+        self.services.runner.drop(self.account)
 
 
 class InferRequest:
     """An INFER whose body is here, until it is answered: what a runner computes (`server.TailRequest`)."""
 
-    __slots__ = ("_batch", "_checked", "_frame", "_opened", "_requests", "account", "alone", "kind", "received_s")
+    __slots__ = ("_checked", "_frame", "_opened", "_requests", "account", "alone", "kind", "received_s")
 
-    def __init__(self, requests: Requests, frame: Frame, opened: OpenedTail, batch: bool) -> None:
-        self._requests, self._frame, self._opened, self._batch = requests, frame, opened, batch
-        self._checked = opened.checked
+    def __init__(self, requests: Requests, frame: Frame, opened: OpenedTail) -> None:
+        self._requests, self._frame, self._opened = requests, frame, opened
+        self._checked = checked = opened.checked
         self.account = requests.account
-        self.kind = self._checked.kind
+        self.kind = checked.kind
         self.received_s = frame.received
         self.alone = not frame.flags & wire.PIPELINED
 
     def refusal(self, now_s: float) -> SplitpointError | None:
         """Why it is not to be computed any more."""
-        return self._requests.refusal(self._frame, self._checked.header.deadline_s, now_s)
+        deadline_s = self._checked.header.deadline_s
+        if deadline_s and (late_s := now_s - self.received_s - deadline_s) > 0:
+            return _LateError(f"the deadline passed {late_s:.3f} s before its turn")
+        if self._requests.connection.behind:
+            return BusyError("answers are not read: read them first", _UNREAD_S)
+        return None
 
     def feed(self) -> Mapping[str, Array]:
         """The inputs, decoded. InputError for bytes that are not what they should be."""
@@ -141,12 +129,17 @@ class InferRequest:
         before_s = started - received - waited_s
         decode_s = (before_s if before_s > 0 else 0.0) + decoded - ready
         queue_s, compute_s = ready - started + waited_s, computed - decoded
-        load = requests.load(marks)
-        arrays = [outputs[name] for name in self._opened.outputs]
-        encode_s = perf_counter() - computed
-        times = (received, received - frame.started, decode_s, queue_s, compute_s, encode_s, *load)
+        waits = requests.waits
+        if waited_s or waits.queue_s:
+            waits.add(started, waited_s)
         try:
-            packet = self._opened.packer.pack(frame.id, arrays, (), (*times, *run) if self._batch else times)
+            arrays = [outputs[name] for name in self._opened.outputs]
+            encode_s, busy = perf_counter() - computed, requests.services.runner.utilisation
+            times = (
+                received, received - frame.started, decode_s, queue_s, compute_s, encode_s, waits.queue_s, busy,
+                *(run if requests.batch else ()),
+            )  # fmt: skip
+            packet = self._opened.packer.pack(frame.id, arrays, (), times)
             # The peer may use the id again as soon as it has the answer; all else can wait until that is on its way.
             requests.in_flight.discard(frame.id)
             requests.replies.send(packet)
@@ -164,7 +157,7 @@ class InferRequest:
                 exc = requests.replies.hide(
                     f"request {frame.id} of {self.account.name} failed", exc, "the engine failed"
                 )
-            outcome = _outcome(exc)
+            outcome = outcome_of(exc)
             requests.in_flight.discard(frame.id)
             if isinstance(exc, BusyError):
                 requests.replies.busy(frame.id, exc)
@@ -181,6 +174,6 @@ class InferRequest:
         self.account.over(self._frame.held, DROPPED)
 
 
-def _outcome(exc: SplitpointError) -> str:
+def outcome_of(exc: SplitpointError) -> str:
     """What a request that got `exc` is counted as."""
     return "late" if isinstance(exc, _LateError) else wire.error_of(exc).code

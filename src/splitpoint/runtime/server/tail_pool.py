@@ -142,28 +142,16 @@ class TailPool:
 
     # --- requests -----------------------------------------------------------------------------------------------
 
-    def run(self, request: TailRequest, tail: Tail) -> float:
-        """Computes `request` here, or queues it. See `server.OpenTail.run`."""
-        compute, client = self.compute, request.account.client
-        kind: RunKind = request.kind
-        # One that others may join is not run at once where a wait for them is allowed.
-        at_once = request.alone and (kind.gain is None or not compute.max_wait_s)
-        if at_once and tail.session is not None and compute.begin(client):
-            started = perf_counter()
-            try:
-                self._run(Queued(request, tail, kind), None, 0.0)
-            finally:
-                compute.end(client, perf_counter() - started)
-            return 0.0
-        queued = Queued(request, tail, kind)
-        if tail.session is None:  # it has left memory: nobody who waits for a worker waits for it to be built
+    def queue(self, queued: Queued) -> float:
+        """Has it computed by a worker, once it is its turn. Returns what `server.OpenTail.run` does."""
+        if queued.tail.session is None:  # it has left memory: nobody who waits for a worker waits for it to be built
             self._rebuild_later(queued)
             return 0.0
-        self._queue(queued, kind.gain)
-        return compute.crowded_s(client)
+        self._queue(queued, queued.kind.gain)
+        return self.compute.crowded_s(queued.request.account.client)
 
     def _queue(self, queued: Queued, gain: Gain | None) -> None:
-        account, run = queued.request.account, partial(self._run, queued, gain)
+        account, run = queued.request.account, partial(self.run, *queued, gain)
         job = QueuedJob(account.client, run, gain, queued, account, partial(self._dropped, queued))
         if not self.compute.submit(job):  # there was room before its body was received
             self._dropped(queued, account.no_room(self.retry_after_s(account)))
@@ -209,12 +197,19 @@ class TailPool:
     def _run_as_one(self, jobs: Sequence[QueuedJob]) -> None:
         self._batches(jobs)
 
-    def _run(self, queued: Queued, gain: Gain | None, waited_s: float) -> None:
-        """Computes and answers one; whatever goes wrong is its own.
+    def run(
+        self,
+        request: TailRequest,
+        tail: Tail,
+        kind: RunKind,
+        session: Session | None,
+        gain: Gain | None,
+        waited_s: float,
+    ) -> None:
+        """Computes and answers one; whatever goes wrong is its own. `session`: see `Queued`.
 
         `gain` is told how long it took: only of those that waited, as a batch does, and not of a thread just awake.
         """
-        request, tail, kind, session = queued
         started = perf_counter()
         try:
             if session is not None:  # all until now was a wait for it
@@ -224,7 +219,7 @@ class TailPool:
                 return
             session = session or self.tails.acquire(tail)
             if session is None:
-                self._rebuild_later(queued)
+                self._rebuild_later(Queued(request, tail, kind))
                 return
             try:
                 ready = perf_counter()
@@ -291,8 +286,19 @@ class PoolTail:
         return RunKind(shapes, like, tail.gain(dtypes, shapes) if like.batches and not vectors else None)
 
     def run(self, request: TailRequest) -> float:
-        """See `server.OpenTail.run`."""
-        return self._pool.run(request, self._tail)
+        """Computes `request` in this thread, if that may be, or queues it."""
+        pool, tail, kind = self._pool, self._tail, request.kind
+        compute, client = pool.compute, request.account.client
+        # One that others may join is not run at once where a wait for them is allowed.
+        at_once = request.alone and (kind.gain is None or not compute.max_wait_s)
+        if at_once and tail.session is not None and compute.begin(client):
+            started = perf_counter()
+            try:
+                pool.run(request, tail, kind, None, None, 0.0)
+            finally:
+                compute.end(client, perf_counter() - started)
+            return 0.0
+        return pool.queue(Queued(request, tail, kind))
 
     def close(self, *, drop: bool = False) -> None:
         """The connection is done with it. With `drop` it leaves memory, if nobody else has it open."""
