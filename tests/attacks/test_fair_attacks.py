@@ -249,9 +249,7 @@ def test_who_talks_too_much_is_not_read_from_and_neighbours_are(
 ) -> None:
     pauses: list[str] = []
     # It is frozen: nothing but a test changes it.
-    object.__setattr__(
-        target.server.services, "pause", lambda seconds: pauses.append(threading.current_thread().name)
-    )
+    object.__setattr__(target.server.services, "pause", lambda seconds: pauses.append(threading.current_thread().name))
     attacker, neighbour, other = target.attacker(), target.attacker(), target.attacker(source=OTHER)
 
     def ping(one: Attacker, times: int) -> None:

@@ -110,7 +110,9 @@ def test_the_silent_lock_nobody_out(target: Target, sources: list[str]) -> None:
     for source in (*sources, "127.0.0.9"):
         target.pings(target.honest(source))
         assert len(target.server.admission.room) <= PATIENT.arrivals
-    assert until(lambda: len(target.server.admission.arrivals) <= PATIENT.arrivals), "the threads of those who lost their places"
+    assert until(lambda: len(target.server.admission.arrivals) <= PATIENT.arrivals), (
+        "the threads of those who lost their places"
+    )
 
 
 def test_those_who_are_in_are_not_counted_with_those_who_are_not(target: Target) -> None:

@@ -795,7 +795,9 @@ def test_a_tail_that_mixes_is_served_one_by_one(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
     with Server([model], engine=open_engine(threads=1), port=0, max_wait_s=60.0, on_event=told.append) as server:
         raws = [Raw(server, model) for _ in range(3)]
-        assert [e.sentence for e in told if e.kind == "batched" and "one by one: Softmax_0 (Softmax) normal" in e.sentence]
+        assert [
+            e.sentence for e in told if e.kind == "batched" and "one by one: Softmax_0 (Softmax) normal" in e.sentence
+        ]
         for k, raw in enumerate(raws):
             raw.ask(x * (k + 1))
             raw.ask(x * (k + 1))
