@@ -13,6 +13,9 @@ from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.stats import RunnerStats
 from splitpoint.wire import BatchRun
 
+#: A request that was computed by itself.
+ALONE = BatchRun()
+
 
 class Here:
     """Says of each request that it was computed as `run`. `took_s` is how long it says that decoding, waiting and
@@ -21,7 +24,7 @@ class Here:
     utilisation = 0.25
 
     def __init__(
-        self, engine: Engine, tell: OnEvent, *, run: BatchRun = BatchRun(), took_s: tuple[float, ...] = (0.0, 0.0, 0.0)
+        self, engine: Engine, tell: OnEvent, *, run: BatchRun = ALONE, took_s: tuple[float, ...] = (0.0, 0.0, 0.0)
     ) -> None:
         self.engine, self.tell, self.batch, self.took_s = engine, tell, run, took_s
         self.has_room = True

@@ -1,4 +1,4 @@
-"""Where tails compute is a seam: a runner that is not our pool serves as well; and replies say what it says of batches."""
+"""Where tails compute is a seam: a runner that is not our pool serves as well, and replies say how it ran them."""
 
 from __future__ import annotations
 
