@@ -41,11 +41,11 @@ from onnx import TensorProto, helper
 
 import splitpoint as sp
 from bench.common import EDGE_CORE, pin
+from bench.vitals import vitals
 from splitpoint import wire
 from splitpoint.codecs import open_codec
 from splitpoint.errors import BusyError, SplitpointError
 from splitpoint.lab.process import PIPES, Process
-from splitpoint.lab.vitals import vitals
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.security import Security

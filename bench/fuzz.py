@@ -2,7 +2,7 @@
 
     python -m bench.fuzz [--frames 1000000] [--seed 1] [--model zoo:lenet5]
 
-The server is a process of its own with small limits (`splitpoint.lab.fuzz`). What is sent are recorded conversations
+The server is a process of its own with small limits (`bench.damaged_frames`). What is sent are recorded conversations
 with changed bits, lengths, header values, bodies and orders, from hundreds of loopback addresses. Between rounds an
 honest device must get the right answer, and memory, file descriptors and threads must be what they were. Exits with 1
 if not.
@@ -21,9 +21,9 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from splitpoint.lab.fuzz import SLACK_NBYTES, attack, honest, record
+from bench.damaged_frames import SLACK_NBYTES, attack, honest, record
+from bench.vitals import Vitals, vitals
 from splitpoint.lab.process import PIPES, Process
-from splitpoint.lab.vitals import Vitals, vitals
 from splitpoint.machine import this_machine, versions
 from splitpoint.units import size
 
@@ -38,7 +38,7 @@ _GROWTH_NBYTES = 24 << 20
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
-    command = [sys.executable, "-u", "-m", "splitpoint.lab.fuzz", options.model]
+    command = [sys.executable, "-u", "-m", "bench.damaged_frames", options.model]
     server = Process(subprocess.Popen(command, **PIPES), "server under attack")
     try:
         with TemporaryDirectory() as cache:

@@ -28,10 +28,10 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import median
 
+from bench import damaged_frames
 from bench.asker import MODELS
-from splitpoint.lab import fuzz
+from bench.vitals import Vitals, vitals
 from splitpoint.lab.process import PIPES, Process
-from splitpoint.lab.vitals import Vitals, vitals
 from splitpoint.machine import this_machine, versions
 from splitpoint.units import counted, size
 
@@ -92,7 +92,9 @@ class Rude:
             self.stop.wait(1.0)
 
     def _damage(self) -> None:
-        tally = fuzz.attack(self._address, self._said, frames=200, seed=self._random.randrange(1 << 30), threads=1)
+        tally = damaged_frames.attack(
+            self._address, self._said, frames=200, seed=self._random.randrange(1 << 30), threads=1
+        )
         self.counts["stuck"] += len(tally.stuck)
         self.counts["damaged frames"] += tally.frames
 
@@ -160,7 +162,7 @@ def main(arguments: list[str]) -> int:
 
 def _soak(options: argparse.Namespace, server: Process, address: str) -> int:
     pid, random = server.process.pid, Random(options.seed)
-    said = [fuzz.record(address, model="lenet5", at="pool1", codec=c) for c in ("raw", "int8+zstd")]
+    said = [damaged_frames.record(address, model="lenet5", at="pool1", codec=c) for c in ("raw", "int8+zstd")]
     crowd = Crowd(address, options.seed)
     for _ in range(_CLIENTS):
         crowd.come(visits=10)

@@ -47,9 +47,9 @@ from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
 from splitpoint.survey import Survey, placement
 from splitpoint.tasks.fleet import Fleet, inputs_of
-from splitpoint.tasks.queue_run import Planned, Run, predict
+from splitpoint.tasks.queue_run import Planned, QueueRun, predict
 from splitpoint.tasks.random_queue import mix
-from splitpoint.tasks.task import Summary, Task
+from splitpoint.tasks.task import QueueSummary, Task
 from splitpoint.tensors import Array
 
 LINKS, SLOWDOWN, COUNT, SEED = ("4g", "wifi"), 4, 40, 1
@@ -197,16 +197,16 @@ def measure(fleet: Fleet, relay: Relay, codecs: str, link: str, rounds: int, pol
     relay.set_link(PRESETS[link])
     fleet.link = next(iter(fleet.edges.values())).measure_link()
     print(f"\n{codecs}, {link}: {fleet.link}; device {note_of(fleet)}", flush=True)
-    taken: dict[str, list[Summary]] = {by: [] for by in policies}
+    taken: dict[str, list[QueueSummary]] = {by: [] for by in policies}
     relay.set_link(PRESETS["lan"])
     for by in policies:  # compiled before the first measured run
-        describe(Run(fleet, tasks, by, inputs).prepare())
+        describe(QueueRun(fleet, tasks, by, inputs).prepare())
     compute_all(fleet, tasks, inputs)
     relay.set_link(PRESETS[link])
     answers: list[tuple[Task, Mapping[str, Array]]] = []
     for _ in range(rounds):
         for by in policies:
-            run = Run(fleet, tasks, by, inputs)
+            run = QueueRun(fleet, tasks, by, inputs)
             run.on_answer = lambda row, result: answers.append((row.task, result.outputs))
             before = computed(fleet)
             run.run()
@@ -271,7 +271,7 @@ def describe(planned: Planned) -> None:
         print(f"    {count:3} x {model}: {option}")
 
 
-def report(s: Summary, heads: int) -> None:
+def report(s: QueueSummary, heads: int) -> None:
     busy = f"device {s.usage.device:.0%}, link {s.usage.link:.0%}, server {s.usage.server:.0%}"
     again = f", planned again {s.replans} times" if s.replans else ""
     again += f", {heads} heads computed meanwhile" if heads else ""
@@ -282,7 +282,7 @@ def report(s: Summary, heads: int) -> None:
     )
 
 
-def show(title: str, taken: dict[str, list[Summary]]) -> None:
+def show(title: str, taken: dict[str, list[QueueSummary]]) -> None:
     spans = {by: median(s.makespan_ms for s in all_of_them) for by, all_of_them in taken.items()}
     gain = 1 - spans.get("joint", 0.0) / spans.get("fifo", 1.0)
     every = ", ".join(f"{by} {ms:.0f} ms" for by, ms in spans.items())

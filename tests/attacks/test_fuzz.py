@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 from attacking import Attacker, Target, memory_stays, under_attack
+from bench import damaged_frames
 from hypothesis import HealthCheck, given, settings
 from serving import nothing_leaks, until
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError
-from splitpoint.lab import fuzz
 from splitpoint.models import load
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
@@ -117,13 +117,18 @@ def test_any_frames_leave_a_server_that_answers(victim: Target, data: list[bytes
 def test_a_few_thousand_damaged_frames(tmp_path: Path) -> None:
     model, told = load("zoo:lenet5"), list[Event]()
     engine = open_engine(threads=1)
-    with nothing_leaks(), Server([model], engine=engine, port=0, limits=fuzz.LIMITS, on_event=told.append) as server:
-        said = [fuzz.record(server.address, at="pool1", codec=codec) for codec in ("raw", "int8+zstd", "fp16")]
-        said.append(fuzz.record(server.address, at="input", checksum=True))
-        fuzz.attack(server.address, said, frames=200, seed=0)
-        with memory_stays(within_mb=fuzz.SLACK_NBYTES >> 20):
-            tally = fuzz.attack(server.address, said, frames=2500, seed=1)
-        fuzz.honest(server.address, at="pool1", cache=tmp_path)
+    with (
+        nothing_leaks(),
+        Server([model], engine=engine, port=0, limits=damaged_frames.LIMITS, on_event=told.append) as server,
+    ):
+        said = [
+            damaged_frames.record(server.address, at="pool1", codec=codec) for codec in ("raw", "int8+zstd", "fp16")
+        ]
+        said.append(damaged_frames.record(server.address, at="input", checksum=True))
+        damaged_frames.attack(server.address, said, frames=200, seed=0)
+        with memory_stays(within_mb=damaged_frames.SLACK_NBYTES >> 20):
+            tally = damaged_frames.attack(server.address, said, frames=2500, seed=1)
+        damaged_frames.honest(server.address, at="pool1", cache=tmp_path)
         assert until(lambda: not server._peers, 10)
         assert server.ledger.held_nbytes == 0
     assert not tally.stuck
@@ -136,9 +141,9 @@ def test_damage_is_the_same_for_the_same_seed_and_goes_everywhere() -> None:
     requests = [_frame(32, [k, [["float32", [1, 4], 16, ""]]], bytes(16)) for k in range(9)]
     said = [[_frame(2, {"version": [1, 2]}), _frame(20, {"inputs": ["x"]}), *requests]]
 
-    def run(seed: int) -> list[fuzz.Conversation]:
+    def run(seed: int) -> list[damaged_frames.Conversation]:
         random = Random(seed)
-        return [fuzz.damaged(random, said) for _ in range(300)]
+        return [damaged_frames.damaged(random, said) for _ in range(300)]
 
     assert run(1) == run(1)
     assert run(1) != run(2)

@@ -13,12 +13,12 @@ import certificates
 import pytest
 import states
 import steps
+from bench.vitals import vitals
 from serving import nothing_leaks
 from states import LIMITS, Attack, Books, Target, attacked, books, serving
 from steps import STEPS
 
 from splitpoint.lab.process import PIPES, Process
-from splitpoint.lab.vitals import vitals
 
 #: What a server may take beyond what it took at first: what its limits add up to, and the allocator's own.
 _SLACK_NBYTES = LIMITS.memory_bytes + LIMITS.connections * LIMITS.backlog_bytes + (64 << 20)

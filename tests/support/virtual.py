@@ -23,8 +23,10 @@ from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
-from splitpoint.runtime.adapt.conditions import Conditions, Observer
+from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
+from splitpoint.runtime.adapt.link_belief import FrameTime
 from splitpoint.runtime.adapt.switch_policy import Adapter, Decision, Policy
+from splitpoint.runtime.probe.quick_probe import Glimpse
 
 Course = Callable[[float], float]
 TICK_S, PROBE_S, EXPLORE = 0.2, 1.0, 20
@@ -141,8 +143,7 @@ class Runner:
     seen: list[tuple[float, Conditions]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        pricing = self.plan.pricing
-        self.observer = Observer(self.start, pricing.edge, pricing.cloud)
+        self.observer = Observer(self.start)
         self.adaptive = self.fixed is None and self.choose is None
         best = self.plan.best(self.start)
         assert best is not None
@@ -186,8 +187,8 @@ class Runner:
             arrives_s = network.sent_s(now_s, nbytes, world.noisy(network.noise)) + network.rtt_ms / 2e3
             up_ms = (arrives_s - now_s) * 1e3
             back_s = arrives_s + network.rtt_ms / 2e3
-            seen = (nbytes, up_ms, 60.0, network.rtt_ms / 2)
-            world.at(back_s, lambda: self.observer.probed(back_s, *seen, rtt_ms=network.rtt_ms))
+            seen = Glimpse(network.rtt_ms, int(nbytes), up_ms, 60, network.rtt_ms / 2)
+            world.at(back_s, lambda: self.observer.probed(back_s, seen))
         world.at(now_s + PROBE_S, self._probe)
 
     # --- requests ---
@@ -201,10 +202,11 @@ class Runner:
         slow = self.device(began_s) * world.noisy(0.03)
         cut = cut_of(self.plan, option.on_edge)
         head_ms = profile.head(cut).median * slow
+        head = Ran(head_ms, profile.head(cut).median, profile.whole.median)
         remote = bool(option.up_nbytes)
         ready_s = began_s + (head_ms + option.stages["encode"].ms) * 1e-3
         if self.adaptive:
-            world.at(ready_s, lambda: self.observer.computed(ready_s, cut, head_ms))
+            world.at(ready_s, lambda: self.observer.computed(ready_s, head))
         rest_ms = (profile.whole.median - profile.head(cut).median) * slow
         if not remote or (self.adaptive and not self._reachable):
             world.at(ready_s + rest_ms * 1e-3 * remote, lambda: self._finish(began_s, option, remote))
@@ -278,8 +280,10 @@ class Runner:
                 remote_ms = (now_s - handed_s) * 1e3
                 self._waits.setdefault(option.on_edge, []).append(remote_ms)
                 up_ms = (arrived_s - handed_s) * 1e3
+                cloud = self.plan.pricing.cloud
                 self.observer.answered(
-                    now_s, cut, option.up_nbytes, up_ms, option.down_nbytes, down_ms, tail_ms, queue_ms, load_ms, 0.0,
+                    now_s, FrameTime(option.up_nbytes, up_ms), FrameTime(option.down_nbytes, down_ms),
+                    Ran(tail_ms, cloud.tail(cut).median, cloud.whole.median), queue_ms, load_ms, 0.0,
                     network.rtt_ms, remote_ms=remote_ms,
                 )  # fmt: skip
                 heard()

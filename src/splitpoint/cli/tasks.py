@@ -17,18 +17,18 @@ from splitpoint.cli.outputs import OUTPUT
 from splitpoint.cli.quantities import parse_budget
 from splitpoint.cli.run import is_local, notice
 from splitpoint.engines import open_engine
-from splitpoint.errors import InputError, ModelError, ServerError, SplitpointError, StorageError, UsageError
+from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, UsageError
 from splitpoint.planning.constraints import Constraints
 from splitpoint.report.files import check_writable, write_csv
 from splitpoint.runtime.client.request import FALLBACKS
 from splitpoint.runtime.result import Result
 from splitpoint.security import Security
 from splitpoint.tasks.choices import Source
-from splitpoint.tasks.files import Mistake, read_tasks, refuse
+from splitpoint.tasks.files import load_tasks
 from splitpoint.tasks.fleet import Fleet, inputs_of
-from splitpoint.tasks.queue_run import Run, predict
+from splitpoint.tasks.policies import POLICIES
+from splitpoint.tasks.queue_run import QueueRun, predict
 from splitpoint.tasks.random_queue import mix
-from splitpoint.tasks.schedule import POLICIES
 from splitpoint.tasks.task import Task, TaskPlan, TaskResult
 from splitpoint.tasks.task_rows import COLUMNS, TITLES, cells, record, said
 from splitpoint.units import ms
@@ -46,8 +46,9 @@ from splitpoint.units import ms
     type=click.Choice(tuple(POLICIES)),
     default="joint",
     show_default=True,
-    help="Who goes first: who came first, has the earliest deadline, or takes least, each with its own best plan; or "
-    "joint: choose order and cuts together.",
+    help="Who goes first, each with its own best plan; or joint. "
+    + "; ".join(f"{name}: {policy.first}" for name, policy in POLICIES.items())
+    + ".",
 )
 @click.option("--dry-run", is_flag=True, help="Only plan: print what is predicted, by every policy.")
 @click.option(
@@ -102,32 +103,17 @@ def command(
         cloud, engine=engine, cache=cache, constraints=constraints, fallback=fallback, security=security,
         allow_domains=allow_domains, on_event=notice,
     ) as fleet:  # fmt: skip
-        tasks = read(fleet, file) if file else reach(fleet, drawn)
+        tasks = load_tasks(file, lambda e: wrong(fleet, e.source)) if file else reach(fleet, drawn)
         inputs = inputs_of(fleet, tasks)
         link = fleet.survey(budget_s=budget_s, fresh=fresh, on_step=step)
         click.echo(f"link {link}", err=True)
         if dry_run:
             show_plans(fleet, tasks, by, csv_path, as_json)
             return
-        execute(fleet, Run(fleet, tasks, by, inputs), csv_path, as_json)
+        execute(fleet, QueueRun(fleet, tasks, by, inputs), csv_path, as_json)
 
 
 # --- whose models they are --------------------------------------------------------------------------------------------
-
-
-def read(fleet: Fleet, path: Path) -> list[Task]:
-    """The tasks in `path`, their models reached. InputError with all mistakes, models that are not there included."""
-    entries, mistakes = read_tasks(path)
-    for entry in entries:
-        try:
-            said = wrong(fleet, entry.source)
-        except ServerError:
-            refuse(path, mistakes)  # no server says which models there are, but what is wrong besides is known
-            raise
-        if said:
-            mistakes.append(Mistake(entry.line, said))
-    refuse(path, mistakes)
-    return [task for entry in entries for task in entry.tasks]
 
 
 def reach(fleet: Fleet, tasks: list[Task]) -> list[Task]:
@@ -153,7 +139,7 @@ def wrong(fleet: Fleet, source: Source) -> str:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def execute(fleet: Fleet, run: Run, csv_path: Path | None, as_json: bool) -> None:
+def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -> None:
     """Runs and prints; what was answered is printed and written also where not all was."""
     answered: list[TaskResult] = []
     planned = run.prepare()
@@ -180,7 +166,7 @@ def execute(fleet: Fleet, run: Run, csv_path: Path | None, as_json: bool) -> Non
     finish(run, answered, csv_path, as_json)
 
 
-def finish(run: Run, rows: list[TaskResult], csv_path: Path | None, as_json: bool) -> None:
+def finish(run: QueueRun, rows: list[TaskResult], csv_path: Path | None, as_json: bool) -> None:
     """Prints and writes the rows and what they came to."""
     summary = run.summary
     if as_json:

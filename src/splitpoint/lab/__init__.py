@@ -7,9 +7,10 @@
 | what | where |
 |---|---|
 | a link with rate, delay, jitter, stalls, cuts, changed bytes, before any TCP server | `relay.Relay` (`forwarder`) |
-| a device that computes slower | `device.Stretched` (an engine), `device.slowed` (a CPU limit for a command) |
+| a device that computes slower | `slow_device`: `Stretched` (an engine), `slowed` (a CPU limit for a command) |
 | a server, a link and a device as a file | `scenario.Scenario`, run by `experiment.run` |
-| what goes wrong, from a seed, and whether every request survives it | `faults.schedule`, `ordeal.run` |
+| what goes wrong, from a seed, and whether every request survives it | `faults.schedule`, `fault_run.run` |
 
-Whatever ran here is emulated, and every result says so.
+Whatever ran here is emulated, and every result says so. Adding a fault: its kind in `faults` (how long, how it
+is drawn), and in `fault_run` what does it.
 """

@@ -22,7 +22,7 @@ from splitpoint.files import make_folder, write_atomic
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
-from splitpoint.lab.scenario_device import Row
+from splitpoint.lab.scenario_device import ScenarioRow
 from splitpoint.lab.slow_device import slowed
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
@@ -42,7 +42,7 @@ _SPANS = ("head", "encode", "up", "decode", "queue", "tail", "reply", "down")
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class CutSummary:
     """One cut of a scenario: medians over its requests that were answered, in milliseconds."""
 
     cut: str
@@ -63,9 +63,9 @@ class Results:
 
     scenario: Scenario
     note: str
-    rows: tuple[Row, ...]
+    rows: tuple[ScenarioRow, ...]
 
-    def summary(self) -> list[Summary]:
+    def summary(self) -> list[CutSummary]:
         """One line a cut, in the scenario's order."""
         return [
             _summarise(cut, [r for r in self.rows if r.cut == cut]) for cut in dict.fromkeys(r.cut for r in self.rows)
@@ -95,12 +95,12 @@ class Results:
         return text.getvalue()
 
 
-def _summarise(cut: str, rows: Sequence[Row]) -> Summary:
+def _summarise(cut: str, rows: Sequence[ScenarioRow]) -> CutSummary:
     good = [r for r in rows if not r.error]
     p10, median, p90 = np.percentile([r.total_ms for r in good], (10, 50, 90)) if good else (0.0, 0.0, 0.0)
     spans = {s: float(np.median([r.spans_ms.get(s, 0.0) for r in good])) for s in _SPANS} if good else {}
     codec = " + ".join(dict.fromkeys(good[0].codecs.values())) if good else ""
-    return Summary(
+    return CutSummary(
         cut=cut,
         codec=codec or "raw",
         requests=len(rows),
@@ -114,7 +114,7 @@ def _summarise(cut: str, rows: Sequence[Row]) -> Summary:
     )
 
 
-def run(scenario: Scenario, file: Path, *, on_row: Callable[[Row], None] = lambda _: None) -> Results:
+def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None] = lambda _: None) -> Results:
     """Runs `scenario` (from `file`, which the device reads too) and returns what was measured.
 
     Raises what its parts do: ServerError if one of the processes ends, UsageError, ModelError, CutError as they say.
@@ -134,7 +134,7 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[Row], None] = lambd
             device.go()
             rows = []
             for line in device.lines(len(scenario.at or "1") * scenario.requests):
-                rows.append(msgspec.json.decode(line, type=Row))
+                rows.append(msgspec.json.decode(line, type=ScenarioRow))
                 call(on_row, rows[-1])
     about = f"{shaped.name}, {shaped}".removeprefix(", ") if isinstance(shaped, Link) else f"trace {shaped.name}"
     note = "; ".join(filter(None, (f"emulated link: {about}", rows[0].note)))

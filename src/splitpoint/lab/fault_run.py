@@ -117,13 +117,13 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def complaints(self) -> list[str]:
         """What should not be, one phrase each; empty if the report is `sound`."""
-        found = {
+        counts = {
             "were not answered": self.lost,
             "were answered twice": self.doubled,
             "were answered wrong": self.wrong,
             "came out of order": self.out_of_order,
         }
-        said = [f"{number} of {self.count} requests {what}" for what, number in found.items() if number]
+        said = [f"{number} of {self.count} requests {what}" for what, number in counts.items() if number]
         return [*said, *self.failures[:3]]
 
     @property
@@ -189,7 +189,7 @@ def run(
     model, engine = load(model_name), open_engine(threads=1)
     cut = model.graph.cut(at)
     samples = samples_for(model, _INPUTS, seed)
-    judge = _Judge(model, engine, cut, samples)
+    judge = _AnswerJudge(model, engine, cut, samples)
     with (
         _Target(model_name) as target,
         Relay(target.address, LINK, seed=seed) as relay,
@@ -198,7 +198,7 @@ def run(
             relay.address, model, at=cut, engine=engine, fallback="local", checksum=True, patience=patience, seed=seed
         ) as edge,
     ):
-        asker = _Asker(edge, samples, player.before, 1 / rate, on_answer)
+        asker = _FaultAsker(edge, samples, player.before, 1 / rate, on_answer)
         began = time.monotonic()
         asker.all(count, deadline_s)
         seconds = time.monotonic() - began
@@ -222,7 +222,7 @@ def _recovery(edge: Edge, inputs: dict[str, Array]) -> float:
     return time.monotonic() - began
 
 
-class _Judge:
+class _AnswerJudge:
     """Knows what the whole model answers."""
 
     def __init__(self, model: Model, engine: Engine, cut: Cut, samples: Sequence[dict[str, Array]]) -> None:
@@ -240,7 +240,7 @@ class _Judge:
         )
 
 
-class _Asker:
+class _FaultAsker:
     """Asks in three ways in turns, at a steady pace, and keeps what comes back. `before` hears of each first."""
 
     def __init__(

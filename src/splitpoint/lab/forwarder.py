@@ -26,7 +26,7 @@ import msgspec
 from splitpoint.callbacks import call
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.lab.damage import Damage
-from splitpoint.lab.shaper import Lane
+from splitpoint.lab.shaper import ShapedLane
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
 from splitpoint.transports.addresses import format_address
@@ -90,7 +90,7 @@ class _Pair:
         self.connected = False
 
 
-class _Road(Lane[tuple["_Flow", "bytes | None"]]):
+class _Road(ShapedLane[tuple["_Flow", "bytes | None"]]):
     """A lane and those who send into it. It carries bytes, or None: the source has ended."""
 
     def __init__(self, seed: str) -> None:

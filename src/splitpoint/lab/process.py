@@ -64,11 +64,11 @@ class Process:
 
     def said(self) -> list[str]:
         """What it has said and nobody has read yet."""
-        found = []
+        lines = []
         with suppress(queue.Empty):
             while (line := self._lines.get_nowait()) is not None:
-                found.append(line)
-        return found
+                lines.append(line)
+        return lines
 
     def complaints(self) -> list[str]:
         """The last lines of its standard error."""

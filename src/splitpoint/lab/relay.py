@@ -270,9 +270,9 @@ def obey(forwarder: Forwarder, line: str) -> str:
             raise UsageError(f"from 1 to {_MOST_CHANGED} bytes can be changed, not {count}")
         forwarder.ask(lambda: forwarder.corrupt(words[0], after, count))
     elif verb == "status" and not rest:
-        found: list[Status] = []
-        forwarder.ask(lambda: found.append(forwarder.status()))
-        return msgspec.json.encode(found[0]).decode()
+        statuses: list[Status] = []
+        forwarder.ask(lambda: statuses.append(forwarder.status()))
+        return msgspec.json.encode(statuses[0]).decode()
     else:
         raise UsageError(
             f"a relay does not know {line.strip()[:60]}: say link LINK, stall SECONDS, blackhole SECONDS, "

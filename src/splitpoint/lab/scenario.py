@@ -40,7 +40,7 @@ from splitpoint.text import plain
 _MOST_BYTES = 1 << 20
 
 
-class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeviceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The emulated device; `slowdown` 1 is this machine as it is. `method`: ``stretched`` (each run of the engine takes
     longer), ``quota`` or ``stop`` (a limit for the whole process), ``limit`` (whichever of these two works here)."""
 
@@ -89,7 +89,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     warm_up: int = 2
     inputs: str | tuple[str, ...] = "photos"
     seed: int = 0
-    device: Device = Device()
+    device: DeviceOptions = DeviceOptions()
     server: ServerOptions = ServerOptions()
     events: tuple[LinkEvent, ...] = ()
     folder: str = ""
@@ -155,8 +155,8 @@ def _shipped() -> Path:
 def names() -> list[str]:
     """The scenarios that ship, the slowest link first."""
     order = ("cat1", "3g", "4g", "wifi", "wifi5", "lan")
-    found = {p.stem for p in _shipped().glob("*.toml")}
-    return [n for n in order if n in found] + sorted(found - set(order))
+    shipped = {p.stem for p in _shipped().glob("*.toml")}
+    return [n for n in order if n in shipped] + sorted(shipped - set(order))
 
 
 def find(name: str) -> Path:
@@ -173,14 +173,14 @@ def load_scenario(path: Path) -> Scenario:
     """The scenario in `path`. InputError names the file and the field that is wrong."""
     try:
         source = read_text(path, _MOST_BYTES, "TOML")
-        found = parse_toml(source)
+        fields = parse_toml(source)
     except MalformedError as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
-    for field in _OURS & found.keys():
+    for field in _OURS & fields.keys():
         raise InputError(f"{path}: Object contains unknown field `{field}`")
-    found.setdefault("name", plain(path.stem))
+    fields.setdefault("name", plain(path.stem))
     try:
-        scenario = msgspec.convert({**found, "folder": str(path.parent), "source": source}, Scenario)
+        scenario = msgspec.convert({**fields, "folder": str(path.parent), "source": source}, Scenario)
         for event in scenario.events:
             if event.link:
                 scenario.shaped(event.link)
@@ -200,5 +200,5 @@ def load_scenario(path: Path) -> Scenario:
 def _hinted(said: str) -> str:
     """msgspec's sentence, with the field that was probably meant."""
     wrong = said.partition("unknown field `")[2].partition("`")[0]
-    fields = {f for s in (Scenario, Device, ServerOptions, LinkEvent) for f in s.__struct_fields__} - _OURS
+    fields = {f for s in (Scenario, DeviceOptions, ServerOptions, LinkEvent) for f in s.__struct_fields__} - _OURS
     return said + (nearest(wrong, fields) if wrong else "")

@@ -45,7 +45,7 @@ AUTO, ADAPT, _PROFILE_S = "auto", "adapt", 15.0
 _SYNTHETIC = 8
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ScenarioRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request: milliseconds by span of its trace, or why it failed. `at_s` counts from the first request. `ran` is
     where it was really cut, if `cut` does not say."""
 
@@ -106,7 +106,7 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
                 try:
                     result = device.use(c).infer(one)
                 except ServerError as exc:
-                    row = Row(request=k, cut=cut.name, input=name, at_s=at_s, error=str(exc), note=note)
+                    row = ScenarioRow(request=k, cut=cut.name, input=name, at_s=at_s, error=str(exc), note=note)
                     device.close()
                 else:
                     row = _row(result, cut.name, k, name, at_s, note)
@@ -115,8 +115,8 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
         device.close()
 
 
-def _row(result: Result, cut: str, request: int, name: str, at_s: float, note: str) -> Row:
-    return Row(
+def _row(result: Result, cut: str, request: int, name: str, at_s: float, note: str) -> ScenarioRow:
+    return ScenarioRow(
         request=request,
         cut=cut,
         ran=result.cut if cut == ADAPT else "",
@@ -192,17 +192,17 @@ def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[Placed]
             raise InputError(f"{scenario.plan}: best.on_edge names nodes that {model.name} does not have")
         cut = model.graph.cut_of(frozenset(plan.best.on_edge))
         return [(cut, {c.name: c.codec for c in plan.best.crossing})]
-    found: list[Placed] = []
+    placed: list[Placed] = []
     for name in scenario.at:
         if name not in (AUTO, ADAPT):
-            found.append((model.graph.cut(name), scenario.codec))
+            placed.append((model.graph.cut(name), scenario.codec))
             continue
         planner, link = _planner(scenario, model, address)
         if name == ADAPT:
-            found.append((Changing(planner, link), "raw"))
+            placed.append((Changing(planner, link), "raw"))
         else:
-            found.append(placement(model.graph, planner.plan(link, sensitivity=False).best))
-    return found
+            placed.append(placement(model.graph, planner.plan(link, sensitivity=False).best))
+    return placed
 
 
 def _planner(scenario: Scenario, model: Model, address: str) -> tuple[Planner, Link]:

@@ -29,10 +29,10 @@ _P90_OF_TWO = 3.8897
 _NEVER = float("-inf")
 
 
-class Lane(Generic[T]):
+class ShapedLane(Generic[T]):
     """The schedule of one direction, with what is on its way. All times are seconds on the caller's clock.
 
-    >>> lane = Lane[str](mbps=8, delay_s=0.020)
+    >>> lane = ShapedLane[str](mbps=8, delay_s=0.020)
     >>> lane.admit(0.0, 1000, "a"), lane.admit(0.0, 1000, "b")      # 1 MB/s: a millisecond each, then 20 on the way
     (0.021, 0.022)
     >>> list(lane.arrived(0.0215)), lane.next_at

@@ -100,11 +100,11 @@ class _StretchedSession:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         began = self._engine.clock()
-        made = self._session.run(inputs)
+        outputs = self._session.run(inputs)
         ended = self._engine.clock()
         if self._engine.factor > 1:
             self._engine.wait_until(began + (ended - began) * self._engine.factor)
-        return made
+        return outputs
 
     def close(self) -> None:
         self._session.close()

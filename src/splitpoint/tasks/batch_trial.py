@@ -1,7 +1,8 @@
-"""Whether requests for one model that wait together should run as one: found out on the server before the queue starts.
+"""Whether requests for one model that wait together should run as one batch: tried on the server before the start.
 
-A server tries once for every tail whether a batch is right, and then measures whether it helps (`server.batching`).
-The first requests of a queue would pay for that, and the plan would not know what comes out.
+A server tries once for every tail whether a batch gives the right answers, and then measures whether it is faster
+(`runtime.server.batching`). Without this trial the first requests of a queue would pay for that, and the plan could
+not count on the outcome.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from splitpoint.tasks.choices import Source
 from splitpoint.tasks.fleet import Fleet
 from splitpoint.tensors import Array
 
-#: For how long several requests at once are sent, and how many at once: one that runs, and at least two that wait.
+#: For how long the trial sends several requests at once, and how many: one that runs, and at least two that wait.
 BUDGET_S, _LEAST, _MOST = 1.0, 3, 9
 
 
@@ -29,7 +30,8 @@ def share_together(
 ) -> float:
     """What each further request of a batch takes on the server, as a share of one alone; 1 if batches gain nothing.
 
-    Sends `inputs` several at once, again and again for a while; fewer of those whose longest stage takes long.
+    Sends several of `inputs` at once, again and again for `BUDGET_S`; fewer at once where `stage_ms`, the longest
+    stage of a request, is long.
     """
     count = min(max(_LEAST, int(BUDGET_S * 1e3 / max(stage_ms, 1e-3))), _MOST, len(inputs))
     if count < _LEAST:
@@ -44,7 +46,8 @@ def share_together(
 
 
 def _run_s(fleet: Fleet, source: Source, option: Option, given: Mapping[str, Array], gate: threading.Barrier) -> float:
-    """How long one of several requests ran on the server: their heads run one by one, then they are sent together."""
+    """Runs one of several requests, and returns how long it ran on the server, seconds. All heads run first, one after
+    the other; at `gate` their threads wait for each other, so that the requests are sent at the same time."""
     edge, device = fleet.edges[source], fleet.device
     cut, codecs = placement(edge.model.graph, option)
 
@@ -66,7 +69,10 @@ def _run_s(fleet: Fleet, source: Source, option: Option, given: Mapping[str, Arr
 
 
 def share_of(runs: Sequence[float]) -> float:
-    """The same from how long each of many requests ran: those of one batch are told equal parts, to the last bit.
+    """What each further request of a batch takes, as a share of one alone, from how long each of many requests ran.
+
+    The server tells the requests of one batch equal parts of its time, so durations that are equal to the last bit are
+    one batch.
 
     >>> share_of([0.020, 0.021, 0.010, 0.010, 0.010])
     0.25

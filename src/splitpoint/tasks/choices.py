@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import NamedTuple
 
-from splitpoint.link import Link
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
-from splitpoint.tasks.schedule import Job, Stages
+from splitpoint.runtime.adapt.conditions import Conditions
+from splitpoint.tasks.schedule import QueuedJob, StageTimes
 from splitpoint.tasks.task import Task
 
 #: (model, weights): whose plan it is.
@@ -19,48 +19,30 @@ Source = tuple[str, str]
 #: Options that a request is offered where they are planned together. Some that no prices make the cheapest are among
 #: them: where a few large requests decide, the last of them fits only so (VGG-16 cut in its middle, once in ten).
 MOST_OPTIONS = 64
-#: What differs by less than this share is not worth a new plan.
-CHANGED = 0.2
-
-
-class Pace(NamedTuple):
-    """How things are now: the link, and how much slower than their profiles device and server are. `load_ms` is what
-    a request waits for those of others at the server."""
-
-    link: Link
-    device: float = 1.0
-    server: float = 1.0
-    load_ms: float = 0.0
-
-    def differs(self, other: Pace) -> bool:
-        """Whether what was planned for `other` should be planned again: something changed by more than `CHANGED`."""
-        pairs = (
-            (self.link.up_mbps, other.link.up_mbps), (self.device, other.device), (self.server, other.server)
-        )  # fmt: skip
-        return any(max(a, b) > (1 + CHANGED) * min(a, b) for a, b in pairs)
-
 
 #: Ways that gain by running together on the server, and what each further request takes there, as a share of one alone.
 Shares = Mapping[Source, Sequence[tuple[Option, float]]]
 
 
 class Menu:
-    """The options of each model for one pace, its individual plan first; without `several` only that one."""
+    """The options of each model under some conditions, its individual plan first; without `several` only that one."""
 
     def __init__(
-        self, planners: Mapping[Source, Planner], pace: Pace, *, several: bool, shares: Shares = MappingProxyType({})
-    ) -> None:
-        self.pace, self._shares = pace, shares
+        self, planners: Mapping[Source, Planner], conditions: Conditions, *, several: bool,
+        shares: Shares = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        self.conditions, self._shares = conditions, shares
+        link = conditions.link
         self.options: dict[Source, Sequence[Option]] = {}
         for source, planner in planners.items():
-            found = planner.frontier(pace.link, MOST_OPTIONS) if several else (planner.best(pace.link),)
+            options = planner.frontier(link, MOST_OPTIONS) if several else (planner.best(link),)
             # Nothing is allowed: `plan` says why, and what would be.
-            self.options[source] = [o for o in found if o is not None] or [planner.plan(pace.link).best]
+            self.options[source] = [o for o in options if o is not None] or [planner.plan(link).best]
 
-    def at(self, pace: Pace) -> Menu:
-        """The same options for a pace that is hardly another: what they cost follows it."""
+    def at(self, conditions: Conditions) -> Menu:
+        """The same options under conditions that hardly differ: what they cost follows them."""
         menu = copy(self)
-        menu.pace, menu.options = pace, dict(self.options)
+        menu.conditions, menu.options = conditions, dict(self.options)
         return menu
 
     def only(self, ready: Mapping[Source, Sequence[Option]]) -> None:
@@ -69,14 +51,14 @@ class Menu:
         for source, options in self.options.items():
             kept = [o for o in options if any(same(o, r) for r in ready[source])]
             if not kept or kept[0] is not options[0]:
-                kept = sorted(kept or ready[source], key=lambda o, s=source: self.stages(s, o).total)  # type: ignore[misc]
+                kept = sorted(kept or ready[source], key=partial(self._alone_ms, source))
             self.options[source] = kept
 
-    def jobs(self, tasks: Sequence[Task]) -> list[Job]:
+    def jobs(self, tasks: Sequence[Task]) -> list[QueuedJob]:
         """The tasks as the schedule knows them, milliseconds from the start."""
         ways = {s: tuple(self.stages(s, o) for o in options) for s, options in self.options.items()}
         return [
-            Job(
+            QueuedJob(
                 ways[t.source],
                 release=t.arrival_s * 1e3,
                 due=(t.arrival_s + t.deadline_s) * 1e3 if t.deadline_s else inf,
@@ -85,28 +67,33 @@ class Menu:
             for t in tasks
         ]
 
-    def stages(self, source: Source, option: Option) -> Stages:
+    def stages(self, source: Source, option: Option) -> StageTimes:
         """How long `option` of that model keeps each thing busy."""
-        found = stages_of(option, self.pace)
+        stages = stages_of(option, self.conditions)
         for known, share in self._shares.get(source, ()):
-            if found.crosses and same(known, option):
-                return found._replace(more=share * found.server, tail=f"{source}: {option.label}")
-        return found
+            if stages.crosses and same(known, option):
+                return stages._replace(more=share * stages.server, tail=f"{source}: {option.label}")
+        return stages
+
+    def _alone_ms(self, source: Source, option: Option) -> float:
+        return self.stages(source, option).total
 
     def option(self, task: Task, way: int) -> Option:
         """What that way to serve `task` is."""
         return self.options[task.source][way]
 
 
-def stages_of(option: Option, pace: Pace) -> Stages:
+def stages_of(option: Option, conditions: Conditions) -> StageTimes:
     """How long `option` keeps each thing busy."""
     at = option.stages
-    device = at["edge"].ms * pace.device + at["encode"].ms
+    device = at["edge"].ms * conditions.device + at["encode"].ms
     if option.kind == "device":
-        return Stages(device, remote=False)
-    link = pace.link
-    server = at["server"].ms * pace.server + pace.load_ms
-    return Stages(device, link.up_ms(option.up_nbytes), server, link.down_ms(option.down_nbytes), link.rtt_ms / 2, True)
+        return StageTimes(device, remote=False)
+    link = conditions.link
+    server = at["server"].ms * conditions.server + conditions.queue_ms
+    return StageTimes(
+        device, link.up_ms(option.up_nbytes), server, link.down_ms(option.down_nbytes), link.rtt_ms / 2, True
+    )
 
 
 def same(one: Option, other: Option) -> bool:

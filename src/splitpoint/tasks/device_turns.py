@@ -1,8 +1,10 @@
-"""The device's compute as one thing that requests take in turns: an engine that is given back when a head has run.
+"""The device's engine, which one request at a time may use: it is given back when the request's head has run.
 
-Whoever decides about the order takes it (`take`) and passes it to the thread of a request (`lend`). That thread's first
-run of a session gives it back, so that the next head computes while this request's tensors are on their way. Runs of
-threads that hold nothing (a tail that is finished here because the server is late) wait for nobody.
+    dispatcher: take ──► a request's thread: lend ──► its session runs the head ──► give_back ──► the next `take`
+
+The dispatcher decides the order: it takes the device and starts a thread for the request, which calls `lend`. The first
+run of a session in that thread gives the device back, so the next head computes while this request's tensors are sent.
+Runs in threads that were lent nothing (the rest of a model, where the server is late) do not wait for the device.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from splitpoint.models.model import Segment
 from splitpoint.tensors import Array
 
 
-class Device:
-    """An engine (splitpoint.engines) around another one."""
+class SharedDevice:
+    """An engine (`splitpoint.engines`) around another one, which is lent to one thread at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -25,15 +27,15 @@ class Device:
         self._holder = threading.local()
 
     def take(self) -> None:
-        """Waits until the device is free, and takes it."""
+        """Waits until the device is free, and takes it for the thread that `lend` will be called in."""
         self._free.acquire()
 
     def lend(self, then: Callable[[], None]) -> None:
-        """It is the calling thread's now: what it runs next gives it back, and then does `then`."""
+        """Lends what was taken to the calling thread, whose next run of a session gives it back and calls `then`."""
         self._holder.then = then
 
     def give_back(self) -> None:
-        """The next one may have it, if the calling thread held it."""
+        """Frees the device, if it was lent to the calling thread and not given back yet."""
         then = getattr(self._holder, "then", None)
         if then is not None:
             self._holder.then = None
@@ -41,7 +43,7 @@ class Device:
             then()
 
     def drop(self) -> None:
-        """Gives back what was taken and not lent."""
+        """Frees the device that was taken and will not be lent."""
         self._free.release()
 
     def compile(self, segment: Segment) -> _Borrowed:
@@ -50,7 +52,9 @@ class Device:
 
 
 class _Borrowed:
-    def __init__(self, session: Session, device: Device) -> None:
+    """A session whose run gives the device back."""
+
+    def __init__(self, session: Session, device: SharedDevice) -> None:
         self.inputs, self.outputs, self.nbytes = session.inputs, session.outputs, session.nbytes
         self._session, self._device = session, device
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from splitpoint.errors import InputError, nearest
+from splitpoint.errors import InputError, ServerError, nearest
 from splitpoint.files import named, read_text
 from splitpoint.models.names import is_named
 from splitpoint.parsing import MalformedError, parse_toml
@@ -53,26 +53,37 @@ class Entry(NamedTuple):
 
 
 def load_tasks(path: Path, check: Callable[[Entry], str] = lambda entry: "") -> list[Task]:
-    """The tasks in `path`. InputError with every mistake there is; `check` says what is wrong with an entry's model."""
+    """The tasks in `path`. InputError with every mistake there is; `check` says what is wrong with an entry's model.
+
+    Where `check` raises a ServerError, nobody says which models there are: then the other mistakes are told, if there
+    are any.
+    """
     entries, mistakes = read_tasks(path)
-    mistakes += [Mistake(e.line, said) for e in entries if (said := check(e))]
+    for entry in entries:
+        try:
+            said = check(entry)
+        except ServerError:
+            refuse(path, mistakes)
+            raise
+        if said:
+            mistakes.append(Mistake(entry.line, said))
     refuse(path, mistakes)
     return [task for entry in entries for task in entry.tasks]
 
 
 def refuse(path: Path, mistakes: Iterable[Mistake]) -> None:
     """InputError with all `mistakes` in the order of their lines, if there are any."""
-    found = sorted(dict.fromkeys(mistakes))
-    if found:
-        lines = "".join(f"\n  {f'line {m.line}: ' if m.line else ''}{m.text}" for m in found)
-        raise InputError(f"{path} has {counted(len(found), 'mistake')}:{lines}")
+    ordered = sorted(dict.fromkeys(mistakes))
+    if ordered:
+        lines = "".join(f"\n  {f'line {m.line}: ' if m.line else ''}{m.text}" for m in ordered)
+        raise InputError(f"{path} has {counted(len(ordered), 'mistake')}:{lines}")
 
 
 def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
     """(the entries that name a model, all mistakes but those). InputError for a file that is no TOML."""
     text = read_text(path, _MOST_BYTES, "TOML")
     try:
-        found = parse_toml(text)
+        document = parse_toml(text)
     except MalformedError as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     lines = _Lines(text)
@@ -80,10 +91,10 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
         Mistake(
             lines.of_key(key), f"unknown field {_short(key)}{nearest(key, ('tasks',)) or ': there are only [[tasks]]'}"
         )
-        for key in found
+        for key in document
         if key != "tasks"
     ]
-    tables = found.get("tasks", [])
+    tables = document.get("tasks", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         return [], [*mistakes, Mistake(lines.of_key("tasks"), "tasks are written as tables: [[tasks]], then model = …")]
     if not tables:
@@ -167,8 +178,8 @@ class _Reader:
         if key not in self._table:
             return 0.0
         value = self._table[key]
-        found = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
-        seconds = float(found[1]) * _UNITS[found[2]] if found else -1.0
+        parts = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+        seconds = float(parts[1]) * _UNITS[parts[2]] if parts else -1.0
         if not least <= seconds <= MOST_S:
             above = "above zero and " if least else ""
             self._wrong(
@@ -206,8 +217,8 @@ class _Lines:
                 continue
             if _HEADER.match(line):
                 self._tables.append(number)
-            elif found := _KEY.match(line):
-                self._keys.setdefault((len(self._tables) - 1, found[1]), number)
+            elif key := _KEY.match(line):
+                self._keys.setdefault((len(self._tables) - 1, key[1]), number)
 
     def of(self, place: int, key: str) -> int:
         """The line of `key` in the table at `place`; that of the table's header, if the key is nowhere."""

@@ -4,7 +4,7 @@ with Fleet("10.0.0.5", engine=open_engine()) as fleet:
     fleet.add(("vgg16_bn", ""), "vgg16_bn")
     fleet.add(("lenet5", ""), "lenet5")
     fleet.survey(budget_s=10)
-    rows = Run(fleet, tasks, "joint", inputs_of(fleet, tasks)).run()
+    rows = QueueRun(fleet, tasks, "joint", inputs_of(fleet, tasks)).run()
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
 from splitpoint.survey import OnStep, Survey, placement, survey
 from splitpoint.tasks.choices import Source, same
-from splitpoint.tasks.device_turns import Device
+from splitpoint.tasks.device_turns import SharedDevice
 from splitpoint.tasks.task import Task
 from splitpoint.tensors import Array
 
@@ -62,7 +62,7 @@ class Fleet(Closable):
         allow_domains: Collection[str] = (),
         on_event: OnEvent = ignore,
     ) -> None:
-        self.device = Device(engine)
+        self.device = SharedDevice(engine)
         self.edges: dict[Source, Edge] = {}
         self.planners: dict[Source, Planner] = {}
         self.ready: dict[Source, list[Option]] = {}
@@ -120,19 +120,19 @@ class Fleet(Closable):
             raise UsageError("there are no tasks")
         link = self.link
         for source, edge in self.edges.items():
-            found = survey(
+            known = survey(
                 edge, self.device.engine, budget_s=budget_s, link=link, cache=self._cache, fresh=fresh, on_step=on_step
             )
-            link = found.link
-            self.know(source, found)
+            link = known.link
+            self.know(source, known)
         assert link is not None
         return link
 
-    def know(self, source: Source, found: Survey) -> None:
+    def know(self, source: Source, known: Survey) -> None:
         """Plans for `source` by what is known of it."""
-        self.planners[source] = found.planner(self.edges[source].model.graph, constraints=self._constraints)
-        self.link = found.link
-        self.note = self.note or found.edge.note
+        self.planners[source] = known.planner(self.edges[source].model.graph, constraints=self._constraints)
+        self.link = known.link
+        self.note = self.note or known.edge.note
 
     def correct(self, source: Source, device: float, server: float) -> None:
         """Plans for `source` as if all took so many times as long as its profiles say: it was run, and did."""
@@ -169,7 +169,7 @@ class Fleet(Closable):
 def inputs_of(fleet: Fleet, tasks: Sequence[Task]) -> Mapping[str, Mapping[str, Array]]:
     """The inputs of each task, by its name: its file's; the zoo's photos in turn where it has none and its model takes
     photos; made-up numbers else. InputError for a file that cannot be read or does not fit."""
-    found: dict[str, Mapping[str, Array]] = {}
+    inputs: dict[str, Mapping[str, Array]] = {}
     read: dict[tuple[Source, str], Mapping[str, Array]] = {}
     for k, task in enumerate(tasks):
         model = fleet.edges[task.source].model
@@ -178,5 +178,5 @@ def inputs_of(fleet: Fleet, tasks: Sequence[Task]) -> Mapping[str, Mapping[str, 
         if key not in read:
             made_up = not task.input and model.input_spec is None
             read[key] = samples_for(model, 1, k % 4)[0] if made_up else read_inputs(model, Path(file))
-        found[task.name] = read[key]
-    return found
+        inputs[task.name] = read[key]
+    return inputs

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpoint.tasks.schedule import IDLE, MOST_TOGETHER, Free, Job, Order, Stages, Turn, edf, fifo
+from splitpoint.tasks.schedule import IDLE, MOST_TOGETHER, Free, JobTurn, QueuedJob, QueueOrder, StageTimes, edf, fifo
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -49,27 +49,27 @@ _POLISHED = 64
 MOST_WAYS = 3
 
 
-def joint(jobs: Sequence[Job], waiting: Sequence[int], free: Free = IDLE) -> Order:
+def joint(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) -> QueueOrder:
     """The ways and the order of `waiting`, and a bound on the last answer's time (as far as they are concerned).
 
     Jobs of higher priority come first; among the rest missed deadlines count most, then the makespan, then the mean.
     """
     if not waiting:
-        return Order(())
-    search = _Search([jobs[k] for k in waiting], free)
-    found = search.run()
-    turns = tuple(Turn(waiting[k], int(w)) for k, w in zip(found.order, found.ways[found.order], strict=True))
-    return Order(turns, search.bound)
+        return QueueOrder(())
+    search = _JointSearch([jobs[k] for k in waiting], free)
+    best = search.run()
+    turns = tuple(JobTurn(waiting[k], int(w)) for k, w in zip(best.order, best.ways[best.order], strict=True))
+    return QueueOrder(turns, search.bound)
 
 
-class _Found(NamedTuple):
+class _Choice(NamedTuple):
     value: float
     ways: Ints
     order: Ints
 
 
-class _Search:
-    def __init__(self, jobs: Sequence[Job], free: Free) -> None:
+class _JointSearch:
+    def __init__(self, jobs: Sequence[QueuedJob], free: Free) -> None:
         self.jobs, self.free = jobs, free
         self.count = len(jobs)
         kinds = list(dict.fromkeys(j.ways for j in jobs))
@@ -100,10 +100,10 @@ class _Search:
         self.cap = inf
         """What may not be exceeded: the missed deadlines and makespan of the individual plans."""
 
-    def run(self) -> _Found:
-        first = self._arrived()
-        found = self._improved(self._start())
-        return self._polished(min(found, first, key=lambda f: f.value))
+    def run(self) -> _Choice:
+        as_they_came = self._arrived()
+        improved = self._improved(self._start())
+        return self._polished(min(improved, as_they_came, key=lambda choice: choice.value))
 
     def _close(self) -> None:
         """Leaves each kind `MOST_WAYS` ways at most: those of the integer program first, then what is best alone."""
@@ -116,17 +116,17 @@ class _Search:
 
     # --- starts -------------------------------------------------------------------------------------------------
 
-    def _arrived(self) -> _Found:
+    def _arrived(self) -> _Choice:
         """The individual plans, as they came or by their deadlines: what must not be worse."""
         everyone = range(self.count)
-        orders = np.array([[t.job for t in policy(self.jobs, everyone).turns] for policy in (fifo, edf)])
+        orders = np.array([[t.job for t in decide(self.jobs, everyone).turns] for decide in (fifo, edf)])
         ways = np.broadcast_to(self.usual, orders.shape)
         self.cap = float(self._priced(ways, orders)[0].min())
         values = self.values(ways, orders)
         best = int(values.argmin())
-        return _Found(float(values[best]), self.usual, orders[best])
+        return _Choice(float(values[best]), self.usual, orders[best])
 
-    def _start(self) -> _Found:
+    def _start(self) -> _Choice:
         steps = range(_GRID + 1)
         prices = np.array([(a, b, _GRID - a - b) for a in steps for b in steps if a + b <= _GRID], np.float64)
         # [price, job, way], with a hair of everything, so that of two that cost the same the quicker is taken.
@@ -153,38 +153,38 @@ class _Search:
 
     # --- changing ways ------------------------------------------------------------------------------------------
 
-    def _improved(self, found: _Found) -> _Found:
+    def _improved(self, choice: _Choice) -> _Choice:
         for _ in range(_ROUNDS):
-            singles = self._changes(found.ways)
-            better = self._best(self._changed(found.ways, [(c,) for c in singles])) if singles else found
-            if better.value >= found.value - 1e-9:
+            singles = self._changes(choice.ways)
+            better = self._best(self._changed(choice.ways, [(c,) for c in singles])) if singles else choice
+            if better.value >= choice.value - 1e-9:
                 pairs = self._pairs(singles)
-                better = self._best(self._changed(found.ways, pairs)) if pairs else found
-            if better.value >= found.value - 1e-9:
+                better = self._best(self._changed(choice.ways, pairs)) if pairs else choice
+            if better.value >= choice.value - 1e-9:
                 break
-            found = better
-        return found
+            choice = better
+        return choice
 
     def _changes(self, ways: Ints) -> list[tuple[int, int]]:
         """(job, another way) for one job of each kind, due time and way that is in use."""
         alike: dict[tuple[int, int, float, float], int] = {}
         for k in range(self.count):
             alike.setdefault((int(self.kind[k]), int(ways[k]), self.jobs[k].due, self.rank[k]), k)
-        found = [
+        changes = [
             (k, int(w)) for (kind, way, *_), k in alike.items() for w in np.flatnonzero(self.open[kind]) if w != way
         ]
-        return [found[k] for k in self._some(len(found), self._room)]
+        return [changes[k] for k in self._some(len(changes), self._room)]
 
     def _pairs(self, singles: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        found = [(a, b) for i, a in enumerate(singles) for b in singles[i + 1 :] if a[0] != b[0]]
-        return [found[k] for k in self._some(len(found), min(_PAIRS, self._room))]
+        pairs = [(a, b) for i, a in enumerate(singles) for b in singles[i + 1 :] if a[0] != b[0]]
+        return [pairs[k] for k in self._some(len(pairs), min(_PAIRS, self._room))]
 
     def _changed(self, ways: Ints, changes: Sequence[tuple[tuple[int, int], ...]]) -> Ints:
-        made = np.repeat(ways[None], len(changes), 0)
-        for row, change in zip(made, changes, strict=True):
+        changed = np.repeat(ways[None], len(changes), 0)
+        for row, change in zip(changed, changes, strict=True):
             for job, way in change:
                 row[job] = way
-        return made
+        return changed
 
     def _some(self, count: int, most: int) -> Iterator[int]:
         chosen = range(count) if count <= most else self._random.choice(count, most, replace=False)
@@ -195,12 +195,12 @@ class _Search:
         """How many neighbours are priced at once."""
         return max(8, _MOST_CELLS // (16 * self.count))
 
-    def _best(self, ways: Ints) -> _Found:
+    def _best(self, ways: Ints) -> _Choice:
         """The best of several choices of ways, each in the better of its orders."""
         orders = self._orders(ways)
         values = np.array([self.values(ways, order) for order in orders])
         by, row = np.unravel_index(int(values.argmin()), values.shape)
-        return _Found(float(values[by, row]), ways[row], orders[by][row])
+        return _Choice(float(values[by, row]), ways[row], orders[by][row])
 
     def _orders(self, ways: Ints) -> list[Ints]:
         """Johnson's order of each row, with the link counted to the device, or to the server; by deadline, if any."""
@@ -213,25 +213,25 @@ class _Search:
 
     # --- changing places ----------------------------------------------------------------------------------------
 
-    def _polished(self, found: _Found) -> _Found:
+    def _polished(self, choice: _Choice) -> _Choice:
         if not 1 < self.count <= _POLISHED:
-            return found
+            return choice
         for _ in range(_POLISH):
-            starts = self._ends(found)
+            starts = self._ends(choice)
             moves = _moves(self.count, starts)
-            orders = found.order[moves[[int(k) for k in self._some(len(moves), self._room)]]]
-            values = self.values(np.broadcast_to(found.ways, orders.shape), orders)
+            orders = choice.order[moves[[int(k) for k in self._some(len(moves), self._room)]]]
+            values = self.values(np.broadcast_to(choice.ways, orders.shape), orders)
             best = int(values.argmin())
-            if values[best] >= found.value - 1e-9:
+            if values[best] >= choice.value - 1e-9:
                 break
-            found = _Found(float(values[best]), found.ways, orders[best])
-        return found
+            choice = _Choice(float(values[best]), choice.ways, orders[best])
+        return choice
 
-    def _ends(self, found: _Found) -> list[int]:
+    def _ends(self, choice: _Choice) -> list[int]:
         """The places of the first and the last of those that are alike: moving another one of them is the same."""
         alike: dict[tuple[object, ...], list[int]] = {}
-        for place, k in enumerate(found.order.tolist()):
-            alike.setdefault((self.kind[k], found.ways[k], self.due[k], self.rank[k]), []).append(place)
+        for place, k in enumerate(choice.order.tolist()):
+            alike.setdefault((self.kind[k], choice.ways[k], self.due[k], self.rank[k]), []).append(place)
         return sorted({place for places in alike.values() for place in (places[0], places[-1])})
 
     # --- what a choice is worth ---------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def _moves(count: int, starts: Sequence[int]) -> Ints:
 
 
 def bound(
-    kinds: Sequence[tuple[Stages, ...]], counts: Sequence[int], free: Free, most_ways: int = 0, work: float = 0.0
+    kinds: Sequence[tuple[StageTimes, ...]], counts: Sequence[int], free: Free, most_ways: int = 0, work: float = 0.0
 ) -> tuple[float, list[Floats]]:
     """(a time before which not all jobs of these kinds can have ended, each kind's jobs shared out among its ways).
 
@@ -332,16 +332,16 @@ def bound(
     here = [min((s.device for s in ways if not s.crosses), default=inf) for ways in kinds]
     alone = free.device + sum(n * ms for n, ms in zip(counts, here, strict=True))
     longest = free.device + max(min(s.total for s in ways) for ways in kinds)
-    ways = [(k, s) for k, found in enumerate(kinds) for s in found]
+    ways = [(k, s) for k, own in enumerate(kinds) for s in own]
     remote = [s for _, s in ways if s.crosses]
     if not remote:
-        first = [int(np.argmin([s.device for s in found])) for found in kinds]
+        first = [int(np.argmin([s.device for s in own])) for own in kinds]
         return max(alone, longest), [n * np.eye(len(w))[k] for w, n, k in zip(kinds, counts, first, strict=True)]
     shared, least = _shared(ways, counts, _edges(remote, free), most_ways, work)
     return max(longest, min(alone, least)), shared
 
 
-def _edges(remote: Sequence[Stages], free: Free) -> tuple[float, ...]:
+def _edges(remote: Sequence[StageTimes], free: Free) -> tuple[float, ...]:
     """What comes before and after the work of device, up, server and down, at least, where anything crosses."""
     sent = max(free.up, free.device + min(s.device for s in remote))
     arrived = max(free.up, free.device + min(s.device + s.up for s in remote)) + min(s.trip for s in remote)
@@ -357,7 +357,7 @@ def _edges(remote: Sequence[Stages], free: Free) -> tuple[float, ...]:
 
 
 def _shared(
-    ways: Sequence[tuple[int, Stages]], counts: Sequence[int], edges: Sequence[float], most_ways: int, price: float
+    ways: Sequence[tuple[int, StageTimes]], counts: Sequence[int], edges: Sequence[float], most_ways: int, price: float
 ) -> tuple[list[Floats], float]:
     """The integer program: (jobs of each kind by way, a time that the busiest machine needs at least).
 
@@ -379,7 +379,7 @@ def _shared(
     if most_ways:
         rules.append(LinearConstraint(np.hstack([np.eye(size), -np.diag(most), np.zeros((size, 1))]), -inf, 0.0))
         rules.append(LinearConstraint(np.hstack([none, members, one]), 0.0, float(most_ways)))
-    found = milp(
+    solution = milp(
         c=[*(price * work.sum(0)), *[0.0] * size, 1.0],
         integrality=[1] * (2 * size) + [0],
         bounds=Bounds(0.0, [*most, *[1.0] * size, inf]),
@@ -388,7 +388,7 @@ def _shared(
         options={"mip_rel_gap": _GAP, "node_limit": _NODES},
     )
     # The solver keeps to its constraints within 1e-6 of them.
-    least = unit * float(found.mip_dual_bound or 0.0) * (1 - 1e-6)
-    if found.x is None:  # the nodes were not enough for any answer: the search begins elsewhere
+    least = unit * float(solution.mip_dual_bound or 0.0) * (1 - 1e-6)
+    if solution.x is None:  # the nodes were not enough for any answer: the search begins elsewhere
         return [np.zeros(int((kind == k).sum())) for k in range(len(counts))], least
-    return [np.round(found.x[:size][kind == k]) for k in range(len(counts))], least
+    return [np.round(solution.x[:size][kind == k]) for k in range(len(counts))], least

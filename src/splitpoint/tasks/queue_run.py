@@ -2,7 +2,7 @@
 
     dispatcher ──takes the device──► a thread of the request: head ──gives it back──► its turn to send ──► its answer
         ▲                                                                                             │
-        └──────────── the link, the pace of device and server (`Monitor`) ◄───────────────────────────┘
+        └──────────── the link, how fast device and server are (`QueueMonitor`) ◄─────────────────────┘
 
 Every policy is run in the same way; they differ in the order and in how each request is cut. Decided is when something
 arrives, and when the link, the device or the server is another than it was planned for. What is not compiled yet is
@@ -19,19 +19,23 @@ from statistics import median
 from time import perf_counter, sleep
 from typing import NamedTuple
 
+import msgspec
+
 from splitpoint.callbacks import report
 from splitpoint.errors import BusyError, SplitpointError
 from splitpoint.planning.plans import Option
+from splitpoint.runtime.adapt.conditions import Conditions
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Request, Result
 from splitpoint.survey import placement
 from splitpoint.tasks.batch_trial import share_together
-from splitpoint.tasks.choices import Menu, Pace, Source
+from splitpoint.tasks.choices import Menu, Source
 from splitpoint.tasks.fleet import Fleet
-from splitpoint.tasks.monitor import Monitor, Spent
-from splitpoint.tasks.schedule import Free, Job, Slot, Stages, Turn, advance, covered, policy, rehearse, timeline
-from splitpoint.tasks.task import Summary, Task, TaskPlan, TaskResult, Usage, summarise
-from splitpoint.tasks.uplink_order import Lane
+from splitpoint.tasks.monitor import QueueMonitor, Spent
+from splitpoint.tasks.policies import policy
+from splitpoint.tasks.schedule import Free, JobTurn, QueuedJob, Slot, StageTimes, advance, covered, rehearse, timeline
+from splitpoint.tasks.task import QueueSummary, Task, TaskPlan, TaskResult, Usage, summarise
+from splitpoint.tasks.uplink_order import UplinkOrder
 from splitpoint.tensors import Array
 
 #: Requests that are under way at once, at most; the server takes 64 of a connection.
@@ -57,20 +61,21 @@ OnAnswer = Callable[[TaskResult, Result], None]
 class Planned(NamedTuple):
     """A queue as it is predicted: its rows in the order of the device, and the options that are used."""
 
-    summary: Summary
+    summary: QueueSummary
     rows: list[TaskPlan]
     options: list[tuple[Source, Option]]
     menu: Menu
 
 
-def predict(fleet: Fleet, tasks: Sequence[Task], by: str, pace: Pace | None = None) -> Planned:
+def predict(fleet: Fleet, tasks: Sequence[Task], by: str) -> Planned:
     """What policy `by` would make of `tasks` on the fleet's link, in virtual time. UsageError for an unknown policy."""
     assert fleet.link is not None, "survey first"
-    decide = policy(by)
+    chosen_by = policy(by)
     began = perf_counter()
-    menu = Menu(fleet.planners, pace or Pace(fleet.link), several=by == "joint", shares=fleet.shares)
+    conditions = Conditions(link=fleet.link)
+    menu = Menu(fleet.planners, conditions, several=chosen_by.chooses_cuts, shares=fleet.shares)
     jobs = menu.jobs(tasks)
-    slots, bound = rehearse(jobs, decide)
+    slots, bound = rehearse(jobs, chosen_by.decide)
     spent_ms = (perf_counter() - began) * 1e3
     rows = [_planned(tasks[s.turn.job], menu, s) for s in slots]
     span = max(s.ended for s in slots) - min(j.release for j in jobs)
@@ -78,10 +83,8 @@ def predict(fleet: Fleet, tasks: Sequence[Task], by: str, pace: Pace | None = No
     served = covered([(s.served_from, s.served) for s in slots])
     work = (sum(c.device for c in chosen), sum(c.up for c in chosen), served)
     usage = Usage(*(ms / span if span else 0.0 for ms in work))
-    summary = summarise(
-        rows, by, fleet.link, usage, span, bound_ms=max(0.0, bound - min(j.release for j in jobs)) if bound else 0.0,
-        planning_ms=spent_ms,
-    )  # fmt: skip
+    bound_ms = max(0.0, bound - min(j.release for j in jobs)) if bound else 0.0
+    summary = summarise(rows, by, fleet.link, usage, span, bound_ms=bound_ms, planning_ms=spent_ms)
     used = dict.fromkeys((tasks[s.turn.job].source, s.turn.way) for s in slots)
     return Planned(summary, rows, [(source, menu.options[source][way]) for source, way in used], menu)
 
@@ -93,7 +96,7 @@ def _planned(task: Task, menu: Menu, slot: Slot) -> TaskPlan:
     return TaskPlan(
         task=task,
         option=option.label,
-        up_mbps=menu.pace.link.up_mbps,
+        up_mbps=menu.conditions.link.up_mbps,
         edge_ms=stages.device,
         transfer_ms=stages.up + stages.down + 2 * stages.trip,
         server_ms=stages.server,
@@ -103,14 +106,21 @@ def _planned(task: Task, menu: Menu, slot: Slot) -> TaskPlan:
     )
 
 
-class _Way(NamedTuple):
+class _TaskPlanned(NamedTuple):
     """How a task is run: its option, what was predicted, and what it needs."""
 
     task: Task
     option: Option
     slot: Slot
-    pace: Pace
+    conditions: Conditions
     ticket: int
+
+
+class _Slowdowns(NamedTuple):
+    """How many times as long as planned device and server took; 0 where that says nothing."""
+
+    device: float
+    server: float
 
 
 def _ratio(took_ms: float, planned_ms: float) -> float:
@@ -125,18 +135,12 @@ def _contradicted(ratios: Sequence[float]) -> float:
     return middle if not 1 / _OFF <= middle <= _OFF else 1.0
 
 
-def _end(jobs: Sequence[Job], turns: Sequence[Turn], free: Free) -> float:
+def _end(jobs: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free) -> float:
     """When the last answer is predicted."""
     return max((slot.ended for slot in timeline(jobs, turns, free)), default=0.0)
 
 
-class _Held:
-    """How long a request waited for the link between its head and its sending."""
-
-    seconds = 0.0
-
-
-class Run:
+class QueueRun:
     """`tasks` by policy `by`, once. `inputs` are the model's, by the task's name.
 
     `run` returns the rows in the order of their answers. An error ends it: nothing new is begun, what is under way is
@@ -151,24 +155,25 @@ class Run:
         inputs: Mapping[str, Mapping[str, Array]],
     ) -> None:
         self.fleet, self.tasks, self.by = fleet, list(tasks), by
-        self._decide, self._inputs = policy(by), inputs
+        self._policy, self._inputs = policy(by), inputs
         self.on_answer: OnAnswer = lambda row, result: None
         """Told of each answer, one after the other, from whatever thread."""
         assert fleet.link is not None, "survey first"
-        self.monitor = Monitor(fleet.link)
+        self.monitor = QueueMonitor(fleet.link)
         self.rows: list[TaskResult] = []
         self.replans = 0
         self._spent: list[Spent] = []
         self._lock, self._telling = threading.Lock(), threading.RLock()
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
-        self._flying: dict[int, tuple[float, Stages]] = {}
-        self._lane = Lane(lambda nbytes: self.monitor.pace.link.up_ms(nbytes) / 1e3)
+        self._flying: dict[int, tuple[float, StageTimes]] = {}
+        self._held_s: dict[int, float] = {}  # how long requests waited for the link between head and sending
+        self._uplink = UplinkOrder(lambda nbytes: self.monitor.conditions.link.up_ms(nbytes) / 1e3)
         self._up_ms = self._server_ms = 0.0  # when the last answered request left the link, and the server
         self._compiling: set[tuple[Source, str]] = set()
         self._fresh = threading.Event()  # something was compiled that may be chosen now
         self.planned: Planned | None = None
-        self._turns: list[Turn] = []
+        self._turns: list[JobTurn] = []
         self.compile_s = self._planning_ms = 0.0
 
     # --- before the start ---------------------------------------------------------------------------------------
@@ -188,30 +193,30 @@ class Run:
             planned = predict(self.fleet, self.tasks, self.by)
         self._warm_all(planned)
         first = [k for k, task in enumerate(self.tasks) if not task.arrival_s]
-        self._turns = list(self._decide(planned.menu.jobs(self.tasks), first, Free()).turns)
+        self._turns = list(self._policy.decide(planned.menu.jobs(self.tasks), first, Free()).turns)
         self.compile_s = perf_counter() - began
         self.planned = planned
         return planned
 
-    def _warm_all(self, planned: Planned) -> dict[Source, list[Pace]]:
+    def _warm_all(self, planned: Planned) -> dict[Source, list[_Slowdowns]]:
         """Makes all ready that `planned` needs; what runs of what is new said of device and server, by model."""
-        seen: dict[Source, list[Pace]] = {}
+        seen: dict[Source, list[_Slowdowns]] = {}
         for source, option in planned.options:
-            if (pace := self._warm(source, option)) is not None:
-                seen.setdefault(source, []).append(pace)
+            if (slowdowns := self._warm(source, option)) is not None:
+                seen.setdefault(source, []).append(slowdowns)
         return seen
 
-    def _correct(self, seen: Mapping[Source, Sequence[Pace]]) -> bool:
+    def _correct(self, seen: Mapping[Source, Sequence[_Slowdowns]]) -> bool:
         """Corrects the profiles that the runs contradict; whether there were any."""
         off = False
-        for source, paces in seen.items():
-            device, server = (_contradicted([getattr(p, side) for p in paces]) for side in ("device", "server"))
+        for source, runs in seen.items():
+            device, server = _contradicted([r.device for r in runs]), _contradicted([r.server for r in runs])
             if (device, server) != (1.0, 1.0):
                 self.fleet.correct(source, device, server)
                 off = True
         return off
 
-    def _warm(self, source: Source, option: Option) -> Pace | None:
+    def _warm(self, source: Source, option: Option) -> _Slowdowns | None:
         """Makes a way ready, and runs it if it is new: how slow device and server were against the profiles."""
         fresh = not self.fleet.is_ready(source, option)
         self.fleet.prepare(source, option)
@@ -221,7 +226,7 @@ class Run:
         task = next(t for t in self.tasks if t.source == source)
         cut, codecs = placement(edge.model.graph, option)
         runs = [edge.infer(self._inputs[task.name], at=cut, codec=codecs) for _ in range(_WARM_RUNS)]
-        self.monitor.loaded(max(self.monitor.pace.load_ms, runs[-1].times.load_queue_s * 1e3))
+        self.monitor.loaded(runs[-1].times.load_queue_s * 1e3)
         stages = [run.trace.stages() for run in runs[1:]]  # the first one allocates
         edge_ms = min(s.get("head", 0.0) + s.get("encode", 0.0) for s in stages)
         server_ms = min(s.get("decode", 0.0) + s.get("tail", 0.0) for s in stages)
@@ -230,7 +235,7 @@ class Run:
             share = share_together(self.fleet, source, option, inputs, max(edge_ms, server_ms))
             self.fleet.gains(source, option, share)
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
-        return Pace(self.monitor.pace.link, _ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms))
+        return _Slowdowns(_ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms))
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -255,18 +260,20 @@ class Run:
         return self.rows
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> QueueSummary:
         """What it came to, of what is answered. UsageError has been raised before if nothing is."""
         assert self.planned is not None
         span = max(r.ended_ms for r in self.rows) - min(r.task.arrival_s for r in self.rows) * 1e3
         busy = (sum(s.edge for s in self._spent), self.monitor.link_busy_s * 1e3, sum(s.server for s in self._spent))
         said = self.planned.summary
         bound_ms = said.bound_ms if len(self.rows) == len(self.tasks) else 0.0  # it is one for all of them
-        return summarise(
-            self.rows, self.by, self.monitor.pace.link, Usage(*(min(1.0, ms / span) for ms in busy)),
-            said.makespan_ms, bound_ms=bound_ms, planning_ms=said.planning_ms + self._planning_ms,
-            compile_s=self.compile_s, replans=self.replans, local=sum(bool(r.fallback) for r in self.rows),
+        usage = Usage(*(min(1.0, ms / span) for ms in busy))
+        summary = summarise(
+            self.rows, self.by, self.monitor.conditions.link, usage, said.makespan_ms,
+            bound_ms=bound_ms, planning_ms=said.planning_ms + self._planning_ms,
         )  # fmt: skip
+        local = sum(bool(r.fallback) for r in self.rows)
+        return msgspec.structs.replace(summary, compile_s=self.compile_s, replans=self.replans, local=local)
 
     def _now_ms(self) -> float:
         return (perf_counter() - self._began) * 1e3
@@ -287,13 +294,13 @@ class Run:
                 new = [k for k in left if self.tasks[k].arrival_s * 1e3 <= self._now_ms()]
                 left = left[len(new) :]
                 waiting += new
-                pace = self.monitor.pace
-                changed = pace.differs(menu.pace) and self._now_ms() - planned_ms > _SETTLE_MS
+                conditions = self.monitor.conditions
+                changed = conditions.differs(menu.conditions) and self._now_ms() - planned_ms > _SETTLE_MS
                 fresh = self._fresh.is_set()
                 if new or changed or fresh:
                     self.replans += changed or fresh
                     planned_ms = self._now_ms()
-                    menu, turns = self._replan(pace, waiting, beside)
+                    menu, turns = self._replan(conditions, waiting, beside)
                 turn = turns.pop(0)
                 waiting.remove(turn.job)
                 room.acquire()
@@ -308,16 +315,19 @@ class Run:
         while left and not waiting and (ms := self.tasks[left[0]].arrival_s * 1e3 - self._now_ms()) > 0:
             sleep(min(ms / 1e3, 0.05))
 
-    def _replan(self, pace: Pace, waiting: Sequence[int], beside: ThreadPoolExecutor) -> tuple[Menu, list[Turn]]:
+    def _replan(
+        self, conditions: Conditions, waiting: Sequence[int], beside: ThreadPoolExecutor
+    ) -> tuple[Menu, list[JobTurn]]:
         """The order and the ways of what waits, out of what is ready; what would be better, and worth it, is compiled
         beside."""
         began = perf_counter()
         self._fresh.clear()
-        if pace.differs(self._menu.pace):  # it takes a while, and the device waits for it
-            self._menu = Menu(self.fleet.planners, pace, several=self.by == "joint", shares=self.fleet.shares)
-        menu = self._menu.at(pace)
+        if conditions.differs(self._menu.conditions):  # it takes a while, and the device waits for it
+            several = self._policy.chooses_cuts
+            self._menu = Menu(self.fleet.planners, conditions, several=several, shares=self.fleet.shares)
+        menu = self._menu.at(conditions)
         jobs, free = menu.jobs(self.tasks), self._free()
-        wished = self._decide(jobs, waiting, free)
+        wished = self._policy.decide(jobs, waiting, free)
         missing = dict.fromkeys(
             (self.tasks[t.job].source, menu.option(self.tasks[t.job], t.way).label) for t in wished.turns
             if not self.fleet.is_ready(self.tasks[t.job].source, menu.option(self.tasks[t.job], t.way))
@@ -327,7 +337,7 @@ class Run:
             wanted = dict(menu.options)  # before those that are not ready are gone
             menu.only(self.fleet.ready)
             ready = menu.jobs(self.tasks)
-            turns = list(self._decide(ready, waiting, free).turns)
+            turns = list(self._policy.decide(ready, waiting, free).turns)
             gain_ms = _end(ready, turns, free) - _end(jobs, wished.turns, free)
             if gain_ms > _WORTH * 1e3 * sum(self.fleet.compile_s.get(source, 0.0) for source, _ in missing):
                 for source, label in missing:
@@ -351,10 +361,10 @@ class Run:
         with self._lock:
             free = Free(now, self._up_ms, self._server_ms, self._server_ms)
             for start, stages in self._flying.values():
-                _, free = advance(stages, Turn(0), start, free)
+                _, free = advance(stages, JobTurn(0), start, free)
         return free._replace(device=now)
 
-    def _way(self, menu: Menu, turn: Turn) -> _Way:
+    def _way(self, menu: Menu, turn: JobTurn) -> _TaskPlanned:
         task = self.tasks[turn.job]
         option = menu.option(task, turn.way)
         stages = menu.stages(task.source, option)
@@ -362,45 +372,46 @@ class Run:
         slot, _ = advance(stages, turn, free.device, free)
         with self._lock:
             self._flying[turn.job] = (free.device, stages)
-        return _Way(task, option, slot, menu.pace, self._lane.ticket() if stages.crosses else -1)
+        return _TaskPlanned(task, option, slot, menu.conditions, self._uplink.ticket() if stages.crosses else -1)
 
     # --- one request --------------------------------------------------------------------------------------------
 
-    def _serve(self, id: int, way: _Way, room: threading.Semaphore) -> None:
+    def _serve(self, id: int, way: _TaskPlanned, room: threading.Semaphore) -> None:
         """Runs a task in a thread of its own; the device is taken, and given back as soon as its head has run."""
         edge = self.fleet.edges[way.task.source]
         device = self.fleet.device
         cut, codecs = placement(edge.model.graph, way.option)
         self.monitor.began(id, edge, way.option)
-        held = _Held()
-        device.lend(lambda: self._hold(way, edge, held))
+        device.lend(lambda: self._hold(id, way, edge))
         try:
             if not cut.nodes:  # no head: it only passes
                 device.give_back()
-                held.seconds = 0.0  # before it began
+                self._held_s.pop(id, None)  # before it began
             request = Request(self._inputs[way.task.name], tag=id)
             result = self._ask(lambda: edge.infer(request, at=cut, codec=codecs, more=True))
         except BaseException as exc:
-            self.monitor.failed(id, way.option)
+            self.monitor.failed(id)
             self._fail(exc)
         else:
-            self._answered(id, way, result, held.seconds)
+            self._answered(id, way, result)
         finally:
             device.give_back()
-            self._lane.leave(way.ticket)
+            self._uplink.leave(way.ticket)
+            self._held_s.pop(id, None)
             with self._lock:
                 self._flying.pop(id, None)
             room.release()
 
-    def _hold(self, way: _Way, edge: Edge, held: _Held) -> None:
+    def _hold(self, id: int, way: _TaskPlanned, edge: Edge) -> None:
         """Waits for the request's turn on the link, if it crosses."""
         if way.ticket >= 0:
             began = perf_counter()
-            self._lane.enter(way.ticket, edge, way.option.up_nbytes)
-            held.seconds = perf_counter() - began
+            self._uplink.enter(way.ticket, edge, way.option.up_nbytes)
+            self._held_s[id] = perf_counter() - began
 
-    def _answered(self, id: int, way: _Way, result: Result, held_s: float) -> None:
-        spent = self.monitor.answered(id, way.option, result, held_s)
+    def _answered(self, id: int, way: _TaskPlanned, result: Result) -> None:
+        profiles = self.fleet.planners[way.task.source].pricing
+        spent = self.monitor.answered(id, way.option, profiles, result, self._held_s.get(id, 0.0))
         row = self._row(way, spent, result)
         with self._telling:  # in the order of `rows`
             with self._lock:
@@ -429,13 +440,13 @@ class Run:
                     raise
         return infer()
 
-    def _row(self, way: _Way, spent: Spent, result: Result) -> TaskResult:
+    def _row(self, way: _TaskPlanned, spent: Spent, result: Result) -> TaskResult:
         ended = (spent.ended - self._began) * 1e3
         arrival = way.task.arrival_s * 1e3
         return TaskResult(
             task=way.task,
             option=way.option.label,
-            up_mbps=way.pace.link.up_mbps,
+            up_mbps=way.conditions.link.up_mbps,
             edge_ms=spent.edge,
             transfer_ms=spent.transfer,
             server_ms=spent.server,

@@ -11,8 +11,8 @@ waiting for it, and goes on. The link and the server take what comes, first in, 
 Requests that follow each other into one tail, and are there when the server begins with the first of them, run as one
 batch where that is faster (`splitpoint.runtime.server.batching`): the answers are there when all of them are computed.
 
->>> jobs = [Job((Stages(10, 20, 30, 0, 5),)), Job((Stages(40),))]
->>> [slot.ended for slot in timeline(jobs, [Turn(0), Turn(1)])]
+>>> jobs = [QueuedJob((StageTimes(10, 20, 30, 0, 5),)), QueuedJob((StageTimes(40),))]
+>>> [slot.ended for slot in timeline(jobs, [JobTurn(0), JobTurn(1)])]
 [70, 50]
 
 Milliseconds everywhere.
@@ -20,17 +20,15 @@ Milliseconds everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import NamedTuple, TypeAlias
-
-from splitpoint.errors import UsageError, nearest
 
 #: Requests of one batch, at most: what a server allows by default.
 MOST_TOGETHER = 8
 
 
-class Stages(NamedTuple):
+class StageTimes(NamedTuple):
     """What one request keeps busy, one way to serve it. `trip` is half of the round trip: it keeps nothing busy.
 
     Those with the same `tail` can run as one batch on the server: one takes `server`, each further one `more`, which
@@ -62,17 +60,17 @@ class Stages(NamedTuple):
         return (self.server + (MOST_TOGETHER - 1) * self.more) / MOST_TOGETHER if self.tail else self.server
 
 
-class Job(NamedTuple):
+class QueuedJob(NamedTuple):
     """A request and the ways to serve it; `usual` is the one that is best for it alone. `due` counts from the start."""
 
-    ways: tuple[Stages, ...]
+    ways: tuple[StageTimes, ...]
     usual: int = 0
     release: float = 0
     due: float = inf
     priority: int = 0
 
 
-class Turn(NamedTuple):
+class JobTurn(NamedTuple):
     """Which job, and which of its ways."""
 
     job: int
@@ -90,7 +88,7 @@ class Batch(NamedTuple):
     size: int
     down: float
 
-    def takes(self, stages: Stages, arrived: float) -> bool:
+    def takes(self, stages: StageTimes, arrived: float) -> bool:
         """Whether one more, which is there when it has `arrived`, belongs to it."""
         return self.tail == stages.tail != "" and arrived <= self.began and self.size < MOST_TOGETHER
 
@@ -112,7 +110,7 @@ IDLE = Free()
 class Slot(NamedTuple):
     """When a job was where. One that stays on the device ends with its head."""
 
-    turn: Turn
+    turn: JobTurn
     started: float
     headed: float
     sent: float
@@ -122,18 +120,18 @@ class Slot(NamedTuple):
     ended: float
 
 
-class Order(NamedTuple):
+class QueueOrder(NamedTuple):
     """What a policy decided. `bound`: no choice and no order ends earlier; 0 where it does not say."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[JobTurn, ...]
     bound: float = 0
 
 
 #: (jobs, those that wait, from when on things are free) → their order.
-Policy: TypeAlias = Callable[[Sequence[Job], Sequence[int], Free], Order]
+DecideOrder: TypeAlias = Callable[[Sequence[QueuedJob], Sequence[int], Free], QueueOrder]
 
 
-def advance(stages: Stages, turn: Turn, start: float, free: Free) -> tuple[Slot, Free]:
+def advance(stages: StageTimes, turn: JobTurn, start: float, free: Free) -> tuple[Slot, Free]:
     """One job that the device begins at `start`, and from when on things are free after it."""
     headed = start + stages.device
     if not stages.crosses:
@@ -152,7 +150,7 @@ def advance(stages: Stages, turn: Turn, start: float, free: Free) -> tuple[Slot,
     return slot, Free(headed, sent, served, down, batch)
 
 
-def put(slots: list[Slot], slot: Slot, batch: Batch, jobs: Sequence[Job]) -> None:
+def put(slots: list[Slot], slot: Slot, batch: Batch, jobs: Sequence[QueuedJob]) -> None:
     """Adds `slot`, whose job was the last to join `batch`: those that it runs with are answered when it is."""
     slots.append(slot)
     stages = jobs[slot.turn.job].ways[slot.turn.way]
@@ -165,7 +163,7 @@ def put(slots: list[Slot], slot: Slot, batch: Batch, jobs: Sequence[Job]) -> Non
             slots[place] = one._replace(served=slot.served, ended=ended)
 
 
-def timeline(jobs: Sequence[Job], turns: Iterable[Turn], free: Free = IDLE) -> list[Slot]:
+def timeline(jobs: Sequence[QueuedJob], turns: Iterable[JobTurn], free: Free = IDLE) -> list[Slot]:
     """The slots of `turns`, each begun as soon as the device is free and the job is there."""
     slots: list[Slot] = []
     for turn in turns:
@@ -175,14 +173,14 @@ def timeline(jobs: Sequence[Job], turns: Iterable[Turn], free: Free = IDLE) -> l
     return slots
 
 
-def rehearse(jobs: Sequence[Job], policy: Policy) -> tuple[list[Slot], float]:
+def rehearse(jobs: Sequence[QueuedJob], decide: DecideOrder) -> tuple[list[Slot], float]:
     """What happens to a queue whose jobs arrive when they do: (slots, the least bound that was told).
 
-    A policy sees what has arrived and decides anew when more has.
+    `decide` is given what has arrived, and asked anew when more has.
     """
     left = sorted(range(len(jobs)), key=lambda k: jobs[k].release)
     waiting: list[int] = []
-    turns: list[Turn] = []
+    turns: list[JobTurn] = []
     slots: list[Slot] = []
     free, bound = IDLE, 0.0
     while left or waiting:
@@ -191,7 +189,7 @@ def rehearse(jobs: Sequence[Job], policy: Policy) -> tuple[list[Slot], float]:
         if new:
             left = left[len(new) :]
             waiting += new
-            decided = policy(jobs, waiting, free._replace(device=now))
+            decided = decide(jobs, waiting, free._replace(device=now))
             turns, bound = list(decided.turns), max(bound, decided.bound)
         turn = turns.pop(0)
         waiting.remove(turn.job)
@@ -203,58 +201,27 @@ def rehearse(jobs: Sequence[Job], policy: Policy) -> tuple[list[Slot], float]:
 # --- policies that leave every request its own best plan --------------------------------------------------------------
 
 
-def fifo(jobs: Sequence[Job], waiting: Sequence[int], free: Free = IDLE) -> Order:
+def fifo(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) -> QueueOrder:
     """First come, first served."""
     return _by(jobs, waiting, lambda k: jobs[k].release)
 
 
-def edf(jobs: Sequence[Job], waiting: Sequence[int], free: Free = IDLE) -> Order:
+def edf(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) -> QueueOrder:
     """The earliest deadline first; those without one last, as they came."""
     return _by(jobs, waiting, lambda k: jobs[k].due)
 
 
-def sjf(jobs: Sequence[Job], waiting: Sequence[int], free: Free = IDLE) -> Order:
+def sjf(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) -> QueueOrder:
     """The shortest first: what it takes alone."""
     return _by(jobs, waiting, lambda k: jobs[k].ways[jobs[k].usual].total)
 
 
-def _by(jobs: Sequence[Job], waiting: Sequence[int], key: Callable[[int], float]) -> Order:
+def _by(jobs: Sequence[QueuedJob], waiting: Sequence[int], key: Callable[[int], float]) -> QueueOrder:
     ordered = sorted(waiting, key=lambda k: (-jobs[k].priority, key(k), jobs[k].release, k))
-    return Order(tuple(Turn(k, jobs[k].usual) for k in ordered))
-
-
-def _joint(jobs: Sequence[Job], waiting: Sequence[int], free: Free = IDLE) -> Order:
-    from splitpoint.tasks.joint_search import joint  # numpy and SciPy, and nobody else needs them
-
-    return joint(jobs, waiting, free)
-
-
-POLICIES: Mapping[str, Policy] = {"fifo": fifo, "edf": edf, "sjf": sjf, "joint": _joint}
-
-
-def policy(name: str) -> Policy:
-    """The policy of that name; UsageError if there is none."""
-    if name not in POLICIES:
-        raise UsageError(f"no policy is called {name}{nearest(name, POLICIES)}: there are {', '.join(POLICIES)}")
-    return POLICIES[name]
+    return QueueOrder(tuple(JobTurn(k, jobs[k].usual) for k in ordered))
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------
-
-
-class Score(NamedTuple):
-    """What `joint` minimises, the first first: missed deadlines, then the last answer, then the mean wait for one."""
-
-    missed: int
-    makespan: float
-    mean: float
-
-
-def score(jobs: Sequence[Job], slots: Sequence[Slot]) -> Score:
-    """`slots` measured: the makespan from the start on, the mean from each arrival on."""
-    missed = sum(s.ended > jobs[s.turn.job].due for s in slots)
-    spent = [s.ended - jobs[s.turn.job].release for s in slots]
-    return Score(missed, max((s.ended for s in slots), default=0.0), sum(spent) / max(1, len(spent)))
 
 
 def covered(intervals: Sequence[tuple[float, float]]) -> float:

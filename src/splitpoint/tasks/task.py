@@ -88,7 +88,7 @@ class Usage(msgspec.Struct, frozen=True):
     server: float
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A queue worked off by one policy. `makespan_ms` is from the first arrival to the last answer.
 
     `bound_ms`: no choice of cuts and no order is predicted to need less (0 where the policy does not say).
@@ -115,12 +115,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarise(
-    rows: list[TaskPlan] | list[TaskResult], policy: str, link: Link, usage: Usage, predicted_ms: float, **more: float
-) -> Summary:
-    """What a queue came to; `more` are the fields of `Summary` that rows do not tell."""
+    rows: list[TaskPlan] | list[TaskResult], policy: str, link: Link, usage: Usage, predicted_ms: float,
+    *, bound_ms: float, planning_ms: float,
+) -> QueueSummary:  # fmt: skip
+    """What a queue came to, by its rows and what they do not tell; of a plan that was not run."""
     first = min(r.task.arrival_s for r in rows) * 1e3
     totals = sorted(r.total_ms for r in rows)
-    return Summary(
+    return QueueSummary(
         policy=policy,
         tasks=len(rows),
         link=link,
@@ -131,7 +132,8 @@ def summarise(
         met=sum(r.met is True for r in rows),
         missed=sum(r.met is False for r in rows),
         predicted_ms=predicted_ms,
-        **more,  # type: ignore[arg-type]
+        bound_ms=bound_ms,
+        planning_ms=planning_ms,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from splitpoint.tasks.task import Summary, TaskPlan, TaskResult
+from splitpoint.tasks.task import QueueSummary, TaskPlan, TaskResult
 from splitpoint.units import counted, mbps, ms
 
 COLUMNS: Sequence[str] = (
@@ -22,16 +22,16 @@ TITLES: Sequence[str] = (
 def record(row: TaskPlan, policy: str, note: str = "") -> Mapping[str, Any]:
     """A row by `COLUMNS`. What is not known of it (the answer of a plan) is empty."""
     task = row.task
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "task": task.name, "model": task.model, "weights": task.weights, "priority": task.priority,
         "arrival_ms": task.arrival_s * 1e3, "deadline_ms": task.deadline_s * 1e3 or "", "policy": policy,
         "option": row.option, "met": "" if row.met is None else row.met, "note": note, "fallback": "", "answer": "",
         "predicted_ms": row.total_ms,
     }  # fmt: skip
-    found |= {name: getattr(row, name) for name in COLUMNS if name not in found}
+    values |= {name: getattr(row, name) for name in COLUMNS if name not in values}
     if isinstance(row, TaskResult):
-        found |= {"predicted_ms": row.predicted_ms, "fallback": row.fallback, "answer": row.answer}
-    return {name: round(v, 4) if isinstance(v, float) else v for name, v in found.items()}
+        values |= {"predicted_ms": row.predicted_ms, "fallback": row.fallback, "answer": row.answer}
+    return {name: round(v, 4) if isinstance(v, float) else v for name, v in values.items()}
 
 
 def cells(row: TaskPlan) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ def cells(row: TaskPlan) -> tuple[str, ...]:
     )
 
 
-def said(summary: Summary, *, predicted: bool = False) -> list[str]:
+def said(summary: QueueSummary, *, predicted: bool = False) -> list[str]:
     """A summary in a few lines."""
     how = "predicted: " if predicted else ""
     usage = summary.usage

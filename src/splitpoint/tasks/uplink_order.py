@@ -1,12 +1,12 @@
-"""Whose turn it is on the link up: requests leave in the order in which the device began them.
+"""The order of uploads: requests are handed to their connections in the order in which the device began them.
 
-Every model has a connection of its own, and connections share a link evenly: two requests that leave together both
-arrive when the second one could have, and the server waits meanwhile. So the next one is handed over when the one
-before should have left, by its bytes and the bandwidth; a little earlier, as the link must not wait for anybody.
+Every model has a connection of its own, and connections share a link evenly: of two requests that are sent together
+both arrive when the second one could have, and the server has nothing to do meanwhile. So a request is handed over when
+the one before should have left, by its bytes and the bandwidth; a little earlier, so that the link is never idle.
 Requests of one connection follow each other in any case.
 
-When that is follows from the bandwidth as it is known while one waits: what it was believed to be for a moment may not
-hold up a queue for seconds.
+The bandwidth is asked for again while a request waits: a rate that was believed for a moment must not hold up a queue
+for seconds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from time import perf_counter
 
 #: How much earlier, as a share of the time that the one before takes: the bandwidth is not known better.
 EARLY = 0.1
-#: How long one waits before looking at the bandwidth again, seconds.
+#: How often a request that waits asks for the bandwidth again, seconds.
 _LOOK_S = 0.02
 
 
-class Lane:
+class UplinkOrder:
     """The order of uploads. `up_s` says how many seconds so many bytes take, as of now; `clock` is in seconds. Any
     thread may wait."""
 

@@ -35,7 +35,7 @@ from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.profiles import CodecCost, SegmentCost, Stat
 from splitpoint.report.prediction_table import MOST_ROWS, kernel_rows, layer_rows
-from splitpoint.runtime.adapt.conditions import Observer
+from splitpoint.runtime.adapt.conditions import Observer, Ran
 from splitpoint.runtime.server.server import Server
 
 LENET, EFFICIENT = "zoo:lenet5", "zoo:efficientnet_lite0"
@@ -277,9 +277,9 @@ def test_a_running_device_corrects_the_predicted_profile() -> None:
     """What `run` does with every head it computes: the planner is told by how much the device is slower."""
     model = model_of(EFFICIENT)
     edge, cloud = predicted_profile(model, SLOW), predicted_profile(model, FAST)
-    observer, cut = Observer(FOUR_G, edge, cloud), model.graph.prefixes()[-1]
+    observer, profiled_ms = Observer(FOUR_G), edge.head(model.graph.prefixes()[-1]).median
     for k in range(8):
-        observer.computed(float(k), cut, 2 * edge.whole.median)
+        observer.computed(float(k), Ran(2 * edge.whole.median, profiled_ms, edge.whole.median))
     device = observer.conditions(8.0).device
     assert device == pytest.approx(2.0, rel=0.05)
     slowed = Planner(None, (edge, cloud)).slowed(device, 1.0)

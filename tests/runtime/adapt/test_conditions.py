@@ -8,9 +8,12 @@ from random import Random
 import pytest
 import virtual
 
+from splitpoint.graph import Cut
 from splitpoint.link import Link
 from splitpoint.planning.planner import Planner
-from splitpoint.runtime.adapt.conditions import Conditions, Observer
+from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
+from splitpoint.runtime.adapt.link_belief import FrameTime
+from splitpoint.runtime.probe.quick_probe import Glimpse
 
 FAST, SLOW = Link(50, 200, 10), Link(2, 8, 10)
 
@@ -21,15 +24,25 @@ def plan() -> Planner:
 
 
 def observer(plan: Planner, link: Link = FAST) -> Observer:
-    return Observer(link, plan.pricing.edge, plan.pricing.cloud)
+    return Observer(link)
 
 
 def answer(seen: Observer, plan: Planner, now_s: float, mbps: float, nbytes: int = 150_000, **more: float) -> None:
     """A request to ``input`` over a link of `mbps` and 10 ms, to a server as profiled."""
-    cut = plan.graph.cut("input")
     times = {"tail_ms": plan.pricing.cloud.whole.median, "queue_ms": 0.0, "rtt_ms": 10.0} | more
-    up_ms = 5 + nbytes * 8e-3 / mbps
-    seen.answered(now_s, cut, nbytes, up_ms, 4000, 5 + 4000 * 8e-3 / (4 * mbps), **times)
+    tail = ran_there(plan, plan.graph.cut("input"), times.pop("tail_ms"))
+    up = FrameTime(nbytes, 5 + nbytes * 8e-3 / mbps)
+    seen.answered(now_s, up, FrameTime(4000, 5 + 4000 * 8e-3 / (4 * mbps)), tail, **times)
+
+
+def ran_there(plan: Planner, cut: Cut, tail_ms: float) -> Ran:
+    cloud = plan.pricing.cloud
+    return Ran(tail_ms, cloud.tail(cut).median, cloud.whole.median)
+
+
+def ran_here(plan: Planner, cut: Cut, head_ms: float) -> Ran:
+    edge = plan.pricing.edge
+    return Ran(head_ms, edge.head(cut).median, edge.whole.median)
 
 
 def believed(seen: Observer, now_s: float) -> float:
@@ -91,7 +104,7 @@ def test_one_fast_frame_is_a_fast_link(plan: Planner) -> None:
     seen = observer(plan, SLOW)
     for k in range(10):
         answer(seen, plan, k, 2)
-    seen.probed(10, 2500, 5 + 0.4, 60, 5.0, 10.0)
+    seen.probed(10, Glimpse(10.0, 2500, 5 + 0.4, 60, 5.0))
     assert 8 < believed(seen, 10) < 50
     answer(seen, plan, 11, 50)
     assert believed(seen, 11) == pytest.approx(50, rel=0.25)
@@ -101,8 +114,8 @@ def test_a_shorter_round_trip_is_not_taken_for_a_fast_link(plan: Planner) -> Non
     """From 60 to 10 ms: the frames seem to have been there before they were sent."""
     seen = observer(plan, Link(10, 40, 60))
     for k in range(5):
-        seen.pinged(0.1 * k, 60)
-    seen.answered(1.0, plan.graph.cut("input"), 2500, 5 + 2, 60, 5, 8.0, 0.0)
+        seen.probed(0.1 * k, Glimpse(60.0, 0, 30.0, 0, 30.0))
+    seen.answered(1.0, FrameTime(2500, 5 + 2), FrameTime(60, 5), ran_there(plan, plan.graph.cut("input"), 8.0), 0.0)
     assert believed(seen, 1.0) < 20
 
 
@@ -115,8 +128,8 @@ def test_a_pipelined_stream_is_not_a_slow_link(plan: Planner) -> None:
         handed_s = (k - 3) * on_link_s
         now_s = arrived_s + 0.008 + 0.005
         seen.answered(
-            now_s, cut, 150_000, (arrived_s - handed_s) * 1e3, 60, 5, 8.0, 0.0, rtt_ms=10,
-            remote_ms=(now_s - handed_s) * 1e3,
+            now_s, FrameTime(150_000, (arrived_s - handed_s) * 1e3), FrameTime(60, 5), ran_there(plan, cut, 8.0), 0.0,
+            rtt_ms=10, remote_ms=(now_s - handed_s) * 1e3,
         )  # fmt: skip
     assert believed(seen, 2.0) == pytest.approx(50, rel=0.1)
 
@@ -125,7 +138,7 @@ def test_slowdowns_are_medians_and_drift_back_to_the_profile(plan: Planner) -> N
     seen, whole = observer(plan), plan.graph.cut("output")
     times = plan.pricing.edge.whole.median, plan.pricing.cloud.whole.median
     for k, outlier in enumerate((1, 1, 30, 1, 1)):
-        seen.computed(k, whole, 1.8 * times[0] * outlier)
+        seen.computed(k, ran_here(plan, whole, 1.8 * times[0] * outlier))
         answer(seen, plan, k, 50, tail_ms=3 * times[1] * outlier)
     found = seen.conditions(4)
     assert found.device == pytest.approx(1.8)
@@ -141,12 +154,12 @@ def test_one_slow_run_is_not_a_slow_machine(plan: Planner) -> None:
     """The first run of a session allocates: it is believed when a second one says the like."""
     seen, whole = observer(plan), plan.graph.cut("output")
     time_ms = plan.pricing.edge.whole.median
-    seen.computed(0.0, whole, 5 * time_ms)
+    seen.computed(0.0, ran_here(plan, whole, 5 * time_ms))
     assert seen.conditions(0.0).device == 1.0
-    seen.computed(0.1, whole, 2 * time_ms)
+    seen.computed(0.1, ran_here(plan, whole, 2 * time_ms))
     assert seen.conditions(0.1).device == pytest.approx(2)
     for k in (20, 40, 60):  # a request takes long there, and they are far apart
-        seen.computed(k, whole, 30 * time_ms)
+        seen.computed(k, ran_here(plan, whole, 30 * time_ms))
     assert seen.conditions(60).device == pytest.approx(30)
 
 
@@ -156,7 +169,8 @@ def test_a_short_segment_says_little_of_a_machine(plan: Planner) -> None:
     last = plan.graph.prefixes()[-2]
     for k in range(5):
         answerless = 2 * cloud.tail(last).median
-        seen.answered(k, last, 20_000, 8.2, 4000, 5.2, answerless, 0.0, rtt_ms=10)
+        tail = ran_there(plan, last, answerless)
+        seen.answered(k, FrameTime(20_000, 8.2), FrameTime(4000, 5.2), tail, 0.0, rtt_ms=10)
     assert cloud.tail(last).median < 0.1 * cloud.whole.median
     assert seen.conditions(4).server < 1.4
 
@@ -208,3 +222,17 @@ def test_a_noisy_link_is_believed_to_be_its_usual_self(plan: Planner) -> None:
         rates.append(believed(seen, k / 20))
     usual = sorted(rates[50:])
     assert 12 < usual[len(usual) // 10] < usual[-len(usual) // 10] < 33
+
+
+def test_those_that_ran_as_one_say_nothing_of_the_servers_speed() -> None:
+    seen = Observer(FAST, measured=True)
+
+    def answered(run: float, ratio: float) -> None:
+        tail = Ran(ratio * 10.0, 10.0, 10.0, batch=run)
+        seen.answered(run, FrameTime(1000, 1.0), FrameTime(100, 1.0), tail, queue_ms=0.0)
+
+    for run, ratio in ((1.0, 0.2), (1.0, 0.2), (1.0, 0.2), (2.0, 3.0), (3.0, 2.0)):
+        answered(run, ratio)
+    assert seen.conditions(3.0).server == 1.0, "two are too few"
+    answered(4.0, 5.0)
+    assert seen.conditions(4.0).server == pytest.approx(3.0)

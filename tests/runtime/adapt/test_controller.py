@@ -15,7 +15,6 @@ import pytest
 from plans import profiles
 from serving import nothing_leaks
 
-from splitpoint import wire
 from splitpoint.cli import main
 from splitpoint.cli import run_cut as placing
 from splitpoint.engines import open_engine
@@ -31,13 +30,11 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.controller import Adaptive, Watching
-from splitpoint.runtime.adapt.prewarm import KEPT_S, MOST, RETRY_S, Ready
-from splitpoint.runtime.adapt.probe_schedule import LEAST_NBYTES, Lookout
-from splitpoint.runtime.adapt.switch_log import Gaps, Switch
+from splitpoint.runtime.adapt.prewarm import KEPT_S, MOST
 from splitpoint.runtime.adapt.switch_policy import Policy
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.probe.quick_probe import Glimpse, glimpse
+from splitpoint.runtime.probe.quick_probe import Glimpse
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.server.server import Server
@@ -397,59 +394,6 @@ def test_options_that_make_no_sense_are_refused() -> None:
 # --- its parts ------------------------------------------------------------------------------------------------------
 
 
-def test_a_lookout_never_spends_more_than_its_share() -> None:
-    for mbps in (0.13, 2.0, 50.0, 1000.0):
-        lookout, sent = Lookout(1.0, 20), 0
-        for k in range(1, 1001):
-            nbytes = lookout.probe_nbytes(0.1 * k, mbps)
-            if nbytes:
-                assert nbytes >= LEAST_NBYTES
-                lookout.sent_probe(0.1 * k, nbytes)
-                sent += nbytes
-            if k % 7 == 0:
-                lookout.saw(0.1 * k, 10.0, 100.0)  # whatever surprises there are
-        assert 0 < sent <= 0.01 * mbps * 125e3 * 100
-
-
-def test_a_surprise_is_looked_at_again_soon_but_not_for_ever() -> None:
-    lookout = Lookout(1.0, 20)
-    moments = []
-    for k in range(1, 600):
-        now_s = 0.01 * k
-        if nbytes := lookout.probe_nbytes(now_s, 50.0):
-            lookout.sent_probe(now_s, nbytes)
-            moments.append(now_s)
-            if len(moments) == 2:
-                lookout.saw(now_s, 30.0, 3.0)
-    gaps = np.diff(moments)
-    assert (gaps[1:4] < 0.2).all(), gaps
-    assert (gaps[4:] > 0.95).all(), gaps
-
-
-def test_a_lost_request_beside_does_not_forbid_the_next_for_ever() -> None:
-    lookout = Lookout(0.0, 2)
-    for _ in range(3):
-        lookout.ran_alone(1.0)
-    assert lookout.wants_request(1.0)
-    lookout.sent_request(1.0)
-    for _ in range(3):
-        lookout.ran_alone(2.0)
-    assert not lookout.wants_request(2.0)
-    assert lookout.wants_request(12.0)
-    lookout.used(2.0)
-    assert lookout.wants_request(2.0)
-
-
-def test_a_request_beside_that_could_not_be_sent_is_tried_again_in_a_second() -> None:
-    lookout = Lookout(0.0, 2)
-    for _ in range(2):
-        lookout.ran_alone(1.0)
-    lookout.sent_request(1.0)
-    lookout.not_sent(1.0)
-    assert not lookout.wants_request(1.5)
-    assert lookout.wants_request(2.0)
-
-
 def test_nothing_is_made_ready_on_a_link_that_is_down() -> None:
     world = World()
     world.adapt()
@@ -459,85 +403,6 @@ def test_nothing_is_made_ready_on_a_link_that_is_down() -> None:
     world.link_state = "up"
     world.ask_for(2)
     assert world.warmed
-
-
-def test_ready_makes_the_likeliest_first_keeps_few_and_tries_again() -> None:
-    chain = planner().graph.chain()
-    ready = Ready()
-    ready.likely(0.0, [(cut, {}) for cut in chain[:4]])
-    first = ready.next(0.0)
-    assert first is not None
-    assert first[0] == chain[0]
-    ready.failed(0.0, chain[0])
-    second = ready.next(0.0)
-    assert second is not None
-    assert second[0] == chain[1]
-    assert ready.next(RETRY_S + 1)[0] == chain[0]  # type: ignore[index]
-    for cut in chain[:4]:
-        ready.made(cut)
-    assert ready.next(1.0) is None
-    ready.likely(20.0, [(cut, {}) for cut in chain[4:10]])
-    for cut in chain[4:10]:
-        ready.made(cut)
-    gone = ready.spare(20.0, chain[4])
-    assert len(gone) == 10 - 1 - (MOST - 1)
-    assert chain[4] not in gone
-    assert not set(c.nodes for c in gone) & set(c.nodes for c in chain[4:9])
-    assert {c.nodes for c in ready.spare(21.0 + KEPT_S, chain[4])} == {c.nodes for c in chain[5:10]}
-
-
-def test_gaps_are_those_across_a_moment() -> None:
-    gaps = Gaps()
-    assert gaps.across(1.0) is None
-    assert gaps.usual(1.0) is None
-    for k in range(10):
-        gaps.answered(0.1 * k, 0.1 * k + 0.3)  # three under way at once
-    assert gaps.across(0.55) == pytest.approx(100)
-    assert gaps.usual(2.0) == pytest.approx(100)
-    gaps.answered(0.95, 1.0)  # overtakes: nothing stood still
-    assert gaps.across(0.92) == 0.0
-    assert "between" not in str(Switch(1.0, "a", "b", "c", 0.0))
-
-
-class Channel:
-    """Answers a ping and a probe, in virtual time."""
-
-    timeout_s = 1.0
-
-    def __init__(self, up_mbps: float, rtt_s: float, *, dead: bool = False) -> None:
-        self.now_s, self.up_mbps, self.rtt_s, self.dead = 50.0, up_mbps, rtt_s, dead
-        self.sent: list[int] = []
-        self.welcome = wire.Welcome()
-
-    def reserve(self) -> int:
-        return len(self.sent) + 1
-
-    def send(self, id: int, packet: wire.Packet) -> None:
-        self.sent.append(packet.nbytes)
-
-    def abandon(self, id: int) -> None: ...
-
-    def expect(self, id: int, answer: type, timeout_s: float | None = None) -> tuple[object, wire.Frame]:
-        if self.dead:
-            raise ServerError("it did not answer in time")
-        there_s = self.now_s + self.sent[-1] * 8e-6 / self.up_mbps + self.rtt_s / 2
-        self.now_s = there_s + self.rtt_s / 2
-        frame = wire.Frame(0, 0, id, None, started=self.now_s, nbytes=40)
-        if answer is wire.Pong:
-            return wire.Pong(0.0, there_s + 7, there_s + 7), frame
-        return wire.Probed(there_s + 7, there_s + 7, there_s + 7), frame
-
-
-@pytest.mark.parametrize("up_mbps", [0.5, 8.0, 100.0])
-def test_a_glimpse_sees_the_rate_within_its_bytes(up_mbps: float) -> None:
-    channel = Channel(up_mbps, 0.02)
-    seen = glimpse(channel, lambda: 7.0, 4000, 1.0, clock=lambda: channel.now_s)
-    assert seen is not None
-    assert sum(channel.sent) <= 4000
-    assert seen.up_nbytes * 8e-3 / (seen.up_ms - 10) == pytest.approx(up_mbps, rel=0.01)
-    assert seen.rtt_ms == pytest.approx(20, rel=0.1)
-    assert seen.down_ms == pytest.approx(10, rel=0.01)
-    assert glimpse(Channel(1.0, 0.02, dead=True), lambda: 0.0, 4000, 1.0) is None
 
 
 # --- with real sockets ----------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,18 +13,17 @@ import pytest
 from serving import Gate, affine, nothing_leaks
 
 from splitpoint import wire
-from splitpoint.cli import main
 from splitpoint.errors import ProtocolError, ServerError, UsageError
 from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.link.estimator import LinkEstimator
-from splitpoint.link.files import load_link
 from splitpoint.link.presets import PRESETS
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import software
-from splitpoint.runtime.probe.link_probe import MOST_NBYTES, Measured, learn, measure_link, probe
+from splitpoint.runtime.probe.link_probe import MOST_NBYTES, LinkMeasurement, measure_link, probe
+from splitpoint.runtime.result import Result
 from splitpoint.runtime.server.server import Server
 from splitpoint.transports import connect
 from splitpoint.transports.framed import flat
@@ -134,7 +132,7 @@ class VirtualChannel:
         self.waiting.pop(id, None)
 
 
-def measured(channel: VirtualChannel, budget_s: float = 3.0) -> Measured:
+def measured(channel: VirtualChannel, budget_s: float = 3.0) -> LinkMeasurement:
     return probe(channel, budget_s, clock=lambda: channel.now)
 
 
@@ -312,6 +310,16 @@ def test_a_server_that_ends_in_the_middle_is_a_clear_error(server: Server) -> No
         channel.close()
 
 
+def learn(estimator: LinkEstimator, result: Result) -> None:
+    """Tells `estimator` what a request that has been answered says of the link; nothing, if no server took part."""
+    if result.offset is None or not result.up_nbytes:
+        return
+    stages = result.trace.stages()
+    if result.offset.pinged:
+        estimator.ping(result.marks.ended, 2e3 * result.offset.error_s)
+    estimator.observe(result.marks.ended, result.up_nbytes, stages["up"], result.down_nbytes, stages["down"])
+
+
 def test_the_estimator_learns_from_results(server: Server, tmp_path: Path) -> None:
     """Over a relay: what the requests' own timestamps say is near what the link is."""
     estimator = LinkEstimator(PRESETS["wifi5"])
@@ -328,79 +336,3 @@ def test_the_estimator_learns_from_results(server: Server, tmp_path: Path) -> No
     assert estimate.link.up_mbps == pytest.approx(4, rel=0.3)
     assert estimate.link.down_mbps == pytest.approx(8, rel=0.3)
     assert 19 < estimate.link.rtt_ms < 60
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    status = main(["link", *args])
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
-def test_the_command_measures_and_writes(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "here.link.json"
-    status, said, err = run(capsys, "--cloud", server.address, "--budget", "500ms", "-o", str(path))
-    assert status == 0
-    assert [line.split("  ")[0] for line in said.splitlines()][:3] == ["up", "down", "round trip"]
-    assert "150.5 kB up" in said
-    assert "measured    in 0." in said
-    assert f"wrote {path}" in err
-    assert load_link(path).name == server.address
-    status, said, _ = run(capsys, "--link", str(path), "--json")
-    assert json.loads(said)["name"] == server.address
-
-
-def test_the_command_measures_as_json(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    status, said, _ = run(capsys, "--cloud", server.address, "--budget", "0.5", "--json")
-    answer = json.loads(said)
-    assert status == 0
-    assert set(answer) == {"link", "seconds", "pings", "up_nbytes", "down_nbytes", "nearest_preset"}
-    assert answer["link"]["up_mbps"] > 0
-
-
-def test_the_command_says_what_a_link_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, said, _ = run(capsys, "--link", "4g")
-    assert status == 0
-    assert "5.85 Mbit/s" in said
-    assert "246 ms for 150.5 kB" in said
-    assert "nearest" not in said
-    trace = tmp_path / "t.csv"
-    trace.write_text("time,up,down,rtt\n0,10,20,40\n5,2,4,60\n")
-    _, said, _ = run(capsys, "--link", str(trace))
-    assert "2 rows over 10 s; then its last row holds" in said
-    assert "up          3.333 Mbit/s" in said
-    _, said, _ = run(capsys, "--link", str(trace), "--json")
-    assert json.loads(said)["mean"]["up_mbps"] == pytest.approx(10 / 3)
-
-
-def test_the_command_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
-    status, said, _ = run(capsys)
-    assert status == 0
-    assert all(name in said for name in PRESETS)
-    _, said, _ = run(capsys, "--json")
-    assert list(json.loads(said)) == list(PRESETS)
-
-
-@pytest.mark.parametrize(
-    ("args", "status", "words"),
-    [
-        (["--link", "4gg"], 2, "did you mean 4g?"),
-        (["--link", "0mbit,40ms"], 2, "up_mbps must be"),
-        (["--link", "no.csv"], 4, "there is no file no.csv"),
-        (["--link", "4g", "--cloud", "x"], 2, "one of the two"),
-        (["--link", "4g", "-o", "/no/such/x.json"], 7, "there is no folder"),
-        (["-o", "x.json"], 2, "measure one with --cloud"),
-        (["--cloud", "127.0.0.1:1"], 6, "nothing listens at 127.0.0.1:1"),
-        (["--cloud", "127.0.0.1:1", "--budget", "soon"], 2, "--budget is a time like 60s"),
-        (["--cloud", "127.0.0.1:1", "--budget", "100ms"], 2, "0.2 to 600 seconds"),
-    ],
-)
-def test_mistakes_are_one_sentence(
-    capsys: pytest.CaptureFixture[str], args: list[str], status: int, words: str
-) -> None:
-    code, said, err = run(capsys, *args)
-    assert (code, said) == (status, "")
-    assert words in err
-    assert len(err.splitlines()) == 1

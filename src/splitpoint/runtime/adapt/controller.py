@@ -1,14 +1,14 @@
-"""Keeps the cut of an edge the right one: watches its requests, decides ten times a second, acts between two of them.
+"""Changes the cut of an edge when another one is better: watches its requests, decides ten times a second, and acts.
 
     requests ──(Watcher)──► Observer ──► Conditions ──► Adapter ──► Decision ──► Edge.switch
                                ▲                           └─► the next likely cuts ──► Edge.warm
-                    a glimpse of an idle link,
-                    a real request beside (`Edge.shadow`)
+                    a probe of an idle link,
+                    an extra request (`Edge.shadow`)
 
-What is decided, and from what, is pure: `conditions` and `switch_policy`; so is when to look at the link
-(`probe_schedule`) and what to keep compiled (`prewarm`). Here is what needs an edge: `Adaptive.tick` does all of it
-for one moment, and `start` calls it from a thread. What takes long (compiling, probing) is done in a second one, so
-that a late answer is heard meanwhile. Requests go on all the time.
+What is decided, and from what, is pure: `conditions` and `switch_policy`; so are when to probe (`probe_schedule`) and
+which cuts to keep compiled (`prewarm`). Here is what needs an edge: `Adaptive.tick` does all that is due at one moment,
+and `start` calls it from a thread. What takes long (compiling, probing) is done in a second thread, so that the first
+one hears of a late answer meanwhile. Requests are served all the time.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
-from splitpoint.runtime.adapt.conditions import Conditions, Observer
-from splitpoint.runtime.adapt.prewarm import RETRY_S, Placing, Ready
-from splitpoint.runtime.adapt.probe_schedule import Lookout
+from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
+from splitpoint.runtime.adapt.link_belief import FrameTime
+from splitpoint.runtime.adapt.prewarm import RETRY_S, LikelyCuts, Placing
+from splitpoint.runtime.adapt.probe_schedule import ProbeSchedule
 from splitpoint.runtime.adapt.switch_log import Gaps, Switch
 from splitpoint.runtime.adapt.switch_policy import Adapter, Decision, Policy
 from splitpoint.runtime.circuit_breaker import DOWN, UP
@@ -52,18 +53,16 @@ from splitpoint.survey import Reached, placement, survey
 TICK_S = 0.1
 #: How long an answer to a probe is waited for.
 _PROBE_WAIT_S = 2.0
-#: The likely cuts are looked up again when the link, the device or the server has changed by this factor, or the cut;
-#: not more often than this, because it takes as long as several decisions.
-_OTHER, _LIKELY_S = 1.25, 1.0
-#: Round trips below this are alike.
-_TRIP_MS = 10.0
-#: A request beside may compute this share of a request on the device once more.
+#: The likely cuts are looked up again when the conditions or the cut are others, but not more often than this: it takes
+#: as long as several decisions.
+_LIKELY_S = 1.0
+#: An extra request may cost the device this share of what a request takes now.
 _COSTS_LITTLE = 0.1
-#: A gap between answers that has no end after this is recorded without one.
+#: A switch is reported without the gap around it if no answer has come after so long.
 _GAP_S = 10.0
 #: The job that compiles.
 _WARM = "getting ready"
-#: What was heard and is not yet looked at: more than any edge answers in a tick.
+#: Notes of what happened that wait for the next tick: more than any edge answers in one.
 _HEARD = 4096
 
 
@@ -93,13 +92,13 @@ class Adaptable(Protocol):
 
 
 class Watching(msgspec.Struct, frozen=True):
-    """How an edge is kept right. UsageError for what makes no sense.
+    """How an edge adapts. UsageError for what makes no sense.
 
-    `probe_every_s` 0 sends no probes, `explore_every` 0 no request beside; `policy` and `seed` are the `Adapter`'s;
-    without a seed each edge draws its own, as edges that share a server should. With `predict` the edge is told what a
-    request should take, so that it knows when one is late; without, it learns that, as it must where requests wait for
-    one another. `rate` is how many frames a second a stream brings (0: none, inf: as many as are answered): see
-    `Adapter`.
+    `probe_every_s` 0 sends no probes, `explore_every` 0 no extra requests; `policy` and `seed` are the `Adapter`'s.
+    Without a seed each edge draws its own, as edges that share a server should. With `predict` the edge is told what a
+    request should take, so that it knows when one is late; without, it learns that from its answers, as it must where
+    requests wait for one another. `rate` is how many frames a second a stream brings (0: it is none, inf: as many as
+    are answered): see `Adapter`.
     """
 
     probe_every_s: float = 1.0
@@ -121,9 +120,9 @@ class Watching(msgspec.Struct, frozen=True):
 class Adaptive:
     """Watches `edge` and switches its cut as `planner` says for the link, the load and the device as they are now.
 
-    `link` is what is believed at first; the edge is cut for it when this is made. `switches` is what was done since.
-    Times are seconds of `clock`, which must be the one that results are stamped with. `beside` is given what takes
-    long: a test without threads runs it at once.
+    `link` is believed at first, and the edge is cut for it at once. `switches` are those made since. Times are seconds
+    of `clock`, which must be the one that results are stamped with. `beside` is given the jobs that take long: a test
+    without threads runs them at once.
     """
 
     def __init__(
@@ -135,11 +134,11 @@ class Adaptive:
         self._edge, self._planner = edge, planner
         self._tell, self._now = teller(on_event), clock
         first = planner.best(link) or planner.local(link)
-        self._observer = Observer(link, planner.pricing.edge, planner.pricing.cloud)
+        self._observer, self._profiles = Observer(link), planner.pricing
         seed = watching.seed if watching.seed is not None else Random().getrandbits(32)
         self._adapter = Adapter(planner, current=first, policy=watching.policy, seed=seed, rate=watching.rate)
-        self._lookout = Lookout(watching.probe_every_s, watching.explore_every)
-        self._ready, self._gaps = Ready(), Gaps()
+        self._schedule = ProbeSchedule(watching.probe_every_s, watching.explore_every)
+        self._ready, self._gaps = LikelyCuts(), Gaps()
         self.switches: list[Switch] = []
         self._open: list[tuple[int, float]] = []  # switches whose gap is not known: (place in the list, when)
         self._heard: deque[Callable[[], None]] = deque(maxlen=_HEARD)
@@ -178,7 +177,7 @@ class Adaptive:
             self._threads.append(thread)  # not before: it may be joined
 
     def close(self) -> None:
-        """Stops watching; the cut stays what it is. A switch that nobody has told of yet is told of."""
+        """Stops watching; the cut stays what it is. Switches that wait for the gap around them are reported."""
         self._closed.set()
         with suppress(ReferenceError):  # an edge that was forgotten is gone already
             self._edge.on_result = None
@@ -210,14 +209,16 @@ class Adaptive:
             self._jobs.get()()
         return not self._closed.is_set()
 
-    # --- hearing: from any thread, at once ----------------------------------------------------------------------
+    # --- what the edge tells, from any thread: noted at once, looked at in the next tick ------------------------
 
     def answered(self, result: Result, remote_ms: float) -> None:
         self._heard.append(partial(self._learn, result, remote_ms, disturbed=self._compiling))
 
     def computed(self, cut: Cut, head_ms: float) -> None:
         if not self._compiling:
-            self._heard.append(partial(self._observer.computed, self._now(), cut, head_ms))
+            profile = self._profiles.edge
+            head = Ran(head_ms, profile.head(cut).median, profile.whole.median)
+            self._heard.append(partial(self._observer.computed, self._now(), head))
 
     def overdue(self, up_nbytes: int, age_ms: float) -> None:
         self._urgent(partial(self._observer.overdue, self._now(), up_nbytes, age_ms))
@@ -225,7 +226,7 @@ class Adaptive:
     def failed(self, why: str) -> None:
         now_s = self._now()
         self._urgent(partial(self._observer.failed, now_s))
-        self._heard.append(partial(self._lookout.used, now_s))
+        self._heard.append(partial(self._schedule.used, now_s))
 
     def state(self, state: str) -> None:
         self._urgent(partial(self._observer.reachable, self._now(), state == UP))
@@ -234,7 +235,7 @@ class Adaptive:
         """A request was answered to whoever asked."""
         self._gaps.answered(result.marks.started, result.marks.ended)
         if not result.up_nbytes and not result.fallback:
-            self._heard.append(partial(self._lookout.ran_alone, result.marks.ended))
+            self._heard.append(partial(self._schedule.ran_alone, result.marks.ended))
             self._sample = request
 
     def _urgent(self, note: Callable[[], None]) -> None:
@@ -243,23 +244,25 @@ class Adaptive:
 
     @property
     def _compiling(self) -> bool:
-        """Whether we have the device and the server compile: how fast they are now, they are not."""
+        """Whether device and server compile for us: what runs meanwhile says nothing of how fast they are."""
         return _WARM in self._working
 
     def _learn(self, result: Result, remote_ms: float, *, disturbed: bool) -> None:
-        """What an answer of the server says; of a disturbed one, only what it says of the link."""
+        """Tells the observer of an answer; of one that compiling has `disturbed`, only what it shows of the link."""
         if result.offset is None or not result.offset.pinged or not result.up_nbytes:
             return
         now_s, stages, t = result.marks.ended, result.trace.stages(), result.times
         if disturbed:
             stages, remote_ms, t = {**stages, "tail": 0.0, "queue": 0.0}, 0.0, t._replace(load_queue_s=0.0)
         up_ms, rtt_ms = stages["up"], 2e3 * result.offset.error_s
-        self._lookout.used(now_s)
-        self._lookout.saw(now_s, self._link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
+        self._schedule.used(now_s)
+        self._schedule.saw(now_s, self._link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
+        profile = self._profiles.cloud
+        tail = Ran(stages["tail"], profile.tail(self._cut_named(result.cut)).median, profile.whole.median)
         self._observer.answered(
-            now_s, self._cut_named(result.cut), result.up_nbytes, up_ms, result.down_nbytes, stages["down"],
-            tail_ms=stages["tail"], queue_ms=stages["queue"], load_queue_ms=t.load_queue_s * 1e3,
-            utilisation=t.utilisation, rtt_ms=rtt_ms, remote_ms=remote_ms, decode_ms=stages["decode"],
+            now_s, FrameTime(result.up_nbytes, up_ms), FrameTime(result.down_nbytes, stages["down"]), tail,
+            queue_ms=stages["queue"], load_queue_ms=t.load_queue_s * 1e3, utilisation=t.utilisation,
+            rtt_ms=rtt_ms, remote_ms=remote_ms, decode_ms=stages["decode"],
         )  # fmt: skip
 
     # --- deciding -----------------------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ class Adaptive:
         self._settle(now_s)
 
     def _switch(self, now_s: float, old: Option, decision: Decision) -> None:
-        """Cuts as decided. What cannot be done is said, and given up for a while."""
+        """Switches as decided. A cut that cannot be switched to is reported, and not tried again for a while."""
         new = decision.option
         cut, codecs = self._placing(new)
         if self._barred.get(cut.nodes, now_s) > now_s or not self._edge.holds(cut):
@@ -299,9 +302,9 @@ class Adaptive:
         )
 
     def _prepare(self, now_s: float, conditions: Conditions) -> None:
-        """Has the likely next cuts compiled in the background, and frees what has not been likely for long."""
+        """Has the likely next cuts compiled in the other thread, and frees those not likely for long."""
         moved = self._edge.cut.nodes != self._likely_at
-        if moved or (now_s - self._likely_s >= _LIKELY_S and _other(self._looked_up, conditions)):
+        if moved or (now_s - self._likely_s >= _LIKELY_S and conditions.differs(self._looked_up)):
             self._looked_up, self._likely_at, self._likely_s = conditions, self._edge.cut.nodes, now_s
             likely = [self._adapter.current, *self._adapter.likely(conditions)]
             self._likely = [self._placing(option) for option in likely]
@@ -312,25 +315,26 @@ class Adaptive:
             self._do(f"forget {cut.name}", partial(self._edge.forget, cut))
 
     def _look(self, now_s: float, conditions: Conditions) -> None:
-        """Sends a request beside, or a probe, if it is time to."""
+        """Sends an extra request, or a probe, if one is due."""
         state = self._edge.link_state
         if state == DOWN:
             return
         sample = self._sample
-        if sample is not None and self._lookout.wants_request(now_s, hurry=state != UP):
+        if sample is not None and self._schedule.wants_request(now_s, hurry=state != UP):
             self._sample = None
             option = self._beside(conditions)
             if option is not None:
-                self._lookout.sent_request(now_s)
+                self._schedule.sent_request(now_s)
                 self._do("request beside", partial(self._shadow, sample, *self._placing(option)))
             return
-        nbytes = self._lookout.probe_nbytes(now_s, conditions.link.up_mbps) if state == UP else 0
+        nbytes = self._schedule.probe_nbytes(now_s, conditions.link.up_mbps) if state == UP else 0
         if nbytes:
-            self._lookout.sent_probe(now_s, nbytes)
+            self._schedule.sent_probe(now_s, nbytes)
             self._do("probe", partial(self._probe, nbytes))
 
     def _beside(self, conditions: Conditions) -> Option | None:
-        """How to send a request beside: as is best, unless that has the device compute much twice."""
+        """The option for an extra request: the best one, unless its head would keep the device busy for long; then all
+        on the server, if that is allowed."""
         best = self._adapter.explore(conditions)
         if best is None or best.stages["edge"].ms <= _COSTS_LITTLE * self._adapter.current.total.ms:
             return best
@@ -346,15 +350,15 @@ class Adaptive:
             if gap_ms is None and now_s - at_s < _GAP_S:
                 left.append((place, at_s))
                 continue
-            found = msgspec.structs.replace(self.switches[place], gap_ms=gap_ms, usual_ms=self._gaps.usual(at_s))
-            self.switches[place] = found
-            self._tell(Event("switched", str(found)))
+            switch = msgspec.structs.replace(self.switches[place], gap_ms=gap_ms, usual_ms=self._gaps.usual(at_s))
+            self.switches[place] = switch
+            self._tell(Event("switched", str(switch)))
         self._open = left
 
-    # --- beside: what takes long --------------------------------------------------------------------------------
+    # --- what takes long, in the other thread -------------------------------------------------------------------
 
     def _do(self, name: str, job: Callable[[], None]) -> None:
-        """Has `job` done in the other thread, once at a time."""
+        """Has `job` done in the other thread, unless one of that name is waiting or running."""
         if name in self._working:
             return
         self._working.add(name)
@@ -378,7 +382,7 @@ class Adaptive:
         except SplitpointError:
             self._ready.failed(self._now(), cut)
             raise
-        self._ready.made(cut)
+        self._ready.compiled(cut)
         self._wake.set()
 
     def _shadow(self, request: Request, cut: Cut, codecs: Mapping[str, str]) -> None:
@@ -388,19 +392,19 @@ class Adaptive:
             sent = self._edge.shadow(request, cut, codecs)
         finally:
             if not sent:
-                self._heard.append(partial(self._lookout.not_sent, self._now()))
+                self._heard.append(partial(self._schedule.not_sent, self._now()))
 
     def _probe(self, nbytes: int) -> None:
         seen = self._edge.glimpse(nbytes, _PROBE_WAIT_S)
         self._urgent(partial(self._glimpsed, self._now(), nbytes, seen))
 
     def _glimpsed(self, now_s: float, nbytes: int, seen: Glimpse | None) -> None:
-        """What a probe saw; one that was not answered says that the link is that slow."""
+        """Tells the observer what a probe showed; one that was not answered in time shows that the link is slow."""
         if seen is None:
             self._observer.overdue(now_s, nbytes, _PROBE_WAIT_S * 1e3)
             return
-        self._lookout.saw(now_s, self._link.up_ms(seen.up_nbytes) + seen.rtt_ms / 2, seen.up_ms)
-        self._observer.probed(now_s, seen.up_nbytes, seen.up_ms, seen.down_nbytes, seen.down_ms, seen.rtt_ms)
+        self._schedule.saw(now_s, self._link.up_ms(seen.up_nbytes) + seen.rtt_ms / 2, seen.up_ms)
+        self._observer.probed(now_s, seen)
 
     # --- names --------------------------------------------------------------------------------------------------
 
@@ -426,15 +430,6 @@ def planned(
     edge: Reached, engine: Engine, budget_s: float, constraints: Constraints | None, cache: Path | None,
     on_event: OnEvent,
 ) -> tuple[Planner, Link]:  # fmt: skip
-    """Plans for this device and the server of `edge`, and the link between them as it is now. See `advisor.survey`."""
+    """(plans for this device and the server of `edge`, the link between them as it is now). See `splitpoint.survey`."""
     known = survey(edge, engine, budget_s=budget_s, cache=cache, on_step=lambda text: on_event(Event("notice", text)))
     return known.planner(edge.model.graph, constraints=constraints), known.link
-
-
-def _other(a: Conditions, b: Conditions) -> bool:
-    """Whether other cuts may be likely under `b` than under `a`."""
-    pairs = [
-        (a.link.up_mbps, b.link.up_mbps), (a.link.down_mbps, b.link.down_mbps), (a.device, b.device),
-        (a.server, b.server), (a.link.rtt_ms + a.queue_ms + _TRIP_MS, b.link.rtt_ms + b.queue_ms + _TRIP_MS),
-    ]  # fmt: skip
-    return any(not 1 / _OTHER <= x / y <= _OTHER for x, y in pairs)

@@ -54,8 +54,8 @@ class View:
 
     def best(self) -> Option | None:
         """The best that keeps to the constraints; where none can keep the deadline now, the fastest."""
-        found = self.planner.best(self.link)
-        return found if found is not None or self.easier is self.planner else self.easier.best(self.link)
+        best = self.planner.best(self.link)
+        return best if best is not None or self.easier is self.planner else self.easier.best(self.link)
 
     def local(self) -> Option:
         """All on the device, even if a constraint rules it out."""
@@ -63,8 +63,8 @@ class View:
 
     def alone(self) -> Option | None:
         """What to do without a server: all on the device, in whatever time; None if a constraint rules it out."""
-        found = self.easier.local(self.link)
-        return None if found.refused else found
+        local = self.easier.local(self.link)
+        return None if local.refused else local
 
     def remote(self) -> Option | None:
         """The best that uses the server."""
@@ -73,15 +73,16 @@ class View:
     def plain(self) -> Option | None:
         """All on the server, raw input; None if there is nothing to compute."""
         cut = self.planner.graph.prefixes()[0]
-        found = self.planner.price(cut, ["raw"] * len(cut.crossing), self.link)
-        return None if found.kind == "device" else found
+        option = self.planner.price(cut, ["raw"] * len(cut.crossing), self.link)
+        return None if option.kind == "device" else option
 
 
-class Outlook:
-    """Views under changing conditions, and the last best options: conditions seldom change from one look to the next.
+class OptionCosts:
+    """What options cost under changing conditions, and the last best ones: conditions seldom change between two looks.
 
     `rate` is how many frames a second arrive in a stream (inf: as many as are answered; 0: it is none). Then each view
-    is one of a planner for latency or for throughput, by the load test of DADS (`load.judge`), whichever `planner` is.
+    is one of a planner for latency or for throughput, by the load test of DADS (`stream_load.judge`), whichever
+    `planner` is.
     """
 
     def __init__(self, planner: Planner, rate: float = 0.0) -> None:
@@ -111,15 +112,15 @@ class Outlook:
         last = self._last.get(objective)
         if last is not None and _alike(last[0], view, last[1]):
             return view.price(last[1])
-        found = view.best()
-        if found is None:
+        best = view.best()
+        if best is None:
             self._last.pop(objective, None)
         else:
-            self._last[objective] = (view, found)
-        return found
+            self._last[objective] = (view, best)
+        return best
 
     def _judged(self, quick: View, many: View) -> str:
-        """The objective by the load test; it is not changed back for a hair."""
+        """The objective by the load test; back to latency only with a margin."""
         latency = self.best(quick)
         margin = _LIGHT if self.objective == "throughput" else 1.0
         if latency is None or self._rate * margin <= latency.throughput:
@@ -133,7 +134,7 @@ class Outlook:
         planner, easier = self._planned(objective, self._step)
         besides_ms = c.queue_ms + c.overhead_ms
         if c.failing:
-            # Who fails has cost the time until the device has done it all.
+            # A request that fails takes as long again: the device then computes all of it.
             besides_ms += c.failing * planner.local(c.link).total.ms
         rtt_ms = min(c.link.rtt_ms + besides_ms, _MOST_MS)
         return View(planner, easier, msgspec.structs.replace(c.link, rtt_ms=rtt_ms))
@@ -141,8 +142,8 @@ class Outlook:
     def _planned(self, objective: str, step: tuple[int, int]) -> tuple[Planner, Planner]:
         key = (objective, *step)
         if key not in self._planners:
-            made = self._base[objective].slowed(exp(step[0] * _STEP), exp(step[1] * _STEP))
-            self._planners[key] = (made, _without_deadline(made))
+            slowed = self._base[objective].slowed(exp(step[0] * _STEP), exp(step[1] * _STEP))
+            self._planners[key] = (slowed, _without_deadline(slowed))
             while len(self._planners) > _PLANNERS * len(self._base):
                 self._planners.popitem(last=False)
         self._planners.move_to_end(key)

@@ -1,4 +1,4 @@
-"""Which cuts are kept compiled for a switch that may come: few, the likely ones, made one at a time. Pure."""
+"""Which cuts are kept compiled for a switch that may come: few, the likely ones, compiled one at a time. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import msgspec
 
 from splitpoint.graph import Cut
 
-#: Cuts that are kept at most, and for how long one that is no longer likely. A request may still be on its way there.
+#: Cuts that are kept at most, and for how long one that is no longer likely.
 MOST, KEPT_S = 6, 30.0
 #: One that could not be made ready is tried again after this.
 RETRY_S = 30.0
+#: One that was likely so recently is not freed: a request may still be on its way there.
 _LEAST_S = 5.0
 
 #: A cut, and how what crosses there travels (which compiles nothing).
@@ -25,17 +26,17 @@ class _Kept(msgspec.Struct):
 
     placing: Placing
     likely_s: float
-    made: bool = False
+    compiled: bool = False
     not_before_s: float = -inf
 
 
-class Ready:
+class LikelyCuts:
     """The cuts that were likely lately.
 
-    >>> ready = Ready()
+    >>> ready = LikelyCuts()
     >>> ready.likely(0.0, [(cut, {}) for cut in graph.chain()[:2]])
     >>> first = ready.next(0.0)
-    >>> ready.made(first[0])
+    >>> ready.compiled(first[0])
     >>> ready.has(first[0]), ready.next(0.0)[0].name
     (True, 'normalize.transpose')
     """
@@ -47,32 +48,29 @@ class Ready:
     def likely(self, now_s: float, placings: Iterable[Placing]) -> None:
         """These are the likely ones now, the likeliest first."""
         for placing in placings:
-            found = self._known.get(placing[0].nodes)
-            if found is None:
-                self._known[placing[0].nodes] = _Kept(placing, now_s)
-            else:
-                found.placing, found.likely_s = placing, now_s
+            kept = self._known.setdefault(placing[0].nodes, _Kept(placing, now_s))
+            kept.placing, kept.likely_s = placing, now_s
 
     def has(self, cut: Cut) -> bool:
         """Whether it is compiled, on both sides."""
-        found = self._known.get(cut.nodes)
-        return found is not None and found.made
+        kept = self._known.get(cut.nodes)
+        return kept is not None and kept.compiled
 
     def next(self, now_s: float) -> Placing | None:
         """What to make ready next; None if all that is likely is ready, or not to be had for a while."""
         latest = max((k.likely_s for k in self._known.values()), default=now_s)
-        waiting = [k for k in self._known.values() if not k.made and k.likely_s == latest and k.not_before_s <= now_s]
-        return waiting[0].placing if waiting else None
+        likeliest = (k for k in self._known.values() if k.likely_s == latest)
+        return next((k.placing for k in likeliest if not k.compiled and k.not_before_s <= now_s), None)
 
-    def made(self, cut: Cut) -> None:
+    def compiled(self, cut: Cut) -> None:
         """It is ready."""
-        if (found := self._known.get(cut.nodes)) is not None:
-            found.made = True
+        if (kept := self._known.get(cut.nodes)) is not None:
+            kept.compiled = True
 
     def failed(self, now_s: float, cut: Cut) -> None:
         """It could not be made ready; not again for a while."""
-        if (found := self._known.get(cut.nodes)) is not None:
-            found.not_before_s = now_s + RETRY_S
+        if (kept := self._known.get(cut.nodes)) is not None:
+            kept.not_before_s = now_s + RETRY_S
 
     def spare(self, now_s: float, current: Cut) -> list[Cut]:
         """Those to free: not likely for long, or too many; never `current`, nor what was in use a moment ago."""
@@ -86,4 +84,4 @@ class Ready:
         ]
         for kept in gone:
             del self._known[kept.placing[0].nodes]
-        return [k.placing[0] for k in gone if k.made]
+        return [k.placing[0] for k in gone if k.compiled]

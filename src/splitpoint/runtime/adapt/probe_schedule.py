@@ -1,9 +1,10 @@
-"""When an edge looks at its link beside its requests, and with how many bytes. Pure: time is an argument.
+"""When an edge probes its link, and with how many bytes. Pure: time is an argument.
 
-While requests use the link they say it all. An idle link is looked at every so often with a message of at most 1 % of
-what it carries. While everything runs on the device, one real request in so many goes over as well: a small message
-tells little of a large one, and nothing of the server's load. What is seen and differs much from what is believed is
-looked at again at once, so that it need not be believed on its own.
+Requests that use the link show how it is, and nothing else is sent. An idle link is probed every so often with a
+message of at most 1 % of what it carries. While everything runs on the device, one real request in so many is sent to
+the server as well: a small message shows little of what a large one will take, and nothing of the server's load. Where
+a probe shows something very different from what is believed, the next ones follow soon, so that a single one need not
+be believed.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from math import inf
 
 #: The share of the link's bytes that probes may take, and for how many seconds it can be saved.
 SHARE, SAVED_S = 0.01, 4.0
-#: The largest message: it holds up a request that comes at that moment. And the smallest that says anything.
+#: The largest probe (a request that comes at that moment waits for it), and the smallest that shows anything.
 MOST_NBYTES, LEAST_NBYTES = 16_384, 512
-#: A probe takes this part of what is saved, so that there is something left to look again.
+#: A probe takes this part of what is saved, so that some is left for the next ones.
 _PART = 1 / 3
-#: A surprise: so much faster or slower than believed; it is looked at again so many times, so soon,
-#: but not more often than this: on a noisy link everything surprises.
+#: A frame's time surprises if it is off by this factor and by so many ms. Then `_AGAIN` probes follow, `_SOON_S` apart.
+#: That happens once in `_CALM_S` at most: on a noisy link every frame surprises.
 _SURPRISE, _SURPRISE_MS = 1.4, 2.0
 _AGAIN, _SOON_S, _CALM_S = 3, 0.1, 1.0
-#: A request beside whose answer never came does not forbid the next one for ever.
+#: After this an extra request whose answer has not come is taken for lost, and the next one may be sent.
 _LOST_S = 10.0
 
 
 class Allowance:
-    """Bytes that may be sent beside requests: a share of what the link could have carried, saved for some seconds
-    (or, on a link that slow, up to `least`).
+    """Bytes that probes may take: a share of what the link could have carried, saved for some seconds, and up to
+    `least` on a link so slow that this is more.
 
     >>> allowance = Allowance(share=0.01, saved_s=4)
     >>> allowance.grow(10.0, mbps=8), allowance.grow(11.0, mbps=8)      # 1 MB/s: 10 kB in a second
@@ -54,19 +55,18 @@ class Allowance:
         self.nbytes -= nbytes
 
 
-class Lookout:
-    """When to probe, and when to send a request beside. With `probe_every_s` 0 never the one, with `explore_every` 0
-    never the other."""
+class ProbeSchedule:
+    """When to probe (`probe_every_s` 0: never), and when to send an extra request (`explore_every` 0: never)."""
 
     def __init__(self, probe_every_s: float, explore_every: int) -> None:
         self._every_s, self._every = probe_every_s, explore_every
         self._allowance = Allowance(least=LEAST_NBYTES / _PART)
         self._used_s = self._probed_s = self._alone_s = self._surprised_s = self._not_before_s = -inf
-        self._beside_s: float | None = None  # when the request beside was sent that is under way
+        self._beside_s: float | None = None  # when the extra request was sent whose answer is waited for
         self._alone = self._again = 0
 
     def used(self, now_s: float) -> None:
-        """A request was on the link just now; if one was beside, its answer is here."""
+        """A request used the link just now; an extra one has been answered."""
         self._used_s, self._beside_s = now_s, None
 
     def ran_alone(self, now_s: float) -> None:
@@ -82,19 +82,20 @@ class Lookout:
             self._surprised_s, self._again = now_s, _AGAIN
 
     def wants_request(self, now_s: float, *, hurry: bool = False) -> bool:
-        """Whether the next request that runs on the device should go over the link too; `hurry`: it has been away."""
+        """Whether the next request that runs on the device should be sent to the server too; `hurry`: the server was
+        away, and the next request will do."""
         waits = self._beside_s is not None and now_s - self._beside_s < _LOST_S
         if not self._every or waits or now_s < self._not_before_s:
             return False
         return self._alone >= self._every or ((hurry or self._again > 0) and self._alone > 0)
 
     def sent_request(self, now_s: float) -> None:
-        """One was sent beside."""
+        """An extra request was sent."""
         self._beside_s, self._alone = now_s, 0
         self._again = max(0, self._again - 1)
 
     def not_sent(self, now_s: float) -> None:
-        """It could not be: it is tried again soon."""
+        """It could not be sent: the next one is tried soon."""
         self._beside_s, self._not_before_s = None, now_s + _CALM_S
         self._alone += self._every
 

@@ -11,12 +11,12 @@ flapping:
 
 * A gain must be worth it (`Policy.gain`), and a small one must have been there for a while.
 * Between two switches passes at least `Policy.dwell_s`. Always.
-* A server is left because of its load after a moment drawn at random, and given more to do again only after it has
-  looked free for a pause, drawn at random too, that doubles each time: edges that share it neither leave nor return
-  together, and who comes second finds that there is no need, or no room.
-* So is, in either direction, a switch that was undone shortly after it was made.
+* A server is left because of its load after a time drawn at random. It is given more to do again only after it has
+  looked free for a pause, drawn at random too, that doubles each time. So edges that share a server neither leave nor
+  return together, and the second one sees whether there is still a need, or room.
+* A switch that was undone shortly after it was made is followed by such a pause as well, in either direction.
 
-Pauses never hold up what is necessary: to leave what has become worse.
+Pauses never hold up what is necessary: leaving what has become worse.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from splitpoint.errors import UsageError
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option, value
 from splitpoint.runtime.adapt.conditions import Conditions
-from splitpoint.runtime.adapt.option_costs import Outlook, View
+from splitpoint.runtime.adapt.option_costs import OptionCosts, View
 from splitpoint.units import mbps, ms
 
 #: A pause is drawn between these shares of its length.
 _JITTER = (0.1, 1.9)
-#: Who has stayed for so many times the last pause begins with the shortest again.
+#: After staying for so many times the last pause the next one is the shortest again.
 _FORGIVEN = 4.0
 #: What could not be switched to is tried again after this.
 _RETRY_S = 0.2
@@ -60,15 +60,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     settle_s: float = 1.0
     """A gain of just `gain` must have been there for so long; a larger one for less, in inverse proportion."""
     leave_s: float = 2.0
-    """Who leaves a server because of its load does so within this time, drawn at random."""
+    """A server is left because of its load within this time, drawn at random."""
     pause_s: float = 2.0
     """How long on average a server that was left because of its load must look free, the first time."""
     most_pause_s: float = 60.0
     """The longest such pause."""
     short_s: float = 3.0
-    """A switch that is undone before that was a mistake, whatever the reason: it too is followed by a pause."""
+    """A switch that is undone sooner was a mistake, whatever the reason: it too is followed by a pause."""
     calm_s: float = 10.0
-    """Who stays for so long, and four times the last pause, has no mistakes behind him."""
+    """Staying for so long, and for four times the last pause, makes up for earlier mistakes."""
 
     def __post_init__(self) -> None:
         for field in ("dwell_s", "gain_ms", "settle_s", "leave_s", "pause_s", "most_pause_s", "short_s", "calm_s"):
@@ -100,8 +100,9 @@ class Decision(msgspec.Struct, frozen=True):
 class Adapter:
     """Decides for one edge, again and again. `current` is the option that it runs with (None: the first `decide` says).
 
-    `seed` should differ between edges: who shares a server must not think in step. `rate` is a stream's frames a
-    second: while the best for latency keeps up with them it is wanted, else the most throughput. One thread at a time.
+    `seed` should differ between edges: those that share a server must not decide at the same moments. `rate` is
+    how many frames a second a stream brings: while the best option for latency keeps up with them it is chosen, else
+    the one with the most throughput. One thread at a time.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Adapter:
         rate: float = 0.0,
     ) -> None:  # fmt: skip
         self.policy = policy or Policy()
-        self._outlook = Outlook(planner, rate)
+        self._costs = OptionCosts(planner, rate)
         self._pauses, self._random = _Pauses(self.policy), Random(seed)
         self._current = self._before = current
         #: What was believed when the current option was chosen, when that was, and since when there is a better one.
@@ -129,8 +130,8 @@ class Adapter:
 
     def decide(self, now_s: float, conditions: Conditions) -> Decision:
         """Keep, or switch: then the option counts as `current` from now on (see `revert`)."""
-        view = self._outlook.view(conditions)
-        best = self._outlook.best(view) if conditions.reachable else view.alone()
+        view = self._costs.view(conditions)
+        best = self._costs.best(view) if conditions.reachable else view.alone()
         if best is not None and self._barred is not None and self._barred.bars(now_s, best):
             best = self._instead(now_s, view, conditions) or best
         if self._current is None:
@@ -148,7 +149,7 @@ class Adapter:
             return _keep(current, best, against)
         self._switch(now_s, current, best, cause, conditions)
         gain_ms = current.total.ms - best.total.ms if conditions.reachable else 0.0
-        many = self._outlook.objective == "throughput" and conditions.reachable
+        many = self._costs.objective == "throughput" and conditions.reachable
         gain_rate = best.throughput - current.throughput if many else 0.0
         why = _said(cause, then, conditions) or "it is better now"
         return Decision(True, best, why, gain_ms, current.total.ms, best.total.ms, gain_rate)
@@ -167,23 +168,23 @@ class Adapter:
         """At most `most` options worth having ready, each with another cut than the current one's: the best now, all on
         the device, the best if the link were twice or four times slower or faster, all on the server. Some ms of work.
         """
-        view = self._outlook.view(conditions)
+        view = self._costs.view(conditions)
         wanted = [view.best(), view.alone(), *(view.on(share).best() for share in _LIKELY), view.plain()]
-        found = [o for o in wanted if o is not None]
+        options = [o for o in wanted if o is not None]
         here = self._current.on_edge if self._current is not None else None
-        cuts = {o.on_edge: o for o in reversed(found) if o.on_edge != here and not o.refused}
-        return [o for o in found if cuts.get(o.on_edge) is o][:most]
+        cuts = {o.on_edge: o for o in reversed(options) if o.on_edge != here and not o.refused}
+        return [o for o in options if cuts.get(o.on_edge) is o][:most]
 
     def explore(self, conditions: Conditions) -> Option | None:
         """The best option that uses the server, to learn of link and server while all runs on the device; None if
         there is none."""
-        return self._outlook.view(conditions).remote()
+        return self._costs.view(conditions).remote()
 
     def _instead(self, now_s: float, view: View, conditions: Conditions) -> Option | None:
         """The better of all on the device and the best that uses the server, of what is not barred."""
         both = (view.alone(), view.remote() if conditions.reachable else None)
         left = [o for o in both if o is not None and not (self._barred and self._barred.bars(now_s, o))]
-        return min(left, key=lambda o: value(o, self._outlook.objective), default=None)
+        return min(left, key=lambda o: value(o, self._costs.objective), default=None)
 
     # --- what speaks against a switch ---------------------------------------------------------------------------
 
@@ -212,7 +213,7 @@ class Adapter:
 
     def _share(self, current: Option, best: Option) -> float:
         """What `best` saves of the objective, as a share."""
-        objective = self._outlook.objective
+        objective = self._costs.objective
         now, then = value(current, objective), value(best, objective)
         if current.refused and not best.refused:
             return 1.0  # it keeps to what was asked for, and the current one does not any more
@@ -221,7 +222,7 @@ class Adapter:
         return 1 - then / now
 
     def _too_little(self, current: Option, best: Option) -> bool:
-        if self._outlook.objective != "latency" or current.refused:
+        if self._costs.objective != "latency" or current.refused:
             return False
         return current.total.ms - best.total.ms < self.policy.gain_ms
 
@@ -299,7 +300,7 @@ class _Pauses:
 
     def length_s(self, direction: int, cause: str) -> float:
         """How long a gain in `direction` must have been there; 0 for what is necessary."""
-        # The one side's change for the worse is a reason to leave it; the other side's for the better can wait.
+        # That one side has become slower is a reason to leave it at once; that the other has become faster can wait.
         necessary = (cause == "device") == (direction > 0)
         return 0.0 if not direction or necessary else self._lengths[direction]
 
@@ -313,7 +314,7 @@ _EXPLAINS = 0.25
 
 
 def _cause(then: Conditions, now: Conditions, current: Option, best: Option) -> str:
-    """What has changed since `then` that makes `best` better than `current`: a name, empty if nothing did."""
+    """The name of what has changed since `then` and makes `best` better than `current`; empty if nothing does."""
     if now.reachable != then.reachable:
         return "reachable"
     remote = float(bool(current.up_nbytes)) - float(bool(best.up_nbytes))
@@ -334,7 +335,7 @@ def _cause(then: Conditions, now: Conditions, current: Option, best: Option) -> 
 
 
 def _said(cause: str, then: Conditions, now: Conditions) -> str:
-    """A cause as a part of a sentence; empty for none."""
+    """A cause in words, for the event of a switch: ``the uplink fell to 2.1 Mbit/s``; empty if there is none."""
     link, before = now.link, then.link
     if cause == "reachable":
         return "the server is back" if now.reachable else "the server is gone"
@@ -356,12 +357,12 @@ def _said(cause: str, then: Conditions, now: Conditions) -> str:
 
 
 def _moved(before: float, rate: float) -> str:
-    """``fell to 2.1 Mbit/s``."""
+    """How a rate has changed, in words: ``fell to 2.1 Mbit/s``."""
     return f"{'fell' if rate < before else 'rose'} to {mbps(float(f'{rate:.2g}'))} Mbit/s"
 
 
 def _factor(factor: float) -> str:
-    """``1.8x slower than profiled``."""
+    """How fast a machine is, in words: ``1.8x slower than profiled``."""
     if 1 / 1.05 < factor < 1.05:
         return "as fast as profiled again"
     return f"{factor:.1f}x slower than profiled" if factor > 1 else f"{1 / factor:.1f}x faster than profiled"

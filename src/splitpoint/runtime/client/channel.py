@@ -20,6 +20,7 @@ from typing import TypeVar, cast
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UnreachableError, UsageError
 from splitpoint.lifetime import foreign, watch
+from splitpoint.runtime.probe.ping import PingSchedule, ping, pings
 from splitpoint.runtime.probe.server_clock import Offset, ServerClock
 from splitpoint.runtime.threads import begin
 from splitpoint.transports import Connection, Ended
@@ -27,11 +28,8 @@ from splitpoint.units import counted
 from splitpoint.wire import Frame, Kind, Packet
 
 _RESULT = int(Kind.RESULT)
-_PING_EVERY_S = 1.0
 _FIRST_PINGS = 8
 _FIRST_PINGS_S = 0.25
-#: A ping whose answer is this late says nothing about the clock.
-_PING_LOST_S = 10.0
 #: What use after `close` is told, and whoever waits for an answer then.
 CLOSED = "the connection is closed"
 #: How long it takes to find out what a server said before it hung up.
@@ -70,9 +68,7 @@ class Channel:
         self._broken: SplitpointError | None = None
         self._bye = ""
         self._ids = itertools.count(1)
-        self._pinged = 0.0
-        self._ping_sent = 0.0
-        self._ping_out = False
+        self._pings = PingSchedule()
         self.answers = 0
         watch(self)
         self.welcome = self._greet(software, checksum, token)
@@ -189,11 +185,9 @@ class Channel:
         """Sends the request `id`; now and then with a ping in front, which costs it no round trip."""
         try:
             now = self._now()
-            if now - self._pinged > _PING_EVERY_S and (not self._ping_out or now - self._pinged > _PING_LOST_S):
-                self._pinged = self._ping_sent = now
-                self._ping_out = True
-                ping = wire.encode(Kind.PING, 0, wire.Ping(now))
-                packet = Packet((*ping.buffers, *packet.buffers), ping.nbytes + packet.nbytes)
+            if self._pings.due(now):
+                with_it = wire.encode(Kind.PING, 0, wire.Ping(now))
+                packet = Packet((*with_it.buffers, *packet.buffers), with_it.nbytes + packet.nbytes)
             self._connection.send(packet, wait=self._reader is None)
         except ServerError as exc:
             self.abandon(id)
@@ -255,14 +249,11 @@ class Channel:
     def ping(self, timeout_s: float) -> float | None:
         """The seconds of a round trip; None if none was made in time, or the connection has ended."""
         try:
-            id = self.reserve()
-            sent = self._now()
-            self.send(id, wire.encode(Kind.PING, id, wire.Ping(sent)))
-            pong, frame = self.expect(id, wire.Pong, timeout_s)
+            trip = ping(self, timeout_s, self._now)
         except SplitpointError:
             return None
-        self.clock.add(sent, pong.received_s, pong.sent_s, frame.started)
-        return max(0.0, (frame.started - sent) - (pong.sent_s - pong.received_s))
+        self.clock.add(*trip[:4])
+        return trip.seconds
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -338,9 +329,8 @@ class Channel:
         """What a frame means that is not the reader's own answer. Errors of the whole connection are raised."""
         header = frame.header
         if frame.id == 0 and frame.kind == Kind.PONG and isinstance(header, wire.Pong):
-            if self._ping_out and header.ping_s == self._ping_sent:  # else one that nobody waits for any more
-                self._ping_out = False
-                self.clock.add(self._ping_sent, header.received_s, header.sent_s, frame.started)
+            if self._pings.answered(header.ping_s):  # else one that nobody waits for any more
+                self.clock.add(header.ping_s, header.received_s, header.sent_s, frame.started)
         elif frame.kind == Kind.BYE and isinstance(header, wire.Bye):
             self._bye = header.reason or "it is ending"
         elif frame.id == 0 and isinstance(header, wire.Error):
@@ -408,17 +398,11 @@ class Channel:
 
     # --- the clock and the end ----------------------------------------------------------------------------------
 
-    def measure_clock(self, pings: int = _FIRST_PINGS, seconds: float = _FIRST_PINGS_S) -> None:
+    def measure_clock(self, most: int = _FIRST_PINGS, seconds: float = _FIRST_PINGS_S) -> None:
         """A few pings, one after the other, until `seconds` are spent; at least one."""
-        end = self._now() + seconds
-        for _ in range(pings):
-            id, sent = self.reserve(), self._now()
-            self.send(id, wire.encode(Kind.PING, id, wire.Ping(sent)))
-            pong, frame = self.expect(id, wire.Pong)
-            self.clock.add(sent, pong.received_s, pong.sent_s, frame.started)
-            if self._now() >= end:
-                break
-        self._pinged = self._now()
+        for trip in pings(self, seconds, most, self._now):
+            self.clock.add(*trip[:4])
+        self._pings.measured(self._now())
 
     def offset_at(self, packed: float, answer: Frame) -> Offset | None:
         """The clocks' offset by which the times in `answer` are to be read, whose request was handed over at `packed`;
@@ -433,7 +417,7 @@ class Channel:
                 return None
             spent = t.decode_s + t.queue_s + t.compute_s + t.encode_s
             if not self.clock.judge(packed, t.received_s, spent, answer.received):
-                self._pinged = -_PING_EVERY_S
+                self._pings.hurry()
         return self.clock.best
 
     @property

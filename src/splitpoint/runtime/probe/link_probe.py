@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from math import isfinite
 from time import perf_counter
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UsageError
 from splitpoint.link import Link
-from splitpoint.link.estimator import LinkEstimator
-from splitpoint.runtime.result import Result
+from splitpoint.runtime.probe.ping import Asks, pings
 from splitpoint.wire import Frame, Kind, Packet
 
 #: Frames of a train; those of its second half are measured.
@@ -47,25 +46,8 @@ _SLACK = 1.25
 #: More trains of the largest size, if that one was over soon.
 _REPEATS = 3
 
-M = TypeVar("M", bound=wire.Message)
 
-
-class Asks(Protocol):
-    """What of a `Channel` is used: tests bring one in virtual time."""
-
-    timeout_s: float
-    welcome: wire.Welcome
-
-    def reserve(self) -> int: ...
-
-    def send(self, id: int, packet: Packet) -> None: ...
-
-    def expect(self, id: int, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]: ...
-
-    def abandon(self, id: int) -> None: ...
-
-
-class Measured(msgspec.Struct, frozen=True):
+class LinkMeasurement(msgspec.Struct, frozen=True):
     """A link as it was measured: in how many seconds, with how many pings, and with how many bytes each way."""
 
     link: Link
@@ -109,7 +91,7 @@ def measure_link(
 
 def probe(
     channel: Asks, budget_s: float = 3.0, *, name: str = "", clock: Callable[[], float] = perf_counter
-) -> Measured:
+) -> LinkMeasurement:
     """The link that `channel` goes over, and what it took to measure it.
 
     It is filled with traffic meanwhile, and other requests on it are slowed down, as they slow down this. `clock` is
@@ -127,20 +109,7 @@ def probe(
         raise ServerError(f"the link could not be measured: {exc}") from exc
 
 
-def learn(estimator: LinkEstimator, result: Result) -> None:
-    """Tells `estimator` what a request that has been answered says of the link. Nothing, if no server took part."""
-    if result.offset is None or not result.up_nbytes:
-        return
-    stages = result.trace.stages()
-    # The shortest round trip of the last pings, again and again until there is a shorter one: no other is kept.
-    if result.offset.pinged:
-        estimator.ping(result.marks.ended, 2e3 * result.offset.error_s)
-    estimator.observe(result.marks.ended, result.up_nbytes, stages["up"], result.down_nbytes, stages["down"])
-
-
 class _Probe:
-    _ping_nbytes = _pong_nbytes = 0
-
     def __init__(self, channel: Asks, budget_s: float, clock: Callable[[], float]) -> None:
         self._channel, self._now = channel, clock
         self._budget_s = budget_s
@@ -149,41 +118,30 @@ class _Probe:
         self._end = self._began + max(channel.timeout_s, 2 * budget_s) + 2 * budget_s
         told = channel.welcome.limits.get("blob_chunk", MOST_NBYTES)
         self._most = min(MOST_NBYTES, told - _HEAD_NBYTES)
-        self._trips: list[float] = []
+        self._trip_s = 0.0
         self._sent = self._received = 0
 
-    def run(self, name: str) -> Measured:
-        self._ping_for(self._budget_s * _PINGS_SHARE)
+    def run(self, name: str) -> LinkMeasurement:
+        ping_s = self._budget_s * _PINGS_SHARE
+        trips = sorted(
+            pings(self._channel, ping_s, _PINGS, self._now, least=_PINGS_LEAST, timeout_s=self._left_s),
+            key=lambda trip: trip.seconds,
+        )
+        self._trip_s = trips[0].seconds
         end = self._began + self._budget_s
         up = self._rate(self._up_train, (self._now() + end) / 2)
         down = self._rate(self._down_train, end)
-        trips = sorted(self._trips)
         # A ping has bytes too: 68 both ways are 4 ms at 0.13 Mbit/s.
-        bytes_s = self._ping_nbytes / up + self._pong_nbytes / down
-        jitter_s = trips[round(0.9 * (len(trips) - 1))] - trips[0]
-        link = Link(up * 8e-6, down * 8e-6, max(0.0, trips[0] - bytes_s) * 1e3, jitter_s * 1e3, name)
-        return Measured(link, self._now() - self._began, len(trips), self._sent, self._received)
-
-    # --- the round trip -----------------------------------------------------------------------------------------
-
-    def _ping_for(self, seconds: float) -> None:
-        end = self._now() + seconds
-        while len(self._trips) < _PINGS_LEAST or (len(self._trips) < _PINGS and self._now() < end - self._trips[-1]):
-            id = self._channel.reserve()
-            sent = self._now()
-            packet = wire.encode(Kind.PING, id, wire.Ping(sent))
-            self._channel.send(id, packet)
-            pong, frame = self._channel.expect(id, wire.Pong, self._left_s())
-            there = pong.sent_s - pong.received_s
-            self._trips.append(max(0.0, frame.started - sent - max(0.0, there)))
-            self._ping_nbytes, self._pong_nbytes = packet.nbytes, frame.nbytes
+        bytes_s = trips[0].up_nbytes / up + trips[0].down_nbytes / down
+        jitter_s = trips[round(0.9 * (len(trips) - 1))].seconds - self._trip_s
+        link = Link(up * 8e-6, down * 8e-6, max(0.0, self._trip_s - bytes_s) * 1e3, jitter_s * 1e3, name)
+        return LinkMeasurement(link, self._now() - self._began, len(trips), self._sent, self._received)
 
     # --- bandwidth ----------------------------------------------------------------------------------------------
 
     def _rate(self, run: Callable[[int], _Train], end: float) -> float:
         """Bytes a second one way: trains of growing size until one is long enough, or `end`."""
         enough_s = (end - self._now()) * _ENOUGH_SHARE
-        trip_s = min(self._trips)
         nbytes, trains = min(_FIRST_NBYTES, self._most), list[_Train]()
         while True:
             train = run(nbytes)
@@ -192,7 +150,7 @@ class _Probe:
             largest = [t for t in trains if t.all_nbytes >= train.all_nbytes]
             if train.all_seconds >= 0.7 * enough_s or len(largest) >= _REPEATS:
                 break
-            left_s = (end - self._now()) / _SLACK - trip_s
+            left_s = (end - self._now()) / _SLACK - self._trip_s
             fits = int(rate * min(left_s, enough_s) / _FRAMES) - _HEAD_NBYTES
             larger = min(nbytes * _GROWTH, self._most, fits)
             if larger < nbytes or (larger < 1.5 * nbytes and nbytes < self._most):

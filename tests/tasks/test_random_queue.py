@@ -1,0 +1,20 @@
+"""Queues that are drawn."""
+
+from __future__ import annotations
+
+import pytest
+from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
+
+from splitpoint.errors import UsageError
+from splitpoint.tasks.random_queue import mix
+
+
+def test_a_mix_is_the_same_for_the_same_seed() -> None:
+    models = ["alexnet", "vgg16_bn", "lenet", "mobilenet_v2"]
+    assert mix(models, 40, 1) == mix(models, 40, 1)
+    assert [t.model for t in mix(models, 40, 1)] != [t.model for t in mix(models, 40, 2)]
+    assert len({t.name for t in mix(models, 40, 1)}) == 40
+    assert {t.model for t in mix(models, 40, 1)} == set(models)
+    for bad in (lambda: mix([""], 1), lambda: mix(models, 0), lambda: mix([], 3)):
+        with pytest.raises(UsageError):
+            bad()
