@@ -363,8 +363,8 @@ def main(models: list[str]) -> None:
     from splitpoint.runtime.server.server import Server
 
     def tell(event: Event) -> None:
-        if event.kind == "failed" or "internal" in event.text:
-            print(event.text, flush=True)
+        if event.kind == "failed" or "internal" in event.sentence:
+            print(event.sentence, flush=True)
 
     loaded = [load(model) for model in models]
     with Server(loaded, engine=open_engine(threads=1), port=0, limits=LIMITS, on_event=tell) as server:

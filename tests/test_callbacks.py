@@ -247,7 +247,7 @@ def test_an_edge_may_be_used_by_who_it_tells(server: Server, tmp_path: Path) -> 
     seen: list[Any] = []
 
     def use(event: Event) -> None:
-        if event.kind == "fetched" and "weight" in event.text and not seen:
+        if event.kind == "fetched" and "weight" in event.sentence and not seen:
             seen.append(event)
             seen.append(edge.switch("pool1").name)
             seen.append(edge.infer(DIGIT).outputs["logits"].shape)
@@ -270,7 +270,7 @@ def test_an_edge_may_be_closed_by_who_it_tells(lenet: Model) -> None:
     closed = threading.Event()
 
     def close(event: Event) -> None:
-        if event.text.startswith("not asking"):
+        if event.sentence.startswith("not asking"):
             edge.close()
             closed.set()
 

@@ -42,7 +42,7 @@ def frames() -> dict[str, Packet]:
     x, y = np.array([[1.0, -2.0]], np.float32), np.array(7, np.int8)
     return {
         "INFER": Packer(Kind.INFER, lambda t: wire.Infer(5, t)).pack(6, [x, y], flags=wire.PIPELINED),
-        "RESULT": Packer(Kind.RESULT, wire.Result).pack(6, [x], (), TIMES),
+        "RESULT": Packer(Kind.RESULT, wire.ResultData).pack(6, [x], (), TIMES),
         "OPEN": wire.encode(Kind.OPEN, 2, wire.OpenRequest("ab" * 8, ("a1", "a3"), ("y3",))),
         "OPENED": wire.encode(Kind.OPENED, 2, wire.Opened(1, spec, spec[:1], 2048, 0.5)),
         "PING": wire.encode(Kind.PING, 0, wire.Ping(1.5)),

@@ -89,7 +89,7 @@ def test_with_local_it_answers_here_at_once_and_goes_to_the_server_when_it_comes
         assert (edge.link_state, edge.reached, edge.served) == ("down", False, ())
         assert edge.info.fingerprint == model.fingerprint
         assert edge.clock_error_ms == float("inf")
-        (said,) = [e.text for e in told]
+        (said,) = [e.sentence for e in told]
         assert said.startswith(f"nothing listens at {address}")
         assert said.endswith("until it is there, requests are answered here")
         for seed in range(3):
@@ -106,7 +106,7 @@ def test_with_local_it_answers_here_at_once_and_goes_to_the_server_when_it_comes
             np.testing.assert_allclose(edge.infer(x()).outputs["y3"], evaluate(model, x()), rtol=2e-2, atol=2e-2)
             assert edge.served[0].fingerprint == model.fingerprint
             assert edge.clock_error_ms < 1e3
-        assert len([e for e in told if "until it is there" in e.text]) == 1
+        assert len([e for e in told if "until it is there" in e.sentence]) == 1
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -125,13 +125,13 @@ def test_with_wait_it_waits_for_the_server(tmp_path: Path, model: Model, port: i
     thread = threading.Thread(target=begin)
     thread.start()
     assert until(lambda: told)
-    assert told[0].text.endswith("; waiting for it")
+    assert told[0].sentence.endswith("; waiting for it")
     with serve(model, port):
         thread.join(30)
         (edge,) = edges
         with edge:
             right(model, edge.infer(x()))
-    assert len([e for e in told if "waiting for it" in e.text]) == 1
+    assert len([e for e in told if "waiting for it" in e.sentence]) == 1
 
 
 def test_with_wait_and_a_deadline_it_waits_so_long(model: Model, port: int) -> None:
@@ -350,7 +350,7 @@ def test_a_newer_model_is_followed_between_two_requests(
     assert not failed
     known = [evaluate(m, x()) for m in versions]
     assert all(any(np.allclose(a, k, rtol=1e-4, atol=1e-5) for k in known) for a in answers)
-    assert [e.text.split(":")[0] for e in told if e.text.startswith("following")] == ["following affine"] * 3
+    assert [e.sentence.split(":")[0] for e in told if e.sentence.startswith("following")] == ["following affine"] * 3
 
 
 @pytest.mark.parametrize("fallback", ["wait", "local"])
@@ -376,7 +376,7 @@ def test_a_newer_model_that_takes_something_else_is_not_followed(tmp_path: Path,
         assert served(edge)
         server.close()
         with serve(new, port):
-            assert until(lambda: any("has other inputs" in e.text for e in told)), told
+            assert until(lambda: any("has other inputs" in e.sentence for e in told)), told
             if fallback == "local":
                 right(old, edge.infer(x()))
             else:

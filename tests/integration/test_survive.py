@@ -393,7 +393,7 @@ def test_a_busy_server_is_not_waited_for(model: Model) -> None:
         threads[0].start()
         assert gate.entered.acquire(timeout=5)
         threads[1].start()
-        assert until(lambda: server.compute.full())
+        assert until(lambda: server.runner.compute.full())
         waited: list[Result] = []
         with (
             Edge(server.address, model, at="input", fallback="local", patience=PATIENT, engine=ort()) as edge,
@@ -479,13 +479,13 @@ class Fake:
 
 
 def _result(id: int, array: Array) -> wire.Packet:
-    return wire.Packer(Kind.RESULT, wire.Result).pack(id, [array], (), wire.Times())
+    return wire.Packer(Kind.RESULT, wire.ResultData).pack(id, [array], (), wire.Times())
 
 
 WRONG: dict[str, Callable[[int], wire.Packet]] = {
     "shape": lambda id: _result(id, np.zeros((1, 3), np.float32)),
     "dtype": lambda id: _result(id, np.zeros((1, 1024), np.float64)),
-    "number": lambda id: wire.Packer(Kind.RESULT, wire.Result).pack(id, [], (), wire.Times()),
+    "number": lambda id: wire.Packer(Kind.RESULT, wire.ResultData).pack(id, [], (), wire.Times()),
     "kind": lambda id: wire.encode(Kind.PONG, id, wire.Pong()),
     "noise": lambda id: wire.Packet((b"\x00" * 64,), 64),
     "engine": lambda id: wire.encode(Kind.ERROR, id, wire.Error("engine", "out of memory")),
@@ -636,7 +636,7 @@ def test_what_the_server_refuses_because_the_deadline_has_passed_was_late(model:
         here.open.clear()
         thread = threading.Thread(target=lambda: results.extend(edge.stream(xs(2), window=2, deadline_s=0.3)))
         thread.start()
-        assert until(lambda: server.compute.waiting == 1)
+        assert until(lambda: server.runner.compute.waiting == 1)
         time.sleep(0.35)  # the deadline passes
         there.open.set()
         assert until(lambda: heard.failures)
@@ -713,7 +713,7 @@ def test_the_rest_of_the_weights_comes_in_the_background_and_slowly(tmp_path: Pa
         )
         with edge:
             assert not edge.local_ready
-            (notice,) = [e.text for e in told if e.kind == "notice"]
+            (notice,) = [e.sentence for e in told if e.kind == "notice"]
             assert notice.startswith("no local fallback yet (0 B of 32.8 kB here)"), notice
             assert edge._binding.background is not None
             assert edge._binding.background._thread.ident is None, "not before the first answer"
@@ -729,7 +729,7 @@ def test_the_rest_of_the_weights_comes_in_the_background_and_slowly(tmp_path: Pa
             result = edge.infer(x)
             right(model, x, result)
             assert result.fallback.startswith("the server is gone")
-            assert len([e for e in told if "no local fallback" in e.text]) == 1
+            assert len([e for e in told if "no local fallback" in e.sentence]) == 1
 
 
 def test_until_the_weights_are_here_a_request_waits(tmp_path: Path, model: Model) -> None:

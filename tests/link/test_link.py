@@ -253,7 +253,7 @@ def test_framing_is_what_the_wire_really_adds(shapes: Sequence[Sequence[int]], d
     entries = sum(entry_nbytes(dtype, a.shape, a.nbytes) for a in arrays)
     request = wire.Packer(wire.Kind.INFER, lambda tensors, vectors, s: wire.Infer(3, tensors, vectors, s))
     assert request.pack(7, arrays, ((), 0.5)).nbytes == REQUEST_NBYTES + entries + body
-    answer = wire.Packer(wire.Kind.RESULT, wire.Result)
+    answer = wire.Packer(wire.Kind.RESULT, wire.ResultData)
     assert answer.pack(7, arrays, (), wire.Times()).nbytes == ANSWER_NBYTES + entries + body
 
 

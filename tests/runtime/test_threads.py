@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,12 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server.connection import Peer
-from splitpoint.runtime.server.fair_queue import Client, Job
+from splitpoint.runtime.server import RunMarks
+from splitpoint.runtime.server.admission import Admission
+from splitpoint.runtime.server.fair_queue import Client, QueuedJob
+from splitpoint.runtime.server.opening import Opening
+from splitpoint.runtime.server.replies import Replies
+from splitpoint.runtime.server.requests import InferRequest, Requests
 from splitpoint.runtime.server.server import Server
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.runtime.stream.pipeline import stream
@@ -56,7 +61,7 @@ def test_a_failing_step_is_told_once_and_tried_again_with_longer_and_longer_paus
         return outcome
 
     persist(step, "counting", told.append, pauses.append)
-    reasons = [e.text.removeprefix("counting failed and goes on: ") for e in told]
+    reasons = [e.sentence.removeprefix("counting failed and goes on: ") for e in told]
     assert reasons == ["ValueError('a')", "OSError('b')", "OSError('b')"]
     assert pauses == [0.01, 0.02, 0.04, 0.01]
 
@@ -77,7 +82,7 @@ def test_one_who_cannot_be_told_stops_nothing() -> None:
     assert not outcomes
 
 
-@pytest.mark.parametrize("where", [(TcpListener, "_comes"), (Server, "_begin")], ids=["waiting", "greeting"])
+@pytest.mark.parametrize("where", [(TcpListener, "_comes"), (Admission, "_begin")], ids=["waiting", "greeting"])
 def test_a_server_whose_accepting_fails_accepts_again(
     model: Model, monkeypatch: pytest.MonkeyPatch, where: tuple[type, str]
 ) -> None:
@@ -103,7 +108,7 @@ def test_a_server_whose_accepting_fails_accepts_again(
                 ) if name == "_begin" else until_gone(fails)
         with Edge(server.address, model, at="input", patience=Patience(connect_s=30)) as edge:
             np.testing.assert_allclose(edge.infer(X).outputs["y3"], evaluate(model, X), rtol=1e-5)
-    failures = [e.text for e in told if "accepting connections failed" in e.text]
+    failures = [e.sentence for e in told if "accepting connections failed" in e.sentence]
     assert len(failures) == 2
     assert "MemoryError" in failures[0]
 
@@ -122,12 +127,12 @@ def test_a_job_that_fails_leaves_its_worker_alive() -> None:
         raise MemoryError
 
     try:
-        assert pool.submit(Job(Client(), fail))
-        assert pool.submit(Job(Client(), lambda waited_s: done.set()))
+        assert pool.submit(QueuedJob(Client(), fail))
+        assert pool.submit(QueuedJob(Client(), lambda waited_s: done.set()))
         assert done.wait(30)
     finally:
         pool.close()
-    assert [e.text for e in told] == ["computing failed and goes on: MemoryError()"]
+    assert [e.sentence for e in told] == ["computing failed and goes on: MemoryError()"]
 
 
 def test_a_request_that_cannot_even_be_refused_ends_its_connection_and_no_other(
@@ -152,8 +157,8 @@ def test_a_request_that_cannot_even_be_refused_ends_its_connection_and_no_other(
             one.infer(X)
         gate.fails = None
         assert two.infer(X).outputs["y3"].shape == (1, 1024)
-        assert until(lambda: not any(p.unanswered for p in server._peers))
-    assert any("has no answer: MemoryError" in e.text for e in told)
+        assert until(lambda: not any(p.account.unanswered for p in server._peers))
+    assert any("has no answer: MemoryError" in e.sentence for e in told)
 
 
 def test_a_batch_of_which_one_cannot_be_answered_answers_the_others(
@@ -161,35 +166,47 @@ def test_a_batch_of_which_one_cannot_be_answered_answers_the_others(
 ) -> None:
     """What `together` does with each answer, without the luck of who meets whom."""
     sent: list[str] = []
-    peers = [object.__new__(Peer) for _ in range(2)]
-
-    class Quiet:
-        def tell(self, event: Event) -> None:
-            sent.append(event.text)
-
-        def free(self, peer: Peer, nbytes: int) -> None:
-            sent.append(f"free {peer.name}")
 
     class Link:
+        def __init__(self, peer: str) -> None:
+            self.peer = peer
+
         def abort(self) -> None:
             sent.append("abort")
 
-    for k, peer in enumerate(peers):
-        peer.server, peer.name, peer.connection, peer.in_flight = Quiet(), f"p{k}", Link(), {7}  # type: ignore[assignment]
+        def send(self, packet: wire.Packet, *, wait: bool) -> None:
+            sent.append(f"sent {self.peer}")
 
-    def result(self: Peer, *_: object) -> wire.Packet:
-        if self.name == "p0":
-            raise MemoryError
-        return wire.Packet((), 0)
+    def no_memory(*_: object) -> Any:
+        raise MemoryError
 
-    monkeypatch.setattr(Peer, "_result", result)
-    monkeypatch.setattr(Peer, "_send", lambda self, packet: sent.append(f"sent {self.name}"))
-    frame = wire.Frame(int(Kind.INFER), 0, 7, None, 0.0, 0)
-    frame.held = 5
-    for peer in peers:
-        request = type("R", (), {"frame": frame, "opened": None})()
-        peer.answer(request, {}, 0.0, (0.0, 0.0, 0.0, 0.0))
-    assert sent == ["abort", "request 7 of p0 has no answer: MemoryError()", "free p0", "sent p1", "free p1"]
+    monkeypatch.setattr(wire, "error_of", no_memory)
+    for k in range(2):
+        free = SimpleNamespace(
+            name=f"p{k}",
+            answered=lambda nbytes, *_: sent.append(f"free {nbytes}"),
+            over=lambda nbytes, outcome: sent.append(f"free {nbytes}, {outcome}"),
+        )
+        link: Any = Link(f"p{k}")
+        services: Any = SimpleNamespace(runner=SimpleNamespace(utilisation=0.5))
+        replies = Replies(link, lambda event: sent.append(event.sentence))
+        requests = Requests(services, free, link, replies, {}, batch=False)
+        requests.in_flight.add(7)
+        packer = SimpleNamespace(pack=no_memory if k == 0 else lambda *_: wire.Packet((), 0))
+        opened: Any = SimpleNamespace(
+            checked=SimpleNamespace(kind=None, header=wire.Infer(1, ())), outputs=[], packer=packer
+        )
+        frame = wire.Frame(int(Kind.INFER), 0, 7, None, 0.0, 0)
+        frame.held = 5
+        InferRequest(requests, frame, opened).answer({}, RunMarks(0.0, 0.0, 0.0, 0.0, 0.0))
+    assert sent == [
+        "request 7 of p0 failed: MemoryError()",
+        "abort",
+        "request 7 of p0 has no answer: MemoryError()",
+        "free 5, internal",
+        "sent p1",
+        "free 5",
+    ]
 
 
 def test_a_writer_that_fails_ends_its_connection() -> None:
@@ -238,9 +255,9 @@ def test_a_stream_whose_abandoning_fails_ends_too() -> None:
 #: Threads that end by themselves, and who hears of what goes wrong in them.
 ONCE = {
     ("server.py", "p.close"): "close() waits for it",
-    ("greeting.py", "self._serve"): "one connection's: whatever it raises is that connection's end",
+    ("admission.py", "self._serve"): "one connection's: whatever it raises is that connection's end",
     ("channel.py", "self._read"): "the same on the device",
-    ("profiling.py", "self._work"): "each profile's failure is its answer",
+    ("profile_jobs.py", "self._work"): "each profile's failure is its answer",
     ("held_weights.py", "self._run"): "a failure is told: there will be no local fallback",
     ("local_tail.py", "work"): "found again by whoever needs the tail",
     ("pacing.py", "self._watch"): "a failure is raised where the next frame is taken",
@@ -270,8 +287,8 @@ def test_a_cut_that_cannot_even_be_refused_ends_its_connection(model: Model, mon
 
     told: list[Event] = []
     with Server([model], engine=Gate(), port=0, on_event=told.append) as server:
-        monkeypatch.setattr(Peer, "_build", lambda *_: no_memory(MemoryError()))
+        monkeypatch.setattr(Opening, "_build", lambda *_: no_memory(MemoryError()))
         monkeypatch.setattr(wire, "error_of", no_memory)
         with pytest.raises(ServerError, match="closed the connection"):
             Edge(server.address, model, at="input", patience=Patience(answer_s=60))
-    assert any("has no answer: MemoryError" in e.text for e in told)
+    assert any("has no answer: MemoryError" in e.sentence for e in told)

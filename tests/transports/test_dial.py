@@ -246,7 +246,7 @@ def test_every_address_of_ipv6_is_every_one_of_ipv4_too(model: Model) -> None:
             with Edge(address, model, at="input") as edge:
                 np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
         assert server.everywhere
-    peers = [e.text.split()[0] for e in told if e.kind == "connected"]
+    peers = [e.sentence.split()[0] for e in told if e.kind == "connected"]
     assert peers[0].startswith("[::1]:")
     assert peers[1].startswith("127.0.0.1:"), "not as ::ffff:127.0.0.1"
     assert name_of(peers[1]) == "127.0.0.1"
@@ -342,8 +342,8 @@ from serving import affine, evaluate
 from splitpoint.engines import open_engine
 from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
-from splitpoint.runtime.edge import Edge
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.server.server import Server
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
 held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]

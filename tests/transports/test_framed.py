@@ -135,7 +135,7 @@ def test_frames_of_all_kinds_mixed(pair: Pair) -> None:
 
 def test_result_brings_its_times(pair: Pair) -> None:
     near, far = pair()
-    packer = Packer(Kind.RESULT, wire.Result)
+    packer = Packer(Kind.RESULT, wire.ResultData)
     for size in (4, 100_000):
         for k in range(3):
             times = wire.Times(*(0.1 * (k + n) for n in range(8)))
@@ -327,7 +327,7 @@ def test_receiving_allocates_the_tensor_once(sockets_pair: SocketsPair) -> None:
 @sockets
 def test_sending_without_wait_never_blocks_and_loses_nothing(sockets_pair: SocketsPair) -> None:
     near, far = sockets_pair(Limits(stall_s=20))
-    packer = Packer(Kind.RESULT, wire.Result)
+    packer = Packer(Kind.RESULT, wire.ResultData)
     times = wire.Times()
     done = threading.Event()
 
@@ -352,7 +352,7 @@ def test_sending_without_wait_never_blocks_and_loses_nothing(sockets_pair: Socke
 @sockets
 def test_a_peer_that_never_reads_is_given_up(sockets_pair: SocketsPair) -> None:
     near, far = sockets_pair(Limits(stall_s=0.2, backlog_bytes=1 << 20))
-    packet = Packer(Kind.RESULT, wire.Result).pack(1, [np.zeros(64 << 20, np.uint8)], (), wire.Times())
+    packet = Packer(Kind.RESULT, wire.ResultData).pack(1, [np.zeros(64 << 20, np.uint8)], (), wire.Times())
     near.send(packet, wait=False)
     with pytest.raises(ServerError):  # receiving waits for the backlog first, and hears of its end
         near.receive(timeout_s=5)

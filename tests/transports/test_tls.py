@@ -363,7 +363,7 @@ def test_both_ways_at_once_with_full_buffers() -> None:
         near, far = ends(pair)
         for end in (near, far):
             end._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        packer = Packer(Kind.RESULT, wire.Result)
+        packer = Packer(Kind.RESULT, wire.ResultData)
         count, size = 12, 4 << 20
         wrong: list[object] = []
 
@@ -575,7 +575,7 @@ def test_the_halves_give_the_whole_models_answer_through_tls(tmp_path: Path) -> 
         streamed = [r.outputs["y1"] for r in edge.stream(xs, window=4)]
         for got, want in zip(streamed, wants, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-    assert not [e for e in told if TOKEN in e.text]
+    assert not [e for e in told if TOKEN in e.sentence]
 
 
 def test_graph_and_weights_come_through_tls_too(model: Model, tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_graph_and_weights_come_through_tls_too(model: Model, tmp_path: Path) ->
         security = certificates.client(token=TOKEN, mutual=True)
         with Edge(f"tls://{server.address}", at="add1", cache=tmp_path / "cache", security=security) as edge:
             np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
-    assert any("with the certificate of splitpoint device" in e.text for e in told if e.kind == "connected")
+    assert any("with the certificate of splitpoint device" in e.sentence for e in told if e.kind == "connected")
 
 
 @pytest.mark.parametrize(
@@ -601,7 +601,7 @@ def test_without_the_token_nobody_gets_in(model: Model, said: str, words: str) -
         assert caught.value.exit_code == 6
         assert until(lambda: any(e.kind == "refused" for e in told))
     assert not [e for e in told if e.kind == "connected"]
-    text = str(caught.value) + "".join(e.text for e in told)
+    text = str(caught.value) + "".join(e.sentence for e in told)
     assert not said or said not in text
     assert TOKEN not in text
 
@@ -665,7 +665,7 @@ def test_who_speaks_tls_to_an_open_server_is_told(model: Model) -> None:
     with Server([model], engine=Gate(), port=0, on_event=told.append) as server:
         with pytest.raises(ServerError, match="in the TLS handshake: does it speak TLS"):
             Edge(server.address, model, security=certificates.client())
-        assert until(lambda: any("speaks TLS" in e.text for e in told))
+        assert until(lambda: any("speaks TLS" in e.sentence for e in told))
 
 
 def test_a_silent_port_is_given_up_in_time(model: Model) -> None:

@@ -49,8 +49,9 @@ class Tally:
 
     def add(self, seconds: float) -> None:
         """One more value."""
-        bucket = frexp(seconds * 1e6)[1]  # on the way of every request: no search, no calls of min and max
-        self._counts[bucket if 0 < bucket < 31 else 0 if bucket <= 0 else 31] += 1
+        # On the way of every request: no search, and no calls of min and max.
+        bucket = frexp(seconds * 1e6)[1] if seconds > 1e-6 else 0
+        self._counts[bucket if bucket < len(BOUNDS_S) else len(BOUNDS_S)] += 1
         self._total_s += seconds
 
     def histogram(self) -> Histogram:

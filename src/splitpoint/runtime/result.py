@@ -79,6 +79,11 @@ class Result(msgspec.Struct, frozen=True):
         return (wire.parse_times(raw) if raw else None) or wire.Times()
 
     @property
+    def batch(self) -> wire.BatchRun | None:
+        """Which run computed it on the server, and how many requests that were; None where the server does not say."""
+        return None if isinstance(self.raw_times, wire.Times) else wire.parse_run(self.raw_times)
+
+    @property
     def trace(self) -> Trace:
         """The stages, without a gap: they sum to what the device measured from the input to the outputs.
 

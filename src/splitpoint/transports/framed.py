@@ -1,4 +1,4 @@
-"""Frames over any stream of bytes: the part that TCP, memory and (later) TLS connections share.
+"""Frames over any stream of bytes: the part that TCP, TLS and memory connections share.
 
 After a thread has slept for its peer, a line of Python costs three to six times what it costs in a loop (cold caches;
 measured). So the way from "bytes are there" to "frame" is short in the case that matters, a frame like the one before
@@ -9,9 +9,9 @@ other frame takes the long way, `_unlike`.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from socket import MSG_DONTWAIT, MSG_WAITALL
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, NoReturn
@@ -24,9 +24,11 @@ from splitpoint.errors import ProtocolError, ServerError
 from splitpoint.lifetime import foreign, watch
 from splitpoint.tensors import Array
 from splitpoint.transports import Ended
+from splitpoint.transports.budget import Backlog
 from splitpoint.wire import (
     CHECKED,
     CHECKSUM_BYTES,
+    CRC32,
     FIXED_BYTES,
     ID_END,
     ID_START,
@@ -36,12 +38,12 @@ from splitpoint.wire import (
     Admit,
     Buffer,
     Frame,
+    FramePrefix,
     Infer,
     Kind,
     Limits,
     Message,
-    Prefix,
-    Result,
+    ResultData,
     allocate,
     check_tensors,
     describe,
@@ -49,6 +51,7 @@ from splitpoint.wire import (
     parse_header,
     parse_id,
     parse_prefix,
+    times_bytes,
 )
 
 _RESULT = int(Kind.RESULT)
@@ -109,21 +112,6 @@ class _Unfinished(Exception):
         self.done = done
 
 
-class Backlog:
-    """Bytes of frames that wait until their peers read, of one connection or of many together."""
-
-    __slots__ = ("_lock", "nbytes")
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self._lock = threading.Lock()
-
-    def add(self, nbytes: int) -> None:
-        """So many more wait; fewer, if it is negative."""
-        with self._lock:
-            self.nbytes += nbytes
-
-
 class Framed(ABC):
     """Receives frames through functions like those of a socket; a tensor's bytes go into the array itself."""
 
@@ -132,7 +120,7 @@ class Framed(ABC):
     _recv_into: Callable[..., int]
     _recvmsg_into: Callable[..., tuple[Any, ...]]
 
-    def __init__(self, peer: str, limits: Limits) -> None:
+    def __init__(self, peer: str, limits: Limits, spin_s: float = 0.0) -> None:
         self.peer = peer
         self.limits = limits
         self._buffer = bytearray(_LEAD)
@@ -143,11 +131,12 @@ class Framed(ABC):
         self._timeout_s: float | None = -1.0
         self._queued = 0  # bytes that the peer has not taken yet
         #: Those of all connections that share one allowance, `backlog_bytes`.
-        self.backlog = Backlog()
+        self._backlog = Backlog()
         #: How long to ask for the next frame again and again before going to sleep, seconds.
-        self.spin_s = 0.0
+        self._spin_s = spin_s
         #: When everything that is being received must be there (`time.monotonic`), however its bytes drip.
-        self.due_s: float | None = None
+        self._due_s: float | None = None
+        self._times_bytes = FIXED_BYTES
         #: When the caller of `receive` wants back what it has, if that is not all of a frame.
         self._whole_by: float | None = None
         self._rest: _Rest | None = None
@@ -156,9 +145,31 @@ class Framed(ABC):
         watch(self)
 
     @property
+    def identity(self) -> str:
+        return ""
+
+    def handshake(self, timeout_s: float) -> None:  # noqa: B027 - only TLS has one
+        """Nothing is to be agreed on before the first frame."""
+
+    def hold_to(self, limits: Limits, due_s: float | None = None) -> None:
+        self.limits, self._due_s = limits, due_s
+
+    def share(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+
+    def expect_checksums(self) -> None:
+        self.checks = True
+
+    def agree(self, features: Collection[str]) -> None:
+        self.checks = self.seals = CRC32 in features
+        self._times_bytes = times_bytes(features)
+
+    def read_on(self) -> None:
+        self.limits = replace(self.limits, backlog_bytes=_NEVER)
+
+    @property
     def behind(self) -> bool:
-        """Whether the peer does not read what is sent, and it or its like have all they may have waiting."""
-        return self._queued > 0 and self.backlog.nbytes > self.limits.backlog_bytes
+        return self._queued > 0 and self._backlog.nbytes > self.limits.backlog_bytes
 
     @abstractmethod
     def _be_patient(self, seconds: float) -> None:
@@ -172,7 +183,7 @@ class Framed(ABC):
         """The process has forked, and this is the child: it neither reads nor writes what is the parent's."""
         self._recv_into = self._recvmsg_into = foreign_use
         self._be_patient = foreign_use  # type: ignore[assignment,method-assign]
-        self._extra, self._ahead, self._queued, self.spin_s, self._rest = 0, None, 0, 0.0, None
+        self._extra, self._ahead, self._queued, self._spin_s, self._rest = 0, None, 0, 0.0, None
 
     def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None, whole: bool = False) -> Frame:
         if self._queued and self.behind:
@@ -241,7 +252,7 @@ class Framed(ABC):
         nbytes = lead.end + lead.body_bytes + lead.checksum_bytes
         frame = Frame(lead.kind, lead.flags, parse_id(self._buffer), header, started, nbytes)
         frame.header_nbytes = lead.header_end
-        if type(header) is Result:
+        if type(header) is ResultData:
             frame.times = bytes(self._view[lead.header_end : lead.end])
         here = min(got, nbytes)  # the end of what is here of this frame
         if header is None or (admit is not None and (refused := admit(frame)) is not None):
@@ -251,7 +262,7 @@ class Framed(ABC):
             else:
                 self._body(_Rest(lead, frame, skip=nbytes - here))
         else:
-            if type(header) is Infer or type(header) is Result:
+            if type(header) is Infer or type(header) is ResultData:
                 frame.tensors = allocate(header.tensors)
             elif lead.body_bytes:
                 frame.tensors = [np.empty(lead.body_bytes, np.uint8)]
@@ -312,9 +323,9 @@ class Framed(ABC):
             self._timeout_s = -1.0
             self._be_patient(min(max(self._whole_by - monotonic(), _MOMENT_S), self.limits.stall_s))
             return
-        if self.due_s is None:
+        if self._due_s is None:
             return
-        left_s = self.due_s - monotonic()
+        left_s = self._due_s - monotonic()
         if left_s <= 0:
             raise ServerError(f"{self.peer} sends too slowly: it has not said in time who it is")
         self._timeout_s = -1.0
@@ -322,7 +333,7 @@ class Framed(ABC):
 
     def _some(self, places: Sequence[Buffer]) -> int:
         """Receives the first bytes of a frame, as many as came; returns how many."""
-        if self.spin_s and (early := self._spin(places)):
+        if self._spin_s and (early := self._spin(places)):
             return early
         waited = 0.0
         while True:
@@ -341,7 +352,7 @@ class Framed(ABC):
 
     def _spin(self, places: Sequence[Buffer]) -> int:
         """What `_some` returns, if bytes come within `spin_s`; else 0. An error is left for it to find again."""
-        end = perf_counter() + self.spin_s
+        end = perf_counter() + self._spin_s
         while perf_counter() < end:
             try:
                 got: int = self._recvmsg_into(places, 0, MSG_DONTWAIT)[0]
@@ -420,9 +431,9 @@ class Framed(ABC):
         checksum_bytes = self._checksum_bytes(prefix)
         if checksum_bytes:
             prefix = prefix._replace(body_bytes=prefix.body_bytes - checksum_bytes)
-        fixed = FIXED_BYTES if prefix.kind == Kind.RESULT else 0
+        fixed = self._times_bytes if prefix.kind == Kind.RESULT else 0
         if prefix.body_bytes < fixed:
-            raise ProtocolError(f"a RESULT begins with {FIXED_BYTES} bytes of times: {prefix.body_bytes} came")
+            raise ProtocolError(f"a RESULT begins with {fixed} bytes of times: {prefix.body_bytes} came")
         header_end = PREFIX_BYTES + prefix.header_bytes
         end = header_end + fixed
         if got < end:
@@ -443,14 +454,14 @@ class Framed(ABC):
             body_bytes,
             checksum_bytes,
         )
-        if isinstance(header, (Infer, Result)):
+        if isinstance(header, (Infer, ResultData)):
             check_tensors(header.tensors, body_bytes, self.limits)
             # One with a checksum always takes the long way: adding up its bytes costs more than that.
             if not checksum_bytes:
                 self._last = lead
         return lead, got
 
-    def _checksum_bytes(self, prefix: Prefix) -> int:
+    def _checksum_bytes(self, prefix: FramePrefix) -> int:
         """How many bytes of the body are its checksum. ProtocolError if they should be there and are not."""
         if not self.checks or not prefix.flags & CHECKED:
             if self.seals:

@@ -240,7 +240,7 @@ def test_every_switch_is_told_with_the_gap_around_it() -> None:
     world.ask_for(5)
     world.link = SLOW
     world.ask_for(4)
-    told = [e.text for e in world.told if e.kind == "switched"]
+    told = [e.sentence for e in world.told if e.kind == "switched"]
     switch = adaptive.switches[0]
     assert told == [str(s) for s in adaptive.switches]
     # The first answer of the new cut comes one request after the last of the old one.
@@ -333,13 +333,13 @@ def test_what_cannot_be_made_ready_is_said_and_left_for_a_while() -> None:
     world.broken["output"] = ServerError("only heads are handed out")
     adaptive = world.adapt()
     world.ask_for(5)
-    assert sum("only heads" in e.text for e in world.told) == 1
+    assert sum("only heads" in e.sentence for e in world.told) == 1
     world.link = SLOW
     world.ask_for(5)
     # It goes on with what there is, and does not ask again and again.
     assert world.cut.name != "output"
     assert all(s.new != "all on the device" for s in adaptive.switches)
-    assert sum("could not switch" in e.text for e in world.told) == 1
+    assert sum("could not switch" in e.sentence for e in world.told) == 1
 
 
 def test_a_server_that_is_gone_is_left_and_returned_to() -> None:

@@ -27,7 +27,7 @@ from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.batching import Gain, alike, batchable, run_stacked, stackable, tried
-from splitpoint.runtime.server.fair_queue import Client, FairQueue, Gauge, Job, Waits
+from splitpoint.runtime.server.fair_queue import Client, FairQueue, Gauge, QueuedJob, RecentWait
 from splitpoint.runtime.server.server import Server
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.tensors import Array, TensorSpec
@@ -59,14 +59,14 @@ class World:
         self.costs, self.workers = costs, workers
         self.served_s = [0.0] * len(costs)
         self.answers = [0] * len(costs)
-        self.running: list[tuple[float, int, Job, float]] = []
+        self.running: list[tuple[float, int, QueuedJob, float]] = []
         self.now = 0.0
         for k, window in enumerate(windows):
             for _ in range(window):
                 self.ask(k)
 
     def ask(self, k: int) -> None:
-        assert self.queue.push(self.now, Job(self.clients[k], nothing, what=k))
+        assert self.queue.push(self.now, QueuedJob(self.clients[k], nothing, what=k))
 
     def run(self, until_s: float) -> None:
         while self.now < until_s:
@@ -141,8 +141,8 @@ def test_who_was_away_does_not_save_up_and_who_comes_is_served_soon() -> None:
 def test_a_client_s_own_requests_stay_in_order() -> None:
     queue, a, b = FairQueue(100), Client(), Client()
     for k in range(10):
-        queue.push(k * 1.0, Job(a, nothing, what=("a", k)))
-        queue.push(k * 1.0, Job(b, nothing, what=("b", k)))
+        queue.push(k * 1.0, QueuedJob(a, nothing, what=("a", k)))
+        queue.push(k * 1.0, QueuedJob(b, nothing, what=("b", k)))
     taken = []
     for k in range(20):
         job = queue.take(20.0)
@@ -156,7 +156,7 @@ def test_among_equals_who_came_first_is_first() -> None:
     queue = FairQueue(100)
     clients = [Client() for _ in range(5)]
     for k in (3, 1, 4, 0, 2):
-        queue.push(float(k), Job(clients[k], nothing, what=k))
+        queue.push(float(k), QueuedJob(clients[k], nothing, what=k))
     assert [queue.take(9.0).what for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
@@ -165,8 +165,8 @@ def test_an_idle_server_makes_all_accounts_even() -> None:
     queue.begin(a)
     queue.end(a, 10.0)
     queue.rest()
-    queue.push(20.0, Job(a, nothing, what="a"))
-    queue.push(21.0, Job(b, nothing, what="b"))
+    queue.push(20.0, QueuedJob(a, nothing, what="a"))
+    queue.push(21.0, QueuedJob(b, nothing, what="b"))
     assert [queue.take(22.0).what for _ in range(2)] == ["a", "b"]
 
 
@@ -191,7 +191,7 @@ def test_fairness_costs_little_of_the_longest_waits(costs: Sequence[float], load
             now = max(now, float(arrivals[given]))
         while given < len(arrivals) and arrivals[given] <= now:
             k = int(who[given])
-            queue.push(float(arrivals[given]), Job(clients[k], nothing, what=k))
+            queue.push(float(arrivals[given]), QueuedJob(clients[k], nothing, what=k))
             given += 1
         job = queue.take(now)
         now += each[cast(int, job.what)]
@@ -203,11 +203,11 @@ def test_fairness_costs_little_of_the_longest_waits(costs: Sequence[float], load
 
 def test_no_client_can_fill_the_queue_for_all() -> None:
     queue, flood, others = FairQueue(64), Client(), [Client() for _ in range(3)]
-    assert sum(queue.push(0.0, Job(flood, nothing)) for _ in range(1000)) == 32
-    counts = [sum(queue.push(0.0, Job(other, nothing)) for _ in range(1000)) for other in others]
+    assert sum(queue.push(0.0, QueuedJob(flood, nothing)) for _ in range(1000)) == 32
+    counts = [sum(queue.push(0.0, QueuedJob(other, nothing)) for _ in range(1000)) for other in others]
     assert counts == [16, 8, 4]
     assert queue.room(Client())
-    assert [queue.push(0.0, Job(Client(), nothing)) for _ in range(5)] == [True] * 4 + [False]
+    assert [queue.push(0.0, QueuedJob(Client(), nothing)) for _ in range(5)] == [True] * 4 + [False]
     assert queue.waiting == 64
 
 
@@ -237,7 +237,7 @@ def test_one_without_a_backlog_is_not_told_to_wait_for_the_flood() -> None:
     queue, flood = FairQueue(100), Client()
     flood.mean_s = queue._mean_s = 0.1
     for _ in range(50):
-        queue.push(0.0, Job(flood, nothing))
+        queue.push(0.0, QueuedJob(flood, nothing))
     assert queue.retry_after_s(flood, 1) == pytest.approx(1.2)
     assert queue.retry_after_s(flood, 4) == pytest.approx(0.3)
 
@@ -245,7 +245,7 @@ def test_one_without_a_backlog_is_not_told_to_wait_for_the_flood() -> None:
 def test_the_jobs_of_one_that_left_are_not_run() -> None:
     queue, a, b = FairQueue(10), Client(), Client()
     for client in (a, b, a):
-        queue.push(0.0, Job(client, nothing))
+        queue.push(0.0, QueuedJob(client, nothing))
     assert len(queue.drop(a)) == 2
     assert queue.waiting == 1
     assert queue.take(0.0).client is b
@@ -266,7 +266,7 @@ def test_what_clients_are_told_of_the_load() -> None:
         gauge.change(130.0 + k * 0.02 + 0.015, -1)
     assert gauge.at(150.0) == pytest.approx(0.375, abs=0.01)
 
-    light, heavy = Waits(), Waits()
+    light, heavy = RecentWait(), RecentWait()
     for k in range(100):
         light.add(k * 0.1, 0.005)
         heavy.add(k * 0.1, 2.0)
@@ -296,7 +296,7 @@ def test_jobs_of_one_key_are_taken_together_and_others_are_not_passed_by_their_o
     queue, key, other = FairQueue(100), Key(8), Key(8)
     a, b, c = (Client() for _ in range(3))
     for client, k, name in ((a, key, "a0"), (b, other, "b0"), (b, key, "b1"), (c, key, "c0"), (a, key, "a1")):
-        queue.push(0.0, Job(client, nothing, k, name))
+        queue.push(0.0, QueuedJob(client, nothing, k, name))
     first = queue.take(0.0)
     assert first.what == "a0"
     assert queue.count_like(key, 99) == 2
@@ -307,7 +307,7 @@ def test_jobs_of_one_key_are_taken_together_and_others_are_not_passed_by_their_o
 def test_the_pool_runs_what_waits_together_and_charges_each_its_share() -> None:
     key, ran, done, gate = Key(3), [], threading.Semaphore(0), threading.Event()
 
-    def together(jobs: Sequence[Job]) -> None:
+    def together(jobs: Sequence[QueuedJob]) -> None:
         ran.append([j.what for j in jobs])
         time.sleep(0.03)
         done.release()
@@ -319,11 +319,11 @@ def test_the_pool_runs_what_waits_together_and_charges_each_its_share() -> None:
     pool = Compute(1, 100, together)
     a, b = Client(), Client()
     try:
-        assert pool.submit(Job(Client(), lambda _: gate.wait(5) and None))
+        assert pool.submit(QueuedJob(Client(), lambda _: gate.wait(5) and None))
         assert until(lambda: not pool.waiting)
         for k in range(2):
-            pool.submit(Job(a, alone, key, f"a{k}"))
-            pool.submit(Job(b, alone, key, f"b{k}"))
+            pool.submit(QueuedJob(a, alone, key, f"a{k}"))
+            pool.submit(QueuedJob(b, alone, key, f"b{k}"))
         began = time.perf_counter()
         gate.set()
         for _ in range(2):
@@ -341,7 +341,7 @@ def test_the_pool_runs_what_waits_together_and_charges_each_its_share() -> None:
 def test_a_wait_for_company_ends_with_the_company_or_the_time(companion: bool) -> None:
     key, ran, done = Key(2), [], threading.Semaphore(0)
 
-    def together(jobs: Sequence[Job]) -> None:
+    def together(jobs: Sequence[QueuedJob]) -> None:
         ran.append(len(jobs))
         done.release()
 
@@ -351,10 +351,10 @@ def test_a_wait_for_company_ends_with_the_company_or_the_time(companion: bool) -
 
     pool = Compute(1, 100, together, max_wait_s=30.0 if companion else 0.05)
     try:
-        pool.submit(Job(Client(), alone, key))
+        pool.submit(QueuedJob(Client(), alone, key))
         if companion:
             assert until(lambda: bool(pool._gathering))
-            pool.submit(Job(Client(), alone, key))
+            pool.submit(QueuedJob(Client(), alone, key))
         assert done.acquire(timeout=5)
         assert ran == [2] if companion else ran[0] >= 0.05
     finally:
@@ -365,9 +365,9 @@ def test_nobody_else_waits_for_a_batch_to_fill() -> None:
     key, done = Key(8), threading.Semaphore(0)
     pool = Compute(1, 100, lambda jobs: None, max_wait_s=30.0)
     try:
-        pool.submit(Job(Client(), lambda _: done.release(), key))
+        pool.submit(QueuedJob(Client(), lambda _: done.release(), key))
         assert until(lambda: bool(pool._gathering))
-        pool.submit(Job(Client(), lambda _: done.release()))
+        pool.submit(QueuedJob(Client(), lambda _: done.release()))
         assert done.acquire(timeout=5)
         assert done.acquire(timeout=5)
     finally:
@@ -646,10 +646,10 @@ def test_a_flood_does_not_hold_up_the_others(model: Model) -> None:
         flood, modest = Raw(server, model), Raw(server, model)
         for _ in range(50):
             flood.ask(np.full((1, 1024), 1, np.float32))
-        assert until(lambda: server.compute.waiting == 49)
+        assert until(lambda: server.runner.compute.waiting == 49)
         for _ in range(10):
             modest.ask(np.full((1, 1024), 2, np.float32))
-        assert until(lambda: server.compute.waiting == 59)
+        assert until(lambda: server.runner.compute.waiting == 59)
         engine.open.set()
         assert [modest.receive().kind for _ in range(10)] == [Kind.RESULT] * 10
         assert [flood.receive().kind for _ in range(50)] == [Kind.RESULT] * 50
@@ -668,14 +668,14 @@ def test_what_a_client_that_left_had_waiting_is_not_computed(model: Model) -> No
         assert gate.entered.acquire(timeout=5)
         for _ in range(20):
             gone.ask(x)
-        assert until(lambda: server.compute.waiting == 20)
+        assert until(lambda: server.runner.compute.waiting == 20)
         gone.close()
-        assert until(lambda: server.compute.waiting == 0)
+        assert until(lambda: server.runner.compute.waiting == 0)
         gate.open.set()
         assert modest.receive().kind == Kind.RESULT
         modest.close()
         assert until(lambda: not server._peers)
-        assert server._received == 0, "it gave its room back"
+        assert server.ledger.held_nbytes == 0, "it gave its room back"
     assert not gate.entered.acquire(blocking=False)
 
 
@@ -694,7 +694,7 @@ def test_busy_says_how_many_of_ones_own_wait_and_leaves_room_for_others(model: M
         assert "4 of yours wait" in busy.message
         assert busy.retry_after_s > 0
         modest.ask(x)
-        assert until(lambda: server.compute.waiting == 5)
+        assert until(lambda: server.runner.compute.waiting == 5)
         gate.open.set()
         assert modest.receive().kind == Kind.RESULT
         assert [flood.receive().kind for _ in range(5)] == [Kind.RESULT] * 5
@@ -710,7 +710,7 @@ def test_one_client_cannot_take_all_the_memory_for_requests(model: Model) -> Non
             flood.ask(x)
         assert [flood.receive().kind for _ in range(3)] == [Kind.BUSY] * 3
         modest.ask(x)
-        assert until(lambda: server._received > 6 * x.nbytes)
+        assert until(lambda: server.ledger.held_nbytes > 6 * x.nbytes)
         gate.open.set()
         assert modest.receive().kind == Kind.RESULT
         assert [flood.receive().kind for _ in range(5)] == [Kind.RESULT] * 5
@@ -761,13 +761,13 @@ def test_what_waits_at_the_same_time_runs_as_a_batch_and_every_answer_is_its_own
                 for _ in range(3):
                     raw.ask(x)
                 asked.append(x)
-            assert until(lambda: sum(p.unanswered for p in server._peers) == 12), "they meet, all of them"
+            assert until(lambda: sum(p.account.unanswered for p in server._peers) == 12), "they meet, all of them"
             engine.open.set()
             for raw, x in zip(raws, asked, strict=True):
                 for _ in range(3):
                     np.testing.assert_allclose(raw.receive().tensors[0], evaluate(model, x), rtol=1e-4, atol=1e-4)
         assert max(engine.batches) == 4
-        assert any(e.kind == "batched" and "may be run together" in e.text for e in told)
+        assert any(e.kind == "batched" and "may be run together" in e.sentence for e in told)
         assert Counter(engine.batches)[4] > 10
 
         engine.fails_at = 77.0
@@ -777,7 +777,7 @@ def test_what_waits_at_the_same_time_runs_as_a_batch_and_every_answer_is_its_own
         for raw, x in zip(raws, right, strict=True):
             raw.ask(x)
         raws[0].ask(wrong)
-        assert until(lambda: sum(p.unanswered for p in server._peers) == 5)
+        assert until(lambda: sum(p.account.unanswered for p in server._peers) == 5)
         engine.open.set()
         for raw, x in zip(raws, right, strict=True):
             np.testing.assert_allclose(raw.receive().tensors[0], evaluate(model, x), rtol=1e-4, atol=1e-4)
@@ -786,7 +786,7 @@ def test_what_waits_at_the_same_time_runs_as_a_batch_and_every_answer_is_its_own
         for raw in raws:
             raw.close()
         assert until(lambda: not server._peers)
-        assert server._received == 0
+        assert server.ledger.held_nbytes == 0
 
 
 def test_a_tail_that_mixes_is_served_one_by_one(tmp_path: Path) -> None:
@@ -795,7 +795,9 @@ def test_a_tail_that_mixes_is_served_one_by_one(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
     with Server([model], engine=open_engine(threads=1), port=0, max_wait_s=60.0, on_event=told.append) as server:
         raws = [Raw(server, model) for _ in range(3)]
-        assert [e.text for e in told if e.kind == "batched" and "one by one: Softmax_0 (Softmax) normal" in e.text]
+        assert [
+            e.sentence for e in told if e.kind == "batched" and "one by one: Softmax_0 (Softmax) normal" in e.sentence
+        ]
         for k, raw in enumerate(raws):
             raw.ask(x * (k + 1))
             raw.ask(x * (k + 1))
@@ -812,7 +814,7 @@ def test_an_edge_that_asks_once_is_not_slowed_by_batching(model: Model, tmp_path
     ):
         result = edge.infer(np.ones((1, 1024), np.float32))
         assert result.times.load_queue_s == 0.0, "it was run by the thread that received it"
-        assert not server.compute.waiting
+        assert not server.runner.compute.waiting
 
 
 @pytest.mark.parametrize(("batch", "wait"), [(0, 0.0), (-1, 0.0), (8, -1.0), (8, float("nan")), (8, float("inf"))])
@@ -854,7 +856,7 @@ def test_a_busy_answer_to_an_edge_carries_the_time(model: Model, tmp_path: Path)
         threads[0].start()
         assert gate.entered.acquire(timeout=5)
         threads[1].start()
-        assert until(lambda: server.compute.full())
+        assert until(lambda: server.runner.compute.full())
         with pytest.raises(BusyError) as caught:
             edges[2].infer(x)
         assert caught.value.retry_after_s >= 0.01

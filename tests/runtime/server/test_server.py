@@ -45,8 +45,9 @@ from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.probe.server_clock import ServerClock
 from splitpoint.runtime.result import Marks, Request, Result
+from splitpoint.runtime.server.catalogue import Catalogue
 from splitpoint.runtime.server.compiled_tails import Tails
-from splitpoint.runtime.server.fair_queue import Client, Job
+from splitpoint.runtime.server.fair_queue import Client, QueuedJob
 from splitpoint.runtime.server.server import Server
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.runtime.stream.pipeline import stream
@@ -286,7 +287,7 @@ def test_a_name_of_several_versions_is_never_a_guess(tmp_path: Path, cache: Path
     (tmp_path / "v2").mkdir()
     one, two = affine(tmp_path, name="br"), affine(tmp_path / "v2", name="br", seed=1)
     with Server([one, two, one], engine=ort(), port=0) as server:
-        assert [i.fingerprint for i in server.infos()] == [one.fingerprint, two.fingerprint]
+        assert [i.fingerprint for i in server.catalogue.infos] == [one.fingerprint, two.fingerprint]
         for name in ("br", None):
             with pytest.raises(UsageError) as caught:
                 Edge(server.address, name, cache=cache)
@@ -303,7 +304,7 @@ def test_a_model_served_under_two_names_has_both(model: Model, cache: Path) -> N
     """Two files of the same network: what was printed when it began to serve can be asked for."""
     twin, x = replace(model, name="twin"), inputs()[0]
     with Server([model, twin, model], engine=ort(), port=0) as server:
-        assert [i.name for i in server.infos()] == [model.name, "twin"]
+        assert [i.name for i in server.catalogue.infos] == [model.name, "twin"]
         for given in (model.name, "twin", None, twin, model.fingerprint):
             with Edge(server.address, given, cache=cache, at="add1") as edge:
                 assert edge.info.name == ("twin" if given in ("twin", twin) else model.name)
@@ -361,7 +362,7 @@ def test_what_was_prepared_before_is_part_of_the_trace(model: Model, cache: Path
 def test_a_server_that_lies_about_time_cannot_make_stages_negative() -> None:
     from splitpoint.runtime.probe.server_clock import Offset
 
-    packer = wire.Packer(Kind.RESULT, wire.Result)
+    packer = wire.Packer(Kind.RESULT, wire.ResultData)
     for times in (wire.Times(1e9, 0, 5, 5, 5, 5), wire.Times(-1e9), wire.Times(10.4, 0, 0, 0, 0.2, 0)):
         head = bytes(packer.pack(1, [np.zeros(1, np.uint8)], (), times).buffers[0])  # type: ignore[arg-type]
         result = Result({}, "c", Marks(10.0, 10.1, 10.2, 10.9), raw_times=head[-64:], offset=Offset(0.0, 0.01, 10.0))
@@ -384,7 +385,7 @@ def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
         threads[0].start()
         assert gate.entered.acquire(timeout=5)  # one runs, and holds the only worker's place
         threads[1].start()
-        assert until(lambda: server.compute.waiting == 1)
+        assert until(lambda: server.runner.compute.waiting == 1)
         time.sleep(0.05)  # the time that the second is to be seen waiting
         gate.open.set()
         for t in threads:
@@ -460,7 +461,7 @@ def test_a_tail_is_compiled_once_for_all_who_ask(model: Model, cache: Path) -> N
         ]
         for t in threads:
             t.start()
-        assert until(lambda: sum(p._opening for p in server._peers) == 4)
+        assert until(lambda: sum(p.opening.waiting for p in server._peers) == 4)
         gate.compile_gate.set()
         for t in threads:
             t.join()
@@ -478,7 +479,7 @@ def test_the_tail_cache_is_bounded_and_spares_what_runs(model: Model, cache: Pat
     ):
         for at in cuts:
             edge.switch(at)
-            assert server.tails.nbytes <= 1000
+            assert server.runner.tails.nbytes <= 1000
         assert len(gate.closed) == 2
         edge.switch("input")  # left memory: compiled again, without the device noticing more than the time
         edge.infer(inputs()[0])
@@ -495,7 +496,7 @@ def test_the_tail_cache_is_bounded_and_spares_what_runs(model: Model, cache: Pat
         assert running not in gate.closed[3:]
         gate.open.set()
         thread.join()
-        assert until(lambda: server.tails.nbytes <= 1000)
+        assert until(lambda: server.runner.tails.nbytes <= 1000)
 
 
 def test_a_cache_smaller_than_one_tail_keeps_the_one_used_last(model: Model) -> None:
@@ -689,7 +690,7 @@ def test_a_deadline_that_has_passed_is_not_computed(model: Model, cache: Path) -
 
         second = threading.Thread(target=ask)
         second.start()
-        assert until(lambda: server.compute.waiting == 1)
+        assert until(lambda: server.runner.compute.waiting == 1)
         time.sleep(0.02)  # the deadline passes
         gate.open.set()
         second.join()
@@ -743,7 +744,7 @@ def test_closing_answers_what_is_in_flight(model: Model, cache: Path) -> None:
     threads = [threading.Thread(target=lambda e=e: answers.append(e.infer(inputs()[0]))) for e in edges]
     for t in threads:
         t.start()
-    assert until(lambda: sum(len(p.in_flight) for p in server._peers) == 3)
+    assert until(lambda: sum(len(p.requests.in_flight) for p in server._peers) == 3)
     closer = threading.Thread(target=server.close, kwargs={"drain_s": 10.0})
     closer.start()
     assert until(lambda: server.draining)
@@ -864,10 +865,10 @@ def test_ctrl_c_while_sending_ends_the_connection_at_once(
 def test_a_servers_words_are_cleaned_on_the_device(model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server([model], engine=ort(), port=0) as server:
 
-        def no(fingerprint: str) -> Model:
+        def no(catalogue: Catalogue, fingerprint: str) -> Model:
             raise ModelError("\x1b[2J\x1b]0;title\x07gone\nserving on 6.6.6.6")
 
-        monkeypatch.setattr(server, "model", no)
+        monkeypatch.setattr(Catalogue, "__getitem__", no)
         with pytest.raises(ModelError) as caught:
             Edge(server.address, cache=cache)
         assert str(caught.value) == "[2J ]0;title gone serving on 6.6.6.6"
@@ -888,7 +889,7 @@ def test_a_rotted_blob_is_fetched_again_and_said(model: Model, cache: Path) -> N
         with Edge(server.address, at="add1", cache=cache, on_event=told.append) as edge:
             x = inputs()[0]
             np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
-        assert any(e.kind == "notice" and "rotted" in e.text for e in told)
+        assert any(e.kind == "notice" and "rotted" in e.sentence for e in told)
         data[100] ^= 1
         assert victim.read_bytes() == bytes(data)
 
@@ -940,7 +941,7 @@ def test_what_cannot_be_kept_is_used_all_the_same_and_said_once(
             assert words in str(edge.cache.unkept)
         # What is fetched for nothing but the next time is another matter.
         assert main(["pull", "affine", "--cloud", server.address, "--cache", str(cache)]) == 7
-    assert sum("not kept for the next time" in e.text for e in told) == 1
+    assert sum("not kept for the next time" in e.sentence for e in told) == 1
     assert words in capsys.readouterr().err
     assert not [p for p in cache.rglob("*") if p.is_file()]
 
@@ -979,7 +980,7 @@ _FULL = """
 import hashlib, resource, sys
 from dataclasses import replace
 from pathlib import Path
-from splitpoint.runtime.cache import BlobCache
+from splitpoint.runtime.client.blob_cache import BlobCache
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 data, told = bytes(range(256)) * 4096, []
 hash = hashlib.sha256(data).hexdigest()
@@ -1169,7 +1170,7 @@ def test_the_pool_runs_what_it_takes_and_measures_itself() -> None:
     assert pool.begin(one)
     assert pool.begin(one)
     assert not pool.begin(one)
-    assert [pool.submit(Job(Client(), job)) for _ in range(4)] == [True, True, True, False]
+    assert [pool.submit(QueuedJob(Client(), job)) for _ in range(4)] == [True, True, True, False]
     assert pool.full()
     pool.end(one, 0.5)
     pool.end(one, 0.5)
@@ -1181,4 +1182,4 @@ def test_the_pool_runs_what_it_takes_and_measures_itself() -> None:
     assert pool.retry_after_s(one) > 0
     pool.close()
     assert not pool.begin(one)
-    assert not pool.submit(Job(one, job))
+    assert not pool.submit(QueuedJob(one, job))

@@ -14,7 +14,6 @@ import itertools
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import TypeVar
 
@@ -25,14 +24,12 @@ from splitpoint.runtime.probe.ping import PingSchedule, ping, pings
 from splitpoint.runtime.probe.server_clock import Offset, ServerClock
 from splitpoint.runtime.threads import begin
 from splitpoint.transports import Connection, Ended
-from splitpoint.transports.framed import Framed
 from splitpoint.units import counted
 from splitpoint.wire import Frame, Kind, Packet
 
 _RESULT = int(Kind.RESULT)
 _FIRST_PINGS = 8
 _FIRST_PINGS_S = 0.25
-_NEVER_TOO_MUCH = 1 << 62
 #: What use after `close` is told, and whoever waits for an answer then.
 CLOSED = "the connection is closed"
 #: How long it takes to find out what a server said before it hung up.
@@ -114,7 +111,8 @@ class Channel:
                 f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
             )
         features = (*wire.features(), wire.CRC32) if checksum else wire.features()
-        self._connection.checks = checksum
+        if checksum:
+            self._connection.expect_checksums()
         with suppress(ServerError):  # if it hung up already, it may have said why
             hello = wire.Hello(software=software, features=features, token=token, eol="\r\n\r\n")
             self._connection.send(wire.encode(Kind.HELLO, 0, hello))
@@ -133,18 +131,18 @@ class Channel:
         if not isinstance(frame.header, wire.Welcome):
             raise ProtocolError(f"{peer} answered HELLO with {wire.describe(frame.kind)}")
         if checksum:
-            self._agree_on_checksums(frame, frame.header)
+            self._check_agreement(frame, frame.header)
+        self._connection.agree(set(features).intersection(frame.header.features))
         return frame.header
 
-    def _agree_on_checksums(self, frame: Frame, welcome: wire.Welcome) -> None:
-        """From here on every frame has one. ServerError if the server makes none."""
+    def _check_agreement(self, frame: Frame, welcome: wire.Welcome) -> None:
+        """ServerError if the server makes no checksums."""
         if wire.CRC32 not in welcome.features:
             raise ServerError(
                 f"{self._connection.peer} makes no checksums: install a newer splitpoint there, or do without"
             )
         if not frame.flags & wire.CHECKED:
             raise ProtocolError(f"{self._connection.peer} agreed on checksums and sent WELCOME without one")
-        self._connection.seals = True
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -287,9 +285,7 @@ class Channel:
             if self._reader is not None:
                 return
             self._on_end = on_end
-            if isinstance(self._connection, Framed):
-                # Reading goes on, however much the link has not taken yet: answers are what is waited for.
-                self._connection.limits = replace(self._connection.limits, backlog_bytes=_NEVER_TOO_MUCH)
+            self._connection.read_on()
             reader = threading.Thread(target=self._read, name=f"read {self._connection.peer}", daemon=True)
             begin(reader)
             self._reader = reader

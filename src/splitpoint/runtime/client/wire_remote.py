@@ -197,7 +197,7 @@ class WireCall(msgspec.Struct, eq=False):
     def _read(self, frame: Frame) -> TailAnswer:
         """What a RESULT says. ProtocolError for what is none."""
         header = frame.header
-        if type(header) is not wire.Result:
+        if type(header) is not wire.ResultData:
             raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
         offset = self.remote.offset_at(self.packed, frame)
         return TailAnswer(frame.tensors, frame.received, header, frame.nbytes, frame.times, offset)

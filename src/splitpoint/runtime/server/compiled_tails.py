@@ -83,6 +83,13 @@ class Tails:
         self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
         self._cached: OrderedDict[int, Tail] = OrderedDict()
         self.nbytes = 0
+        #: How many tails were compiled, and how many of them have left memory.
+        self.compiled = self.evicted = 0
+
+    @property
+    def count(self) -> int:
+        """How many are in memory."""
+        return len(self._cached)
 
     def tail(self, segment: Segment) -> Tail:
         """The tail for `segment`: the same one for everybody, so that it is compiled once."""
@@ -95,7 +102,8 @@ class Tails:
             found.open += 1
         if found is made is not known and found.mixes:
             why = f"are run one by one: {found.mixes}"
-            self._tell(Event("batched", f"requests that wait for tail {segment.key} {why}"))
+            text = f"requests that wait for tail {segment.key} {why}"
+            self._tell(Event("batched", text, {"tail": segment.key, "why": found.mixes}))
         return found
 
     def leave(self, tail: Tail, *, drop: bool = False) -> None:
@@ -135,6 +143,7 @@ class Tails:
                 tail.users += 1
                 self._cached[id(tail)] = tail
                 self.nbytes += tail.nbytes
+                self.compiled += 1
                 closed = self._shrink()
         self._close(closed)
         return session
@@ -173,12 +182,14 @@ class Tails:
         if session is not None:
             del self._cached[id(tail)]
             self.nbytes -= tail.nbytes
+            self.evicted += 1
         return session
 
     def _close(self, closed: list[tuple[Tail, Session]]) -> None:
         for tail, session in closed:
             session.close()
-            self._tell(Event("evicted", f"tail {tail.segment.key} left memory, {size(tail.nbytes)} are free"))
+            text = f"tail {tail.segment.key} left memory, {size(tail.nbytes)} are free"
+            self._tell(Event("evicted", text, {"tail": tail.segment.key, "nbytes": tail.nbytes}))
 
     def close(self) -> None:
         """Closes every session."""

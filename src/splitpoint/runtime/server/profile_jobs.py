@@ -31,7 +31,7 @@ class _Cancelled(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Asker:
+class _ProfileAsker:
     who: object
     origin: Origin
     budget_s: float
@@ -39,11 +39,11 @@ class _Asker:
 
 
 @dataclass(slots=True)
-class _Job:
+class _ProfileJob:
     """A model to measure, for everyone who asked for it until it was done."""
 
     model: Model
-    askers: list[_Asker] = field(default_factory=list)
+    askers: list[_ProfileAsker] = field(default_factory=list)
     budget_s: float = 0.0
     """What it is given; 0 until it is its turn."""
 
@@ -68,7 +68,7 @@ class Profiling:
         self._until = 0.0
         self._closed = threading.Event()
         #: The first is being measured.
-        self._jobs: list[_Job] = []
+        self._jobs: list[_ProfileJob] = []
         #: Fingerprint → seconds it was given (infinite if no more would help), the profile.
         self._made: dict[str, tuple[float, bytes]] = {}
 
@@ -95,11 +95,11 @@ class Profiling:
             given_s, made = self._made.get(model.fingerprint, (0.0, b""))
             keep = bool(made) and given_s >= budget_s and not fresh
             if not keep:
-                self._join(model, _Asker(who, origin, budget_s, answer))
+                self._join(model, _ProfileAsker(who, origin, budget_s, answer))
         if keep:
             answer(made)
 
-    def _join(self, model: Model, asker: _Asker) -> None:
+    def _join(self, model: Model, asker: _ProfileAsker) -> None:
         """Holds the lock."""
         for job in self._jobs:
             if job.model.fingerprint == model.fingerprint:
@@ -110,7 +110,7 @@ class Profiling:
         if len(self._jobs) > _MOST_WAITING or own > _MOST_WAITING - len(self._jobs):
             left_s = max(0.2, self._until - monotonic())
             raise BusyError("the server is making another profile, and others wait: try again later", left_s)
-        self._jobs.append(_Job(model, [asker]))
+        self._jobs.append(_ProfileJob(model, [asker]))
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="profile", daemon=True)
             self._thread.start()
@@ -122,7 +122,7 @@ class Profiling:
                 if not self._jobs:
                     self._thread = None
                     return
-                job = min(self._jobs, key=_Job.spent_s)
+                job = min(self._jobs, key=_ProfileJob.spent_s)
                 self._jobs.remove(job)
                 self._jobs.insert(0, job)
                 job.budget_s = max((asker.budget_s for asker in job.askers), default=0.0)
@@ -132,13 +132,13 @@ class Profiling:
             with self._lock:
                 del self._jobs[0]
                 for origin in origins:
-                    origin.measured_s += monotonic() - began_s
+                    origin.had_measured(monotonic() - began_s)
                 if isinstance(result, bytes):
                     self._made[job.model.fingerprint] = (enough_s, result)
                 # Someone may have asked for more time, or have come just when all others had left.
                 again = [a for a in job.askers if a.budget_s > enough_s and not self._closed.is_set()]
                 if again:
-                    self._jobs.append(_Job(job.model, again))
+                    self._jobs.append(_ProfileJob(job.model, again))
             for asker in job.askers:
                 if asker not in again:
                     try:
@@ -146,7 +146,7 @@ class Profiling:
                     except Exception as exc:  # no memory, a bug: the others get theirs
                         self._tell(Event("failed", f"a profile of {job.model.name} cannot be sent: {exc!r}"))
 
-    def _run(self, job: _Job) -> tuple[float, bytes | SplitpointError]:
+    def _run(self, job: _ProfileJob) -> tuple[float, bytes | SplitpointError]:
         """The profile, or why there is none, and up to which budget that is the answer."""
 
         def check() -> None:

@@ -7,8 +7,7 @@ import threading
 from collections import OrderedDict
 
 from splitpoint.runtime.server.fair_queue import Client
-from splitpoint.transports.budget import Budget
-from splitpoint.transports.framed import Backlog
+from splitpoint.transports.budget import Backlog, Budget
 
 #: Addresses that have left and are still remembered, so that whoever comes back has not been forgiven.
 _REMEMBERED = 4096
@@ -53,6 +52,18 @@ class Origin:
         self.reading = threading.Lock()
         #: Held by the connection whose frame is being looked at.
         self.turn = threading.Lock()
+
+    def hold(self, nbytes: int) -> None:
+        """Its requests take so much more memory; less, if it is negative."""
+        self.held_nbytes += nbytes
+
+    def ask_profiles(self, count: int) -> None:
+        """It waits for so many profiles more; fewer, if it is negative."""
+        self.profiles += count
+
+    def had_measured(self, seconds: float) -> None:
+        """A model was measured for it, which took so long."""
+        self.measured_s += seconds
 
 
 class Origins:

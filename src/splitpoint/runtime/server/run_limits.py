@@ -61,7 +61,7 @@ class Like:
         return min(most_s, max(_LEAST_S, _MANY * self._mean_s))
 
 
-class _Entry:
+class _UnderWay:
     """A run under way, in the thread that has made it."""
 
     __slots__ = ("apart", "done", "given_up_s", "lent", "like", "limit_s", "name", "started_s", "thread")
@@ -91,8 +91,8 @@ class Watch:
     ) -> None:
         self._run_s, self._keep = run_s, keep_bytes
         self._lend, self._regain, self._give_back, self._tell = lend, regain, give_back, tell
-        self._runs: dict[int, _Entry] = {}
-        self._lent: list[_Entry] = []
+        self._runs: dict[int, _UnderWay] = {}
+        self._lent: list[_UnderWay] = []
         self._closed = threading.Event()
         self._ending = False
         self._large_s = 0.0
@@ -105,7 +105,7 @@ class Watch:
 
         EngineError if it was given up.
         """
-        entry = _Entry(like, min(self._run_s, times * like.limit_s(self._run_s)), name, apart)
+        entry = _UnderWay(like, min(self._run_s, times * like.limit_s(self._run_s)), name, apart)
         if self._ending:
             raise EngineError("the server is ending")
         self._runs[entry.thread] = entry
@@ -124,7 +124,7 @@ class Watch:
             like.took(monotonic() - entry.started_s)
         return made
 
-    def _why(self, entry: _Entry) -> str:
+    def _why(self, entry: _UnderWay) -> str:
         if self._ending:
             return "the server is ending, and this run was given up"
         took = f"{entry.limit_s:.3g} s"
@@ -175,7 +175,7 @@ class Watch:
         self._closed.set()
 
 
-class Watched:
+class WatchedSession:
     """A session whose runs `watch` looks at: each of them `times` one of that like."""
 
     def __init__(self, watch: Watch, session: Session, like: Like, name: str, times: int) -> None:
