@@ -24,6 +24,7 @@ from serving import affine, until
 from splitpoint import errors
 from splitpoint.errors import BusyError, SplitpointError, UsageError
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.connection import Peer
 from splitpoint.runtime.server.quotas import Origin, Origins
@@ -370,7 +371,7 @@ def test_a_server_out_of_file_descriptors_serves_on(tmp_path: Path) -> None:
             np.testing.assert_array_equal(edge.infer(x).outputs["y3"], wanted)
             for sock in crowd:
                 sock.close()
-            with Edge(address, model, at="input", connect_s=20) as late:
+            with Edge(address, model, at="input", patience=Patience(connect_s=20)) as late:
                 np.testing.assert_array_equal(late.infer(x).outputs["y3"], wanted)
         assert until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) < 40)
     finally:

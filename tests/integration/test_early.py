@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from serving import affine, evaluate, nothing_leaks
 from serving import until as until_in
 
@@ -18,6 +19,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import AccessError, ModelError, ServerError, UnreachableError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.result import Result
@@ -142,7 +144,7 @@ def test_with_error_and_where_a_server_is_needed_it_is_an_error(model: Model, po
     with pytest.raises(UnreachableError, match="nothing listens"):
         Edge(address, model)
     with pytest.raises(UnreachableError, match="nothing listens"):
-        Edge(address, model, fallback="local", need_server=True)
+        Edge(address, model, fallback="local", patience=Patience(need_server=True))
     with Fleet(address, engine=ort(), fallback="auto") as fleet, pytest.raises(UnreachableError):
         fleet.add(("affine", ""), model)
 
@@ -190,7 +192,12 @@ def test_a_name_that_takes_long_to_look_up_is_not_waited_for(
     with (
         serve(model, port),
         Edge(
-            f"server.test:{port}", model, at="add0", fallback="local", engine=ort(), patience=EAGER, connect_s=0.1
+            f"server.test:{port}",
+            model,
+            at="add0",
+            fallback="local",
+            engine=ort(),
+            patience=structs.replace(EAGER, connect_s=0.1),
         ) as edge,
     ):
         result = edge.infer(x())
@@ -213,9 +220,15 @@ def test_a_server_that_refuses_is_no_server_that_is_not_there(tmp_path: Path, mo
 def test_it_plans_when_the_server_comes(tmp_path: Path, model: Model, port: int) -> None:
     told: list[Event] = []
     with Edge(
-        f"127.0.0.1:{port}", model, plan="auto", budget_s=0.2, fallback="local", engine=ort(), patience=EAGER,
-        cache=tmp_path / "cache", on_event=told.append,
-    ) as edge:  # fmt: skip
+        f"127.0.0.1:{port}",
+        model,
+        plan=AutoPlan(budget_s=0.2),
+        fallback="local",
+        engine=ort(),
+        cache=tmp_path / "cache",
+        on_event=told.append,
+        patience=EAGER,
+    ) as edge:
         assert edge.cut.name == "output"
         right(model, edge.infer(x()))
         with serve(model, port):
@@ -297,9 +310,16 @@ def test_a_newer_model_is_followed_between_two_requests(
     server = serve(old, port)
     server.start()
     with Edge(
-        f"127.0.0.1:{port}", "affine", at="add0", fallback=fallback, engine=ort(), patience=EAGER,
-        cache=tmp_path / "cache", follow_model=True, on_event=told.append,
-    ) as edge:  # fmt: skip
+        f"127.0.0.1:{port}",
+        "affine",
+        at="add0",
+        fallback=fallback,
+        engine=ort(),
+        cache=tmp_path / "cache",
+        on_event=told.append,
+        patience=EAGER,
+        models=ModelPolicy(follow=True),
+    ) as edge:
         edge.pull()
 
         def ask() -> None:
@@ -343,9 +363,16 @@ def test_a_newer_model_that_takes_something_else_is_not_followed(tmp_path: Path,
     server = serve(old, port)
     server.start()
     with Edge(
-        f"127.0.0.1:{port}", old, at="add0", fallback=fallback, engine=ort(), patience=EAGER, follow_model=True,
-        cache=tmp_path / "cache", on_event=told.append,
-    ) as edge:  # fmt: skip
+        f"127.0.0.1:{port}",
+        old,
+        at="add0",
+        fallback=fallback,
+        engine=ort(),
+        cache=tmp_path / "cache",
+        on_event=told.append,
+        patience=EAGER,
+        models=ModelPolicy(follow=True),
+    ) as edge:
         assert served(edge)
         server.close()
         with serve(new, port):
@@ -362,6 +389,6 @@ def test_a_newer_model_that_takes_something_else_is_not_followed(tmp_path: Path,
 
 def test_what_makes_no_sense_with_a_model_that_is_followed(model: Model) -> None:
     with pytest.raises(UsageError, match="pinned by its fingerprint cannot be followed"):
-        Edge("127.0.0.1:1", model, follow_model=True, fallback="local", model_hash=model.fingerprint)
+        Edge("127.0.0.1:1", model, fallback="local", models=ModelPolicy(pinned=model.fingerprint, follow=True))
     with pytest.raises(UsageError, match="choose the fallback wait or local"):
-        Edge("127.0.0.1:1", model, follow_model=True)
+        Edge("127.0.0.1:1", model, models=ModelPolicy(follow=True))

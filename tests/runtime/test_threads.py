@@ -20,6 +20,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import RunMarks
 from splitpoint.runtime.server.admission import Admission
@@ -102,8 +103,10 @@ def test_a_server_whose_accepting_fails_accepts_again(
     with Server([model], engine=open_engine(threads=1), port=0, on_event=told.append) as server:
         while fails:
             with pytest.raises(ServerError):
-                Edge(server.address, model, at="input", connect_s=10) if name == "_begin" else until_gone(fails)
-        with Edge(server.address, model, at="input", connect_s=30) as edge:
+                Edge(
+                    server.address, model, at="input", patience=Patience(connect_s=10)
+                ) if name == "_begin" else until_gone(fails)
+        with Edge(server.address, model, at="input", patience=Patience(connect_s=30)) as edge:
             np.testing.assert_allclose(edge.infer(X).outputs["y3"], evaluate(model, X), rtol=1e-5)
     failures = [e.sentence for e in told if "accepting connections failed" in e.sentence]
     assert len(failures) == 2
@@ -146,7 +149,7 @@ def test_a_request_that_cannot_even_be_refused_ends_its_connection_and_no_other(
 
     with (
         Server([model], engine=gate, port=0, on_event=told.append) as server,
-        Edge(server.address, model, at="input", timeout_s=60) as one,
+        Edge(server.address, model, at="input", patience=Patience(answer_s=60)) as one,
         Edge(server.address, model, at="input") as two,
     ):
         monkeypatch.setattr(wire, "error_of", no_memory)
@@ -261,8 +264,8 @@ ONCE = {
     ("pipeline.py", "read"): "a failure is raised where the result is taken",
     ("pipeline.py", "work"): "the same",
     ("server.py", "self._close"): "the end of a server that `on_event` closes: nobody waits for it",
-    ("edge.py", "work"): "the first connection: raised where that is waited for",
-    ("edge.py", "run"): "what is done beside: its failure is told",
+    ("first_contact.py", "work"): "the first connection: raised where that is waited for",
+    ("jobs.py", "run"): "what is done beside: its failure is told",
 }
 
 
@@ -287,5 +290,5 @@ def test_a_cut_that_cannot_even_be_refused_ends_its_connection(model: Model, mon
         monkeypatch.setattr(Opening, "_build", lambda *_: no_memory(MemoryError()))
         monkeypatch.setattr(wire, "error_of", no_memory)
         with pytest.raises(ServerError, match="closed the connection"):
-            Edge(server.address, model, at="input", timeout_s=60)
+            Edge(server.address, model, at="input", patience=Patience(answer_s=60))
     assert any("has no answer: MemoryError" in e.sentence for e in told)

@@ -25,6 +25,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.server.quotas import name_of
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import ServerSecurity
@@ -114,7 +115,7 @@ def test_a_silent_first_address_costs_a_moment(model: Model, named: Named) -> No
         with silent(port) as dead:
             named("two.test", dead, "127.0.0.1")
             began = monotonic()
-            with Edge(f"two.test:{port}", model, at="input", connect_s=LONG_S) as edge:
+            with Edge(f"two.test:{port}", model, at="input", patience=Patience(connect_s=LONG_S)) as edge:
                 assert monotonic() - began < LONG_S / 2
                 np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
 
@@ -129,7 +130,11 @@ def test_with_tls_too_and_the_name_is_still_looked_at(model: Model, named: Named
             named("two.test", dead, "127.0.0.1")
             began = monotonic()
             with Edge(
-                f"two.test:{port}", model, at="input", connect_s=LONG_S, security=certificates.client(of=keys)
+                f"two.test:{port}",
+                model,
+                at="input",
+                security=certificates.client(of=keys),
+                patience=Patience(connect_s=LONG_S),
             ) as edge:
                 assert monotonic() - began < LONG_S / 2
                 np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)

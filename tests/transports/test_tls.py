@@ -13,6 +13,7 @@ from pathlib import Path
 import certificates
 import numpy as np
 import pytest
+from msgspec import structs
 from serving import Gate, affine, evaluate, nothing_leaks, until
 
 from splitpoint import security, wire
@@ -679,9 +680,14 @@ def test_a_lost_connection_is_made_again_as_safely(model: Model) -> None:
     with guarded(model, mutual=True) as server, ThreadRelay(server.address, Link(1000, 1000, 0)) as relay:
         security = certificates.client(token=TOKEN, mutual=True)
         with Edge(
-            relay.address, model, at="add1", engine=open_engine(threads=1),
-            fallback="wait", patience=patience, security=security, seed=1,
-        ) as edge:  # fmt: skip
+            relay.address,
+            model,
+            at="add1",
+            engine=open_engine(threads=1),
+            fallback="wait",
+            security=security,
+            patience=structs.replace(patience, seed=1),
+        ) as edge:
             for _ in range(3):
                 np.testing.assert_allclose(edge.infer(x).outputs["y3"], want, rtol=1e-5)
                 relay.cut()

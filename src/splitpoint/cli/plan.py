@@ -204,11 +204,13 @@ def _gather(
         return edge, there, link, None
     from splitpoint.engines import open_engine
     from splitpoint.runtime.client.edge import Edge
+    from splitpoint.runtime.client.edge_settings import ModelPolicy
 
     engine = open_engine(device=device, threads=threads)
     served = wanted or model or (edge.graph.name if edge else "")
     known: dict[str, Any] = {
-        "engine": engine, "cache": cache, "security": security, "allow_domains": allow_domains,
+        "engine": engine, "cache": cache, "security": security,
+        "models": ModelPolicy(allow_domains=allow_domains),
     }  # fmt: skip
     shared = None
     with nullcontext() if named else Edge(cloud, served, at="cut:input", **known) as server:

@@ -101,7 +101,7 @@ def command(
     engine = open_engine(device=device, threads=threads)
     with Edge(cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security) as edge:
         if here is None:
-            edge.model = opening.on(edge.model)
+            edge.prepare(opening.on)
         chosen = select(edge.model, cuts)
         inputs = read_images(edge.model, images, recursive=recursive)
         setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"

@@ -92,8 +92,8 @@ class Connection(Protocol):
     def agree(self, features: Collection[str]) -> None:
         """From now on frames look as `features`, which WELCOME names, say (checksums, batches)."""
 
-    def read_apart(self) -> None:
-        """From now on a thread does nothing but receive: it goes on reading however much waits to be sent."""
+    def keep_reading(self) -> None:
+        """From now on it is read from however much the peer has not taken yet: answers are what is waited for."""
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
         """Sends one frame. Without `wait` it never blocks: what does not fit now is sent behind the scenes.
@@ -101,9 +101,10 @@ class Connection(Protocol):
         Its buffers must not change until they are sent. ServerError if the connection is gone.
         """
 
-    def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
+    def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None, whole: bool = False) -> Frame:
         """The next frame. TimeoutError if none begins within `timeout_s` (None: for ever); nothing is lost then.
 
+        With `whole` it is also one if the frame is not all there by then: the next call goes on with what has come.
         `Ended` if the peer closed; ServerError if it ended or stalled inside a frame; ProtocolError if what
         came is not a frame. After any of these three the connection is of no more use.
         """

@@ -64,6 +64,8 @@ _PIECE = 256 << 10
 _AHEAD = 4 << 20
 #: No read returns that many bytes: nothing is like the frame before the first.
 _NEVER = 1 << 62
+#: What is here already is taken, even if the caller's time is over.
+_MOMENT_S = 1e-3
 
 
 class _Lead(NamedTuple):
@@ -92,6 +94,24 @@ class _Ahead(msgspec.Struct, gc=False):
     places: list[Buffer]
 
 
+class _Rest(msgspec.Struct, gc=False):
+    """A frame whose lead is here and whose body is not: `done` bytes of `arrays` are. One that nobody knows is thrown
+    away: `skip` bytes are still to come of it."""
+
+    lead: _Lead
+    frame: Frame
+    arrays: Sequence[Array] = ()
+    done: int = 0
+    skip: int = 0
+
+
+class _Unfinished(Exception):
+    """The caller's time is over in the middle of a frame: `done` bytes of what was wanted have come."""
+
+    def __init__(self, done: int) -> None:
+        self.done = done
+
+
 class Framed(ABC):
     """Receives frames through functions like those of a socket; a tensor's bytes go into the array itself."""
 
@@ -117,6 +137,9 @@ class Framed(ABC):
         #: When everything that is being received must be there (`time.monotonic`), however its bytes drip.
         self._due_s: float | None = None
         self._times_bytes = FIXED_BYTES
+        #: When the caller of `receive` wants back what it has, if that is not all of a frame.
+        self._whole_by: float | None = None
+        self._rest: _Rest | None = None
         self.checks = False
         self.seals = False
         watch(self)
@@ -141,9 +164,7 @@ class Framed(ABC):
         self.checks = self.seals = CRC32 in features
         self._times_bytes = times_bytes(features)
 
-    def read_apart(self) -> None:
-        self._spin_s = 0.0  # that is for a thread that waits for one answer; here two threads would fight
-        # Reading goes on, however much the link has not taken yet: answers are what is waited for.
+    def keep_reading(self) -> None:
         self.limits = replace(self.limits, backlog_bytes=_NEVER)
 
     @property
@@ -162,11 +183,14 @@ class Framed(ABC):
         """The process has forked, and this is the child: it neither reads nor writes what is the parent's."""
         self._recv_into = self._recvmsg_into = foreign_use
         self._be_patient = foreign_use  # type: ignore[assignment,method-assign]
-        self._extra, self._ahead, self._queued, self._spin_s = 0, None, 0, 0.0
+        self._extra, self._ahead, self._queued, self._spin_s, self._rest = 0, None, 0, 0.0, None
 
-    def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
+    def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None, whole: bool = False) -> Frame:
         if self._queued and self.behind:
             self._let_peer_read()
+        self._whole_by = monotonic() + timeout_s if whole and timeout_s is not None else None
+        if self._rest is not None:
+            return self._resume(self._rest)
         if timeout_s != self._timeout_s:
             self._timeout_s = timeout_s
             self._be_patient(self._wait_s())
@@ -190,7 +214,7 @@ class Framed(ABC):
         elif got != frame.nbytes:
             if len(ahead.places) == 1:
                 frame.tensors = allocate(frame.header.tensors)  # type: ignore[union-attr]
-            self._complete(frame.tensors, got - lead.end)
+            self._body(_Rest(lead, frame, frame.tensors, got - lead.end))
         frame.received = perf_counter()
         return frame
 
@@ -233,10 +257,10 @@ class Framed(ABC):
         here = min(got, nbytes)  # the end of what is here of this frame
         if header is None or (admit is not None and (refused := admit(frame)) is not None):
             frame.refused = None if header is None else refused
-            if lead.checksum_bytes:
+            if lead.checksum_bytes and self._whole_by is None:
                 self._judge(lead.kind, self._skip_summing(nbytes - here, crc32(self._view[:here])))
             else:
-                self._skip(nbytes - here)
+                self._body(_Rest(lead, frame, skip=nbytes - here))
         else:
             if type(header) is Infer or type(header) is ResultData:
                 frame.tensors = allocate(header.tensors)
@@ -250,9 +274,7 @@ class Framed(ABC):
                 view = flat(array)[: here - at]
                 view[:] = self._view[at : at + len(view)]
                 at += len(view)
-            self._complete(arrays, here - lead.end)
-            if lead.checksum_bytes:
-                self._judge(lead.kind, _sum(arrays, crc32(self._view[: lead.end])))
+            self._body(_Rest(lead, frame, arrays, here - lead.end))
         self._extra = got - here
         if self._extra:
             self._buffer[: self._extra] = self._buffer[here:got]
@@ -261,6 +283,30 @@ class Framed(ABC):
             self._resize(_LEAD, self._extra)
         self._ahead = None
         return frame
+
+    def _body(self, rest: _Rest) -> None:
+        """Receives the body of a frame. TimeoutError if the caller's time is over first: the next `receive` goes on."""
+        try:
+            if rest.skip:
+                self._skip(rest.skip)
+            else:
+                self._complete(rest.arrays, rest.done)
+        except _Unfinished as exc:
+            if rest.skip:
+                rest.skip -= exc.done
+            else:
+                rest.done = exc.done
+            self._rest, self._extra, self._ahead = rest, 0, None
+            raise TimeoutError from None
+        if rest.lead.checksum_bytes and rest.arrays:
+            self._judge(rest.lead.kind, _sum(rest.arrays, crc32(self._view[: rest.lead.end])))
+
+    def _resume(self, rest: _Rest) -> Frame:
+        """The frame of which `rest` was missing."""
+        self._rest = None
+        self._body(rest)
+        rest.frame.received = perf_counter()
+        return rest.frame
 
     def _let_peer_read(self) -> None:
         """Waits until the peer has taken some of what is queued for it: one that does not read is not read from."""
@@ -272,7 +318,11 @@ class Framed(ABC):
         return stall_s if self._timeout_s is None else min(self._timeout_s, stall_s)
 
     def _hurry(self) -> None:
-        """No wait takes longer than is left until `due_s`. ServerError if nothing is."""
+        """No wait takes longer than is left until `due_s` (ServerError if nothing is), or of the caller's time."""
+        if self._whole_by is not None:
+            self._timeout_s = -1.0
+            self._be_patient(min(max(self._whole_by - monotonic(), _MOMENT_S), self.limits.stall_s))
+            return
         if self._due_s is None:
             return
         left_s = self._due_s - monotonic()
@@ -315,15 +365,15 @@ class Framed(ABC):
 
     def _complete(self, arrays: Sequence[Array], done: int) -> None:
         """Receives what is missing of `arrays` when their first `done` bytes are there."""
+        before = 0
         for array in arrays:
-            nbytes = array.nbytes
-            if done >= nbytes:
-                done -= nbytes
-            elif done:
-                self._fill(flat(array)[done:], nbytes - done)
-                done = 0
-            else:
-                self._fill(array, nbytes)
+            nbytes, here = array.nbytes, max(0, done - before)
+            if here < nbytes:
+                try:
+                    self._fill(flat(array)[here:] if here else array, nbytes - here)
+                except _Unfinished as exc:
+                    raise _Unfinished(before + here + exc.done) from None
+            before += nbytes
 
     def _fill(self, buffer: Buffer, nbytes: int) -> None:
         """Receives exactly `nbytes`; ServerError if the peer ends or stalls."""
@@ -333,7 +383,7 @@ class Framed(ABC):
             if nbytes <= _PIECE:
                 done = self._recv_into(buffer, nbytes, MSG_WAITALL)
             else:
-                view, end = flat(buffer), monotonic() + self.limits.frame_s
+                view, end = flat(buffer), self._whole_by or monotonic() + self.limits.frame_s
                 while done < nbytes and monotonic() < end:
                     size = min(_PIECE, nbytes - done)
                     got = self._recv_into(view[done : done + size], size, MSG_WAITALL)
@@ -345,19 +395,23 @@ class Framed(ABC):
         except OSError as exc:
             raise ServerError(self._why(exc)) from exc
         if done != nbytes:
-            self._fill_slowly(flat(buffer)[done:nbytes])
+            self._fill_slowly(flat(buffer), done, nbytes)
 
-    def _fill_slowly(self, view: memoryview) -> None:
+    def _fill_slowly(self, view: memoryview, done: int, size: int) -> None:
         """Receives the rest of a body: the first wait's patience was at its end, or the peer ended."""
         limits = self.limits
         self._be_patient(limits.stall_s)
         self._timeout_s = limits.stall_s
-        began, done, size = monotonic(), 0, len(view)
+        began, first = monotonic(), done
         while done < size:
+            if self._whole_by is not None and monotonic() >= self._whole_by:
+                raise _Unfinished(done)
             self._hurry()
             try:
                 got = self._recv_into(view[done:], size - done, MSG_WAITALL)
             except BlockingIOError as exc:
+                if self._whole_by is not None and monotonic() >= self._whole_by:
+                    raise _Unfinished(done) from None
                 raise ServerError(f"{self.peer} went silent in the middle of a frame") from exc
             except OSError as exc:
                 raise ServerError(self._why(exc)) from exc
@@ -365,8 +419,9 @@ class Framed(ABC):
                 raise ServerError(f"{self.peer} ended in the middle of a frame")
             done += got
             spent = monotonic() - began
-            if done < size and spent > limits.stall_s and (done < spent * limits.slowest or spent > limits.frame_s):
-                raise ServerError(f"{self.peer} sends too slowly: {done} bytes in {spent:.0f} s")
+            late = done - first < spent * limits.slowest or spent > limits.frame_s
+            if done < size and spent > limits.stall_s and late:
+                raise ServerError(f"{self.peer} sends too slowly: {done - first} bytes in {spent:.0f} s")
 
     def _parse(self, got: int) -> tuple[_Lead, int]:
         """(the lead of a frame that is not like the last, bytes read so far, at least to the lead's end)."""
@@ -384,7 +439,7 @@ class Framed(ABC):
         if got < end:
             if end > len(self._buffer):
                 self._resize(end, got)
-            self._fill(self._view[got:end], end - got)
+            self._fill_lead(got, end)
             got = end
         header = parse_header(prefix, self._view[PREFIX_BYTES:header_end])
         body_bytes = prefix.body_bytes - fixed
@@ -428,20 +483,33 @@ class Framed(ABC):
 
     def _finish_prefix(self, got: int) -> int:
         if got < len(MAGIC) and self._buffer[:got] == MAGIC[:got]:
-            self._fill(self._view[got : len(MAGIC)], len(MAGIC) - got)
+            self._fill_lead(got, len(MAGIC))
             got = len(MAGIC)
         if self._buffer[: len(MAGIC)] != MAGIC:
             # A banner may be shorter than our prefix: waiting for the rest of it would be waiting for ever.
             parse_prefix(bytes(self._buffer[:got]).ljust(PREFIX_BYTES, b"\0"), self.limits)
-        self._fill(self._view[got:PREFIX_BYTES], PREFIX_BYTES - got)
+        self._fill_lead(got, PREFIX_BYTES)
         return PREFIX_BYTES
+
+    def _fill_lead(self, got: int, end: int) -> None:
+        """Receives into `_buffer` from `got` to `end`. TimeoutError if the caller's time is over first: the next
+        `receive` begins with what is there."""
+        try:
+            self._fill(self._view[got:end], end - got)
+        except _Unfinished as exc:
+            self._extra = got + exc.done
+            raise TimeoutError from None
 
     def _skip(self, left: int) -> None:
         """Receives `left` bytes and forgets them, so that the next frame can be read."""
-        scratch = bytearray(min(left, _SCRATCH))
-        while left:
-            self._fill(scratch, min(left, _SCRATCH))
-            left -= min(left, _SCRATCH)
+        scratch, done = bytearray(min(left, _SCRATCH)), 0
+        while done < left:
+            size = min(left - done, _SCRATCH)
+            try:
+                self._fill(scratch, size)
+            except _Unfinished as exc:
+                raise _Unfinished(done + exc.done) from None
+            done += size
 
     def _skip_summing(self, left: int, crc: int) -> int:
         """`_skip`, and returns the checksum `crc` continued over what was skipped."""

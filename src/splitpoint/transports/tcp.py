@@ -135,21 +135,21 @@ class TcpConnection(Framed):
                     self._enqueue(packet)
                     return
                 began = True
+                # Never blocks, so the lock may be held; nearly always all of it fits into the kernel's buffer.
+                try:
+                    sent = self._sendmsg(packet.buffers, (), _DONTWAIT)
+                    if sent == packet.nbytes:
+                        return
+                except BlockingIOError:
+                    sent = 0
+                except OSError as exc:
+                    raise self._break(exc) from exc
+                packet = Packet(_views(packet.buffers, sent), packet.nbytes - sent)
+                self._begin_writing()
                 if not wait:
-                    # Never blocks, so the lock may be held; nearly always all of it fits into the kernel's buffer.
-                    try:
-                        sent = self._sendmsg(packet.buffers, (), _DONTWAIT)
-                        if sent == packet.nbytes:
-                            return
-                    except BlockingIOError:
-                        sent = 0
-                    except OSError as exc:
-                        raise self._break(exc) from exc
-                    self._enqueue(Packet(_views(packet.buffers, sent), packet.nbytes - sent))
-                    self._begin_writing()
+                    self._enqueue(packet)
                     threading.Thread(target=self._write_queued, name=f"write {self.peer}", daemon=True).start()
                     return
-                self._begin_writing()
             self._write(packet)
         except ServerError:
             raise

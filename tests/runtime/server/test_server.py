@@ -40,6 +40,8 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.client.blob_cache import BlobCache, clear, usage
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import ModelPolicy
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.probe.server_clock import ServerClock
 from splitpoint.runtime.result import Marks, Request, Result
@@ -272,13 +274,13 @@ def test_several_models_and_versions_are_told_apart(tmp_path: Path, cache: Path)
             (None, other.fingerprint, other),
             (two, None, two),
         ):
-            with Edge(address, given, model_hash=pinned, cache=cache, at="add1") as edge:
+            with Edge(address, given, cache=cache, at="add1", models=ModelPolicy(pinned=pinned)) as edge:
                 assert edge.info.fingerprint == want.fingerprint
                 np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(want, x), rtol=1e-5)
         with pytest.raises(ModelError, match=r"no model nett; did you mean net\?.*it has net"):
             Edge(address, "nett", cache=cache)
         with pytest.raises(ModelError, match="not the pinned one"):
-            Edge(address, "net", model_hash=other.fingerprint, cache=cache)
+            Edge(address, "net", cache=cache, models=ModelPolicy(pinned=other.fingerprint))
 
 
 def test_a_name_of_several_versions_is_never_a_guess(tmp_path: Path, cache: Path) -> None:
@@ -294,7 +296,7 @@ def test_a_name_of_several_versions_is_never_a_guess(tmp_path: Path, cache: Path
                 "name one by its fingerprint or pin it with --model-hash"
             )
         for given, pinned in ((two.fingerprint[:12], None), (None, two.fingerprint[:12]), ("br", two.fingerprint)):
-            with Edge(server.address, given, model_hash=pinned, cache=cache, at="input") as edge:
+            with Edge(server.address, given, cache=cache, at="input", models=ModelPolicy(pinned=pinned)) as edge:
                 assert edge.info.fingerprint == two.fingerprint
 
 
@@ -703,7 +705,7 @@ def test_an_answer_that_does_not_come_is_given_up_and_its_late_arrival_ignored(m
     gate = Gate(is_open=False)
     with (
         Server([model], engine=gate, port=0) as server,
-        Edge(server.address, at="input", cache=cache, timeout_s=0.1) as edge,
+        Edge(server.address, at="input", cache=cache, patience=Patience(answer_s=0.1)) as edge,
     ):
         with pytest.raises(ServerError, match="did not answer in time"):
             edge.infer(inputs()[0])
@@ -1089,7 +1091,7 @@ def test_something_else_on_the_port_is_recognised(says: bytes | None, words: str
         thread = threading.Thread(target=stranger)
         thread.start()
         with pytest.raises(ServerError, match=words):
-            Edge(f"127.0.0.1:{listener.getsockname()[1]}", connect_s=0.2)
+            Edge(f"127.0.0.1:{listener.getsockname()[1]}", patience=Patience(connect_s=0.2))
         stop.set()
         thread.join()
 

@@ -15,7 +15,7 @@ from serving import until
 
 from splitpoint.errors import InputError, UsageError
 from splitpoint.planning.plans import STAGES, Band, Option
-from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed, Mailbox, Pace, Relief, Thin
+from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed, FramePace, Mailbox, Relief, Thin
 from splitpoint.runtime.stream.pipeline import stream
 from splitpoint.runtime.stream.stream_load import cheaper, judge, window
 
@@ -23,7 +23,7 @@ from splitpoint.runtime.stream.stream_load import cheaper, judge, window
 
 
 def test_frames_are_due_at_fixed_times_whatever_the_reader_does() -> None:
-    pace, now, due = Pace(4.0, drop=False), 100.0, []
+    pace, now, due = FramePace(4.0, drop=False), 100.0, []
     for busy_s in (0.0, 0.1, 0.6, 0.0, 0.0):  # the third takes longer than two periods
         turn = pace.next(now)
         due.append(turn.due_s)
@@ -33,7 +33,7 @@ def test_frames_are_due_at_fixed_times_whatever_the_reader_does() -> None:
 
 @given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=60), st.floats(0.5, 60.0))
 def test_of_the_frames_that_are_due_the_newest_is_taken(busy: list[float], rate: float) -> None:
-    pace, now, seen = Pace(rate, drop=True), 5.0, 0
+    pace, now, seen = FramePace(rate, drop=True), 5.0, 0
     for seconds in busy:
         turn = pace.next(now)
         seen += turn.skip + 1
@@ -46,7 +46,7 @@ def test_of_the_frames_that_are_due_the_newest_is_taken(busy: list[float], rate:
 
 @given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=60), st.floats(0.5, 60.0))
 def test_a_queue_drops_nothing(busy: list[float], rate: float) -> None:
-    pace, now = Pace(rate, drop=False), 0.0
+    pace, now = FramePace(rate, drop=False), 0.0
     for k, seconds in enumerate(busy):
         turn = pace.next(now)
         assert turn.skip == 0
@@ -57,7 +57,7 @@ def test_a_queue_drops_nothing(busy: list[float], rate: float) -> None:
 @pytest.mark.parametrize("rate", [0.0, -1.0, inf, float("nan")])
 def test_a_rate_is_a_number_above_zero(rate: float) -> None:
     with pytest.raises(UsageError, match="frames a second above 0"):
-        Pace(rate, drop=True)
+        FramePace(rate, drop=True)
 
 
 @pytest.mark.parametrize(("own", "asked", "taken"), [(30, 10, 100), (30, 20, 200), (25, 30, 250), (30, 0, 300)])
@@ -72,7 +72,7 @@ def test_a_camera_is_thinned_to_the_rate(own: int, asked: int, taken: int) -> No
 
 def simulate(relief: Relief, rate: float, seconds: float, capacity: Callable[[float, int], float]) -> list[tuple]:
     """(time, level, dropped) of every frame taken: one server, `capacity` a second at a time and level."""
-    pace, now, seen = Pace(rate, drop=True), 0.0, []
+    pace, now, seen = FramePace(rate, drop=True), 0.0, []
     while now < seconds:
         turn = pace.next(now)
         now += turn.wait_s

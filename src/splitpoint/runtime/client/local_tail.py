@@ -24,7 +24,7 @@ from splitpoint.tensors import Array
 _JOIN_S = 10.0
 
 
-class Here:
+class LocalTails:
     """Tails of `holding`'s model on `engine`, for the cuts that `placements` lists."""
 
     def __init__(
@@ -61,8 +61,7 @@ class Here:
             if placement.tail is None and not self._closed:
                 segment = self._holding.model.tail(placement.cut)
                 session = self._engine().compile(segment)
-                placement.waits.finished(_try(segment, session))
-                placement.tail = session
+                placement.compile_tail(session, _try(segment, session))
 
     def prepare_soon(self, placement: Placement) -> None:
         """The same, in a thread of its own. What fails then is found again by whoever needs it."""
@@ -96,7 +95,7 @@ class Here:
                 raise ServerError(CLOSED)
         began = perf_counter()
         outputs = placement.finish(known)
-        placement.waits.finished(perf_counter() - began)
+        placement.times.finished(perf_counter() - began)
         return outputs
 
     # --- the thread ---------------------------------------------------------------------------------------------
