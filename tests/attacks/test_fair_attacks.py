@@ -20,7 +20,7 @@ from splitpoint.runtime.server import connection, requests
 from splitpoint.runtime.server import profile_jobs as profiling
 from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.compiled_tails import Tails
-from splitpoint.runtime.server.fair_queue import Client, FairQueue, QueuedJob
+from splitpoint.runtime.server.fair_queue import Client, FairQueue, WaitingJob
 from splitpoint.runtime.server.quotas import Origin, Origins
 from splitpoint.runtime.server.server import Server
 from splitpoint.transports.framed import Framed
@@ -192,10 +192,10 @@ def test_connections_of_one_address_share_its_places(target: Target) -> None:
 
 def test_connections_of_one_address_take_turns_and_none_fills_its_places() -> None:
     queue, flood = FairQueue(16), Client()
-    taken = [queue.push(0.0, QueuedJob(flood, nothing, line="a")) for _ in range(10)]
+    taken = [queue.push(0.0, WaitingJob(flood, nothing, line="a")) for _ in range(10)]
     assert taken == [True] * 8 + [False] * 2
-    assert queue.push(0.0, QueuedJob(flood, nothing, line="b")), "it has none waiting"
-    assert not queue.push(0.0, QueuedJob(flood, nothing, line="b"))
+    assert queue.push(0.0, WaitingJob(flood, nothing, line="b")), "it has none waiting"
+    assert not queue.push(0.0, WaitingJob(flood, nothing, line="b"))
     assert [queue.take(0.0).line for _ in range(3)] == ["a", "b", "a"]
     assert [job.line for job in queue.drop(flood, "a")] == ["a"] * 6
     assert queue.waiting == 0

@@ -24,7 +24,7 @@ from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import RunMarks
 from splitpoint.runtime.server.admission import Admission
-from splitpoint.runtime.server.fair_queue import Client, QueuedJob
+from splitpoint.runtime.server.fair_queue import Client, WaitingJob
 from splitpoint.runtime.server.opening import Opening
 from splitpoint.runtime.server.replies import Replies
 from splitpoint.runtime.server.requests import InferRequest, Requests
@@ -127,8 +127,8 @@ def test_a_job_that_fails_leaves_its_worker_alive() -> None:
         raise MemoryError
 
     try:
-        assert pool.submit(QueuedJob(Client(), fail))
-        assert pool.submit(QueuedJob(Client(), lambda waited_s: done.set()))
+        assert pool.submit(WaitingJob(Client(), fail))
+        assert pool.submit(WaitingJob(Client(), lambda waited_s: done.set()))
         assert done.wait(30)
     finally:
         pool.close()

@@ -81,7 +81,7 @@ class Result(msgspec.Struct, frozen=True):
     @property
     def batch(self) -> wire.BatchRun | None:
         """Which run computed it on the server, and how many requests that were; None where the server does not say."""
-        return None if isinstance(self.raw_times, wire.Times) else wire.parse_run(self.raw_times)
+        return wire.parse_run(self.raw_times) if isinstance(self.raw_times, bytes) else None
 
     @property
     def trace(self) -> Trace:

@@ -92,8 +92,8 @@ class Connection(Protocol):
     def agree(self, features: Collection[str]) -> None:
         """From now on frames look as `features`, which WELCOME names, say (checksums, batches)."""
 
-    def read_on(self) -> None:
-        """From now on it is read however much waits to be sent: answers are what is waited for."""
+    def keep_reading(self) -> None:
+        """From now on it is read from however much the peer has not taken yet: answers are what is waited for."""
 
     def send(self, packet: Packet, *, wait: bool = True) -> None:
         """Sends one frame. Without `wait` it never blocks: what does not fit now is sent behind the scenes.

@@ -164,7 +164,7 @@ class Framed(ABC):
         self.checks = self.seals = CRC32 in features
         self._times_bytes = times_bytes(features)
 
-    def read_on(self) -> None:
+    def keep_reading(self) -> None:
         self.limits = replace(self.limits, backlog_bytes=_NEVER)
 
     @property

@@ -16,7 +16,7 @@ from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import RunMarks
 from splitpoint.runtime.server.batch_runner import BatchRunner, Queued, RunKind, _feed
 from splitpoint.runtime.server.batching import Gain
-from splitpoint.runtime.server.fair_queue import Client, QueuedJob
+from splitpoint.runtime.server.fair_queue import Client, WaitingJob
 from splitpoint.runtime.server.requests import InferRequest, Requests
 from splitpoint.runtime.server.run_limits import Like
 from splitpoint.wire import Kind
@@ -73,7 +73,7 @@ def test_who_ran_in_a_batch_is_told_its_own_part_and_that_it_waited_for_the_othe
     tail: Any = None
     queued = Queued(request, tail, RunKind([], Like(0.0), gain))
     began = time.perf_counter()
-    BatchRunner(tails, watch, told.append)([QueuedJob(Client(), lambda waited: None, gain, queued) for _ in range(4)])
+    BatchRunner(tails, watch, told.append)([WaitingJob(Client(), lambda waited: None, gain, queued) for _ in range(4)])
     wall_s = time.perf_counter() - began
     assert len(clocks) == 4
     started, waited_s, ready, decoded, computed, ran = clocks[0]

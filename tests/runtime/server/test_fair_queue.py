@@ -27,7 +27,7 @@ from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.batching import Gain, alike, batchable, run_stacked, stackable, tried
-from splitpoint.runtime.server.fair_queue import Client, FairQueue, Gauge, QueuedJob, RecentWait
+from splitpoint.runtime.server.fair_queue import Client, FairQueue, Gauge, RecentWait, WaitingJob
 from splitpoint.runtime.server.server import Server
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.tensors import Array, TensorSpec
@@ -59,14 +59,14 @@ class World:
         self.costs, self.workers = costs, workers
         self.served_s = [0.0] * len(costs)
         self.answers = [0] * len(costs)
-        self.running: list[tuple[float, int, QueuedJob, float]] = []
+        self.running: list[tuple[float, int, WaitingJob, float]] = []
         self.now = 0.0
         for k, window in enumerate(windows):
             for _ in range(window):
                 self.ask(k)
 
     def ask(self, k: int) -> None:
-        assert self.queue.push(self.now, QueuedJob(self.clients[k], nothing, what=k))
+        assert self.queue.push(self.now, WaitingJob(self.clients[k], nothing, what=k))
 
     def run(self, until_s: float) -> None:
         while self.now < until_s:
@@ -141,8 +141,8 @@ def test_who_was_away_does_not_save_up_and_who_comes_is_served_soon() -> None:
 def test_a_client_s_own_requests_stay_in_order() -> None:
     queue, a, b = FairQueue(100), Client(), Client()
     for k in range(10):
-        queue.push(k * 1.0, QueuedJob(a, nothing, what=("a", k)))
-        queue.push(k * 1.0, QueuedJob(b, nothing, what=("b", k)))
+        queue.push(k * 1.0, WaitingJob(a, nothing, what=("a", k)))
+        queue.push(k * 1.0, WaitingJob(b, nothing, what=("b", k)))
     taken = []
     for k in range(20):
         job = queue.take(20.0)
@@ -156,7 +156,7 @@ def test_among_equals_who_came_first_is_first() -> None:
     queue = FairQueue(100)
     clients = [Client() for _ in range(5)]
     for k in (3, 1, 4, 0, 2):
-        queue.push(float(k), QueuedJob(clients[k], nothing, what=k))
+        queue.push(float(k), WaitingJob(clients[k], nothing, what=k))
     assert [queue.take(9.0).what for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
@@ -165,8 +165,8 @@ def test_an_idle_server_makes_all_accounts_even() -> None:
     queue.begin(a)
     queue.end(a, 10.0)
     queue.rest()
-    queue.push(20.0, QueuedJob(a, nothing, what="a"))
-    queue.push(21.0, QueuedJob(b, nothing, what="b"))
+    queue.push(20.0, WaitingJob(a, nothing, what="a"))
+    queue.push(21.0, WaitingJob(b, nothing, what="b"))
     assert [queue.take(22.0).what for _ in range(2)] == ["a", "b"]
 
 
@@ -191,7 +191,7 @@ def test_fairness_costs_little_of_the_longest_waits(costs: Sequence[float], load
             now = max(now, float(arrivals[given]))
         while given < len(arrivals) and arrivals[given] <= now:
             k = int(who[given])
-            queue.push(float(arrivals[given]), QueuedJob(clients[k], nothing, what=k))
+            queue.push(float(arrivals[given]), WaitingJob(clients[k], nothing, what=k))
             given += 1
         job = queue.take(now)
         now += each[cast(int, job.what)]
@@ -203,11 +203,11 @@ def test_fairness_costs_little_of_the_longest_waits(costs: Sequence[float], load
 
 def test_no_client_can_fill_the_queue_for_all() -> None:
     queue, flood, others = FairQueue(64), Client(), [Client() for _ in range(3)]
-    assert sum(queue.push(0.0, QueuedJob(flood, nothing)) for _ in range(1000)) == 32
-    counts = [sum(queue.push(0.0, QueuedJob(other, nothing)) for _ in range(1000)) for other in others]
+    assert sum(queue.push(0.0, WaitingJob(flood, nothing)) for _ in range(1000)) == 32
+    counts = [sum(queue.push(0.0, WaitingJob(other, nothing)) for _ in range(1000)) for other in others]
     assert counts == [16, 8, 4]
     assert queue.room(Client())
-    assert [queue.push(0.0, QueuedJob(Client(), nothing)) for _ in range(5)] == [True] * 4 + [False]
+    assert [queue.push(0.0, WaitingJob(Client(), nothing)) for _ in range(5)] == [True] * 4 + [False]
     assert queue.waiting == 64
 
 
@@ -237,7 +237,7 @@ def test_one_without_a_backlog_is_not_told_to_wait_for_the_flood() -> None:
     queue, flood = FairQueue(100), Client()
     flood.mean_s = queue._mean_s = 0.1
     for _ in range(50):
-        queue.push(0.0, QueuedJob(flood, nothing))
+        queue.push(0.0, WaitingJob(flood, nothing))
     assert queue.retry_after_s(flood, 1) == pytest.approx(1.2)
     assert queue.retry_after_s(flood, 4) == pytest.approx(0.3)
 
@@ -245,7 +245,7 @@ def test_one_without_a_backlog_is_not_told_to_wait_for_the_flood() -> None:
 def test_the_jobs_of_one_that_left_are_not_run() -> None:
     queue, a, b = FairQueue(10), Client(), Client()
     for client in (a, b, a):
-        queue.push(0.0, QueuedJob(client, nothing))
+        queue.push(0.0, WaitingJob(client, nothing))
     assert len(queue.drop(a)) == 2
     assert queue.waiting == 1
     assert queue.take(0.0).client is b
@@ -296,7 +296,7 @@ def test_jobs_of_one_key_are_taken_together_and_others_are_not_passed_by_their_o
     queue, key, other = FairQueue(100), Key(8), Key(8)
     a, b, c = (Client() for _ in range(3))
     for client, k, name in ((a, key, "a0"), (b, other, "b0"), (b, key, "b1"), (c, key, "c0"), (a, key, "a1")):
-        queue.push(0.0, QueuedJob(client, nothing, k, name))
+        queue.push(0.0, WaitingJob(client, nothing, k, name))
     first = queue.take(0.0)
     assert first.what == "a0"
     assert queue.count_like(key, 99) == 2
@@ -307,7 +307,7 @@ def test_jobs_of_one_key_are_taken_together_and_others_are_not_passed_by_their_o
 def test_the_pool_runs_what_waits_together_and_charges_each_its_share() -> None:
     key, ran, done, gate = Key(3), [], threading.Semaphore(0), threading.Event()
 
-    def together(jobs: Sequence[QueuedJob]) -> None:
+    def together(jobs: Sequence[WaitingJob]) -> None:
         ran.append([j.what for j in jobs])
         time.sleep(0.03)
         done.release()
@@ -319,11 +319,11 @@ def test_the_pool_runs_what_waits_together_and_charges_each_its_share() -> None:
     pool = Compute(1, 100, together)
     a, b = Client(), Client()
     try:
-        assert pool.submit(QueuedJob(Client(), lambda _: gate.wait(5) and None))
+        assert pool.submit(WaitingJob(Client(), lambda _: gate.wait(5) and None))
         assert until(lambda: not pool.waiting)
         for k in range(2):
-            pool.submit(QueuedJob(a, alone, key, f"a{k}"))
-            pool.submit(QueuedJob(b, alone, key, f"b{k}"))
+            pool.submit(WaitingJob(a, alone, key, f"a{k}"))
+            pool.submit(WaitingJob(b, alone, key, f"b{k}"))
         began = time.perf_counter()
         gate.set()
         for _ in range(2):
@@ -341,7 +341,7 @@ def test_the_pool_runs_what_waits_together_and_charges_each_its_share() -> None:
 def test_a_wait_for_company_ends_with_the_company_or_the_time(companion: bool) -> None:
     key, ran, done = Key(2), [], threading.Semaphore(0)
 
-    def together(jobs: Sequence[QueuedJob]) -> None:
+    def together(jobs: Sequence[WaitingJob]) -> None:
         ran.append(len(jobs))
         done.release()
 
@@ -351,10 +351,10 @@ def test_a_wait_for_company_ends_with_the_company_or_the_time(companion: bool) -
 
     pool = Compute(1, 100, together, max_wait_s=30.0 if companion else 0.05)
     try:
-        pool.submit(QueuedJob(Client(), alone, key))
+        pool.submit(WaitingJob(Client(), alone, key))
         if companion:
             assert until(lambda: bool(pool._gathering))
-            pool.submit(QueuedJob(Client(), alone, key))
+            pool.submit(WaitingJob(Client(), alone, key))
         assert done.acquire(timeout=5)
         assert ran == [2] if companion else ran[0] >= 0.05
     finally:
@@ -365,9 +365,9 @@ def test_nobody_else_waits_for_a_batch_to_fill() -> None:
     key, done = Key(8), threading.Semaphore(0)
     pool = Compute(1, 100, lambda jobs: None, max_wait_s=30.0)
     try:
-        pool.submit(QueuedJob(Client(), lambda _: done.release(), key))
+        pool.submit(WaitingJob(Client(), lambda _: done.release(), key))
         assert until(lambda: bool(pool._gathering))
-        pool.submit(QueuedJob(Client(), lambda _: done.release()))
+        pool.submit(WaitingJob(Client(), lambda _: done.release()))
         assert done.acquire(timeout=5)
         assert done.acquire(timeout=5)
     finally:

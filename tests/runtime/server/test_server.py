@@ -47,7 +47,7 @@ from splitpoint.runtime.probe.server_clock import ServerClock
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.server.catalogue import Catalogue
 from splitpoint.runtime.server.compiled_tails import Tails
-from splitpoint.runtime.server.fair_queue import Client, QueuedJob
+from splitpoint.runtime.server.fair_queue import Client, WaitingJob
 from splitpoint.runtime.server.server import Server
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.runtime.stream.pipeline import stream
@@ -1170,7 +1170,7 @@ def test_the_pool_runs_what_it_takes_and_measures_itself() -> None:
     assert pool.begin(one)
     assert pool.begin(one)
     assert not pool.begin(one)
-    assert [pool.submit(QueuedJob(Client(), job)) for _ in range(4)] == [True, True, True, False]
+    assert [pool.submit(WaitingJob(Client(), job)) for _ in range(4)] == [True, True, True, False]
     assert pool.full()
     pool.end(one, 0.5)
     pool.end(one, 0.5)
@@ -1182,4 +1182,4 @@ def test_the_pool_runs_what_it_takes_and_measures_itself() -> None:
     assert pool.retry_after_s(one) > 0
     pool.close()
     assert not pool.begin(one)
-    assert not pool.submit(QueuedJob(one, job))
+    assert not pool.submit(WaitingJob(one, job))

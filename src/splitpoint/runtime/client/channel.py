@@ -285,7 +285,7 @@ class Channel:
             if self._reader is not None:
                 return
             self._on_end = on_end
-            self._connection.read_on()
+            self._connection.keep_reading()
             reader = threading.Thread(target=self._read, name=f"read {self._connection.peer}", daemon=True)
             begin(reader)
             self._reader = reader

@@ -13,7 +13,7 @@ from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server import RunMarks, TailRequest
 from splitpoint.runtime.server.batching import Feed, Gain, Runs, recomputed, run_stacked, tried
 from splitpoint.runtime.server.compiled_tails import Tail, Tails
-from splitpoint.runtime.server.fair_queue import QueuedJob
+from splitpoint.runtime.server.fair_queue import WaitingJob
 from splitpoint.runtime.server.run_limits import Like, Watch, WatchedSession
 from splitpoint.tensors import Array, TensorSpec
 from splitpoint.wire import BatchRun
@@ -44,7 +44,7 @@ class BatchRunner:
         self._tails, self._watch, self._tell = tails, watch, tell
         self._numbers = itertools.count()
 
-    def __call__(self, jobs: Sequence[QueuedJob]) -> None:
+    def __call__(self, jobs: Sequence[WaitingJob]) -> None:
         """Answers all of `jobs`. Whatever cannot be run with others runs by itself, and gets its own error."""
         gain = cast(Gain, jobs[0].key)
         if gain.verdict is None:
@@ -52,7 +52,7 @@ class BatchRunner:
             self._try_out(_queued(jobs[0]), gain)
             return
         started = perf_counter()
-        feeds: list[tuple[QueuedJob, Feed]] = []
+        feeds: list[tuple[WaitingJob, Feed]] = []
         for job in jobs:
             feed = _feed(_queued(job).request, started)
             if feed is None:
@@ -62,7 +62,7 @@ class BatchRunner:
         if len(feeds) < 2 or not self._as_one(feeds, gain, started):
             _alone([job for job, _ in feeds])
 
-    def _as_one(self, feeds: Sequence[tuple[QueuedJob, Feed]], gain: Gain, started: float) -> bool:
+    def _as_one(self, feeds: Sequence[tuple[WaitingJob, Feed]], gain: Gain, started: float) -> bool:
         """Whether they have been run as one, and answered."""
         first = _queued(feeds[0][0])
         ready = perf_counter()
@@ -96,7 +96,7 @@ class BatchRunner:
     def _strays(
         self,
         session: Runs,
-        feeds: Sequence[tuple[QueuedJob, Feed]],
+        feeds: Sequence[tuple[WaitingJob, Feed]],
         outputs: Sequence[Mapping[str, Array]],
         queued: Queued,
         gain: Gain,
@@ -146,10 +146,10 @@ def _feed(request: TailRequest, now_s: float) -> Feed | None:
         return None
 
 
-def _alone(jobs: Sequence[QueuedJob]) -> None:
+def _alone(jobs: Sequence[WaitingJob]) -> None:
     for job in jobs:
         job.run(job.waited_s)
 
 
-def _queued(job: QueuedJob) -> Queued:
+def _queued(job: WaitingJob) -> Queued:
     return cast(Queued, job.what)

@@ -13,7 +13,7 @@ from splitpoint.errors import BusyError, ModelError, ServerError, SplitpointErro
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.accounts import Account
-from splitpoint.runtime.server.fair_queue import QueuedJob
+from splitpoint.runtime.server.fair_queue import WaitingJob
 from splitpoint.runtime.server.opened_tail import OpenedTail
 from splitpoint.runtime.server.replies import Replies
 from splitpoint.runtime.server.services import Services
@@ -56,7 +56,7 @@ class Opening:
             raise ServerError("the server is ending")
         make = partial(self._make, frame.id, model, request)
         self._wait(1)
-        if not services.builders.submit(QueuedJob(builds, make, line=self._account, dropped=partial(self._wait, -1))):
+        if not services.builders.submit(WaitingJob(builds, make, line=self._account, dropped=partial(self._wait, -1))):
             self._wait(-1)
             retry_s = services.builders.retry_after_s(builds)
             raise BusyError("the server has no room for more tails to compile: try again later", retry_s)

@@ -24,7 +24,7 @@ from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.batch_runner import BatchRunner, Queued, RunKind
 from splitpoint.runtime.server.batching import Gain
 from splitpoint.runtime.server.compiled_tails import Tail, Tails
-from splitpoint.runtime.server.fair_queue import QueuedJob
+from splitpoint.runtime.server.fair_queue import WaitingJob
 from splitpoint.runtime.server.run_limits import Like, Turns, Watch
 from splitpoint.runtime.server.stats import RunnerStats
 from splitpoint.runtime.server.worker_pool import Compute
@@ -152,7 +152,7 @@ class TailPool:
 
     def _queue(self, queued: Queued, gain: Gain | None) -> None:
         account, run = queued.request.account, partial(self.run, *queued, gain)
-        job = QueuedJob(account.client, run, gain, queued, account, partial(self._dropped, queued))
+        job = WaitingJob(account.client, run, gain, queued, account, partial(self._dropped, queued))
         if not self.compute.submit(job):  # there was room before its body was received
             self._dropped(queued, account.no_room(self.retry_after_s(account)))
 
@@ -168,7 +168,7 @@ class TailPool:
     def _rebuild_later(self, queued: Queued) -> None:
         """Has the tail compiled for this request, in turns with all others that are."""
         account = queued.request.account
-        job = QueuedJob(
+        job = WaitingJob(
             account.builds, partial(self._rebuild, queued), None, queued, account, partial(self._dropped, queued)
         )
         if not self._builders.submit(job):
@@ -194,7 +194,7 @@ class TailPool:
         if account.gone:  # it left meanwhile
             self.drop(account)
 
-    def _run_as_one(self, jobs: Sequence[QueuedJob]) -> None:
+    def _run_as_one(self, jobs: Sequence[WaitingJob]) -> None:
         self._batches(jobs)
 
     def run(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 
 from splitpoint.runtime.events import OnEvent, ignore
-from splitpoint.runtime.server.fair_queue import SLACK, Client, FairQueue, Gauge, QueuedJob, Together
+from splitpoint.runtime.server.fair_queue import SLACK, Client, FairQueue, Gauge, Together, WaitingJob
 from splitpoint.runtime.threads import begin, join, persist
 
 #: How long threads that have nothing to do may take to end.
@@ -29,7 +29,7 @@ class Compute:
         self,
         workers: int,
         queue: int,
-        together: Callable[[Sequence[QueuedJob]], None] | None = None,
+        together: Callable[[Sequence[WaitingJob]], None] | None = None,
         max_wait_s: float = 0.0,
         on_event: OnEvent = ignore,
         slack: float = SLACK,
@@ -107,7 +107,7 @@ class Compute:
         elif not self._running:
             self._queue.rest()
 
-    def submit(self, job: QueuedJob) -> bool:
+    def submit(self, job: WaitingJob) -> bool:
         """Queues `job`; False if there is no room for it."""
         with self._lock:
             if self._closed or not self._queue.push(perf_counter(), job):
@@ -181,7 +181,7 @@ class Compute:
                 self._free(ended)
         return True
 
-    def _gather(self, key: Together, jobs: list[QueuedJob], now: float) -> float:
+    def _gather(self, key: Together, jobs: list[WaitingJob], now: float) -> float:
         """Adds the jobs that are to run with `jobs[0]`; returns when that was done. The lock is held.
 
         Waits for more of them until the first one has waited `max_wait_s`, but not while another kind of job waits.
