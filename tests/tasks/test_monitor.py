@@ -61,7 +61,9 @@ class Queue:
             {}, "input", Marks(handed_s, handed_s, handed_s, ended_s), up_nbytes=self.option.up_nbytes,
             down_nbytes=60, raw_times=times, offset=Offset(0.0, 0.01, handed_s),
         )  # fmt: skip
-        return self.monitor.answered(id, self.option, self.plan.pricing, result)
+        pricing = self.plan.pricing
+        whole_ms = pricing.edge.whole.median, pricing.cloud.whole.median
+        return self.monitor.answered(id, self.option, whole_ms, result)
 
 
 def test_a_request_behind_another_waits_and_the_link_is_not_slower_for_it(plan: Planner) -> None:

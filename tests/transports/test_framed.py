@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -183,6 +184,56 @@ def test_a_short_timeout_does_not_cut_a_slow_body(pair: Pair) -> None:
     later.start()
     assert far.receive(timeout_s=0.02).tensors[0].nbytes == 50_000
     later.join()
+
+
+INTERRUPTED = {
+    "a short one": wire.encode(Kind.PING, 7, wire.Ping(2.0)),
+    "tensors": Packer(Kind.INFER, lambda t: wire.Infer(1, t)).pack(7, [np.arange(70_000), np.ones(3, np.int8)]),
+    "an answer": Packer(Kind.RESULT, wire.ResultData).pack(7, [np.arange(5)], (), wire.Times(1.0)),
+    "a long header": wire.encode(Kind.ERROR, 7, wire.Error("x", "m" * 20_000)),
+    "bytes": wire.encode(Kind.BLOB_DATA, 7, wire.BlobData("ab"), (b"z" * 300_000,), 300_000),
+    "what nobody knows": wire.encode(99, 7, wire.Ping(1.0), (b"x" * 200_000,), 200_000),
+}
+
+
+@pytest.mark.parametrize("what", INTERRUPTED)
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "checksum"])
+def test_a_receiver_whose_time_is_over_goes_on_where_it_was(pair: Pair, what: str, sealed: bool) -> None:
+    near, far = pair(Limits(stall_s=5))
+    packet = INTERRUPTED[what]
+    if sealed:
+        far.checks = far.seals = True
+        packet = wire.checked(packet)
+    data = b"".join(bytes(flat(b)) for b in packet.buffers)
+    following = wire.encode(Kind.PING, 8, wire.Ping(3.0))
+    next_one = b"".join(bytes(flat(b)) for b in (wire.checked(following) if sealed else following).buffers)
+    expected = None
+    for cut in (None, 1, 5, wire.PREFIX_BYTES, wire.PREFIX_BYTES + 3, len(data) // 2, len(data) - 1):
+        parts = [data] if cut is None else [data[:cut], data[cut : cut + 2], data[cut + 2 :]]
+        for part in filter(None, parts[:-1]):
+            near.send(Packet((part,), len(part)))
+            if part is not parts[-2] or parts[-1]:
+                with pytest.raises(TimeoutError):
+                    far.receive(timeout_s=0.01, whole=True)
+        near.send(Packet((parts[-1] + next_one,), len(parts[-1]) + len(next_one)))
+        frame = far.receive(timeout_s=5, whole=True)
+        here = (frame.kind, frame.id, frame.header, frame.times, [t.tobytes() for t in frame.tensors])
+        expected = expected or here
+        assert here == expected
+        assert far.receive(timeout_s=5, whole=True).header == wire.Ping(3.0)
+
+
+def test_who_has_no_time_gets_what_is_there_and_never_waits_for_the_rest(pair: Pair) -> None:
+    near, far = pair(Limits(stall_s=30))
+    data = b"".join(bytes(flat(b)) for b in INTERRUPTED["tensors"].buffers)
+    near.send(Packet((data[:100_000],), 100_000))
+    began = time.perf_counter()
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            far.receive(timeout_s=0.001, whole=True)
+    assert time.perf_counter() - began < 5
+    near.send(Packet((data[100_000:],), len(data) - 100_000))
+    assert far.receive(timeout_s=None).tensors[0].tolist() == list(range(70_000)), "by whoever has time"
 
 
 def test_the_peer_closing_is_told_from_a_frame_cut_short(pair: Pair) -> None:

@@ -46,9 +46,7 @@ from splitpoint.units import ms
     type=click.Choice(tuple(POLICIES)),
     default="joint",
     show_default=True,
-    help="Who goes first, each with its own best plan; or joint. "
-    + "; ".join(f"{name}: {policy.first}" for name, policy in POLICIES.items())
-    + ".",
+    help="Who goes first. " + "; ".join(f"{name}: {policy.first}" for name, policy in POLICIES.items()) + ".",
 )
 @click.option("--dry-run", is_flag=True, help="Only plan: print what is predicted, by every policy.")
 @click.option(

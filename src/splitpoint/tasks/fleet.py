@@ -138,6 +138,11 @@ class Fleet(Closable):
         self.link = known.link
         self.note = self.note or known.edge.note
 
+    def whole_ms(self, source: Source) -> tuple[float, float]:
+        """How long the whole model takes (on the device, on the server), by their profiles."""
+        pricing = self.planners[source].pricing
+        return pricing.edge.whole.median, pricing.cloud.whole.median
+
     def correct(self, source: Source, device: float, server: float) -> None:
         """Plans for `source` as if all took so many times as long as its profiles say: it was run, and did."""
         self.planners[source] = self.planners[source].slowed(device, server)

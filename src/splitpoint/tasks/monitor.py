@@ -20,7 +20,6 @@ import msgspec
 
 from splitpoint.errors import SplitpointError
 from splitpoint.link import Link
-from splitpoint.planning.codec_costs import Pricing
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
 from splitpoint.runtime.adapt.link_belief import FrameTime
@@ -89,8 +88,11 @@ class QueueMonitor:
         with self._lock:
             self._observer.uplink.dropped(id)
 
-    def answered(self, id: int, option: Option, profiles: Pricing, result: Result, held_s: float = 0.0) -> Spent:
-        """Its answer: where its time went. It waited `held_s` behind its head, as the engine saw it."""
+    def answered(
+        self, id: int, option: Option, whole_ms: tuple[float, float], result: Result, held_s: float = 0.0
+    ) -> Spent:
+        """Its answer: where its time went. Its whole model takes `whole_ms` on the device and on the server, by their
+        profiles. It waited `held_s` behind its head, as the engine saw it."""
         at = {span.name: span for span in result.trace.spans}
         stages = result.trace.stages()
         started, ended = result.marks.started, result.marks.ended
@@ -98,14 +100,14 @@ class QueueMonitor:
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
         if not result.fallback:
             with self._lock:
-                self._observer.computed(ended, Ran(edge, planned_ms, profiles.edge.whole.median))
+                self._observer.computed(ended, Ran(edge, planned_ms, whole_ms[0]))
         if result.offset is None or not result.up_nbytes or "up" not in at:
             self.failed(id)
             return Spent(edge, 0.0, 0.0, started, ended, ended, ended)
         packed, arrived, served = at["up"].start, at["up"].end, at["down"].start
         server = sum(stages[name] for name in ("decode", "tail", "reply"))
         alone = result.batch is not None and result.batch.size == 1
-        tail = Ran(server, option.stages["server"].ms, profiles.cloud.whole.median, alone)
+        tail = Ran(server, option.stages["server"].ms, whole_ms[1], alone)
         with self._lock:
             self._schedule.used(ended)
             waited_ms = self._observer.answered(

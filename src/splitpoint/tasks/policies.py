@@ -26,7 +26,7 @@ POLICIES: Mapping[str, QueuePolicy] = {
     "fifo": QueuePolicy(fifo, "who came first"),
     "edf": QueuePolicy(edf, "who has the earliest deadline"),
     "sjf": QueuePolicy(sjf, "who takes least"),
-    "joint": QueuePolicy(joint, "order and cuts are chosen together", chooses_cuts=True),
+    "joint": QueuePolicy(joint, "order and cuts together; the others take each its own best plan", chooses_cuts=True),
 }
 
 

@@ -410,8 +410,8 @@ class QueueRun:
             self._held_s[id] = perf_counter() - began
 
     def _answered(self, id: int, way: _TaskPlanned, result: Result) -> None:
-        profiles = self.fleet.planners[way.task.source].pricing
-        spent = self.monitor.answered(id, way.option, profiles, result, self._held_s.get(id, 0.0))
+        whole_ms = self.fleet.whole_ms(way.task.source)
+        spent = self.monitor.answered(id, way.option, whole_ms, result, self._held_s.get(id, 0.0))
         row = self._row(way, spent, result)
         with self._telling:  # in the order of `rows`
             with self._lock:

@@ -134,7 +134,8 @@ class Adaptive:
         self._edge, self._planner = edge, planner
         self._tell, self._now = teller(on_event), clock
         first = planner.best(link) or planner.local(link)
-        self._observer, self._profiles = Observer(link), planner.pricing
+        self._observer = Observer(link)
+        self._here, self._there = planner.pricing.edge, planner.pricing.cloud  # the profiles of device and server
         seed = watching.seed if watching.seed is not None else Random().getrandbits(32)
         self._adapter = Adapter(planner, current=first, policy=watching.policy, seed=seed, rate=watching.rate)
         self._schedule = ProbeSchedule(watching.probe_every_s, watching.explore_every)
@@ -219,8 +220,7 @@ class Adaptive:
 
     def computed(self, cut: Cut, head_ms: float) -> None:
         if not self._compiling:
-            profile = self._profiles.edge
-            head = Ran(head_ms, profile.head(cut).median, profile.whole.median)
+            head = Ran(head_ms, self._here.head(cut).median, self._here.whole.median)
             self._heard.append(partial(self._observer.computed, self._now(), head))
 
     def overdue(self, up_nbytes: int, age_ms: float) -> None:
@@ -260,8 +260,8 @@ class Adaptive:
         up_ms, rtt_ms = stages["up"], 2e3 * result.offset.error_s
         self._schedule.used(now_s)
         self._schedule.saw(now_s, self._link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
-        profile = self._profiles.cloud
-        tail = Ran(stages["tail"], profile.tail(self._cut_named(result.cut)).median, profile.whole.median)
+        cut = self._cut_named(result.cut)
+        tail = Ran(stages["tail"], self._there.tail(cut).median, self._there.whole.median)
         self._observer.answered(
             now_s, FrameTime(result.up_nbytes, up_ms), FrameTime(result.down_nbytes, stages["down"]), tail,
             queue_ms=stages["queue"], load_queue_ms=t.load_queue_s * 1e3, utilisation=t.utilisation,
