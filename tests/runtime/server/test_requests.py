@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,17 +14,23 @@ import pytest
 from serving import Gate, affine, nothing_leaks, until
 
 from splitpoint import wire
-from splitpoint.errors import ServerError
+from splitpoint.errors import (
+    BusyError,
+    EngineError,
+    ServerError,
+)
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
+from splitpoint.runtime.result import Result
 from splitpoint.runtime.server import RunMarks
 from splitpoint.runtime.server.batch_runner import _feed
 from splitpoint.runtime.server.replies import Replies
 from splitpoint.runtime.server.requests import InferRequest, Requests
 from splitpoint.runtime.server.server import Server
-from splitpoint.wire import Kind
+from splitpoint.tensors import Array
+from splitpoint.wire import Kind, Limits
 
 
 def test_who_does_not_read_its_answers_is_in_no_batch() -> None:
@@ -125,3 +133,111 @@ def test_a_batch_of_which_one_cannot_be_answered_answers_the_others(
         "sent p1",
         "free 5",
     ]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def inputs(count: int = 1, size: int = 1024, seed: int = 0) -> list[Array]:
+    return list(np.random.default_rng(seed).normal(size=(count, 1, size)).astype(np.float32))
+
+
+def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
+    gate = Gate(is_open=False)
+    results: dict[int, Result] = {}
+    with Server([model], engine=gate, port=0) as server:
+        edges = [Edge(server.address, at="input", cache=cache) for _ in range(2)]
+        x = inputs()[0]
+        threads = [
+            threading.Thread(target=lambda k=k, e=e: results.update({k: e.infer(x)})) for k, e in enumerate(edges)
+        ]
+        threads[0].start()
+        assert gate.entered.acquire(timeout=5)  # one runs, and holds the only worker's place
+        threads[1].start()
+        assert until(lambda: server.runner.compute.waiting == 1)
+        time.sleep(0.05)  # the time that the second is to be seen waiting
+        gate.open.set()
+        for t in threads:
+            t.join()
+        for e in edges:
+            e.close()
+    first, second = results[0], results[1]
+    assert first.trace.ms("tail") > max(50, first.trace.ms("queue"))
+    assert second.trace.ms("queue") > max(50, second.trace.ms("tail"))
+    assert second.times.load_queue_s > 0
+
+
+def test_an_engine_that_fails_fails_one_request(model: Model, cache: Path) -> None:
+    told: list[Event] = []
+    gate = Gate(fails=ValueError("secret path /etc"))
+    with (
+        Server([model], engine=gate, port=0, on_event=told.append) as server,
+        Edge(server.address, at="input", cache=cache) as edge,
+    ):
+        with pytest.raises(EngineError, match="the engine failed") as caught:
+            edge.infer(inputs()[0])
+        assert "secret" not in str(caught.value)
+        assert any("secret" in str(e) for e in told if e.kind == "failed")
+        gate.fails = EngineError("out of memory")
+        with pytest.raises(EngineError, match="out of memory"):
+            edge.infer(inputs()[0])
+        gate.fails = None
+        edge.infer(inputs()[0])
+
+
+def test_a_full_queue_says_busy_and_when_to_come_back(model: Model, cache: Path) -> None:
+    gate = Gate(is_open=False)
+    outcomes: list[object] = []
+
+    def ask(edge: Edge) -> None:
+        try:
+            outcomes.append(edge.infer(inputs()[0]))
+        except BusyError as exc:
+            outcomes.append(exc)
+
+    with Server([model], engine=gate, port=0, limits=Limits(queue=2)) as server:
+        edges = [Edge(server.address, at="input", cache=cache) for _ in range(5)]
+        threads = [threading.Thread(target=ask, args=(e,)) for e in edges]
+        threads[0].start()
+        assert gate.entered.acquire(timeout=5)
+        for t in threads[1:]:
+            t.start()
+        assert until(lambda: len(outcomes) == 2)  # one runs, two wait, two are turned away
+        assert all(isinstance(o, BusyError) and o.retry_after_s > 0 for o in outcomes)
+        gate.open.set()
+        for t in threads:
+            t.join()
+        assert sum(isinstance(o, Result) for o in outcomes) == 3
+        edges[-1].infer(inputs()[0])
+        for e in edges:
+            e.close()
+
+
+def test_a_deadline_that_has_passed_is_not_computed(model: Model, cache: Path) -> None:
+    gate = Gate(is_open=False)
+    with Server([model], engine=gate, port=0) as server:
+        one, two = (Edge(server.address, at="input", cache=cache) for _ in range(2))
+        thread = threading.Thread(target=one.infer, args=(inputs()[0],))
+        thread.start()
+        assert gate.entered.acquire(timeout=5)
+        late: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                two.infer(inputs()[0], deadline_s=0.01)
+            except ServerError as exc:
+                late.append(exc)
+
+        second = threading.Thread(target=ask)
+        second.start()
+        assert until(lambda: server.runner.compute.waiting == 1)
+        time.sleep(0.02)  # the deadline passes
+        gate.open.set()
+        second.join()
+        thread.join()
+        assert "deadline" in str(late[0])
+        assert not gate.entered.acquire(blocking=False)
+        one.close()
+        two.close()

@@ -1,4 +1,4 @@
-"""Server and Edge together, over real sockets: right answers, right errors, nothing lost, nothing left behind."""
+"""A server: how it begins and ends, where it accepts from, and whose tails compute."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from threading import current_thread, main_thread
 
+import certificates
 import numpy as np
 import pytest
-from serving import Gate, affine, nothing_leaks, until
+from runners import Here
+from serving import Gate, affine, evaluate, nothing_leaks, until
 
+from splitpoint import wire
+from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import (
     BusyError,
     EngineError,
     ServerError,
+    UnreachableError,
     UsageError,
 )
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.events import Event
-from splitpoint.runtime.probe.server_clock import ServerClock
+from splitpoint.runtime.client.wire_remote import WireSettings
+from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.result import Result
-from splitpoint.runtime.server.compiled_tails import Tails
-from splitpoint.runtime.server.fair_queue import Client, WaitingJob
 from splitpoint.runtime.server.server import Server
-from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.security import ServerSecurity
 from splitpoint.tensors import Array
-from splitpoint.wire import Limits
-
-STAGES = ["head", "encode", "up", "decode", "queue", "tail", "reply", "down"]
+from splitpoint.transports import Listener, listen
+from splitpoint.wire import BatchRun
 
 
 @pytest.fixture(autouse=True)
@@ -56,202 +58,7 @@ def inputs(count: int = 1, size: int = 1024, seed: int = 0) -> list[Array]:
     return list(np.random.default_rng(seed).normal(size=(count, 1, size)).astype(np.float32))
 
 
-# --- the main job ---------------------------------------------------------------------------------------------------
-
-
-# --- models and versions --------------------------------------------------------------------------------------------
-
-
-# --- where the time went --------------------------------------------------------------------------------------------
-
-
-def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
-    gate = Gate(is_open=False)
-    results: dict[int, Result] = {}
-    with Server([model], engine=gate, port=0) as server:
-        edges = [Edge(server.address, at="input", cache=cache) for _ in range(2)]
-        x = inputs()[0]
-        threads = [
-            threading.Thread(target=lambda k=k, e=e: results.update({k: e.infer(x)})) for k, e in enumerate(edges)
-        ]
-        threads[0].start()
-        assert gate.entered.acquire(timeout=5)  # one runs, and holds the only worker's place
-        threads[1].start()
-        assert until(lambda: server.runner.compute.waiting == 1)
-        time.sleep(0.05)  # the time that the second is to be seen waiting
-        gate.open.set()
-        for t in threads:
-            t.join()
-        for e in edges:
-            e.close()
-    first, second = results[0], results[1]
-    assert first.trace.ms("tail") > max(50, first.trace.ms("queue"))
-    assert second.trace.ms("queue") > max(50, second.trace.ms("tail"))
-    assert second.times.load_queue_s > 0
-
-
-def test_the_clock_is_that_of_the_shortest_ping() -> None:
-    clock = ServerClock()
-    assert clock.error_s(0.0) == float("inf")
-    clock.add(0.0, 100.5, 100.5, 1.0)
-    assert (clock.offset_s, clock.error_s(1.0)) == (100.0, 0.5)
-    clock.add(2.0, 102.01, 102.02, 2.05)  # 40 ms there and back, 10 ms at the server
-    assert clock.offset_s == pytest.approx(99.99)
-    assert clock.error_s(2.05) == pytest.approx(0.02)
-    clock.add(3.0, 103.9, 103.9, 4.0)
-    assert clock.offset_s == pytest.approx(99.99)
-    assert clock.error_s(2.05 + 1000) == pytest.approx(0.02 + 0.03)  # quartz drifts
-    clock.add(1002.0, 1102.1, 1102.1, 1002.1)  # better than an old one by now
-    assert clock.error_s(1002.1) == pytest.approx(0.05)
-
-
-# --- switching ------------------------------------------------------------------------------------------------------
-
-
-def test_a_tail_is_compiled_once_for_all_who_ask(model: Model, cache: Path) -> None:
-    gate = Gate()
-    gate.compile_gate.clear()
-    edges: list[Edge] = []
-    with Server([model], engine=gate, port=0) as server:
-        threads = [
-            threading.Thread(target=lambda: edges.append(Edge(server.address, at="input", cache=cache)))
-            for _ in range(4)
-        ]
-        for t in threads:
-            t.start()
-        assert until(lambda: sum(p.opening.waiting for p in server._peers) == 4)
-        gate.compile_gate.set()
-        for t in threads:
-            t.join()
-        assert len(gate.compiled) == 1
-        for e in edges:
-            e.close()
-
-
-def test_the_tail_cache_is_bounded_and_spares_what_runs(model: Model, cache: Path) -> None:
-    gate = Gate(nbytes=400)
-    cuts = ["input", "add0", "add1", "add2"]
-    with (
-        Server([model], engine=gate, port=0, tail_cache_bytes=1000) as server,
-        Edge(server.address, at="input", cache=cache) as edge,
-    ):
-        for at in cuts:
-            edge.switch(at)
-            assert server.runner.tails.nbytes <= 1000
-        assert len(gate.closed) == 2
-        edge.switch("input")  # left memory: compiled again, without the device noticing more than the time
-        edge.infer(inputs()[0])
-        assert len(gate.compiled) == 5
-        gate.open.clear()
-        thread = threading.Thread(target=edge.infer, args=(inputs()[0],))
-        thread.start()
-        assert gate.entered.acquire(timeout=5)
-        assert gate.entered.acquire(timeout=5)
-        running = model.segment(("x",), ("y3",)).key
-        with Edge(server.address, at="add0", cache=cache) as second:
-            for at in cuts[1:]:
-                second.warm(at)
-        assert running not in gate.closed[3:]
-        gate.open.set()
-        thread.join()
-        assert until(lambda: server.runner.tails.nbytes <= 1000)
-
-
-def test_a_cache_smaller_than_one_tail_keeps_the_one_used_last(model: Model) -> None:
-    """Else it would be compiled for every request."""
-    gate = Gate(nbytes=400)
-    tails = Tails(gate, budget=100)
-    one, other = (tails.tail(model.segment((name,), ("y3",))) for name in ("x", "y0"))
-    for tail in (one, one, other, other):
-        session = tails.build(tail, owner=None)
-        assert tails.acquire(tail) is session
-        tails.release(tail)
-        tails.release(tail)
-        assert tails.nbytes == 400
-    assert len(gate.compiled) == 2
-    assert gate.closed == gate.compiled[:1]
-    assert tails.acquire(one) is None, "whoever runs it does not compile it"
-    tails.close()
-
-
-# --- streams --------------------------------------------------------------------------------------------------------
-
-
-# --- what goes wrong ------------------------------------------------------------------------------------------------
-
-
-def test_an_engine_that_fails_fails_one_request(model: Model, cache: Path) -> None:
-    told: list[Event] = []
-    gate = Gate(fails=ValueError("secret path /etc"))
-    with (
-        Server([model], engine=gate, port=0, on_event=told.append) as server,
-        Edge(server.address, at="input", cache=cache) as edge,
-    ):
-        with pytest.raises(EngineError, match="the engine failed") as caught:
-            edge.infer(inputs()[0])
-        assert "secret" not in str(caught.value)
-        assert any("secret" in str(e) for e in told if e.kind == "failed")
-        gate.fails = EngineError("out of memory")
-        with pytest.raises(EngineError, match="out of memory"):
-            edge.infer(inputs()[0])
-        gate.fails = None
-        edge.infer(inputs()[0])
-
-
-def test_a_full_queue_says_busy_and_when_to_come_back(model: Model, cache: Path) -> None:
-    gate = Gate(is_open=False)
-    outcomes: list[object] = []
-
-    def ask(edge: Edge) -> None:
-        try:
-            outcomes.append(edge.infer(inputs()[0]))
-        except BusyError as exc:
-            outcomes.append(exc)
-
-    with Server([model], engine=gate, port=0, limits=Limits(queue=2)) as server:
-        edges = [Edge(server.address, at="input", cache=cache) for _ in range(5)]
-        threads = [threading.Thread(target=ask, args=(e,)) for e in edges]
-        threads[0].start()
-        assert gate.entered.acquire(timeout=5)
-        for t in threads[1:]:
-            t.start()
-        assert until(lambda: len(outcomes) == 2)  # one runs, two wait, two are turned away
-        assert all(isinstance(o, BusyError) and o.retry_after_s > 0 for o in outcomes)
-        gate.open.set()
-        for t in threads:
-            t.join()
-        assert sum(isinstance(o, Result) for o in outcomes) == 3
-        edges[-1].infer(inputs()[0])
-        for e in edges:
-            e.close()
-
-
-def test_a_deadline_that_has_passed_is_not_computed(model: Model, cache: Path) -> None:
-    gate = Gate(is_open=False)
-    with Server([model], engine=gate, port=0) as server:
-        one, two = (Edge(server.address, at="input", cache=cache) for _ in range(2))
-        thread = threading.Thread(target=one.infer, args=(inputs()[0],))
-        thread.start()
-        assert gate.entered.acquire(timeout=5)
-        late: list[Exception] = []
-
-        def ask() -> None:
-            try:
-                two.infer(inputs()[0], deadline_s=0.01)
-            except ServerError as exc:
-                late.append(exc)
-
-        second = threading.Thread(target=ask)
-        second.start()
-        assert until(lambda: server.runner.compute.waiting == 1)
-        time.sleep(0.02)  # the deadline passes
-        gate.open.set()
-        second.join()
-        thread.join()
-        assert "deadline" in str(late[0])
-        assert not gate.entered.acquire(blocking=False)
-        one.close()
-        two.close()
+# --- its end --------------------------------------------------------------------------------------------------------
 
 
 def test_the_server_ending_mid_request_loses_no_answer(model: Model, cache: Path) -> None:
@@ -339,27 +146,6 @@ def test_ctrl_c_answers_what_is_in_flight_and_ends(tmp_path: Path, cache: Path) 
         child.stdout.close()
 
 
-# --- sharing --------------------------------------------------------------------------------------------------------
-
-
-# --- the cache on disk ----------------------------------------------------------------------------------------------
-
-
-_FULL = """
-import hashlib, resource, sys
-from dataclasses import replace
-from pathlib import Path
-from splitpoint.runtime.client.blob_cache import BlobCache
-resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-data, told = bytes(range(256)) * 4096, []
-hash = hashlib.sha256(data).hexdigest()
-store = BlobCache(Path(sys.argv[1]), told.append)
-store.put(hash, (data[k : k + 65_536] for k in range(0, len(data), 65_536)))
-assert hash in store and store.open(hash) == data
-print(told)
-"""
-
-
 # --- greeting -------------------------------------------------------------------------------------------------------
 
 
@@ -376,42 +162,183 @@ def test_off_loopback_it_warns_and_a_used_port_is_an_error(model: Model) -> None
         assert [e.kind for e in told] == ["listening"]
 
 
-def test_a_connection_is_reported_when_it_comes_and_goes(model: Model, cache: Path) -> None:
+# --- listeners and runners ------------------------------------------------------------------------------------------
+
+
+X = np.ones((1, 1024), np.float32)
+
+
+def three(name: str) -> Sequence[Listener]:
+    return (
+        listen("127.0.0.1", 0),
+        listen("127.0.0.1", 0, security=certificates.server()),
+        listen(f"memory://{name}"),
+    )
+
+
+def test_one_server_answers_over_tcp_tls_and_memory_at_once(model: Model, tmp_path: Path) -> None:
     told: list[Event] = []
-    with Server([model], engine=Gate(), port=0, on_event=told.append) as server:
-        with Edge(server.address, at="input", cache=cache) as edge:
-            edge.infer(inputs()[0])
-        assert until(lambda: told[-1].kind == "left")
-    assert [e.kind for e in told] == ["listening", "connected", "opened", "left"]
-    assert "left: 1 request, " in str(told[-1])
+    with nothing_leaks():
+        with Server([model], engine=Gate(), listeners=three(tmp_path.name), on_event=told.append) as server:
+            plain, encrypted, here = server.addresses
+            assert server.address == plain
+            assert here == f"memory://{tmp_path.name}"
+            edges = [
+                Edge(plain, model, at="input", engine=Gate()),
+                Edge(encrypted, model, at="input", engine=Gate(), security=certificates.client()),
+                Edge(here, model, at="input", engine=Gate()),
+            ]
+            for edge in edges:
+                np.testing.assert_array_equal(edge.infer(X).outputs["y3"], X)
+            assert server.stats().connections == 3
+            assert [e.fields["address"] for e in told if e.kind == "listening"] == [plain, encrypted, here]
+            assert len({e.fields["peer"] for e in told if e.kind == "connected"}) == 3
+            for edge in edges:
+                edge.close()
+            assert until(lambda: not server.stats().connections)
+        with pytest.raises(UnreachableError):
+            Edge(here, model, at="input", engine=Gate())
 
 
-# --- parts ----------------------------------------------------------------------------------------------------------
+def test_memory_is_a_host_like_any_other(model: Model, tmp_path: Path) -> None:
+    with nothing_leaks():
+        server = Server([model], engine=Gate(), host=f"memory://{tmp_path.name}")
+        for _ in range(2):  # and it can start again
+            with server, Edge(server.address, model, at="input", engine=Gate(), fallback="local") as edge:
+                np.testing.assert_array_equal(edge.infer(X).outputs["y3"], X)
 
 
-def test_the_pool_runs_what_it_takes_and_measures_itself() -> None:
-    pool = Compute(2, queue=3)
-    gate, done = threading.Event(), threading.Semaphore(0)
+def test_listeners_that_are_given_are_closed_with_it_and_are_good_for_one_start(model: Model, tmp_path: Path) -> None:
+    server = Server([model], engine=Gate(), listeners=[listen(f"memory://{tmp_path.name}")])
+    with server:
+        pass
+    listen(f"memory://{tmp_path.name}").close()
+    with pytest.raises(UsageError, match="has closed its listeners"):
+        server.start()
 
-    def job(waited: float) -> None:
-        assert waited >= 0
-        gate.wait(5)
-        done.release()
 
-    one = Client()
-    assert pool.begin(one)
-    assert pool.begin(one)
-    assert not pool.begin(one)
-    assert [pool.submit(WaitingJob(Client(), job)) for _ in range(4)] == [True, True, True, False]
-    assert pool.full()
-    pool.end(one, 0.5)
-    pool.end(one, 0.5)
-    gate.set()
-    for _ in range(3):
-        assert done.acquire(timeout=5)
-    assert until(lambda: pool.begin(one))
-    pool.end(one, 0.0)
-    assert pool.retry_after_s(one) > 0
-    pool.close()
-    assert not pool.begin(one)
-    assert not pool.submit(WaitingJob(one, job))
+def test_one_that_strangers_can_reach_is_refused_and_all_are_closed(model: Model, tmp_path: Path) -> None:
+    listeners = [listen(f"memory://{tmp_path.name}"), listen("0.0.0.0", 0)]
+    with nothing_leaks():
+        server = Server([model], engine=Gate(), listeners=listeners)
+        with pytest.raises(UsageError, match="other machines could use this server, without encryption or a token"):
+            server.start()
+    listen(f"memory://{tmp_path.name}").close()
+
+
+def test_a_token_is_asked_for_whatever_the_listener(model: Model, tmp_path: Path) -> None:
+    told: list[Event] = []
+    security = ServerSecurity(token=certificates.TOKEN)
+    listener = listen(f"memory://{tmp_path.name}")
+    with Server([model], engine=Gate(), listeners=[listener], security=security, on_event=told.append) as server:
+        with pytest.raises(ServerError, match="wants a token"):
+            Edge(server.address, model, at="input", engine=Gate())
+        with Edge(
+            server.address, model, at="input", engine=Gate(), security=certificates.Security(token=certificates.TOKEN)
+        ) as edge:
+            edge.infer(X)
+        assert until(lambda: server.stats().turned_away == 1)
+    assert [e.fields["why"] for e in told if e.kind == "refused"]
+
+
+def ort() -> Engine:
+    return open_engine(threads=1)
+
+
+def test_another_runner_computes_what_is_asked_for(model: Model) -> None:
+    made: list[Here] = []
+    told: list[Event] = []
+
+    def runner(tell: OnEvent) -> Here:
+        made.append(Here(ort(), tell))
+        return made[-1]
+
+    with (
+        nothing_leaks(),
+        Server([model], engine=ort(), port=0, runner=runner, on_event=told.append) as server,
+        Edge(server.address, model, at="add1", engine=ort()) as edge,
+    ):
+        result = edge.infer(X)
+        np.testing.assert_allclose(result.outputs["y3"], evaluate(model, X), rtol=1e-5)
+        assert result.times.utilisation == 0.25
+        assert [tail.segment.key for tail in made[0].opened] == [model.tail(model.graph.cut("add1")).key]
+        made[0].fails = RuntimeError("secret words")
+        with pytest.raises(EngineError, match="the server's log says more"):
+            edge.infer(X)
+        made[0].fails, made[0].has_room = None, False
+        with pytest.raises(BusyError, match="no room"):
+            edge.infer(X)
+        assert server.stats().runner.tails == 1
+    assert until(lambda: made[0].opened[0].closed)
+    assert made[0].closed == ["end", "close"]
+    assert any("secret words" in event.sentence for event in told if event.kind == "failed")
+    assert any(event.fields.get("peer") for event in told if event.kind == "notice"), "it tells through the server"
+
+
+def test_each_start_has_a_runner_of_its_own(model: Model) -> None:
+    made: list[Here] = []
+
+    def runner(tell: OnEvent) -> Here:
+        made.append(Here(Gate(), tell))
+        return made[-1]
+
+    server = Server([model], engine=Gate(), port=0, runner=runner)
+    for count in (1, 2):
+        with server, Edge(server.address, model, at="input", engine=Gate()) as edge:
+            edge.infer(X)
+        assert len(made) == count
+
+
+def test_a_runner_that_cannot_be_made_is_the_servers_error_and_leaves_nothing(model: Model) -> None:
+    def runner(tell: OnEvent) -> Here:
+        raise ServerError("the other machine is not there")
+
+    with nothing_leaks():
+        server = Server([model], engine=Gate(), port=0, runner=runner)
+        with pytest.raises(ServerError, match="other machine"):
+            server.start()
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize("run", [BatchRun(), BatchRun(7, 2), BatchRun(0xFFFFFFFF, 64)])
+def test_a_reply_says_which_run_it_was_part_of(model: Model, run: BatchRun, checksum: bool) -> None:
+    with (
+        Server([model], engine=Gate(), port=0, runner=partial(Here, Gate(), run=run)) as server,
+        Edge(server.address, model, at="input", engine=Gate(), wire=WireSettings(checksum=checksum)) as edge,
+    ):
+        for _ in range(3):
+            result = edge.infer(X)
+            assert result.batch == run
+            assert result.outputs["y3"].shape == (1, 1024)
+
+
+def older() -> tuple[str, ...]:
+    """The features of a side of version 1.2."""
+    return tuple(name for name in wire.features() if name != wire.BATCH)
+
+
+@pytest.mark.parametrize("old", ["client", "server"])
+def test_an_older_peer_neither_gets_nor_gives_it(model: Model, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    runner = partial(Here, Gate(), run=BatchRun(7, 2))
+    features, before = wire.features, older()
+    with Server([model], engine=Gate(), port=0, runner=runner) as server:
+        if old == "server":
+            # WELCOME is made in a thread of the server's, HELLO in this one.
+            monkeypatch.setattr(wire, "features", lambda: features() if current_thread() is main_thread() else before)
+        else:
+            monkeypatch.setattr(wire, "features", lambda: before)
+        with Edge(server.address, model, at="input", engine=Gate()) as edge:
+            result = edge.infer(X)
+            assert wire.BATCH not in edge._channel.welcome.features
+        assert result.batch is None
+        assert len(result.raw_times) == wire.FIXED_BYTES
+        assert result.times.received_s > 0
+        np.testing.assert_array_equal(result.outputs["y3"], X)
+
+
+def test_a_request_that_runs_alone_in_our_pool_says_so(model: Model) -> None:
+    with (
+        Server([model], engine=Gate(), port=0) as server,
+        Edge(server.address, model, at="input", engine=Gate()) as edge,
+    ):
+        assert edge.infer(X).batch == BatchRun(0, 1)

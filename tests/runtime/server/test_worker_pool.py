@@ -142,3 +142,31 @@ def test_a_job_that_fails_leaves_its_worker_alive() -> None:
     finally:
         pool.close()
     assert [e.sentence for e in told] == ["computing failed and goes on: MemoryError()"]
+
+
+def test_the_pool_runs_what_it_takes_and_measures_itself() -> None:
+    pool = Compute(2, queue=3)
+    gate, done = threading.Event(), threading.Semaphore(0)
+
+    def job(waited: float) -> None:
+        assert waited >= 0
+        gate.wait(5)
+        done.release()
+
+    one = Client()
+    assert pool.begin(one)
+    assert pool.begin(one)
+    assert not pool.begin(one)
+    assert [pool.submit(WaitingJob(Client(), job)) for _ in range(4)] == [True, True, True, False]
+    assert pool.full()
+    pool.end(one, 0.5)
+    pool.end(one, 0.5)
+    gate.set()
+    for _ in range(3):
+        assert done.acquire(timeout=5)
+    assert until(lambda: pool.begin(one))
+    pool.end(one, 0.0)
+    assert pool.retry_after_s(one) > 0
+    pool.close()
+    assert not pool.begin(one)
+    assert not pool.submit(WaitingJob(one, job))
