@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from splitpoint.runtime.events import Event
@@ -41,7 +42,7 @@ def test_who_ran_in_a_batch_is_told_its_own_part_and_that_it_waited_for_the_othe
     BatchRunner(tails, watch, told.append)([WaitingJob(Client(), lambda waited: None, gain, queued) for _ in range(4)])
     wall_s = time.perf_counter() - began
     assert len(clocks) == 4
-    started, waited_s, ready, decoded, computed, ran = clocks[0]
+    started, waited_s, ready, decoded, computed, ran = msgspec.structs.astuple(clocks[0])
     assert ran.run > 0
     assert ran.size == 4
     assert waited_s == 0.0

@@ -41,7 +41,7 @@ def test_who_does_not_read_its_answers_is_in_no_batch() -> None:
     frame = wire.Frame(int(Kind.INFER), 0, 7, None, tensors=[np.zeros((1, 3), np.float32)])
     checked = SimpleNamespace(kind=None, header=wire.Infer(1, ()))
     opened: Any = SimpleNamespace(checked=checked, feed=lambda checked, tensors: {"x": tensors[0]})
-    request = InferRequest(requests, frame, opened)
+    request = InferRequest(requests.account, None, 0.0, True, requests, frame, opened, opened.checked)
     assert _feed(request, 0.0) is None
     connection.behind = False
     assert _feed(request, 0.0) is not None
@@ -124,7 +124,9 @@ def test_a_batch_of_which_one_cannot_be_answered_answers_the_others(
         )
         frame = wire.Frame(int(Kind.INFER), 0, 7, None, 0.0, 0)
         frame.held = 5
-        InferRequest(requests, frame, opened).answer({}, RunMarks(0.0, 0.0, 0.0, 0.0, 0.0))
+        InferRequest(requests.account, None, 0.0, True, requests, frame, opened, opened.checked).answer(
+            {}, RunMarks(0.0, 0.0, 0.0, 0.0, 0.0)
+        )
     assert sent == [
         "request 7 of p0 failed: MemoryError()",
         "abort",

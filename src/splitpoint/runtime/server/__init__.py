@@ -69,7 +69,9 @@ machine, another serving framework) is given to `Server(…, runner=…)`:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from splitpoint.errors import SplitpointError
 from splitpoint.models.model import Segment
@@ -80,7 +82,7 @@ from splitpoint.tensors import Array
 from splitpoint.wire import BatchRun
 
 
-class RunMarks(NamedTuple):
+class RunMarks(msgspec.Struct, frozen=True, gc=False):
     """Moments of a request that was computed, `time.perf_counter`: its turn came, after `waited_s` in a queue; its tail
     was there; its tensors were decoded; it was computed. `batch` is which run that was."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from time import perf_counter, sleep
 
+import msgspec
+
 from splitpoint import wire
 from splitpoint.errors import BusyError, InputError, ProtocolError, ServerError, SplitpointError
 from splitpoint.runtime.server import RunMarks
 from splitpoint.runtime.server.accounts import DROPPED, Account
 from splitpoint.runtime.server.fair_queue import RecentWait
-from splitpoint.runtime.server.opened_tail import OpenedTail
+from splitpoint.runtime.server.opened_tail import CheckedInfer, OpenedTail
 from splitpoint.runtime.server.replies import Replies
 from splitpoint.runtime.server.services import Services
 from splitpoint.tensors import Array
@@ -84,7 +86,9 @@ class Requests:
         """Has a request that was admitted computed. It may be answered when this returns, or later."""
         self._receiving = None
         opened = self._opened[frame.header.segment]  # type: ignore[union-attr]  # its kind says what it is
-        pause_s = opened.tail.run(InferRequest(self, frame, opened))
+        checked, alone = opened.checked, not frame.flags & wire.PIPELINED
+        request = InferRequest(self.account, checked.kind, frame.received, alone, self, frame, opened, checked)
+        pause_s = opened.tail.run(request)
         if pause_s:  # read no faster than it is computed: else its threads are before everybody else's all the time
             sleep(min(pause_s, REFUSED_S))
 
@@ -96,18 +100,17 @@ class Requests:
         self.services.runner.drop(self.account)
 
 
-class InferRequest:
+class InferRequest(msgspec.Struct):
     """An INFER whose body is here, until it is answered: what a runner computes (`server.TailRequest`)."""
 
-    __slots__ = ("_checked", "_frame", "_opened", "_requests", "account", "alone", "kind", "received_s")
-
-    def __init__(self, requests: Requests, frame: Frame, opened: OpenedTail) -> None:
-        self._requests, self._frame, self._opened = requests, frame, opened
-        self._checked = checked = opened.checked
-        self.account = requests.account
-        self.kind = checked.kind
-        self.received_s = frame.received
-        self.alone = not frame.flags & wire.PIPELINED
+    account: Account
+    kind: object
+    received_s: float
+    alone: bool
+    _requests: Requests
+    _frame: Frame
+    _opened: OpenedTail
+    _checked: CheckedInfer
 
     def refusal(self, now_s: float) -> SplitpointError | None:
         """Why it is not to be computed any more."""
@@ -125,7 +128,8 @@ class InferRequest:
     def answer(self, outputs: Mapping[str, Array], marks: RunMarks) -> None:
         """Sends what was computed."""
         requests, frame = self._requests, self._frame
-        received, (started, waited_s, ready, decoded, computed, run) = self.received_s, marks
+        received, started, waited_s, ready = self.received_s, marks.started, marks.waited_s, marks.ready
+        decoded, computed, run = marks.decoded, marks.computed, marks.batch
         before_s = started - received - waited_s
         decode_s = (before_s if before_s > 0 else 0.0) + decoded - ready
         queue_s, compute_s = ready - started + waited_s, computed - decoded
