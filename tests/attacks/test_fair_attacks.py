@@ -22,6 +22,7 @@ from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.compiled_tails import Tails
 from splitpoint.runtime.server.fair_queue import Client, FairQueue, WaitingJob
 from splitpoint.runtime.server.quotas import Origin, Origins
+from splitpoint.runtime.server.run_limits import Watch
 from splitpoint.runtime.server.server import Server
 from splitpoint.transports.framed import Framed
 from splitpoint.wire import Kind
@@ -104,7 +105,7 @@ def test_an_address_that_had_too_much_made_is_told_when_to_come_back(target: Tar
     attacker.send(20, 5, asked)
     kind, _, header, _ = attacker.receive()
     assert (kind, header["code"]) == (Kind.ERROR, "busy")
-    assert header["retry_after_s"] == pytest.approx((1000.0 - before) / 0.5, rel=0.01)
+    assert header["retry_after_s"] == pytest.approx((1000.0 - before) / 0.25, rel=0.01)
     other.send(20, 5, asked)
     assert other.receive()[0] == Kind.OPENED
     origin(target).building.spend(-1000.0)  # later: the honest client of the fixture comes from here
@@ -426,7 +427,8 @@ def test_an_address_waits_for_eight_profiles_at_most(target: Target, measuring: 
 
 def test_one_address_may_have_half_of_the_models_that_wait_and_others_are_measured_first(tmp_path: Path) -> None:
     models = [affine(tmp_path, name=f"m{k}", seed=k) for k in range(10)]
-    asked = profiling.Profiling(Gate(), 60.0, lambda event: None, lambda: 0)
+    watch = Watch(30.0, 0, lambda: None, lambda: None, lambda: None, lambda text: None)
+    asked = profiling.Profiling(Gate(), 60.0, lambda event: None, lambda: 0, watch)
     asked._thread = threading.current_thread()  # nothing is measured
     greedy, modest = Origin("10.0.0.1", 1), Origin("10.0.0.2", 1)
 

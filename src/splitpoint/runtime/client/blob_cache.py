@@ -63,13 +63,14 @@ class BlobCache:
             return True
         return hash not in self._bad and os.path.isfile(self.path(hash))
 
-    def open(self, hash: str) -> memoryview:
-        """The blob's bytes, read-only. A file whose bytes no longer match its name is deleted and refused."""
+    def open(self, hash: str, nbytes: int | None = None) -> memoryview:
+        """The blob's bytes, read-only. A file whose bytes no longer match its name is deleted and refused: one that has
+        not the `nbytes` that are given, before memory is taken for it (a file of holes has any size)."""
         if (held := self._held.get(hash)) is not None:
             return held
         path = self.path(hash)
         try:
-            return self._copies.open(hash, lambda: _whole(path))
+            return self._copies.open(hash, lambda: _whole(path, nbytes))
         except FileNotFoundError:
             raise StorageError(f"weight {hash[:12]}… is not in the cache {self.folder}") from None
         except OSError as exc:
@@ -199,8 +200,10 @@ class _Incoming:
             raise StorageError(f"{self.path} cannot be written: {exc.strerror or exc}") from exc
 
 
-def _whole(path: Path) -> Part:
+def _whole(path: Path, nbytes: int | None) -> Part:
     file = DataFile(path, stays=False)
+    if nbytes not in (None, file.nbytes):
+        raise ChangedError(f"{path} has {file.nbytes} bytes, and should have {nbytes}", path)
     return Part(file, 0, file.nbytes)
 
 

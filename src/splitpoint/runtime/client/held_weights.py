@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
@@ -62,6 +63,10 @@ class Holding:
             self._cache = BlobCache(self._folder or default_cache(self._notice), self._not_kept)
         return self._cache
 
+    @cached_property
+    def _memory(self) -> int:
+        return usable_memory()
+
     def _notice(self, text: str) -> None:
         self._tell(Event("notice", text))
 
@@ -99,17 +104,18 @@ class Holding:
 
     def open(self, hash: str) -> memoryview:
         """A weight's bytes; one that is missing or has rotted is fetched. (This makes it a `Weights`.)"""
-        cache = self.cache
+        cache, nbytes = self.cache, self.model.blobs[hash].nbytes
+        self._check_memory(nbytes)  # also of one that is here: another's file can have any size
         if hash in cache:
             try:
-                return cache.open(hash)
+                return cache.open(hash, nbytes)
             except StorageError as exc:
                 self._tell(Event("notice", f"{exc}; fetching it again"))
         try:
             self.pull((hash,))
         except ServerError as exc:
             raise StorageError(f"weight {hash[:12]}… is not in the cache and cannot be fetched: {exc}") from exc
-        return cache.open(hash)
+        return cache.open(hash, nbytes)
 
     def has(self, hashes: Sequence[str]) -> bool:
         """Whether all of these weights are here."""
@@ -136,17 +142,23 @@ class Holding:
     def check_room(self, wanted: Sequence[tuple[str, int]]) -> None:
         """StorageError before anything of `wanted` is fetched that this machine has no room for: what the graph says of
         its weights is a stranger's word."""
-        needed, memory = sum(n for _, n in wanted), usable_memory()
-        if memory and needed > memory:
-            raise StorageError(
-                f"the weights of {self.info.name} that are missing here are {size(needed)}, more than this machine's "
-                f"memory ({size(memory)}): they could not run here, and are not fetched"
-            )
+        needed = sum(n for _, n in wanted)
+        memory = self._check_memory(needed)
         if needed > self.cache.room() and needed > (memory or needed) // 2:
             raise StorageError(
                 f"the weights of {self.info.name} that are missing here are {size(needed)}, and where the cache "
                 f"{self.cache.folder} is {size(self.cache.room())} are free: make room, or give another (--cache DIR)"
             )
+
+    def _check_memory(self, needed: int) -> int:
+        """This machine's memory (0: not known). StorageError if weights take more."""
+        memory = self._memory
+        if memory and needed > memory:
+            raise StorageError(
+                f"weights of {self.info.name} that are needed here are {size(needed)}, more than this machine's memory "
+                f"({size(memory)}): they could not run here, and are neither fetched nor read"
+            )
+        return memory
 
     def amount(self) -> tuple[int, int]:
         """(bytes of the model's weights that are here, bytes of all of them)."""

@@ -127,9 +127,16 @@ class OpenTail(Protocol):
     """A segment that one connection has opened, where it computes."""
 
     segment: Segment
-    nbytes: int
-    """Memory that it takes once it is compiled."""
-    compile_s: float
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, compiled."""
+        ...
+
+    @property
+    def compile_s(self) -> float:
+        """How long compiling it took, however long ago."""
+        ...
 
     def kind_of(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], *, vectors: bool) -> object:
         """What requests with inputs of these types and shapes have in common, for the runner's own use; `vectors`: some

@@ -210,6 +210,20 @@ class Account:
         self.unanswered += by
         self._ledger.settle(by)
 
+    # --- what it has open ---------------------------------------------------------------------------------------
+
+    def open(self, tail: object, graph_nbytes: int) -> None:
+        """Counts one more segment of `tail`, whose graph takes so much. BusyError if its address has too much open."""
+        with self._ledger.lock:
+            room = self.origin.opens(tail, graph_nbytes)
+        if not room:
+            raise BusyError("too many segments are open for this address: close some", 0.1)
+
+    def close(self, tail: object, graph_nbytes: int) -> None:
+        """A segment that was counted is open no longer, and nothing is held for it."""
+        with self._ledger.lock:
+            self.origin.closes(tail, graph_nbytes)
+
     # --- budgets ------------------------------------------------------------------------------------------------
 
     def check_compile(self) -> None:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from math import prod
 from statistics import median
+from time import monotonic
 from typing import Protocol
 
 import numpy as np
@@ -127,7 +128,8 @@ def recomputed(session: Runs, feeds: Sequence[Feed], made: Sequence[Mapping[str,
 class Gain:
     """How many requests of one tail to run together, by what was measured. Any thread may call it.
 
-    `verdict` is None until it has been tried whether that is right, then "" if it is, or why not.
+    `verdict` is None until it has been tried whether that is right, then "" if it is, or why not. `used_s` is when one
+    of them has run last, among others that waited.
 
     >>> gain = Gain(8)
     >>> gain.judge("equal", "")
@@ -141,6 +143,7 @@ class Gain:
 
     def __init__(self, most: int) -> None:
         self.verdict: str | None = None
+        self.used_s = monotonic()
         self._batches = 0
         self._lock = threading.Lock()
         #: 2, 4, 8 … and the largest that is allowed: few sizes, each measured often.
@@ -166,6 +169,7 @@ class Gain:
 
     def add(self, size: int, seconds: float) -> None:
         """`size` requests have been computed as one, in `seconds`."""
+        self.used_s = monotonic()
         with self._lock:
             if size in self._first:
                 self._first.discard(size)

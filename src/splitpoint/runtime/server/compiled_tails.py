@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from time import perf_counter
+from time import monotonic, perf_counter
 from weakref import WeakValueDictionary
 
 from splitpoint.engines import Engine, Session
@@ -16,8 +16,16 @@ from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.runtime.server.batching import Gain, alike, stackable
 from splitpoint.units import size
 
-#: Shapes of one tail whose batches are measured; requests of others run alone.
-_MOST_SHAPES = 4
+#: Shapes of one tail whose batches are measured for one client, and for all; requests of others run alone.
+_OWN_SHAPES, _MOST_SHAPES = 4, 64
+#: A shape of which nothing was measured for so long makes room for another. Sooner, and who asks for many in turn would
+#: have them tried out again and again.
+_IDLE_S = 60.0
+#: How long a tail that is to be compiled lets others be first: one of them may be told of, or take, so long that this
+#: one must not wait for its end.
+_PATIENCE_S = 1.0
+#: Threads of all compiled tails together (each has as many as the engine), and tails there may be in any case.
+_MOST_THREADS, _FEWEST = 1024, 16
 
 
 class Tail:
@@ -31,10 +39,14 @@ class Tail:
 
     def __init__(self, segment: Segment, most: int = 1) -> None:
         self.segment = segment
+        #: About what its graph takes while anyone has it open: twice its bytes, and 2 KiB a node (measured).
+        self.graph_nbytes = 2 * segment.proto.ByteSize() + 2048 * len(segment.proto.graph.node)
         fits = most > 1 and alike(segment)
         self.mixes = mixing(segment) if fits else ""
         self._most = most if fits and not self.mixes else 1
-        self._gains: dict[object, Gain] = {}
+        #: By shape, with whose it was at first.
+        self._gains: dict[object, tuple[str, Gain]] = {}
+        self._shaping = threading.Lock()
         self.session: Session | None = None
         self.owner: object = None
         self.nbytes = 0
@@ -50,23 +62,40 @@ class Tail:
         """The most requests for it that run as one batch."""
         return self._most
 
-    def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> Gain | None:
-        """What requests with such tensors have in common with others like them; None if they always run alone."""
+    def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], owner: str) -> Gain | None:
+        """What requests of `owner` with such tensors have in common with others like them; None if they run alone."""
         if self._most == 1 or self.apart or not stackable(dtypes, shapes):
             return None
         key = tuple(map(tuple, shapes))
-        if key not in self._gains and len(self._gains) >= _MOST_SHAPES:
-            return None
-        return self._gains.setdefault(key, Gain(self._most))
+        with self._shaping:
+            if (known := self._gains.get(key)) is not None:
+                return known[1]
+            own = [k for k, (whose, _) in self._gains.items() if whose == owner]
+            if not (self._room(own, _OWN_SHAPES) and self._room(list(self._gains), _MOST_SHAPES)):
+                return None
+            made = Gain(self._most)
+            self._gains[key] = owner, made
+            return made
+
+    def _room(self, keys: Sequence[object], most: int) -> bool:
+        """Whether there are fewer than `most` of these shapes, or one could be forgotten."""
+        if len(keys) < most:
+            return True
+        oldest = min(keys, key=lambda k: self._gains[k][1].used_s)
+        if self._gains[oldest][1].used_s > monotonic() - _IDLE_S:
+            return False
+        del self._gains[oldest]
+        return True
 
 
 class Tails:
-    """The cache: at most `budget` bytes of sessions, as measured, besides those that are running right now.
+    """The cache: at most `budget` bytes of sessions, as measured, and 1,024 threads, besides those running right now.
 
-    Of the owner that has most in it the least recently used goes first: who has many compiled loses its own, not those
-    of others. One that is in use is never closed, but as soon as it is free again, and the one that was used last
-    stays, even if it is larger than the budget: else it would be compiled for each request. Tails whose work values
-    decide are compiled by the engine `apart`, if there is one.
+    Each session has threads of its own: ONNX Runtime can share a pool among all, but its threads spin then, and nothing
+    in Python stops that. Of the owner that has most in it the least recently used goes first: who has many compiled
+    loses its own, not those of others. One that is in use is never closed, but as soon as it is free again, and the one
+    that was used last stays, even if it is larger than the budget: else it would be compiled for each request. Tails
+    whose work values decide are compiled by the engine `apart`, if there is one. So many `at_once` are compiled.
     """
 
     def __init__(
@@ -76,8 +105,11 @@ class Tails:
         on_event: OnEvent = ignore,
         max_batch: int = 1,
         apart: Engine | None = None,
+        at_once: int = 1,
     ) -> None:
         self._engine, self._apart, self._budget, self._tell = engine, apart, budget, on_event
+        self._turn = threading.BoundedSemaphore(at_once)
+        self._most_tails = max(_FEWEST, _MOST_THREADS // engine.threads)
         self._most = max_batch
         self._lock = threading.Lock()
         self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
@@ -133,11 +165,7 @@ class Tails:
                 if session is not None:
                     tail.users += 1
                     return session
-            started = perf_counter()
-            tail.work = Work.of(tail.segment)
-            tail.apart = tail.work is None and self._apart is not None
-            session = (self._apart if tail.apart and self._apart else self._engine).compile(tail.segment)
-            tail.compile_s = perf_counter() - started
+            session = self._compiled(tail)
             with self._lock:
                 tail.session, tail.nbytes, tail.owner = session, session.nbytes, owner
                 tail.users += 1
@@ -148,11 +176,24 @@ class Tails:
         self._close(closed)
         return session
 
+    def _compiled(self, tail: Tail) -> Session:
+        first = self._turn.acquire(timeout=_PATIENCE_S)
+        try:
+            started = perf_counter()
+            tail.work = Work.of(tail.segment)
+            tail.apart = tail.work is None and self._apart is not None
+            session = (self._apart if tail.apart and self._apart else self._engine).compile(tail.segment)
+            tail.compile_s = perf_counter() - started
+            return session
+        finally:
+            if first:
+                self._turn.release()
+
     def release(self, tail: Tail) -> None:
         """The session that `acquire` gave is no longer used by this caller: it may leave memory."""
         with self._lock:
             tail.users -= 1
-            if self.nbytes <= self._budget:
+            if not self._full():
                 return
             closed = self._shrink()
         self._close(closed)
@@ -161,13 +202,17 @@ class Tails:
         """Whether `acquire` would return a session."""
         return tail.session is not None
 
+    def _full(self) -> bool:
+        return self.nbytes > self._budget or len(self._cached) > self._most_tails
+
     def _shrink(self) -> list[tuple[Tail, Session]]:
         closed: list[tuple[Tail, Session]] = []
-        while self.nbytes > self._budget:
+        while self._full():
             *older, _ = self._cached.values()
             held: Counter[object] = Counter()
             for tail in self._cached.values():
-                held[tail.owner] += tail.nbytes
+                # By what there is too much of: else a few large ones would go for many that hold threads.
+                held[tail.owner] += tail.nbytes if self.nbytes > self._budget else 1
             idle = [tail for tail in older if not tail.users]
             if not idle:
                 break

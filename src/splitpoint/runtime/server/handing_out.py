@@ -91,6 +91,9 @@ class HandingOut:
         assert isinstance(request, wire.ProfileRequest)
         services, account, replies = self._services, self._account, self._replies
         model = services.catalogue[request.fingerprint]
+        profiling = services.profiling
+        if profiling is None:
+            raise RefusedError("the tails of this server are computed elsewhere: it has no profile of that")
         if services.sharing.kind == "none":
             raise RefusedError(
                 "the server hands out no models, and a profile has the model's graph in it: make it on the server "
@@ -109,7 +112,7 @@ class HandingOut:
             if not account.ask_profile():
                 raise BusyError(f"{MOST_PROFILES} profiles are asked for by this address already", 1.0)
             try:
-                services.profiling.ask(model, request.budget_s, answer, account, account.origin, fresh=request.fresh)
+                profiling.ask(model, request.budget_s, answer, account, account.origin, fresh=request.fresh)
             except SplitpointError:
                 account.end_profiles()
                 raise
@@ -118,4 +121,5 @@ class HandingOut:
 
     def leave(self) -> None:
         """The connection has ended: no profile is made for it any more."""
-        self._account.end_profiles(self._services.profiling.forget(self._account))
+        if self._services.profiling is not None:
+            self._account.end_profiles(self._services.profiling.forget(self._account))

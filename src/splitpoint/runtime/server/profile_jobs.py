@@ -11,13 +11,14 @@ from time import monotonic
 import msgspec
 
 from splitpoint.engines import Engine
-from splitpoint.errors import BusyError, InputError, RefusedError, ServerError, SplitpointError
+from splitpoint.errors import BusyError, EngineError, InputError, RefusedError, ServerError, SplitpointError
 from splitpoint.models.model import Model
 from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server.quotas import Origin
+from splitpoint.runtime.server.run_limits import Watch
 from splitpoint.units import counted
 
 #: Takes the profile as JSON, or why there is none.
@@ -46,6 +47,39 @@ class _ProfileJob:
     askers: list[_ProfileAsker] = field(default_factory=list)
     budget_s: float = 0.0
     """What it is given; 0 until it is its turn."""
+    charged_s: dict[Origin, float] = field(default_factory=dict)
+    """What is on the account of each who asked, until it is known what it took. Who leaves meanwhile pays too."""
+
+    def charge(self, asker: _ProfileAsker) -> None:
+        """Puts what `asker` wants on its origin's account. BusyError if that is overdrawn."""
+        more_s = asker.budget_s - self.charged_s.get(asker.origin, 0.0)
+        if more_s <= 0:
+            return
+        if wait_s := asker.origin.measuring.take(0.0, monotonic()):
+            raise BusyError("this server has measured much for this address already: wait", wait_s)
+        self._put(asker.origin, more_s)
+
+    def _put(self, origin: Origin, seconds: float) -> None:
+        origin.measuring.spend(seconds)
+        self.charged_s[origin] = self.charged_s.get(origin, 0.0) + seconds
+
+    def settle(self, took_s: float) -> None:
+        """It took so long, of which each origin pays an equal part."""
+        for origin, charged_s in self.charged_s.items():
+            origin.measuring.spend(took_s / len(self.charged_s) - charged_s)
+            origin.had_measured(took_s)
+
+    def again(self, askers: list[_ProfileAsker]) -> _ProfileJob:
+        """The same model for those of its askers who want more time."""
+        job = _ProfileJob(self.model, askers)
+        for asker in askers:
+            job._put(asker.origin, max(0.0, asker.budget_s - job.charged_s.get(asker.origin, 0.0)))
+        return job
+
+    def leave(self) -> None:
+        """Takes what those are charged who do not wait for it any more off their accounts: it was not begun."""
+        for origin in [origin for origin in self.charged_s if not self.asked_by(origin)]:
+            origin.measuring.spend(-self.charged_s.pop(origin))
 
     def asked_by(self, origin: Origin) -> bool:
         return any(asker.origin is origin for asker in self.askers)
@@ -58,10 +92,14 @@ class _ProfileJob:
 class Profiling:
     """Runs `profile_model` in a thread of its own, for at most `most_s` seconds a model (0: never).
 
-    `served` says how many requests the server has answered: those that ran meanwhile are noted in the profile.
+    `served` says how many requests the server has answered: those that ran meanwhile are noted in the profile. `watch`
+    gives up a run that lasts.
     """
 
-    def __init__(self, engine: Engine, most_s: float, on_event: OnEvent, served: Callable[[], int]) -> None:
+    def __init__(
+        self, engine: Engine, most_s: float, on_event: OnEvent, served: Callable[[], int], watch: Watch
+    ) -> None:
+        self._watch = watch
         self._engine, self._most_s, self._tell, self._served = engine, most_s, on_event, served
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -79,7 +117,8 @@ class Profiling:
         else with the one that is being made, or that will be made in its turn: of those that wait, the one whose
         `origin` has had least measured. `who` asks: call `forget` when it leaves.
 
-        RefusedError if this server does not profile, BusyError if too many models wait for their turn.
+        RefusedError if this server does not profile, BusyError if too many models wait for their turn, or `origin` has
+        had too much measured.
         """
         if not isfinite(budget_s) or budget_s < 0:
             raise InputError(f"a profile's time budget is a number of seconds, not {budget_s}")
@@ -103,6 +142,7 @@ class Profiling:
         """Holds the lock."""
         for job in self._jobs:
             if job.model.fingerprint == model.fingerprint:
+                job.charge(asker)
                 job.askers.append(asker)
                 return
         # One address may have half of the places, as in the queue of requests: others need not wait for it to leave.
@@ -110,7 +150,9 @@ class Profiling:
         if len(self._jobs) > _MOST_WAITING or own > _MOST_WAITING - len(self._jobs):
             left_s = max(0.2, self._until - monotonic())
             raise BusyError("the server is making another profile, and others wait: try again later", left_s)
-        self._jobs.append(_ProfileJob(model, [asker]))
+        job = _ProfileJob(model, [asker])
+        job.charge(asker)
+        self._jobs.append(job)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="profile", daemon=True)
             self._thread.start()
@@ -126,19 +168,18 @@ class Profiling:
                 self._jobs.remove(job)
                 self._jobs.insert(0, job)
                 job.budget_s = max((asker.budget_s for asker in job.askers), default=0.0)
-                origins, began_s = {asker.origin for asker in job.askers}, monotonic()
+                began_s = monotonic()
                 self._until = began_s + job.budget_s
             enough_s, result = self._run(job)
             with self._lock:
                 del self._jobs[0]
-                for origin in origins:
-                    origin.had_measured(monotonic() - began_s)
+                job.settle(monotonic() - began_s)
                 if isinstance(result, bytes):
                     self._made[job.model.fingerprint] = (enough_s, result)
                 # Someone may have asked for more time, or have come just when all others had left.
                 again = [a for a in job.askers if a.budget_s > enough_s and not self._closed.is_set()]
                 if again:
-                    self._jobs.append(_ProfileJob(job.model, again))
+                    self._jobs.append(job.again(again))
             for asker in job.askers:
                 if asker not in again:
                     try:
@@ -154,12 +195,13 @@ class Profiling:
                 if self._closed.is_set() or not job.askers:
                     raise _Cancelled
 
-        name = job.model.name
+        name, guarded = job.model.name, None
         try:
             check()
             self._tell(Event("profiling", f"measuring {name} on this machine for up to {job.budget_s:g} s"))
             before = self._served()
-            profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
+            with self._watch.guard() as guarded:
+                profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
             profile = _noted(profile, self._served() - before)
             made = profile_bytes(profile)
             self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
@@ -168,6 +210,9 @@ class Profiling:
             self._tell(Event("profiling", f"{name} is not measured to the end: nobody waits for it"))
             return 0.0, ServerError("the server is ending")
         except SplitpointError as exc:
+            if guarded is not None and guarded.given_up:
+                most = f"{self._watch.run_s:g} s"
+                return inf, EngineError(f"{name} is not profiled: a run of it took more than {most} (serve --max-run)")
             return inf, exc
         except Exception as exc:  # engines are foreign code
             self._tell(Event("failed", f"{name} cannot be measured: {exc!r}"))
@@ -179,6 +224,8 @@ class Profiling:
             before = sum(len(job.askers) for job in self._jobs)
             for job in self._jobs:
                 job.askers = [asker for asker in job.askers if asker.who is not who]
+            for job in self._jobs[1:]:
+                job.leave()
             self._jobs[1:] = [job for job in self._jobs[1:] if job.askers]
             return before - sum(len(job.askers) for job in self._jobs)
 

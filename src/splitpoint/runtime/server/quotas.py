@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from splitpoint.runtime.server.fair_queue import Client
 from splitpoint.transports.budget import Backlog, Budget
@@ -18,10 +18,16 @@ _PROBES = 1 << 30
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 #: Seconds of planning and compiling tails that an address may have at once, and of every second after that. More than
 #: an honest device needs to open all its tails, and little enough that the others' requests are computed meanwhile.
-_BUILD_S, _BUILD_SHARE = 30.0, 0.5
+_BUILD_S, _BUILD_SHARE = 30.0, 0.25
+#: Seconds that an address may have measured at once, and of every second after that: one profile as long as a server
+#: makes them, one more that overdraws it, and then a quarter of the time.
+_MEASURE_S, _MEASURE_SHARE = 60.0, 0.25
 #: The same of the processor for all that is no request (pings, refusals, graphs, weights): as much as it takes to hand
 #: out a model of a few hundred megabytes, and then a tenth of a core.
 _TALK_S, _TALK_SHARE = 1.0, 0.1
+#: Bytes of open segments that an address may have: their graphs, each once, which stay when compiled tails leave
+#: memory, and what is remembered of each segment on a connection.
+_OPEN_BYTES, _SEGMENT_BYTES = 256 << 20, 32 << 10
 #: What a connection may have of this even if its address has used up all: some pings a second.
 OWN_TALK_S, OWN_TALK_SHARE = 0.01, 0.001
 
@@ -43,9 +49,13 @@ class Origin:
         #: Bytes of requests that have been announced and not answered, and of answers that have not been read.
         self.held_nbytes = 0
         self.backlog = Backlog()
-        #: Profiles that it waits for, and seconds of measuring that it had.
+        #: How often each tail is open, and the bytes of that.
+        self._open: Counter[object] = Counter()
+        self.open_nbytes = 0
+        #: Profiles that it waits for, and seconds of measuring that it had. (The next two are the profiler's.)
         self.profiles = 0
         self.measured_s = 0.0
+        self.measuring = Budget(_MEASURE_S, _MEASURE_SHARE)
         #: Weights that it is fetching, piece by piece, so that they are not read and hashed anew for each. One at a
         #: time is read: reading the same one for many connections at once would make as many copies.
         self.giving: dict[str, memoryview] = {}
@@ -64,6 +74,23 @@ class Origin:
     def had_measured(self, seconds: float) -> None:
         """A model was measured for it, which took so long."""
         self.measured_s += seconds
+
+    def opens(self, tail: object, graph_nbytes: int) -> bool:
+        """Counts one more segment of `tail`, whose graph takes so much, if there is room; the only one always has."""
+        nbytes = _SEGMENT_BYTES + (0 if tail in self._open else graph_nbytes)
+        if self.open_nbytes and self.open_nbytes + nbytes > _OPEN_BYTES:
+            return False
+        self._open[tail] += 1
+        self.open_nbytes += nbytes
+        return True
+
+    def closes(self, tail: object, graph_nbytes: int) -> None:
+        """One segment of `tail` that was counted is held no longer."""
+        self._open[tail] -= 1
+        self.open_nbytes -= _SEGMENT_BYTES
+        if not self._open[tail]:
+            del self._open[tail]
+            self.open_nbytes -= graph_nbytes
 
 
 class Origins:

@@ -74,6 +74,24 @@ class _UnderWay:
         self.lent = self.done = False
 
 
+class Guarded:
+    """A thread that runs one thing after the other, of which none may last; `given_up` says that one did."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.given_up = False
+        self._run: underway.Run | None = None
+        self._since_s = 0.0
+
+    def look(self, now_s: float, most_s: float) -> None:
+        """Gives what it runs up, if that is what it ran `most_s` ago."""
+        run = underway.noted.get(self.thread)
+        if run is not self._run:
+            self._run, self._since_s = run, now_s
+        elif run is not None and now_s - self._since_s > most_s:
+            self.given_up = run.terminate = True
+
+
 class Watch:
     """Looks at every run, from one thread of its own. `lend` gives the workers a place more, `regain` takes it back.
 
@@ -89,10 +107,11 @@ class Watch:
         give_back: Callable[[], None],
         tell: Callable[[str], None],
     ) -> None:
-        self._run_s, self._keep = run_s, keep_bytes
+        self.run_s, self._keep = run_s, keep_bytes
         self._lend, self._regain, self._give_back, self._tell = lend, regain, give_back, tell
         self._runs: dict[int, _UnderWay] = {}
         self._lent: list[_UnderWay] = []
+        self._guarded: set[Guarded] = set()
         self._closed = threading.Event()
         self._ending = False
         self._large_s = 0.0
@@ -105,7 +124,7 @@ class Watch:
 
         EngineError if it was given up.
         """
-        entry = _UnderWay(like, min(self._run_s, times * like.limit_s(self._run_s)), name, apart)
+        entry = _UnderWay(like, min(self.run_s, times * like.limit_s(self.run_s)), name, apart)
         if self._ending:
             raise EngineError("the server is ending")
         self._runs[entry.thread] = entry
@@ -123,6 +142,16 @@ class Watch:
         if times == 1:
             like.took(monotonic() - entry.started_s)
         return made
+
+    @contextmanager
+    def guard(self) -> Iterator[Guarded]:
+        """Inside, what this thread runs, and nobody has asked for as a request, is given up as late as a request is."""
+        guarded = Guarded()
+        self._guarded.add(guarded)
+        try:
+            yield guarded
+        finally:
+            self._guarded.discard(guarded)
 
     def _why(self, entry: _UnderWay) -> str:
         if self._ending:
@@ -149,6 +178,8 @@ class Watch:
                 self._lend()
                 if not entry.apart:
                     self._tell(f"a run of {entry.name} does not end: another worker works in its place")
+        for guarded in self._guarded.copy():
+            guarded.look(now_s, self.run_s)
         for entry in [entry for entry in self._lent if entry.done]:
             self._lent.remove(entry)
             self._regain()

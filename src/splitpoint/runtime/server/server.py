@@ -50,7 +50,7 @@ from splitpoint.wire import Frame, Limits
 
 #: What those are told who are not let in.
 _ENDING = "the server is ending: try again later"
-#: Tails that wait to be compiled, and how many are at once: two, since one may wait for what it tells of to end.
+#: Tails that wait to be made, and how many are at once: two, since one may wait for what it tells of to end.
 _BUILDS, _BUILDERS = 128, 2
 #: When connections end, free memory is given back to the system; not more often than this.
 _TIDY_S = 5.0
@@ -231,11 +231,10 @@ class Server(Closable):
         #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
         builders = Compute(_BUILDERS, _BUILDS, on_event=self.tell, slack=0.0, name="compile")
         try:
-            runner = self._make_runner(self.tell) if self._make_runner else self._pool(builders, self.tell)
+            runner, profiling = self._workers(builders)
         except BaseException:
             builders.close()
             raise
-        profiling = Profiling(self._engine, self.limits.profile_s, self.tell, self.ledger.answered)
         self._services = Services(
             self.limits,
             self.catalogue,
@@ -255,6 +254,13 @@ class Server(Closable):
             builders.close()
             runner.close(_END_S)
             raise
+
+    def _workers(self, builders: Compute) -> tuple[TailRunner, Profiling | None]:
+        """Where tails compute; and what measures that, where it is this process."""
+        if self._make_runner is not None:
+            return self._make_runner(self.tell), None
+        pool = self._pool(builders, self.tell)
+        return pool, Profiling(self._engine, self.limits.profile_s, self.tell, self.ledger.answered, pool.watch)
 
     def _acceptor(self, listener: Listener) -> threading.Thread:
         step = partial(
@@ -342,7 +348,8 @@ class Server(Closable):
         arriving = self.admission.close(_ENDING)
         for peer in peers:
             peer.say_bye()
-        services.profiling.stop()
+        if services.profiling is not None:
+            services.profiling.stop()
         end = monotonic() + drain_s
         self.ledger.wait(drain_s)
         runner.end()
@@ -356,7 +363,9 @@ class Server(Closable):
         ]
         for thread in closers:
             thread.start()
-        threads = [*closers, *(p.thread for p in peers), *arriving, *services.profiling.threads()]
+        threads = [*closers, *(p.thread for p in peers), *arriving]
+        if services.profiling is not None:
+            threads += services.profiling.threads()
         ended = join(threads, max(_END_S, end - monotonic() + _END_S))
         ended = services.builders.close(_END_S) and ended
         if not ended:  # a session apart that is being built, and what a profile runs, end so

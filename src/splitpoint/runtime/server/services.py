@@ -18,7 +18,7 @@ from splitpoint.wire import Limits
 @dataclass(frozen=True)
 class Services:
     """`builders` are the workers for what is slow (planning and compiling tails); `pause` waits, less long if the
-    server ends meanwhile."""
+    server ends meanwhile. `profiling` is None where tails are not computed by this process."""
 
     limits: Limits
     catalogue: Catalogue
@@ -26,6 +26,6 @@ class Services:
     ledger: Ledger
     runner: TailRunner
     builders: Compute
-    profiling: Profiling
+    profiling: Profiling | None
     tell: OnEvent
     pause: Callable[[float], object]

@@ -17,6 +17,7 @@ from splitpoint.engines import Engine, Session
 from splitpoint.engines.apart import Apart, DiedError
 from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, shrink_workspace
 from splitpoint.errors import BusyError, EngineError, InputError, SplitpointError
+from splitpoint.machine import usable_cores
 from splitpoint.models.model import Segment
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server import RunMarks, TailRequest
@@ -61,7 +62,9 @@ class TailPool:
     ) -> None:
         self._builders, self._tell, self._work_bytes = builders, tell, limits.work_bytes
         apart = Apart(engine, limits.work_bytes) if isinstance(engine, OnnxRuntimeEngine) else None
-        self.tails = Tails(engine, tail_bytes, tell, max_batch, apart)
+        # One by one on two cores, so that the other is left to requests.
+        at_once = max(1, min(builders.workers, usable_cores() - 1))
+        self.tails = Tails(engine, tail_bytes, tell, max_batch, apart, at_once)
         self.turns = Turns()
         self.compute = compute = Compute(workers, limits.queue, self._run_as_one, max_wait_s, tell)
         self.watch = Watch(
@@ -87,15 +90,21 @@ class TailPool:
         return self.compute.utilisation
 
     def open(self, segment: Segment, account: Account) -> PoolTail:
-        """`segment`, compiled. EngineError if it cannot be, BusyError if its address has had too many compiled."""
+        """`segment`, compiled. EngineError if it cannot be, BusyError if its address has too much open or compiled."""
         tail = self.tails.tail(segment)
         try:
-            self.build(tail, account)
-            self.tails.release(tail)
+            account.open(tail, tail.graph_nbytes)
         except BaseException:
             self.tails.leave(tail)
             raise
-        return PoolTail(self, tail, self._work_bytes)
+        opened = PoolTail(self, tail, account, self._work_bytes)
+        try:
+            self.build(tail, account)
+        except BaseException:
+            opened.close()
+            raise
+        self.tails.release(tail)
+        return opened
 
     def build(self, tail: Tail, account: Account) -> Session:
         """The session of `tail`, compiled now for `account` if need be; `tails.release` after use."""
@@ -254,10 +263,20 @@ class TailPool:
 class PoolTail:
     """A tail of the pool, as one connection has it open (`server.OpenTail`)."""
 
-    def __init__(self, pool: TailPool, tail: Tail, work_bytes: int) -> None:
-        self._pool, self._tail, self._work_bytes = pool, tail, work_bytes
-        self.segment, self.nbytes, self.compile_s = tail.segment, tail.nbytes, tail.compile_s
+    def __init__(self, pool: TailPool, tail: Tail, account: Account, work_bytes: int) -> None:
+        self._pool, self._tail, self._account, self._work_bytes = pool, tail, account, work_bytes
+        self.segment = tail.segment
         self._kinds: dict[object, RunKind] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its session takes."""
+        return self._tail.nbytes
+
+    @property
+    def compile_s(self) -> float:
+        """How long compiling it took."""
+        return self._tail.compile_s
 
     def kind_of(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], *, vectors: bool) -> RunKind:
         """What runs with such inputs have in common. InputError if one would take too much memory."""
@@ -283,7 +302,9 @@ class PoolTail:
                     "send fewer rows at a time, or serve with more --max-work"
                 )
             like = Like(nbytes, batches=work.peak(shapes, tail.most) <= most)
-        return RunKind(shapes, like, tail.gain(dtypes, shapes) if like.batches and not vectors else None)
+        owner = self._account.origin.name
+        gain = tail.gain(dtypes, shapes, owner) if like.batches and not vectors else None
+        return RunKind(shapes, like, gain)
 
     def run(self, request: TailRequest) -> float:
         """Computes `request` in this thread, if that may be, or queues it."""
@@ -303,3 +324,4 @@ class PoolTail:
     def close(self, *, drop: bool = False) -> None:
         """The connection is done with it. With `drop` it leaves memory, if nobody else has it open."""
         self._pool.tails.leave(self._tail, drop=drop)
+        self._account.close(self._tail, self._tail.graph_nbytes)
