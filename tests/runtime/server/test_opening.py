@@ -14,7 +14,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server.opening import Opening
+from splitpoint.runtime.server.opening import SegmentOpener
 from splitpoint.runtime.server.server import Server
 
 
@@ -35,7 +35,7 @@ def test_a_cut_that_cannot_even_be_refused_ends_its_connection(model: Model, mon
 
     told: list[Event] = []
     with Server([model], engine=Gate(), port=0, on_event=told.append) as server:
-        monkeypatch.setattr(Opening, "_build", lambda *_: no_memory(MemoryError()))
+        monkeypatch.setattr(SegmentOpener, "_build", lambda *_: no_memory(MemoryError()))
         monkeypatch.setattr(wire, "error_of", no_memory)
         with pytest.raises(ServerError, match="closed the connection"):
             Edge(server.address, model, at="input", patience=Patience(answer_s=60))

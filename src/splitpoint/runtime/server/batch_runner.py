@@ -86,11 +86,11 @@ class BatchRunner:
         # a server with a full queue for one that computes eight times slower, and believed that long after.
         others_s = (computed - decoded) * (1 - 1 / len(feeds))
         run = BatchRun(next(self._numbers) % 0xFFFFFFFF + 1, len(feeds))
-        for (job, _), made in zip(feeds, outputs, strict=True):
+        for (job, _), own in zip(feeds, outputs, strict=True):
             marks = RunMarks(
                 started, job.waited_s, started + decoded - ready + others_s, decoded + others_s, computed, run
             )
-            _queued(job).request.answer(made, marks)
+            _queued(job).request.answer(own, marks)
         return True
 
     def _strays(

@@ -73,9 +73,9 @@ class Tail:
             own = [k for k, (whose, _) in self._gains.items() if whose == owner]
             if not (self._room(own, _OWN_SHAPES) and self._room(list(self._gains), _MOST_SHAPES)):
                 return None
-            made = Gain(self._most)
-            self._gains[key] = owner, made
-            return made
+            gain = Gain(self._most)
+            self._gains[key] = owner, gain
+            return gain
 
     def _room(self, keys: Sequence[object], most: int) -> bool:
         """Whether there are fewer than `most` of these shapes, or one could be forgotten."""
@@ -128,15 +128,15 @@ class Tails:
         with self._lock:
             known = self._known.get(segment.key)
         # Reading a large graph takes milliseconds, in which no request may wait for the lock.
-        made = known or Tail(segment, self._most)
+        new = known or Tail(segment, self._most)
         with self._lock:
-            found = self._known.setdefault(segment.key, made)
-            found.open += 1
-        if found is made is not known and found.mixes:
-            why = f"are run one by one: {found.mixes}"
+            tail = self._known.setdefault(segment.key, new)
+            tail.open += 1
+        if tail is new is not known and tail.mixes:
+            why = f"are run one by one: {tail.mixes}"
             text = f"requests that wait for tail {segment.key} {why}"
-            self._tell(Event("batched", text, {"tail": segment.key, "why": found.mixes}))
-        return found
+            self._tell(Event("batched", text, {"tail": segment.key, "why": tail.mixes}))
+        return tail
 
     def leave(self, tail: Tail, *, drop: bool = False) -> None:
         """One who had it open is done with it. With `drop` it leaves memory too, if that was the last one."""

@@ -13,7 +13,7 @@ from splitpoint.runtime.events import Event, software
 from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.admission import last_word
 from splitpoint.runtime.server.handing_out import HandingOut
-from splitpoint.runtime.server.opening import Opening
+from splitpoint.runtime.server.opening import SegmentOpener
 from splitpoint.runtime.server.replies import WHY, Replies
 from splitpoint.runtime.server.requests import REFUSED_S, Requests, outcome_of
 from splitpoint.runtime.server.services import Services
@@ -49,7 +49,7 @@ class Peer:
         self._features = tuple(f for f in (*wire.features(), wire.CRC32) if f in set(hello.features))
         self._replies = Replies(connection, services.tell)
         batch = wire.BATCH in self._features
-        self.opening = Opening(services, account, self._replies, batch=batch)
+        self.opening = SegmentOpener(services, account, self._replies, batch=batch)
         self.requests = Requests(services, account, connection, self._replies, self.opening.tails, batch=batch)
         self._out = HandingOut(services, account, self._replies)
         self._handlers: Mapping[int, Callable[[Frame], None]] = {

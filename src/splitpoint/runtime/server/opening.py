@@ -24,7 +24,7 @@ from splitpoint.wire import Frame, Kind
 _MOST_WAITING = 16
 
 
-class Opening:
+class SegmentOpener:
     """The tails of one connection, and those that it waits for. `batch`: whether answers say which ran as one."""
 
     def __init__(self, services: Services, account: Account, replies: Replies, *, batch: bool) -> None:

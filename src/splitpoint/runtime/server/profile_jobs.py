@@ -131,12 +131,12 @@ class Profiling:
         with self._lock:
             if self._closed.is_set():
                 raise ServerError("the server is ending")
-            given_s, made = self._made.get(model.fingerprint, (0.0, b""))
-            keep = bool(made) and given_s >= budget_s and not fresh
+            given_s, profile = self._made.get(model.fingerprint, (0.0, b""))
+            keep = bool(profile) and given_s >= budget_s and not fresh
             if not keep:
                 self._join(model, _ProfileAsker(who, origin, budget_s, answer))
         if keep:
-            answer(made)
+            answer(profile)
 
     def _join(self, model: Model, asker: _ProfileAsker) -> None:
         """Holds the lock."""
@@ -203,9 +203,9 @@ class Profiling:
             with self._watch.guard() as guarded:
                 profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
             profile = _noted(profile, self._served() - before)
-            made = profile_bytes(profile)
+            data = profile_bytes(profile)
             self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
-            return inf if profile.complete else job.budget_s, made
+            return inf if profile.complete else job.budget_s, data
         except _Cancelled:
             self._tell(Event("profiling", f"{name} is not measured to the end: nobody waits for it"))
             return 0.0, ServerError("the server is ending")

@@ -120,9 +120,9 @@ class Origins:
         A certificate at an address: neighbours with others do not share with it, and one that many devices have does
         not make them one client.
         """
-        found = self._find(f"{origin.name} {identity}")
-        found.connections += 1
-        return found
+        own = self._find(f"{origin.name} {identity}")
+        own.connections += 1
+        return own
 
     def _find(self, name: str) -> Origin:
         origin = self._known.get(name)

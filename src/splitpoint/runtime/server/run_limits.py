@@ -129,7 +129,7 @@ class Watch:
             raise EngineError("the server is ending")
         self._runs[entry.thread] = entry
         try:
-            made = session.run(feed)
+            outputs = session.run(feed)
         except EngineError as exc:
             if entry.given_up_s:
                 raise type(exc)(self._why(entry)) from exc
@@ -141,7 +141,7 @@ class Watch:
                 self._large_s = monotonic()
         if times == 1:
             like.took(monotonic() - entry.started_s)
-        return made
+        return outputs
 
     @contextmanager
     def guard(self) -> Iterator[Guarded]:

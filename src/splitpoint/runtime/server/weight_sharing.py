@@ -173,13 +173,13 @@ def _heads(
             f"--share names {len(general)} cuts ({', '.join(general)}): say whose each is, as in "
             f"--share head:{example.name}={general[0]}"
         )
-    made = {}
+    heads = {}
     for fingerprint, model in models.items():
         cut = own.get(fingerprint, general[0] if general else "")
         if not cut:
             raise UsageError(f"--share says nothing of {model.name}: add --share head:{model.name}=CUT")
-        made[fingerprint] = _head(model, cut)
-    return made
+        heads[fingerprint] = _head(model, cut)
+    return heads
 
 
 def _head(model: Model, name: str) -> _SharedHead:
