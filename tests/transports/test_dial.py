@@ -343,6 +343,7 @@ from splitpoint.engines import open_engine
 from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.server.server import Server
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
@@ -352,7 +353,7 @@ x = np.ones((1, 1024), np.float32)
 with Server([model], engine=open_engine(threads=1), port=0) as server:
     with ThreadRelay(server.address, Link(1000.0, 1000.0, 0.0)) as relay:
         for address in (server.address, relay.address):
-            with Edge(address, model, at="input", connect_s=20) as edge:
+            with Edge(address, model, at="input", patience=Patience(connect_s=20)) as edge:
                 np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
 print("answered")
 """

@@ -16,6 +16,7 @@ from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import BusyError, EngineError, ServerError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server.server import Server
 from splitpoint.wire import BatchRun
@@ -94,7 +95,7 @@ def test_a_runner_that_cannot_be_made_is_the_servers_error_and_leaves_nothing(mo
 def test_a_reply_says_which_run_it_was_part_of(model: Model, run: BatchRun, checksum: bool) -> None:
     with (
         Server([model], engine=Gate(), port=0, runner=partial(Here, Gate(), run=run)) as server,
-        Edge(server.address, model, at="input", engine=Gate(), checksum=checksum) as edge,
+        Edge(server.address, model, at="input", engine=Gate(), wire=WireSettings(checksum=checksum)) as edge,
     ):
         for _ in range(3):
             result = edge.infer(X)
