@@ -334,7 +334,7 @@ class Edge(Closable):
 
     def plan_later(self, why: SplitpointError) -> None:
         """All runs here from now on, and what is to be done `when_reached` is done behind, with more patience."""
-        self._tell(Event("notice", f"{why}; all runs here until it is planned where to cut"))
+        self._tell(Event("notice", f"{why}; all runs here until it is planned where to cut", {"why": str(why)}))
         self.switch("cut:output")
         self._jobs.add(self._run_jobs)
 
