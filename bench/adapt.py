@@ -57,6 +57,7 @@ from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.adapt.switch_log import Switch
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.survey import placement
 from splitpoint.tensors import Array
 
@@ -105,7 +106,9 @@ class Bench:
         """An edge that stays with one plan and waits."""
         cut, codecs = placement(self.model.graph, option)
         engine = Stretched(open_engine(threads=1), factor)
-        with Edge(self.relay.address, self.model, at=cut, codec=codecs, engine=engine, timeout_s=120) as edge:
+        with Edge(
+            self.relay.address, self.model, at=cut, codec=codecs, engine=engine, patience=Patience(answer_s=120)
+        ) as edge:
             edge.infer(self.image)
             yield edge
 
@@ -113,7 +116,9 @@ class Bench:
     def adapting(self, factor: float, link: Link) -> Iterator[Edge]:
         """An edge that adapts, as it does by default, and finishes here what is late."""
         engine = Stretched(open_engine(threads=1), factor)
-        with Edge(self.relay.address, self.model, at="input", engine=engine, fallback="local", timeout_s=120) as edge:
+        with Edge(
+            self.relay.address, self.model, at="input", engine=engine, fallback="local", patience=Patience(answer_s=120)
+        ) as edge:
             edge.adapt(self.planner(factor), link)
             yield edge
 
@@ -140,7 +145,9 @@ def set_up(seconds: float) -> Iterator[Bench]:
     pin(EDGE_CORE)
     with helper(SERVE, SOURCE) as server, Relay(said(server), FAST) as relay:
         os.sched_setaffinity(relay.pid, {SERVER_CORE})
-        with Edge(relay.address, model, at="input", engine=open_engine(threads=1), timeout_s=120) as edge:
+        with Edge(
+            relay.address, model, at="input", engine=open_engine(threads=1), patience=Patience(answer_s=120)
+        ) as edge:
             here = profile_model(model, open_engine(threads=1), budget_s=PROFILE_S)
             there = edge.profile_server(PROFILE_S)
         say(f"{SOURCE}: whole {here.whole.median:.1f} ms on the device's core, {there.whole.median:.1f} ms there")
@@ -338,7 +345,7 @@ def switch(bench: Bench, rounds: int) -> dict[str, object]:
     engine = Stretched(open_engine(threads=1), STEP_FACTOR)
     graph = bench.model.graph
     say("\n--- switch: cuts that are ready, in turns, on a link that does not change")
-    with Edge(bench.relay.address, bench.model, at="input", engine=engine, timeout_s=120) as edge:
+    with Edge(bench.relay.address, bench.model, at="input", engine=engine, patience=Patience(answer_s=120)) as edge:
         edge.warm("output")
         steady = {at: _steady(bench, edge, at) for at in ("input", "output")}
         over = []

@@ -48,6 +48,7 @@ from splitpoint.errors import BusyError, SplitpointError
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.security import Security
 from splitpoint.segments import samples_for
 from splitpoint.transports.addresses import parse_address
@@ -457,7 +458,7 @@ def measure(kinds: Sequence[str], rounds: int, seconds: float) -> bool:
 
 
 def _edge(address: str, model: Model, security: Security) -> Edge:
-    return Edge(address, model, timeout_s=_LOST_S, connect_s=_CONNECT_S, security=security)
+    return Edge(address, model, security=security, patience=Patience(answer_s=_LOST_S, connect_s=_CONNECT_S))
 
 
 class _Row(NamedTuple):

@@ -30,6 +30,7 @@ import numpy as np
 from splitpoint.errors import ServerError
 from splitpoint.files import temporary_folder
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.events import Event
 from splitpoint.segments import samples_for
 from splitpoint.transports.addresses import parse_address
@@ -84,7 +85,7 @@ def record(
     sock, where = dial(address, 5.0)
     with temporary_folder() as cache:
         connection = _Recording(sock, where, Limits())
-        with Edge(connection, model, at=at, codec=codec, checksum=checksum, cache=cache) as edge:
+        with Edge(connection, model, at=at, codec=codec, wire=WireSettings(checksum=checksum), cache=cache) as edge:
             for inputs in samples_for(edge.model, 3):
                 edge.infer(inputs)
             edge.glimpse(2000, 1.0)
@@ -362,8 +363,8 @@ def main(models: list[str]) -> None:
     from splitpoint.runtime.server.server import Server
 
     def tell(event: Event) -> None:
-        if event.kind == "failed" or "internal" in event.text:
-            print(event.text, flush=True)
+        if event.kind == "failed" or "internal" in event.sentence:
+            print(event.sentence, flush=True)
 
     loaded = [load(model) for model in models]
     with Server(loaded, engine=open_engine(threads=1), port=0, limits=LIMITS, on_event=tell) as server:

@@ -34,6 +34,8 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.request import Fallback
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
 
@@ -111,8 +113,10 @@ class Device:
         self.failed: list[str] = []
         self._period_s, self._first_s = period_s, perf_counter() + period_s * (seed * 0.618 % 1)
         self._inputs = samples_for(model, 1)[0]
-        fallback = "local" if adapts else "error"
-        self.edge = Edge(address, model, at="input", engine=engine, fallback=fallback, timeout_s=60, seed=seed)
+        fallback: Fallback = "local" if adapts else "error"
+        self.edge = Edge(
+            address, model, at="input", engine=engine, fallback=fallback, patience=Patience(answer_s=60, seed=seed)
+        )
         if adapts:
             self.edge.adapt(planner, _LOOPBACK, Watching(seed=seed))
         self._stop = threading.Event()
@@ -197,7 +201,7 @@ def _planner(address: str, model: Model, engine: Engine, slower: float) -> Plann
     from splitpoint.profile.measure import profile_model
 
     here = profile_model(model, engine, budget_s=_PROFILE_S)
-    with Edge(address, model, at="input", engine=engine, timeout_s=120) as edge:
+    with Edge(address, model, at="input", engine=engine, patience=Patience(answer_s=120)) as edge:
         there = edge.profile_server(_PROFILE_S)
     print(
         f"overload: {SOURCE} takes {there.whole.median:.1f} ms at the server, {here.whole.median * slower:.0f} ms on a "

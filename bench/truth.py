@@ -47,6 +47,7 @@ from splitpoint.planning.plans import KINDS, Option
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.survey import placement
 from splitpoint.tensors import Array
 
@@ -217,7 +218,7 @@ def run(
     with helper(SERVE, source) as server, Relay(said(server), PRESETS["lan"]) as relay:
         os.sched_setaffinity(relay.pid, {SERVER_CORE})
         engine = Stretched(open_engine(threads=1), 1.0, wait_until=spin_until)
-        with Edge(relay.address, model, at="input", engine=engine, timeout_s=120) as edge:
+        with Edge(relay.address, model, at="input", engine=engine, patience=Patience(answer_s=120)) as edge:
             here = profile_model(model, open_engine(threads=1), budget_s=profile_s)
             there = edge.profile_server(profile_s)
             say(f"{name}: whole {here.whole.median:.1f} ms on the device's core, {there.whole.median:.1f} there")

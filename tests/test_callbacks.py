@@ -28,6 +28,7 @@ from splitpoint.models.model import Model
 from splitpoint.profile.measure import profile_model
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import AutoPlan
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
@@ -131,7 +132,7 @@ def test_a_server_whose_events_cannot_be_told_serves(lenet: Model, reported: Rep
         server.tell = full
     try:
         for _ in range(3):
-            with Edge(server.address, lenet, at="pool1", timeout_s=10) as edge:
+            with Edge(server.address, lenet, at="pool1", patience=Patience(answer_s=10)) as edge:
                 assert edge.infer(DIGIT).outputs["logits"].shape == (1, 10)
     finally:
         server.close()
@@ -157,12 +158,12 @@ def test_a_server_may_be_asked_by_who_it_tells(lenet: Model) -> None:
     def ask(event: Event) -> None:
         if event.kind == "opened" and not answers:
             answers.append(())
-            with Edge(server.address, lenet, at="pool1", timeout_s=20) as edge:
+            with Edge(server.address, lenet, at="pool1", patience=Patience(answer_s=20)) as edge:
                 answers.append(edge.infer(DIGIT).outputs["logits"].shape)
 
     with (
         Server([lenet], engine=open_engine(threads=1), port=0, on_event=ask) as server,
-        Edge(server.address, lenet, at="pool1", timeout_s=20) as edge,
+        Edge(server.address, lenet, at="pool1", patience=Patience(answer_s=20)) as edge,
     ):
         edge.infer(DIGIT)
         assert until(lambda: len(answers) == 2)
@@ -185,13 +186,13 @@ def test_a_server_may_be_closed_by_who_it_tells(lenet: Model, reported: Reported
     before = set(threading.enumerate())
     server = Server([lenet], engine=open_engine(threads=1), port=0, on_event=close)
     server.start()
-    with suppress(ServerError), Edge(server.address, lenet, at="pool1", timeout_s=20) as edge:
+    with suppress(ServerError), Edge(server.address, lenet, at="pool1", patience=Patience(answer_s=20)) as edge:
         edge.infer(DIGIT)
     assert until(lambda: set(threading.enumerate()) <= before)
     assert all(text.startswith("on_event cannot start") for text in said)
     server.tell = lambda _: None
     server.start()
-    with Edge(server.address, lenet, at="pool1", timeout_s=20) as edge:
+    with Edge(server.address, lenet, at="pool1", patience=Patience(answer_s=20)) as edge:
         assert edge.infer(DIGIT).outputs["logits"].shape == (1, 10)
     server.close()
     assert not reported
@@ -225,18 +226,21 @@ def test_results_progress_and_watchers_that_raise_cost_no_request(
         def answered(self, *_: object) -> None:
             raise ZeroDivisionError
 
+        def delivered(self, *_: object) -> None:
+            raise LookupError
+
     with (
         Edge(server.address, "lenet5", at="pool1", on_progress=full, cache=tmp_path) as edge,
     ):
+        edge.pull()
         alone = edge.infer(DIGIT).outputs["logits"]
         edge.watchers.append(Watching())  # type: ignore[arg-type]
-        edge.on_result = full
         results = [edge.infer(DIGIT), *edge.stream([DIGIT] * 5)]
     assert len(results) == 6
     for result in results:
         np.testing.assert_array_equal(result.outputs["logits"], alone)
     kinds = {kind for _, kind in reported}
-    assert kinds == {OSError, ZeroDivisionError, AttributeError}, "on_progress and on_result, answered, computed"
+    assert kinds == {OSError, ZeroDivisionError, LookupError, AttributeError}, "on_progress and three of a watcher"
 
 
 def test_an_edge_may_be_used_by_who_it_tells(server: Server, tmp_path: Path) -> None:
@@ -244,7 +248,7 @@ def test_an_edge_may_be_used_by_who_it_tells(server: Server, tmp_path: Path) -> 
     seen: list[Any] = []
 
     def use(event: Event) -> None:
-        if event.kind == "fetched" and "weight" in event.text and not seen:
+        if event.kind == "fetched" and "weight" in event.sentence and not seen:
             seen.append(event)
             seen.append(edge.switch("pool1").name)
             seen.append(edge.infer(DIGIT).outputs["logits"].shape)
@@ -267,7 +271,7 @@ def test_an_edge_may_be_closed_by_who_it_tells(lenet: Model) -> None:
     closed = threading.Event()
 
     def close(event: Event) -> None:
-        if event.text.startswith("not asking"):
+        if event.sentence.startswith("not asking"):
             edge.close()
             closed.set()
 
@@ -287,10 +291,13 @@ def test_an_edge_that_adapts_goes_on_whatever_hears_of_it(
 ) -> None:
     with (
         Edge(
-            server.address, lenet, plan="auto", budget_s=0.5, cache=tmp_path, on_event=full,
-            watching=Watching(probe_every_s=0.01),
+            server.address,
+            lenet,
+            plan=AutoPlan(budget_s=0.5, watching=Watching(probe_every_s=0.01)),
+            cache=tmp_path,
+            on_event=full,
         ) as edge,
-    ):  # fmt: skip
+    ):
         for _ in range(20):
             assert edge.infer(DIGIT).outputs["logits"].shape == (1, 10)
     assert reported == {("full", OSError)}

@@ -40,7 +40,7 @@ def test_what_may_grow_is_bounded_by_half_of_what_the_container_has(monkeypatch:
     assert machine.half_the_memory(4 << 30) == 450 << 20
     assert machine.half_the_memory(1 << 20) == 1 << 20
     server = Server([load("zoo:lenet5")], engine=open_engine(threads=1), port=0)
-    assert server.limits.memory_bytes == server._tail_bytes == 450 << 20
+    assert server.limits.memory_bytes == server._pool.keywords["tail_bytes"] == 450 << 20
     monkeypatch.setattr(machine, "_memory", lambda: 0)
     assert machine.half_the_memory(4 << 30) == 4 << 30, "not known"
 

@@ -18,7 +18,7 @@ from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import digits
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.plans import Band, Option
+from splitpoint.planning.plans import Band, HopCosts, HostCosts, Option
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Marks, Result
 from splitpoint.runtime.server.server import Server
@@ -112,5 +112,6 @@ def test_a_sweep_holds_one_cut_at_a_time_and_asks_every_input_as_often() -> None
 def option(kind: str, cut: str, nodes: int) -> Option:
     """A plan's row that predicts nothing."""
     band = Band(1.0, 1.0, 1.0)
-    return Option(kind=kind, cut=cut, on_edge=tuple(range(nodes)), crossing=(), total=band, stages={}, up_nbytes=0,
-                  down_nbytes=0, throughput=1.0)  # fmt: skip
+    hop = HopCosts(cut, nodes=tuple(range(nodes)), crossing=(), up_nbytes=0, down_nbytes=0, up=band, down=band)
+    hosts = HostCosts(band, band), HostCosts(band, band)
+    return Option(kind=kind, hosts=hosts, hops=(hop,), total=band, throughput=1.0)

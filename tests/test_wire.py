@@ -55,7 +55,7 @@ def test_tensors_survive_any_shape_layout_and_fragmentation(
     frames: list[list[tuple[Array, str]]], chunks: int, answer: bool
 ) -> None:
     kind = Kind.RESULT if answer else Kind.INFER
-    packer = Packer(kind, wire.Result if answer else lambda t: wire.Infer(3, t))
+    packer = Packer(kind, wire.ResultData if answer else lambda t: wire.Infer(3, t))
     times = wire.Times(*(0.125 * n for n in range(8)))
     sent = [[laid_out(a, layout) for a, layout in tensors] for tensors in frames]
     data = b"".join(joined(packer.pack(k, tensors, (), times if answer else ())) for k, tensors in enumerate(sent))
@@ -344,7 +344,7 @@ def example() -> list[tuple[str, bytes]]:
     """The conversation of docs/wire-format.md, as this code writes it."""
     fingerprint = "5a" * 32
     infer = Packer(Kind.INFER, lambda t: wire.Infer(1, t))
-    result = Packer(Kind.RESULT, wire.Result)
+    result = Packer(Kind.RESULT, wire.ResultData)
     x = np.array([[1.0, -2.0]], np.float32)
     y = np.array([[0.25]], np.float32)
     info = wire.ModelInfo(
@@ -379,13 +379,63 @@ def test_the_worked_example_in_the_document_is_what_this_code_writes() -> None:
     assert blocks == {name: dump(data) for name, data in example()}
 
 
+def test_the_documents_answer_of_a_batch_is_what_this_code_writes() -> None:
+    (block,) = re.findall(r"<!-- batch frame: RESULT -->\n```text\n(.*?)\n```", DOC.read_text(), re.DOTALL)
+    packer = Packer(Kind.RESULT, wire.ResultData, batch=True)
+    times = wire.Times(12.5, 0.001, 0.0, 0.0, 0.002, 0.0, 0.0, 0.25)
+    packet = packer.pack(2, [np.array([[0.25]], np.float32)], (), (*times, *wire.BatchRun(7, 2)))
+    assert block == dump(joined(packet))
+
+
+# --- which requests ran as one --------------------------------------------------------------------------------------
+
+
+def test_a_run_is_told_behind_the_times_and_the_header_stays_the_same_bytes() -> None:
+    packer, y = Packer(Kind.RESULT, wire.ResultData, batch=True), np.array([[0.25]], np.float32)
+    near, far = memory.pair()
+    far.agree((wire.BATCH,))
+    frames = []
+    for k, run in enumerate([wire.BatchRun(), wire.BatchRun(7, 2), wire.BatchRun(0xFFFFFFFF, 8)]):
+        near.send(packer.pack(k + 1, [y], (), (*wire.Times(12.5 + k), *run)))
+        frames.append(far.receive())
+        assert wire.parse_run(frames[-1].times) == run
+        assert wire.parse_times(frames[-1].times) == wire.Times(12.5 + k)
+        np.testing.assert_array_equal(frames[-1].tensors[0], y)
+    assert frames[2].header is frames[1].header, "decoded once"
+
+
+@pytest.mark.parametrize("run", [(0, 0), (0, 2), (7, 1), (7, 0)])
+def test_a_run_that_cannot_be_is_not_believed(run: tuple[int, int]) -> None:
+    packer = Packer(Kind.RESULT, wire.ResultData, batch=True)
+    near, far = memory.pair()
+    far.agree((wire.BATCH,))
+    near.send(packer.pack(1, [], (), (*wire.Times(), *run)))
+    assert wire.parse_run(far.receive().times) is None
+
+
+def test_without_the_feature_nothing_is_said_of_runs() -> None:
+    near, far = memory.pair()
+    near.send(Packer(Kind.RESULT, wire.ResultData).pack(1, [], (), wire.Times(1.0)))
+    frame = far.receive()
+    assert wire.parse_run(frame.times) is None
+    assert wire.parse_times(frame.times) == wire.Times(1.0)
+
+
+def test_a_result_that_is_too_short_for_what_was_agreed_on_is_refused() -> None:
+    near, far = memory.pair()
+    far.agree((wire.BATCH,))
+    near.send(Packer(Kind.RESULT, wire.ResultData).pack(1, [], (), wire.Times(1.0)))
+    with pytest.raises(ProtocolError, match="begins with 72 bytes of times: 64 came"):
+        far.receive()
+
+
 def test_the_document_names_every_kind_and_field() -> None:
     text = DOC.read_text()
     for kind, cls in wire.HEADERS.items():
         assert re.search(rf"\| {int(kind)} \| `?{Kind(kind).name}\b", text), f"{Kind(kind).name} is not in the table"
         for field in cls.__struct_fields__:
             assert f"`{field}`" in text, f"{cls.__name__}.{field} is not described"
-    for field in wire.Times._fields:
+    for field in (*wire.Times._fields, *wire.BatchRun._fields):
         assert f"`{field}`" in text
     for code in ("input", "model", "engine", "protocol", "server", "busy"):
         assert f"`{code}`" in text

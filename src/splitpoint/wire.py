@@ -15,7 +15,7 @@ against `Limits` before anything of that length is allocated.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -46,7 +46,7 @@ from splitpoint.text import plain as plain  # whatever a peer wrote goes through
 MAGIC: Final = b"\xf5SPT"
 #: Frames of another major version are not understood. A higher minor version only adds: kinds, flags, fields.
 MAJOR: Final = 1
-MINOR: Final = 2
+MINOR: Final = 3
 DEFAULT_PORT: Final = 3277
 
 _PREFIX = struct.Struct("<4sBBBBIIQ")
@@ -55,6 +55,8 @@ _ID = struct.Struct("<I")
 _TAIL_START = 7
 _TAIL = struct.Struct("<BI")
 _TIMES = struct.Struct("<8d")
+#: `Times` and `BatchRun`.
+_TIMES_AND_RUN = struct.Struct("<8dII")
 #: Bytes of `Times` at the start of a RESULT's body.
 FIXED_BYTES: Final = _TIMES.size
 #: Where the request id is in the prefix: all else repeats from one request to the next.
@@ -100,6 +102,8 @@ PIPELINED: Final = 0x01
 CHECKED: Final = 0x02
 #: The feature of HELLO and WELCOME that stands for this.
 CRC32: Final = "crc32"
+#: The feature for `BatchRun` behind a RESULT's `Times`.
+BATCH: Final = "batch"
 CHECKSUM_BYTES: Final = 4
 #: The CRC-32 of anything with its own CRC-32 behind it.
 RESIDUE: Final = 0x2144DF1C
@@ -367,7 +371,7 @@ class Infer(Message, frozen=True, array_like=True):
     deadline_s: float = 0.0
 
 
-class Result(Message, frozen=True, array_like=True):
+class ResultData(Message, frozen=True, array_like=True):
     """The answer to INFER: the segment's outputs in order. The body begins with `Times`."""
 
     tensors: Annotated[tuple[Tensor, ...], Some]
@@ -392,6 +396,16 @@ class Times(NamedTuple):
     encode_s: float = 0.0
     load_queue_s: float = 0.0
     utilisation: float = 0.0
+
+
+class BatchRun(NamedTuple):
+    """Which run of the server's computed a request: two uint32 behind `Times`, where `BATCH` was agreed on.
+
+    Requests with the same `run` were computed as one batch of `size`. One that was computed by itself has run 0.
+    """
+
+    run: int = 0
+    size: int = 1
 
 
 class Busy(Message, frozen=True):
@@ -420,7 +434,7 @@ HEADERS: Final[dict[int, type[Message]]] = {
     Kind.OPENED: Opened,
     Kind.CLOSE: Close,
     Kind.INFER: Infer,
-    Kind.RESULT: Result,
+    Kind.RESULT: ResultData,
     Kind.BUSY: Busy,
 }
 #: The most characters of a peer's sentence, and of a name it gives, that are kept.
@@ -471,7 +485,7 @@ def _sane_limits(limits: dict[str, int]) -> dict[str, int]:
     return limits
 
 
-def _raw_answer(result: Result) -> Result:
+def _raw_answer(result: ResultData) -> ResultData:
     """`result`; ProtocolError if a tensor of it is encoded: a device never asks for that."""
     for tensor in result.tensors:
         if tensor.codec:
@@ -514,7 +528,7 @@ _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
-class Prefix(NamedTuple):
+class FramePrefix(NamedTuple):
     """The first 24 bytes of a frame, checked."""
 
     minor: int
@@ -632,11 +646,13 @@ class _Memo(NamedTuple):
 class Packer:
     """Makes the INFER or RESULT frames of one segment, whose headers hardly change from one to the next.
 
-    `build(tensors, *extra)` makes the header. While dtypes, shapes and `extra` repeat, its bytes are reused.
+    `build(tensors, *extra)` makes the header. While dtypes, shapes and `extra` repeat, its bytes are reused. With
+    `batch` what a RESULT begins with is `Times` and `BatchRun`, all ten numbers in a row.
     """
 
-    def __init__(self, kind: int, build: Callable[..., Message]) -> None:
+    def __init__(self, kind: int, build: Callable[..., Message], *, batch: bool = False) -> None:
         self._kind, self._build = kind, build
+        self._times = _TIMES_AND_RUN if batch else _TIMES
         self._memo = _Memo((), [], bytearray(), 0, False)
 
     def pack(
@@ -649,7 +665,7 @@ class Packer:
     ) -> Packet:
         """The frame with `arrays` as body: not copied if they are contiguous and little-endian.
 
-        InputError for a dtype that never travels. `times` (a `Times`) belongs to RESULT, and only there.
+        InputError for a dtype that never travels. `times` belongs to RESULT, and only there.
         """
         memo = self._memo
         if not memo.head or len(arrays) != len(memo.layout) or extra != memo.extra:
@@ -662,7 +678,7 @@ class Packer:
         head = memo.head[:]  # the frame's own: it may be written later
         _TAIL.pack_into(head, _TAIL_START, flags, id)
         if times:
-            _TIMES.pack_into(head, len(head) - FIXED_BYTES, *times)
+            self._times.pack_into(head, len(head) - self._times.size, *times)
         if memo.has_empty:
             arrays = [a for a in arrays if a.nbytes]
         return Packet((head, *arrays), memo.nbytes)
@@ -670,7 +686,7 @@ class Packer:
     def _learn(self, arrays: Sequence[Array], extra: tuple[object, ...]) -> tuple[list[Array], _Memo]:
         arrays = [_portable(a) for a in arrays]
         tensors = tuple(Tensor(_NAMES[a.dtype], a.shape, a.nbytes) for a in arrays)
-        fixed = FIXED_BYTES if self._kind == Kind.RESULT else 0
+        fixed = self._times.size if self._kind == Kind.RESULT else 0
         size = fixed + sum(a.nbytes for a in arrays)
         packet = encode(self._kind, 0, self._build(tensors, *extra), (), size)
         head = bytearray(packet.buffers[0]) + bytes(fixed)
@@ -760,11 +776,16 @@ def codec_feature(codec: str) -> str:
 
 @cache
 def features() -> tuple[str, ...]:
-    """The optional features of this side: the codecs that it encodes and decodes."""
-    return tuple(sorted({codec_feature(name) for name in CODECS} - {codec_feature("raw")}))
+    """The optional features of this side: the codecs that it encodes and decodes, and `BATCH`."""
+    return (*sorted({codec_feature(name) for name in CODECS} - {codec_feature("raw")}), BATCH)
 
 
-def parse_prefix(data: Raw, limits: Limits) -> Prefix:
+def times_bytes(features: Collection[str]) -> int:
+    """How many bytes a RESULT's body begins with, where these features were agreed on."""
+    return _TIMES_AND_RUN.size if BATCH in features else _TIMES.size
+
+
+def parse_prefix(data: Raw, limits: Limits) -> FramePrefix:
     """The prefix in `data` (24 bytes). ProtocolError if it is not ours, of another major version, or over a
     limit. ERROR frames are read in every version: they are how a peer says that it cannot read ours."""
     magic, major, minor, kind, flags, id, header_bytes, body_bytes = _PREFIX.unpack_from(data)
@@ -779,10 +800,10 @@ def parse_prefix(data: Raw, limits: Limits) -> Prefix:
         raise ProtocolError(f"a header of {header_bytes} bytes is over the limit, {limits.header_bytes}")
     if body_bytes > limits.frame_bytes:
         raise ProtocolError(f"a frame's body of {body_bytes} bytes is over the limit, {limits.frame_bytes}")
-    return Prefix(minor, kind, flags, id, header_bytes, body_bytes)
+    return FramePrefix(minor, kind, flags, id, header_bytes, body_bytes)
 
 
-def parse_header(prefix: Prefix, data: Raw) -> Message | None:
+def parse_header(prefix: FramePrefix, data: Raw) -> Message | None:
     """The message in `data`, None for a kind of a later version. ProtocolError names what is wrong."""
     decode = _DECODE.get(prefix.kind)
     if decode is None:
@@ -858,6 +879,14 @@ def parse_times(data: Raw) -> Times | None:
     ):
         return times
     return None
+
+
+def parse_run(data: Raw) -> BatchRun | None:
+    """What follows `Times`; None where the server does not say it, or it cannot be."""
+    if len(data) < _TIMES_AND_RUN.size:
+        return None
+    *_, run, size = _TIMES_AND_RUN.unpack_from(data)
+    return BatchRun(run, size) if (size > 1 if run else size == 1) else None
 
 
 def allocate(tensors: Sequence[Tensor]) -> list[Array]:

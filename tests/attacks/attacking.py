@@ -149,9 +149,9 @@ def under_attack(folder: Path, limits: Limits = LIMITS) -> Iterator[Target]:
             made.serves()
             for attacker in made.attackers:
                 attacker.close()
-        internal = [e.text for e in told if "internal" in e.text]
+        internal = [e.sentence for e in told if "internal" in e.sentence]
         assert not internal
-        assert server._received == 0, "room for requests was not given back"
+        assert server.ledger.held_nbytes == 0, "room for requests was not given back"
 
 
 def _status_kb(field: str) -> int:

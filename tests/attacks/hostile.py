@@ -106,7 +106,7 @@ class Hostile:
         self.raw(b"".join(bytes(wire.flat(part)) for part in packet.buffers))
 
     def result(self, id: int, *arrays: Array) -> None:
-        packer = wire.Packer(Kind.RESULT, wire.Result)
+        packer = wire.Packer(Kind.RESULT, wire.ResultData)
         packet = packer.pack(id, list(arrays), (), self.times or (time.perf_counter(), *(0.0,) * 7))
         self.raw(b"".join(bytes(wire.flat(part)) for part in packet.buffers))
 

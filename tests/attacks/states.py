@@ -112,20 +112,20 @@ class Books(NamedTuple):
 
 def books(server: Server, told: Sequence[Event]) -> Books:
     """Those of `server`, all of whose events are in `told`."""
-    peers, tails = list(server._peers), list(server.tails._known.values())
+    peers, tails = list(server._peers), list(server.runner.tails._known.values())
     # A compiled tail that runs apart has a process, and two pipes to it, for as long as it is in the cache.
     pipes = 2 * sum(t.apart and t.session is not None for t in tails)
     return Books(
         len(peers),
-        server._received,
-        sum(len(p.in_flight) for p in peers),
-        server.compute.waiting,
+        server.ledger.held_nbytes,
+        sum(len(p.requests.in_flight) for p in peers),
+        server.runner.compute.waiting,
         sum(t.users for t in tails),
         sum(t.open for t in tails),
         sum(p.connection._queued for p in peers),
         sorted(t.name.split()[0] for t in threading.enumerate() if t.name.startswith(("peer ", "write ", "profile"))),
         len(os.listdir("/proc/self/fd")) - pipes,
-        [e.text for e in told if e.kind == "failed" or "internal" in e.text],
+        [e.sentence for e in told if e.kind == "failed" or "internal" in e.sentence],
     )
 
 

@@ -69,7 +69,7 @@ def test_a_name_with_terminal_escapes_is_one_harmless_line(target: Target) -> No
     attacker.send(2, 0, {"version": [1, 0], "software": "\x1b]0;title\x07\nserving on 6.6.6.6" + "x" * 10_000})
     assert attacker.receive()[0] == Kind.WELCOME
     assert until(lambda: any(e.kind == "connected" for e in target.told))
-    (text,) = [e.text for e in target.told if e.kind == "connected"]
+    (text,) = [e.sentence for e in target.told if e.kind == "connected"]
     assert text.isprintable()
     assert "(]0;title serving on 6.6.6.6xxx" in text
     assert len(text) < 200
@@ -106,7 +106,7 @@ def test_dripping_bytes_is_ended(target: Target) -> None:
             break
         time.sleep(0.05)  # the attack itself
     assert time.monotonic() < ended
-    assert any("too slowly" in e.text for e in target.told)
+    assert any("too slowly" in e.sentence for e in target.told)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_memory_of_waiting_requests_is_bounded(target: Target) -> None:
         attacker.open(target.model.fingerprint)
     for k, attacker in enumerate(attackers):
         attacker.send(32, 2, header, bytes(size), flags=1)
-        assert until(lambda k=k: target.server._received >= min(2, k + 1) * size)
+        assert until(lambda k=k: target.server.ledger.held_nbytes >= min(2, k + 1) * size)
     assert attackers[2].receive()[0] == Kind.BUSY
     target.gate.open.set()
     with ThreadPoolExecutor(2) as pool:  # at once: an answer that waits to be read is given up after a while
@@ -374,7 +374,7 @@ def test_a_peer_that_does_not_read_holds_up_nobody_and_is_given_up(target: Targe
     for id in range(2, 4):
         attacker.send(32, id, header, bytes(size), flags=1)
     target.serves()  # while the attacker's answers are stuck
-    assert until(lambda: not target.server._peers or not any(p.in_flight for p in target.server._peers))
+    assert until(lambda: not target.server._peers or not any(p.requests.in_flight for p in target.server._peers))
     target.serves()
     assert until(lambda: not target.server._peers, 10)
 
@@ -425,12 +425,12 @@ def test_leaving_while_a_tail_is_compiled(target: Target) -> None:
     target.gate.compile_gate.clear()
     attacker = target.attacker()
     attacker.send(20, 1, {"fingerprint": target.model.fingerprint, "inputs": ["x"], "outputs": ["y3"]})
-    assert until(lambda: any(p._opening for p in target.server._peers))
+    assert until(lambda: any(p.opening.waiting for p in target.server._peers))
     attacker.close()
     assert until(lambda: not target.server._peers)
     target.gate.compile_gate.set()
     target.serves()
-    assert until(lambda: all(not t.open for t in target.server.tails._known.values()))
+    assert until(lambda: all(not t.open for t in target.server.runner.tails._known.values()))
 
 
 def test_leaving_while_computing(target: Target) -> None:

@@ -77,7 +77,7 @@ class Guarded:
             np.testing.assert_array_equal(edge.infer(x).outputs["y3"], x)
 
     def tells(self, words: str) -> bool:
-        return until(lambda: any(words in e.text for e in self.told))
+        return until(lambda: any(words in e.sentence for e in self.told))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]
             made.serves()
             for attacker in made.attackers:
                 attacker.close()
-        texts = "\n".join(e.text for e in told)
+        texts = "\n".join(e.sentence for e in told)
         assert "internal" not in texts
         assert TOKEN not in texts
 
@@ -238,7 +238,7 @@ def test_a_wrong_token_is_one_short_refusal(target: Guarded, token: str) -> None
     attacker.close()
     assert target.tells("token")
     if len(token) > 1:
-        assert token not in "".join(e.text for e in target.told)
+        assert token not in "".join(e.sentence for e in target.told)
 
 
 def test_guessing_takes_its_time_and_keeps_nobody_waiting(target: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_data_that_is_chosen_for_the_trial_spoils_nobody_s_answers() -> None:
             honest.ask(HONEST)
             np.testing.assert_allclose(honest.answer(), want, rtol=1e-4)
             attacker.answer()
-        assert [e for e in told if e.kind == "batched" and "CumSum" in e.text]
+        assert [e for e in told if e.kind == "batched" and "CumSum" in e.sentence]
         attacker.close()
         honest.close()
 
@@ -148,4 +148,4 @@ def test_a_batch_that_strays_is_found_and_answered_one_by_one() -> None:
             np.testing.assert_allclose(client.answer(), np.exp(HONEST[0]), rtol=1e-5)
             client.close()
         assert engine.batches == 2
-        assert [e for e in told if e.kind == "batched" and "strays" in e.text]
+        assert [e for e in told if e.kind == "batched" and "strays" in e.sentence]

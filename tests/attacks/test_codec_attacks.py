@@ -22,7 +22,7 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import spec_of
-from splitpoint.wire import Kind, features
+from splitpoint.wire import BATCH, Kind, features
 
 X = np.random.default_rng(0).normal(size=(1, 1024)).astype(np.float32)
 CODECS = ("raw+zstd", "fp16", "fp16+zstd", "int8", "int8+zstd", "int4", "int4+zstd")
@@ -179,12 +179,12 @@ def test_many_small_requests_that_decode_to_much_find_no_room(target: Target) ->
         for k, attacker in enumerate(attackers):
             attacker.send(32, 2, [1, [["float32", [rows, 1024], len(body), "raw+zstd"]]], body, flags=1)
             wanted = min(2, k + 1) * ((40 << 20) + len(body))
-            assert until(lambda wanted=wanted: target.server._received >= wanted)
+            assert until(lambda wanted=wanted: target.server.ledger.held_nbytes >= wanted)
         assert attackers[2].receive()[0] == Kind.BUSY
     for attacker in attackers:
         attacker.close()
     target.gate.open.set()
-    assert until(lambda: target.server._received == 0)
+    assert until(lambda: target.server.ledger.held_nbytes == 0)
 
 
 def test_leaving_in_the_middle_of_an_encoded_body_gives_its_room_back(target: Target) -> None:
@@ -193,9 +193,9 @@ def test_leaving_in_the_middle_of_an_encoded_body_gives_its_room_back(target: Ta
     body = honest("int8", np.zeros((1000, 1024), np.float32))
     frame = attacker.frame(32, 2, [segment, [["float32", [1000, 1024], len(body), "int8"]]], body)
     attacker.raw(frame[: len(frame) // 2])
-    assert until(lambda: target.server._received >= 4096 * 1000)
+    assert until(lambda: target.server.ledger.held_nbytes >= 4096 * 1000)
     attacker.close()
-    assert until(lambda: target.server._received == 0 and not target.server._peers)
+    assert until(lambda: target.server.ledger.held_nbytes == 0 and not target.server._peers)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -225,8 +225,8 @@ def pictures(tmp_path: Path) -> Iterator[Target]:
                 assert np.abs(result.outputs["y3"] - 200.0).max() < 4
             for attacker in made.attackers:
                 attacker.close()
-        assert not [e.text for e in told if "internal" in e.text]
-        assert server._received == 0
+        assert not [e.sentence for e in told if "internal" in e.sentence]
+        assert server.ledger.held_nbytes == 0
 
 
 def saved(picture: Image.Image, format: str = "JPEG", **more: object) -> bytes:
@@ -293,4 +293,4 @@ def test_codecs_that_do_not_take_such_a_tensor(pictures: Target, codec: str, sha
 
 
 def test_every_codec_that_is_told_is_attacked_here() -> None:
-    assert {f"codec:{name}" for name in (*CODECS, "jpeg")} == set(features())
+    assert {f"codec:{name}" for name in (*CODECS, "jpeg")} == set(features()) - {BATCH}

@@ -23,6 +23,7 @@ import onnx
 import pytest
 from attacking import Target
 from hostile import Hostile, hostile, silent
+from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
 from serving import affine, evaluate
 
@@ -44,11 +45,12 @@ from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.model import Model, from_graph
 from splitpoint.models.weights import ModelWeights
 from splitpoint.profile.measure import profile_model
+from splitpoint.runtime.client import WantedTail
 from splitpoint.runtime.client import held_weights as holding_module
-from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.reconnect import ask_while_alive
+from splitpoint.runtime.client.edge_settings import AutoPlan
 from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.client.wire_remote import WireRemote
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import OPEN
@@ -60,8 +62,9 @@ from splitpoint.wire import Kind, Limits
 
 #: Pauses are short, and nothing that is honest is ever late, however busy this machine is.
 QUICK = Patience(
-    first_s=30.0, least_s=30.0, pong_s=5.0, pause_s=0.02, longest_pause_s=0.05, open_s=0.05, profile_s=0.05
-)
+    first_s=30.0, least_s=30.0, pong_s=5.0, pause_s=0.02, longest_pause_s=0.05, open_s=0.05, profile_s=0.05,
+    answer_s=5.0, seed=1,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +78,8 @@ def xs(rows: int = 1) -> Array:
 
 def edge(server: Hostile, model: Model | str | None, fallback: str = "error", **more: Any) -> Edge:
     security = certificates.client() if server._context is not None else OPEN
-    more = {"at": "add1", "patience": QUICK, "engine": open_engine(threads=1), "timeout_s": 5.0, **more}
-    return Edge(server.address, model, fallback=fallback, security=security, seed=1, **more)
+    more = {"at": "add1", "patience": QUICK, "engine": open_engine(threads=1), **more}
+    return Edge(server.address, model, fallback=fallback, security=security, **more)
 
 
 def right(model: Model, x: Array, found: Array) -> None:
@@ -174,7 +177,7 @@ def test_rows_that_are_no_batch_are_known_too(
 )
 def test_an_account_that_cannot_be_says_nothing(model: Model, times: tuple[float, ...]) -> None:
     with hostile(model) as server, edge(server, model) as made:
-        before = made._line.channel.clock.best
+        before = made._line.remote.clock.best
         server.times = times
         result = made.infer(xs())
         right(model, xs(), result.outputs["y3"])
@@ -183,7 +186,7 @@ def test_an_account_that_cannot_be_says_nothing(model: Model, times: tuple[float
         stages = result.trace.stages()
         assert set(stages) == {"head", "encode", "wait"}
         assert sum(stages.values()) == pytest.approx(result.total_ms)
-        assert made._line.channel.clock.best == before
+        assert made._line.remote.clock.best == before
 
 
 def big(kind: Kind, id: int, nbytes: int = 512 << 20) -> bytes:
@@ -269,10 +272,13 @@ def test_an_answer_that_nobody_waits_for_any_more_is_thrown_away(model: Model) -
         late.clear()
         return True
 
-    with hostile(model, {Kind.INFER: says}) as server, edge(server, model, timeout_s=0.2) as made:
+    with (
+        hostile(model, {Kind.INFER: says}) as server,
+        edge(server, model, patience=structs.replace(QUICK, answer_s=0.2)) as made,
+    ):
         with pytest.raises(ServerError, match="did not answer in time"):
             made.infer(xs())
-        made._channel.timeout_s = 30.0
+        made._binding.requests._answer_s = 30.0
         right(model, xs(2), made.infer(xs(2)).outputs["y3"])
         assert made._channel.in_flight == 0
         assert not made._channel._owed
@@ -300,10 +306,10 @@ def test_what_a_pong_says_of_our_own_clock_is_not_believed(model: Model) -> None
         return True
 
     with hostile(model, {Kind.PING: says}) as server, edge(server, model) as made:
-        assert abs(made._line.channel.clock.offset_s) < 100
+        assert abs(made._line.remote.clock.offset_s) < 100
         for _ in range(3):
             made.infer(xs())
-        assert abs(made._line.channel.clock.offset_s) < 100
+        assert abs(made._line.remote.clock.offset_s) < 100
 
 
 @pytest.mark.parametrize(("name", "value"), [("blob_chunk", 1), ("blob_chunk", -5), ("in_flight", 0)])
@@ -356,7 +362,7 @@ def test_a_greeting_in_drips_is_over_when_a_silent_one_is(model: Model) -> None:
 
     with hostile(model, {Kind.HELLO: says}) as server:
         with pytest.raises(UnreachableError, match=r"did not answer in 0\.2 s"):
-            edge(server, model, connect_s=0.2)
+            edge(server, model, patience=structs.replace(QUICK, connect_s=0.2))
         assert 0 < server.asked["dripped"] < whole / 2
 
 
@@ -389,7 +395,7 @@ def test_a_tail_that_is_opened_late_is_used_then(model: Model) -> None:
     with hostile(model, {Kind.OPEN: says}) as server, edge(server, model, "local") as made:
         assert made.infer(xs()).fallback
         late.set()
-        made._line.channel.abort("is tried again")  # what was asked before is never answered
+        made._line.remote.abort("is tried again")  # what was asked before is never answered
         for _ in range(1000):
             if not made.infer(xs()).fallback:
                 break
@@ -404,7 +410,7 @@ def busy(server: Hostile, id: int, header: Any, body: bytes) -> bool:
 
 @pytest.mark.parametrize("says", [silent, busy])
 def test_a_profile_that_never_comes_keeps_nobody_who_has_the_model(model: Model, tmp_path: Path, says: Any) -> None:
-    more: dict[str, Any] = {"at": None, "plan": "auto", "budget_s": 0.1, "cache": tmp_path}
+    more: dict[str, Any] = {"at": None, "plan": AutoPlan(budget_s=0.1), "cache": tmp_path}
     with hostile(model, {Kind.PROFILE: says}) as server, edge(server, model, "local", **more) as made:
         right(model, xs(), made.infer(xs()).outputs["y3"])
         assert made.cut.name == "output"
@@ -428,16 +434,16 @@ def test_a_busy_server_is_asked_again_when_we_like(model: Model, retry_s: float)
 def test_what_takes_long_takes_no_longer_than_we_allow(model: Model) -> None:
     """Pings are answered, the request never is."""
     with hostile(model, {Kind.OPEN: silent}) as server:
-        channel = Channel(connect(server.address), software="", timeout_s=5.0)
-        channel.detach()
+        remote = WireRemote(connect(server.address), software="", timeout_s=5.0)
         try:
-            request = wire.OpenRequest(model.fingerprint, ("x",), ("y3",))
+            tail = remote.open(WantedTail(model.fingerprint, model.graph.cut("add1"), ("y3",)))
             with pytest.raises(ServerError, match=r"did not answer in 0\.1 s"):
-                ask_while_alive(channel, Kind.OPEN, request, wire.Opened, 0.02, 0.1)
-            assert not channel.ended
+                tail.ready(0.1, 0.02)
+            tail.close()
+            assert not remote.ended
             assert server.asked["PING"]
         finally:
-            channel.close()
+            remote.close()
 
 
 def other_ends(server: Hostile, id: int, header: Any, body: bytes) -> bool:
@@ -490,7 +496,7 @@ def test_whatever_a_server_says_first_a_device_with_the_model_answers(model: Mod
                 result = made.infer(xs())
                 right(model, xs(), result.outputs["y3"])
                 assert result.fallback
-            assert [e.text for e in told if "requests are answered here" in e.text], told
+            assert [e for e in told if "requests are answered here" in e.sentence], told
             made.switch("add2")
             right(model, xs(), made.infer(xs(), at="mul1").outputs["y3"])
 
@@ -509,7 +515,7 @@ def test_a_server_that_tells_nothing_of_its_speed_is_done_without(
     with hostile(model, {Kind.PROFILE: errs(code) if code else nonsense}) as server:
         assert main(run(model, server, tmp_path, "--budget", "0.1s")) == 0
         Edge(
-            server.address, model, plan="auto", budget_s=0.1, fallback="local", cache=tmp_path,
+            server.address, model, plan=AutoPlan(budget_s=0.1), fallback="local", cache=tmp_path,
             engine=open_engine(threads=1), patience=QUICK,
         ).close()  # fmt: skip
     assert "x.npy" in capsys.readouterr().out

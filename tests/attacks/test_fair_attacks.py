@@ -16,10 +16,11 @@ from serving import Gate, affine, nothing_leaks, until
 
 from splitpoint.errors import BusyError
 from splitpoint.models.model import Model, Segment
-from splitpoint.runtime.server import connection as peer_module
+from splitpoint.runtime.server import connection, requests
 from splitpoint.runtime.server import profile_jobs as profiling
+from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.compiled_tails import Tails
-from splitpoint.runtime.server.fair_queue import Client, FairQueue, Job
+from splitpoint.runtime.server.fair_queue import Client, FairQueue, WaitingJob
 from splitpoint.runtime.server.quotas import Origin, Origins
 from splitpoint.runtime.server.run_limits import Watch
 from splitpoint.runtime.server.server import Server
@@ -30,7 +31,7 @@ OTHER = "127.0.0.2"
 
 
 def origin(target: Target, address: str = "127.0.0.1") -> Origin:
-    return target.server._origins._known[address]
+    return target.server.ledger.origins._known[address]
 
 
 def nothing(_waited: float) -> None:
@@ -43,8 +44,8 @@ def nothing(_waited: float) -> None:
 def test_made_up_names_are_refused_before_anything_is_planned(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[object] = []
     monkeypatch.setattr(Model, "segment", lambda *names: planned.append(names))
-    charge, charged = target.server.charge, list[float]()
-    monkeypatch.setattr(target.server, "charge", lambda of, s: charged.append(s) or charge(of, s))
+    charge, charged = Account.charge, list[float]()
+    monkeypatch.setattr(Account, "charge", lambda account, s: charged.append(s) or charge(account, s))
     attacker = target.attacker()
     fingerprint, junk = target.model.fingerprint, [f"junk{k}" for k in range(4096)]
     for id, (inputs, outputs) in enumerate(
@@ -68,8 +69,8 @@ def test_tails_are_made_in_turns_among_addresses_and_there_is_room_for_every_one
             attacker.send(
                 20, id, {"fingerprint": fingerprint, "inputs": ["x"], "outputs": [f"m{id % 4}", f"y{id % 3}"]}
             )
-    assert until(lambda: target.server.builders.waiting + 2 >= 30)
-    queue = target.server.builders._queue
+    assert until(lambda: target.server.services.builders.waiting + 2 >= 30)
+    queue = target.server.services.builders._queue
     queue.end(origin(target).builds, took_s=1.0)  # those two that are being made, say
     late = target.attacker(source=OTHER)
     late.send(20, 7, {"fingerprint": fingerprint, "inputs": ["m3"], "outputs": ["y3"]})
@@ -87,9 +88,9 @@ def test_who_left_has_no_tails_made(target: Target) -> None:
     attacker = target.attacker()
     for id, name in enumerate(["x", "m0", "y0", "m1", "y1", "m2", "y2", "m3"], 2):
         attacker.send(20, id, {"fingerprint": target.model.fingerprint, "inputs": [name], "outputs": ["y3"]})
-    assert until(lambda: target.server.builders.waiting >= 6)
+    assert until(lambda: target.server.services.builders.waiting >= 6)
     attacker.close()
-    assert until(lambda: not target.server.builders.waiting)
+    assert until(lambda: not target.server.services.builders.waiting)
     target.gate.compile_gate.set()
     assert until(lambda: not target.server._peers)
     assert len(target.gate.compiled) <= 2, "those that had begun"
@@ -100,7 +101,7 @@ def test_an_address_that_had_too_much_made_is_told_when_to_come_back(target: Tar
     attacker.open(target.model.fingerprint)
     asked = {"fingerprint": target.model.fingerprint, "inputs": ["m1"], "outputs": ["y3"]}
     before = origin(target).building._left
-    target.server.charge_build(origin(target), 1000.0)
+    origin(target).building.spend(1000.0)
     attacker.send(20, 5, asked)
     kind, _, header, _ = attacker.receive()
     assert (kind, header["code"]) == (Kind.ERROR, "busy")
@@ -142,8 +143,8 @@ def test_a_tail_that_left_memory_is_compiled_at_the_cost_of_who_asks_and_not_by_
         assert all(name.startswith("compile") for name in gate.threads_)
         attacker.close()
         assert until(lambda: not server._peers)
-        assert server._received == 0
-        assert not any(tail.users for tail in server.tails._cached.values())
+        assert server.ledger.held_nbytes == 0
+        assert not any(tail.users for tail in server.runner.tails._cached.values())
 
 
 def test_who_has_many_tails_compiled_pushes_out_its_own(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_connections_of_one_address_share_its_places(target: Target) -> None:
         assert attacker.receive()[0] == Kind.BUSY
     assert len(waiting) == LIMITS.queue * 3 // 4
     other.infer(2, segment)
-    assert until(lambda: target.server.compute.waiting == len(waiting) + 1)
+    assert until(lambda: target.server.runner.compute.waiting == len(waiting) + 1)
     target.gate.open.set()
     assert other.receive()[:2] == (Kind.RESULT, 2)
     for attacker in (*flood, other):
@@ -192,10 +193,10 @@ def test_connections_of_one_address_share_its_places(target: Target) -> None:
 
 def test_connections_of_one_address_take_turns_and_none_fills_its_places() -> None:
     queue, flood = FairQueue(16), Client()
-    taken = [queue.push(0.0, Job(flood, nothing, line="a")) for _ in range(10)]
+    taken = [queue.push(0.0, WaitingJob(flood, nothing, line="a")) for _ in range(10)]
     assert taken == [True] * 8 + [False] * 2
-    assert queue.push(0.0, Job(flood, nothing, line="b")), "it has none waiting"
-    assert not queue.push(0.0, Job(flood, nothing, line="b"))
+    assert queue.push(0.0, WaitingJob(flood, nothing, line="b")), "it has none waiting"
+    assert not queue.push(0.0, WaitingJob(flood, nothing, line="b"))
     assert [queue.take(0.0).line for _ in range(3)] == ["a", "b", "a"]
     assert [job.line for job in queue.drop(flood, "a")] == ["a"] * 6
     assert queue.waiting == 0
@@ -207,7 +208,7 @@ def test_whoever_has_many_waiting_is_read_as_fast_as_it_is_computed(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(peer_module, "sleep", pauses.append)
+    monkeypatch.setattr(requests, "sleep", pauses.append)
     attacker = target.attacker()
     segment = attacker.open(target.model.fingerprint)
     for id in range(10, 13):
@@ -219,7 +220,7 @@ def test_whoever_has_many_waiting_is_read_as_fast_as_it_is_computed(
     for id in range(20, 24):
         attacker.infer(id, segment, flags=1)
     assert until(lambda: len(pauses) >= 3)
-    assert all(0 < seconds <= peer_module._REFUSED_S for seconds in pauses)
+    assert all(0 < seconds <= requests.REFUSED_S for seconds in pauses)
     target.gate.open.set()
     for _ in range(4):
         assert attacker.receive()[0] == Kind.RESULT
@@ -227,7 +228,7 @@ def test_whoever_has_many_waiting_is_read_as_fast_as_it_is_computed(
 
 def test_refusing_costs_less_than_asking(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(peer_module, "sleep", pauses.append)
+    monkeypatch.setattr(connection, "sleep", pauses.append)
     target.gate.open.clear()
     attacker = target.attacker()
     segment = attacker.open(target.model.fingerprint)
@@ -237,7 +238,7 @@ def test_refusing_costs_less_than_asking(target: Target, monkeypatch: pytest.Mon
     busy = [attacker.receive() for _ in range(30 - LIMITS.in_flight)]
     assert {kind for kind, *_ in busy} == {Kind.BUSY}
     assert until(lambda: len(pauses) >= len(busy)), "it is not read from before it was to ask again"
-    assert all(pause == min(header["retry_after_s"], peer_module._REFUSED_S) for pause, (_, _, header, _) in
+    assert all(pause == min(header["retry_after_s"], requests.REFUSED_S) for pause, (_, _, header, _) in
                zip(pauses[-len(busy):], busy, strict=True))  # fmt: skip
     target.gate.open.set()
     for _ in range(LIMITS.in_flight):
@@ -248,7 +249,8 @@ def test_who_talks_too_much_is_not_read_from_and_neighbours_are(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[str] = []
-    monkeypatch.setattr(target.server, "pause", lambda seconds: pauses.append(threading.current_thread().name))
+    # It is frozen: nothing but a test changes it.
+    object.__setattr__(target.server.services, "pause", lambda seconds: pauses.append(threading.current_thread().name))
     attacker, neighbour, other = target.attacker(), target.attacker(), target.attacker(source=OTHER)
 
     def ping(one: Attacker, times: int) -> None:
@@ -388,7 +390,7 @@ def test_who_asked_for_a_profile_and_left_is_forgotten(target: Target, measuring
     asked = {"fingerprint": target.model.fingerprint, "budget_s": 20.0}
     staying = target.attacker(source=OTHER)
     staying.send(24, 2, asked)
-    jobs = target.server.profiling._jobs
+    jobs = target.server.services.profiling._jobs
     assert until(lambda: len(jobs) == 1)
     for _ in range(5):
         one = target.attacker()
@@ -440,7 +442,7 @@ def test_one_address_may_have_half_of_the_models_that_wait_and_others_are_measur
     assert [ask(model, greedy) for model in models[:8]] == [True] * 5 + [False] * 3
     assert ask(models[8], modest)
     greedy.measured_s = 60.0
-    assert min(asked._jobs, key=profiling._Job.spent_s).model is models[8]
+    assert min(asked._jobs, key=profiling._ProfileJob.spent_s).model is models[8]
 
 
 # --- who is one client ----------------------------------------------------------------------------------------------

@@ -130,9 +130,9 @@ def test_a_few_thousand_damaged_frames(tmp_path: Path) -> None:
             tally = damaged_frames.attack(server.address, said, frames=2500, seed=1)
         damaged_frames.honest(server.address, at="pool1", cache=tmp_path)
         assert until(lambda: not server._peers, 10)
-        assert server._received == 0
+        assert server.ledger.held_nbytes == 0
     assert not tally.stuck
-    assert not [e.text for e in told if "internal" in e.text or e.kind == "failed"]
+    assert not [e.sentence for e in told if "internal" in e.sentence or e.kind == "failed"]
     # It was not all refused at the door: there were answers, refusals of one request, and ends of conversations.
     assert min(tally.answers[k] for k in ("WELCOME", "OPENED", "RESULT", "ERROR", "PONG", "END")) > 10
 

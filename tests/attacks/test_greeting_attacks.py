@@ -74,7 +74,7 @@ class Target:
         assert who.receive()[:2] == (Kind.PONG, 9)
 
     def tells(self, words: str) -> bool:
-        return until(lambda: any(words in e.text for e in self.told))
+        return until(lambda: any(words in e.sentence for e in self.told))
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def serving(folder: Path, *, tls: bool, limits: Limits = PATIENT) -> Iterator[Ta
                 who.close()
             assert until(lambda: not server._peers)
             target.honest().close()
-        assert "internal" not in "".join(e.text for e in told)
+        assert "internal" not in "".join(e.sentence for e in told)
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "TLS"])
@@ -109,8 +109,10 @@ def test_the_silent_lock_nobody_out(target: Target, sources: list[str]) -> None:
         target.connect(sources[k % len(sources)])
     for source in (*sources, "127.0.0.9"):
         target.pings(target.honest(source))
-        assert len(target.server._room) <= PATIENT.arrivals
-    assert until(lambda: len(target.server._arrivals) <= PATIENT.arrivals), "the threads of those who lost their places"
+        assert len(target.server.admission.room) <= PATIENT.arrivals
+    assert until(lambda: len(target.server.admission.arrivals) <= PATIENT.arrivals), (
+        "the threads of those who lost their places"
+    )
 
 
 def test_those_who_are_in_are_not_counted_with_those_who_are_not(target: Target) -> None:
@@ -124,7 +126,7 @@ def test_those_who_are_in_are_not_counted_with_those_who_are_not(target: Target)
 
 def test_who_comes_from_a_quiet_address_keeps_its_place(target: Target) -> None:
     slow = target.connect(FAR)
-    assert until(lambda: len(target.server._room) == 1)
+    assert until(lambda: len(target.server.admission.room) == 1)
     crowd = [target.connect(NEAR) for _ in range(30)]
     if not target.tls:
         assert crowd[0].receive()[2]["code"] == "busy", "a word, and that is all"
@@ -143,7 +145,7 @@ def test_half_a_greeting_keeps_no_place(target: Target) -> None:
 def test_places_are_counted_when_one_is_let_in(tmp_path: Path) -> None:
     with serving(tmp_path, tls=False, limits=dataclasses.replace(PATIENT, connections=2)) as target:
         came = [target.connect() for _ in range(4)]
-        assert until(lambda: len(target.server._room) == 4)
+        assert until(lambda: len(target.server.admission.room) == 4)
         said = [target.greet(who) for who in came]
         assert [kind for kind, _ in said] == [Kind.WELCOME, Kind.WELCOME, Kind.ERROR, Kind.ERROR]
         assert {header["code"] for kind, header in said if kind == Kind.ERROR} == {"busy"}
@@ -153,7 +155,7 @@ def test_places_are_counted_when_one_is_let_in(tmp_path: Path) -> None:
 def test_an_addresss_share_is_counted_when_one_is_let_in(tmp_path: Path) -> None:
     with serving(tmp_path, tls=False, limits=dataclasses.replace(PATIENT, client_connections=1)) as target:
         came = [target.connect(), target.connect(), target.connect(FAR)]
-        assert until(lambda: len(target.server._room) == 3)
+        assert until(lambda: len(target.server.admission.room) == 3)
         assert [target.greet(who)[0] for who in came] == [Kind.WELCOME, Kind.ERROR, Kind.WELCOME]
 
 
@@ -161,7 +163,7 @@ def test_the_server_ends_while_they_are_silent(tmp_path: Path) -> None:
     with nothing_leaks():
         with Server([affine(tmp_path)], engine=Gate(), port=0, limits=PATIENT) as server:
             came = [Attacker(server.address, hello=False) for _ in range(3)]
-            assert until(lambda: len(server._room) == 3)
+            assert until(lambda: len(server.admission.room) == 3)
         for who in came:
             assert "is ending" in who.receive()[2]["message"]
             who.close()
@@ -224,9 +226,9 @@ def test_guesses_of_one_address_are_counted(tmp_path: Path, monkeypatch: pytest.
             assert until(lambda: len(asked) > k)  # noqa: B023 - called at once
         assert compared == asked[: greeting._GUESSES]
         target.pings(target.honest(FAR))
-        for arrival in list(target.server._arrivals):
+        for arrival in list(target.server.admission.arrivals):
             arrival.send_away("")  # or it would think for 30 s
-        assert until(lambda: not target.server.guesses._wrong)
+        assert until(lambda: not target.server.admission.guesses._wrong)
 
 
 def test_wrong_tokens_that_are_thought_about_hold_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,10 +238,10 @@ def test_wrong_tokens_that_are_thought_about_hold_no_place(tmp_path: Path, monke
             who = target.shake(target.connect())
             who.send(2, 0, {"version": [1, 0], "token": "x" * 20})
         target.pings(target.honest(FAR))
-        assert until(lambda: len(target.server._arrivals) <= PATIENT.arrivals)
-        for arrival in list(target.server._arrivals):
+        assert until(lambda: len(target.server.admission.arrivals) <= PATIENT.arrivals)
+        for arrival in list(target.server.admission.arrivals):
             arrival.send_away("")
-        assert until(lambda: not target.server.guesses._wrong)
+        assert until(lambda: not target.server.admission.guesses._wrong)
 
 
 @pytest.mark.parametrize("said", ["", "x", TOKEN[:-1], TOKEN + "x", "ü" * 28, "\ud800", "\0" * 28, "x" * 60_000])
@@ -349,7 +351,7 @@ def test_handshakes_get_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(budget, "monotonic", lambda: now_s)
     monkeypatch.setattr(budget, "sleep", wait)
     monkeypatch.setattr(budget, "thread_time", lambda: computed_s)
-    pace = budget.Pace(most_s=0.25, share=0.25)
+    pace = budget.Throttle(most_s=0.25, share=0.25)
     waited = list[float]()
     for _ in range(1000):
         before = now_s
@@ -382,11 +384,11 @@ def test_those_of_whom_nothing_was_said_are_counted(monkeypatch: pytest.MonkeyPa
     told = list[Event]()
     refusals = Refusals(told.append)
     for k in range(greeting._LINES + 7):
-        refusals(f"number {k}")
+        refusals(f"number {k}", "", "")
     assert len(told) == greeting._LINES
     now_s = 1.0
-    refusals("the last")
-    assert told[-1].text == "the last (and 7 others before, of whom nothing was said)"
+    refusals("the last", "", "")
+    assert told[-1].sentence == "the last (and 7 others before, of whom nothing was said)"
 
 
 # --- PROBE ----------------------------------------------------------------------------------------------------------

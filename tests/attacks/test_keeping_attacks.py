@@ -379,18 +379,18 @@ def test_open_segments_of_an_address_are_bounded_together(target: Target, monkey
 
 def test_what_is_open_is_counted_until_it_is_given_back(target: Target) -> None:
     attacker = target.attacker()
-    account = target.server._origins._known["127.0.0.1"]
+    account = target.server.ledger.origins._known["127.0.0.1"]
     numbers = [opened(attacker, target, name)[1]["segment"] for name in ("y0", "y0", "y1")]
-    graphs = {tail.graph_nbytes for tail in target.server.tails._known.values()}
+    graphs = {tail.graph_nbytes for tail in target.server.runner.tails._known.values()}
     assert min(graphs) > 2048
-    whole = 3 * origins._SEGMENT_BYTES + sum(t.graph_nbytes for t in target.server.tails._known.values())
+    whole = 3 * origins._SEGMENT_BYTES + sum(t.graph_nbytes for t in target.server.runner.tails._known.values())
     assert account.open_nbytes == whole, "a graph that is open twice is there once"
     # What cannot be compiled is not counted, and what left memory is.
     monkey = target.gate.compile
     target.gate.compile = broken  # type: ignore[method-assign]
     assert opened(attacker, target, "y2")[0] == Kind.ERROR
     target.gate.compile = monkey  # type: ignore[method-assign]
-    target.server.tails.close()
+    target.server.runner.tails.close()
     assert account.open_nbytes == whole
     attacker.send(22, 0, {"segment": numbers[0]})
     attacker.send(5, 9, [1.5])
@@ -435,7 +435,7 @@ def test_a_weight_in_the_cache_of_another_size_is_fetched_again_before_memory_is
         for hash in edge.model.blobs:
             assert edge.model.blob(hash).nbytes == 4096
     assert set(taken) == {4096}
-    assert len([event for event in told if "has rotted" in event.text]) == len(files) == 8
+    assert len([event for event in told if "has rotted" in event.sentence]) == len(files) == 8
     assert all(path.stat().st_size == 4096 for path in files)
 
 

@@ -24,8 +24,11 @@ from serving import affine, until
 from splitpoint import errors
 from splitpoint.errors import BusyError, SplitpointError, UsageError
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.connection import Peer
 from splitpoint.runtime.server.quotas import Origin, Origins
+from splitpoint.runtime.server.requests import Requests
 from splitpoint.wire import Kind, Limits
 
 STRICT = dataclasses.replace(LIMITS, client_connections=3, client_compiles=4, segments=100)
@@ -118,7 +121,7 @@ def test_distinct_cuts_compiled_for_one_client_are_bounded(strict: Target) -> No
     other.close()
     attacker.close()
     assert until(lambda: not strict.server._peers)
-    strict.server._origins._known.clear()  # a minute later: the fixture's honest client comes from here
+    strict.server.ledger.origins._known.clear()  # a minute later: the fixture's honest client comes from here
 
 
 def test_a_device_is_told_when_to_ask_for_another_tail(strict: Target) -> None:
@@ -129,7 +132,7 @@ def test_a_device_is_told_when_to_ask_for_another_tail(strict: Target) -> None:
         with pytest.raises(BusyError, match="compiled for one address") as caught:
             edge.warm(one_more)
         assert 0 < caught.value.retry_after_s <= 15
-    strict.server._origins._known.clear()
+    strict.server.ledger.origins._known.clear()
 
 
 # --- what a header becomes ------------------------------------------------------------------------------------------
@@ -217,7 +220,7 @@ def test_refused_requests_leave_memory(target: Target, header: object, body: int
 
     def left() -> int:
         gc.collect()
-        return sum(issubclass(type(o), (SplitpointError, Peer)) for o in gc.get_objects())
+        return sum(issubclass(type(o), (SplitpointError, Peer, Requests, Account)) for o in gc.get_objects())
 
     attacker = target.attacker()
     attacker.open(target.model.fingerprint)
@@ -333,11 +336,11 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from serving import affine
 from splitpoint.engines import open_engine
-from splitpoint.runtime.server import Server
+from splitpoint.runtime.server.server import Server
 model = affine(Path(sys.argv[2]))
 def tell(event):
     if event.kind == "warning":
-        print(event.text, flush=True)
+        print(event.sentence, flush=True)
 with Server([model], engine=open_engine(threads=1), port=0, on_event=tell) as server:
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
     print(server.address, flush=True)
@@ -368,7 +371,7 @@ def test_a_server_out_of_file_descriptors_serves_on(tmp_path: Path) -> None:
             np.testing.assert_array_equal(edge.infer(x).outputs["y3"], wanted)
             for sock in crowd:
                 sock.close()
-            with Edge(address, model, at="input", connect_s=20) as late:
+            with Edge(address, model, at="input", patience=Patience(connect_s=20)) as late:
                 np.testing.assert_array_equal(late.infer(x).outputs["y3"], wanted)
         assert until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) < 40)
     finally:

@@ -28,6 +28,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.client import ready_cuts as cuts
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.result import Result
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
@@ -35,7 +36,10 @@ from splitpoint.wire import MAGIC, PREFIX_BYTES, Kind, Limits
 
 #: A device that has no answer after so long is kept by its server: all its own waits are far shorter.
 BOUND_S = 10.0
-SHORT = Patience(first_s=0.05, least_s=0.02, pong_s=0.1, failures=3, pause_s=0.005, longest_pause_s=0.02, greet_s=0.2)
+SHORT = Patience(
+    answer_s=0.3, connect_s=0.3, first_s=0.05, least_s=0.02, pong_s=0.1, failures=3, pause_s=0.005,
+    longest_pause_s=0.02, greet_s=0.2, seed=1,
+)  # fmt: skip
 LIMITS = Limits(frame_bytes=4 << 20, tensor_bytes=4 << 20, memory_bytes=16 << 20, stall_s=0.2)
 _PREFIX = struct.Struct("<4sBBBBIIQ")
 _RIGHT = {
@@ -284,8 +288,8 @@ class Lied(Stepping):
     def comes(self) -> None:
         self.edge = self.bounded(
             lambda: Edge(
-                self.liar.address, self.liar.model, at="pool1", fallback=self.fallback, patience=SHORT, timeout_s=0.3,
-                connect_s=0.3, limits=LIMITS, seed=1, on_event=lambda _: None,
+                self.liar.address, self.liar.model, at="pool1", fallback=self.fallback, patience=SHORT,
+                wire=WireSettings(limits=LIMITS), on_event=lambda _: None,
             )
         )  # fmt: skip
 

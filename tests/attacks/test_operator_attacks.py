@@ -18,6 +18,7 @@ from splitpoint.errors import ModelError
 from splitpoint.models import load, reading
 from splitpoint.models.operators import _COMPUTING
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.server.server import Server
 from splitpoint.wire import Kind
 
@@ -118,7 +119,9 @@ def test_a_model_is_served_and_fetched_only_with_operators_that_both_allow(
             Edge(server.address, engine=engine, cache=cache)
         assert main(["pull", "--cloud", server.address, "--cache", str(cache)]) == 3
         assert main(["pull", "--cloud", server.address, "--cache", str(cache), "--allow-domain", "com.microsoft"]) == 0
-        with Edge(server.address, engine=engine, cache=cache, at="output", allow_domains=["com.microsoft"]) as edge:
+        with Edge(
+            server.address, engine=engine, cache=cache, at="output", models=ModelPolicy(allow_domains=["com.microsoft"])
+        ) as edge:
             assert edge.infer(np.ones((1, 4), np.float32)).outputs["y"].shape == (1, 300)
         with pytest.raises(ModelError, match="--allow-domain"):  # what was kept is looked at again
             Edge(server.address, engine=engine, cache=cache)

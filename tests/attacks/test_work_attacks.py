@@ -78,9 +78,9 @@ def test_requests_that_would_take_too_much_together_do_not_run_as_one_batch(tmp_
         attacker.infer(5, segment)
         assert attacker.receive()[:2] == (Kind.RESULT, 5)
         (peer,) = target.server._peers
-        (opened,) = peer._opened.values()
-        assert opened.tail.most == 8
-        assert opened.checked.gain is None
+        (opened,) = peer.opening.tails.values()
+        assert opened.tail._tail.most == 8
+        assert opened.checked.kind.gain is None
 
 
 def test_what_a_large_run_has_left_is_given_back() -> None:
@@ -196,7 +196,7 @@ def test_a_loop_without_end_holds_up_only_who_asked_for_it(tmp_path: Path) -> No
         honest.sock.settimeout(30)
         honest.ask(6, model, "z", 4)  # another tail
         assert isinstance(honest.answer(6), list)
-        assert until(lambda: server.compute.workers == 2)
+        assert until(lambda: server.runner.compute.workers == 2)
         honest.ask(7, model, "y", 4)  # the very tail that is held up: told, not kept
         assert honest.answer(7)["code"] == "busy"
         beside = Decider(server.address)
@@ -223,7 +223,7 @@ def test_what_takes_too_long_is_given_up_and_counted_to_who_asked(tmp_path: Path
             honest.ask(k, model, "y", 1)
             if isinstance(honest.answer(k), list):
                 break
-        assert until(lambda: server.compute.workers == 1)
+        assert until(lambda: server.runner.compute.workers == 1)
         attacker.close()
         honest.close()
 
@@ -304,12 +304,12 @@ def test_a_worker_that_hangs_is_replaced_and_does_not_keep_the_server_from_endin
     told: list[str] = []
     with nothing_leaks():
         limits = dataclasses.replace(LIMITS, run_s=0.1)
-        server = Server([model], engine=gate, port=0, limits=limits, on_event=lambda e: told.append(e.text))
+        server = Server([model], engine=gate, port=0, limits=limits, on_event=lambda e: told.append(e.sentence))
         server.start()
         attacker, honest = Attacker(server.address), Attacker(server.address, source="127.0.0.9")
         attacker.infer(5, attacker.open(model.fingerprint))
         segment = honest.open(model.fingerprint)
-        assert until(lambda: server.compute.workers == 2)
+        assert until(lambda: server.runner.compute.workers == 2)
         honest.infer(6, segment, np.ones(1024, np.float32).tobytes())
         assert honest.receive()[:2] == (Kind.RESULT, 6)
         server.close()
@@ -390,7 +390,7 @@ def test_sigterm_ends_a_server_that_hangs(tmp_path: Path) -> None:
 DEAF = f"""
 import time
 from splitpoint.engines.onnxruntime import OnnxRuntimeSession
-from splitpoint.runtime import server
+from splitpoint.runtime.server import server
 server._END_S = 0.1
 OnnxRuntimeSession.run = lambda *_: print("computing", flush=True) or time.sleep(3600)
 {SERVE}

@@ -27,6 +27,7 @@ from splitpoint.errors import StorageError
 from splitpoint.models import load
 from splitpoint.models.zoo import photos
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import load_arrays
 from splitpoint.text import harmless, plain, valid
@@ -154,7 +155,7 @@ def test_a_server_goes_on_whatever_becomes_of_its_log(log: str) -> None:
             addresses: list[str] = []
             assert until(lambda: bool(addresses.append(port_of(process)) or addresses[-1]), 60)
             for _ in range(3):
-                with Edge(addresses[-1], "lenet5", at="pool1", timeout_s=30) as edge:
+                with Edge(addresses[-1], "lenet5", at="pool1", patience=Patience(answer_s=30)) as edge:
                     edge.infer(np.zeros((1, 32, 32, 1), np.uint8))
         if process.stderr is not None:
             with process.stderr:

@@ -254,9 +254,9 @@ def test_whoever_runs_the_server_is_told_once(tmp_path: Path, model: Model) -> N
             edge.profile_server(0.5)
         with pytest.raises(RefusedError, match=r"net\.data"):
             Edge(server.address, at="output", cache=tmp_path / "cache", engine=ENGINE)
-    (event,) = [e for e in told if "has changed" in e.text]
+    (event,) = [e for e in told if "has changed" in e.sentence]
     assert event.kind == "failed"
-    assert str(tmp_path / "net.data") in event.text
+    assert str(tmp_path / "net.data") in event.sentence
 
 
 def test_nobody_waits_for_a_server_whose_file_has_changed(
@@ -315,7 +315,7 @@ def test_cached_weights_that_change_under_a_device_are_fetched_again(
         np.testing.assert_allclose(edge.infer(X).outputs["y5"], expected, rtol=1e-5)
         np.testing.assert_allclose(edge.infer(X, at="y2").outputs["y5"], expected, rtol=1e-5)
     if change is not deleted:
-        assert any("rotted" in e.text for e in told)
+        assert any("rotted" in e.sentence for e in told)
 
 
 def test_a_fallback_compiled_late_from_a_changed_cache_is_an_error_and_no_wrong_answer(

@@ -24,6 +24,8 @@ from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.server.server import Server
 from splitpoint.segments import samples_for
 from splitpoint.transports import memory, tcp
@@ -40,7 +42,7 @@ def frames() -> dict[str, Packet]:
     x, y = np.array([[1.0, -2.0]], np.float32), np.array(7, np.int8)
     return {
         "INFER": Packer(Kind.INFER, lambda t: wire.Infer(5, t)).pack(6, [x, y], flags=wire.PIPELINED),
-        "RESULT": Packer(Kind.RESULT, wire.Result).pack(6, [x], (), TIMES),
+        "RESULT": Packer(Kind.RESULT, wire.ResultData).pack(6, [x], (), TIMES),
         "OPEN": wire.encode(Kind.OPEN, 2, wire.OpenRequest("ab" * 8, ("a1", "a3"), ("y3",))),
         "OPENED": wire.encode(Kind.OPENED, 2, wire.Opened(1, spec, spec[:1], 2048, 0.5)),
         "PING": wire.encode(Kind.PING, 0, wire.Ping(1.5)),
@@ -247,7 +249,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Model, Server]]:
 def test_every_way_of_asking_works_with_checksums(served: tuple[Model, Server], tmp_path: Path) -> None:
     model, server = served
     x = np.random.default_rng(0).normal(size=(3, 1024)).astype(np.float32)
-    with Edge(server.address, at="output", cache=tmp_path / "c", checksum=True) as edge:
+    with Edge(server.address, at="output", cache=tmp_path / "c", wire=WireSettings(checksum=True)) as edge:
         want = edge.infer(x).outputs["y3"]
         for cut in model.graph.chain():
             for codec in ("raw", "fp16"):
@@ -291,7 +293,13 @@ def test_a_changed_byte_ends_the_connection_wherever_it_is(tmp_path: Path, direc
     with (
         Server([model], engine=Gate(), port=0, limits=limits) as server,
         ThreadRelay(server.address, FAST, seed=after) as relay,
-        Edge(relay.address, model, at="input", checksum=True, limits=limits, timeout_s=3.0) as edge,
+        Edge(
+            relay.address,
+            model,
+            at="input",
+            patience=Patience(answer_s=3.0),
+            wire=WireSettings(checksum=True, limits=limits),
+        ) as edge,
     ):
         np.testing.assert_array_equal(edge.infer(x).outputs["y3"], x)
         relay.corrupt(direction, after)
@@ -325,7 +333,7 @@ def test_the_words_for_it(tmp_path: Path) -> None:
         with (
             Server([model], engine=Gate(), port=0) as server,
             ThreadRelay(server.address, FAST) as relay,
-            Edge(relay.address, model, at="input", checksum=True) as edge,
+            Edge(relay.address, model, at="input", wire=WireSettings(checksum=True)) as edge,
         ):
             edge.infer(x)
             relay.corrupt(direction, 2000)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from serving import affine, evaluate, nothing_leaks
 from serving import until as until_in
 
@@ -19,6 +20,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import AccessError, ModelError, ServerError, SplitpointError, UnreachableError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.result import Result
@@ -88,7 +90,7 @@ def test_with_local_it_answers_here_at_once_and_goes_to_the_server_when_it_comes
         assert (edge.link_state, edge.reached, edge.served) == ("down", False, ())
         assert edge.info.fingerprint == model.fingerprint
         assert edge.clock_error_ms == float("inf")
-        (said,) = [e.text for e in told]
+        (said,) = [e.sentence for e in told]
         assert said.startswith(f"nothing listens at {address}")
         assert said.endswith("until it is there, requests are answered here")
         for seed in range(3):
@@ -105,7 +107,7 @@ def test_with_local_it_answers_here_at_once_and_goes_to_the_server_when_it_comes
             np.testing.assert_allclose(edge.infer(x()).outputs["y3"], evaluate(model, x()), rtol=2e-2, atol=2e-2)
             assert edge.served[0].fingerprint == model.fingerprint
             assert edge.clock_error_ms < 1e3
-        assert len([e for e in told if "until it is there" in e.text]) == 1
+        assert len([e for e in told if "until it is there" in e.sentence]) == 1
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -124,13 +126,13 @@ def test_with_wait_it_waits_for_the_server(tmp_path: Path, model: Model, port: i
     thread = threading.Thread(target=begin)
     thread.start()
     assert until(lambda: told)
-    assert told[0].text.endswith("; waiting for it")
+    assert told[0].sentence.endswith("; waiting for it")
     with serve(model, port):
         thread.join(30)
         (edge,) = edges
         with edge:
             right(model, edge.infer(x()))
-    assert len([e for e in told if "waiting for it" in e.text]) == 1
+    assert len([e for e in told if "waiting for it" in e.sentence]) == 1
 
 
 def test_with_wait_and_a_deadline_it_waits_so_long(model: Model, port: int) -> None:
@@ -143,7 +145,7 @@ def test_with_error_and_where_a_server_is_needed_it_is_an_error(model: Model, po
     with pytest.raises(UnreachableError, match="nothing listens"):
         Edge(address, model)
     with pytest.raises(UnreachableError, match="nothing listens"):
-        Edge(address, model, fallback="local", need_server=True)
+        Edge(address, model, fallback="local", patience=Patience(need_server=True))
     with Fleet(address, engine=ort(), fallback="auto") as fleet, pytest.raises(UnreachableError):
         fleet.add(("affine", ""), model)
 
@@ -191,7 +193,12 @@ def test_a_name_that_takes_long_to_look_up_is_not_waited_for(
     with (
         serve(model, port),
         Edge(
-            f"server.test:{port}", model, at="add0", fallback="local", engine=ort(), patience=EAGER, connect_s=0.1
+            f"server.test:{port}",
+            model,
+            at="add0",
+            fallback="local",
+            engine=ort(),
+            patience=structs.replace(EAGER, connect_s=0.1),
         ) as edge,
     ):
         result = edge.infer(x())
@@ -207,7 +214,8 @@ def test_a_server_that_refuses_is_no_server_that_is_not_there(
     tmp_path: Path, model: Model, fallback: str, need_server: bool
 ) -> None:
     other = affine(tmp_path, name="other", seed=5)
-    more: dict[str, Any] = {"fallback": fallback, "need_server": need_server, "engine": ort(), "patience": EAGER}
+    patience = structs.replace(EAGER, need_server=need_server)
+    more: dict[str, Any] = {"fallback": fallback, "engine": ort(), "patience": patience}
     guarded = serve(model, 0, security=ServerSecurity(token="one" * 8))
     with guarded as server:
         refused = partial(Edge, server.address, model, security=Security(token="two" * 8), at="add0", **more)
@@ -227,7 +235,7 @@ def _said(refused: Callable[..., Edge], kind: type[SplitpointError], words: str,
         assert edge.infer(x()).fallback
     told: list[Event] = []
     with refused(on_event=told.append) as edge:
-        assert [words in e.text for e in told] == [True]
+        assert [words in e.sentence for e in told] == [True]
         assert words.split()[-1] in edge.infer(x()).fallback
         tries = edge._line._breaker._opened
         assert until(lambda: edge._line._breaker._opened > tries + 3), "it is tried again"
@@ -246,20 +254,26 @@ def test_a_server_that_has_the_model_later_is_taken(tmp_path: Path, model: Model
         server.close()
         with serve(model, port):
             assert served(edge)
-    assert "the server is there: requests go to it" in [e.text for e in told]
+    assert "the server is there: requests go to it" in [e.sentence for e in told]
 
 
 def test_a_pinned_model_that_is_another_than_the_one_here_is_the_users_mistake(model: Model, port: int) -> None:
     with pytest.raises(ModelError, match="not the pinned one"):
-        Edge(f"127.0.0.1:{port}", model, fallback="local", model_hash="0" * 12)
+        Edge(f"127.0.0.1:{port}", model, fallback="local", models=ModelPolicy(pinned="0" * 12))
 
 
 def test_it_plans_when_the_server_comes(tmp_path: Path, model: Model, port: int) -> None:
     told: list[Event] = []
     with Edge(
-        f"127.0.0.1:{port}", model, plan="auto", budget_s=0.2, fallback="local", engine=ort(), patience=EAGER,
-        cache=tmp_path / "cache", on_event=told.append,
-    ) as edge:  # fmt: skip
+        f"127.0.0.1:{port}",
+        model,
+        plan=AutoPlan(budget_s=0.2),
+        fallback="local",
+        engine=ort(),
+        cache=tmp_path / "cache",
+        on_event=told.append,
+        patience=EAGER,
+    ) as edge:
         assert edge.cut.name == "output"
         right(model, edge.infer(x()))
         with serve(model, port):
@@ -312,6 +326,7 @@ def test_a_newer_model_is_told_of_once_and_the_old_one_is_served_again(
         server.close()
         with serve(new, port):
             assert until(lambda: any(e.kind == "changed" for e in told))
+            assert until(lambda: "no longer has affine" in edge._line.why), "told first, and then it is the reason"
             for seed in range(3):
                 if fallback == "local":
                     result = edge.infer(x(seed))
@@ -341,9 +356,16 @@ def test_a_newer_model_is_followed_between_two_requests(
     server = serve(old, port)
     server.start()
     with Edge(
-        f"127.0.0.1:{port}", "affine", at="add0", fallback=fallback, engine=ort(), patience=EAGER,
-        cache=tmp_path / "cache", follow_model=True, on_event=told.append,
-    ) as edge:  # fmt: skip
+        f"127.0.0.1:{port}",
+        "affine",
+        at="add0",
+        fallback=fallback,
+        engine=ort(),
+        cache=tmp_path / "cache",
+        on_event=told.append,
+        patience=EAGER,
+        models=ModelPolicy(follow=True),
+    ) as edge:
         edge.pull()
 
         def ask() -> None:
@@ -362,7 +384,7 @@ def test_a_newer_model_is_followed_between_two_requests(
             server = serve(current, port)
             server.start()
             assert until(lambda now=current: edge.info.fingerprint == now.fingerprint or failed), told
-            assert until(lambda: not edge._old or failed), "what was left is closed"
+            assert until(lambda: not edge._followed._old or failed), "what was left is closed"
             assert not failed
             right(current, edge.infer(x()))
             assert edge.model.fingerprint == current.fingerprint != other.fingerprint
@@ -374,7 +396,7 @@ def test_a_newer_model_is_followed_between_two_requests(
     assert not failed
     known = [evaluate(m, x()) for m in versions]
     assert all(any(np.allclose(a, k, rtol=1e-4, atol=1e-5) for k in known) for a in answers)
-    assert [e.text.split(":")[0] for e in told if e.text.startswith("following")] == ["following affine"] * 3
+    assert [e.sentence.split(":")[0] for e in told if e.sentence.startswith("following")] == ["following affine"] * 3
 
 
 @pytest.mark.parametrize("fallback", ["wait", "local"])
@@ -387,13 +409,20 @@ def test_a_newer_model_that_takes_something_else_is_not_followed(tmp_path: Path,
     server = serve(old, port)
     server.start()
     with Edge(
-        f"127.0.0.1:{port}", old, at="add0", fallback=fallback, engine=ort(), patience=EAGER, follow_model=True,
-        cache=tmp_path / "cache", on_event=told.append,
-    ) as edge:  # fmt: skip
+        f"127.0.0.1:{port}",
+        old,
+        at="add0",
+        fallback=fallback,
+        engine=ort(),
+        cache=tmp_path / "cache",
+        on_event=told.append,
+        patience=EAGER,
+        models=ModelPolicy(follow=True),
+    ) as edge:
         assert served(edge)
         server.close()
         with serve(new, port):
-            assert until(lambda: any("has other inputs" in e.text for e in told)), told
+            assert until(lambda: any("has other inputs" in e.sentence for e in told)), told
             if fallback == "local":
                 right(old, edge.infer(x()))
             else:
@@ -406,6 +435,6 @@ def test_a_newer_model_that_takes_something_else_is_not_followed(tmp_path: Path,
 
 def test_what_makes_no_sense_with_a_model_that_is_followed(model: Model) -> None:
     with pytest.raises(UsageError, match="pinned by its fingerprint cannot be followed"):
-        Edge("127.0.0.1:1", model, follow_model=True, fallback="local", model_hash=model.fingerprint)
+        Edge("127.0.0.1:1", model, fallback="local", models=ModelPolicy(pinned=model.fingerprint, follow=True))
     with pytest.raises(UsageError, match="choose the fallback wait or local"):
-        Edge("127.0.0.1:1", model, follow_model=True)
+        Edge("127.0.0.1:1", model, models=ModelPolicy(follow=True))

@@ -75,7 +75,7 @@ def test_only_one_profile_at_a_time_and_leaving_ends_it(chain: Model) -> None:
         compiled = len(gate.compiled)
         assert until(lambda: len(server._peers) == 1)
         gate.open.set()
-        assert until(lambda: server.profiling._thread is None)
+        assert until(lambda: server.services.profiling._thread is None)
         assert len(gate.compiled) <= compiled + 1, "nobody waited for it"
         assert second.profile_server(5.0).complete
         second.close()
@@ -101,7 +101,7 @@ def test_the_end_of_the_server_ends_a_profile(chain: Model) -> None:
         assert gate.entered.acquire(timeout=5)
         closing = threading.Thread(target=server.close, args=(5.0,))
         closing.start()
-        assert until(server.profiling._closed.is_set)
+        assert until(server.services.profiling._closed.is_set)
         gate.open.set()
         closing.join(10)
         asking.join(10)

@@ -19,6 +19,7 @@ from splitpoint.errors import SplitpointError
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.result import Result
 
@@ -30,7 +31,7 @@ def _no_leaks() -> Iterator[None]:
 
 
 #: A lost server is tried again twice a second at least: what is tested is that it is, and not how seldom.
-EAGER = Patience(longest_pause_s=0.5)
+EAGER = Patience(longest_pause_s=0.5, seed=1)
 
 
 class Serving:
@@ -119,7 +120,7 @@ def test_a_server_is_replaced_under_traffic_and_nothing_is_lost(tmp_path: Path, 
     with serving(tmp_path) as servers, ExitStack() as stack:
         devices = []
         for cut in cuts:
-            edge = Edge(servers[0].address, model, at=cut, fallback=fallback, engine=engine(), patience=EAGER, seed=1)
+            edge = Edge(servers[0].address, model, at=cut, fallback=fallback, engine=engine(), patience=EAGER)
             devices.append(Device(edge, model))
             stack.callback(devices[-1].close)
         assert all(device.is_served() for device in devices)
@@ -146,13 +147,12 @@ def test_a_new_version_is_served_beside_the_old_one_and_edges_move_one_by_one(tm
             edge = Edge(
                 servers[-1].address,
                 model if local else None,
-                model_hash=None if local else model.fingerprint,
                 at="y1",
                 fallback=fallback,
                 engine=engine(),
                 cache=tmp_path / "cache",
                 patience=EAGER,
-                seed=1,
+                models=ModelPolicy(pinned=None if local else model.fingerprint),
             )
             made = Device(edge, model)
             stack.callback(made.close)

@@ -195,7 +195,12 @@ def test_a_codec_that_takes_nothing_is_said_once(model: Model) -> None:
     with (
         Server([model], engine=Gate(), port=0) as server,
         Edge(
-            server.address, model, at="m1", codec="jpeg:90", engine=Gate(), on_event=lambda e: told.append(str(e.text))
+            server.address,
+            model,
+            at="m1",
+            codec="jpeg:90",
+            engine=Gate(),
+            on_event=lambda e: told.append(str(e.sentence)),
         ) as edge,
     ):
         assert told == [f"jpeg:90 takes none of what crosses at {edge.cut.name}: sent raw"]

@@ -43,9 +43,9 @@ from splitpoint.wire import Kind, Limits
 
 FAST = Link(1000.0, 1000.0, 0.2)
 #: So that a server is late, given up and tried again within a test's time.
-QUICK = Patience(first_s=0.3, least_s=0.1, pong_s=0.2, pause_s=0.02, longest_pause_s=0.1, greet_s=0.5)
+QUICK = Patience(first_s=0.3, least_s=0.1, pong_s=0.2, pause_s=0.02, longest_pause_s=0.1, greet_s=0.5, seed=1)
 #: For tests in which nothing is late, however busy this machine is.
-PATIENT = Patience(first_s=20.0, least_s=20.0, pause_s=0.02, longest_pause_s=0.1)
+PATIENT = Patience(first_s=20.0, least_s=20.0, pause_s=0.02, longest_pause_s=0.1, seed=1)
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +97,8 @@ class Heard:
 
     def answered(self, result: Result, remote_ms: float) -> None:
         self.answers.append((result, remote_ms))
+
+    def delivered(self, request: Request, result: Result) -> None: ...
 
     def computed(self, cut: Cut, head_ms: float) -> None:
         self.heads.append(cut.name)
@@ -177,7 +179,7 @@ def test_a_killed_server_costs_a_stream_nothing_and_is_used_again_when_it_is_bac
     back = threading.Event()
     pause = threading.Event()
     with served(tmp_path) as processes:
-        edge = Edge(processes[0].address, model, at="add1", fallback="local", patience=PATIENT, engine=ort(), seed=1)
+        edge = Edge(processes[0].address, model, at="add1", fallback="local", engine=ort(), patience=PATIENT)
 
         def frames() -> Iterator[Request]:
             for k in range(100_000):
@@ -210,7 +212,7 @@ def test_waiting_asks_again_when_the_server_is_back(tmp_path: Path, model: Model
     x = xs(1)[0]
     results: list[Result] = []
     with served(tmp_path) as processes:
-        edge = Edge(processes[0].address, model, at="add1", fallback="wait", patience=QUICK, engine=ort(), seed=1)
+        edge = Edge(processes[0].address, model, at="add1", fallback="wait", engine=ort(), patience=QUICK)
         with edge:
             right(model, x, edge.infer(x))
             processes[0].send(signal.SIGSTOP)  # so that the request is under way when it ends
@@ -232,7 +234,7 @@ def test_waiting_asks_again_when_the_server_is_back(tmp_path: Path, model: Model
 def test_a_stopped_server_is_late_then_gone_and_then_well(tmp_path: Path, model: Model) -> None:
     with served(tmp_path) as processes:
         heard = Heard()
-        edge = Edge(processes[0].address, model, at="add1", fallback="local", patience=QUICK, engine=ort(), seed=1)
+        edge = Edge(processes[0].address, model, at="add1", fallback="local", engine=ort(), patience=QUICK)
         with edge:
             edge.watchers.append(heard)
             for x in xs(3):
@@ -243,7 +245,7 @@ def test_a_stopped_server_is_late_then_gone_and_then_well(tmp_path: Path, model:
                     result = edge.infer(x)
                     right(model, x, result)
                     assert result.fallback
-                assert until(lambda: edge._channel.ended), "a connection that nothing comes over is given up"
+                assert until(lambda: edge._remote.ended), "a connection that nothing comes over is given up"
                 assert heard.states[0] == "down"
                 assert 3 <= len(heard.overdues) <= 5, "then the server is not asked any more"
             finally:
@@ -279,7 +281,7 @@ def test_a_link_cut_in_the_middle_of_a_request(wide: Model) -> None:
     with (
         Server([wide], engine=ort(), port=0) as server,
         ThreadRelay(server.address, FAST) as relay,
-        Edge(relay.address, wide, at="add1", fallback="local", patience=PATIENT, engine=ort(), seed=1) as edge,
+        Edge(relay.address, wide, at="add1", fallback="local", engine=ort(), patience=PATIENT) as edge,
     ):
         edge.watchers.append(heard)
         right(wide, items[0], edge.infer(items[0]))
@@ -297,7 +299,7 @@ def test_a_stalled_link_is_answered_for_in_time_and_its_late_reply_is_told_once(
     with (
         Server([model], engine=ort(), port=0) as server,
         ThreadRelay(server.address, FAST) as relay,
-        Edge(relay.address, model, at="add1", fallback="local", patience=QUICK, engine=ort(), seed=1) as edge,
+        Edge(relay.address, model, at="add1", fallback="local", engine=ort(), patience=QUICK) as edge,
     ):
         edge.watchers.append(heard)
         for _ in range(3):
@@ -328,7 +330,7 @@ def test_an_answer_that_crawls_does_not_hold_the_caller(wide: Model) -> None:
     with (
         Server([wide], engine=ort(), port=0) as server,
         ThreadRelay(server.address, FAST) as relay,
-        Edge(relay.address, wide, at="add1", fallback="local", patience=QUICK, engine=ort(), seed=1) as edge,
+        Edge(relay.address, wide, at="add1", fallback="local", engine=ort(), patience=QUICK) as edge,
     ):
         edge.watchers.append(heard)
         relay.set_link(Link(1000.0, 5.0, 0.2))  # 1 MiB in 1.7 s
@@ -345,7 +347,7 @@ def test_a_link_that_takes_nothing_does_not_hold_the_caller(wide: Model) -> None
     with (
         Server([wide], engine=ort(), port=0) as server,
         ThreadRelay(server.address, FAST) as relay,
-        Edge(relay.address, wide, at="add1", fallback="local", patience=QUICK, engine=ort(), seed=1) as edge,
+        Edge(relay.address, wide, at="add1", fallback="local", engine=ort(), patience=QUICK) as edge,
     ):
         right(wide, x, edge.infer(x))
         relay.set_link(Link(0.5, 1000.0, 0.2))  # 17 s for one tensor
@@ -355,7 +357,7 @@ def test_a_link_that_takes_nothing_does_not_hold_the_caller(wide: Model) -> None
             assert time.perf_counter() - began < 5
             right(wide, x, result)
             assert result.fallback
-        old = edge._channel
+        old = edge._remote
         assert until(lambda: old.ended), "megabytes under way must not delay what comes after"
         relay.set_link(FAST)
         assert until(lambda: not edge.infer(x).fallback, 20)
@@ -366,7 +368,7 @@ def test_waiting_gives_up_a_dead_link_and_not_a_slow_one(wide: Model) -> None:
     with (
         Server([wide], engine=ort(), port=0) as server,
         ThreadRelay(server.address, FAST) as relay,
-        Edge(relay.address, wide, at="add1", fallback="wait", patience=QUICK, engine=ort(), seed=1) as edge,
+        Edge(relay.address, wide, at="add1", fallback="wait", engine=ort(), patience=QUICK) as edge,
     ):
         relay.set_link(Link(8.0, 1000.0, 0.2))  # a second: more than late, more than a ping may take
         result = edge.infer(x)
@@ -391,7 +393,7 @@ def test_a_busy_server_is_not_waited_for(model: Model) -> None:
         threads[0].start()
         assert gate.entered.acquire(timeout=5)
         threads[1].start()
-        assert until(lambda: server.compute.full())
+        assert until(lambda: server.runner.compute.full())
         waited: list[Result] = []
         with (
             Edge(server.address, model, at="input", fallback="local", patience=PATIENT, engine=ort()) as edge,
@@ -477,13 +479,13 @@ class Fake:
 
 
 def _result(id: int, array: Array) -> wire.Packet:
-    return wire.Packer(Kind.RESULT, wire.Result).pack(id, [array], (), wire.Times())
+    return wire.Packer(Kind.RESULT, wire.ResultData).pack(id, [array], (), wire.Times())
 
 
 WRONG: dict[str, Callable[[int], wire.Packet]] = {
     "shape": lambda id: _result(id, np.zeros((1, 3), np.float32)),
     "dtype": lambda id: _result(id, np.zeros((1, 1024), np.float64)),
-    "number": lambda id: wire.Packer(Kind.RESULT, wire.Result).pack(id, [], (), wire.Times()),
+    "number": lambda id: wire.Packer(Kind.RESULT, wire.ResultData).pack(id, [], (), wire.Times()),
     "kind": lambda id: wire.encode(Kind.PONG, id, wire.Pong()),
     "noise": lambda id: wire.Packet((b"\x00" * 64,), 64),
     "engine": lambda id: wire.encode(Kind.ERROR, id, wire.Error("engine", "out of memory")),
@@ -511,7 +513,7 @@ def test_a_wrong_answer_is_nobodys_answer(model: Model, how: str) -> None:
     heard = Heard()
     fake = Fake(model, "add1", WRONG[how])
     try:
-        with Edge(fake.address, model, at="add1", fallback="local", patience=QUICK, engine=ort(), seed=1) as edge:
+        with Edge(fake.address, model, at="add1", fallback="local", engine=ort(), patience=QUICK) as edge:
             edge.watchers.append(heard)
             for x in xs(6):
                 result = edge.infer(x)
@@ -519,7 +521,9 @@ def test_a_wrong_answer_is_nobodys_answer(model: Model, how: str) -> None:
                 assert result.fallback
             assert heard.failures or heard.overdues
             assert not heard.answers or how in ("shape", "dtype", "number")
-        with Edge(fake.address, model, at="add1", fallback="error", engine=ort(), timeout_s=0.5) as edge:
+        with Edge(
+            fake.address, model, at="add1", fallback="error", engine=ort(), patience=Patience(answer_s=0.5)
+        ) as edge:
             edge.watchers.append(heard)
             with pytest.raises(SplitpointError) as caught:
                 edge.infer(xs(1)[0])
@@ -531,7 +535,7 @@ def test_a_wrong_answer_is_nobodys_answer(model: Model, how: str) -> None:
 def test_waiting_does_not_ask_for_ever_what_is_always_refused(model: Model) -> None:
     fake = Fake(model, "add1", WRONG["engine"])
     try:
-        with Edge(fake.address, model, at="add1", fallback="wait", patience=QUICK, engine=ort(), seed=1) as edge:
+        with Edge(fake.address, model, at="add1", fallback="wait", engine=ort(), patience=QUICK) as edge:
             with pytest.raises(Exception, match="out of memory"):
                 edge.infer(xs(1)[0])
             assert fake.infers == 3
@@ -574,7 +578,7 @@ def test_the_first_answer_wins_and_the_other_is_dropped(model: Model) -> None:
     items = xs(4)
     with (
         Server([model], engine=gate, port=0) as server,
-        Edge(server.address, model, at="input", fallback="local", patience=QUICK, engine=ort(), seed=1) as edge,
+        Edge(server.address, model, at="input", fallback="local", engine=ort(), patience=QUICK) as edge,
     ):
         edge.watchers.append(heard)
         first = edge.infer(items[0])
@@ -598,7 +602,7 @@ def test_a_server_that_is_late_but_first_is_no_failure(model: Model) -> None:
     results: list[Result] = []
     with (
         Server([model], engine=there, port=0) as server,
-        Edge(server.address, model, at="input", fallback="local", patience=QUICK, engine=here, seed=1) as edge,
+        Edge(server.address, model, at="input", fallback="local", engine=here, patience=QUICK) as edge,
     ):
         here.open.clear()
         while here.entered.acquire(blocking=False):
@@ -612,7 +616,7 @@ def test_a_server_that_is_late_but_first_is_no_failure(model: Model) -> None:
             thread.join(5)
             assert results[-1].fallback == ""
             here.open.set()
-            assert until(lambda: edge._here._jobs.empty())
+            assert until(lambda: edge._binding.local._jobs.empty())
             here.open.clear()
         here.open.set()
         assert edge.link_state == "up"
@@ -626,13 +630,13 @@ def test_what_the_server_refuses_because_the_deadline_has_passed_was_late(model:
     results: list[Result] = []
     with (
         Server([model], engine=there, port=0, max_batch=1) as server,
-        Edge(server.address, model, at="input", fallback="local", patience=PATIENT, engine=here, seed=1) as edge,
+        Edge(server.address, model, at="input", fallback="local", engine=here, patience=PATIENT) as edge,
     ):
         edge.watchers.append(heard)
         here.open.clear()
         thread = threading.Thread(target=lambda: results.extend(edge.stream(xs(2), window=2, deadline_s=0.3)))
         thread.start()
-        assert until(lambda: server.compute.waiting == 1)
+        assert until(lambda: server.runner.compute.waiting == 1)
         time.sleep(0.35)  # the deadline passes
         there.open.set()
         assert until(lambda: heard.failures)
@@ -647,7 +651,7 @@ def test_a_deadline_is_met_here_when_the_server_cannot(model: Model) -> None:
     x = xs(1)[0]
     with (
         Server([model], engine=gate, port=0) as server,
-        Edge(server.address, model, at="input", fallback="local", patience=PATIENT, engine=ort(), seed=1) as edge,
+        Edge(server.address, model, at="input", fallback="local", engine=ort(), patience=PATIENT) as edge,
         Edge(server.address, model, at="input", fallback="wait", patience=PATIENT, deadline_s=0.3) as waiting,
     ):
         result = edge.infer(x, deadline_s=0.5)
@@ -699,12 +703,17 @@ def test_the_rest_of_the_weights_comes_in_the_background_and_slowly(tmp_path: Pa
     mbps = 4.0
     with Server([model], engine=ort(), port=0) as server, ThreadRelay(server.address, FAST) as relay:
         edge = Edge(
-            relay.address, cache=tmp_path / "cache", at="input", fallback="local", patience=PATIENT, seed=1,
-            engine=ort(), on_event=told.append,
-        )  # fmt: skip
+            relay.address,
+            cache=tmp_path / "cache",
+            at="input",
+            fallback="local",
+            engine=ort(),
+            on_event=told.append,
+            patience=PATIENT,
+        )
         with edge:
             assert not edge.local_ready
-            (notice,) = [e.text for e in told if e.kind == "notice"]
+            (notice,) = [e.sentence for e in told if e.kind == "notice"]
             assert notice.startswith("no local fallback yet (0 B of 32.8 kB here)"), notice
             assert edge._binding.background is not None
             assert edge._binding.background._thread.ident is None, "not before the first answer"
@@ -720,15 +729,13 @@ def test_the_rest_of_the_weights_comes_in_the_background_and_slowly(tmp_path: Pa
             result = edge.infer(x)
             right(model, x, result)
             assert result.fallback.startswith("the server is gone")
-            assert len([e for e in told if "no local fallback" in e.text]) == 1
+            assert len([e for e in told if "no local fallback" in e.sentence]) == 1
 
 
 def test_until_the_weights_are_here_a_request_waits(tmp_path: Path, model: Model) -> None:
     x = xs(1)[0]
     with Server([model], engine=ort(), port=0) as server, ThreadRelay(server.address, FAST) as relay:
-        edge = Edge(
-            relay.address, cache=tmp_path / "cache", at="input", fallback="local", patience=QUICK, seed=1, engine=ort()
-        )
+        edge = Edge(relay.address, cache=tmp_path / "cache", at="input", fallback="local", engine=ort(), patience=QUICK)
         with edge:
             relay.cut(refuse_s=1.0)
             with pytest.raises(ServerError, match=r"no answer within 200 ms: .*there is no local fallback yet"):
@@ -760,7 +767,7 @@ def test_another_cut_finishes_what_this_one_cannot_yet(model: Model) -> None:
     x = xs(1)[0]
     with Server([model], engine=ort(), port=0) as server, ThreadRelay(server.address, FAST) as relay:
         engine = ort()
-        with Edge(relay.address, model, at="add1", fallback="local", patience=QUICK, engine=engine, seed=1) as edge:
+        with Edge(relay.address, model, at="add1", fallback="local", engine=engine, patience=QUICK) as edge:
             compiled: list[str] = []
             compile = engine.compile
             hold = threading.Event()
@@ -822,15 +829,15 @@ def test_all_cuts_are_open_again_after_a_reconnect_and_none_is_compiled_twice_he
     with (
         Server([model], engine=ort(), port=0) as server,
         ThreadRelay(server.address, FAST) as relay,
-        Edge(relay.address, model, at="add0", fallback="local", patience=PATIENT, engine=ort(), seed=1) as edge,
+        Edge(relay.address, model, at="add0", fallback="local", engine=ort(), patience=PATIENT) as edge,
     ):
         edge.watchers.append(heard)
         edge.warm("add2")
         heads = {k: p.head for k, p in edge._cuts._placements.items()}
-        old = edge._channel
+        old = edge._remote
         relay.cut()
-        assert until(lambda: edge._channel is not old and edge.link_state == "trying"), "without being asked"
-        assert until(lambda: all(edge._binding.survivor._is_open(p) for p in edge._cuts.all()))  # type: ignore[union-attr]
+        assert until(lambda: edge._remote is not old and edge.link_state == "trying"), "without being asked"
+        assert until(lambda: all(p.is_open_at(edge._remote) for p in edge._cuts.all()))
         for at in ("add0", "add2", "add0"):
             edge.switch(at)
             result = edge.infer(x)
@@ -845,7 +852,7 @@ def test_while_the_server_is_gone_any_cut_can_be_taken_where_the_model_is_here(m
     with (
         Server([model], engine=ort(), port=0) as server,
         ThreadRelay(server.address, FAST) as relay,
-        Edge(relay.address, model, at="add0", fallback="local", patience=QUICK, engine=ort(), seed=1) as edge,
+        Edge(relay.address, model, at="add0", fallback="local", engine=ort(), patience=QUICK) as edge,
     ):
         relay.cut(refuse_s=30.0)
         assert until(lambda: edge.link_state == "down")
@@ -917,7 +924,7 @@ def test_a_request_on_a_cut_that_is_forgotten_is_answered(model: Model) -> None:
     results: list[Result] = []
     with (
         Server([model], engine=gate, port=0) as server,
-        Edge(server.address, model, at="add0", fallback="local", patience=QUICK, engine=ort(), seed=1) as edge,
+        Edge(server.address, model, at="add0", fallback="local", engine=ort(), patience=QUICK) as edge,
     ):
         thread = threading.Thread(target=lambda: results.append(edge.infer(x)))
         thread.start()
@@ -936,9 +943,9 @@ def test_closing_ends_it_at_once_whatever_it_is_doing(model: Model, fallback: st
 
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never greets
         with Server([model], engine=ort(), port=0) as server:
-            edge = Edge(server.address, model, at="add0", fallback=fallback, engine=ort(), seed=1)
-            elsewhere = structs.replace(edge._means.dial, address=f"127.0.0.1:{silent.getsockname()[1]}")
-            edge._binding.means = structs.replace(edge._means, dial=elsewhere)
+            edge = Edge(server.address, model, at="add0", fallback=fallback, engine=ort(), patience=Patience(seed=1))
+            elsewhere = structs.replace(edge._means.provider, server=f"127.0.0.1:{silent.getsockname()[1]}")
+            edge._binding.means = structs.replace(edge._means, provider=elsewhere)
         assert until(lambda: edge.link_state == "down")
         assert until(lambda: edge._line._greeting is not None), "it greets a server that says nothing"
         errors: list[Exception] = []

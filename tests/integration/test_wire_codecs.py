@@ -236,11 +236,11 @@ def test_another_codec_compiles_nothing_and_opens_nothing(model: Model) -> None:
             edge.infer(x)
         assert gate.compiled == compiled
         (peer,) = server._peers
-        assert len(peer._opened) == 1
+        assert len(peer.opening.tails) == 1
         edge.switch("add2")
         assert edge.codecs == {"y2": "int8"}  # the codec stays
         edge.forget("add1")
-        assert until(lambda: len(peer._opened) == 1)
+        assert until(lambda: len(peer.opening.tails) == 1)
         assert len(gate.closed) == 2  # head and tail, each once, however many codecs they had
         with pytest.raises(UsageError, match="in use"):
             edge.forget("add2")
@@ -352,7 +352,7 @@ class Slow:
 
 def test_encoding_and_decoding_are_stages_and_a_worker_decodes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
-    for module in ("runtime.server.connection", "runtime.codec_choice"):
+    for module in ("runtime.server.opened_tail", "runtime.codec_choice"):
         monkeypatch.setattr(f"splitpoint.{module}.open_codec", lambda name: slow)
     with served(model, "add1", "fp16") as edge:
         result = edge.infer(normal(1, 1024))
@@ -378,10 +378,10 @@ def test_what_is_decoded_counts_as_memory_of_the_request(model: Model) -> None:
             with ThreadPoolExecutor(1) as pool:
                 answer = pool.submit(edge.infer, x)
                 assert gate.entered.acquire(timeout=5)
-                held = server._received
+                held = server.ledger.held_nbytes
                 gate.open.set()
                 assert held == answer.result().up_nbytes + extra
-            assert until(lambda: server._received == 0)
+            assert until(lambda: server.ledger.held_nbytes == 0)
             gate.open.clear()
         gate.open.set()
 
@@ -401,7 +401,7 @@ def test_a_request_whose_decoding_has_no_room_is_busy(model: Model) -> None:
             edge.infer(np.zeros((100, 1024), np.float32))
         gate.open.set()
         first.result()
-        assert until(lambda: not server._received), "its room is free a moment after its answer is sent"
+        assert until(lambda: not server.ledger.held_nbytes), "its room is free a moment after its answer is sent"
         assert edge.infer(np.zeros((100, 1024), np.float32)).up_nbytes < 10_000
 
 
@@ -469,7 +469,7 @@ def test_frames_that_decode_to_too_much_are_refused() -> None:
 
 def test_an_encoded_answer_is_refused() -> None:
     near, far = memory.pair()
-    header = wire.Result((wire.Tensor("float32", (4,), 8, "fp16"),))
+    header = wire.ResultData((wire.Tensor("float32", (4,), 8, "fp16"),))
     near.send(wire.encode(Kind.RESULT, 1, header, (bytes(64 + 8),), 64 + 8))
     with pytest.raises(ProtocolError, match="answers travel raw"):
         far.receive(timeout_s=1)

@@ -26,7 +26,7 @@ def test_an_answer_is_as_long_as_the_frame_that_carries_it() -> None:
     graph = model_of("zoo:lenet5").graph
     [output] = graph.outputs
     array = np.zeros([int(d) for d in graph.tensors[output.name].shape], np.float32)
-    packed = wire.Packer(wire.Kind.RESULT, wire.Result).pack(7, [array], (), wire.Times())
+    packed = wire.Packer(wire.Kind.RESULT, wire.ResultData).pack(7, [array], (), wire.Times())
     assert answer_nbytes(graph, graph.prefixes()[0]) == packed.nbytes
     assert answer_nbytes(graph, graph.prefixes()[-1]) == 0
 
@@ -52,7 +52,7 @@ def test_framing_is_what_the_wire_really_adds(shapes: Sequence[Sequence[int]], d
     entries = sum(entry_nbytes(dtype, a.shape, a.nbytes) for a in arrays)
     request = wire.Packer(wire.Kind.INFER, lambda tensors, vectors, s: wire.Infer(3, tensors, vectors, s))
     assert request.pack(7, arrays, ((), 0.5)).nbytes == REQUEST_NBYTES + entries + body
-    answer = wire.Packer(wire.Kind.RESULT, wire.Result)
+    answer = wire.Packer(wire.Kind.RESULT, wire.ResultData)
     assert answer.pack(7, arrays, (), wire.Times()).nbytes == ANSWER_NBYTES + entries + body
 
 

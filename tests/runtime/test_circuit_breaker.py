@@ -6,11 +6,7 @@ from random import Random
 
 import pytest
 
-from splitpoint.errors import UsageError
 from splitpoint.runtime.circuit_breaker import DOWN, FIRST_PAUSE_S, LONGEST_PAUSE_S, TRYING, UP, Breaker
-from splitpoint.runtime.client.request import check_deadline, check_fallback
-from splitpoint.runtime.client.timeouts import Patience, Waits
-from splitpoint.runtime.result import Marks, Result
 
 # --- the breaker ----------------------------------------------------------------------------------------------------
 
@@ -138,84 +134,4 @@ def test_a_probe_counts_only_while_it_is_down() -> None:
 # --- late -----------------------------------------------------------------------------------------------------------
 
 
-def test_before_anything_is_known_it_is_a_second() -> None:
-    assert Waits(Patience()).late_s() == 1.0
-
-
-def test_late_is_the_usual_wait_and_what_it_varies_by_or_the_least() -> None:
-    steady, shaky = Waits(Patience()), Waits(Patience())
-    for k in range(32):
-        steady.add(0.1)
-        shaky.add(0.5 if k % 2 else 0.1)
-    assert steady.late_s() == pytest.approx(0.1 + 0.2)
-    assert shaky.late_s() == pytest.approx(0.3 + 4 * 0.2)
-
-
-def test_one_slow_answer_makes_no_difference_and_a_slower_link_does() -> None:
-    waits = Waits(Patience())
-    for _ in range(20):
-        waits.add(0.05)
-    waits.add(9.0)
-    assert waits.late_s() == pytest.approx(0.25)
-    for _ in range(32):
-        waits.add(0.5)
-    assert waits.late_s() == pytest.approx(0.7)
-
-
-def test_a_plan_is_believed_and_counts_from_the_beginning() -> None:
-    waits = Waits(Patience())
-    waits.told_s = 0.3
-    assert waits.late_s() == pytest.approx(0.5)
-    assert waits.late_s(spent_s=0.1) == pytest.approx(0.4)
-    assert waits.late_s(spent_s=9.0) == pytest.approx(0.2)
-    for _ in range(9):
-        waits.add(2.0)
-    assert waits.late_s() == pytest.approx(0.5), "what was seen says how much it varies, not how long it takes"
-
-
-def test_a_deadline_leaves_time_to_finish_here() -> None:
-    waits = Waits(Patience())
-    for _ in range(9):
-        waits.add(0.1)
-    assert waits.late_s(left_s=0.2, here_s=0.05) == pytest.approx(0.15)
-    assert waits.late_s(left_s=9.0, here_s=0.05) == pytest.approx(0.3)
-    assert waits.late_s(left_s=0.02, here_s=0.05) == 0.0, "there is no time to wait at all"
-
-
-def test_finishing_here_is_as_long_as_the_longest_of_the_last_times() -> None:
-    waits = Waits(Patience())
-    assert waits.here_s == 0.0
-    for seconds in (0.3, *[0.1] * 7):
-        waits.finished(seconds)
-    assert waits.here_s == 0.3
-    waits.finished(0.1)
-    assert waits.here_s == 0.1
-
-
 # --- what a result says ---------------------------------------------------------------------------------------------
-
-
-def test_a_deadline_is_missed_by_what_the_answer_took_longer() -> None:
-    marks = Marks(10.0, 10.1, 10.2, 10.5)
-    assert Result({}, "c", marks).missed_ms == 0.0
-    assert Result({}, "c", marks, deadline_s=0.6).missed_ms == 0.0
-    assert Result({}, "c", marks, deadline_s=0.2).missed_ms == pytest.approx(300.0)
-
-
-@pytest.mark.parametrize("resumed", [0.0, 10.3])
-def test_what_was_finished_here_sums_up_without_a_gap(resumed: float) -> None:
-    marks = Marks(10.0, 10.1, 10.3, 10.5)
-    stages = Result({}, "c", marks, fallback="the server was late", resumed=resumed).trace.stages()
-    assert list(stages) == (["head", "wait", "local"] if resumed else ["head", "local"])
-    assert sum(stages.values()) == pytest.approx(500.0)
-
-
-@pytest.mark.parametrize("deadline_s", [-1.0, -0.001, float("nan"), float("inf")])
-def test_a_deadline_is_a_time(deadline_s: float) -> None:
-    with pytest.raises(UsageError, match="a deadline is"):
-        check_deadline(deadline_s)
-
-
-def test_a_fallback_is_one_of_three() -> None:
-    with pytest.raises(UsageError, match="error, wait, local, not never"):
-        check_fallback("never")

@@ -15,8 +15,10 @@ from splitpoint.runtime.probe.quick_probe import Glimpse
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.runtime.result import Marks, Result
 from splitpoint.tasks.monitor import EVERY_S, QueueMonitor
+from splitpoint.wire import BatchRun
 
 LINK = Link(10, 40, 20)
+ALONE = BatchRun()
 
 
 class Edge:
@@ -46,9 +48,14 @@ class Queue:
     def began(self, id: int) -> None:
         self.monitor.began(id, self.edge, self.option)  # type: ignore[arg-type]
 
-    def answered(self, id: int, handed_s: float, arrived_s: float, server_s: float) -> Any:
-        """The answer to a request that was there at `arrived_s`; the way back is half of the round trip."""
+    def answered(
+        self, id: int, handed_s: float, arrived_s: float, server_s: float, run: BatchRun | None = ALONE
+    ) -> Any:
+        """The answer to a request that was there at `arrived_s`; the way back is half of the round trip. `run` is
+        which of the server's computed it, None if it does not say."""
         times = struct.pack("<8d", arrived_s, 0, 0, 0, server_s, 0, 0, 0)
+        if run is not None:
+            times += struct.pack("<II", *run)
         ended_s = arrived_s + server_s + 0.01
         result = Result(
             {}, "input", Marks(handed_s, handed_s, handed_s, ended_s), up_nbytes=self.option.up_nbytes,
@@ -81,6 +88,16 @@ def test_a_server_slower_than_its_profile_is_believed_to_be_after_three_runs(pla
         seen.append(queue.monitor.conditions.server)
     assert seen[:2] == [1.0, 1.0]
     assert seen[2] == pytest.approx(3, rel=0.05)
+
+
+@pytest.mark.parametrize("run", [BatchRun(7, 2), None])
+def test_runs_that_were_a_batch_or_may_have_been_say_nothing_of_the_server(plan: Planner, run: BatchRun | None) -> None:
+    """None: an older server does not say which requests ran as one."""
+    queue, server_s = Queue(plan), 3e-3 * plan.hosts[1].profile.whole.median
+    for k in range(5):
+        queue.began(k)
+        queue.answered(k, 100.0 + k, 100.2 + k, server_s, run)
+    assert queue.monitor.conditions.server == 1.0
 
 
 def test_an_idle_link_is_probed_and_one_in_use_is_not(plan: Planner) -> None:

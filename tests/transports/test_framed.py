@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,9 +14,8 @@ import pytest
 from serving import nothing_leaks
 
 from splitpoint import wire
-from splitpoint.errors import ProtocolError, ServerError, UsageError
+from splitpoint.errors import ProtocolError, ServerError
 from splitpoint.transports import Connection, Ended, connect, memory
-from splitpoint.transports.addresses import parse_address
 from splitpoint.transports.framed import Framed, flat
 from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.transports.tls import TlsConnection, server_context
@@ -135,7 +134,7 @@ def test_frames_of_all_kinds_mixed(pair: Pair) -> None:
 
 def test_result_brings_its_times(pair: Pair) -> None:
     near, far = pair()
-    packer = Packer(Kind.RESULT, wire.Result)
+    packer = Packer(Kind.RESULT, wire.ResultData)
     for size in (4, 100_000):
         for k in range(3):
             times = wire.Times(*(0.1 * (k + n) for n in range(8)))
@@ -183,6 +182,56 @@ def test_a_short_timeout_does_not_cut_a_slow_body(pair: Pair) -> None:
     later.start()
     assert far.receive(timeout_s=0.02).tensors[0].nbytes == 50_000
     later.join()
+
+
+INTERRUPTED = {
+    "a short one": wire.encode(Kind.PING, 7, wire.Ping(2.0)),
+    "tensors": Packer(Kind.INFER, lambda t: wire.Infer(1, t)).pack(7, [np.arange(70_000), np.ones(3, np.int8)]),
+    "an answer": Packer(Kind.RESULT, wire.ResultData).pack(7, [np.arange(5)], (), wire.Times(1.0)),
+    "a long header": wire.encode(Kind.ERROR, 7, wire.Error("x", "m" * 20_000)),
+    "bytes": wire.encode(Kind.BLOB_DATA, 7, wire.BlobData("ab"), (b"z" * 300_000,), 300_000),
+    "what nobody knows": wire.encode(99, 7, wire.Ping(1.0), (b"x" * 200_000,), 200_000),
+}
+
+
+@pytest.mark.parametrize("what", INTERRUPTED)
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "checksum"])
+def test_a_receiver_whose_time_is_over_goes_on_where_it_was(pair: Pair, what: str, sealed: bool) -> None:
+    near, far = pair(Limits(stall_s=5))
+    packet = INTERRUPTED[what]
+    if sealed:
+        far.checks = far.seals = True
+        packet = wire.checked(packet)
+    data = b"".join(bytes(flat(b)) for b in packet.buffers)
+    following = wire.encode(Kind.PING, 8, wire.Ping(3.0))
+    next_one = b"".join(bytes(flat(b)) for b in (wire.checked(following) if sealed else following).buffers)
+    expected = None
+    for cut in (None, 1, 5, wire.PREFIX_BYTES, wire.PREFIX_BYTES + 3, len(data) // 2, len(data) - 1):
+        parts = [data] if cut is None else [data[:cut], data[cut : cut + 2], data[cut + 2 :]]
+        for part in filter(None, parts[:-1]):
+            near.send(Packet((part,), len(part)))
+            if part is not parts[-2] or parts[-1]:
+                with pytest.raises(TimeoutError):
+                    far.receive(timeout_s=0.01, whole=True)
+        near.send(Packet((parts[-1] + next_one,), len(parts[-1]) + len(next_one)))
+        frame = far.receive(timeout_s=5, whole=True)
+        here = (frame.kind, frame.id, frame.header, frame.times, [t.tobytes() for t in frame.tensors])
+        expected = expected or here
+        assert here == expected
+        assert far.receive(timeout_s=5, whole=True).header == wire.Ping(3.0)
+
+
+def test_who_has_no_time_gets_what_is_there_and_never_waits_for_the_rest(pair: Pair) -> None:
+    near, far = pair(Limits(stall_s=30))
+    data = b"".join(bytes(flat(b)) for b in INTERRUPTED["tensors"].buffers)
+    near.send(Packet((data[:100_000],), 100_000))
+    began = time.perf_counter()
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            far.receive(timeout_s=0.001, whole=True)
+    assert time.perf_counter() - began < 5
+    near.send(Packet((data[100_000:],), len(data) - 100_000))
+    assert far.receive(timeout_s=None).tensors[0].tolist() == list(range(70_000)), "by whoever has time"
 
 
 def test_the_peer_closing_is_told_from_a_frame_cut_short(pair: Pair) -> None:
@@ -319,137 +368,3 @@ def test_receiving_allocates_the_tensor_once(sockets_pair: SocketsPair) -> None:
     assert peak < 1.1 * size
     near.close()
     far.close()
-
-
-# --- sending to a peer that does not read ---------------------------------------------------------------------------
-
-
-@sockets
-def test_sending_without_wait_never_blocks_and_loses_nothing(sockets_pair: SocketsPair) -> None:
-    near, far = sockets_pair(Limits(stall_s=20))
-    packer = Packer(Kind.RESULT, wire.Result)
-    times = wire.Times()
-    done = threading.Event()
-
-    def send_all() -> None:
-        for k in range(40):
-            near.send(packer.pack(k, [np.full(1 << 20, k, np.uint8)], (), times), wait=False)
-        done.set()
-
-    thread = threading.Thread(target=send_all)
-    thread.start()
-    assert done.wait(10), "a sender waited for a peer that does not read"
-    thread.join()
-    assert near._queued > 0
-    for k in range(40):
-        frame = far.receive(timeout_s=10)
-        assert frame.id == k
-        assert (frame.tensors[0] == k).all()
-    near.close()
-    far.close()
-
-
-@sockets
-def test_a_peer_that_never_reads_is_given_up(sockets_pair: SocketsPair) -> None:
-    near, far = sockets_pair(Limits(stall_s=0.2, backlog_bytes=1 << 20))
-    packet = Packer(Kind.RESULT, wire.Result).pack(1, [np.zeros(64 << 20, np.uint8)], (), wire.Times())
-    near.send(packet, wait=False)
-    with pytest.raises(ServerError):  # receiving waits for the backlog first, and hears of its end
-        near.receive(timeout_s=5)
-    with pytest.raises(ServerError, match="does not read"):
-        near.send(wire.encode(Kind.PING, 1, wire.Ping()))
-    near.close()
-    far.close()
-
-
-@sockets
-def test_lingering_delivers_the_last_words_though_the_peer_still_talks(sockets_pair: SocketsPair) -> None:
-    near, far = sockets_pair()
-    far.send(Packet((b"x" * 10_000,), 10_000))  # unread when near closes: a plain close would reset the connection
-    near.send(wire.encode(Kind.ERROR, 0, wire.Error("protocol", "goodbye")))
-    closer = threading.Thread(target=near.close, args=(2.0,))
-    closer.start()
-    assert far.receive(timeout_s=5).header == wire.Error("protocol", "goodbye")
-    far.close()
-    closer.join()
-
-
-@sockets
-def test_close_wakes_a_receiver(sockets_pair: SocketsPair) -> None:
-    near, far = sockets_pair(Limits())
-    woken: list[Exception] = []
-
-    def receive() -> None:
-        try:
-            far.receive()
-        except ServerError as exc:
-            woken.append(exc)
-
-    thread = threading.Thread(target=receive)
-    thread.start()
-    far.close()
-    thread.join(5)
-    assert not thread.is_alive()
-    assert woken
-    near.close()
-
-
-# --- addresses ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("host", ("host", 3277)),
-        ("host:1", ("host", 1)),
-        (":4000", ("127.0.0.1", 4000)),
-        ("[::1]", ("::1", 3277)),
-        ("[fe80::1]:80", ("fe80::1", 80)),
-        ("::1", ("::1", 3277)),
-    ],
-)
-def test_addresses(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize("text", ["host:0", "host:65536", "host:x", "[::1", "[::1]x", "host:-1"])
-def test_what_is_no_address_is_said(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_address(text)
-
-
-def test_nothing_there_says_how_to_start_something() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with pytest.raises(ServerError, match="splitpoint serve"):
-        connect(f"127.0.0.1:{port}")
-
-
-def test_an_unknown_name_and_an_unknown_transport_are_said() -> None:
-    with pytest.raises(ServerError, match=r"no\.such\.host\.invalid"):
-        connect("no.such.host.invalid")
-    with pytest.raises(UsageError, match="carrier-pigeon"):
-        connect("carrier-pigeon://roof")
-
-
-def test_a_port_in_use_names_one_that_is_free() -> None:
-    first = TcpListener("127.0.0.1", 0, Limits())
-    port = first.sockaddr[1]
-    with pytest.raises(ServerError, match=rf"port {port} .* in use.*such as \d+$") as caught:
-        TcpListener("127.0.0.1", port, Limits())
-    other = int(str(caught.value).rpartition(" ")[2])
-    TcpListener("127.0.0.1", other, Limits()).close()
-    assert other != port
-    first.close()
-
-
-def test_a_listener_that_is_closed_accepts_nobody() -> None:
-    """Whichever comes first: it was waited at, or it was closed."""
-    listener = TcpListener("127.0.0.1", 0, Limits())
-    listener.close()
-    assert listener.accept() is None
-
-
-def test_an_address_that_is_not_ours_is_said() -> None:
-    with pytest.raises(UsageError, match="no address of this machine"):
-        TcpListener("192.0.2.1", 0, Limits())

@@ -23,6 +23,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plans import Plan
 from splitpoint.report.compare_table import TABLE, CompareRow, verdict
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.security import Security
 from splitpoint.survey import survey, worth_running
 
@@ -58,10 +59,10 @@ def command(
     engine = choice.open()
     with Edge(
         cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security,
-        allow_domains=opening.allow_domains,
+        models=ModelPolicy(allow_domains=opening.allow_domains),
     ) as edge:  # fmt: skip
         if here is None:
-            edge.model = opening.on(edge.model)
+            edge.prepare(opening.on)
         inputs = read_images(edge.model, images, recursive=recursive)
         known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=say)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)

@@ -155,12 +155,14 @@ def _gather(
     if edge is not None and there is not None and link is not None:
         return edge, there, link, None
     from splitpoint.runtime.client.edge import Edge
+    from splitpoint.runtime.client.edge_settings import ModelPolicy
     from splitpoint.survey import profile_here
 
     engine = choice.open()
     served = wanted or model or (edge.graph.name if edge else "")
     known: dict[str, Any] = {
-        "engine": engine, "cache": cache, "security": security, "allow_domains": allow_domains,
+        "engine": engine, "cache": cache, "security": security,
+        "models": ModelPolicy(allow_domains=allow_domains),
     }  # fmt: skip
     shared = None
     with nullcontext() if named else Edge(cloud, served, at="cut:input", **known) as server:

@@ -24,6 +24,7 @@ from splitpoint.profile.power import find_meter
 from splitpoint.profile.profiles import Profile, Watts
 from splitpoint.report.layer_study import TABLE, cost_rows, draw, write_rows, write_sheet
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.security import Security
 from splitpoint.text import valid
 from splitpoint.units import counted, fine_ms
@@ -115,7 +116,7 @@ def _ask_server(
     with (
         Edge(
             cloud, model, at="cut:input", cache=cache, security=security, on_event=say,
-            allow_domains=opening.allow_domains,
+            models=ModelPolicy(allow_domains=opening.allow_domains),
         ) as edge,
         waiting(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
     ):  # fmt: skip

@@ -9,6 +9,7 @@ import click
 from splitpoint.cli.options.model import allow_domain_option
 from splitpoint.cli.options.server import cache_option, cloud_option
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.security import Security
 from splitpoint.units import size
 
@@ -28,9 +29,8 @@ def command(
 
     What is there already is not fetched again, and `run` then starts without fetching.
     """
-    with Edge(
-        cloud, model, at="cut:input", cache=cache, model_hash=model_hash, security=security, allow_domains=allow_domains
-    ) as edge:
+    models = ModelPolicy(pinned=model_hash, allow_domains=allow_domains)
+    with Edge(cloud, model, at="cut:input", cache=cache, models=models, security=security) as edge:
         fetched = edge.pull(at)
         if edge.cache.unkept is not None:
             raise edge.cache.unkept

@@ -35,8 +35,10 @@ from splitpoint.planning.files import load_plan
 from splitpoint.planning.plans import Plan
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.request import FALLBACKS, LOCAL, WAIT
+from splitpoint.runtime.client.edge_settings import ModelPolicy
+from splitpoint.runtime.client.request import FALLBACKS, LOCAL, WAIT, check_fallback
 from splitpoint.runtime.client.whole_model import Local
+from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
 from splitpoint.security import Security
 from splitpoint.sources import Files, Source, is_stream, open_source, redacted
@@ -233,8 +235,9 @@ class Asked:
         edge = self._connect(
             self.opening.here(self.name) or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
-            engine=engine, cache=self.cache, model_hash=self.model_hash, on_event=say, checksum=self.checksum,
-            security=self.security, follow_model=self.follow, allow_domains=self.opening.allow_domains,
+            engine=engine, cache=self.cache, on_event=say, security=self.security,
+            models=ModelPolicy(self.model_hash, self.follow, self.opening.allow_domains),
+            wire=WireSettings(checksum=self.checksum),
         )  # fmt: skip
         try:
             if self.at == "auto" and (named := edge.model.graph.meanings("auto")):
@@ -243,7 +246,7 @@ class Asked:
             if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
                 say("fetching all of the model first: only what can be finished here keeps a deadline")
                 edge.pull()
-            edge.model = self.opening.on(edge.model)  # and the one that may follow it
+            edge.prepare(self.opening.on)
         except BaseException:
             edge.close()
             raise
@@ -253,7 +256,9 @@ class Asked:
         """With the fallback that was asked for; else ``local``, or, if the whole model cannot be had, ``wait``."""
         assert self.cloud is not None
         if self.fallback is not None:
-            edge = Edge(self.cloud, model, fallback=self.fallback, deadline_s=self.deadline_s, **options)
+            edge = Edge(
+                self.cloud, model, fallback=check_fallback(self.fallback), deadline_s=self.deadline_s, **options
+            )
             if self.fallback == WAIT:  # who waits gets a late answer, too: from now on its deadline is only counted
                 edge.deadline_s = 0.0
             return edge

@@ -129,7 +129,7 @@ def command(
             threading.Thread(target=_read_to_the_end, args=(stop,), daemon=True).start()
         with server:
             for model in loaded:
-                known_as = server.models[model.fingerprint].name
+                known_as = server.catalogue[model.fingerprint].name
                 about = f"{size(model.nbytes)} of weights  {model.source}".rstrip()
                 if known_as != model.name:
                     about = f"the same model as {known_as}"

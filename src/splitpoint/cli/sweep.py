@@ -21,6 +21,7 @@ from splitpoint.measured_cuts import sweep
 from splitpoint.models.model import Model
 from splitpoint.report.sweep_table import TABLE, SweepRow, draw, read_rows, write_rows
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.security import Security
 from splitpoint.segments import select
@@ -59,10 +60,10 @@ def command(
     engine = choice.open()
     with Edge(
         cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security,
-        allow_domains=opening.allow_domains,
+        models=ModelPolicy(allow_domains=opening.allow_domains),
     ) as edge:  # fmt: skip
         if here is None:
-            edge.model = opening.on(edge.model)
+            edge.prepare(opening.on)
         chosen = select(edge.model, cuts)
         inputs = read_images(edge.model, images, recursive=recursive)
         setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"

@@ -37,6 +37,7 @@ from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import PATIENCE, Patience
+from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.result import Request, Result
 from splitpoint.security import unguarded
 from splitpoint.segments import compare, samples_for
@@ -196,7 +197,13 @@ def run(
         Relay(target.address, LINK, seed=seed) as relay,
         _Player(faults, target, relay, model) as player,
         Edge(
-            relay.address, model, at=cut, engine=engine, fallback="local", checksum=True, patience=patience, seed=seed
+            relay.address,
+            model,
+            at=cut,
+            engine=engine,
+            fallback="local",
+            wire=WireSettings(checksum=True),
+            patience=msgspec.structs.replace(patience, seed=seed),
         ) as edge,
     ):
         asker = _FaultAsker(edge, samples, player.before, 1 / rate, on_answer)

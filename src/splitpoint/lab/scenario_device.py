@@ -29,6 +29,9 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import load_plan
 from splitpoint.planning.planner import Planner
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.request import Fallback
+from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.result import Result
 from splitpoint.segments import samples_for
 from splitpoint.survey import placement, survey
@@ -39,6 +42,7 @@ Codecs = str | Mapping[str, str]
 _ANSWER_S = 300.0
 #: How long a link that was cut is tried again, and how often.
 _RECONNECT_S, _RETRY_S = 120.0, 0.2
+_PATIENCE = Patience(answer_s=_ANSWER_S, connect_s=_RECONNECT_S)
 #: A cut that the planner chooses, one that it goes on choosing, and how long each side profiles itself for that.
 AUTO, ADAPT, _PROFILE_S = "auto", "adapt", 15.0
 #: Inputs that are drawn where the scenario wants no photos.
@@ -155,13 +159,13 @@ class _Device:
             self._edge.switch(cut, codec)
         return self._edge
 
-    def _connect(self, cut: Cut | str, codec: Codecs, fallback: str = "error") -> Edge:
+    def _connect(self, cut: Cut | str, codec: Codecs, fallback: Fallback = "error") -> Edge:
         end = time.monotonic() + _RECONNECT_S
         while True:
             try:
                 return Edge(
-                    self._address, self._model, at=cut, codec=codec, engine=self._engine, timeout_s=_ANSWER_S,
-                    connect_s=_RECONNECT_S, checksum=self._checksum, fallback=fallback,
+                    self._address, self._model, at=cut, codec=codec, engine=self._engine, fallback=fallback,
+                    patience=_PATIENCE, wire=WireSettings(checksum=self._checksum),
                 )  # fmt: skip
             except ServerError:
                 if time.monotonic() > end:
@@ -208,7 +212,7 @@ def _planner(scenario: Scenario, model: Model, address: str) -> tuple[Planner, L
     shaped = scenario.shaped()
     link = shaped if isinstance(shaped, Link) else shaped.at(0.0)
     engine = open_engine(scenario.device.engine, threads=scenario.device.threads)
-    with Edge(address, model, at="cut:input", engine=engine, connect_s=_RECONNECT_S) as edge:
+    with Edge(address, model, at="cut:input", engine=engine, patience=_PATIENCE) as edge:
         known = survey(edge, engine, budget_s=_PROFILE_S, link=link)
     if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
         known = dataclasses.replace(known, edge=known.edge.slowed(scenario.device.slowdown))

@@ -23,8 +23,12 @@ that comes back do not all come back at once.
 from __future__ import annotations
 
 from random import Random
+from typing import Final, Literal
 
-UP, DOWN, TRYING = "up", "down", "trying"
+LinkState = Literal["up", "down", "trying"]
+UP: Final = "up"
+DOWN: Final = "down"
+TRYING: Final = "trying"
 #: Failures in a row that are no accident any more.
 FAILURES = 3
 #: The first pause and the longest, seconds.
@@ -45,13 +49,18 @@ class Breaker:
         self._random = random
         self._most = failures
         self._first_s, self._longest_s = first_pause_s, longest_pause_s
-        self.state = UP
+        self.state: LinkState = UP
         self.due_s = 0.0
         """When the next probe is due, while the state is down."""
         self._in_a_row = 0
         self._opened = 0  # times without a success between them: the exponent of the pause
         self._risked = False  # the one request of "trying" is under way
         self._quiet_until_s = float("-inf")
+
+    @property
+    def well(self) -> bool:
+        """Whether one more success would change nothing."""
+        return self.state == UP and not self._in_a_row
 
     def allows(self, now_s: float) -> bool:
         """Whether a request may go to the server now; of "trying" it is the only one until it has ended."""

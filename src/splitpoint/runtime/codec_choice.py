@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from splitpoint.codecs import Codec, open_codec
 from splitpoint.errors import InputError, ServerError, UsageError, nearest
 from splitpoint.graph import Cut
 from splitpoint.tensors import Array, spec_of
 from splitpoint.text import listed
-from splitpoint.wire import codec_feature
 
 #: One codec for every crossing tensor that it takes (the others travel raw), or codecs by tensor name.
 CodecChoice = str | Mapping[str, str]
@@ -48,13 +47,17 @@ def is_unused(cut: Cut, asked: str, chosen: Mapping[str, Codec]) -> bool:
     return asked not in _RAW and bool(cut.crossing) and not chosen
 
 
-def check_decodable(codecs: Mapping[str, Codec], features: Collection[str]) -> None:
-    """ServerError if a server with these `features` cannot decode what would be sent."""
+def codecs_in(features: Iterable[str]) -> frozenset[str]:
+    """The names of the codecs among the features of a HELLO or WELCOME."""
+    return frozenset(f.removeprefix("codec:") for f in features if f.startswith("codec:"))
+
+
+def check_decodable(codecs: Mapping[str, Codec], known: Collection[str]) -> None:
+    """ServerError if a server that knows the codecs `known` (names without parameters) cannot decode what is sent."""
     for codec in codecs.values():
-        if codec_feature(codec.name) not in features:
-            known = sorted(f.removeprefix("codec:") for f in features if f.startswith("codec:"))
+        if codec.name.partition(":")[0] not in known:
             raise ServerError(
-                f"the server cannot decode {codec.name} (it knows {listed(known) if known else 'no codec'}): "
+                f"the server cannot decode {codec.name} (it knows {listed(sorted(known)) if known else 'no codec'}): "
                 "use another codec or raw, or install a newer splitpoint on the server"
             )
 
@@ -69,14 +72,14 @@ def chooser(
     """
 
     def chosen(arrays: Sequence[Array]) -> Sequence[Codec | None]:
-        found: list[Codec | None] = []
+        choices: list[Codec | None] = []
         for name, array in zip(names, arrays, strict=True):
             codec, spec = codecs.get(name), spec_of(name, array)
             if codec is not None and not codec.accepts(spec):
                 if strict:
                     raise InputError(f"codec {codec.name} does not take tensor {spec}, which this input leads to")
                 codec = None
-            found.append(codec)
-        return found
+            choices.append(codec)
+        return choices
 
     return chosen

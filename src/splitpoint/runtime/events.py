@@ -1,4 +1,4 @@
-"""What a server or an edge tells whoever runs it, one sentence each."""
+"""What a server or an edge tells whoever runs it: a kind, a sentence, and its fields."""
 
 from __future__ import annotations
 
@@ -6,24 +6,37 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 from splitpoint.callbacks import call, log
 from splitpoint.text import plain
 
+EventKind = Literal[
+    "listening", "warning", "connected", "left", "refused", "opened", "evicted", "batched", "failed", "profiling",
+    "fetched", "notice", "switched", "changed",
+]  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is one of listening, warning, connected, left, refused, opened, evicted, batched, failed, fetched,
-    profiling, notice, switched, changed."""
+    """What happened: its kind, a `sentence` for people, and what is in that for programs.
 
-    kind: str
-    text: str
+    `fields` has, where they are known: ``peer`` the client's address, ``why``, ``model``, ``tail`` (a segment's key),
+    ``nbytes``, ``seconds`` and what else the kind has numbers of. They may hold words of a stranger; so may `sentence`,
+    which `str` makes one harmless line of.
+
+    >>> str(Event("left", "10.0.0.7:4000 left: 3 requests", {"peer": "10.0.0.7:4000", "answers": 3}))
+    '10.0.0.7:4000 left: 3 requests'
+    """
+
+    kind: EventKind
+    sentence: str
+    fields: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line: there may be names of others in it."""
-        return plain(self.text, 4000)
+        return plain(self.sentence, 4000)
 
 
 #: Called from the thread in which something happens, so it must be quick; what it raises is reported, and ignored. It
@@ -45,7 +58,7 @@ class Teller:
     """Tells `on_event` and the logger ``splitpoint`` of each event; neither can fail whoever tells."""
 
     def __init__(self, on_event: OnEvent = ignore) -> None:
-        self.on_event = on_event
+        self._on_event = on_event
         self._held = threading.local()
 
     def __call__(self, event: Event) -> None:
@@ -56,9 +69,13 @@ class Teller:
         before, self._held.telling = self.telling, True
         try:
             call(_to_log, event)
-            call(self.on_event, event)
+            call(self._on_event, event)
         finally:
             self._held.telling = before
+
+    def redirect(self, on_event: OnEvent) -> None:
+        """From now on `on_event` is told, and nobody who was before."""
+        self._on_event = on_event
 
     @property
     def telling(self) -> bool:

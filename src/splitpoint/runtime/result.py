@@ -50,7 +50,7 @@ class Result(msgspec.Struct, frozen=True):
     tag: Any = None
     up_nbytes: int = 0
     down_nbytes: int = 0
-    raw_times: bytes = b""
+    raw_times: bytes | wire.Times = b""
     offset: Offset | None = None
     codecs: Mapping[str, str] = {}
     fallback: str = ""
@@ -73,7 +73,15 @@ class Result(msgspec.Struct, frozen=True):
     @property
     def times(self) -> wire.Times:
         """The server's own account; all 0 without one, and where its numbers cannot be."""
-        return (wire.parse_times(self.raw_times) if self.raw_times else None) or wire.Times()
+        raw = self.raw_times
+        if isinstance(raw, wire.Times):
+            return raw
+        return (wire.parse_times(raw) if raw else None) or wire.Times()
+
+    @property
+    def batch(self) -> wire.BatchRun | None:
+        """Which run computed it on the server, and how many requests that were; None where the server does not say."""
+        return wire.parse_run(self.raw_times) if isinstance(self.raw_times, bytes) else None
 
     @property
     def trace(self) -> Trace:

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from splitpoint.callbacks import guard
 from splitpoint.graph import Cut
-from splitpoint.runtime.result import Result
+from splitpoint.runtime.circuit_breaker import LinkState
+from splitpoint.runtime.result import Request, Result
 
 
 class Watcher(Protocol):
@@ -19,6 +20,9 @@ class Watcher(Protocol):
         Every answer, also that of a shadow, and one that came too late for its request: then `result` has no outputs.
         """
 
+    def delivered(self, request: Request, result: Result) -> None:
+        """A request was answered to whoever asked, here or at the server."""
+
     def computed(self, cut: Cut, head_ms: float) -> None:
         """A head was run on the device; where nothing crosses, the whole model."""
 
@@ -28,7 +32,7 @@ class Watcher(Protocol):
     def failed(self, why: str) -> None:
         """The server's part of a request failed: it was busy, gone, or wrong."""
 
-    def state(self, state: str) -> None:
+    def state(self, state: LinkState) -> None:
         """`Edge.link_state` is `state` from now on."""
 
 

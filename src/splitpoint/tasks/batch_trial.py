@@ -8,7 +8,6 @@ not count on the outcome.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,18 +35,21 @@ def share_together(
     count = min(max(_LEAST, int(BUDGET_S * 1e3 / max(stage_ms, 1e-3))), _MOST, len(inputs))
     if count < _LEAST:
         return 1.0
-    runs: list[float] = []
+    runs: list[tuple[float, int]] = []
     end = perf_counter() + BUDGET_S
     with ThreadPoolExecutor(count) as pool:
         while perf_counter() < end:
             gates = [threading.Barrier(count)] * count
-            runs += pool.map(lambda given, gate: _run_s(fleet, source, option, given, gate), inputs[:count], gates)
+            runs += pool.map(lambda given, gate: _run(fleet, source, option, given, gate), inputs[:count], gates)
     return share_of(runs)
 
 
-def _run_s(fleet: Fleet, source: Source, option: Option, given: Mapping[str, Array], gate: threading.Barrier) -> float:
-    """Runs one of several requests, and returns how long it ran on the server, seconds. All heads run first, one after
-    the other; at `gate` their threads wait for each other, so that the requests are sent at the same time."""
+def _run(
+    fleet: Fleet, source: Source, option: Option, given: Mapping[str, Array], gate: threading.Barrier
+) -> tuple[float, int]:
+    """Runs one of several requests: how long it ran on the server, seconds, and in a batch of how many; 0 where the
+    server does not say. All heads run first, one after the other; at `gate` their threads wait for each other, so that
+    the requests are sent at the same time."""
     edge, device = fleet.edges[source], fleet.device
     cut, codecs = placement(edge.model.graph, option)
 
@@ -60,7 +62,8 @@ def _run_s(fleet: Fleet, source: Source, option: Option, given: Mapping[str, Arr
     try:
         if not cut.nodes:
             device.give_back()
-        return edge.infer(given, at=cut, codec=codecs, more=True).times.compute_s
+        result = edge.infer(given, at=cut, codec=codecs, more=True)
+        return result.times.compute_s, result.batch.size if result.batch is not None else 0
     except BaseException:
         gate.abort()
         raise
@@ -68,19 +71,17 @@ def _run_s(fleet: Fleet, source: Source, option: Option, given: Mapping[str, Arr
         device.give_back()
 
 
-def share_of(runs: Sequence[float]) -> float:
-    """What each further request of a batch takes, as a share of one alone, from how long each of many requests ran.
+def share_of(runs: Sequence[tuple[float, int]]) -> float:
+    """What each further request of a batch takes, as a share of one alone, from how long each of many requests ran, and
+    in a batch of how many. The server tells each of a batch an equal part of its time.
 
-    The server tells the requests of one batch equal parts of its time, so durations that are equal to the last bit are
-    one batch.
-
-    >>> share_of([0.020, 0.021, 0.010, 0.010, 0.010])
+    >>> share_of([(0.020, 1), (0.021, 1), (0.010, 3), (0.010, 3), (0.010, 3)])
     0.25
-    >>> share_of([0.020, 0.021, 0.019, 0.019])
+    >>> share_of([(0.020, 1), (0.021, 1), (0.019, 2), (0.019, 2)])
     1.0
     """
     least: dict[int, float] = {}
-    for seconds, size in Counter(runs).items():
+    for seconds, size in runs:
         least[size] = min(seconds, least.get(size, seconds))
     size = max(least, default=1)
     if 1 not in least or size == 1 or least[size] > (1 - GAIN) * least[1]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
+from msgspec import structs
+
 from splitpoint.engines import Engine
 from splitpoint.errors import UsageError
 from splitpoint.inputs import read_inputs
@@ -26,7 +28,8 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.request import LOCAL, WAIT
+from splitpoint.runtime.client.edge_settings import ModelPolicy
+from splitpoint.runtime.client.request import LOCAL, WAIT, check_fallback
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import OnEvent, ignore, teller
 from splitpoint.security import OPEN, Security
@@ -38,7 +41,7 @@ from splitpoint.tasks.task import Task
 from splitpoint.tensors import Array
 
 #: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.
-_PATIENCE = Patience(first_s=30.0, least_s=30.0)
+_PATIENCE = Patience(first_s=30.0, least_s=30.0, need_server=True)
 
 
 class Fleet(Closable):
@@ -90,9 +93,10 @@ class Fleet(Closable):
             if fallback == "auto":
                 fallback = LOCAL if isinstance(model, Model) else WAIT
             edge = Edge(
-                self._cloud, model, at="cut:input", engine=self.device, cache=self._cache, timeout_s=self._timeout_s,
-                fallback=fallback, need_server=True, patience=_PATIENCE, security=self._security, on_event=self._tell,
-                allow_domains=self.allow_domains,
+                self._cloud, model, at="cut:input", engine=self.device, cache=self._cache,
+                fallback=check_fallback(fallback), models=ModelPolicy(allow_domains=self.allow_domains),
+                patience=structs.replace(_PATIENCE, answer_s=self._timeout_s), security=self._security,
+                on_event=self._tell,
             )  # fmt: skip
             self.edges[source] = self._stack.enter_context(edge)
             self.ready[source] = []

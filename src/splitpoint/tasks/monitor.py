@@ -106,8 +106,8 @@ class QueueMonitor:
             return Spent(edge, 0.0, 0.0, started, ended, ended, ended)
         packed, arrived, served = at["up"].start, at["up"].end, at["down"].start
         server, up_ms, down_ms = stages["server"], at["up"].ms, at["down"].ms
-        # Those that ran as one batch are told the same time, to the last bit.
-        tail = Ran(server, option.stages["server"].ms, whole_ms[1], result.times.compute_s)
+        alone = result.batch is not None and result.batch.size == 1
+        tail = Ran(server, option.stages["server"].ms, whole_ms[1], alone)
         with self._lock:
             self._schedule.used(ended)
             waited_ms = self._observer.answered(

@@ -33,11 +33,26 @@ class Budget:
         self._left -= amount
 
 
-class Pace:
+class Backlog:
+    """Bytes of frames that wait until their peers read, of one connection or of many together."""
+
+    __slots__ = ("_lock", "nbytes")
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._lock = Lock()
+
+    def add(self, nbytes: int) -> None:
+        """So many more wait; fewer, if it is negative."""
+        with self._lock:
+            self.nbytes += nbytes
+
+
+class Throttle:
     """A context for work that strangers cause: one does it at a time, and altogether they get a share of the time.
 
-    >>> pace = Pace(most_s=0.25, share=0.25)
-    >>> with pace:
+    >>> throttle = Throttle(most_s=0.25, share=0.25)
+    >>> with throttle:
     ...     sum(range(10))
     45
     """

@@ -60,7 +60,7 @@ def resolve(host: str, port: int, timeout_s: float) -> list[Target]:
     UnreachableError if it has none, or nobody says in time; ServerError if it can have none.
     """
     try:
-        found = _numeric(host, port) or _look_up(host, port, timeout_s)
+        targets = _numeric(host, port) or _look_up(host, port, timeout_s)
     except socket.gaierror as exc:
         if exc.errno in (socket.EAI_AGAIN, getattr(socket, "EAI_SYSTEM", None)):
             raise UnreachableError(
@@ -77,7 +77,7 @@ def resolve(host: str, port: int, timeout_s: float) -> list[Target]:
         raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
     except OSError as exc:
         raise UnreachableError(f"the name {host} cannot be looked up: {exc.strerror or exc}") from exc
-    return _in_turns(found)[:_MOST]
+    return _in_turns(targets)[:_MOST]
 
 
 def _numeric(host: str, port: int) -> list[Target]:
@@ -105,7 +105,7 @@ def _look_up(host: str, port: int, timeout_s: float) -> list[Target]:
 
     try:
         threading.Thread(target=work, name=f"look up {host}", daemon=True).start()
-        found = answer.get(timeout=max(0.0, timeout_s))
+        outcome = answer.get(timeout=max(0.0, timeout_s))
     except RuntimeError as exc:
         raise ServerError(f"the name {host} cannot be looked up: this process may start no more threads") from exc
     except Empty:
@@ -113,18 +113,18 @@ def _look_up(host: str, port: int, timeout_s: float) -> list[Target]:
             f"the name {host} was not looked up in {timeout_s:g} s: no name server answers; is the network up? "
             "Or use its number"
         ) from None
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _in_turns(targets: Sequence[Target]) -> list[Target]:
     """`targets`, as the system has sorted them, but so that families take turns (RFC 8305, 4)."""
     families = [deque(t for t in targets if t.family == f) for f in dict.fromkeys(t.family for t in targets)]
-    found = []
+    ordered: list[Target] = []
     while any(families):
-        found += [family.popleft() for family in families if family]
-    return found
+        ordered += [family.popleft() for family in families if family]
+    return ordered
 
 
 def _race(targets: Sequence[Target], end: float) -> tuple[socket.socket | None, dict[Target, OSError]]:

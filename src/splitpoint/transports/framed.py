@@ -1,4 +1,4 @@
-"""Frames over any stream of bytes: the part that TCP, memory and (later) TLS connections share.
+"""Frames over any stream of bytes: the part that TCP, TLS and memory connections share.
 
 After a thread has slept for its peer, a line of Python costs three to six times what it costs in a loop (cold caches;
 measured). So the way from "bytes are there" to "frame" is short in the case that matters, a frame like the one before
@@ -9,9 +9,9 @@ other frame takes the long way, `_unlike`.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from socket import MSG_DONTWAIT, MSG_WAITALL
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, NoReturn
@@ -24,9 +24,11 @@ from splitpoint.errors import ProtocolError, ServerError
 from splitpoint.lifetime import foreign, watch
 from splitpoint.tensors import Array
 from splitpoint.transports import Ended
+from splitpoint.transports.budget import Backlog
 from splitpoint.wire import (
     CHECKED,
     CHECKSUM_BYTES,
+    CRC32,
     FIXED_BYTES,
     ID_END,
     ID_START,
@@ -36,12 +38,12 @@ from splitpoint.wire import (
     Admit,
     Buffer,
     Frame,
+    FramePrefix,
     Infer,
     Kind,
     Limits,
     Message,
-    Prefix,
-    Result,
+    ResultData,
     allocate,
     check_tensors,
     describe,
@@ -49,6 +51,7 @@ from splitpoint.wire import (
     parse_header,
     parse_id,
     parse_prefix,
+    times_bytes,
 )
 
 _RESULT = int(Kind.RESULT)
@@ -61,6 +64,8 @@ _PIECE = 256 << 10
 _AHEAD = 4 << 20
 #: No read returns that many bytes: nothing is like the frame before the first.
 _NEVER = 1 << 62
+#: What is here already is taken, even if the caller's time is over.
+_MOMENT_S = 1e-3
 
 
 class _Lead(NamedTuple):
@@ -89,19 +94,22 @@ class _Ahead(msgspec.Struct, gc=False):
     places: list[Buffer]
 
 
-class Backlog:
-    """Bytes of frames that wait until their peers read, of one connection or of many together."""
+class _Rest(msgspec.Struct, gc=False):
+    """A frame whose lead is here and whose body is not: `done` bytes of `arrays` are. One that nobody knows is thrown
+    away: `skip` bytes are still to come of it."""
 
-    __slots__ = ("_lock", "nbytes")
+    lead: _Lead
+    frame: Frame
+    arrays: Sequence[Array] = ()
+    done: int = 0
+    skip: int = 0
 
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self._lock = threading.Lock()
 
-    def add(self, nbytes: int) -> None:
-        """So many more wait; fewer, if it is negative."""
-        with self._lock:
-            self.nbytes += nbytes
+class _Unfinished(Exception):
+    """The caller's time is over in the middle of a frame: `done` bytes of what was wanted have come."""
+
+    def __init__(self, done: int) -> None:
+        self.done = done
 
 
 class Framed(ABC):
@@ -112,7 +120,7 @@ class Framed(ABC):
     _recv_into: Callable[..., int]
     _recvmsg_into: Callable[..., tuple[Any, ...]]
 
-    def __init__(self, peer: str, limits: Limits) -> None:
+    def __init__(self, peer: str, limits: Limits, spin_s: float = 0.0) -> None:
         self.peer = peer
         self.limits = limits
         self._buffer = bytearray(_LEAD)
@@ -123,19 +131,45 @@ class Framed(ABC):
         self._timeout_s: float | None = -1.0
         self._queued = 0  # bytes that the peer has not taken yet
         #: Those of all connections that share one allowance, `backlog_bytes`.
-        self.backlog = Backlog()
+        self._backlog = Backlog()
         #: How long to ask for the next frame again and again before going to sleep, seconds.
-        self.spin_s = 0.0
+        self._spin_s = spin_s
         #: When everything that is being received must be there (`time.monotonic`), however its bytes drip.
-        self.due_s: float | None = None
+        self._due_s: float | None = None
+        self._times_bytes = FIXED_BYTES
+        #: When the caller of `receive` wants back what it has, if that is not all of a frame.
+        self._whole_by: float | None = None
+        self._rest: _Rest | None = None
         self.checks = False
         self.seals = False
         watch(self)
 
     @property
+    def identity(self) -> str:
+        return ""
+
+    def handshake(self, timeout_s: float) -> None:  # noqa: B027 - only TLS has one
+        """Nothing is to be agreed on before the first frame."""
+
+    def hold_to(self, limits: Limits, due_s: float | None = None) -> None:
+        self.limits, self._due_s = limits, due_s
+
+    def share(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+
+    def expect_checksums(self) -> None:
+        self.checks = True
+
+    def agree(self, features: Collection[str]) -> None:
+        self.checks = self.seals = CRC32 in features
+        self._times_bytes = times_bytes(features)
+
+    def keep_reading(self) -> None:
+        self.limits = replace(self.limits, backlog_bytes=_NEVER)
+
+    @property
     def behind(self) -> bool:
-        """Whether the peer does not read what is sent, and it or its like have all they may have waiting."""
-        return self._queued > 0 and self.backlog.nbytes > self.limits.backlog_bytes
+        return self._queued > 0 and self._backlog.nbytes > self.limits.backlog_bytes
 
     @abstractmethod
     def _be_patient(self, seconds: float) -> None:
@@ -149,11 +183,14 @@ class Framed(ABC):
         """The process has forked, and this is the child: it neither reads nor writes what is the parent's."""
         self._recv_into = self._recvmsg_into = foreign_use
         self._be_patient = foreign_use  # type: ignore[assignment,method-assign]
-        self._extra, self._ahead, self._queued, self.spin_s = 0, None, 0, 0.0
+        self._extra, self._ahead, self._queued, self._spin_s, self._rest = 0, None, 0, 0.0, None
 
-    def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None) -> Frame:
+    def receive(self, *, timeout_s: float | None = None, admit: Admit | None = None, whole: bool = False) -> Frame:
         if self._queued and self.behind:
             self._let_peer_read()
+        self._whole_by = monotonic() + timeout_s if whole and timeout_s is not None else None
+        if self._rest is not None:
+            return self._resume(self._rest)
         if timeout_s != self._timeout_s:
             self._timeout_s = timeout_s
             self._be_patient(self._wait_s())
@@ -177,7 +214,7 @@ class Framed(ABC):
         elif got != frame.nbytes:
             if len(ahead.places) == 1:
                 frame.tensors = allocate(frame.header.tensors)  # type: ignore[union-attr]
-            self._complete(frame.tensors, got - lead.end)
+            self._body(_Rest(lead, frame, frame.tensors, got - lead.end))
         frame.received = perf_counter()
         return frame
 
@@ -215,17 +252,17 @@ class Framed(ABC):
         nbytes = lead.end + lead.body_bytes + lead.checksum_bytes
         frame = Frame(lead.kind, lead.flags, parse_id(self._buffer), header, started, nbytes)
         frame.header_nbytes = lead.header_end
-        if type(header) is Result:
+        if type(header) is ResultData:
             frame.times = bytes(self._view[lead.header_end : lead.end])
         here = min(got, nbytes)  # the end of what is here of this frame
         if header is None or (admit is not None and (refused := admit(frame)) is not None):
             frame.refused = None if header is None else refused
-            if lead.checksum_bytes:
+            if lead.checksum_bytes and self._whole_by is None:
                 self._judge(lead.kind, self._skip_summing(nbytes - here, crc32(self._view[:here])))
             else:
-                self._skip(nbytes - here)
+                self._body(_Rest(lead, frame, skip=nbytes - here))
         else:
-            if type(header) is Infer or type(header) is Result:
+            if type(header) is Infer or type(header) is ResultData:
                 frame.tensors = allocate(header.tensors)
             elif lead.body_bytes:
                 frame.tensors = [np.empty(lead.body_bytes, np.uint8)]
@@ -237,9 +274,7 @@ class Framed(ABC):
                 view = flat(array)[: here - at]
                 view[:] = self._view[at : at + len(view)]
                 at += len(view)
-            self._complete(arrays, here - lead.end)
-            if lead.checksum_bytes:
-                self._judge(lead.kind, _sum(arrays, crc32(self._view[: lead.end])))
+            self._body(_Rest(lead, frame, arrays, here - lead.end))
         self._extra = got - here
         if self._extra:
             self._buffer[: self._extra] = self._buffer[here:got]
@@ -248,6 +283,30 @@ class Framed(ABC):
             self._resize(_LEAD, self._extra)
         self._ahead = None
         return frame
+
+    def _body(self, rest: _Rest) -> None:
+        """Receives the body of a frame. TimeoutError if the caller's time is over first: the next `receive` goes on."""
+        try:
+            if rest.skip:
+                self._skip(rest.skip)
+            else:
+                self._complete(rest.arrays, rest.done)
+        except _Unfinished as exc:
+            if rest.skip:
+                rest.skip -= exc.done
+            else:
+                rest.done = exc.done
+            self._rest, self._extra, self._ahead = rest, 0, None
+            raise TimeoutError from None
+        if rest.lead.checksum_bytes and rest.arrays:
+            self._judge(rest.lead.kind, _sum(rest.arrays, crc32(self._view[: rest.lead.end])))
+
+    def _resume(self, rest: _Rest) -> Frame:
+        """The frame of which `rest` was missing."""
+        self._rest = None
+        self._body(rest)
+        rest.frame.received = perf_counter()
+        return rest.frame
 
     def _let_peer_read(self) -> None:
         """Waits until the peer has taken some of what is queued for it: one that does not read is not read from."""
@@ -259,10 +318,14 @@ class Framed(ABC):
         return stall_s if self._timeout_s is None else min(self._timeout_s, stall_s)
 
     def _hurry(self) -> None:
-        """No wait takes longer than is left until `due_s`. ServerError if nothing is."""
-        if self.due_s is None:
+        """No wait takes longer than is left until `due_s` (ServerError if nothing is), or of the caller's time."""
+        if self._whole_by is not None:
+            self._timeout_s = -1.0
+            self._be_patient(min(max(self._whole_by - monotonic(), _MOMENT_S), self.limits.stall_s))
             return
-        left_s = self.due_s - monotonic()
+        if self._due_s is None:
+            return
+        left_s = self._due_s - monotonic()
         if left_s <= 0:
             raise ServerError(f"{self.peer} sends too slowly: it has not said in time who it is")
         self._timeout_s = -1.0
@@ -270,7 +333,7 @@ class Framed(ABC):
 
     def _some(self, places: Sequence[Buffer]) -> int:
         """Receives the first bytes of a frame, as many as came; returns how many."""
-        if self.spin_s and (early := self._spin(places)):
+        if self._spin_s and (early := self._spin(places)):
             return early
         waited = 0.0
         while True:
@@ -289,7 +352,7 @@ class Framed(ABC):
 
     def _spin(self, places: Sequence[Buffer]) -> int:
         """What `_some` returns, if bytes come within `spin_s`; else 0. An error is left for it to find again."""
-        end = perf_counter() + self.spin_s
+        end = perf_counter() + self._spin_s
         while perf_counter() < end:
             try:
                 got: int = self._recvmsg_into(places, 0, MSG_DONTWAIT)[0]
@@ -302,15 +365,15 @@ class Framed(ABC):
 
     def _complete(self, arrays: Sequence[Array], done: int) -> None:
         """Receives what is missing of `arrays` when their first `done` bytes are there."""
+        before = 0
         for array in arrays:
-            nbytes = array.nbytes
-            if done >= nbytes:
-                done -= nbytes
-            elif done:
-                self._fill(flat(array)[done:], nbytes - done)
-                done = 0
-            else:
-                self._fill(array, nbytes)
+            nbytes, here = array.nbytes, max(0, done - before)
+            if here < nbytes:
+                try:
+                    self._fill(flat(array)[here:] if here else array, nbytes - here)
+                except _Unfinished as exc:
+                    raise _Unfinished(before + here + exc.done) from None
+            before += nbytes
 
     def _fill(self, buffer: Buffer, nbytes: int) -> None:
         """Receives exactly `nbytes`; ServerError if the peer ends or stalls."""
@@ -320,7 +383,7 @@ class Framed(ABC):
             if nbytes <= _PIECE:
                 done = self._recv_into(buffer, nbytes, MSG_WAITALL)
             else:
-                view, end = flat(buffer), monotonic() + self.limits.frame_s
+                view, end = flat(buffer), self._whole_by or monotonic() + self.limits.frame_s
                 while done < nbytes and monotonic() < end:
                     size = min(_PIECE, nbytes - done)
                     got = self._recv_into(view[done : done + size], size, MSG_WAITALL)
@@ -332,19 +395,23 @@ class Framed(ABC):
         except OSError as exc:
             raise ServerError(self._why(exc)) from exc
         if done != nbytes:
-            self._fill_slowly(flat(buffer)[done:nbytes])
+            self._fill_slowly(flat(buffer), done, nbytes)
 
-    def _fill_slowly(self, view: memoryview) -> None:
+    def _fill_slowly(self, view: memoryview, done: int, size: int) -> None:
         """Receives the rest of a body: the first wait's patience was at its end, or the peer ended."""
         limits = self.limits
         self._be_patient(limits.stall_s)
         self._timeout_s = limits.stall_s
-        began, done, size = monotonic(), 0, len(view)
+        began, first = monotonic(), done
         while done < size:
+            if self._whole_by is not None and monotonic() >= self._whole_by:
+                raise _Unfinished(done)
             self._hurry()
             try:
                 got = self._recv_into(view[done:], size - done, MSG_WAITALL)
             except BlockingIOError as exc:
+                if self._whole_by is not None and monotonic() >= self._whole_by:
+                    raise _Unfinished(done) from None
                 raise ServerError(f"{self.peer} went silent in the middle of a frame") from exc
             except OSError as exc:
                 raise ServerError(self._why(exc)) from exc
@@ -352,8 +419,9 @@ class Framed(ABC):
                 raise ServerError(f"{self.peer} ended in the middle of a frame")
             done += got
             spent = monotonic() - began
-            if done < size and spent > limits.stall_s and (done < spent * limits.slowest or spent > limits.frame_s):
-                raise ServerError(f"{self.peer} sends too slowly: {done} bytes in {spent:.0f} s")
+            late = done - first < spent * limits.slowest or spent > limits.frame_s
+            if done < size and spent > limits.stall_s and late:
+                raise ServerError(f"{self.peer} sends too slowly: {done - first} bytes in {spent:.0f} s")
 
     def _parse(self, got: int) -> tuple[_Lead, int]:
         """(the lead of a frame that is not like the last, bytes read so far, at least to the lead's end)."""
@@ -363,15 +431,15 @@ class Framed(ABC):
         checksum_bytes = self._checksum_bytes(prefix)
         if checksum_bytes:
             prefix = prefix._replace(body_bytes=prefix.body_bytes - checksum_bytes)
-        fixed = FIXED_BYTES if prefix.kind == Kind.RESULT else 0
+        fixed = self._times_bytes if prefix.kind == Kind.RESULT else 0
         if prefix.body_bytes < fixed:
-            raise ProtocolError(f"a RESULT begins with {FIXED_BYTES} bytes of times: {prefix.body_bytes} came")
+            raise ProtocolError(f"a RESULT begins with {fixed} bytes of times: {prefix.body_bytes} came")
         header_end = PREFIX_BYTES + prefix.header_bytes
         end = header_end + fixed
         if got < end:
             if end > len(self._buffer):
                 self._resize(end, got)
-            self._fill(self._view[got:end], end - got)
+            self._fill_lead(got, end)
             got = end
         header = parse_header(prefix, self._view[PREFIX_BYTES:header_end])
         body_bytes = prefix.body_bytes - fixed
@@ -386,14 +454,14 @@ class Framed(ABC):
             body_bytes,
             checksum_bytes,
         )
-        if isinstance(header, (Infer, Result)):
+        if isinstance(header, (Infer, ResultData)):
             check_tensors(header.tensors, body_bytes, self.limits)
             # One with a checksum always takes the long way: adding up its bytes costs more than that.
             if not checksum_bytes:
                 self._last = lead
         return lead, got
 
-    def _checksum_bytes(self, prefix: Prefix) -> int:
+    def _checksum_bytes(self, prefix: FramePrefix) -> int:
         """How many bytes of the body are its checksum. ProtocolError if they should be there and are not."""
         if not self.checks or not prefix.flags & CHECKED:
             if self.seals:
@@ -415,20 +483,33 @@ class Framed(ABC):
 
     def _finish_prefix(self, got: int) -> int:
         if got < len(MAGIC) and self._buffer[:got] == MAGIC[:got]:
-            self._fill(self._view[got : len(MAGIC)], len(MAGIC) - got)
+            self._fill_lead(got, len(MAGIC))
             got = len(MAGIC)
         if self._buffer[: len(MAGIC)] != MAGIC:
             # A banner may be shorter than our prefix: waiting for the rest of it would be waiting for ever.
             parse_prefix(bytes(self._buffer[:got]).ljust(PREFIX_BYTES, b"\0"), self.limits)
-        self._fill(self._view[got:PREFIX_BYTES], PREFIX_BYTES - got)
+        self._fill_lead(got, PREFIX_BYTES)
         return PREFIX_BYTES
+
+    def _fill_lead(self, got: int, end: int) -> None:
+        """Receives into `_buffer` from `got` to `end`. TimeoutError if the caller's time is over first: the next
+        `receive` begins with what is there."""
+        try:
+            self._fill(self._view[got:end], end - got)
+        except _Unfinished as exc:
+            self._extra = got + exc.done
+            raise TimeoutError from None
 
     def _skip(self, left: int) -> None:
         """Receives `left` bytes and forgets them, so that the next frame can be read."""
-        scratch = bytearray(min(left, _SCRATCH))
-        while left:
-            self._fill(scratch, min(left, _SCRATCH))
-            left -= min(left, _SCRATCH)
+        scratch, done = bytearray(min(left, _SCRATCH)), 0
+        while done < left:
+            size = min(left - done, _SCRATCH)
+            try:
+                self._fill(scratch, size)
+            except _Unfinished as exc:
+                raise _Unfinished(done + exc.done) from None
+            done += size
 
     def _skip_summing(self, left: int, crc: int) -> int:
         """`_skip`, and returns the checksum `crc` continued over what was skipped."""

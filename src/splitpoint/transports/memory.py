@@ -1,18 +1,21 @@
-"""A connection inside one process, for tests: the same frames, no sockets."""
+"""Connections inside one process: the same frames, no sockets. For tests, and for a device beside its server."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 
-from splitpoint.errors import ServerError
+from splitpoint.errors import ServerError, UnreachableError
+from splitpoint.security import Security, ServerSecurity
 from splitpoint.transports.framed import Framed, foreign_use
 from splitpoint.wire import Buffer, Limits, Packet, checked, flat
 
 
-class _Stream:
-    """Bytes one way. Unbounded: what a test puts in stays until it is read."""
+class _ByteStream:
+    """Bytes one way. Unbounded: what is put in stays until it is read."""
 
     def __init__(self) -> None:
         self._parts: deque[memoryview] = deque()
@@ -54,12 +57,15 @@ class _Stream:
 
 
 class MemoryConnection(Framed):
+    """One of two connections that are each other's peer."""
+
     private = True
 
-    def __init__(self, peer: str, inward: _Stream, outward: _Stream, limits: Limits) -> None:
+    def __init__(self, peer: str, inward: _ByteStream, outward: _ByteStream, limits: Limits) -> None:
         super().__init__(peer, limits)
         self._in, self._out = inward, outward
         self._lock = threading.Lock()
+        self.sent_nbytes = 0
         self._recv_into = self._take
         self._recvmsg_into = self._take_into
 
@@ -69,6 +75,7 @@ class MemoryConnection(Framed):
         if self.seals:
             packet = checked(packet)
         with self._lock:
+            self.sent_nbytes += packet.nbytes
             for part in packet.buffers:
                 self._out.put(bytes(flat(part)))
 
@@ -104,8 +111,66 @@ class MemoryConnection(Framed):
         return 0
 
 
-def pair(limits: Limits | None = None) -> tuple[MemoryConnection, MemoryConnection]:
-    """Two connections that are each other's peer."""
-    one, two = _Stream(), _Stream()
+def pair(
+    limits: Limits | None = None, names: tuple[str, str] = ("memory:a", "memory:b")
+) -> tuple[MemoryConnection, MemoryConnection]:
+    """Two connections that are each other's peer, with these `names`."""
+    one, two = _ByteStream(), _ByteStream()
     limits = limits or Limits()
-    return MemoryConnection("memory:b", one, two, limits), MemoryConnection("memory:a", two, one, limits)
+    return MemoryConnection(names[1], one, two, limits), MemoryConnection(names[0], two, one, limits)
+
+
+class MemoryListener:
+    """Takes the connections that this process makes to ``memory://NAME``."""
+
+    private = True
+    everywhere = exposed = identifies = False
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        """ServerError if another one listens by that name."""
+        self.address = f"memory://{name}"
+        self._limits, self._numbers = limits, itertools.count(1)
+        self._waiting: SimpleQueue[MemoryConnection | None] = SimpleQueue()
+        if _listeners.setdefault(self.address, self) is not self:
+            raise ServerError(f"another server listens at {self.address}: take another name")
+
+    def connect(self, limits: Limits) -> MemoryConnection:
+        """The client's side of a new connection."""
+        near, far = pair(limits, (f"memory:{next(self._numbers)}", self.address))
+        far.hold_to(self._limits)
+        self._waiting.put(far)
+        return near
+
+    def accept(self, on_starved: Callable[[str], None] = lambda why: None) -> MemoryConnection | None:
+        connection = self._waiting.get()
+        if connection is None:
+            self.wake()  # for whoever calls next
+        return connection
+
+    def wake(self) -> None:
+        self._waiting.put(None)
+
+    def close(self) -> None:
+        if _listeners.get(self.address) is self:
+            del _listeners[self.address]
+        while not self._waiting.empty():
+            if (connection := self._waiting.get()) is not None:
+                connection.close()
+        self.wake()
+
+
+#: Address → who listens there.
+_listeners: dict[str, MemoryListener] = {}
+
+
+def connect(address: str, limits: Limits, timeout_s: float, security: Security) -> MemoryConnection:
+    """A connection to the server that listens by this name in this process. UnreachableError if none does."""
+    listener = _listeners.get(f"memory://{address}")
+    if listener is None:
+        raise UnreachableError(f"nothing listens at memory://{address} in this process: start the server first")
+    return listener.connect(limits)
+
+
+def listen(host: str, port: int, limits: Limits, security: ServerSecurity) -> MemoryListener:
+    """Listens by the name `host`; a port plays no part."""
+    return MemoryListener(host, limits)

@@ -19,6 +19,7 @@ from contextlib import suppress
 
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.lifetime import foreign, watch
+from splitpoint.security import Security, ServerSecurity
 from splitpoint.transports.addresses import (
     format_address,
     is_link_local,
@@ -63,8 +64,8 @@ SPIN_S = 200e-6
 class TcpConnection(Framed):
     """A connected socket. Replies that the peer is slow to read wait in a queue with a thread of their own."""
 
-    def __init__(self, sock: socket.socket, peer: str, limits: Limits) -> None:
-        super().__init__(peer, limits)
+    def __init__(self, sock: socket.socket, peer: str, limits: Limits, *, spin_s: float = 0.0) -> None:
+        super().__init__(peer, limits, spin_s)
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -92,19 +93,10 @@ class TcpConnection(Framed):
 
     @property
     def private(self) -> bool:
-        """Whether nobody between the two ends can read what is sent: it stays on this machine, or is encrypted."""
         try:
             return is_loopback(str(self._sock.getpeername()[0]))
         except OSError:
             return False
-
-    @property
-    def identity(self) -> str:
-        """The name in a certificate that the peer has shown and that was looked at; empty if none was."""
-        return ""
-
-    def handshake(self, timeout_s: float) -> None:
-        """Agrees on encryption, where there is any: before the first frame, by the thread that receives."""
 
     # --- receiving ---------------------------------------------------------------------------------------------
 
@@ -143,21 +135,21 @@ class TcpConnection(Framed):
                     self._enqueue(packet)
                     return
                 began = True
+                # Never blocks, so the lock may be held; nearly always all of it fits into the kernel's buffer.
+                try:
+                    sent = self._sendmsg(packet.buffers, (), _DONTWAIT)
+                    if sent == packet.nbytes:
+                        return
+                except BlockingIOError:
+                    sent = 0
+                except OSError as exc:
+                    raise self._break(exc) from exc
+                packet = Packet(_views(packet.buffers, sent), packet.nbytes - sent)
+                self._begin_writing()
                 if not wait:
-                    # Never blocks, so the lock may be held; nearly always all of it fits into the kernel's buffer.
-                    try:
-                        sent = self._sendmsg(packet.buffers, (), _DONTWAIT)
-                        if sent == packet.nbytes:
-                            return
-                    except BlockingIOError:
-                        sent = 0
-                    except OSError as exc:
-                        raise self._break(exc) from exc
-                    self._enqueue(Packet(_views(packet.buffers, sent), packet.nbytes - sent))
-                    self._begin_writing()
+                    self._enqueue(packet)
                     threading.Thread(target=self._write_queued, name=f"write {self.peer}", daemon=True).start()
                     return
-                self._begin_writing()
             self._write(packet)
         except ServerError:
             raise
@@ -178,7 +170,7 @@ class TcpConnection(Framed):
     def _count(self, nbytes: int) -> None:
         """So many more bytes wait for the peer to read; the lock is held."""
         self._queued += nbytes
-        self.backlog.add(nbytes)
+        self._backlog.add(nbytes)
 
     def _write_queued(self) -> None:
         try:
@@ -321,11 +313,13 @@ Wrap = Callable[[socket.socket, str, Limits], TcpConnection]
 
 
 class TcpListener:
-    """A listening socket. `accept` can be ended from another thread by `close`; `wrap` makes what it returns.
+    """A listening socket. `wrap` makes a connection of what it accepts.
 
-    At ``::`` it takes connections by IPv4 too. `address` is one that others can connect to. UsageError for a host that
-    is none, ServerError if it cannot listen there.
+    At ``::`` it takes connections by IPv4 too. UsageError for a host that is none, ServerError if it cannot listen
+    there.
     """
+
+    private = identifies = False
 
     def __init__(self, host: str, port: int, limits: Limits, wrap: Wrap = TcpConnection) -> None:
         self._limits, self._wrap = limits, wrap
@@ -341,25 +335,22 @@ class TcpListener:
             raise _cannot_listen(host, port, exc) from exc
         self._sock.setblocking(False)
         self.sockaddr: tuple[str, int] = self._sock.getsockname()[:2]
-        #: Whether it listens at every address of this machine.
         self.everywhere = is_wildcard(self.sockaddr[0])
         at = (own_address(self._sock.family), self.sockaddr[1]) if self.everywhere else self._sock.getsockname()
         self.address = format_address(at)
         self._starved = False
-        self.on_starved: Callable[[str], None] = lambda why: None
-        """Told why when a connection cannot be taken for want of descriptors or memory, once until one can again."""
+        self.exposed = not is_loopback(self.sockaddr[0])
         watch(self)
 
-    def accept(self) -> TcpConnection | None:
-        """The next connection; None once closed."""
+    def accept(self, on_starved: Callable[[str], None] = lambda why: None) -> TcpConnection | None:
         try:
-            return self._accept()
+            return self._accept(on_starved)
         except ValueError:
             if self._sock.fileno() >= 0:
                 raise
             return None  # closed just before it was to be waited for: a socket without a descriptor
 
-    def _accept(self) -> TcpConnection | None:
+    def _accept(self, on_starved: Callable[[str], None]) -> TcpConnection | None:
         while True:
             if not self._comes():
                 return None
@@ -372,7 +363,7 @@ class TcpListener:
                 # Whatever else it is, those who are here are served on, and the next one may come through.
                 if not self._starved:
                     self._starved = True
-                    self.on_starved(_NO_DESCRIPTORS if exc.errno == errno.EMFILE else exc.strerror or str(exc))
+                    on_starved(_NO_DESCRIPTORS if exc.errno == errno.EMFILE else exc.strerror or str(exc))
                 if _readable(self._wake, timeout_s=_STARVED_S):
                     return None
                 continue
@@ -395,12 +386,10 @@ class TcpListener:
             sock.close()
 
     def wake(self) -> None:
-        """Makes `accept` return None, now and ever after."""
         with suppress(OSError):
             self._waker.send(b"x")
 
     def close(self) -> None:
-        """Stops listening, and makes `accept` return None."""
         self.wake()
         self._sock.close()
         self._wake.close()
@@ -464,13 +453,21 @@ def _cannot_listen(host: str, port: int, exc: OSError) -> ServerError | UsageErr
     return ServerError(f"cannot listen at {where}: {why}")
 
 
-def connect(address: str, limits: Limits, timeout_s: float) -> TcpConnection:
-    """A connection to ``HOST[:PORT]``. ServerError says what is wrong there and what to do."""
+def connect(address: str, limits: Limits, timeout_s: float, security: Security) -> TcpConnection:
+    """A connection to ``HOST[:PORT]``. ServerError says what is wrong there and what to do; UsageError if `security`
+    asks for TLS."""
+    if security.encrypts:
+        raise UsageError(f"tcp://{address} is without TLS, but TLS is asked for: write tls://{address}")
     sock, where = dial(address, timeout_s)
     try:
-        connection = TcpConnection(sock, where, limits)
-        connection.spin_s = SPIN_S
-        return connection
+        return TcpConnection(sock, where, limits, spin_s=SPIN_S)
     except OSError as exc:
         sock.close()
         raise ServerError(f"cannot reach {where}: {exc.strerror or exc}") from exc
+
+
+def listen(host: str, port: int, limits: Limits, security: ServerSecurity) -> TcpListener:
+    """Listens at `host`. UsageError if `security` has a certificate, which only TLS shows."""
+    if security.certificate is not None:
+        raise UsageError(f"tcp://{host} is without TLS, but a certificate is given: write tls://{host}")
+    return TcpListener(host, port, limits)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -27,9 +28,9 @@ from splitpoint.errors import AccessError, ServerError, UnreachableError, UsageE
 from splitpoint.security import OPEN, Security, ServerSecurity, check_own, read_file
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import parse_address
-from splitpoint.transports.budget import Pace
+from splitpoint.transports.budget import Throttle
 from splitpoint.transports.dial import dial
-from splitpoint.transports.tcp import SPIN_S, TcpConnection
+from splitpoint.transports.tcp import SPIN_S, TcpConnection, TcpListener
 from splitpoint.wire import MAGIC, Buffer, ForeignError, Limits, flat
 
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -98,9 +99,9 @@ def server_context(security: ServerSecurity) -> ssl.SSLContext:
     return context
 
 
-def handshake_pace() -> Pace:
+def handshake_throttle() -> Throttle:
     """What a server's handshakes take of a processor: all of them, so that nobody starves those who are let in."""
-    return Pace(_HANDSHAKES_S, _HANDSHAKES_SHARE)
+    return Throttle(_HANDSHAKES_S, _HANDSHAKES_SHARE)
 
 
 def client_context(security: Security) -> ssl.SSLContext:
@@ -222,11 +223,13 @@ class TlsConnection(TcpConnection):
         limits: Limits,
         context: ssl.SSLContext,
         security: Security | None = None,
-        pace: AbstractContextManager[None] | None = None,
+        throttle: AbstractContextManager[None] | None = None,
+        *,
+        spin_s: float = 0.0,
     ) -> None:
-        """`security`: as which client, and to whom; None on the server's side. Handshakes compute within `pace`."""
-        super().__init__(sock, peer, limits)
-        self._security, self._pace = security, pace or nullcontext()
+        """`security`: as which client, and to whom; None on the server's side. Handshakes compute within `throttle`."""
+        super().__init__(sock, peer, limits, spin_s=spin_s)
+        self._security, self._throttle = security, throttle or nullcontext()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(
             self._incoming,
@@ -284,7 +287,7 @@ class TlsConnection(TcpConnection):
         started = False
         while True:
             try:
-                with self._pace, self._crypt:
+                with self._throttle, self._crypt:
                     self._object.do_handshake()
                 self._flush()
                 return
@@ -552,6 +555,27 @@ def _turns(buffers: Sequence[Buffer], skip: int) -> Iterator[tuple[list[memoryvi
         yield pieces, turn
 
 
+class TlsListener(TcpListener):
+    """A listening socket whose connections are encrypted with the certificate of `security`."""
+
+    private = True
+
+    def __init__(self, host: str, port: int, limits: Limits, security: ServerSecurity) -> None:
+        """UsageError says which file of `security` is of no use, and why."""
+        context = server_context(security)
+        super().__init__(host, port, limits, partial(TlsConnection, context=context, throttle=handshake_throttle()))
+        self.identifies = security.client_ca is not None
+
+
+def listen(host: str, port: int, limits: Limits, security: ServerSecurity) -> TlsListener:
+    """Listens at `host`. UsageError if `security` has no certificate."""
+    if security.certificate is None:
+        raise UsageError(
+            f"tls://{host} needs a certificate: --tls-cert FILE --tls-key FILE (splitpoint keys makes them)"
+        )
+    return TlsListener(host, port, limits, security)
+
+
 def connect(address: str, limits: Limits, timeout_s: float, security: Security = OPEN) -> TlsConnection:
     """An encrypted connection to ``HOST[:PORT]``. ServerError says what is wrong there and what to do."""
     end = monotonic() + timeout_s
@@ -561,7 +585,7 @@ def connect(address: str, limits: Limits, timeout_s: float, security: Security =
     try:
         named = replace(security, server_name=security.server_name or host.partition("%")[0])
         try:
-            connection = TlsConnection(sock, where, limits, context, named)
+            connection = TlsConnection(sock, where, limits, context, named, spin_s=SPIN_S)
         except (ValueError, UnicodeError) as exc:
             raise UsageError(f"{named.server_name} is no name that a certificate could have") from exc
         except OSError as exc:
@@ -574,5 +598,4 @@ def connect(address: str, limits: Limits, timeout_s: float, security: Security =
     except BaseException:
         connection.close()
         raise
-    connection.spin_s = SPIN_S
     return connection

@@ -225,14 +225,16 @@ def test_a_noisy_link_is_believed_to_be_its_usual_self(plan: Planner) -> None:
 
 
 def test_those_that_ran_as_one_say_nothing_of_the_servers_speed() -> None:
-    seen = Observer(FAST, measured=True)
+    seen = Observer(FAST, measured=True, hasty=False)
 
-    def answered(run: float, ratio: float) -> None:
-        tail = Ran(ratio * 10.0, 10.0, 10.0, batch=run)
-        seen.answered(run, FrameTime(1000, 1.0), FrameTime(100, 1.0), tail, queue_ms=0.0)
+    def answered(now_s: float, ratio: float, alone: bool = True) -> None:
+        tail = Ran(ratio * 10.0, 10.0, 10.0, alone)
+        seen.answered(now_s, FrameTime(1000, 1.0), FrameTime(100, 1.0), tail, queue_ms=0.0)
 
-    for run, ratio in ((1.0, 0.2), (1.0, 0.2), (1.0, 0.2), (2.0, 3.0), (3.0, 2.0)):
-        answered(run, ratio)
+    for _ in range(3):
+        answered(1.0, 0.2, alone=False)
+    for now_s, ratio in ((2.0, 3.0), (3.0, 2.0)):
+        answered(now_s, ratio)
     assert seen.conditions(3.0).server == 1.0, "two are too few"
     answered(4.0, 5.0)
     assert seen.conditions(4.0).server == pytest.approx(3.0)

@@ -33,6 +33,7 @@ from splitpoint.runtime.adapt.controller import Adaptive, Watching
 from splitpoint.runtime.adapt.prewarm import KEPT_S, MOST
 from splitpoint.runtime.adapt.switch_policy import Policy
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.edge_settings import AutoPlan
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.probe.quick_probe import Glimpse
 from splitpoint.runtime.probe.server_clock import Offset
@@ -61,7 +62,6 @@ class World:
         self.now_s, self.next_s = 100.0, 100.1
         self.link = link
         self.watchers: list[Watcher] = []
-        self.on_result: Callable[[Request, Result], None] | None = None
         self.link_state = "up"
         self.cut: Cut = planner().graph.cut("input")
         self.codecs: Mapping[str, str] = {}
@@ -84,7 +84,6 @@ class World:
             beside=lambda job: job(),
         )  # fmt: skip
         self.watchers.append(self.adaptive)
-        self.on_result = self.adaptive.delivered
         return self.adaptive
 
     # --- what an edge does ---
@@ -178,8 +177,8 @@ class World:
         result = Result({}, cut.name, Marks(began_s, self.now_s, self.now_s, self.now_s))
         if option.up_nbytes:
             result = self._remote(option, cut, began_s)
-        if self.on_result is not None:
-            self.on_result(PHOTO, result)
+        for watcher in self.watchers:
+            watcher.delivered(PHOTO, result)
         self.took.append((began_s, (self.now_s - began_s) * 1e3))
         return self.took[-1][1]
 
@@ -241,7 +240,7 @@ def test_every_switch_is_told_with_the_gap_around_it() -> None:
     world.ask_for(5)
     world.link = SLOW
     world.ask_for(4)
-    told = [e.text for e in world.told if e.kind == "switched"]
+    told = [e.sentence for e in world.told if e.kind == "switched"]
     switch = adaptive.switches[0]
     assert told == [str(s) for s in adaptive.switches]
     # The first answer of the new cut comes one request after the last of the old one.
@@ -266,7 +265,6 @@ def test_a_switch_without_answers_is_told_when_adapting_ends() -> None:
     assert adaptive.switches[0].gap_ms is None
     assert "the server is gone" in str(adaptive.switches[0])
     assert world.watchers == []
-    assert world.on_result is None
 
 
 def test_one_request_in_k_goes_beside_while_all_runs_here() -> None:
@@ -335,13 +333,13 @@ def test_what_cannot_be_made_ready_is_said_and_left_for_a_while() -> None:
     world.broken["output"] = ServerError("only heads are handed out")
     adaptive = world.adapt()
     world.ask_for(5)
-    assert sum("only heads" in e.text for e in world.told) == 1
+    assert sum("only heads" in e.sentence for e in world.told) == 1
     world.link = SLOW
     world.ask_for(5)
     # It goes on with what there is, and does not ask again and again.
     assert world.cut.name != "output"
     assert all(s.new != "all on the device" for s in adaptive.switches)
-    assert sum("could not switch" in e.text for e in world.told) == 1
+    assert sum("could not switch" in e.sentence for e in world.told) == 1
 
 
 def test_a_server_that_is_gone_is_left_and_returned_to() -> None:
@@ -487,7 +485,7 @@ def test_a_throttled_link_is_left_and_returned_to_without_a_wrong_answer(relayed
 
 def test_an_edge_plans_by_itself_and_says_what_it_did(relayed: ThreadRelay, tmp_path: Path) -> None:
     told: list[Event] = []
-    with Edge(relayed.address, plan="auto", budget_s=0.5, cache=tmp_path, on_event=told.append) as edge:
+    with Edge(relayed.address, plan=AutoPlan(budget_s=0.5), cache=tmp_path, on_event=told.append) as edge:
         digit = read_inputs(edge.model, digits()[0])
         assert edge.infer(digit).outputs
         assert edge.switches == ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+from serving import nothing_leaks
 
 from splitpoint.runtime.probe.server_clock import ServerClock
 from splitpoint.runtime.result import Marks, Result
@@ -123,3 +124,24 @@ def test_an_answer_after_a_sleep_says_how_little_is_known_of_its_ways() -> None:
     assert abs(stages["up"] - up * 1e3) <= error_ms + 1e-6
     assert abs(stages["down"] - down * 1e3) <= error_ms + 1e-6
     assert stages["up"] + stages["down"] == pytest.approx((up + down) * 1e3)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    with nothing_leaks():
+        yield
+
+
+def test_the_clock_is_that_of_the_shortest_ping() -> None:
+    clock = ServerClock()
+    assert clock.error_s(0.0) == float("inf")
+    clock.add(0.0, 100.5, 100.5, 1.0)
+    assert (clock.offset_s, clock.error_s(1.0)) == (100.0, 0.5)
+    clock.add(2.0, 102.01, 102.02, 2.05)  # 40 ms there and back, 10 ms at the server
+    assert clock.offset_s == pytest.approx(99.99)
+    assert clock.error_s(2.05) == pytest.approx(0.02)
+    clock.add(3.0, 103.9, 103.9, 4.0)
+    assert clock.offset_s == pytest.approx(99.99)
+    assert clock.error_s(2.05 + 1000) == pytest.approx(0.02 + 0.03)  # quartz drifts
+    clock.add(1002.0, 1102.1, 1102.1, 1002.1)  # better than an old one by now
+    assert clock.error_s(1002.1) == pytest.approx(0.05)

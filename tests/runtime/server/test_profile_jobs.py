@@ -16,10 +16,9 @@ from splitpoint.errors import BusyError, RefusedError, ServerError
 from splitpoint.models.model import Model
 from splitpoint.profile import measure
 from splitpoint.profile.profiles import Profile
-from splitpoint.runtime.client import remote_profile as asking_module
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import connection as peer_module
+from splitpoint.runtime.server import accounts
 from splitpoint.runtime.server import profile_jobs as profiling
 from splitpoint.runtime.server.server import Server
 from splitpoint.wire import Kind, Limits
@@ -75,8 +74,8 @@ class Asking:
 
 
 def askers(server: Server) -> int:
-    with server.profiling._lock:
-        return sum(len(job.askers) for job in server.profiling._jobs)
+    with server.services.profiling._lock:
+        return sum(len(job.askers) for job in server.services.profiling._jobs)
 
 
 def test_devices_that_ask_at_once_share_one_profile(models: list[Model], budgets: list[float]) -> None:
@@ -102,51 +101,6 @@ def test_other_models_wait_for_their_turn(models: list[Model]) -> None:
     for profile, model in zip(got, models, strict=True):
         assert isinstance(profile, Profile)
         assert profile.fingerprint == model.fingerprint
-
-
-def test_a_device_asks_a_busy_server_again(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "_MOST_WAITING", 0)
-    gate, told = Gate(is_open=False), []
-    with Server(models, engine=gate, port=0) as server:
-        first = Asking(server, models[0], 0.3)
-        assert until(lambda: askers(server) == 1)
-        second = Asking(server, models[1], 10.0, told.append)
-        assert until(lambda: bool(told)), "its user is told that it waits"
-        assert "making another profile" in told[0].text
-        gate.open.set()
-        assert isinstance(first.end(), Profile)
-        profile = second.end()
-    assert isinstance(profile, Profile)
-    assert profile.fingerprint == models[1].fingerprint
-    assert len(told) == 1
-
-
-def test_a_server_that_stays_busy_is_an_error(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "_MOST_WAITING", 0)
-    monkeypatch.setattr(asking_module, "_BUSY_S", 0.0)
-    gate = Gate(is_open=False)
-    with Server(models, engine=gate, port=0) as server:
-        first = Asking(server, models[0], 20.0)
-        assert until(lambda: askers(server) == 1)
-        refused = Asking(server, models[1], 0.01).end()
-        gate.open.set()
-        first.end()
-    assert isinstance(refused, BusyError)
-    assert refused.retry_after_s > 1
-
-
-def test_closing_the_device_ends_its_waiting(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "_MOST_WAITING", 0)
-    gate, told = Gate(is_open=False), []
-    with Server(models, engine=gate, port=0) as server:
-        first = Asking(server, models[0], 20.0)
-        assert until(lambda: askers(server) == 1)
-        second = Asking(server, models[1], 60.0, told.append)
-        assert until(lambda: bool(told))
-        second.edge.close()
-        assert "closed" in str(second.end())
-        gate.open.set()
-        first.end()
 
 
 def test_who_needs_more_time_gets_it_after_who_was_first(models: list[Model], budgets: list[float]) -> None:
@@ -190,7 +144,7 @@ def test_a_profile_says_that_requests_ran_beside_it(models: list[Model], monkeyp
         with Edge(server.address, models[0], at="input", engine=Gate()) as other:
             for _ in range(2):
                 other.infer(np.zeros((1, 1024), np.float32))
-            assert until(lambda: server._answered == 2)
+            assert until(lambda: server.ledger.answered() == 2)
         go.set()
         profile = asking.end()
         assert isinstance(profile, Profile)
@@ -203,7 +157,7 @@ def test_a_profile_says_that_requests_ran_beside_it(models: list[Model], monkeyp
 def test_one_address_cannot_pile_up_requests_for_profiles(models: list[Model]) -> None:
     gate = Gate(is_open=False)
     with Server(models, engine=gate, port=0) as server, Edge(server.address, models[0], at="input") as edge:
-        channel, most = edge._channel, peer_module._MOST_PROFILES
+        channel, most = edge._channel, accounts.MOST_PROFILES
         request = wire.ProfileRequest(models[0].fingerprint, 20.0)
         ids = [channel.reserve(most=1 << 20) for _ in range(most + 1)]
         for id in ids:
@@ -213,7 +167,7 @@ def test_one_address_cannot_pile_up_requests_for_profiles(models: list[Model]) -
         gate.open.set()
         for id in ids[:-1]:
             assert channel.wait(id).kind == Kind.PROFILED
-        assert until(lambda: not any(p.unanswered or p.origin.profiles for p in server._peers))
+        assert until(lambda: not any(p.account.unanswered or p.account.origin.profiles for p in server._peers))
 
 
 def test_the_end_of_the_server_answers_who_waits_for_a_turn(
@@ -233,7 +187,7 @@ def test_the_end_of_the_server_answers_who_waits_for_a_turn(
     assert until(lambda: askers(server) == 3)
     closing = threading.Thread(target=server.close, args=(10.0,))
     closing.start()
-    assert until(server.profiling._closed.is_set)
+    assert until(server.services.profiling._closed.is_set)
     ending.set()
     closing.join(10)
     assert not closing.is_alive()

@@ -14,16 +14,13 @@ from hypothesis import strategies as st
 from serving import until
 
 from splitpoint.errors import InputError, UsageError
-from splitpoint.planning.plans import Band, HopCosts, HostCosts, Option
-from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed, Mailbox, Pace, Relief, Thin
-from splitpoint.runtime.stream.pipeline import stream
-from splitpoint.runtime.stream.stream_load import cheaper, judge, window
+from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed, FramePace, Mailbox, Relief, Thin
 
 # --- pace -------------------------------------------------------------------------------------------------------------
 
 
 def test_frames_are_due_at_fixed_times_whatever_the_reader_does() -> None:
-    pace, now, due = Pace(4.0, drop=False), 100.0, []
+    pace, now, due = FramePace(4.0, drop=False), 100.0, []
     for busy_s in (0.0, 0.1, 0.6, 0.0, 0.0):  # the third takes longer than two periods
         turn = pace.next(now)
         due.append(turn.due_s)
@@ -33,7 +30,7 @@ def test_frames_are_due_at_fixed_times_whatever_the_reader_does() -> None:
 
 @given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=60), st.floats(0.5, 60.0))
 def test_of_the_frames_that_are_due_the_newest_is_taken(busy: list[float], rate: float) -> None:
-    pace, now, seen = Pace(rate, drop=True), 5.0, 0
+    pace, now, seen = FramePace(rate, drop=True), 5.0, 0
     for seconds in busy:
         turn = pace.next(now)
         seen += turn.skip + 1
@@ -46,7 +43,7 @@ def test_of_the_frames_that_are_due_the_newest_is_taken(busy: list[float], rate:
 
 @given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=60), st.floats(0.5, 60.0))
 def test_a_queue_drops_nothing(busy: list[float], rate: float) -> None:
-    pace, now = Pace(rate, drop=False), 0.0
+    pace, now = FramePace(rate, drop=False), 0.0
     for k, seconds in enumerate(busy):
         turn = pace.next(now)
         assert turn.skip == 0
@@ -57,7 +54,7 @@ def test_a_queue_drops_nothing(busy: list[float], rate: float) -> None:
 @pytest.mark.parametrize("rate", [0.0, -1.0, inf, float("nan")])
 def test_a_rate_is_a_number_above_zero(rate: float) -> None:
     with pytest.raises(UsageError, match="frames a second above 0"):
-        Pace(rate, drop=True)
+        FramePace(rate, drop=True)
 
 
 @pytest.mark.parametrize(("own", "asked", "taken"), [(30, 10, 100), (30, 20, 200), (25, 30, 250), (30, 0, 300)])
@@ -72,7 +69,7 @@ def test_a_camera_is_thinned_to_the_rate(own: int, asked: int, taken: int) -> No
 
 def simulate(relief: Relief, rate: float, seconds: float, capacity: Callable[[float, int], float]) -> list[tuple]:
     """(time, level, dropped) of every frame taken: one server, `capacity` a second at a time and level."""
-    pace, now, seen = Pace(rate, drop=True), 0.0, []
+    pace, now, seen = FramePace(rate, drop=True), 0.0, []
     while now < seconds:
         turn = pace.next(now)
         now += turn.wait_s
@@ -262,139 +259,4 @@ def test_a_policy_that_does_not_exist() -> None:
 # --- load -------------------------------------------------------------------------------------------------------------
 
 
-def option(throughput: float, total_ms: float = 100.0, refused: str = "", cut: str = "a") -> Option:
-    band = Band(total_ms, total_ms, total_ms)
-    hop = HopCosts(cut, nodes=(), crossing=(), up_nbytes=1, down_nbytes=1, up=band, down=band)
-    hosts = HostCosts(band, band), HostCosts(band, Band(0.0, 0.0, 0.0))
-    return Option(kind="split", hosts=hosts, hops=(hop,), total=band, throughput=throughput, refused=refused)
-
-
-@pytest.mark.parametrize(
-    ("rate", "objective", "words"),
-    [
-        (10.0, "latency", "light load: 10/s arrive and 25/s are possible"),
-        (25.0, "latency", "light load"),
-        (30.0, "throughput", "heavy load: 30/s arrive; planned for throughput: 40/s, instead of 25/s"),
-        (60.0, "throughput", "not enough for all of them"),
-        (inf, "throughput", "as fast as they are answered"),
-    ],
-)
-def test_the_load_decides_what_is_planned_for(rate: float, objective: str, words: str) -> None:
-    load = judge(rate, option(25.0), option(40.0))
-    assert load.objective == objective
-    assert words in load.why
-    assert ("not enough" in load.why) == (rate == 60.0)
-
-
-def test_under_a_heavy_load_the_quicker_of_two_equals_is_kept() -> None:
-    load = judge(inf, option(25.0), option(25.1))
-    assert load.objective == "latency"
-    assert "has the most throughput, too" in load.why
-
-
-def test_a_window_keeps_the_slowest_stage_busy() -> None:
-    assert window(option(50.0, total_ms=60.0)) == 4  # three stages of 20 ms: three under way, and one more
-    assert window(option(100.0, total_ms=90.0)) == 10  # a long round trip
-    assert window(option(1000.0, total_ms=1000.0)) == 32
-    assert window(option(20.0, total_ms=50.0)) == 2  # all on the device
-    assert window(option(inf)) == 2
-
-
-def test_what_is_cheaper_keeps_to_the_constraints() -> None:
-    best = option(10.0)
-    slower, alike, better, most = option(5.0), option(10.5), option(20.0), option(30.0)
-    refused = option(50.0, refused="its accuracy is not measured")
-    assert cheaper([most, refused, slower, best, alike, better], best) == (better, most)
-    assert cheaper([slower, refused], best) == ()
-    ladder = [option(10.0 * 2**k) for k in range(1, 6)]
-    assert [o.throughput for o in cheaper(ladder, best)] == [20.0, 40.0, 320.0]
-
-
 # --- the pipeline -----------------------------------------------------------------------------------------------------
-
-
-class Hold:
-    """A step that waits for the test, and tells what came to it."""
-
-    def __init__(self) -> None:
-        self.came: list[int] = []
-        self.gate = threading.Semaphore(0)
-
-    def __call__(self, value: int) -> int:
-        self.came.append(value)
-        assert self.gate.acquire(timeout=10)
-        return value
-
-
-def test_a_slow_link_does_not_hold_up_the_next_head() -> None:
-    send, heads, read = Hold(), [], []
-
-    def items() -> Iterator[int]:
-        for k in range(1, 9):
-            read.append(k)
-            yield k
-
-    def head(value: int) -> int:
-        heads.append(value)
-        return value
-
-    results = stream(items(), (head, send, lambda value: value), lambda value: None, 5)
-    got: list[int] = []
-    reader = threading.Thread(target=lambda: got.extend(results))
-    reader.start()
-    assert until(lambda: len(heads) == 5), "heads of a whole window compute while the first is being sent"
-    assert until(lambda: send.came == [1])
-    for _ in range(8):
-        send.gate.release()
-    reader.join(10)
-    assert got == list(range(1, 9))
-
-
-def test_every_step_is_busy_at_once() -> None:
-    head, send, finish = steps = [Hold(), Hold(), Hold()]
-    results = stream(range(1, 100), steps, lambda value: None, 4)
-    got: list[int] = []
-    reader = threading.Thread(target=lambda: got.extend(results))
-    reader.start()
-    head.gate.release(2)
-    send.gate.release()
-    assert until(lambda: [step.came[-1:] for step in steps] == [[3], [2], [1]])
-    assert finish.came == [1]
-    for step in steps:
-        step.gate.release(200)
-    reader.join(10)
-    assert got == list(range(1, 100))
-
-
-@pytest.mark.parametrize("bad", [0, 1, 2])
-def test_a_failure_comes_in_its_place_and_what_follows_is_abandoned(bad: int) -> None:
-    begun: list[int] = []
-    abandoned: list[int] = []
-
-    def step(k: int) -> Callable[[int], int]:
-        def work(value: int) -> int:
-            if k == 0:
-                begun.append(value)
-            if k == bad and value == 5:
-                raise InputError("the fifth")
-            return value
-
-        return work
-
-    results = stream(range(1, 100), [step(k) for k in range(3)], abandoned.append, 3)
-    assert [next(results) for _ in range(4)] == [1, 2, 3, 4]
-    with pytest.raises(InputError, match="the fifth"):
-        next(results)
-    assert until(lambda: set(begun) - set(range(1, 6)) == set(abandoned))
-    assert len(begun) <= 7, "nothing is begun behind it but what was under way"
-
-
-def test_leaving_early_abandons_what_has_begun() -> None:
-    send, abandoned = Hold(), []
-    results = stream(range(1, 100), (lambda v: v, send, lambda v: v), abandoned.append, 4)
-    send.gate.release()
-    assert next(results) == 1
-    assert until(lambda: send.came == [1, 2])
-    send.gate.release(100)
-    results.close()
-    assert until(lambda: set(range(3, 5)) <= {*abandoned, *send.came})

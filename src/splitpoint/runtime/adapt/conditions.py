@@ -66,14 +66,13 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 class Ran(NamedTuple):
     """A run of a segment: how long it took, and how long it and the whole model take by the profile, ms.
 
-    Runs with the same `batch` (None: it ran alone) were one run for several requests: they say nothing of how long
-    one takes.
+    One that was not `alone` was a run for several requests, or may have been: it says nothing of how long one takes.
     """
 
     took_ms: float
     profiled_ms: float
     whole_ms: float
-    batch: object = None
+    alone: bool = True
 
     @property
     def slowdown(self) -> float | None:
@@ -102,7 +101,7 @@ class Observer:
     def __init__(self, link: Link, *, measured: bool = False, hasty: bool = True) -> None:
         self._link = LinkBelief(link, measured=measured, hasty=hasty)
         self._device = _Recent(_DEVICE_LIFE_S, least=_LEAST_RUNS)
-        self._server = _Recent(_SERVER_LIFE_S, least=_LEAST_RUNS)
+        self._server = _Recent(_SERVER_LIFE_S, least=_LEAST_RUNS, sure=not hasty)
         self._queue, self._busy = (_Recent(_QUEUE_LIFE_S, _QUEUE_WINDOW_S) for _ in range(2))
         self._beside, self._failing = _Recent(_SERVER_LIFE_S), _Recent(_FAILING_LIFE_S)
         self._there_ms = _Recent(_SERVER_LIFE_S)
@@ -137,7 +136,8 @@ class Observer:
         known_ms = up.ms + queue_ms + tail.took_ms + down.ms
         remote_ms = max(remote_ms, known_ms)
         waited_ms = self._link.observe(now_s, up, down, rtt_ms, remote_ms, request)
-        self._server.add(now_s, tail.slowdown, tail.batch)
+        if tail.alone:
+            self._server.add(now_s, tail.slowdown)
         # The server's account is smooth and late, the request's own is neither.
         self._queue.add(now_s, queue_ms if load_queue_ms is None else (queue_ms + load_queue_ms) / 2)
         self._busy.add(now_s, utilisation)
@@ -191,32 +191,26 @@ class Observer:
 class _Recent:
     """The median of the last few values; it fades to 0 when none is told any more, and is 0 before any.
 
-    Where there are fewer than `least`, the missing ones count as 0. Values of runs that may have been one batch say
-    nothing before there are `least` of runs that were not.
+    Where there are fewer than `least`, the missing ones count as 0; or, if it is to be `sure`, all of them do.
     """
 
-    def __init__(self, life_s: float, window_s: float = _WINDOW_S, least: int = 1) -> None:
-        self._life_s, self._window_s, self._least = life_s, window_s, least
-        self._values: deque[tuple[float, float | None, object]] = deque(maxlen=_COUNT)
+    def __init__(self, life_s: float, window_s: float = _WINDOW_S, least: int = 1, *, sure: bool = False) -> None:
+        self._life_s, self._window_s, self._least, self._sure = life_s, window_s, least, sure
+        self._values: deque[tuple[float, float]] = deque(maxlen=_COUNT)
 
-    def add(self, now_s: float, value: float | None, batch: object = None) -> None:
-        """A value as of `now_s`; None is none. A second one of a `batch` takes the first one's word back."""
+    def add(self, now_s: float, value: float | None) -> None:
+        """A value as of `now_s`; None is none."""
         if value is None:
             return
         while len(self._values) >= self._least and self._values[0][0] < now_s - self._window_s:
             self._values.popleft()
-        if batch is not None:
-            for place, (at_s, _, known) in enumerate(self._values):
-                if known == batch:
-                    self._values[place] = at_s, None, batch
-                    return
-        self._values.append((now_s, value, batch))
+        self._values.append((now_s, value))
 
     def at(self, now_s: float) -> float:
         """What is believed at `now_s`."""
-        values = [value for _, value, _ in self._values if value is not None]
+        values = [value for _, value in self._values]
         missing = self._least - len(values)
-        if not values or (missing > 0 and any(batch is not None for _, _, batch in self._values)):
+        if not values or (missing > 0 and self._sure):
             return 0.0
         age_s = max(0.0, now_s - self._values[-1][0] - _FRESH_S)
         kept: float = 0.5 ** min(age_s / self._life_s, 40.0)

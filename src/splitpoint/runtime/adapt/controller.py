@@ -69,8 +69,8 @@ _HEARD = 4096
 class Adaptable(Protocol):
     """What is used of an `Edge`: tests bring one in virtual time."""
 
-    watchers: list[Watcher]
-    on_result: Callable[[Request, Result], None] | None
+    @property
+    def watchers(self) -> list[Watcher]: ...
 
     @property
     def cut(self) -> Cut: ...
@@ -151,7 +151,7 @@ class Adaptive:
         self._link = link
         self._cuts: dict[str, Cut] = {}
         self._sample: Request | None = None
-        self._looked_up = Conditions(link=link)
+        self._looked_up = self._conditions = Conditions(link=link)
         self._likely_s = float("-inf")
         self._barred: dict[Set[int], float] = {}  # cuts that could not be switched to, and until when not to try
         self._likely_at: Set[int] | None = None
@@ -165,12 +165,16 @@ class Adaptive:
         """What the edge runs with, at the price when it was last looked at."""
         return self._adapter.current
 
+    @property
+    def believed(self) -> Conditions:
+        """What is believed of link, device and server, as of the last decision."""
+        return self._conditions
+
     # --- life ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begins to watch, in threads of its own."""
         self._edge.watchers.append(self)
-        self._edge.on_result = self.delivered
         for name, step in (("adapting", self._run), ("beside", self._work)):
             work = (step, name, self._tell, self._closed.wait)
             thread = threading.Thread(target=persist, args=work, name=name, daemon=True)
@@ -181,7 +185,6 @@ class Adaptive:
         """Stops watching; the cut stays what it is. Switches that wait for the gap around them are reported."""
         self._closed.set()
         with suppress(ReferenceError):  # an edge that was forgotten is gone already
-            self._edge.on_result = None
             if self in self._edge.watchers:
                 self._edge.watchers.remove(self)
         self._wake.set()
@@ -271,7 +274,7 @@ class Adaptive:
         """Everything that is to be done at `now_s`: learn, decide, switch, get ready, look at the link, report."""
         while self._heard:
             self._heard.popleft()()
-        conditions = self._observer.conditions(now_s)
+        self._conditions = conditions = self._observer.conditions(now_s)
         self._link = conditions.link
         before = self._adapter.current
         decision = self._adapter.decide(now_s, conditions)

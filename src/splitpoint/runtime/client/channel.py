@@ -1,11 +1,11 @@
 """One conversation with a server as the device sees it: requests out, answers in, whoever asks.
 
-There is no receiving thread: whoever waits for an answer reads, hands other people's answers to them, and passes the
-reading on when it has its own. With one caller, the usual case, an answer thus wakes exactly the thread that needs it.
+Whoever waits for an answer reads, hands other people's answers to them, and passes the reading on when it has its own.
+With one caller, the usual case, an answer thus wakes exactly the thread that needs it, and no other thread takes part.
 
-That caller is in the kernel until the frame is complete, for half a minute if the link stalls in the middle of it. Who
-must answer in time whatever the link does calls `detach` first: a thread reads from then on, nothing that is sent
-waits for the link, and an answer goes to the *sink* that `reserve` was given.
+After `keep_reading` a thread is there, too, that reads while nobody else does: it notices when the connection ends, and
+takes what nobody waits for any more (`leave`). While callers read it sleeps. From then on nothing that is sent waits
+for the link, and a caller that has waited as long as it wanted gets its thread back, also in the middle of a frame.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import itertools
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import TypeVar
 
@@ -25,18 +24,18 @@ from splitpoint.runtime.probe.ping import PingSchedule, ping, pings
 from splitpoint.runtime.probe.server_clock import Offset, ServerClock
 from splitpoint.runtime.threads import begin
 from splitpoint.transports import Connection, Ended
-from splitpoint.transports.framed import Framed
 from splitpoint.units import counted
 from splitpoint.wire import Frame, Kind, Packet
 
 _RESULT = int(Kind.RESULT)
 _FIRST_PINGS = 8
 _FIRST_PINGS_S = 0.25
-_NEVER_TOO_MUCH = 1 << 62
 #: What use after `close` is told, and whoever waits for an answer then.
 CLOSED = "the connection is closed"
 #: How long it takes to find out what a server said before it hung up.
 _LAST_WORDS_S = 0.2
+#: Nobody else has read for so long: then the reading thread does.
+_QUIET_S = 0.1
 
 #: What of an answer is no tensor or piece: times, a checksum, a header that was the last one again.
 _BESIDE_NBYTES = 8 << 10
@@ -55,6 +54,7 @@ class Channel:
         *,
         software: str,
         timeout_s: float,
+        greet_s: float | None = None,
         checksum: bool = False,
         token: str = "",
         clock: Callable[[], float] = perf_counter,
@@ -70,8 +70,10 @@ class Channel:
         #: For every request whose answer may still come, whoever waits for it: how large its body may be.
         self._owed: dict[int, int] = {}
         self._reader: threading.Thread | None = None
+        self._quiet = threading.Condition(self._lock)  # what the reading thread sleeps on
         self._on_end: Callable[[SplitpointError], None] = lambda _: None
         self._followers = 0
+        self._waits = 0  # how many times somebody has waited: the link is in use
         self._reading = False
         self._broken: SplitpointError | None = None
         self._bye = ""
@@ -79,21 +81,10 @@ class Channel:
         self._pings = PingSchedule()
         self.answers = 0
         watch(self)
+        self._greet_s = timeout_s if greet_s is None else greet_s
         self.welcome = self._greet(software, checksum, token)
 
-    @classmethod
-    def absent(cls, address: str, why: SplitpointError) -> Channel:
-        """The channel to a server that is not there yet: ended from the beginning, because of `why`.
-
-        It says of the server what is hoped: that it can do what this software can.
-        """
-        made = cls(_Absent(address), software="", timeout_s=0.0)
-        made._broken = ServerError(str(why))
-        return made
-
     def _greet(self, software: str, checksum: bool, token: str) -> wire.Welcome:
-        if isinstance(self._connection, _Absent):
-            return wire.Welcome(features=(*wire.features(), wire.CRC32))
         # However its bytes drip: an answer that is not all there by then is none.
         late = threading.Event()
 
@@ -101,7 +92,7 @@ class Channel:
             late.set()
             self._connection.abort()
 
-        timer = threading.Timer(self.timeout_s, give_up)
+        timer = threading.Timer(self._greet_s, give_up)
         timer.daemon = True
         begin(timer)
         try:
@@ -115,7 +106,7 @@ class Channel:
 
     def _silent(self) -> UnreachableError:
         return UnreachableError(
-            f"{self._connection.peer} did not answer in {self.timeout_s:g} s: it does not speak splitpoint, or it hangs"
+            f"{self._connection.peer} did not answer in {self._greet_s:g} s: it does not speak splitpoint, or it hangs"
         )
 
     def _greeted(self, software: str, checksum: bool, token: str) -> wire.Welcome:
@@ -125,12 +116,13 @@ class Channel:
                 f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
             )
         features = (*wire.features(), wire.CRC32) if checksum else wire.features()
-        self._connection.checks = checksum
+        if checksum:
+            self._connection.expect_checksums()
         with suppress(ServerError):  # if it hung up already, it may have said why
             hello = wire.Hello(software=software, features=features, token=token, eol="\r\n\r\n")
             self._connection.send(wire.encode(Kind.HELLO, 0, hello))
         try:
-            frame = self._receive(timeout_s=self.timeout_s)
+            frame = self._receive(timeout_s=self._greet_s)
         except wire.ForeignError as exc:
             answer = wire.printable(exc.data)
             raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
@@ -144,18 +136,18 @@ class Channel:
         if not isinstance(frame.header, wire.Welcome):
             raise ProtocolError(f"{peer} answered HELLO with {wire.describe(frame.kind)}")
         if checksum:
-            self._agree_on_checksums(frame, frame.header)
+            self._check_agreement(frame, frame.header)
+        self._connection.agree(set(features).intersection(frame.header.features))
         return frame.header
 
-    def _agree_on_checksums(self, frame: Frame, welcome: wire.Welcome) -> None:
-        """From here on every frame has one. ServerError if the server makes none."""
+    def _check_agreement(self, frame: Frame, welcome: wire.Welcome) -> None:
+        """ServerError if the server makes no checksums."""
         if wire.CRC32 not in welcome.features:
             raise ServerError(
                 f"{self._connection.peer} makes no checksums: install a newer splitpoint there, or do without"
             )
         if not frame.flags & wire.CHECKED:
             raise ProtocolError(f"{self._connection.peer} agreed on checksums and sent WELCOME without one")
-        self._connection.seals = True
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -169,11 +161,10 @@ class Channel:
         """How many requests have no answer yet."""
         return len(self._waiting) + len(self._sinks)
 
-    def reserve(self, sink: Sink | None = None, *, most: int = 0) -> int:
+    def reserve(self, *, most: int = 0) -> int:
         """An id for the request that is about to be sent. ServerError if the connection has ended.
 
-        Its answer is waited for, or goes to `sink` (only once `detach` was called). One with a body of more than `most`
-        bytes ends the connection, before there is memory for it.
+        An answer with a body of more than `most` bytes ends the connection, before there is memory for it.
         """
         if self._broken is not None:
             raise self._again(self._broken)
@@ -181,17 +172,11 @@ class Channel:
             raise self._ended(ServerError(f"{self._connection.peer} takes no more requests"))
         id = next(self._ids) & 0xFFFFFFFF or next(self._ids) & 0xFFFFFFFF  # 0 stands for the connection
         self._owed[id] = most
-        if sink is None:
-            self._waiting[id] = None
-            return id
-        with self._lock:  # whoever ends the connection tells every sink, once
-            if self._broken is not None:
-                raise self._again(self._broken)
-            self._sinks[id] = sink
+        self._waiting[id] = None
         return id
 
-    def _receive(self, timeout_s: float | None) -> Frame:
-        return self._connection.receive(timeout_s=timeout_s, admit=self._admit)
+    def _receive(self, *, timeout_s: float | None, whole: bool = False) -> Frame:
+        return self._connection.receive(timeout_s=timeout_s, admit=self._admit, whole=whole)
 
     def _admit(self, frame: Frame) -> None:
         """ProtocolError, before its body is received, for an answer that nobody asked for, and for one that is larger
@@ -223,31 +208,51 @@ class Channel:
 
     def wait(self, id: int, timeout_s: float | None = None) -> Frame:
         """The answer to request `id`; raises what an ERROR or BUSY stands for, ServerError if none comes in time."""
-        limit = self.timeout_s if timeout_s is None else timeout_s
-        lock = self._lock
+        frame = self.poll(id, self.timeout_s if timeout_s is None else timeout_s, whole=self._reader is not None)
+        if frame is None:
+            self.abandon(id)
+            raise self.late()
+        return frame
+
+    def poll(self, id: int, within_s: float, whole: bool = True) -> Frame | None:
+        """The answer to request `id`, as `wait`; None if it is not here `within_s`: then it can be waited for again.
+
+        Without `whole` an answer that has begun by then is received to its end.
+        """
+        lock, ours = self._lock, True
+        frame: Frame | None = None
         with lock:
+            self._waits += 1
             if self._reading or self._waiting[id] is not None:
-                frame = self._follow(id, monotonic() + limit)
-                if frame is not None:
-                    return self.judge(frame)
-            self._reading = True
+                end = monotonic() + within_s
+                frame, ours = self._follow(id, end)
+                if ours:
+                    within_s = max(0.0, end - monotonic())
+            self._reading = self._reading or ours
+        if not ours:
+            return None if frame is None else self.judge(frame)
+        over = True
         try:
             if self._broken is not None:
                 raise self._again(self._broken)
-            frame = self._receive(timeout_s=limit)
+            frame = self._receive(timeout_s=within_s, whole=whole)
             if frame.id != id:
-                frame = self._lead(id, limit, frame)
+                frame = self._lead(id, within_s, frame, whole=whole)
         except TimeoutError:
-            raise self._late() from None
+            over = False
+            return None
         except SplitpointError as exc:
             self._broken = self._broken or self._ended(exc)
             raise self._broken from exc
         finally:
             with lock:
                 self._reading = False
-                del self._waiting[id]
+                if over:
+                    self._waiting.pop(id, None)
                 if self._followers:
                     self._arrived.notify_all()
+                if self._broken is not None:
+                    self._quiet.notify()
         return self.judge(frame)
 
     def abandon(self, id: int) -> None:
@@ -255,6 +260,19 @@ class Channel:
         with self._lock:
             self._waiting.pop(id, None)
             self._sinks.pop(id, None)
+
+    def leave(self, id: int, sink: Sink) -> None:
+        """Nobody waits for `id` any more: what still comes of it goes to `sink`, from the thread that reads."""
+        with self._lock:
+            frame = self._waiting.pop(id, None)
+            why = self._broken
+            if frame is None and why is None:
+                self._sinks[id] = sink
+                self._quiet.notify()
+        if frame is not None:
+            sink(frame)
+        elif why is not None:
+            sink(self._again(why))
 
     def ask(
         self, kind: int, header: wire.Message, answer: type[M], timeout_s: float | None = None, *, most: int = 0
@@ -286,39 +304,34 @@ class Channel:
 
     # --- reading ------------------------------------------------------------------------------------------------
 
-    def detach(self, on_end: Callable[[SplitpointError], None] = lambda _: None) -> None:
-        """From now on a thread of its own reads, and nothing that is sent waits until the link takes it.
+    def keep_reading(self, on_end: Callable[[SplitpointError], None] = lambda _: None) -> None:
+        """From now on a thread of its own reads while nobody waits, and nothing that is sent waits until the link takes
+        it.
 
-        `on_end` is told why the connection has ended, before those who wait for an answer. Nothing, the second time.
+        `on_end` is told why the connection has ended, before those whose requests were left. Nothing, the second time.
         """
         with self._lock:
-            if self._reader is not None or isinstance(self._connection, _Absent):
+            if self._reader is not None:
                 return
             self._on_end = on_end
-            if isinstance(self._connection, Framed):
-                self._connection.spin_s = 0.0  # that is for who waits for one answer; here two threads would fight
-                # Reading goes on, however much the link has not taken yet: answers are what is waited for.
-                self._connection.limits = replace(self._connection.limits, backlog_bytes=_NEVER_TOO_MUCH)
+            self._connection.keep_reading()
             reader = threading.Thread(target=self._read, name=f"read {self._connection.peer}", daemon=True)
             begin(reader)
             self._reader = reader
 
     def _read(self) -> None:
-        with self._lock:
-            self._followers += 1
-            while self._reading:
-                self._arrived.wait()
-            self._followers -= 1
-            self._reading = True
-        try:
-            while self._broken is None:
+        while self._our_turn():
+            try:
                 self._deliver(self._receive(timeout_s=None))
-        except SplitpointError as exc:
-            self._broken = self._broken or self._ended(exc)
-        except Exception as exc:  # a bug of ours must not leave anyone waiting
-            self._broken = self._broken or ServerError(f"what the server sent could not be read: {exc!r}")
+            except SplitpointError as exc:
+                self._broken = self._broken or self._ended(exc)
+            except Exception as exc:  # a bug of ours must not leave anyone waiting
+                self._broken = self._broken or ServerError(f"what the server sent could not be read: {exc!r}")
+            finally:
+                with self._lock:
+                    self._reading = False
+                    self._arrived.notify_all()
         with self._lock:
-            self._reading = False
             sinks, self._sinks = list(self._sinks.values()), {}
             self._arrived.notify_all()
         why = self._broken or ServerError(CLOSED)
@@ -326,27 +339,39 @@ class Channel:
         for sink in sinks:
             sink(self._again(why))
 
-    def _follow(self, id: int, end: float) -> Frame | None:
-        """Waits until someone else has read our answer (then it is returned) or reading is ours; holds the lock."""
+    def _our_turn(self) -> bool:
+        """Waits until nobody else reads and somebody should; then the reading is ours. False if there is no more."""
+        with self._lock:
+            seen = -1
+            while self._broken is None:
+                if not self._reading and not self._followers and (self._sinks or seen == self._waits):
+                    self._reading = True
+                    return True
+                seen = self._waits
+                self._quiet.wait(_QUIET_S)
+            return False
+
+    def _follow(self, id: int, end: float) -> tuple[Frame | None, bool]:
+        """Waits until someone else has read our answer, or until `end`: (the answer, or None; whether the reading is
+        ours now). Holds the lock."""
         self._followers += 1
         try:
             while True:
                 frame = self._waiting[id]
                 if frame is not None:
                     del self._waiting[id]
-                    return frame
+                    return frame, False
                 if self._broken is not None:
                     del self._waiting[id]
                     raise self._again(self._broken)
                 if not self._reading:
-                    return None
+                    return None, True
                 if not self._arrived.wait(end - monotonic()):
-                    del self._waiting[id]
-                    raise self._late()
+                    return None, False
         finally:
             self._followers -= 1
 
-    def _lead(self, id: int, limit: float, frame: Frame) -> Frame:
+    def _lead(self, id: int, limit: float, frame: Frame, *, whole: bool) -> Frame:
         """Delivers `frame`, which is not the answer to `id`, and reads until that is here; TimeoutError."""
         end = monotonic() + limit
         while frame.id != id:
@@ -354,7 +379,7 @@ class Channel:
             left = end - monotonic()
             if left <= 0:
                 raise TimeoutError
-            frame = self._receive(timeout_s=left)
+            frame = self._receive(timeout_s=left, whole=whole)
         return frame
 
     def _deliver(self, frame: Frame) -> None:
@@ -388,7 +413,8 @@ class Channel:
 
     # --- trouble ------------------------------------------------------------------------------------------------
 
-    def _late(self) -> ServerError:
+    def late(self) -> ServerError:
+        """The error for an answer that does not come."""
         return ServerError(f"{self._connection.peer} did not answer in time")
 
     def _ended(self, exc: SplitpointError) -> SplitpointError:
@@ -407,8 +433,10 @@ class Channel:
 
     def _last_words(self, exc: ServerError) -> SplitpointError:
         with self._lock:
-            if self._reader is not None:  # it notices too, and may have read why
+            if self._reading and self._reader is not None:  # who reads notices too, and may have read why
+                self._followers += 1
                 self._arrived.wait_for(lambda: self._broken is not None, _LAST_WORDS_S)
+                self._followers -= 1
                 self._broken = self._broken or self._ended(exc)
             if self._reading or self._broken is not None:
                 return self._broken or exc
@@ -426,13 +454,14 @@ class Channel:
             with self._lock:
                 self._reading = False
                 self._arrived.notify_all()
+                self._quiet.notify()
         return self._broken
 
     # --- the clock and the end ----------------------------------------------------------------------------------
 
     def measure_clock(self, most: int = _FIRST_PINGS, seconds: float = _FIRST_PINGS_S) -> None:
         """A few pings, one after the other, until `seconds` are spent; at least one."""
-        for trip in pings(self, seconds, most, self._now):
+        for trip in pings(self, seconds, most, self._now, timeout_s=lambda: self._greet_s):
             self.clock.add(*trip[:4])
         self._pings.measured(self._now())
 
@@ -466,11 +495,18 @@ class Channel:
         """Ends the connection at once; what is queued is thrown away, so that it delays nothing that comes after."""
         self._broken = self._broken or ServerError(f"{self._connection.peer} {why}")
         self._connection.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Has the reading thread notice that the connection has ended, if it sleeps."""
+        if self._reader is not None:
+            with self._lock:
+                self._quiet.notify()
 
     def forked(self) -> None:
         """The process has forked, and this is the child: the conversation is the parent's."""
         self._lock = threading.Lock()
-        self._arrived = threading.Condition(self._lock)
+        self._arrived, self._quiet = threading.Condition(self._lock), threading.Condition(self._lock)
         self._broken, self._reading, self._reader = foreign("connection"), False, None
         self._sinks.clear()
         self._owed.clear()
@@ -482,28 +518,6 @@ class Channel:
                 self.tell(Kind.BYE, wire.Bye("done"))
             self._broken = ServerError(why)
         self._connection.close()
+        self._wake()
         if self._reader is not None and self._reader is not threading.current_thread():
             self._reader.join(1.0)
-
-
-class _Absent:
-    """The connection to nobody."""
-
-    checks = seals = False
-    private = True
-
-    def __init__(self, peer: str) -> None:
-        self.peer = peer
-
-    def send(self, packet: Packet, *, wait: bool = True) -> None:
-        raise UnreachableError(f"{self.peer} is not there")
-
-    def receive(self, *, timeout_s: float | None = None, admit: object = None) -> Frame:
-        raise UnreachableError(f"{self.peer} is not there")
-
-    def close(self, linger_s: float = 0.0) -> None: ...
-
-    def abort(self) -> None: ...
-
-    def moved_nbytes(self) -> int:
-        return 0

@@ -25,7 +25,7 @@ from splitpoint.tensors import Array
 _JOIN_S = 10.0
 
 
-class Here:
+class LocalTails:
     """Tails of `holding`'s model on `engine`, for the cuts that `placements` lists."""
 
     def __init__(
@@ -64,11 +64,11 @@ class Here:
                 session = self._engine().compile(segment)
                 try:
                     with limited(f"the rest of {self._holding.model.name} behind {placement.cut.name}, on zeros,"):
-                        placement.waits.finished(_try(segment, session))
+                        here_s = _try(segment, session)
                 except EngineError:
                     session.close()
                     raise
-                placement.tail = session
+                placement.compile_tail(session, here_s)
 
     def prepare_soon(self, placement: Placement) -> None:
         """The same, in a thread of its own. What fails then is found again by whoever needs it."""
@@ -102,7 +102,7 @@ class Here:
                 raise ServerError(CLOSED)
         began = perf_counter()
         outputs = placement.finish(known)
-        placement.waits.finished(perf_counter() - began)
+        placement.times.finished(perf_counter() - began)
         return outputs
 
     # --- the thread ---------------------------------------------------------------------------------------------

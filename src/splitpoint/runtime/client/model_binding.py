@@ -6,110 +6,83 @@ forgotten can be collected although threads of this are still running.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
-from time import monotonic
 
 import msgspec
 
 from splitpoint.engines import Engine
-from splitpoint.errors import BusyError, ModelError, ServerError, SplitpointError, UnreachableError
+from splitpoint.errors import ModelError, SplitpointError
 from splitpoint.models.model import Model
-from splitpoint.runtime.circuit_breaker import DOWN, UP
-from splitpoint.runtime.client.channel import CLOSED, Channel
+from splitpoint.runtime.circuit_breaker import DOWN, UP, LinkState
+from splitpoint.runtime.client import Abortable, Remote, RemoteProvider
+from splitpoint.runtime.client.channel import CLOSED
+from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.client.held_weights import Background, Holding
-from splitpoint.runtime.client.local_tail import Here
+from splitpoint.runtime.client.local_tail import LocalTails
 from splitpoint.runtime.client.ready_cuts import Cuts
 from splitpoint.runtime.client.reconnect import Line
-from splitpoint.runtime.client.request import ERROR, LOCAL, Moved, Survivor
+from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, Moved, RequestRunner
 from splitpoint.runtime.client.timeouts import Patience
-from splitpoint.runtime.events import Event, OnEvent, software
+from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.model_choice import missing
 from splitpoint.runtime.watcher import Watcher, tell
-from splitpoint.security import Security
 from splitpoint.text import listed
-from splitpoint.transports import Connection, connect
 from splitpoint.units import size
-from splitpoint.wire import Limits, ModelInfo, TensorInfo
+from splitpoint.wire import ModelInfo, TensorInfo
 
 #: What `fallback` there is while nothing is fetched for it.
 _NOT_YET = "no local fallback yet ({} of {} here): until the rest is, a request waits for the server"
 
 
-class Dialler(msgspec.Struct, frozen=True):
-    """How the server is reached: everything that a connection to it needs."""
-
-    address: str | Connection
-    limits: Limits | None
-    checksum: bool
-    security: Security
-
-    def __call__(self, timeout_s: float, greeting: Callable[[Connection], None] = lambda _: None) -> Channel:
-        """A new connection that has been greeted; `greeting` is told before. ServerError and its kin."""
-        address = self.address
-        made = connect(address, self.limits, timeout_s, self.security) if isinstance(address, str) else address
-        greeting(made)
-        try:
-            return Channel(
-                made, software=software(), timeout_s=timeout_s, checksum=self.checksum, token=self.security.token
-            )
-        except BaseException:
-            made.close()
-            raise
-
-
 class Means(msgspec.Struct, frozen=True):
     """What an edge brings to every model: see `Edge`. `engine` opens the device's engine at its first use.
 
-    `follows`: a newer model of that name takes the place of the old one. `arrived` is called when the server is there
-    (again); `changed`, with what it has, when it is there without the model. `allowed` are operator domains.
+    `arrived` is called when the server is there (again); `changed`, with what it has, when it is there without the
+    model.
     """
 
-    dial: Dialler
+    provider: RemoteProvider
     engine: Callable[[], Engine]
-    fallback: str
-    timeout_s: float
+    fallback: Fallback
     patience: Patience
-    seed: int | None
+    models: ModelPolicy
     cache: Path | None
     watchers: list[Watcher]
     tell: OnEvent
     progress: Callable[[int, int], None] | None
-    follows: bool
     arrived: Callable[[], None]
     changed: Callable[[Sequence[ModelInfo]], None]
-    allowed: Collection[str] = ()
 
 
 class Binding:
-    """`info` is the model, `local` if it is here; `channel` is the connection, or that to a server that is absent."""
+    """`info` is the model, `local` if it is here; `remote` is the connection, or stands in for an absent server."""
 
-    def __init__(self, means: Means, channel: Channel, info: ModelInfo, local: Model | None, why: str = "") -> None:
+    def __init__(self, means: Means, remote: Remote, info: ModelInfo, local: Model | None, why: str = "") -> None:
         self.means, self.info = means, info
         tell, patience = means.tell, means.patience
-        self.line = line = Line(channel, self._dial, patience, Random(means.seed), self._state_changed)
-        line.why = why
-        self.survivor: Survivor | None = None
+        self.line = line = Line(remote, self._dial, patience, self._state_changed, self._predicted_s, why)
         self.background: Background | None = None
         self.following = False
         """Whether a newer model is on its way: who waits for the server waits for that."""
         self.follow_failed: SplitpointError | None = None
-        self.replaced = False
         self._missed = why
-        self._early = channel.ended
-        self._cuts: Cuts | None = None
+        self._early = remote.ended
         try:
             self.holding = holding = Holding(
-                info, local, lambda: line.channel, means.cache, tell, means.progress, means.allowed
-            )
-            self.cuts = self._cuts = Cuts(holding, lambda: line.channel, means.engine, patience, tell)
-            self.here = Here(holding, means.engine, self.cuts.all)
+                info, local, lambda: line.remote.channel(), means.cache, tell, means.progress,
+                means.models.allow_domains,
+            )  # fmt: skip
         except BaseException:
-            self.close()
+            line.close()
             raise
-        if means.fallback == LOCAL:
-            self.cuts.alone = self.here.possible
+        self.local = LocalTails(holding, means.engine, lambda: self.cuts.all())
+        alone = self.local.possible if means.fallback == LOCAL else lambda: False
+        self.cuts = Cuts(holding, lambda: line.remote, means.engine, patience, tell, alone)
+        self.requests = RequestRunner(
+            line, self.local, means.fallback, means.watchers, self.cuts.reopen, self._refused,
+            answer_s=patience.answer_s, longest_s=patience.longest_pause_s,
+        )  # fmt: skip
 
     @property
     def model(self) -> Model:
@@ -120,33 +93,49 @@ class Binding:
 
     def survive(self) -> None:
         """Readies what a request needs that the server lets down, and makes a lost connection again."""
-        means = self.means
-        self.surviving()
-        if means.fallback == LOCAL and self.here.possible():
-            self.here.prepare(self.cuts.current.placement)
+        means, placement = self.means, self.cuts.current.placement
+        if means.fallback == LOCAL and self.local.possible():
+            self.local.prepare(placement)
         elif means.fallback == LOCAL:
             here, total = self.holding.amount()
-            means.tell(Event("notice", _NOT_YET.format(size(here), size(total))))
-            self.background = Background(self.holding, self.complete, means.tell)
+            means.tell(Event("notice", _NOT_YET.format(size(here), size(total)), {"here": here, "nbytes": total}))
+            self._fetch_behind(self.complete)
         self.line.keep(self.cuts.reopen_current, self._rest)
-        current = self.cuts.current.placement
-        if current.remote and current.far is None:
-            self.line.lost(self.line.channel, self.line.why or "the server has not opened this cut yet")
+        if placement.remote and placement.remote_tail is None:
+            self.line.lost(self.line.remote, self.line.why or "the server has not opened this cut yet")
 
-    def surviving(self) -> Survivor:
-        """Whoever answers requests that are watched, or that have a fallback. Called by one at a time."""
-        if self.survivor is None:
-            self.line.attach(self.line.channel)
-            self.survivor = Survivor(
-                self.line, self.here, self.means.fallback, self.means.timeout_s, self.means.watchers, self.cuts.reopen,
-                self._refused, self.means.patience.longest_pause_s,
-            )  # fmt: skip
-        return self.survivor
+    def fetch_behind(self) -> None:
+        """Has all weights fetched in the background, if that is not done already: any cut may be next."""
+        if self.means.fallback != LOCAL and not self.holding.local and self.line.remote.offer.share == "model":
+            self._fetch_behind(self.local.complete)
+
+    def _fetch_behind(self, done: Callable[[], None]) -> None:
+        if self.background is None:
+            self.background = Background(self.holding, done, self.means.tell)
+            self.requests.then(self.background.start)
 
     def complete(self) -> None:
         """All weights are here now."""
-        self.here.complete()
-        self.here.prepare_soon(self.cuts.current.placement)
+        self.local.complete()
+        self.local.prepare_soon(self.cuts.current.placement)
+
+    # --- another model ------------------------------------------------------------------------------------------
+
+    def begin_following(self) -> bool:
+        """Whether a newer model is to be gone over to now: it is not on its way already, and was not refused."""
+        if self.following or self.follow_failed is not None:
+            return False
+        self.following = True
+        return True
+
+    def stop_following(self, refusal: SplitpointError | None) -> None:
+        """It cannot be had, now, or, because of `refusal`, ever."""
+        self.following, self.follow_failed = False, refusal
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another model has taken its place."""
+        return self.requests.replaced
 
     def _refused(self) -> SplitpointError | None:
         if self.replaced:
@@ -154,37 +143,40 @@ class Binding:
         refusal = self.follow_failed or self.line.refusal
         return None if self.following or refusal is None else type(refusal)(str(refusal))
 
-    def _state_changed(self, state: str) -> None:
+    def _state_changed(self, state: LinkState) -> None:
         if self.means.fallback != ERROR and not self.replaced:
             if state == DOWN:
-                self.means.tell(Event("notice", f"not asking the server for now: {self.line.why}"))
+                self.means.tell(
+                    Event("notice", f"not asking the server for now: {self.line.why}", {"why": self.line.why})
+                )
             elif state == UP:
                 first, self._early = self._early, False
                 text = "the server is there: requests go to it" if first else "the server answers again"
                 self.means.tell(Event("notice", text))
         tell(self.means.watchers, lambda w: w.state(state))
 
-    def _rest(self, channel: Channel) -> None:
-        self.cuts.reopen_all(channel)
+    def _predicted_s(self) -> float:
+        return self.cuts.current.placement.times.predicted_s
+
+    def _rest(self, remote: Remote) -> None:
+        self.cuts.reopen_all(remote)
         self.means.arrived()
 
     # --- the connection -----------------------------------------------------------------------------------------
 
-    def _dial(self, greeting: Callable[[Connection], None]) -> Channel:
+    def _dial(self, greeting: Callable[[Abortable], None]) -> Remote:
         """A new connection to the same model. ServerError, ModelError."""
         means = self.means
-        channel = means.dial(means.patience.greet_s, greeting)
+        remote = means.provider.connect(means.patience.greet_s, greeting)
         try:
-            models = channel.welcome.models
+            models = remote.offer.models
             if self.info.fingerprint not in {m.fingerprint for m in models}:
                 raise self._gone(models)
-            self._missed, self.follow_failed = "", None
-            channel.measure_clock()
         except BaseException:
-            channel.close()
+            remote.close()
             raise
-        channel.timeout_s = means.timeout_s
-        return channel
+        self._missed, self.follow_failed = "", None
+        return remote
 
     def _gone(self, models: Sequence[ModelInfo]) -> ModelError:
         """The error for a server that is there without the model; told once."""
@@ -192,13 +184,14 @@ class Binding:
         newer = next((m for m in models if m.name == name), None)
         others = f"{name} {newer.fingerprint[:12]}" if newer else ", ".join(m.name for m in models[:5]) or "no model"
         text = f"the server no longer has {name} {fingerprint}: it has {others}"
-        if newer is not None and not self.means.follows:
-            text += " now (--follow-model, or follow_model=True, goes over to that)"
+        if newer is not None and not self.means.models.follow:
+            text += " now (--follow-model, or ModelPolicy(follow=True), goes over to that)"
         if not self.line.met:
             text = missing(models, self.model)
         if text != self._missed:
             self._missed, self.follow_failed = text, None
-            self.means.tell(Event("changed", text))
+            fields = {"model": name, "fingerprint": self.info.fingerprint, "now": newer.fingerprint if newer else ""}
+            self.means.tell(Event("changed", text, fields))
         self.means.changed(models)
         return ModelError(text)
 
@@ -206,39 +199,19 @@ class Binding:
 
     def leave(self) -> None:
         """Another model takes its place: requests that wait for the server go there, others are finished here."""
-        self.replaced = True
+        self.requests.replace()
         if self.background is not None:
             self.background.close()
         self.line.close("the edge has gone over to another model")
 
     def close(self, why: str = CLOSED) -> None:
         """Ends the connection, the threads, and every request, and frees what is compiled here."""
-        if self.survivor is not None:
-            self.survivor.close()
+        self.requests.close()
         if self.background is not None:
             self.background.close()
         self.line.close(why)
-        if self._cuts is not None:
-            self._cuts.close()
-            self.here.close()
-
-
-def reach(means: Means, timeout_s: float, *, wait_s: float, pause: Callable[[float], bool]) -> Channel:
-    """The server, as soon as it is there: within `wait_s`. `pause` sleeps, and says whether to give up."""
-    end, random, pause_s, told = monotonic() + wait_s, Random(means.seed), means.patience.pause_s, False
-    while True:
-        try:
-            return means.dial(timeout_s)
-        except (UnreachableError, BusyError) as exc:
-            left_s = end - monotonic()
-            if left_s <= 0:
-                raise
-            if not told:
-                told = True
-                means.tell(Event("notice", f"{exc}; waiting for it"))
-            if pause(min(left_s, random.uniform(0, pause_s))):
-                raise ServerError(CLOSED) from exc
-            pause_s = min(2 * pause_s, means.patience.longest_pause_s)
+        self.cuts.close()
+        self.local.close()
 
 
 def same_ends(old: ModelInfo, new: ModelInfo) -> None:

@@ -1,29 +1,25 @@
 """A cut on this device: what is compiled here, where its tail is open, and how what crosses is encoded.
 
-What belongs to one connection (the segment's number there) is one value, `Far`, that is replaced when the connection is
-made again. All else outlives it.
+What belongs to one connection is one value, the `RemoteTail`, that is replaced when the connection is made again. All
+else outlives it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from splitpoint import wire
 from splitpoint.codecs import Codec
 from splitpoint.engines import Session
 from splitpoint.errors import ProtocolError
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
-from splitpoint.runtime.client.channel import Channel
-from splitpoint.runtime.client.timeouts import Patience, Waits
-from splitpoint.runtime.codec_choice import chooser
+from splitpoint.runtime.client import Encoding, Remote, RemoteTail, TailAnswer
+from splitpoint.runtime.client.timeouts import AnswerTimes, Patience
 from splitpoint.segments import by_name, check_specs
 from splitpoint.tensors import ANY_RANK, Array, TensorSpec
-from splitpoint.wire import Kind
 
 #: For so many sizes of the free dimensions it is remembered what the outputs must be.
 _MOST_SIZES = 64
@@ -38,94 +34,63 @@ def key_of(cut: Cut) -> Key:
     return cut.boundary, cut.results
 
 
-class Far(NamedTuple):
-    """A tail that is open: on which channel, and its number there."""
-
-    channel: Channel
-    segment: int
-
-
-def _infer(
-    tensors: tuple[wire.Tensor, ...], segment: int, vectors: tuple[tuple[int, ...], ...], deadline_s: float
-) -> wire.Infer:
-    return wire.Infer(segment, tensors, vectors, deadline_s)
-
-
 class Route:
     """A placement, and how what crosses there travels."""
 
     def __init__(self, placement: Placement, codecs: Mapping[str, Codec], *, strict: bool) -> None:
-        self.placement = placement
-        self.codecs = codecs
-        self.packer: wire.Packer | wire.EncodingPacker
-        if codecs:
-            self.packer = wire.EncodingPacker(_infer, chooser(placement.tensors, codecs, strict=strict))
-        else:
-            self.packer = wire.Packer(Kind.INFER, _infer)
-
-    def pack(self, id: int, segment: int, known: Mapping[str, Array], deadline_s: float, flags: int) -> wire.Packet:
-        """The frame that asks for the rest of what is `known`."""
-        placement = self.placement
-        arrays = [known[name] for name in placement.tensors]
-        vectors = placement.vectors_of(known) if placement.vectors else ()
-        return self.packer.pack(id, arrays, (segment, vectors, deadline_s), (), flags)
-
-    def codecs_of(self, packed: Sequence[str]) -> dict[str, str]:
-        """By tensor name, what the tensors of a frame travelled with; what travelled raw is not in it."""
-        return {n: c for n, c in zip(self.placement.tensors, packed, strict=True) if c} if packed else {}
+        self.placement, self.encoding = placement, Encoding(codecs, strict)
 
 
 class Placement:
-    """A cut with its head compiled here, and the names of everything that goes back and forth.
+    """A cut with its head compiled here.
 
-    `far` is where its tail is open, None while it is nowhere; `remote` says whether it has one at all. `tail` is the
-    same tail compiled here, once there is one. Sessions are closed when nobody `hold`s it any more.
+    `remote_tail` is where its tail is open, None while it is nowhere; `remote` names the outputs that it is asked for,
+    if any. `tail` is the same tail compiled here, once there is one. Sessions are closed when nobody holds it any more.
     """
 
-    def __init__(self, model: Model, cut: Cut, head: Session | None, opened: wire.Opened | None, patience: Patience):
+    def __init__(self, model: Model, cut: Cut, head: Session | None, patience: Patience) -> None:
         self.cut, self.head = cut, head
         self.inputs = model.inputs
         self.outputs = [t.name for t in model.outputs]
-        self.asked = tuple(t for t in model.outputs if opened is not None and t.name not in cut.results)
+        self.asked = tuple(t for t in model.outputs if t.name not in cut.results)
         self.remote = [t.name for t in self.asked]
         #: Where the inputs' free dimensions are: input, axis, name.
         self._open_dims = [(t.name, k, n) for t in model.inputs for k, n in enumerate(t.shape) if isinstance(n, str)]
         self._outputs_at: Callable[[Sequence[TensorSpec]], Mapping[str, TensorSpec]] = model.outputs_at
         self._wanted: dict[tuple[int, ...], tuple[TensorSpec, ...]] = {}
-        shapes = set(cut.shapes)
-        self._needed = [t.name for t in opened.inputs] if opened is not None else []
-        self.tensors = [name for name in self._needed if name not in shapes]
-        self.vectors = [name for name in self._needed if name in shapes]
-        if opened is not None:
-            self.check_opened(opened)
         self.results = self.remote != self.outputs
-        self.far: Far | None = None
+        self.remote_tail: RemoteTail | None = None
         self.tail: Session | None = None
-        self.waits = Waits(patience)
+        self.times = AnswerTimes(patience)
         self._routes: dict[object, Route] = {}
         self._accepted: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = []
         self._most: tuple[tuple[int, ...] | None, int] = (None, 0)
-        self._seen: tuple[wire.Message | None, tuple[int, ...]] = (None, ())
+        self._seen: tuple[object, tuple[int, ...]] = (None, ())
         self._lock = threading.Lock()
         self._users = 0
         self._closing = False
 
-    def check_opened(self, opened: wire.Opened) -> None:
-        """ProtocolError unless it is the tail of this cut, with what it takes in the order it had before."""
-        needed = [t.name for t in opened.inputs]
-        known = {t.name for t in self.cut.crossing} | set(self.cut.shapes)
-        twice = len(set(needed)) < len(needed)
-        if needed != self._needed or twice or set(needed) - known or [t.name for t in opened.outputs] != self.remote:
-            raise ProtocolError("the server opened another segment than it was asked for")
-
     def route(self, codecs: Mapping[str, Codec], *, strict: bool) -> Route:
-        """How its tensors travel with `codecs`; see `chooser` for `strict`. Called by one at a time."""
-        codecs = {name: codecs[name] for name in self.tensors if name in codecs}
-        key = (strict and bool(codecs), *((name, codec.name) for name, codec in codecs.items()))
-        found = self._routes.get(key)
-        if found is None:
-            found = self._routes[key] = Route(self, codecs, strict=strict)
-        return found
+        """How its tensors travel with `codecs`, of which those are `strict` that must take theirs. Called by one at a
+        time."""
+        key = (strict and bool(codecs), *((name, codecs[name].name) for name in sorted(codecs)))
+        if key not in self._routes:
+            self._routes[key] = Route(self, codecs, strict=strict)
+        return self._routes[key]
+
+    def is_open_at(self, remote: Remote) -> bool:
+        """Whether its tail can be asked over `remote`."""
+        tail = self.remote_tail
+        return tail is not None and tail.remote is remote and not remote.ended
+
+    def open_tail(self, tail: RemoteTail) -> None:
+        """From now on its requests go to `tail`."""
+        self.remote_tail = tail
+
+    def compile_tail(self, session: Session, here_s: float) -> None:
+        """Its tail is compiled here, too, and took `here_s` for a run (0: not known)."""
+        self.times.finished(here_s)
+        self.tail = session
 
     def check(self, inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
         """`inputs` by name, contiguous; InputError unless they are what the model takes."""
@@ -161,22 +126,22 @@ class Placement:
         """The model's outputs out of all that is known."""
         return {name: known[name] for name in self.outputs}
 
-    def answer(self, frame: wire.Frame, known: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's outputs, of which the server has sent the missing ones. ProtocolError if these are others than
+    def answer(self, answer: TailAnswer, known: Mapping[str, Array]) -> dict[str, Array]:
+        """The model's outputs, of which the remote has sent the missing ones. ProtocolError if these are others than
         follow from what was asked: see `_check_answer`."""
-        header = frame.header
-        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims])
-        seen, seen_sizes = self._seen  # the same object as long as it is the same bytes
-        if header is not seen or sizes != seen_sizes or header is None:
-            self._check_answer(frame, sizes)
-            self._seen = (header, sizes)
-        outputs = dict(zip(self.remote, frame.tensors, strict=True))
+        layout, tensors = answer.layout, answer.tensors
+        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims]) if self._open_dims else ()
+        seen, seen_sizes = self._seen
+        if layout is not seen or sizes != seen_sizes or layout is None:
+            self._check_answer(tensors, sizes)
+            self._seen = (layout, sizes)
+        outputs = dict(zip(self.remote, tensors, strict=True))
         return self.outputs_of({**known, **outputs}) if self.results else outputs
 
     def most_nbytes(self, known: Mapping[str, Array]) -> int:
         """How large the answer can be to a request of whose inputs these are `known`, in bytes. Where values decide it,
         that is for the connection's limits."""
-        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims])
+        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims]) if self._open_dims else ()
         at, most = self._most
         if at != sizes:
             bound: Sequence[TensorSpec] = self._bound(sizes)
@@ -186,20 +151,17 @@ class Placement:
             self._most = sizes, most
         return most
 
-    def _check_answer(self, frame: wire.Frame, sizes: tuple[int, ...]) -> None:
+    def _check_answer(self, tensors: Sequence[Array], sizes: tuple[int, ...]) -> None:
         """ProtocolError unless there are as many tensors as were asked for, each of its dtype and of the shape that
         follows from the request's own `sizes`. A dimension that values decide can have any."""
-        header = frame.header
-        if not isinstance(header, wire.Result):
-            raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
-        if len(header.tensors) != len(self.asked):
-            raise ProtocolError(f"the server answered with {len(header.tensors)} tensors instead of {len(self.asked)}")
+        if len(tensors) != len(self.asked):
+            raise ProtocolError(f"the server answered with {len(tensors)} tensors instead of {len(self.asked)}")
         bound = self._bound(sizes)
-        if all(t.is_static and t.fits(got.dtype, got.shape) for t, got in zip(bound, header.tensors, strict=True)):
+        if all(t.is_static and t.fits(a.dtype.name, a.shape) for t, a in zip(bound, tensors, strict=True)):
             return
-        for spec, got in zip(self._told(sizes, bound), header.tensors, strict=True):
-            if not spec.fits(got.dtype, got.shape):
-                came = f"{got.dtype}[{','.join(map(str, got.shape))}]"
+        for spec, array in zip(self._told(sizes, bound), tensors, strict=True):
+            if not spec.fits(array.dtype.name, array.shape):
+                came = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
                 raise ProtocolError(f"the server's answer {spec.name} must be {spec.type}, but {came} came")
 
     def _bound(self, sizes: tuple[int, ...]) -> list[TensorSpec]:
@@ -229,10 +191,6 @@ class Placement:
                 self._wanted.clear()
             self._wanted[sizes] = found
         return found
-
-    def vectors_of(self, known: Mapping[str, Array]) -> tuple[tuple[int, ...], ...]:
-        """The shape vectors that travel in the header."""
-        return tuple(tuple(int(n) for n in known[name].reshape(-1)) for name in self.vectors)
 
     # --- life ---------------------------------------------------------------------------------------------------
 

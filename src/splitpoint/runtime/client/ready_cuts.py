@@ -6,39 +6,37 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from splitpoint import wire
 from splitpoint.codecs import Codec
 from splitpoint.engines import Engine, Session
-from splitpoint.errors import CutError, RefusedError, ServerError, SplitpointError, UsageError
+from splitpoint.errors import CutError, ModelError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.planning.constraints import Shared
-from splitpoint.runtime.client.channel import CLOSED, Channel
+from splitpoint.runtime.client import Remote, RemoteTail, WantedTail
+from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.held_weights import Holding
-from splitpoint.runtime.client.opened_cut import Far, Key, Placement, Route, key_of
-from splitpoint.runtime.client.reconnect import ask_while_alive
+from splitpoint.runtime.client.opened_cut import Key, Placement, Route, key_of
 from splitpoint.runtime.client.remote_profile import COMPILE_S
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.codec_choice import CodecChoice, check_decodable, choose, is_unused
 from splitpoint.runtime.events import Event, OnEvent, teller
-from splitpoint.wire import Kind
+from splitpoint.wire import SAID
 
 
 class Cuts:
-    """Makes cuts of `holding`'s model ready, once each: `engine` compiles heads, tails are opened on `channel`.
+    """Makes cuts of `holding`'s model ready, once each: `engine` compiles heads, tails are opened at `remote`.
 
-    `current` is what requests go through, from the first `switch` on.
+    `current` is what requests go through, from the first `switch` on. `alone` says whether a cut is of use while there
+    is no server to open its tail.
     """
 
     current: Route
 
     def __init__(
-        self, holding: Holding, channel: Callable[[], Channel], engine: Callable[[], Engine], patience: Patience,
-        on_event: OnEvent,
+        self, holding: Holding, remote: Callable[[], Remote], engine: Callable[[], Engine], patience: Patience,
+        on_event: OnEvent, alone: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
-        self._holding, self._channel, self._engine = holding, channel, engine
-        self._patience, self._tell = patience, teller(on_event)
-        self.alone: Callable[[], bool] = lambda: False
-        """Whether a cut is of use while there is no server to open its tail."""
+        self._holding, self._remote, self._engine = holding, remote, engine
+        self._patience, self._tell, self._alone = patience, teller(on_event), alone
         self._placements: dict[Key, Placement] = {}
         self._lock, self._building = threading.Lock(), threading.Lock()
         self._closed = False
@@ -64,27 +62,33 @@ class Cuts:
         key = key_of(cut)
         if isinstance(asked, str) and is_unused(cut, asked, chosen) and (key, asked) not in self._sent_raw:
             self._sent_raw.add((key, asked))
-            self._tell(Event("notice", f"{asked} takes none of what crosses at {cut.name}: sent raw"))
+            self._tell(
+                Event(
+                    "notice",
+                    f"{asked} takes none of what crosses at {cut.name}: sent raw",
+                    {"codec": asked, "cut": cut.name},
+                )
+            )
         strict = not isinstance(asked, str)
         with self._lock:
             known = self._placements.get(key)
             if known is not None:
-                check_decodable(chosen, self._channel().welcome.features)
+                check_decodable(chosen, self._remote().offer.codecs)
                 return known.route(chosen, strict=strict)
         # One at a time; whoever wants a cut that is ready does not wait for it.
         with self._tell.held(), self._building:
             first = not self._placements
-            made = self._placements.get(key) or self._build(cut, chosen, hurry=(first or hurry) and self.alone())
+            placement = self._placements.get(key) or self._build(cut, chosen, hurry=(first or hurry) and self._alone())
             with self._lock:
                 if self._closed:
-                    made.close()
+                    placement.close()
                     raise ServerError(CLOSED)
-                self._placements[key] = made
-                found = made.route(chosen, strict=strict)
-        if made.remote and made.far is None and not first and not self._channel().ended:
+                self._placements[key] = placement
+                route = placement.route(chosen, strict=strict)
+        if placement.remote and placement.remote_tail is None and not first and not self._remote().ended:
             with suppress(SplitpointError):  # the server has come meanwhile: whoever needs the tail finds out why not
-                self.reopen(made)
-        return found
+                self.reopen(placement)
+        return route
 
     def switch(self, cut: Cut, asked: CodecChoice) -> Route:
         """Makes `cut` ready, in a hurry, and what the next request goes through."""
@@ -100,56 +104,51 @@ class Cuts:
 
         In a `hurry` the tail need not be open: whatever the server says of it, requests can be answered without.
         """
-        channel = self._channel()
-        if channel.ended and self.alone():
-            return self._unopened(cut, self._head(cut))
-        try:
-            asked = self._ask(channel, cut, codecs)
-        except wire.SAID as exc:
-            if not hurry:
-                raise
-            return self._unopened(cut, self._head(cut), exc)
-        opened: wire.Opened | None = None
+        tail: RemoteTail | None = None
         head: Session | None = None
         try:
+            remote = self._remote()
+            if not (remote.ended and self._alone()):
+                try:
+                    tail = self._ask(cut, codecs, remote)
+                except SAID as exc:
+                    self._unopened(cut, exc, hurry)
             head = self._head(cut)
-            try:
-                if asked is not None:
-                    opened, _ = channel.expect(asked, wire.Opened, self._patience.open_s if hurry else COMPILE_S)
-                placement = Placement(self._holding.model, cut, head, opened, self._patience)
-            except wire.SAID as exc:
-                if not hurry or asked is None:
-                    raise
-                channel.abandon(asked)
-                return self._unopened(cut, head, exc)
+            placement = Placement(self._holding.model, cut, head, self._patience)
+            if tail is not None:
+                try:
+                    tail.ready(self._patience.open_s if hurry else COMPILE_S)
+                    placement.open_tail(tail)
+                except SAID as exc:
+                    self._unopened(cut, exc, hurry)
+                    tail.close()
         except BaseException:
-            if asked is not None:
-                channel.abandon(asked)
+            if tail is not None:
+                tail.close()
             if head is not None:
                 head.close()
             raise
-        if opened is not None:
-            placement.far = Far(channel, opened.segment)
         return placement
 
-    def _ask(self, channel: Channel, cut: Cut, codecs: Mapping[str, Codec]) -> int | None:
-        """Asks for the tail of `cut`, see `ask_for_tail`. ServerError if it cannot be had, or not sent to."""
-        check_decodable(codecs, channel.welcome.features)
+    def _ask(self, cut: Cut, codecs: Mapping[str, Codec], remote: Remote) -> RemoteTail | None:
+        """What follows `cut`, as `_ask_for_tail`. ServerError if it cannot be had, or cannot be sent to."""
+        check_decodable(codecs, remote.offer.codecs)
         if why := self.refusal(cut):
             raise RefusedError(why)
-        return self.ask_for_tail(cut)
+        return self._ask_for_tail(cut, remote)
 
-    def _unopened(self, cut: Cut, head: Session | None, why: SplitpointError | None = None) -> Placement:
-        """`cut` without its tail at the server, which has said or done `why`: told."""
-        if why is not None:
-            self._tell(Event("notice", f"{why}; until it opens {cut.name}, requests are answered here"))
-        return Placement(self._holding.model, cut, head, self._expected(cut), self._patience)
+    def _unopened(self, cut: Cut, why: SplitpointError, hurry: bool) -> None:
+        """The server has said `why` instead of opening the tail of `cut`: told in a `hurry`, else raised."""
+        if not hurry:
+            raise why
+        said = f"{why}; until it opens {cut.name}, requests are answered here"
+        self._tell(Event("notice", said, {"why": str(why), "cut": cut.name}))
 
     @property
     def shared(self) -> Shared | None:
         """What the server allows; None if that is every cut, or if it names none of this model's (then it is for the
         server to refuse)."""
-        name = self._channel().welcome.heads.get(self._holding.info.fingerprint, "")
+        name = self._remote().offer.heads.get(self._holding.info.fingerprint, "")
         if name != self._shared[0]:
             cut = None
             with suppress(CutError):
@@ -167,32 +166,18 @@ class Cuts:
             "or before it"
         )
 
-    def _expected(self, cut: Cut) -> wire.Opened | None:
-        """The tail of `cut` as a server will open it; None if there is none."""
-        if self._open_request(cut) is None:
-            return None
-        tail = self._holding.model.tail(cut)
-        vectors = set(cut.shapes)
-        inputs = sorted(tail.inputs, key=lambda t: t.name in vectors)
-        return wire.Opened(0, tuple(map(wire.TensorInfo.of, inputs)), tuple(map(wire.TensorInfo.of, tail.outputs)))
-
-    def _open_request(self, cut: Cut) -> wire.OpenRequest | None:
-        """What OPEN says for what follows `cut`; None if nothing is left to compute there."""
+    def _ask_for_tail(self, cut: Cut, remote: Remote) -> RemoteTail | None:
+        """What follows `cut`, asked for at `remote`; None if nothing is left to compute there."""
         outputs = tuple(t.name for t in self._holding.model.outputs if t.name not in cut.results)
         if not outputs:
             return None
-        crossing = tuple(t.name for t in cut.crossing)
-        return wire.OpenRequest(self._holding.info.fingerprint, crossing, outputs, cut.shapes)
-
-    def ask_for_tail(self, cut: Cut) -> int | None:
-        """Sends OPEN for what follows `cut`; its id, or None if there is nothing to ask for."""
-        request = self._open_request(cut)
-        if request is None:
-            return None
-        channel = self._channel()
-        asked = channel.reserve()
-        channel.send(asked, wire.encode(Kind.OPEN, asked, request))
-        return asked
+        tail = remote.open(WantedTail(self._holding.info.fingerprint, cut, outputs))
+        if tail.fingerprint != self._holding.info.fingerprint:
+            tail.close()
+            raise ModelError(
+                f"{remote.peer} opened a tail of {tail.fingerprint[:12]}, not of {self._holding.info.fingerprint[:12]}"
+            )
+        return tail
 
     def _head(self, cut: Cut) -> Session | None:
         segment = self._holding.model.head(cut)
@@ -213,30 +198,35 @@ class Cuts:
 
     # --- when the connection was made again -----------------------------------------------------------------------
 
-    def reopen(self, placement: Placement, channel: Channel | None = None) -> None:
-        """Opens a cut's tail on `channel`, or the connection of the moment. ServerError and its kin."""
-        channel = channel or self._channel()
-        request = self._open_request(placement.cut)
-        if request is None or (placement.far is not None and placement.far.channel is channel):
+    def reopen(self, placement: Placement, remote: Remote | None = None) -> None:
+        """Opens a cut's tail at `remote`, or at that of the moment. ServerError and its kin."""
+        remote = remote or self._remote()
+        before = placement.remote_tail
+        if before is not None and before.remote is remote:
             return
-        frame = ask_while_alive(channel, Kind.OPEN, request, wire.Opened, self._patience.pong_s, COMPILE_S)
-        assert isinstance(frame.header, wire.Opened)
-        placement.check_opened(frame.header)
-        placement.far = Far(channel, frame.header.segment)
+        tail = self._ask_for_tail(placement.cut, remote)
+        if tail is None:
+            return
+        try:
+            tail.ready(COMPILE_S, self._patience.pong_s)
+        except BaseException:
+            tail.close()
+            raise
+        placement.open_tail(tail)
 
-    def reopen_current(self, channel: Channel) -> None:
-        """Opens on `channel` the tail that the next request needs."""
+    def reopen_current(self, remote: Remote) -> None:
+        """Opens at `remote` the tail that the next request needs."""
         opened: Route | None = None
         while opened is not self.current:  # it may be switched meanwhile
             opened = self.current
-            check_decodable(opened.codecs, channel.welcome.features)
-            self.reopen(opened.placement, channel)
+            check_decodable(opened.encoding.codecs, remote.offer.codecs)
+            self.reopen(opened.placement, remote)
 
-    def reopen_all(self, channel: Channel) -> None:
+    def reopen_all(self, remote: Remote) -> None:
         """Opens all tails there that are not; whoever needs one that cannot be opened finds out why."""
         for placement in self.all():
             with suppress(SplitpointError):
-                self.reopen(placement, channel)
+                self.reopen(placement, remote)
 
     # --- freeing --------------------------------------------------------------------------------------------------
 
@@ -250,10 +240,8 @@ class Cuts:
                 raise UsageError(f"{current.name} is in use: switch to another cut first")
             for placement in [self._placements.pop(k) for k in wanted if k in self._placements]:
                 placement.close()
-                far = placement.far
-                if far is not None and far.channel is self._channel():
-                    with suppress(ServerError):  # if the connection has ended, so has the tail
-                        far.channel.tell(Kind.CLOSE, wire.Close(far.segment))
+                if placement.remote_tail is not None and placement.is_open_at(self._remote()):
+                    placement.remote_tail.close()
 
     def close(self) -> None:
         """Frees what is compiled here, as soon as nobody uses it."""

@@ -1,29 +1,22 @@
-"""The way to one server, made again when it is lost: one channel at a time, a breaker before it, a thread behind it."""
+"""The way to one server, made again when it is lost: one remote at a time, a breaker before it, a thread behind it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from random import Random
 from time import monotonic
 
-from splitpoint import wire
-from splitpoint.errors import (
-    AccessError,
-    ModelError,
-    ProtocolError,
-    RefusedError,
-    ServerError,
-    SplitpointError,
-    UsageError,
-)
-from splitpoint.runtime.circuit_breaker import DOWN, UP, Breaker
+from splitpoint.errors import AccessError, ModelError, RefusedError, ServerError, SplitpointError, UsageError
+from splitpoint.runtime.circuit_breaker import DOWN, UP, Breaker, LinkState
+from splitpoint.runtime.client import Abortable, Offer, Remote, RemoteTail, WantedTail
 from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.codec_choice import codecs_in
 from splitpoint.runtime.events import ignore
+from splitpoint.runtime.probe.server_clock import ServerClock
 from splitpoint.runtime.threads import begin, persist
-from splitpoint.transports import Connection
+from splitpoint.wire import features
 
 #: What will be the same the next time, unless someone changes something there: it is still tried, but not waited for.
 REFUSALS = (AccessError, ModelError, RefusedError, UsageError)
@@ -32,56 +25,62 @@ _PINGS_NBYTES = 1024
 
 
 class Line:
-    """`channel` is the connection of the moment; it may have ended. `why` is what was last wrong with it.
+    """`remote` is the connection of the moment; it may have ended. `why` is what was last wrong with it.
 
     Until `keep` is called nothing is done about that, and every request may try. From then on a lost connection is made
     again by `dial` (which says early what it is about to greet, so that it can be ended), and `reopen` opens on it what
-    requests need, before one is risked. `on_state` is told of every change of `state`.
+    requests need, before one is risked. `on_state` is told of every change of `state`. A ping may have to wait behind
+    an answer, which takes `predicted_s`.
     """
 
     def __init__(
         self,
-        channel: Channel,
-        dial: Callable[[Callable[[Connection], None]], Channel],
+        remote: Remote,
+        dial: Callable[[Callable[[Abortable], None]], Remote],
         patience: Patience,
-        random: Random,
-        on_state: Callable[[str], None],
+        on_state: Callable[[LinkState], None],
+        predicted_s: Callable[[], float],
+        why: str = "",
     ) -> None:
-        self.channel, self._dial = channel, dial
+        self.remote, self._dial, self._predicted_s, self.why = remote, dial, predicted_s, why
         self._patience, self._on_state = patience, on_state
         self._breaker = Breaker(
-            random,
+            Random(patience.seed),
             failures=patience.failures,
             first_pause_s=patience.pause_s,
             longest_pause_s=patience.longest_pause_s,
         )
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._said = DOWN if channel.ended else UP  # one that was never there is no news
-        self.met = not channel.ended
+        self._said = DOWN if remote.ended else UP  # one that was never there is no news
+        self.calm = not remote.ended
+        """Whether one more success would change nothing."""
+        self.met = not remote.ended
         """Whether the server has been there at all."""
+        self.connections = int(self.met)
+        """How many times the server was reached."""
         self.refusal: SplitpointError | None = None
         """What the server said when it was tried for the last time, if waiting for another answer is of no use."""
         self._doubt_s = 0.0
-        self._slowest_s = 0.0
         self._closed = False
-        self._greeting: Connection | None = None
+        self._greeting: Abortable | None = None
         self._thread: threading.Thread | None = None
-        self._reopen: Callable[[Channel], None] = lambda _: None
-        self._rest: Callable[[Channel], None] = lambda _: None
-        self.why = ""
+        self._reopen: Callable[[Remote], None] = lambda _: None
+        self._rest: Callable[[Remote], None] = lambda _: None
 
     # --- what requests ask and tell -----------------------------------------------------------------------------
 
     @property
-    def state(self) -> str:
+    def state(self) -> LinkState:
         """``up``, ``down`` or ``trying``."""
-        return self._breaker.state if self._thread is not None else DOWN if self.channel.ended else UP
+        return self._breaker.state if self._thread is not None else DOWN if self.remote.ended else UP
 
     def allows(self) -> bool:
         """Whether a request may go over now. One that may tells how it went: succeeded, failed, lost or dropped."""
+        if self._thread is None:
+            return True
         with self._lock:
-            return self._thread is None or self._breaker.allows(monotonic())
+            return self._breaker.allows(monotonic())
 
     def succeeded(self) -> None:
         """A request was answered."""
@@ -100,9 +99,9 @@ class Line:
 
         self._tell(count)
 
-    def lost(self, channel: Channel, why: str) -> None:
-        """`channel` is of no more use; nothing, if there is another one already."""
-        if channel is self.channel and not self._closed:
+    def lost(self, remote: Remote, why: str) -> None:
+        """`remote` is of no more use; nothing, if there is another one already."""
+        if remote is self.remote and not self._closed:
             self.why = why
             self._tell(lambda: self._breaker.lost(monotonic()))
 
@@ -116,10 +115,6 @@ class Line:
             self._doubt_s = max(self._doubt_s, limit_s, self._patience.pong_s)
             self._changed.notify_all()
 
-    def expect(self, predicted_s: float) -> None:
-        """Answers take so long now: a ping may have to wait behind one."""
-        self._slowest_s = predicted_s
-
     def wait(self, timeout_s: float) -> None:
         """Returns when something has changed, or after `timeout_s`."""
         with self._lock:
@@ -132,13 +127,13 @@ class Line:
             self._changed.notify_all()
             state = self.state
             news = state != self._said and not self._closed
-            self._said = state
+            self._said, self.calm = state, state == UP and self._breaker.well
         if news:
             self._on_state(state)
 
     # --- what goes on behind ------------------------------------------------------------------------------------
 
-    def keep(self, reopen: Callable[[Channel], None], rest: Callable[[Channel], None]) -> None:
+    def keep(self, reopen: Callable[[Remote], None], rest: Callable[[Remote], None]) -> None:
         """From now on a lost connection is made again: with `reopen`, before a request is risked, and then `rest`."""
         self._reopen, self._rest = reopen, rest
         self._thread = threading.Thread(
@@ -149,13 +144,16 @@ class Line:
         except ServerError:
             self._thread = None
             raise
-        self.attach(self.channel)
-        if self.channel.ended:
-            self.lost(self.channel, self.why or "the server is gone")
+        self.attach()
+        if self.remote.ended:
+            self.lost(self.remote, self.why or "the server is gone")
 
-    def attach(self, channel: Channel) -> None:
-        """Has `channel` read by a thread of its own, which notices when it ends."""
-        channel.detach(lambda exc: self.lost(channel, gone(exc)))
+    def attach(self) -> None:
+        """Has the remote notice by itself when it ends."""
+        self._attach(self.remote)
+
+    def _attach(self, remote: Remote) -> None:
+        remote.keep_reading(lambda exc: self.lost(remote, gone(exc)))
 
     def _run(self) -> bool:
         while True:
@@ -170,34 +168,34 @@ class Line:
             if down:
                 self._probe()
             else:
-                self._examine(self.channel, doubt_s)
+                self._examine(self.remote, doubt_s)
 
     def _due(self) -> bool:
         if self._breaker.state == DOWN:
             return monotonic() >= self._breaker.due_s
         return self._doubt_s > 0
 
-    def _examine(self, channel: Channel, limit_s: float) -> None:
-        """Gives `channel` up if nothing moves on it for `limit_s`."""
-        while not channel.ended and not self._closed:
-            before = channel.moved_nbytes
-            if channel.ping(limit_s) is not None:
+    def _examine(self, remote: Remote, limit_s: float) -> None:
+        """Gives `remote` up if nothing moves on it for `limit_s`."""
+        while not remote.ended and not self._closed:
+            before = remote.moved_nbytes
+            if remote.ping(limit_s) is not None:
                 return
-            if channel.moved_nbytes - before <= _PINGS_NBYTES and not self._closed:
-                channel.abort(f"did not answer for {limit_s:.3g} s")
-                self.lost(channel, "the server does not answer")
+            if remote.moved_nbytes - before <= _PINGS_NBYTES and not self._closed:
+                remote.abort(f"did not answer for {limit_s:.3g} s")
+                self.lost(remote, "the server does not answer")
 
     def _probe(self) -> None:
         """Looks whether the server is well again, on this connection or on a new one."""
-        channel = self.channel
-        limit_s = max(self._patience.pong_s, 4 * self._slowest_s)
-        if not channel.ended and channel.ping(limit_s) is None and not self._closed:
-            channel.abort(f"did not answer for {limit_s:.3g} s")
+        remote = self.remote
+        limit_s = max(self._patience.pong_s, 4 * self._predicted_s())
+        if not remote.ended and remote.ping(limit_s) is None and not self._closed:
+            remote.abort(f"did not answer for {limit_s:.3g} s")
         try:
-            if channel.ended:
-                channel = self._again()
+            if remote.ended:
+                remote = self._again()
             else:
-                self._reopen(channel)
+                self._reopen(remote)
         except Exception as exc:  # whatever it is, it must not be the last time that it is tried
             self.why = gone(exc, met=self.met)
             self.refusal = exc if isinstance(exc, REFUSALS) else None
@@ -205,28 +203,29 @@ class Line:
             return
         self.met, self.refusal = True, None
         self._tell(lambda: self._breaker.probed(monotonic()))
-        if channel.ended:
-            self.lost(channel, self.why)
-        self._rest(channel)
+        if remote.ended:
+            self.lost(remote, self.why)
+        self._rest(remote)
 
-    def _again(self) -> Channel:
-        channel = self._dial(self._greet)
+    def _again(self) -> Remote:
+        remote = self._dial(self._greet)
         try:
-            self.attach(channel)
-            self._reopen(channel)
+            self._attach(remote)
+            self._reopen(remote)
         except BaseException:
-            channel.close()
+            remote.close()
             raise
         with self._lock:
-            old, self.channel, self._greeting = self.channel, channel, None
+            old, self.remote, self._greeting = self.remote, remote, None
+            self.connections += 1
             closed = self._closed
         old.close()
         if closed:
-            channel.close()
+            remote.close()
             raise ServerError(CLOSED)
-        return channel
+        return remote
 
-    def _greet(self, connection: Connection) -> None:
+    def _greet(self, connection: Abortable) -> None:
         with self._lock:
             self._greeting = connection
             closed = self._closed
@@ -241,38 +240,36 @@ class Line:
             greeting = self._greeting
         if greeting is not None:
             greeting.abort()
-        self.channel.close(why)
+        self.remote.close(why)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
 
 
-def ask_while_alive(
-    channel: Channel, kind: int, header: wire.Message, answer: type[wire.Message], every_s: float, limit_s: float
-) -> wire.Frame:
-    """The answer to a request that may take long: as long as pings are answered, one in `every_s`, and at most
-    `limit_s`. ServerError if not.
+class AbsentRemote:
+    """Stands in for a server that is not there yet, because of `why`: it is taken for one that can do what we can."""
 
-    `channel` must be detached.
-    """
-    came: SimpleQueue[wire.Frame | SplitpointError] = SimpleQueue()
-    id, end = channel.reserve(came.put), monotonic() + limit_s
-    channel.send(id, wire.encode(kind, id, header))
-    while True:
-        try:
-            outcome = came.get(timeout=every_s)
-        except Empty:
-            if monotonic() > end:
-                channel.abandon(id)
-                raise ServerError(f"{channel.peer} did not answer in {limit_s:.3g} s") from None
-            if channel.ping(every_s) is None:
-                channel.abort(f"did not answer for {every_s:.3g} s")
-            continue
-        if isinstance(outcome, SplitpointError):
-            raise outcome
-        frame = channel.judge(outcome)
-        if not isinstance(frame.header, answer):
-            raise ProtocolError(f"the server answered with {wire.describe(frame.kind)}, not {answer.__name__}")
-        return frame
+    ended = True
+    moved_nbytes = 0
+
+    def __init__(self, peer: str, why: SplitpointError) -> None:
+        self.peer, self._why = peer, str(why)
+        self.offer, self.clock = Offer(codecs=codecs_in(features()), share="model"), ServerClock()
+
+    def open(self, request: WantedTail) -> RemoteTail:
+        raise ServerError(self._why)
+
+    def channel(self) -> Channel:
+        raise ServerError(self._why)
+
+    def ping(self, timeout_s: float) -> float | None:
+        return None
+
+    def keep_reading(self, on_end: Callable[[SplitpointError], None]) -> None: ...
+
+    def abort(self, why: str) -> None: ...
+
+    def close(self, why: str = CLOSED) -> None:
+        self._why = why
 
 
 def gone(exc: Exception, *, met: bool = True) -> str:

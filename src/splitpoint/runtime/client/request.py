@@ -1,12 +1,18 @@
-"""One request, one answer, whatever becomes of the server: late, gone, busy or wrong.
+"""The life of one request, the same one whatever the fallback and whoever watches:
 
-    begin: the head here ─► send: to the server, if the breaker lets it ─► finish: the first answer wins
-                                                                              │ late, busy, gone, wrong
-                                                    local: from the tensors ◄─┤
-                                                    that are here             └─► wait: ask again when it is back
+     begin           send             finish
+    head here ──► handed over ──► waited for ──────────────────────────────► answered ──► told
+        │              │              │                                          ▲
+        │ all is here  │ gone         ├─ late: told; `error` and `wait` go on    │ the first of both
+        ▼              ▼              │   waiting, `local` ──► finished here ────┤
+    answered ──► told  └──────► busy, gone, wrong ─┬─ `error`: raised            │
+                                                   ├─ `local`: finished here ────┘
+                                                   └─ `wait`, or `local` while the weights are not all here:
+                                                      again, when the breaker and the pause allow it
 
-Every attempt, and the finish here, puts what comes of it into the request's own queue, and whoever waits for the answer
-takes the first that is one. What comes after that is told to the watchers and given to nobody.
+The thread that asks does all of that. While the server answers in time no other thread takes part: the caller waits for
+the answer itself. Only when it is late, and finished here, another thread computes, and the first of the two answers is
+taken. Watchers are told of each step, and change none; what comes after a request was answered is told to them alone.
 """
 
 from __future__ import annotations
@@ -14,27 +20,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from splitpoint import wire
 from splitpoint.errors import BusyError, ProtocolError, ServerError, SplitpointError, UsageError
 from splitpoint.runtime.circuit_breaker import UP
+from splitpoint.runtime.client import Remote, RemoteCall, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
-from splitpoint.runtime.client.local_tail import Here
-from splitpoint.runtime.client.opened_cut import Far, Placement, Route
+from splitpoint.runtime.client.local_tail import LocalTails
+from splitpoint.runtime.client.opened_cut import Placement, Route
 from splitpoint.runtime.client.reconnect import REFUSALS, Line, gone
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.watcher import Watcher, tell
 from splitpoint.tensors import Array
-from splitpoint.wire import Frame
 
-ERROR, WAIT, LOCAL = "error", "wait", "local"
-FALLBACKS = (ERROR, WAIT, LOCAL)
+Fallback = Literal["error", "wait", "local"]
+"""What becomes of a request that the server lets down."""
+ERROR: Final = "error"
+WAIT: Final = "wait"
+LOCAL: Final = "local"
+FALLBACKS: Final[tuple[Fallback, ...]] = get_args(Fallback)
 #: How often whoever waits for a server looks whether there is another way by now.
 _LOOK_S = 0.2
 #: A server that answers a request with an error so often will do it again: `wait` ends there.
@@ -51,111 +61,136 @@ def check_deadline(deadline_s: float) -> float:
     return deadline_s
 
 
-def check_fallback(fallback: str) -> str:
+def check_fallback(fallback: str) -> Fallback:
     """`fallback`; UsageError if there is no such way."""
-    if fallback not in FALLBACKS:
-        raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
-    return fallback
+    for known in FALLBACKS:
+        if fallback == known:
+            return known
+    raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
 
 
 class Moved(ServerError):
     """The edge has gone over to another model: the request begins again with that one."""
 
 
-class Ticket:
-    """A request under way. `known` are its inputs and what the head made of them."""
+class Ticket(msgspec.Struct, eq=False):
+    """A request under way. `known` are its inputs and what the head made of them; `more`: others follow at once."""
 
-    def __init__(
-        self, route: Route, request: Request, known: Mapping[str, Array], marks: tuple[float, float], deadline_s: float,
-        flags: int,
-    ) -> None:  # fmt: skip
-        self.route, self.request, self.known = route, request, known
-        self.started, self.headed = marks
-        self.deadline_s, self.flags = deadline_s, flags
-        self.outcomes: SimpleQueue[tuple[Attempt | None, Any]] = SimpleQueue()
-        self.attempt: Attempt | None = None  # the one at the server now
-        self.attempts = self.refusals = 0
-        self.late = False  # that attempt is
-        self.here = False  # it is being finished here too
-        self.here_failed: Exception | None = None
-        self.why = ""
-        self.not_before = 0.0  # a busy server is not asked again until then
-        self.done = False
-        self.beside = False  # a shadow: nobody waits for it
+    requests: RequestRunner
+    route: Route
+    request: Request
+    known: Mapping[str, Array]
+    started: float
+    headed: float
+    deadline_s: float
+    more: bool
+    call: RemoteCall | None = None
+    """What is at the server now."""
+    left: bool = False
+    """That is not waited for directly: what comes of it is put into `outcomes`, as what is finished here is."""
+    outcomes: SimpleQueue[tuple[RemoteCall | None, Any]] | None = None
+    remote: Remote | None = None
+    """Where it was asked last."""
+    attempts: int = 0
+    refusals: int = 0
+    resumed: float = 0.0
+    """When the last attempt began, if it is not the first."""
+    late: bool = False
+    """The call is."""
+    here: bool = False
+    """It is being finished here too."""
+    here_failed: Exception | None = None
+    why: str = ""
+    not_before: float = 0.0
+    """A busy server is not asked again until then."""
+    done: bool = False
+    shadow: bool = False
+    """Nobody waits for it."""
 
     def left_s(self) -> float:
         """Seconds until the deadline."""
         return self.deadline_s - (perf_counter() - self.started) if self.deadline_s else inf
 
 
-class Attempt:
-    """A request at the server once. Called, from the thread that reads, with what came of it."""
+class RequestRunner:
+    """The requests of one binding: over `line`, or without it. `local` finishes here.
 
-    __slots__ = ("_survivor", "codecs", "far", "nbytes", "packed", "resumed", "ticket")
-
-    def __init__(self, survivor: Survivor, ticket: Ticket, far: Far) -> None:
-        self._survivor, self.ticket, self.far = survivor, ticket, far
-        self.resumed = perf_counter() if ticket.why else 0.0
-        self.packed = 0.0
-        self.nbytes = 0
-        self.codecs: Sequence[str] = ()
-
-    def __call__(self, outcome: Frame | SplitpointError) -> None:
-        self.ticket.outcomes.put((self, outcome))
-        if self.ticket.done:
-            self._survivor.sweep(self.ticket)
-
-
-class Survivor:
-    """Answers requests over `line`, and without it. `mode` is the fallback; `here` finishes locally.
-
-    `reopen` opens a placement's tail on the connection of the moment; `refused` says why waiting for the server is of
-    no use, if it is not. A server that is busy is asked again after `longest_s` at most, whatever it says.
+    `reopen` opens a placement's tail at the remote of the moment; `refused` says why waiting for the server is of no
+    use, if it is not. Answers are waited for `answer_s`; a server that is busy is asked again after `longest_s` at
+    most, whatever it says.
     """
 
     def __init__(
-        self, line: Line, here: Here, mode: str, timeout_s: float, watchers: Sequence[Watcher],
-        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None], longest_s: float,
+        self, line: Line, local: LocalTails, fallback: Fallback, watchers: Sequence[Watcher],
+        reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None],
+        *, answer_s: float, longest_s: float,
     ) -> None:  # fmt: skip
-        self._line, self._here, self._mode = line, here, mode
-        self._timeout_s, self._watchers, self._reopen = timeout_s, watchers, reopen
-        self._refused, self._longest_s = refused, longest_s
+        self._line, self._local, self._fallback = line, local, fallback
+        self._watchers, self._reopen, self._refused = watchers, reopen, refused
+        self._then: Callable[[], object] | None = None
+        self.replaced = False
+        """Whether another model has taken the place of the one that these ask."""
+        self._answer_s, self._longest_s = answer_s, longest_s
+        self._survives = fallback != ERROR
         self._closed = threading.Event()
         self._tickets: set[Ticket] = set()
-        self._shadow: Attempt | None = None
+        self._shadow: Ticket | None = None
+
+    def then(self, once: Callable[[], object]) -> None:
+        """Calls `once` when a request has ended: not before the first answer, as that is waited for."""
+        self._then = once
+
+    def replace(self) -> None:
+        """Another model takes their place."""
+        self.replaced = True
 
     def close(self) -> None:
         """Whoever still waits is told that there will be no answer."""
         self._closed.set()
 
     @property
-    def busy(self) -> bool:
-        """Whether a request is under way."""
-        return bool(self._tickets)
+    def under_way(self) -> int:
+        """How many requests there are now."""
+        return len(self._tickets)
 
     # --- begin, send, finish ------------------------------------------------------------------------------------
 
-    def begin(self, route: Route, request: Request, deadline_s: float, flags: int) -> Ticket:
-        """Runs the head. The placement must be held, and is released when the ticket is finished or abandoned."""
+    def begin(self, route: Route, request: Request, deadline_s: float, more: bool) -> Ticket:
+        """Runs the head, and readies what goes to the server, if that is well.
+
+        The placement must be held, and is released when the ticket is finished or abandoned.
+        """
         placement = route.placement
         try:
             started = perf_counter()
-            known = placement.compute(placement.check(request.inputs))
-            headed = perf_counter()
+            known = placement.check(request.inputs)
+            if placement.head is not None:
+                known = placement.compute(known)
+            ticket = Ticket(self, route, request, known, started, perf_counter(), deadline_s, more)
         except BaseException:
             placement.release()
             raise
-        if self._watchers and placement.head is not None:
-            tell(self._watchers, lambda w: w.computed(placement.cut, (headed - started) * 1e3))
-        ticket = Ticket(route, request, known, (started, headed), deadline_s, flags)
         self._tickets.add(ticket)
+        if self._watchers and placement.head is not None:
+            tell(self._watchers, lambda w: w.computed(placement.cut, (ticket.headed - started) * 1e3))
+        if placement.remote:
+            try:
+                self._prepare(ticket)
+            except BaseException:
+                self.abandon(ticket)
+                raise
         return ticket
 
     def send(self, ticket: Ticket) -> Ticket:
-        """Hands the request over, if it needs the server and that is well. Never waits for the link."""
-        if ticket.route.placement.remote:
+        """Hands the request over, if it is to go to the server. Waits for the link with the fallback ``error`` only."""
+        call = ticket.call
+        if call is not None:
             try:
-                self._send(ticket)
+                try:
+                    call.send()
+                except ServerError as exc:
+                    ticket.call = None
+                    self._failed(ticket, exc)
             except BaseException:
                 self.abandon(ticket)
                 raise
@@ -164,210 +199,255 @@ class Survivor:
     def finish(self, ticket: Ticket) -> Result:
         """The answer, whoever gives it first."""
         try:
-            if not ticket.route.placement.remote:
-                return self._all_here(ticket)
-            return self._first(ticket)
+            while True:
+                call = ticket.call
+                if call is None or ticket.left:
+                    result = self._without(ticket)
+                    if result is not None:
+                        return result
+                    continue
+                wait_s = ticket.route.placement.times.patient_s
+                if ticket.late or ticket.deadline_s or not 0.0 < wait_s < self._answer_s:
+                    wait_s = self._wait_s(ticket, call)
+                try:
+                    answer = call.answer(wait_s, self._survives or not ticket.late)
+                    if answer is not None:
+                        result = self._answered(ticket, call, answer)
+                        ticket.call = None
+                        return result
+                except SplitpointError as exc:
+                    ticket.call = None
+                    self._failed(ticket, exc)
+                    continue
+                self._overdue(ticket, call)
         finally:
             self.abandon(ticket)
+            if self._then is not None:
+                then, self._then = self._then, None
+                then()
 
     def abandon(self, ticket: Ticket) -> None:
         """Nobody waits for the answer any more: what still comes of it is told to the watchers alone."""
-        if not ticket.done:
-            ticket.done = True
-            self._tickets.discard(ticket)
-            ticket.route.placement.release()
-            if ticket.attempt is not None:
+        if ticket.done:
+            return
+        ticket.done = True
+        self._tickets.discard(ticket)
+        ticket.route.placement.release()
+        if ticket.call is not None:
+            self._leave(ticket)
+            if not ticket.shadow:
                 self._line.dropped()
-            ticket.known = {}
-        self.sweep(ticket)
+        if ticket.left:
+            ticket.known = {}  # what is late may come much later
+            self._sweep(ticket)
 
     # --- at the server ------------------------------------------------------------------------------------------
 
-    def _send(self, ticket: Ticket) -> bool:
-        """Whether the request is on its way to the server; `why` says why not."""
-        route, line = ticket.route, self._line
-        far = route.placement.far
-        if far is None or not self._is_open(route.placement):
+    def _prepare(self, ticket: Ticket) -> bool:
+        """Readies the request for the server, if that may be asked now; `why` says why not.
+
+        With the fallback ``error`` it always may: what is wrong is then the answer.
+        """
+        placement, line = ticket.route.placement, self._line
+        tail = placement.remote_tail
+        calm = not self._survives or (line.calm and tail is not None and tail.remote is line.remote)
+        if tail is None or not (calm or placement.is_open_at(line.remote)):
             ticket.why = line.why or "the server has not opened this cut again yet"
-        elif not line.allows():
+        elif not (calm or line.allows()):
             ticket.why = line.why or "the server is being tried"
         else:
-            return self._hand_over(ticket, far)
-        if self._mode == ERROR:
+            deadline_s = ticket.deadline_s
+            if ticket.attempts or ticket.why:
+                ticket.left = ticket.late = False
+                ticket.resumed = perf_counter()
+                deadline_s = max(ticket.left_s(), 0.0) if deadline_s else 0.0
+            ticket.remote = tail.remote
+            try:
+                most_nbytes = placement.most_nbytes(ticket.known)
+                ticket.call = tail.begin(ticket.known, ticket.route.encoding, most_nbytes, deadline_s, ticket.more)
+            except ServerError as exc:
+                self._failed(ticket, exc)
+                return False
+            except BaseException:  # it cannot travel, or Ctrl-C
+                line.dropped()
+                raise
+            ticket.attempts += 1
+            return True
+        if not self._survives:
             raise ServerError(f"no answer: {ticket.why}")
         return False
 
-    def _hand_over(self, ticket: Ticket, far: Far) -> bool:
-        channel = far.channel
-        attempt = Attempt(self, ticket, far)
-        flags = ticket.flags | (wire.PIPELINED if channel.in_flight else 0)
-        left_s = 0.0 if not ticket.deadline_s else ticket.left_s() if ticket.attempts else ticket.deadline_s
-        id = 0
-        try:
-            id = channel.reserve(attempt, most=ticket.route.placement.most_nbytes(ticket.known))
-            packet = ticket.route.pack(id, far.segment, ticket.known, max(left_s, 0.0), flags)
-            attempt.packed, attempt.nbytes, attempt.codecs = perf_counter(), packet.nbytes, packet.codecs
-            ticket.attempt, ticket.late, ticket.attempts = attempt, False, ticket.attempts + 1
-            channel.send(id, packet)
-        except ServerError as exc:
-            ticket.attempt = None
-            self._failed(ticket, attempt, exc)
-            return False
-        except BaseException:  # it cannot travel, or Ctrl-C
-            ticket.attempt = None
-            channel.abandon(id)
-            self._line.dropped()
-            raise
-        return True
+    def _leave(self, ticket: Ticket) -> None:
+        """What comes of the call is put into the queue, from whatever thread it comes in."""
+        call = ticket.call
+        if ticket.left or call is None:
+            return
+        outcomes: SimpleQueue[tuple[RemoteCall | None, Any]] = SimpleQueue()
+        ticket.left, ticket.outcomes = True, outcomes
+
+        def come(outcome: TailAnswer | SplitpointError) -> None:
+            outcomes.put((call, outcome))
+            if ticket.done:
+                self._sweep(ticket)
+
+        call.leave(come)
 
     # --- the first answer ---------------------------------------------------------------------------------------
 
-    def _first(self, ticket: Ticket) -> Result:
-        while True:
-            if self._closed.is_set():
-                raise self._refused() or ServerError(CLOSED)
-            if ticket.attempt is None and not ticket.here:
-                if self._can_finish(ticket):
-                    return self._finish_now(ticket)
-                self._ask_again(ticket)
-                continue
-            try:
-                attempt, outcome = ticket.outcomes.get(timeout=self._patience_s(ticket))
-            except Empty:
-                self._overdue(ticket)
-                continue
-            if attempt is None:
-                if not isinstance(outcome, Exception):
-                    return self._finished(ticket, *outcome)
-                ticket.here, ticket.here_failed = False, outcome
-            elif attempt is ticket.attempt:
-                ticket.attempt = None
-                try:
-                    return self._answered(ticket, attempt, outcome)
-                except SplitpointError as exc:
-                    self._failed(ticket, attempt, exc)
+    def _without(self, ticket: Ticket) -> Result | None:
+        """What there is while no call is waited for directly: nothing was to be sent, it is finished here, or asked
+        again (None: then the call is waited for)."""
+        if not ticket.route.placement.remote:
+            return self._all_here(ticket)
+        if self._closed.is_set():
+            raise self._refused() or ServerError(CLOSED)
+        if ticket.call is None and not ticket.here:
+            if self._can_finish(ticket):
+                return self._finish_now(ticket)
+            self._ask_again(ticket)
+            return None
+        assert ticket.outcomes is not None
+        try:
+            source, outcome = ticket.outcomes.get(timeout=None if ticket.here else _LOOK_S)
+        except Empty:
+            self._check_time(ticket)
+            return None
+        if source is None:
+            ticket.here = False
+            if not isinstance(outcome, Exception):
+                return self._finished(ticket, *outcome)
+            ticket.here_failed = outcome
+            return None
+        ticket.call = None
+        try:
+            if not isinstance(outcome, SplitpointError):
+                return self._answered(ticket, source, outcome)
+        except SplitpointError as exc:  # it is none
+            outcome = exc
+        self._failed(ticket, outcome)
+        return None
 
-    def _patience_s(self, ticket: Ticket) -> float | None:
-        """How long to wait for what comes next before something is to be done."""
-        attempt = ticket.attempt
-        if attempt is None or (ticket.late and ticket.here):
-            return None  # the finish here ends, and says so
-        now = perf_counter()
+    def _wait_s(self, ticket: Ticket, call: RemoteCall) -> float:
+        """How long to wait for the answer before something is to be done."""
+        times = ticket.route.placement.times
+        spent_s = perf_counter() - call.packed
         if ticket.late:
-            return _LOOK_S if self._mode == ERROR else max(0.0, min(_LOOK_S, ticket.left_s()))
-        waits = ticket.route.placement.waits
-        here_s = waits.here_s if self._can_finish(ticket) else 0.0
-        left_s = ticket.left_s() + now - attempt.packed
-        return max(0.0, waits.late_s(left_s, here_s, attempt.packed - ticket.started) - (now - attempt.packed))
+            return max(0.0, min(_LOOK_S, ticket.left_s()) if self._survives else self._answer_s - spent_s)
+        here_s = times.here_s if self._can_finish(ticket) else 0.0
+        late_s = times.late_s(ticket.left_s() + spent_s, here_s, call.packed - ticket.started)
+        return max(0.0, (late_s if self._survives else min(late_s, self._answer_s)) - spent_s)
 
-    def _overdue(self, ticket: Ticket) -> None:
+    def _overdue(self, ticket: Ticket, call: RemoteCall) -> None:
         """Nothing has come for so long that something is done about it."""
-        attempt = ticket.attempt
-        assert attempt is not None
-        age_s = perf_counter() - attempt.packed
+        age_s = perf_counter() - call.packed
         first, ticket.late = not ticket.late, True
         if first:
-            tell(self._watchers, lambda w: w.overdue(attempt.nbytes, age_s * 1e3))
+            tell(self._watchers, lambda w: w.overdue(call.nbytes, age_s * 1e3))
         if self._can_finish(ticket):
             ticket.here, ticket.why = True, _LATE
-            known = ticket.known
-            self._here.submit(lambda: self._finish_beside(ticket, known))
-        elif self._mode == ERROR:
-            if age_s > self._timeout_s:
-                raise ServerError(f"{attempt.far.channel.peer} did not answer in time")
+            self._leave(ticket)
+            assert ticket.outcomes is not None
+            beside = partial(self._finish_beside, ticket, ticket.known, ticket.outcomes)
+            self._local.submit(beside)
+        elif not self._survives:
+            if age_s >= self._answer_s:
+                raise call.late()
         else:
-            self._line.doubt(4 * ticket.route.placement.waits.predicted_s)
+            self._line.doubt(4 * ticket.route.placement.times.predicted_s)
             ticket.why = _LATE
             self._check_time(ticket)
 
-    def _answered(self, ticket: Ticket, attempt: Attempt, outcome: Frame | SplitpointError) -> Result:
-        if isinstance(outcome, SplitpointError):
-            raise outcome
-        channel, placement = attempt.far.channel, ticket.route.placement
-        outputs = placement.answer(channel.judge(outcome), ticket.known)
-        placement.waits.add(outcome.received - attempt.packed)
-        self._line.succeeded()
-        self._line.expect(placement.waits.predicted_s)
-        result = self._result(ticket, attempt, outcome, outputs)
+    def _answered(self, ticket: Ticket, call: RemoteCall, answer: TailAnswer) -> Result:
+        placement = ticket.route.placement
+        outputs = placement.answer(answer, ticket.known)
+        placement.times.add(answer.received - call.packed)
+        if not self._line.calm:
+            self._line.succeeded()
+        result = self._result(ticket, call, answer, outputs)
         if self._watchers:
-            self._tell_answer(result, attempt, outcome)
+            self._tell_answer(result, call, answer)
         return result
 
-    def _result(self, ticket: Ticket, attempt: Attempt, frame: Frame, outputs: dict[str, Array]) -> Result:
-        request, route = ticket.request, ticket.route
+    def _result(self, ticket: Ticket, call: RemoteCall, answer: TailAnswer, outputs: dict[str, Array]) -> Result:
+        request = ticket.request
         return Result(
             outputs,
-            route.placement.cut.name,
-            Marks(ticket.started, ticket.headed, attempt.packed, perf_counter()),
+            ticket.route.placement.cut.name,
+            Marks(ticket.started, ticket.headed, call.packed, perf_counter()),
             request.spans,
             request.tag,
-            attempt.nbytes,
-            frame.nbytes,
-            frame.times,
-            attempt.far.channel.offset_at(attempt.packed, frame),
-            route.codecs_of(attempt.codecs),
+            call.nbytes,
+            answer.nbytes,
+            answer.times,
+            answer.offset,
+            call.codecs,
             "",
             ticket.attempts,
-            attempt.resumed,
+            ticket.resumed,
             ticket.deadline_s,
         )
 
-    def _tell_answer(self, result: Result, attempt: Attempt, frame: Frame) -> None:
+    def _tell_answer(self, result: Result, call: RemoteCall, answer: TailAnswer) -> None:
         # As it came, not as it was taken: in a stream it may have waited for its turn.
-        told = msgspec.structs.replace(result, marks=result.marks._replace(ended=frame.received))
-        tell(self._watchers, lambda w: w.answered(told, (frame.received - attempt.packed) * 1e3))
+        told = msgspec.structs.replace(result, marks=result.marks._replace(ended=answer.received))
+        tell(self._watchers, lambda w: w.answered(told, (answer.received - call.packed) * 1e3))
 
-    def sweep(self, ticket: Ticket) -> None:
+    def _sweep(self, ticket: Ticket) -> None:
         """What came of a ticket after it was done: news for the watchers, and nobody else."""
-        while True:
+        while ticket.outcomes is not None:
             try:
-                attempt, outcome = ticket.outcomes.get_nowait()
+                call, outcome = ticket.outcomes.get_nowait()
             except Empty:
                 return
-            if attempt is None:
+            if call is None:
                 continue
-            if ticket.beside:
-                self._shadow_came(attempt, outcome)
-            if isinstance(outcome, Frame) and outcome.kind == wire.Kind.RESULT:
-                result = self._result(ticket, attempt, outcome, {})
-                self._tell_answer(result, attempt, outcome)
+            if ticket.shadow:
+                self._shadow_came(ticket, call, outcome)
+            if isinstance(outcome, TailAnswer):
+                self._tell_answer(self._result(ticket, call, outcome, {}), call, outcome)
 
     # --- when there is none -------------------------------------------------------------------------------------
 
-    def _failed(self, ticket: Ticket, attempt: Attempt, exc: SplitpointError) -> None:
+    def _failed(self, ticket: Ticket, exc: SplitpointError) -> None:
         """Tells the line and the watchers why an attempt failed; raises `exc` if that is the answer."""
-        self._blame(ticket, attempt, exc)
+        self._blame(ticket, exc)
         tell(self._watchers, lambda w: w.failed(ticket.why))
-        if self._mode == ERROR:
+        tail = ticket.route.placement.remote_tail
+        if not self._survives:
             raise exc
-        if attempt.far.channel.ended or isinstance(exc, BusyError) or ticket.here or self._can_finish(ticket):
+        if ticket.here or self._can_finish(ticket):
+            return
+        if ticket.attempts and tail is not None and not tail.repeatable:
+            raise exc
+        if (ticket.remote is not None and ticket.remote.ended) or isinstance(exc, BusyError):
             return
         ticket.refusals += 1
         ticket.not_before = perf_counter() + _REFUSED_S
         if ticket.refusals >= _REFUSALS or isinstance(exc, REFUSALS):
             raise exc
 
-    def _blame(self, ticket: Ticket, attempt: Attempt, exc: SplitpointError) -> None:
-        channel, line = attempt.far.channel, self._line
+    def _blame(self, ticket: Ticket, exc: SplitpointError) -> None:
+        line, remote = self._line, ticket.remote or self._line.remote
         if isinstance(exc, BusyError):
             ticket.why = "the server was busy"
             ticket.not_before = perf_counter() + min(exc.retry_after_s, self._longest_s)
             line.failed(ticket.why, exc.retry_after_s)
         elif isinstance(exc, ProtocolError):
             ticket.why = f"the server was wrong: {exc}"
-            channel.abort("answered wrongly")  # whatever else comes on it cannot be trusted
-            line.lost(channel, ticket.why)
-        elif channel.ended:
+            remote.abort("answered wrongly")  # whatever else comes on it cannot be trusted
+            line.lost(remote, ticket.why)
+        elif remote.ended:
             ticket.why = gone(exc)
-            line.lost(channel, ticket.why)
+            line.lost(remote, ticket.why)
         else:  # what it refuses because the deadline has passed is no failure of its own
             ticket.why = f"{_LATE if ticket.left_s() <= 0 else 'the server failed'}: {exc}"
             line.failed(ticket.why, refusal=exc if isinstance(exc, REFUSALS) else None)
 
     def _ask_again(self, ticket: Ticket) -> None:
         """Waits until the server may be asked, and asks it; or until it can be done here."""
-        if ticket.here_failed is not None and self._mode == LOCAL:
+        if ticket.here_failed is not None and self._fallback == LOCAL:
             raise ticket.here_failed
+        placement = ticket.route.placement
         while not self._can_finish(ticket):
             self._check_time(ticket)
             if (refusal := self._refused()) is not None:
@@ -375,38 +455,35 @@ class Survivor:
             pause_s = ticket.not_before - perf_counter()
             if pause_s > 0:
                 self._closed.wait(min(pause_s, _LOOK_S, max(ticket.left_s(), 0.0)))
-            elif self._send(ticket):
+            elif self._prepare(ticket):
+                self.send(ticket)
                 return
-            elif self._line.state == UP and not self._is_open(ticket.route.placement):
+            elif self._line.state == UP and not placement.is_open_at(self._line.remote):
                 try:  # it was forgotten, or nobody has come to it yet
-                    self._reopen(ticket.route.placement)
+                    self._reopen(placement)
                 except ServerError:
                     self._line.wait(min(_LOOK_S, ticket.left_s()))
             else:
                 self._line.wait(min(_LOOK_S, ticket.left_s()))
-
-    def _is_open(self, placement: Placement) -> bool:
-        far = placement.far
-        return far is not None and far.channel is self._line.channel and not far.channel.ended
 
     def _check_time(self, ticket: Ticket) -> None:
         """ServerError if it is too late to wait for the server any longer."""
         if self._closed.is_set():
             raise ServerError(CLOSED)
         if ticket.left_s() <= 0:
-            not_yet = "; there is no local fallback yet" if self._mode == LOCAL else ""
+            not_yet = "; there is no local fallback yet" if self._fallback == LOCAL else ""
             raise ServerError(f"no answer within {ticket.deadline_s * 1e3:.4g} ms: {ticket.why}{not_yet}")
 
     # --- finishing here -----------------------------------------------------------------------------------------
 
     def _can_finish(self, ticket: Ticket) -> bool:
-        return self._mode == LOCAL and ticket.here_failed is None and self._here.possible()
+        return self._fallback == LOCAL and ticket.here_failed is None and self._local.possible()
 
     def _finish_now(self, ticket: Ticket) -> Result:
         began = perf_counter()
-        return self._finished(ticket, self._here.finish(ticket.route.placement, ticket.known), began)
+        return self._finished(ticket, self._local.finish(ticket.route.placement, ticket.known), began)
 
-    def _finish_beside(self, ticket: Ticket, known: Mapping[str, Array]) -> None:
+    def _finish_beside(self, ticket: Ticket, known: Mapping[str, Array], outcomes: SimpleQueue[Any]) -> None:
         """In the other thread: the answer, unless the server has given it meanwhile."""
         placement = ticket.route.placement
         if not placement.hold():
@@ -415,15 +492,15 @@ class Survivor:
             if ticket.done:
                 return
             began = perf_counter()
-            ticket.outcomes.put((None, (self._here.finish(placement, known), began)))
+            outcomes.put((None, (self._local.finish(placement, known), began)))
         except Exception as exc:  # engines are foreign code, and someone waits for this
-            ticket.outcomes.put((None, exc))
+            outcomes.put((None, exc))
         finally:
             placement.release()
 
     def _finished(self, ticket: Ticket, outputs: dict[str, Array], began: float) -> Result:
-        if ticket.attempt is not None:  # it lost against us: whatever it still brings is for the watchers
-            ticket.attempt = None
+        if ticket.call is not None:  # it lost against us: whatever it still brings is for the watchers
+            ticket.call = None
             self._line.failed(_LATE)
         waited = ticket.attempts > 0 or began - ticket.headed > 1e-3
         return Result(
@@ -455,35 +532,34 @@ class Survivor:
             self._look_at(before)
             route.placement.release()
             return True
-        ticket, sent = self.begin(route, request, 0.0, 0), False
-        ticket.beside = True
-        try:
-            with suppress(ServerError):
-                if sent := self._send(ticket):
-                    self._shadow, ticket.attempt = ticket.attempt, None
-        finally:
-            self.abandon(ticket)
+        sent = False
+        with suppress(ServerError):
+            ticket = self.begin(route, request, 0.0, more=False)
+            ticket.shadow = True
+            try:
+                if sent := self.send(ticket).call is not None:
+                    self._shadow = ticket
+            finally:
+                self.abandon(ticket)
         return sent
 
-    def _look_at(self, shadow: Attempt) -> None:
+    def _look_at(self, shadow: Ticket) -> None:
         """An unanswered one may be late: then it counts as a failure, and nobody waits for it any longer."""
-        waits, age_s = shadow.ticket.route.placement.waits, perf_counter() - shadow.packed
-        if age_s > waits.late_s():
+        call = shadow.call
+        assert call is not None
+        age_s = perf_counter() - call.packed
+        if age_s > shadow.route.placement.times.late_s():
             self._shadow = None
-            tell(self._watchers, lambda w: w.overdue(shadow.nbytes, age_s * 1e3))
+            tell(self._watchers, lambda w: w.overdue(call.nbytes, age_s * 1e3))
             self._line.failed(_LATE)
 
-    def _shadow_came(self, attempt: Attempt, outcome: Frame | SplitpointError) -> None:
-        if self._shadow is not attempt:
+    def _shadow_came(self, ticket: Ticket, call: RemoteCall, outcome: TailAnswer | SplitpointError) -> None:
+        if self._shadow is not ticket:
             return
         self._shadow = None
-        try:
-            if isinstance(outcome, SplitpointError):
-                raise outcome
-            attempt.far.channel.judge(outcome)
-        except SplitpointError as exc:
-            self._blame(attempt.ticket, attempt, exc)
-            tell(self._watchers, lambda w: w.failed(attempt.ticket.why))
+        if isinstance(outcome, SplitpointError):
+            self._blame(ticket, outcome)
+            tell(self._watchers, lambda w: w.failed(ticket.why))
         else:
-            attempt.ticket.route.placement.waits.add(outcome.received - attempt.packed)
+            ticket.route.placement.times.add(outcome.received - call.packed)
             self._line.succeeded()

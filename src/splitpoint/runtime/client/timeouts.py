@@ -3,30 +3,38 @@
 *Late* is what was predicted and four times the usual deviation, or 200 ms if that is more; or the moment when finishing
 here must begin to meet the deadline, whichever comes first. Before anything is known of a cut it is one second.
 
->>> waits = Waits(Patience())
->>> waits.late_s()
+>>> times = AnswerTimes(Patience())
+>>> times.late_s()
 1.0
 >>> for wait_s in (0.050, 0.052, 0.048, 0.051):
-...     waits.add(wait_s)
->>> round(waits.late_s(), 3)                            # 50.5 ms and the least
+...     times.add(wait_s)
+>>> round(times.late_s(), 3)                            # 50.5 ms and the least
 0.251
->>> round(waits.late_s(left_s=0.200, here_s=0.080), 3)  # 80 ms are needed here
+>>> round(times.late_s(left_s=0.200, here_s=0.080), 3)  # 80 ms are needed here
 0.12
 """
 
 from __future__ import annotations
 
 from collections import deque
-from math import inf
+from math import ceil, inf
 
 import msgspec
 
 #: Waits that are remembered of a cut, and times it was finished here.
 _KEEP, _KEEP_HERE = 32, 8
+#: Once that many are known, what is usual is worked out anew after so many more.
+_EVERY = 16
+#: Waits for the usual answer are rounded up to this: setting another one costs a system call.
+_STEP_S = 0.01
 
 
 class Patience(msgspec.Struct, frozen=True):
     """How long a server is waited for, seconds; tests bring shorter ones.
+
+    `answer_s` is how long any answer may take, `connect_s` the first connection. With `need_server` one that is not
+    there when the edge is made is an error, whatever the fallback. `seed` draws the pauses before a lost server is
+    tried again.
 
     `first_s` before anything is known of a cut; `least_s` the least beyond what is predicted, and `spreads` the number
     of mean deviations that count. `pong_s`: a connection on which a late answer and then a ping do not come for
@@ -37,6 +45,8 @@ class Patience(msgspec.Struct, frozen=True):
     budget and `profile_s`: both are tried again behind.
     """
 
+    answer_s: float = 30.0
+    connect_s: float = 5.0
     first_s: float = 1.0
     least_s: float = 0.2
     spreads: float = 4.0
@@ -47,6 +57,8 @@ class Patience(msgspec.Struct, frozen=True):
     greet_s: float = 5.0
     open_s: float = 3.0
     profile_s: float = 5.0
+    need_server: bool = False
+    seed: int | None = None
 
 
 PATIENCE = Patience()
@@ -62,7 +74,7 @@ def mid(ordered: list[float]) -> float:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
-class Waits:
+class AnswerTimes:
     """What is known of one cut: how long its answers were waited for, and what finishing here took."""
 
     def __init__(self, patience: Patience) -> None:
@@ -70,14 +82,29 @@ class Waits:
         self._seen: deque[float] = deque(maxlen=_KEEP)
         self._here: deque[float] = deque(maxlen=_KEEP_HERE)
         self._usual = self._deviation = 0.0
-        self.told_s = 0.0
-        """What a plan predicts of a whole request, its head included; 0 where nobody did."""
+        self._fresh = 0  # waits since what is usual was worked out
+        self._planned_s = 0.0
+        self.patient_s = patience.first_s
+        """`late_s` without a deadline, rounded up; 0 where it depends on what a request's head took."""
+
+    def plan(self, total_s: float) -> None:
+        """A plan predicts `total_s` of a whole request, its head included; 0: none does."""
+        self._planned_s = total_s
+        self._set_patient()
 
     def add(self, wait_s: float) -> None:
         """An answer that was waited for, from the moment it was handed over."""
         self._seen.append(wait_s)
-        self._usual = mid(sorted(self._seen))
-        self._deviation = mid(sorted(abs(w - self._usual) for w in self._seen))
+        self._fresh += 1
+        # Sorting takes some percent of a short round trip: once all are known, only for what is late, and now and then.
+        if len(self._seen) < _KEEP or self._fresh >= _EVERY or wait_s > self.patient_s:
+            self._fresh = 0
+            self._usual = mid(sorted(self._seen))
+            self._deviation = mid(sorted(abs(w - self._usual) for w in self._seen))
+            self._set_patient()
+
+    def _set_patient(self) -> None:
+        self.patient_s = 0.0 if self._planned_s else ceil(self.late_s() / _STEP_S) * _STEP_S
 
     def finished(self, here_s: float) -> None:
         """The rest of a request was computed here."""
@@ -86,7 +113,7 @@ class Waits:
     @property
     def predicted_s(self) -> float:
         """How long the next answer is likely to take at most: as planned, else as seen; 0 if nothing is known."""
-        return self.told_s or self._usual
+        return self._planned_s or self._usual
 
     @property
     def here_s(self) -> float:
@@ -100,8 +127,8 @@ class Waits:
         how much of the request's time was spent before, on its head.
         """
         patience = self._patience
-        if self.told_s or self._seen:
-            predicted_s = max(0.0, self.told_s - spent_s) if self.told_s else self._usual
+        if self._planned_s or self._seen:
+            predicted_s = max(0.0, self._planned_s - spent_s) if self._planned_s else self._usual
             usual = predicted_s + max(patience.spreads * self._deviation, patience.least_s)
         else:
             usual = patience.first_s

@@ -1,6 +1,6 @@
 """Who has connected and is not let in yet: they have a room of their own, little time, and get one word at most.
 
-    accept ─ a place in the room ─ TLS, HELLO, the token: 5 s altogether ─ let in, if there is room: a `Peer`
+    accept ─ a place in the room ─ TLS, HELLO, the token: 5 s altogether ─ let in, if there is room: `connection`
 
 Nothing that they do counts against those who are let in, whose places are counted only then. The room is never too
 full for one more: the address that has most places in it loses the one it has had longest. So a newcomer from an
@@ -12,25 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from splitpoint import wire
 from splitpoint.errors import AccessError, BusyError, ProtocolError, ServerError, SplitpointError
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server.quotas import name_of
 from splitpoint.security import ServerSecurity
-from splitpoint.transports import Ended
+from splitpoint.transports import Connection, Ended
 from splitpoint.transports.budget import Budget
-from splitpoint.transports.tcp import TcpConnection
 from splitpoint.units import counted
-from splitpoint.wire import Frame, Kind
-
-if TYPE_CHECKING:
-    from splitpoint.runtime.server.server import Server
+from splitpoint.wire import Frame, Kind, Limits
 
 #: How long a wrong token is thought about,
 GUESS_S = 0.25
@@ -38,6 +34,10 @@ GUESS_S = 0.25
 _GUESSES = 5
 #: The largest HELLO.
 _HELLO_NBYTES = 64 << 10
+#: What those are told who lose their place.
+_CROWDED = "too many others want to be let in at once: try again"
+#: Connections refused for want of room that are kept for a moment, so that they can read why.
+_TURNED_AWAY = 32
 #: How long the last word may take to be sent, and its reader to hang up.
 _LINGER_S = 0.2
 #: The most characters of a reason in an event: a peer can have words in it.
@@ -124,22 +124,110 @@ class Refusals:
         self._tell, self._lock = tell, threading.Lock()
         self._lines = Budget(_LINES, 1 / _LINES_S)
         self._untold = 0
+        #: How many there were.
+        self.count = 0
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, text: str, peer: str, why: str) -> None:
+        """`peer` was turned away because of `why`: `text` says so."""
         with self._lock:
+            self.count += 1
             if self._lines.take(1, monotonic()):
                 self._untold += 1
                 return
             untold, self._untold = self._untold, 0
         more = f" (and {counted(untold, 'other')} before, of whom nothing was said)" if untold else ""
-        self._tell(Event("refused", text + more))
+        self._tell(Event("refused", text + more, {"peer": peer, "why": why, "untold": untold}))
+
+
+#: Serves a client that has been let in, until its connection ends.
+Serve = Callable[[], None]
+
+
+class Admission:
+    """Lets in who may come in. Told of events: `tell`.
+
+    `full` says of an address why there is no room for one more of it; empty if there is. `let_in` makes a connection
+    whose HELLO is in order one of those who are served: BusyError if there is no room after all.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        security: ServerSecurity,
+        tell: OnEvent,
+        full: Callable[[str], str],
+        let_in: Callable[[Connection, Frame], Serve],
+    ) -> None:
+        self.limits, self._full, self._let_in = limits, full, let_in
+        self.guesses, self.refusals = Guesses(security), Refusals(tell)
+        self._lock = threading.Lock()
+        self.room = Room[Arrival](limits.arrivals)
+        #: Those in the room, and those whose threads are not over yet.
+        self.arrivals: set[Arrival] = set()
+        self._turned_away: deque[Connection] = deque()
+
+    def take(self, connection: Connection) -> None:
+        """Hears who it is that has connected. It is refused at once if there would be no room for it anyway."""
+        arrival = Arrival(self, connection)
+        if full := self._full(arrival.address):
+            self._turn_away(connection, full)
+            return
+        with self._lock:
+            out = self.room.enter(arrival.address, arrival)
+            self.arrivals.add(arrival)
+        if out is not None:
+            out.send_away(_CROWDED)
+            self.refusals(f"{out.name} turned away: {_CROWDED}", out.name, _CROWDED)
+        self._begin(arrival)
+
+    def _begin(self, arrival: Arrival) -> None:
+        try:
+            arrival.thread.start()
+        except RuntimeError:  # the system has no more threads for us: whoever is here is served on
+            self.gone(arrival)
+            self._turn_away(arrival.connection, "the server has no thread left for another connection: try again later")
+
+    def let_in(self, arrival: Arrival, hello: Frame) -> Serve:
+        """What serves `arrival`, whose thread calls this. BusyError if there is no room, Ended if it has been turned
+        away meanwhile."""
+        with self._lock:
+            if not self.room.leave(arrival.address, arrival):
+                raise Ended(_CROWDED)
+        serve = self._let_in(arrival.connection, hello)
+        self.gone(arrival)
+        return serve
+
+    def gone(self, arrival: Arrival) -> None:
+        """`arrival` is let in, or its connection has ended."""
+        with self._lock:
+            self.room.leave(arrival.address, arrival)
+            self.arrivals.discard(arrival)
+
+    def _turn_away(self, connection: Connection, text: str) -> None:
+        with suppress(ServerError):
+            connection.send(wire.encode(Kind.ERROR, 0, wire.Error("busy", text, 1.0)), wait=False)
+        # Not closed at once: its HELLO may be on the way, and a reset could overtake what was just said.
+        self._turned_away.append(connection)
+        if len(self._turned_away) > _TURNED_AWAY:
+            self._turned_away.popleft().close()
+        self.refusals(f"{connection.peer} turned away: {text}", connection.peer, text)
+
+    def close(self, why: str) -> list[threading.Thread]:
+        """Sends all of them away. Returns the threads that end now."""
+        with self._lock:
+            arrivals = list(self.arrivals)
+        for arrival in arrivals:
+            arrival.send_away(why)
+        while self._turned_away:
+            self._turned_away.popleft().close()
+        return [arrival.thread for arrival in arrivals]
 
 
 class Arrival:
-    """One that has connected, and the thread in which it says who it is. That goes on as its `Peer`'s."""
+    """One that has connected, and the thread in which it says who it is. That goes on to serve it."""
 
-    def __init__(self, server: Server, connection: TcpConnection) -> None:
-        self.server = server
+    def __init__(self, admission: Admission, connection: Connection) -> None:
+        self._admission = admission
         self.connection = connection
         self.name = connection.peer
         self.address = name_of(self.name)
@@ -149,35 +237,35 @@ class Arrival:
     def _serve(self) -> None:
         why = ""
         try:
-            hello = self._greet()
-            peer = self.server.let_in(self)
+            serve = self._admission.let_in(self, self._greet())
         except Exception as exc:
             packet, why = last_word(exc)
             if packet is not None:
                 self._send(packet)
         else:
-            peer.serve(hello)
+            serve()
             return
         self.connection.close(_LINGER_S if why else 0.0)
-        self.server.gone(self)
+        self._admission.gone(self)
         if why and not self._over.is_set():  # of one that was turned away it is said already
-            self.server.refusals(f"{self.name} disconnected: {wire.plain(why, _WHY)}")
+            why = wire.plain(why, _WHY)
+            self._admission.refusals(f"{self.name} disconnected: {why}", self.name, why)
 
     def _greet(self) -> Frame:
         """The HELLO of one that may come in. SplitpointError for any other."""
-        connection, limits = self.connection, self.server.limits
+        connection, limits = self.connection, self._admission.limits
         # Before it has said who it is, it gets little memory and little time, however its bytes drip.
-        connection.limits = dataclasses.replace(limits, header_bytes=_HELLO_NBYTES, frame_bytes=0)
-        connection.due_s = monotonic() + limits.handshake_s
+        due_s = monotonic() + limits.handshake_s
+        connection.hold_to(dataclasses.replace(limits, header_bytes=_HELLO_NBYTES, frame_bytes=0), due_s)
         connection.handshake(limits.handshake_s)
         try:
-            frame = connection.receive(timeout_s=max(connection.due_s - monotonic(), 1e-3))
+            frame = connection.receive(timeout_s=max(due_s - monotonic(), 1e-3))
         except TimeoutError:
             raise ServerError(f"{self.name} said nothing in {limits.handshake_s:g} s") from None
         if not isinstance(frame.header, wire.Hello):
             raise ProtocolError(f"the first frame must be HELLO, not {wire.describe(frame.kind)}")
         self._check_token(frame.header.token)
-        connection.limits, connection.due_s = limits, None
+        connection.hold_to(limits)
         return frame
 
     def _check_token(self, token: str) -> None:
@@ -185,7 +273,7 @@ class Arrival:
 
         BusyError, without a look at it, while too many wrong ones of its address are thought about.
         """
-        guesses = self.server.guesses
+        guesses = self._admission.guesses
         try:
             if guesses.fits(self.address, token):
                 return
@@ -203,11 +291,8 @@ class Arrival:
     def send_away(self, why: str) -> None:
         """Ends it from another thread, which does not wait for it; `why` is the word that it gets."""
         self._over.set()
-        self._say(BusyError(why, 1.0))
+        self._send(wire.encode(Kind.ERROR, 0, wire.error_of(BusyError(why, 1.0))))
         self.connection.abort()
-
-    def _say(self, exc: SplitpointError) -> None:
-        self._send(wire.encode(Kind.ERROR, 0, wire.error_of(exc)))
 
     def _send(self, packet: wire.Packet) -> None:
         with suppress(ServerError, RuntimeError, MemoryError):  # it has gone, or there is no thread for a slow reader

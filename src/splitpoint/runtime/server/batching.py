@@ -87,8 +87,8 @@ def run_stacked(session: Runs, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
     Each is memory of its own: an answer that is slow to be read holds no other one's.
     """
     rows = len(next(iter(feeds[0].values())))
-    made = session.run({name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]})
-    parts = {name: array.reshape(len(feeds), rows, *array.shape[1:]) for name, array in made.items()}
+    outputs = session.run({name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]})
+    parts = {name: array.reshape(len(feeds), rows, *array.shape[1:]) for name, array in outputs.items()}
     return [{name: array[k].copy() for name, array in parts.items()} for k in range(len(feeds))]
 
 
@@ -119,10 +119,10 @@ def _other(array: Array) -> Array:
     return np.ascontiguousarray(half, array.dtype)
 
 
-def recomputed(session: Runs, feeds: Sequence[Feed], made: Sequence[Mapping[str, Array]], k: int) -> str:
+def recomputed(session: Runs, feeds: Sequence[Feed], together: Sequence[Mapping[str, Array]], k: int) -> str:
     """``""`` if request `k` of a batch gets by itself what it got in it, but for rounding; else what does not."""
     alone = session.run(feeds[k])
-    return next((f"output {name} of a batch strays" for name in alone if strays(alone[name], made[k][name])), "")
+    return next((f"output {name} of a batch strays" for name in alone if strays(alone[name], together[k][name])), "")
 
 
 class Gain:

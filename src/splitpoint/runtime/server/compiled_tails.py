@@ -73,9 +73,9 @@ class Tail:
             own = [k for k, (whose, _) in self._gains.items() if whose == owner]
             if not (self._room(own, _OWN_SHAPES) and self._room(list(self._gains), _MOST_SHAPES)):
                 return None
-            made = Gain(self._most)
-            self._gains[key] = owner, made
-            return made
+            gain = Gain(self._most)
+            self._gains[key] = owner, gain
+            return gain
 
     def _room(self, keys: Sequence[object], most: int) -> bool:
         """Whether there are fewer than `most` of these shapes, or one could be forgotten."""
@@ -115,20 +115,28 @@ class Tails:
         self._known: WeakValueDictionary[str, Tail] = WeakValueDictionary()
         self._cached: OrderedDict[int, Tail] = OrderedDict()
         self.nbytes = 0
+        #: How many tails were compiled, and how many of them have left memory.
+        self.compiled = self.evicted = 0
+
+    @property
+    def count(self) -> int:
+        """How many are in memory."""
+        return len(self._cached)
 
     def tail(self, segment: Segment) -> Tail:
         """The tail for `segment`: the same one for everybody, so that it is compiled once."""
         with self._lock:
             known = self._known.get(segment.key)
         # Reading a large graph takes milliseconds, in which no request may wait for the lock.
-        made = known or Tail(segment, self._most)
+        new = known or Tail(segment, self._most)
         with self._lock:
-            found = self._known.setdefault(segment.key, made)
-            found.open += 1
-        if found is made is not known and found.mixes:
-            why = f"are run one by one: {found.mixes}"
-            self._tell(Event("batched", f"requests that wait for tail {segment.key} {why}"))
-        return found
+            tail = self._known.setdefault(segment.key, new)
+            tail.open += 1
+        if tail is new is not known and tail.mixes:
+            why = f"are run one by one: {tail.mixes}"
+            text = f"requests that wait for tail {segment.key} {why}"
+            self._tell(Event("batched", text, {"tail": segment.key, "why": tail.mixes}))
+        return tail
 
     def leave(self, tail: Tail, *, drop: bool = False) -> None:
         """One who had it open is done with it. With `drop` it leaves memory too, if that was the last one."""
@@ -163,6 +171,7 @@ class Tails:
                 tail.users += 1
                 self._cached[id(tail)] = tail
                 self.nbytes += tail.nbytes
+                self.compiled += 1
                 closed = self._shrink()
         self._close(closed)
         return session
@@ -218,12 +227,14 @@ class Tails:
         if session is not None:
             del self._cached[id(tail)]
             self.nbytes -= tail.nbytes
+            self.evicted += 1
         return session
 
     def _close(self, closed: list[tuple[Tail, Session]]) -> None:
         for tail, session in closed:
             session.close()
-            self._tell(Event("evicted", f"tail {tail.segment.key} left memory, {size(tail.nbytes)} are free"))
+            text = f"tail {tail.segment.key} left memory, {size(tail.nbytes)} are free"
+            self._tell(Event("evicted", text, {"tail": tail.segment.key, "nbytes": tail.nbytes}))
 
     def close(self) -> None:
         """Closes every session."""

@@ -46,7 +46,7 @@ class Client:
     __slots__ = ("jobs", "mean_s", "round", "rounds", "turn_s", "waiting")
 
     def __init__(self) -> None:
-        self.jobs: deque[Job] = deque()
+        self.jobs: deque[WaitingJob] = deque()
         #: How many jobs of each of its lines wait, in which round the last of them comes, and the one that was taken.
         self.waiting: Counter[object] = Counter()
         self.rounds: dict[object, int] = {}
@@ -55,7 +55,7 @@ class Client:
         #: What a job of it takes, lately.
         self.mean_s = 0.0
 
-    def add(self, job: Job) -> None:
+    def add(self, job: WaitingJob) -> None:
         """Puts `job` among its jobs: one of each line in a round, in order of arrival."""
         jobs = self.jobs
         job.round = self.rounds[job.line] = max(self.round, self.rounds.get(job.line, 0)) + 1
@@ -65,14 +65,14 @@ class Client:
             at -= 1
         jobs.insert(at, job)
 
-    def next(self) -> Job:
+    def next(self) -> WaitingJob:
         """Takes its next job away."""
         job = self.jobs.popleft()
         self.round = job.round
         self._forget(job.line)
         return job
 
-    def drop(self, line: object) -> list[Job]:
+    def drop(self, line: object) -> list[WaitingJob]:
         """Takes all jobs of `line` away; of every line, if it is None."""
         dropped = [job for job in self.jobs if line is None or job.line is line]
         left = [job for job in self.jobs if line is not None and job.line is not line]
@@ -91,7 +91,7 @@ class Client:
             self.round = 0
 
 
-class Waits:
+class RecentWait:
     """How long the jobs of one line have waited lately: `queue_s`."""
 
     __slots__ = ("_at_s", "queue_s")
@@ -118,11 +118,15 @@ class Together(Protocol):
         ...
 
 
-class Job(msgspec.Struct):
+def nothing() -> None:
+    """Does nothing."""
+
+
+class WaitingJob(msgspec.Struct):
     """Something to compute for `client`: `run` gets the seconds it waited. Jobs with the same `key` can run together.
 
-    `what` is for whoever runs several together; `line` is which of the client's connections it came by. The rest is
-    the queue's own.
+    `what` is for whoever runs several together; `line` is which of the client's connections it came by; `dropped` is
+    called instead of `run` if that ends first. The rest is the queue's own.
     """
 
     client: Client
@@ -130,6 +134,7 @@ class Job(msgspec.Struct):
     key: Together | None = None
     what: object = None
     line: object = None
+    dropped: Callable[[], None] = nothing
     round: int = 0
     queued_s: float = 0.0
     waited_s: float = 0.0
@@ -147,7 +152,7 @@ class FairQueue:
     >>> for _ in range(4):
     ...     queue.end(a, took_s=5.0)
     >>> for client in (a, a, a, b):
-    ...     assert queue.push(0.0, Job(client, print))
+    ...     assert queue.push(0.0, WaitingJob(client, print))
     >>> taken = [queue.take(0.0).client for _ in range(4)]
     >>> [("a", "b")[client is b] for client in taken]
     ['b', 'a', 'a', 'a']
@@ -166,7 +171,7 @@ class FairQueue:
         """Whether `push` would take a job of `client` that comes by `line`."""
         return within(len(client.jobs), self.limit - self.waiting, line not in client.waiting)
 
-    def push(self, now_s: float, job: Job) -> bool:
+    def push(self, now_s: float, job: WaitingJob) -> bool:
         """Queues `job`; False if there is no room for it."""
         client = job.client
         if not self.room(client, job.line):
@@ -179,7 +184,7 @@ class FairQueue:
         self.waiting += 1
         return True
 
-    def take(self, now_s: float) -> Job:
+    def take(self, now_s: float) -> WaitingJob:
         """The next job."""
         return self._take(now_s, self._next(self._clients))
 
@@ -188,9 +193,9 @@ class FairQueue:
         even_s = self._now_s + self._slack * self._mean_s
         return min(clients, key=lambda c: (max(0.0, c.turn_s - even_s), c.jobs[0].queued_s))
 
-    def take_like(self, now_s: float, key: Together, most: int) -> list[Job]:
+    def take_like(self, now_s: float, key: Together, most: int) -> list[WaitingJob]:
         """Up to `most` jobs with this `key` that are next in their clients' queues, in the order of `take`."""
-        taken: list[Job] = []
+        taken: list[WaitingJob] = []
         while len(taken) < most:
             ready = [c for c in self._clients if c.jobs[0].key is key]
             if not ready:
@@ -208,7 +213,7 @@ class FairQueue:
                 count += 1
         return count
 
-    def _take(self, now_s: float, client: Client) -> Job:
+    def _take(self, now_s: float, client: Client) -> WaitingJob:
         job = client.next()
         if not client.jobs:
             self._clients.remove(client)
@@ -243,7 +248,7 @@ class FairQueue:
         """Nothing waits and nothing runs: all accounts are even again, as there is enough for everybody."""
         self._now_s = self._furthest_s
 
-    def drop(self, client: Client, line: object = None) -> list[Job]:
+    def drop(self, client: Client, line: object = None) -> list[WaitingJob]:
         """Its jobs, which are not run: it is gone. With `line`, only those that came by that one."""
         dropped = client.drop(line)
         self.waiting -= len(dropped)

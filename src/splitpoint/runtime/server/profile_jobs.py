@@ -32,7 +32,7 @@ class _Cancelled(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Asker:
+class _ProfileAsker:
     who: object
     origin: Origin
     budget_s: float
@@ -40,17 +40,17 @@ class _Asker:
 
 
 @dataclass(slots=True)
-class _Job:
+class _ProfileJob:
     """A model to measure, for everyone who asked for it until it was done."""
 
     model: Model
-    askers: list[_Asker] = field(default_factory=list)
+    askers: list[_ProfileAsker] = field(default_factory=list)
     budget_s: float = 0.0
     """What it is given; 0 until it is its turn."""
     charged_s: dict[Origin, float] = field(default_factory=dict)
     """What is on the account of each who asked, until it is known what it took. Who leaves meanwhile pays too."""
 
-    def charge(self, asker: _Asker) -> None:
+    def charge(self, asker: _ProfileAsker) -> None:
         """Puts what `asker` wants on its origin's account. BusyError if that is overdrawn."""
         more_s = asker.budget_s - self.charged_s.get(asker.origin, 0.0)
         if more_s <= 0:
@@ -67,11 +67,11 @@ class _Job:
         """It took so long, of which each origin pays an equal part."""
         for origin, charged_s in self.charged_s.items():
             origin.measuring.spend(took_s / len(self.charged_s) - charged_s)
-            origin.measured_s += took_s
+            origin.had_measured(took_s)
 
-    def again(self, askers: list[_Asker]) -> _Job:
+    def again(self, askers: list[_ProfileAsker]) -> _ProfileJob:
         """The same model for those of its askers who want more time."""
-        job = _Job(self.model, askers)
+        job = _ProfileJob(self.model, askers)
         for asker in askers:
             job._put(asker.origin, max(0.0, asker.budget_s - job.charged_s.get(asker.origin, 0.0)))
         return job
@@ -106,7 +106,7 @@ class Profiling:
         self._until = 0.0
         self._closed = threading.Event()
         #: The first is being measured.
-        self._jobs: list[_Job] = []
+        self._jobs: list[_ProfileJob] = []
         #: Fingerprint → seconds it was given (infinite if no more would help), the profile.
         self._made: dict[str, tuple[float, bytes]] = {}
 
@@ -131,14 +131,14 @@ class Profiling:
         with self._lock:
             if self._closed.is_set():
                 raise ServerError("the server is ending")
-            given_s, made = self._made.get(model.fingerprint, (0.0, b""))
-            keep = bool(made) and given_s >= budget_s and not fresh
+            given_s, profile = self._made.get(model.fingerprint, (0.0, b""))
+            keep = bool(profile) and given_s >= budget_s and not fresh
             if not keep:
-                self._join(model, _Asker(who, origin, budget_s, answer))
+                self._join(model, _ProfileAsker(who, origin, budget_s, answer))
         if keep:
-            answer(made)
+            answer(profile)
 
-    def _join(self, model: Model, asker: _Asker) -> None:
+    def _join(self, model: Model, asker: _ProfileAsker) -> None:
         """Holds the lock."""
         for job in self._jobs:
             if job.model.fingerprint == model.fingerprint:
@@ -150,7 +150,7 @@ class Profiling:
         if len(self._jobs) > _MOST_WAITING or own > _MOST_WAITING - len(self._jobs):
             left_s = max(0.2, self._until - monotonic())
             raise BusyError("the server is making another profile, and others wait: try again later", left_s)
-        job = _Job(model, [asker])
+        job = _ProfileJob(model, [asker])
         job.charge(asker)
         self._jobs.append(job)
         if self._thread is None:
@@ -164,7 +164,7 @@ class Profiling:
                 if not self._jobs:
                     self._thread = None
                     return
-                job = min(self._jobs, key=_Job.spent_s)
+                job = min(self._jobs, key=_ProfileJob.spent_s)
                 self._jobs.remove(job)
                 self._jobs.insert(0, job)
                 job.budget_s = max((asker.budget_s for asker in job.askers), default=0.0)
@@ -187,7 +187,7 @@ class Profiling:
                     except Exception as exc:  # no memory, a bug: the others get theirs
                         self._tell(Event("failed", f"a profile of {job.model.name} cannot be sent: {exc!r}"))
 
-    def _run(self, job: _Job) -> tuple[float, bytes | SplitpointError]:
+    def _run(self, job: _ProfileJob) -> tuple[float, bytes | SplitpointError]:
         """The profile, or why there is none, and up to which budget that is the answer."""
 
         def check() -> None:
@@ -203,9 +203,9 @@ class Profiling:
             with self._watch.guard() as guarded:
                 profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
             profile = _noted(profile, self._served() - before)
-            made = profile_bytes(profile)
+            data = profile_bytes(profile)
             self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
-            return inf if profile.complete else job.budget_s, made
+            return inf if profile.complete else job.budget_s, data
         except _Cancelled:
             self._tell(Event("profiling", f"{name} is not measured to the end: nobody waits for it"))
             return 0.0, ServerError("the server is ending")

@@ -7,8 +7,7 @@ import threading
 from collections import Counter, OrderedDict
 
 from splitpoint.runtime.server.fair_queue import Client
-from splitpoint.transports.budget import Budget
-from splitpoint.transports.framed import Backlog
+from splitpoint.transports.budget import Backlog, Budget
 
 #: Addresses that have left and are still remembered, so that whoever comes back has not been forgiven.
 _REMEMBERED = 4096
@@ -64,6 +63,18 @@ class Origin:
         #: Held by the connection whose frame is being looked at.
         self.turn = threading.Lock()
 
+    def hold(self, nbytes: int) -> None:
+        """Its requests take so much more memory; less, if it is negative."""
+        self.held_nbytes += nbytes
+
+    def ask_profiles(self, count: int) -> None:
+        """It waits for so many profiles more; fewer, if it is negative."""
+        self.profiles += count
+
+    def had_measured(self, seconds: float) -> None:
+        """A model was measured for it, which took so long."""
+        self.measured_s += seconds
+
     def opens(self, tail: object, graph_nbytes: int) -> bool:
         """Counts one more segment of `tail`, whose graph takes so much, if there is room; the only one always has."""
         nbytes = _SEGMENT_BYTES + (0 if tail in self._open else graph_nbytes)
@@ -109,9 +120,9 @@ class Origins:
         A certificate at an address: neighbours with others do not share with it, and one that many devices have does
         not make them one client.
         """
-        found = self._find(f"{origin.name} {identity}")
-        found.connections += 1
-        return found
+        own = self._find(f"{origin.name} {identity}")
+        own.connections += 1
+        return own
 
     def _find(self, name: str) -> Origin:
         origin = self._known.get(name)

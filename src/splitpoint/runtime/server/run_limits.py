@@ -61,7 +61,7 @@ class Like:
         return min(most_s, max(_LEAST_S, _MANY * self._mean_s))
 
 
-class _Entry:
+class _UnderWay:
     """A run under way, in the thread that has made it."""
 
     __slots__ = ("apart", "done", "given_up_s", "lent", "like", "limit_s", "name", "started_s", "thread")
@@ -109,8 +109,8 @@ class Watch:
     ) -> None:
         self.run_s, self._keep = run_s, keep_bytes
         self._lend, self._regain, self._give_back, self._tell = lend, regain, give_back, tell
-        self._runs: dict[int, _Entry] = {}
-        self._lent: list[_Entry] = []
+        self._runs: dict[int, _UnderWay] = {}
+        self._lent: list[_UnderWay] = []
         self._guarded: set[Guarded] = set()
         self._closed = threading.Event()
         self._ending = False
@@ -124,12 +124,12 @@ class Watch:
 
         EngineError if it was given up.
         """
-        entry = _Entry(like, min(self.run_s, times * like.limit_s(self.run_s)), name, apart)
+        entry = _UnderWay(like, min(self.run_s, times * like.limit_s(self.run_s)), name, apart)
         if self._ending:
             raise EngineError("the server is ending")
         self._runs[entry.thread] = entry
         try:
-            made = session.run(feed)
+            outputs = session.run(feed)
         except EngineError as exc:
             if entry.given_up_s:
                 raise type(exc)(self._why(entry)) from exc
@@ -141,7 +141,7 @@ class Watch:
                 self._large_s = monotonic()
         if times == 1:
             like.took(monotonic() - entry.started_s)
-        return made
+        return outputs
 
     @contextmanager
     def guard(self) -> Iterator[Guarded]:
@@ -153,7 +153,7 @@ class Watch:
         finally:
             self._guarded.discard(guarded)
 
-    def _why(self, entry: _Entry) -> str:
+    def _why(self, entry: _UnderWay) -> str:
         if self._ending:
             return "the server is ending, and this run was given up"
         took = f"{entry.limit_s:.3g} s"
@@ -206,7 +206,7 @@ class Watch:
         self._closed.set()
 
 
-class Watched:
+class WatchedSession:
     """A session whose runs `watch` looks at: each of them `times` one of that like."""
 
     def __init__(self, watch: Watch, session: Session, like: Like, name: str, times: int) -> None:

@@ -23,7 +23,7 @@ _OWN_FILE = "give the model's own file (splitpoint run model.onnx …)"
 
 
 @dataclass(frozen=True)
-class _Head:
+class _SharedHead:
     """Of one model: all up to `cut`."""
 
     model: Model
@@ -76,7 +76,7 @@ class Sharing:
         #: As WELCOME says it: ``model``, ``head`` or ``none``.
         self.kind = kinds.pop()
         self._small: dict[str, Mapping[str, bytes]] = {}
-        self._heads: dict[str, _Head] = {}
+        self._heads: dict[str, _SharedHead] = {}
         if self.kind == "head":
             self._heads = _heads([text.partition(":")[2] for text in texts], models, names)
 
@@ -146,7 +146,9 @@ class Sharing:
         return self._small[model.fingerprint]
 
 
-def _heads(cuts: Sequence[str], models: Mapping[str, Model], names: Mapping[str, Sequence[str]]) -> dict[str, _Head]:
+def _heads(
+    cuts: Sequence[str], models: Mapping[str, Model], names: Mapping[str, Sequence[str]]
+) -> dict[str, _SharedHead]:
     """The head of each model that the texts behind ``head:`` name. UsageError."""
     example = next(iter(models.values()))
     if not all(cuts):
@@ -171,22 +173,22 @@ def _heads(cuts: Sequence[str], models: Mapping[str, Model], names: Mapping[str,
             f"--share names {len(general)} cuts ({', '.join(general)}): say whose each is, as in "
             f"--share head:{example.name}={general[0]}"
         )
-    made = {}
+    heads = {}
     for fingerprint, model in models.items():
         cut = own.get(fingerprint, general[0] if general else "")
         if not cut:
             raise UsageError(f"--share says nothing of {model.name}: add --share head:{model.name}=CUT")
-        made[fingerprint] = _head(model, cut)
-    return made
+        heads[fingerprint] = _head(model, cut)
+    return heads
 
 
-def _head(model: Model, name: str) -> _Head:
+def _head(model: Model, name: str) -> _SharedHead:
     try:
         cut = model.graph.cut(name)
     except CutError as exc:
         raise UsageError(f"--share head:{name}: {exc}") from exc
     # By a name that means the same wherever this graph is, and not "middle" or a number.
-    head = _Head(model, model.graph.cut_of(cut.nodes, model.graph.name_of(cut.nodes)))
+    head = _SharedHead(model, model.graph.cut_of(cut.nodes, model.graph.name_of(cut.nodes)))
     if set(model.blobs) <= head.weights and without_tail_weights(model.skeleton, head.segment.proto) == model.skeleton:
         raise UsageError(
             f"--share head:{name} would hand out all the weights of {model.name}: name a cut before the last of them, "

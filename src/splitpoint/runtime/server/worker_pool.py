@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 
 from splitpoint.runtime.events import OnEvent, ignore
-from splitpoint.runtime.server.fair_queue import SLACK, Client, FairQueue, Gauge, Job, Together
+from splitpoint.runtime.server.fair_queue import SLACK, Client, FairQueue, Gauge, Together, WaitingJob
 from splitpoint.runtime.threads import begin, join, persist
 
 #: How long threads that have nothing to do may take to end.
@@ -29,7 +29,7 @@ class Compute:
         self,
         workers: int,
         queue: int,
-        together: Callable[[Sequence[Job]], None] | None = None,
+        together: Callable[[Sequence[WaitingJob]], None] | None = None,
         max_wait_s: float = 0.0,
         on_event: OnEvent = ignore,
         slack: float = SLACK,
@@ -107,7 +107,7 @@ class Compute:
         elif not self._running:
             self._queue.rest()
 
-    def submit(self, job: Job) -> bool:
+    def submit(self, job: WaitingJob) -> bool:
         """Queues `job`; False if there is no room for it."""
         with self._lock:
             if self._closed or not self._queue.push(perf_counter(), job):
@@ -144,10 +144,12 @@ class Compute:
         """When there is likely to be room again for `client`."""
         return self._queue.retry_after_s(client, self.workers)
 
-    def drop(self, client: Client, line: object) -> list[Job]:
-        """The jobs of `client` that came by `line` and have not begun: they will not."""
+    def drop(self, client: Client, line: object) -> None:
+        """The jobs of `client` that came by `line` and have not begun will not, and are told so."""
         with self._lock:
-            return self._queue.drop(client, line)
+            jobs = self._queue.drop(client, line)
+        for job in jobs:
+            job.dropped()
 
     def _work(self) -> bool:
         """Runs what is next; False once it is closed."""
@@ -179,7 +181,7 @@ class Compute:
                 self._free(ended)
         return True
 
-    def _gather(self, key: Together, jobs: list[Job], now: float) -> float:
+    def _gather(self, key: Together, jobs: list[WaitingJob], now: float) -> float:
         """Adds the jobs that are to run with `jobs[0]`; returns when that was done. The lock is held.
 
         Waits for more of them until the first one has waited `max_wait_s`, but not while another kind of job waits.

@@ -2,9 +2,9 @@
 
 A camera does not wait. A folder or a video is paced like one: frame k is due at k ÷ rate, ready or not.
 
->>> pace = Pace(10.0, drop=True)
+>>> pace = FramePace(10.0, drop=True)
 >>> pace.next(0.0), pace.next(0.25)  # the next is due; then two are, of which the newer is taken
-(Turn(due_s=0.0, wait_s=0.0, skip=0), Turn(due_s=0.2, wait_s=0.0, skip=1))
+(DueFrame(due_s=0.0, wait_s=0.0, skip=0), DueFrame(due_s=0.2, wait_s=0.0, skip=1))
 >>> pace.next(0.25).wait_s           # the one after them is not yet
 0.05
 """
@@ -36,7 +36,7 @@ _HAIR = 1e-9
 T = TypeVar("T")
 
 
-class Turn(NamedTuple):
+class DueFrame(NamedTuple):
     """The next frame to begin: when it was or is due, how long to wait for it, and how many before it to drop."""
 
     due_s: float
@@ -44,7 +44,7 @@ class Turn(NamedTuple):
     skip: int
 
 
-class Pace:
+class FramePace:
     """Which frame of a source that waits is next, and when, at `rate` frames a second from the first call on.
 
     With `drop`, of several that are due the newest is taken; without, each in turn, however late.
@@ -57,7 +57,7 @@ class Pace:
         self._start: float | None = None
         self._index = 0
 
-    def next(self, now_s: float) -> Turn:
+    def next(self, now_s: float) -> DueFrame:
         """The frame to take at `now_s`, or to wait for."""
         if self._start is None:
             self._start = now_s
@@ -65,7 +65,7 @@ class Pace:
         skip = int(behind + _HAIR) if self._drop and behind > 0 else 0
         due_s = self._start + (self._index + skip) / self._rate
         self._index += skip + 1
-        return Turn(due_s, max(0.0, round(due_s - now_s, 9)), skip)
+        return DueFrame(due_s, max(0.0, round(due_s - now_s, 9)), skip)
 
 
 class Thin:
@@ -262,7 +262,7 @@ class Feed(Generic[T]):
 
     def _paced(self) -> Iterator[tuple[T, float, int]]:
         """A source that waits, as if it did not. The next frame is read before it is due."""
-        frames, pace = iter(self._frames), Pace(self._rate, drop=self._policy != QUEUE)
+        frames, pace = iter(self._frames), FramePace(self._rate, drop=self._policy != QUEUE)
         newest = next(frames, None)
         while newest is not None:
             turn, dropped = pace.next(self._clock()), 0

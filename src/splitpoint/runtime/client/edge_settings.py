@@ -1,0 +1,46 @@
+"""What an `Edge` may be told beside the cut: each with defaults that are good, so that most need none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from splitpoint.errors import UsageError
+from splitpoint.graph import Cut
+from splitpoint.planning.constraints import Constraints
+from splitpoint.runtime.adapt.controller import Watching
+from splitpoint.runtime.result import Request
+from splitpoint.tensors import Array
+
+At = str | int | Cut
+"""A cut, its name, or its number."""
+Inputs = Mapping[str, Array] | Array | Request
+"""An array if the model has one input, else arrays by name; or either with what it brings along."""
+
+
+class AutoPlan(msgspec.Struct, frozen=True):
+    """How an edge plans by itself: both sides are profiled for up to `budget_s` (what an earlier run kept counts) and
+    the link is measured; `constraints` are what the plan keeps to, `watching` says how often the link is looked at.
+    """
+
+    budget_s: float = 10.0
+    constraints: Constraints | None = None
+    watching: Watching | None = None
+
+
+class ModelPolicy(msgspec.Struct, frozen=True):
+    """Which model of a server is taken. `pinned` is its fingerprint (the first digits suffice): another one is refused.
+
+    With `follow` a newer model of the same name is fetched and taken, between two requests, if it takes and gives the
+    same; without, the edge only tells of it. A graph with operators that are not run (`models.operators`) is refused,
+    but for those of `allow_domains`.
+    """
+
+    pinned: str | None = None
+    follow: bool = False
+    allow_domains: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.follow and self.pinned is not None:
+            raise UsageError("a model that is pinned by its fingerprint cannot be followed: drop one of the two")

@@ -1,0 +1,118 @@
+"""What an edge has done so far, in numbers: one frozen snapshot, cheap enough for once a second.
+
+>>> tally = RequestTally()
+>>> for ms in (2.0, 3.0):
+...     tally.answered(ms * 1e-3, 150_000, 4_000)
+>>> tally.failed("BusyError")
+>>> counts = tally.counts(under_way=1)
+>>> counts.asked == counts.answered_remotely + counts.answered_here + sum(counts.failed.values()) + counts.in_flight
+True
+>>> counts.in_flight, counts.remote.quantile(0.5)
+(1, 0.002048)
+>>> counts.asked
+4
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+
+from splitpoint.runtime.adapt.conditions import Conditions
+from splitpoint.runtime.circuit_breaker import LinkState
+from splitpoint.runtime.histogram import Histogram, Tally
+
+#: Answers that are kept before they are counted.
+_KEPT = 256
+
+
+class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the requests that were asked, each is answered by the server, answered here, failed (by the name of its error;
+    ``abandoned``: nobody waited any more), or in flight. `up_nbytes` and `down_nbytes` are those of answers that came
+    from the server, `remote` and `here` how long a request took that the server, or this device, answered.
+    """
+
+    asked: int
+    answered_remotely: int
+    answered_here: int
+    failed: Mapping[str, int]
+    up_nbytes: int
+    down_nbytes: int
+    remote: Histogram
+    here: Histogram
+
+    @property
+    def in_flight(self) -> int:
+        """Asked, and nothing has come of them yet."""
+        return self.asked - self.answered_remotely - self.answered_here - sum(self.failed.values())
+
+
+class EdgeStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Edge.stats` returns. `requests`, `connections` (the first one included) and `switches` (of the cut, by
+    `adapt`) count from the beginning; the cut, the state of the link, its shortest recent round trip, and what `adapt`
+    believes of link, device and server (None without it) are as of now.
+    """
+
+    requests: RequestCounts
+    connections: int
+    switches: int
+    cut: str
+    link_state: LinkState
+    round_trip_ms: float
+    believed: Conditions | None = None
+
+
+class RequestTally:
+    """Counts what became of requests, from any thread. What is told of an answer is only kept, as whoever asked waits
+    for it, and is counted when so many are kept or somebody looks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: deque[tuple[float, int, int]] = deque()
+        self._asked = self._up_nbytes = self._down_nbytes = 0
+        self._failed: dict[str, int] = {}
+        self._remote, self._here = Tally(), Tally()
+
+    def answered(self, seconds: float, up_nbytes: int, down_nbytes: int) -> None:
+        """One was answered after so long: by the server if bytes went up."""
+        self._answers.append((seconds, up_nbytes, down_nbytes))
+        if len(self._answers) >= _KEPT:
+            with self._lock:
+                self._count()
+
+    def failed(self, kind: str) -> None:
+        """One was not answered."""
+        with self._lock:
+            self._failed[kind] = self._failed.get(kind, 0) + 1
+
+    def _count(self) -> None:
+        while self._answers:
+            seconds, up_nbytes, down_nbytes = self._answers.popleft()
+            if up_nbytes:
+                self._remote.add(seconds)
+                self._up_nbytes += up_nbytes
+                self._down_nbytes += down_nbytes
+            else:
+                self._here.add(seconds)
+
+    def counts(self, under_way: int) -> RequestCounts:
+        """All of it, as of one moment, at which nothing had come of `under_way` requests yet."""
+        with self._lock:
+            self._count()
+            remote, here = self._remote.histogram(), self._here.histogram()
+            ended = remote.count + here.count + sum(self._failed.values())
+            # One that has just ended may be in neither: what was asked never becomes less.
+            self._asked = max(self._asked, ended + under_way)
+            return RequestCounts(
+                asked=self._asked,
+                answered_remotely=remote.count,
+                answered_here=here.count,
+                failed=dict(self._failed),
+                up_nbytes=self._up_nbytes,
+                down_nbytes=self._down_nbytes,
+                remote=remote,
+                here=here,
+            )

@@ -1,0 +1,180 @@
+"""Weights on the device: fetched once, and again where they have rotted."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving import affine, evaluate, nothing_leaks
+
+from splitpoint.cli import main
+from splitpoint.engines import open_engine
+from splitpoint.errors import (
+    RefusedError,
+)
+from splitpoint.models import load
+from splitpoint.models.model import Model
+from splitpoint.runtime.client.blob_cache import BlobCache
+from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.events import Event
+from splitpoint.runtime.server.server import Server
+from splitpoint.tensors import Array
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    with nothing_leaks():
+        yield
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return affine(tmp_path)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def inputs(count: int = 1, size: int = 1024, seed: int = 0) -> list[Array]:
+    return list(np.random.default_rng(seed).normal(size=(count, 1, size)).astype(np.float32))
+
+
+def ort() -> object:
+    return open_engine(threads=1)
+
+
+def test_only_the_heads_weights_are_fetched_and_only_once(model: Model, cache: Path) -> None:
+    told: list[Event] = []
+    with Server([model], engine=ort(), port=0) as server:
+        with Edge(server.address, at="add1", cache=cache, on_event=told.append) as edge:
+            head = model.head(edge.cut)
+            store = BlobCache(cache)
+            assert [h for h in model.blobs if h in store] == [h for h in model.blobs if h in set(head.blobs)]
+            assert 0 < len(head.blobs) < len(model.blobs)
+        with Edge(server.address, at="add1", cache=cache, on_event=told.append) as edge:
+            x = inputs()[0]
+            np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+            assert edge.pull() > 0
+            assert edge.pull() == 0
+        assert [e.kind for e in told] == ["fetched", "fetched", "fetched"]
+
+
+def test_an_input_spec_given_to_the_server_reaches_the_device(cache: Path) -> None:
+    model = load("zoo:lenet5")
+    assert model.input_spec is not None
+    import msgspec
+
+    mine = model.with_input_spec(msgspec.structs.replace(model.input_spec, labels=tuple("abcdefghij")))
+    for served in (model, mine):
+        with Server([served], engine=ort(), port=0) as server, Edge(server.address, cache=cache, at="input") as edge:
+            assert edge.input_spec == served.input_spec
+
+
+def test_sharing_a_head_gives_its_weights_only(model: Model, cache: Path) -> None:
+    with (
+        Server([model], engine=ort(), port=0, share="head:add2") as server,
+        Edge(server.address, at="add1", cache=cache) as edge,
+    ):
+        x = inputs()[0]
+        np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+        assert {h for h in model.blobs if h in BlobCache(cache)} == set(model.head(edge.cut).blobs)
+        deepest = model.head(model.graph.cut("add2")).blobs
+        assert edge.pull("add2") > 0
+        assert edge.pull("add2") == 0
+        with pytest.raises(RefusedError, match=r"head up to add2, and output is deeper"):
+            edge.switch("output")
+        np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+        assert {h for h in model.blobs if h in BlobCache(cache)} == set(deepest)
+
+
+def test_a_rotted_blob_is_fetched_again_and_said(model: Model, cache: Path) -> None:
+    told: list[Event] = []
+    with Server([model], engine=ort(), port=0) as server:
+        with Edge(server.address, at="add1", cache=cache):
+            pass
+        victim = next(p for p in (cache / "blobs").rglob("*") if p.is_file())
+        data = bytearray(victim.read_bytes())
+        data[100] ^= 1
+        victim.write_bytes(data)
+        with Edge(server.address, at="add1", cache=cache, on_event=told.append) as edge:
+            x = inputs()[0]
+            np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+        assert any(e.kind == "notice" and "rotted" in e.sentence for e in told)
+        data[100] ^= 1
+        assert victim.read_bytes() == bytes(data)
+
+
+def test_a_rotted_graph_is_fetched_again_and_said(model: Model, cache: Path) -> None:
+    told: list[Event] = []
+    with Server([model], engine=ort(), port=0) as server:
+        with Edge(server.address, at="add1", cache=cache):
+            pass
+        path = cache / "graphs" / model.fingerprint
+        for rotten in (b"not onnx", path.read_bytes().replace(b"Mul", b"Div")):
+            path.write_bytes(rotten)
+            with Edge(server.address, at="add1", cache=cache, on_event=told.append) as edge:
+                edge.infer(inputs()[0])
+        assert sum(e.kind == "notice" for e in told) == 2
+
+
+@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "no space is left"), (errno.EROFS, "cannot be written")])
+def test_what_cannot_be_kept_is_used_all_the_same_and_said_once(
+    model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int,
+    words: str,
+) -> None:  # fmt: skip
+    real, told = Path.replace, list[Event]()
+
+    def full(self: Path, target: Path) -> Path:
+        if "blobs" in self.parts or "graphs" in self.parts:
+            raise OSError(code, os.strerror(code))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    x = inputs()[0]
+    with Server([model], engine=ort(), port=0) as server:
+        with Edge(server.address, at="add1", cache=cache, on_event=told.append) as edge:
+            np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+            edge.switch("output")
+            np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+            assert words in str(edge.cache.unkept)
+        # What is fetched for nothing but the next time is another matter.
+        assert main(["pull", "affine", "--cloud", server.address, "--cache", str(cache)]) == 7
+    assert sum("not kept for the next time" in e.sentence for e in told) == 1
+    assert words in capsys.readouterr().err
+    assert not [p for p in cache.rglob("*") if p.is_file()]
+
+
+def test_a_cache_that_cannot_even_be_made_ends_no_run(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    x = inputs()[0]
+    with (
+        Server([model], engine=ort(), port=0) as server,
+        Edge(server.address, at="add1", cache=tmp_path / "file" / "cache") as edge,
+    ):
+        np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
+
+
+def test_a_weight_that_rotted_on_a_disk_that_cannot_be_written_is_fetched_again(
+    model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = inputs()[0]
+    with Server([model], engine=ort(), port=0) as server:
+        with Edge(server.address, at="add1", cache=cache) as edge:
+            head = tuple(model.head(edge.cut).blobs)
+        for hash in head:
+            path = BlobCache(cache).path(hash)
+            path.write_bytes(b"x" * path.stat().st_size)
+
+        def read_only(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(Path, "unlink", read_only)
+        monkeypatch.setattr(Path, "replace", read_only)
+        with Edge(server.address, at="add1", cache=cache) as edge:
+            np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)
