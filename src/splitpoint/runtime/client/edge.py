@@ -184,8 +184,11 @@ class Edge(Closable):
     ) -> Edge:  # fmt: skip
         """An edge that cuts as `plan` says. ModelError if the server does not have the model that it is for.
 
-        >>> with Edge.from_plan(load_plan("plan.json"), "192.168.1.7") as edge:
-        ...     edge.infer(photo)
+        >>> best = Planner(None, (edge, cloud)).plan(PRESETS["4g"])
+        >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
+        ...     with Edge.from_plan(best, server.address) as device:
+        ...         print(device.cut.nodes == set(best.best.on_edge))
+        True
         """
         return cls(
             server, model, plan=plan, models=ModelPolicy(pinned=plan.fingerprint), fallback=fallback,
