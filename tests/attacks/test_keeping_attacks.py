@@ -31,7 +31,7 @@ from splitpoint.runtime.server.batching import Gain
 from splitpoint.runtime.server.compiled_tails import Tail, Tails
 from splitpoint.runtime.server.profile_jobs import Profiling
 from splitpoint.runtime.server.quotas import Origin
-from splitpoint.runtime.server.run_limits import Guarded, Watch
+from splitpoint.runtime.server.run_limits import GuardedRun, Watch
 from splitpoint.wire import Kind
 
 # --- compiling ------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_run_of_a_profile_that_does_not_end_is_given_up(tmp_path: Path) -> Non
 
 def test_runs_of_a_profile_that_end_are_not_given_up() -> None:
     """However many there are, and however long all of them take."""
-    run, guarded = Running(), Guarded()
+    run, guarded = Running(), GuardedRun()
     for now_s in range(10):
         underway.noted[guarded.thread] = run = Running()
         try:

@@ -55,7 +55,7 @@ def test_a_report_counts_what_is_lost_doubled_wrong_and_whose_it_was() -> None:
 def test_the_judge_knows_another_inputs_answer() -> None:
     model = load("zoo:lenet5")
     samples = samples_for(model, 8)
-    judge = ordeal._AnswerJudge(model, open_engine(threads=1), model.graph.cut("pool1"), samples)
+    judge = ordeal._RunJudge(model, open_engine(threads=1), model.graph.cut("pool1"), samples)
     marks = Marks(0.0, 0.0, 0.0, 0.0)
     for request, k, equal in ((3, 3, True), (11, 3, True), (3, 4, False), (0, 7, False)):
         result = Result({t.name: judge._expected[k][t.name] for t in model.outputs}, "pool1", marks)

@@ -191,7 +191,7 @@ def run(
     model, engine = load(model_name), open_engine(engine_name, threads=1)
     cut = model.graph.cut(at)
     samples = samples_for(model, _INPUTS, seed)
-    judge = _AnswerJudge(model, engine, cut, samples)
+    judge = _RunJudge(model, engine, cut, samples)
     with (
         _Target(model_name, engine_name) as target,
         Relay(target.address, LINK, seed=seed) as relay,
@@ -230,7 +230,7 @@ def _recovery(edge: Edge, inputs: dict[str, Array]) -> float:
     return time.monotonic() - began
 
 
-class _AnswerJudge:
+class _RunJudge:
     """Knows what the whole model answers."""
 
     def __init__(self, model: Model, engine: Engine, cut: Cut, samples: Sequence[dict[str, Array]]) -> None:

@@ -28,11 +28,11 @@ from splitpoint.runtime.circuit_breaker import DOWN, LinkState
 from splitpoint.runtime.client import Remote, RemoteProvider
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import CLOSED, Channel
+from splitpoint.runtime.client.edge_requests import Inference
 from splitpoint.runtime.client.edge_settings import At, AutoPlan, Inputs, ModelPolicy
 from splitpoint.runtime.client.edge_stats import EdgeStats
 from splitpoint.runtime.client.first_contact import first_remote
 from splitpoint.runtime.client.following import Followed
-from splitpoint.runtime.client.inference import Inference
 from splitpoint.runtime.client.jobs import Jobs
 from splitpoint.runtime.client.model_binding import Binding, Means
 from splitpoint.runtime.client.ready_cuts import Cuts

@@ -74,7 +74,7 @@ class _UnderWay:
         self.lent = self.done = False
 
 
-class Guarded:
+class GuardedRun:
     """A thread that runs one thing after the other, of which none may last; `given_up` says that one did."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Watch:
         self._lend, self._regain, self._give_back, self._tell = lend, regain, give_back, tell
         self._runs: dict[int, _UnderWay] = {}
         self._lent: list[_UnderWay] = []
-        self._guarded: set[Guarded] = set()
+        self._guarded: set[GuardedRun] = set()
         self._closed = threading.Event()
         self._ending = False
         self._large_s = 0.0
@@ -144,9 +144,9 @@ class Watch:
         return outputs
 
     @contextmanager
-    def guard(self) -> Iterator[Guarded]:
+    def guard(self) -> Iterator[GuardedRun]:
         """Inside, what this thread runs, and nobody has asked for as a request, is given up as late as a request is."""
-        guarded = Guarded()
+        guarded = GuardedRun()
         self._guarded.add(guarded)
         try:
             yield guarded

@@ -14,7 +14,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server.opening import SegmentOpener
+from splitpoint.runtime.server.segment_opening import SegmentOpener
 from splitpoint.runtime.server.server import Server
 
 
