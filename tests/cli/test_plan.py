@@ -12,14 +12,16 @@ import msgspec
 import pytest
 from commands import ok
 from plans import model_of, profiles
+from predicted_nets import EFFICIENT, FAST, LENET
 
+import nets
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
 from splitpoint.planning.files import load_plan
+from splitpoint.predict.learn.files import load_latency
+from splitpoint.predict.price.prediction import predict
 from splitpoint.profile.files import save_profile
 from splitpoint.runtime.server.server import Server
-
-EFFICIENT, LENET = "zoo:efficientnet_lite0", "zoo:lenet5"
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,9 @@ def command(files: Path, *more: object, link: str | None = "4g") -> list[str]:
     return [str(w) for w in words]
 
 
-def fails(capsys: pytest.CaptureFixture[str], status: int, *args: str) -> str:
+def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str:
     """The message of a command that must fail with this status: one sentence on one line."""
-    assert main(args) == status
+    assert main([str(a) for a in args]) == status
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("splitpoint: ")
     assert "Traceback" not in "".join(lines)
@@ -180,3 +182,36 @@ def test_a_server_profiles_itself_and_the_link_is_measured(
         other = ["--edge", f"{files}/edge.profile.json", "--link", "3g"]
         assert "the server has no model efficientnet_lite0" in fails(capsys, 3, *here, *other)
     assert "splitpoint: " in fails(capsys, 6, *here, LENET)
+
+
+def test_plan_takes_latency_files_for_either_side(
+    latency_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device, server = latency_files / "device.latency.json", latency_files / "server.latency.json"
+    save_profile(tmp_path / "cloud.profile.json", predict(model_of(EFFICIENT), FAST).profile())
+    both = json.loads(ok(capsys, "plan", EFFICIENT, "--edge", device, "--cloud", server, "--link", "4g", "--json"))
+    assert "predicted from device, never run there" in both["hosts"][0]
+    assert "predicted from server" in both["hosts"][1]
+    one = ("plan", EFFICIENT, "--edge", device, "--cloud", tmp_path / "cloud.profile.json", "--link", "4g", "--json")
+    assert json.loads(ok(capsys, *one))["best"] == both["best"]
+    # a name without the ending is known by what is inside
+    plain = tmp_path / "device.json"
+    plain.write_bytes(device.read_bytes())
+    assert "predicted from device" in ok(capsys, "plan", LENET, "--edge", plain, "--cloud", plain, "--link", "4g")
+    assert "give MODEL" in fails(capsys, 2, "plan", "--edge", device, "--cloud", server, "--link", "4g")
+    assert "name it with --link" in fails(capsys, 2, "plan", LENET, "--edge", device, "--cloud", server)
+
+
+def test_a_server_measures_itself_for_a_device_that_is_not_there(
+    latency_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is the server's: its graph is enough to price it on the device."""
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path))
+    with Server([model_of(LENET)], engine=nets.ENGINE, port=0) as server:
+        words = ("--cloud", server.address, "--link", "3g", "--budget", "0.3s", "--json")
+        plan = json.loads(ok(capsys, "plan", "lenet5", "--edge", latency_files / "device.latency.json", *words))
+    assert "predicted from device" in plan["hosts"][0]
+    assert "predicted" not in plan["hosts"][1]
+    assert plan["options"][0]["total"][0] == pytest.approx(
+        predict(model_of(LENET), load_latency(latency_files / "device.latency.json")).whole.median
+    )

@@ -15,7 +15,6 @@ import pytest
 from serving import affine, nothing_leaks, until
 
 from splitpoint import wire
-from splitpoint.cli import main
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.security import Security, ServerSecurity
@@ -428,10 +427,3 @@ def addresses() -> list[str]:
         return [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
     except OSError:
         return []
-
-
-@pytest.mark.parametrize("host", ["", "a b", "-x", "x" * 64, "a..b", "*.*.x", "a/b", "a.*"])
-def test_a_host_that_is_none_is_named(tmp_path: Path, host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["keys", str(tmp_path / "k"), "--host", host]) == 2
-    assert "neither a host's name nor an IP address" in capsys.readouterr().err
-    assert not (tmp_path / "k").exists()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from itertools import pairwise, product
 from math import exp, isclose
 from pathlib import Path
@@ -13,14 +9,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from commands import ok
-from latencies import DEVICE, TERMS, kind_model, latency
+from latencies import DEVICE, TERMS, latency
 from plans import model_of
 from plans import profile as hand_made
 from predicted_nets import EFFICIENT, FAST, LENET, SLOW, net, width
 
 import nets
-from splitpoint.cli import main
 from splitpoint.errors import InputError
 from splitpoint.link import Link
 from splitpoint.models.model import Model
@@ -28,13 +22,11 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
 from splitpoint.predict.learn.features import columns_of, terms_of
-from splitpoint.predict.learn.files import load_latency, save_latency
 from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.predict.price.prediction import CODEC_COSTS, linear_ms, predict
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.profiles import CodecCost, SegmentCost, Stat
 from splitpoint.report.prediction_table import MOST_ROWS, kernel_rows, layer_rows
-from splitpoint.runtime.server.server import Server
 
 NETS = ("residual", "flattening", "passing")
 
@@ -194,231 +186,3 @@ def test_tables_are_no_longer_than_a_screen() -> None:
     assert len(short) == 5
     assert short[-1].layer == f"{len(large.kernels) - 4} others"
     assert sum(r.ms for r in short) == pytest.approx(sum(r.ms for r in rows), rel=1e-3)
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """device.latency.json and server.latency.json, of which the first knows no global pool."""
-    folder = tmp_path_factory.mktemp("latency")
-    save_latency(folder / "device.latency.json", latency(name="device", without=("other", "global_pool")))
-    save_latency(folder / "server.latency.json", FAST)
-    return folder
-
-
-def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str:
-    """The message of a command that must fail with this status: one sentence on one line."""
-    assert main([str(a) for a in args]) == status
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("splitpoint: ")
-    assert "Traceback" not in "".join(lines)
-    return lines[-1]
-
-
-def test_predict_prints_kernels_the_whole_and_what_comes_next(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    device = files / "device.latency.json"
-    text = ok(capsys, "predict", "--on", device, EFFICIENT)
-    for words in (
-        "predicted: nothing was run", "on device: Cortex-A72, onnxruntime on cpu, 1 thread", "for eight of ten",
-        "2: conv dw_conv", "never calibrated, priced by FLOPs and bytes: 1 kernel", "ReduceMean", "blocks.3",
-        "beside them up to 0.050 ms that a run costs after a pause",
-        f"next: splitpoint plan {EFFICIENT} --edge {device} --cloud HOST",
-    ):  # fmt: skip
-        assert words in text
-    assert text.replace(EFFICIENT, "") != ok(capsys, "predict", EFFICIENT, "--on", device, "--all").replace(
-        EFFICIENT, ""
-    )
-    found = json.loads(ok(capsys, "predict", EFFICIENT, "--on", device, "--json"))
-    assert found["whole_ms"] == pytest.approx(predict(model_of(EFFICIENT), load_latency(device)).whole.median)
-    assert [u["op"] for u in found["uncalibrated"]] == ["ReduceMean"]
-    assert len(found["kernels"]) == len(kernels_of(model_of(EFFICIENT)))
-
-
-def test_predict_fits_a_narrow_terminal(files: Path) -> None:
-    env = os.environ | {"COLUMNS": "80", "TTY_COMPATIBLE": "1", "TERM": "xterm", "NO_COLOR": "1"}
-    words = [sys.executable, "-m", "splitpoint", "predict", EFFICIENT, "--on", str(files / "device.latency.json")]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
-    lines = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in done.stdout.splitlines()]
-    assert max(len(line) for line in lines if not line.startswith("next: ")) <= 80
-    assert len(lines) < 50
-
-
-def test_files_that_predict_writes(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    device, edge = files / "device.latency.json", tmp_path / "edge.profile.json"
-    ok(capsys, "predict", LENET, "--on", device, "-o", edge, "--csv", tmp_path / "k.csv")
-    assert load_profile(edge).graph.name == "lenet5"
-    assert (tmp_path / "k.csv").read_text().splitlines()[0].startswith("layer,kind,ops,kernels,ms,low_ms")
-    assert "split" in ok(capsys, "plan", "--edge", edge, "--cloud", edge, "--link", "4g")
-    # what was predicted is no measurement
-    message = fails(capsys, 4, "predict", LENET, "--on", device, "--measured", edge)
-    assert "no measured time in it" in message
-
-
-def test_a_measured_profile_corrects_what_the_command_says(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    device, model = files / "device.latency.json", model_of(LENET)
-    plain = json.loads(ok(capsys, "predict", LENET, "--on", device, "--json"))["whole_ms"]
-    save_profile(tmp_path / "m.profile.json", hand_made(model.graph, 2 * plain, model.fingerprint))
-    (tmp_path / "run.jsonl").write_text(
-        "\n".join(json.dumps({"cut": "output", "spans_ms": {"head": 2 * plain}}) for _ in range(5))
-    )
-    for more in (("--measured", tmp_path / "m.profile.json"), ("--traces", tmp_path / "run.jsonl")):
-        found = json.loads(ok(capsys, "predict", LENET, "--on", device, "--json", *more))
-        assert found["measured"] > 0
-        assert found["whole_ms"] == pytest.approx(2 * plain, rel=0.1)
-    assert "corrected by" in ok(capsys, "predict", LENET, "--on", device, "--traces", tmp_path / "run.jsonl")
-    others = hand_made(model.graph, 2 * plain, model.fingerprint, threads=4)
-    save_profile(tmp_path / "m.profile.json", others)
-    message = fails(capsys, 4, "predict", LENET, "--on", device, "--measured", tmp_path / "m.profile.json")
-    assert "was measured with 4 threads, device with 1 thread" in message
-    ok(capsys, "predict", LENET, "--on", device, "--measured", tmp_path / "m.profile.json", "--force")
-    message = fails(capsys, 4, "predict", EFFICIENT, "--on", device, "--measured", tmp_path / "m.profile.json")
-    assert "not of efficientnet_lite0" in message
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (("--threads", "4"), "was made with 1 thread, not with 4 threads"),
-        (("--device", "cuda"), "was made with device cpu, not with device cuda"),
-    ],
-)
-def test_another_device_or_thread_count_is_refused_or_warned_of(
-    files: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, str], said: str
-) -> None:
-    device = files / "device.latency.json"
-    assert said in fails(capsys, 4, "predict", LENET, "--on", device, *more)
-    assert main(["predict", LENET, "--on", str(device), *more, "--force"]) == 0
-    assert f"warning: {device} {said}" in capsys.readouterr().err
-    if more[0] == "--threads":
-        words = ("plan", LENET, "--edge", device, "--cloud", files / "server.latency.json", "--link", "4g", *more)
-        assert said in fails(capsys, 4, *words)
-        ok(capsys, *words, "--force")
-
-
-def test_another_engine_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "x.latency.json"
-    save_latency(path, latency(engine="tvm"))
-    assert "engine tvm, not with engine onnxruntime" in fails(capsys, 4, "predict", LENET, "--on", path)
-    assert "engine tvm" in fails(capsys, 4, "plan", LENET, "--edge", path, "--cloud", path, "--link", "4g")
-    ok(capsys, "predict", LENET, "--on", path, "--force")
-
-
-@pytest.mark.parametrize("verb", ["predict", "plan"])
-@pytest.mark.parametrize("damage", ["cut", "nan", "format", "profile", "text", "gone"])
-def test_a_damaged_file_is_refused_in_one_sentence(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, damage: str
-) -> None:
-    data = (files / "device.latency.json").read_bytes()
-    made = {
-        "cut": data[: len(data) // 2],
-        "nan": data.replace(b'"fixed_ms": 0.05', b'"fixed_ms": NaN'),
-        "format": data.replace(b'"format": 1', b'"format": 99'),
-        "profile": b'{"format": 1, "fingerprint": "ab", "segments": [], "whole": [1, 1, 1, 1]}',
-        "text": b"conv: 3 ms",
-    }
-    path = tmp_path / "bad.latency.json"
-    if damage != "gone":
-        assert made[damage] != data
-        path.write_bytes(made[damage])
-    words = ("--on", path) if verb == "predict" else ("--edge", path, "--cloud", path, "--link", "4g")
-    assert str(path) in fails(capsys, 4, verb, LENET, *words)
-
-
-def test_plan_takes_latency_files_for_either_side(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    device, server = files / "device.latency.json", files / "server.latency.json"
-    save_profile(tmp_path / "cloud.profile.json", predict(model_of(EFFICIENT), FAST).profile())
-    both = json.loads(ok(capsys, "plan", EFFICIENT, "--edge", device, "--cloud", server, "--link", "4g", "--json"))
-    assert "predicted from device, never run there" in both["hosts"][0]
-    assert "predicted from server" in both["hosts"][1]
-    one = ("plan", EFFICIENT, "--edge", device, "--cloud", tmp_path / "cloud.profile.json", "--link", "4g", "--json")
-    assert json.loads(ok(capsys, *one))["best"] == both["best"]
-    # a name without the ending is known by what is inside
-    plain = tmp_path / "device.json"
-    plain.write_bytes(device.read_bytes())
-    assert "predicted from device" in ok(capsys, "plan", LENET, "--edge", plain, "--cloud", plain, "--link", "4g")
-    assert "give MODEL" in fails(capsys, 2, "plan", "--edge", device, "--cloud", server, "--link", "4g")
-    assert "name it with --link" in fails(capsys, 2, "plan", LENET, "--edge", device, "--cloud", server)
-
-
-def test_what_is_missing_is_said(capsys: pytest.CaptureFixture[str], files: Path) -> None:
-    assert "Missing argument 'MODEL'" in fails(capsys, 2, "predict")
-    assert "Missing option '--on'" in fails(capsys, 2, "predict", LENET)
-    assert "neurosurgeon-edge" in fails(capsys, 4, "predict", LENET, "--on", "neurosurgeon-egde")
-    assert "no model is called trian" in fails(capsys, 3, "predict", "trian", "--on", files / "device.latency.json")
-    text = ok(capsys, "predict", "--help")
-    for words in ("predict [OPTIONS] MODEL", "--on", "evaluate", "train"):
-        assert words in text
-
-
-def test_train_learns_from_tables_and_names_the_rows_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is learned is `tests/predict/learn/test_training.py`'s matter; here, what reaches it and what is said."""
-    asked: dict[str, object] = {}
-
-    def train(tables: object, **identity: object) -> Latency:
-        asked.update(identity, tables=tables)
-        return latency(name=str(identity["name"]), kinds={"linear": kind_model("linear")})
-
-    monkeypatch.setattr("splitpoint.predict.learn.training.train", train)
-    folder, path = tmp_path / "board", tmp_path / "board.latency.json"
-    folder.mkdir()
-    (folder / "linear_lat.csv").write_text(
-        "in_features,out_features,FLOPs,latency\n10,10,190,0.005\n10,20,380,nan\n10,20,380,-1\n10,20,380,x\n8,8,120,0\n"
-    )
-    status = main(["predict", "train", str(folder), "-o", str(path), "--threads", "4", "--seed-flops", "--note", "N"])
-    captured = capsys.readouterr()
-    assert status == 0, captured.err
-    for said in ("(line 3): a latency that is not a number", "zero or negative", "text where a number should be"):
-        assert said in captured.err
-    assert "linear 100 5.0% 60% 90% 100% 80%" in " ".join(captured.out.split())
-    assert f"next: splitpoint predict MODEL --on {path}" in captured.out
-    assert load_latency(path).name == "board"
-    assert (asked["name"], asked["threads"], asked["convention"], asked["note"]) == ("board", 4, "seed", "N")
-    assert len(asked["tables"]["linear"]) == 1  # type: ignore[index]
-    (folder / "linear_lat.csv").write_text("in_features,latency\n10,0.005\n")
-    assert "has no column out_features" in fails(capsys, 4, "predict", "train", folder, "-o", path)
-    assert "there is no folder" in fails(capsys, 4, "predict", "train", tmp_path / "none", "-o", path)
-
-
-def test_the_shipped_devices_work_at_once_and_say_whose_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    text = ok(capsys, "predict", EFFICIENT, "--on", "neurosurgeon-edge")
-    edge, cloud = load_latency("neurosurgeon-edge"), load_latency("neurosurgeon-cloud")
-    assert edge.note
-    assert " ".join(edge.note.split()) in " ".join(text.split())
-    words = (
-        "plan",
-        EFFICIENT,
-        "--edge",
-        "neurosurgeon-edge",
-        "--cloud",
-        "neurosurgeon-cloud",
-        "--link",
-        "wifi",
-        "--json",
-    )
-    found = json.loads(ok(capsys, *words))
-    assert edge.note in found["hosts"][0]
-    assert cloud.note in found["hosts"][1]
-    assert predict(model_of(EFFICIENT), edge).whole.median > predict(model_of(EFFICIENT), cloud).whole.median
-
-
-def test_a_server_measures_itself_for_a_device_that_is_not_there(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The model is the server's: its graph is enough to price it on the device."""
-    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path))
-    with Server([model_of(LENET)], engine=nets.ENGINE, port=0) as server:
-        words = ("--cloud", server.address, "--link", "3g", "--budget", "0.3s", "--json")
-        plan = json.loads(ok(capsys, "plan", "lenet5", "--edge", files / "device.latency.json", *words))
-    assert "predicted from device" in plan["hosts"][0]
-    assert "predicted" not in plan["hosts"][1]
-    assert plan["options"][0]["total"][0] == pytest.approx(
-        predict(model_of(LENET), load_latency(files / "device.latency.json")).whole.median
-    )
