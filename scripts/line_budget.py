@@ -11,21 +11,19 @@ from pathlib import Path
 SRC = Path(__file__).resolve().parents[1] / "src" / "splitpoint"
 
 #: All files together.
-TOTAL = 51_724
+TOTAL = 54_195
 #: Each file, but for those below, which have what they had when the budget was made.
 FILE = 700
 LARGER = {
     "graph.py": 751,
-    "runtime/client/edge.py": 856,
-    "runtime/server/connection.py": 895,
-    "wire.py": 915,
+    "wire.py": 949,
 }
 
 
 def complaints(lines: dict[str, int]) -> list[str]:
     """What is over the budget, or in it without need, a sentence each.
 
-    >>> complaints({"wire.py": 915, "new.py": 701} | dict.fromkeys(LARGER, 701))[0]
+    >>> complaints({"wire.py": 949, "new.py": 701} | dict.fromkeys(LARGER, 701))[0]
     'new.py has 701 lines, its ceiling is 700: split it, or raise its number in scripts/line_budget.py'
     """
     total = sum(lines.values())
