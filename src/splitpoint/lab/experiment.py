@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,11 +150,8 @@ def _server(scenario: Scenario) -> Iterator[str]:
     options = ["--port", "0", "--threads", str(scenario.server.threads), "--device", scenario.server.device]
     options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
     command = [sys.executable, "-u", "-m", "splitpoint", "serve", scenario.located, *options]
-    server = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")
-    try:
+    with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")) as server:
         yield server.expect("serving on ").split()[2]
-    finally:
-        server.close()
 
 
 @contextmanager
@@ -163,19 +160,15 @@ def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     command = [sys.executable, "-u", "-m", "splitpoint", "lab", "edge", str(file), "--cloud", address]
     asked = scenario.device
     if asked.method == "stretched" or asked.slowdown == 1:
-        device = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "device")
-        try:
+        with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "device")) as device:
             yield device
-        finally:
-            device.close()
         return
     method = "auto" if asked.method == "limit" else asked.method
-    with slowed(asked.slowdown, threads=asked.threads, method=method) as limited:
-        device = Process(limited.start(command, **PIPES, env=unguarded()), "device")
-        try:
-            yield device
-        finally:
-            device.close()
+    with (
+        slowed(asked.slowdown, threads=asked.threads, method=method) as limited,
+        closing(Process(limited.start(command, **PIPES, env=unguarded()), "device")) as device,
+    ):
+        yield device
 
 
 @contextmanager

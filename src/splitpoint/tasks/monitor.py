@@ -127,7 +127,7 @@ class QueueMonitor:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends that."""
+        """Ends the thread."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -135,7 +135,7 @@ class QueueMonitor:
     def _run(self, edge: Edge) -> bool:
         if self._closed.wait(EVERY_S):
             return False
-        with suppress(SplitpointError):  # whether the server is gone is for requests to find out
+        with suppress(SplitpointError):  # a request finds out whether the server is gone
             self.look(edge)
         return True
 

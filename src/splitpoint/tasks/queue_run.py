@@ -4,9 +4,9 @@
         ▲                                                                                             │
         └──────────── the link, how fast device and server are (`QueueMonitor`) ◄─────────────────────┘
 
-Every policy is run in the same way; they differ in the order and in how each request is cut. Decided is when something
-arrives, and when the link, the device or the server is another than it was planned for. What is not compiled yet is
-compiled beside, and chosen when it is.
+Every policy is run in the same way; they differ in the order and in how each request is cut. A policy decides anew when
+a request arrives, and when the conditions differ from those that were planned for. Ways that are not compiled yet are
+compiled in a second thread, and may be chosen from then on.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ from splitpoint.tensors import Array
 _WINDOW = 48
 #: A request's first run allocates: each way is run a few times before the start, unless one takes longer than this.
 _WARM_MS, _WARM_RUNS = 4000.0, 3
-#: What takes so many times as long as its profile says, or as little, contradicts it; shorter stages say nothing.
+#: A run that takes this factor more or less than its profile says contradicts it; stages shorter than `_SAYS_MS` say
+#: nothing.
 _OFF, _SAYS_MS = 1.2, 2.0
-#: How often the profiles are corrected by that, at most.
+#: How often profiles that runs contradict are corrected before the start, at most.
 _CORRECTIONS = 2
-#: What a plan must gain against what is ready, as a multiple of the time that it takes to compile what it needs:
-#: device and server do that, too, and the first requests of a new tail are slow.
+#: A plan that needs something compiled must gain this multiple of the time that compiling takes: it keeps device and
+#: server busy, and the first requests of a new tail are slow.
 _WORTH = 2.0
 #: How often a server that is busy is asked again, and after how many seconds at most, whatever it says.
 _TRIES = 50
 _MOST_PAUSE_S = 5.0
-#: Between two plans that are made because something has changed.
+#: The least time between two plans that are made because the conditions have changed.
 _SETTLE_MS = 1000.0
 
 OnAnswer = Callable[[TaskResult, Result], None]
@@ -199,7 +200,7 @@ class QueueRun:
         return planned
 
     def _warm_all(self, planned: Planned) -> dict[Source, list[_Slowdowns]]:
-        """Makes all ready that `planned` needs; what runs of what is new said of device and server, by model."""
+        """Makes ready what `planned` needs, and returns how slow device and server were in new ways, by model."""
         seen: dict[Source, list[_Slowdowns]] = {}
         for source, option in planned.options:
             if (slowdowns := self._warm(source, option)) is not None:
@@ -207,7 +208,7 @@ class QueueRun:
         return seen
 
     def _correct(self, seen: Mapping[Source, Sequence[_Slowdowns]]) -> bool:
-        """Corrects the profiles that the runs contradict; whether there were any."""
+        """Corrects the profiles that the runs contradict, and returns whether there were any."""
         off = False
         for source, runs in seen.items():
             device, server = _contradicted([r.device for r in runs]), _contradicted([r.server for r in runs])
@@ -261,7 +262,7 @@ class QueueRun:
 
     @property
     def summary(self) -> QueueSummary:
-        """What it came to, of what is answered. UsageError has been raised before if nothing is."""
+        """What the answered requests came to."""
         assert self.planned is not None
         span = max(r.ended_ms for r in self.rows) - min(r.task.arrival_s for r in self.rows) * 1e3
         busy = (sum(s.edge for s in self._spent), self.monitor.link_busy_s * 1e3, sum(s.server for s in self._spent))
@@ -311,15 +312,15 @@ class QueueRun:
             pool.submit(self._serve, turn.job, way, room)
 
     def _await(self, left: Sequence[int], waiting: Sequence[int]) -> None:
-        """Until something is there to be begun."""
+        """Waits until a request is there to be begun."""
         while left and not waiting and (ms := self.tasks[left[0]].arrival_s * 1e3 - self._now_ms()) > 0:
             sleep(min(ms / 1e3, 0.05))
 
     def _replan(
         self, conditions: Conditions, waiting: Sequence[int], beside: ThreadPoolExecutor
     ) -> tuple[Menu, list[JobTurn]]:
-        """The order and the ways of what waits, out of what is ready; what would be better, and worth it, is compiled
-        beside."""
+        """(the menu, the order and ways of those that wait), of ways that are ready. Better ones that are worth it are
+        compiled in the second thread."""
         began = perf_counter()
         self._fresh.clear()
         if conditions.differs(self._menu.conditions):  # it takes a while, and the device waits for it
@@ -349,7 +350,7 @@ class QueueRun:
         return menu, turns
 
     def _compile(self, source: Source, option: Option) -> None:
-        # Without it, it goes on as it is; a server that is gone is for requests to find out.
+        # If it fails, the queue goes on with what is ready; a request finds out whether the server is gone.
         with suppress(SplitpointError):
             if not self._stop.is_set():
                 self.fleet.prepare(source, option)

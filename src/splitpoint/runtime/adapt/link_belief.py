@@ -112,17 +112,15 @@ class LinkBelief:
         start_s, carried = self.uplink.answered(request, ready_s, handed_s + up.ms * 1e-3, up.nbytes)
         down = self._without_waiting(now_s, down, half_ms)
         nothing = FrameTime(0.0, half_ms)
-        *earlier, last = [FrameTime(c.nbytes, c.seconds * 1e3 + half_ms) for c in carried] or [nothing]
-        for upload in earlier:
+        uploads = [FrameTime(c.nbytes, c.seconds * 1e3 + half_ms) for c in carried] or [nothing]
+        for upload in uploads[:-1]:
             self._learn(now_s, handed_s, upload, nothing)
-        self._learn(now_s, handed_s, last, down)
+        self._learn(now_s, handed_s, uploads[-1], down)
         return (start_s - ready_s) * 1e3
 
     def _learn(self, now_s: float, handed_s: float, up: FrameTime, down: FrameTime) -> None:
-        believed = self._estimator.link
-        slower = self._slower(handed_s, up, believed)
-        if slower is not None:
-            self._begin_anew(msgspec.structs.replace(believed, up_mbps=slower))
+        if self._overdue is not None and (slower := self._slower(self._overdue, handed_s, up)) is not None:
+            self._begin_anew(slower)
         if not self._hasty:
             self._estimator.observe(now_s, up.nbytes, up.ms, down.nbytes, down.ms)
             return
@@ -147,17 +145,17 @@ class LinkBelief:
         self._back_s = now_s
         return FrameTime(down.nbytes, down.ms - waited_ms)
 
-    def _slower(self, handed_s: float, up: FrameTime, believed: Link) -> float | None:
-        """The uplink by an answer that was overdue, where that is another one than `believed`."""
-        waiting = self._overdue
-        if waiting is None or handed_s < waiting.handed_s - _SAME_S:
+    def _slower(self, overdue: _Overdue, handed_s: float, up: FrameTime) -> Link | None:
+        """The link by an answer that was `overdue`, where that is much slower than believed."""
+        if handed_s < overdue.handed_s - _SAME_S:
             return None
         self._overdue = None
-        if up.nbytes != waiting.nbytes or handed_s > waiting.handed_s + _SAME_S:
+        if up.nbytes != overdue.nbytes or handed_s > overdue.handed_s + _SAME_S:
             return None  # of a later request: it may have waited itself
+        believed = self._estimator.link
         ms = max(up.ms - believed.rtt_ms / 2, 1e-3)
         shown = max(up.nbytes * 8e-3 / ms, _LEAST_MBPS)
-        return shown if shown * _OTHER < believed.up_mbps else None
+        return msgspec.structs.replace(believed, up_mbps=shown) if shown * _OTHER < believed.up_mbps else None
 
     def _bounds(self, up: FrameTime, down: FrameTime) -> tuple[_RateBounds, _RateBounds]:
         """Between which rates up and down lie by these frames.
