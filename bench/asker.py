@@ -28,6 +28,7 @@ from splitpoint.graph import Cut
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.request import Fallback
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
 from splitpoint.transports.tcp import TcpConnection, dial
@@ -95,7 +96,7 @@ class Asker:
             for cut in known.cuts:
                 self._insist(known, cut, "raw", 0)
 
-    def _edge(self, known: Known, cut: Cut, codec: str, fallback: str = "error") -> Edge:
+    def _edge(self, known: Known, cut: Cut, codec: str, fallback: Fallback = "error") -> Edge:
         engine = open_engine(threads=1)
         return Edge(self._address, known.model, at=cut, codec=codec, engine=engine, fallback=fallback)
 
@@ -201,7 +202,7 @@ class _Heard:
 
     def _nothing(self, *_: object) -> None: ...
 
-    answered = computed = overdue = state = _nothing
+    answered = delivered = computed = overdue = state = _nothing
 
 
 class _Hand:

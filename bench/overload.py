@@ -34,6 +34,7 @@ from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.request import Fallback
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
@@ -112,7 +113,7 @@ class Device:
         self.failed: list[str] = []
         self._period_s, self._first_s = period_s, perf_counter() + period_s * (seed * 0.618 % 1)
         self._inputs = samples_for(model, 1)[0]
-        fallback = "local" if adapts else "error"
+        fallback: Fallback = "local" if adapts else "error"
         self.edge = Edge(
             address, model, at="input", engine=engine, fallback=fallback, patience=Patience(answer_s=60, seed=seed)
         )

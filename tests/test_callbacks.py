@@ -232,6 +232,7 @@ def test_results_progress_and_watchers_that_raise_cost_no_request(
     with (
         Edge(server.address, "lenet5", at="pool1", on_progress=full, cache=tmp_path) as edge,
     ):
+        edge.pull()
         alone = edge.infer(DIGIT).outputs["logits"]
         edge.watchers.append(Watching())  # type: ignore[arg-type]
         results = [edge.infer(DIGIT), *edge.stream([DIGIT] * 5)]

@@ -281,6 +281,7 @@ def test_a_newer_model_is_told_of_once_and_the_old_one_is_served_again(
         server.close()
         with serve(new, port):
             assert until(lambda: any(e.kind == "changed" for e in told))
+            assert until(lambda: "no longer has affine" in edge._line.why), "told first, and then it is the reason"
             for seed in range(3):
                 if fallback == "local":
                     result = edge.infer(x(seed))
@@ -338,7 +339,7 @@ def test_a_newer_model_is_followed_between_two_requests(
             server = serve(current, port)
             server.start()
             assert until(lambda now=current: edge.info.fingerprint == now.fingerprint or failed), told
-            assert until(lambda: not edge._old or failed), "what was left is closed"
+            assert until(lambda: not edge._followed._old or failed), "what was left is closed"
             assert not failed
             right(current, edge.infer(x()))
             assert edge.model.fingerprint == current.fingerprint != other.fingerprint

@@ -179,8 +179,11 @@ class Edge(Closable):
     ) -> Edge:  # fmt: skip
         """An edge that cuts as `plan` says. ModelError if the server does not have the model that it is for.
 
-        >>> with Edge.from_plan(load_plan("plan.json"), "192.168.1.7") as edge:
-        ...     edge.infer(photo)
+        >>> best = Planner(None, (edge, cloud)).plan(PRESETS["4g"])
+        >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
+        ...     with Edge.from_plan(best, server.address) as device:
+        ...         print(device.cut.nodes == set(best.best.on_edge))
+        True
         """
         return cls(
             server, model, plan=plan, models=ModelPolicy(pinned=plan.fingerprint), fallback=fallback,
@@ -334,7 +337,7 @@ class Edge(Closable):
 
     def plan_later(self, why: SplitpointError) -> None:
         """All runs here from now on, and what is to be done `when_reached` is done behind, with more patience."""
-        self._tell(Event("notice", f"{why}; all runs here until it is planned where to cut"))
+        self._tell(Event("notice", f"{why}; all runs here until it is planned where to cut", {"why": str(why)}))
         self.switch("cut:output")
         self._jobs.add(self._run_jobs)
 

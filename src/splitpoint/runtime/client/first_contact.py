@@ -43,7 +43,7 @@ def first_remote(
                 f"{exc}; and nothing can be answered here without the model's own file: give that, or choose the "
                 "fallback wait"
             ) from exc
-        tell(Event("notice", f"{exc}; until it is there, requests are answered here"))
+        tell(Event("notice", f"{exc}; until it is there, requests are answered here", {"why": str(exc)}))
         return AbsentRemote(provider.address, exc), gone(exc, met=False)
 
 
@@ -61,7 +61,7 @@ def wait_for(
                 raise
             if not told:
                 told = True
-                tell(Event("notice", f"{exc}; waiting for it"))
+                tell(Event("notice", f"{exc}; waiting for it", {"why": str(exc)}))
             if pause(min(left_s, random.uniform(0, pause_s))):
                 raise ServerError(CLOSED) from exc
             pause_s = min(2 * pause_s, patience.longest_pause_s)

@@ -117,7 +117,9 @@ class Followed:
         old.leave()
         info, before, cut = new.info, old.info, new.cuts.current.placement.cut.name
         fingerprints = f"{info.fingerprint[:12]} instead of {before.fingerprint[:12]}"
-        self._means.tell(Event("changed", f"following {info.name}: {fingerprints} from now on, cut at {cut}"))
+        said = f"following {info.name}: {fingerprints} from now on, cut at {cut}"
+        fields = {"model": info.name, "fingerprint": info.fingerprint, "before": before.fingerprint, "cut": cut}
+        self._means.tell(Event("changed", said, fields))
         while old.requests.under_way and not self._jobs.closed.wait(_LOOK_S):
             pass
         old.close()

@@ -88,7 +88,8 @@ class Holding:
         raw = bytes(frame.tensors[0].data) if frame.tensors else b""
         model = self._built(raw)
         self.cache.put_graph(fingerprint, raw)
-        self._tell(Event("fetched", f"fetched the graph of {name} ({size(len(raw))}), fingerprint {fingerprint[:12]}"))
+        said = f"fetched the graph of {name} ({size(len(raw))}), fingerprint {fingerprint[:12]}"
+        self._tell(Event("fetched", said, {"model": name, "nbytes": len(raw)}))
         return self._with_spec(model)
 
     def _built(self, graph: bytes) -> Model:
@@ -131,7 +132,7 @@ class Holding:
         chunk = min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
         fetched = fetch(channel, self.info.fingerprint, wanted, self.cache, chunk, self._progress)
         text = f"fetched {counted(len(wanted), 'weight')} of {self.info.name} ({size(fetched)})"
-        self._tell(Event("fetched", text))
+        self._tell(Event("fetched", text, {"model": self.info.name, "nbytes": fetched, "weights": len(wanted)}))
         return fetched
 
     def missing(self, hashes: Sequence[str]) -> list[tuple[str, int]]:
@@ -210,7 +211,8 @@ class Background:
             self._tell(Event("notice", f"no local fallback: the rest of {holding.info.name} cannot be fetched: {exc}"))
             return
         now, total = holding.amount()
-        self._tell(Event("fetched", f"all of {holding.info.name} is here ({size(now - here)} more, {size(total)})"))
+        said = f"all of {holding.info.name} is here ({size(now - here)} more, {size(total)})"
+        self._tell(Event("fetched", said, {"model": holding.info.name, "nbytes": now - here}))
         self._done()
 
     def _fetch(self, hash: str, nbytes: int) -> bool:

@@ -14,10 +14,11 @@ _JOIN_S = 10.0
 class Jobs:
     """What a job raises is told to `tell`, as long as it is not closed.
 
-    >>> jobs = Jobs(print)
-    >>> jobs.add(lambda: print("done"))
+    >>> jobs, done = Jobs(print), threading.Event()
+    >>> jobs.add(done.set)
+    >>> done.wait(10)
+    True
     >>> jobs.close()
-    done
     """
 
     def __init__(self, tell: OnEvent) -> None:

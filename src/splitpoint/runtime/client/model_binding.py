@@ -96,7 +96,7 @@ class Binding:
             self.local.prepare(placement)
         elif means.fallback == LOCAL:
             here, total = self.holding.amount()
-            means.tell(Event("notice", _NOT_YET.format(size(here), size(total))))
+            means.tell(Event("notice", _NOT_YET.format(size(here), size(total)), {"here": here, "nbytes": total}))
             self._fetch_behind(self.complete)
         self.line.keep(self.cuts.reopen_current, self._rest)
         if placement.remote and placement.remote_tail is None:
@@ -144,7 +144,9 @@ class Binding:
     def _state_changed(self, state: LinkState) -> None:
         if self.means.fallback != ERROR and not self.replaced:
             if state == DOWN:
-                self.means.tell(Event("notice", f"not asking the server for now: {self.line.why}"))
+                self.means.tell(
+                    Event("notice", f"not asking the server for now: {self.line.why}", {"why": self.line.why})
+                )
             elif state == UP:
                 first, self._early = self._early, False
                 text = "the server is there: requests go to it" if first else "the server answers again"
@@ -184,7 +186,8 @@ class Binding:
             text += " now (--follow-model, or ModelPolicy(follow=True), goes over to that)"
         if text != self._missed:
             self._missed, self.follow_failed = text, None
-            self.means.tell(Event("changed", text))
+            fields = {"model": name, "fingerprint": self.info.fingerprint, "now": newer.fingerprint if newer else ""}
+            self.means.tell(Event("changed", text, fields))
         self.means.changed(models)
         return ModelError(text)
 

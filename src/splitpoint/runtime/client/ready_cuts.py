@@ -56,7 +56,13 @@ class Cuts:
         key = key_of(cut)
         if isinstance(asked, str) and is_unused(cut, asked, chosen) and (key, asked) not in self._sent_raw:
             self._sent_raw.add((key, asked))
-            self._tell(Event("notice", f"{asked} takes none of what crosses at {cut.name}: sent raw"))
+            self._tell(
+                Event(
+                    "notice",
+                    f"{asked} takes none of what crosses at {cut.name}: sent raw",
+                    {"codec": asked, "cut": cut.name},
+                )
+            )
         check_decodable(chosen, self._remote().offer.codecs)
         strict = not isinstance(asked, str)
         with self._lock:
@@ -108,7 +114,8 @@ class Cuts:
                     if not hurry:
                         raise
                     tail.close()
-                    self._tell(Event("notice", f"{exc}; until it opens {cut.name}, requests are answered here"))
+                    said = f"{exc}; until it opens {cut.name}, requests are answered here"
+                    self._tell(Event("notice", said, {"why": str(exc), "cut": cut.name}))
         except BaseException:
             if tail is not None:
                 tail.close()

@@ -55,6 +55,10 @@ def _ask(
                 raise
             if not told:
                 told = True
-                tell(Event("notice", f"{exc}; asking again for up to {left_s:.0f} s"))
+                tell(
+                    Event(
+                        "notice", f"{exc}; asking again for up to {left_s:.0f} s", {"why": str(exc), "seconds": left_s}
+                    )
+                )
         if closed.wait(pause_s):
             raise ServerError(CLOSED)

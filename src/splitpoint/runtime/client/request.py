@@ -237,8 +237,8 @@ class RequestRunner:
             self._leave(ticket)
             if not ticket.shadow:
                 self._line.dropped()
-        ticket.known = {}
         if ticket.left:
+            ticket.known = {}  # what is late may come much later
             self._sweep(ticket)
 
     # --- at the server ------------------------------------------------------------------------------------------
@@ -250,9 +250,10 @@ class RequestRunner:
         """
         placement, line = ticket.route.placement, self._line
         tail = placement.remote_tail
-        if tail is None or (self._survives and not placement.is_open_at(line.remote)):
+        calm = not self._survives or (line.calm and tail is not None and tail.remote is line.remote)
+        if tail is None or not (calm or placement.is_open_at(line.remote)):
             ticket.why = line.why or "the server has not opened this cut again yet"
-        elif self._survives and not line.allows():
+        elif not (calm or line.allows()):
             ticket.why = line.why or "the server is being tried"
         else:
             deadline_s = ticket.deadline_s

@@ -23,6 +23,8 @@ import msgspec
 
 #: Waits that are remembered of a cut, and times it was finished here.
 _KEEP, _KEEP_HERE = 32, 8
+#: Once that many are known, what is usual is worked out anew after so many more.
+_EVERY = 16
 #: Waits for the usual answer are rounded up to this: setting another one costs a system call.
 _STEP_S = 0.01
 
@@ -95,7 +97,7 @@ class AnswerTimes:
         self._seen.append(wait_s)
         self._fresh += 1
         # Sorting takes some percent of a short round trip: once all are known, only for what is late, and now and then.
-        if len(self._seen) < _KEEP or self._fresh >= _KEEP or wait_s > self.patient_s:
+        if len(self._seen) < _KEEP or self._fresh >= _EVERY or wait_s > self.patient_s:
             self._fresh = 0
             self._usual = mid(sorted(self._seen))
             self._deviation = mid(sorted(abs(w - self._usual) for w in self._seen))
