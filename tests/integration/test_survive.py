@@ -393,7 +393,7 @@ def test_a_busy_server_is_not_waited_for(model: Model) -> None:
         threads[0].start()
         assert gate.entered.acquire(timeout=5)
         threads[1].start()
-        assert until(lambda: server.runner.compute.full())
+        assert until(lambda: server.stats().runner.waiting == 1)
         waited: list[Result] = []
         with (
             Edge(server.address, model, at="input", fallback="local", patience=PATIENT, engine=ort()) as edge,

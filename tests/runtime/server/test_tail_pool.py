@@ -334,7 +334,7 @@ def test_a_busy_answer_to_an_edge_carries_the_time(model: Model, tmp_path: Path)
         threads[0].start()
         assert gate.entered.acquire(timeout=5)
         threads[1].start()
-        assert until(lambda: server.runner.compute.full())
+        assert until(lambda: server.stats().runner.waiting == 1)
         with pytest.raises(BusyError) as caught:
             edges[2].infer(x)
         assert caught.value.retry_after_s >= 0.01

@@ -158,7 +158,7 @@ def test_the_pool_runs_what_it_takes_and_measures_itself() -> None:
     assert pool.begin(one)
     assert not pool.begin(one)
     assert [pool.submit(WaitingJob(Client(), job)) for _ in range(4)] == [True, True, True, False]
-    assert pool.full()
+    assert pool.waiting == 3
     pool.end(one, 0.5)
     pool.end(one, 0.5)
     gate.set()

@@ -122,10 +122,6 @@ class Compute:
         """Whether `submit` would take a job of `client` that comes by `line` now."""
         return self._queue.room(client, line)
 
-    def full(self) -> bool:
-        """Whether `submit` would refuse whoever it was."""
-        return self._queue.waiting >= self._queue.limit
-
     @property
     def waiting(self) -> int:
         """Jobs in the queue."""
