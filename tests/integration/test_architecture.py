@@ -141,11 +141,13 @@ def test_class_names_are_unique() -> None:
 #: Modules without tests of their own, and why none could say more than those of the modules that use them.
 WITHOUT_TESTS: dict[str, str] = {
     "engines.apart_process": "the other end of engines.apart, in a process of its own: every test there runs it",
-    "models.rows.computing": "rules of one table in three files: models/rows/test_rows.py has cases for each operator",
+    "models.rows.computing": "rules of one table in four files: models/rows/test_rows.py has cases for each operator",
     "models.rows.moving": "as models.rows.computing",
+    "models.rows.numbering": "as models.rows.computing",
     "models.rows.shaping": "as models.rows.computing",
     "models.rows.step": "what the rules above read a node with",
     "models.torch.report": "values and a sentence of them: models/torch/test_torch.py reads it",
+    "runtime.server.services": "values only: the parts of a server by name, each of which has tests of its own",
 }
 
 

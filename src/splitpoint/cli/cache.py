@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options.server import cache_option
+from splitpoint.cli.options.server_options import cache_option
 from splitpoint.machine import default_cache
 from splitpoint.runtime.client.blob_cache import clear as delete
 from splitpoint.runtime.client.blob_cache import usage

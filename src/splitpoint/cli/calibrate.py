@@ -12,7 +12,7 @@ from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.cli.console import err, out, progress, table
 from splitpoint.cli.input_files import read_photos, recursive_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, cuts_option, model_options
+from splitpoint.cli.options.model_options import Opening, cuts_option, model_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.codecs import calibrated_names, open_codec
 from splitpoint.models.model import Model

@@ -13,10 +13,10 @@ from splitpoint.cli.console import out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
-from splitpoint.cli.options.server import cache_option, cloud_option, fresh_option
+from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
 from splitpoint.files import write_atomic
 from splitpoint.measured_cuts import compare
 from splitpoint.planning.constraints import Constraints

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import click
 
 from splitpoint import install, telemetry
-from splitpoint.cli.options.server import cloud_option
+from splitpoint.cli.options.server_options import cloud_option
 from splitpoint.errors import EngineError
 from splitpoint.machine import EXTRAS, default_cache, may_be_written, this_machine, versions
 from splitpoint.security import Security

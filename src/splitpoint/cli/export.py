@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import waiting
-from splitpoint.cli.options.model import parse_shapes
+from splitpoint.cli.options.model_options import parse_shapes
 from splitpoint.cli.options.output import output_option
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.units import size

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import bold, line, out, put_json, table
-from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import OUTPUT, csv_option, json_option, wrote, xlsx_option
 from splitpoint.files import write_atomic
 from splitpoint.models.model import Model

@@ -11,7 +11,7 @@ from splitpoint.cli.console import out, put_json, table
 from splitpoint.cli.options import given
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
-from splitpoint.cli.options.server import cloud_option
+from splitpoint.cli.options.server_options import cloud_option
 from splitpoint.errors import UsageError
 from splitpoint.link import Link
 from splitpoint.link.files import save_link

@@ -17,10 +17,10 @@ from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import given
 from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, is_local, model_options
+from splitpoint.cli.options.model_options import Opening, is_local, model_options
 from splitpoint.cli.options.output import json_option, output_option, png_option, wrote
 from splitpoint.cli.options.quantities import MS, SIZE, WATTS, budget_option
-from splitpoint.cli.options.server import cache_option, security_options
+from splitpoint.cli.options.server_options import cache_option, security_options
 from splitpoint.cli.verbs import typed
 from splitpoint.errors import InputError, UsageError
 from splitpoint.link import Link

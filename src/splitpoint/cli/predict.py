@@ -11,7 +11,7 @@ from splitpoint import install
 from splitpoint.cli import evaluate, train
 from splitpoint.cli.console import bold, line, out, put_json, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, in_words, refuse, whose
-from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import csv_option, json_option, output_option, wrote
 from splitpoint.errors import InputError
 from splitpoint.files import is_special

@@ -11,10 +11,10 @@ from splitpoint import install
 from splitpoint.cli.console import bold, countdown, line, out, say, table, waiting
 from splitpoint.cli.options import given
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import csv_option, json_option, output_option, png_option, wrote, xlsx_option
 from splitpoint.cli.options.quantities import WATTS, budget_option
-from splitpoint.cli.options.server import cache_option, cloud_option
+from splitpoint.cli.options.server_options import cache_option, cloud_option
 from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.machine import EMULATED

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options.model import allow_domain_option
-from splitpoint.cli.options.server import cache_option, cloud_option
+from splitpoint.cli.options.model_options import allow_domain_option
+from splitpoint.cli.options.server_options import cache_option, cloud_option
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.security import Security

@@ -17,10 +17,10 @@ from splitpoint.cli.console import say
 from splitpoint.cli.input_files import recursive_option
 from splitpoint.cli.options.codecs import codec_choice_option, parse_codecs
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import OUTPUT, json_option
 from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
-from splitpoint.cli.options.server import cache_option, cloud_option, fresh_option
+from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
 from splitpoint.cli.run_cut import Placed, follow, place
 from splitpoint.cli.run_rows import AnswerRows
 from splitpoint.cli.run_stream import Stream, check_policy, degraded, pacing

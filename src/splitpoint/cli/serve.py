@@ -12,9 +12,9 @@ import click
 from splitpoint.cli import signals
 from splitpoint.cli.log import Log
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.quantities import MS_OR_0, SIZE
-from splitpoint.cli.options.server import server_security_options
+from splitpoint.cli.options.server_options import server_security_options
 from splitpoint.engines.process_memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
 from splitpoint.machine import half_the_memory

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options.model import Opening, model_options
+from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import output_option
 from splitpoint.segments import split
 from splitpoint.units import size

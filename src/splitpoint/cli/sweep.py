@@ -11,9 +11,9 @@ from splitpoint.cli.console import bold, line, out, progress, put_json, say, tab
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options.codecs import codec_choice_option, parse_codecs
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, cuts_option, model_options
+from splitpoint.cli.options.model_options import Opening, cuts_option, model_options
 from splitpoint.cli.options.output import csv_option, json_option, png_option, wrote
-from splitpoint.cli.options.server import cache_option, cloud_option
+from splitpoint.cli.options.server_options import cache_option, cloud_option
 from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.graph import Cut

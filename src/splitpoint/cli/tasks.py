@@ -13,10 +13,10 @@ from splitpoint.cli import answers
 from splitpoint.cli.console import out, progress, put_json, say, table
 from splitpoint.cli.options.codecs import codec_names_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, allow_domain_option, is_local
+from splitpoint.cli.options.model_options import Opening, allow_domain_option, is_local
 from splitpoint.cli.options.output import csv_option, json_option, wrote
 from splitpoint.cli.options.quantities import budget_option
-from splitpoint.cli.options.server import cache_option, cloud_option, fresh_option
+from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, UsageError
 from splitpoint.planning.constraints import Constraints
 from splitpoint.report.files import write_csv

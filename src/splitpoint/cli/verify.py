@@ -6,7 +6,7 @@ import click
 
 from splitpoint.cli.console import progress, put_json
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model import Opening, cuts_option, model_options
+from splitpoint.cli.options.model_options import Opening, cuts_option, model_options
 from splitpoint.cli.options.output import json_option
 from splitpoint.errors import VerifyError
 from splitpoint.inputs import read_inputs

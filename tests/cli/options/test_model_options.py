@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from splitpoint.cli.options.model import Opening, is_local, parse_shapes, parse_values
+from splitpoint.cli.options.model_options import Opening, is_local, parse_shapes, parse_values
 from splitpoint.errors import UsageError
 
 
