@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile import Hostile, Says, hostile, silent
+from msgspec.structs import replace
 from serving import affine
 from test_device_attacks import errs, rows
 
@@ -60,7 +61,8 @@ def _short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _edge(edge: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    return edge(*args, **{**more, "timeout_s": 1.0})
+    patience = replace(more.pop("patience", Patience()), answer_s=1.0)
+    return edge(*args, patience=patience, **more)
 
 
 def dtype(server: Hostile, id: int, header: Any, body: bytes) -> bool:

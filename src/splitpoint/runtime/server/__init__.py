@@ -26,6 +26,8 @@
 Where tails compute is a seam: a `TailRunner` opens segments and computes requests for them. Another one (another
 machine, another serving framework) is given to `Server(…, runner=…)`:
 
+>>> from functools import partial
+>>> from time import perf_counter
 >>> class Here:  # computes in the thread that receives, without a queue
 ...     utilisation = 0.0
 ...     def __init__(self, engine, tell):
@@ -63,7 +65,11 @@ machine, another serving framework) is given to `Server(…, runner=…)`:
 ...         return 0.0
 ...     def close(self, *, drop=False):
 ...         self.session.close()
->>> with Server([model], engine=engine, port=0, runner=partial(Here, engine)) as server: ...
+>>> engine = open_engine()
+>>> with Server([load("zoo:lenet5")], engine=engine, port=0, runner=partial(Here, engine)) as server:
+...     with Edge(server.address, at="pool1") as edge:
+...         edge.infer(digit).outputs["logits"].shape
+(1, 10)
 """
 
 from __future__ import annotations

@@ -426,7 +426,10 @@ class Server(Closable):
     def stats(self) -> ServerStats:
         """What it has done since it was made, and what it has to do now: cheap enough for once a second.
 
-        >>> stats = server.stats()
+        >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
+        ...     with Edge(server.address, at="pool1") as edge:
+        ...         answer = edge.infer(digit)
+        ...     stats = server.stats()
         >>> over = stats.answered + sum(stats.refused.values()) + stats.failed + stats.dropped
         >>> stats.received == over + stats.in_flight
         True
