@@ -23,6 +23,7 @@ from splitpoint.errors import (
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.server.server import Server
@@ -144,7 +145,7 @@ def test_answers_whose_size_or_rank_values_decide_are_right(
         Server([model], engine=open_engine(threads=1), port=0) as server,
         Edge(
             server.address, model, at=0, cache=cache, engine=open_engine(threads=1), fallback=fallback,
-            on_event=told.append,
+            on_event=told.append, patience=Patience(open_s=60, first_s=60, least_s=60),
         ) as edge,
     ):  # fmt: skip
         for cut in model.graph.prefixes():
