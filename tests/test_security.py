@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from splitpoint import security
 from splitpoint.errors import UsageError
 from splitpoint.security import Security, ServerSecurity, client_security, read_token, server_security
 
+pytestmark = pytest.mark.usefixtures("_no_environment")
+
 TOKEN = certificates.TOKEN
 
 
@@ -21,21 +22,6 @@ TOKEN = certificates.TOKEN
 def _no_leaks() -> Iterator[None]:
     with nothing_leaks():
         yield
-
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("SPLITPOINT_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(TOKEN + "\n")
-    path.chmod(0o600)
-    return path
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile import Hostile, Says, hostile, silent
-from msgspec.structs import replace
+from msgspec import structs
 from serving import affine
 from test_device_attacks import errs, rows
 
@@ -24,7 +24,7 @@ from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.runtime.client import ready_cuts as cuts
 from splitpoint.runtime.client import remote_profile as asking
-from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.tasks import fleet
 from splitpoint.wire import Kind
 
@@ -57,12 +57,12 @@ def _short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if lie == "silent":
         for user in (fleet, cli_compare):
             monkeypatch.setattr(user, "Edge", partial(_edge, user.Edge))
-        monkeypatch.setattr(fleet, "_PATIENCE", Patience(first_s=0.2, least_s=0.2))
+        monkeypatch.setattr(fleet, "_PATIENCE", Patience(first_s=0.2, least_s=0.2, need_server=True))
 
 
 def _edge(edge: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    patience = replace(more.pop("patience", Patience()), answer_s=1.0)
-    return edge(*args, patience=patience, **more)
+    patience = structs.replace(more.get("patience", PATIENCE), answer_s=1.0)
+    return edge(*args, **{**more, "patience": patience})
 
 
 def dtype(server: Hostile, id: int, header: Any, body: bytes) -> bool:

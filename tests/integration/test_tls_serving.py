@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -30,6 +29,8 @@ from splitpoint.security import Security, ServerSecurity
 from splitpoint.transports import connect, memory
 from splitpoint.wire import Limits
 
+pytestmark = pytest.mark.usefixtures("_no_environment")
+
 TOKEN = certificates.TOKEN
 
 
@@ -37,21 +38,6 @@ TOKEN = certificates.TOKEN
 def _no_leaks() -> Iterator[None]:
     with nothing_leaks():
         yield
-
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("SPLITPOINT_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(TOKEN + "\n")
-    path.chmod(0o600)
-    return path
 
 
 @pytest.fixture

@@ -6,58 +6,21 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from functools import partial
 
-import certificates
 import numpy as np
 import pytest
 from serving import nothing_leaks
+from socket_pairs import QUICK, tcp_pair, tls_pair
 
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError
-from splitpoint.transports import Connection, Ended, connect, memory
+from splitpoint.transports import Connection, Ended, memory
 from splitpoint.transports.framed import Framed, flat
-from splitpoint.transports.tcp import TcpConnection, TcpListener
-from splitpoint.transports.tls import TlsConnection, server_context
+from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import Kind, Limits, Packer, Packet
 
 Pair = Callable[..., tuple[Connection, Connection]]
 SocketsPair = Callable[..., tuple[TcpConnection, TcpConnection]]
-QUICK = Limits(stall_s=0.2, handshake_s=0.2)
-
-
-def tcp_pair(limits: Limits = QUICK) -> tuple[TcpConnection, TcpConnection]:
-    listener = TcpListener("127.0.0.1", 0, limits)
-    try:
-        near = connect(listener.address, limits)
-        far = listener.accept()
-        assert isinstance(near, TcpConnection)
-        assert far is not None
-        return near, far
-    finally:
-        listener.close()
-
-
-def tls_pair(limits: Limits = QUICK) -> tuple[TlsConnection, TlsConnection]:
-    context = server_context(certificates.server())
-    listener = TcpListener("127.0.0.1", 0, limits, partial(TlsConnection, context=context))
-    accepted: list[TlsConnection] = []
-
-    def accept() -> None:
-        far = listener.accept()
-        assert isinstance(far, TlsConnection)
-        far.handshake(5)
-        accepted.append(far)
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    try:
-        near = connect(listener.address, limits, security=certificates.client())
-        assert isinstance(near, TlsConnection)
-    finally:
-        thread.join()
-        listener.close()
-    return near, accepted[0]
 
 
 def memory_pair(limits: Limits = QUICK) -> tuple[Connection, Connection]:

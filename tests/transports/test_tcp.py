@@ -8,14 +8,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import certificates
 import numpy as np
 import pytest
 from serving import affine, evaluate, nothing_leaks, until
+from socket_pairs import tcp_pair, tls_pair
 
 from splitpoint import wire
 from splitpoint.engines import open_engine
@@ -29,7 +28,6 @@ from splitpoint.transports import addresses, connect, dial
 from splitpoint.transports.addresses import is_loopback
 from splitpoint.transports.dial import Target
 from splitpoint.transports.tcp import TcpConnection, TcpListener
-from splitpoint.transports.tls import TlsConnection, server_context
 from splitpoint.wire import Kind, Limits, Packer, Packet
 
 
@@ -68,43 +66,6 @@ def test_a_writer_that_fails_ends_its_connection() -> None:
 
 
 SocketsPair = Callable[..., tuple[TcpConnection, TcpConnection]]
-
-
-QUICK = Limits(stall_s=0.2, handshake_s=0.2)
-
-
-def tcp_pair(limits: Limits = QUICK) -> tuple[TcpConnection, TcpConnection]:
-    listener = TcpListener("127.0.0.1", 0, limits)
-    try:
-        near = connect(listener.address, limits)
-        far = listener.accept()
-        assert isinstance(near, TcpConnection)
-        assert far is not None
-        return near, far
-    finally:
-        listener.close()
-
-
-def tls_pair(limits: Limits = QUICK) -> tuple[TlsConnection, TlsConnection]:
-    context = server_context(certificates.server())
-    listener = TcpListener("127.0.0.1", 0, limits, partial(TlsConnection, context=context))
-    accepted: list[TlsConnection] = []
-
-    def accept() -> None:
-        far = listener.accept()
-        assert isinstance(far, TlsConnection)
-        far.handshake(5)
-        accepted.append(far)
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    try:
-        near = connect(listener.address, limits, security=certificates.client())
-        assert isinstance(near, TlsConnection)
-    finally:
-        thread.join()
-        listener.close()
-    return near, accepted[0]
 
 
 sockets = pytest.mark.parametrize("sockets_pair", [tcp_pair, tls_pair], ids=["tcp", "tls"])

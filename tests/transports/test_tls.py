@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import threading
@@ -23,6 +22,8 @@ from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.transports.tls import TlsConnection, client_context, server_context
 from splitpoint.wire import Kind, Limits, Packer
 
+pytestmark = pytest.mark.usefixtures("_no_environment")
+
 TOKEN = certificates.TOKEN
 
 
@@ -30,21 +31,6 @@ TOKEN = certificates.TOKEN
 def _no_leaks() -> Iterator[None]:
     with nothing_leaks():
         yield
-
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("SPLITPOINT_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(TOKEN + "\n")
-    path.chmod(0o600)
-    return path
 
 
 @pytest.fixture

@@ -84,18 +84,7 @@ def _version() -> str:
         return "(run from its source, not installed)"
 
 
-#: --output was called --out by some verbs, and still may be.
-_SPELLING = {"out": "output"}
-
-
-@click.group(
-    cls=Verbs,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-        "token_normalize_func": lambda token: _SPELLING.get(token, token),
-    },
-)
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(_version(), prog_name="splitpoint")
 def group() -> None:
     """Split inference: the first part of a neural network on the device, the rest on a server.

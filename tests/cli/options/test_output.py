@@ -94,6 +94,7 @@ def test_a_closed_standard_output_is_said() -> None:
 def test_o_is_output_everywhere_and_out_still_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     short = {name: param.opts for name, command in commands() for param in command.params if "-o" in param.opts}
     assert len(short) >= 10
-    assert {tuple(opts) for opts in short.values()} == {("-o", "--output")}
+    assert {tuple(opts) for opts in short.values()} == {("-o", "--output", "--out")}
     assert ok(capsys, "link", "--link", "wifi", "--out", "-") == ok(capsys, "link", "--link", "wifi", "-o", "-")
     assert "No such option" in fails(capsys, 2, "link", "--outp", "-")
+    assert "'--out'" in fails(capsys, 2, "sweep", "lenet5", "--out", "-"), "what was typed, where there is none"

@@ -71,6 +71,7 @@ def test_inputs_are_made_for_the_newer_one_as_for_the_old(versions: tuple[Model,
             np.testing.assert_allclose(made.infer(x()).outputs["y3"], evaluate(new, x()), rtol=1e-4, atol=1e-5)
             assert made.cut.name == "add1"
             assert prepared == [old.fingerprint, new.fingerprint]
+            assert until(lambda: any("following" in str(e) for e in told)), "told when it has gone over"
             assert [str(e) for e in told if "following" in str(e)] == [
                 f"following affine: {new.fingerprint[:12]} instead of {old.fingerprint[:12]} from now on, cut at add1"
             ]

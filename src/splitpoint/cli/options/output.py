@@ -59,7 +59,7 @@ json_option: Option = click.option("--json", "as_json", is_flag=True, help="Prin
 def output_option(text: str, *, metavar: str = "FILE", folder: bool = False, **more: Any) -> Option:
     """-o, --output: the parameter `output`."""
     kind = OUTPUT_FOLDER if folder else OUTPUT
-    return click.option("-o", "--output", type=kind, metavar=metavar, help=text, **more)
+    return click.option("-o", "--output", "--out", type=kind, metavar=metavar, help=text, **more)
 
 
 def csv_option(text: str, **more: Any) -> Option:

@@ -3,7 +3,7 @@
 `server.Server` is what users hold. A connection's way, and a request's:
 
     listener ─ admission ─ connection ─┬─ requests ──── where its tail computes (a `TailRunner`) ─ reply
-    accepts    who it is   receives    ├─ opening ───── worker_pool ─ a tail is compiled
+    accepts    who it is   receives    ├─ segment_opening ─ worker_pool ─ a tail is compiled
                                        └─ handing_out ─ graphs, weights, profiles, probes
 
 | module | |
@@ -12,7 +12,7 @@
 | admission | who has connected and is not let in yet |
 | connection | one client's receive loop: which frame goes where |
 | requests, opened_tail | INFER: checked, admitted, decoded, answered |
-| opening | OPEN and CLOSE |
+| segment_opening | OPEN and CLOSE |
 | handing_out, weight_sharing, profile_jobs | what leaves of a model, and profiles of this machine |
 | services, replies | what the four above share |
 | accounts, quotas | what clients hold and have used, and what an address may |
@@ -65,11 +65,11 @@ machine, another serving framework) is given to `Server(…, runner=…)`:
 ...         return 0.0
 ...     def close(self, *, drop=False):
 ...         self.session.close()
->>> engine = open_engine()
+>>> engine = open_engine(threads=1)
 >>> with Server([load("zoo:lenet5")], engine=engine, port=0, runner=partial(Here, engine)) as server:
 ...     with Edge(server.address, at="pool1") as edge:
-...         edge.infer(digit).outputs["logits"].shape
-(1, 10)
+...         list(edge.infer(digit).outputs)
+['logits']
 """
 
 from __future__ import annotations

@@ -428,7 +428,7 @@ class Server(Closable):
 
         >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
         ...     with Edge(server.address, at="pool1") as edge:
-        ...         answer = edge.infer(digit)
+        ...         result = edge.infer(digit)
         ...     stats = server.stats()
         >>> over = stats.answered + sum(stats.refused.values()) + stats.failed + stats.dropped
         >>> stats.received == over + stats.in_flight
