@@ -21,9 +21,9 @@ from splitpoint.graph import Graph
 from splitpoint.machine import this_machine
 from splitpoint.planning.cost_model import CostModel
 from splitpoint.planning.hosts import Host
+from splitpoint.planning.placement_search import SplitProblem
 from splitpoint.planning.solve.min_cut import Cutter, least
 from splitpoint.planning.solve.problem import Problem, stages
-from splitpoint.planning.split_problem import SplitProblem
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat
 
 #: Real graphs that need no download: 1,746 nodes with 668 placed (onnx ships it), and one of the zoo.
@@ -51,7 +51,8 @@ def made(n: int, rounds: int) -> None:
     """Times of synthetic problems of `n` steps, each planned for the first time."""
     problems = [synthetic(n, seed) for seed in range(rounds)]
     times = [timed(lambda p=p: least(p), 3) for p in problems]  # type: ignore[misc]
-    again = [timed(lambda c=c: c.least(), 3) for c in map(Cutter, problems)]  # type: ignore[misc]
+    pairs = [(Cutter(p), p) for p in problems]
+    again = [timed(lambda c=c, p=p: c.least(p), 3) for c, p in pairs]  # type: ignore[misc]
     target = f" (target ≤ {TARGETS['2,000 steps']:g})" if n == 2000 else ""
     print(f"  synthetic, {n} steps with skips and random costs: first plan {median(times):.2f}, worst {max(times):.2f}"
           f"{target}; again {median(again):.2f}, worst {max(again):.2f}")  # fmt: skip

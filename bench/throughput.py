@@ -23,7 +23,7 @@ from bench.common import header
 from splitpoint.graph import Graph
 from splitpoint.planning.solve.blocks import StepOrder
 from splitpoint.planning.solve.problem import Problem, stages
-from splitpoint.planning.solve.throughput import bottleneck
+from splitpoint.planning.solve.search import search
 
 SLOWER = (2, 4, 16)
 MBPS = (1, 3, 10, 30, 100, 300, 1000)
@@ -49,7 +49,7 @@ def report(name: str, graph: Graph) -> None:
         for mbps in MBPS:
             problem = problem_of(graph, slower, mbps)
             start = perf_counter()
-            solution = bottleneck(problem)
+            solution = search(problem, "slowest")
             times.append((perf_counter() - start) * 1e3)
             gaps.append(solution.gap)
             split += bool(solution.on_edge.any() and not solution.on_edge.all())

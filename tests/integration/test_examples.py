@@ -18,8 +18,8 @@ from splitpoint.link.presets import PRESETS
 from splitpoint.models.zoo import digits
 from splitpoint.planning.cost_model import CostModel
 from splitpoint.planning.hosts import Host
+from splitpoint.planning.placement_search import SplitProblem
 from splitpoint.planning.solve.min_cut import least
-from splitpoint.planning.split_problem import SplitProblem
 
 MODULES = sorted(
     m.name

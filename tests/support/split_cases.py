@@ -18,7 +18,7 @@ from splitpoint.models import load as load_model
 from splitpoint.planning.cost_model import CostModel
 from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
 from splitpoint.planning.hosts import Host
-from splitpoint.planning.split_problem import SplitProblem
+from splitpoint.planning.placement_search import SplitProblem
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
 from splitpoint.tensors import TensorSpec
 
@@ -81,7 +81,7 @@ def split_of(
     costs = costs_of(graph, profile_of(graph, 1, 4.0, watts=watts), profile_of(graph, 2, 0.4), **more)
     return SplitProblem(
         costs,
-        may_use=lambda tensor, codec: costs.calibrated.allows(tensor, codec, max_drop),
+        max_drop=max_drop,
         keep_input_local=keep_input_local,
     )
 

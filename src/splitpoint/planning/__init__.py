@@ -8,11 +8,11 @@
 
 There is one cost model, for hosts (`hosts`) and the hops between them, in order. `cost_model` prices one placement, and
 all topological prefixes with all codecs at once; `scoring` makes one placement a row of the table and says which
-constraint rules it out; `candidates` scores the prefixes on a link. `split_problem` gives the same numbers to the exact
-search over all placements (`placement_search`, and the mathematics in `solve`), which is between two hosts.
+constraint rules it out; `candidates` scores the prefixes on a link. `placement_search` gives the same numbers to the
+exact search over all placements (`solve`), which is between two hosts.
 
-`choice` picks among rows. `advice`, `sensitivity` and `infeasible` say what it comes to: one sentence, the plan by
-bandwidth, and what cannot be met.
+`choice` picks among rows. `advice` says what it comes to, or what cannot be met; `sensitivity` is the plan by
+bandwidth.
 
 An objective is a row of weights (`objectives.weights_of`) and its unit (`plans.value`). A constraint is a field of
 `Constraints` and a reason of `Scorer`: `refusal` for a cut, `lossy_refusal` for a codec, a deadline by the total.

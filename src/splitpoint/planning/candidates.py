@@ -17,8 +17,7 @@ from splitpoint.planning.cost_model import CostModel, high
 from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.plans import Option
 from splitpoint.planning.scoring import Scorer, uniform
-from splitpoint.planning.solve.frontier import supported
-from splitpoint.planning.solve.problem import Bools, Floats
+from splitpoint.planning.solve.problem import Bools, Floats, simplex
 
 
 class Candidates:
@@ -116,3 +115,29 @@ def _ranked(scores: Floats, count: int) -> list[tuple[int, int]]:
     least = scores[np.arange(len(scores)), best]
     order = np.argsort(least, kind="stable")[:count]
     return [(int(p), int(best[p])) for p in order if np.isfinite(least[p])]
+
+
+def supported(costs: Floats, most: int) -> Sequence[int]:
+    """At most `most` rows of `costs` (float64[ways, resources]) that are the cheapest for some prices of the resources.
+
+    Those that are so for the most prices come first: where many requests are shared out so that no resource becomes the
+    bottleneck, mixes of these are all it takes. Behind them are the nearest of those that nothing is better than.
+
+    >>> supported(np.array([[4.0, 0.0], [0.0, 4.0], [1.0, 1.0], [3.0, 3.0], [0.5, 2.9]]), 8)
+    [2, 0, 1, 4]
+    """
+    if not len(costs):
+        return []
+    # A hair of everything: of two that cost the same, the quicker one.
+    paid = simplex(costs.shape[1], 8) @ costs.T + 1e-6 * costs.sum(1)
+    counts = np.bincount(paid.argmin(1), minlength=len(costs))
+    # Those that are nearly the cheapest fill the gaps between them: a request is not to be had in parts.
+    behind = (paid / paid.min(1, keepdims=True)).min(0)
+    order = np.lexsort((behind, -counts))
+    return [int(k) for k in order[:most] if counts[k] or _efficient(costs, k)]
+
+
+def _efficient(costs: Floats, row: int) -> bool:
+    """Whether no other row is as cheap in everything and cheaper in something."""
+    better = (costs <= costs[row]).all(1) & (costs < costs[row]).any(1)
+    return not bool(better.any())

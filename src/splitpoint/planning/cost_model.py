@@ -8,7 +8,7 @@
 `hosts` are in the order a request passes them, the device first; hop j is the link between host j and the next one.
 A placement is a cut for each hop: what is before hop j runs on the hosts up to j. The same functions price one
 placement (floats) and all topological prefixes with all codecs at once (arrays); the exact search takes its numbers
-from the same tables (`split_problem`).
+from the same tables (`placement_search`).
 
 Every spread is in here. Of computing it is p10 and p90 of all measured runs; of the network the jitter, late only, and
 ±5 % of the transfer where the link varies; of codecs ±25 %, and as much of bytes that are estimated. Independent parts
@@ -24,11 +24,12 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from splitpoint.calibration.calibrations import Calibration
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow
 from splitpoint.codecs import open_codec
+from splitpoint.errors import InputError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.calibrated import Calibrated
+from splitpoint.planning.constraints import over_budget
 from splitpoint.planning.frame_bytes import REQUEST_NBYTES, VECTOR_NBYTES, answer_nbytes, frame_entry
 from splitpoint.planning.graph_steps import GraphSteps
 from splitpoint.planning.hosts import RAW, Host
@@ -188,6 +189,53 @@ class PlacedParts:
     down_nbytes: tuple[int, ...]
 
 
+class Calibrated:
+    """What a calibration says of the tensors of `graph`: their bytes with a codec, and how good the answer then is.
+
+    `nbytes` are medians by (tensor, codec); `codecs` those that were calibrated anywhere. InputError if it is of
+    another model.
+    """
+
+    def __init__(self, graph: Graph, calibration: Calibration | None) -> None:
+        self.nbytes: dict[tuple[str, str], int] = {}
+        self.codecs: tuple[str, ...] = ()
+        self._alone: dict[tuple[str, str], list[CalibrationRow]] = {}
+        self._rows: dict[tuple[tuple[str, ...], str], CalibrationRow] = {}
+        if calibration is None:
+            return
+        cuts = graph.prefixes()
+        sizes: dict[tuple[str, str], list[int]] = {}
+        for row in calibration.rows:
+            if not 0 <= row.prefix < len(cuts) or len(cuts[row.prefix].crossing) != len(row.nbytes):
+                raise InputError(
+                    f"the calibration of {calibration.model} has a row for prefix {row.prefix} that does not fit "
+                    f"{graph.name}: it is of another model"
+                )
+            cut, codec = cuts[row.prefix], open_codec(row.codec)
+            # What crosses and how decides the answer, not which nodes were left on which side of it.
+            self._rows[_names(cut), row.codec] = row
+            for spec, nbytes in zip(cut.crossing, row.nbytes, strict=True):
+                if codec.accepts(spec):
+                    sizes.setdefault((spec.name, row.codec), []).append(nbytes)
+                    if len(row.nbytes) == 1:
+                        self._alone.setdefault((spec.name, row.codec), []).append(row)
+        self.nbytes = {key: int(np.median(each)) for key, each in sizes.items()}
+        self.codecs = tuple(dict.fromkeys(r.codec for r in calibration.rows))
+
+    def row(self, cut: Cut, codec: str) -> CalibrationRow | None:
+        """What was measured of this codec for all that crosses at `cut`; None if nothing was."""
+        return self._rows.get((_names(cut), codec))
+
+    def allows(self, tensor: str, codec: str, max_drop: float | None) -> bool:
+        """Whether an inexact codec keeps within `max_drop` for this tensor: shown, not supposed."""
+        rows = self._alone.get((tensor, codec), ())
+        return max_drop is None or (bool(rows) and not any(over_budget(r.quality, max_drop) for r in rows))
+
+
+def _names(cut: Cut) -> tuple[str, ...]:
+    return tuple(t.name for t in cut.crossing)
+
+
 class CostModel:
     """Prices placements of one graph on these hosts. `codecs` are those that the tables have, raw first.
 
@@ -207,7 +255,7 @@ class CostModel:
         for name in self.codecs:
             for host in self.hosts:
                 host.codec(name)
-        self.calibrated = Calibrated.of(graph, calibration)
+        self.calibrated = Calibrated(graph, calibration)
         self.steps = GraphSteps.of(graph)
         self._coded: dict[tuple[int, str, str], Coded] = {}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import msgspec
+
 from splitpoint.graph import Cut, Graph
 from splitpoint.planning.hosts import RAW
 from splitpoint.tensors import TensorSpec
 
-#: Bytes of an INFER and a RESULT frame around their tensors' entries and bytes, by docs/wire-format.md: prefix, then
-#: the header's fixed part (a segment's number below 128) or the server's times. Its test holds them,
-#: and `entry_nbytes`, to the frames that wire.Packer makes.
+#: Bytes of an INFER and a RESULT frame around their tensors' entries and bytes: prefix, then the header's fixed part
+#: (a segment's number below 128) or the server's times. Its test holds them to the frames that wire.Packer makes.
 REQUEST_NBYTES = 24 + 13
 ANSWER_NBYTES = 24 + 64 + 2
 #: A shape vector of four numbers in a request's header.
@@ -38,13 +39,4 @@ def entry_nbytes(dtype: str, shape: Sequence[int], nbytes: int, codec: str = "")
     >>> entry_nbytes("float32", (1, 96, 28, 28), 301_056)
     20
     """
-    sizes = [_integer(n) for n in (*shape, nbytes)]
-    names = [len(text) + (1 if len(text) < 32 else 2) for text in (dtype, codec)]
-    return 1 + (1 if len(shape) < 16 else 3) + sum(sizes) + sum(names)
-
-
-def _integer(n: int) -> int:
-    for limit, size in ((1 << 7, 1), (1 << 8, 2), (1 << 16, 3), (1 << 32, 5)):
-        if n < limit:
-            return size
-    return 9
+    return len(msgspec.msgpack.encode((dtype, codec, shape, nbytes)))

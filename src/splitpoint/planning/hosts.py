@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from splitpoint.calibration.calibrations import Calibration
+from splitpoint.documents import require_model
 from splitpoint.errors import InputError
+from splitpoint.graph import Graph
 from splitpoint.profile.profiles import CodecCost, Profile
 from splitpoint.text import listed
 
@@ -25,10 +27,6 @@ class Host:
     name: str
     profile: Profile
     most_memory: float | None = None
-
-    def slowed(self, factor: float) -> Host:
-        """The same machine while it computes `factor` times slower."""
-        return self if factor == 1 else dataclasses.replace(self, profile=self.profile.slowed(factor))
 
     def knows(self, codec: str) -> bool:
         """Whether the profile has times for this codec."""
@@ -68,3 +66,49 @@ def quality_of(codec: str) -> int | None:
     """
     number = codec.partition(":")[2].partition("+")[0]
     return int(number) if number.isdecimal() else None
+
+
+def check_same_model(graph: Graph, hosts: Sequence[Host], calibration: Calibration | None) -> None:
+    """InputError unless these profiles, this graph and this calibration belong together."""
+    first = hosts[0].profile
+    model = (first.graph.name, first.fingerprint)
+    for host in hosts:
+        theirs = (host.profile.graph.name, host.profile.fingerprint)
+        way_out = "both must be of one model, profile it on every machine"
+        require_model(f"the {host.name}'s profile", theirs, model, way_out)
+    for host in hosts:
+        _check_nodes(graph, host.profile, host.name)
+    if calibration is not None:
+        theirs = (calibration.model, calibration.fingerprint)
+        require_model("the calibration", theirs, model, "calibrate this model")
+
+
+def _check_nodes(graph: Graph, profile: Profile, side: str) -> None:
+    if profile.graph is not graph:
+        known = {n.name for n in profile.graph.nodes}
+        missing = [n.name for n in graph.nodes if n.name not in known]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"the {side}'s profile lacks node {missing[0]}{more} of {graph.name}: it is of another model or "
+                "version of it, profile again"
+            )
+        if _wiring(profile.graph) != _wiring(graph):
+            raise InputError(
+                f"the {side}'s profile is of {profile.graph.name} wired otherwise than {graph.name} here: profile again"
+            )
+    if len(profile.nodes) != len(graph.nodes):
+        raise InputError(
+            f"the {side}'s profile has times for {len(profile.nodes)} nodes, and {graph.name} has {len(graph.nodes)}: "
+            "profile again"
+        )
+    last = len(graph.prefixes()) - 1
+    for segment in profile.segments:
+        if not 0 <= segment.prefix <= last:
+            raise InputError(
+                f"the {side}'s profile has a cut at prefix {segment.prefix}, and {graph.name} has 0…{last}"
+            )
+
+
+def _wiring(graph: Graph) -> list[tuple[str, tuple[str, ...], tuple[str, ...], bool]]:
+    return [(n.op, n.inputs, n.outputs, n.placed) for n in graph.nodes]

@@ -23,17 +23,15 @@ from splitpoint.codecs import open_codec
 from splitpoint.errors import UsageError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.advice import advise, explain
+from splitpoint.planning.advice import advise, contradiction, explain
 from splitpoint.planning.candidates import Candidates
 from splitpoint.planning.choice import least, nearly, rows
 from splitpoint.planning.constraints import Constraints, check_budget
 from splitpoint.planning.cost_model import CostModel
-from splitpoint.planning.hosts import RAW, Host, quality_of
-from splitpoint.planning.infeasible import contradiction
+from splitpoint.planning.hosts import RAW, Host, check_same_model, quality_of
 from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.placement_search import PlacementSearch
 from splitpoint.planning.plans import Option, Plan, value
-from splitpoint.planning.same_model import check
 from splitpoint.planning.scoring import Scorer, uniform
 from splitpoint.planning.sensitivity import Curves, curves, ranges
 from splitpoint.planning.solve.problem import Bools, Solution
@@ -82,7 +80,7 @@ class Planner:
         self.graph = graph if graph is not None else edge.graph
         self.constraints = constraints or Constraints()
         self.hosts = (Host("device", edge, self.constraints.max_edge_memory), Host("server", cloud))
-        check(self.graph, self.hosts, calibration)
+        check_same_model(self.graph, self.hosts, calibration)
         self.objective, self._calibration = objective, calibration
         weights_of(objective, self.hosts)  # an objective that is none is told now
         if self.constraints.max_drop is not None:
@@ -156,19 +154,18 @@ class Planner:
 
     def slowed(self, device: float, server: float) -> Planner:
         """A planner for the same device and server while they compute so many times slower than their profiles say."""
-        factors = zip(self.hosts, (device, server), strict=True)
-        planner = self._like(self.objective, self.constraints, [host.slowed(f).profile for host, f in factors])
+        hosts = zip(self.hosts, (device, server), strict=True)
+        profiles = [host.profile if factor == 1 else host.profile.slowed(factor) for host, factor in hosts]
+        planner = self._like(profiles, self.constraints, self.objective)
         planner._placed = self._placed
         return planner
 
     def relaxed(self, constraints: Constraints, objective: str) -> Planner:
         """A planner for the same device and server with other constraints."""
-        return self._like(objective, constraints, [host.profile for host in self.hosts])
+        return self._like([host.profile for host in self.hosts], constraints, objective)
 
-    def _like(self, objective: str, constraints: Constraints, profiles: Sequence[Profile]) -> Planner:
-        return Planner(
-            self.graph, profiles, objective=objective, constraints=constraints, calibration=self._calibration
-        )
+    def _like(self, profiles: Profiles, limits: Constraints, objective: str) -> Planner:
+        return Planner(self.graph, profiles, objective=objective, constraints=limits, calibration=self._calibration)
 
     def frontier(self, link: Link, most: int = 8) -> Sequence[Option]:
         """The best option for `link`, then others that are allowed and the cheapest for some prices of the device's,
@@ -279,8 +276,7 @@ class Planner:
 
     def _as_prefix(self, cut: Cut) -> Cut:
         """The topological prefix with the nodes of `cut`, where there is one."""
-        prefix = self._scorer.prefix_of(cut)
-        return cut if prefix is None else self._candidates.cuts[prefix]
+        return self._scorer.prefix_of(cut) or cut
 
 
 def pair(profiles: Profiles) -> tuple[Profile, Profile]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
-
-import numpy as np
 
 from splitpoint.calibration.calibrations import CalibrationRow, Quality
 from splitpoint.codecs import open_codec
@@ -40,7 +38,6 @@ class Scorer:
 
     def __init__(self, costs: CostModel, constraints: Constraints) -> None:
         self.costs, self.graph, self.constraints = costs, costs.graph, constraints
-        self._cuts = costs.graph.prefixes()
         self._placed: dict[Set[int], _Placed] = {}
         # Of a request, not of a plan: energy is told wherever the watts are known.
         self._energy = weights_of("energy", costs.hosts) if costs.hosts[0].profile.watts is not None else None
@@ -59,7 +56,9 @@ class Scorer:
         quality = row.quality if row is not None else None
         on_hosts = [host_delays(host) for host in work.hosts]
         on_hops = [hop_delays(hop, at) for hop, at in zip(work.hops, links, strict=True)]
-        total = summed([delay for pair in (*on_hosts, *on_hops) for delay in pair])
+        delays = [delay for pair in (*on_hosts, *on_hops) for delay in pair]
+        # Spreads are independent: medians add up, spreads as root of squares.
+        total = _band(Delay(sum(d.ms for d in delays), sum(d.below for d in delays), sum(d.above for d in delays)))
         reasons = [placed.refusal, "" if exact else self.too_lossy(quality, names), self._late(total)]
         slowest = max(work.busy(links))
         return Option(
@@ -105,21 +104,15 @@ class Scorer:
                     return row
         return None
 
-    def prefix_of(self, cut: Cut) -> int | None:
-        """The place of the topological prefix with the same nodes; None if there is none."""
-        place = self._by_count.get(len(cut.nodes))
-        if place is None or self._cuts[place] is cut:
-            return place
-        return place if self._cuts[place].nodes == cut.nodes else None
-
-    @cached_property
-    def _by_count(self) -> Mapping[int, int]:
-        return {len(c.nodes): p for p, c in enumerate(self._cuts)}
+    def prefix_of(self, cut: Cut) -> Cut | None:
+        """The topological prefix with the same nodes; None if there is none."""
+        around = self.graph.prefixes()[self.costs.steps.around(cut.nodes)]
+        return around if len(around.nodes) == len(cut.nodes) else None
 
     def name_of(self, cut: Cut) -> str:
         """Its name, as ``--at`` takes it; of a cut where more than three branches end, one for people (see `Plan`)."""
         prefix = self.prefix_of(cut)
-        layers = [self._cuts[prefix].name] if prefix is not None else self.graph.name_of(cut.nodes).split(JOIN)
+        layers = [prefix.name] if prefix is not None else self.graph.name_of(cut.nodes).split(JOIN)
         return JOIN.join(layers[:3]) + (f"{JOIN}{len(layers) - 3} more" if len(layers) > 3 else "")
 
     # --- what rules it out --------------------------------------------------------------------------------------
@@ -176,27 +169,7 @@ class Scorer:
 
     def memory_of(self, cut: Cut) -> float:
         """Bytes its head holds by `head_memory`; of a cut that is no prefix, what the smallest one around it does."""
-        if not len(cut.nodes):
-            return 0.0
-        prefix = self.prefix_of(cut)
-        if prefix is None:
-            prefix = int(np.searchsorted(self._counts, 1 + max(self._rank[i] for i in cut.nodes)))
-        return self.memory[prefix]
-
-    @cached_property
-    def _counts(self) -> Sequence[int]:
-        return [len(c.nodes) for c in self._cuts]
-
-    @cached_property
-    def _rank(self) -> Mapping[int, int]:
-        flat = (i for step in self.graph.order for i in step)
-        return {i: k for k, i in enumerate(flat)}
-
-
-def summed(delays: Sequence[Delay[float]]) -> Band:
-    """The sum of stages whose spreads are independent: medians add up, spreads as root of squares."""
-    middle = sum(d.ms for d in delays)
-    return Band(middle, middle - sqrt(sum(d.below for d in delays)), middle + sqrt(sum(d.above for d in delays)))
+        return self.memory[self.costs.steps.around(cut.nodes)]
 
 
 def uniform(cut: Cut, codec: str) -> list[str]:

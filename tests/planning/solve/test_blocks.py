@@ -23,9 +23,8 @@ from placements import (
 )
 
 from splitpoint.planning.solve.blocks import Block, StepOrder, three_stages
-from splitpoint.planning.solve.constrained import Limit
 from splitpoint.planning.solve.problem import stages
-from splitpoint.planning.solve.throughput import bottleneck
+from splitpoint.planning.solve.search import Limit, search
 
 
 def test_block_that_is_cut_inside() -> None:
@@ -33,7 +32,7 @@ def test_block_that_is_cut_inside() -> None:
     needs: Needs = [(-1,), (0,), (0,), (1, 2)]
     problem = problem_of(needs, np.random.default_rng(0), slower=1, link=0.01)
     problem = dataclasses.replace(problem, edge=np.array([0.0, 9, 5, 0]), cloud=np.array([0.0, 5, 9, 0]))
-    found = bottleneck(problem)
+    found = search(problem, "slowest")
     assert found.on_edge.tolist() == [True, False, True, False]
     assert (found.value, found.gap) == (5, 0)
     assert slowest_stage(problem, found.on_edge) == "edge"
@@ -80,9 +79,9 @@ def test_parts_of_a_block_are_all_and_priced() -> None:
 def test_wrong_wiring_is_refused() -> None:
     problem = problem_of(unet(), np.random.default_rng(0))
     with pytest.raises(ValueError, match="steps are in order"):
-        bottleneck(dataclasses.replace(problem, before=problem.after, after=problem.before))
+        search(dataclasses.replace(problem, before=problem.after, after=problem.before), "slowest")
     with pytest.raises(ValueError, match="steps are in order"):
-        bottleneck(dataclasses.replace(problem, maker=np.full(problem.link.size, problem.steps - 1, np.int32)))
+        search(dataclasses.replace(problem, maker=np.full(problem.link.size, problem.steps - 1, np.int32)), "slowest")
     other = problem_of(resnet(), np.random.default_rng(0))
     with pytest.raises(ValueError, match="same steps"):
-        bottleneck(problem, within=[Limit(other, 1.0)])
+        search(problem, "slowest", [Limit(other, 1.0)])

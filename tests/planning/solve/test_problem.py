@@ -49,5 +49,4 @@ def test_a_gap_is_a_share_of_the_bound() -> None:
     assert Solution(on_edge, 11.0, 10.0).gap == pytest.approx(0.1)
     assert Solution(on_edge, 10.0, 10.0).gap == 0
     assert Solution(on_edge, 1.0, 0.0).gap == np.inf
-    assert not Solution(on_edge, np.inf, np.inf).feasible
     assert StageTotals(1.0, 2.0, 3.0).total == 6.0

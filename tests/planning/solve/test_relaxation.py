@@ -18,9 +18,8 @@ from placements import (
     with_costs_of,
 )
 
-from splitpoint.planning.solve.constrained import Limit, least_within
 from splitpoint.planning.solve.problem import stages
-from splitpoint.planning.solve.throughput import bottleneck
+from splitpoint.planning.solve.search import Limit, search
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -38,12 +37,12 @@ def test_bound_of_the_linear_program_holds(seed: int) -> None:
         keeps = spent <= most * (1 + SAME)
         limit = Limit(limited, most)
         for found, best, value in (
-            (bottleneck(problem, budget_s=NEVER, most_work=0), three.max(axis=1).min(), "slowest"),
-            (bottleneck(problem, within=[limit], budget_s=NEVER, most_work=0), best_of(three.max(1), keeps), "slowest"),
-            (least_within(problem, [limit], budget_s=NEVER, most_work=0), best_of(three.sum(1), keeps), "total"),
+            (search(problem, "slowest", budget_s=NEVER, most_work=0), three.max(axis=1).min(), "slowest"),
+            (search(problem, "slowest", [limit], budget_s=NEVER, most_work=0), best_of(three.max(1), keeps), "slowest"),
+            (search(problem, "total", [limit], budget_s=NEVER, most_work=0), best_of(three.sum(1), keeps), "total"),
         ):
             check(found, problem, best, getattr(stages(problem, found.on_edge), value), exact=False)
-            assert found.feasible == math.isfinite(best)
+            assert math.isfinite(found.value) == math.isfinite(best)
             assert found.gap <= 1.1e-3
-            branched += found.feasible and found.gap > 0
+            branched += math.isfinite(found.value) and found.gap > 0
     assert branched > 3

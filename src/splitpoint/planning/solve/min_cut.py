@@ -22,7 +22,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpoint.errors import UsageError
 from splitpoint.planning.solve.problem import Bools, Floats, Ints, Problem, Solution, stages
 
 #: The largest flow there can be, and a capacity that no cut of at most that much contains. Their sum fits int32.
@@ -38,53 +37,7 @@ Indices: TypeAlias = NDArray[np.intp]
 
 def least(problem: Problem, *, keep_edge: Bools | None = None, keep_cloud: Bools | None = None) -> Solution:
     """The closed placement with the least `stages(problem, …).total`, and the proof; see `Cutter.least`."""
-    return Cutter(problem).least(keep_edge=keep_edge, keep_cloud=keep_cloud)
-
-
-class Cutter:
-    """Finds the best placement again and again while only costs change: the network of flows is built once.
-
-    >>> cutter = Cutter(problem)
-    >>> slower = cutter.least(dataclasses.replace(problem, link=problem.link * 4))
-    >>> cutter.least().value <= slower.value
-    True
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        self._layout = _Layout.of(problem)
-
-    def least(
-        self, problem: Problem | None = None, *, keep_edge: Bools | None = None, keep_cloud: Bools | None = None
-    ) -> Solution:
-        """The best placement of `problem`: the one this was made with, or the same graph with other costs.
-
-        Steps in `keep_edge` must be on the device and those in `keep_cloud` on the server. `value` and `bound` are
-        inf if no placement meets that and the links that are inf. UsageError for a graph of another shape.
-        """
-        problem = self._same(problem)
-        return self._layout.least(_kept(problem, keep_edge, keep_cloud))
-
-    def _same(self, problem: Problem | None) -> Problem:
-        if problem is None or problem is self._problem:
-            return self._problem
-        mine = self._problem
-        for name in ("before", "after", "maker", "first", "users"):
-            a, b = getattr(mine, name), getattr(problem, name)
-            if a is not b and not np.array_equal(a, b):
-                raise UsageError(f"this problem has other {name} than the one the cutter was made with: make another")
-        if problem.steps != mine.steps:
-            raise UsageError(f"this problem has {problem.steps} steps, the one the cutter was made with {mine.steps}")
-        return problem
-
-
-def _kept(problem: Problem, keep_edge: Bools | None, keep_cloud: Bools | None) -> Problem:
-    """`problem` with a price without limit on the wrong side of each step that must stay on one."""
-    if keep_edge is not None and keep_edge.any():
-        problem = dataclasses.replace(problem, cloud=np.where(keep_edge, np.inf, problem.cloud))
-    if keep_cloud is not None and keep_cloud.any():
-        problem = dataclasses.replace(problem, edge=np.where(keep_cloud, np.inf, problem.edge))
-    return problem
+    return Cutter(problem).least(problem, keep_edge=keep_edge, keep_cloud=keep_cloud)
 
 
 @dataclass(frozen=True)
@@ -198,24 +151,18 @@ def _minimum(network: _Network, spare: Floats, side: Bools) -> tuple[Bools, floa
     return side[place], flow
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where a problem's costs are in its network.
+class Cutter:
+    """Finds the best placement again and again while only costs change: the network of flows is built once.
 
-    Vertices: the steps, one for each tensor with several users, source, sink. `slots` says which edge each cost
-    belongs to: first cloud, then edge, then link. `endless` edges have no limit.
+    Its vertices are the steps, one for each tensor with several users, source and sink.
+
+    >>> cutter = Cutter(problem)
+    >>> slower = cutter.least(dataclasses.replace(problem, link=problem.link * 4))
+    >>> cutter.least(problem).value <= slower.value
+    True
     """
 
-    network: _Network
-    steps: int
-    slots: Indices
-    endless: Indices
-    crossing: Indices
-    """The tensors that have an edge: those with a user other than their maker."""
-
-    @classmethod
-    def of(cls, problem: Problem) -> _Layout:
-        """The layout of problems with these steps and tensors."""
+    def __init__(self, problem: Problem) -> None:
         n, count = problem.steps, problem.link.size
         owner = np.repeat(np.arange(count), np.diff(problem.first))
         users = problem.users.astype(np.intp)
@@ -231,30 +178,40 @@ class _Layout:
         ends = helper.copy()
         alone = wanted[owner] == 1
         ends[owner[alone]] = users[alone]
-        crossing = np.flatnonzero(wanted > 0)
+        #: The tensors that have an edge: those with a user other than their maker.
+        self._crossing = crossing = np.flatnonzero(wanted > 0)
         makers = np.where(problem.maker < 0, source, problem.maker).astype(np.intp)
         steps = np.arange(n)
         apart = problem.before != problem.after
         tails = [np.full(n, source), steps, makers[crossing], helper[owner[~alone]], problem.after[apart]]
         heads = [steps, np.full(n, sink), ends[crossing], users[~alone], problem.before[apart]]
-        network, place = _Network.of(vertices, np.concatenate(tails), np.concatenate(heads))
+        self._network, place = _Network.of(vertices, np.concatenate(tails), np.concatenate(heads))
         priced = 2 * n + crossing.size
-        return cls(network, n, place[:priced], place[priced:], crossing)
+        #: Which edge each cost belongs to, first cloud, then edge, then link; and the edges that have no limit.
+        self._slots, self._endless = place[:priced], place[priced:]
 
-    def least(self, problem: Problem) -> Solution:
-        """The best placement of a problem of this layout."""
-        everything, nothing = np.ones(self.steps, bool), np.zeros(self.steps, bool)
+    def least(self, problem: Problem, *, keep_edge: Bools | None = None, keep_cloud: Bools | None = None) -> Solution:
+        """The best placement of `problem`: the same steps and tensors as the one this was made with, at any costs.
+
+        Steps in `keep_edge` must be on the device and those in `keep_cloud` on the server. `value` and `bound` are
+        inf if no placement meets that and the links that are inf.
+        """
+        if keep_edge is not None:
+            problem = dataclasses.replace(problem, cloud=np.where(keep_edge, np.inf, problem.cloud))
+        if keep_cloud is not None:
+            problem = dataclasses.replace(problem, edge=np.where(keep_cloud, np.inf, problem.edge))
+        everything, nothing = np.ones(problem.steps, bool), np.zeros(problem.steps, bool)
         # Nothing and everything on the device do without one of the fixed costs; no other placement does. So the best
         # of the others is a least variable cost, and the three are compared.
         local, remote = stages(problem, everything).total, stages(problem, nothing).total
-        if not self.steps:
+        if not problem.steps:
             return Solution(everything, local, local)
         spare, paid = self._capacities(problem)
         start = self._start(spare)
         if start is None:
             return Solution(everything, np.inf, np.inf)
-        side, flow = _minimum(self.network, spare, start)
-        on_edge = side[: self.steps]
+        side, flow = _minimum(self._network, spare, start)
+        on_edge = side[: problem.steps]
         mixed = stages(problem, on_edge).total
         value, best = min([(local, everything), (remote, nothing), (mixed, on_edge)], key=lambda each: each[0])
         # A sum of float64 is off by at most an epsilon of itself for each term.
@@ -264,10 +221,10 @@ class _Layout:
     def _capacities(self, problem: Problem) -> tuple[Floats, float]:
         """What each edge can carry, and what every placement pays: the smaller of a step's two costs."""
         cloud = problem.cloud + problem.down
-        costs = np.concatenate([cloud, problem.edge, problem.across[self.crossing]])
-        spare: Floats = np.bincount(self.slots, costs, self.network.tails.size).astype(np.float64)
-        spare[self.endless] = np.inf
-        up, down = self.slots[: self.steps], self.slots[self.steps : 2 * self.steps]
+        costs = np.concatenate([cloud, problem.edge, problem.across[self._crossing]])
+        spare: Floats = np.bincount(self._slots, costs, self._network.tails.size).astype(np.float64)
+        spare[self._endless] = np.inf
+        up, down = self._slots[: problem.steps], self._slots[problem.steps : 2 * problem.steps]
         both = np.minimum(spare[up], spare[down])
         both[np.isinf(both)] = 0.0  # at home on neither side: `_start` finds out
         spare[up] -= both
@@ -276,7 +233,7 @@ class _Layout:
 
     def _start(self, spare: Floats) -> Bools | None:
         """The better of the most and the fewest steps on the device that edges without limit allow; None if none."""
-        network = self.network
+        network = self._network
         must = np.isinf(spare)
         fewest, most = np.zeros(network.vertices, bool), np.ones(network.vertices, bool)
         fewest[network.source], most[network.sink] = True, False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,11 +98,6 @@ class Solution:
             return 0.0
         return self.value / self.bound - 1 if self.bound > 0 else np.inf
 
-    @property
-    def feasible(self) -> bool:
-        """Whether there is a placement that everything allows."""
-        return bool(np.isfinite(self.value))
-
 
 def stages(problem: Problem, on_edge: Bools) -> StageTotals:
     """What a placement costs on the device, the link and the server, fixed costs included.
@@ -119,3 +116,10 @@ def stages(problem: Problem, on_edge: Bools) -> StageTotals:
     coding = [float((np.zeros(problem.link.size) + each)[crossing].sum()) for each in (problem.encode, problem.decode)]
     link = float(problem.link[crossing].sum() + problem.down[on_cloud].sum()) + (problem.cloud_fixed if remote else 0.0)
     return StageTotals(edge + coding[0], link, cloud + coding[1])
+
+
+@cache
+def simplex(count: int, parts: int) -> Floats:
+    """All weights of `count` things that sum to one, in steps of 1/parts: float64[k, count]."""
+    grid = [w for w in product(range(parts + 1), repeat=count - 1) if sum(w) <= parts]
+    return np.array([(*w, parts - sum(w)) for w in grid]) / parts

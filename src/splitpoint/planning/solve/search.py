@@ -1,8 +1,12 @@
-"""The best placement under measures that do not add up, with a proven bound: the search behind heavy load and limits.
+"""The best placement under measures that do not add up, with a proven bound: heavy load, and limits.
 
-Minimises the largest of some measures of a placement while others keep to limits. Both are NP-hard in general (steps
-that need nothing of each other, between two equal machines: a number partition; one sum against a limit: a knapsack),
-so what is returned is a value *and* what is proven of every placement:
+When requests come faster than one after the other, device, link and server work on different requests at the same time,
+and the slowest of the three sets the pace: requests per second are 1000 ÷ max(device, link, server) in ms. This is the
+heavy-load case of DADS (Hu, Bao, Wang, Liu: "Dynamic Adaptive DNN Surgery for Inference Acceleration on the Edge",
+INFOCOM 2019). It is NP-hard (steps that need nothing of each other, between two equal machines: a number partition),
+and so is one sum kept small while others keep to limits, such as server time within a deadline (a knapsack). DADS has a
+3-approximation for it. Real networks are much kinder than the worst case. What is returned is a value *and* what is
+proven of every placement:
 
 1. every topological prefix, all at once (`StepOrder.prefixes`);
 2. the closed parts of each block of the series decomposition (`blocks.py`), where a block that cannot win is not opened
@@ -16,19 +20,20 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import product
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 
-from splitpoint.planning.solve.blocks import Block, Measures, StepOrder
-from splitpoint.planning.solve.problem import Bools, Floats, Ints, Problem
+from splitpoint.planning.solve.blocks import Block, Measures, StepOrder, one_sum, three_stages
+from splitpoint.planning.solve.problem import Bools, Floats, Problem, Solution, simplex, stages
 from splitpoint.planning.solve.relaxation import Relaxation
 
 Clock = Callable[[], float]
+#: Of `StageTotals`: the sum of device, link and server, or the slowest of the three.
+Goal = Literal["total", "slowest"]
 
 #: What looking at a block's closed parts one by one may take: parts × steps, unfinished parts included. Some 100 ms.
 MOST_WORK = 20_000_000
@@ -41,37 +46,47 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """`on_edge` is None if nothing within the limits was found; then `value` is inf. No placement is below `bound`."""
+class Limit:
+    """What a placement costs in total by `costs` (any unit, the same steps and tensors) is at most `most`."""
 
-    on_edge: Bools | None
-    value: float
-    bound: float
-
-    @property
-    def exact(self) -> bool:
-        return self.bound >= self.value
+    costs: Problem
+    most: float
 
 
 def search(
     problem: Problem,
-    measures: Measures,
-    limits: Floats,
+    goal: Goal,
+    within: Sequence[Limit] = (),
     *,
-    budget_s: float,
+    budget_s: float = 1.0,
     most_work: int = MOST_WORK,
     most_nodes: int = MOST_NODES,
     clock: Clock = perf_counter,
-) -> SearchResult:
-    """The placement with the least maximum of the first measures, where the last ``len(limits)`` keep to `limits`.
+) -> Solution:
+    """The placement with the least `goal` (of `stages`) among those that keep every limit, with a proven bound.
 
-    `problem` gives the wiring only. `budget_s` ends the search; `most_nodes` alone (and an infinite budget) makes it
-    repeatable on any machine.
+    Where none is known to keep them, `value` is inf: no placement does if `bound` is inf, too. The search ends after
+    `budget_s` seconds, or after `most_nodes`, which are the same on every machine. A limit that is inf is none.
     """
-    return _BlockSearch(problem, measures, limits, clock() + budget_s, most_work, most_nodes, clock).run()
+    measures = three_stages(problem) if goal == "slowest" else one_sum(problem)
+    within = [limit for limit in within if limit.most < math.inf]
+    for limit in within:
+        if (limit.costs.steps, limit.costs.link.size) != (problem.steps, problem.link.size):
+            raise ValueError("a limit counts the same steps and tensors as the problem")
+        measures += one_sum(limit.costs)
+    most = np.array([limit.most for limit in within], np.float64)
+    blocks = _BlockSearch(problem, measures, most, clock() + budget_s, most_work, most_nodes, clock)
+    proven = blocks.run()
+    if blocks.on_edge is None:
+        return Solution(np.ones(problem.steps, bool), math.inf, proven)
+    totals = stages(problem, blocks.on_edge)
+    value = totals.slowest if goal == "slowest" else totals.total  # sums differ in their last digits
+    return Solution(blocks.on_edge, value, value if proven >= blocks.value else min(value, proven))
 
 
 class _BlockSearch:
+    """`run` leaves the best placement in `on_edge` (None if nothing within the limits is known) and its `value`."""
+
     def __init__(
         self,
         problem: Problem,
@@ -91,19 +106,23 @@ class _BlockSearch:
         nothing = np.zeros((measures.count, 1))
         self._before = np.hstack([nothing, np.cumsum(measures.inside, axis=1)])
         self._behind = np.hstack([np.cumsum(measures.outside[:, ::-1], axis=1)[:, ::-1], nothing])
-        self._weights = _weights(self.goals)
+        self._weights = simplex(self.goals, 16)
 
     @property
     def caps(self) -> Floats:
         """What each measure must stay below to be worth a look."""
         return np.concatenate([np.full(self.goals, self.value), np.nextafter(self.limits, math.inf)])
 
-    def run(self) -> SearchResult:
-        self._try_prefixes()
-        blocks = sorted((self._floor(first, end), first, end) for first, end in self._open())
+    def run(self) -> float:
+        """What is proven of every placement: none has a smaller value."""
+        length = self._improves(self.order.prefixes(self.measures))
+        if length is not None:
+            self.on_edge = np.arange(self.order.steps) < length
+        # Blocks with anything between their first and last prefix.
+        open_blocks = [(first, end) for first, end in self.order.blocks if end - first > 1]
         unproven: list[float] = []
         wide: list[tuple[float, Block]] = []
-        for floor, first, end in blocks:
+        for floor, first, end in sorted((self._floor(first, end), first, end) for first, end in open_blocks):
             if floor >= self.value:
                 continue
             if self.clock() > self.deadline:
@@ -113,36 +132,29 @@ class _BlockSearch:
             parts = block.parts(self.caps, self.most_work)
             if parts is None:
                 wide.append((floor, block))
-            else:
-                self._try_parts(block, *parts)
+                continue
+            rows, values = parts
+            best = self._improves(values.T)
+            if best is not None:
+                self.on_edge = block.on_edge(rows[best])
         for floor, block in wide:
             unproven.append(self._branch(block, floor) if floor < self.value * (1 - _CLOSE) else floor)
-        return SearchResult(self.on_edge, self.value, min([self.value, *unproven]))
+        return min([self.value, *unproven])
 
-    # --- candidates ---------------------------------------------------------------------------------------------
+    def _improves(self, values: Floats) -> int | None:
+        """Which of some placements, by their measures (float64[count, placements]), is the best so far; None if none.
 
-    def _try_prefixes(self) -> None:
-        values = self.order.prefixes(self.measures)
+        Its value is kept.
+        """
+        if not values.size:
+            return None
         within = (values[self.goals :] <= self.limits[:, None]).all(axis=0)
         worst = np.where(within, values[: self.goals].max(axis=0), math.inf)
-        length = int(worst.argmin())
-        if worst[length] < math.inf:
-            self.on_edge, self.value = np.arange(self.order.steps) < length, float(worst[length])
-
-    def _try_parts(self, block: Block, rows: Bools, values: Floats) -> None:
-        """`values` are below the caps already."""
-        if not len(rows):
-            return
-        worst = values[:, : self.goals].max(axis=1)
         best = int(worst.argmin())
-        if worst[best] < self.value:
-            self.on_edge, self.value = block.on_edge(rows[best]), float(worst[best])
-
-    # --- blocks -------------------------------------------------------------------------------------------------
-
-    def _open(self) -> list[tuple[int, int]]:
-        """Blocks with anything between their first and last prefix."""
-        return [(first, end) for first, end in self.order.blocks if end - first > 1]
+        if worst[best] >= self.value:
+            return None
+        self.value = float(worst[best])
+        return best
 
     def _floor(self, first: int, end: int) -> float:
         """A lower bound on all that ends inside a block, without looking at its edges; inf if no limit can be kept.
@@ -182,7 +194,12 @@ class _BlockSearch:
             if shares is None:
                 proven = min(proven, bound)
                 return
-            self._try_along(block, relaxed.ranking(shares))
+            ranking = relaxed.ranking(shares)
+            length = self._improves(block.along(ranking))
+            if length is not None:
+                part = np.zeros(block.size, bool)
+                part[ranking[:length]] = True
+                self.on_edge = block.on_edge(part)
             heapq.heappush(heap, (bound, solved, low, high, shares))
 
         look(low, high, floor)
@@ -199,21 +216,3 @@ class _BlockSearch:
                 low_side[step] = high_side[step] = side
                 look(low_side, high_side, bound)
         return min([proven, *(entry[0] for entry in heap)])
-
-    def _try_along(self, block: Block, ranking: Ints) -> None:
-        """Try every part of a block that the first steps of this order of it make."""
-        values = block.along(ranking)
-        within = (values[self.goals :] <= self.limits[:, None]).all(axis=0)
-        worst = np.where(within, values[: self.goals].max(axis=0), math.inf)
-        length = int(worst.argmin())
-        if worst[length] < self.value:
-            part = np.zeros(block.size, bool)
-            part[ranking[:length]] = True
-            self.on_edge, self.value = block.on_edge(part), float(worst[length])
-
-
-@cache
-def _weights(count: int, parts: int = 16) -> Floats:
-    """Weights of `count` measures that sum to one, in steps of 1/parts: float64[k, count]."""
-    grid = [w for w in product(range(parts + 1), repeat=count - 1) if sum(w) <= parts]
-    return np.array([(*w, parts - sum(w)) for w in grid]) / parts
