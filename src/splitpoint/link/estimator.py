@@ -8,7 +8,7 @@ recursive least squares). What follows from that, instead of from rules:
 
 * Frames of different sizes tell c and b apart; of one size, c is held near zero by what is believed of it beforehand.
 * A small frame says little about b: its time hardly depends on it. No time is ever divided by a size.
-* Each estimate has a standard deviation, which grows while nothing is heard.
+* Each estimate has a standard deviation.
 
 Nothing is forgotten that is not told anew: else a stream of small frames would wear b away ("directional forgetting",
 Kulhavý 1987). b changes with the network and is forgotten with the half-life, c more slowly.
@@ -21,9 +21,6 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf, isfinite, sqrt
-from typing import NamedTuple
-
-import msgspec
 
 from splitpoint.link import Link
 
@@ -51,26 +48,6 @@ _FASTEST, _SLOWEST = 8e-8, 1e2
 _MOST_NBYTES, _MOST_MS = 1e12, 1e7
 #: Pings that are kept, for how many half-lives, and of which age at least the newest three are used.
 _PINGS, _PING_LIVES, _PINGS_LEAST = 64, 2.0, 3
-
-
-class Interval(NamedTuple):
-    """A value, and between which it lies, with two standard deviations (about 95 %)."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Estimate(msgspec.Struct, frozen=True):
-    """What is believed now. Mbit/s and milliseconds; `overhead_ms` is what a request costs beyond the `link`'s
-    round trip and bytes. `frames` are those behind it; before any, all is as it was believed at the start.
-    """
-
-    link: Link
-    up_mbps: Interval
-    down_mbps: Interval
-    overhead_ms: float
-    frames: int
 
 
 class LinkEstimator:
@@ -120,17 +97,12 @@ class LinkEstimator:
     @property
     def link(self) -> Link:
         """The link as it is believed to be now."""
-        return self.estimate().link
+        return Link(self._up.mbps, self._down.mbps, *self._round_trip(), self._start.name)
 
-    def estimate(self, now_s: float | None = None) -> Estimate:
-        """The link, and how sure that is at `now_s` (or when last something was observed)."""
-        now = self._now if now_s is None else max(now_s, self._now)
-        rtt_ms, jitter_ms = self._round_trip()
-        up, down = self._up.rate(now), self._down.rate(now)
-        link = Link(up.value, down.value, rtt_ms, jitter_ms, self._start.name)
-        return Estimate(
-            link, up, down, self._up.constant_ms + self._down.constant_ms, self._up.frames + self._down.frames
-        )
+    @property
+    def overhead_ms(self) -> float:
+        """What a request costs beyond the link's round trip and bytes."""
+        return self._up.constant_ms + self._down.constant_ms
 
     def _advance(self, now_s: float) -> None:
         if isfinite(now_s):
@@ -190,13 +162,10 @@ class _OneWay:
             self._aside = []
             self._learn(nbytes, ms, variance)
 
-    def rate(self, now_s: float) -> Interval:
-        """Mbit/s."""
-        off = 2 * self._unsure(now_s)
-        fastest = self._slope - off
-        # Beyond a tenth nothing is known: "at least" is all that can be said.
-        high = 8e-3 / fastest if fastest > 0.1 * self._slope else inf
-        return Interval(8e-3 / self._slope, 8e-3 / (self._slope + off), high)
+    @property
+    def mbps(self) -> float:
+        """The bandwidth that b is, in Mbit/s."""
+        return 8e-3 / self._slope
 
     def _predict(self, nbytes: float) -> float:
         return self.constant_ms + self._slope * nbytes
@@ -205,11 +174,10 @@ class _OneWay:
         """Variance of what is predicted."""
         return self._cc + 2 * nbytes * self._cb + nbytes * nbytes * self._bb
 
-    def _unsure(self, now_s: float) -> float:
+    def _unsure(self) -> float:
         """Standard deviation of b; half of b itself when nothing is known."""
         most = max(self._slope, self._usual) / 2
-        told = self._told * self._kept(now_s - self._at)
-        return min(most, sqrt(max(self._bb, 1 / told))) if told else most
+        return min(most, sqrt(max(self._bb, 1 / self._told))) if self._told else most
 
     def _kept(self, seconds: float) -> float:
         """The share of what was known that is left after `seconds`."""
@@ -261,7 +229,7 @@ class _OneWay:
         variance *= self._noise
         self._step(1.0, nbytes, ms, variance)
         self._told += nbytes * nbytes / variance
-        if self._unsure(self._at) < _KNOWN * self._slope:
+        if self._unsure() < _KNOWN * self._slope:
             self._usual = self._slope
 
     def _step(self, c: float, b: float, ms: float, variance: float) -> None:

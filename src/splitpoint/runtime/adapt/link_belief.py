@@ -74,11 +74,10 @@ class LinkBelief:
 
     def at(self, now_s: float) -> tuple[Link, float]:
         """(the link, what a request costs beyond it in ms)."""
-        estimate = self._estimator.estimate(now_s)
-        link = estimate.link
+        link = self._estimator.link
         if self._overdue is not None and (likely := self._overdue.likely_mbps(now_s)) < link.up_mbps:
             link = msgspec.structs.replace(link, up_mbps=likely)
-        return link, estimate.overhead_ms
+        return link, self._estimator.overhead_ms
 
     def ping(self, now_s: float, rtt_ms: float) -> None:
         """An empty message that was back at `now_s` took `rtt_ms` on the link; 0 says nothing."""
