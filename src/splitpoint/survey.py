@@ -66,18 +66,12 @@ class Survey:
     """What the server allows, where that is not every cut."""
 
     def planner(
-        self,
-        graph: Graph,
-        *,
-        objective: str = "latency",
-        constraints: Constraints | None = None,
-        calibration: Calibration | None = None,
+        self, graph: Graph, *, constraints: Constraints | None = None, calibration: Calibration | None = None
     ) -> Planner:
         """Plans for this device and server, and any link."""
-        profiles = (self.edge, self.cloud)
         if self.shared is not None:
             constraints = msgspec.structs.replace(constraints or Constraints(), shared=self.shared)
-        return Planner(graph, profiles, objective=objective, constraints=constraints, calibration=calibration)
+        return Planner(graph, (self.edge, self.cloud), constraints=constraints, calibration=calibration)
 
 
 def survey(
@@ -159,11 +153,11 @@ def placement(graph: Graph, option: Option) -> tuple[Cut, Mapping[str, str]]:
     return cut, {t.name: t.codec for t in option.crossing if t.codec != "raw"}
 
 
-def worth_running(plan: Plan, most: int = 7) -> Sequence[Option]:
-    """The options worth running, `most` at the most, the planned one first. JPEG is run also where its accuracy is not
+def worth_running(plan: Plan) -> Sequence[Option]:
+    """The options worth running, seven at most, the planned one first. JPEG is run also where its accuracy is not
     known: running it says what it would save."""
     others = [o for o in plan.options if o != plan.best and (not o.refused or o.kind == "jpeg")]
-    return [plan.best, *others][:most]
+    return [plan.best, *others][:7]
 
 
 # --- profiles that are kept -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from splitpoint.graph import Cut, Graph
 from splitpoint.models import load as open_model
 from splitpoint.models.model import Model
 from splitpoint.profile.files import parse_profile
-from splitpoint.profile.limits import _crossing, _Reach
+from splitpoint.profile.limits import _crossing, _reach
 
 
 def fan(width: int) -> list[Wire]:
@@ -67,7 +67,7 @@ def test_what_crosses_is_counted_as_the_cuts_have_it(lenet: Model) -> None:
     for nodes, output in ((fan(20), "y"), (row(9), "t8"), (copied_sums(6), "y"), (shapes_of_shapes(4), "y")):
         graph = parse_profile(wired(lenet, nodes, output), "a file").graph
         crossing = sum(len(c.crossing) for c in graph.prefixes())
-        assert abs(_crossing(graph, _Reach(graph).both()[0]) - crossing) <= 1
+        assert abs(_crossing(graph, _reach(graph)[0]) - crossing) <= 1
     for model in (lenet, quantised(), open_model("zoo:efficientnet-lite0")):
         crossing = sum(len(c.crossing) for c in model.graph.prefixes())
-        assert _crossing(model.graph, _Reach(model.graph).both()[0]) == pytest.approx(crossing, rel=0.1, abs=2)
+        assert _crossing(model.graph, _reach(model.graph)[0]) == pytest.approx(crossing, rel=0.1, abs=2)

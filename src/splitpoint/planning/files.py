@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from splitpoint.calibration.calibrations import Quality
-from splitpoint.documents import Count, Documents, NotNegative
+from splitpoint.documents import Count, Documents
 from splitpoint.link import Link
 from splitpoint.planning.objectives import NAMES
 from splitpoint.planning.plans import (
@@ -19,9 +18,7 @@ from splitpoint.planning.plans import (
     HopCosts,
     HostCosts,
     Option,
-    OptionKind,
     Plan,
-    RateRange,
 )
 
 
@@ -59,23 +56,18 @@ def _check_option(option: Option, hosts: int, at: str) -> None:
 # --- files of splitpoint 0.1.0 ----------------------------------------------------------------------------------------
 
 
-class _Option1(msgspec.Struct, kw_only=True):
+class _Option1(Option, frozen=True, kw_only=True):
     """An option when there were one device, one link and one server, by name."""
 
-    kind: OptionKind
+    hosts: tuple[HostCosts, ...] = ()
+    hops: tuple[HopCosts, ...] = ()
     cut: str
     on_edge: tuple[Count, ...]
     crossing: tuple[Crossing, ...]
-    total: Band
     stages: dict[str, Band]
     up_nbytes: Count
     down_nbytes: Count
-    throughput: NotNegative
-    energy_mj: NotNegative | None = None
-    quality: Quality | None = None
-    exact: bool = True
     edge_memory: Count = 0
-    refused: str = ""
 
     def now(self) -> Option:
         """The same as it is written today. ValueError if a stage is missing."""
@@ -84,34 +76,29 @@ class _Option1(msgspec.Struct, kw_only=True):
         device, encode, up, server, down = (self.stages[name] for name in STAGES)
         hop = HopCosts(self.cut, self.on_edge, self.crossing, self.up_nbytes, self.down_nbytes, up, down)
         hosts = HostCosts(device, encode, self.edge_memory), HostCosts(server, Band(0.0, 0.0, 0.0))
-        return Option(hosts=hosts, hops=(hop,), **_same(self, Option))
+        return Option(**_fields(self, Option) | {"hosts": hosts, "hops": (hop,)})
 
 
-class _Plan1(msgspec.Struct, kw_only=True):
-    model: str
-    fingerprint: str
-    objective: str
+class _Plan1(Plan, frozen=True, kw_only=True):
+    format: int = 1
+    hosts: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()
     link: Link
     edge: str
     cloud: str
     best: _Option1
     options: tuple[_Option1, ...]
-    bound: NotNegative
-    gap: NotNegative
-    advice: str
-    constraints: tuple[str, ...] = ()
-    sensitivity: tuple[RateRange, ...] = ()
-    why: tuple[str, ...] = ()
 
     def now(self) -> Plan:
         """The same as it is written today."""
         rows = {"best": self.best.now(), "options": tuple(o.now() for o in self.options)}
-        return Plan(hosts=(self.edge, self.cloud), links=(self.link,), **_same(self, Plan) | rows)
+        machines = {"format": FORMAT, "hosts": (self.edge, self.cloud), "links": (self.link,)}
+        return Plan(**_fields(self, Plan) | rows | machines)
 
 
-def _same(old: msgspec.Struct, now: type[msgspec.Struct]) -> dict[str, Any]:
-    """The fields that are called the same today."""
-    return {name: getattr(old, name) for name in old.__struct_fields__ if name in now.__struct_fields__}
+def _fields(old: msgspec.Struct, now: type[msgspec.Struct]) -> dict[str, Any]:
+    """What `old` has in the fields of `now`."""
+    return {name: getattr(old, name) for name in now.__struct_fields__}
 
 
 #: A plan has a handful of rows: a file much larger is something else.

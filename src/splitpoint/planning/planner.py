@@ -184,7 +184,7 @@ class Planner:
 
     def curves(self, link: Link) -> Curves:
         """The objective of each kind of option as a function of the uplink's bandwidth."""
-        return curves(self._kinds, link, self.objective)
+        return curves(self._kinds, link)
 
     def _kinds(self, link: Link) -> dict[str, float]:
         """Kind → the objective's least value among its options, JPEG even where its accuracy is not known."""

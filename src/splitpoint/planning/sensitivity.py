@@ -14,7 +14,6 @@ from splitpoint.planning.plans import NO_OPTION, Option, RateRange
 
 #: Uplink rates, in Mbit/s, from less than the slowest modem link to the fastest wire an edge device has.
 SLOWEST, FASTEST = 0.05, 2000.0
-_POINTS = 33
 #: Two rates this close are one change point.
 _CLOSE = 1.01
 #: A stretch narrower than this belongs to the one before.
@@ -25,21 +24,8 @@ _SLIVER = 1.05
 class Curves:
     """What each kind of option costs at each of `rates` (Mbit/s up); ``values["best"]`` is the plan: the picture."""
 
-    link: Link
-    objective: str
     rates: tuple[float, ...]
     values: Mapping[str, tuple[float, ...]]
-
-
-def at_rate(link: Link, up_mbps: float) -> Link:
-    """`link` with another uplink, all else being equal."""
-    return msgspec.structs.replace(link, up_mbps=up_mbps)
-
-
-def span(link: Link) -> tuple[float, float]:
-    """The uplink rates (Mbit/s) that are looked at: the usual ones, and well beyond that of `link` in any case."""
-    own = link.up_mbps
-    return SLOWEST if own > SLOWEST else own / 2, FASTEST if own < FASTEST else own * 2
 
 
 def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -> tuple[RateRange, ...]:
@@ -54,7 +40,7 @@ def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -
 
     def at(rate: float) -> Option | None:
         if rate not in known:
-            known[rate] = best_at(at_rate(link, rate))
+            known[rate] = best_at(_at_rate(link, rate))
         return known[rate]
 
     def refine(low: float, high: float) -> None:
@@ -63,8 +49,7 @@ def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -
             refine(low, middle)
             refine(middle, high)
 
-    grid = np.geomspace(*span(link), _POINTS).tolist()
-    for low, high in pairwise(sorted({*grid, own})):
+    for low, high in pairwise(sorted({*_grid(link, 33), own})):
         refine(low, high)
     stretches: list[RateRange] = []
     rates = sorted(known)
@@ -74,7 +59,9 @@ def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -
             end = here if after is None else (here * after) ** 0.5
             # A sliver between two answers is a change point, unless one's own link lies in it.
             if end / start >= _SLIVER or start <= own <= end or not stretches:
-                stretches.append(_range(start, end, known[here]))
+                option = known[here]
+                named = (NO_OPTION, "", ()) if option is None else (option.kind, option.cut, option.codecs)
+                stretches.append(RateRange(start, end, *named))
             else:
                 stretches[-1] = msgspec.structs.replace(stretches[-1], up_mbps_to=end)
             start = end
@@ -85,15 +72,22 @@ def _key(option: Option | None) -> object:
     return None if option is None else (option.kind, option.on_edge, option.codecs)
 
 
-def _range(low: float, high: float, option: Option | None) -> RateRange:
-    if option is None:
-        return RateRange(low, high, NO_OPTION, "", ())
-    return RateRange(low, high, option.kind, option.cut, option.codecs)
-
-
-def curves(kinds_at: Callable[[Link], Mapping[str, float]], link: Link, objective: str, points: int = 97) -> Curves:
+def curves(kinds_at: Callable[[Link], Mapping[str, float]], link: Link) -> Curves:
     """The picture's lines; a kind that does not exist at a rate is inf there."""
-    rates = tuple(np.geomspace(*span(link), points).tolist())
-    rows = [kinds_at(at_rate(link, rate)) for rate in rates]
+    rates = _grid(link, 97)
+    rows = [kinds_at(_at_rate(link, rate)) for rate in rates]
     names = dict.fromkeys(name for row in rows for name in row)
-    return Curves(link, objective, rates, {n: tuple(row.get(n, float("inf")) for row in rows) for n in names})
+    return Curves(tuple(rates), {n: tuple(row.get(n, float("inf")) for row in rows) for n in names})
+
+
+def _at_rate(link: Link, up_mbps: float) -> Link:
+    """`link` with another uplink, all else being equal."""
+    return msgspec.structs.replace(link, up_mbps=up_mbps)
+
+
+def _grid(link: Link, points: int) -> list[float]:
+    """The uplink rates (Mbit/s) that are looked at: the usual ones, and well beyond that of `link` in any case."""
+    own = link.up_mbps
+    slowest, fastest = SLOWEST if own > SLOWEST else own / 2, FASTEST if own < FASTEST else own * 2
+    rates: list[float] = np.geomspace(slowest, fastest, points).tolist()
+    return rates

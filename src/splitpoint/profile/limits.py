@@ -7,7 +7,7 @@ billions of entries. What is counted here takes time in proportion to the file, 
 from __future__ import annotations
 
 from splitpoint.errors import InputError
-from splitpoint.graph import Graph
+from splitpoint.graph import SHAPE_ROOTS, Graph
 
 #: The largest exports have some 5,000 nodes.
 MOST_NODES = 20_000
@@ -32,7 +32,7 @@ def check_size(graph: Graph) -> None:
         raise _too("connections", max(wiring, len(graph.aliases) + len(graph.unused)), MOST_WIRING)
     _check_groups(graph)
     _check_layers(graph)
-    values, vectors = _Reach(graph).both()
+    values, vectors = _reach(graph)
     walk = sum(vectors.values()) + len(graph.outputs)
     if walk * nodes > _MOST_STEPS:
         raise _too("shapes that cross", walk * nodes, _MOST_STEPS)
@@ -71,45 +71,39 @@ def _check_layers(graph: Graph) -> None:
             raise _too("layers", len(paths), _MOST_LAYERS * 8 // len(graph.nodes))
 
 
-class _Reach:
-    """What nodes need through copied ones, collected as `Graph` does, but no further than a limit."""
+def _reach(graph: Graph) -> tuple[list[frozenset[str]], dict[int, int]]:
+    """Each node's data tensors; each Shape node (a *vector*) and the steps of finding out whether it crosses.
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._steps = 0
-
-    def both(self) -> tuple[list[frozenset[str]], dict[int, int]]:
-        """Each node's data tensors; each Shape node (a *vector*) and the steps of finding out whether it crosses."""
-        graph, makers = self._graph, dict[str, int]()
-        inputs = {t.name for t in graph.inputs}
-        values: list[frozenset[str]] = []
-        vectors: list[frozenset[int]] = []
-        walks: dict[int, int] = {}
-        for i, node in enumerate(graph.nodes):
-            reads, roots = set[str](), set[int]()
-            for t in node.inputs:
-                maker = makers.get(t)
-                if maker is None:
-                    reads.update((t,) if t in inputs else ())
-                elif graph.nodes[maker].placed:
-                    reads.add(t)
-                else:
-                    reads |= values[maker]
-                    roots |= vectors[maker]
-                    self._count(len(values[maker]) + len(vectors[maker]))
-            if not node.placed and node.op in ("Shape", "Size"):
-                # Whether a shape of a copied node's output crosses depends on the shapes behind that one, and so on.
-                walks[i] = 1 + len(reads) + sum(walks[r] for r in roots)
-                reads, roots = set(), {i}
-            values.append(frozenset(reads))
-            vectors.append(frozenset(roots))
-            makers.update(dict.fromkeys(node.outputs, i))
-        return values, walks
-
-    def _count(self, steps: int) -> None:
-        self._steps += steps
-        if self._steps > MOST_CROSSING:
-            raise _too("needs through copied nodes", self._steps, MOST_CROSSING)
+    What nodes need through copied ones is collected as `Graph` does, but no further than a limit.
+    """
+    makers: dict[str, int] = {}
+    inputs = {t.name for t in graph.inputs}
+    values: list[frozenset[str]] = []
+    vectors: list[frozenset[int]] = []
+    walks: dict[int, int] = {}
+    steps = 0
+    for i, node in enumerate(graph.nodes):
+        reads, roots = set[str](), set[int]()
+        for t in node.inputs:
+            maker = makers.get(t)
+            if maker is None:
+                reads.update((t,) if t in inputs else ())
+            elif graph.nodes[maker].placed:
+                reads.add(t)
+            else:
+                reads |= values[maker]
+                roots |= vectors[maker]
+                steps += len(values[maker]) + len(vectors[maker])
+                if steps > MOST_CROSSING:
+                    raise _too("needs through copied nodes", steps, MOST_CROSSING)
+        if not node.placed and node.op in SHAPE_ROOTS:
+            # Whether a shape of a copied node's output crosses depends on the shapes behind that one, and so on.
+            walks[i] = 1 + len(reads) + sum(walks[r] for r in roots)
+            reads, roots = set(), {i}
+        values.append(frozenset(reads))
+        vectors.append(frozenset(roots))
+        makers.update(dict.fromkeys(node.outputs, i))
+    return values, walks
 
 
 def _crossing(graph: Graph, values: list[frozenset[str]]) -> int:

@@ -119,14 +119,12 @@ class ProfileRun:
         note: str = "",
         watts: Watts | None = None,
         clock: Clock = time.perf_counter,
-        cuts: Sequence[int] | None = None,
         codecs: CodecCosts | None = None,
         pause: Callable[[float], None] = time.sleep,
         proceed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`cuts` are places in ``graph.prefixes()`` to visit instead of the chain's and those in its gaps; `codecs`
-        measures those, if not `codec_costs`; `pause` waits so many seconds, before
-        every timed run; `proceed` is called before each step, and ends the survey by raising.
+        """`codecs` measures those, if not `codec_costs`; `pause` waits so many seconds, before every timed run;
+        `proceed` is called before each step, and ends the survey by raising.
         """
         if not budget_s > 0:
             raise UsageError(f"the time budget must be above 0 seconds, not {budget_s:g}")
@@ -136,7 +134,7 @@ class ProfileRun:
         self._pause, self._proceed = pause, proceed
         self._started = clock()
         self._end = self._started + budget_s
-        self._asked, self._codec_costs = cuts, codecs or codec_costs
+        self._codec_costs = codecs or codec_costs
         self._prefixes = model.graph.prefixes()
         self._inputs = samples_for(model, 1)[0]
         self._whole: list[float] = []
@@ -205,7 +203,7 @@ class ProfileRun:
 
     def visits(self, on_progress: OnProgress | None = None) -> Iterator[int]:
         """Measures cut after cut until the budget ends; yields the place of each in ``graph.prefixes()``."""
-        candidates = list(self._asked) if self._asked is not None else self._candidates()
+        candidates = self._candidates()
         total = len(candidates) * PASSES
         for k in self._order(candidates):
             visit_s = self._spent_s / self._visited if self._visited else self._first_guess_s()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -182,8 +183,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             if not 0 <= what < len(self._counts):
                 raise CutError(f"prefix {what} is not in 0…{len(self._counts) - 1}")
             return side.stats[what]
-        place = self._prefix_of(what.nodes)
-        if place >= 0:
+        place = bisect_left(self._counts, len(what.nodes))
+        if what.nodes == self.graph.prefixes()[place].nodes:
             return side.stats[place]
         costs = self.costs()
         if heads:
@@ -234,19 +235,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Placed nodes in each prefix."""
         return tuple(accumulate((len(step) for step in self.graph.order), initial=0))
 
-    @cached_property
-    def _place(self) -> Mapping[int, int]:
-        return {count: k for k, count in enumerate(self._counts)}
-
-    @cached_property
-    def _flat(self) -> tuple[int, ...]:
-        return tuple(i for step in self.graph.order for i in step)
-
-    def _prefix_of(self, cut: Set[int]) -> int:
-        """The place of the prefix with just these nodes; −1 if the cut is none."""
-        place = self._place.get(len(cut), -1)
-        return place if place >= 0 and all(i in cut for i in self._flat[: len(cut)]) else -1
-
     def slowed(self, factor: float) -> Profile:
         """What a machine that computes `factor` times slower would measure, labelled as emulated. Its codecs are not
         slower: `lab.device.Stretched`, which emulates such a machine, slows nothing but the engine.
@@ -275,10 +263,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def measured(self) -> int:
         """How many cuts of the chain were measured."""
-        return sum(self._chain_has(s.prefix) for s in self.segments)
-
-    def _chain_has(self, prefix: int) -> bool:
-        return self.graph.prefixes()[prefix].index is not None
+        prefixes = self.graph.prefixes()
+        return sum(prefixes[s.prefix].index is not None for s in self.segments)
 
     def require(self, fingerprint: str, name: str = "") -> None:
         """InputError unless this is a profile of the model with that fingerprint, called `name` in the message."""

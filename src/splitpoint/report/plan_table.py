@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from splitpoint.planning.advice import rate
-from splitpoint.planning.plans import Band, Option, Plan, value
+from splitpoint.planning.plans import Option, Plan, value
 from splitpoint.planning.sensitivity import Curves
-from splitpoint.report.files import picture
+from splitpoint.report.files import bare, picture
+from splitpoint.text import end_of
 from splitpoint.units import mbps, ms, size
 
 #: Titles of the table, and those that are never left out when the terminal is narrow; nor is the objective's own.
@@ -20,17 +22,14 @@ _OWN = {"bytes": "up", "throughput": "req/s", "energy": "mJ"}
 _GAP, _NAMES, _LEAST = 3, 34, 12
 
 
-def rows(plan: Plan) -> list[tuple[str, ...]]:
-    """The table's cells, by `TITLES`. The best has an arrow, what a constraint rules out a cross."""
-    return [cells(option, best=option == plan.best) for option in plan.options]
-
-
 def fitted(plan: Plan, width: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Titles and rows that fit a terminal of `width`: columns left out, the last one first, and options in few words.
 
-    Options are shortened inside their names: what kind of option it is, and its codec, are always there.
+    Options are shortened inside their names: what kind of option it is, and its codec, are always there. The best has
+    an arrow, what a constraint rules out a cross.
     """
-    full, shown = rows(plan), titles(plan)
+    full = [cells(option, best=option == plan.best) for option in plan.options]
+    shown = tuple(t for t in TITLES if t != "mJ" or any(o.energy_mj is not None for o in plan.options))
     widths = {t: max([len(t), *(len(r[i]) for r in full)]) for i, t in enumerate(TITLES)}
     longest, widths["option"] = widths["option"], min(widths["option"], _NAMES)
     kept = _KEPT | {_OWN.get(plan.objective, "")}
@@ -52,20 +51,17 @@ def in_few_words(option: Option, room: int) -> str:
     codecs = " + ".join(dict.fromkeys(option.codecs))
     if option.kind == "jpeg":
         quality = next((c.partition(":")[2] for c in option.codecs if c.startswith("jpeg:")), "")
-        return _tail(f"server, JPEG q{quality}", room)
+        return end_of(f"server, JPEG q{quality}", room)
     if option.kind != "split":
-        return _tail({"device": "device"}.get(option.kind, f"server, {codecs or 'raw'}"), room)
+        return end_of({"device": "device"}.get(option.kind, f"server, {codecs or 'raw'}"), room)
     how = "" if codecs in ("raw", "") else f", {codecs}"
-    name = _tail(option.cut, max(4, room - len("split ") - len(how)))
-    return _tail(f"split {name}{how}", room)
+    name = end_of(option.cut, max(4, room - len("split ") - len(how)))
+    return end_of(f"split {name}{how}", room)
 
 
-def _tail(text: str, width: int) -> str:
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
-
-
-def cells(option: Option, *, best: bool = False) -> tuple[str, ...]:
-    """One row by `TITLES`. ``device`` is computing and encoding; ``net`` both ways with the round trip."""
+def cells(option: Option, *, best: bool) -> tuple[str, ...]:
+    """One row by `TITLES`. Behind ± is the larger half of the band; ``device`` is computing and encoding; ``net`` both
+    ways with the round trip."""
     mark = "→" if best else "×" if option.refused else " "
     stages = option.stages
     edge = stages["edge"].ms + stages["encode"].ms
@@ -73,7 +69,7 @@ def cells(option: Option, *, best: bool = False) -> tuple[str, ...]:
     return (
         mark,
         option.label.replace("split after ", "split: ", 1),
-        band(option.total),
+        f"{ms(option.total.ms)} ± {_error(option.total.error)}",
         ms(edge) if option.on_edge else "-",
         "-" if option.kind == "device" else ms(link),
         "-" if option.kind == "device" else ms(stages["server"].ms),
@@ -82,16 +78,6 @@ def cells(option: Option, *, best: bool = False) -> tuple[str, ...]:
         quality(option),
         "-" if option.energy_mj is None else ms(option.energy_mj),
     )
-
-
-def titles(plan: Plan) -> tuple[str, ...]:
-    """The titles that say something about `plan`: no energy without watts."""
-    return tuple(t for t in TITLES if t != "mJ" or any(o.energy_mj is not None for o in plan.options))
-
-
-def band(stage: Band) -> str:
-    """Milliseconds with the larger half of their band: ``247 ± 12``."""
-    return f"{ms(stage.ms)} ± {_error(stage.error)}"
 
 
 def _error(error: float) -> str:
@@ -190,11 +176,9 @@ def draw(plan: Plan, curves: Curves, path: Path) -> None:
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
-def _lines(axes: object, plan: Plan, curves: Curves) -> None:
-    from matplotlib.axes import Axes
+def _lines(axes: Any, plan: Plan, curves: Curves) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    assert isinstance(axes, Axes)
     best = curves.values["best"]
     known = [b for b in best if isfinite(b)]
     jpeg = plan.option("jpeg")
@@ -222,17 +206,14 @@ def _lines(axes: object, plan: Plan, curves: Curves) -> None:
         fontsize=8.5, color="#555555", ha="left" if plan.link.up_mbps < 100 else "right",
     )  # fmt: skip
     axes.set_title(f"{plan.model}: {'  →  '.join(map(_short, plan.hosts))}", fontsize=10)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    bare(axes, "top", "right")
     axes.grid(axis="y", alpha=0.25)
 
 
-def _changes(axes: object, plan: Plan, curves: Curves) -> None:
+def _changes(axes: Any, plan: Plan, curves: Curves) -> None:
     """Each stretch of the plan by name, above its line; a dot where the answer changes."""
     import numpy as np
-    from matplotlib.axes import Axes
 
-    assert isinstance(axes, Axes)
     log = np.log(curves.rates)
     best = np.array([v if isfinite(v) else np.nan for v in curves.values["best"]])
     top = axes.get_ylim()[1]
