@@ -51,9 +51,11 @@ def calibrate(
     known = [open_codec(name) for name in dict.fromkeys(codecs)]
     prefixes = model.graph.prefixes()
     wanted = model.graph.chain() if cuts is None else cuts
-    chosen = [(c, trials) for c in wanted if (trials := _trials(c, known))]
+    # A codec is tried where it takes something of what crosses: JPEG is not for images in the middle of a network.
+    tried = [(cut, [_Trial(c) for c in known if any(c.accepts(t) for t in cut.crossing)]) for cut in wanted]
+    chosen = [(cut, trials) for cut, trials in tried if trials]
     places = {len(c.nodes): k for k, c in enumerate(prefixes)}
-    judge = _AnswerJudge.of(model, engine, checked)
+    judge = _AnswerJudge(model, engine, checked)
     rows: list[CalibrationRow] = []
     for k, (cut, trials) in enumerate(chosen):
         place = places.get(len(cut.nodes))
@@ -83,11 +85,6 @@ def calibrate(
     )
 
 
-def _trials(cut: Cut, codecs: Sequence[Codec]) -> list[_Trial]:
-    """One for each codec that takes something of what crosses. JPEG is not for images in the middle of a network."""
-    return [_Trial(c) for c in codecs if any(c.accepts(t) for t in cut.crossing)]
-
-
 @dataclass
 class _Trial:
     """One codec at one cut, input after input."""
@@ -109,14 +106,13 @@ class _Trial:
 
 def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: Array, judge: _AnswerJudge) -> None:
     """Runs the head once, and the tail on what each codec makes of what crosses."""
-    crossing = {t.name: t for t in both.cut.crossing}
     values = {**inputs, **(both.head.run(inputs) if both.head else {})}
     answers: dict[str, tuple[int, float, float]] = {}
     for trial in trials:
         if trial.failed:
             continue
         try:
-            sizes, decoded = _through(trial.codec, values, list(crossing.values()))
+            sizes, decoded = _through(trial.codec, values, both.cut.crossing)
         except InputError as exc:
             trial.failed = str(exc)
             continue
@@ -148,31 +144,24 @@ def _through(codec: Codec, values: Inputs, crossing: Sequence[TensorSpec]) -> tu
     return tuple(sizes), decoded
 
 
-@dataclass
 class _AnswerJudge:
-    """The whole model's answers, and what they are compared by."""
+    """The whole model's answers, and what they are compared by. `span` is their range: errors are shares of it."""
 
-    output: str
-    classifier: bool
-    expected: list[Array]
-    span: float
-    """The range of the whole model's answers: errors are shares of it."""
-
-    @classmethod
-    def of(cls, model: Model, engine: Engine, inputs: Sequence[Inputs]) -> _AnswerJudge:
+    def __init__(self, model: Model, engine: Engine, inputs: Sequence[Inputs]) -> None:
         spec = model.input_spec
         floats = [t.name for t in model.outputs if t.dtype.startswith("float")]
         named = spec.output if spec is not None and spec.output else ""
-        output = named or (floats or [model.outputs[0].name])[0]
+        self.output = named or (floats or [model.outputs[0].name])[0]
         session = engine.compile(model.whole())
         try:
-            expected = [{**one, **session.run(one)}[output] for one in inputs]
+            self.expected: list[Array] = [{**one, **session.run(one)}[self.output] for one in inputs]
         finally:
             session.close()
-        flat = expected[0].ndim == 2 and expected[0].shape[0] == 1 and expected[0].shape[1] > 1
-        classifier = flat and (spec is None or spec.task == "classify")
-        low, high = (float(f([f(e) for e in expected])) for f in (np.min, np.max))
-        return cls(output, classifier, expected, (high - low) or 1.0)
+        first = self.expected[0]
+        flat = first.ndim == 2 and first.shape[0] == 1 and first.shape[1] > 1
+        self.classifier = flat and (spec is None or spec.task == "classify")
+        low, high = (float(f([f(e) for e in self.expected])) for f in (np.min, np.max))
+        self.span = (high - low) or 1.0
 
     def compare(self, expected: Array, got: Array) -> tuple[int, float, float]:
         """(whether the top label stays, cosine, largest difference)."""

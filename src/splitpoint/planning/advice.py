@@ -23,7 +23,11 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
     `limited`: whether a deadline or a memory limit is given, which may take the model off the device.
     """
     if best.kind == "device" and objective in _NOTHING:
-        return f"{_opening(best)}: {_nothing(objective, limited)}."
+        # That is trivially the least: say what makes it a question.
+        said = f"{_opening(best)}: {_NOTHING[objective]}, which is always the least"
+        if limited:
+            return f"{said}, and the device keeps to the limits."
+        return f"{said}: to rule that out, give a deadline (--deadline) or a memory limit (--max-edge-memory)."
     others = [o for o in options if not o.refused and o != best]
     plain = _least([o for o in others if o.kind != "split"], objective)
     said = f"{_opening(best)}: {quantity(best, objective)}"
@@ -45,27 +49,15 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
     if not _told_apart(best, split, objective):
         # No gain that anybody could measure: not splitting is simpler.
         gain = 1 - value(split, objective) / value(best, objective) if value(best, objective) > 0 else 0.0
-        how = "no better" if gain <= 0 else _better(gain)
+        how = f"better by {100 * gain:.0f} %, which is within the error bars"
+        if gain < ALIKE:
+            how = "no better" if gain <= 0 else f"better by less than {100 * ALIKE:.0f} %"
         return f"{said}; the best split, after {where}, is {how} ({quantity(split, objective)}){hint}."
     return f"{said}, {_less(best, split, objective)} the best split, after {where}{hint}."
 
 
-def _better(gain: float) -> str:
-    if gain < ALIKE:
-        return f"better by less than {100 * ALIKE:.0f} %"
-    return f"better by {100 * gain:.0f} %, which is within the error bars"
-
-
 #: Objectives of which a model that is all on the device has nothing: no other answer can be better.
 _NOTHING: Mapping[str, str] = {"bytes": "no byte crosses the link", "server-time": "it takes no time of the server"}
-
-
-def _nothing(objective: str, limited: bool) -> str:
-    """Why that is trivially the least, and what makes it a question."""
-    said = f"{_NOTHING[objective]}, which is always the least"
-    if limited:
-        return f"{said}, and the device keeps to the limits"
-    return f"{said}: to rule that out, give a deadline (--deadline) or a memory limit (--max-edge-memory)"
 
 
 def _least(options: Sequence[Option], objective: str) -> Option | None:
@@ -80,9 +72,9 @@ def _opening(best: Option) -> str:
     if best.kind == "split":
         unknown = "" if best.exact or best.quality is not None else " (accuracy not measured)"
         return best.label[0].upper() + best.label[1:] + unknown
-    place = {"device": "on the device", "server": "on the server", "jpeg": "on the server"}[best.kind]
-    how = {"device": "", "server": ", " + best.label.rpartition(", ")[2], "jpeg": " with a JPEG frame"}[best.kind]
-    return f"Do not split: run it all {place}{how}"
+    server = f"on the server, {best.label.rpartition(', ')[2]}"
+    where = {"device": "on the device", "server": server, "jpeg": "on the server with a JPEG frame"}[best.kind]
+    return f"Do not split: run it all {where}"
 
 
 def _jpeg_hint(options: Sequence[Option], best: Option, objective: str) -> str:
@@ -163,10 +155,9 @@ def _apart(*errors: float) -> float:
 def explain(options: Sequence[Option], best: Option, objective: str) -> tuple[str, ...]:
     """Why the runner-up lost, stage by stage; and why what would have won may not."""
     others = [o for o in options if o != best]
-    allowed = [o for o in others if not o.refused]
+    second = _least([o for o in others if not o.refused], objective)
     lines = []
-    if allowed:
-        second = min(allowed, key=lambda o: (value(o, objective), o.total.ms))
+    if second is not None:
         lines.append(
             f"the runner-up is {second.label}: {quantity(second, objective)} against {quantity(best, objective)}"
         )

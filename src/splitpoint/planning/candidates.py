@@ -27,18 +27,13 @@ class Candidates:
     """
 
     def __init__(self, costs: CostModel, scorer: Scorer, objective: str) -> None:
-        self.costs, self.objective, self._scorer = costs, objective, scorer
+        self.costs, self.objective, self.scorer = costs, objective, scorer
         self.cuts = costs.graph.prefixes()
         counts = np.array([len(c.nodes) for c in self.cuts])
         self.remote: Bools = counts < len(costs.graph.placed)
         self.interior: Bools = self.remote & (counts > 0)
         self._weights = weights_of(objective, costs.hosts)
         self._ones = weights_of("latency", costs.hosts)
-
-    @property
-    def memory(self) -> Sequence[float]:
-        """Bytes that the head of each prefix holds."""
-        return self._scorer.memory
 
     def scores(self, link: Link) -> tuple[Floats, Bools]:
         """The objective of every prefix with every codec, and which of them are allowed."""
@@ -51,7 +46,7 @@ class Candidates:
             scores = latency
         else:
             scores = work.value(links, self._weights)
-        deadline, allowed = self._scorer.constraints.deadline_ms, self._allowed
+        deadline, allowed = self.scorer.constraints.deadline_ms, self._allowed
         if deadline is not None:
             allowed = allowed & (high(work, links, latency) <= deadline)
         # A hair of latency decides between equals: zero bytes, zero server time.
@@ -60,7 +55,7 @@ class Candidates:
     @cached_property
     def _allowed(self) -> Bools:
         """bool[prefixes, codecs]: what the constraints allow on any link."""
-        scorer, codecs = self._scorer, self.costs.codecs
+        scorer, codecs = self.scorer, self.costs.codecs
         cuts = np.array([not scorer.refusal(cut) for cut in self.cuts])
         allowed = np.repeat(cuts[:, None], len(codecs), axis=1)
         for c, name in enumerate(codecs):
@@ -73,7 +68,7 @@ class Candidates:
     def option(self, prefix: int, codec: int, link: Link) -> Option:
         """The row of a prefix with a codec, each by its number."""
         cut = self.cuts[prefix]
-        return self._scorer.option(cut, uniform(cut, self.costs.codecs[codec]), link)
+        return self.scorer.option(cut, uniform(cut, self.costs.codecs[codec]), link)
 
     def best(self, link: Link, among: Bools | None = None) -> list[Option]:
         """The row of the best allowed prefix, of those that `among` (bool[prefixes]) has; none if none is allowed."""
@@ -104,7 +99,7 @@ class Candidates:
     def smallest(self, link: Link) -> Option | None:
         """The row with the least memory on the device that the constraints allow."""
         allowed = self.scores(link)[1]
-        memory = np.where(allowed.any(axis=1), self.memory, np.inf)
+        memory = np.where(allowed.any(axis=1), self.scorer.memory, np.inf)
         prefix = int(memory.argmin())
         return self.option(prefix, int(allowed[prefix].argmax()), link) if np.isfinite(memory[prefix]) else None
 

@@ -131,14 +131,7 @@ def over_budget(quality: Quality | None, max_drop: float) -> str:
     if quality.agreement < 1:
         same = round(quality.agreement * quality.inputs)
         return f"{same}/{quality.inputs} labels stay: the drop may be {percent(quality.bound)}"
+    needed = f"at least {needed_inputs(max_drop)}" if max_drop > 0 else "codecs that lose nothing"
     return (
-        f"not shown by {quality.inputs} inputs, which allow a drop of {percent(quality.bound)}: "
-        f"calibrate with {needed(max_drop)}"
+        f"not shown by {quality.inputs} inputs, which allow a drop of {percent(quality.bound)}: calibrate with {needed}"
     )
-
-
-def needed(max_drop: float) -> str:
-    """How many inputs without a disagreement show a drop of at most `max_drop` (95 %)."""
-    if max_drop <= 0:
-        return "codecs that lose nothing"
-    return f"at least {needed_inputs(max_drop)}"

@@ -256,7 +256,7 @@ class CostModel:
             for host in self.hosts:
                 host.codec(name)
         self.calibrated = Calibrated(graph, calibration)
-        self.steps = GraphSteps.of(graph)
+        self.steps = GraphSteps(graph)
         self._coded: dict[tuple[int, str, str], Coded] = {}
 
     # --- what crosses -------------------------------------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,10 +10,8 @@ from splitpoint.graph import Cut, Graph
 from splitpoint.planning.frame_bytes import frame_entry
 from splitpoint.planning.hosts import RAW
 from splitpoint.planning.solve.problem import Bools, Floats, Ints
-from splitpoint.tensors import TensorSpec
 
 
-@dataclass(frozen=True)
 class GraphSteps:
     """The steps of `graph` (``graph.order``) as the arrays of a `Problem`.
 
@@ -23,58 +20,39 @@ class GraphSteps:
     server.
     """
 
-    graph: Graph
-    nodes: Ints
-    owner: Ints
-    step: Mapping[int, int]
-    before: Ints
-    after: Ints
-    tensors: tuple[TensorSpec, ...]
-    place: Mapping[str, int]
-    maker: Ints
-    first: Ints
-    users: Ints
-    down: Floats
-
-    @classmethod
-    def of(cls, graph: Graph) -> GraphSteps:
-        """The arrays of a graph."""
-        step = {i: k for k, members in enumerate(graph.order) for i in members}
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.step = step = {i: k for k, members in enumerate(graph.order) for i in members}
+        self.nodes: Ints = np.array([i for members in graph.order for i in members], np.int32)
+        self.owner: Ints = np.repeat(np.arange(len(graph.order), dtype=np.int32), [len(m) for m in graph.order])
         pairs = {(step[m], step[i]) for i in step for m in graph.makers(i)}
         users = {t: {step[i] for i in readers} for t, readers in graph.consumers.items()}
-        down = np.zeros(len(graph.order))
+        self.down: Floats = np.zeros(len(graph.order))
         for out in graph.outputs:
             values, made_by = graph.answer(out.name)
             behind = sorted({step[i] for i in made_by})
             if not behind:
                 continue  # a copy of an input: the device has it
             spec = graph.tensors[out.name]
-            down[behind[-1]] += spec.nbytes + frame_entry(spec, RAW, spec.nbytes)
+            self.down[behind[-1]] += spec.nbytes + frame_entry(spec, RAW, spec.nbytes)
             # A copied node may join several tensors to one output. It is then made where the last of them is, and
             # the others must be on the device, too, or travel: they are there when the last one is.
             pairs.update((k, behind[-1]) for k in behind[:-1])
             for t in values:
                 users.setdefault(t, set()).add(behind[-1])
         pairs = {(a, b) for a, b in pairs if a != b}
+        self.before: Ints
+        self.after: Ints
+        self.before, self.after = np.array(sorted(pairs), np.int32).reshape(-1, 2).T
         makers = {t: step[graph.producer[t]] if t in graph.producer else -1 for t in users}
         # A tensor whose users are all in its own step never crosses.
         names = [t for t, steps in users.items() if steps - {makers[t]}]
         wanted = [sorted(users[t] - {makers[t]}) for t in names]
-        before, after = np.array(sorted(pairs), np.int32).reshape(-1, 2).T
-        return cls(
-            graph=graph,
-            nodes=np.array([i for members in graph.order for i in members], np.int32),
-            owner=np.repeat(np.arange(len(graph.order), dtype=np.int32), [len(m) for m in graph.order]),
-            step=step,
-            before=before,
-            after=after,
-            tensors=tuple(graph.tensors[t] for t in names),
-            place={t: k for k, t in enumerate(names)},
-            maker=np.array([makers[t] for t in names], np.int32),
-            first=np.cumsum([0, *(len(w) for w in wanted)]).astype(np.int32),
-            users=np.array([k for w in wanted for k in w], np.int32),
-            down=down,
-        )
+        self.tensors = tuple(graph.tensors[t] for t in names)
+        self.place = {t: k for k, t in enumerate(names)}
+        self.maker: Ints = np.array([makers[t] for t in names], np.int32)
+        self.first: Ints = np.cumsum([0, *(len(w) for w in wanted)]).astype(np.int32)
+        self.users: Ints = np.array([k for w in wanted for k in w], np.int32)
 
     def sums(self, node_costs: Floats) -> Floats:
         """What each step costs (float64[steps]), by what each of the graph's nodes does."""

@@ -220,4 +220,4 @@ class PlacementSearch:
         Exactly what `Scorer.memory_of` allows: it grows with the prefix, and a cut counts as the smallest around it.
         """
         most = self.costs.hosts[0].most_memory
-        return None if most is None else int(np.flatnonzero(np.array(self._candidates.memory) <= most)[-1])
+        return None if most is None else int(np.flatnonzero(np.array(self._candidates.scorer.memory) <= most)[-1])

@@ -206,7 +206,7 @@ class ProfileRun:
         candidates = self._candidates()
         total = len(candidates) * PASSES
         for k in self._order(candidates):
-            visit_s = self._spent_s / self._visited if self._visited else self._first_guess_s()
+            visit_s = self._spent_s / self._visited if self._visited else float(np.median(self._whole)) / 1e3 * 5
             if self._left_s() < visit_s:
                 return
             self._tell(on_progress, self._prefixes[k].name, max(total, self._visited))
@@ -325,10 +325,6 @@ class ProfileRun:
 
     def _left_s(self) -> float:
         return self._end - self._clock()
-
-    def _first_guess_s(self) -> float:
-        """How long a visit may take, before there was one: as long as the whole took so far."""
-        return float(np.median(self._whole)) / 1e3 * 5
 
     def _tell(self, on_progress: OnProgress | None, what: str, total: int) -> None:
         self._proceed()

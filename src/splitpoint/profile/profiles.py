@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Annotated
@@ -87,17 +86,13 @@ class Watts(msgspec.Struct, frozen=True):
     source: Label = "given"
 
 
-@dataclass(frozen=True, slots=True)
 class _Side:
-    """The heads or the tails of all prefixes; p10 and p90 as shares of the median."""
+    """The heads or the tails of all prefixes; p10 and p90 as shares of the median.
 
-    stats: tuple[Stat, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    From what was measured and the fit (ms) of each prefix; at the place `empty` there is nothing to compute.
+    """
 
-    @classmethod
-    def of(cls, known: Mapping[int, Stat], fitted: Floats, counts: Sequence[int], empty: int) -> _Side:
-        """From what was measured and the fit (ms) of each prefix; at the place `empty` there is nothing to compute."""
+    def __init__(self, known: Mapping[int, Stat], fitted: Floats, counts: Sequence[int], empty: int) -> None:
         measured = {k: known[k] for k in sorted(known) if known[k].median >= _LEAST_MS}
         low, high = np.ones(len(counts)), np.ones(len(counts))
         if measured:
@@ -111,7 +106,7 @@ class _Side:
         for k, stat in known.items():
             stats[k] = towards(stat, float(fitted[k]), spreads[k] * stat.median) if k in spreads else stat
         stats[empty] = NOTHING
-        return cls(tuple(stats), tuple(low.tolist()), tuple(high.tolist()))
+        self.stats, self.low, self.high = stats, low, high
 
 
 def spreads_of(measured: Mapping[int, Stat]) -> dict[int, float]:
@@ -219,7 +214,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         costs = self.costs()
         done = np.cumsum([0.0, *(costs.head[list(step)].sum() for step in self.graph.order)])
         known = {s.prefix: s.head for s in self.segments if s.head is not None and s.prefix}
-        return _Side.of(known, costs.head_fixed + done, self._counts, 0)
+        return _Side(known, costs.head_fixed + done, self._counts, 0)
 
     @cached_property
     def _tails(self) -> _Side:
@@ -228,7 +223,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         left = np.cumsum([0.0, *reversed(steps)])[::-1]
         last = len(self._counts) - 1
         known = {s.prefix: s.tail for s in self.segments if s.tail is not None and s.prefix < last}
-        return _Side.of(known, costs.tail_fixed + left, self._counts, last)
+        return _Side(known, costs.tail_fixed + left, self._counts, last)
 
     @cached_property
     def _counts(self) -> tuple[int, ...]:
