@@ -17,9 +17,10 @@ from split_cases import (
 
 from nets import load, proto, value, weight
 from nets import node as onnx_node
+from splitpoint.calibration.calibrations import Quality
 from splitpoint.errors import UsageError
 from splitpoint.link import Link
-from splitpoint.planning.constraints import Constraints, input_like
+from splitpoint.planning.constraints import Constraints, input_like, over_budget
 from splitpoint.planning.solve.min_cut import least
 from splitpoint.planning.solve.problem import stages
 
@@ -85,3 +86,21 @@ def test_what_is_mixed_with_another_tensor_shows_only_if_that_does() -> None:
         [weight("w", np.eye(4, dtype=np.float32) + 1)],
     )
     assert input_like(load(net).graph) == {"x", "r", "still"}
+
+
+@pytest.mark.parametrize(
+    ("same", "of", "max_drop", "shown"),
+    [
+        (300, 300, 0.01, True),
+        (299, 299, 0.01, False),  # no label changed, but 3/299 is more than 1 %
+        (24, 24, 0.01, False),
+        (24, 24, 0.125, True),
+        (999, 1000, 0.01, True),
+        (995, 1000, 0.01, False),  # half a percent seen, 1.05 % possible
+        (988, 1000, 0.01, False),
+        (23, 24, 0.01, False),
+    ],
+)
+def test_a_budget_must_be_shown_to_be_kept(same: int, of: int, max_drop: float, shown: bool) -> None:
+    assert (over_budget(Quality(of, same / of, 1.0, 0.0), max_drop) == "") == shown
+    assert over_budget(Quality(of, None, 1.0, 0.0), max_drop).startswith("its accuracy is not measured")

@@ -9,7 +9,7 @@ import nets
 from nets import load
 from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.head_memory import head_memory
+from splitpoint.planning.graph_steps import head_memory
 from splitpoint.planning.planner import Planner, plan
 
 

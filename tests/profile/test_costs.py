@@ -46,7 +46,7 @@ def test_costs_are_exact_at_measured_prefixes_and_zero_for_copied_nodes() -> Non
 
 def test_a_head_that_gets_cheaper_never_makes_a_node_cost_less_than_nothing(lenet: Model) -> None:
     heads = {5: 2.0, 6: 1.0, 16: 4.0}
-    costs = fit(lenet.graph, heads, {}, 4.0, estimated(lenet.graph))
+    costs = fit(lenet.graph, heads, {}, 4.0, estimated(lenet.graph), {}, {})
     assert (costs.head >= 0).all()
     assert costs.head[5] == pytest.approx(0)
     assert 1.0 < costs.head_fixed + costs.head[:5].sum() < 2.0

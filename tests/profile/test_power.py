@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -29,11 +30,10 @@ def test_rapl_counts_packages_and_survives_a_wrap(tmp_path: Path) -> None:
     meter = power.find_meter(tmp_path)
     assert meter is not None
     assert "RAPL" in meter.source
-    meter.begin(10.0)
-    meter.sample()
+    readings = [(10.0, meter.read()), (11.0, meter.read())]
     write(counters[0], 904_000_000)
     write(counters[1], 1_999_999)  # wrapped after 100 J
-    assert meter.end(12.0) == pytest.approx((4 + 102) / 2)
+    assert meter.watts([*readings, (12.0, meter.read())]) == pytest.approx((4 + 102) / 2)
 
 
 def test_a_jetsons_board_rail(tmp_path: Path) -> None:
@@ -47,10 +47,10 @@ def test_a_jetsons_board_rail(tmp_path: Path) -> None:
     meter = power.find_meter(tmp_path)
     assert meter is not None
     assert "VDD_IN" in meter.source
-    meter.begin(0.0)
+    readings = [(0.0, meter.read())]
     write(current, 3000)
-    meter.sample()
-    assert meter.end(1.0) == pytest.approx((5 + 15 + 15) / 3)
+    readings += [(0.5, meter.read()), (1.0, meter.read())]
+    assert meter.watts(readings) == pytest.approx((5 + 15 + 15) / 3)
 
 
 def test_an_older_jetsons_rail(tmp_path: Path) -> None:
@@ -59,8 +59,7 @@ def test_an_older_jetsons_rail(tmp_path: Path) -> None:
     write(folder / "in_power0_input", 4500)
     meter = power.find_meter(tmp_path)
     assert meter is not None
-    meter.begin(0.0)
-    assert meter.end(1.0) == pytest.approx(4.5)
+    assert meter.watts([(0.0, meter.read()), (1.0, meter.read())]) == pytest.approx(4.5)
 
 
 def test_no_meter_no_watts(tmp_path: Path) -> None:
@@ -73,17 +72,15 @@ class Battery:
     source = "measured by a test"
 
     def __init__(self, *watts: float) -> None:
-        self.watts = list(watts)
+        self.known = list(watts)
 
-    def begin(self, now_s: float) -> None:
-        self.now_s = now_s
+    def read(self) -> Sequence[float]:
+        return ()
 
-    def sample(self) -> None:
-        pass
-
-    def end(self, now_s: float) -> float:
-        assert now_s >= self.now_s
-        return self.watts.pop(0)
+    def watts(self, readings: Sequence[power.Reading]) -> float:
+        moments = [now_s for now_s, _ in readings]
+        assert moments == sorted(moments)
+        return self.known.pop(0)
 
 
 def test_watts_are_measured_idle_and_computing_or_not_at_all(lenet: Model) -> None:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
-from splitpoint.codecs import open_codec
 from splitpoint.documents import AtLeast1, Count, LongLabel, NotNegative, Share
 from splitpoint.errors import UsageError
 
 FORMAT = 1
-
-#: Whether a codec keeps a budget: it is shown to; nothing speaks against it, but the inputs are too few; it does not.
-Verdict = Literal["shown", "not shown", "refused"]
 
 
 def needed_inputs(max_drop: float) -> int:
@@ -63,12 +59,6 @@ class Quality(msgspec.Struct, frozen=True):
 
         return float(betaincinv(changed + 1, self.inputs - changed, 0.95))
 
-    def verdict(self, max_drop: float) -> Verdict:
-        """Whether the top-1 agreement is shown to drop by at most `max_drop`."""
-        if self.bound <= max_drop:
-            return "shown"
-        return "not shown" if self.agreement is None or 1 - self.agreement <= max_drop else "refused"
-
 
 class CalibrationRow(msgspec.Struct, frozen=True):
     """One cut (its place in ``Graph.prefixes()``) with one codec for all tensors that cross and accept it.
@@ -99,13 +89,6 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def row(self, prefix: int, codec: str) -> CalibrationRow | None:
         """What was measured of `codec` at a cut; None if nothing was."""
         return self._by_place.get((prefix, codec))
-
-    def allowed(self, prefix: int, codec: str, max_drop: float) -> Verdict:
-        """Whether `codec` keeps a budget at a cut. What was not calibrated is not shown; what loses nothing is."""
-        if open_codec(codec).exact:
-            return "shown"
-        row = self.row(prefix, codec)
-        return "not shown" if row is None else row.quality.verdict(max_drop)
 
     @cached_property
     def _by_place(self) -> Mapping[tuple[int, str], CalibrationRow]:

@@ -13,7 +13,4 @@ exact search over all placements (`solve`), which is between two hosts.
 
 `choice` picks among rows. `advice` says what it comes to, or what cannot be met; `sensitivity` is the plan by
 bandwidth.
-
-An objective is a row of weights (`objectives.weights_of`) and its unit (`plans.value`). A constraint is a field of
-`Constraints` and a reason of `Scorer`: `refusal` for a cut, `lossy_refusal` for a codec, a deadline by the total.
 """

@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from splitpoint.calibration.calibrations import Calibration, CalibrationRow
+from splitpoint.calibration.calibrations import Calibration, Quality
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError
 from splitpoint.graph import Cut, Graph
@@ -199,8 +199,8 @@ class Calibrated:
     def __init__(self, graph: Graph, calibration: Calibration | None) -> None:
         self.nbytes: dict[tuple[str, str], int] = {}
         self.codecs: tuple[str, ...] = ()
-        self._alone: dict[tuple[str, str], list[CalibrationRow]] = {}
-        self._rows: dict[tuple[tuple[str, ...], str], CalibrationRow] = {}
+        self._alone: dict[tuple[str, str], list[Quality]] = {}
+        self._together: dict[tuple[tuple[str, ...], str], Quality] = {}
         if calibration is None:
             return
         cuts = graph.prefixes()
@@ -213,23 +213,23 @@ class Calibrated:
                 )
             cut, codec = cuts[row.prefix], open_codec(row.codec)
             # What crosses and how decides the answer, not which nodes were left on which side of it.
-            self._rows[_names(cut), row.codec] = row
+            self._together[_names(cut), row.codec] = row.quality
             for spec, nbytes in zip(cut.crossing, row.nbytes, strict=True):
                 if codec.accepts(spec):
                     sizes.setdefault((spec.name, row.codec), []).append(nbytes)
                     if len(row.nbytes) == 1:
-                        self._alone.setdefault((spec.name, row.codec), []).append(row)
+                        self._alone.setdefault((spec.name, row.codec), []).append(row.quality)
         self.nbytes = {key: int(np.median(each)) for key, each in sizes.items()}
         self.codecs = tuple(dict.fromkeys(r.codec for r in calibration.rows))
 
-    def row(self, cut: Cut, codec: str) -> CalibrationRow | None:
-        """What was measured of this codec for all that crosses at `cut`; None if nothing was."""
-        return self._rows.get((_names(cut), codec))
+    def quality(self, cut: Cut, codec: str) -> Quality | None:
+        """How good the answer is with this codec for all that crosses at `cut`; None if that was not measured."""
+        return self._together.get((_names(cut), codec))
 
     def allows(self, tensor: str, codec: str, max_drop: float | None) -> bool:
         """Whether an inexact codec keeps within `max_drop` for this tensor: shown, not supposed."""
-        rows = self._alone.get((tensor, codec), ())
-        return max_drop is None or (bool(rows) and not any(over_budget(r.quality, max_drop) for r in rows))
+        known = self._alone.get((tensor, codec), ())
+        return max_drop is None or (bool(known) and not any(over_budget(quality, max_drop) for quality in known))
 
 
 def _names(cut: Cut) -> tuple[str, ...]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from splitpoint.errors import UsageError, nearest
 from splitpoint.planning.hosts import Host
 
-Name = Literal["latency", "throughput", "energy", "bytes", "server-time"]
-NAMES: tuple[str, ...] = get_args(Name)
+NAMES = ("latency", "throughput", "energy", "bytes", "server-time")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,7 @@
 """Graph × profiles × link → Plan: the honest table.
 
-    edge, cloud = load_profile("edge.profile.json"), load_profile("cloud.profile.json")
-    split = splitpoint.plan(edge.graph, (edge, cloud), Link(5.85, 20, 40), constraints=Constraints(codecs=("int8",)))
-    print(split.advice)     # Split after blocks.6, int8: 63.0 ms, 28.1 ms (31 %) less than all on the device.
-
-Neither a model file nor an engine is needed: profiles come from JSON.
-
-A plan's milliseconds are those of a connection that is in use: what TCP's slow start adds to the first requests of a
-new one is not part of them.
+Neither a model file nor an engine is needed: profiles come from JSON. Milliseconds are those of a connection in use:
+what TCP's slow start adds to the first requests of a new one is not part of them.
 """
 
 from __future__ import annotations
@@ -55,17 +49,17 @@ def plan(
     constraints: Constraints | None = None,
     calibration: Calibration | None = None,
 ) -> Plan:
-    """Whether and where to cut `graph` (None: the profiles') for the least of `objective`: one of
-    latency, throughput, energy, bytes, server-time.
+    """Whether and where to cut `graph` (None: the profiles' own) for the least of `objective`: latency (ms), throughput
+    (ms of the slowest stage), energy (mJ), bytes, or server-time (ms), each of one request.
 
-    `profiles` are the device's and the server's, of the same model. Raises InputError if something is of another
-    model, UsageError for constraints that no placement keeps: the message has the nearest one that exists.
+    `profiles` are the device's and the server's. InputError if something is of another model; UsageError for
+    constraints that no placement keeps, with the nearest plan that exists.
     """
     return Planner(graph, profiles, objective=objective, constraints=constraints, calibration=calibration).plan(link)
 
 
 class Planner:
-    """Plans for one device and server, and one link after the other: what does not change is computed once."""
+    """Plans for one device and one server, link after link. What the link does not change is computed once."""
 
     def __init__(
         self,
@@ -102,7 +96,10 @@ class Planner:
     # --- plans --------------------------------------------------------------------------------------------------
 
     def plan(self, link: Link, *, sensitivity: bool = True) -> Plan:
-        """The whole table for `link`; without `sensitivity`, not how it depends on the bandwidth."""
+        """The whole table for `link`, and, unless `sensitivity` is False, what is best at which bandwidth.
+
+        UsageError if nothing keeps to the constraints.
+        """
         options, floor = self._options(link)
         best = least(options, self.objective)
         if best is None:
@@ -129,15 +126,13 @@ class Planner:
         )
 
     def best(self, link: Link) -> Option | None:
-        """The best option alone, for a new link; None if none keeps to the constraints."""
+        """The best option alone (about 1 ms of CPU); None if none keeps to the constraints."""
         options = [*self._baselines(link), *self._candidates.best(link)]
         return least([*options, *self._solved(self._search.glance(link), link)], self.objective)
 
     def price(self, cut: Cut | Iterable[int], codecs: Sequence[str], link: Link) -> Option:
-        """The row of one placement for `link`, refused or not; `cut` may also be the nodes of its head
-        (`Option.on_edge`). `codecs` are those of what crosses, in order.
-
-        CutError for nodes that no cut puts on the device.
+        """The row of one placement, refused or not. `cut` may be the nodes of its head (`Option.on_edge`); `codecs` has
+        one for each tensor that crosses, in order. CutError for nodes that no cut puts on the device.
         """
         if not isinstance(cut, Cut):
             cut = self._cut_of(tuple(cut))
@@ -148,12 +143,12 @@ class Planner:
         return self._baselines(link)[0]
 
     def remote(self, link: Link) -> Option | None:
-        """The best option that uses the server: a prefix or a baseline; None if none keeps to the constraints."""
+        """The best prefix or baseline that uses the server; None if none keeps to the constraints."""
         options = [*self._baselines(link)[1:], *self._candidates.best(link, self._candidates.remote)]
         return least(options, self.objective)
 
     def slowed(self, device: float, server: float) -> Planner:
-        """A planner for the same device and server while they compute so many times slower than their profiles say."""
+        """A planner for the same machines while they compute so many times slower than their profiles say."""
         hosts = zip(self.hosts, (device, server), strict=True)
         profiles = [host.profile if factor == 1 else host.profile.slowed(factor) for host, factor in hosts]
         planner = self._like(profiles, self.constraints, self.objective)
@@ -161,17 +156,15 @@ class Planner:
         return planner
 
     def relaxed(self, constraints: Constraints, objective: str) -> Planner:
-        """A planner for the same device and server with other constraints."""
+        """A planner for the same machines with other constraints and another objective."""
         return self._like([host.profile for host in self.hosts], constraints, objective)
 
     def _like(self, profiles: Profiles, limits: Constraints, objective: str) -> Planner:
         return Planner(self.graph, profiles, objective=objective, constraints=limits, calibration=self._calibration)
 
     def frontier(self, link: Link, most: int = 8) -> Sequence[Option]:
-        """The best option for `link`, then others that are allowed and the cheapest for some prices of the device's,
-        the link's and the server's time. A queue that plans several requests together chooses from these.
-
-        Empty if no option keeps to the constraints.
+        """At most `most` options that a queue of requests may need: the best one, then others that are the cheapest
+        for some prices of the device's, the link's and the server's time. Empty if nothing keeps to the constraints.
         """
         best = self.best(link)
         if best is None:
@@ -224,24 +217,19 @@ class Planner:
 
     @cached_property
     def _jpeg(self) -> str | None:
-        """JPEG at the lowest quality that is good enough; None where the model takes no image, or the profiles no JPEG.
-
-        Good enough: within the budget, or, without one, no label changed. The best there is where none is.
+        """JPEG at the lowest quality that keeps the budget (without one: changes no label), at the best there is where
+        none does. None where the model takes no image, or the profiles have no times for JPEG.
         """
         frame, jpeg = self._candidates.cuts[0], open_codec(DEFAULT_JPEG)
         if not any(jpeg.accepts(t) for t in frame.crossing) or not all(h.knows(DEFAULT_JPEG) for h in self.hosts):
             return None
         calibrated = self.costs.calibrated
-        known = {
-            c: r.quality for c in calibrated.codecs if c.startswith("jpeg:") and (r := calibrated.row(frame, c))
-        }  # fmt: skip
+        jpegs = [codec for codec in calibrated.codecs if codec.startswith("jpeg:")]
+        known = {codec: quality for codec in jpegs if (quality := calibrated.quality(frame, codec)) is not None}
         asked = [c for c in self.constraints.codecs if c.startswith("jpeg:")]
         for codec in sorted(known, key=_quality):
-            quality = known[codec]
-            enough = self._scorer.too_lossy(quality, [codec]) == "" and (
-                self.constraints.max_drop is not None or quality.agreement == 1
-            )
-            if enough:
+            same = self.constraints.max_drop is not None or known[codec].agreement == 1
+            if same and not self._scorer.too_lossy(known[codec], [codec]):
                 return codec
         return max(known or asked or [DEFAULT_JPEG], key=_quality)
 

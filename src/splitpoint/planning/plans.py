@@ -1,4 +1,4 @@
-"""A plan as a value: it prints as the honest table and loads back from its file."""
+"""A plan as a value."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ STAGES = ("edge", "encode", "up", "server", "down")
 
 
 class Band(msgspec.Struct, frozen=True, array_like=True):
-    """Milliseconds: what is predicted, and between which values four of five requests are expected.
+    """Milliseconds: the median that is predicted, and between which values four of five requests are expected.
 
-    `planning.cost_model` says what the spread of each part is. Independent parts add up as the root of their squares.
-    That a profile is of another day is not in it.
+    `planning.cost_model` says what the spread of each part is. That a profile is of another day is not in it.
     """
 
     ms: NotNegative
@@ -44,7 +43,7 @@ class Band(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def error(self) -> float:
-        """The larger distance from `ms` to an end of the band: what a table prints behind ±."""
+        """The larger half of the band (ms): what a table prints behind ±."""
         return max(self.high - self.ms, self.ms - self.low)
 
 
@@ -58,17 +57,16 @@ class Crossing(msgspec.Struct, frozen=True):
 
 
 class HostCosts(msgspec.Struct, frozen=True):
-    """What a request takes on one host: computing its part (and decoding what comes in), encoding what goes on."""
+    """What a request takes on one host: computing its part (with decoding what comes in), encoding what goes on."""
 
     compute: Band
     encode: Band
     memory: Count = 0
-    """Bytes its part holds: weights and tensors, estimated without the engine's own (some 60 MB). 0 on the last host,
-    which runs what is left, whatever it holds."""
+    """Bytes of its part's weights and tensors, estimated, without the engine's own (some 60 MB). 0 on the last host."""
 
 
 class HopCosts(msgspec.Struct, frozen=True):
-    """What crosses from one host to the next, and how long it is on its way; the answer comes back the same way.
+    """What crosses from one host to the next: bytes and milliseconds `up`, and `down` for the answer, frames included.
 
     `cut` names the place; `nodes` are those before it, indices into ``graph.nodes``.
     """
@@ -83,10 +81,9 @@ class HopCosts(msgspec.Struct, frozen=True):
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table: what a request takes on each of `hosts`, the device first, and on each of `hops` between
-    them. Their medians sum to `total`.
+    """One row of the table: what a request takes on each of `hosts`, the device first, and on each hop between them.
 
-    `cut`, `on_edge`, `crossing`, `stages` and the bytes are those of the device and the hop behind it.
+    Medians sum to `total`. `cut`, `on_edge`, `crossing` and the bytes are those of the hop behind the device.
     """
 
     kind: OptionKind
@@ -98,7 +95,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     energy_mj: NotNegative | None = None
     quality: Quality | None = None
     exact: bool = True
-    """Whether the answer is the whole model's on the raw input, bit for bit (no codec on the way loses anything)."""
+    """Whether no codec on the way loses anything."""
     refused: str = ""
     """Why a constraint rules it out; empty if none does."""
 
@@ -119,12 +116,12 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def up_nbytes(self) -> int:
-        """Bytes that the device sends, frame included."""
+        """Bytes that the device sends."""
         return self.hops[0].up_nbytes
 
     @property
     def down_nbytes(self) -> int:
-        """Bytes that come back to the device, frame included."""
+        """Bytes that come back to the device."""
         return self.hops[0].down_nbytes
 
     @property

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 
-from splitpoint.calibration.calibrations import CalibrationRow, Quality
+from splitpoint.calibration.calibrations import Quality
 from splitpoint.codecs import open_codec
 from splitpoint.graph import JOIN, Cut
 from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints, input_like, over_budget, percent
 from splitpoint.planning.cost_model import Coded, CostModel, Delay, PlacedParts, hop_delays, host_delays
-from splitpoint.planning.head_memory import head_memory
+from splitpoint.planning.graph_steps import head_memory
 from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.plans import Band, Crossing, HopCosts, HostCosts, Option, OptionKind
 from splitpoint.units import ms, size
@@ -52,8 +52,7 @@ class Scorer:
         names = [t.codec for t in coded]
         work = self.costs.work(placed.parts, [coded])
         exact = all(open_codec(name).exact for name in names)
-        row = None if exact else self._row(cut, names)
-        quality = row.quality if row is not None else None
+        quality = None if exact else self._quality(cut, names)
         on_hosts = [host_delays(host) for host in work.hosts]
         on_hops = [hop_delays(hop, at) for hop, at in zip(work.hops, links, strict=True)]
         delays = [delay for pair in (*on_hosts, *on_hops) for delay in pair]
@@ -95,13 +94,13 @@ class Scorer:
             return "split"
         return "jpeg" if any(n.startswith("jpeg:") for n in names) else "server"
 
-    def _row(self, cut: Cut, names: Sequence[str]) -> CalibrationRow | None:
-        """The calibrated row for these codecs at this cut, if they are one codec for all that accept it."""
+    def _quality(self, cut: Cut, names: Sequence[str]) -> Quality | None:
+        """What is calibrated of these codecs at this cut, if they are one codec for all that accept it."""
         for codec in dict.fromkeys(names):
             if [self.costs.coded(0, t, codec).codec for t in cut.crossing] == list(names):
-                row = self.costs.calibrated.row(cut, codec)
-                if row is not None:
-                    return row
+                quality = self.costs.calibrated.quality(cut, codec)
+                if quality is not None:
+                    return quality
         return None
 
     def prefix_of(self, cut: Cut) -> Cut | None:
@@ -155,8 +154,7 @@ class Scorer:
         names = [self.costs.coded(0, t, codec).codec for t in cut.crossing]
         if all(open_codec(n).exact for n in names):
             return ""
-        row = self.costs.calibrated.row(cut, codec)
-        return self.too_lossy(row.quality if row else None, names)
+        return self.too_lossy(self.costs.calibrated.quality(cut, codec), names)
 
     @cached_property
     def _input_like(self) -> frozenset[str]:

@@ -59,15 +59,20 @@ def monotone(values: Sequence[float], spreads: Sequence[float] = ()) -> Floats:
     return np.repeat([b[0] for b in blocks], [b[2] for b in blocks])
 
 
-def step_costs(anchors: Mapping[int, float], kernels: Floats, fixed: float, spreads: Mapping[int, float]) -> Floats:
-    """What each step costs. `anchors`: prefix (number of steps, > 0) → measured ms; the last must be all steps.
+def step_costs(anchors: Mapping[int, float], kernels: Floats, spreads: Mapping[int, float]) -> tuple[Floats, float]:
+    """What each step costs (ms), and what a segment costs however small it is: as much as all of the measured ones
+    have beside their kernels.
 
-    `kernels` (ms a step) share out what lies between two anchors. `spreads`: prefix → that of its runs, as a share.
+    `anchors`: prefix (number of steps, > 0) → measured ms; the last must be all steps. `kernels` (ms a step) share out
+    what lies between two anchors. `spreads`: prefix → that of its runs, as a share.
     """
+    done = np.cumsum(kernels)
+    scale = min(1.0, anchors[max(anchors)] / done[-1]) if done[-1] > 0 else 0.0
+    fixed = max(0.0, min(ms - scale * float(done[k - 1]) for k, ms in anchors.items()))
     places = sorted(anchors)
     fitted = monotone([max(anchors[k] - fixed, 0.0) for k in places], [spreads.get(k, 0.0) for k in places])
     spans = np.diff(places, prepend=0)
-    return _shared(np.diff(fitted, prepend=0.0), np.repeat(np.arange(len(places)), spans), kernels)
+    return _shared(np.diff(fitted, prepend=0.0), np.repeat(np.arange(len(places)), spans), kernels), fixed
 
 
 def _shared(totals: Floats, owner: Ints, parts: Floats) -> Floats:
@@ -80,22 +85,14 @@ def _shared(totals: Floats, owner: Ints, parts: Floats) -> Floats:
     return shares
 
 
-def fixed_cost(anchors: Mapping[int, float], kernels: Floats) -> float:
-    """What a segment costs however small it is: as much as all of the measured ones have beside their kernels."""
-    done = np.cumsum(kernels)
-    scale = min(1.0, anchors[max(anchors)] / done[-1]) if done.size and done[-1] > 0 else 0.0
-    return max(0.0, min((ms - scale * float(done[k - 1]) for k, ms in anchors.items()), default=0.0))
-
-
 def fit(
     graph: Graph,
     heads: Mapping[int, float],
     tails: Mapping[int, float],
     whole: float,
     nodes: Floats,
-    *,
-    head_spreads: Mapping[int, float] | None = None,
-    tail_spreads: Mapping[int, float] | None = None,
+    head_spreads: Mapping[int, float],
+    tail_spreads: Mapping[int, float],
 ) -> NodeCosts:
     """The costs behind measured `heads` and `tails`: place in ``graph.prefixes()`` → median ms.
 
@@ -113,11 +110,9 @@ def fit(
     n = len(steps)
     ahead = {n: whole} | {k: ms for k, ms in heads.items() if k}
     back = {n: whole} | {n - k: ms for k, ms in tails.items() if k < n}
-    head_fixed, tail_fixed = fixed_cost(ahead, kernels), fixed_cost(back, kernels[::-1])
-    head_steps = step_costs(ahead, kernels, head_fixed, head_spreads or {})
-    back_spreads = {n - k: spread for k, spread in (tail_spreads or {}).items()}
-    tail_steps = step_costs(back, kernels[::-1], tail_fixed, back_spreads)[::-1]
+    head_steps, head_fixed = step_costs(ahead, kernels, head_spreads)
+    back_steps, tail_fixed = step_costs(back, kernels[::-1], {n - k: spread for k, spread in tail_spreads.items()})
     head, tail = np.zeros(len(graph.nodes)), np.zeros(len(graph.nodes))
     head[flat] = _shared(head_steps, owner, nodes[flat])  # a group shares its time as its kernels do
-    tail[flat] = _shared(tail_steps, owner, nodes[flat])
+    tail[flat] = _shared(back_steps[::-1], owner, nodes[flat])
     return NodeCosts(head, tail, head_fixed, tail_fixed)

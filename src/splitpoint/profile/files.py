@@ -29,7 +29,10 @@ def profile_bytes(profile: Profile) -> bytes:
 def _check(profile: Profile) -> None:
     """ValueError if what it says does not fit together, or its graph makes no sense."""
     for text in _names(profile.graph):
-        _check_name(text)
+        if HIDDEN.search(text):
+            raise ValueError(f"a name in it has hidden or control characters: {text[:80]!r}")
+        if len(text) > _MOST_NAME:
+            raise ValueError(f"a name in it has {len(text)} characters, more than {_MOST_NAME}: {text[:40]}…")
     _check_graph(profile.graph)
     wanted = len(profile.graph.nodes)
     if len(profile.nodes) != wanted:
@@ -46,13 +49,6 @@ def _check(profile: Profile) -> None:
         for stat, name in ((segment.head, "head"), (segment.tail, "tail")):
             if stat is not None:
                 _check_stat(stat, f"{at}.{name}")
-
-
-def _check_name(text: str) -> None:
-    if HIDDEN.search(text):
-        raise ValueError(f"a name in it has hidden or control characters: {text[:80]!r}")
-    if len(text) > _MOST_NAME:
-        raise ValueError(f"a name in it has {len(text)} characters, more than {_MOST_NAME}: {text[:40]}…")
 
 
 def _check_stat(stat: Stat, at: str) -> None:

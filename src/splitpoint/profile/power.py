@@ -5,11 +5,11 @@ Neither sees a radio: what sending takes is given by the user (``--edge-watts``)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from splitpoint.profile.profiles import Watts
 
@@ -20,21 +20,21 @@ IDLE_S = 0.5
 _RAILS = frozenset({"VDD_IN", "POM_5V_IN", "SYS_VDD_IN", "VDD_5V_IN", "5V_IN", "VIN_SYS_5V0", "VIN"})
 
 
+#: When it was read, in seconds, and what the meter's files said.
+Reading: TypeAlias = tuple[float, Sequence[float]]
+
+
 class Meter(Protocol):
     """A power meter. `source` names it in the profile."""
 
     source: str
 
-    def begin(self, now_s: float) -> None:
-        """Start of what is measured."""
+    def read(self) -> Sequence[float]:
+        """What its files say now."""
         ...
 
-    def sample(self) -> None:
-        """Called now and then while it lasts."""
-        ...
-
-    def end(self, now_s: float) -> float:
-        """Mean watts since `begin`."""
+    def watts(self, readings: Sequence[Reading]) -> float:
+        """Mean power from the first to the last of these."""
         ...
 
 
@@ -45,21 +45,14 @@ class Rapl:
     counters: list[Path]
     ranges: list[int]
     source: str = "measured by RAPL (processor packages only)"
-    _start: list[int] = field(default_factory=list)
-    _start_s: float = 0.0
 
-    def begin(self, now_s: float) -> None:
-        self._start, self._start_s = self._read(), now_s
-
-    def sample(self) -> None:
-        """Nothing to do: the counters count by themselves."""
-
-    def end(self, now_s: float) -> float:
-        used = sum((b - a) % (most + 1) for a, b, most in zip(self._start, self._read(), self.ranges, strict=True))
-        return used / 1e6 / (now_s - self._start_s) if now_s > self._start_s else 0.0
-
-    def _read(self) -> list[int]:
+    def read(self) -> Sequence[float]:
         return [int(path.read_text()) for path in self.counters]
+
+    def watts(self, readings: Sequence[Reading]) -> float:
+        (started_s, before), (ended_s, after) = readings[0], readings[-1]
+        used = sum((b - a) % (most + 1) for a, b, most in zip(before, after, self.ranges, strict=True))
+        return used / 1e6 / (ended_s - started_s) if ended_s > started_s else 0.0
 
 
 @dataclass
@@ -68,22 +61,12 @@ class Rail:
 
     files: tuple[Path, ...]
     source: str
-    _seen: list[float] = field(default_factory=list)
 
-    def begin(self, now_s: float) -> None:
-        del now_s
-        self._seen = [self._watts()]
+    def read(self) -> Sequence[float]:
+        return [float(path.read_text()) / 1e3 for path in self.files]
 
-    def sample(self) -> None:
-        self._seen.append(self._watts())
-
-    def end(self, now_s: float) -> float:
-        del now_s
-        self._seen.append(self._watts())
-        return sum(self._seen) / len(self._seen)
-
-    def _watts(self) -> float:
-        return prod(float(path.read_text()) / 1e3 for path in self.files)
+    def watts(self, readings: Sequence[Reading]) -> float:
+        return sum(prod(read) for _, read in readings) / len(readings)
 
 
 def find_meter(root: Path = Path("/")) -> Meter | None:
@@ -100,17 +83,16 @@ def measure_watts(
 ) -> Watts | None:
     """Watts while idle and while `compute` runs again and again for `seconds`; None if the meter says nonsense."""
     try:
-        meter.begin(clock())
+        readings = [(clock(), meter.read())]
         for _ in range(10):
             sleep(IDLE_S / 10)
-            meter.sample()
-        idle = meter.end(clock())
-        started = clock()
-        meter.begin(started)
-        while clock() - started < seconds:
+            readings.append((clock(), meter.read()))
+        idle = meter.watts(readings)
+        readings = [(clock(), meter.read())]
+        while readings[-1][0] - readings[0][0] < seconds:
             compute()
-            meter.sample()
-        busy = meter.end(clock())
+            readings.append((clock(), meter.read()))
+        busy = meter.watts(readings)
     except (OSError, ValueError):
         return None
     if not 0 < idle <= busy:

@@ -205,8 +205,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             {k: stat.median for k, stat in tails.items()},
             self.whole.median,
             np.array(self.nodes, np.float64),
-            head_spreads=spreads_of(heads),
-            tail_spreads=spreads_of(tails),
+            spreads_of(heads),
+            spreads_of(tails),
         )
 
     @cached_property

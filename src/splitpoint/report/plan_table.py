@@ -133,19 +133,16 @@ def refusals(plan: Plan) -> list[str]:
 
 def range_lines(plan: Plan) -> list[tuple[str, str]]:
     """(uplink rates, what is best there), a line a range."""
-    ends = [(r.up_mbps_from, r.up_mbps_to) for r in plan.sensitivity]
-    last = len(ends) - 1
-    return [(_rates(k, last, *ends[k]), r.label) for k, r in enumerate(plan.sensitivity)]
-
-
-def _rates(k: int, last: int, low: float, high: float) -> str:
-    if last == 0:
-        return f"from {_mbps(low)} to {_mbps(high)} Mbit/s"
-    if k == 0:
-        return f"below {_mbps(high)} Mbit/s"
-    if k == last:
-        return f"above {_mbps(low)} Mbit/s"
-    return f"{_mbps(low)} to {_mbps(high)} Mbit/s"
+    lines, last = [], len(plan.sensitivity) - 1
+    for k, stretch in enumerate(plan.sensitivity):
+        low, high = _mbps(stretch.up_mbps_from), _mbps(stretch.up_mbps_to)
+        rates = f"{low} to {high}"
+        if last == 0:
+            rates = f"from {rates}"
+        elif k in (0, last):
+            rates = f"above {low}" if k else f"below {high}"
+        lines.append((f"{rates} Mbit/s", stretch.label))
+    return lines
 
 
 def _mbps(rate: float) -> str:
