@@ -16,10 +16,9 @@ from splitpoint.planning.frame_bytes import (
     ANSWER_NBYTES,
     REQUEST_NBYTES,
     answer_nbytes,
-    entry_nbytes,
     frame_entry,
 )
-from splitpoint.tensors import ITEM_SIZES
+from splitpoint.tensors import ITEM_SIZES, TensorSpec
 
 
 def test_an_answer_is_as_long_as_the_frame_that_carries_it() -> None:
@@ -49,7 +48,7 @@ def test_framing_is_what_the_wire_really_adds(shapes: Sequence[Sequence[int]], d
     shapes = [s if np.prod(s, dtype=np.int64) < 1 << 20 else s[:2] for s in shapes]
     arrays = [np.zeros(s, dtype) for s in shapes]
     body = sum(a.nbytes for a in arrays)
-    entries = sum(entry_nbytes(dtype, a.shape, a.nbytes) for a in arrays)
+    entries = sum(frame_entry(TensorSpec("t", dtype, a.shape), "raw", a.nbytes) for a in arrays)
     request = wire.Packer(wire.Kind.INFER, lambda tensors, vectors, s: wire.Infer(3, tensors, vectors, s))
     assert request.pack(7, arrays, ((), 0.5)).nbytes == REQUEST_NBYTES + entries + body
     answer = wire.Packer(wire.Kind.RESULT, wire.ResultData)
@@ -59,4 +58,5 @@ def test_framing_is_what_the_wire_really_adds(shapes: Sequence[Sequence[int]], d
 @pytest.mark.parametrize("nbytes", [1, 127, 128, 255, 256, 65535, 65536, 2**32 - 1, 2**32])
 def test_framing_of_encoded_tensors(nbytes: int) -> None:
     tensor = wire.Tensor("float32", (1, nbytes, 200), nbytes, "int8+zstd")
-    assert entry_nbytes("float32", (1, nbytes, 200), nbytes, "int8+zstd") == len(msgspec.msgpack.encode(tensor))
+    spec = TensorSpec("t", "float32", (1, nbytes, 200))
+    assert frame_entry(spec, "int8+zstd", nbytes) == len(msgspec.msgpack.encode(tensor))

@@ -31,13 +31,14 @@ from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
+from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES, frame_entry
 from splitpoint.planning.hosts import Host, check_same_model
 from splitpoint.planning.placement_search import SplitProblem
 from splitpoint.planning.planner import plan
 from splitpoint.planning.solve.min_cut import Cutter, least
 from splitpoint.planning.solve.problem import stages
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
+from splitpoint.tensors import TensorSpec
 
 
 def test_a_deadline_and_the_least_server_time_are_held_together() -> None:
@@ -158,7 +159,7 @@ def test_energy_of_a_problem_is_watts_times_milliseconds() -> None:
         if server:
             sent = REQUEST_NBYTES + sum(travelling(split, t, chosen[t.name]) for t in cut.crossing)
             spec = graph.tensors[graph.outputs[0].name]
-            back = ANSWER_NBYTES + spec.nbytes + entry_nbytes(spec.dtype, [1, 1000], spec.nbytes)
+            back = ANSWER_NBYTES + spec.nbytes + frame_entry(TensorSpec("y", spec.dtype, (1, 1000)), "raw", spec.nbytes)
             spent += watts.tx * (LINK.up_ms(sent) + LINK.down_ms(back))
             for t in cut.crossing:
                 spent += watts.compute * coded(split.costs.hosts[0].profile, chosen[t.name], "encode", t.nbytes)
@@ -201,7 +202,7 @@ def test_bytes_count_and_latency_decides_between_equals() -> None:
 
     best = min((c for c in graph.prefixes()[:-1]), key=price)
     assert price(split.costs.steps.cut(found.on_edge)) == pytest.approx(price(best))
-    answer = ANSWER_NBYTES + 4000 + entry_nbytes("float32", [1, 1000], 4000)
+    answer = ANSWER_NBYTES + 4000 + frame_entry(TensorSpec("y", "float32", (1, 1000)), "raw", 4000)
     assert int(found.value) == REQUEST_NBYTES + price(best)[0] + answer
     assert least(problem).on_edge.all()
     assert least(problem).value < 1

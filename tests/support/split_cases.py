@@ -16,7 +16,7 @@ from splitpoint.link import Link
 from splitpoint.machine import Machine
 from splitpoint.models import load as load_model
 from splitpoint.planning.cost_model import CostModel
-from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES, entry_nbytes
+from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES, frame_entry
 from splitpoint.planning.hosts import Host
 from splitpoint.planning.placement_search import SplitProblem
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
@@ -103,8 +103,7 @@ def coded(profile: Profile, codec: str, side: str, nbytes: int) -> float:
 def travelling(split: SplitProblem, spec: TensorSpec, codec: str) -> int:
     """Bytes of a tensor in a request, its header's entry included."""
     nbytes = open_codec(codec).nbytes(spec)
-    wire = "" if codec == "raw" else codec
-    return nbytes + entry_nbytes(spec.dtype, [int(d) for d in spec.shape], nbytes, wire)
+    return nbytes + frame_entry(spec, codec, nbytes)
 
 
 def cheapest(split: SplitProblem, spec: TensorSpec, codecs: Iterable[str], link: Link) -> tuple[float, str]:
@@ -132,7 +131,7 @@ def request(split: SplitProblem, cut: Cut, link: Link, codecs: Iterable[str]) ->
     for out in graph.outputs:
         if out.name not in cut.results:
             spec = graph.tensors[out.name]
-            answer += spec.nbytes + entry_nbytes(spec.dtype, [int(d) for d in spec.shape], spec.nbytes)
+            answer += spec.nbytes + frame_entry(spec, "raw", spec.nbytes)
     network = link.rtt_ms + link.up_ms(REQUEST_NBYTES) + link.down_ms(answer)
     network += sum(cheapest(split, t, codecs, link)[0] for t in cut.crossing)
     # The server's own overhead is paid once, with the round trip.

@@ -149,7 +149,7 @@ class _OneWay:
                 return
         variance = noise_ms**2 + (_SHARE * self._slope * nbytes) ** 2
         self._forget(now_s, nbytes, variance * self._noise, most_ms)
-        spread = self._spread(nbytes)
+        spread = self._cc + 2 * nbytes * self._cb + nbytes * nbytes * self._bb  # variance of what is predicted
         surprise = (ms - self._predict(nbytes)) ** 2
         far = surprise > _FAR * _FAR * (spread + variance * self._noise)
         # A far one counts too, so that noise which was taken for a change is not taken for one for ever.
@@ -169,10 +169,6 @@ class _OneWay:
 
     def _predict(self, nbytes: float) -> float:
         return self.constant_ms + self._slope * nbytes
-
-    def _spread(self, nbytes: float) -> float:
-        """Variance of what is predicted."""
-        return self._cc + 2 * nbytes * self._cb + nbytes * nbytes * self._bb
 
     def _unsure(self) -> float:
         """Standard deviation of b; half of b itself when nothing is known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from splitpoint.errors import UsageError, nearest
@@ -67,16 +68,15 @@ def _parse_numbers(text: str) -> Link:
 
 
 def _rate(text: str) -> float:
-    match = _RATE.fullmatch(text.strip())
-    if match is None:
-        raise UsageError(
-            f"{text.strip() or 'nothing'} is no rate: write a number and kbit, mbit or gbit, such as 10mbit"
-        )
-    return float(match[1]) * _MBPS[match[2]]
+    return _number(text, _RATE, _MBPS, "is no rate: write a number and kbit, mbit or gbit, such as 10mbit")
 
 
 def _time(text: str) -> float:
-    match = _TIME.fullmatch(text)
+    return _number(text, _TIME, _MS, "is no time: write a number and ms or s, such as 40ms")
+
+
+def _number(text: str, pattern: re.Pattern[str], units: Mapping[str, float], wrong: str) -> float:
+    match = pattern.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{text or 'nothing'} is no time: write a number and ms or s, such as 40ms")
-    return float(match[1]) * _MS[match[2]]
+        raise UsageError(f"{text.strip() or 'nothing'} {wrong}")
+    return float(match[1]) * units[match[2]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from math import sqrt
+from math import hypot
 from typing import Any
 
 import msgspec
@@ -131,8 +131,8 @@ def margin(a: Option, b: Option, objective: str) -> float:
         return 0.0 if a.sized and b.sized else 0.1 * max(value(a, objective), value(b, objective))
     floor = ALIKE * min(value(a, objective), value(b, objective))
     if objective == "server-time":
-        return max(floor, _apart(a.stages["server"].error, b.stages["server"].error))
-    spread = _apart(*(e for stage in STAGES for e in _errors(a, b, stage)))
+        return max(floor, hypot(a.stages["server"].error, b.stages["server"].error))
+    spread = hypot(*(e for stage in STAGES for e in _errors(a, b, stage)))
     if objective == "latency":
         return max(floor, spread)
     # Energy and the slowest stage are made of the same milliseconds: they are as uncertain.
@@ -146,10 +146,6 @@ def _errors(a: Option, b: Option, stage: str) -> tuple[float, ...]:
     if one == other or (stage in ("up", "down") and a.up_nbytes and b.up_nbytes):
         return ()  # the same half, or the same link's jitter: it does not tell them apart
     return one.error, other.error
-
-
-def _apart(*errors: float) -> float:
-    return sqrt(sum(e * e for e in errors))
 
 
 def explain(options: Sequence[Option], best: Option, objective: str) -> tuple[str, ...]:

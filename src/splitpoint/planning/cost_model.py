@@ -3,7 +3,7 @@
     costs = CostModel(graph, (Host("device", edge), Host("server", cloud)), codecs=("raw", "int8"))
     parts = costs.parts([cut])                                  # known for every link and every codec
     work = costs.work(parts, [[costs.coded(0, t, "int8") for t in cut.crossing]])
-    total_ms = value(work, [link], weights_of("latency", costs.hosts))
+    total_ms = work.value([link], weights_of("latency", costs.hosts))
 
 `hosts` are in the order a request passes them, the device first; hop j is the link between host j and the next one.
 A placement is a cut for each hop: what is before hop j runs on the hosts up to j. The same functions price one

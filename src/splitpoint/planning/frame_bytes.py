@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import msgspec
@@ -29,14 +28,10 @@ def answer_nbytes(graph: Graph, cut: Cut) -> int:
 
 @lru_cache(maxsize=65536)
 def frame_entry(spec: TensorSpec, codec: str, nbytes: int) -> int:
-    """Bytes of a tensor's entry in the header, of one that takes `nbytes` with `codec`."""
-    return entry_nbytes(spec.dtype, [int(d) for d in spec.shape], nbytes, "" if codec == RAW else codec)
+    """Bytes of a tensor's entry in a frame's header (MessagePack), of one that takes `nbytes` with `codec`.
 
-
-def entry_nbytes(dtype: str, shape: Sequence[int], nbytes: int, codec: str = "") -> int:
-    """Bytes of one tensor's entry in a frame's header, for `nbytes` of it as it travels (MessagePack).
-
-    >>> entry_nbytes("float32", (1, 96, 28, 28), 301_056)
+    >>> frame_entry(TensorSpec("features", "float32", (1, 96, 28, 28)), "raw", 301_056)
     20
     """
-    return len(msgspec.msgpack.encode((dtype, codec, shape, nbytes)))
+    shape = [int(d) for d in spec.shape]
+    return len(msgspec.msgpack.encode((spec.dtype, "" if codec == RAW else codec, shape, nbytes)))

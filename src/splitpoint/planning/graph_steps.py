@@ -1,4 +1,4 @@
-"""A graph as arrays: its steps, what must come before what, and the tensors that may cross between steps. No costs."""
+"""A graph as arrays: its steps, what must come before what, what may cross between steps, and what heads hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from splitpoint.graph import Cut, Graph, Node
+from splitpoint.graph import Cut, Graph
 from splitpoint.planning.frame_bytes import frame_entry
 from splitpoint.planning.hosts import RAW
 from splitpoint.planning.solve.problem import Bools, Floats, Ints
@@ -80,7 +80,8 @@ def head_memory(graph: Graph) -> Floats:
     Nodes run in the graph's order; a tensor is held from when it is made to its last use on the device, and, if it
     crosses or is part of the answer, to the end. A weight that several nodes read counts for each of them. The engine's
     own base, its copies of weights in another layout and its scratch memory are not in it. It grows with the prefix,
-    and no set of nodes inside a prefix takes more than the prefix.
+    and no set of nodes inside a prefix takes more than the prefix. What an engine is measured to take would not tell
+    cuts apart: memory that one session freed is used by the next, so that a small head seems to take nothing.
 
     >>> [round(n) for n in head_memory(load("zoo:lenet5").graph)[:5]]
     [0, 2048, 5120, 8196, 8200]
@@ -118,13 +119,9 @@ def _working(graph: Graph) -> list[int]:
 def _weights(graph: Graph, index: int) -> int:
     """Bytes of the weights that a node reads; the graph knows how many there are, and by its operator of what type."""
     node = graph.nodes[index]
-    return node.params * _item_size(graph, node)
-
-
-def _item_size(graph: Graph, node: Node) -> int:
     makers = (graph.producer.get(t) for t in node.inputs)
     stored = (graph.nodes[m].op for m in makers if m is not None and not graph.nodes[m].placed)
     if node.op.startswith("QLinear") or node.op.endswith("Integer") or "DequantizeLinear" in stored:
-        return 1
+        return node.params
     halves = any(t in graph.tensors and graph.tensors[t].dtype == "float16" for t in node.outputs)
-    return 2 if halves else 4
+    return node.params * (2 if halves else 4)

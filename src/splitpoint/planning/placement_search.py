@@ -55,14 +55,13 @@ class SplitProblem:
     def problem(self, link: Link, objective: str = "latency", *, most: float = np.inf) -> Problem:
         """The problem in the objective's unit: ms (latency, server-time), mJ (energy) or bytes.
 
-        Of placements with the same bytes or server time the one of least latency is the best: latency counts
-        there, too, with a weight so small that all of it is less than a byte or a nanosecond. For throughput: the
-        milliseconds that keep the device, the link (codecs included) and the server busy; the round trip does not.
-        UsageError for an unknown objective, and for energy if the device's profile has no watts.
+        Bytes and server time count latency, too, with so small a weight that all of it is less than a byte or a
+        nanosecond: it decides between equals.
 
-        For throughput a tensor has the least that any of its codecs takes of each stage, so that no placement with any
-        choice of codecs is below its value here. A codec that alone takes more than `most` ms of a stage is left out:
-        where a placement of that value is known, it is in none that is better.
+        For throughput: the ms that keep device, link (codecs included) and server busy; the round trip keeps none. A
+        tensor has the least that any of its codecs takes of each stage, so that no placement with any choice of codecs
+        is below its value here. A codec that alone takes more than `most` ms of a stage is in no placement better than
+        one of that value, and is left out.
         """
         w = self._weights(link, objective)
         up, down = _byte_costs(link, w)

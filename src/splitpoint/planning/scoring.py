@@ -81,10 +81,9 @@ class Scorer:
 
     def _at(self, cut: Cut) -> _Placed:
         if cut.nodes not in self._placed:
-            memory = self.memory_of(cut)
-            self._placed[cut.nodes] = _Placed(
-                self.costs.parts([cut]), self.name_of(cut), tuple(sorted(cut.nodes)), memory, self.refusal(cut)
-            )
+            nodes, memory = tuple(sorted(cut.nodes)), self.memory_of(cut)
+            placed = _Placed(self.costs.parts([cut]), self.name_of(cut), nodes, memory, self.refusal(cut))
+            self._placed[cut.nodes] = placed
         return self._placed[cut.nodes]
 
     def _kind(self, cut: Cut, names: Sequence[str]) -> OptionKind:

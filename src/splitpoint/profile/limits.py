@@ -48,14 +48,8 @@ def _too(what: str, count: int, most: int) -> InputError:
 
 def _check_groups(graph: Graph) -> None:
     """Closures look at all members of a group for each of them, and sort out those that a group reaches over."""
-    first: dict[int, int] = {}
-    members: dict[int, int] = {}
-    span: dict[int, int] = {}
-    for i, node in enumerate(graph.nodes):
-        if node.placed and node.group >= 0:
-            members[node.group] = members.get(node.group, 0) + 1
-            span[node.group] = i - first.setdefault(node.group, i)
-    steps = sum(n * n for n in members.values()) + max(span.values(), default=0) ** 2
+    groups = graph.groups.values()
+    steps = sum(len(members) ** 2 for members in groups) + max((m[-1] - m[0] for m in groups), default=0) ** 2
     if steps > 10 * _MOST_STEPS:
         raise _too("steps through its groups", steps, 10 * _MOST_STEPS)
 
@@ -111,15 +105,13 @@ def _crossing(graph: Graph, values: list[frozenset[str]]) -> int:
     born = {t.name: 0 for t in graph.inputs}
     dies: dict[str, int] = {}
     place = 0
-    producer: dict[str, int] = {}
     for i, node in enumerate(graph.nodes):
-        producer.update(dict.fromkeys(node.outputs, i))
         if node.placed:
             place += 1
             dies.update(dict.fromkeys(values[i], place))
             born.update(dict.fromkeys(node.outputs, place))
     for out in graph.outputs:  # made of several tensors by a copied node: they wait for the last of them
-        maker = producer.get(out.name)
+        maker = graph.producer.get(out.name)
         if maker is not None and not graph.nodes[maker].placed:
             last = max((born.get(t, 0) for t in values[maker]), default=0)
             dies.update({t: max(last, dies.get(t, 0)) for t in values[maker]})

@@ -64,8 +64,6 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-#: Model, seconds → codec → its cost.
-CodecCosts = Callable[[Model, float], dict[str, CodecCost]]
 
 
 def profile_model(
@@ -120,7 +118,7 @@ class ProfileRun:
         note: str = "",
         watts: Watts | None = None,
         clock: Clock = time.perf_counter,
-        codecs: CodecCosts | None = None,
+        codecs: Callable[[Model, float], dict[str, CodecCost]] | None = None,
         pause: Callable[[float], None] = time.sleep,
         proceed: Callable[[], None] = lambda: None,
     ) -> None:

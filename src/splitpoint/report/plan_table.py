@@ -48,12 +48,9 @@ def fitted(plan: Plan, width: int) -> tuple[tuple[str, ...], list[tuple[str, ...
 
 def in_few_words(option: Option, room: int) -> str:
     """An option in at most `room` characters, the front of a layer's name left out: ``split …project.norm, int4``."""
-    codecs = " + ".join(dict.fromkeys(option.codecs))
-    if option.kind == "jpeg":
-        quality = next((c.partition(":")[2] for c in option.codecs if c.startswith("jpeg:")), "")
-        return end_of(f"server, JPEG q{quality}", room)
     if option.kind != "split":
-        return end_of({"device": "device"}.get(option.kind, f"server, {codecs or 'raw'}"), room)
+        return end_of(option.label.removeprefix("all on the ").removesuffix(" input"), room)
+    codecs = " + ".join(dict.fromkeys(option.codecs))
     how = "" if codecs in ("raw", "") else f", {codecs}"
     name = end_of(option.cut, max(4, room - len("split ") - len(how)))
     return end_of(f"split {name}{how}", room)

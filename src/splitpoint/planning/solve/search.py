@@ -66,7 +66,7 @@ def search(
     """The placement with the least `goal` (of `stages`) among those that keep every limit, with a proven bound.
 
     Where none is known to keep them, `value` is inf: no placement does if `bound` is inf, too. The search ends after
-    `budget_s` seconds, or after `most_nodes`, which are the same on every machine. A limit that is inf is none.
+    `budget_s` seconds, or, alike on every machine, by `most_work` and `most_nodes`. A limit that is inf is none.
     """
     measures = three_stages(problem) if goal == "slowest" else one_sum(problem)
     within = [limit for limit in within if limit.most < math.inf]
