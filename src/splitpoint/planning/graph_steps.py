@@ -63,9 +63,13 @@ class GraphSteps:
         """The cut with these steps (bool[steps]) on the device; `prefix:…` or the layer's name where it has one."""
         return self.graph.cut_of(self.nodes[on_edge[self.owner]].tolist())
 
-    def around(self, nodes: Iterable[int]) -> int:
-        """The place of the smallest topological prefix that holds these nodes of the graph."""
-        return 1 + max((self.step[i] for i in nodes), default=-1)
+    def around(self, cut: Cut) -> int:
+        """The place of the smallest topological prefix that holds the nodes of `cut`."""
+        count = len(cut.nodes)
+        place = int(self.owner[count - 1]) + 1 if count else 0
+        if self.graph.prefixes()[place] is cut:  # all prefixes are asked for, and their nodes are many
+            return place
+        return 1 + max((self.step[i] for i in cut.nodes), default=-1)
 
     def on_edge(self, nodes: Iterable[int]) -> Bools:
         """bool[steps]: the steps that hold these nodes of the graph, such as ``cut.nodes``."""

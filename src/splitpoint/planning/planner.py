@@ -254,17 +254,15 @@ class Planner:
     def _cut(self, on_edge: Bools) -> Cut:
         key = on_edge.tobytes()
         if key not in self._cuts:
-            self._cuts[key] = self._as_prefix(self.costs.steps.cut(on_edge))
+            cut = self.costs.steps.cut(on_edge)
+            self._cuts[key] = self._scorer.prefix_of(cut) or cut
         return self._cuts[key]
 
     def _cut_of(self, on_edge: tuple[int, ...]) -> Cut:
         if on_edge not in self._placed:
-            self._placed[on_edge] = self._as_prefix(self.graph.cut_of(on_edge))
+            cut = self.graph.cut_of(on_edge)
+            self._placed[on_edge] = self._scorer.prefix_of(cut) or cut
         return self._placed[on_edge]
-
-    def _as_prefix(self, cut: Cut) -> Cut:
-        """The topological prefix with the nodes of `cut`, where there is one."""
-        return self._scorer.prefix_of(cut) or cut
 
 
 def pair(profiles: Profiles) -> tuple[Profile, Profile]:

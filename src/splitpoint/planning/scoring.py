@@ -58,7 +58,9 @@ class Scorer:
         delays = [delay for pair in (*on_hosts, *on_hops) for delay in pair]
         # Spreads are independent: medians add up, spreads as root of squares.
         total = _band(Delay(sum(d.ms for d in delays), sum(d.below for d in delays), sum(d.above for d in delays)))
-        reasons = [placed.refusal, "" if exact else self.too_lossy(quality, names), self._late(total)]
+        reasons = [placed.refusal, "" if exact else self.too_lossy(quality, names)]
+        if self.constraints.deadline_ms is not None and total.high > self.constraints.deadline_ms:
+            reasons.append(f"one request in ten takes longer than {ms(total.high)} ms")
         slowest = max(work.busy(links))
         return Option(
             kind=self._kind(cut, names),
@@ -104,7 +106,7 @@ class Scorer:
 
     def prefix_of(self, cut: Cut) -> Cut | None:
         """The topological prefix with the same nodes; None if there is none."""
-        around = self.graph.prefixes()[self.costs.steps.around(cut.nodes)]
+        around = self.graph.prefixes()[self.costs.steps.around(cut)]
         return around if len(around.nodes) == len(cut.nodes) else None
 
     def name_of(self, cut: Cut) -> str:
@@ -126,12 +128,6 @@ class Scorer:
         if most is not None and (memory := self.memory_of(cut)) > most:
             reasons.append(f"its head holds about {size(round(memory))} on the device")
         return "; ".join(reasons)
-
-    def _late(self, total: Band) -> str:
-        deadline = self.constraints.deadline_ms
-        if deadline is None or total.high <= deadline:
-            return ""
-        return f"one request in ten takes longer than {ms(total.high)} ms"
 
     def too_lossy(self, quality: Quality | None, names: Sequence[str]) -> str:
         """Why codecs that lose something are not to be used; empty if they may be.
@@ -166,7 +162,7 @@ class Scorer:
 
     def memory_of(self, cut: Cut) -> float:
         """Bytes its head holds by `head_memory`; of a cut that is no prefix, what the smallest one around it does."""
-        return self.memory[self.costs.steps.around(cut.nodes)]
+        return self.memory[self.costs.steps.around(cut)]
 
 
 def uniform(cut: Cut, codec: str) -> list[str]:

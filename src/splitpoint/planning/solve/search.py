@@ -3,9 +3,9 @@
 When requests come faster than one after the other, device, link and server work on different requests at the same time,
 and the slowest of the three sets the pace: requests per second are 1000 ÷ max(device, link, server) in ms. This is the
 heavy-load case of DADS (Hu, Bao, Wang, Liu: "Dynamic Adaptive DNN Surgery for Inference Acceleration on the Edge",
-INFOCOM 2019). It is NP-hard (steps that need nothing of each other, between two equal machines: a number partition),
-and so is one sum kept small while others keep to limits, such as server time within a deadline (a knapsack). DADS has a
-3-approximation for it. Real networks are much kinder than the worst case. What is returned is a value *and* what is
+INFOCOM 2019), which offers a 3-approximation. It is NP-hard (steps that need nothing of each other, between two equal
+machines: a number partition), and so is one sum kept small while others keep to limits, such as server time within a
+deadline (a knapsack). Real networks are much kinder than the worst case. What is returned is a value *and* what is
 proven of every placement:
 
 1. every topological prefix, all at once (`StepOrder.prefixes`);
