@@ -15,6 +15,8 @@ from splitpoint.units import ms, size
 
 #: Below this share two medians are alike, however narrow their bands: profiles repeat within 2 to 4 %.
 ALIKE = 0.02
+#: Objectives of which a model that is all on the device has nothing: no other answer can be better.
+_NOTHING: Mapping[str, str] = {"bytes": "no byte crosses the link", "server-time": "it takes no time of the server"}
 
 
 def advise(options: Sequence[Option], best: Option, objective: str, *, limited: bool = True) -> str:
@@ -54,10 +56,6 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
             how = "no better" if gain <= 0 else f"better by less than {100 * ALIKE:.0f} %"
         return f"{said}; the best split, after {where}, is {how} ({quantity(split, objective)}){hint}."
     return f"{said}, {_less(best, split, objective)} the best split, after {where}{hint}."
-
-
-#: Objectives of which a model that is all on the device has nothing: no other answer can be better.
-_NOTHING: Mapping[str, str] = {"bytes": "no byte crosses the link", "server-time": "it takes no time of the server"}
 
 
 def _least(options: Sequence[Option], objective: str) -> Option | None:

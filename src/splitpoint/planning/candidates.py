@@ -7,7 +7,7 @@ constraints do not add up (memory, accuracy, a deadline), the ones that are chos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 
@@ -40,8 +40,7 @@ class Candidates:
         work, links = self.costs.grid, (link,)
         latency = work.value(links, self._ones)
         if self.objective == "throughput":
-            device, server, network = work.busy(links)
-            scores = np.maximum(np.maximum(device, server), network)
+            scores = reduce(np.maximum, work.busy(links))
         elif self.objective == "latency":
             scores = latency
         else:
