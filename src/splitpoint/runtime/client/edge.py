@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -28,12 +28,10 @@ from splitpoint.runtime.circuit_breaker import DOWN, LinkState
 from splitpoint.runtime.client import Remote, RemoteProvider
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import CLOSED, Channel
-from splitpoint.runtime.client.edge_requests import Inference
+from splitpoint.runtime.client.edge_requests import EdgeStats, Inference
 from splitpoint.runtime.client.edge_settings import At, AutoPlan, Inputs, ModelPolicy
-from splitpoint.runtime.client.edge_stats import EdgeStats
 from splitpoint.runtime.client.first_contact import first_remote
 from splitpoint.runtime.client.following import Followed
-from splitpoint.runtime.client.jobs import Jobs
 from splitpoint.runtime.client.model_binding import Binding, Means
 from splitpoint.runtime.client.ready_cuts import Cuts
 from splitpoint.runtime.client.reconnect import Line
@@ -48,6 +46,7 @@ from splitpoint.runtime.probe.link_probe import measure_link
 from splitpoint.runtime.probe.quick_probe import Glimpse, glimpse
 from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.stream.pipeline import stream
+from splitpoint.runtime.threads import Jobs
 from splitpoint.runtime.watcher import Watcher
 from splitpoint.security import OPEN, Security
 from splitpoint.survey import placement
@@ -117,7 +116,9 @@ class Edge(Closable):
         on_event: OnEvent = ignore,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._fallback, self.deadline_s = check_fallback(fallback), check_deadline(deadline_s)
+        self.fallback: Fallback = check_fallback(fallback)
+        """What becomes of a request that the server lets down."""
+        self.deadline_s = check_deadline(deadline_s)
         auto = _check_plan(plan, at, codec)
         if not isinstance(server, (str, RemoteProvider)) and fallback != ERROR:
             raise UsageError(f"fallback {fallback} makes connections again: give an address, not a connection")
@@ -127,7 +128,8 @@ class Edge(Closable):
         self._tell = on_event = teller(on_event)  # and only that from here on
         self._jobs = Jobs(on_event)
         self._when_reached: list[Callable[[], object]] = []
-        self._adaptive: Adaptive | None = None
+        self.adaptive: Adaptive | None = None
+        """Who keeps the cut right, after `adapt`."""
         self._switched = 0  # times that those before it have switched
         self.watchers: list[Watcher] = []
         """Told of all that happens to requests; added to and removed from at any time."""
@@ -136,7 +138,7 @@ class Edge(Closable):
         )  # fmt: skip
         edge = ref(self)  # threads that go on behind must not keep alive an edge that is forgotten
         self._means = means = Means(
-            provider, _first_use(engine), self._fallback, patience, models, cache, self.watchers, on_event, on_progress,
+            provider, _first_use(engine), self.fallback, patience, models, cache, self.watchers, on_event, on_progress,
             arrived=lambda: _told(edge, Edge._arrived),
             changed=lambda models: _told(edge, lambda e: e._followed.changed(models, e._leave, e._run_jobs)),
         )  # fmt: skip
@@ -144,7 +146,7 @@ class Edge(Closable):
         if local is not None:
             choose_model((info_of(local),), local, models.pinned)  # pinned to another: that is no server's doing
         remote, why = first_remote(
-            provider, self._fallback, patience, local, on_event, deadline_s=self.deadline_s,
+            provider, self.fallback, patience, local, on_event, deadline_s=self.deadline_s,
             pause=self._jobs.closed.wait, untold=untold,
         )  # fmt: skip
         try:
@@ -207,9 +209,9 @@ class Edge(Closable):
 
     def _end(self) -> None:
         """Ends the connection and frees what is compiled here; requests that are under way get an error."""
-        self._jobs.stop()
-        if self._adaptive is not None:
-            self._adaptive.close()
+        self._jobs.closed.set()
+        if self.adaptive is not None:
+            self.adaptive.close()
         self._followed.close(str(self._over))
         self._jobs.close()
 
@@ -242,7 +244,7 @@ class Edge(Closable):
 
     def _leave(self) -> None:
         """Another model is about to take the place of this one: who planned for this one stops."""
-        adaptive, self._adaptive = self._adaptive, None
+        adaptive, self.adaptive = self.adaptive, None
         if adaptive is not None:
             adaptive.close()
             self._switched += len(adaptive.switches)
@@ -321,11 +323,6 @@ class Edge(Closable):
         return self._binding.holding.cache
 
     @property
-    def fallback(self) -> Fallback:
-        """What becomes of a request that the server lets down."""
-        return self._fallback
-
-    @property
     def link_state(self) -> LinkState:
         """Whether requests go to the server: ``up``, ``down``, or ``trying`` (one goes, to see whether it is well)."""
         return self._line.state
@@ -338,7 +335,7 @@ class Edge(Closable):
     @property
     def does_without(self) -> bool:
         """Whether every request can be answered without the server: the fallback is ``local``, and all weights here."""
-        return self._fallback == LOCAL and self._binding.local.possible()
+        return self.fallback == LOCAL and self._binding.local.possible()
 
     def plan_later(self, why: SplitpointError) -> None:
         """All runs here from now on, and what is to be done `when_reached` is done behind, with more patience."""
@@ -402,7 +399,7 @@ class Edge(Closable):
                     f"{shared.cut.name}, or a cut before it"
                 )
             fetched = holding.pull(tuple(self.model.blobs))
-            if self._fallback == LOCAL:
+            if self.fallback == LOCAL:
                 self._binding.complete()
             return fetched
         cut = self._followed.cut(at)
@@ -456,7 +453,7 @@ class Edge(Closable):
         self._binding.fetch_behind()
         self._line.attach()  # what it watches is the link, also while no request goes over it
         # Its threads must not keep alive an edge that is forgotten.
-        self._adaptive = adaptive = Adaptive(cast("Edge", proxy(self)), planner, link, watching, on_event=self._tell)
+        self.adaptive = adaptive = Adaptive(cast("Edge", proxy(self)), planner, link, watching, on_event=self._tell)
         adaptive.start()
         if self._over is not None:
             adaptive.close()
@@ -464,19 +461,13 @@ class Edge(Closable):
         return adaptive
 
     @property
-    def adaptive(self) -> Adaptive | None:
-        """Who keeps the cut right, after `adapt`."""
-        return self._adaptive
-
-    @property
     def switches(self) -> Sequence[Switch]:
         """What `adapt` has switched so far."""
-        return tuple(self._adaptive.switches) if self._adaptive is not None else ()
+        return tuple(self.adaptive.switches) if self.adaptive is not None else ()
 
     def stats(self) -> EdgeStats:
         """What has been done so far, and how things are now: all counters in one snapshot, for once a second."""
-        line, adaptive = self._line, self._adaptive
-        believed = adaptive.believed if adaptive is not None else None
+        line, adaptive = self._line, self.adaptive
         return EdgeStats(
             requests=self._inference.tally.counts(self._followed.under_way),
             connections=line.connections,
@@ -484,7 +475,7 @@ class Edge(Closable):
             cut=self.cut.name,
             link_state=line.state,
             round_trip_ms=self.round_trip_ms,
-            believed=believed,
+            believed=adaptive.believed if adaptive is not None else None,
         )
 
     # --- running ------------------------------------------------------------------------------------------------
@@ -510,11 +501,13 @@ class Edge(Closable):
         if self._over is not None:
             self.check()
         limit_s = self.deadline_s if deadline_s is None else check_deadline(deadline_s)
+        inference = self._inference
         try:
-            return self._inference.ask(inputs, at, codec, limit_s, more)
+            ticket = inference.begin(inputs, limit_s, more, at, codec)
+            return inference.finish(inference.send(ticket), at, codec)
         except Exception as exc:
             self.check()
-            if type(exc) is ServerError and self._fallback == ERROR and self._line.remote.ended:
+            if type(exc) is ServerError and self.fallback == ERROR and self._line.remote.ended:
                 raise ServerError(f"{exc}; {_FOR_GOOD}") from exc
             raise
 
@@ -582,15 +575,7 @@ def _told(edge: ReferenceType[Edge], what: Callable[[Edge], None]) -> None:
 
 def _first_use(engine: Engine | None) -> Callable[[], Engine]:
     """Gives `engine`, or one that is opened when it is asked for."""
-    opened = engine
-
-    def get() -> Engine:
-        nonlocal opened
-        if opened is None:
-            opened = open_engine()
-        return opened
-
-    return get
+    return lru_cache(open_engine) if engine is None else lambda: engine
 
 
 def _check_plan(plan: object, at: object, codec: CodecChoice) -> AutoPlan | None:

@@ -12,7 +12,6 @@ from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.runtime.client import Remote
 from splitpoint.runtime.client.edge_settings import At
-from splitpoint.runtime.client.jobs import Jobs
 from splitpoint.runtime.client.model_binding import Binding, Means, same_ends
 from splitpoint.runtime.client.opened_cut import Route
 from splitpoint.runtime.client.reconnect import REFUSALS
@@ -20,6 +19,7 @@ from splitpoint.runtime.client.request import LOCAL
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.model_choice import choose_model, info_of
+from splitpoint.runtime.threads import Jobs
 from splitpoint.wire import ModelInfo
 
 #: How often whoever waits for requests to end looks.
