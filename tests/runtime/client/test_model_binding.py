@@ -55,6 +55,6 @@ def test_it_is_left_to_another_and_closed_for_good(tmp_path: Path) -> None:
         binding.stop_following(ModelError("has other inputs"))
         assert not binding.begin_following(), "it was refused"
         binding.leave()
-        assert binding.replaced
+        assert binding.requests.replaced
         assert binding.line.remote.ended
         assert edge._binding is binding

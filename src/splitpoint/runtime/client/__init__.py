@@ -91,17 +91,14 @@ class RemoteCall(Protocol):
     @property
     def packed(self) -> float:
         """When it was ready to be sent (`time.perf_counter`)."""
-        ...
 
     @property
     def nbytes(self) -> int:
         """What is sent, bytes."""
-        ...
 
     @property
     def codecs(self) -> Mapping[str, str]:
         """By tensor name, what the tensors travel with; what travels raw is not in it."""
-        ...
 
     def send(self) -> None:
         """Hands the request over. ServerError if the remote is gone."""
@@ -115,7 +112,6 @@ class RemoteCall(Protocol):
 
     def late(self) -> SplitpointError:
         """The error for an answer that is not waited for any longer."""
-        ...
 
     def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         """Nobody waits any more: `tell` is called once, from any thread, with what comes of it, if anything does."""
@@ -127,17 +123,14 @@ class RemoteTail(Protocol):
     @property
     def remote(self) -> Remote:
         """Where it is open."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Of the model that it is a part of."""
-        ...
 
     @property
     def repeatable(self) -> bool:
         """Whether a request that had no answer may be sent again: it changes nothing there."""
-        ...
 
     def ready(self, within_s: float, alive_s: float = 0.0) -> None:
         """Returns when it is open. ServerError if it is not `within_s`, or, with `alive_s`, if the remote does not even
@@ -152,7 +145,6 @@ class RemoteTail(Protocol):
         The tensors of its answer have at most `most_nbytes`: no memory should be taken for a larger one.
         A remote that cannot begin within `deadline_s` (0: none) should refuse. `more`: others follow before the answer.
         """
-        ...
 
     def close(self) -> None:
         """It is not needed any more. Never waits, never raises."""
@@ -164,45 +156,37 @@ class Remote(Protocol):
     @property
     def peer(self) -> str:
         """Its address, for messages."""
-        ...
 
     @property
     def offer(self) -> Offer:
         """What it says of itself."""
-        ...
 
     @property
     def clock(self) -> ServerClock:
         """The remote's clock, as far as it is known."""
-        ...
 
     @property
     def ended(self) -> bool:
         """Whether it is of no more use."""
-        ...
 
     @property
     def moved_nbytes(self) -> int:
         """Bytes that it has carried so far, both ways; 0 where that is not known."""
-        ...
 
     def open(self, request: WantedTail) -> RemoteTail:
         """Asks for a tail, and returns at once: `RemoteTail.ready` waits for it. ServerError if the remote is gone."""
-        ...
 
     def keep_reading(self, on_end: Callable[[SplitpointError], None]) -> None:
         """From now on it notices by itself when it ends, and tells `on_end` why; no call waits for the link to send."""
 
     def ping(self, timeout_s: float) -> float | None:
         """The seconds of a round trip; None if none was made in time, or it has ended."""
-        ...
 
     def channel(self) -> Channel:
         """The conversation with a server of our own, which also hands out weights, profiles itself and can be probed.
 
         RefusedError for any other.
         """
-        ...
 
     def abort(self, why: str) -> None:
         """Ends it at once, because of `why`."""
@@ -224,11 +208,9 @@ class RemoteProvider(Protocol):
     @property
     def address(self) -> str:
         """What it is called in messages."""
-        ...
 
     def connect(self, timeout_s: float, greeting: Callable[[Abortable], None] = lambda _: None) -> Remote:
         """A new connection, within `timeout_s`; `greeting` is told what to abort if it is not wanted any more.
 
         ServerError and its kin: UnreachableError if nothing is there, BusyError if it has no room.
         """
-        ...

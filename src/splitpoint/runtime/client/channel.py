@@ -135,19 +135,12 @@ class Channel:
             raise wire.exception_of(frame.header)
         if not isinstance(frame.header, wire.Welcome):
             raise ProtocolError(f"{peer} answered HELLO with {wire.describe(frame.kind)}")
-        if checksum:
-            self._check_agreement(frame, frame.header)
+        if checksum and wire.CRC32 not in frame.header.features:
+            raise ServerError(f"{peer} makes no checksums: install a newer splitpoint there, or do without")
+        if checksum and not frame.flags & wire.CHECKED:
+            raise ProtocolError(f"{peer} agreed on checksums and sent WELCOME without one")
         self._connection.agree(set(features).intersection(frame.header.features))
         return frame.header
-
-    def _check_agreement(self, frame: Frame, welcome: wire.Welcome) -> None:
-        """ServerError if the server makes no checksums."""
-        if wire.CRC32 not in welcome.features:
-            raise ServerError(
-                f"{self._connection.peer} makes no checksums: install a newer splitpoint there, or do without"
-            )
-        if not frame.flags & wire.CHECKED:
-            raise ProtocolError(f"{self._connection.peer} agreed on checksums and sent WELCOME without one")
 
     # --- asking -------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from splitpoint.units import counted, size
 from splitpoint.wire import Frame, Kind, ModelInfo
 
 #: The share of the link that weights may take which nobody waits for.
-SHARE = 0.1
+_SHARE = 0.1
 #: How long a piece of them should be on its way: a request that comes meanwhile waits for no more than that.
 _PIECE_S = 0.02
 _LEAST_PIECE, _FIRST_PIECE = 2 << 10, 16 << 10
@@ -179,8 +179,8 @@ class Background:
     a lost connection only delays it.
     """
 
-    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent, *, share: float = SHARE) -> None:
-        self._holding, self._done, self._tell, self._share = holding, done, on_event, share
+    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent) -> None:
+        self._holding, self._done, self._tell = holding, done, on_event
         self._piece = _FIRST_PIECE
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
@@ -241,7 +241,7 @@ class Background:
             under_way_s = perf_counter() - began
             carried_s = max(under_way_s - channel.clock.round_trip_s, 0.1 * under_way_s)
             self._piece = int(min(max(_LEAST_PIECE, length * min(2.0, max(0.25, _PIECE_S / carried_s))), most))
-            if self._stop.wait(max(0.0, carried_s / self._share - under_way_s)):
+            if self._stop.wait(max(0.0, carried_s / _SHARE - under_way_s)):
                 raise _Stopped
             got += length
             yield data

@@ -94,7 +94,7 @@ class LocalTails:
             other = self._other()
             if other is not None and other.hold():
                 try:
-                    return other.finish(other.compute(known)) if other.remote else _all(other, known)
+                    return other.finish(other.compute(known))
                 finally:
                     other.release()
             self.prepare(placement)
@@ -135,10 +135,6 @@ class LocalTails:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_JOIN_S)
-
-
-def _all(placement: Placement, known: Mapping[str, Array]) -> dict[str, Array]:
-    return placement.outputs_of(placement.compute(known))
 
 
 def _try(segment: Segment, session: Session) -> float:

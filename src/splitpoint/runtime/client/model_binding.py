@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from splitpoint.engines import Engine
-from splitpoint.errors import ModelError, SplitpointError
+from splitpoint.errors import ModelError, ServerError, SplitpointError
 from splitpoint.models.model import Model
 from splitpoint.runtime.circuit_breaker import DOWN, UP, LinkState
 from splitpoint.runtime.client import Abortable, Remote, RemoteProvider
@@ -22,7 +22,7 @@ from splitpoint.runtime.client.held_weights import Background, Holding
 from splitpoint.runtime.client.local_tail import LocalTails
 from splitpoint.runtime.client.ready_cuts import Cuts
 from splitpoint.runtime.client.reconnect import Line
-from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, Moved, RequestRunner
+from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, RequestRunner
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.model_choice import missing
@@ -132,23 +132,17 @@ class Binding:
         """It cannot be had, now, or, because of `refusal`, ever."""
         self.following, self.follow_failed = False, refusal
 
-    @property
-    def replaced(self) -> bool:
-        """Whether another model has taken its place."""
-        return self.requests.replaced
-
     def _refused(self) -> SplitpointError | None:
-        if self.replaced:
-            return Moved("the edge has gone over to another model")
+        if self.requests.replaced:  # a request begins again with that one
+            return ServerError("the edge has gone over to another model")
         refusal = self.follow_failed or self.line.refusal
         return None if self.following or refusal is None else type(refusal)(str(refusal))
 
     def _state_changed(self, state: LinkState) -> None:
-        if self.means.fallback != ERROR and not self.replaced:
+        if self.means.fallback != ERROR and not self.requests.replaced:
             if state == DOWN:
-                self.means.tell(
-                    Event("notice", f"not asking the server for now: {self.line.why}", {"why": self.line.why})
-                )
+                why = self.line.why
+                self.means.tell(Event("notice", f"not asking the server for now: {why}", {"why": why}))
             elif state == UP:
                 first, self._early = self._early, False
                 text = "the server is there: requests go to it" if first else "the server answers again"

@@ -7,7 +7,7 @@ else outlives it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Placement:
         self.remote = [t.name for t in self.asked]
         #: Where the inputs' free dimensions are: input, axis, name.
         self._open_dims = [(t.name, k, n) for t in model.inputs for k, n in enumerate(t.shape) if isinstance(n, str)]
-        self._outputs_at: Callable[[Sequence[TensorSpec]], Mapping[str, TensorSpec]] = model.outputs_at
+        self._model = model
         self._wanted: dict[tuple[int, ...], tuple[TensorSpec, ...]] = {}
         self.results = self.remote != self.outputs
         self.remote_tail: RemoteTail | None = None
@@ -118,9 +118,8 @@ class Placement:
         return inputs if self.head is None else {**inputs, **self.head.run(inputs)}
 
     def finish(self, known: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's outputs, by the tail that is compiled here."""
-        assert self.tail is not None
-        return self.outputs_of({**known, **self.tail.run(known)})
+        """The model's outputs, by the tail that is compiled here, where one is left to run."""
+        return self.outputs_of(known if self.tail is None else {**known, **self.tail.run(known)})
 
     def outputs_of(self, known: Mapping[str, Array]) -> dict[str, Array]:
         """The model's outputs out of all that is known."""
@@ -185,7 +184,7 @@ class Placement:
         be open, and a batch of which only the first five go on wrong."""
         found = self._wanted.get(sizes)
         if found is None:
-            known = self._outputs_at(self._inputs_at(sizes))
+            known = self._model.outputs_at(self._inputs_at(sizes))
             found = tuple(_narrowed(t, known.get(t.name)) for t in bound)
             if len(self._wanted) >= _MOST_SIZES:
                 self._wanted.clear()

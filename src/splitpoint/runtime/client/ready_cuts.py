@@ -62,13 +62,8 @@ class Cuts:
         key = key_of(cut)
         if isinstance(asked, str) and is_unused(cut, asked, chosen) and (key, asked) not in self._sent_raw:
             self._sent_raw.add((key, asked))
-            self._tell(
-                Event(
-                    "notice",
-                    f"{asked} takes none of what crosses at {cut.name}: sent raw",
-                    {"codec": asked, "cut": cut.name},
-                )
-            )
+            said = f"{asked} takes none of what crosses at {cut.name}: sent raw"
+            self._tell(Event("notice", said, {"codec": asked, "cut": cut.name}))
         strict = not isinstance(asked, str)
         with self._lock:
             known = self._placements.get(key)
@@ -110,7 +105,10 @@ class Cuts:
             remote = self._remote()
             if not (remote.ended and self._alone()):
                 try:
-                    tail = self._ask(cut, codecs, remote)
+                    check_decodable(codecs, remote.offer.codecs)
+                    if why := self.refusal(cut):
+                        raise RefusedError(why)
+                    tail = self._ask_for_tail(cut, remote)
                 except SAID as exc:
                     self._unopened(cut, exc, hurry)
             head = self._head(cut)
@@ -129,13 +127,6 @@ class Cuts:
                 head.close()
             raise
         return placement
-
-    def _ask(self, cut: Cut, codecs: Mapping[str, Codec], remote: Remote) -> RemoteTail | None:
-        """What follows `cut`, as `_ask_for_tail`. ServerError if it cannot be had, or cannot be sent to."""
-        check_decodable(codecs, remote.offer.codecs)
-        if why := self.refusal(cut):
-            raise RefusedError(why)
-        return self._ask_for_tail(cut, remote)
 
     def _unopened(self, cut: Cut, why: SplitpointError, hurry: bool) -> None:
         """The server has said `why` instead of opening the tail of `cut`: told in a `hurry`, else raised."""

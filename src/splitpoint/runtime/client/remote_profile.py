@@ -33,34 +33,23 @@ def ask_profile(
     limit_s, busy_s = COMPILE_S + 2 * budget_s, _BUSY_S + _BUSY_BUDGETS * budget_s
     if within_s is not None:
         limit_s, busy_s = within_s, within_s
-    frame = _ask(channel, request, limit_s, monotonic() + busy_s, closed, tell)
-    data = bytes(frame.tensors[0].data) if frame.tensors else b""
-    profile = parse_profile(data, "what the server sent")
-    profile.require(info.fingerprint, info.name)
-    return profile
-
-
-def _ask(
-    channel: Channel, request: wire.ProfileRequest, limit_s: float, end: float, closed: threading.Event, tell: OnEvent
-) -> wire.Frame:
-    """The answer to `request`, within `limit_s`; asked again while the server is busy, until `end`."""
-    told = False
+    end, told = monotonic() + busy_s, False
     while True:
         try:
-            return channel.ask(
-                Kind.PROFILE, request, wire.Profiled, limit_s, most=wire.MOST_BODY[Kind.PROFILED]
-            )[1]  # fmt: skip
+            most = wire.MOST_BODY[Kind.PROFILED]
+            _, frame = channel.ask(Kind.PROFILE, request, wire.Profiled, limit_s, most=most)
+            break
         except BusyError as exc:
             pause_s = min(max(exc.retry_after_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
             left_s = end - monotonic()
             if left_s < pause_s:
                 raise
             if not told:
-                told = True
-                tell(
-                    Event(
-                        "notice", f"{exc}; asking again for up to {left_s:.0f} s", {"why": str(exc), "seconds": left_s}
-                    )
-                )
+                told, said = True, f"{exc}; asking again for up to {left_s:.0f} s"
+                tell(Event("notice", said, {"why": str(exc), "seconds": left_s}))
         if closed.wait(pause_s):
             raise ServerError(CLOSED)
+    data = bytes(frame.tensors[0].data) if frame.tensors else b""
+    profile = parse_profile(data, "what the server sent")
+    profile.require(info.fingerprint, info.name)
+    return profile

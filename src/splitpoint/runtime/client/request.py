@@ -24,7 +24,7 @@ from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import msgspec
 
@@ -63,14 +63,9 @@ def check_deadline(deadline_s: float) -> float:
 
 def check_fallback(fallback: str) -> Fallback:
     """`fallback`; UsageError if there is no such way."""
-    for known in FALLBACKS:
-        if fallback == known:
-            return known
-    raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
-
-
-class Moved(ServerError):
-    """The edge has gone over to another model: the request begins again with that one."""
+    if fallback not in FALLBACKS:
+        raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
+    return cast(Fallback, fallback)
 
 
 class Ticket(msgspec.Struct, eq=False):
@@ -303,7 +298,9 @@ class RequestRunner:
             raise self._refused() or ServerError(CLOSED)
         if ticket.call is None and not ticket.here:
             if self._can_finish(ticket):
-                return self._finish_now(ticket)
+                began = perf_counter()
+                outputs = self._local.finish(ticket.route.placement, ticket.known)
+                return self._finished(ticket, outputs, began)
             self._ask_again(ticket)
             return None
         assert ticket.outcomes is not None
@@ -478,10 +475,6 @@ class RequestRunner:
 
     def _can_finish(self, ticket: Ticket) -> bool:
         return self._fallback == LOCAL and ticket.here_failed is None and self._local.possible()
-
-    def _finish_now(self, ticket: Ticket) -> Result:
-        began = perf_counter()
-        return self._finished(ticket, self._local.finish(ticket.route.placement, ticket.known), began)
 
     def _finish_beside(self, ticket: Ticket, known: Mapping[str, Array], outcomes: SimpleQueue[Any]) -> None:
         """In the other thread: the answer, unless the server has given it meanwhile."""

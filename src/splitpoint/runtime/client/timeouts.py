@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import ceil, inf
+from statistics import median
 
 import msgspec
 
@@ -64,16 +65,6 @@ class Patience(msgspec.Struct, frozen=True):
 PATIENCE = Patience()
 
 
-def mid(ordered: list[float]) -> float:
-    """The median of sorted numbers.
-
-    >>> mid([1.0, 2.0, 4.0]), mid([1.0, 2.0])
-    (2.0, 1.5)
-    """
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
 class AnswerTimes:
     """What is known of one cut: how long its answers were waited for, and what finishing here took."""
 
@@ -99,8 +90,8 @@ class AnswerTimes:
         # Sorting takes some percent of a short round trip: once all are known, only for what is late, and now and then.
         if len(self._seen) < _KEEP or self._fresh >= _EVERY or wait_s > self.patient_s:
             self._fresh = 0
-            self._usual = mid(sorted(self._seen))
-            self._deviation = mid(sorted(abs(w - self._usual) for w in self._seen))
+            self._usual = median(self._seen)
+            self._deviation = median(abs(w - self._usual) for w in self._seen)
             self._set_patient()
 
     def _set_patient(self) -> None:

@@ -213,17 +213,11 @@ class WireCall(msgspec.Struct, eq=False):
             return
 
         def come(outcome: Frame | SplitpointError) -> None:
-            if not isinstance(outcome, SplitpointError):
-                try:
-                    outcome = self.remote.judge(outcome)
-                except SplitpointError as exc:
-                    outcome = exc
-            if isinstance(outcome, Frame):
-                try:
-                    tell(self._read(outcome))
-                    return
-                except ProtocolError as exc:
-                    outcome = exc
-            tell(outcome)
+            answer: TailAnswer | SplitpointError
+            try:
+                answer = outcome if isinstance(outcome, SplitpointError) else self._read(self.remote.judge(outcome))
+            except SplitpointError as exc:
+                answer = exc
+            tell(answer)
 
         self.remote.leave(self.number, come)

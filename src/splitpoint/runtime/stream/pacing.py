@@ -168,8 +168,7 @@ class Mailbox(Generic[T]):
     """Frames between a camera and whoever takes them: `room` of them, and then the oldest is dropped."""
 
     def __init__(self, room: int) -> None:
-        self._frames: deque[T] = deque()
-        self._room = room
+        self._frames: deque[T] = deque(maxlen=room)
         self._changed = threading.Condition()
         self._ended = False
         self._failure: BaseException | None = None
@@ -178,9 +177,7 @@ class Mailbox(Generic[T]):
     def put(self, frame: T) -> None:
         """A frame has come."""
         with self._changed:
-            if len(self._frames) == self._room:
-                self._frames.popleft()
-                self.dropped += 1
+            self.dropped += len(self._frames) == self._frames.maxlen
             self._frames.append(frame)
             self._changed.notify()
 
