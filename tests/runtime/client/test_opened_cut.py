@@ -12,7 +12,7 @@ from serving import Gate, affine
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, ProtocolError
 from splitpoint.models.model import Model
-from splitpoint.runtime.client import TailAnswer, WantedTail
+from splitpoint.runtime.client import TailAnswer
 from splitpoint.runtime.client.opened_cut import Placement, key_of
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.tensors import Array
@@ -95,7 +95,7 @@ def test_it_is_open_at_one_remote_at_a_time(model: Model) -> None:
     place, placement = Nearby(model, Gate()), placed(model, "add1")
     one, two = place.connect(1.0), place.connect(1.0)
     assert not placement.is_open_at(one)
-    placement.open_tail(one.open(WantedTail(model.fingerprint, placement.cut, ("y3",))))
+    placement.open_tail(one.open(model.fingerprint, placement.cut, ("y3",)))
     assert placement.is_open_at(one)
     assert not placement.is_open_at(two)
     one.close()

@@ -10,7 +10,7 @@ from serving import Gate, affine, nothing_leaks, until
 
 from splitpoint.errors import AccessError, ServerError, UnreachableError
 from splitpoint.runtime.circuit_breaker import LinkState
-from splitpoint.runtime.client import Remote, WantedTail
+from splitpoint.runtime.client import Remote
 from splitpoint.runtime.client.reconnect import AbsentRemote, Line, gone
 from splitpoint.runtime.client.timeouts import Patience
 
@@ -27,7 +27,7 @@ def test_who_is_absent_is_taken_for_one_that_can_do_all_and_does_nothing(tmp_pat
         absent.channel()
     absent.close("the edge is closed")
     with pytest.raises(ServerError, match="the edge is closed"):
-        absent.open(WantedTail("f", None, ()))  # type: ignore[arg-type]
+        absent.open("f", None, ())  # type: ignore[arg-type]
 
 
 def test_a_lost_one_is_made_again_behind_and_tried_with_one_request(tmp_path: object) -> None:

@@ -53,14 +53,6 @@ class Offer(NamedTuple):
     in_flight: int = 0
 
 
-class WantedTail(NamedTuple):
-    """Which tail is to be opened: what follows `cut` in the model, as far as `outputs` need it."""
-
-    fingerprint: str
-    cut: Cut
-    outputs: Sequence[str]
-
-
 class Encoding(NamedTuple):
     """How tensors travel: codecs by name, the others raw. What its codec does not take after all (a batch of several,
     say) travels raw too, or is an InputError if `strict`."""
@@ -109,9 +101,6 @@ class RemoteCall(Protocol):
         Without `whole` an answer that has begun by then is received to its end. Raises BusyError for a remote that has
         no room, ProtocolError for an answer that is none, ServerError and its kin for what else goes wrong.
         """
-
-    def late(self) -> SplitpointError:
-        """The error for an answer that is not waited for any longer."""
 
     def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         """Nobody waits any more: `tell` is called once, from any thread, with what comes of it, if anything does."""
@@ -173,8 +162,9 @@ class Remote(Protocol):
     def moved_nbytes(self) -> int:
         """Bytes that it has carried so far, both ways; 0 where that is not known."""
 
-    def open(self, request: WantedTail) -> RemoteTail:
-        """Asks for a tail, and returns at once: `RemoteTail.ready` waits for it. ServerError if the remote is gone."""
+    def open(self, fingerprint: str, cut: Cut, outputs: Sequence[str]) -> RemoteTail:
+        """Asks for a tail: what follows `cut` in that model, as far as `outputs` need it. Returns at once:
+        `RemoteTail.ready` waits for it. ServerError if the remote is gone."""
 
     def keep_reading(self, on_end: Callable[[SplitpointError], None]) -> None:
         """From now on it notices by itself when it ends, and tells `on_end` why; no call waits for the link to send."""

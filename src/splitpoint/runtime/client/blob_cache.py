@@ -215,7 +215,7 @@ _HALF = r"\.[0-9a-f]{16}\.[0-9a-f]{12}"
 #: A kept profile: model, values, engine, device and threads.
 _PROFILE = r"[0-9a-f]{16}-[\w.:-]+\.profile\.(json|budget)"
 _ONNX = r"[\w.-]+\.onnx(\.data)?"
-#: What we make in each subfolder: patterns of files and of folders, as paths relative to it. All of a path must match: a
+#: What we make in each subfolder: patterns of its files and of its folders. They must match the whole path in it, as a
 #: cache may be put into a folder that has other things in it.
 _OWN: Mapping[str, tuple[str, str]] = {
     "blobs": (rf"([0-9a-f]{{2}})/(\1[0-9a-f]{{62}}|{_HALF})", r"[0-9a-f]{2}"),

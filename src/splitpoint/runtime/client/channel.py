@@ -97,20 +97,17 @@ class Channel:
         begin(timer)
         try:
             return self._greeted(software, checksum, token)
-        except ServerError as exc:
-            if late.is_set():
-                raise self._silent() from exc
-            raise
+        except (ServerError, TimeoutError) as exc:
+            if isinstance(exc, ServerError) and not late.is_set():
+                raise
+            raise UnreachableError(
+                f"{self.peer} did not answer in {self._greet_s:g} s: it does not speak splitpoint, or it hangs"
+            ) from exc
         finally:
             timer.cancel()
 
-    def _silent(self) -> UnreachableError:
-        return UnreachableError(
-            f"{self._connection.peer} did not answer in {self._greet_s:g} s: it does not speak splitpoint, or it hangs"
-        )
-
     def _greeted(self, software: str, checksum: bool, token: str) -> wire.Welcome:
-        peer = self._connection.peer
+        peer = self.peer
         if token and not self._connection.private:
             raise UsageError(
                 f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
@@ -126,8 +123,6 @@ class Channel:
         except wire.ForeignError as exc:
             answer = wire.printable(exc.data)
             raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
-        except TimeoutError:
-            raise self._silent() from None
         except Ended as exc:
             # A proxy before a server that is not there yet does that, too.
             raise UnreachableError(f"{exc}, without a word: does it speak splitpoint?") from exc
@@ -408,7 +403,7 @@ class Channel:
 
     def late(self) -> ServerError:
         """The error for an answer that does not come."""
-        return ServerError(f"{self._connection.peer} did not answer in time")
+        return ServerError(f"{self.peer} did not answer in time")
 
     def _ended(self, exc: SplitpointError) -> SplitpointError:
         if type(exc) is ProtocolError or not isinstance(exc, ServerError):
@@ -452,9 +447,9 @@ class Channel:
 
     # --- the clock and the end ----------------------------------------------------------------------------------
 
-    def measure_clock(self, most: int = _FIRST_PINGS, seconds: float = _FIRST_PINGS_S) -> None:
-        """A few pings, one after the other, until `seconds` are spent; at least one."""
-        for trip in pings(self, seconds, most, self._now, timeout_s=lambda: self._greet_s):
+    def measure_clock(self) -> None:
+        """A few pings, one after the other; at least one."""
+        for trip in pings(self, _FIRST_PINGS_S, _FIRST_PINGS, self._now, timeout_s=lambda: self._greet_s):
             self.clock.add(*trip[:4])
         self._pings.measured(self._now())
 
@@ -486,15 +481,10 @@ class Channel:
 
     def abort(self, why: str) -> None:
         """Ends the connection at once; what is queued is thrown away, so that it delays nothing that comes after."""
-        self._broken = self._broken or ServerError(f"{self._connection.peer} {why}")
+        self._broken = self._broken or ServerError(f"{self.peer} {why}")
         self._connection.abort()
-        self._wake()
-
-    def _wake(self) -> None:
-        """Has the reading thread notice that the connection has ended, if it sleeps."""
-        if self._reader is not None:
-            with self._lock:
-                self._quiet.notify()
+        with self._lock:
+            self._quiet.notify()  # the reading thread, if it sleeps
 
     def forked(self) -> None:
         """The process has forked, and this is the child: the conversation is the parent's."""
@@ -511,6 +501,7 @@ class Channel:
                 self.tell(Kind.BYE, wire.Bye("done"))
             self._broken = ServerError(why)
         self._connection.close()
-        self._wake()
+        with self._lock:
+            self._quiet.notify()
         if self._reader is not None and self._reader is not threading.current_thread():
             self._reader.join(1.0)

@@ -31,8 +31,7 @@ from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.client.edge_requests import EdgeStats, Inference
 from splitpoint.runtime.client.edge_settings import At, AutoPlan, Inputs, ModelPolicy
 from splitpoint.runtime.client.first_contact import first_remote
-from splitpoint.runtime.client.following import Followed
-from splitpoint.runtime.client.model_binding import Binding, Means
+from splitpoint.runtime.client.model_binding import Binding, Followed, Means
 from splitpoint.runtime.client.ready_cuts import Cuts
 from splitpoint.runtime.client.reconnect import Line
 from splitpoint.runtime.client.remote_profile import ask_profile
@@ -136,9 +135,10 @@ class Edge(Closable):
         provider = server if isinstance(server, RemoteProvider) else WireProvider(
             server, security, wire, patience.answer_s
         )  # fmt: skip
+        engine_of = (lambda: engine) if engine is not None else lru_cache(open_engine)  # opened at its first use
         edge = ref(self)  # threads that go on behind must not keep alive an edge that is forgotten
         self._means = means = Means(
-            provider, _first_use(engine), self.fallback, patience, models, cache, self.watchers, on_event, on_progress,
+            provider, engine_of, self.fallback, patience, models, cache, self.watchers, on_event, on_progress,
             arrived=lambda: _told(edge, Edge._arrived),
             changed=lambda models: _told(edge, lambda e: e._followed.changed(models, e._leave, e._run_jobs)),
         )  # fmt: skip
@@ -158,7 +158,6 @@ class Edge(Closable):
         self._met = self.reached
         self._opened(at_exit=True)
         try:
-            binding = followed.binding
             if isinstance(plan, Plan):
                 at, codec = placement(self.model.graph, plan.best)
             elif auto is not None:
@@ -166,7 +165,7 @@ class Edge(Closable):
                 at = "cut:input" if self.reached else "cut:output"
             followed.switch(self.middle if at is None else at, codec)
             if fallback != ERROR:
-                binding.survive()
+                followed.binding.survive()
             if auto is not None and self.reached:
                 try:
                     self._when_reached[0]()
@@ -571,11 +570,6 @@ class _UntilClosed:
 def _told(edge: ReferenceType[Edge], what: Callable[[Edge], None]) -> None:
     if (alive := edge()) is not None:
         what(alive)
-
-
-def _first_use(engine: Engine | None) -> Callable[[], Engine]:
-    """Gives `engine`, or one that is opened when it is asked for."""
-    return lru_cache(open_engine) if engine is None else lambda: engine
 
 
 def _check_plan(plan: object, at: object, codec: CodecChoice) -> AutoPlan | None:

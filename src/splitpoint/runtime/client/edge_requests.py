@@ -27,7 +27,7 @@ from splitpoint.graph import Cut
 from splitpoint.runtime.adapt.conditions import Conditions
 from splitpoint.runtime.circuit_breaker import LinkState
 from splitpoint.runtime.client.edge_settings import At, Inputs
-from splitpoint.runtime.client.following import Followed
+from splitpoint.runtime.client.model_binding import Followed
 from splitpoint.runtime.client.request import Ticket
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.histogram import Histogram, Tally

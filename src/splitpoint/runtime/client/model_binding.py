@@ -1,36 +1,46 @@
 """What an edge has of one model of one server: its files, its ready cuts, its connection, and whoever finishes here.
+A newer model of the same name, which it goes over to when the server has one, gets a new one of these.
 
-An edge that goes over to a newer model gets a new one of these. None of it refers to the edge, so that an edge that is
-forgotten can be collected although threads of this are still running.
+None of it refers to the edge, so that an edge that is forgotten can be collected although threads of this are still
+running.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from splitpoint.engines import Engine
-from splitpoint.errors import ModelError, ServerError, SplitpointError
+from splitpoint.errors import ModelError, RefusedError, ServerError, SplitpointError
+from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.runtime.circuit_breaker import DOWN, UP, LinkState
 from splitpoint.runtime.client import Abortable, Remote, RemoteProvider
 from splitpoint.runtime.client.channel import CLOSED
-from splitpoint.runtime.client.edge_settings import ModelPolicy
+from splitpoint.runtime.client.edge_settings import At, ModelPolicy
 from splitpoint.runtime.client.held_weights import Background, Holding
 from splitpoint.runtime.client.local_tail import LocalTails
+from splitpoint.runtime.client.opened_cut import Route
 from splitpoint.runtime.client.ready_cuts import Cuts
-from splitpoint.runtime.client.reconnect import Line
+from splitpoint.runtime.client.reconnect import REFUSALS, Line
 from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, RequestRunner
 from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent
-from splitpoint.runtime.model_choice import missing
+from splitpoint.runtime.model_choice import choose_model, info_of, missing
+from splitpoint.runtime.threads import Jobs
 from splitpoint.runtime.watcher import Watcher, tell
 from splitpoint.text import listed
 from splitpoint.units import size
 from splitpoint.wire import ModelInfo, TensorInfo
 
+#: How often whoever waits for requests to end looks.
+_LOOK_S = 0.05
 #: What `fallback` there is while nothing is fetched for it.
 _NOT_YET = "no local fallback yet ({} of {} here): until the rest is, a request waits for the server"
 
@@ -56,26 +66,29 @@ class Means(msgspec.Struct, frozen=True):
 
 
 class Binding:
-    """`info` is the model, `local` if it is here; `remote` is the connection, or stands in for an absent server."""
+    """`info` is the model, `local` if it is here; `remote` is the connection, or stands in for an absent server, and is
+    not closed if this cannot be made."""
 
     def __init__(self, means: Means, remote: Remote, info: ModelInfo, local: Model | None, why: str = "") -> None:
         self.means, self.info = means, info
         tell, patience = means.tell, means.patience
-        self.line = line = Line(remote, self._dial, patience, self._state_changed, self._predicted_s, why)
+        self.line = line = Line(
+            remote,
+            self._dial,
+            patience,
+            self._state_changed,
+            lambda: self.cuts.current.placement.times.predicted_s,
+            why,
+        )
         self.background: Background | None = None
         self.following = False
         """Whether a newer model is on its way: who waits for the server waits for that."""
         self.follow_failed: SplitpointError | None = None
         self._missed = why
         self._early = remote.ended
-        try:
-            self.holding = holding = Holding(
-                info, local, lambda: line.remote.channel(), means.cache, tell, means.progress,
-                means.models.allow_domains,
-            )  # fmt: skip
-        except BaseException:
-            line.close()
-            raise
+        self.holding = holding = Holding(
+            info, local, lambda: line.remote.channel(), means.cache, tell, means.progress, means.models.allow_domains
+        )  # fmt: skip
         self.local = LocalTails(holding, means.engine, lambda: self.cuts.all())
         alone = self.local.possible if means.fallback == LOCAL else lambda: False
         self.cuts = Cuts(holding, lambda: line.remote, means.engine, patience, tell, alone)
@@ -149,9 +162,6 @@ class Binding:
                 self.means.tell(Event("notice", text))
         tell(self.means.watchers, lambda w: w.state(state))
 
-    def _predicted_s(self) -> float:
-        return self.cuts.current.placement.times.predicted_s
-
     def _rest(self, remote: Remote) -> None:
         self.cuts.reopen_all(remote)
         self.means.arrived()
@@ -221,3 +231,129 @@ def same_ends(old: ModelInfo, new: ModelInfo) -> None:
 def _shapes(tensors: Sequence[TensorInfo]) -> list[tuple[object, ...]]:
     """Names, types and sizes; what a free dimension is called says nothing."""
     return [(t.name, t.dtype, *(n if isinstance(n, int) else "free" for n in t.shape)) for t in tensors]
+
+
+class Followed:
+    """`binding` is what requests are begun with, `model` the model in it as its inputs are made here; `codec` is how
+    tensors travel where nothing else is said. `jobs` does what takes long.
+    """
+
+    def __init__(
+        self, means: Means, remote: Remote, local: Model | None, wanted: Model | str | None, why: str, jobs: Jobs,
+        codec: CodecChoice,
+    ) -> None:  # fmt: skip
+        self._means, self._jobs, self._codec = means, jobs, codec
+        self._lock = threading.Lock()
+        self._old: list[Binding] = []
+        self._prepare: Callable[[Model], Model] = lambda model: model
+        served = remote.offer.models if not remote.ended or local is None else (info_of(local),)
+        info = choose_model(served, wanted, means.models.pinned)
+        self._check_shared(remote, local)
+        self.binding = Binding(means, remote, info, local, why)
+        self.model = self.binding.model
+
+    def prepare(self, how: Callable[[Model], Model]) -> None:
+        """From now on the model, and one that follows it, is `how` of what it was."""
+        before = self._prepare
+        self._prepare = lambda model: how(before(model))
+        self.model = how(self.model)
+
+    def changed(self, models: Sequence[ModelInfo], leaving: Callable[[], None], arrived: Callable[[], None]) -> None:
+        """The server is there, without the model but with these. `leaving` is called before another one takes the place
+        of this one, and `arrived` when it has."""
+        binding = self.binding
+        if self._means.models.follow and any(m.name == binding.info.name for m in models) and binding.begin_following():
+            self._jobs.add(partial(self._follow, binding, leaving, arrived))
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have neither been answered nor failed yet."""
+        return sum(binding.requests.under_way for binding in (self.binding, *self._old))
+
+    def cut(self, at: At) -> Cut:
+        """A cut of the model."""
+        return at if isinstance(at, Cut) else self.model.graph.cut(at)
+
+    def route(self, binding: Binding, at: At, codec: CodecChoice | None, *, hurry: bool = False) -> Route:
+        """A cut of `binding`, made ready, with tensors that travel as `codec` says, or as they always do. For `hurry`
+        see `Cuts.route`."""
+        cut = self.cut(at)
+        return binding.cuts.route(cut, self._codecs_at(cut, codec), hurry=hurry)
+
+    def switch(self, at: At, codec: CodecChoice | None) -> Route:
+        """Makes a cut ready, and what the next request goes through; another `codec` is kept for those that follow."""
+        cut = self.cut(at)
+        route = self.binding.cuts.switch(cut, self._codecs_at(cut, codec))
+        if codec is not None:
+            self._codec = codec
+        return route
+
+    def _codecs_at(self, cut: Cut, codec: CodecChoice | None = None) -> CodecChoice:
+        """`codec`, or what of our own is for tensors that cross at `cut`."""
+        if codec is not None or isinstance(self._codec, str):
+            return codec or self._codec
+        crossing = {t.name for t in cut.crossing}
+        return {name: one for name, one in self._codec.items() if name in crossing}
+
+    def close(self, why: str) -> None:
+        """Ends the binding, and those that are about to end."""
+        for binding in (self.binding, *self._old):
+            binding.close(why)
+
+    def _check_shared(self, remote: Remote, local: Model | None) -> None:
+        """RefusedError if the rest of the model can never be here, and is to be."""
+        share = remote.offer.share
+        if self._means.fallback == LOCAL and local is None and share != "model":
+            shared = "only a head" if share == "head" else "no models"
+            raise RefusedError(
+                f"this server hands out {shared}, so no request can be finished here: "
+                "give the model's own file, or choose the fallback wait"
+            )
+
+    def _follow(self, old: Binding, leaving: Callable[[], None], arrived: Callable[[], None]) -> None:
+        """Goes over to the newer model of the same name: between two requests, when all is ready for it."""
+        try:
+            new = self._bound_anew(old)
+        except BaseException as exc:  # what is no refusal is tried again when the server is
+            old.stop_following(exc if isinstance(exc, REFUSALS) else None)
+            raise
+        leaving()
+        with self._lock:
+            self._old.append(old)
+            self.binding, self.model = new, self._prepare(new.model)
+        old.leave()
+        info, before, cut = new.info, old.info, new.cuts.current.placement.cut.name
+        fingerprints = f"{info.fingerprint[:12]} instead of {before.fingerprint[:12]}"
+        said = f"following {info.name}: {fingerprints} from now on, cut at {cut}"
+        fields = {"model": info.name, "fingerprint": info.fingerprint, "before": before.fingerprint, "cut": cut}
+        self._means.tell(Event("changed", said, fields))
+        while old.requests.under_way and not self._jobs.closed.wait(_LOOK_S):
+            pass
+        old.close()
+        with suppress(ValueError):
+            self._old.remove(old)
+        arrived()
+
+    def _bound_anew(self, old: Binding) -> Binding:
+        """The newer model of the same name, as ready as `old` is."""
+        means = self._means
+        remote = means.provider.connect(means.patience.greet_s)
+        try:
+            info = choose_model(remote.offer.models, old.info.name, None)
+            same_ends(old.info, info)
+            self._check_shared(remote, None)
+            new = Binding(means, remote, info, None)
+        except BaseException:
+            remote.close()
+            raise
+        try:
+            cut = new.model.graph.cut(old.cuts.current.placement.cut.name)
+            if means.fallback == LOCAL and old.local.possible():  # no answer is to wait for what is not here yet
+                new.holding.pull(tuple(new.model.blobs))
+                new.local.complete()
+            new.cuts.switch(cut, self._codecs_at(cut))
+            new.survive()
+        except BaseException:
+            new.close()
+            raise
+        return new

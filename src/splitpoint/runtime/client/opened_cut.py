@@ -172,24 +172,20 @@ class Placement:
                 twice.add(name)
         return [t.bind({n: size for n, size in named.items() if n not in twice}) for t in self.asked]
 
-    def _inputs_at(self, sizes: tuple[int, ...]) -> list[TensorSpec]:
-        """The inputs of a request with these `sizes`."""
-        shapes = {t.name: list(t.shape) for t in self.inputs}
-        for (name, axis, _), size in zip(self._open_dims, sizes, strict=True):
-            shapes[name][axis] = size
-        return [TensorSpec(t.name, t.dtype, tuple(shapes[t.name])) for t in self.inputs]
-
     def _told(self, sizes: tuple[int, ...], bound: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         """`bound`, with all that onnx knows of outputs for inputs of these `sizes`: by names alone twice a batch would
         be open, and a batch of which only the first five go on wrong."""
-        found = self._wanted.get(sizes)
-        if found is None:
-            known = self._model.outputs_at(self._inputs_at(sizes))
-            found = tuple(_narrowed(t, known.get(t.name)) for t in bound)
+        told = self._wanted.get(sizes)
+        if told is None:
+            shapes = {t.name: list(t.shape) for t in self.inputs}
+            for (name, axis, _), size in zip(self._open_dims, sizes, strict=True):
+                shapes[name][axis] = size
+            known = self._model.outputs_at([TensorSpec(t.name, t.dtype, tuple(shapes[t.name])) for t in self.inputs])
+            told = tuple(_narrowed(t, known.get(t.name)) for t in bound)
             if len(self._wanted) >= _MOST_SIZES:
                 self._wanted.clear()
-            self._wanted[sizes] = found
-        return found
+            self._wanted[sizes] = told
+        return told
 
     # --- life ---------------------------------------------------------------------------------------------------
 

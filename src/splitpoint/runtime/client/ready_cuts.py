@@ -11,7 +11,7 @@ from splitpoint.engines import Engine, Session
 from splitpoint.errors import CutError, ModelError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.planning.constraints import Shared
-from splitpoint.runtime.client import Remote, RemoteTail, WantedTail
+from splitpoint.runtime.client import Remote, RemoteTail
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.held_weights import Holding
 from splitpoint.runtime.client.opened_cut import Key, Placement, Route, key_of
@@ -111,7 +111,11 @@ class Cuts:
                     tail = self._ask_for_tail(cut, remote)
                 except SAID as exc:
                     self._unopened(cut, exc, hurry)
-            head = self._head(cut)
+            segment = self._holding.model.head(cut)
+            if segment.outputs:
+                if not self._holding.local:
+                    self._holding.pull(segment.blobs)
+                head = self._engine().compile(segment)
             placement = Placement(self._holding.model, cut, head, self._patience)
             if tail is not None:
                 try:
@@ -162,21 +166,13 @@ class Cuts:
         outputs = tuple(t.name for t in self._holding.model.outputs if t.name not in cut.results)
         if not outputs:
             return None
-        tail = remote.open(WantedTail(self._holding.info.fingerprint, cut, outputs))
+        tail = remote.open(self._holding.info.fingerprint, cut, outputs)
         if tail.fingerprint != self._holding.info.fingerprint:
             tail.close()
             raise ModelError(
                 f"{remote.peer} opened a tail of {tail.fingerprint[:12]}, not of {self._holding.info.fingerprint[:12]}"
             )
         return tail
-
-    def _head(self, cut: Cut) -> Session | None:
-        segment = self._holding.model.head(cut)
-        if not segment.outputs:
-            return None
-        if not self._holding.local:
-            self._holding.pull(segment.blobs)
-        return self._engine().compile(segment)
 
     def holds(self, cut: Cut) -> bool:
         """Whether `cut` can be made ready without fetching weights over a link that requests need."""

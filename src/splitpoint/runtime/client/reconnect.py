@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from time import monotonic
 
 from splitpoint.errors import AccessError, ModelError, RefusedError, ServerError, SplitpointError, UsageError
+from splitpoint.graph import Cut
 from splitpoint.runtime.circuit_breaker import DOWN, UP, Breaker, LinkState
-from splitpoint.runtime.client import Abortable, Offer, Remote, RemoteTail, WantedTail
+from splitpoint.runtime.client import Abortable, Offer, Remote, RemoteTail
 from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.codec_choice import codecs_in
@@ -136,24 +137,17 @@ class Line:
     def keep(self, reopen: Callable[[Remote], None], rest: Callable[[Remote], None]) -> None:
         """From now on a lost connection is made again: with `reopen`, before a request is risked, and then `rest`."""
         self._reopen, self._rest = reopen, rest
-        self._thread = threading.Thread(
-            target=persist, args=(self._run, "line", ignore, self.wait), name="line", daemon=True
-        )
-        try:
-            begin(self._thread)
-        except ServerError:
-            self._thread = None
-            raise
+        thread = threading.Thread(target=persist, args=(self._run, "line", ignore, self.wait), name="line", daemon=True)
+        begin(thread)
+        self._thread = thread
         self.attach()
         if self.remote.ended:
             self.lost(self.remote, self.why or "the server is gone")
 
-    def attach(self) -> None:
-        """Has the remote notice by itself when it ends."""
-        self._attach(self.remote)
-
-    def _attach(self, remote: Remote) -> None:
-        remote.keep_reading(lambda exc: self.lost(remote, gone(exc)))
+    def attach(self, remote: Remote | None = None) -> None:
+        """Has `remote`, or that of the moment, notice by itself when it ends."""
+        watched = remote or self.remote
+        watched.keep_reading(lambda exc: self.lost(watched, gone(exc)))
 
     def _run(self) -> bool:
         while True:
@@ -210,7 +204,7 @@ class Line:
     def _again(self) -> Remote:
         remote = self._dial(self._greet)
         try:
-            self._attach(remote)
+            self.attach(remote)
             self._reopen(remote)
         except BaseException:
             remote.close()
@@ -255,7 +249,7 @@ class AbsentRemote:
         self.peer, self._why = peer, str(why)
         self.offer, self.clock = Offer(codecs=codecs_in(features()), share="model"), ServerClock()
 
-    def open(self, request: WantedTail) -> RemoteTail:
+    def open(self, fingerprint: str, cut: Cut, outputs: Sequence[str]) -> RemoteTail:
         raise ServerError(self._why)
 
     def channel(self) -> Channel:

@@ -24,7 +24,7 @@ from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
@@ -65,7 +65,7 @@ def check_fallback(fallback: str) -> Fallback:
     """`fallback`; UsageError if there is no such way."""
     if fallback not in FALLBACKS:
         raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
-    return cast(Fallback, fallback)
+    return fallback
 
 
 class Ticket(msgspec.Struct, eq=False):
@@ -292,14 +292,17 @@ class RequestRunner:
     def _without(self, ticket: Ticket) -> Result | None:
         """What there is while no call is waited for directly: nothing was to be sent, it is finished here, or asked
         again (None: then the call is waited for)."""
-        if not ticket.route.placement.remote:
-            return self._all_here(ticket)
+        placement = ticket.route.placement
+        if not placement.remote:
+            outputs, request = placement.outputs_of(ticket.known), ticket.request
+            marks = Marks(ticket.started, *(perf_counter(),) * 3)
+            return Result(outputs, placement.cut.name, marks, request.spans, request.tag, deadline_s=ticket.deadline_s)
         if self._closed.is_set():
             raise self._refused() or ServerError(CLOSED)
         if ticket.call is None and not ticket.here:
             if self._can_finish(ticket):
                 began = perf_counter()
-                outputs = self._local.finish(ticket.route.placement, ticket.known)
+                outputs = self._local.finish(placement, ticket.known)
                 return self._finished(ticket, outputs, began)
             self._ask_again(ticket)
             return None
@@ -348,7 +351,7 @@ class RequestRunner:
             self._local.submit(beside)
         elif not self._survives:
             if age_s >= self._answer_s:
-                raise call.late()
+                raise ServerError(f"{self._line.remote.peer} did not answer in time")
         else:
             self._line.doubt(4 * ticket.route.placement.times.predicted_s)
             ticket.why = _LATE
@@ -506,14 +509,6 @@ class RequestRunner:
             attempts=ticket.attempts,
             resumed=began if waited else 0.0,
             deadline_s=ticket.deadline_s,
-        )
-
-    def _all_here(self, ticket: Ticket) -> Result:
-        outputs = ticket.route.placement.outputs_of(ticket.known)
-        marks = Marks(ticket.started, *(perf_counter(),) * 3)
-        request = ticket.request
-        return Result(
-            outputs, ticket.route.placement.cut.name, marks, request.spans, request.tag, deadline_s=ticket.deadline_s
         )
 
     # --- shadows ------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import msgspec
 
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError
-from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer, WantedTail
+from splitpoint.graph import Cut
+from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.codec_choice import chooser, codecs_in
 from splitpoint.runtime.events import software
@@ -72,10 +73,8 @@ class WireRemote(Channel):
         most = welcome.limits.get("in_flight", 0)
         return Offer(welcome.models, codecs_in(welcome.features), welcome.share, welcome.heads, most)
 
-    def open(self, request: WantedTail) -> WireTail:
-        cut = request.cut
-        crossing = tuple(t.name for t in cut.crossing)
-        asked = wire.OpenRequest(request.fingerprint, crossing, tuple(request.outputs), cut.shapes)
+    def open(self, fingerprint: str, cut: Cut, outputs: Sequence[str]) -> WireTail:
+        asked = wire.OpenRequest(fingerprint, tuple(t.name for t in cut.crossing), tuple(outputs), cut.shapes)
         id = self.reserve()
         self.send(id, wire.encode(Kind.OPEN, id, asked))
         return WireTail(self, id, asked)
@@ -203,9 +202,6 @@ class WireCall(msgspec.Struct, eq=False):
             raise ProtocolError(f"the server answered INFER with {wire.describe(frame.kind)}")
         offset = self.remote.offset_at(self.packed, frame)
         return TailAnswer(frame.tensors, frame.received, header, frame.nbytes, frame.times, offset)
-
-    def late(self) -> SplitpointError:
-        return self.remote.late()
 
     def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         if self.packet is not None:  # it was not sent

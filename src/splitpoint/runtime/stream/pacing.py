@@ -241,7 +241,13 @@ class Feed(Generic[T]):
         self._mailbox.end()
 
     def __iter__(self) -> Iterator[Taken[T]]:
-        source = self._watched() if self._live else self._paced() if self._rate else self._plain()
+        source = (
+            self._watched()
+            if self._live
+            else self._paced()
+            if self._rate
+            else ((frame, 0.0, 0) for frame in self._frames)
+        )
         level = 0
         for frame, due_s, dropped in source:
             if self._stopped.is_set():
@@ -253,9 +259,6 @@ class Feed(Generic[T]):
                 call(self._moved, level)
             self.counts.degraded += level > 0
             yield Taken(frame, due_s, level)
-
-    def _plain(self) -> Iterator[tuple[T, float, int]]:
-        return ((frame, 0.0, 0) for frame in self._frames)
 
     def _paced(self) -> Iterator[tuple[T, float, int]]:
         """A source that waits, as if it did not. The next frame is read before it is due."""
