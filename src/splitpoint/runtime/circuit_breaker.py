@@ -29,22 +29,16 @@ LinkState = Literal["up", "down", "trying"]
 UP: Final = "up"
 DOWN: Final = "down"
 TRYING: Final = "trying"
-#: Failures in a row that are no accident any more.
-FAILURES = 3
-#: The first pause and the longest, seconds.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class Breaker:
-    """The state of one server in our eyes. Not for several threads at once: its owner has a lock."""
+    """The state of one server in our eyes. Not for several threads at once: its owner has a lock.
+
+    So many `failures` in a row are no accident any more.
+    """
 
     def __init__(
-        self,
-        random: Random,
-        *,
-        failures: int = FAILURES,
-        first_pause_s: float = FIRST_PAUSE_S,
-        longest_pause_s: float = LONGEST_PAUSE_S,
+        self, random: Random, *, failures: int = 3, first_pause_s: float = 0.1, longest_pause_s: float = 10.0
     ) -> None:
         self._random = random
         self._most = failures

@@ -38,7 +38,7 @@ def test_a_lost_one_is_made_again_behind_and_tried_with_one_request(tmp_path: ob
     with nothing_leaks():
         first = place.connect(1.0)
         line = Line(first, lambda greeting: place.connect(1.0, greeting), QUICK, states.append, lambda: 0.0)
-        assert (line.state, line.met, line.calm, line.connections) == ("up", True, True, 1)
+        assert (line.state, line.calm, line.connections) == ("up", True, 1)
         line.keep(opened.append, lambda remote: rested.set())
         place.there = False
         first.abort("went away")
@@ -63,7 +63,7 @@ def test_a_lost_one_is_made_again_behind_and_tried_with_one_request(tmp_path: ob
 def test_without_keeping_it_every_request_may_try() -> None:
     absent = AbsentRemote("kitchen", UnreachableError("nobody is there"))
     line = Line(absent, lambda greeting: absent, QUICK, lambda state: None, lambda: 0.0, "it was never there")
-    assert (line.state, line.met, line.allows(), line.why) == ("down", False, True, "it was never there")
+    assert (line.state, line.connections, line.allows(), line.why) == ("down", 0, True, "it was never there")
     line.close()
 
 

@@ -6,13 +6,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from time import perf_counter
-from types import TracebackType
+from time import monotonic, perf_counter
 from typing import Literal, cast
 from weakref import ReferenceType, proxy, ref
 
 from splitpoint.engines import Engine, Session, open_engine
-from splitpoint.errors import RefusedError, ServerError, SplitpointError, UsageError
+from splitpoint.errors import BusyError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
 from splitpoint.lifetime import Closable
@@ -21,6 +20,7 @@ from splitpoint.models.model import Model, Segment
 from splitpoint.planning.constraints import Shared
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Plan
+from splitpoint.profile.files import parse_profile
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.adapt.controller import Adaptive, Watching, planned
 from splitpoint.runtime.adapt.switch_log import Switch
@@ -32,9 +32,8 @@ from splitpoint.runtime.client.edge_requests import EdgeStats, Inference
 from splitpoint.runtime.client.edge_settings import At, AutoPlan, Inputs, ModelPolicy
 from splitpoint.runtime.client.first_contact import first_remote
 from splitpoint.runtime.client.model_binding import Binding, Followed, Means
-from splitpoint.runtime.client.ready_cuts import Cuts
+from splitpoint.runtime.client.ready_cuts import COMPILE_S, Cuts
 from splitpoint.runtime.client.reconnect import Line
-from splitpoint.runtime.client.remote_profile import ask_profile
 from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, Ticket, check_deadline, check_fallback
 from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.runtime.client.wire_remote import WireProvider, WireSettings
@@ -50,10 +49,13 @@ from splitpoint.runtime.watcher import Watcher
 from splitpoint.security import OPEN, Security
 from splitpoint.survey import placement
 from splitpoint.transports import Connection
-from splitpoint.wire import SAID, ModelInfo
+from splitpoint.wire import MOST_BODY, SAID, Kind, ModelInfo, Profiled, ProfileRequest
 
 #: What becomes of an edge with the fallback ``error`` whose connection has ended.
 _FOR_GOOD = "with the fallback error no connection is made again: begin anew, or choose the fallback wait or local"
+#: How long a server that is busy measuring is asked again, beside some of our own budgets, and how often.
+_BUSY_S, _BUSY_BUDGETS = 60.0, 6
+_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.05, 30.0
 
 
 class Edge(Closable):
@@ -198,14 +200,6 @@ class Edge(Closable):
 
     # --- life ---------------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> Edge:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _end(self) -> None:
         """Ends the connection and frees what is compiled here; requests that are under way get an error."""
         self._jobs.closed.set()
@@ -219,7 +213,7 @@ class Edge(Closable):
     @property
     def reached(self) -> bool:
         """Whether the server has been there yet."""
-        return self._line.met
+        return self._line.connections > 0
 
     def when_reached(self, job: Callable[[], object]) -> None:
         """Has `job` done, in a thread of its own, when the server is there for the first time or with a model that has
@@ -375,11 +369,33 @@ class Edge(Closable):
         profile that makes no sense. Where requests can be answered without it (the fallback ``"local"``), whoever waits
         for it does so for twice the budget and a little.
         """
-        within_s = None
+        if not 0 < budget_s < float("inf"):
+            raise UsageError(f"a profile's time budget is a number of seconds above 0, not {budget_s}")
+        # Compiling a large model once is not interrupted, and the server may be slow, or measure others first.
+        limit_s, busy_s = COMPILE_S + 2 * budget_s, _BUSY_S + _BUSY_BUDGETS * budget_s
         if self.does_without and not self._jobs.mine:
-            within_s = 2 * budget_s + self._means.patience.profile_s
-        channel, closed = self._channel, self._jobs.closed
-        return ask_profile(channel, self.info, budget_s, closed, self._tell, fresh=fresh, within_s=within_s)
+            limit_s = busy_s = 2 * budget_s + self._means.patience.profile_s
+        channel, info = self._channel, self.info
+        request, most = ProfileRequest(info.fingerprint, budget_s, fresh), MOST_BODY[Kind.PROFILED]
+        end, told = monotonic() + busy_s, False
+        while True:
+            try:
+                _, frame = channel.ask(Kind.PROFILE, request, Profiled, limit_s, most=most)
+                break
+            except BusyError as exc:
+                pause_s = min(max(exc.retry_after_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+                left_s = end - monotonic()
+                if left_s < pause_s:
+                    raise
+                if not told:
+                    told, said = True, f"{exc}; asking again for up to {left_s:.0f} s"
+                    self._tell(Event("notice", said, {"why": str(exc), "seconds": left_s}))
+            if self._jobs.closed.wait(pause_s):
+                raise ServerError(CLOSED)
+        data = bytes(frame.tensors[0].data) if frame.tensors else b""
+        profile = parse_profile(data, "what the server sent")
+        profile.require(info.fingerprint, info.name)
+        return profile
 
     def pull(self, at: str | int | Cut | None = None) -> int:
         """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched.

@@ -72,8 +72,6 @@ class Holding:
     def _not_kept(self, error: StorageError) -> None:
         self._notice(f"{self.info.name} is not kept for the next time: {error}")
 
-    # --- the graph ----------------------------------------------------------------------------------------------
-
     def _fetch_graph(self) -> Model:
         fingerprint, name = self.info.fingerprint, self.info.name
         data = self.cache.graph(fingerprint)

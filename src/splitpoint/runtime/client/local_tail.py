@@ -17,7 +17,7 @@ from splitpoint.errors import EngineError, ServerError, SplitpointError
 from splitpoint.models.model import Segment
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.held_weights import Holding
-from splitpoint.runtime.client.opened_cut import Placement
+from splitpoint.runtime.client.ready_cuts import Placement
 from splitpoint.runtime.threads import begin
 from splitpoint.tensors import Array
 
@@ -104,8 +104,6 @@ class LocalTails:
         outputs = placement.finish(known)
         placement.times.finished(perf_counter() - began)
         return outputs
-
-    # --- the thread ---------------------------------------------------------------------------------------------
 
     def submit(self, job: Callable[[], None]) -> None:
         """Runs `job` after those before it. ServerError once it is closed: nobody would run it."""

@@ -25,8 +25,7 @@ from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.edge_settings import At, ModelPolicy
 from splitpoint.runtime.client.held_weights import Background, Holding
 from splitpoint.runtime.client.local_tail import LocalTails
-from splitpoint.runtime.client.opened_cut import Route
-from splitpoint.runtime.client.ready_cuts import Cuts
+from splitpoint.runtime.client.ready_cuts import Cuts, Route
 from splitpoint.runtime.client.reconnect import REFUSALS, Line
 from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, RequestRunner
 from splitpoint.runtime.client.timeouts import Patience
@@ -102,8 +101,6 @@ class Binding:
         """The model, or its graph with weights that are fetched when they are needed."""
         return self.holding.model
 
-    # --- surviving ----------------------------------------------------------------------------------------------
-
     def survive(self) -> None:
         """Readies what a request needs that the server lets down, and makes a lost connection again."""
         means, placement = self.means, self.cuts.current.placement
@@ -131,8 +128,6 @@ class Binding:
         """All weights are here now."""
         self.local.complete()
         self.local.prepare_soon(self.cuts.current.placement)
-
-    # --- another model ------------------------------------------------------------------------------------------
 
     def begin_following(self) -> bool:
         """Whether a newer model is to be gone over to now: it is not on its way already, and was not refused."""
@@ -166,8 +161,6 @@ class Binding:
         self.cuts.reopen_all(remote)
         self.means.arrived()
 
-    # --- the connection -----------------------------------------------------------------------------------------
-
     def _dial(self, greeting: Callable[[Abortable], None]) -> Remote:
         """A new connection to the same model. ServerError, ModelError."""
         means = self.means
@@ -190,7 +183,7 @@ class Binding:
         text = f"the server no longer has {name} {fingerprint}: it has {others}"
         if newer is not None and not self.means.models.follow:
             text += " now (--follow-model, or ModelPolicy(follow=True), goes over to that)"
-        if not self.line.met:
+        if not self.line.connections:
             text = missing(models, self.model)
         if text != self._missed:
             self._missed, self.follow_failed = text, None
@@ -198,8 +191,6 @@ class Binding:
             self.means.tell(Event("changed", text, fields))
         self.means.changed(models)
         return ModelError(text)
-
-    # --- the end ------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
         """Another model takes its place: requests that wait for the server go there, others are finished here."""

@@ -56,9 +56,7 @@ class Line:
         self._said = DOWN if remote.ended else UP  # one that was never there is no news
         self.calm = not remote.ended
         """Whether one more success would change nothing."""
-        self.met = not remote.ended
-        """Whether the server has been there at all."""
-        self.connections = int(self.met)
+        self.connections = int(not remote.ended)
         """How many times the server was reached."""
         self.refusal: SplitpointError | None = None
         """What the server said when it was tried for the last time, if waiting for another answer is of no use."""
@@ -68,8 +66,6 @@ class Line:
         self._thread: threading.Thread | None = None
         self._reopen: Callable[[Remote], None] = lambda _: None
         self._rest: Callable[[Remote], None] = lambda _: None
-
-    # --- what requests ask and tell -----------------------------------------------------------------------------
 
     @property
     def state(self) -> LinkState:
@@ -191,11 +187,11 @@ class Line:
             else:
                 self._reopen(remote)
         except Exception as exc:  # whatever it is, it must not be the last time that it is tried
-            self.why = gone(exc, met=self.met)
+            self.why = gone(exc, met=self.connections > 0)
             self.refusal = exc if isinstance(exc, REFUSALS) else None
             self._tell(lambda: self._breaker.missed(monotonic()))
             return
-        self.met, self.refusal = True, None
+        self.refusal = None
         self._tell(lambda: self._breaker.probed(monotonic()))
         if remote.ended:
             self.lost(remote, self.why)

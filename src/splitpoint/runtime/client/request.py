@@ -33,7 +33,7 @@ from splitpoint.runtime.circuit_breaker import UP
 from splitpoint.runtime.client import Remote, RemoteCall, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.local_tail import LocalTails
-from splitpoint.runtime.client.opened_cut import Placement, Route
+from splitpoint.runtime.client.ready_cuts import Placement, Route
 from splitpoint.runtime.client.reconnect import REFUSALS, Line, gone
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.watcher import Watcher, tell

@@ -32,6 +32,8 @@ HELD = 64
 #: Frames that a change of the option is given to show, at least.
 _FRAMES = 8
 _HAIR = 1e-9
+#: The share of dropped frames that is too much, and for how long there must be none before a dearer option is tried.
+_DROPPED, _LEAST_CALM_S, _MOST_CALM_S = 0.1, 5.0, 60.0
 
 T = TypeVar("T")
 
@@ -92,18 +94,14 @@ class Thin:
 class Relief:
     """When to go to a cheaper option, `level` 1 … `levels`, and when back: a function of what was dropped, and when.
 
-    One level up if more than `share` of the frames of the last `settle_s` were dropped, at more than one time (one
-    hiccup is no overload), and not before a change has had so long to show. One level down after `calm_s` without a
-    drop; where that was too early, the next attempt waits twice as long, up to `most_calm_s`.
+    One level up if more than a tenth of the frames of the last `settle_s` were dropped, at more than one time (one
+    hiccup is no overload), and not before a change has had so long to show. One level down after 5 s without a drop;
+    where that was too early, the next attempt waits twice as long, up to a minute.
     """
 
-    def __init__(
-        self, levels: int, *, settle_s: float = 1.0, share: float = 0.1, calm_s: float = 5.0, most_calm_s: float = 60.0
-    ) -> None:
+    def __init__(self, levels: int, *, settle_s: float = 1.0) -> None:
         self.level = 0
-        self._levels, self._settle_s, self._share = levels, settle_s, share
-        self._least_calm_s, self._most_calm_s = calm_s, most_calm_s
-        self._calm_s = calm_s
+        self._levels, self._settle_s, self._calm_s = levels, settle_s, _LEAST_CALM_S
         self._seen: deque[tuple[float, int]] = deque()
         self._changed: float | None = None
         self._in_a_row = 0
@@ -122,7 +120,7 @@ class Relief:
             self._dropped = now_s
         if self._strained(now_s):
             too_early = now_s - self._returned < self._calm_s
-            self._calm_s = min(2 * self._calm_s, self._most_calm_s) if too_early else self._least_calm_s
+            self._calm_s = min(2 * self._calm_s, _MOST_CALM_S) if too_early else _LEAST_CALM_S
             self._move(1, now_s)
         elif self.level and now_s - max(self._changed, self._dropped) >= self._calm_s:
             self._returned = now_s
@@ -134,7 +132,7 @@ class Relief:
             return False
         lost = sum(n for _, n in self._seen)
         often = self._in_a_row > 1 or sum(n > 0 for _, n in self._seen) > 1
-        return often and lost > self._share * (lost + len(self._seen))
+        return often and lost > _DROPPED * (lost + len(self._seen))
 
     def _move(self, by: int, now_s: float) -> None:
         self.level += by
@@ -241,13 +239,7 @@ class Feed(Generic[T]):
         self._mailbox.end()
 
     def __iter__(self) -> Iterator[Taken[T]]:
-        source = (
-            self._watched()
-            if self._live
-            else self._paced()
-            if self._rate
-            else ((frame, 0.0, 0) for frame in self._frames)
-        )
+        source = self._watched() if self._live else self._paced() if self._rate else self._plain()
         level = 0
         for frame, due_s, dropped in source:
             if self._stopped.is_set():
@@ -259,6 +251,9 @@ class Feed(Generic[T]):
                 call(self._moved, level)
             self.counts.degraded += level > 0
             yield Taken(frame, due_s, level)
+
+    def _plain(self) -> Iterator[tuple[T, float, int]]:
+        return ((frame, 0.0, 0) for frame in self._frames)
 
     def _paced(self) -> Iterator[tuple[T, float, int]]:
         """A source that waits, as if it did not. The next frame is read before it is due."""
