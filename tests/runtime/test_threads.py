@@ -83,7 +83,7 @@ ONCE = {
     ("pipeline.py", "read"): "a failure is raised where the result is taken",
     ("pipeline.py", "work"): "the same",
     ("server.py", "self._close"): "the end of a server that `on_event` closes: nobody waits for it",
-    ("first_contact.py", "work"): "the first connection: raised where that is waited for",
+    ("model_binding.py", "work"): "the first connection: raised where that is waited for",
     ("threads.py", "run"): "what is done beside: its failure is told",
 }
 

@@ -5,8 +5,7 @@
     └───────────────── one request is answered ──────────────┼────────────────────────────────┤
                                                              └── it fails: a longer pause ────┘
 
-Pauses grow from 0.1 s to 10 s, each drawn anew from all up to its length (full jitter), so that the edges of a server
-that comes back do not all come back at once.
+Pauses grow from 0.1 s to 10 s, each drawn anew up to its length (full jitter): not all edges come back at once.
 
 >>> breaker = Breaker(Random(1))
 >>> breaker.lost(now_s=5.0)
@@ -32,10 +31,7 @@ TRYING: Final = "trying"
 
 
 class Breaker:
-    """The state of one server in our eyes. Not for several threads at once: its owner has a lock.
-
-    So many `failures` in a row are no accident any more.
-    """
+    """The state of one server in our eyes, down after `failures` in a row. Its owner has a lock."""
 
     def __init__(
         self, random: Random, *, failures: int = 3, first_pause_s: float = 0.1, longest_pause_s: float = 10.0

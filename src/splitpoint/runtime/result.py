@@ -38,9 +38,7 @@ class Result(msgspec.Struct, frozen=True):
     """What `Edge.infer` returns. `outputs` are the model's, by name.
 
     `up_nbytes` and `down_nbytes` are whole frames; 0 if no server took part. `codecs` are those that tensors travelled
-    with, by tensor name; what travelled raw is not in it. `clock_error_ms` is the most by which
-    ``up`` may be too long and ``down`` too short, or the other way round (None without a server): half of the
-    shortest round trip of a ping. Their sum is not touched by it.
+    with, by tensor name; what travelled raw is not in it.
     """
 
     outputs: dict[str, Array]
@@ -67,7 +65,8 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def clock_error_ms(self) -> float | None:
-        """The most by which ``up`` and ``down`` may be wrong, one against the other; None without a server."""
+        """The most by which ``up`` may be too long and ``down`` too short, or the other way round, while their sum is
+        exact: half of the shortest round trip of a ping. None without a server."""
         return self.offset.error_at(self.marks.ended) * 1e3 if self.offset is not None else None
 
     @property
@@ -91,10 +90,9 @@ class Result(msgspec.Struct, frozen=True):
         byte, ``decode``, ``queue``, ``tail`` and ``reply`` on the server, ``down`` until the outputs are here. Where
         ``up`` ends is known through the clocks' offset; it is kept between what came before and what must fit after.
 
-        What was finished here has ``head``, ``wait`` (for a server that was late or failed: encoding and sending
-        included; not there if nothing was sent) and ``local``. ``wait`` is also what earlier attempts took of an answer
-        that came at last; the other stages are then those of the last attempt. And it is all from the sending of a
-        request to its answer whose account by the server cannot be (a NaN).
+        What was finished here has ``head``, ``wait`` (for a server that was late or failed, with encoding and sending;
+        not there if nothing was sent) and ``local``. ``wait`` is also what earlier attempts took of an answer that came
+        at last, and all from the sending to the answer where the server's account cannot be (a NaN).
         """
         started, headed, packed, ended = self.marks
         spans = [*self.spans, Span("head", started, headed)]

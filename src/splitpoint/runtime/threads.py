@@ -1,5 +1,4 @@
-"""Threads that live as long as their server or edge: what goes wrong in one is told, and does not end it. And work that
-takes long and that nobody waits for, in threads of its own.
+"""Threads: those that live as long as their server or edge (`persist`), and those for work that takes long (`Jobs`).
 
 Python prints a traceback when a thread dies, and goes on without it: a server that accepts nobody, a line that is not
 made again. So every thread of ours that works in a loop runs `persist`, but those whose end somebody waits for and
@@ -24,8 +23,7 @@ _JOIN_S = 10.0
 
 def persist(step: Callable[[], object], what: str, tell: OnEvent, wait: Callable[[float], object]) -> None:
     """Calls `step` until it returns False. What it raises is told as the failure of `what`, once for the same reason in
-    a row, and it is called again after a pause, which is made with `wait`.
-    """
+    a row, and does not end it: it is called again after a pause, which is made with `wait`."""
     said, pause_s = "", _PAUSE_S
     while True:
         try:

@@ -42,9 +42,9 @@ if TYPE_CHECKING:  # reading a cache's size needs no NumPy
 
 
 class Offer(NamedTuple):
-    """What a remote says of itself: its models, the names of the codecs that it decodes (without parameters), how much
-    of a model it hands out (``model``, ``head`` or ``none``; `heads`: by fingerprint, up to which cut), and how many
-    requests it takes at once (0: any number)."""
+    """What a remote says of itself: its models, the codecs that it decodes (names without parameters), how much of a
+    model it `share`s (``model``, ``head`` or ``none``; `heads`: by fingerprint, up to which cut), and how many requests
+    it takes at once (0: any number)."""
 
     models: Sequence[ModelInfo] = ()
     codecs: Collection[str] = ()
@@ -54,8 +54,8 @@ class Offer(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """How tensors travel: codecs by name, the others raw. What its codec does not take after all (a batch of several,
-    say) travels raw too, or is an InputError if `strict`."""
+    """How tensors travel: codecs by name, the others raw. What its codec does not take after all (a batch of several)
+    travels raw too, or is an InputError if `strict`."""
 
     codecs: Mapping[str, Codec]
     strict: bool
@@ -131,8 +131,8 @@ class RemoteTail(Protocol):
     ) -> RemoteCall:  # fmt: skip
         """A request for the outputs out of what is `known` (what the tail takes, maybe more), ready to be sent.
 
-        The tensors of its answer have at most `most_nbytes`: no memory should be taken for a larger one.
-        A remote that cannot begin within `deadline_s` (0: none) should refuse. `more`: others follow before the answer.
+        For an answer of more than `most_nbytes` no memory should be taken. A remote that cannot begin within
+        `deadline_s` (0: none) should refuse. `more`: others follow before the answer.
         """
 
     def close(self) -> None:

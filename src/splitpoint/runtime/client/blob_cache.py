@@ -6,8 +6,7 @@
     DIR/values/KEY.npz      values given for a model's inputs (`models.input_values` writes them)
     DIR/profiles/KEY…       what models cost on this machine (`survey` writes them)
 
-Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used. What cannot
-be kept for the next time (the disk is full, or may not be written) is here for this one: `unkept` says so.
+Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used.
 """
 
 from __future__ import annotations
@@ -64,8 +63,8 @@ class BlobCache:
         return hash not in self._bad and os.path.isfile(self.path(hash))
 
     def open(self, hash: str, nbytes: int | None = None) -> memoryview:
-        """The blob's bytes, read-only. A file whose bytes no longer match its name is deleted and refused: one that has
-        not the `nbytes` that are given, before memory is taken for it (a file of holes has any size)."""
+        """The blob's bytes, read-only. A file that no longer matches its name is deleted and refused; one that has not
+        the `nbytes` that are given, before memory is taken for it (a file of holes has any size)."""
         if (held := self._held.get(hash)) is not None:
             return held
         path = self.path(hash)

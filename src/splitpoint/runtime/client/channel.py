@@ -1,11 +1,11 @@
 """One conversation with a server as the device sees it: requests out, answers in, whoever asks.
 
-Whoever waits for an answer reads, hands other people's answers to them, and passes the reading on when it has its own.
-With one caller, the usual case, an answer thus wakes exactly the thread that needs it, and no other thread takes part.
+Whoever waits for an answer reads, hands other people's answers to them, and passes the reading on when it has its own:
+with one caller, the usual case, an answer wakes exactly the thread that needs it.
 
-After `keep_reading` a thread is there, too, that reads while nobody else does: it notices when the connection ends, and
-takes what nobody waits for any more (`leave`). While callers read it sleeps. From then on nothing that is sent waits
-for the link, and a caller that has waited as long as it wanted gets its thread back, also in the middle of a frame.
+After `keep_reading` a thread of its own reads while nobody else does, notices when the connection ends, and takes what
+nobody waits for any more (`leave`). Nothing that is sent waits for the link then, and a caller that has waited as long
+as it wanted gets its thread back, also in the middle of a frame.
 """
 
 from __future__ import annotations
@@ -167,8 +167,7 @@ class Channel:
         return self._connection.receive(timeout_s=timeout_s, admit=self._admit, whole=whole)
 
     def _admit(self, frame: Frame) -> None:
-        """ProtocolError, before its body is received, for an answer that nobody asked for, and for one that is larger
-        than what was."""
+        """ProtocolError, before its body is received, for an answer that nobody asked for, or that is too large."""
         most = self._owed.pop(frame.id, -1) if frame.id else 0
         if most < 0:
             raise ProtocolError(
@@ -293,8 +292,7 @@ class Channel:
     # --- reading ------------------------------------------------------------------------------------------------
 
     def keep_reading(self, on_end: Callable[[SplitpointError], None] = lambda _: None) -> None:
-        """From now on a thread of its own reads while nobody waits, and nothing that is sent waits until the link takes
-        it.
+        """From now on a thread of its own reads while nobody waits, and nothing that is sent waits for the link.
 
         `on_end` is told why the connection has ended, before those whose requests were left. Nothing, the second time.
         """
@@ -340,8 +338,7 @@ class Channel:
             return False
 
     def _follow(self, id: int, end: float) -> tuple[Frame | None, bool]:
-        """Waits until someone else has read our answer, or until `end`: (the answer, or None; whether the reading is
-        ours now). Holds the lock."""
+        """(our answer, or None; whether the reading is ours now): as soon as one is so, or at `end`. Holds the lock."""
         self._followers += 1
         try:
             while True:
@@ -408,7 +405,6 @@ class Channel:
     def _ended(self, exc: SplitpointError) -> SplitpointError:
         if type(exc) is ProtocolError or not isinstance(exc, ServerError):
             return exc
-        # Whether an answer is kept is for those to say who asked: what profiles or measures the link keeps none.
         done = f", after {counted(self.answers, 'answer')}" if self.answers else ""
         why = f" ({self._bye})" if self._bye and self._bye not in str(exc) else ""
         return ServerError(f"{exc}{why}{done}")
@@ -454,8 +450,7 @@ class Channel:
         self._pings.measured(self._now())
 
     def offset_at(self, packed: float, answer: Frame) -> Offset | None:
-        """The clocks' offset by which the times in `answer` are to be read, whose request was handed over at `packed`;
-        None where these cannot be.
+        """The clocks' offset for the times in `answer`, its request handed over at `packed`; None: they make no sense.
 
         Where they contradict what the pings said, it is no better known than the answer itself tells, and the next
         request brings a ping along.

@@ -30,7 +30,6 @@ from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.client.edge_requests import EdgeStats, Inference
 from splitpoint.runtime.client.edge_settings import At, AutoPlan, Inputs, ModelPolicy
-from splitpoint.runtime.client.first_contact import first_remote
 from splitpoint.runtime.client.model_binding import Binding, Followed, Means
 from splitpoint.runtime.client.ready_cuts import COMPILE_S, Cuts
 from splitpoint.runtime.client.reconnect import Line
@@ -39,7 +38,6 @@ from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.runtime.client.wire_remote import WireProvider, WireSettings
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
-from splitpoint.runtime.model_choice import choose_model, info_of
 from splitpoint.runtime.probe.link_probe import measure_link
 from splitpoint.runtime.probe.quick_probe import Glimpse, glimpse
 from splitpoint.runtime.result import Request, Result
@@ -144,18 +142,9 @@ class Edge(Closable):
             arrived=lambda: _told(edge, Edge._arrived),
             changed=lambda models: _told(edge, lambda e: e._followed.changed(models, e._leave, e._run_jobs)),
         )  # fmt: skip
-        local = model if isinstance(model, Model) else None
-        if local is not None:
-            choose_model((info_of(local),), local, models.pinned)  # pinned to another: that is no server's doing
-        remote, why = first_remote(
-            provider, self.fallback, patience, local, on_event, deadline_s=self.deadline_s,
-            pause=self._jobs.closed.wait, untold=untold,
+        self._followed = followed = Followed(
+            means, model, self._jobs, codec, deadline_s=self.deadline_s, untold=untold
         )  # fmt: skip
-        try:
-            self._followed = followed = Followed(means, remote, local, model, why, self._jobs, codec)
-        except BaseException:
-            remote.close()
-            raise
         self._inference = Inference(followed, lambda: _told(edge, Edge.check), self.watchers)
         self._met = self.reached
         self._opened(at_exit=True)

@@ -1,17 +1,14 @@
-"""Requests of an edge whose model may change meanwhile: begun with one binding, ended with that or the next one. And
-what became of them, in numbers: one frozen snapshot, cheap enough for once a second.
+"""Requests of an edge whose model may change meanwhile, and what became of them, in numbers.
 
 >>> tally = RequestTally()
 >>> for ms in (2.0, 3.0):
 ...     tally.answered(ms * 1e-3, 150_000, 4_000)
 >>> tally.failed("BusyError")
 >>> counts = tally.counts(under_way=1)
->>> counts.asked == counts.answered_remotely + counts.answered_here + sum(counts.failed.values()) + counts.in_flight
-True
->>> counts.in_flight, counts.remote.quantile(0.5)
-(1, 0.002048)
->>> counts.asked
-4
+>>> counts.asked, counts.answered_remotely, counts.answered_here, counts.failed, counts.in_flight
+(4, 2, 0, {'BusyError': 1}, 1)
+>>> counts.remote.quantile(0.5)
+0.002048
 """
 
 from __future__ import annotations
@@ -82,8 +79,7 @@ class Inference:
             raise
 
     def finish(self, ticket: Ticket, at: At | None = None, codec: CodecChoice | None = None) -> Result:
-        """Its answer. If the model that it was begun with is gone, it begins again with the one that took its place, at
-        the same cut."""
+        """Its answer. If its model is gone, it begins again at the same cut of the one that took its place."""
         moved = False
         try:
             try:
@@ -150,8 +146,8 @@ class EdgeStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestTally:
-    """Counts what became of requests, from any thread. What is told of an answer is only kept, as whoever asked waits
-    for it, and is counted when so many are kept or somebody looks."""
+    """Counts what became of requests, from any thread. What is told of an answer is only kept, as whoever asked waits,
+    and counted when so many are kept or somebody looks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

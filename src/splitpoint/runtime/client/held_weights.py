@@ -16,7 +16,7 @@ from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache, usable_memory
 from splitpoint.models.model import Model, from_graph
 from splitpoint.runtime.client.blob_cache import BlobCache
-from splitpoint.runtime.client.channel import Channel
+from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.units import counted, size
 from splitpoint.wire import Frame, Kind, ModelInfo
@@ -77,28 +77,24 @@ class Holding:
         data = self.cache.graph(fingerprint)
         if data is not None:
             try:
-                return self._with_spec(self._built(data))
+                return self._built(data)
             except ModelError:
                 self.cache.drop_graph(fingerprint)
                 self._notice(f"the cached graph of {name} has rotted: fetching it again")
-        _, frame = self.channel().ask(
-            Kind.GRAPH, wire.GraphRequest(fingerprint), wire.GraphData, most=wire.MOST_BODY[Kind.GRAPH_DATA]
-        )  # fmt: skip
+        request, most = wire.GraphRequest(fingerprint), wire.MOST_BODY[Kind.GRAPH_DATA]
+        _, frame = self.channel().ask(Kind.GRAPH, request, wire.GraphData, most=most)
         raw = bytes(frame.tensors[0].data) if frame.tensors else b""
         model = self._built(raw)
         self.cache.put_graph(fingerprint, raw)
         said = f"fetched the graph of {name} ({size(len(raw))}), fingerprint {fingerprint[:12]}"
         self._tell(Event("fetched", said, {"model": name, "nbytes": len(raw)}))
-        return self._with_spec(model)
+        return model
 
     def _built(self, graph: bytes) -> Model:
+        """The model, with the input spec that the server was given for it, if that is not the graph's own."""
         info = self.info
-        return from_graph(graph, self, name=info.name, expected=info.fingerprint, allowed=self._allowed)
-
-    def _with_spec(self, model: Model) -> Model:
-        """`model` with the input spec that the server was given for it, if that is not the graph's own."""
-        text = self.info.input_spec
-        return model.with_input_spec(InputSpec.from_json(text)) if text else model
+        model = from_graph(graph, self, name=info.name, expected=info.fingerprint, allowed=self._allowed)
+        return model.with_input_spec(InputSpec.from_json(info.input_spec)) if info.input_spec else model
 
     # --- weights ------------------------------------------------------------------------------------------------
 
@@ -128,9 +124,7 @@ class Holding:
             return 0
         self.check_room(wanted)
         channel = self.channel()
-        fetched = fetch(
-            channel, self.info.fingerprint, wanted, self.cache, _most_piece(channel), self._progress
-        )  # fmt: skip
+        fetched = fetch(channel, self.info.fingerprint, wanted, self.cache, _most_piece(channel), self._progress)
         text = f"fetched {counted(len(wanted), 'weight')} of {self.info.name} ({size(fetched)})"
         self._tell(Event("fetched", text, {"model": self.info.name, "nbytes": fetched, "weights": len(wanted)}))
         return fetched
@@ -141,8 +135,7 @@ class Holding:
         return [(h, sizes[h].nbytes) for h in hashes if h not in self.cache]
 
     def check_room(self, wanted: Sequence[tuple[str, int]]) -> None:
-        """StorageError before anything of `wanted` is fetched that this machine has no room for: what the graph says of
-        its weights is a stranger's word."""
+        """StorageError if this machine has no room for `wanted`: how large they are is a stranger's word."""
         needed = sum(n for _, n in wanted)
         memory = self._check_memory(needed)
         if needed > self.cache.room() and needed > (memory or needed) // 2:
@@ -170,11 +163,11 @@ class Holding:
 
 
 class Background:
-    """Fetches all that is missing of `holding` in a thread of its own, with no more than a tenth of the link.
+    """Fetches all that is missing of `holding` in a thread of its own, with no more than a tenth of the link. Then it
+    calls `done`. A lost connection only delays it.
 
     One piece is asked for at a time, and after it comes a pause nine times as long as it was under way, the round trip
-    not counted. So its share is measured on the link as it is, whatever else goes over it. `done` is called at the end;
-    a lost connection only delays it.
+    not counted: a share of the link as it is, whatever else goes over it.
     """
 
     def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent) -> None:
@@ -205,8 +198,6 @@ class Background:
                 while not self._fetch(hash, nbytes):
                     if self._stop.wait(_AGAIN_S):
                         return
-        except _Stopped:
-            return
         except Exception as exc:  # a bug, too: whoever counts on it is told
             self._tell(Event("notice", f"no local fallback: the rest of {holding.info.name} cannot be fetched: {exc}"))
             return
@@ -240,13 +231,9 @@ class Background:
             carried_s = max(under_way_s - channel.clock.round_trip_s, 0.1 * under_way_s)
             self._piece = int(min(max(_LEAST_PIECE, length * min(2.0, max(0.25, _PIECE_S / carried_s))), most))
             if self._stop.wait(max(0.0, carried_s / _SHARE - under_way_s)):
-                raise _Stopped
+                raise ServerError(CLOSED)
             got += length
             yield data
-
-
-class _Stopped(Exception):
-    """The edge is closed."""
 
 
 def fetch(
@@ -257,11 +244,9 @@ def fetch(
     chunk: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Fetches the blobs `wanted` (hash, size) into `cache`, in pieces of `chunk` bytes, each blob hashed on the way;
-    returns bytes fetched.
+    """Fetches the blobs `wanted` (hash, size) into `cache`, in pieces of `chunk` bytes; returns bytes fetched.
 
-    `progress` is told bytes so far and in all. ServerError, ProtocolError, StorageError; blobs that are complete by
-    then stay.
+    `progress` is told bytes so far and in all. ServerError, StorageError; blobs that are complete by then stay.
     """
     total = sum(size for _, size in wanted)
     pieces = _ahead(channel, fingerprint, wanted, chunk)

@@ -1,5 +1,4 @@
-"""Finishing here what a server was to finish: tails compiled on this device, and a thread that runs them while it is
-still being waited for."""
+"""Finishing here what a server was to finish: tails compiled here, and a thread that runs them beside the waiting."""
 
 from __future__ import annotations
 
@@ -86,10 +85,8 @@ class LocalTails:
         self._start(work, "local tail")
 
     def finish(self, placement: Placement, known: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's outputs, out of what the head has made; EngineError, StorageError.
-
-        Where this cut's tail is not compiled, another cut's halves are run on the inputs.
-        """
+        """The model's outputs, out of what the head has made, or, where this tail is not compiled, by another cut's
+        halves out of the inputs. EngineError, StorageError."""
         if placement.tail is None:
             other = self._other()
             if other is not None and other.hold():

@@ -1,5 +1,6 @@
-"""What an edge has of one model of one server: its files, its ready cuts, its connection, and whoever finishes here.
-A newer model of the same name, which it goes over to when the server has one, gets a new one of these.
+"""What an edge has of one model of one server: its files, its ready cuts, its connection, and whoever finishes here. It
+begins with the first connection, made, waited for, or done without, as the fallback says; and a newer model of the same
+name, which the edge goes over to when the server has one, gets a new one of these.
 
 None of it refers to the edge, so that an edge that is forgotten can be collected although threads of this are still
 running.
@@ -8,15 +9,19 @@ running.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from random import Random
+from time import monotonic
 
 import msgspec
 
 from splitpoint.engines import Engine
-from splitpoint.errors import ModelError, RefusedError, ServerError, SplitpointError
+from splitpoint.errors import BusyError, ModelError, RefusedError, ServerError, SplitpointError, UnreachableError
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.runtime.circuit_breaker import DOWN, UP, LinkState
@@ -26,17 +31,17 @@ from splitpoint.runtime.client.edge_settings import At, ModelPolicy
 from splitpoint.runtime.client.held_weights import Background, Holding
 from splitpoint.runtime.client.local_tail import LocalTails
 from splitpoint.runtime.client.ready_cuts import Cuts, Route
-from splitpoint.runtime.client.reconnect import REFUSALS, Line
-from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, RequestRunner
+from splitpoint.runtime.client.reconnect import REFUSALS, AbsentRemote, Line, gone
+from splitpoint.runtime.client.request import ERROR, LOCAL, WAIT, Fallback, RequestRunner
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.model_choice import choose_model, info_of, missing
-from splitpoint.runtime.threads import Jobs
+from splitpoint.runtime.threads import Jobs, begin
 from splitpoint.runtime.watcher import Watcher, tell
 from splitpoint.text import listed
 from splitpoint.units import size
-from splitpoint.wire import ModelInfo, TensorInfo
+from splitpoint.wire import SAID, ModelInfo, TensorInfo
 
 #: How often whoever waits for requests to end looks.
 _LOOK_S = 0.05
@@ -47,8 +52,7 @@ _NOT_YET = "no local fallback yet ({} of {} here): until the rest is, a request 
 class Means(msgspec.Struct, frozen=True):
     """What an edge brings to every model: see `Edge`. `engine` opens the device's engine at its first use.
 
-    `arrived` is called when the server is there (again); `changed`, with what it has, when it is there without the
-    model.
+    `arrived` is called when the server is there (again), `changed` when it is, with other models.
     """
 
     provider: RemoteProvider
@@ -225,22 +229,35 @@ def _shapes(tensors: Sequence[TensorInfo]) -> list[tuple[object, ...]]:
 
 
 class Followed:
-    """`binding` is what requests are begun with, `model` the model in it as its inputs are made here; `codec` is how
-    tensors travel where nothing else is said. `jobs` does what takes long.
+    """`binding` is what requests are begun with, `model` the model in it as its inputs are made here.
+
+    `wanted` says which model, `codec` how tensors travel where nothing else is said; `jobs` does what takes long. For
+    the first connection see `first_remote`.
     """
 
     def __init__(
-        self, means: Means, remote: Remote, local: Model | None, wanted: Model | str | None, why: str, jobs: Jobs,
-        codec: CodecChoice,
+        self, means: Means, wanted: Model | str | None, jobs: Jobs, codec: CodecChoice, *, deadline_s: float,
+        untold: bool,
     ) -> None:  # fmt: skip
         self._means, self._jobs, self._codec = means, jobs, codec
         self._lock = threading.Lock()
         self._old: list[Binding] = []
         self._prepare: Callable[[Model], Model] = lambda model: model
-        served = remote.offer.models if not remote.ended or local is None else (info_of(local),)
-        info = choose_model(served, wanted, means.models.pinned)
-        self._check_shared(remote, local)
-        self.binding = Binding(means, remote, info, local, why)
+        local = wanted if isinstance(wanted, Model) else None
+        if local is not None:
+            choose_model((info_of(local),), local, means.models.pinned)  # pinned to another: that is no server's doing
+        remote, why = first_remote(
+            means.provider, means.fallback, means.patience, local, means.tell, deadline_s=deadline_s,
+            pause=jobs.closed.wait, untold=untold,
+        )  # fmt: skip
+        try:
+            served = remote.offer.models if not remote.ended or local is None else (info_of(local),)
+            info = choose_model(served, wanted, means.models.pinned)
+            self._check_shared(remote, local)
+            self.binding = Binding(means, remote, info, local, why)
+        except BaseException:
+            remote.close()
+            raise
         self.model = self.binding.model
 
     def prepare(self, how: Callable[[Model], Model]) -> None:
@@ -250,8 +267,8 @@ class Followed:
         self.model = how(self.model)
 
     def changed(self, models: Sequence[ModelInfo], leaving: Callable[[], None], arrived: Callable[[], None]) -> None:
-        """The server is there, without the model but with these. `leaving` is called before another one takes the place
-        of this one, and `arrived` when it has."""
+        """The server has these models, and not this one. `leaving` is called before another one takes its place, and
+        `arrived` when it has."""
         binding = self.binding
         if self._means.models.follow and any(m.name == binding.info.name for m in models) and binding.begin_following():
             self._jobs.add(partial(self._follow, binding, leaving, arrived))
@@ -266,8 +283,7 @@ class Followed:
         return at if isinstance(at, Cut) else self.model.graph.cut(at)
 
     def route(self, binding: Binding, at: At, codec: CodecChoice | None, *, hurry: bool = False) -> Route:
-        """A cut of `binding`, made ready, with tensors that travel as `codec` says, or as they always do. For `hurry`
-        see `Cuts.route`."""
+        """A cut of `binding`, made ready (`Cuts.route`), with tensors that travel as `codec` says, or as always."""
         cut = self.cut(at)
         return binding.cuts.route(cut, self._codecs_at(cut, codec), hurry=hurry)
 
@@ -282,7 +298,7 @@ class Followed:
     def _codecs_at(self, cut: Cut, codec: CodecChoice | None = None) -> CodecChoice:
         """`codec`, or what of our own is for tensors that cross at `cut`."""
         if codec is not None or isinstance(self._codec, str):
-            return codec or self._codec
+            return self._codec if codec is None else codec
         crossing = {t.name for t in cut.crossing}
         return {name: one for name, one in self._codec.items() if name in crossing}
 
@@ -348,3 +364,91 @@ class Followed:
             new.close()
             raise
         return new
+
+
+def first_remote(
+    provider: RemoteProvider, fallback: Fallback, patience: Patience, local: Model | None, tell: OnEvent,
+    *, deadline_s: float, pause: Callable[[float], bool], untold: bool,
+) -> tuple[Remote, str]:  # fmt: skip
+    """The server; or, where requests are answered without it, a stand-in and why it is not there. ServerError and kin.
+
+    With the fallback ``wait`` it is waited for until `deadline_s` (0: for ever). `pause` sleeps, and says whether to
+    give up. With ``local`` and a `local` model, one that refuses is done without, too: with a RuntimeWarning if
+    `untold`, as nobody hears `tell`.
+    """
+    if fallback == ERROR or patience.need_server:
+        return provider.connect(patience.connect_s), ""
+    if fallback == WAIT:
+        return wait_for(provider, patience, tell, within_s=deadline_s or float("inf"), pause=pause), ""
+    if local is None:
+        try:
+            return _connect_in_time(provider, patience.connect_s), ""
+        except (UnreachableError, BusyError) as exc:
+            raise ServerError(
+                f"{exc}; and nothing can be answered here without the model's own file: give that, or choose the "
+                "fallback wait"
+            ) from exc
+    remote: Remote | None = None
+    try:
+        remote = _connect_in_time(provider, patience.connect_s)
+        choose_model(remote.offer.models, local, None)
+    except SAID as exc:
+        if remote is not None:
+            remote.close()
+        refused = isinstance(exc, REFUSALS)
+        text = f"{exc}; until {'that is mended' if refused else 'it is there'}, requests are answered here"
+        tell(Event("notice", text, {"why": str(exc)}))
+        if refused and untold:
+            warnings.warn(text, RuntimeWarning, stacklevel=4)  # it stands where the edge is made
+        return AbsentRemote(provider.address, exc), gone(exc, met=False)
+    return remote, ""
+
+
+def wait_for(
+    provider: RemoteProvider, patience: Patience, tell: OnEvent, *, within_s: float, pause: Callable[[float], bool]
+) -> Remote:
+    """The server, as soon as it is there: within `within_s`. `pause` sleeps, and says whether to give up."""
+    end, random, pause_s, told = monotonic() + within_s, Random(patience.seed), patience.pause_s, False
+    while True:
+        try:
+            return provider.connect(patience.connect_s)
+        except (UnreachableError, BusyError) as exc:
+            left_s = end - monotonic()
+            if left_s <= 0:
+                raise
+            if not told:
+                told = True
+                tell(Event("notice", f"{exc}; waiting for it", {"why": str(exc)}))
+            if pause(min(left_s, random.uniform(0, pause_s))):
+                raise ServerError(CLOSED) from exc
+            pause_s = min(2 * pause_s, patience.longest_pause_s)
+
+
+def _connect_in_time(provider: RemoteProvider, connect_s: float) -> Remote:
+    """A connection within `connect_s`, also where looking the name up takes longer. ServerError and its kin."""
+    came: SimpleQueue[Remote | BaseException] = SimpleQueue()
+    late = threading.Event()
+
+    def work() -> None:
+        try:
+            remote = provider.connect(connect_s)
+        except BaseException as exc:
+            came.put(exc)
+            return
+        came.put(remote)
+        if late.is_set():
+            remote.close()
+
+    begin(threading.Thread(target=work, name="first connection", daemon=True))
+    try:
+        outcome = came.get(timeout=connect_s)
+    except Empty:
+        late.set()
+        with suppress(Empty):  # it came at the last moment
+            last = came.get_nowait()
+            if not isinstance(last, BaseException):
+                last.close()
+        raise UnreachableError(f"no answer from {provider.address} in {connect_s:g} s") from None
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome

@@ -62,8 +62,8 @@ class Route:
 class Placement:
     """A cut with its head compiled here.
 
-    `remote_tail` is where its tail is open, None while it is nowhere; `remote` names the outputs that it is asked for,
-    if any. `tail` is the same tail compiled here, once there is one. Sessions are closed when nobody holds it any more.
+    `remote_tail` is its tail where that is open (None: nowhere), `tail` the same compiled here; `remote` names the
+    outputs that the remote is asked for, if any. Sessions are closed when nobody holds it any more.
     """
 
     def __init__(self, model: Model, cut: Cut, head: Session | None, patience: Patience) -> None:
@@ -89,8 +89,7 @@ class Placement:
         self._closing = False
 
     def route(self, codecs: Mapping[str, Codec], *, strict: bool) -> Route:
-        """How its tensors travel with `codecs`, of which those are `strict` that must take theirs. Called by one at a
-        time."""
+        """How its tensors travel with `codecs`, which must take theirs if `strict`. Called by one at a time."""
         key = (strict and bool(codecs), *((name, codecs[name].name) for name in sorted(codecs)))
         if key not in self._routes:
             self._routes[key] = Route(self, codecs, strict=strict)
@@ -144,8 +143,7 @@ class Placement:
         return {name: known[name] for name in self.outputs}
 
     def answer(self, answer: TailAnswer, known: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's outputs, of which the remote has sent the missing ones. ProtocolError if these are others than
-        follow from what was asked: see `_check_answer`."""
+        """The model's outputs, of which the remote has sent the missing ones. ProtocolError: see `_check_answer`."""
         layout, tensors = answer.layout, answer.tensors
         sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims]) if self._open_dims else ()
         seen, seen_sizes = self._seen
@@ -156,8 +154,7 @@ class Placement:
         return self.outputs_of({**known, **outputs}) if self.results else outputs
 
     def most_nbytes(self, known: Mapping[str, Array]) -> int:
-        """How large the answer can be to a request of whose inputs these are `known`, in bytes. Where values decide it,
-        that is for the connection's limits."""
+        """How many bytes the answer to a request can have. Where values decide it, the connection's limits hold."""
         sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims]) if self._open_dims else ()
         at, most = self._most
         if at != sizes:
@@ -247,8 +244,7 @@ def _narrowed(spec: TensorSpec, known: TensorSpec | None) -> TensorSpec:
 class Cuts:
     """Makes cuts of `holding`'s model ready, once each: `engine` compiles heads, tails are opened at `remote`.
 
-    `current` is what requests go through, from the first `switch` on. `alone` says whether a cut is of use while there
-    is no server to open its tail.
+    `current` is what requests go through, from the first `switch` on. `alone`: a cut is of use without its tail.
     """
 
     current: Route
@@ -273,11 +269,8 @@ class Cuts:
         return tuple(self._placements.values())
 
     def route(self, cut: Cut, asked: CodecChoice, *, hurry: bool = False) -> Route:
-        """`cut`, made ready if it is not, with tensors that travel as `asked`.
-
-        In a `hurry` (and always for the first), where requests can be answered `alone`, its tail need not be open:
-        whatever the server says of it, or does not say.
-        """
+        """`cut`, made ready if it is not, with tensors that travel as `asked`. In a `hurry` (and always for the first),
+        where requests can be answered `alone`, its tail need not be open, whatever the server says of it."""
         chosen = choose(cut, asked)
         key = key_of(cut)
         if isinstance(asked, str) and is_unused(cut, asked, chosen) and (key, asked) not in self._sent_raw:
@@ -315,10 +308,8 @@ class Cuts:
                     return route
 
     def _build(self, cut: Cut, codecs: Mapping[str, Codec], *, hurry: bool) -> Placement:
-        """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled.
-
-        In a `hurry` the tail need not be open: whatever the server says of it, requests can be answered without.
-        """
+        """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled. In a
+        `hurry` the tail need not be open."""
         tail: RemoteTail | None = None
         head: Session | None = None
         try:
@@ -361,8 +352,7 @@ class Cuts:
 
     @property
     def shared(self) -> Shared | None:
-        """What the server allows; None if that is every cut, or if it names none of this model's (then it is for the
-        server to refuse)."""
+        """What the server allows; None if that is every cut, or one that this model has not: it may refuse then."""
         name = self._remote().offer.heads.get(self._holding.info.fingerprint, "")
         if name != self._shared[0]:
             cut = None

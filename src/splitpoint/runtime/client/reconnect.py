@@ -29,9 +29,8 @@ class Line:
     """`remote` is the connection of the moment; it may have ended. `why` is what was last wrong with it.
 
     Until `keep` is called nothing is done about that, and every request may try. From then on a lost connection is made
-    again by `dial` (which says early what it is about to greet, so that it can be ended), and `reopen` opens on it what
-    requests need, before one is risked. `on_state` is told of every change of `state`. A ping may have to wait behind
-    an answer, which takes `predicted_s`.
+    again by `dial` (which says early what it greets, so that it can be ended). `on_state` is told of every change of
+    `state`. A ping may have to wait behind an answer, which takes `predicted_s`.
     """
 
     def __init__(

@@ -10,9 +10,9 @@
                                                    └─ `wait`, or `local` while the weights are not all here:
                                                       again, when the breaker and the pause allow it
 
-The thread that asks does all of that. While the server answers in time no other thread takes part: the caller waits for
-the answer itself. Only when it is late, and finished here, another thread computes, and the first of the two answers is
-taken. Watchers are told of each step, and change none; what comes after a request was answered is told to them alone.
+The thread that asks does all of that. Only when the server is late, and the request is finished here, another thread
+computes, and the first of the two answers is taken. Watchers are told of each step, and change none; what comes after a
+request was answered is told to them alone.
 """
 
 from __future__ import annotations
@@ -110,9 +110,8 @@ class Ticket(msgspec.Struct, eq=False):
 class RequestRunner:
     """The requests of one binding: over `line`, or without it. `local` finishes here.
 
-    `reopen` opens a placement's tail at the remote of the moment; `refused` says why waiting for the server is of no
-    use, if it is not. Answers are waited for `answer_s`; a server that is busy is asked again after `longest_s` at
-    most, whatever it says.
+    `reopen` opens a placement's tail at the remote of the moment; `refused` says why, if it is of no use to wait for
+    the server. Answers are waited for `answer_s`; a busy server is asked again after `longest_s` at most.
     """
 
     def __init__(
@@ -151,10 +150,8 @@ class RequestRunner:
     # --- begin, send, finish ------------------------------------------------------------------------------------
 
     def begin(self, route: Route, request: Request, deadline_s: float, more: bool) -> Ticket:
-        """Runs the head, and readies what goes to the server, if that is well.
-
-        The placement must be held, and is released when the ticket is finished or abandoned.
-        """
+        """Runs the head, and readies what goes to the server, if that is well. The placement must be held, and is
+        released when the ticket is finished or abandoned."""
         placement = route.placement
         try:
             started = perf_counter()
@@ -239,10 +236,8 @@ class RequestRunner:
     # --- at the server ------------------------------------------------------------------------------------------
 
     def _prepare(self, ticket: Ticket) -> bool:
-        """Readies the request for the server, if that may be asked now; `why` says why not.
-
-        With the fallback ``error`` it always may: what is wrong is then the answer.
-        """
+        """Readies the request for the server, if that may be asked now; `why` says why not. With the fallback ``error``
+        it always may: what is wrong is then the answer."""
         placement, line = ticket.route.placement, self._line
         tail = placement.remote_tail
         calm = not self._survives or (line.calm and tail is not None and tail.remote is line.remote)
@@ -290,8 +285,7 @@ class RequestRunner:
     # --- the first answer ---------------------------------------------------------------------------------------
 
     def _without(self, ticket: Ticket) -> Result | None:
-        """What there is while no call is waited for directly: nothing was to be sent, it is finished here, or asked
-        again (None: then the call is waited for)."""
+        """The answer while no call is waited for directly; None if one is to be, or to come here again."""
         placement = ticket.route.placement
         if not placement.remote:
             outputs, request = placement.outputs_of(ticket.known), ticket.request

@@ -201,8 +201,8 @@ class Feed(Generic[T]):
     """The frames of a source as they are to be begun, with `counts`; for one reader.
 
     `live` frames come by themselves, others at `rate` or, if that is 0, as fast as they are taken. `policy` is one of
-    `POLICIES`. `moved` is called with the level of the option to use whenever it changes (`degrade`, with `levels`
-    cheaper ones); where no level is left, the oldest is dropped. `stop` ends it from another thread.
+    `POLICIES`. With `degrade` `moved` is called with the level of the option to use, whenever it changes, up to
+    `levels`; where no level is left, the oldest is dropped.
     """
 
     def __init__(

@@ -54,10 +54,8 @@ def window(option: Option) -> int:
 
 
 def cheaper(options: Iterable[Option], than: Option, most: int = 3) -> tuple[Option, ...]:
-    """Options within the constraints with a shorter slowest stage than `than`, each shorter than the one before.
-
-    At most `most`, the last of them with the shortest there is.
-    """
+    """At most `most` options within the constraints, each with a shorter slowest stage than `than` and the one before;
+    the last has the shortest there is."""
     rungs: list[Option] = []
     last = than
     for option in sorted((o for o in options if not o.refused), key=lambda o: o.throughput):
