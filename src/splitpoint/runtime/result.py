@@ -1,13 +1,16 @@
-"""An answer and where its milliseconds went."""
+"""An answer and where its milliseconds went, and whoever wants to know how requests fare: a planner that adapts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from splitpoint import wire
+from splitpoint.callbacks import guard
+from splitpoint.graph import Cut
+from splitpoint.runtime.circuit_breaker import LinkState
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.tensors import Array
 from splitpoint.trace import Span, Trace
@@ -23,11 +26,8 @@ class Marks(NamedTuple):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """An input for `Edge.infer` or `Edge.stream` that brings something along.
-
-    `spans` are what was done before (``prepare``: decoding and resizing an image) and become part of the trace;
-    `tag` is anything, and comes back in the result.
-    """
+    """An input for `Edge.infer` or `Edge.stream` that brings something along: `spans`, what was done before
+    (``prepare``: decoding and resizing), become part of the trace; `tag` is anything, and comes back in the result."""
 
     inputs: Mapping[str, Array] | Array
     spans: tuple[Span, ...] = ()
@@ -123,3 +123,33 @@ class Result(msgspec.Struct, frozen=True):
     def total_ms(self) -> float:
         """From the input to the outputs on the device's clock, preparation included."""
         return (self.marks.ended - self.marks.started) * 1e3 + sum(s.ms for s in self.spans)
+
+
+class Watcher(Protocol):
+    """Told by an `Edge`, from whatever thread something happens in: must be quick. What it raises is ignored."""
+
+    def answered(self, result: Result, remote_ms: float) -> None:
+        """The server answered, `remote_ms` after the request was handed over: also a shadow, or too late for its
+        request (`result` has no outputs then)."""
+
+    def delivered(self, request: Request, result: Result) -> None:
+        """A request was answered to whoever asked, here or at the server."""
+
+    def computed(self, cut: Cut, head_ms: float) -> None:
+        """A head was run on the device; where nothing crosses, the whole model."""
+
+    def overdue(self, up_nbytes: int, age_ms: float) -> None:
+        """A request is late: nothing has come `age_ms` after its `up_nbytes` were handed over."""
+
+    def failed(self, why: str) -> None:
+        """The server's part of a request failed: it was busy, gone, or wrong."""
+
+    def state(self, state: LinkState) -> None:
+        """`Edge.link_state` is `state` from now on."""
+
+
+def tell(watchers: Sequence[Watcher], what: Callable[[Watcher], None]) -> None:
+    """Says `what` to each of `watchers`, of which there may be fewer or more meanwhile."""
+    for watcher in tuple(watchers):
+        with guard(type(watcher).__qualname__):
+            what(watcher)

@@ -1,15 +1,13 @@
 """The device's side: an `Edge` runs heads here, and what asks whoever computes the rest.
 
-`edge.Edge` is what users hold. One `model_binding.Binding` a model of the server knows its cuts (`ready_cuts`), its
-weights (`held_weights`, `blob_cache`) and its connection (`reconnect`); the life of a request is in `request`.
-
-Whoever computes tails is reached through three protocols, and nothing but their implementation knows how:
+`edge.Edge` is what users hold, a `model_binding.Binding` what it has of a model; the life of a request is in `request`.
+Whoever computes tails is reached through protocols, and nothing but their implementation knows how:
 
     RemoteProvider ─connect─► Remote ─open(cut)─► RemoteTail ─begin(tensors)─► RemoteCall ─answer─► TailAnswer
       a place                 a connection        a segment, open there        one request          tensors and times
 
-`wire_remote` is the one for our own server. Another one is a module with four small classes, given to `Edge` in place
-of an address; requests, reconnecting, time limits, the planner and what is finished on the device stay as they are:
+`wire_remote` is the one for our own server. Another one is four small classes, given to `Edge` in place of an address;
+requests, reconnecting, time limits, the planner and what is finished on the device stay as they are:
 
     class Nearby:                                    # computes tails in this process
         address = "nearby"
@@ -62,11 +60,12 @@ class Encoding(NamedTuple):
 
 
 class TailAnswer(msgspec.Struct, gc=False):
-    """What came back for a request: `tensors` in the order of its outputs.
+    """What came back for a request: `tensors` in the order of its outputs, `nbytes` in all, the last at `received`
+    (`time.perf_counter`).
 
-    `layout` is the same object as long as dtypes and shapes are the same (None: not known), so that they are checked
-    once. `nbytes` came, the last of them at `received` (`time.perf_counter`). `times` is the remote's account of the
-    request, or the bytes of one (`wire.parse_times`), to be read with the clocks' `offset`; None where it gives none.
+    `layout` is the same object as long as dtypes and shapes are the same (None: not known): they are checked once.
+    `times` is the remote's account of the request, or its bytes (`wire.parse_times`), to be read with the clocks'
+    `offset`; None where it gives none.
     """
 
     tensors: Sequence[Array]
@@ -96,11 +95,9 @@ class RemoteCall(Protocol):
         """Hands the request over. ServerError if the remote is gone."""
 
     def answer(self, within_s: float, whole: bool = True) -> TailAnswer | None:
-        """The answer; None if it is not here `within_s`: it can be waited for again.
-
-        Without `whole` an answer that has begun by then is received to its end. Raises BusyError for a remote that has
-        no room, ProtocolError for an answer that is none, ServerError and its kin for what else goes wrong.
-        """
+        """The answer; None if it is not here `within_s`: it can be waited for again. Without `whole` one that has begun
+        by then is received to its end. BusyError for a remote that has no room, ProtocolError for what is no answer,
+        ServerError and its kin for what else goes wrong."""
 
     def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         """Nobody waits any more: `tell` is called once, from any thread, with what comes of it, if anything does."""
@@ -174,9 +171,7 @@ class Remote(Protocol):
 
     def channel(self) -> Channel:
         """The conversation with a server of our own, which also hands out weights, profiles itself and can be probed.
-
-        RefusedError for any other.
-        """
+        RefusedError for any other."""
 
     def abort(self, why: str) -> None:
         """Ends it at once, because of `why`."""
@@ -201,6 +196,4 @@ class RemoteProvider(Protocol):
 
     def connect(self, timeout_s: float, greeting: Callable[[Abortable], None] = lambda _: None) -> Remote:
         """A new connection, within `timeout_s`; `greeting` is told what to abort if it is not wanted any more.
-
-        ServerError and its kin: UnreachableError if nothing is there, BusyError if it has no room.
-        """
+        ServerError and its kin: UnreachableError if nothing is there, BusyError if it has no room."""

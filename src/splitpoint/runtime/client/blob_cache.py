@@ -228,10 +228,8 @@ _PRIVATE = frozenset({"exports", "values", "profiles"})
 
 
 def usage(folder: Path) -> dict[str, tuple[int, int]]:
-    """(files, bytes) that the cache `folder` holds, for each of its subfolders that is there.
-
-    Only what we made is counted: what else may lie there is not the cache's. StorageError if it cannot be read.
-    """
+    """(files, bytes) of what we made in the cache `folder`, for each of its subfolders that is there. StorageError if
+    it cannot be read."""
     used: dict[str, tuple[int, int]] = {}
     for top in _subfolders(folder):
         sizes = []
@@ -244,10 +242,8 @@ def usage(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def clear(folder: Path) -> int:
-    """Deletes what we made in the cache `folder`, and folders of ours that are empty then; returns files deleted.
-
-    Nothing else is touched, and no symbolic link followed. StorageError for what cannot be deleted.
-    """
+    """Deletes what we made in the cache `folder`, and folders of ours that are empty then, never through a symbolic
+    link; returns files deleted. StorageError for what cannot be deleted."""
     deleted = 0
     for top in _subfolders(folder):
         for path, is_folder in [*_own(top, top), (top, True)]:

@@ -150,10 +150,8 @@ class Channel:
         return len(self._waiting) + len(self._sinks)
 
     def reserve(self, *, most: int = 0) -> int:
-        """An id for the request that is about to be sent. ServerError if the connection has ended.
-
-        An answer with a body of more than `most` bytes ends the connection, before there is memory for it.
-        """
+        """An id for the request that is about to be sent: an answer with a body of more than `most` bytes ends the
+        connection, before there is memory for it. ServerError if the connection has ended."""
         if self._broken is not None:
             raise self._again(self._broken)
         if self._bye:
@@ -203,9 +201,7 @@ class Channel:
 
     def poll(self, id: int, within_s: float, whole: bool = True) -> Frame | None:
         """The answer to request `id`, as `wait`; None if it is not here `within_s`: then it can be waited for again.
-
-        Without `whole` an answer that has begun by then is received to its end.
-        """
+        Without `whole` an answer that has begun by then is received to its end."""
         lock, ours = self._lock, True
         frame: Frame | None = None
         with lock:
@@ -293,9 +289,7 @@ class Channel:
 
     def keep_reading(self, on_end: Callable[[SplitpointError], None] = lambda _: None) -> None:
         """From now on a thread of its own reads while nobody waits, and nothing that is sent waits for the link.
-
-        `on_end` is told why the connection has ended, before those whose requests were left. Nothing, the second time.
-        """
+        `on_end` is told why the connection has ended, before whoever left a request. Nothing, the second time."""
         with self._lock:
             if self._reader is not None:
                 return

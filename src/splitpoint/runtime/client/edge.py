@@ -40,10 +40,9 @@ from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.runtime.probe.link_probe import measure_link
 from splitpoint.runtime.probe.quick_probe import Glimpse, glimpse
-from splitpoint.runtime.result import Request, Result
+from splitpoint.runtime.result import Request, Result, Watcher
 from splitpoint.runtime.stream.pipeline import stream
 from splitpoint.runtime.threads import Jobs
-from splitpoint.runtime.watcher import Watcher
 from splitpoint.security import OPEN, Security
 from splitpoint.survey import placement
 from splitpoint.transports import Connection
@@ -65,30 +64,27 @@ class Edge(Closable):
     >>> list(result.trace.stages())
     ['head', 'encode', 'up', 'decode', 'queue', 'tail', 'reply', 'down']
 
-    `server` is an address, a connection, or whoever else computes tails (`runtime.client`). `model` is a name or
-    fingerprint (its first digits suffice) that the server has (it may be left out if there is one), or a `Model` that
-    is here already and whose fingerprint the server must have. Without one, the graph and the weights of the head are
-    fetched into `cache` once. A name that several versions have needs a fingerprint, here or in `models`, which also
-    says what is done about a newer one.
+    `server` is an address, a connection, or whoever else computes tails (`runtime.client`). `model` is a `Model` that
+    is here, and whose fingerprint the server must have; or a name or fingerprint (its first digits suffice) that it
+    has, not needed if it has one model: the graph and the weights of the head are then fetched into `cache` once. A
+    name of several versions needs a fingerprint, here or in `models`, which also says what is done about a newer one.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. A `Plan` says both
-    (`from_plan`). ``plan="auto"`` chooses the cut, and goes on choosing (`adapt`); an `AutoPlan` says within which
-    bounds, and each step is told to `on_event`.
+    (`from_plan`); ``"auto"``, or an `AutoPlan` with its bounds, chooses the cut, and goes on choosing (`adapt`).
 
-    `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that;
-    ``"wait"`` asks again, on a new connection if need be, until the deadline or for ever; ``"local"`` finishes it here
-    from the tensors that are here. That takes the whole model's weights: a local `Model`, or they are fetched
-    after the first answer, with a tenth of the link; until then it is ``"wait"``, and `on_event` is told so.
-    A server that is not there yet is waited for (``"wait"``: until the deadline, or for ever), or done without until it
-    comes, or does what it should (``"local"``, with a local `Model`). So with ``"local"`` is one that refuses (the
-    token, that model, anything), which is mostly a mistake of who began: what it said is told to `on_event` at once, or
-    warned of where that is not given, and it is tried again. With ``"error"`` a connection that is lost stays lost.
+    `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that, and a
+    connection that is lost stays lost; ``"wait"`` asks again, on a new connection if need be, until the deadline or for
+    ever; ``"local"`` finishes it here from the tensors that are here. That takes the whole model's weights: a local
+    `Model`, or they are fetched after the first answer, with a tenth of the link; until then it is ``"wait"``.
+    A server that is not there yet is waited for (``"wait"``), or, with ``"local"`` and a local `Model`, done without
+    until it comes. So is one that refuses (the token, that model, anything), which is mostly a mistake of who began:
+    `on_event` is told, or, where that is not given, it is warned of.
     `deadline_s` is when an answer should be there, counted from the call; 0 is none.
 
     `engine` is ONNX Runtime on the CPU if not given. `patience` says how long a server is waited for, and when an
     answer is late; `security`, whom to trust and what to show (TLS, tokens): an address ``tls://host`` is enough where
-    the server's certificate is signed by an authority that this system knows. `wire` is for our own servers.
-    `on_progress` is told how many bytes of weights have come, and of how many.
+    this system knows the authority that signed the server's certificate. `wire` is for our own servers. `on_progress`
+    is told how many bytes of weights have come, and of how many.
 
     Raises ServerError and its kin if the server is not there or refuses, CutError for an unknown cut, UsageError for
     a codec that makes no sense, StorageError for the cache, RefusedError for the fallback ``"local"`` if the server
@@ -187,8 +183,6 @@ class Edge(Closable):
             deadline_s=deadline_s, engine=engine, cache=cache, patience=patience, security=security, on_event=on_event,
         )  # fmt: skip
 
-    # --- life ---------------------------------------------------------------------------------------------------
-
     def _end(self) -> None:
         """Ends the connection and frees what is compiled here; requests that are under way get an error."""
         self._jobs.closed.set()
@@ -205,8 +199,7 @@ class Edge(Closable):
         return self._line.connections > 0
 
     def when_reached(self, job: Callable[[], object]) -> None:
-        """Has `job` done, in a thread of its own, when the server is there for the first time or with a model that has
-        changed."""
+        """Has `job` done, in a thread of its own, when the server is there for the first time or with a newer model."""
         self._when_reached.append(job)
 
     def _arrived(self) -> None:
@@ -352,11 +345,10 @@ class Edge(Closable):
         """What every cut costs on the server, which measures itself for up to `budget_s` (less, if it says so).
 
         It keeps the result: asking again costs nothing, unless with `fresh` or, if it did not get to the end, with a
-        larger budget. Who asks while it measures this model for someone gets the same; while it has too many others
-        to measure, it is asked again for a while, which `on_event` is told of. RefusedError if it does not measure
-        itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for a
-        profile that makes no sense. Where requests can be answered without it (the fallback ``"local"``), whoever waits
-        for it does so for twice the budget and a little.
+        larger budget. While it has too many others to measure, it is asked again for a while, which `on_event` is told
+        of; where requests can be answered without it, for twice the budget and a little. RefusedError if it does not
+        measure itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for
+        a profile that makes no sense.
         """
         if not 0 < budget_s < float("inf"):
             raise UsageError(f"a profile's time budget is a number of seconds above 0, not {budget_s}")
@@ -387,11 +379,9 @@ class Edge(Closable):
         return profile
 
     def pull(self, at: str | int | Cut | None = None) -> int:
-        """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched.
-
-        With the whole model requests can be finished here from then on, if that is the fallback. RefusedError if the
-        server does not hand them out; StorageError for the cache.
-        """
+        """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched. With
+        all of them requests can be finished here from then on, if that is the fallback. RefusedError if the server does
+        not hand them out; StorageError for the cache."""
         self.check()
         holding = self._binding.holding
         if holding.local:
@@ -422,9 +412,8 @@ class Edge(Closable):
     def switch(self, at: At, codec: CodecChoice | None = None, *, predicted_ms: float | None = None) -> Cut:
         """Cuts at `at` from the next request on. A cut that is ready (`warm`, or used before) costs < 1 ms.
 
-        Without `codec` tensors travel as before; those that it gave to tensors by name go on while these cross.
-        Another codec compiles nothing. `predicted_ms` is what a request is expected to take there: what takes
-        much longer is late. Without it that is learned.
+        Without `codec` tensors travel as before; those that it gave to tensors by name go on while these cross. What
+        takes much longer than `predicted_ms` there is late; without it that is learned.
         """
         self.check()
         placement = self._followed.switch(at, codec).placement
@@ -518,9 +507,8 @@ class Edge(Closable):
     def stream(self, items: Iterable[Inputs], *, window: int = 4, deadline_s: float | None = None) -> Iterator[Result]:
         """Results of `items` in order, with up to `window` of them under way at once.
 
-        While one is at the server and another on the wire, the head of the next computes and the one after it is
-        taken from `items`, each in a thread of its own. An exception, the caller's included, ends all of it; results
-        before it are delivered first.
+        While one is at the server and another on the wire, the head of the next computes and the one after it is taken
+        from `items`. An exception, the caller's included, ends all of it; results before it are delivered first.
         """
         self.check()
         if window < 1:
@@ -536,10 +524,8 @@ class Edge(Closable):
 
     def shadow(self, inputs: Inputs, at: str | int | Cut, codec: CodecChoice | None = None) -> bool:
         """Sends a request over the cut `at`, which is warm, beside the others; only `watchers` hear of its answer.
-
-        Nothing is sent while the last one has no answer yet, or the link is down, or the server has not opened the cut
-        again after that: False says that none is under way. UsageError if the cut is not warm.
-        """
+        Nothing is sent while the last one has no answer yet, or while the link or the cut's tail is down: False says
+        that none is under way. UsageError if the cut is not warm."""
         self.check()
         binding, cut = self._binding, self._followed.cut(at)
         if cut not in binding.cuts:

@@ -28,18 +28,15 @@ from splitpoint.runtime.client.model_binding import Followed
 from splitpoint.runtime.client.request import Ticket
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.histogram import Histogram, Tally
-from splitpoint.runtime.result import Request, Result
-from splitpoint.runtime.watcher import Watcher, tell
+from splitpoint.runtime.result import Request, Result, Watcher, tell
 
 #: Answers that are kept before they are counted.
 _KEPT = 256
 
 
 class Inference:
-    """`followed` has the binding of the moment; `check` raises once the edge is closed.
-
-    Every request is counted in `tally` when it is answered, fails, or is abandoned.
-    """
+    """`followed` has the binding of the moment; `check` raises once the edge is closed. Every request is counted in
+    `tally` when it is answered, fails, or is abandoned."""
 
     def __init__(self, followed: Followed, check: Callable[[], None], watchers: Sequence[Watcher]) -> None:
         self._followed, self._check, self._watchers = followed, check, watchers

@@ -37,8 +37,8 @@ _AGAIN_S = 0.2
 class Holding:
     """`model` as it is here, and the cache its weights are fetched into. `local`: it was here all along.
 
-    `channel` gives the connection of the moment. What the cache cannot keep is held in memory. Operators of the domains
-    `allowed` may be in a graph that is fetched. ServerError if the server hands nothing out.
+    `channel` gives the connection of the moment. A graph that is fetched may have operators of the domains `allowed`.
+    ServerError if the server hands nothing out.
     """
 
     def __init__(
@@ -95,8 +95,6 @@ class Holding:
         info = self.info
         model = from_graph(graph, self, name=info.name, expected=info.fingerprint, allowed=self._allowed)
         return model.with_input_spec(InputSpec.from_json(info.input_spec)) if info.input_spec else model
-
-    # --- weights ------------------------------------------------------------------------------------------------
 
     def open(self, hash: str) -> memoryview:
         """A weight's bytes; one that is missing or has rotted is fetched. (This makes it a `Weights`.)"""
@@ -244,10 +242,8 @@ def fetch(
     chunk: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Fetches the blobs `wanted` (hash, size) into `cache`, in pieces of `chunk` bytes; returns bytes fetched.
-
-    `progress` is told bytes so far and in all. ServerError, StorageError; blobs that are complete by then stay.
-    """
+    """Fetches the blobs `wanted` (hash, size) into `cache`, `chunk` bytes at a time; returns bytes fetched. `progress`
+    is told bytes so far and in all. ServerError, StorageError; blobs that are complete by then stay."""
     total = sum(size for _, size in wanted)
     pieces = _ahead(channel, fingerprint, wanted, chunk)
     done = 0

@@ -17,7 +17,7 @@ from splitpoint.models.model import Segment
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.held_weights import Holding
 from splitpoint.runtime.client.ready_cuts import Placement
-from splitpoint.runtime.threads import begin
+from splitpoint.runtime.threads import begin, join
 from splitpoint.tensors import Array
 
 #: ONNX Runtime does not let itself be interrupted while it compiles.
@@ -127,9 +127,7 @@ class LocalTails:
         with self._submitting:
             self._closed = True
             self._jobs.put(None)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(_JOIN_S)
+        join((t for t in self._threads if t is not threading.current_thread()), _JOIN_S)
 
 
 def _try(segment: Segment, session: Session) -> float:

@@ -1,9 +1,7 @@
-"""What an edge has of one model of one server: its files, its ready cuts, its connection, and whoever finishes here. It
-begins with the first connection, made, waited for, or done without, as the fallback says; and a newer model of the same
-name, which the edge goes over to when the server has one, gets a new one of these.
+"""What an edge has of one model of one server: its files, its ready cuts, its connection, and whoever finishes here. A
+newer model of the same name, which the edge goes over to when the server has one, gets a new one of these.
 
-None of it refers to the edge, so that an edge that is forgotten can be collected although threads of this are still
-running.
+None of it refers to the edge: one that is forgotten can be collected although threads of this are still running.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -37,8 +35,8 @@ from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.model_choice import choose_model, info_of, missing
+from splitpoint.runtime.result import Watcher, tell
 from splitpoint.runtime.threads import Jobs, begin
-from splitpoint.runtime.watcher import Watcher, tell
 from splitpoint.text import listed
 from splitpoint.units import size
 from splitpoint.wire import SAID, ModelInfo, TensorInfo
@@ -50,10 +48,8 @@ _NOT_YET = "no local fallback yet ({} of {} here): until the rest is, a request 
 
 
 class Means(msgspec.Struct, frozen=True):
-    """What an edge brings to every model: see `Edge`. `engine` opens the device's engine at its first use.
-
-    `arrived` is called when the server is there (again), `changed` when it is, with other models.
-    """
+    """What an edge brings to every model: see `Edge`. `engine` opens the device's engine at its first use; `arrived` is
+    called when the server is there (again), `changed` when it is there with other models."""
 
     provider: RemoteProvider
     engine: Callable[[], Engine]
@@ -240,7 +236,6 @@ class Followed:
         untold: bool,
     ) -> None:  # fmt: skip
         self._means, self._jobs, self._codec = means, jobs, codec
-        self._lock = threading.Lock()
         self._old: list[Binding] = []
         self._prepare: Callable[[Model], Model] = lambda model: model
         local = wanted if isinstance(wanted, Model) else None
@@ -325,9 +320,8 @@ class Followed:
             old.stop_following(exc if isinstance(exc, REFUSALS) else None)
             raise
         leaving()
-        with self._lock:
-            self._old.append(old)
-            self.binding, self.model = new, self._prepare(new.model)
+        self._old.append(old)
+        self.binding, self.model = new, self._prepare(new.model)
         old.leave()
         info, before, cut = new.info, old.info, new.cuts.current.placement.cut.name
         fingerprints = f"{info.fingerprint[:12]} instead of {before.fingerprint[:12]}"
@@ -344,25 +338,21 @@ class Followed:
     def _bound_anew(self, old: Binding) -> Binding:
         """The newer model of the same name, as ready as `old` is."""
         means = self._means
-        remote = means.provider.connect(means.patience.greet_s)
-        try:
+        with ExitStack() as undo:
+            remote = means.provider.connect(means.patience.greet_s)
+            undo.callback(remote.close)
             info = choose_model(remote.offer.models, old.info.name, None)
             same_ends(old.info, info)
             self._check_shared(remote, None)
             new = Binding(means, remote, info, None)
-        except BaseException:
-            remote.close()
-            raise
-        try:
+            undo.callback(new.close)
             cut = new.model.graph.cut(old.cuts.current.placement.cut.name)
             if means.fallback == LOCAL and old.local.possible():  # no answer is to wait for what is not here yet
                 new.holding.pull(tuple(new.model.blobs))
                 new.local.complete()
             new.cuts.switch(cut, self._codecs_at(cut))
             new.survive()
-        except BaseException:
-            new.close()
-            raise
+            undo.pop_all()
         return new
 
 

@@ -1,8 +1,6 @@
-"""The cuts of a model that are ready: heads compiled on this device, tails open at the server, and how what crosses is
-encoded.
+"""The cuts of a model that are ready: heads compiled here, tails open at the server, and how what crosses is encoded.
 
-What of a cut belongs to one connection is one value, the `RemoteTail`, that is replaced when the connection is made
-again. All else outlives it.
+What of a cut belongs to one connection is one value, the `RemoteTail`, which is replaced with it. All else outlives it.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from splitpoint.runtime.client import Encoding, Remote, RemoteTail, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.held_weights import Holding
 from splitpoint.runtime.client.timeouts import AnswerTimes, Patience
-from splitpoint.runtime.codec_choice import CodecChoice, check_decodable, choose, is_unused
+from splitpoint.runtime.codec_choice import RAW, CodecChoice, check_decodable, choose
 from splitpoint.runtime.events import Event, OnEvent, teller
 from splitpoint.segments import by_name, check_specs
 from splitpoint.tensors import ANY_RANK, Array, TensorSpec
@@ -273,7 +271,8 @@ class Cuts:
         where requests can be answered `alone`, its tail need not be open, whatever the server says of it."""
         chosen = choose(cut, asked)
         key = key_of(cut)
-        if isinstance(asked, str) and is_unused(cut, asked, chosen) and (key, asked) not in self._sent_raw:
+        raw = cut.crossing and not chosen
+        if isinstance(asked, str) and asked not in RAW and raw and (key, asked) not in self._sent_raw:
             self._sent_raw.add((key, asked))
             said = f"{asked} takes none of what crosses at {cut.name}: sent raw"
             self._tell(Event("notice", said, {"codec": asked, "cut": cut.name}))

@@ -127,8 +127,6 @@ class Line:
         if news:
             self._on_state(state)
 
-    # --- what goes on behind ------------------------------------------------------------------------------------
-
     def keep(self, reopen: Callable[[Remote], None], rest: Callable[[Remote], None]) -> None:
         """From now on a lost connection is made again: with `reopen`, before a request is risked, and then `rest`."""
         self._reopen, self._rest = reopen, rest

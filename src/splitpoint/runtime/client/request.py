@@ -35,8 +35,7 @@ from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.local_tail import LocalTails
 from splitpoint.runtime.client.ready_cuts import Placement, Route
 from splitpoint.runtime.client.reconnect import REFUSALS, Line, gone
-from splitpoint.runtime.result import Marks, Request, Result
-from splitpoint.runtime.watcher import Watcher, tell
+from splitpoint.runtime.result import Marks, Request, Result, Watcher, tell
 from splitpoint.tensors import Array
 
 Fallback = Literal["error", "wait", "local"]
@@ -108,11 +107,9 @@ class Ticket(msgspec.Struct, eq=False):
 
 
 class RequestRunner:
-    """The requests of one binding: over `line`, or without it. `local` finishes here.
-
-    `reopen` opens a placement's tail at the remote of the moment; `refused` says why, if it is of no use to wait for
-    the server. Answers are waited for `answer_s`; a busy server is asked again after `longest_s` at most.
-    """
+    """The requests of one binding: over `line`, or without it. `local` finishes here; `reopen` opens a placement's tail
+    at the remote of the moment; `refused` says why, if it is of no use to wait for the server. Answers are waited for
+    `answer_s`; a busy server is asked again after `longest_s` at most."""
 
     def __init__(
         self, line: Line, local: LocalTails, fallback: Fallback, watchers: Sequence[Watcher],
@@ -395,8 +392,14 @@ class RequestRunner:
                 return
             if call is None:
                 continue
-            if ticket.shadow:
-                self._shadow_came(ticket, call, outcome)
+            if self._shadow is ticket:
+                self._shadow = None
+                if isinstance(outcome, SplitpointError):
+                    self._blame(ticket, outcome)
+                    tell(self._watchers, lambda w: w.failed(ticket.why))
+                else:
+                    ticket.route.placement.times.add(outcome.received - call.packed)
+                    self._line.succeeded()
             if isinstance(outcome, TailAnswer):
                 self._tell_answer(self._result(ticket, call, outcome, {}), call, outcome)
 
@@ -452,12 +455,11 @@ class RequestRunner:
             elif self._prepare(ticket):
                 self.send(ticket)
                 return
-            elif self._line.state == UP and not placement.is_open_at(self._line.remote):
-                try:  # it was forgotten, or nobody has come to it yet
-                    self._reopen(placement)
-                except ServerError:
-                    self._line.wait(min(_LOOK_S, ticket.left_s()))
             else:
+                if self._line.state == UP and not placement.is_open_at(self._line.remote):
+                    with suppress(ServerError):  # it was forgotten, or nobody has come to it yet
+                        self._reopen(placement)
+                        continue
                 self._line.wait(min(_LOOK_S, ticket.left_s()))
 
     def _check_time(self, ticket: Ticket) -> None:
@@ -534,14 +536,3 @@ class RequestRunner:
             self._shadow = None
             tell(self._watchers, lambda w: w.overdue(call.nbytes, age_s * 1e3))
             self._line.failed(_LATE)
-
-    def _shadow_came(self, ticket: Ticket, call: RemoteCall, outcome: TailAnswer | SplitpointError) -> None:
-        if self._shadow is not ticket:
-            return
-        self._shadow = None
-        if isinstance(outcome, SplitpointError):
-            self._blame(ticket, outcome)
-            tell(self._watchers, lambda w: w.failed(ticket.why))
-        else:
-            ticket.route.placement.times.add(outcome.received - call.packed)
-            self._line.succeeded()

@@ -34,7 +34,6 @@ class Local(Closable):
         return UsageError("this Local is closed")
 
     def _end(self) -> None:
-        """Frees the compiled model."""
         self._session.close()
 
     def infer(self, inputs: Mapping[str, Array] | Request) -> Result:

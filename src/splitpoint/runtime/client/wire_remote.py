@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from time import monotonic, perf_counter
 
 import msgspec
@@ -164,10 +165,8 @@ class WireTail:
         if self._segment is None:
             remote.abandon(self._opening)
         elif not remote.ended:
-            try:
+            with suppress(ServerError):  # if the connection has ended, so has the tail
                 remote.tell(Kind.CLOSE, wire.Close(self._segment))
-            except ServerError:  # if the connection has ended, so has the tail
-                return
 
 
 def _infer(

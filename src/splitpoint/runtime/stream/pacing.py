@@ -47,10 +47,8 @@ class DueFrame(NamedTuple):
 
 
 class FramePace:
-    """Which frame of a source that waits is next, and when, at `rate` frames a second from the first call on.
-
-    With `drop`, of several that are due the newest is taken; without, each in turn, however late.
-    """
+    """Which frame of a source that waits is next, and when, at `rate` frames a second from the first call on: of
+    several that are due the newest, with `drop`, or each in turn, however late."""
 
     def __init__(self, rate: float, *, drop: bool) -> None:
         if not (isfinite(rate) and rate > 0):

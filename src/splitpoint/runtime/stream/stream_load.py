@@ -29,10 +29,8 @@ class Load(msgspec.Struct, frozen=True):
 
 
 def judge(rate: float, latency: Option, throughput: Option) -> Load:
-    """The objective to plan for when `rate` frames a second arrive (inf: as many as are answered).
-
-    `latency` and `throughput` are the best options for each. Light is what the first one's slowest stage keeps up with.
-    """
+    """The objective to plan for when `rate` frames a second arrive (inf: as many as are answered). `latency` and
+    `throughput` are the best options for each. Light is what the first one's slowest stage keeps up with."""
     takes, most = per_second(latency.throughput), per_second(throughput.throughput)
     if rate <= latency.throughput:
         return Load("latency", f"light load: {per_second(rate)} arrive and {takes} are possible: planned for latency")
