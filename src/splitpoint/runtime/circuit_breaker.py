@@ -36,8 +36,7 @@ class Breaker:
     def __init__(
         self, random: Random, *, failures: int = 3, first_pause_s: float = 0.1, longest_pause_s: float = 10.0
     ) -> None:
-        self._random = random
-        self._most = failures
+        self._random, self._most = random, failures
         self._first_s, self._longest_s = first_pause_s, longest_pause_s
         self.state: LinkState = UP
         self.due_s = 0.0

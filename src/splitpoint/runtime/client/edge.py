@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Literal, cast
+from typing import Final, Literal, cast
 from weakref import ReferenceType, proxy, ref
 
 from splitpoint.engines import Engine, Session, open_engine
@@ -111,7 +111,7 @@ class Edge(Closable):
         on_event: OnEvent = ignore,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.fallback: Fallback = check_fallback(fallback)
+        self.fallback: Final[Fallback] = check_fallback(fallback)
         """What becomes of a request that the server lets down."""
         self.deadline_s = check_deadline(deadline_s)
         auto = _check_plan(plan, at, codec)

@@ -135,12 +135,10 @@ def _try(segment: Segment, session: Session) -> float:
     if any(not t.shape or (isinstance(n, str) and k) for t in segment.inputs for k, n in enumerate(t.shape)):
         return 0.0
     zeros = {t.name: np.zeros([n if isinstance(n, int) else 1 for n in t.shape], t.dtype) for t in segment.inputs}
-    best = 0.0
     try:
         for _ in range(2):
             began = perf_counter()
             session.run(zeros)
-            best = perf_counter() - began
     except (EngineError, SplitpointError):  # zeros are no valid input everywhere: a division, a shape
         return 0.0
-    return best
+    return perf_counter() - began

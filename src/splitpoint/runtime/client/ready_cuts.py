@@ -66,13 +66,12 @@ class Placement:
 
     def __init__(self, model: Model, cut: Cut, head: Session | None, patience: Patience) -> None:
         self.cut, self.head = cut, head
-        self.inputs = model.inputs
+        self._model, self.inputs = model, model.inputs
         self.outputs = [t.name for t in model.outputs]
         self.asked = tuple(t for t in model.outputs if t.name not in cut.results)
         self.remote = [t.name for t in self.asked]
         #: Where the inputs' free dimensions are: input, axis, name.
         self._open_dims = [(t.name, k, n) for t in model.inputs for k, n in enumerate(t.shape) if isinstance(n, str)]
-        self._model = model
         self._wanted: dict[tuple[int, ...], tuple[TensorSpec, ...]] = {}
         self.results = self.remote != self.outputs
         self.remote_tail: RemoteTail | None = None
