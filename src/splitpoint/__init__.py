@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from splitpoint.profile.profiles import Profile
     from splitpoint.runtime.adapt.controller import Watching
     from splitpoint.runtime.client.edge import Edge
+    from splitpoint.runtime.client.edge_requests import EdgeStats
     from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy
-    from splitpoint.runtime.client.edge_stats import EdgeStats
     from splitpoint.runtime.client.timeouts import Patience
     from splitpoint.runtime.client.whole_model import Local
     from splitpoint.runtime.client.wire_remote import WireSettings
@@ -181,7 +181,7 @@ _ROOMS = {
     "runtime.adapt.controller": "Watching",
     "runtime.client.edge": "Edge",
     "runtime.client.edge_settings": "AutoPlan ModelPolicy",
-    "runtime.client.edge_stats": "EdgeStats",
+    "runtime.client.edge_requests": "EdgeStats",
     "runtime.client.timeouts": "Patience",
     "runtime.client.whole_model": "Local",
     "runtime.client.wire_remote": "WireSettings",

@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
 from splitpoint.errors import ServerError, SplitpointError, UsageError
@@ -26,6 +26,7 @@ class Forks(Protocol):
     def forked(self) -> None: ...
 
 
+C = TypeVar("C", bound="Closable")
 _watched: WeakSet[Forks] = WeakSet()
 _open: WeakSet[Closable] = WeakSet()
 
@@ -75,6 +76,12 @@ class Closable:
         """ServerError if it is closed, UsageError if the process has forked since it was made."""
         if self._over is not None:
             raise type(self._over)(str(self._over))
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _closed_error(self) -> SplitpointError:
         return ServerError(f"this {type(self).__name__} is closed")

@@ -45,7 +45,6 @@ from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.model import Model, from_graph
 from splitpoint.models.weights import ModelWeights
 from splitpoint.profile.measure import profile_model
-from splitpoint.runtime.client import WantedTail
 from splitpoint.runtime.client import held_weights as holding_module
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import AutoPlan
@@ -436,7 +435,7 @@ def test_what_takes_long_takes_no_longer_than_we_allow(model: Model) -> None:
     with hostile(model, {Kind.OPEN: silent}) as server:
         remote = WireRemote(connect(server.address), software="", timeout_s=5.0)
         try:
-            tail = remote.open(WantedTail(model.fingerprint, model.graph.cut("add1"), ("y3",)))
+            tail = remote.open(model.fingerprint, model.graph.cut("add1"), ("y3",))
             with pytest.raises(ServerError, match=r"did not answer in 0\.1 s"):
                 tail.ready(0.1, 0.02)
             tail.close()

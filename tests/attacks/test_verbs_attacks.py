@@ -22,8 +22,8 @@ from splitpoint.engines import open_engine
 from splitpoint.models.model import Model
 from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import profile_model
+from splitpoint.runtime.client import edge as asking
 from splitpoint.runtime.client import ready_cuts as cuts
-from splitpoint.runtime.client import remote_profile as asking
 from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.tasks import fleet
 from splitpoint.wire import Kind

@@ -6,7 +6,9 @@ from random import Random
 
 import pytest
 
-from splitpoint.runtime.circuit_breaker import DOWN, FIRST_PAUSE_S, LONGEST_PAUSE_S, TRYING, UP, Breaker
+from splitpoint.runtime.circuit_breaker import DOWN, TRYING, UP, Breaker
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 # --- the breaker ----------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from serving import nothing_leaks
 
 from splitpoint import wire
-from splitpoint.runtime.result import Marks, Result
+from splitpoint.runtime.result import Marks, Result, tell
 from splitpoint.wire import Kind
 
 
@@ -46,3 +47,45 @@ def test_a_server_that_lies_about_time_cannot_make_stages_negative() -> None:
     assert result.trace.ms("up") == pytest.approx(200.0)
     assert result.trace.ms("tail") == pytest.approx(200.0)
     assert result.trace.ms("down") == pytest.approx(300.0)
+
+
+class Noted:
+    def __init__(self, seen: list[str], name: str) -> None:
+        self._seen, self._name = seen, name
+
+    def failed(self, why: str) -> None:
+        self._seen.append(f"{self._name}: {why}")
+
+
+class Leaving:
+    """Takes itself, and who comes after it, out of the list while it is told."""
+
+    def __init__(self, watchers: list[Any]) -> None:
+        self._watchers = watchers
+
+    def failed(self, why: str) -> None:
+        self._watchers.clear()
+
+
+class Clumsy:
+    def failed(self, why: str) -> None:
+        raise RuntimeError("a full disk")
+
+
+def test_all_are_told_who_were_there() -> None:
+    seen: list[str] = []
+    watchers: list[Any] = []
+    watchers += [Noted(seen, "first"), Leaving(watchers), Noted(seen, "last")]
+    tell(watchers, lambda w: w.failed("busy"))
+    assert seen == ["first: busy", "last: busy"]
+    tell(watchers, lambda w: w.failed("busy"))
+    assert len(seen) == 2
+
+
+def test_one_that_raises_keeps_nothing_from_the_others(reported: set[tuple[str, type[BaseException]]]) -> None:
+    seen: list[str] = []
+    watchers: list[Any] = [Clumsy(), Noted(seen, "last")]
+    with pytest.warns(RuntimeWarning, match="Clumsy"):
+        tell(watchers, lambda w: w.failed("gone"))
+    assert seen == ["last: gone"]
+    assert reported == {("Clumsy", RuntimeError)}

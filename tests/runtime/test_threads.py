@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from serving import nothing_leaks
 import splitpoint
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.stream.pipeline import stream
-from splitpoint.runtime.threads import persist
+from splitpoint.runtime.threads import Jobs, persist
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +83,8 @@ ONCE = {
     ("pipeline.py", "read"): "a failure is raised where the result is taken",
     ("pipeline.py", "work"): "the same",
     ("server.py", "self._close"): "the end of a server that `on_event` closes: nobody waits for it",
-    ("first_contact.py", "work"): "the first connection: raised where that is waited for",
-    ("jobs.py", "run"): "what is done beside: its failure is told",
+    ("model_binding.py", "work"): "the first connection: raised where that is waited for",
+    ("threads.py", "run"): "what is done beside: its failure is told",
 }
 
 
@@ -97,3 +98,43 @@ def test_every_thread_of_the_runtime_persists_or_is_known_to_end() -> None:
                     found.add((path.name, target))
     assert found <= set(ONCE), "a loop runs `persist`; say of others who hears of their failure"
     assert set(ONCE) <= found, "these are gone"
+
+
+def test_they_come_one_after_the_other_and_a_failure_ends_none_but_itself() -> None:
+    told: list[Event] = []
+    order: list[int] = []
+    first = threading.Event()
+
+    def fails() -> None:
+        assert first.wait(10)
+        order.append(1)
+        raise ValueError("the first")
+
+    with nothing_leaks():
+        jobs = Jobs(told.append)
+        jobs.add(fails)
+        jobs.add(lambda: order.append(2 if jobs.mine else -2))
+        assert not jobs.mine
+        first.set()
+        jobs._last.join(10)  # type: ignore[union-attr]
+        assert order == [1, 2]
+        assert [(e.kind, str(e)) for e in told] == [("notice", "the first")]
+        jobs.close()
+        jobs.add(lambda: order.append(3))
+        jobs.close()
+    assert order == [1, 2]
+
+
+def test_what_is_being_done_when_it_closes_is_waited_for_and_not_told() -> None:
+    told: list[Event] = []
+
+    def looks() -> None:
+        assert jobs.closed.wait(10)
+        raise ValueError("because it was closed")
+
+    with nothing_leaks():
+        jobs = Jobs(told.append)
+        jobs.add(looks)
+        jobs.add(lambda: told.append(Event("notice", "never")))
+        jobs.close()
+    assert told == []

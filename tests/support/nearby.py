@@ -7,15 +7,16 @@ on the device need none. `Nearby` can be late, busy, wrong or gone, whenever a t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import NoReturn
 
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import RefusedError, ServerError, SplitpointError, UnreachableError
+from splitpoint.graph import Cut
 from splitpoint.models.model import Model
-from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer, WantedTail
+from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer
 from splitpoint.runtime.model_choice import info_of
 from splitpoint.runtime.probe.server_clock import Offset, ServerClock
 from splitpoint.tensors import Array
@@ -60,9 +61,9 @@ class NearbyRemote:
     def ended(self) -> bool:
         return self.why is not None
 
-    def open(self, request: WantedTail) -> NearbyTail:
+    def open(self, fingerprint: str, cut: Cut, outputs: Sequence[str]) -> NearbyTail:
         self.check()
-        tail = NearbyTail(self, request)
+        tail = NearbyTail(self, fingerprint, cut, outputs)
         self.tails.append(tail)
         return tail
 
@@ -94,14 +95,14 @@ class NearbyRemote:
 
 
 class NearbyTail:
-    def __init__(self, remote: NearbyRemote, request: WantedTail) -> None:
-        self.remote, self.fingerprint, self.repeatable = remote, request.fingerprint, remote.place.repeatable
-        self._request = request
+    def __init__(self, remote: NearbyRemote, fingerprint: str, cut: Cut, outputs: Sequence[str]) -> None:
+        self.remote, self.fingerprint, self.repeatable = remote, fingerprint, remote.place.repeatable
+        self._cut, self._outputs = cut, outputs
         self._session: Session | None = None
 
     def ready(self, within_s: float, alive_s: float = 0.0) -> None:
         place = self.remote.place
-        self._session = place.engine.compile(place.model.tail(self._request.cut))
+        self._session = place.engine.compile(place.model.tail(self._cut))
 
     def begin(
         self, known: Mapping[str, Array], encoding: Encoding, most_nbytes: int, deadline_s: float = 0.0,
@@ -114,7 +115,7 @@ class NearbyTail:
         assert self._session is not None
         self.remote.place.asked += 1
         outputs = self.remote.place.answers({**known, **self._session.run(known)})
-        return [outputs[name] for name in self._request.outputs]
+        return [outputs[name] for name in self._outputs]
 
     def close(self) -> None:
         session, self._session = self._session, None
@@ -158,9 +159,6 @@ class NearbyCall:
         if isinstance(outcome, SplitpointError):
             raise outcome
         return outcome
-
-    def late(self) -> SplitpointError:
-        return ServerError("nearby did not answer in time")
 
     def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         self._told = tell

@@ -5,8 +5,7 @@
     └───────────────── one request is answered ──────────────┼────────────────────────────────┤
                                                              └── it fails: a longer pause ────┘
 
-Pauses grow from 0.1 s to 10 s, each drawn anew from all up to its length (full jitter), so that the edges of a server
-that comes back do not all come back at once.
+Pauses grow from 0.1 s to 10 s, each drawn anew up to its length (full jitter): not all edges come back at once.
 
 >>> breaker = Breaker(Random(1))
 >>> breaker.lost(now_s=5.0)
@@ -29,25 +28,15 @@ LinkState = Literal["up", "down", "trying"]
 UP: Final = "up"
 DOWN: Final = "down"
 TRYING: Final = "trying"
-#: Failures in a row that are no accident any more.
-FAILURES = 3
-#: The first pause and the longest, seconds.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class Breaker:
-    """The state of one server in our eyes. Not for several threads at once: its owner has a lock."""
+    """The state of one server in our eyes, down after `failures` in a row. Its owner has a lock."""
 
     def __init__(
-        self,
-        random: Random,
-        *,
-        failures: int = FAILURES,
-        first_pause_s: float = FIRST_PAUSE_S,
-        longest_pause_s: float = LONGEST_PAUSE_S,
+        self, random: Random, *, failures: int = 3, first_pause_s: float = 0.1, longest_pause_s: float = 10.0
     ) -> None:
-        self._random = random
-        self._most = failures
+        self._random, self._most = random, failures
         self._first_s, self._longest_s = first_pause_s, longest_pause_s
         self.state: LinkState = UP
         self.due_s = 0.0

@@ -12,17 +12,14 @@ from splitpoint.text import listed
 
 #: One codec for every crossing tensor that it takes (the others travel raw), or codecs by tensor name.
 CodecChoice = str | Mapping[str, str]
-_RAW = ("", "raw")
+RAW = ("", "raw")
 
 
 def choose(cut: Cut, asked: CodecChoice) -> dict[str, Codec]:
-    """The codecs of what crosses at `cut`, by tensor name; what travels raw is not in it.
-
-    UsageError for an unknown codec, for the name of a tensor that does not cross, and for a named tensor that its
-    codec does not take.
-    """
+    """The codecs of what crosses at `cut`, by tensor name; what travels raw is not in it. UsageError for an unknown
+    codec, a tensor that does not cross, and a named one that its codec does not take."""
     if isinstance(asked, str):
-        if asked in _RAW:
+        if asked in RAW:
             return {}
         codec = open_codec(asked)
         return {t.name: codec for t in cut.crossing if codec.accepts(t)}
@@ -33,18 +30,13 @@ def choose(cut: Cut, asked: CodecChoice) -> dict[str, Codec]:
         if spec is None:
             what = listed(crossing) if crossing else "nothing"
             raise UsageError(f"tensor {name} does not cross at {cut.name}{nearest(name, crossing)} (what does: {what})")
-        if codec_name in _RAW:
+        if codec_name in RAW:
             continue
         codec = open_codec(codec_name)
         if not codec.accepts(spec):
             raise UsageError(f"codec {codec_name} does not take tensor {spec}: name another codec for it, or raw")
         chosen[name] = codec
     return chosen
-
-
-def is_unused(cut: Cut, asked: str, chosen: Mapping[str, Codec]) -> bool:
-    """Whether the codec `asked` for everything takes nothing of what crosses at `cut`, though something does."""
-    return asked not in _RAW and bool(cut.crossing) and not chosen
 
 
 def codecs_in(features: Iterable[str]) -> frozenset[str]:
@@ -65,11 +57,8 @@ def check_decodable(codecs: Mapping[str, Codec], known: Collection[str]) -> None
 def chooser(
     names: Sequence[str], codecs: Mapping[str, Codec], *, strict: bool
 ) -> Callable[[Sequence[Array]], Sequence[Codec | None]]:
-    """A function from arrays, called `names` in order, to the codec of each (None: raw).
-
-    Shapes are known only now (a batch of several, for instance): what its codec does not take after all travels raw,
-    or is an InputError if `strict`.
-    """
+    """A function from arrays, called `names` in order, to the codec of each (None: raw). Shapes are known only now (a
+    batch of several): what its codec does not take after all travels raw, or is an InputError if `strict`."""
 
     def chosen(arrays: Sequence[Array]) -> Sequence[Codec | None]:
         choices: list[Codec | None] = []

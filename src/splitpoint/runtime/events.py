@@ -23,9 +23,8 @@ EventKind = Literal[
 class Event:
     """What happened: its kind, a `sentence` for people, and what is in that for programs.
 
-    `fields` has, where they are known: ``peer`` the client's address, ``why``, ``model``, ``tail`` (a segment's key),
-    ``nbytes``, ``seconds`` and what else the kind has numbers of. They may hold words of a stranger; so may `sentence`,
-    which `str` makes one harmless line of.
+    `fields` has, where known, ``peer`` (the client's address), ``why``, ``model``, ``tail`` (a segment's key), and
+    numbers (``nbytes``). They may hold a stranger's words; so may `sentence`, of which `str` makes one harmless line.
 
     >>> str(Event("left", "10.0.0.7:4000 left: 3 requests", {"peer": "10.0.0.7:4000", "answers": 3}))
     '10.0.0.7:4000 left: 3 requests'

@@ -1,13 +1,16 @@
-"""An answer and where its milliseconds went."""
+"""An answer and where its milliseconds went, and whoever wants to know how requests fare: a planner that adapts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from splitpoint import wire
+from splitpoint.callbacks import guard
+from splitpoint.graph import Cut
+from splitpoint.runtime.circuit_breaker import LinkState
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.tensors import Array
 from splitpoint.trace import Span, Trace
@@ -23,11 +26,8 @@ class Marks(NamedTuple):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """An input for `Edge.infer` or `Edge.stream` that brings something along.
-
-    `spans` are what was done before (``prepare``: decoding and resizing an image) and become part of the trace;
-    `tag` is anything, and comes back in the result.
-    """
+    """An input for `Edge.infer` or `Edge.stream` that brings something along: `spans`, what was done before
+    (``prepare``: decoding and resizing), become part of the trace; `tag` is anything, and comes back in the result."""
 
     inputs: Mapping[str, Array] | Array
     spans: tuple[Span, ...] = ()
@@ -38,9 +38,7 @@ class Result(msgspec.Struct, frozen=True):
     """What `Edge.infer` returns. `outputs` are the model's, by name.
 
     `up_nbytes` and `down_nbytes` are whole frames; 0 if no server took part. `codecs` are those that tensors travelled
-    with, by tensor name; what travelled raw is not in it. `clock_error_ms` is the most by which
-    ``up`` may be too long and ``down`` too short, or the other way round (None without a server): half of the
-    shortest round trip of a ping. Their sum is not touched by it.
+    with, by tensor name; what travelled raw is not in it.
     """
 
     outputs: dict[str, Array]
@@ -67,7 +65,8 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def clock_error_ms(self) -> float | None:
-        """The most by which ``up`` and ``down`` may be wrong, one against the other; None without a server."""
+        """The most by which ``up`` may be too long and ``down`` too short, or the other way round, while their sum is
+        exact: half of the shortest round trip of a ping. None without a server."""
         return self.offset.error_at(self.marks.ended) * 1e3 if self.offset is not None else None
 
     @property
@@ -91,10 +90,9 @@ class Result(msgspec.Struct, frozen=True):
         byte, ``decode``, ``queue``, ``tail`` and ``reply`` on the server, ``down`` until the outputs are here. Where
         ``up`` ends is known through the clocks' offset; it is kept between what came before and what must fit after.
 
-        What was finished here has ``head``, ``wait`` (for a server that was late or failed: encoding and sending
-        included; not there if nothing was sent) and ``local``. ``wait`` is also what earlier attempts took of an answer
-        that came at last; the other stages are then those of the last attempt. And it is all from the sending of a
-        request to its answer whose account by the server cannot be (a NaN).
+        What was finished here has ``head``, ``wait`` (for a server that was late or failed, with encoding and sending;
+        not there if nothing was sent) and ``local``. ``wait`` is also what earlier attempts took of an answer that came
+        at last, and all from the sending to the answer where the server's account cannot be (a NaN).
         """
         started, headed, packed, ended = self.marks
         spans = [*self.spans, Span("head", started, headed)]
@@ -125,3 +123,33 @@ class Result(msgspec.Struct, frozen=True):
     def total_ms(self) -> float:
         """From the input to the outputs on the device's clock, preparation included."""
         return (self.marks.ended - self.marks.started) * 1e3 + sum(s.ms for s in self.spans)
+
+
+class Watcher(Protocol):
+    """Told by an `Edge`, from whatever thread something happens in: must be quick. What it raises is ignored."""
+
+    def answered(self, result: Result, remote_ms: float) -> None:
+        """The server answered, `remote_ms` after the request was handed over: also a shadow, or too late for its
+        request (`result` has no outputs then)."""
+
+    def delivered(self, request: Request, result: Result) -> None:
+        """A request was answered to whoever asked, here or at the server."""
+
+    def computed(self, cut: Cut, head_ms: float) -> None:
+        """A head was run on the device; where nothing crosses, the whole model."""
+
+    def overdue(self, up_nbytes: int, age_ms: float) -> None:
+        """A request is late: nothing has come `age_ms` after its `up_nbytes` were handed over."""
+
+    def failed(self, why: str) -> None:
+        """The server's part of a request failed: it was busy, gone, or wrong."""
+
+    def state(self, state: LinkState) -> None:
+        """`Edge.link_state` is `state` from now on."""
+
+
+def tell(watchers: Sequence[Watcher], what: Callable[[Watcher], None]) -> None:
+    """Says `what` to each of `watchers`, of which there may be fewer or more meanwhile."""
+    for watcher in tuple(watchers):
+        with guard(type(watcher).__qualname__):
+            what(watcher)

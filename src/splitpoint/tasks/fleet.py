@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 
 from msgspec import structs
 
@@ -101,14 +100,6 @@ class Fleet(Closable):
             self.edges[source] = self._stack.enter_context(edge)
             self.ready[source] = []
         return self.edges[source]
-
-    def __enter__(self) -> Fleet:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _end(self) -> None:
         """Ends all connections."""

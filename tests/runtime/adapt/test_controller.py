@@ -37,9 +37,8 @@ from splitpoint.runtime.client.edge_settings import AutoPlan
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.probe.quick_probe import Glimpse
 from splitpoint.runtime.probe.server_clock import Offset
-from splitpoint.runtime.result import Marks, Request, Result
+from splitpoint.runtime.result import Marks, Request, Result, Watcher
 from splitpoint.runtime.server.server import Server
-from splitpoint.runtime.watcher import Watcher
 from splitpoint.survey import Survey
 from splitpoint.tensors import Array
 

@@ -15,7 +15,7 @@ from splitpoint.errors import EngineError, ServerError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.held_weights import Holding
 from splitpoint.runtime.client.local_tail import LocalTails
-from splitpoint.runtime.client.opened_cut import Placement
+from splitpoint.runtime.client.ready_cuts import Placement
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import ignore
 from splitpoint.runtime.model_choice import info_of

@@ -10,7 +10,7 @@ from serving import Gate, affine, nothing_leaks, until
 
 from splitpoint.errors import AccessError, ServerError, UnreachableError
 from splitpoint.runtime.circuit_breaker import LinkState
-from splitpoint.runtime.client import Remote, WantedTail
+from splitpoint.runtime.client import Remote
 from splitpoint.runtime.client.reconnect import AbsentRemote, Line, gone
 from splitpoint.runtime.client.timeouts import Patience
 
@@ -27,7 +27,7 @@ def test_who_is_absent_is_taken_for_one_that_can_do_all_and_does_nothing(tmp_pat
         absent.channel()
     absent.close("the edge is closed")
     with pytest.raises(ServerError, match="the edge is closed"):
-        absent.open(WantedTail("f", None, ()))  # type: ignore[arg-type]
+        absent.open("f", None, ())  # type: ignore[arg-type]
 
 
 def test_a_lost_one_is_made_again_behind_and_tried_with_one_request(tmp_path: object) -> None:
@@ -38,7 +38,7 @@ def test_a_lost_one_is_made_again_behind_and_tried_with_one_request(tmp_path: ob
     with nothing_leaks():
         first = place.connect(1.0)
         line = Line(first, lambda greeting: place.connect(1.0, greeting), QUICK, states.append, lambda: 0.0)
-        assert (line.state, line.met, line.calm, line.connections) == ("up", True, True, 1)
+        assert (line.state, line.calm, line.connections) == ("up", True, 1)
         line.keep(opened.append, lambda remote: rested.set())
         place.there = False
         first.abort("went away")
@@ -63,7 +63,7 @@ def test_a_lost_one_is_made_again_behind_and_tried_with_one_request(tmp_path: ob
 def test_without_keeping_it_every_request_may_try() -> None:
     absent = AbsentRemote("kitchen", UnreachableError("nobody is there"))
     line = Line(absent, lambda greeting: absent, QUICK, lambda state: None, lambda: 0.0, "it was never there")
-    assert (line.state, line.met, line.allows(), line.why) == ("down", False, True, "it was never there")
+    assert (line.state, line.connections, line.allows(), line.why) == ("down", 0, True, "it was never there")
     line.close()
 
 

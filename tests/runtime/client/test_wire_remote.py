@@ -14,8 +14,9 @@ from splitpoint import wire
 from splitpoint.codecs import open_codec
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, SplitpointError, UnreachableError
+from splitpoint.graph import Cut
 from splitpoint.models.model import Model
-from splitpoint.runtime.client import Encoding, RemoteProvider, TailAnswer, WantedTail
+from splitpoint.runtime.client import Encoding, RemoteProvider, TailAnswer
 from splitpoint.runtime.client.wire_remote import WireProvider, WireRemote, WireSettings
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import OPEN
@@ -39,8 +40,8 @@ def provider(address: str, *, checksum: bool = False) -> WireProvider:
     return WireProvider(address, OPEN, WireSettings(checksum), answer_s=10.0)
 
 
-def wanted(model: Model, at: str = "input") -> WantedTail:
-    return WantedTail(model.fingerprint, model.graph.cut(at), ("y3",))
+def wanted(model: Model, at: str = "input") -> tuple[str, Cut, tuple[str, ...]]:
+    return model.fingerprint, model.graph.cut(at), ("y3",)
 
 
 def x() -> Array:
@@ -57,7 +58,7 @@ def test_a_tail_takes_tensors_and_gives_tensors_and_times(model: Model, checksum
         assert remote.offer.models[0].fingerprint == model.fingerprint
         assert "int8" in remote.offer.codecs
         assert remote.channel() is remote
-        tail = remote.open(wanted(model))
+        tail = remote.open(*wanted(model))
         tail.ready(10.0)
         for encoding, sent in ((RAW, {}), (Encoding({"x": open_codec("fp16")}, strict=True), {"x": "fp16"})):
             call = tail.begin({"x": x(), "what nobody asked for": x()}, encoding, 1 << 20)
@@ -74,7 +75,7 @@ def test_a_tail_takes_tensors_and_gives_tensors_and_times(model: Model, checksum
         tail.close()
         remote.close()
         with pytest.raises(ServerError, match="closed"):
-            remote.open(wanted(model))
+            remote.open(*wanted(model))
 
 
 def test_an_answer_that_is_late_can_be_waited_for_again_or_left(model: Model) -> None:
@@ -83,13 +84,13 @@ def test_an_answer_that_is_late_can_be_waited_for_again_or_left(model: Model) ->
     with Server([model], engine=gate, port=0) as server:
         remote = provider(server.address).connect(5.0)
         remote.keep_reading()
-        tail = remote.open(wanted(model))
+        tail = remote.open(*wanted(model))
         tail.ready(10.0)
         one, two, three = (tail.begin({"x": x()}, RAW, 1 << 20) for _ in range(3))
         one.send()
         two.send()
         assert one.answer(0.02) is None
-        assert "did not answer in time" in str(one.late())
+        assert "did not answer in time" in str(remote.late())
         two.leave(came.append)
         three.leave(came.append)  # it was not even sent
         assert remote.in_flight == 2
@@ -108,7 +109,7 @@ def test_the_end_of_the_connection_is_told_to_who_left(model: Model) -> None:
     with Server([model], engine=gate, port=0) as server:
         remote = provider(server.address).connect(5.0)
         remote.keep_reading(ended.append)
-        tail = remote.open(wanted(model))
+        tail = remote.open(*wanted(model))
         tail.ready(10.0)
         call = tail.begin({"x": x()}, RAW, 1 << 20)
         call.send()
@@ -131,12 +132,12 @@ def test_a_tail_is_opened_as_long_as_the_server_lives(model: Model) -> None:
     gate.compile_gate.clear()
     with Server([model], engine=gate, port=0) as server:
         remote = provider(server.address).connect(5.0)
-        tail = remote.open(wanted(model))
+        tail = remote.open(*wanted(model))
         with pytest.raises(ServerError, match="did not answer in time"):
             tail.ready(0.05)
         tail.close()
         assert remote.in_flight == 0
-        patient = remote.open(wanted(model))
+        patient = remote.open(*wanted(model))
         threading.Timer(0.1, gate.compile_gate.set).start()
         patient.ready(10.0, alive_s=0.02)  # pings are answered meanwhile
         remote.close()

@@ -44,9 +44,8 @@ from splitpoint.runtime.circuit_breaker import DOWN, UP
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.runtime.probe.quick_probe import Glimpse
-from splitpoint.runtime.result import Request, Result
+from splitpoint.runtime.result import Request, Result, Watcher
 from splitpoint.runtime.threads import persist
-from splitpoint.runtime.watcher import Watcher
 from splitpoint.survey import Reached, placement, survey
 
 #: How often a decision is made, at most; what is urgent (a late answer, a lost connection) does not wait for it.

@@ -1,15 +1,13 @@
 """The device's side: an `Edge` runs heads here, and what asks whoever computes the rest.
 
-`edge.Edge` is what users hold. One `model_binding.Binding` a model of the server knows its cuts (`ready_cuts`), its
-weights (`held_weights`, `blob_cache`) and its connection (`reconnect`); the life of a request is in `request`.
-
-Whoever computes tails is reached through three protocols, and nothing but their implementation knows how:
+`edge.Edge` is what users hold, a `model_binding.Binding` what it has of a model; the life of a request is in `request`.
+Whoever computes tails is reached through protocols, and nothing but their implementation knows how:
 
     RemoteProvider ─connect─► Remote ─open(cut)─► RemoteTail ─begin(tensors)─► RemoteCall ─answer─► TailAnswer
       a place                 a connection        a segment, open there        one request          tensors and times
 
-`wire_remote` is the one for our own server. Another one is a module with four small classes, given to `Edge` in place
-of an address; requests, reconnecting, time limits, the planner and what is finished on the device stay as they are:
+`wire_remote` is the one for our own server. Another one is four small classes, given to `Edge` in place of an address;
+requests, reconnecting, time limits, the planner and what is finished on the device stay as they are:
 
     class Nearby:                                    # computes tails in this process
         address = "nearby"
@@ -42,9 +40,9 @@ if TYPE_CHECKING:  # reading a cache's size needs no NumPy
 
 
 class Offer(NamedTuple):
-    """What a remote says of itself: its models, the names of the codecs that it decodes (without parameters), how much
-    of a model it hands out (``model``, ``head`` or ``none``; `heads`: by fingerprint, up to which cut), and how many
-    requests it takes at once (0: any number)."""
+    """What a remote says of itself: its models, the codecs that it decodes (names without parameters), how much of a
+    model it `share`s (``model``, ``head`` or ``none``; `heads`: by fingerprint, up to which cut), and how many requests
+    it takes at once (0: any number)."""
 
     models: Sequence[ModelInfo] = ()
     codecs: Collection[str] = ()
@@ -53,28 +51,21 @@ class Offer(NamedTuple):
     in_flight: int = 0
 
 
-class WantedTail(NamedTuple):
-    """Which tail is to be opened: what follows `cut` in the model, as far as `outputs` need it."""
-
-    fingerprint: str
-    cut: Cut
-    outputs: Sequence[str]
-
-
 class Encoding(NamedTuple):
-    """How tensors travel: codecs by name, the others raw. What its codec does not take after all (a batch of several,
-    say) travels raw too, or is an InputError if `strict`."""
+    """How tensors travel: codecs by name, the others raw. What its codec does not take after all (a batch of several)
+    travels raw too, or is an InputError if `strict`."""
 
     codecs: Mapping[str, Codec]
     strict: bool
 
 
 class TailAnswer(msgspec.Struct, gc=False):
-    """What came back for a request: `tensors` in the order of its outputs.
+    """What came back for a request: `tensors` in the order of its outputs, `nbytes` in all, the last at `received`
+    (`time.perf_counter`).
 
-    `layout` is the same object as long as dtypes and shapes are the same (None: not known), so that they are checked
-    once. `nbytes` came, the last of them at `received` (`time.perf_counter`). `times` is the remote's account of the
-    request, or the bytes of one (`wire.parse_times`), to be read with the clocks' `offset`; None where it gives none.
+    `layout` is the same object as long as dtypes and shapes are the same (None: not known): they are checked once.
+    `times` is the remote's account of the request, or its bytes (`wire.parse_times`), to be read with the clocks'
+    `offset`; None where it gives none.
     """
 
     tensors: Sequence[Array]
@@ -91,31 +82,22 @@ class RemoteCall(Protocol):
     @property
     def packed(self) -> float:
         """When it was ready to be sent (`time.perf_counter`)."""
-        ...
 
     @property
     def nbytes(self) -> int:
         """What is sent, bytes."""
-        ...
 
     @property
     def codecs(self) -> Mapping[str, str]:
         """By tensor name, what the tensors travel with; what travels raw is not in it."""
-        ...
 
     def send(self) -> None:
         """Hands the request over. ServerError if the remote is gone."""
 
     def answer(self, within_s: float, whole: bool = True) -> TailAnswer | None:
-        """The answer; None if it is not here `within_s`: it can be waited for again.
-
-        Without `whole` an answer that has begun by then is received to its end. Raises BusyError for a remote that has
-        no room, ProtocolError for an answer that is none, ServerError and its kin for what else goes wrong.
-        """
-
-    def late(self) -> SplitpointError:
-        """The error for an answer that is not waited for any longer."""
-        ...
+        """The answer; None if it is not here `within_s`: it can be waited for again. Without `whole` one that has begun
+        by then is received to its end. BusyError for a remote that has no room, ProtocolError for what is no answer,
+        ServerError and its kin for what else goes wrong."""
 
     def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         """Nobody waits any more: `tell` is called once, from any thread, with what comes of it, if anything does."""
@@ -127,17 +109,14 @@ class RemoteTail(Protocol):
     @property
     def remote(self) -> Remote:
         """Where it is open."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Of the model that it is a part of."""
-        ...
 
     @property
     def repeatable(self) -> bool:
         """Whether a request that had no answer may be sent again: it changes nothing there."""
-        ...
 
     def ready(self, within_s: float, alive_s: float = 0.0) -> None:
         """Returns when it is open. ServerError if it is not `within_s`, or, with `alive_s`, if the remote does not even
@@ -149,10 +128,9 @@ class RemoteTail(Protocol):
     ) -> RemoteCall:  # fmt: skip
         """A request for the outputs out of what is `known` (what the tail takes, maybe more), ready to be sent.
 
-        The tensors of its answer have at most `most_nbytes`: no memory should be taken for a larger one.
-        A remote that cannot begin within `deadline_s` (0: none) should refuse. `more`: others follow before the answer.
+        For an answer of more than `most_nbytes` no memory should be taken. A remote that cannot begin within
+        `deadline_s` (0: none) should refuse. `more`: others follow before the answer.
         """
-        ...
 
     def close(self) -> None:
         """It is not needed any more. Never waits, never raises."""
@@ -164,45 +142,36 @@ class Remote(Protocol):
     @property
     def peer(self) -> str:
         """Its address, for messages."""
-        ...
 
     @property
     def offer(self) -> Offer:
         """What it says of itself."""
-        ...
 
     @property
     def clock(self) -> ServerClock:
         """The remote's clock, as far as it is known."""
-        ...
 
     @property
     def ended(self) -> bool:
         """Whether it is of no more use."""
-        ...
 
     @property
     def moved_nbytes(self) -> int:
         """Bytes that it has carried so far, both ways; 0 where that is not known."""
-        ...
 
-    def open(self, request: WantedTail) -> RemoteTail:
-        """Asks for a tail, and returns at once: `RemoteTail.ready` waits for it. ServerError if the remote is gone."""
-        ...
+    def open(self, fingerprint: str, cut: Cut, outputs: Sequence[str]) -> RemoteTail:
+        """Asks for a tail: what follows `cut` in that model, as far as `outputs` need it. Returns at once:
+        `RemoteTail.ready` waits for it. ServerError if the remote is gone."""
 
     def keep_reading(self, on_end: Callable[[SplitpointError], None]) -> None:
         """From now on it notices by itself when it ends, and tells `on_end` why; no call waits for the link to send."""
 
     def ping(self, timeout_s: float) -> float | None:
         """The seconds of a round trip; None if none was made in time, or it has ended."""
-        ...
 
     def channel(self) -> Channel:
         """The conversation with a server of our own, which also hands out weights, profiles itself and can be probed.
-
-        RefusedError for any other.
-        """
-        ...
+        RefusedError for any other."""
 
     def abort(self, why: str) -> None:
         """Ends it at once, because of `why`."""
@@ -224,11 +193,7 @@ class RemoteProvider(Protocol):
     @property
     def address(self) -> str:
         """What it is called in messages."""
-        ...
 
     def connect(self, timeout_s: float, greeting: Callable[[Abortable], None] = lambda _: None) -> Remote:
         """A new connection, within `timeout_s`; `greeting` is told what to abort if it is not wanted any more.
-
-        ServerError and its kin: UnreachableError if nothing is there, BusyError if it has no room.
-        """
-        ...
+        ServerError and its kin: UnreachableError if nothing is there, BusyError if it has no room."""

@@ -6,8 +6,7 @@
     DIR/values/KEY.npz      values given for a model's inputs (`models.input_values` writes them)
     DIR/profiles/KEY…       what models cost on this machine (`survey` writes them)
 
-Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used. What cannot
-be kept for the next time (the disk is full, or may not be written) is here for this one: `unkept` says so.
+Files appear whole or not at all (written beside, then renamed), and are hashed again before they are used.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
 
 from splitpoint.errors import ChangedError, InputError, StorageError
 from splitpoint.files import read_file
@@ -65,8 +63,8 @@ class BlobCache:
         return hash not in self._bad and os.path.isfile(self.path(hash))
 
     def open(self, hash: str, nbytes: int | None = None) -> memoryview:
-        """The blob's bytes, read-only. A file whose bytes no longer match its name is deleted and refused: one that has
-        not the `nbytes` that are given, before memory is taken for it (a file of holes has any size)."""
+        """The blob's bytes, read-only. A file that no longer matches its name is deleted and refused; one that has not
+        the `nbytes` that are given, before memory is taken for it (a file of holes has any size)."""
         if (held := self._held.get(hash)) is not None:
             return held
         path = self.path(hash)
@@ -211,115 +209,90 @@ def _whole(path: Path, nbytes: int | None) -> Part:
 # --- what is there, and clearing it -------------------------------------------------------------------------------
 
 
-class _Own(NamedTuple):
-    """What we make in one subfolder, as paths relative to it."""
-
-    files: re.Pattern[str]
-    folders: re.Pattern[str]
-
-
 #: A file that was being written when its process died.
 _HALF = r"\.[0-9a-f]{16}\.[0-9a-f]{12}"
 #: A kept profile: model, values, engine, device and threads.
 _PROFILE = r"[0-9a-f]{16}-[\w.:-]+\.profile\.(json|budget)"
 _ONNX = r"[\w.-]+\.onnx(\.data)?"
-#: The whole path must match: a cache may be put into a folder that has other things in it.
-_OWN: Mapping[str, _Own] = {
-    "blobs": _Own(re.compile(rf"([0-9a-f]{{2}})/(\1[0-9a-f]{{62}}|{_HALF})"), re.compile(r"[0-9a-f]{2}")),
-    "graphs": _Own(re.compile(rf"[0-9a-f]{{64}}|{_HALF}"), re.compile(r"(?!)")),
-    "exports": _Own(
-        re.compile(rf"[0-9a-f]{{24}}/(\.export-\w+/)?{_ONNX}"), re.compile(r"[0-9a-f]{24}(/\.export-\w+)?")
-    ),
-    "values": _Own(re.compile(rf"\.?[0-9a-f]{{32}}\.npz(\.\d+\.part)?|{_HALF}"), re.compile(r"(?!)")),
-    "profiles": _Own(re.compile(rf"{_PROFILE}|{_HALF}"), re.compile(r"(?!)")),
+#: What we make in each subfolder: patterns of its files and of its folders. They must match the whole path in it, as a
+#: cache may be put into a folder that has other things in it.
+_OWN: Mapping[str, tuple[str, str]] = {
+    "blobs": (rf"([0-9a-f]{{2}})/(\1[0-9a-f]{{62}}|{_HALF})", r"[0-9a-f]{2}"),
+    "graphs": (rf"[0-9a-f]{{64}}|{_HALF}", r"(?!)"),
+    "exports": (rf"[0-9a-f]{{24}}/(\.export-\w+/)?{_ONNX}", r"[0-9a-f]{24}(/\.export-\w+)?"),
+    "values": (rf"\.?[0-9a-f]{{32}}\.npz(\.\d+\.part)?|{_HALF}", r"(?!)"),
+    "profiles": (rf"{_PROFILE}|{_HALF}", r"(?!)"),
 }
 #: Those that only the user who made them may open: in a shared cache they may be another's.
 _PRIVATE = frozenset({"exports", "values", "profiles"})
 
 
 def usage(folder: Path) -> dict[str, tuple[int, int]]:
-    """(files, bytes) that the cache `folder` holds, for each of its subfolders that is there.
-
-    Only what we made is counted: what else may lie there is not the cache's. StorageError if it cannot be read.
-    """
-    found: dict[str, tuple[int, int]] = {}
-    for name in _OWN:
-        top = folder / name
-        if not _is_ours(top):
-            continue
+    """(files, bytes) of what we made in the cache `folder`, for each of its subfolders that is there. StorageError if
+    it cannot be read."""
+    used: dict[str, tuple[int, int]] = {}
+    for top in _subfolders(folder):
         sizes = []
-        for path in _own_files(top):
+        for path, is_folder in _own(top, top):
             with suppress(FileNotFoundError):  # another process has replaced or deleted it meanwhile
-                sizes.append(path.lstat().st_size)
-        found[name] = len(sizes), sum(sizes)
-    return found
+                if not is_folder:
+                    sizes.append(path.lstat().st_size)
+        used[top.name] = len(sizes), sum(sizes)
+    return used
 
 
 def clear(folder: Path) -> int:
-    """Deletes what we made in the cache `folder`, and folders of ours that are empty then; returns files deleted.
-
-    Nothing else is touched, and no symbolic link followed. StorageError for what cannot be deleted.
-    """
+    """Deletes what we made in the cache `folder`, and folders of ours that are empty then, never through a symbolic
+    link; returns files deleted. StorageError for what cannot be deleted."""
     deleted = 0
-    for name in _OWN:
-        top = folder / name
-        if not _is_ours(top):
-            continue
-        for path in list(_own_files(top)):
+    for top in _subfolders(folder):
+        for path, is_folder in [*_own(top, top), (top, True)]:
+            if is_folder:
+                with suppress(OSError):  # not empty: something in it is not ours
+                    path.rmdir()
+                continue
             try:
                 path.unlink()
+                deleted += 1
             except FileNotFoundError:
-                continue
+                pass
             except OSError as exc:
                 raise StorageError(f"{path} cannot be deleted: {exc.strerror or exc}") from exc
-            deleted += 1
-        for path in (*reversed(list(_own_folders(top))), top):
-            with suppress(OSError):  # not empty: something in it is not ours
-                path.rmdir()
     return deleted
 
 
-def _is_ours(top: Path) -> bool:
-    """Whether the subfolder `top` is there, no link, and not for another user alone."""
-    if os.path.islink(top) or not os.path.isdir(top):
-        return False
+def _subfolders(folder: Path) -> Iterator[Path]:
+    """The subfolders of the cache that are there, no links, and not for another user alone."""
+    for name in _OWN:
+        top = folder / name
+        if os.path.islink(top) or not os.path.isdir(top):
+            continue
+        try:
+            os.scandir(top).close()
+        except PermissionError:
+            if name in _PRIVATE:
+                continue
+        except OSError:
+            pass
+        yield top
+
+
+def _own(top: Path, folder: Path) -> Iterator[tuple[Path, bool]]:
+    """What we made in the `folder` of the subfolder `top`, and whether it is a folder; each of those behind what is in
+    it. Never through a symbolic link."""
+    files, folders = _OWN[top.name]
     try:
-        os.scandir(top).close()
-    except PermissionError:
-        return top.name not in _PRIVATE
-    except OSError:
-        pass
-    return True
-
-
-def _own_folders(top: Path) -> Iterator[Path]:
-    """Our folders in the subfolder `top`, each before those in it; never through a symbolic link."""
-    own = _OWN[top.name].folders
-
-    def within(folder: Path) -> Iterator[Path]:
-        for entry in _entries(folder):
-            path = folder / entry.name
-            if own.fullmatch(path.relative_to(top).as_posix()) and entry.is_dir(follow_symlinks=False):
-                yield path
-                yield from within(path)
-
-    return within(top)
-
-
-def _own_files(top: Path) -> Iterator[Path]:
-    own = _OWN[top.name].files
-    for folder in (top, *_own_folders(top)):
-        for entry in _entries(folder):
-            path = folder / entry.name
-            if own.fullmatch(path.relative_to(top).as_posix()) and entry.is_file(follow_symlinks=False):
-                yield path
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
     except FileNotFoundError:
-        return []
+        return
     except OSError as exc:
         raise StorageError(f"{folder} cannot be read: {exc.strerror or exc}") from exc
+    for entry in entries:
+        path = folder / entry.name
+        name = path.relative_to(top).as_posix()
+        if re.fullmatch(files, name) and entry.is_file(follow_symlinks=False):
+            yield path, False
+        elif re.fullmatch(folders, name) and entry.is_dir(follow_symlinks=False):
+            yield from _own(top, path)
+            yield path, True

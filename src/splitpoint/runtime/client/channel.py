@@ -1,11 +1,11 @@
 """One conversation with a server as the device sees it: requests out, answers in, whoever asks.
 
-Whoever waits for an answer reads, hands other people's answers to them, and passes the reading on when it has its own.
-With one caller, the usual case, an answer thus wakes exactly the thread that needs it, and no other thread takes part.
+Whoever waits for an answer reads, hands other people's answers to them, and passes the reading on when it has its own:
+with one caller, the usual case, an answer wakes exactly the thread that needs it.
 
-After `keep_reading` a thread is there, too, that reads while nobody else does: it notices when the connection ends, and
-takes what nobody waits for any more (`leave`). While callers read it sleeps. From then on nothing that is sent waits
-for the link, and a caller that has waited as long as it wanted gets its thread back, also in the middle of a frame.
+After `keep_reading` a thread of its own reads while nobody else does, notices when the connection ends, and takes what
+nobody waits for any more (`leave`). Nothing that is sent waits for the link then, and a caller that has waited as long
+as it wanted gets its thread back, also in the middle of a frame.
 """
 
 from __future__ import annotations
@@ -97,20 +97,17 @@ class Channel:
         begin(timer)
         try:
             return self._greeted(software, checksum, token)
-        except ServerError as exc:
-            if late.is_set():
-                raise self._silent() from exc
-            raise
+        except (ServerError, TimeoutError) as exc:
+            if isinstance(exc, ServerError) and not late.is_set():
+                raise
+            raise UnreachableError(
+                f"{self.peer} did not answer in {self._greet_s:g} s: it does not speak splitpoint, or it hangs"
+            ) from exc
         finally:
             timer.cancel()
 
-    def _silent(self) -> UnreachableError:
-        return UnreachableError(
-            f"{self._connection.peer} did not answer in {self._greet_s:g} s: it does not speak splitpoint, or it hangs"
-        )
-
     def _greeted(self, software: str, checksum: bool, token: str) -> wire.Welcome:
-        peer = self._connection.peer
+        peer = self.peer
         if token and not self._connection.private:
             raise UsageError(
                 f"the token would go to {peer} for all to read on the way: it goes with TLS only (--tls, or --ca FILE)"
@@ -126,8 +123,6 @@ class Channel:
         except wire.ForeignError as exc:
             answer = wire.printable(exc.data)
             raise ProtocolError(f"{peer} does not speak splitpoint (it answered {answer}): is the port right?") from exc
-        except TimeoutError:
-            raise self._silent() from None
         except Ended as exc:
             # A proxy before a server that is not there yet does that, too.
             raise UnreachableError(f"{exc}, without a word: does it speak splitpoint?") from exc
@@ -135,19 +130,12 @@ class Channel:
             raise wire.exception_of(frame.header)
         if not isinstance(frame.header, wire.Welcome):
             raise ProtocolError(f"{peer} answered HELLO with {wire.describe(frame.kind)}")
-        if checksum:
-            self._check_agreement(frame, frame.header)
+        if checksum and wire.CRC32 not in frame.header.features:
+            raise ServerError(f"{peer} makes no checksums: install a newer splitpoint there, or do without")
+        if checksum and not frame.flags & wire.CHECKED:
+            raise ProtocolError(f"{peer} agreed on checksums and sent WELCOME without one")
         self._connection.agree(set(features).intersection(frame.header.features))
         return frame.header
-
-    def _check_agreement(self, frame: Frame, welcome: wire.Welcome) -> None:
-        """ServerError if the server makes no checksums."""
-        if wire.CRC32 not in welcome.features:
-            raise ServerError(
-                f"{self._connection.peer} makes no checksums: install a newer splitpoint there, or do without"
-            )
-        if not frame.flags & wire.CHECKED:
-            raise ProtocolError(f"{self._connection.peer} agreed on checksums and sent WELCOME without one")
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -162,10 +150,8 @@ class Channel:
         return len(self._waiting) + len(self._sinks)
 
     def reserve(self, *, most: int = 0) -> int:
-        """An id for the request that is about to be sent. ServerError if the connection has ended.
-
-        An answer with a body of more than `most` bytes ends the connection, before there is memory for it.
-        """
+        """An id for the request that is about to be sent: an answer with a body of more than `most` bytes ends the
+        connection, before there is memory for it. ServerError if the connection has ended."""
         if self._broken is not None:
             raise self._again(self._broken)
         if self._bye:
@@ -179,8 +165,7 @@ class Channel:
         return self._connection.receive(timeout_s=timeout_s, admit=self._admit, whole=whole)
 
     def _admit(self, frame: Frame) -> None:
-        """ProtocolError, before its body is received, for an answer that nobody asked for, and for one that is larger
-        than what was."""
+        """ProtocolError, before its body is received, for an answer that nobody asked for, or that is too large."""
         most = self._owed.pop(frame.id, -1) if frame.id else 0
         if most < 0:
             raise ProtocolError(
@@ -216,9 +201,7 @@ class Channel:
 
     def poll(self, id: int, within_s: float, whole: bool = True) -> Frame | None:
         """The answer to request `id`, as `wait`; None if it is not here `within_s`: then it can be waited for again.
-
-        Without `whole` an answer that has begun by then is received to its end.
-        """
+        Without `whole` an answer that has begun by then is received to its end."""
         lock, ours = self._lock, True
         frame: Frame | None = None
         with lock:
@@ -305,11 +288,8 @@ class Channel:
     # --- reading ------------------------------------------------------------------------------------------------
 
     def keep_reading(self, on_end: Callable[[SplitpointError], None] = lambda _: None) -> None:
-        """From now on a thread of its own reads while nobody waits, and nothing that is sent waits until the link takes
-        it.
-
-        `on_end` is told why the connection has ended, before those whose requests were left. Nothing, the second time.
-        """
+        """From now on a thread of its own reads while nobody waits, and nothing that is sent waits for the link.
+        `on_end` is told why the connection has ended, before whoever left a request. Nothing, the second time."""
         with self._lock:
             if self._reader is not None:
                 return
@@ -352,8 +332,7 @@ class Channel:
             return False
 
     def _follow(self, id: int, end: float) -> tuple[Frame | None, bool]:
-        """Waits until someone else has read our answer, or until `end`: (the answer, or None; whether the reading is
-        ours now). Holds the lock."""
+        """(our answer, or None; whether the reading is ours now): as soon as one is so, or at `end`. Holds the lock."""
         self._followers += 1
         try:
             while True:
@@ -415,12 +394,11 @@ class Channel:
 
     def late(self) -> ServerError:
         """The error for an answer that does not come."""
-        return ServerError(f"{self._connection.peer} did not answer in time")
+        return ServerError(f"{self.peer} did not answer in time")
 
     def _ended(self, exc: SplitpointError) -> SplitpointError:
         if type(exc) is ProtocolError or not isinstance(exc, ServerError):
             return exc
-        # Whether an answer is kept is for those to say who asked: what profiles or measures the link keeps none.
         done = f", after {counted(self.answers, 'answer')}" if self.answers else ""
         why = f" ({self._bye})" if self._bye and self._bye not in str(exc) else ""
         return ServerError(f"{exc}{why}{done}")
@@ -459,15 +437,14 @@ class Channel:
 
     # --- the clock and the end ----------------------------------------------------------------------------------
 
-    def measure_clock(self, most: int = _FIRST_PINGS, seconds: float = _FIRST_PINGS_S) -> None:
-        """A few pings, one after the other, until `seconds` are spent; at least one."""
-        for trip in pings(self, seconds, most, self._now, timeout_s=lambda: self._greet_s):
+    def measure_clock(self) -> None:
+        """A few pings, one after the other; at least one."""
+        for trip in pings(self, _FIRST_PINGS_S, _FIRST_PINGS, self._now, timeout_s=lambda: self._greet_s):
             self.clock.add(*trip[:4])
         self._pings.measured(self._now())
 
     def offset_at(self, packed: float, answer: Frame) -> Offset | None:
-        """The clocks' offset by which the times in `answer` are to be read, whose request was handed over at `packed`;
-        None where these cannot be.
+        """The clocks' offset for the times in `answer`, its request handed over at `packed`; None: they make no sense.
 
         Where they contradict what the pings said, it is no better known than the answer itself tells, and the next
         request brings a ping along.
@@ -493,15 +470,10 @@ class Channel:
 
     def abort(self, why: str) -> None:
         """Ends the connection at once; what is queued is thrown away, so that it delays nothing that comes after."""
-        self._broken = self._broken or ServerError(f"{self._connection.peer} {why}")
+        self._broken = self._broken or ServerError(f"{self.peer} {why}")
         self._connection.abort()
-        self._wake()
-
-    def _wake(self) -> None:
-        """Has the reading thread notice that the connection has ended, if it sleeps."""
-        if self._reader is not None:
-            with self._lock:
-                self._quiet.notify()
+        with self._lock:
+            self._quiet.notify()  # the reading thread, if it sleeps
 
     def forked(self) -> None:
         """The process has forked, and this is the child: the conversation is the parent's."""
@@ -518,6 +490,7 @@ class Channel:
                 self.tell(Kind.BYE, wire.Bye("done"))
             self._broken = ServerError(why)
         self._connection.close()
-        self._wake()
+        with self._lock:
+            self._quiet.notify()
         if self._reader is not None and self._reader is not threading.current_thread():
             self._reader.join(1.0)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from time import perf_counter
-from types import TracebackType
-from typing import Literal, cast
+from time import monotonic, perf_counter
+from typing import Final, Literal, cast
 from weakref import ReferenceType, proxy, ref
 
 from splitpoint.engines import Engine, Session, open_engine
-from splitpoint.errors import RefusedError, ServerError, SplitpointError, UsageError
+from splitpoint.errors import BusyError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
 from splitpoint.lifetime import Closable
@@ -21,6 +20,7 @@ from splitpoint.models.model import Model, Segment
 from splitpoint.planning.constraints import Shared
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Plan
+from splitpoint.profile.files import parse_profile
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.adapt.controller import Adaptive, Watching, planned
 from splitpoint.runtime.adapt.switch_log import Switch
@@ -28,34 +28,31 @@ from splitpoint.runtime.circuit_breaker import DOWN, LinkState
 from splitpoint.runtime.client import Remote, RemoteProvider
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import CLOSED, Channel
-from splitpoint.runtime.client.edge_requests import Inference
+from splitpoint.runtime.client.edge_requests import EdgeStats, Inference
 from splitpoint.runtime.client.edge_settings import At, AutoPlan, Inputs, ModelPolicy
-from splitpoint.runtime.client.edge_stats import EdgeStats
-from splitpoint.runtime.client.first_contact import first_remote
-from splitpoint.runtime.client.following import Followed
-from splitpoint.runtime.client.jobs import Jobs
-from splitpoint.runtime.client.model_binding import Binding, Means
-from splitpoint.runtime.client.ready_cuts import Cuts
+from splitpoint.runtime.client.model_binding import Binding, Followed, Means
+from splitpoint.runtime.client.ready_cuts import COMPILE_S, Cuts
 from splitpoint.runtime.client.reconnect import Line
-from splitpoint.runtime.client.remote_profile import ask_profile
 from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, Ticket, check_deadline, check_fallback
 from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.runtime.client.wire_remote import WireProvider, WireSettings
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
-from splitpoint.runtime.model_choice import choose_model, info_of
 from splitpoint.runtime.probe.link_probe import measure_link
 from splitpoint.runtime.probe.quick_probe import Glimpse, glimpse
-from splitpoint.runtime.result import Request, Result
+from splitpoint.runtime.result import Request, Result, Watcher
 from splitpoint.runtime.stream.pipeline import stream
-from splitpoint.runtime.watcher import Watcher
+from splitpoint.runtime.threads import Jobs
 from splitpoint.security import OPEN, Security
 from splitpoint.survey import placement
 from splitpoint.transports import Connection
-from splitpoint.wire import SAID, ModelInfo
+from splitpoint.wire import MOST_BODY, SAID, Kind, ModelInfo, Profiled, ProfileRequest
 
 #: What becomes of an edge with the fallback ``error`` whose connection has ended.
 _FOR_GOOD = "with the fallback error no connection is made again: begin anew, or choose the fallback wait or local"
+#: How long a server that is busy measuring is asked again, beside some of our own budgets, and how often.
+_BUSY_S, _BUSY_BUDGETS = 60.0, 6
+_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.05, 30.0
 
 
 class Edge(Closable):
@@ -67,30 +64,27 @@ class Edge(Closable):
     >>> list(result.trace.stages())
     ['head', 'encode', 'up', 'decode', 'queue', 'tail', 'reply', 'down']
 
-    `server` is an address, a connection, or whoever else computes tails (`runtime.client`). `model` is a name or
-    fingerprint (its first digits suffice) that the server has (it may be left out if there is one), or a `Model` that
-    is here already and whose fingerprint the server must have. Without one, the graph and the weights of the head are
-    fetched into `cache` once. A name that several versions have needs a fingerprint, here or in `models`, which also
-    says what is done about a newer one.
+    `server` is an address, a connection, or whoever else computes tails (`runtime.client`). `model` is a `Model` that
+    is here, and whose fingerprint the server must have; or a name or fingerprint (its first digits suffice) that it
+    has, not needed if it has one model: the graph and the weights of the head are then fetched into `cache` once. A
+    name of several versions needs a fingerprint, here or in `models`, which also says what is done about a newer one.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. A `Plan` says both
-    (`from_plan`). ``plan="auto"`` chooses the cut, and goes on choosing (`adapt`); an `AutoPlan` says within which
-    bounds, and each step is told to `on_event`.
+    (`from_plan`); ``"auto"``, or an `AutoPlan` with its bounds, chooses the cut, and goes on choosing (`adapt`).
 
-    `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that;
-    ``"wait"`` asks again, on a new connection if need be, until the deadline or for ever; ``"local"`` finishes it here
-    from the tensors that are here. That takes the whole model's weights: a local `Model`, or they are fetched
-    after the first answer, with a tenth of the link; until then it is ``"wait"``, and `on_event` is told so.
-    A server that is not there yet is waited for (``"wait"``: until the deadline, or for ever), or done without until it
-    comes, or does what it should (``"local"``, with a local `Model`). So with ``"local"`` is one that refuses (the
-    token, that model, anything), which is mostly a mistake of who began: what it said is told to `on_event` at once, or
-    warned of where that is not given, and it is tried again. With ``"error"`` a connection that is lost stays lost.
+    `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that, and a
+    connection that is lost stays lost; ``"wait"`` asks again, on a new connection if need be, until the deadline or for
+    ever; ``"local"`` finishes it here from the tensors that are here. That takes the whole model's weights: a local
+    `Model`, or they are fetched after the first answer, with a tenth of the link; until then it is ``"wait"``.
+    A server that is not there yet is waited for (``"wait"``), or, with ``"local"`` and a local `Model`, done without
+    until it comes. So is one that refuses (the token, that model, anything), which is mostly a mistake of who began:
+    `on_event` is told, or, where that is not given, it is warned of.
     `deadline_s` is when an answer should be there, counted from the call; 0 is none.
 
     `engine` is ONNX Runtime on the CPU if not given. `patience` says how long a server is waited for, and when an
     answer is late; `security`, whom to trust and what to show (TLS, tokens): an address ``tls://host`` is enough where
-    the server's certificate is signed by an authority that this system knows. `wire` is for our own servers.
-    `on_progress` is told how many bytes of weights have come, and of how many.
+    this system knows the authority that signed the server's certificate. `wire` is for our own servers. `on_progress`
+    is told how many bytes of weights have come, and of how many.
 
     Raises ServerError and its kin if the server is not there or refuses, CutError for an unknown cut, UsageError for
     a codec that makes no sense, StorageError for the cache, RefusedError for the fallback ``"local"`` if the server
@@ -117,7 +111,9 @@ class Edge(Closable):
         on_event: OnEvent = ignore,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._fallback, self.deadline_s = check_fallback(fallback), check_deadline(deadline_s)
+        self.fallback: Final[Fallback] = check_fallback(fallback)
+        """What becomes of a request that the server lets down."""
+        self.deadline_s = check_deadline(deadline_s)
         auto = _check_plan(plan, at, codec)
         if not isinstance(server, (str, RemoteProvider)) and fallback != ERROR:
             raise UsageError(f"fallback {fallback} makes connections again: give an address, not a connection")
@@ -127,36 +123,28 @@ class Edge(Closable):
         self._tell = on_event = teller(on_event)  # and only that from here on
         self._jobs = Jobs(on_event)
         self._when_reached: list[Callable[[], object]] = []
-        self._adaptive: Adaptive | None = None
+        self.adaptive: Adaptive | None = None
+        """Who keeps the cut right, after `adapt`."""
         self._switched = 0  # times that those before it have switched
         self.watchers: list[Watcher] = []
         """Told of all that happens to requests; added to and removed from at any time."""
         provider = server if isinstance(server, RemoteProvider) else WireProvider(
             server, security, wire, patience.answer_s
         )  # fmt: skip
+        engine_of = (lambda: engine) if engine is not None else lru_cache(open_engine)  # opened at its first use
         edge = ref(self)  # threads that go on behind must not keep alive an edge that is forgotten
         self._means = means = Means(
-            provider, _first_use(engine), self._fallback, patience, models, cache, self.watchers, on_event, on_progress,
+            provider, engine_of, self.fallback, patience, models, cache, self.watchers, on_event, on_progress,
             arrived=lambda: _told(edge, Edge._arrived),
             changed=lambda models: _told(edge, lambda e: e._followed.changed(models, e._leave, e._run_jobs)),
         )  # fmt: skip
-        local = model if isinstance(model, Model) else None
-        if local is not None:
-            choose_model((info_of(local),), local, models.pinned)  # pinned to another: that is no server's doing
-        remote, why = first_remote(
-            provider, self._fallback, patience, local, on_event, deadline_s=self.deadline_s,
-            pause=self._jobs.closed.wait, untold=untold,
+        self._followed = followed = Followed(
+            means, model, self._jobs, codec, deadline_s=self.deadline_s, untold=untold
         )  # fmt: skip
-        try:
-            self._followed = followed = Followed(means, remote, local, model, why, self._jobs, codec)
-        except BaseException:
-            remote.close()
-            raise
         self._inference = Inference(followed, lambda: _told(edge, Edge.check), self.watchers)
         self._met = self.reached
         self._opened(at_exit=True)
         try:
-            binding = followed.binding
             if isinstance(plan, Plan):
                 at, codec = placement(self.model.graph, plan.best)
             elif auto is not None:
@@ -164,7 +152,7 @@ class Edge(Closable):
                 at = "cut:input" if self.reached else "cut:output"
             followed.switch(self.middle if at is None else at, codec)
             if fallback != ERROR:
-                binding.survive()
+                followed.binding.survive()
             if auto is not None and self.reached:
                 try:
                     self._when_reached[0]()
@@ -195,21 +183,11 @@ class Edge(Closable):
             deadline_s=deadline_s, engine=engine, cache=cache, patience=patience, security=security, on_event=on_event,
         )  # fmt: skip
 
-    # --- life ---------------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Edge:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _end(self) -> None:
         """Ends the connection and frees what is compiled here; requests that are under way get an error."""
-        self._jobs.stop()
-        if self._adaptive is not None:
-            self._adaptive.close()
+        self._jobs.closed.set()
+        if self.adaptive is not None:
+            self.adaptive.close()
         self._followed.close(str(self._over))
         self._jobs.close()
 
@@ -218,11 +196,10 @@ class Edge(Closable):
     @property
     def reached(self) -> bool:
         """Whether the server has been there yet."""
-        return self._line.met
+        return self._line.connections > 0
 
     def when_reached(self, job: Callable[[], object]) -> None:
-        """Has `job` done, in a thread of its own, when the server is there for the first time or with a model that has
-        changed."""
+        """Has `job` done, in a thread of its own, when the server is there for the first time or with a newer model."""
         self._when_reached.append(job)
 
     def _arrived(self) -> None:
@@ -242,7 +219,7 @@ class Edge(Closable):
 
     def _leave(self) -> None:
         """Another model is about to take the place of this one: who planned for this one stops."""
-        adaptive, self._adaptive = self._adaptive, None
+        adaptive, self.adaptive = self.adaptive, None
         if adaptive is not None:
             adaptive.close()
             self._switched += len(adaptive.switches)
@@ -321,11 +298,6 @@ class Edge(Closable):
         return self._binding.holding.cache
 
     @property
-    def fallback(self) -> Fallback:
-        """What becomes of a request that the server lets down."""
-        return self._fallback
-
-    @property
     def link_state(self) -> LinkState:
         """Whether requests go to the server: ``up``, ``down``, or ``trying`` (one goes, to see whether it is well)."""
         return self._line.state
@@ -338,7 +310,7 @@ class Edge(Closable):
     @property
     def does_without(self) -> bool:
         """Whether every request can be answered without the server: the fallback is ``local``, and all weights here."""
-        return self._fallback == LOCAL and self._binding.local.possible()
+        return self.fallback == LOCAL and self._binding.local.possible()
 
     def plan_later(self, why: SplitpointError) -> None:
         """All runs here from now on, and what is to be done `when_reached` is done behind, with more patience."""
@@ -373,24 +345,43 @@ class Edge(Closable):
         """What every cut costs on the server, which measures itself for up to `budget_s` (less, if it says so).
 
         It keeps the result: asking again costs nothing, unless with `fresh` or, if it did not get to the end, with a
-        larger budget. Who asks while it measures this model for someone gets the same; while it has too many others
-        to measure, it is asked again for a while, which `on_event` is told of. RefusedError if it does not measure
-        itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for a
-        profile that makes no sense. Where requests can be answered without it (the fallback ``"local"``), whoever waits
-        for it does so for twice the budget and a little.
+        larger budget. While it has too many others to measure, it is asked again for a while, which `on_event` is told
+        of; where requests can be answered without it, for twice the budget and a little. RefusedError if it does not
+        measure itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for
+        a profile that makes no sense.
         """
-        within_s = None
+        if not 0 < budget_s < float("inf"):
+            raise UsageError(f"a profile's time budget is a number of seconds above 0, not {budget_s}")
+        # Compiling a large model once is not interrupted, and the server may be slow, or measure others first.
+        limit_s, busy_s = COMPILE_S + 2 * budget_s, _BUSY_S + _BUSY_BUDGETS * budget_s
         if self.does_without and not self._jobs.mine:
-            within_s = 2 * budget_s + self._means.patience.profile_s
-        channel, closed = self._channel, self._jobs.closed
-        return ask_profile(channel, self.info, budget_s, closed, self._tell, fresh=fresh, within_s=within_s)
+            limit_s = busy_s = 2 * budget_s + self._means.patience.profile_s
+        channel, info = self._channel, self.info
+        request, most = ProfileRequest(info.fingerprint, budget_s, fresh), MOST_BODY[Kind.PROFILED]
+        end, told = monotonic() + busy_s, False
+        while True:
+            try:
+                _, frame = channel.ask(Kind.PROFILE, request, Profiled, limit_s, most=most)
+                break
+            except BusyError as exc:
+                pause_s = min(max(exc.retry_after_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)
+                left_s = end - monotonic()
+                if left_s < pause_s:
+                    raise
+                if not told:
+                    told, said = True, f"{exc}; asking again for up to {left_s:.0f} s"
+                    self._tell(Event("notice", said, {"why": str(exc), "seconds": left_s}))
+            if self._jobs.closed.wait(pause_s):
+                raise ServerError(CLOSED)
+        data = bytes(frame.tensors[0].data) if frame.tensors else b""
+        profile = parse_profile(data, "what the server sent")
+        profile.require(info.fingerprint, info.name)
+        return profile
 
     def pull(self, at: str | int | Cut | None = None) -> int:
-        """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched.
-
-        With the whole model requests can be finished here from then on, if that is the fallback. RefusedError if the
-        server does not hand them out; StorageError for the cache.
-        """
+        """Fetches the weights of the head at `at`, or of the whole model, into the cache; returns bytes fetched. With
+        all of them requests can be finished here from then on, if that is the fallback. RefusedError if the server does
+        not hand them out; StorageError for the cache."""
         self.check()
         holding = self._binding.holding
         if holding.local:
@@ -402,7 +393,7 @@ class Edge(Closable):
                     f"{shared.cut.name}, or a cut before it"
                 )
             fetched = holding.pull(tuple(self.model.blobs))
-            if self._fallback == LOCAL:
+            if self.fallback == LOCAL:
                 self._binding.complete()
             return fetched
         cut = self._followed.cut(at)
@@ -421,9 +412,8 @@ class Edge(Closable):
     def switch(self, at: At, codec: CodecChoice | None = None, *, predicted_ms: float | None = None) -> Cut:
         """Cuts at `at` from the next request on. A cut that is ready (`warm`, or used before) costs < 1 ms.
 
-        Without `codec` tensors travel as before; those that it gave to tensors by name go on while these cross.
-        Another codec compiles nothing. `predicted_ms` is what a request is expected to take there: what takes
-        much longer is late. Without it that is learned.
+        Without `codec` tensors travel as before; those that it gave to tensors by name go on while these cross. What
+        takes much longer than `predicted_ms` there is late; without it that is learned.
         """
         self.check()
         placement = self._followed.switch(at, codec).placement
@@ -456,7 +446,7 @@ class Edge(Closable):
         self._binding.fetch_behind()
         self._line.attach()  # what it watches is the link, also while no request goes over it
         # Its threads must not keep alive an edge that is forgotten.
-        self._adaptive = adaptive = Adaptive(cast("Edge", proxy(self)), planner, link, watching, on_event=self._tell)
+        self.adaptive = adaptive = Adaptive(cast("Edge", proxy(self)), planner, link, watching, on_event=self._tell)
         adaptive.start()
         if self._over is not None:
             adaptive.close()
@@ -464,19 +454,13 @@ class Edge(Closable):
         return adaptive
 
     @property
-    def adaptive(self) -> Adaptive | None:
-        """Who keeps the cut right, after `adapt`."""
-        return self._adaptive
-
-    @property
     def switches(self) -> Sequence[Switch]:
         """What `adapt` has switched so far."""
-        return tuple(self._adaptive.switches) if self._adaptive is not None else ()
+        return tuple(self.adaptive.switches) if self.adaptive is not None else ()
 
     def stats(self) -> EdgeStats:
         """What has been done so far, and how things are now: all counters in one snapshot, for once a second."""
-        line, adaptive = self._line, self._adaptive
-        believed = adaptive.believed if adaptive is not None else None
+        line, adaptive = self._line, self.adaptive
         return EdgeStats(
             requests=self._inference.tally.counts(self._followed.under_way),
             connections=line.connections,
@@ -484,7 +468,7 @@ class Edge(Closable):
             cut=self.cut.name,
             link_state=line.state,
             round_trip_ms=self.round_trip_ms,
-            believed=believed,
+            believed=adaptive.believed if adaptive is not None else None,
         )
 
     # --- running ------------------------------------------------------------------------------------------------
@@ -510,20 +494,21 @@ class Edge(Closable):
         if self._over is not None:
             self.check()
         limit_s = self.deadline_s if deadline_s is None else check_deadline(deadline_s)
+        inference = self._inference
         try:
-            return self._inference.ask(inputs, at, codec, limit_s, more)
+            ticket = inference.begin(inputs, limit_s, more, at, codec)
+            return inference.finish(inference.send(ticket), at, codec)
         except Exception as exc:
             self.check()
-            if type(exc) is ServerError and self._fallback == ERROR and self._line.remote.ended:
+            if type(exc) is ServerError and self.fallback == ERROR and self._line.remote.ended:
                 raise ServerError(f"{exc}; {_FOR_GOOD}") from exc
             raise
 
     def stream(self, items: Iterable[Inputs], *, window: int = 4, deadline_s: float | None = None) -> Iterator[Result]:
         """Results of `items` in order, with up to `window` of them under way at once.
 
-        While one is at the server and another on the wire, the head of the next computes and the one after it is
-        taken from `items`, each in a thread of its own. An exception, the caller's included, ends all of it; results
-        before it are delivered first.
+        While one is at the server and another on the wire, the head of the next computes and the one after it is taken
+        from `items`. An exception, the caller's included, ends all of it; results before it are delivered first.
         """
         self.check()
         if window < 1:
@@ -539,10 +524,8 @@ class Edge(Closable):
 
     def shadow(self, inputs: Inputs, at: str | int | Cut, codec: CodecChoice | None = None) -> bool:
         """Sends a request over the cut `at`, which is warm, beside the others; only `watchers` hear of its answer.
-
-        Nothing is sent while the last one has no answer yet, or the link is down, or the server has not opened the cut
-        again after that: False says that none is under way. UsageError if the cut is not warm.
-        """
+        Nothing is sent while the last one has no answer yet, or while the link or the cut's tail is down: False says
+        that none is under way. UsageError if the cut is not warm."""
         self.check()
         binding, cut = self._binding, self._followed.cut(at)
         if cut not in binding.cuts:
@@ -578,19 +561,6 @@ class _UntilClosed:
 def _told(edge: ReferenceType[Edge], what: Callable[[Edge], None]) -> None:
     if (alive := edge()) is not None:
         what(alive)
-
-
-def _first_use(engine: Engine | None) -> Callable[[], Engine]:
-    """Gives `engine`, or one that is opened when it is asked for."""
-    opened = engine
-
-    def get() -> Engine:
-        nonlocal opened
-        if opened is None:
-            opened = open_engine()
-        return opened
-
-    return get
 
 
 def _check_plan(plan: object, at: object, codec: CodecChoice) -> AutoPlan | None:

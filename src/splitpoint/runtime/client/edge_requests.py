@@ -1,50 +1,68 @@
-"""Requests of an edge whose model may change meanwhile: begun with one binding, ended with that or the next one."""
+"""Requests of an edge whose model may change meanwhile, and what became of them, in numbers.
+
+>>> tally = RequestTally()
+>>> for ms in (2.0, 3.0):
+...     tally.answered(ms * 1e-3, 150_000, 4_000)
+>>> tally.failed("BusyError")
+>>> counts = tally.counts(under_way=1)
+>>> counts.asked, counts.answered_remotely, counts.answered_here, counts.failed, counts.in_flight
+(4, 2, 0, {'BusyError': 1}, 1)
+>>> counts.remote.quantile(0.5)
+0.002048
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
 
 from splitpoint.errors import SplitpointError, UsageError
 from splitpoint.graph import Cut
+from splitpoint.runtime.adapt.conditions import Conditions
+from splitpoint.runtime.circuit_breaker import LinkState
 from splitpoint.runtime.client.edge_settings import At, Inputs
-from splitpoint.runtime.client.edge_stats import RequestTally
-from splitpoint.runtime.client.following import Followed
+from splitpoint.runtime.client.model_binding import Followed
 from splitpoint.runtime.client.request import Ticket
 from splitpoint.runtime.codec_choice import CodecChoice
-from splitpoint.runtime.result import Request, Result
-from splitpoint.runtime.watcher import Watcher, tell
+from splitpoint.runtime.histogram import Histogram, Tally
+from splitpoint.runtime.result import Request, Result, Watcher, tell
+
+#: Answers that are kept before they are counted.
+_KEPT = 256
 
 
 class Inference:
-    """`followed` has the binding of the moment; `check` raises once the edge is closed.
+    """`followed` has the binding of the moment; `check` raises once the edge is closed. Every request is counted in
+    `tally` when it is answered, fails, or is abandoned."""
 
-    Every request is counted in `tally` when it is answered, fails, or is abandoned.
-    """
-
-    def __init__(
-        self, followed: Followed, check: Callable[[], None], watchers: Sequence[Watcher]
-    ) -> None:  # fmt: skip
+    def __init__(self, followed: Followed, check: Callable[[], None], watchers: Sequence[Watcher]) -> None:
         self._followed, self._check, self._watchers = followed, check, watchers
         self.tally = RequestTally()
 
-    def ask(self, inputs: Inputs, at: At | None, codec: CodecChoice | None, deadline_s: float, more: bool) -> Result:
-        """The answer to one request, cut at `at` (None: where all are) and with `codec`, by the deadline."""
+    def begin(
+        self, inputs: Inputs, deadline_s: float, more: bool, at: At | None = None, codec: CodecChoice | None = None
+    ) -> Ticket:
+        """A request with its head run, and ready to be sent: cut at `at` (None: where all are), and with `codec`."""
+        request = inputs if isinstance(inputs, Request) else Request(inputs)
         try:
-            ticket = self._begun(inputs, at, codec, deadline_s, more)
-            requests = ticket.requests
-            try:
-                result = requests.finish(requests.send(ticket))
-            except SplitpointError as exc:
-                result = self._asked_anew(ticket, exc, at, codec)
-        except BaseException as exc:
-            self.tally.failed(type(exc).__name__)
-            raise
-        return self._delivered(ticket.request, result)
-
-    def begin(self, inputs: Inputs, deadline_s: float, more: bool) -> Ticket:
-        """One request of many, with its head run, and ready to be sent."""
-        try:
-            return self._begun(inputs, None, None, deadline_s, more)
+            while True:
+                binding = self._followed.binding
+                try:
+                    route = binding.cuts.current if at is None else self._followed.route(binding, at, codec, hurry=True)
+                    if route.placement.hold():
+                        return binding.requests.begin(route, request, deadline_s, more)
+                    self._check()
+                    if at is not None and not binding.requests.replaced:
+                        raise UsageError(f"{route.placement.cut.name} was forgotten while a request was to use it")
+                except SplitpointError:
+                    self._check()  # closed meanwhile: that is the reason, whatever it looked like
+                    if not binding.requests.replaced:
+                        raise
+                if binding.requests.replaced and isinstance(at, Cut):
+                    at = at.name  # in another model a cut goes by its name
         except BaseException as exc:
             self.tally.failed(type(exc).__name__)
             raise
@@ -57,63 +75,121 @@ class Inference:
             self.tally.failed(type(exc).__name__)
             raise
 
-    def finish(self, ticket: Ticket) -> Result:
-        """Its answer."""
+    def finish(self, ticket: Ticket, at: At | None = None, codec: CodecChoice | None = None) -> Result:
+        """Its answer. If its model is gone, it begins again at the same cut of the one that took its place."""
+        moved = False
         try:
             try:
                 result = ticket.requests.finish(ticket)
-            except SplitpointError as exc:
-                result = self._asked_anew(ticket, exc, None, None)
+            except SplitpointError:
+                self._check()
+                moved = ticket.requests.replaced
+                if not moved:
+                    raise
         except BaseException as exc:
             self.tally.failed(type(exc).__name__)
             raise
-        return self._delivered(ticket.request, result)
+        if moved:
+            left_s = max(ticket.left_s(), 1e-3) if ticket.deadline_s else 0.0
+            at = at.name if isinstance(at, Cut) else at
+            again = self.begin(ticket.request, left_s, ticket.more, at, codec)
+            return self.finish(self.send(again), at, codec)
+        marks = result.marks
+        self.tally.answered(marks[3] - marks[0], result.up_nbytes, result.down_nbytes)
+        if self._watchers:
+            tell(self._watchers, lambda w: w.delivered(ticket.request, result))
+        return result
 
     def abandon(self, ticket: Ticket) -> None:
         """Nobody waits for the answer any more."""
         ticket.requests.abandon(ticket)
         self.tally.failed("abandoned")
 
-    def _begun(
-        self, inputs: Inputs, at: At | None, codec: CodecChoice | None, deadline_s: float, more: bool
-    ) -> Ticket:  # fmt: skip
-        request = inputs if isinstance(inputs, Request) else Request(inputs)
-        while True:
-            binding = self._followed.binding
-            try:
-                route = binding.cuts.current if at is None else self._followed.route(binding, at, codec, hurry=True)
-                if route.placement.hold():
-                    return binding.requests.begin(route, request, deadline_s, more)
-                self._check()
-                if at is not None and not binding.replaced:
-                    raise UsageError(f"{route.placement.cut.name} was forgotten while a request was to use it")
-            except SplitpointError:
-                self._check()  # closed meanwhile: that is the reason, whatever it looked like
-                if not binding.replaced:
-                    raise
-            if binding.replaced and isinstance(at, Cut):
-                at = at.name  # in another model a cut goes by its name
 
-    def _asked_anew(
-        self, ticket: Ticket, exc: SplitpointError, at: At | None, codec: CodecChoice | None
-    ) -> Result:  # fmt: skip
-        """Raises `exc`, unless the model that the request was begun with is gone: then it begins again with the one
-        that took its place."""
-        while True:
-            self._check()
-            if not ticket.requests.replaced:
-                raise exc
-            left_s = max(ticket.left_s(), 1e-3) if ticket.deadline_s else 0.0
-            named = at.name if isinstance(at, Cut) else at
-            ticket = self._begun(ticket.request, named, codec, left_s, ticket.more)
-            try:
-                return ticket.requests.finish(ticket.requests.send(ticket))
-            except SplitpointError as again:
-                exc = again
+class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the requests that were asked, each is answered by the server, answered here, failed (by the name of its error;
+    ``abandoned``: nobody waited any more), or in flight. `up_nbytes` and `down_nbytes` are those of answers that came
+    from the server, `remote` and `here` how long a request took that the server, or this device, answered.
+    """
 
-    def _delivered(self, request: Request, result: Result) -> Result:
-        marks = result.marks
-        self.tally.answered(marks[3] - marks[0], result.up_nbytes, result.down_nbytes)
-        if self._watchers:
-            tell(self._watchers, lambda w: w.delivered(request, result))
-        return result
+    asked: int
+    answered_remotely: int
+    answered_here: int
+    failed: Mapping[str, int]
+    up_nbytes: int
+    down_nbytes: int
+    remote: Histogram
+    here: Histogram
+
+    @property
+    def in_flight(self) -> int:
+        """Asked, and nothing has come of them yet."""
+        return self.asked - self.answered_remotely - self.answered_here - sum(self.failed.values())
+
+
+class EdgeStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Edge.stats` returns. `requests`, `connections` (the first one included) and `switches` (of the cut, by
+    `adapt`) count from the beginning; the cut, the state of the link, its shortest recent round trip, and what `adapt`
+    believes of link, device and server (None without it) are as of now.
+    """
+
+    requests: RequestCounts
+    connections: int
+    switches: int
+    cut: str
+    link_state: LinkState
+    round_trip_ms: float
+    believed: Conditions | None = None
+
+
+class RequestTally:
+    """Counts what became of requests, from any thread. What is told of an answer is only kept, as whoever asked waits,
+    and counted when so many are kept or somebody looks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: deque[tuple[float, int, int]] = deque()
+        self._asked = self._up_nbytes = self._down_nbytes = 0
+        self._failed: dict[str, int] = {}
+        self._remote, self._here = Tally(), Tally()
+
+    def answered(self, seconds: float, up_nbytes: int, down_nbytes: int) -> None:
+        """One was answered after so long: by the server if bytes went up."""
+        self._answers.append((seconds, up_nbytes, down_nbytes))
+        if len(self._answers) >= _KEPT:
+            with self._lock:
+                self._count()
+
+    def failed(self, kind: str) -> None:
+        """One was not answered."""
+        with self._lock:
+            self._failed[kind] = self._failed.get(kind, 0) + 1
+
+    def _count(self) -> None:
+        while self._answers:
+            seconds, up_nbytes, down_nbytes = self._answers.popleft()
+            if up_nbytes:
+                self._remote.add(seconds)
+                self._up_nbytes += up_nbytes
+                self._down_nbytes += down_nbytes
+            else:
+                self._here.add(seconds)
+
+    def counts(self, under_way: int) -> RequestCounts:
+        """All of it, as of one moment, at which nothing had come of `under_way` requests yet."""
+        with self._lock:
+            self._count()
+            remote, here = self._remote.histogram(), self._here.histogram()
+            ended = remote.count + here.count + sum(self._failed.values())
+            # One that has just ended may be in neither: what was asked never becomes less.
+            self._asked = max(self._asked, ended + under_way)
+            return RequestCounts(
+                asked=self._asked,
+                answered_remotely=remote.count,
+                answered_here=here.count,
+                failed=dict(self._failed),
+                up_nbytes=self._up_nbytes,
+                down_nbytes=self._down_nbytes,
+                remote=remote,
+                here=here,
+            )

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
 from splitpoint import wire
 from splitpoint.callbacks import Guarded
-from splitpoint.errors import ModelError, RefusedError, ServerError, StorageError
+from splitpoint.errors import ModelError, ProtocolError, RefusedError, ServerError, StorageError
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache, usable_memory
 from splitpoint.models.model import Model, from_graph
 from splitpoint.runtime.client.blob_cache import BlobCache
-from splitpoint.runtime.client.channel import Channel
-from splitpoint.runtime.client.weight_fetch import fetch
+from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.units import counted, size
-from splitpoint.wire import Kind, ModelInfo
+from splitpoint.wire import Frame, Kind, ModelInfo
 
 #: The share of the link that weights may take which nobody waits for.
-SHARE = 0.1
+_SHARE = 0.1
 #: How long a piece of them should be on its way: a request that comes meanwhile waits for no more than that.
 _PIECE_S = 0.02
 _LEAST_PIECE, _FIRST_PIECE = 2 << 10, 16 << 10
 #: The most that is asked for at once, whatever a server allows: many are under way.
 _MOST_PIECE = 4 << 20
+#: Requests sent ahead: 16 MiB with the usual piece, a link of 1 Gbit/s with 100 ms round trip.
+_WINDOW = 16
 #: How often a link that is down is looked at again.
 _AGAIN_S = 0.2
 
@@ -35,8 +37,8 @@ _AGAIN_S = 0.2
 class Holding:
     """`model` as it is here, and the cache its weights are fetched into. `local`: it was here all along.
 
-    `channel` gives the connection of the moment. What the cache cannot keep is held in memory. Operators of the domains
-    `allowed` may be in a graph that is fetched. ServerError if the server hands nothing out.
+    `channel` gives the connection of the moment. A graph that is fetched may have operators of the domains `allowed`.
+    ServerError if the server hands nothing out.
     """
 
     def __init__(
@@ -53,15 +55,12 @@ class Holding:
         self.channel, self._tell = channel, on_event
         self._progress = Guarded(on_progress) if on_progress is not None else None
         self._folder, self._allowed = cache, allowed
-        self._cache: BlobCache | None = None
         self.model = local if local is not None else self._fetch_graph()
 
-    @property
+    @cached_property
     def cache(self) -> BlobCache:
         """Where weights are kept on this device."""
-        if self._cache is None:
-            self._cache = BlobCache(self._folder or default_cache(self._notice), self._not_kept)
-        return self._cache
+        return BlobCache(self._folder or default_cache(self._notice), self._not_kept)
 
     @cached_property
     def _memory(self) -> int:
@@ -73,37 +72,29 @@ class Holding:
     def _not_kept(self, error: StorageError) -> None:
         self._notice(f"{self.info.name} is not kept for the next time: {error}")
 
-    # --- the graph ----------------------------------------------------------------------------------------------
-
     def _fetch_graph(self) -> Model:
         fingerprint, name = self.info.fingerprint, self.info.name
         data = self.cache.graph(fingerprint)
         if data is not None:
             try:
-                return self._with_spec(self._built(data))
+                return self._built(data)
             except ModelError:
                 self.cache.drop_graph(fingerprint)
-                self._tell(Event("notice", f"the cached graph of {name} has rotted: fetching it again"))
-        _, frame = self.channel().ask(
-            Kind.GRAPH, wire.GraphRequest(fingerprint), wire.GraphData, most=wire.MOST_BODY[Kind.GRAPH_DATA]
-        )  # fmt: skip
+                self._notice(f"the cached graph of {name} has rotted: fetching it again")
+        request, most = wire.GraphRequest(fingerprint), wire.MOST_BODY[Kind.GRAPH_DATA]
+        _, frame = self.channel().ask(Kind.GRAPH, request, wire.GraphData, most=most)
         raw = bytes(frame.tensors[0].data) if frame.tensors else b""
         model = self._built(raw)
         self.cache.put_graph(fingerprint, raw)
         said = f"fetched the graph of {name} ({size(len(raw))}), fingerprint {fingerprint[:12]}"
         self._tell(Event("fetched", said, {"model": name, "nbytes": len(raw)}))
-        return self._with_spec(model)
+        return model
 
     def _built(self, graph: bytes) -> Model:
+        """The model, with the input spec that the server was given for it, if that is not the graph's own."""
         info = self.info
-        return from_graph(graph, self, name=info.name, expected=info.fingerprint, allowed=self._allowed)
-
-    def _with_spec(self, model: Model) -> Model:
-        """`model` with the input spec that the server was given for it, if that is not the graph's own."""
-        text = self.info.input_spec
-        return model.with_input_spec(InputSpec.from_json(text)) if text else model
-
-    # --- weights ------------------------------------------------------------------------------------------------
+        model = from_graph(graph, self, name=info.name, expected=info.fingerprint, allowed=self._allowed)
+        return model.with_input_spec(InputSpec.from_json(info.input_spec)) if info.input_spec else model
 
     def open(self, hash: str) -> memoryview:
         """A weight's bytes; one that is missing or has rotted is fetched. (This makes it a `Weights`.)"""
@@ -113,7 +104,7 @@ class Holding:
             try:
                 return cache.open(hash, nbytes)
             except StorageError as exc:
-                self._tell(Event("notice", f"{exc}; fetching it again"))
+                self._notice(f"{exc}; fetching it again")
         try:
             self.pull((hash,))
         except ServerError as exc:
@@ -131,8 +122,7 @@ class Holding:
             return 0
         self.check_room(wanted)
         channel = self.channel()
-        chunk = min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
-        fetched = fetch(channel, self.info.fingerprint, wanted, self.cache, chunk, self._progress)
+        fetched = fetch(channel, self.info.fingerprint, wanted, self.cache, _most_piece(channel), self._progress)
         text = f"fetched {counted(len(wanted), 'weight')} of {self.info.name} ({size(fetched)})"
         self._tell(Event("fetched", text, {"model": self.info.name, "nbytes": fetched, "weights": len(wanted)}))
         return fetched
@@ -143,8 +133,7 @@ class Holding:
         return [(h, sizes[h].nbytes) for h in hashes if h not in self.cache]
 
     def check_room(self, wanted: Sequence[tuple[str, int]]) -> None:
-        """StorageError before anything of `wanted` is fetched that this machine has no room for: what the graph says of
-        its weights is a stranger's word."""
+        """StorageError if this machine has no room for `wanted`: how large they are is a stranger's word."""
         needed = sum(n for _, n in wanted)
         memory = self._check_memory(needed)
         if needed > self.cache.room() and needed > (memory or needed) // 2:
@@ -172,15 +161,15 @@ class Holding:
 
 
 class Background:
-    """Fetches all that is missing of `holding` in a thread of its own, with no more than a tenth of the link.
+    """Fetches all that is missing of `holding` in a thread of its own, with no more than a tenth of the link. Then it
+    calls `done`. A lost connection only delays it.
 
     One piece is asked for at a time, and after it comes a pause nine times as long as it was under way, the round trip
-    not counted. So its share is measured on the link as it is, whatever else goes over it. `done` is called at the end;
-    a lost connection only delays it.
+    not counted: a share of the link as it is, whatever else goes over it.
     """
 
-    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent, *, share: float = SHARE) -> None:
-        self._holding, self._done, self._tell, self._share = holding, done, on_event, share
+    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent) -> None:
+        self._holding, self._done, self._tell = holding, done, on_event
         self._piece = _FIRST_PIECE
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
@@ -207,8 +196,6 @@ class Background:
                 while not self._fetch(hash, nbytes):
                     if self._stop.wait(_AGAIN_S):
                         return
-        except _Stopped:
-            return
         except Exception as exc:  # a bug, too: whoever counts on it is told
             self._tell(Event("notice", f"no local fallback: the rest of {holding.info.name} cannot be fetched: {exc}"))
             return
@@ -219,40 +206,94 @@ class Background:
 
     def _fetch(self, hash: str, nbytes: int) -> bool:
         """Fetches one weight; False if the server did not give it now."""
-
-        def pieces() -> Iterator[memoryview]:
-            got = 0
-            while got < nbytes:
-                data = self._ask(hash, got, nbytes - got)
-                got += data.nbytes
-                yield data
-
         try:
-            self._holding.cache.put(hash, pieces())
+            self._holding.cache.put(hash, self._pieces(hash, nbytes))
         except RefusedError:
             raise
         except ServerError:
             return False
         return True
 
-    def _ask(self, hash: str, offset: int, left: int) -> memoryview:
-        """The next piece, after which the link is ours no longer for a while."""
-        channel = self._holding.channel()
-        most = min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
-        length = min(self._piece, left, most)
-        began = perf_counter()
-        request = wire.BlobRequest(self._holding.info.fingerprint, hash, offset, length)
-        _, frame = channel.ask(Kind.BLOB, request, wire.BlobData, most=length)
-        data = frame.tensors[0].data if frame.tensors else memoryview(b"")
-        if data.nbytes != length:
-            raise ServerError(f"asked for {length} bytes of weight {hash[:12]}…, {data.nbytes} came")
-        under_way_s = perf_counter() - began
-        carried_s = max(under_way_s - channel.clock.round_trip_s, 0.1 * under_way_s)
-        self._piece = int(min(max(_LEAST_PIECE, length * min(2.0, max(0.25, _PIECE_S / carried_s))), most))
-        if self._stop.wait(max(0.0, carried_s / self._share - under_way_s)):
-            raise _Stopped
-        return data
+    def _pieces(self, hash: str, nbytes: int) -> Iterator[memoryview]:
+        """Its bytes, one piece after the other; after each the link is ours no longer for a while."""
+        got = 0
+        while got < nbytes:
+            channel = self._holding.channel()
+            most = _most_piece(channel)
+            length = min(self._piece, nbytes - got, most)
+            began = perf_counter()
+            request = wire.BlobRequest(self._holding.info.fingerprint, hash, got, length)
+            _, frame = channel.ask(Kind.BLOB, request, wire.BlobData, most=length)
+            data = _piece(frame, hash, length)
+            under_way_s = perf_counter() - began
+            carried_s = max(under_way_s - channel.clock.round_trip_s, 0.1 * under_way_s)
+            self._piece = int(min(max(_LEAST_PIECE, length * min(2.0, max(0.25, _PIECE_S / carried_s))), most))
+            if self._stop.wait(max(0.0, carried_s / _SHARE - under_way_s)):
+                raise ServerError(CLOSED)
+            got += length
+            yield data
 
 
-class _Stopped(Exception):
-    """The edge is closed."""
+def fetch(
+    channel: Channel,
+    fingerprint: str,
+    wanted: Sequence[tuple[str, int]],
+    cache: BlobCache,
+    chunk: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Fetches the blobs `wanted` (hash, size) into `cache`, `chunk` bytes at a time; returns bytes fetched. `progress`
+    is told bytes so far and in all. ServerError, StorageError; blobs that are complete by then stay."""
+    total = sum(size for _, size in wanted)
+    pieces = _ahead(channel, fingerprint, wanted, chunk)
+    done = 0
+
+    def blob(size: int) -> Iterator[memoryview]:
+        nonlocal done
+        end = done + size
+        while done < end:
+            data = next(pieces)
+            done += data.nbytes
+            yield data
+            if progress is not None:
+                progress(done, total)
+
+    try:
+        for hash, size in wanted:
+            cache.put(hash, blob(size))
+    finally:
+        pieces.close()
+    return done
+
+
+def _ahead(channel: Channel, fingerprint: str, wanted: Sequence[tuple[str, int]], chunk: int) -> Generator[memoryview]:
+    """The bytes of the blobs in order, many pieces under way at once, so that the link is never idle."""
+    plan = ((hash, at, min(chunk, size - at)) for hash, size in wanted for at in range(0, size, chunk))
+    under_way: deque[tuple[int, str, int]] = deque()
+    try:
+        while True:
+            while len(under_way) < _WINDOW and (piece := next(plan, None)) is not None:
+                hash, offset, length = piece
+                id = channel.reserve(most=length)
+                channel.send(id, wire.encode(Kind.BLOB, id, wire.BlobRequest(fingerprint, hash, offset, length)))
+                under_way.append((id, hash, length))
+            if not under_way:
+                return
+            id, hash, length = under_way.popleft()
+            yield _piece(channel.expect(id, wire.BlobData)[1], hash, length)
+    finally:
+        for id, _, _ in under_way:
+            channel.abandon(id)
+
+
+def _most_piece(channel: Channel) -> int:
+    """How many bytes of a weight may be asked for at once."""
+    return min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
+
+
+def _piece(frame: Frame, hash: str, length: int) -> memoryview:
+    """What came of a weight. ProtocolError unless it is as much as was asked for."""
+    data = frame.tensors[0].data if frame.tensors else memoryview(b"")
+    if data.nbytes != length:
+        raise ProtocolError(f"asked for {length} bytes of weight {hash[:12]}…, {data.nbytes} came")
+    return data

@@ -1,5 +1,4 @@
-"""Finishing here what a server was to finish: tails compiled on this device, and a thread that runs them while it is
-still being waited for."""
+"""Finishing here what a server was to finish: tails compiled here, and a thread that runs them beside the waiting."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from splitpoint.errors import EngineError, ServerError, SplitpointError
 from splitpoint.models.model import Segment
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.held_weights import Holding
-from splitpoint.runtime.client.opened_cut import Placement
-from splitpoint.runtime.threads import begin
+from splitpoint.runtime.client.ready_cuts import Placement
+from splitpoint.runtime.threads import begin, join
 from splitpoint.tensors import Array
 
 #: ONNX Runtime does not let itself be interrupted while it compiles.
@@ -86,15 +85,13 @@ class LocalTails:
         self._start(work, "local tail")
 
     def finish(self, placement: Placement, known: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's outputs, out of what the head has made; EngineError, StorageError.
-
-        Where this cut's tail is not compiled, another cut's halves are run on the inputs.
-        """
+        """The model's outputs, out of what the head has made, or, where this tail is not compiled, by another cut's
+        halves out of the inputs. EngineError, StorageError."""
         if placement.tail is None:
             other = self._other()
             if other is not None and other.hold():
                 try:
-                    return other.finish(other.compute(known)) if other.remote else _all(other, known)
+                    return other.finish(other.compute(known))
                 finally:
                     other.release()
             self.prepare(placement)
@@ -104,8 +101,6 @@ class LocalTails:
         outputs = placement.finish(known)
         placement.times.finished(perf_counter() - began)
         return outputs
-
-    # --- the thread ---------------------------------------------------------------------------------------------
 
     def submit(self, job: Callable[[], None]) -> None:
         """Runs `job` after those before it. ServerError once it is closed: nobody would run it."""
@@ -132,13 +127,7 @@ class LocalTails:
         with self._submitting:
             self._closed = True
             self._jobs.put(None)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(_JOIN_S)
-
-
-def _all(placement: Placement, known: Mapping[str, Array]) -> dict[str, Array]:
-    return placement.outputs_of(placement.compute(known))
+        join((t for t in self._threads if t is not threading.current_thread()), _JOIN_S)
 
 
 def _try(segment: Segment, session: Session) -> float:
@@ -146,12 +135,10 @@ def _try(segment: Segment, session: Session) -> float:
     if any(not t.shape or (isinstance(n, str) and k) for t in segment.inputs for k, n in enumerate(t.shape)):
         return 0.0
     zeros = {t.name: np.zeros([n if isinstance(n, int) else 1 for n in t.shape], t.dtype) for t in segment.inputs}
-    best = 0.0
     try:
         for _ in range(2):
             began = perf_counter()
             session.run(zeros)
-            best = perf_counter() - began
     except (EngineError, SplitpointError):  # zeros are no valid input everywhere: a division, a shape
         return 0.0
-    return best
+    return perf_counter() - began

@@ -1,32 +1,247 @@
-"""The cuts of a model that are ready: heads compiled on this device, tails open at the server."""
+"""The cuts of a model that are ready: heads compiled here, tails open at the server, and how what crosses is encoded.
+
+What of a cut belongs to one connection is one value, the `RemoteTail`, which is replaced with it. All else outlives it.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+
+import numpy as np
 
 from splitpoint.codecs import Codec
 from splitpoint.engines import Engine, Session
-from splitpoint.errors import CutError, ModelError, RefusedError, ServerError, SplitpointError, UsageError
+from splitpoint.errors import (
+    CutError,
+    ModelError,
+    ProtocolError,
+    RefusedError,
+    ServerError,
+    SplitpointError,
+    UsageError,
+)
 from splitpoint.graph import Cut
+from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Shared
-from splitpoint.runtime.client import Remote, RemoteTail, WantedTail
+from splitpoint.runtime.client import Encoding, Remote, RemoteTail, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.held_weights import Holding
-from splitpoint.runtime.client.opened_cut import Key, Placement, Route, key_of
-from splitpoint.runtime.client.remote_profile import COMPILE_S
-from splitpoint.runtime.client.timeouts import Patience
-from splitpoint.runtime.codec_choice import CodecChoice, check_decodable, choose, is_unused
+from splitpoint.runtime.client.timeouts import AnswerTimes, Patience
+from splitpoint.runtime.codec_choice import RAW, CodecChoice, check_decodable, choose
 from splitpoint.runtime.events import Event, OnEvent, teller
+from splitpoint.segments import by_name, check_specs
+from splitpoint.tensors import ANY_RANK, Array, TensorSpec
 from splitpoint.wire import SAID
+
+#: A tail may be large, and compiling it is not what a time limit for answers is about.
+COMPILE_S = 600.0
+#: For so many sizes of the free dimensions it is remembered what the outputs must be.
+_MOST_SIZES = 64
+_ANY_NBYTES = 1 << 62
+
+#: What tells two cuts apart that are not the same: what crosses, and which results stay.
+Key = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def key_of(cut: Cut) -> Key:
+    """The key of `cut`."""
+    return cut.boundary, cut.results
+
+
+class Route:
+    """A placement, and how what crosses there travels."""
+
+    def __init__(self, placement: Placement, codecs: Mapping[str, Codec], *, strict: bool) -> None:
+        self.placement, self.encoding = placement, Encoding(codecs, strict)
+
+
+class Placement:
+    """A cut with its head compiled here.
+
+    `remote_tail` is its tail where that is open (None: nowhere), `tail` the same compiled here; `remote` names the
+    outputs that the remote is asked for, if any. Sessions are closed when nobody holds it any more.
+    """
+
+    def __init__(self, model: Model, cut: Cut, head: Session | None, patience: Patience) -> None:
+        self.cut, self.head = cut, head
+        self._model, self.inputs = model, model.inputs
+        self.outputs = [t.name for t in model.outputs]
+        self.asked = tuple(t for t in model.outputs if t.name not in cut.results)
+        self.remote = [t.name for t in self.asked]
+        #: Where the inputs' free dimensions are: input, axis, name.
+        self._open_dims = [(t.name, k, n) for t in model.inputs for k, n in enumerate(t.shape) if isinstance(n, str)]
+        self._wanted: dict[tuple[int, ...], tuple[TensorSpec, ...]] = {}
+        self.results = self.remote != self.outputs
+        self.remote_tail: RemoteTail | None = None
+        self.tail: Session | None = None
+        self.times = AnswerTimes(patience)
+        self._routes: dict[object, Route] = {}
+        self._accepted: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = []
+        self._most: tuple[tuple[int, ...] | None, int] = (None, 0)
+        self._seen: tuple[object, tuple[int, ...]] = (None, ())
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closing = False
+
+    def route(self, codecs: Mapping[str, Codec], *, strict: bool) -> Route:
+        """How its tensors travel with `codecs`, which must take theirs if `strict`. Called by one at a time."""
+        key = (strict and bool(codecs), *((name, codecs[name].name) for name in sorted(codecs)))
+        if key not in self._routes:
+            self._routes[key] = Route(self, codecs, strict=strict)
+        return self._routes[key]
+
+    def is_open_at(self, remote: Remote) -> bool:
+        """Whether its tail can be asked over `remote`."""
+        tail = self.remote_tail
+        return tail is not None and tail.remote is remote and not remote.ended
+
+    def open_tail(self, tail: RemoteTail) -> None:
+        """From now on its requests go to `tail`."""
+        self.remote_tail = tail
+
+    def compile_tail(self, session: Session, here_s: float) -> None:
+        """Its tail is compiled here, too, and took `here_s` for a run (0: not known)."""
+        self.times.finished(here_s)
+        self.tail = session
+
+    def check(self, inputs: Mapping[str, Array] | Array) -> Mapping[str, Array]:
+        """`inputs` by name, contiguous; InputError unless they are what the model takes."""
+        inputs = by_name(self.inputs, inputs)
+        accepted = self._accepted
+        if len(inputs) == len(accepted):
+            # Looked at again only if something changed since the last time.
+            for name, dtype, shape in accepted:
+                array = inputs.get(name)
+                if (
+                    not isinstance(array, np.ndarray)
+                    or array.dtype != dtype
+                    or array.shape != shape
+                    or not array.flags.c_contiguous
+                ):
+                    break
+            else:
+                return inputs
+        checked = check_specs(self.inputs, inputs)
+        self._accepted = [(name, a.dtype, a.shape) for name, a in checked.items()]
+        return checked
+
+    def compute(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """`inputs` and all that the head makes of them."""
+        return inputs if self.head is None else {**inputs, **self.head.run(inputs)}
+
+    def finish(self, known: Mapping[str, Array]) -> dict[str, Array]:
+        """The model's outputs, by the tail that is compiled here, where one is left to run."""
+        return self.outputs_of(known if self.tail is None else {**known, **self.tail.run(known)})
+
+    def outputs_of(self, known: Mapping[str, Array]) -> dict[str, Array]:
+        """The model's outputs out of all that is known."""
+        return {name: known[name] for name in self.outputs}
+
+    def answer(self, answer: TailAnswer, known: Mapping[str, Array]) -> dict[str, Array]:
+        """The model's outputs, of which the remote has sent the missing ones. ProtocolError: see `_check_answer`."""
+        layout, tensors = answer.layout, answer.tensors
+        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims]) if self._open_dims else ()
+        seen, seen_sizes = self._seen
+        if layout is not seen or sizes != seen_sizes or layout is None:
+            self._check_answer(tensors, sizes)
+            self._seen = (layout, sizes)
+        outputs = dict(zip(self.remote, tensors, strict=True))
+        return self.outputs_of({**known, **outputs}) if self.results else outputs
+
+    def most_nbytes(self, known: Mapping[str, Array]) -> int:
+        """How many bytes the answer to a request can have. Where values decide it, the connection's limits hold."""
+        sizes = tuple([known[name].shape[axis] for name, axis, _ in self._open_dims]) if self._open_dims else ()
+        at, most = self._most
+        if at != sizes:
+            bound: Sequence[TensorSpec] = self._bound(sizes)
+            if not all(t.is_static for t in bound):
+                bound = self._told(sizes, bound)
+            most = sum(t.nbytes for t in bound) if all(t.is_static for t in bound) else _ANY_NBYTES
+            self._most = sizes, most
+        return most
+
+    def _check_answer(self, tensors: Sequence[Array], sizes: tuple[int, ...]) -> None:
+        """ProtocolError unless there are as many tensors as were asked for, each of its dtype and of the shape that
+        follows from the request's own `sizes`. A dimension that values decide can have any."""
+        if len(tensors) != len(self.asked):
+            raise ProtocolError(f"the server answered with {len(tensors)} tensors instead of {len(self.asked)}")
+        bound = self._bound(sizes)
+        if all(t.is_static and t.fits(a.dtype.name, a.shape) for t, a in zip(bound, tensors, strict=True)):
+            return
+        for spec, array in zip(self._told(sizes, bound), tensors, strict=True):
+            if not spec.fits(array.dtype.name, array.shape):
+                came = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
+                raise ProtocolError(f"the server's answer {spec.name} must be {spec.type}, but {came} came")
+
+    def _bound(self, sizes: tuple[int, ...]) -> list[TensorSpec]:
+        """What was asked for, with the free dimensions that the inputs have too as large as they are there."""
+        named: dict[str, int] = {}
+        twice = set()
+        for (_, _, name), size in zip(self._open_dims, sizes, strict=True):
+            if named.setdefault(name, size) != size:
+                twice.add(name)
+        return [t.bind({n: size for n, size in named.items() if n not in twice}) for t in self.asked]
+
+    def _told(self, sizes: tuple[int, ...], bound: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """`bound`, with all that onnx knows of outputs for inputs of these `sizes`: by names alone twice a batch would
+        be open, and a batch of which only the first five go on wrong."""
+        told = self._wanted.get(sizes)
+        if told is None:
+            shapes = {t.name: list(t.shape) for t in self.inputs}
+            for (name, axis, _), size in zip(self._open_dims, sizes, strict=True):
+                shapes[name][axis] = size
+            known = self._model.outputs_at([TensorSpec(t.name, t.dtype, tuple(shapes[t.name])) for t in self.inputs])
+            told = tuple(_narrowed(t, known.get(t.name)) for t in bound)
+            if len(self._wanted) >= _MOST_SIZES:
+                self._wanted.clear()
+            self._wanted[sizes] = told
+        return told
+
+    def hold(self) -> bool:
+        """Keeps its sessions until `release`; False if they are closed already."""
+        with self._lock:
+            if self._closing and not self._users:
+                return False
+            self._users += 1
+            return True
+
+    def release(self) -> None:
+        """Ends a `hold`."""
+        with self._lock:
+            self._users -= 1
+            last = self._closing and not self._users
+        if last:
+            self._free()
+
+    def close(self) -> None:
+        """Frees what is compiled here, as soon as nobody holds it."""
+        with self._lock:
+            self._closing, last = True, not self._users
+        if last:
+            self._free()
+
+    def _free(self) -> None:
+        for session in (self.head, self.tail):
+            if session is not None:
+                session.close()
+
+
+def _narrowed(spec: TensorSpec, known: TensorSpec | None) -> TensorSpec:
+    """`spec` with the sizes that are `known`."""
+    if known is None or known.shape == ANY_RANK or known.dtype != spec.dtype:
+        return spec
+    if spec.shape == ANY_RANK or len(spec.shape) != len(known.shape):
+        return known
+    shape = tuple(n if isinstance(n, int) else old for n, old in zip(known.shape, spec.shape, strict=True))
+    return TensorSpec(spec.name, spec.dtype, shape)
 
 
 class Cuts:
     """Makes cuts of `holding`'s model ready, once each: `engine` compiles heads, tails are opened at `remote`.
 
-    `current` is what requests go through, from the first `switch` on. `alone` says whether a cut is of use while there
-    is no server to open its tail.
+    `current` is what requests go through, from the first `switch` on. `alone`: a cut is of use without its tail.
     """
 
     current: Route
@@ -50,25 +265,16 @@ class Cuts:
         """Those that are ready."""
         return tuple(self._placements.values())
 
-    # --- making one ready -----------------------------------------------------------------------------------------
-
     def route(self, cut: Cut, asked: CodecChoice, *, hurry: bool = False) -> Route:
-        """`cut`, made ready if it is not, with tensors that travel as `asked`.
-
-        In a `hurry` (and always for the first), where requests can be answered `alone`, its tail need not be open:
-        whatever the server says of it, or does not say.
-        """
+        """`cut`, made ready if it is not, with tensors that travel as `asked`. In a `hurry` (and always for the first),
+        where requests can be answered `alone`, its tail need not be open, whatever the server says of it."""
         chosen = choose(cut, asked)
         key = key_of(cut)
-        if isinstance(asked, str) and is_unused(cut, asked, chosen) and (key, asked) not in self._sent_raw:
+        raw = cut.crossing and not chosen
+        if isinstance(asked, str) and asked not in RAW and raw and (key, asked) not in self._sent_raw:
             self._sent_raw.add((key, asked))
-            self._tell(
-                Event(
-                    "notice",
-                    f"{asked} takes none of what crosses at {cut.name}: sent raw",
-                    {"codec": asked, "cut": cut.name},
-                )
-            )
+            said = f"{asked} takes none of what crosses at {cut.name}: sent raw"
+            self._tell(Event("notice", said, {"codec": asked, "cut": cut.name}))
         strict = not isinstance(asked, str)
         with self._lock:
             known = self._placements.get(key)
@@ -100,20 +306,25 @@ class Cuts:
                     return route
 
     def _build(self, cut: Cut, codecs: Mapping[str, Codec], *, hurry: bool) -> Placement:
-        """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled.
-
-        In a `hurry` the tail need not be open: whatever the server says of it, requests can be answered without.
-        """
+        """Both halves of `cut`: the server compiles the tail while the head's weights are fetched and compiled. In a
+        `hurry` the tail need not be open."""
         tail: RemoteTail | None = None
         head: Session | None = None
         try:
             remote = self._remote()
             if not (remote.ended and self._alone()):
                 try:
-                    tail = self._ask(cut, codecs, remote)
+                    check_decodable(codecs, remote.offer.codecs)
+                    if why := self.refusal(cut):
+                        raise RefusedError(why)
+                    tail = self._ask_for_tail(cut, remote)
                 except SAID as exc:
                     self._unopened(cut, exc, hurry)
-            head = self._head(cut)
+            segment = self._holding.model.head(cut)
+            if segment.outputs:
+                if not self._holding.local:
+                    self._holding.pull(segment.blobs)
+                head = self._engine().compile(segment)
             placement = Placement(self._holding.model, cut, head, self._patience)
             if tail is not None:
                 try:
@@ -130,13 +341,6 @@ class Cuts:
             raise
         return placement
 
-    def _ask(self, cut: Cut, codecs: Mapping[str, Codec], remote: Remote) -> RemoteTail | None:
-        """What follows `cut`, as `_ask_for_tail`. ServerError if it cannot be had, or cannot be sent to."""
-        check_decodable(codecs, remote.offer.codecs)
-        if why := self.refusal(cut):
-            raise RefusedError(why)
-        return self._ask_for_tail(cut, remote)
-
     def _unopened(self, cut: Cut, why: SplitpointError, hurry: bool) -> None:
         """The server has said `why` instead of opening the tail of `cut`: told in a `hurry`, else raised."""
         if not hurry:
@@ -146,8 +350,7 @@ class Cuts:
 
     @property
     def shared(self) -> Shared | None:
-        """What the server allows; None if that is every cut, or if it names none of this model's (then it is for the
-        server to refuse)."""
+        """What the server allows; None if that is every cut, or one that this model has not: it may refuse then."""
         name = self._remote().offer.heads.get(self._holding.info.fingerprint, "")
         if name != self._shared[0]:
             cut = None
@@ -171,21 +374,13 @@ class Cuts:
         outputs = tuple(t.name for t in self._holding.model.outputs if t.name not in cut.results)
         if not outputs:
             return None
-        tail = remote.open(WantedTail(self._holding.info.fingerprint, cut, outputs))
+        tail = remote.open(self._holding.info.fingerprint, cut, outputs)
         if tail.fingerprint != self._holding.info.fingerprint:
             tail.close()
             raise ModelError(
                 f"{remote.peer} opened a tail of {tail.fingerprint[:12]}, not of {self._holding.info.fingerprint[:12]}"
             )
         return tail
-
-    def _head(self, cut: Cut) -> Session | None:
-        segment = self._holding.model.head(cut)
-        if not segment.outputs:
-            return None
-        if not self._holding.local:
-            self._holding.pull(segment.blobs)
-        return self._engine().compile(segment)
 
     def holds(self, cut: Cut) -> bool:
         """Whether `cut` can be made ready without fetching weights over a link that requests need."""
@@ -195,8 +390,6 @@ class Cuts:
             return False
         # A head is all that will ever be fetched; a whole model comes by itself, with a tenth of the link.
         return self._holding.local or self.shared is not None or self._holding.has(self._holding.model.head(cut).blobs)
-
-    # --- when the connection was made again -----------------------------------------------------------------------
 
     def reopen(self, placement: Placement, remote: Remote | None = None) -> None:
         """Opens a cut's tail at `remote`, or at that of the moment. ServerError and its kin."""
@@ -227,8 +420,6 @@ class Cuts:
         for placement in self.all():
             with suppress(SplitpointError):
                 self.reopen(placement, remote)
-
-    # --- freeing --------------------------------------------------------------------------------------------------
 
     def forget(self, cut: Cut | None) -> None:
         """Frees both halves of `cut`, or of all but the current one, as soon as nobody uses them."""

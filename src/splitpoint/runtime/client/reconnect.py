@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from time import monotonic
 
 from splitpoint.errors import AccessError, ModelError, RefusedError, ServerError, SplitpointError, UsageError
+from splitpoint.graph import Cut
 from splitpoint.runtime.circuit_breaker import DOWN, UP, Breaker, LinkState
-from splitpoint.runtime.client import Abortable, Offer, Remote, RemoteTail, WantedTail
+from splitpoint.runtime.client import Abortable, Offer, Remote, RemoteTail
 from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.codec_choice import codecs_in
@@ -28,9 +29,8 @@ class Line:
     """`remote` is the connection of the moment; it may have ended. `why` is what was last wrong with it.
 
     Until `keep` is called nothing is done about that, and every request may try. From then on a lost connection is made
-    again by `dial` (which says early what it is about to greet, so that it can be ended), and `reopen` opens on it what
-    requests need, before one is risked. `on_state` is told of every change of `state`. A ping may have to wait behind
-    an answer, which takes `predicted_s`.
+    again by `dial` (which says early what it greets, so that it can be ended). `on_state` is told of every change of
+    `state`. A ping may have to wait behind an answer, which takes `predicted_s`.
     """
 
     def __init__(
@@ -55,9 +55,7 @@ class Line:
         self._said = DOWN if remote.ended else UP  # one that was never there is no news
         self.calm = not remote.ended
         """Whether one more success would change nothing."""
-        self.met = not remote.ended
-        """Whether the server has been there at all."""
-        self.connections = int(self.met)
+        self.connections = int(not remote.ended)
         """How many times the server was reached."""
         self.refusal: SplitpointError | None = None
         """What the server said when it was tried for the last time, if waiting for another answer is of no use."""
@@ -67,8 +65,6 @@ class Line:
         self._thread: threading.Thread | None = None
         self._reopen: Callable[[Remote], None] = lambda _: None
         self._rest: Callable[[Remote], None] = lambda _: None
-
-    # --- what requests ask and tell -----------------------------------------------------------------------------
 
     @property
     def state(self) -> LinkState:
@@ -131,29 +127,20 @@ class Line:
         if news:
             self._on_state(state)
 
-    # --- what goes on behind ------------------------------------------------------------------------------------
-
     def keep(self, reopen: Callable[[Remote], None], rest: Callable[[Remote], None]) -> None:
         """From now on a lost connection is made again: with `reopen`, before a request is risked, and then `rest`."""
         self._reopen, self._rest = reopen, rest
-        self._thread = threading.Thread(
-            target=persist, args=(self._run, "line", ignore, self.wait), name="line", daemon=True
-        )
-        try:
-            begin(self._thread)
-        except ServerError:
-            self._thread = None
-            raise
+        thread = threading.Thread(target=persist, args=(self._run, "line", ignore, self.wait), name="line", daemon=True)
+        begin(thread)
+        self._thread = thread
         self.attach()
         if self.remote.ended:
             self.lost(self.remote, self.why or "the server is gone")
 
-    def attach(self) -> None:
-        """Has the remote notice by itself when it ends."""
-        self._attach(self.remote)
-
-    def _attach(self, remote: Remote) -> None:
-        remote.keep_reading(lambda exc: self.lost(remote, gone(exc)))
+    def attach(self, remote: Remote | None = None) -> None:
+        """Has `remote`, or that of the moment, notice by itself when it ends."""
+        watched = remote or self.remote
+        watched.keep_reading(lambda exc: self.lost(watched, gone(exc)))
 
     def _run(self) -> bool:
         while True:
@@ -197,11 +184,11 @@ class Line:
             else:
                 self._reopen(remote)
         except Exception as exc:  # whatever it is, it must not be the last time that it is tried
-            self.why = gone(exc, met=self.met)
+            self.why = gone(exc, met=self.connections > 0)
             self.refusal = exc if isinstance(exc, REFUSALS) else None
             self._tell(lambda: self._breaker.missed(monotonic()))
             return
-        self.met, self.refusal = True, None
+        self.refusal = None
         self._tell(lambda: self._breaker.probed(monotonic()))
         if remote.ended:
             self.lost(remote, self.why)
@@ -210,7 +197,7 @@ class Line:
     def _again(self) -> Remote:
         remote = self._dial(self._greet)
         try:
-            self._attach(remote)
+            self.attach(remote)
             self._reopen(remote)
         except BaseException:
             remote.close()
@@ -255,7 +242,7 @@ class AbsentRemote:
         self.peer, self._why = peer, str(why)
         self.offer, self.clock = Offer(codecs=codecs_in(features()), share="model"), ServerClock()
 
-    def open(self, request: WantedTail) -> RemoteTail:
+    def open(self, fingerprint: str, cut: Cut, outputs: Sequence[str]) -> RemoteTail:
         raise ServerError(self._why)
 
     def channel(self) -> Channel:

@@ -10,9 +10,9 @@
                                                    └─ `wait`, or `local` while the weights are not all here:
                                                       again, when the breaker and the pause allow it
 
-The thread that asks does all of that. While the server answers in time no other thread takes part: the caller waits for
-the answer itself. Only when it is late, and finished here, another thread computes, and the first of the two answers is
-taken. Watchers are told of each step, and change none; what comes after a request was answered is told to them alone.
+The thread that asks does all of that. Only when the server is late, and the request is finished here, another thread
+computes, and the first of the two answers is taken. Watchers are told of each step, and change none; what comes after a
+request was answered is told to them alone.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ from splitpoint.runtime.circuit_breaker import UP
 from splitpoint.runtime.client import Remote, RemoteCall, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.local_tail import LocalTails
-from splitpoint.runtime.client.opened_cut import Placement, Route
+from splitpoint.runtime.client.ready_cuts import Placement, Route
 from splitpoint.runtime.client.reconnect import REFUSALS, Line, gone
-from splitpoint.runtime.result import Marks, Request, Result
-from splitpoint.runtime.watcher import Watcher, tell
+from splitpoint.runtime.result import Marks, Request, Result, Watcher, tell
 from splitpoint.tensors import Array
 
 Fallback = Literal["error", "wait", "local"]
@@ -63,14 +62,9 @@ def check_deadline(deadline_s: float) -> float:
 
 def check_fallback(fallback: str) -> Fallback:
     """`fallback`; UsageError if there is no such way."""
-    for known in FALLBACKS:
-        if fallback == known:
-            return known
-    raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
-
-
-class Moved(ServerError):
-    """The edge has gone over to another model: the request begins again with that one."""
+    if fallback not in FALLBACKS:
+        raise UsageError(f"a fallback is one of {', '.join(FALLBACKS)}, not {fallback}")
+    return fallback
 
 
 class Ticket(msgspec.Struct, eq=False):
@@ -113,12 +107,9 @@ class Ticket(msgspec.Struct, eq=False):
 
 
 class RequestRunner:
-    """The requests of one binding: over `line`, or without it. `local` finishes here.
-
-    `reopen` opens a placement's tail at the remote of the moment; `refused` says why waiting for the server is of no
-    use, if it is not. Answers are waited for `answer_s`; a server that is busy is asked again after `longest_s` at
-    most, whatever it says.
-    """
+    """The requests of one binding: over `line`, or without it. `local` finishes here; `reopen` opens a placement's tail
+    at the remote of the moment; `refused` says why, if it is of no use to wait for the server. Answers are waited for
+    `answer_s`; a busy server is asked again after `longest_s` at most."""
 
     def __init__(
         self, line: Line, local: LocalTails, fallback: Fallback, watchers: Sequence[Watcher],
@@ -156,10 +147,8 @@ class RequestRunner:
     # --- begin, send, finish ------------------------------------------------------------------------------------
 
     def begin(self, route: Route, request: Request, deadline_s: float, more: bool) -> Ticket:
-        """Runs the head, and readies what goes to the server, if that is well.
-
-        The placement must be held, and is released when the ticket is finished or abandoned.
-        """
+        """Runs the head, and readies what goes to the server, if that is well. The placement must be held, and is
+        released when the ticket is finished or abandoned."""
         placement = route.placement
         try:
             started = perf_counter()
@@ -244,10 +233,8 @@ class RequestRunner:
     # --- at the server ------------------------------------------------------------------------------------------
 
     def _prepare(self, ticket: Ticket) -> bool:
-        """Readies the request for the server, if that may be asked now; `why` says why not.
-
-        With the fallback ``error`` it always may: what is wrong is then the answer.
-        """
+        """Readies the request for the server, if that may be asked now; `why` says why not. With the fallback ``error``
+        it always may: what is wrong is then the answer."""
         placement, line = ticket.route.placement, self._line
         tail = placement.remote_tail
         calm = not self._survives or (line.calm and tail is not None and tail.remote is line.remote)
@@ -295,15 +282,19 @@ class RequestRunner:
     # --- the first answer ---------------------------------------------------------------------------------------
 
     def _without(self, ticket: Ticket) -> Result | None:
-        """What there is while no call is waited for directly: nothing was to be sent, it is finished here, or asked
-        again (None: then the call is waited for)."""
-        if not ticket.route.placement.remote:
-            return self._all_here(ticket)
+        """The answer while no call is waited for directly; None if one is to be, or to come here again."""
+        placement = ticket.route.placement
+        if not placement.remote:
+            outputs, request = placement.outputs_of(ticket.known), ticket.request
+            marks = Marks(ticket.started, *(perf_counter(),) * 3)
+            return Result(outputs, placement.cut.name, marks, request.spans, request.tag, deadline_s=ticket.deadline_s)
         if self._closed.is_set():
             raise self._refused() or ServerError(CLOSED)
         if ticket.call is None and not ticket.here:
             if self._can_finish(ticket):
-                return self._finish_now(ticket)
+                began = perf_counter()
+                outputs = self._local.finish(placement, ticket.known)
+                return self._finished(ticket, outputs, began)
             self._ask_again(ticket)
             return None
         assert ticket.outcomes is not None
@@ -351,7 +342,7 @@ class RequestRunner:
             self._local.submit(beside)
         elif not self._survives:
             if age_s >= self._answer_s:
-                raise call.late()
+                raise ServerError(f"{self._line.remote.peer} did not answer in time")
         else:
             self._line.doubt(4 * ticket.route.placement.times.predicted_s)
             ticket.why = _LATE
@@ -401,8 +392,14 @@ class RequestRunner:
                 return
             if call is None:
                 continue
-            if ticket.shadow:
-                self._shadow_came(ticket, call, outcome)
+            if self._shadow is ticket:
+                self._shadow = None
+                if isinstance(outcome, SplitpointError):
+                    self._blame(ticket, outcome)
+                    tell(self._watchers, lambda w: w.failed(ticket.why))
+                else:
+                    ticket.route.placement.times.add(outcome.received - call.packed)
+                    self._line.succeeded()
             if isinstance(outcome, TailAnswer):
                 self._tell_answer(self._result(ticket, call, outcome, {}), call, outcome)
 
@@ -458,12 +455,11 @@ class RequestRunner:
             elif self._prepare(ticket):
                 self.send(ticket)
                 return
-            elif self._line.state == UP and not placement.is_open_at(self._line.remote):
-                try:  # it was forgotten, or nobody has come to it yet
-                    self._reopen(placement)
-                except ServerError:
-                    self._line.wait(min(_LOOK_S, ticket.left_s()))
             else:
+                if self._line.state == UP and not placement.is_open_at(self._line.remote):
+                    with suppress(ServerError):  # it was forgotten, or nobody has come to it yet
+                        self._reopen(placement)
+                        continue
                 self._line.wait(min(_LOOK_S, ticket.left_s()))
 
     def _check_time(self, ticket: Ticket) -> None:
@@ -478,10 +474,6 @@ class RequestRunner:
 
     def _can_finish(self, ticket: Ticket) -> bool:
         return self._fallback == LOCAL and ticket.here_failed is None and self._local.possible()
-
-    def _finish_now(self, ticket: Ticket) -> Result:
-        began = perf_counter()
-        return self._finished(ticket, self._local.finish(ticket.route.placement, ticket.known), began)
 
     def _finish_beside(self, ticket: Ticket, known: Mapping[str, Array], outcomes: SimpleQueue[Any]) -> None:
         """In the other thread: the answer, unless the server has given it meanwhile."""
@@ -515,14 +507,6 @@ class RequestRunner:
             deadline_s=ticket.deadline_s,
         )
 
-    def _all_here(self, ticket: Ticket) -> Result:
-        outputs = ticket.route.placement.outputs_of(ticket.known)
-        marks = Marks(ticket.started, *(perf_counter(),) * 3)
-        request = ticket.request
-        return Result(
-            outputs, ticket.route.placement.cut.name, marks, request.spans, request.tag, deadline_s=ticket.deadline_s
-        )
-
     # --- shadows ------------------------------------------------------------------------------------------------
 
     def shadow(self, route: Route, request: Request) -> bool:
@@ -552,14 +536,3 @@ class RequestRunner:
             self._shadow = None
             tell(self._watchers, lambda w: w.overdue(call.nbytes, age_s * 1e3))
             self._line.failed(_LATE)
-
-    def _shadow_came(self, ticket: Ticket, call: RemoteCall, outcome: TailAnswer | SplitpointError) -> None:
-        if self._shadow is not ticket:
-            return
-        self._shadow = None
-        if isinstance(outcome, SplitpointError):
-            self._blame(ticket, outcome)
-            tell(self._watchers, lambda w: w.failed(ticket.why))
-        else:
-            ticket.route.placement.times.add(outcome.received - call.packed)
-            self._line.succeeded()

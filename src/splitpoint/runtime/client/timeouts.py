@@ -1,7 +1,5 @@
-"""When an answer is late: a pure function of what was predicted, what was seen, and what was promised.
-
-*Late* is what was predicted and four times the usual deviation, or 200 ms if that is more; or the moment when finishing
-here must begin to meet the deadline, whichever comes first. Before anything is known of a cut it is one second.
+"""When an answer is late: after what was predicted and four times the usual deviation, or 200 ms if that is more, or
+when finishing here must begin to meet the deadline. Before anything is known of a cut it is one second.
 
 >>> times = AnswerTimes(Patience())
 >>> times.late_s()
@@ -18,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import ceil, inf
+from statistics import median
 
 import msgspec
 
@@ -32,17 +31,15 @@ _STEP_S = 0.01
 class Patience(msgspec.Struct, frozen=True):
     """How long a server is waited for, seconds; tests bring shorter ones.
 
-    `answer_s` is how long any answer may take, `connect_s` the first connection. With `need_server` one that is not
-    there when the edge is made is an error, whatever the fallback. `seed` draws the pauses before a lost server is
-    tried again.
+    `answer_s` is how long any answer may take, `connect_s` the first connection, and `greet_s` one that is made again.
+    With `need_server` one that is not there when the edge is made is an error, whatever the fallback.
 
-    `first_s` before anything is known of a cut; `least_s` the least beyond what is predicted, and `spreads` the number
-    of mean deviations that count. `pong_s`: a connection on which a late answer and then a ping do not come for
-    so long (or four times the predicted wait) is given up. `failures` in a row open the breaker, whose pauses grow
-    from `pause_s` to `longest_pause_s`, which is also the longest that a busy server can put a request off. A greeting
-    is waited for `greet_s` when the connection is made again. Where all can be answered here, that is done after the
-    first cut's tail was waited for `open_s` longer than compiling the head took, and a server's profile twice its
-    budget and `profile_s`: both are tried again behind.
+    An answer is late after `first_s`, before anything is known of a cut; then after what is predicted and `least_s`, or
+    `spreads` mean deviations. A connection on which a late answer and then a ping do not come for `pong_s` (or four
+    times the predicted wait) is given up. `failures` in a row open the breaker, whose pauses, drawn with `seed`, grow
+    from `pause_s` to `longest_pause_s`, the longest that a busy server can put a request off, too. Where all can be
+    answered here, the first cut's tail is waited for `open_s` longer than compiling the head takes, and a server's
+    profile for twice its budget and `profile_s`: both are tried again behind.
     """
 
     answer_s: float = 30.0
@@ -62,16 +59,6 @@ class Patience(msgspec.Struct, frozen=True):
 
 
 PATIENCE = Patience()
-
-
-def mid(ordered: list[float]) -> float:
-    """The median of sorted numbers.
-
-    >>> mid([1.0, 2.0, 4.0]), mid([1.0, 2.0])
-    (2.0, 1.5)
-    """
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 class AnswerTimes:
@@ -99,8 +86,8 @@ class AnswerTimes:
         # Sorting takes some percent of a short round trip: once all are known, only for what is late, and now and then.
         if len(self._seen) < _KEEP or self._fresh >= _EVERY or wait_s > self.patient_s:
             self._fresh = 0
-            self._usual = mid(sorted(self._seen))
-            self._deviation = mid(sorted(abs(w - self._usual) for w in self._seen))
+            self._usual = median(self._seen)
+            self._deviation = median(abs(w - self._usual) for w in self._seen)
             self._set_patient()
 
     def _set_patient(self) -> None:
@@ -121,11 +108,8 @@ class AnswerTimes:
         return max(self._here, default=0.0)
 
     def late_s(self, left_s: float = inf, here_s: float = 0.0, spent_s: float = 0.0) -> float:
-        """When an answer is late, counted from the moment its request was handed over.
-
-        `left_s` is what is left of the deadline then; `here_s`, how long finishing here is likely to take; `spent_s`,
-        how much of the request's time was spent before, on its head.
-        """
+        """When an answer is late, from the moment its request was handed over: `left_s` before the deadline, `spent_s`
+        after it began (its head). Finishing here is likely to take `here_s`."""
         patience = self._patience
         if self._planned_s or self._seen:
             predicted_s = max(0.0, self._planned_s - spent_s) if self._planned_s else self._usual

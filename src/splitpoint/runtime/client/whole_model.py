@@ -30,17 +30,10 @@ class Local(Closable):
         self._session = engine.compile(model.whole())
         self._opened()
 
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _closed_error(self) -> UsageError:
         return UsageError("this Local is closed")
 
     def _end(self) -> None:
-        """Frees the compiled model."""
         self._session.close()
 
     def infer(self, inputs: Mapping[str, Array] | Request) -> Result:

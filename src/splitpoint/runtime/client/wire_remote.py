@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from time import monotonic, perf_counter
 
 import msgspec
 
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError
-from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer, WantedTail
+from splitpoint.graph import Cut
+from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.codec_choice import chooser, codecs_in
 from splitpoint.runtime.events import software
@@ -72,10 +74,8 @@ class WireRemote(Channel):
         most = welcome.limits.get("in_flight", 0)
         return Offer(welcome.models, codecs_in(welcome.features), welcome.share, welcome.heads, most)
 
-    def open(self, request: WantedTail) -> WireTail:
-        cut = request.cut
-        crossing = tuple(t.name for t in cut.crossing)
-        asked = wire.OpenRequest(request.fingerprint, crossing, tuple(request.outputs), cut.shapes)
+    def open(self, fingerprint: str, cut: Cut, outputs: Sequence[str]) -> WireTail:
+        asked = wire.OpenRequest(fingerprint, tuple(t.name for t in cut.crossing), tuple(outputs), cut.shapes)
         id = self.reserve()
         self.send(id, wire.encode(Kind.OPEN, id, asked))
         return WireTail(self, id, asked)
@@ -165,10 +165,8 @@ class WireTail:
         if self._segment is None:
             remote.abandon(self._opening)
         elif not remote.ended:
-            try:
+            with suppress(ServerError):  # if the connection has ended, so has the tail
                 remote.tell(Kind.CLOSE, wire.Close(self._segment))
-            except ServerError:  # if the connection has ended, so has the tail
-                return
 
 
 def _infer(
@@ -204,26 +202,17 @@ class WireCall(msgspec.Struct, eq=False):
         offset = self.remote.offset_at(self.packed, frame)
         return TailAnswer(frame.tensors, frame.received, header, frame.nbytes, frame.times, offset)
 
-    def late(self) -> SplitpointError:
-        return self.remote.late()
-
     def leave(self, tell: Callable[[TailAnswer | SplitpointError], None]) -> None:
         if self.packet is not None:  # it was not sent
             self.remote.abandon(self.number)
             return
 
         def come(outcome: Frame | SplitpointError) -> None:
-            if not isinstance(outcome, SplitpointError):
-                try:
-                    outcome = self.remote.judge(outcome)
-                except SplitpointError as exc:
-                    outcome = exc
-            if isinstance(outcome, Frame):
-                try:
-                    tell(self._read(outcome))
-                    return
-                except ProtocolError as exc:
-                    outcome = exc
-            tell(outcome)
+            answer: TailAnswer | SplitpointError
+            try:
+                answer = outcome if isinstance(outcome, SplitpointError) else self._read(self.remote.judge(outcome))
+            except SplitpointError as exc:
+                answer = exc
+            tell(answer)
 
         self.remote.leave(self.number, come)

@@ -32,6 +32,8 @@ HELD = 64
 #: Frames that a change of the option is given to show, at least.
 _FRAMES = 8
 _HAIR = 1e-9
+#: The share of dropped frames that is too much, and for how long there must be none before a dearer option is tried.
+_DROPPED, _LEAST_CALM_S, _MOST_CALM_S = 0.1, 5.0, 60.0
 
 T = TypeVar("T")
 
@@ -45,10 +47,8 @@ class DueFrame(NamedTuple):
 
 
 class FramePace:
-    """Which frame of a source that waits is next, and when, at `rate` frames a second from the first call on.
-
-    With `drop`, of several that are due the newest is taken; without, each in turn, however late.
-    """
+    """Which frame of a source that waits is next, and when, at `rate` frames a second from the first call on: of
+    several that are due the newest, with `drop`, or each in turn, however late."""
 
     def __init__(self, rate: float, *, drop: bool) -> None:
         if not (isfinite(rate) and rate > 0):
@@ -92,18 +92,14 @@ class Thin:
 class Relief:
     """When to go to a cheaper option, `level` 1 … `levels`, and when back: a function of what was dropped, and when.
 
-    One level up if more than `share` of the frames of the last `settle_s` were dropped, at more than one time (one
-    hiccup is no overload), and not before a change has had so long to show. One level down after `calm_s` without a
-    drop; where that was too early, the next attempt waits twice as long, up to `most_calm_s`.
+    One level up if more than a tenth of the frames of the last `settle_s` were dropped, at more than one time (one
+    hiccup is no overload), and not before a change has had so long to show. One level down after 5 s without a drop;
+    where that was too early, the next attempt waits twice as long, up to a minute.
     """
 
-    def __init__(
-        self, levels: int, *, settle_s: float = 1.0, share: float = 0.1, calm_s: float = 5.0, most_calm_s: float = 60.0
-    ) -> None:
+    def __init__(self, levels: int, *, settle_s: float = 1.0) -> None:
         self.level = 0
-        self._levels, self._settle_s, self._share = levels, settle_s, share
-        self._least_calm_s, self._most_calm_s = calm_s, most_calm_s
-        self._calm_s = calm_s
+        self._levels, self._settle_s, self._calm_s = levels, settle_s, _LEAST_CALM_S
         self._seen: deque[tuple[float, int]] = deque()
         self._changed: float | None = None
         self._in_a_row = 0
@@ -122,7 +118,7 @@ class Relief:
             self._dropped = now_s
         if self._strained(now_s):
             too_early = now_s - self._returned < self._calm_s
-            self._calm_s = min(2 * self._calm_s, self._most_calm_s) if too_early else self._least_calm_s
+            self._calm_s = min(2 * self._calm_s, _MOST_CALM_S) if too_early else _LEAST_CALM_S
             self._move(1, now_s)
         elif self.level and now_s - max(self._changed, self._dropped) >= self._calm_s:
             self._returned = now_s
@@ -134,7 +130,7 @@ class Relief:
             return False
         lost = sum(n for _, n in self._seen)
         often = self._in_a_row > 1 or sum(n > 0 for _, n in self._seen) > 1
-        return often and lost > self._share * (lost + len(self._seen))
+        return often and lost > _DROPPED * (lost + len(self._seen))
 
     def _move(self, by: int, now_s: float) -> None:
         self.level += by
@@ -168,8 +164,7 @@ class Mailbox(Generic[T]):
     """Frames between a camera and whoever takes them: `room` of them, and then the oldest is dropped."""
 
     def __init__(self, room: int) -> None:
-        self._frames: deque[T] = deque()
-        self._room = room
+        self._frames: deque[T] = deque(maxlen=room)
         self._changed = threading.Condition()
         self._ended = False
         self._failure: BaseException | None = None
@@ -178,9 +173,7 @@ class Mailbox(Generic[T]):
     def put(self, frame: T) -> None:
         """A frame has come."""
         with self._changed:
-            if len(self._frames) == self._room:
-                self._frames.popleft()
-                self.dropped += 1
+            self.dropped += len(self._frames) == self._frames.maxlen
             self._frames.append(frame)
             self._changed.notify()
 
@@ -206,8 +199,8 @@ class Feed(Generic[T]):
     """The frames of a source as they are to be begun, with `counts`; for one reader.
 
     `live` frames come by themselves, others at `rate` or, if that is 0, as fast as they are taken. `policy` is one of
-    `POLICIES`. `moved` is called with the level of the option to use whenever it changes (`degrade`, with `levels`
-    cheaper ones); where no level is left, the oldest is dropped. `stop` ends it from another thread.
+    `POLICIES`. With `degrade` `moved` is called with the level of the option to use, whenever it changes, up to
+    `levels`; where no level is left, the oldest is dropped.
     """
 
     def __init__(

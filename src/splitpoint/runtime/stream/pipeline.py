@@ -1,8 +1,7 @@
 """A pipeline: items are read, begun (head), sent, and their answers received, each step in a thread of its own.
 
-So that while one frame is on the wire and another at the server, the next one computes and the one after it is decoded:
-what leaves is bounded by the slowest step alone. Sending is a step because a slow link blocks the sender; receiving,
-so that an answer is taken, and its time noted, when it comes and not when the caller asks for it.
+What leaves is bounded by the slowest step alone. Sending is a step because a slow link blocks the sender; receiving, so
+that an answer is taken, and its time noted, when it comes and not when the caller asks for it.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
-from time import monotonic
 from typing import Any
 
 from splitpoint.lifetime import foreign
-from splitpoint.runtime.threads import begin
+from splitpoint.runtime.threads import begin, join
 
 #: What one step hands to the next: (value, None), (None, what ended it), or (None, None) behind the last.
 _Hand = tuple[Any, BaseException | None]
@@ -96,8 +94,6 @@ def stream(
                 room.release()
                 hands[0].put(_END)
                 # `items` may be waiting for a camera for ever: its thread ends with the next item.
-                end = monotonic() + _JOIN_S
-                for thread in (t for t in threads if t.ident is not None):
-                    thread.join(max(0.0, end - monotonic()))
+                join((t for t in threads if t.ident is not None), _JOIN_S)
 
     return consume()

@@ -29,10 +29,8 @@ class Load(msgspec.Struct, frozen=True):
 
 
 def judge(rate: float, latency: Option, throughput: Option) -> Load:
-    """The objective to plan for when `rate` frames a second arrive (inf: as many as are answered).
-
-    `latency` and `throughput` are the best options for each. Light is what the first one's slowest stage keeps up with.
-    """
+    """The objective to plan for when `rate` frames a second arrive (inf: as many as are answered). `latency` and
+    `throughput` are the best options for each. Light is what the first one's slowest stage keeps up with."""
     takes, most = per_second(latency.throughput), per_second(throughput.throughput)
     if rate <= latency.throughput:
         return Load("latency", f"light load: {per_second(rate)} arrive and {takes} are possible: planned for latency")
@@ -54,10 +52,8 @@ def window(option: Option) -> int:
 
 
 def cheaper(options: Iterable[Option], than: Option, most: int = 3) -> tuple[Option, ...]:
-    """Options within the constraints with a shorter slowest stage than `than`, each shorter than the one before.
-
-    At most `most`, the last of them with the shortest there is.
-    """
+    """At most `most` options within the constraints, each with a shorter slowest stage than `than` and the one before;
+    the last has the shortest there is."""
     rungs: list[Option] = []
     last = than
     for option in sorted((o for o in options if not o.refused), key=lambda o: o.throughput):
