@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -13,7 +13,7 @@ from splitpoint.tensors import Array
 from splitpoint.trace import Span, Trace
 
 
-class Marks(NamedTuple):
+class Marks(msgspec.Struct, frozen=True, gc=False):
     """Moments of one request on the device's clock, seconds. Without a server the last three are one."""
 
     started: float
@@ -96,7 +96,7 @@ class Result(msgspec.Struct, frozen=True):
         that came at last; the other stages are then those of the last attempt. And it is all from the sending of a
         request to its answer whose account by the server cannot be (a NaN).
         """
-        started, headed, packed, ended = self.marks
+        started, headed, packed, ended = msgspec.structs.astuple(self.marks)
         spans = [*self.spans, Span("head", started, headed)]
         if self.resumed:
             spans.append(Span("wait", headed, self.resumed))

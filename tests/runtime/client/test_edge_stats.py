@@ -17,6 +17,7 @@ from splitpoint.errors import BusyError, InputError
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_stats import RequestCounts, RequestTally
 from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.result import Marks, Result
 from splitpoint.tensors import Array
 
 QUICK = Patience(first_s=0.2, least_s=0.1, pause_s=0.01, longest_pause_s=0.05, seed=1)
@@ -96,7 +97,7 @@ def test_threads_are_all_counted_and_a_snapshot_is_cheap() -> None:
     def work() -> None:
         for k in range(1000):
             if k % 10:
-                tally.answered(1e-3 * k, up_nbytes=k % 3, down_nbytes=1)
+                tally.answered(Result({}, "a", Marks(0.0, 0.0, 0.0, 1e-3 * k), up_nbytes=k % 3, down_nbytes=1))
             else:
                 tally.failed("ServerError")
 

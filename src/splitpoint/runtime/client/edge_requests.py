@@ -33,13 +33,18 @@ class Inference:
             ticket = self._begun(inputs, at, codec, deadline_s, more)
             requests = ticket.requests
             try:
-                result = requests.finish(requests.send(ticket))
+                requests.send(ticket)
+                self.tally.settle()
+                result = requests.finish(ticket)
             except SplitpointError as exc:
                 result = self._asked_anew(ticket, exc, at, codec)
         except BaseException as exc:
             self.tally.failed(type(exc).__name__)
             raise
-        return self._delivered(ticket.request, result)
+        self.tally.answered(result)
+        if self._watchers:
+            tell(self._watchers, lambda w: w.delivered(ticket.request, result))
+        return result
 
     def begin(self, inputs: Inputs, deadline_s: float, more: bool) -> Ticket:
         """One request of many, with its head run, and ready to be sent."""
@@ -52,7 +57,9 @@ class Inference:
     def send(self, ticket: Ticket) -> Ticket:
         """Hands it over, if it is to go to the server."""
         try:
-            return ticket.requests.send(ticket)
+            ticket.requests.send(ticket)
+            self.tally.settle()
+            return ticket
         except BaseException as exc:
             self.tally.failed(type(exc).__name__)
             raise
@@ -67,7 +74,10 @@ class Inference:
         except BaseException as exc:
             self.tally.failed(type(exc).__name__)
             raise
-        return self._delivered(ticket.request, result)
+        self.tally.answered(result)
+        if self._watchers:
+            tell(self._watchers, lambda w: w.delivered(ticket.request, result))
+        return result
 
     def abandon(self, ticket: Ticket) -> None:
         """Nobody waits for the answer any more."""
@@ -110,10 +120,3 @@ class Inference:
                 return ticket.requests.finish(ticket.requests.send(ticket))
             except SplitpointError as again:
                 exc = again
-
-    def _delivered(self, request: Request, result: Result) -> Result:
-        marks = result.marks
-        self.tally.answered(marks[3] - marks[0], result.up_nbytes, result.down_nbytes)
-        if self._watchers:
-            tell(self._watchers, lambda w: w.delivered(request, result))
-        return result
