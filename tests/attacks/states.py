@@ -427,7 +427,11 @@ class Attack(Stepping):
     @initialize()
     @kept
     def begins(self) -> None:
-        self.ready()
+        """As a device does: what comes of it does not hang on the draw."""
+        talk = self.ready()
+        for number, specs, vectors in talk.segments:
+            self.infer(talk, number, specs, [[16, 8], [8 * 16]][:vectors])
+        talk.settle()
 
     def ready(self) -> Talk:
         """One that a device could be."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -16,7 +16,7 @@ from splitpoint.tensors import Array
 from splitpoint.trace import Span, Trace
 
 
-class Marks(NamedTuple):
+class Marks(msgspec.Struct, frozen=True, gc=False):
     """Moments of one request on the device's clock, seconds. Without a server the last three are one."""
 
     started: float
@@ -94,7 +94,7 @@ class Result(msgspec.Struct, frozen=True):
         not there if nothing was sent) and ``local``. ``wait`` is also what earlier attempts took of an answer that came
         at last, and all from the sending to the answer where the server's account cannot be (a NaN).
         """
-        started, headed, packed, ended = self.marks
+        started, headed, packed, ended = msgspec.structs.astuple(self.marks)
         spans = [*self.spans, Span("head", started, headed)]
         if self.resumed:
             spans.append(Span("wait", headed, self.resumed))

@@ -185,7 +185,7 @@ def test_threads_are_all_counted_and_a_snapshot_is_cheap() -> None:
     def work() -> None:
         for k in range(1000):
             if k % 10:
-                tally.answered(1e-3 * k, up_nbytes=k % 3, down_nbytes=1)
+                tally.answered(Result({}, "a", Marks(0.0, 0.0, 0.0, 1e-3 * k), up_nbytes=k % 3, down_nbytes=1))
             else:
                 tally.failed("ServerError")
 

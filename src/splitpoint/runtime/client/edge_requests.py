@@ -2,7 +2,7 @@
 
 >>> tally = RequestTally()
 >>> for ms in (2.0, 3.0):
-...     tally.answered(ms * 1e-3, 150_000, 4_000)
+...     tally.answered(Result({}, "conv1", Marks(0.0, 0.0, 0.0, ms * 1e-3), up_nbytes=150_000, down_nbytes=4_000))
 >>> tally.failed("BusyError")
 >>> counts = tally.counts(under_way=1)
 >>> counts.asked, counts.answered_remotely, counts.answered_here, counts.failed, counts.in_flight
@@ -28,10 +28,10 @@ from splitpoint.runtime.client.model_binding import Followed
 from splitpoint.runtime.client.request import Ticket
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.histogram import Histogram, Tally
-from splitpoint.runtime.result import Request, Result, Watcher, tell
+from splitpoint.runtime.result import Marks, Request, Result, Watcher, tell
 
 #: Answers that are kept before they are counted.
-_KEPT = 256
+_KEPT = 16
 
 
 class Inference:
@@ -70,7 +70,9 @@ class Inference:
     def send(self, ticket: Ticket) -> Ticket:
         """Hands it over, if it is to go to the server."""
         try:
-            return ticket.requests.send(ticket)
+            ticket.requests.send(ticket)
+            self.tally.settle()
+            return ticket
         except BaseException as exc:
             self.tally.failed(type(exc).__name__)
             raise
@@ -94,8 +96,7 @@ class Inference:
             at = at.name if isinstance(at, Cut) else at
             again = self.begin(ticket.request, left_s, ticket.more, at, codec)
             return self.finish(self.send(again), at, codec)
-        marks = result.marks
-        self.tally.answered(marks[3] - marks[0], result.up_nbytes, result.down_nbytes)
+        self.tally.answered(result)
         if self._watchers:
             tell(self._watchers, lambda w: w.delivered(ticket.request, result))
         return result
@@ -144,18 +145,21 @@ class EdgeStats(msgspec.Struct, frozen=True, kw_only=True):
 
 class RequestTally:
     """Counts what became of requests, from any thread. What is told of an answer is only kept, as whoever asked waits,
-    and counted when so many are kept or somebody looks."""
+    and counted later (`settle`), or when somebody looks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answers: deque[tuple[float, int, int]] = deque()
+        self._answers: deque[tuple[Marks, int, int]] = deque()
         self._asked = self._up_nbytes = self._down_nbytes = 0
         self._failed: dict[str, int] = {}
         self._remote, self._here = Tally(), Tally()
 
-    def answered(self, seconds: float, up_nbytes: int, down_nbytes: int) -> None:
-        """One was answered after so long: by the server if bytes went up."""
-        self._answers.append((seconds, up_nbytes, down_nbytes))
+    def answered(self, result: Result) -> None:
+        """One was answered: by the server if bytes went up."""
+        self._answers.append((result.marks, result.up_nbytes, result.down_nbytes))
+
+    def settle(self) -> None:
+        """Counts what is kept, if that is much. Called while a server computes, so that it delays no answer."""
         if len(self._answers) >= _KEPT:
             with self._lock:
                 self._count()
@@ -167,7 +171,8 @@ class RequestTally:
 
     def _count(self) -> None:
         while self._answers:
-            seconds, up_nbytes, down_nbytes = self._answers.popleft()
+            marks, up_nbytes, down_nbytes = self._answers.popleft()
+            seconds = marks.ended - marks.started
             if up_nbytes:
                 self._remote.add(seconds)
                 self._up_nbytes += up_nbytes

@@ -81,9 +81,8 @@ class Placement:
         self._accepted: list[tuple[str, np.dtype[np.generic], tuple[int, ...]]] = []
         self._most: tuple[tuple[int, ...] | None, int] = (None, 0)
         self._seen: tuple[object, tuple[int, ...]] = (None, ())
-        self._lock = threading.Lock()
-        self._users = 0
-        self._closing = False
+        self._holds: list[None] = []
+        self._closing = self._freed = False
 
     def route(self, codecs: Mapping[str, Codec], *, strict: bool) -> Route:
         """How its tensors travel with `codecs`, which must take theirs if `strict`. Called by one at a time."""
@@ -201,28 +200,28 @@ class Placement:
 
     def hold(self) -> bool:
         """Keeps its sessions until `release`; False if they are closed already."""
-        with self._lock:
-            if self._closing and not self._users:
-                return False
-            self._users += 1
-            return True
+        self._holds.append(None)  # a lock twice a request would be felt
+        if self._freed:
+            self.release()
+            return False
+        return True
 
     def release(self) -> None:
         """Ends a `hold`."""
-        with self._lock:
-            self._users -= 1
-            last = self._closing and not self._users
-        if last:
+        self._holds.pop()
+        if self._closing and not self._holds:
             self._free()
 
     def close(self) -> None:
         """Frees what is compiled here, as soon as nobody holds it."""
-        with self._lock:
-            self._closing, last = True, not self._users
-        if last:
+        self._closing = True
+        if not self._holds:
             self._free()
 
     def _free(self) -> None:
+        self._freed = True
+        if self._holds:
+            return  # begun before that was to be seen: it ends that hold which frees it
         for session in (self.head, self.tail):
             if session is not None:
                 session.close()

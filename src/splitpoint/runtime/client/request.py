@@ -195,7 +195,7 @@ class RequestRunner:
                     if result is not None:
                         return result
                     continue
-                wait_s = ticket.route.placement.times.patient_s
+                wait_s = ticket.route.placement.times.patient_s()
                 if ticket.late or ticket.deadline_s or not 0.0 < wait_s < self._answer_s:
                     wait_s = self._wait_s(ticket, call)
                 try:
@@ -380,7 +380,7 @@ class RequestRunner:
 
     def _tell_answer(self, result: Result, call: RemoteCall, answer: TailAnswer) -> None:
         # As it came, not as it was taken: in a stream it may have waited for its turn.
-        told = msgspec.structs.replace(result, marks=result.marks._replace(ended=answer.received))
+        told = msgspec.structs.replace(result, marks=msgspec.structs.replace(result.marks, ended=answer.received))
         tell(self._watchers, lambda w: w.answered(told, (answer.received - call.packed) * 1e3))
 
     def _sweep(self, ticket: Ticket) -> None:

@@ -71,8 +71,7 @@ class AnswerTimes:
         self._usual = self._deviation = 0.0
         self._fresh = 0  # waits since what is usual was worked out
         self._planned_s = 0.0
-        self.patient_s = patience.first_s
-        """`late_s` without a deadline, rounded up; 0 where it depends on what a request's head took."""
+        self._patient_s = patience.first_s
 
     def plan(self, total_s: float) -> None:
         """A plan predicts `total_s` of a whole request, its head included; 0: none does."""
@@ -82,16 +81,27 @@ class AnswerTimes:
     def add(self, wait_s: float) -> None:
         """An answer that was waited for, from the moment it was handed over."""
         self._seen.append(wait_s)
-        self._fresh += 1
-        # Sorting takes some percent of a short round trip: once all are known, only for what is late, and now and then.
-        if len(self._seen) < _KEEP or self._fresh >= _EVERY or wait_s > self.patient_s:
+        self._fresh += _EVERY if wait_s > self._patient_s > 0.0 or len(self._seen) < _KEEP else 1
+
+    def patient_s(self) -> float:
+        """`late_s` without a deadline, rounded up; 0 where it depends on what a request's head took.
+
+        Asked for after a request was sent, so that the server computes while what is usual is worked out anew.
+        """
+        if self._fresh >= _EVERY:
+            self._set_patient()
+        return self._patient_s
+
+    def _set_patient(self) -> None:
+        self._patient_s = 0.0 if self._planned_s else ceil(self.late_s() / _STEP_S) * _STEP_S
+
+    def _settle(self) -> None:
+        """Works out what is usual. Sorting takes some percent of a short round trip: now and then, and for what was
+        late."""
+        if self._fresh >= _EVERY:
             self._fresh = 0
             self._usual = median(self._seen)
             self._deviation = median(abs(w - self._usual) for w in self._seen)
-            self._set_patient()
-
-    def _set_patient(self) -> None:
-        self.patient_s = 0.0 if self._planned_s else ceil(self.late_s() / _STEP_S) * _STEP_S
 
     def finished(self, here_s: float) -> None:
         """The rest of a request was computed here."""
@@ -100,6 +110,7 @@ class AnswerTimes:
     @property
     def predicted_s(self) -> float:
         """How long the next answer is likely to take at most: as planned, else as seen; 0 if nothing is known."""
+        self._settle()
         return self._planned_s or self._usual
 
     @property
@@ -110,6 +121,7 @@ class AnswerTimes:
     def late_s(self, left_s: float = inf, here_s: float = 0.0, spent_s: float = 0.0) -> float:
         """When an answer is late, from the moment its request was handed over: `left_s` before the deadline, `spent_s`
         after it began (its head). Finishing here is likely to take `here_s`."""
+        self._settle()
         patience = self._patience
         if self._planned_s or self._seen:
             predicted_s = max(0.0, self._planned_s - spent_s) if self._planned_s else self._usual

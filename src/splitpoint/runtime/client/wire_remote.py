@@ -80,19 +80,6 @@ class WireRemote(Channel):
         self.send(id, wire.encode(Kind.OPEN, id, asked))
         return WireTail(self, id, asked)
 
-    def pack(
-        self, packer: wire.Packer | wire.EncodingPacker, arrays: Sequence[Array], extra: tuple[object, ...], more: bool,
-        most_nbytes: int,
-    ) -> tuple[int, Packet]:  # fmt: skip
-        """(the number of the request that is about to be sent, its frame); its answer has at most `most_nbytes`."""
-        flags = wire.PIPELINED if more or self._waiting or self._sinks else 0
-        number = self.reserve(most=most_nbytes)
-        try:
-            return number, packer.pack(number, arrays, extra, (), flags)
-        except BaseException:
-            self.abandon(number)
-            raise
-
     def channel(self) -> Channel:
         return self
 
@@ -144,10 +131,17 @@ class WireTail:
         vectors: tuple[tuple[int, ...], ...] = ()
         if self._vectors:
             vectors = tuple(tuple(int(n) for n in known[name].reshape(-1)) for name in self._vectors)
-        number, packet = self.remote.pack(packer, arrays, (self._segment, vectors, deadline_s), more, most_nbytes)
-        nbytes, packed = packet.nbytes, packet.codecs
+        remote = self.remote
+        flags = wire.PIPELINED if more or remote.in_flight else 0
+        number = remote.reserve(most=most_nbytes)
+        try:
+            packet = packer.pack(number, arrays, (self._segment, vectors, deadline_s), (), flags)
+        except BaseException:
+            remote.abandon(number)
+            raise
+        packed = packet.codecs
         codecs = {n: c for n, c in zip(self._tensors, packed, strict=True) if c} if packed else _ALL_RAW
-        return WireCall(self.remote, number, packet, nbytes, perf_counter(), codecs)
+        return WireCall(remote, number, packet, packet.nbytes, perf_counter(), codecs)
 
     def _packer(self, encoding: Encoding) -> wire.Packer | wire.EncodingPacker:
         """A packer for `encoding`, kept with it: the header is the same from one request to the next."""
