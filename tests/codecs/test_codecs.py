@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from splitpoint.codecs import open_codec
-from splitpoint.codecs.speed import sample
 from splitpoint.errors import InputError, UsageError
+from splitpoint.profile.codec_times import sample
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec, spec_of
 
 #: Every rank from 0 to 5, the channel rule's branches, an odd number of values, more than the codecs handle at a time.
@@ -96,7 +96,9 @@ def test_names_and_the_table(name: str) -> None:
     assert codec.name == name
     assert codec is open_codec(name)
     assert codec.exact == (name in RAW)
-    assert codec.sized == (name in ("raw", "fp16", "int8", "int4"))
+    alike, varied = np.zeros_like(example(name)), example(name)
+    sizes = {codec.encode(array).size for array in (alike, varied)}
+    assert codec.sized == (sizes == {codec.nbytes(spec_of("x", varied))})
 
 
 @pytest.mark.parametrize(

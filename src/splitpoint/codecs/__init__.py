@@ -65,7 +65,7 @@ class CodecEntry(NamedTuple):
     where: str
     """``module:function``; the function takes the whole name and gives the codec."""
     cost: tuple[float, float, float, float]
-    """What it takes where nobody has measured it, as `speed.CodecSpeed`: one core of an AMD EPYC, by `profile`."""
+    """What it takes where nobody has measured it, as in `CodecCost`: one core of an AMD EPYC, by `profile`."""
     calibrated: bool = True
     """Whether a calibration tries it if nothing else is asked for."""
     qualities: range = range(0)
@@ -97,6 +97,13 @@ def usual_name(kind: str) -> str:
     return f"{kind}:{entry.usual}" if entry.qualities else kind
 
 
+def known_names() -> str:
+    """All names, as a user is told them: ``raw, …, and jpeg:1 to jpeg:100``."""
+    plain = ", ".join(kind for kind, entry in CODECS.items() if not entry.qualities)
+    graded = (f", and {k}:{e.qualities[0]} to {k}:{e.qualities[-1]}" for k, e in CODECS.items() if e.qualities)
+    return plain + "".join(graded)
+
+
 def calibrated_names() -> tuple[str, ...]:
     """What a calibration tries if nothing else is asked for: ``fp16``, …, ``jpeg:50``, …"""
     return tuple(
@@ -117,12 +124,8 @@ def open_codec(name: str) -> Codec:
     kind, colon, quality = name.partition(":")
     entry = CODECS.get(kind)
     if entry is None or (colon and quality not in map(str, entry.qualities)):
-        plain = ", ".join(k for k, e in CODECS.items() if not e.qualities)
-        graded = "".join(
-            f", and {k}:{e.qualities[0]} to {k}:{e.qualities[-1]}" for k, e in CODECS.items() if e.qualities
-        )
         hint = nearest(name, CODECS) if len(name) < 40 else ""
-        raise UsageError(f"no codec is called {name[:40]!r}{hint} (known: {plain}{graded})")
+        raise UsageError(f"no codec is called {name[:40]!r}{hint} (known: {known_names()})")
     if entry.qualities and not colon:
         least, most = entry.qualities[0], entry.qualities[-1]
         raise UsageError(f"the codec {kind} needs a quality from {least} to {most}: {usual_name(kind)}, for instance")

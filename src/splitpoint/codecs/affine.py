@@ -38,7 +38,7 @@ class Affine:
 
     def nbytes(self, spec: TensorSpec) -> int:
         _, table = channels(spec)
-        return 2 * prod(table) * _number(spec.dtype).itemsize + self._packed(spec.elements)
+        return 2 * prod(table) * _number(spec.dtype).itemsize + (spec.elements * self._bits + 7) // 8
 
     def most(self, spec: TensorSpec) -> int:
         return self.nbytes(spec)
@@ -83,9 +83,6 @@ class Affine:
         out = np.empty(layout, spec.dtype)
         _restore(steps[: spec.elements].reshape(layout), low.reshape(table), scale.reshape(table), out)
         return out.reshape(dims(spec))
-
-    def _packed(self, elements: int) -> int:
-        return elements if self._bits == 8 else (elements + 1) // 2
 
     def _parts(self, data: Array, count: int, number: np.dtype[np.floating]) -> tuple[Array, Array, Array]:
         """The three parts of an encoding: a low a channel, a scale a channel, the steps."""

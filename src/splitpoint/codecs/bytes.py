@@ -38,6 +38,14 @@ def exactly(data: Array, codec: Codec, spec: TensorSpec) -> Array:
     return np.ascontiguousarray(data)
 
 
+def at_most(data: Array, codec: Codec, spec: TensorSpec) -> bytes:
+    """`data` if it is no longer than `codec`, one that compresses, allows for `spec`; InputError otherwise."""
+    takes(codec, spec)
+    if data.size > codec.most(spec):
+        raise InputError(f"{spec} takes at most {codec.most(spec)} bytes of {codec.name}, but {data.size} came")
+    return data.tobytes()
+
+
 def aligned(data: Array, dtype: str) -> Array:
     """`data` (uint8[n]) as numbers of `dtype`: a view, or a copy where the bytes do not lie as the CPU wants them."""
     view = data.view(dtype)
