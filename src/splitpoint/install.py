@@ -60,14 +60,11 @@ def onnxruntimes() -> dict[str, str]:
         name = distribution.metadata["Name"] or ""
         # Not onnxruntime-genai and the like, which bring modules of their own beside it. And not `distribution.files`:
         # Python 3.12 leaves out what is not there any more, because the folder went away with another distribution.
-        if name.startswith(("onnxruntime", "ort")) and "\nonnxruntime/__init__.py," in f"\n{_record(distribution)}":
-            versions[name] = distribution.version
+        if name.startswith(("onnxruntime", "ort")):
+            record = distribution.read_text("RECORD") or ""  # lines of path, hash and size
+            if "\nonnxruntime/__init__.py," in f"\n{record}":
+                versions[name] = distribution.version
     return versions
-
-
-def _record(distribution: metadata.Distribution) -> str:
-    """Its list of files: lines of path, hash and size."""
-    return distribution.read_text("RECORD") or ""
 
 
 def _called(program: Path) -> str:

@@ -22,8 +22,6 @@ from splitpoint.files import open_file
 LEAST_TOKEN, MOST_TOKEN = 16, 1024
 #: A key, a certificate with its chain, or a system's list of authorities; nothing larger is read.
 _MOST_NBYTES = 4 << 20
-_OTHERS = stat.S_IROTH | stat.S_IWOTH
-_GROUP = stat.S_IRGRP | stat.S_IWGRP
 
 
 def _check_pair(certificate: Path | None, key: Path | None) -> None:
@@ -101,7 +99,7 @@ class ServerSecurity:
 
     def admits(self, token: str) -> bool:
         """Whether who says `token` may come in. Takes the same time however much of it is right, and however long ours
-        is: what is compared are digests."""
+        is: digests are compared."""
         return not self.token or hmac.compare_digest(_digest(token), _digest(self.token))
 
 
@@ -172,10 +170,7 @@ def read_token(path: Path) -> str:
     text = data.strip()
     if not text:
         raise UsageError(f"the token file {path} is empty: splitpoint keys makes one")
-    try:
-        token = text.decode("ascii")
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"the token file {path} holds no token: a token is one word of ASCII characters") from exc
+    token = text.decode("ascii", "replace")  # by characters that no token may have
     try:
         _check_characters(token)
     except UsageError as exc:
@@ -208,7 +203,8 @@ def _is_mounted_read_only(descriptor: int) -> bool:
 
 def check_own(path: Path, what: str, mode: int, *, group: bool) -> None:
     """UsageError if a file of this `mode` is for others than its owner; `group`: its group may read it."""
-    if os.name == "posix" and mode & (_OTHERS | (stat.S_IWGRP if group else _GROUP)):
+    refused = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP | (0 if group else stat.S_IRGRP)
+    if os.name == "posix" and mode & refused:
         raise UsageError(f"the {what} {path} is not for its owner alone: chmod 600 {shlex.quote(str(path))}")
 
 
