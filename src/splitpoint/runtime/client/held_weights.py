@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
 from splitpoint import wire
-from splitpoint.callbacks import call
 from splitpoint.errors import ModelError, RefusedError, ServerError, StorageError
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache, usable_memory
@@ -51,7 +50,7 @@ class Holding:
     ) -> None:
         self.info, self.local = info, local is not None
         self.channel, self._tell = channel, on_event
-        self._progress = partial(call, on_progress) if on_progress is not None else None
+        self._progress = on_progress
         self._folder, self._allowed = cache, allowed
         self._cache: BlobCache | None = None
         self.model = local if local is not None else self._fetch_graph()

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from splitpoint import wire
+from splitpoint.callbacks import call
 from splitpoint.errors import ProtocolError
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import Channel
@@ -43,7 +44,7 @@ def fetch(
             done += data.nbytes
             yield data
             if progress is not None:
-                progress(done, total)
+                call(progress, done, total)
 
     try:
         for hash, size in wanted:
