@@ -26,73 +26,54 @@ TYPE_CHECKING = False  # the one of `typing`, whose import takes as long as all 
 if TYPE_CHECKING:
     from splitpoint.calibration.calibrations import Calibration as Calibration
     from splitpoint.calibration.codec_trials import calibrate as calibrate
-    from splitpoint.calibration.files import load_calibration as load_calibration
-    from splitpoint.calibration.files import save_calibration as save_calibration
-    from splitpoint.codecs import Codec as Codec
-    from splitpoint.codecs import open_codec as open_codec
-    from splitpoint.engines import Engine as Engine
-    from splitpoint.engines import Session as Session
-    from splitpoint.engines import open_engine as open_engine
-    from splitpoint.errors import BusyError as BusyError
-    from splitpoint.errors import CutError as CutError
-    from splitpoint.errors import EngineError as EngineError
-    from splitpoint.errors import InputError as InputError
-    from splitpoint.errors import MissingExtraError as MissingExtraError
-    from splitpoint.errors import ModelError as ModelError
-    from splitpoint.errors import ProtocolError as ProtocolError
-    from splitpoint.errors import RefusedError as RefusedError
-    from splitpoint.errors import ServerError as ServerError
-    from splitpoint.errors import SplitpointError as SplitpointError
-    from splitpoint.errors import StorageError as StorageError
-    from splitpoint.errors import UsageError as UsageError
-    from splitpoint.errors import VerifyError as VerifyError
-    from splitpoint.graph import Cut as Cut
-    from splitpoint.graph import Graph as Graph
-    from splitpoint.graph import Node as Node
-    from splitpoint.images import InputSpec as InputSpec
-    from splitpoint.images import classify as classify
-    from splitpoint.images import read_image as read_image
+    from splitpoint.calibration.files import load_calibration as load_calibration, save_calibration as save_calibration
+    from splitpoint.codecs import Codec as Codec, open_codec as open_codec
+    from splitpoint.engines import Engine as Engine, Session as Session, open_engine as open_engine
+    from splitpoint.errors import (
+        BusyError as BusyError,
+        CutError as CutError,
+        EngineError as EngineError,
+        InputError as InputError,
+        MissingExtraError as MissingExtraError,
+        ModelError as ModelError,
+        ProtocolError as ProtocolError,
+        RefusedError as RefusedError,
+        ServerError as ServerError,
+        SplitpointError as SplitpointError,
+        StorageError as StorageError,
+        UsageError as UsageError,
+        VerifyError as VerifyError,
+    )
+    from splitpoint.graph import Cut as Cut, Graph as Graph, Node as Node
+    from splitpoint.images import InputSpec as InputSpec, classify as classify, read_image as read_image
     from splitpoint.link import Link as Link
     from splitpoint.measured_cuts import compare as compare
     from splitpoint.models import load as load
-    from splitpoint.models.model import Model as Model
-    from splitpoint.models.model import Segment as Segment
+    from splitpoint.models.model import Model as Model, Segment as Segment
     from splitpoint.models.torch import export as export
     from splitpoint.planning.constraints import Constraints as Constraints
-    from splitpoint.planning.files import load_plan as load_plan
-    from splitpoint.planning.files import save_plan as save_plan
-    from splitpoint.planning.planner import Planner as Planner
-    from splitpoint.planning.planner import plan as plan
-    from splitpoint.planning.plans import Option as Option
-    from splitpoint.planning.plans import Plan as Plan
+    from splitpoint.planning.files import load_plan as load_plan, save_plan as save_plan
+    from splitpoint.planning.planner import Planner as Planner, plan as plan
+    from splitpoint.planning.plans import Option as Option, Plan as Plan
     from splitpoint.predict.learn.files import load_latency as load_latency
     from splitpoint.predict.price.prediction import predict_latency as predict_latency
-    from splitpoint.profile.files import load_profile as load_profile
-    from splitpoint.profile.files import save_profile as save_profile
+    from splitpoint.profile.files import load_profile as load_profile, save_profile as save_profile
     from splitpoint.profile.measure import profile_model as profile_model
     from splitpoint.profile.profiles import Profile as Profile
     from splitpoint.runtime.adapt.controller import Watching as Watching
     from splitpoint.runtime.client.edge import Edge as Edge
-    from splitpoint.runtime.client.edge_settings import AutoPlan as AutoPlan
-    from splitpoint.runtime.client.edge_settings import ModelPolicy as ModelPolicy
+    from splitpoint.runtime.client.edge_settings import AutoPlan as AutoPlan, ModelPolicy as ModelPolicy
     from splitpoint.runtime.client.edge_stats import EdgeStats as EdgeStats
     from splitpoint.runtime.client.timeouts import Patience as Patience
     from splitpoint.runtime.client.whole_model import Local as Local
     from splitpoint.runtime.client.wire_remote import WireSettings as WireSettings
     from splitpoint.runtime.events import Event as Event
-    from splitpoint.runtime.result import Request as Request
-    from splitpoint.runtime.result import Result as Result
+    from splitpoint.runtime.result import Request as Request, Result as Result
     from splitpoint.runtime.server.server import Server as Server
-    from splitpoint.security import Security as Security
-    from splitpoint.security import ServerSecurity as ServerSecurity
-    from splitpoint.segments import Check as Check
-    from splitpoint.segments import Manifest as Manifest
-    from splitpoint.segments import split as split
-    from splitpoint.segments import verify as verify
+    from splitpoint.security import Security as Security, ServerSecurity as ServerSecurity
+    from splitpoint.segments import Check as Check, Manifest as Manifest, split as split, verify as verify
     from splitpoint.tensors import TensorSpec as TensorSpec
-    from splitpoint.trace import Recorder as Recorder
-    from splitpoint.trace import Span as Span
-    from splitpoint.trace import Trace as Trace
+    from splitpoint.trace import Recorder as Recorder, Span as Span, Trace as Trace
     from splitpoint.wire import Limits as Limits
 
 _require_system()
