@@ -138,8 +138,6 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                     f"input spec: {key} is for float dtypes; a model that takes uint8 normalises in its graph"
                 )
 
-    # --- what it describes ----------------------------------------------------------------------------------
-
     @property
     def channels(self) -> int:
         return 1 if self.color == "GRAY" else 3
@@ -160,22 +158,18 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def bind(self, inputs: Sequence[TensorSpec]) -> InputSpec:
         """This spec with `input` filled in; InputError if none of the model's `inputs` takes its tensor."""
-        named = [t for t in inputs if t.name == self.input] if self.input else list(inputs)
-        if not named:
-            names = listed(t.name for t in inputs)
+        names, chosen = listed(t.name for t in inputs), [t for t in inputs if self.input in ("", t.name)]
+        if not chosen:
             raise InputError(f"input spec: the model has no input {self.input}; it has {names}")
-        if not self.input and len(named) > 1:
-            names = listed(t.name for t in named)
+        if len(chosen) > 1:
             raise InputError(f"input spec: the model has the inputs {names}; say with `input` which one is the image")
-        target, tensor = named[0], self.tensor
+        target, tensor = chosen[0], self.tensor
         if len(target.shape) != 4 or not target.fits(tensor.dtype, [int(d) for d in tensor.shape]):
             raise InputError(
                 f"input spec: it describes {tensor.type}, but the model's input is {target}; "
                 "correct dtype, layout, size or color in the spec"
             )
         return msgspec.structs.replace(self, input=target.name)
-
-    # --- files and metadata ---------------------------------------------------------------------------------
 
     def to_json(self) -> str:
         """This spec as indented JSON, keys at their default left out."""

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from splitpoint.codecs.bytes import FLOATS, aligned, checked, dims, exactly
+from splitpoint.codecs import FLOATS, aligned, checked, dims, exactly
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitpoint.codecs.bytes import FLOATS, aligned, checked, dims, exactly
+from splitpoint.codecs import FLOATS, aligned, checked, dims, exactly
 from splitpoint.errors import InputError
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 

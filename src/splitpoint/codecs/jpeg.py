@@ -8,7 +8,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from splitpoint.codecs.bytes import at_most, checked, dims
+from splitpoint.codecs import at_most, checked, dims
 from splitpoint.decoding import MAX_PIXELS
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec

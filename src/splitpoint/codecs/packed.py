@@ -7,8 +7,7 @@ import threading
 import numpy as np
 import zstandard
 
-from splitpoint.codecs import open_codec
-from splitpoint.codecs.bytes import at_most, checked
+from splitpoint.codecs import at_most, checked, open_codec
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec
 

@@ -9,8 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from splitpoint.codecs import CODECS, Codec, open_codec, usual_name
-from splitpoint.codecs.bytes import FLOATS, dims, takes
+from splitpoint.codecs import CODECS, FLOATS, Codec, dims, open_codec, takes, usual_name
 from splitpoint.models.model import Model
 from splitpoint.profile.profiles import CodecCost
 from splitpoint.tensors import Array, TensorSpec
