@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 #: Bytes of a file that are looked at: /proc/self/mountinfo may have thousands of mounts.
@@ -54,8 +54,8 @@ def _groups(root: Path) -> Iterator[tuple[int, frozenset[str], Path]]:
             continue
         top = root / place.lstrip("/")
         # A container may see only its own part of the tree, or see it from another namespace.
-        inside = _below(path, mounted)
-        folder = top / inside if inside is not None else top
+        inside = path.is_relative_to(mounted) and ".." not in path.parts
+        folder = top / path.relative_to(mounted) if inside else top
         if not folder.is_dir():
             folder = top
         for group in (folder, *folder.parents):
@@ -64,13 +64,13 @@ def _groups(root: Path) -> Iterator[tuple[int, frozenset[str], Path]]:
                 break
 
 
-def _own_groups(text: str) -> Iterator[tuple[frozenset[str], str]]:
+def _own_groups(text: str) -> Iterator[tuple[frozenset[str], PurePosixPath]]:
     """(controllers, path) by line: ``4:cpu,cpuacct:/docker/ab12``; version 2 names no controllers: ``0::/``."""
     for line in text.splitlines():
         number, _, rest = line.partition(":")
         names, colon, path = rest.partition(":")
         if colon and number.isdigit():
-            yield frozenset(names.split(",")) if names else frozenset(), path
+            yield frozenset(names.split(",")) if names else frozenset(), PurePosixPath(path)
 
 
 def _mounts(text: str) -> Iterator[tuple[int, frozenset[str], str, str]]:
@@ -85,14 +85,6 @@ def _mounts(text: str) -> Iterator[tuple[int, frozenset[str], str, str]]:
             yield 2, frozenset(), mounted, place
         elif kind[0] == "cgroup" and (controllers := frozenset(kind[2].split(",")) & {"cpu", "memory"}):
             yield 1, controllers, mounted, place
-
-
-def _below(path: str, top: str) -> str | None:
-    """``/docker/ab/c`` below ``/docker/ab`` is ``c``; None where it is not below, or leads out."""
-    if ".." in path.split("/"):
-        return None
-    top = top.rstrip("/")
-    return path[len(top) :].lstrip("/") if path == top or path.startswith(f"{top}/") else None
 
 
 def _share(quota: str, period: str) -> float:

@@ -75,10 +75,6 @@ _ALLOWED: Mapping[str, str] = {
 }
 
 
-def _reject(key: str, value: object) -> InputError:
-    return InputError(f"input spec: {key} = {_short(value)} is not possible; {key} is {_ALLOWED[key]}")
-
-
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -129,7 +125,8 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             except TypeError:  # made in Python with a value of the wrong type
                 right = False
             if not right:
-                raise _reject(key, getattr(self, key))
+                value = _short(getattr(self, key))
+                raise InputError(f"input spec: {key} = {value} is not possible; {key} is {_ALLOWED[key]}")
         if self.resize_to is not None and self.crop is not None:
             raise InputError("input spec: give resize_to or crop, not both: they say the same thing")
         for key, plain in (("scale", 1.0), ("mean", 0.0), ("std", 1.0)):
@@ -196,7 +193,7 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> InputSpec | None:
-        """The spec a model carries in its metadata, with its labels, or None."""
+        """The spec in a model's metadata, with its labels, or None."""
         if SPEC_KEY not in metadata:
             return None
         spec = cls.from_json(metadata[SPEC_KEY])

@@ -92,11 +92,6 @@ class ServerSecurity:
                 "(splitpoint keys makes one)"
             )
 
-    @property
-    def guarded(self) -> bool:
-        """Whether strangers can neither get in nor read what goes over."""
-        return self.certificate is not None and bool(self.token or self.client_ca)
-
     def admits(self, token: str) -> bool:
         """Whether who says `token` may come in. Takes the same time however much of it is right, and however long ours
         is: digests are compared."""
