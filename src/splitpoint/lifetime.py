@@ -44,7 +44,7 @@ class Closable:
     """Base of what a user makes, uses and closes.
 
     A subclass calls `_opened` as soon as there is something to close, says in `_end` how that is done, and has every
-    use begin with `_check`.
+    use begin with `check`.
     """
 
     _over: SplitpointError | None = None
@@ -117,6 +117,5 @@ def _close_all() -> None:
         one.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_forked)
 atexit.register(_close_all)

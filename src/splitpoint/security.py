@@ -115,14 +115,8 @@ def client_security(
     """What a device is told, completed from SPLITPOINT_CA, _TLS_CERT, _TLS_KEY, _TOKEN_FILE and _TOKEN. UsageError."""
     if certificate is None and key is None:
         certificate, key = _path(environ, "TLS_CERT"), _path(environ, "TLS_KEY")
-    return Security(
-        tls=tls,
-        ca=ca or _path(environ, "CA"),
-        certificate=certificate,
-        key=key,
-        token=_token(token_file, environ),
-        server_name=server_name,
-    )
+    token = _token(token_file, environ)
+    return Security(tls, ca or _path(environ, "CA"), certificate, key, token, server_name)
 
 
 def server_security(
@@ -134,19 +128,11 @@ def server_security(
     insecure: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> ServerSecurity:
-    """What a server is told, completed from SPLITPOINT_TLS_CERT, _TLS_KEY, _CLIENT_CA, _TOKEN_FILE and _TOKEN.
-
-    UsageError.
-    """
+    """The same of a server: SPLITPOINT_TLS_CERT, _TLS_KEY, _CLIENT_CA, _TOKEN_FILE and _TOKEN. UsageError."""
     if certificate is None and key is None:
         certificate, key = _path(environ, "TLS_CERT"), _path(environ, "TLS_KEY")
-    return ServerSecurity(
-        certificate=certificate,
-        key=key,
-        client_ca=client_ca or _path(environ, "CLIENT_CA"),
-        token=_token(token_file, environ),
-        insecure=insecure,
-    )
+    token = _token(token_file, environ)
+    return ServerSecurity(certificate, key, client_ca or _path(environ, "CLIENT_CA"), token, insecure)
 
 
 def unguarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -156,10 +142,7 @@ def unguarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def read_token(path: Path) -> str:
-    """The token in `path`. UsageError if there is none, or others than the file's owner can read it too.
-
-    A secret that docker or Kubernetes mounts read-only may be read by everyone who is in the container.
-    """
+    """The token in `path`. UsageError if there is none, or others than the file's owner can read it too."""
     data, mode = read_file(path, "token file")
     check_own(path, "token file", mode, group=False)
     text = data.strip()
@@ -177,7 +160,7 @@ def read_file(path: Path, what: str) -> tuple[bytes, int]:
     """(the bytes of `path`, its mode). UsageError if it cannot be read or is too large.
 
     On a read-only mount the mode is without the right to read for group and others: nobody can take it away there.
-    Secrets in containers have modes such as 0444, and who mounted them chose who else is in.
+    Docker and Kubernetes mount secrets so, with modes such as 0444, and who mounts them chooses who else is in.
     """
     try:
         with open_file(path) as file:
