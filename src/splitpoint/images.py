@@ -14,15 +14,18 @@ take normalised floats: for those, `scale`, `mean` and `std` are applied here, o
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from splitpoint.decoding import OnNote, open_picture, silent
 from splitpoint.errors import InputError, nearest
@@ -44,6 +47,8 @@ Task = Literal["classify", "raw"]
 
 _MAX_SIDE = 16_384
 _MAX_TEXT = 16 << 20
+_Side = Annotated[int, Meta(ge=1, le=_MAX_SIDE)]
+_Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 #: The model's metadata keys that carry a spec and its labels (one a line).
 SPEC_KEY = "splitpoint.input_spec"
@@ -80,7 +85,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class InputSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an image becomes a model's input, and how its output becomes labels.
 
     The image is turned upright (EXIF), converted to `color`, resized by `mode` with `interpolation` (antialiased when
@@ -98,35 +103,35 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     dtype: Dtype
     layout: Layout
-    size: tuple[int, int]
+    size: tuple[_Side, _Side]
     input: str = ""
     color: Color = "RGB"
     mode: Mode = "stretch"
-    resize_to: int | None = None
-    crop: float | None = None
-    pad: int = 114
+    resize_to: _Side | None = None
+    crop: Annotated[float, Meta(gt=0.05, le=1)] | None = None
+    pad: Annotated[int, Meta(ge=0, le=255)] = 114
     interpolation: Interpolation = "bilinear"
-    scale: float = 1.0
-    mean: tuple[float, ...] | float = 0.0
-    std: tuple[float, ...] | float = 1.0
+    scale: _Finite = 1.0
+    mean: tuple[_Finite, ...] | _Finite = 0.0
+    std: tuple[_Finite, ...] | _Finite = 1.0
     task: Task = "classify"
     apply_softmax: bool = True
     output: str = ""
     labels: tuple[str, ...] = ()
-    top: int = 5
+    top: Annotated[int, Meta(ge=1, le=1000)] = 5
 
     def __post_init__(self) -> None:
-        for key in ("size", "mean", "std", "labels"):
-            if isinstance(getattr(self, key), list):
-                msgspec.structs.force_setattr(self, key, tuple(getattr(self, key)))
-        for key, possible in _POSSIBLE.items():
+        for field in _FIELDS:
+            key, given = field.name, getattr(self, field.name)
             try:
-                right = possible(self)
-            except TypeError:  # made in Python with a value of the wrong type
-                right = False
-            if not right:
-                value = _short(getattr(self, key))
-                raise InputError(f"input spec: {key} = {value} is not possible; {key} is {_ALLOWED[key]}")
+                value = msgspec.convert(msgspec.to_builtins(given, enc_hook=float), field.type)  # float: of NumPy's
+            except (msgspec.ValidationError, TypeError, ValueError):
+                possible = False
+            else:
+                msgspec.structs.force_setattr(self, key, value)
+                possible = key not in _POSSIBLE or _POSSIBLE[key](self)
+            if not possible:
+                raise InputError(f"input spec: {key} = {_short(given)} is not possible; {key} is {_ALLOWED[key]}")
         if self.resize_to is not None and self.crop is not None:
             raise InputError("input spec: give resize_to or crop, not both: they say the same thing")
         for key, plain in (("scale", 1.0), ("mean", 0.0), ("std", 1.0)):
@@ -166,7 +171,9 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"input spec: it describes {tensor.type}, but the model's input is {target}; "
                 "correct dtype, layout, size or color in the spec"
             )
-        return msgspec.structs.replace(self, input=target.name)
+        bound = copy.copy(self)  # for every picture: it need not be checked again
+        msgspec.structs.force_setattr(bound, "input", target.name)
+        return bound
 
     def to_json(self) -> str:
         """This spec as indented JSON, keys at their default left out."""
@@ -209,35 +216,20 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return f"{self.tensor} {self.color}, {how.get(self.mode, self.mode)}, {self.interpolation}"
 
 
-def _whole(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
+def _per_channel(value: tuple[float, ...] | float, channels: int) -> bool:
+    return not isinstance(value, tuple) or len(value) in (1, channels)
 
 
-def _per_channel(value: object, channels: int, ok: Callable[[float], bool]) -> bool:
-    values = value if isinstance(value, tuple) else (value,)
-    right = all(isinstance(v, int | float) and math.isfinite(v) and ok(v) for v in values)
-    return right and len(values) in (1, channels)
-
-
+_FIELDS = msgspec.structs.fields(InputSpec)
+#: What each value must be of that its type does not say.
 _POSSIBLE: Mapping[str, Callable[[InputSpec], bool]] = {
-    "dtype": lambda s: s.dtype in get_args(Dtype),
-    "layout": lambda s: s.layout in get_args(Layout),
-    "color": lambda s: s.color in get_args(Color),
-    "mode": lambda s: s.mode in get_args(Mode),
-    "interpolation": lambda s: s.interpolation in get_args(Interpolation),
-    "task": lambda s: s.task in get_args(Task),
-    "size": lambda s: len(s.size) == 2 and all(_whole(v, 1, _MAX_SIDE) for v in s.size),
-    "resize_to": lambda s: (
-        s.resize_to is None or (s.mode == "shortest" and _whole(s.resize_to, max(s.size), _MAX_SIDE))
-    ),
-    "crop": lambda s: s.crop is None or (s.mode == "shortest" and 0.05 < s.crop <= 1),
-    "pad": lambda s: _whole(s.pad, 0, 255),
-    "scale": lambda s: math.isfinite(s.scale) and s.scale != 0,
-    "mean": lambda s: _per_channel(s.mean, s.channels, lambda v: True),
-    "std": lambda s: _per_channel(s.std, s.channels, lambda v: v != 0),
+    "resize_to": lambda s: s.resize_to is None or (s.mode == "shortest" and s.resize_to >= max(s.size)),
+    "crop": lambda s: s.crop is None or s.mode == "shortest",
+    "scale": lambda s: s.scale != 0,
+    "mean": lambda s: _per_channel(s.mean, s.channels),
+    "std": lambda s: _per_channel(s.std, s.channels) and bool(np.all(s.std)),
     # They come with models from elsewhere and are printed: no escape sequences for the terminal.
-    "labels": lambda s: isinstance(s.labels, tuple) and not any(map(CONTROL.search, s.labels)),
-    "top": lambda s: _whole(s.top, 1, 1000),
+    "labels": lambda s: not any(map(CONTROL.search, s.labels)),
 }
 
 
@@ -280,14 +272,11 @@ def _convert(parse: Callable[[Any], Any], text: str | bytes, where: str, path: P
         except ValueError as exc:
             raise InputError(f"{where}: the file of labels {exc}") from exc
         values["labels"] = _lines(_read_text(labels, "label"))
-    try:
-        return msgspec.convert(values, InputSpec)
-    except msgspec.ValidationError as exc:
-        field = re.search(r"\$\.(\w+)|field `(\w+)`", str(exc))
-        key = (field.group(1) or field.group(2)) if field else ""
+    for key in ("dtype", "layout", "size"):
         if key not in values:
-            raise InputError(f"{where}: {key or exc} is missing; {key} is {_ALLOWED.get(key, 'needed')}") from exc
-        raise InputError(f"{where}: {key} = {_short(values[key])} is not possible; {key} is {_ALLOWED[key]}") from exc
+            raise InputError(f"{where}: {key} is missing; {key} is {_ALLOWED[key]}")
+    try:
+        return InputSpec(**values)
     except InputError as exc:
         raise InputError(str(exc).replace("input spec", where, 1)) from exc
 
