@@ -23,20 +23,26 @@ import numpy as np
 from splitpoint.errors import InputError, UsageError, nearest
 from splitpoint.tensors import Array, TensorSpec, spec_of
 
+#: The dtypes that lossy codecs take. Integers are ids, counts or quantised already: their bits all mean something.
+FLOATS = frozenset({"float16", "float32", "float64"})
+
 
 class Codec(Protocol):
-    """Tensor ↔ bytes. All specs here are bound (no free dimension). Threads may share one."""
+    """Tensor ↔ bytes. All specs here are bound (no free dimension). Threads may share one.
+
+    A class that has it as its base is a lossy codec of floats with a known size, but for what it says otherwise.
+    """
 
     name: str
     """As plans, command lines and the wire have it: ``int8+zstd``, ``jpeg:90``."""
-    exact: bool
+    exact: bool = False
     """Whether what is decoded equals what was encoded, bit for bit."""
-    sized: bool
+    sized: bool = True
     """Whether `nbytes` is exact, known without encoding; otherwise it is an estimate."""
 
     def accepts(self, spec: TensorSpec) -> bool:
         """Whether such a tensor can be encoded. Integer tensors are never quantised; jpeg takes uint8[1,h,w,1|3]."""
-        ...
+        return spec.dtype in FLOATS
 
     def nbytes(self, spec: TensorSpec) -> int:
         """Bytes that a tensor of `spec` takes encoded."""
@@ -44,7 +50,7 @@ class Codec(Protocol):
 
     def most(self, spec: TensorSpec) -> int:
         """The most bytes that an honest encoding of `spec` has: a receiver refuses more before it allocates."""
-        ...
+        return self.nbytes(spec)
 
     def encode(self, array: Array) -> Array:
         """`array` as contiguous uint8[n]; it may share memory with `array`.
@@ -137,9 +143,6 @@ def open_codec(name: str) -> Codec:
 
 
 # --- what all codecs check --------------------------------------------------------------------------------------------
-
-#: The dtypes that lossy codecs take. Integers are ids, counts or quantised already: their bits all mean something.
-FLOATS = frozenset({"float16", "float32", "float64"})
 
 
 def checked(codec: Codec, array: Array) -> Array:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitpoint.codecs import FLOATS, aligned, checked, dims, exactly
+from splitpoint.codecs import Codec, aligned, checked, dims, exactly
 from splitpoint.errors import InputError
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 
 
-class Raw:
+class Raw(Codec):
     """Little-endian values in C order: what a tensor without a codec is on the wire."""
 
     exact = True
-    sized = True
 
     def __init__(self, name: str = "raw") -> None:
         self.name = name
@@ -22,9 +21,6 @@ class Raw:
         return spec.dtype in ITEM_SIZES
 
     def nbytes(self, spec: TensorSpec) -> int:
-        return spec.nbytes
-
-    def most(self, spec: TensorSpec) -> int:
         return spec.nbytes
 
     def encode(self, array: Array) -> Array:
@@ -37,23 +33,14 @@ class Raw:
         return aligned(data, spec.dtype).reshape(dims(spec))
 
 
-class Half:
+class Half(Codec):
     """IEEE half precision, rounded to the nearest. NaN and infinities pass; what would become infinite is refused."""
-
-    exact = False
-    sized = True
 
     def __init__(self, name: str = "fp16") -> None:
         self.name = name
 
-    def accepts(self, spec: TensorSpec) -> bool:
-        return spec.dtype in FLOATS
-
     def nbytes(self, spec: TensorSpec) -> int:
         return 2 * spec.elements
-
-    def most(self, spec: TensorSpec) -> int:
-        return self.nbytes(spec)
 
     def encode(self, array: Array) -> Array:
         array = checked(self, array)
