@@ -83,10 +83,8 @@ def _general_name(host: str) -> x509.GeneralName:
         from cryptography import x509
     except ImportError as exc:
         raise MissingExtraError("cryptography", "tls", "make keys") from exc
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ip_address(host.strip("[]")))
-    except ValueError:
-        pass
     labels = host.removesuffix(".").split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or "*" in labels[1:]:
         raise UsageError(f"{host!r} is neither a host's name nor an IP address: --host server.lab, --host 192.168.1.7")

@@ -19,9 +19,8 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -353,8 +352,7 @@ def explain_missing(inputs: Sequence[TensorSpec], model: str) -> str:
 # --- image → tensor -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """Where an upright image's pixels go: `box` of it (left, top, right, bottom) fills `size` (width, height) of the
     model's input at `offset` (x, y)."""
 
