@@ -107,15 +107,13 @@ def missing_nbytes(path: Path) -> int:
     try:
         with open_file(path) as file:
             whole = path.stat().st_size
-            head = file.read(64)
+            head, said = file.read(64), 0
             if head[:4] == b"RIFF":
                 said = 8 + int.from_bytes(head[4:8], "little")
             elif head[:4] == _EBML:
                 said = _segment_end(head)
             elif head[4:8] in _BOXES:
                 said = _boxes_end(file, whole)
-            else:
-                said = 0
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     return max(0, said - whole)

@@ -79,7 +79,8 @@ def _decode(file: BinaryIO, label: str, mode: str, on_note: OnNote) -> tuple[Ima
             return _to_8bit(heif.to_pillow(), label, mode, on_note), 1
         if image.format == "EPS":  # Pillow would start Ghostscript on it
             raise InputError(f"{label} is PostScript, a program that would have to be run: convert it to PNG")
-        if _is_raw(image, label):
+        is_dng = _DNG_VERSION in getattr(image, "tag_v2", {})
+        if image.format == "TIFF" and (is_dng or Path(label).suffix.lower() in RAW_SUFFIXES):
             raise InputError(f"{label} is a raw photo, and only its preview could be read: develop it to JPEG or TIFF")
         if image.format in _SEQUENCES and getattr(image, "is_animated", False):
             call(on_note, label, "has several frames or pages: the first is taken")
@@ -148,11 +149,6 @@ def _open_heif(file: BinaryIO, label: str) -> Any:
     return pi_heif.open_heif(file)
 
 
-def _is_raw(image: Image.Image, label: str) -> bool:
-    tags: Mapping[int, object] = getattr(image, "tag_v2", {})
-    return image.format == "TIFF" and (_DNG_VERSION in tags or Path(label).suffix.lower() in RAW_SUFFIXES)
-
-
 def _unreadable(head: bytes) -> str:
     """What a file is that Pillow does not know, by its first bytes, and what to do."""
     if head[:4] in (b"\x00\x05\x16\x07", b"\x00\x05\x16\x00"):
@@ -187,10 +183,8 @@ def _to_8bit(image: Image.Image, label: str, mode: str, on_note: OnNote) -> Imag
             f"{label} is a TIFF of signed 8-bit integers, which Pillow cannot read: save it with 8 bits unsigned"
         )
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        white.alpha_composite(image)
-        image = white
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     elif image.mode == "LAB":
         from PIL import ImageCms
 

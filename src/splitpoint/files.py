@@ -287,11 +287,10 @@ def _replace(part: Path, path: Path) -> None:
     if there.st_nlink == 1 and _made_like(part, there):
         try:
             part.replace(path)
+            return
         except OSError as exc:
             if exc.errno not in _NOT_REPLACED or path.is_dir():
                 raise
-        else:
-            return
     _overwrite(path, part.read_bytes())
 
 

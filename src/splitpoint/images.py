@@ -43,7 +43,6 @@ Mode = Literal["stretch", "shortest", "letterbox"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 Task = Literal["classify", "raw"]
 
-
 _MAX_SIDE = 16_384
 _MAX_TEXT = 16 << 20
 _Side = Annotated[int, Meta(ge=1, le=_MAX_SIDE)]
@@ -215,18 +214,14 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.tensor} {self.color}, {how.get(self.mode, self.mode)}, {self.interpolation}"
 
 
-def _per_channel(value: tuple[float, ...] | float, channels: int) -> bool:
-    return not isinstance(value, tuple) or len(value) in (1, channels)
-
-
 _FIELDS = msgspec.structs.fields(InputSpec)
 #: What each value must be of that its type does not say.
 _POSSIBLE: Mapping[str, Callable[[InputSpec], bool]] = {
     "resize_to": lambda s: s.resize_to is None or (s.mode == "shortest" and s.resize_to >= max(s.size)),
     "crop": lambda s: s.crop is None or s.mode == "shortest",
     "scale": lambda s: s.scale != 0,
-    "mean": lambda s: _per_channel(s.mean, s.channels),
-    "std": lambda s: _per_channel(s.std, s.channels) and bool(np.all(s.std)),
+    "mean": lambda s: np.size(s.mean) in (1, s.channels),
+    "std": lambda s: np.size(s.std) in (1, s.channels) and bool(np.all(s.std)),
     # They come with models from elsewhere and are printed: no escape sequences for the terminal.
     "labels": lambda s: not any(map(CONTROL.search, s.labels)),
 }
@@ -296,14 +291,8 @@ def guess_spec(tensor: TensorSpec) -> InputSpec | None:
     h, w, c = layout[1]
     if not isinstance(h, int) or not isinstance(w, int):
         return None
-    return InputSpec(
-        dtype="uint8",
-        layout=layout[0],
-        size=(h, w),
-        input=tensor.name,
-        task="raw",
-        color="GRAY" if c == 1 else "RGB",
-    )
+    color: Color = "GRAY" if c == 1 else "RGB"
+    return InputSpec(dtype="uint8", layout=layout[0], size=(h, w), input=tensor.name, color=color, task="raw")
 
 
 def _layout(tensor: TensorSpec) -> tuple[Layout, tuple[int | str, int | str, int]] | None:

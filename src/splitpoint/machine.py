@@ -133,8 +133,7 @@ def default_cache(on_note: Callable[[str], None] = lambda text: None) -> Path:
     Without a home that can be written, or has it already, a folder of this user's among the temporary ones, of which
     `on_note` is told once.
     """
-    set_to = os.environ.get("SPLITPOINT_CACHE")
-    if set_to:
+    if set_to := os.environ.get("SPLITPOINT_CACHE"):
         return Path(set_to)
     usual = _user_cache()
     if usual is not None and (os.path.isdir(usual) or may_be_written(usual)):

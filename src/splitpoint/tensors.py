@@ -24,8 +24,6 @@ ITEM_SIZES: Mapping[str, int] = {
     "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
     "float16": 2, "float32": 4, "float64": 8,
 }  # fmt: skip
-
-
 #: The shape of a tensor that may have any number of dimensions: which, its values decide.
 ANY_RANK: tuple[int | str, ...] = ("...",)
 

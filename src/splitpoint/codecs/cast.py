@@ -46,7 +46,8 @@ class Half(Codec):
         array = checked(self, array)
         if array.dtype == np.float16:
             return array.reshape(-1).view(np.uint8)
-        plain = _range_of(array) < _TOO_LARGE  # not so with a NaN in it
+        largest = max(-float(array.min()), float(array.max())) if array.size else 0.0
+        plain = largest < _TOO_LARGE  # not so with a NaN in it
         if not plain and bool((np.isfinite(array) & (np.abs(array) >= _TOO_LARGE)).any()):
             raise InputError(
                 f"a value beyond 65504, the largest of half precision: codec {self.name} cannot express it; send it raw"
@@ -61,20 +62,14 @@ class Half(Codec):
         return values.reshape(dims(spec))
 
 
-def _range_of(array: Array) -> float:
-    """The largest magnitude; NaN if there is one."""
-    return max(-float(array.min()), float(array.max())) if array.size else 0.0
-
-
 #: Halfway between the largest half and the next power of two: the smallest that rounds to infinity.
 _TOO_LARGE = 65520.0
 
 
 # --- float32 ↔ half precision at memory speed -------------------------------------------------------------------------
-# numpy converts one value after the other (measured, GB of float32 a second: 1.3 down and 2.1 up; half of that on a
-# busy core). The same in whole-array steps on the bits, a piece at a time so that it stays in the processor's cache:
-# 2.2 and 4 to 5. Multiplying by 2^-112 makes a float's exponent a half's; what is then too small for a half's normal
-# range is rounded by the multiplication.
+# numpy converts one value after the other, at half the speed (docs/design/codecs.md). These are whole-array steps on
+# the bits, a piece at a time so that it stays in the processor's cache. Multiplying by 2^-112 makes a float's exponent
+# a half's; what is then too small for a half's normal range is rounded by the multiplication.
 
 #: Values a piece: three buffers of 4 bytes each fit the second-level cache of a small processor.
 _PIECE = 16384
