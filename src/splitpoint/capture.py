@@ -96,14 +96,8 @@ def opencv() -> Any:
     return cv2
 
 
-# --- containers -------------------------------------------------------------------------------------------------------
-
-
 def missing_nbytes(path: Path) -> int:
-    """By how many bytes a video file is shorter than it says; 0 for kinds that do not say it.
-
-    They are MP4 and MOV, AVI, MKV and WebM. InputError if it cannot be read.
-    """
+    """By how many bytes an MP4, MOV, AVI, MKV or WebM file is shorter than it says; 0 for other kinds. InputError."""
     try:
         with open_file(path) as file:
             whole = path.stat().st_size

@@ -80,9 +80,8 @@ def sized(spec: TensorSpec, elements: int) -> TensorSpec:
     Pictures (uint8) and tokens grow along their length, feature maps in channels: the length of a channel stays.
     """
     shape = [max(1, n) for n in dims(spec)] or [1]
-    shape[0] = 1 if len(shape) > 1 else shape[0]
-    axis = 0 if len(shape) == 1 else 1
-    shape[axis] = 1
+    axis = min(1, len(shape) - 1)
+    shape[: axis + 1] = [1] * (axis + 1)
     shape[axis] = max(1, round(elements / prod(shape)))
     return TensorSpec(spec.name, spec.dtype, tuple(shape))
 
