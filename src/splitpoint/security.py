@@ -93,7 +93,7 @@ class ServerSecurity:
             )
 
     def admits(self, token: str) -> bool:
-        """Whether who says `token` may come in; as slow however much of it is right, and however long ours is."""
+        """Whether who says `token` may come in; it takes as long however much of it is right, or long ours is."""
         return not self.token or hmac.compare_digest(_digest(token), _digest(self.token))
 
 
