@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.common import EDGE_CORE, header, pin
 from splitpoint.codecs import CODECS, open_codec
-from splitpoint.codecs.speed import sample
+from splitpoint.profile.codec_times import sample
 from splitpoint.tensors import Array, TensorSpec
 
 FEATURES = ((1, 32, 112, 112), (1, 96, 14, 14), (1, 197, 768), (1, 128, 128, 128))

@@ -24,135 +24,62 @@ from splitpoint.telemetry import turn_off as _turn_telemetry_off
 
 TYPE_CHECKING = False  # the one of `typing`, whose import takes as long as all of Python's own start
 if TYPE_CHECKING:
-    from splitpoint.calibration.calibrations import Calibration
-    from splitpoint.calibration.codec_trials import calibrate
-    from splitpoint.calibration.files import load_calibration, save_calibration
-    from splitpoint.codecs import Codec, open_codec
-    from splitpoint.engines import Engine, Session, open_engine
+    from splitpoint.calibration.calibrations import Calibration as Calibration
+    from splitpoint.calibration.codec_trials import calibrate as calibrate
+    from splitpoint.calibration.files import load_calibration as load_calibration, save_calibration as save_calibration
+    from splitpoint.codecs import Codec as Codec, open_codec as open_codec
+    from splitpoint.engines import Engine as Engine, Session as Session, open_engine as open_engine
     from splitpoint.errors import (
-        BusyError,
-        CutError,
-        EngineError,
-        InputError,
-        MissingExtraError,
-        ModelError,
-        ProtocolError,
-        RefusedError,
-        ServerError,
-        SplitpointError,
-        StorageError,
-        UsageError,
-        VerifyError,
+        BusyError as BusyError,
+        CutError as CutError,
+        EngineError as EngineError,
+        InputError as InputError,
+        MissingExtraError as MissingExtraError,
+        ModelError as ModelError,
+        ProtocolError as ProtocolError,
+        RefusedError as RefusedError,
+        ServerError as ServerError,
+        SplitpointError as SplitpointError,
+        StorageError as StorageError,
+        UsageError as UsageError,
+        VerifyError as VerifyError,
     )
-    from splitpoint.graph import Cut, Graph, Node
-    from splitpoint.images import InputSpec, classify, read_image
-    from splitpoint.link import Link
-    from splitpoint.measured_cuts import compare
-    from splitpoint.models import load
-    from splitpoint.models.model import Model, Segment
-    from splitpoint.models.torch import export
-    from splitpoint.planning.constraints import Constraints
-    from splitpoint.planning.files import load_plan, save_plan
-    from splitpoint.planning.planner import Planner, plan
-    from splitpoint.planning.plans import Option, Plan
-    from splitpoint.predict.learn.files import load_latency
-    from splitpoint.predict.price.prediction import predict as predict_latency
-    from splitpoint.profile.files import load_profile, save_profile
-    from splitpoint.profile.measure import profile_model
-    from splitpoint.profile.profiles import Profile
-    from splitpoint.runtime.adapt.controller import Watching
-    from splitpoint.runtime.client.edge import Edge
-    from splitpoint.runtime.client.edge_requests import EdgeStats
-    from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy
-    from splitpoint.runtime.client.timeouts import Patience
-    from splitpoint.runtime.client.whole_model import Local
-    from splitpoint.runtime.client.wire_remote import WireSettings
-    from splitpoint.runtime.events import Event
-    from splitpoint.runtime.result import Request, Result
-    from splitpoint.runtime.server.server import Server
-    from splitpoint.security import Security, ServerSecurity
-    from splitpoint.segments import Check, Manifest, split, verify
-    from splitpoint.tensors import TensorSpec
-    from splitpoint.trace import Recorder, Span, Trace
-    from splitpoint.wire import Limits
+    from splitpoint.graph import Cut as Cut, Graph as Graph, Node as Node
+    from splitpoint.images import InputSpec as InputSpec, classify as classify, read_image as read_image
+    from splitpoint.link import Link as Link
+    from splitpoint.measured_cuts import compare as compare
+    from splitpoint.models import load as load
+    from splitpoint.models.model import Model as Model, Segment as Segment
+    from splitpoint.models.torch import export as export
+    from splitpoint.planning.constraints import Constraints as Constraints
+    from splitpoint.planning.files import load_plan as load_plan, save_plan as save_plan
+    from splitpoint.planning.planner import Planner as Planner, plan as plan
+    from splitpoint.planning.plans import Option as Option, Plan as Plan
+    from splitpoint.predict.learn.files import load_latency as load_latency
+    from splitpoint.predict.price.prediction import predict_latency as predict_latency
+    from splitpoint.profile.files import load_profile as load_profile, save_profile as save_profile
+    from splitpoint.profile.measure import profile_model as profile_model
+    from splitpoint.profile.profiles import Profile as Profile
+    from splitpoint.runtime.adapt.controller import Watching as Watching
+    from splitpoint.runtime.client.edge import Edge as Edge
+    from splitpoint.runtime.client.edge_requests import EdgeStats as EdgeStats
+    from splitpoint.runtime.client.edge_settings import AutoPlan as AutoPlan, ModelPolicy as ModelPolicy
+    from splitpoint.runtime.client.timeouts import Patience as Patience
+    from splitpoint.runtime.client.whole_model import Local as Local
+    from splitpoint.runtime.client.wire_remote import WireSettings as WireSettings
+    from splitpoint.runtime.events import Event as Event
+    from splitpoint.runtime.result import Request as Request, Result as Result
+    from splitpoint.runtime.server.server import Server as Server
+    from splitpoint.security import Security as Security, ServerSecurity as ServerSecurity
+    from splitpoint.segments import Check as Check, Manifest as Manifest, split as split, verify as verify
+    from splitpoint.tensors import TensorSpec as TensorSpec
+    from splitpoint.trace import Recorder as Recorder, Span as Span, Trace as Trace
+    from splitpoint.wire import Limits as Limits
 
 _require_system()
 _turn_telemetry_off()  # before anything imports ONNX Runtime, or what else would report to its maker
 
-__all__ = [
-    "AutoPlan",
-    "BusyError",
-    "Calibration",
-    "Check",
-    "Codec",
-    "Constraints",
-    "Cut",
-    "CutError",
-    "Edge",
-    "EdgeStats",
-    "Engine",
-    "EngineError",
-    "Event",
-    "Graph",
-    "InputError",
-    "InputSpec",
-    "Limits",
-    "Link",
-    "Local",
-    "Manifest",
-    "MissingExtraError",
-    "Model",
-    "ModelError",
-    "ModelPolicy",
-    "Node",
-    "Option",
-    "Patience",
-    "Plan",
-    "Planner",
-    "Profile",
-    "ProtocolError",
-    "Recorder",
-    "RefusedError",
-    "Request",
-    "Result",
-    "Security",
-    "Segment",
-    "Server",
-    "ServerError",
-    "ServerSecurity",
-    "Session",
-    "Span",
-    "SplitpointError",
-    "StorageError",
-    "TensorSpec",
-    "Trace",
-    "UsageError",
-    "VerifyError",
-    "Watching",
-    "WireSettings",
-    "calibrate",
-    "classify",
-    "compare",
-    "export",
-    "load",
-    "load_calibration",
-    "load_latency",
-    "load_plan",
-    "load_profile",
-    "open_codec",
-    "open_engine",
-    "plan",
-    "predict_latency",
-    "profile_model",
-    "read_image",
-    "save_calibration",
-    "save_plan",
-    "save_profile",
-    "split",
-    "verify",
-]
-
-#: Room → its names among these. A room is imported when one of them is asked for: NumPy and all else that takes time is
+#: Room → its public names. A room is imported when one of them is asked for: NumPy and all else that takes time is
 #: not loaded by whoever only looks for the version, or presses Ctrl-C while the command line starts.
 _ROOMS = {
     "calibration.files": "load_calibration save_calibration",
@@ -174,7 +101,7 @@ _ROOMS = {
     "planning.planner": "Planner plan",
     "planning.plans": "Option Plan",
     "predict.learn.files": "load_latency",
-    "predict.price.prediction": "predict_latency=predict",
+    "predict.price.prediction": "predict_latency",
     "profile.files": "load_profile save_profile",
     "profile.measure": "profile_model",
     "profile.profiles": "Profile",
@@ -194,12 +121,9 @@ _ROOMS = {
     "trace": "Recorder Span Trace",
     "wire": "Limits",
 }
-#: Name → the module and what it is called there: ``predict_latency=predict`` stands beside the room `predict`.
-_HOME = {
-    name.partition("=")[0]: (f"splitpoint.{room}", name.rpartition("=")[2])
-    for room, names in _ROOMS.items()
-    for name in names.split()
-}
+_HOME = {name: f"splitpoint.{room}" for room, names in _ROOMS.items() for name in names.split()}
+if not TYPE_CHECKING:  # type checkers know only lists of words, and take the imports above
+    __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> object:
@@ -207,10 +131,9 @@ def __getattr__(name: str) -> object:
 
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, there = _HOME[name]
-    value = globals()[name] = getattr(import_module(module), there)
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return sorted(_HOME)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Generic, ParamSpec
+from typing import ParamSpec
 
 P = ParamSpec("P")
 
@@ -51,16 +51,6 @@ def call(callback: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) ->
     """Calls `callback` under its `guard`."""
     with guard(getattr(callback, "__qualname__", type(callback).__qualname__)):
         callback(*args, **kwargs)
-
-
-class Guarded(Generic[P]):
-    """`callback`, so that calling it never raises."""
-
-    def __init__(self, callback: Callable[P, object]) -> None:
-        self._callback = callback
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        call(self._callback, *args, **kwargs)
 
 
 def report(name: str, exc: BaseException) -> None:

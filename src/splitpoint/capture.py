@@ -96,26 +96,18 @@ def opencv() -> Any:
     return cv2
 
 
-# --- containers -------------------------------------------------------------------------------------------------------
-
-
 def missing_nbytes(path: Path) -> int:
-    """By how many bytes a video file is shorter than it says; 0 for kinds that do not say it.
-
-    They are MP4 and MOV, AVI, MKV and WebM. InputError if it cannot be read.
-    """
+    """By how many bytes an MP4, MOV, AVI, MKV or WebM file is shorter than it says; 0 for other kinds. InputError."""
     try:
         with open_file(path) as file:
             whole = path.stat().st_size
-            head = file.read(64)
+            head, said = file.read(64), 0
             if head[:4] == b"RIFF":
                 said = 8 + int.from_bytes(head[4:8], "little")
             elif head[:4] == _EBML:
                 said = _segment_end(head)
             elif head[4:8] in _BOXES:
                 said = _boxes_end(file, whole)
-            else:
-                said = 0
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     return max(0, said - whole)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _EARLY = timedelta(days=1)
 _LABEL = re.compile(r"(\*|[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)", re.ASCII | re.IGNORECASE)
 _TOKEN_BYTES = 32
+#: As the fields of `Keys`.
+_FILES = ("ca.pem", "ca.key", "server.pem", "server.key", "client.pem", "client.key", "token")
+_CALLED = {"ca": "splitpoint lab authority", "server": "splitpoint server", "client": "splitpoint device"}
 
 
 @dataclass(frozen=True)
@@ -50,30 +53,21 @@ def make(folder: Path, hosts: Sequence[str], *, now: datetime, days: float = 365
     if not hosts:
         raise UsageError("a server's certificate needs at least one name: --host NAME")
     names = [_general_name(host) for host in dict.fromkeys(hosts)]
-    files = Keys(
-        **{
-            field: folder / name
-            for field, name in (
-                ("ca", "ca.pem"),
-                ("ca_key", "ca.key"),
-                ("server", "server.pem"),
-                ("server_key", "server.key"),
-                ("client", "client.pem"),
-                ("client_key", "client.key"),
-                ("token", "token"),
-            )
-        }
-    )
+    files = Keys(*(folder / name for name in _FILES))
     there = [path for path in vars(files).values() if os.path.lexists(path)]
     if there:
         raise UsageError(f"{there[0]} is there already, and may be in use: choose another folder, or remove it")
-    maker = _Maker(now - _EARLY, now + timedelta(days=days))
-    contents = maker.all(names)
+    contents = _contents(names, now - _EARLY, now + timedelta(days=days))
     written: list[Path] = []
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for field, path in vars(files).items():
-            _write(path, contents[field], written, secret=field.endswith("_key") or field == "token")
+            secret = field.endswith("_key") or field == "token"
+            # Never over a file, and never readable for a moment by whom it is not for.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
+            written.append(path)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(contents[field])
     except BaseException as exc:
         for path in written:  # half a set is of no use, and would stand in the way of the next try
             with suppress(OSError):
@@ -84,106 +78,55 @@ def make(folder: Path, hosts: Sequence[str], *, now: datetime, days: float = 365
     return files
 
 
-def _write(path: Path, data: bytes, written: list[Path], *, secret: bool) -> None:
-    """Never over a file, and never readable for a moment by whom it is not for. What is there then is in `written`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
-    written.append(path)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-
-
 def _general_name(host: str) -> x509.GeneralName:
     try:
         from cryptography import x509
     except ImportError as exc:
         raise MissingExtraError("cryptography", "tls", "make keys") from exc
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ip_address(host.strip("[]")))
-    except ValueError:
-        pass
     labels = host.removesuffix(".").split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or "*" in labels[1:]:
         raise UsageError(f"{host!r} is neither a host's name nor an IP address: --host server.lab, --host 192.168.1.7")
     return x509.DNSName(host.removesuffix("."))
 
 
-class _Maker:
-    """Makes certificates that hold from `begin` to `end`. Elliptic curves: quick for a small device, and for many."""
-
-    def __init__(self, begin: datetime, end: datetime) -> None:
-        self._begin, self._end = begin, end
-
-    def all(self, names: Sequence[x509.GeneralName]) -> dict[str, bytes]:
-        """The files' contents, by the names of `Keys`."""
-        from cryptography.x509 import SubjectAlternativeName
-        from cryptography.x509.oid import ExtendedKeyUsageOID
-
-        ca_key, server_key, client_key = self._key(), self._key(), self._key()
-        ca = self._signed("splitpoint lab authority", ca_key, None, ca_key, [])
-        server = self._signed(
-            "splitpoint server",
-            server_key,
-            ca,
-            ca_key,
-            [(SubjectAlternativeName(names), False)],
-            ExtendedKeyUsageOID.SERVER_AUTH,
-        )
-        client = self._signed("splitpoint device", client_key, ca, ca_key, [], ExtendedKeyUsageOID.CLIENT_AUTH)
-        return {
-            "ca": _pem(ca),
-            "ca_key": _private_pem(ca_key),
-            "server": _pem(server),
-            "server_key": _private_pem(server_key),
-            "client": _pem(client),
-            "client_key": _private_pem(client_key),
-            "token": secrets.token_urlsafe(_TOKEN_BYTES).encode() + b"\n",
-        }
-
-    @staticmethod
-    def _key() -> EllipticCurvePrivateKey:
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        return ec.generate_private_key(ec.SECP256R1())
-
-    def _signed(
-        self,
-        name: str,
-        key: EllipticCurvePrivateKey,
-        issuer: x509.Certificate | None,
-        issuer_key: EllipticCurvePrivateKey,
-        extensions: Sequence[tuple[x509.ExtensionType, bool]],
-        purpose: x509.ObjectIdentifier | None = None,
-    ) -> x509.Certificate:
-        """A certificate; without an issuer, an authority's own. With all that strict verifiers ask for (RFC 5280)."""
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes
-
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        is_ca = issuer is None
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject if issuer is None else issuer.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(self._begin)
-            .not_valid_after(self._end)
-            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
-            .add_extension(_usage(is_ca), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
-        )
-        if purpose is not None:
-            builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical=critical)
-        return builder.sign(issuer_key, hashes.SHA256())
-
-
-def _usage(is_ca: bool) -> x509.KeyUsage:
+def _contents(names: Sequence[x509.GeneralName], begin: datetime, end: datetime) -> dict[str, bytes]:
+    """The files' contents, by the names of `Keys`. Elliptic curves: quick for a small device, and for many."""
     from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    return x509.KeyUsage(
+    extensions: dict[str, list[x509.ExtensionType]] = {
+        "ca": [],
+        "server": [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), x509.SubjectAlternativeName(names)],
+        "client": [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])],
+    }
+    keys = {who: ec.generate_private_key(ec.SECP256R1()) for who in extensions}
+    contents = {"token": secrets.token_urlsafe(_TOKEN_BYTES).encode() + b"\n"}
+    for who, key in keys.items():
+        certificate = _signed(who, key, keys["ca"], extensions[who], begin, end)
+        contents[who] = certificate.public_bytes(Encoding.PEM)
+        contents[f"{who}_key"] = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return contents
+
+
+def _signed(
+    who: str,
+    key: EllipticCurvePrivateKey,
+    ca_key: EllipticCurvePrivateKey,
+    extensions: Sequence[x509.ExtensionType],
+    begin: datetime,
+    end: datetime,
+) -> x509.Certificate:
+    """A certificate that holds from `begin` to `end`, with all that strict verifiers ask for (RFC 5280)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    subject, issuer = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _CALLED[w])]) for w in (who, "ca"))
+    is_ca = who == "ca"
+    usage = x509.KeyUsage(
         digital_signature=not is_ca,
         key_cert_sign=is_ca,
         crl_sign=is_ca,
@@ -194,17 +137,19 @@ def _usage(is_ca: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    pem: bytes = certificate.public_bytes(Encoding.PEM)
-    return pem
-
-
-def _private_pem(key: EllipticCurvePrivateKey) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    pem: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return pem
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+    )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    return builder.sign(ca_key, hashes.SHA256())

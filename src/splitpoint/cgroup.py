@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-#: Of /proc/self/mountinfo (thousands of mounts) and of a file with one limit: bytes that are looked at.
-_MOST_TABLE, _MOST_VALUE = 1 << 20, 4096
+#: Bytes of a file that are looked at: /proc/self/mountinfo may have thousands of mounts.
+_MOST = 1 << 20
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 
@@ -30,14 +30,14 @@ def limits(root: Path = Path("/")) -> GroupLimits:
     nbytes: list[int] = []
     for version, controllers, folder in _groups(root):
         if version == 2:
-            quota, _, period = _read(folder / "cpu.max", _MOST_VALUE).partition(" ")
+            quota, _, period = read(folder / "cpu.max").partition(" ")
             cpus.append(_share(quota, period))
-            nbytes.append(_number(_read(folder / "memory.max", _MOST_VALUE)))
+            nbytes.append(_number(read(folder / "memory.max")))
         if "cpu" in controllers:
-            quota, period = (_read(folder / f"cpu.cfs_{what}_us", _MOST_VALUE) for what in ("quota", "period"))
+            quota, period = (read(folder / f"cpu.cfs_{what}_us") for what in ("quota", "period"))
             cpus.append(_share(quota, period))
         if "memory" in controllers:
-            nbytes.append(_number(_read(folder / "memory.limit_in_bytes", _MOST_VALUE)))
+            nbytes.append(_number(read(folder / "memory.limit_in_bytes")))
     return GroupLimits(
         min((n for n in cpus if n > 0), default=0.0),
         # Version 1 writes "no limit" as a number near 2^63.
@@ -47,31 +47,30 @@ def limits(root: Path = Path("/")) -> GroupLimits:
 
 def _groups(root: Path) -> Iterator[tuple[int, frozenset[str], Path]]:
     """(version, controllers, folder) of every group that holds this process and can be seen, the innermost first."""
-    mine = list(_own_groups(_read(root / "proc/self/cgroup", _MOST_TABLE)))
-    for version, controllers, mounted, place in _mounts(_read(root / "proc/self/mountinfo", _MOST_TABLE)):
+    mine = list(_own_groups(read(root / "proc/self/cgroup")))
+    for version, controllers, mounted, place in _mounts(read(root / "proc/self/mountinfo")):
         path = next((p for names, p in mine if names & controllers or names == controllers), None)
         if path is None:
             continue
         top = root / place.lstrip("/")
         # A container may see only its own part of the tree, or see it from another namespace.
-        inside = _below(path, mounted)
-        folder = top / inside if inside is not None else top
+        inside = path.is_relative_to(mounted) and ".." not in path.parts
+        folder = top / path.relative_to(mounted) if inside else top
         if not folder.is_dir():
             folder = top
-        while True:
-            yield version, controllers, folder
-            if folder == top:
+        for group in (folder, *folder.parents):
+            yield version, controllers, group
+            if group == top:
                 break
-            folder = folder.parent
 
 
-def _own_groups(text: str) -> Iterator[tuple[frozenset[str], str]]:
+def _own_groups(text: str) -> Iterator[tuple[frozenset[str], PurePosixPath]]:
     """(controllers, path) by line: ``4:cpu,cpuacct:/docker/ab12``; version 2 names no controllers: ``0::/``."""
     for line in text.splitlines():
         number, _, rest = line.partition(":")
         names, colon, path = rest.partition(":")
         if colon and number.isdigit():
-            yield frozenset(names.split(",")) if names else frozenset(), path
+            yield frozenset(names.split(",")) if names else frozenset(), PurePosixPath(path)
 
 
 def _mounts(text: str) -> Iterator[tuple[int, frozenset[str], str, str]]:
@@ -88,14 +87,6 @@ def _mounts(text: str) -> Iterator[tuple[int, frozenset[str], str, str]]:
             yield 1, controllers, mounted, place
 
 
-def _below(path: str, top: str) -> str | None:
-    """``/docker/ab/c`` below ``/docker/ab`` is ``c``; None where it is not below, or leads out."""
-    if ".." in path.split("/"):
-        return None
-    top = top.rstrip("/")
-    return path[len(top) :].lstrip("/") if path == top or path.startswith(f"{top}/") else None
-
-
 def _share(quota: str, period: str) -> float:
     most, of = _number(quota), _number(period)
     return most / of if of else 0.0
@@ -106,9 +97,10 @@ def _number(text: str) -> int:
     return int(text) if _NUMBER.fullmatch(text) else 0
 
 
-def _read(path: Path, most: int) -> str:
+def read(path: Path) -> str:
+    """What the system says in a file, without blanks around it; ``""`` if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(most).decode("utf-8", "replace").strip()
+            return file.read(_MOST).decode("utf-8", "replace").strip()
     except OSError:
         return ""

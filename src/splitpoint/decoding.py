@@ -70,14 +70,17 @@ def _decode(file: BinaryIO, label: str, mode: str, on_note: OnNote) -> tuple[Ima
             data = file.read(MAX_PIPE_NBYTES)  # more than its pixels can need
             _check_scans(data, label)
             file = io.BytesIO(data)
-        if _iso_brand(head) == "heif":
-            return _to_8bit(_open_heif(file, label, limit), label, mode, on_note), 1
-        image = Image.open(file)
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(f"{label} is too large, {image.width} x {image.height} pixels; {limit}")
+        heif = _open_heif(file, label) if _iso_brand(head) == "heif" else None
+        image = Image.open(file) if heif is None else heif
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise InputError(f"{label} is too large, {width} x {height} pixels; {limit}")
+        if heif is not None:
+            return _to_8bit(heif.to_pillow(), label, mode, on_note), 1
         if image.format == "EPS":  # Pillow would start Ghostscript on it
             raise InputError(f"{label} is PostScript, a program that would have to be run: convert it to PNG")
-        if _is_raw(image, label):
+        is_dng = _DNG_VERSION in getattr(image, "tag_v2", {})
+        if image.format == "TIFF" and (is_dng or Path(label).suffix.lower() in RAW_SUFFIXES):
             raise InputError(f"{label} is a raw photo, and only its preview could be read: develop it to JPEG or TIFF")
         if image.format in _SEQUENCES and getattr(image, "is_animated", False):
             call(on_note, label, "has several frames or pages: the first is taken")
@@ -137,23 +140,13 @@ def _iso_brand(head: bytes) -> str:
     return "heif" if head[8:12] in _HEIF_BRANDS else "other"
 
 
-def _open_heif(file: BinaryIO, label: str, limit: str) -> Image.Image:
-    """The main picture of a HEIC file, upright: libheif turns it itself, whatever its EXIF says beside that."""
+def _open_heif(file: BinaryIO, label: str) -> Any:
+    """A HEIC file whose main picture is upright: libheif turns it itself, whatever its EXIF says beside that."""
     try:
         import pi_heif
     except ImportError as exc:
         raise MissingExtraError("pi-heif", "heif", f"read {label} (a HEIC photo)") from exc
-    opened = pi_heif.open_heif(file)
-    width, height = opened.size
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{label} is too large, {width} x {height} pixels; {limit}")
-    image: Image.Image = opened.to_pillow()
-    return image
-
-
-def _is_raw(image: Image.Image, label: str) -> bool:
-    tags: Mapping[int, object] = getattr(image, "tag_v2", {})
-    return image.format == "TIFF" and (_DNG_VERSION in tags or Path(label).suffix.lower() in RAW_SUFFIXES)
+    return pi_heif.open_heif(file)
 
 
 def _unreadable(head: bytes) -> str:
@@ -190,10 +183,8 @@ def _to_8bit(image: Image.Image, label: str, mode: str, on_note: OnNote) -> Imag
             f"{label} is a TIFF of signed 8-bit integers, which Pillow cannot read: save it with 8 bits unsigned"
         )
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        white.alpha_composite(image)
-        image = white
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     elif image.mode == "LAB":
         from PIL import ImageCms
 

@@ -16,8 +16,6 @@ What each kind of document states once, and what then holds:
 * `check` is for what one field cannot say: it raises ValueError, or one of our own errors, with the sentence.
 * `marks` are members that no other JSON file of ours has: without them a file is not taken for a damaged document.
 * A file is written whole or not at all (`files.write_atomic`) and is never read beyond `most_bytes`.
-* Every error of reading is an InputError that begins with the file's name and says what to do; of writing, a
-  StorageError.
 """
 
 from __future__ import annotations
@@ -76,11 +74,6 @@ class Documents(Generic[T]):
     older: Mapping[int, tuple[type[Any], Callable[[Any], T]]] = field(default_factory=dict)
     write: Callable[[T], bytes] = readable
 
-    @property
-    def kind(self) -> str:
-        """What it is, without the article."""
-        return self.what.partition(" ")[2]
-
     def save(self, path: Path | str, value: T) -> None:
         """Write `value` to `path`; StorageError if that is not possible, and nothing is left half-written."""
         path = Path(path)
@@ -94,9 +87,16 @@ class Documents(Generic[T]):
 
     def parse(self, data: bytes, where: str = "") -> T:
         """The value in `data`, which came from `where` (a file or a server). InputError says what is wrong there."""
-        where = where or f"the {self.kind}"
-        number = self._number(data, where)
-        then, meaning = self.older.get(number, (self.holds, _as_it_is))
+        kind = self.what.partition(" ")[2]
+        where = where or f"the {kind}"
+        try:
+            members = parse_json(data, dict[str, msgspec.Raw])
+            if any(mark not in members for mark in self.marks):
+                raise InputError(f"{where} is not {self.what}: make one with {self.made_by} FILE")
+            number = parse_json(bytes(members.get("format", b"-1")), int)
+        except MalformedError as exc:
+            raise InputError(f"{where} is not {self.what}, or it is damaged: {exc}") from exc
+        then, meaning = self.older.get(number, (self.holds, None))
         if number not in (self.format, *self.older):
             came = number if number >= 0 else "none"
             raise InputError(
@@ -108,25 +108,11 @@ class Documents(Generic[T]):
         except (MalformedError, SplitpointError) as exc:  # ours: of a type that checks itself
             raise InputError(f"{where} is not {self.what}, or it is damaged: {exc}") from exc
         try:
-            document: T = meaning(value)
+            document: T = meaning(value) if meaning else value
             self.check(document)
         except (ValueError, KeyError, IndexError, TypeError, OverflowError, SplitpointError) as exc:
-            raise InputError(f"{where} is a damaged {self.kind}: {exc}") from exc
+            raise InputError(f"{where} is a damaged {kind}: {exc}") from exc
         return document
-
-    def _number(self, data: bytes, where: str) -> int:
-        """The format of what is in `data`; InputError if it is no document of this kind at all."""
-        try:
-            members = parse_json(data, dict[str, msgspec.Raw])
-            if any(mark not in members for mark in self.marks):
-                raise InputError(f"{where} is not {self.what}: make one with {self.made_by} FILE")
-            return parse_json(bytes(members.get("format", b"-1")), int)
-        except MalformedError as exc:
-            raise InputError(f"{where} is not {self.what}, or it is damaged: {exc}") from exc
-
-
-def _as_it_is(value: T) -> T:
-    return value
 
 
 def require_model(

@@ -55,7 +55,6 @@ class MissingExtraError(UsageError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{package} is needed to {purpose} (the extra [{extra}]): {install.extra(extra)}")
-        self.package, self.extra = package, extra
 
 
 class UnsupportedError(UsageError, ImportError):
@@ -127,8 +126,6 @@ class ChangedError(StorageError):
 class VerifyError(SplitpointError):
     """The two halves do not give the whole model's answer, or nothing proves that they do."""
 
-    exit_code = 1
-
 
 #: No name that anyone misspells is longer. Comparing takes time and memory in proportion, and strangers send names.
 _LONGEST = 1000
@@ -145,6 +142,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     if not close:
         return ""
-    if len(close) == 1:
-        return f"; did you mean {close[0]}?"
-    return f"; did you mean {', '.join(close[:-1])} or {close[-1]}?"
+    *others, last = close
+    return f"; did you mean {', '.join(others)} or {last}?" if others else f"; did you mean {last}?"

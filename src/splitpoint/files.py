@@ -1,6 +1,6 @@
-"""A file is written whole or not at all, and stays the file it was: where links lead, its mode, its owner.
+"""Reading and writing files. A file is written whole or not at all; links to it, its mode and its owner stay.
 
-What is no regular file (a device, a pipe, a socket, a descriptor such as /dev/stdout) is written to, never replaced.
+A device, a pipe, a socket or a descriptor such as /dev/stdout is written to, never replaced.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _NOT_REPLACED = (*_NO_PLACE, errno.EBUSY, errno.EXDEV)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """`data` becomes what `path` holds; where the disk is full, or who calls is interrupted, the old file is left.
+    """Write `data` to `path`; on a full disk, or if interrupted, the old file is left.
 
     A file with several names (hard links), one of another user's and a mount point are written in place, what needs
-    room first. StorageError says why it failed; BrokenPipeError if `path` is standard output, and nobody reads it.
+    room first. StorageError; BrokenPipeError if `path` is standard output and nobody reads it.
     """
     with _named(path):
         target = _target(path)
@@ -56,7 +56,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """StorageError if `write_atomic` could not write `path`: said before the work, not after."""
+    """StorageError if `write_atomic` could not write `path`: to be called before the work."""
     with _named(path):
         target = _target(path)
         if isinstance(target, int):
@@ -80,7 +80,7 @@ def check_writable(path: Path) -> None:
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether what is written to `path` goes to standard output, whatever it is called there."""
+    """Whether `path` is standard output, by any of its names."""
     try:
         return _target(path) == 1
     except OSError:
@@ -90,14 +90,13 @@ def is_stdout(path: Path) -> bool:
 def is_special(path: Path) -> bool:
     """Whether `path` is no regular file: it is written once, and cannot be read again."""
     try:
-        target = _target(path)
-        return isinstance(target, int) or _is_node(target)
+        return _regular(path) is None
     except OSError:
         return False
 
 
 def make_folder(folder: Path) -> None:
-    """`folder`, made if it is not there, also where a link leads to it. StorageError if it cannot be."""
+    """Make `folder` (where a link leads, too) if it is not there. StorageError."""
     try:
         Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -105,7 +104,7 @@ def make_folder(folder: Path) -> None:
 
 
 def private_folder(folder: Path) -> Path:
-    """`folder`, made if it is not there, for files that are believed as they are: nobody but this user may open it.
+    """`folder`, made if it is not there, which only this user may open: its files are believed.
 
     StorageError where another user (root excepted) could have put something there: it is a link, it or the folder
     around it is another's, or everybody may write there.
@@ -135,7 +134,7 @@ def private_folder(folder: Path) -> Path:
 
 @contextmanager
 def beside(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path` (no link) that becomes it at the end, and is gone if that is not reached. OSError."""
+    """A new file beside `path` (no link) that replaces it at the end, and is removed on any error. OSError."""
     part = _part(path)
     try:
         with part.open("xb") as file:
@@ -148,17 +147,16 @@ def beside(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def scratch(path: Path, prefix: str = ".splitpoint-") -> Iterator[Path]:
-    """A folder where what shall become `path` is made, for `publish`; gone at the end. StorageError.
+    """A folder for files that `publish` then moves to `path`; removed at the end. StorageError.
 
-    It is beside `path`, where its files can be moved from, or among the temporary ones where that cannot be.
+    It is beside `path`, or among the temporary files where that is not possible.
     """
     with _named(path):
-        target = _target(path)
-        where = None if isinstance(target, int) or _is_node(target) else target.parent
+        target = _regular(path)
         try:
-            folder = tempfile.mkdtemp(prefix=prefix, dir=where)
+            folder = tempfile.mkdtemp(prefix=prefix, dir=target and target.parent)
         except OSError as exc:
-            if exc.errno not in _NO_PLACE or where is None or not os.path.exists(path):
+            if exc.errno not in _NO_PLACE or target is None or not os.path.exists(path):
                 raise
             folder = tempfile.mkdtemp(prefix=prefix)
         try:
@@ -169,7 +167,7 @@ def scratch(path: Path, prefix: str = ".splitpoint-") -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone at the end: among the temporary files, or in memory. StorageError if there is no room."""
+    """A folder among the temporary files, or in memory, that is removed at the end. StorageError if neither can be."""
     folder = None
     for where in (None, "/dev/shm"):  # a container's disk may be read-only
         with suppress(OSError):
@@ -183,10 +181,10 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def publish(finished: Path, path: Path) -> None:
-    """Makes the finished file `finished` what `path` holds, as `write_atomic` does. StorageError."""
+    """Move the file `finished` to `path`, as `write_atomic` writes. StorageError."""
     with _named(path):
-        target = _target(path)
-        if isinstance(target, int) or _is_node(target):
+        target = _regular(path)
+        if target is None:
             write_atomic(path, finished.read_bytes())
         else:
             _replace(finished, target)
@@ -234,6 +232,12 @@ def _target(path: Path) -> Path | int:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
+def _regular(path: Path) -> Path | None:
+    """The file that `path` leads to, which need not be there; None if it is a descriptor or no regular file."""
+    target = _target(path)
+    return None if isinstance(target, int) or _is_node(target) else target
+
+
 def _descriptor(path: str) -> int | None:
     if path in _NUMBERS:
         return _NUMBERS[path]
@@ -250,14 +254,14 @@ def _own_pids() -> Iterator[str]:
 
 
 def _open_descriptor(number: int) -> int:
-    """`number`. OSError if it is standard output and was closed when Python began: it may be another file by now."""
+    """`number`. OSError for a standard stream that was closed when Python began: it may be another file by now."""
     if (number == 1 and sys.__stdout__ is None) or (number == 2 and sys.__stderr__ is None):
         raise OSError(errno.EBADF, "it is closed")
     return number
 
 
 def _is_node(path: Path) -> bool:
-    """Whether there is something, and neither a regular file nor a folder."""
+    """Whether `path` is there, and neither a regular file nor a folder."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -274,7 +278,7 @@ def _part(path: Path) -> Path:
 
 
 def _replace(part: Path, path: Path) -> None:
-    """`part` becomes `path`, with the mode and the owner of what is there; or else its bytes do."""
+    """Rename `part` to `path`, with the mode and owner of the old file; where that cannot be, copy its bytes there."""
     try:
         there = path.stat()
     except FileNotFoundError:
@@ -283,16 +287,15 @@ def _replace(part: Path, path: Path) -> None:
     if there.st_nlink == 1 and _made_like(part, there):
         try:
             part.replace(path)
+            return
         except OSError as exc:
             if exc.errno not in _NOT_REPLACED or path.is_dir():
                 raise
-        else:
-            return
     _overwrite(path, part.read_bytes())
 
 
 def _made_like(part: Path, there: os.stat_result) -> bool:
-    """Gives `part` owner and mode; False if it may not have them."""
+    """Give `part` the owner and mode of `there`; False if it may not have them."""
     try:
         status = part.stat()
         if (status.st_uid, status.st_gid) != (there.st_uid, there.st_gid):
@@ -304,7 +307,7 @@ def _made_like(part: Path, there: os.stat_result) -> bool:
 
 
 def _overwrite(path: Path, data: bytes) -> None:
-    """Writes in place. What needs room comes first: on a full disk the old bytes are all there still."""
+    """Write in place, what needs room first: on a full disk the old bytes stay."""
     new = memoryview(data)
     with path.open("r+b", buffering=0) as file:
         old_size = os.fstat(file.fileno()).st_size
@@ -328,7 +331,7 @@ def _overwrite(path: Path, data: bytes) -> None:
 
 
 def _write_special(path: Path, data: bytes) -> None:
-    """Into a device, a pipe (which waits for a reader) or a socket."""
+    """Write to a device, a pipe (which waits for a reader) or a socket."""
     if stat.S_ISSOCK(path.stat().st_mode):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.connect(str(path))
@@ -406,7 +409,7 @@ def read_file(path: Path, most: int, what: str, made_by: str = "") -> bytes:
 
 
 def read_text(path: Path, most: int, what: str) -> str:
-    """The same of a text, with or without a byte order mark. InputError also if it is not UTF-8."""
+    """As `read_file`, the text of a UTF-8 file, with or without a byte order mark. InputError also if it is none."""
     try:
         return read_file(path, most, what).decode("utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -414,10 +417,10 @@ def read_text(path: Path, most: int, what: str) -> str:
 
 
 # --- files that files name --------------------------------------------------------------------------------------------
-# A file from a stranger (a model, an input spec, a scenario, tasks) chooses what it names, and its archive may hold
-# links. So a name goes down from the file's own folder, and where a link then leads out of it, nothing is read.
-# A user who opens a link also chose where it leads: a file that is not beside the link may be beside its target.
-# And in the cache of the Hugging Face hub both are links into one folder of blobs, side by side.
+# A file from a stranger (a model, an input spec, a scenario, tasks) may name any path, and its archive may hold links.
+# So names are looked up in the file's own folder and below, and where a link leads out of it, nothing is read.
+# A user who opens a link chose where it leads: a file that is not beside the link may be beside its target.
+# In the cache of the Hugging Face hub both are links into one folder of blobs.
 
 
 def linked_folders(path: Path) -> list[Path]:
@@ -433,10 +436,9 @@ def linked_folders(path: Path) -> list[Path]:
 
 
 def named(name: str, folder: Path, linked: Sequence[Path] = ()) -> Path:
-    """What a file in `folder` (perhaps a link to the folders `linked`) means by `name`: what is, or would be, there or
-    below.
+    """The path, in `folder` or below, that a file there (perhaps a link to the folders `linked`) means by `name`.
 
-    ValueError for all else, a sentence that begins with `name`.
+    ValueError for a path elsewhere: a sentence that begins with `name`.
     """
     wanted = PurePath(name)
     if wanted.is_absolute() or ".." in wanted.parts:

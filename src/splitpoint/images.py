@@ -1,36 +1,36 @@
-"""The input contract: from an image file to the tensor a model wants, and from its answer to labels.
+"""From an image to the tensor that a model takes, and from its output to labels.
 
-An `InputSpec` says everything that is not in the graph: size, layout, colour order, how to resize, what to do
-with the numbers, and what the answers are called. It lives in the model's own metadata
-(`splitpoint.input_spec`, `splitpoint.labels`) or in a file the user writes (``--input-spec FILE``, JSON or
-TOML):
+An `InputSpec` says what is not in the graph: size, layout, colour order, how to resize, how to scale the numbers, and
+the labels. It is in the model's metadata (`splitpoint.input_spec`, `splitpoint.labels`) or in a file that the user
+writes (``--input-spec FILE``, JSON or TOML):
 
     {"dtype": "float32", "layout": "NCHW", "size": [224, 224], "mode": "shortest", "crop": 0.875,
      "scale": 0.00392156862745098, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
      "labels": "imagenet.txt"}
 
-Our own exports take uint8 NHWC and normalise inside the graph, so that "send the JPEG" is a cut like any
-other. A plain ONNX file usually wants normalised floats: for those, `scale`, `mean` and `std` are applied
-here, on the device.
+Our own exports take uint8 NHWC and normalise in the graph, so that the JPEG itself can cross. Other ONNX files mostly
+take normalised floats: for those, `scale`, `mean` and `std` are applied here, on the device.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from splitpoint.decoding import OnNote, open_picture, silent
 from splitpoint.errors import InputError, nearest
 from splitpoint.files import linked_folders, named, open_file
 from splitpoint.parsing import MalformedError, parse_json, parse_toml
-from splitpoint.tensors import Array, TensorSpec
+from splitpoint.tensors import Array, TensorSpec, spec_of
 from splitpoint.text import CONTROL, listed
 
 if TYPE_CHECKING:
@@ -43,15 +43,16 @@ Mode = Literal["stretch", "shortest", "letterbox"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 Task = Literal["classify", "raw"]
 
-
 _MAX_SIDE = 16_384
 _MAX_TEXT = 16 << 20
+_Side = Annotated[int, Meta(ge=1, le=_MAX_SIDE)]
+_Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 #: The model's metadata keys that carry a spec and its labels (one a line).
 SPEC_KEY = "splitpoint.input_spec"
 LABELS_KEY = "splitpoint.labels"
 
-#: What each key may be: the second half of every "this value is wrong" message, and the documentation.
+#: What each key may be: the second half of every error about a value.
 _ALLOWED: Mapping[str, str] = {
     "input": "the name of the model's input, or left out when it has one",
     "dtype": "uint8, float32 or float16",
@@ -77,24 +78,19 @@ _ALLOWED: Mapping[str, str] = {
 }
 
 
-def _reject(key: str, value: object) -> InputError:
-    return InputError(f"input spec: {key} = {_short(value)} is not possible; {key} is {_ALLOWED[key]}")
-
-
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class InputSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an image becomes a model's input, and how its output becomes labels.
 
-    `dtype`, `layout` and `size` describe the tensor (batch 1). The image is turned upright (EXIF), converted
-    to `color`, resized by `mode` with `interpolation` (antialiased when it shrinks, like Pillow and
-    torchvision), and for float dtypes mapped to ``((x * scale) - mean) / std`` with x in 0..255. `mean` and
-    `std` are in the order of the model's channels: for BGR the first is blue's.
+    The image is turned upright (EXIF), converted to `color`, resized by `mode` with `interpolation` (antialiased when
+    it shrinks, like Pillow and torchvision), and for float dtypes mapped to ``((x * scale) - mean) / std`` with x in
+    0..255. `mean` and `std` are in the order of the model's channels: for BGR the first is blue's.
 
-    Raises InputError, on every way to make one, if a value is not possible.
+    InputError if a value is not possible, however it is made.
 
     >>> spec = InputSpec(dtype="uint8", layout="NHWC", size=(224, 224), mode="shortest", crop=0.875)
     >>> print(spec.tensor)
@@ -105,37 +101,35 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     dtype: Dtype
     layout: Layout
-    size: tuple[int, int]
+    size: tuple[_Side, _Side]
     input: str = ""
     color: Color = "RGB"
     mode: Mode = "stretch"
-    resize_to: int | None = None
-    crop: float | None = None
-    pad: int = 114
+    resize_to: _Side | None = None
+    crop: Annotated[float, Meta(gt=0.05, le=1)] | None = None
+    pad: Annotated[int, Meta(ge=0, le=255)] = 114
     interpolation: Interpolation = "bilinear"
-    scale: float = 1.0
-    mean: tuple[float, ...] | float = 0.0
-    std: tuple[float, ...] | float = 1.0
+    scale: _Finite = 1.0
+    mean: tuple[_Finite, ...] | _Finite = 0.0
+    std: tuple[_Finite, ...] | _Finite = 1.0
     task: Task = "classify"
     apply_softmax: bool = True
     output: str = ""
     labels: tuple[str, ...] = ()
-    top: int = 5
+    top: Annotated[int, Meta(ge=1, le=1000)] = 5
 
     def __post_init__(self) -> None:
-        for key in ("size", "mean", "std", "labels"):
-            if isinstance(getattr(self, key), list):
-                msgspec.structs.force_setattr(self, key, tuple(getattr(self, key)))
-        for key, choices in _CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise _reject(key, getattr(self, key))
-        for key, possible in _POSSIBLE.items():
+        for field in _FIELDS:
+            key, given = field.name, getattr(self, field.name)
             try:
-                right = possible(self)
-            except TypeError:  # made in Python with a value of the wrong type
-                right = False
-            if not right:
-                raise _reject(key, getattr(self, key))
+                value = msgspec.convert(msgspec.to_builtins(given, enc_hook=float), field.type)  # float: of NumPy's
+            except (msgspec.ValidationError, TypeError, ValueError):
+                possible = False
+            else:
+                msgspec.structs.force_setattr(self, key, value)
+                possible = key not in _POSSIBLE or _POSSIBLE[key](self)
+            if not possible:
+                raise InputError(f"input spec: {key} = {_short(given)} is not possible; {key} is {_ALLOWED[key]}")
         if self.resize_to is not None and self.crop is not None:
             raise InputError("input spec: give resize_to or crop, not both: they say the same thing")
         for key, plain in (("scale", 1.0), ("mean", 0.0), ("std", 1.0)):
@@ -143,8 +137,6 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise InputError(
                     f"input spec: {key} is for float dtypes; a model that takes uint8 normalises in its graph"
                 )
-
-    # --- what it describes ----------------------------------------------------------------------------------
 
     @property
     def channels(self) -> int:
@@ -166,26 +158,20 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def bind(self, inputs: Sequence[TensorSpec]) -> InputSpec:
         """This spec with `input` filled in; InputError if none of the model's `inputs` takes its tensor."""
-        named = [t for t in inputs if t.name == self.input] if self.input else list(inputs)
-        if not named:
-            names = listed(t.name for t in inputs)
+        names, chosen = listed(t.name for t in inputs), [t for t in inputs if self.input in ("", t.name)]
+        if not chosen:
             raise InputError(f"input spec: the model has no input {self.input}; it has {names}")
-        if not self.input and len(named) > 1:
-            names = listed(t.name for t in named)
+        if len(chosen) > 1:
             raise InputError(f"input spec: the model has the inputs {names}; say with `input` which one is the image")
-        target = named[0]
-        tensor = self.tensor
-        fits = len(target.shape) == 4 and all(
-            isinstance(want, str) or want == got for want, got in zip(target.shape, tensor.shape, strict=True)
-        )
-        if not fits or target.dtype != tensor.dtype:
+        target, tensor = chosen[0], self.tensor
+        if len(target.shape) != 4 or not target.fits(tensor.dtype, [int(d) for d in tensor.shape]):
             raise InputError(
                 f"input spec: it describes {tensor.type}, but the model's input is {target}; "
                 "correct dtype, layout, size or color in the spec"
             )
-        return msgspec.structs.replace(self, input=target.name)
-
-    # --- files and metadata ---------------------------------------------------------------------------------
+        bound = copy.copy(self)  # for every picture: it need not be checked again
+        msgspec.structs.force_setattr(bound, "input", target.name)
+        return bound
 
     def to_json(self) -> str:
         """This spec as indented JSON, keys at their default left out."""
@@ -194,20 +180,14 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @classmethod
     def from_json(cls, text: str | bytes) -> InputSpec:
         """The spec in a JSON object. Its labels are a list: a model or a server may not name local files."""
-        return _convert(_parse_json(text, "input spec"), "input spec", None)
+        return _convert(parse_json, text, "input spec")
 
     @classmethod
     def from_file(cls, path: str | Path) -> InputSpec:
         """The spec in a `.json` or `.toml` file; `labels` may be a file in its folder or below."""
         path = Path(path)
-        text = _read_text(path, "input spec")
-        where = f"input spec {path}"
-        if path.suffix.lower() == ".toml":
-            try:
-                return _convert(parse_toml(text), where, path)
-            except MalformedError as exc:
-                raise InputError(f"{where} is not TOML: {exc}") from exc
-        return _convert(_parse_json(text, where), where, path)
+        parse = parse_toml if path.suffix.lower() == ".toml" else parse_json
+        return _convert(parse, _read_text(path, "input spec"), f"input spec {path}", path)
 
     def to_metadata(self) -> dict[str, str]:
         """The model metadata that carries this spec: `splitpoint.input_spec` and `splitpoint.labels`."""
@@ -218,7 +198,7 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> InputSpec | None:
-        """The spec a model carries in its metadata, with its labels, or None."""
+        """The spec in a model's metadata, with its labels, or None."""
         if SPEC_KEY not in metadata:
             return None
         spec = cls.from_json(metadata[SPEC_KEY])
@@ -234,39 +214,16 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return f"{self.tensor} {self.color}, {how.get(self.mode, self.mode)}, {self.interpolation}"
 
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "dtype": get_args(Dtype),
-    "layout": get_args(Layout),
-    "color": get_args(Color),
-    "mode": get_args(Mode),
-    "interpolation": get_args(Interpolation),
-    "task": get_args(Task),
-}
-
-
-def _whole(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _per_channel(value: object, channels: int, ok: Callable[[float], bool]) -> bool:
-    values = value if isinstance(value, tuple) else (value,)
-    right = all(isinstance(v, int | float) and math.isfinite(v) and ok(v) for v in values)
-    return right and len(values) in (1, channels)
-
-
+_FIELDS = msgspec.structs.fields(InputSpec)
+#: What each value must be of that its type does not say.
 _POSSIBLE: Mapping[str, Callable[[InputSpec], bool]] = {
-    "size": lambda s: len(s.size) == 2 and all(_whole(v, 1, _MAX_SIDE) for v in s.size),
-    "resize_to": lambda s: (
-        s.resize_to is None or (s.mode == "shortest" and _whole(s.resize_to, max(s.size), _MAX_SIDE))
-    ),
-    "crop": lambda s: s.crop is None or (s.mode == "shortest" and 0.05 < s.crop <= 1),
-    "pad": lambda s: _whole(s.pad, 0, 255),
-    "scale": lambda s: math.isfinite(s.scale) and s.scale != 0,
-    "mean": lambda s: _per_channel(s.mean, s.channels, lambda v: True),
-    "std": lambda s: _per_channel(s.std, s.channels, lambda v: v != 0),
+    "resize_to": lambda s: s.resize_to is None or (s.mode == "shortest" and s.resize_to >= max(s.size)),
+    "crop": lambda s: s.crop is None or s.mode == "shortest",
+    "scale": lambda s: s.scale != 0,
+    "mean": lambda s: np.size(s.mean) in (1, s.channels),
+    "std": lambda s: np.size(s.std) in (1, s.channels) and bool(np.all(s.std)),
     # They come with models from elsewhere and are printed: no escape sequences for the terminal.
-    "labels": lambda s: isinstance(s.labels, tuple) and not any(map(CONTROL.search, s.labels)),
-    "top": lambda s: _whole(s.top, 1, 1000),
+    "labels": lambda s: not any(map(CONTROL.search, s.labels)),
 }
 
 
@@ -283,20 +240,17 @@ def _read_text(path: Path, what: str) -> str:
         raise InputError(f"{what} {path} cannot be read as text: {exc}") from exc
 
 
-def _parse_json(text: str | bytes, where: str) -> object:
-    try:
-        return parse_json(text)
-    except MalformedError as exc:
-        raise InputError(f"{where} is not JSON: {exc}") from exc
-
-
 def _lines(text: str) -> tuple[str, ...]:
     """The labels in `text`, one a line. Blank lines inside count: they keep the numbering."""
     return tuple(line.strip() for line in re.split("\r\n|\r|\n", text.rstrip()))
 
 
-def _convert(raw: object, where: str, path: Path | None) -> InputSpec:
-    """The spec in `raw` (parsed JSON or TOML, of the file `path`), its labels read; InputError names the key."""
+def _convert(parse: Callable[[Any], Any], text: str | bytes, where: str, path: Path | None = None) -> InputSpec:
+    """The spec in `text`, of the file `path`, and its labels; InputError names the key."""
+    try:
+        raw = parse(text)
+    except MalformedError as exc:
+        raise InputError(f"{where} is not {'TOML' if parse is parse_toml else 'JSON'}: {exc}") from exc
     if not isinstance(raw, dict):
         raise InputError(f"{where} must be an object with keys such as dtype, layout and size")
     values: dict[str, Any] = dict(raw)
@@ -312,14 +266,11 @@ def _convert(raw: object, where: str, path: Path | None) -> InputSpec:
         except ValueError as exc:
             raise InputError(f"{where}: the file of labels {exc}") from exc
         values["labels"] = _lines(_read_text(labels, "label"))
-    try:
-        return msgspec.convert(values, InputSpec)
-    except msgspec.ValidationError as exc:
-        field = re.search(r"\$\.(\w+)|field `(\w+)`", str(exc))
-        key = (field.group(1) or field.group(2)) if field else ""
+    for key in ("dtype", "layout", "size"):
         if key not in values:
-            raise InputError(f"{where}: {key or exc} is missing; {key} is {_ALLOWED.get(key, 'needed')}") from exc
-        raise InputError(f"{where}: {key} = {_short(values[key])} is not possible; {key} is {_ALLOWED[key]}") from exc
+            raise InputError(f"{where}: {key} is missing; {key} is {_ALLOWED[key]}")
+    try:
+        return InputSpec(**values)
     except InputError as exc:
         raise InputError(str(exc).replace("input spec", where, 1)) from exc
 
@@ -328,12 +279,11 @@ def _convert(raw: object, where: str, path: Path | None) -> InputSpec:
 
 
 def guess_spec(tensor: TensorSpec) -> InputSpec | None:
-    """The only spec a model input allows, or None when numbers would be guessed.
+    """The spec of a model's uint8 image input of fixed size, which takes pixels as they are (RGB and stretching are
+    assumed), or None.
 
-    A uint8 image input (four dimensions, one axis of 1 or 3 channels, fixed height and width) takes pixels as
-    they are, so a spec is safe; RGB order and stretching are assumed. A float input is never guessed: which
-    mean and std the model was trained with is not in the file, and a wrong guess gives confident wrong
-    answers.
+    A float input is never guessed: the mean and std that it was trained with are not in the file, and wrong ones give
+    confident wrong answers.
     """
     layout = _layout(tensor)
     if layout is None or tensor.dtype != "uint8":
@@ -341,14 +291,8 @@ def guess_spec(tensor: TensorSpec) -> InputSpec | None:
     h, w, c = layout[1]
     if not isinstance(h, int) or not isinstance(w, int):
         return None
-    return InputSpec(
-        dtype="uint8",
-        layout=layout[0],
-        size=(h, w),
-        input=tensor.name,
-        task="raw",
-        color="GRAY" if c == 1 else "RGB",
-    )
+    color: Color = "GRAY" if c == 1 else "RGB"
+    return InputSpec(dtype="uint8", layout=layout[0], size=(h, w), input=tensor.name, color=color, task="raw")
 
 
 def _layout(tensor: TensorSpec) -> tuple[Layout, tuple[int | str, int | str, int]] | None:
@@ -367,8 +311,7 @@ def _layout(tensor: TensorSpec) -> tuple[Layout, tuple[int | str, int | str, int
 def explain_missing(inputs: Sequence[TensorSpec], model: str) -> str:
     """The error text for an image given to `model` without a spec: what is not known, and a file to paste.
 
-    The example has the tensor's own dtype, layout and size where they are known and ImageNet's numbers as a
-    starting point that the user must check.
+    It has the tensor's own dtype, layout and size where they are known, and ImageNet's numbers, for the user to check.
     """
     for tensor in inputs:
         layout = _layout(tensor)
@@ -398,13 +341,9 @@ def explain_missing(inputs: Sequence[TensorSpec], model: str) -> str:
 # --- image → tensor -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Where an upright image's pixels go: `box` of it (left, top, right, bottom) fills `size` at `offset`.
-
-    `size` and `offset` are (width, height) and (x, y) in the model's input. A point found at p in the input
-    lies at ``box[:2] + (p - offset) * (box[2:] - box[:2]) / size`` of the image.
-    """
+class Geometry(NamedTuple):
+    """Where an upright image's pixels go: `box` of it (left, top, right, bottom) fills `size` (width, height) of the
+    model's input at `offset` (x, y)."""
 
     box: tuple[float, float, float, float]
     size: tuple[int, int]
@@ -443,17 +382,16 @@ def read_image(
 
     `source` is a file, the bytes of one (any Pillow format except PostScript; HEIC with the extra [heif]), or an
     upright RGB or grey frame as uint8 ``[height, width, 3]`` / ``[height, width]``. `name` is what errors call it.
-    EXIF orientation is honoured, transparency is laid over white, of an animation or several pages the first is
-    taken; colour profiles are ignored, like everywhere in this field. Files are decoded at full size: JPEG's cheaper
-    scaled decoding would change the pixels.
+    Transparency is laid over white, of several frames or pages the first is taken (`on_note` is told), colour profiles
+    are ignored. Files are decoded at full size: JPEG's cheaper scaled decoding would change the pixels.
 
     Grey of more than 8 bits is scaled to 8: white is 65535 in 16 bits. 32-bit integers and floating point do not say
     what white is: it is the least of 255, 65535 and the type's largest integer, or of 1, 255 and 65535, that no value
     is above, and `on_note` is told which. Where that leaves less than a sixteenth of the range in use it is not
     guessed.
 
-    Raises InputError for a file that is not there, not an image, broken, larger than MAX_PIXELS, or whose white is not
-    known; MissingExtraError for HEIC without pi-heif.
+    InputError for a file that is not there, not an image, broken, larger than MAX_PIXELS, or whose white is not known;
+    MissingExtraError for HEIC without pi-heif.
     """
     if isinstance(source, np.ndarray):
         return _tensor(_frame(source, name or "frame"), 1, spec)
@@ -467,43 +405,33 @@ def _frame(array: Array, name: str) -> Image.Image:
 
     shape = array.shape[:2] if array.ndim == 3 and array.shape[2] == 1 else array.shape
     if array.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
-        got = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
+        got = spec_of(name, array).type
         raise InputError(f"{name} must be uint8[height,width,3] RGB or uint8[height,width] grey, but {got} came")
     return Image.fromarray(np.ascontiguousarray(array.reshape(shape)))
-
-
-#: EXIF orientation → where the upright image's point (x, y) lies in the stored image of width w and height h.
-_TO_RAW: Mapping[int, Callable[[float, float, float, float], tuple[float, float]]] = {
-    1: lambda x, y, w, h: (x, y),
-    2: lambda x, y, w, h: (w - x, y),
-    3: lambda x, y, w, h: (w - x, h - y),
-    4: lambda x, y, w, h: (x, h - y),
-    5: lambda x, y, w, h: (y, x),
-    6: lambda x, y, w, h: (y, h - x),
-    7: lambda x, y, w, h: (w - y, h - x),
-    8: lambda x, y, w, h: (w - y, x),
-}
 
 
 def _tensor(image: Image.Image, orientation: int, spec: InputSpec) -> Array:
     """`image` (RGB or L, stored sideways as `orientation` says) resized and as numbers."""
     from PIL import Image
 
-    if spec.color == "GRAY":
-        image = image.convert("L") if image.mode != "L" else image
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
+    mode = "L" if spec.color == "GRAY" else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     width, height = image.size
     sideways = orientation >= 5
     place = geometry(*((height, width) if sideways else (width, height)), spec)
 
     # The box is mapped into the stored image and the result is turned: 224 x 224 pixels, not 12 million.
-    to_raw = _TO_RAW[orientation]
-    ax, ay = to_raw(place.box[0], place.box[1], width, height)
-    bx, by = to_raw(place.box[2], place.box[3], width, height)
-    box = (max(0.0, min(ax, bx)), max(0.0, min(ay, by)), min(width, max(ax, bx)), min(height, max(ay, by)))
+    left, top, right, bottom = place.box
+    if sideways:
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in (2, 3, 7, 8):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    box = (max(0.0, left), max(0.0, top), min(width, right), min(height, bottom))
     size = place.size[::-1] if sideways else place.size
-    image = image.resize(size, getattr(Image.Resampling, spec.interpolation.upper()), box=box)
+    image = image.resize(size, Image.Resampling[spec.interpolation.upper()], box=box)
     turn = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
             7: "TRANSVERSE", 8: "ROTATE_90"}.get(orientation)  # fmt: skip
     if turn:
@@ -526,20 +454,14 @@ def _numbers(pixels: Array, spec: InputSpec) -> Array:
     # A byte has 256 values: a table a channel is exact, one rounding from float64, and a look-up
     # a pixel is all it costs.
     values = np.arange(256, dtype=np.float64) * spec.scale
+    mean, std = (np.full(spec.channels, v, np.float64) for v in (spec.mean, spec.std))
     for channel, plane in enumerate(planes):
-        mean, std = _of(spec.mean, channel), _of(spec.std, channel)
         with np.errstate(over="ignore"):
-            table = ((values - mean) / std).astype(spec.dtype)
+            table = ((values - mean[channel]) / std[channel]).astype(spec.dtype)
         if not np.isfinite(table).all():
             raise InputError(f"input spec: scale, mean and std give values that {spec.dtype} cannot hold")
         plane[...] = table[pixels[..., channel]]
     return tensor
-
-
-def _of(value: tuple[float, ...] | float, channel: int) -> float:
-    if isinstance(value, tuple):
-        return value[channel if len(value) > 1 else 0]
-    return value
 
 
 # --- answer → labels ----------------------------------------------------------------------------------------
@@ -548,9 +470,8 @@ def _of(value: tuple[float, ...] | float, channel: int) -> float:
 def classify(outputs: Mapping[str, Array] | Array, spec: InputSpec) -> list[tuple[str, float]]:
     """The `spec.top` most probable classes of one image, best first, as (label, probability 0 to 1).
 
-    `outputs` are the model's outputs, or the one to classify: any shape with one item, ``[1, classes]`` as a
-    rule. Softmax is applied unless the spec says that the outputs are probabilities. Equal ones keep the
-    classes' order. Raises InputError if the labels do not fit the output or it is not finite.
+    `outputs` are the model's outputs, or the one to classify: any shape with one item, ``[1, classes]`` as a rule.
+    Equal ones keep the classes' order. InputError if the labels do not fit the output or it is not finite.
     """
     name, values = _pick(outputs, spec)
     classes = max(values.shape, default=1)

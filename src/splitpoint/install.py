@@ -22,7 +22,15 @@ _OF_EXTRA = re.compile(r"""([^;]+?)\s*;\s*extra\s*==\s*["']([^"']+)["']""")
 
 def extra(name: str) -> str:
     """The line that installs what the extra `name` needs: ``pip install 'cryptography>=42'``."""
-    return pip("install", *(_requirements(name) or _source(name)))
+    try:
+        lines = metadata.requires("splitpoint") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    packages = [match[1] for line in lines if (match := _OF_EXTRA.fullmatch(line)) and match[2] == name]
+    if not packages:  # it runs from its source, without having been installed
+        root = Path(__file__).parents[2]
+        packages = ["-e", f"{root}[{name}]"] if (root / "pyproject.toml").is_file() else [f"splitpoint[{name}]"]
+    return pip("install", *packages)
 
 
 def pip(verb: str, *words: str) -> str:
@@ -60,14 +68,11 @@ def onnxruntimes() -> dict[str, str]:
         name = distribution.metadata["Name"] or ""
         # Not onnxruntime-genai and the like, which bring modules of their own beside it. And not `distribution.files`:
         # Python 3.12 leaves out what is not there any more, because the folder went away with another distribution.
-        if name.startswith(("onnxruntime", "ort")) and "\nonnxruntime/__init__.py," in f"\n{_record(distribution)}":
-            versions[name] = distribution.version
+        if name.startswith(("onnxruntime", "ort")):
+            record = distribution.read_text("RECORD") or ""  # lines of path, hash and size
+            if "\nonnxruntime/__init__.py," in f"\n{record}":
+                versions[name] = distribution.version
     return versions
-
-
-def _record(distribution: metadata.Distribution) -> str:
-    """Its list of files: lines of path, hash and size."""
-    return distribution.read_text("RECORD") or ""
 
 
 def _called(program: Path) -> str:
@@ -87,18 +92,3 @@ def shown(path: Path) -> str:
         return shlex.quote(str(path.relative_to(Path.cwd())))
     except (ValueError, OSError):  # elsewhere, or the folder is gone
         return shlex.quote(str(path))
-
-
-def _requirements(name: str) -> list[str]:
-    """The packages of an extra: ``["cryptography>=42"]``. Empty where splitpoint has no metadata that knows it."""
-    try:
-        lines = metadata.requires("splitpoint") or []
-    except metadata.PackageNotFoundError:
-        return []
-    return [match[1] for line in lines if (match := _OF_EXTRA.fullmatch(line)) and match[2] == name]
-
-
-def _source(name: str) -> list[str]:
-    """For a copy that runs from its source, without having been installed."""
-    root = Path(__file__).parents[2]
-    return ["-e", f"{root}[{name}]"] if (root / "pyproject.toml").is_file() else [f"splitpoint[{name}]"]

@@ -41,24 +41,11 @@ def foreign(what: str) -> UsageError:
     return UsageError(f"this {what} was made before the process forked: make one in each process, after the fork")
 
 
-def refuse_pickling(thing: object) -> NoReturn:
-    """Raises what `thing` says when it is to be sent to another process."""
-    raise UsageError(
-        f"{_called(thing)} cannot be pickled or copied: its connections and threads belong to this process. "
-        "Make one in each process (multiprocessing: in the worker's own function or initializer)"
-    )
-
-
-def _called(thing: object) -> str:
-    name = type(thing).__name__
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
-
-
 class Closable:
     """Base of what a user makes, uses and closes.
 
     A subclass calls `_opened` as soon as there is something to close, says in `_end` how that is done, and has every
-    use begin with `_check`.
+    use begin with `check`.
     """
 
     _over: SplitpointError | None = None
@@ -91,26 +78,26 @@ class Closable:
 
     def close(self) -> None:
         """Ends it, and every use of it that is under way. The second time it does nothing."""
-        if self._claim():
-            self._end()
-
-    def _claim(self) -> bool:
-        """Whether the caller is the one who is to end it."""
         if self._over is not None:
-            return False
+            return
         if self._closing is not None:
             with self._closing:
                 if self._over is not None:
-                    return False
+                    return
                 self._over = self._closed_error()
         _open.discard(self)
-        return True
+        self._end()
 
     def forked(self) -> None:
         self._over = foreign(type(self).__name__)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        refuse_pickling(self)
+        name = type(self).__name__
+        raise UsageError(
+            f"{'an' if name[0] in 'AEIOU' else 'a'} {name} cannot be pickled or copied: its connections and threads "
+            "belong to this process. Make one in each process (multiprocessing: in the worker's own function or "
+            "initializer)"
+        )
 
     def __del__(self) -> None:
         if self._closing is None or self._over is not None or sys.is_finalizing():
@@ -137,6 +124,5 @@ def _close_all() -> None:
         one.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_forked)
 atexit.register(_close_all)

@@ -67,26 +67,29 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine this process runs on, or the share of it that its container has."""
-    limits = _limits()
+    quota = _limits().cpus
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         processor=_processor(),
-        cores=_cores(limits),
-        memory_bytes=_usable_memory(limits),
-        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        cores=usable_cores(),
+        memory_bytes=usable_memory(),
+        governor=cgroup.read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         python=platform.python_version(),
-        cpus=limits.cpus if limits.cpus < _affine() else 0.0,
+        cpus=quota if quota < _affine() else 0.0,
     )
 
 
 def usable_cores() -> int:
     """How many threads can compute here at a time: the cores this process may use, or fewer by its quota of CPU."""
-    return _cores(_limits())
+    quota = _limits().cpus
+    # Rounded up, so that no part of a core is left unused; more threads than that would be stopped in turns.
+    return max(1, min(_affine(), math.ceil(quota))) if quota else _affine()
 
 
 def usable_memory() -> int:
     """Bytes that this process may hold, in a container what that may have; 0 where it is not known."""
-    return _usable_memory(_limits())
+    memory, limit = _memory(), _limits().memory_bytes
+    return min(memory, limit) if memory and limit else memory
 
 
 def keep_to_memory() -> None:
@@ -114,16 +117,6 @@ def _limits() -> cgroup.GroupLimits:
     return cgroup.GroupLimits(0.0, 0) if os.environ.get(EMULATED) else cgroup.limits()
 
 
-def _usable_memory(limits: cgroup.GroupLimits) -> int:
-    memory = _memory()
-    return min(memory, limits.memory_bytes) if memory and limits.memory_bytes else memory
-
-
-def _cores(limits: cgroup.GroupLimits) -> int:
-    # Rounded up, so that no part of a core is left unused; more threads than that would be stopped in turns.
-    return max(1, min(_affine(), math.ceil(limits.cpus))) if limits.cpus else _affine()
-
-
 def _affine() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
@@ -140,8 +133,7 @@ def default_cache(on_note: Callable[[str], None] = lambda text: None) -> Path:
     Without a home that can be written, or has it already, a folder of this user's among the temporary ones, of which
     `on_note` is told once.
     """
-    set_to = os.environ.get("SPLITPOINT_CACHE")
-    if set_to:
+    if set_to := os.environ.get("SPLITPOINT_CACHE"):
         return Path(set_to)
     usual = _user_cache()
     if usual is not None and (os.path.isdir(usual) or may_be_written(usual)):
@@ -203,12 +195,12 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def _processor() -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
+    for line in cgroup.read(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model", "Hardware"):
             return value.strip()
     # A Jetson or a Raspberry Pi says who it is in the device tree.
-    return _read("/proc/device-tree/model").rstrip("\0") or platform.processor() or platform.machine()
+    return cgroup.read(Path("/proc/device-tree/model")).rstrip("\0") or platform.processor() or platform.machine()
 
 
 def _memory() -> int:
@@ -216,10 +208,3 @@ def _memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 0
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -61,16 +60,13 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 def _check_depth(value: object) -> None:
     """MalformedError for what a recursive reader, `repr` among them, would fail at."""
-    level: list[Any] = [value]
-    for _ in range(MOST_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, dict | list)]
+    level: list[Any] = [[value]]
+    for _ in range(MOST_DEPTH + 1):
+        inside = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [inner for values in inside for inner in values if isinstance(inner, dict | list)]
         if not level:
             return
     raise MalformedError("it is nested too deeply")
-
-
-def _inside(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _short(exc: Exception) -> str:

@@ -22,8 +22,6 @@ from splitpoint.files import open_file
 LEAST_TOKEN, MOST_TOKEN = 16, 1024
 #: A key, a certificate with its chain, or a system's list of authorities; nothing larger is read.
 _MOST_NBYTES = 4 << 20
-_OTHERS = stat.S_IROTH | stat.S_IWOTH
-_GROUP = stat.S_IRGRP | stat.S_IWGRP
 
 
 def _check_pair(certificate: Path | None, key: Path | None) -> None:
@@ -94,14 +92,8 @@ class ServerSecurity:
                 "(splitpoint keys makes one)"
             )
 
-    @property
-    def guarded(self) -> bool:
-        """Whether strangers can neither get in nor read what goes over."""
-        return self.certificate is not None and bool(self.token or self.client_ca)
-
     def admits(self, token: str) -> bool:
-        """Whether who says `token` may come in. Takes the same time however much of it is right, and however long ours
-        is: what is compared are digests."""
+        """Whether who says `token` may come in; it takes as long however much of it is right, or long ours is."""
         return not self.token or hmac.compare_digest(_digest(token), _digest(self.token))
 
 
@@ -122,14 +114,8 @@ def client_security(
     """What a device is told, completed from SPLITPOINT_CA, _TLS_CERT, _TLS_KEY, _TOKEN_FILE and _TOKEN. UsageError."""
     if certificate is None and key is None:
         certificate, key = _path(environ, "TLS_CERT"), _path(environ, "TLS_KEY")
-    return Security(
-        tls=tls,
-        ca=ca or _path(environ, "CA"),
-        certificate=certificate,
-        key=key,
-        token=_token(token_file, environ),
-        server_name=server_name,
-    )
+    token = _token(token_file, environ)
+    return Security(tls, ca or _path(environ, "CA"), certificate, key, token, server_name)
 
 
 def server_security(
@@ -141,19 +127,11 @@ def server_security(
     insecure: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> ServerSecurity:
-    """What a server is told, completed from SPLITPOINT_TLS_CERT, _TLS_KEY, _CLIENT_CA, _TOKEN_FILE and _TOKEN.
-
-    UsageError.
-    """
+    """The same of a server: SPLITPOINT_TLS_CERT, _TLS_KEY, _CLIENT_CA, _TOKEN_FILE and _TOKEN. UsageError."""
     if certificate is None and key is None:
         certificate, key = _path(environ, "TLS_CERT"), _path(environ, "TLS_KEY")
-    return ServerSecurity(
-        certificate=certificate,
-        key=key,
-        client_ca=client_ca or _path(environ, "CLIENT_CA"),
-        token=_token(token_file, environ),
-        insecure=insecure,
-    )
+    token = _token(token_file, environ)
+    return ServerSecurity(certificate, key, client_ca or _path(environ, "CLIENT_CA"), token, insecure)
 
 
 def unguarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -163,19 +141,13 @@ def unguarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def read_token(path: Path) -> str:
-    """The token in `path`. UsageError if there is none, or others than the file's owner can read it too.
-
-    A secret that docker or Kubernetes mounts read-only may be read by everyone who is in the container.
-    """
+    """The token in `path`. UsageError if there is none, or others than the file's owner can read it too."""
     data, mode = read_file(path, "token file")
     check_own(path, "token file", mode, group=False)
     text = data.strip()
     if not text:
         raise UsageError(f"the token file {path} is empty: splitpoint keys makes one")
-    try:
-        token = text.decode("ascii")
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"the token file {path} holds no token: a token is one word of ASCII characters") from exc
+    token = text.decode("ascii", "replace")  # by characters that no token may have
     try:
         _check_characters(token)
     except UsageError as exc:
@@ -187,7 +159,7 @@ def read_file(path: Path, what: str) -> tuple[bytes, int]:
     """(the bytes of `path`, its mode). UsageError if it cannot be read or is too large.
 
     On a read-only mount the mode is without the right to read for group and others: nobody can take it away there.
-    Secrets in containers have modes such as 0444, and who mounted them chose who else is in.
+    Docker and Kubernetes mount secrets so, with modes such as 0444, and who mounts them chooses who else is in.
     """
     try:
         with open_file(path) as file:
@@ -208,7 +180,8 @@ def _is_mounted_read_only(descriptor: int) -> bool:
 
 def check_own(path: Path, what: str, mode: int, *, group: bool) -> None:
     """UsageError if a file of this `mode` is for others than its owner; `group`: its group may read it."""
-    if os.name == "posix" and mode & (_OTHERS | (stat.S_IWGRP if group else _GROUP)):
+    refused = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP | (0 if group else stat.S_IRGRP)
+    if os.name == "posix" and mode & refused:
         raise UsageError(f"the {what} {path} is not for its owner alone: chmod 600 {shlex.quote(str(path))}")
 
 

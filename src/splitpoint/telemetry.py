@@ -1,9 +1,8 @@
 """The libraries that splitpoint builds on do not report to their makers: each is told so before it is imported.
 
-ONNX Runtime 1.29 and later counts its users on Linux: importing it writes a device id and a database of events under
-the user's cache, and seconds later it looks up its maker's host. It reads its variable once, when it is imported, and
-nothing undoes that afterwards (tried with 1.32: `disable_telemetry_events` neither removes the files nor keeps it from
-looking the host up).
+ONNX Runtime 1.29 and later counts its users on Linux (docs/security.md). It reads its variable once, when it is
+imported, and nothing undoes that afterwards (tried with 1.32: `disable_telemetry_events` neither removes the files that
+it writes under the user's cache nor keeps it from looking up its maker's host).
 """
 
 from __future__ import annotations

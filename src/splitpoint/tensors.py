@@ -24,8 +24,6 @@ ITEM_SIZES: Mapping[str, int] = {
     "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
     "float16": 2, "float32": 4, "float64": 8,
 }  # fmt: skip
-
-
 #: The shape of a tensor that may have any number of dimensions: which, its values decide.
 ANY_RANK: tuple[int | str, ...] = ("...",)
 
@@ -73,8 +71,7 @@ class TensorSpec:
         if not isinstance(array, np.ndarray):
             raise InputError(f"input {self.name} must be a numpy array, not {type(array).__name__}")
         if not self.fits(array.dtype.name, array.shape):
-            got = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
-            raise InputError(f"input {self.name} must be {self.type}, but {got} came")
+            raise InputError(f"input {self.name} must be {self.type}, but {spec_of('', array).type} came")
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def fits(self, dtype: str, shape: Sequence[int]) -> bool:
@@ -183,21 +180,16 @@ def _load_array(file: IO[bytes], nbytes: int) -> Array:
         raise ValueError(f"its header would have {said} bytes")
     text = file.read(said)
     read = np.lib.format.read_array_header_1_0 if length == 2 else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(io.BytesIO(head + text))
+    shape, _, dtype = read(io.BytesIO(head + text))
     if dtype.kind not in "biufc" or dtype.hasobject or dtype.subdtype is not None:
         raise ValueError(f"its elements are {str(dtype)[:40]}, no plain numbers")
     wanted = prod(shape) * dtype.itemsize
     there = nbytes - 6 - 2 - length - said
     if min(shape, default=0) < 0 or wanted > there:
         raise ValueError(f"an array of {wanted} bytes in a file with {there} left")
-    flat = np.empty(prod(shape), dtype)
-    left = flat.view(np.uint8).data
-    while left:
-        got = file.readinto(left)  # type: ignore[attr-defined]  # which files and members of archives both have
-        if not got:
-            raise ValueError("it is cut short")
-        left = left[got:]
-    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    file.seek(0)
+    array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 #: What numpy writes for numbers has 118 bytes.

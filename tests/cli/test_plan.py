@@ -19,7 +19,7 @@ from splitpoint.cli import main
 from splitpoint.engines import open_engine
 from splitpoint.planning.files import load_plan
 from splitpoint.predict.learn.files import load_latency
-from splitpoint.predict.price.prediction import predict
+from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.profile.files import save_profile
 from splitpoint.runtime.server.server import Server
 
@@ -188,7 +188,7 @@ def test_plan_takes_latency_files_for_either_side(
     latency_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device, server = latency_files / "device.latency.json", latency_files / "server.latency.json"
-    save_profile(tmp_path / "cloud.profile.json", predict(model_of(EFFICIENT), FAST).profile())
+    save_profile(tmp_path / "cloud.profile.json", predict_latency(model_of(EFFICIENT), FAST).profile())
     both = json.loads(ok(capsys, "plan", EFFICIENT, "--edge", device, "--cloud", server, "--link", "4g", "--json"))
     assert "predicted from device, never run there" in both["hosts"][0]
     assert "predicted from server" in both["hosts"][1]
@@ -213,5 +213,5 @@ def test_a_server_measures_itself_for_a_device_that_is_not_there(
     assert "predicted from device" in plan["hosts"][0]
     assert "predicted" not in plan["hosts"][1]
     assert plan["options"][0]["total"][0] == pytest.approx(
-        predict(model_of(LENET), load_latency(latency_files / "device.latency.json")).whole.median
+        predict_latency(model_of(LENET), load_latency(latency_files / "device.latency.json")).whole.median
     )

@@ -18,7 +18,7 @@ from predicted_nets import EFFICIENT, LENET
 from splitpoint.cli import main
 from splitpoint.predict.kernels.kernels import kernels_of
 from splitpoint.predict.learn.files import load_latency, save_latency
-from splitpoint.predict.price.prediction import predict
+from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.profile.files import load_profile, save_profile
 
 
@@ -38,7 +38,7 @@ def test_predict_prints_kernels_the_whole_and_what_comes_next(
         EFFICIENT, ""
     )
     found = json.loads(ok(capsys, "predict", EFFICIENT, "--on", device, "--json"))
-    assert found["whole_ms"] == pytest.approx(predict(model_of(EFFICIENT), load_latency(device)).whole.median)
+    assert found["whole_ms"] == pytest.approx(predict_latency(model_of(EFFICIENT), load_latency(device)).whole.median)
     assert [u["op"] for u in found["uncalibrated"]] == ["ReduceMean"]
     assert len(found["kernels"]) == len(kernels_of(model_of(EFFICIENT)))
 
@@ -184,4 +184,7 @@ def test_the_shipped_devices_work_at_once_and_say_whose_they_are(capsys: pytest.
     found = json.loads(ok(capsys, *words))
     assert edge.note in found["hosts"][0]
     assert cloud.note in found["hosts"][1]
-    assert predict(model_of(EFFICIENT), edge).whole.median > predict(model_of(EFFICIENT), cloud).whole.median
+    assert (
+        predict_latency(model_of(EFFICIENT), edge).whole.median
+        > predict_latency(model_of(EFFICIENT), cloud).whole.median
+    )

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from splitpoint.codecs import open_codec
-from splitpoint.codecs.speed import sample
 from splitpoint.errors import InputError, UsageError
+from splitpoint.profile.codec_times import sample
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec, spec_of
 
 #: Every rank from 0 to 5, the channel rule's branches, an odd number of values, more than the codecs handle at a time.
@@ -96,7 +96,9 @@ def test_names_and_the_table(name: str) -> None:
     assert codec.name == name
     assert codec is open_codec(name)
     assert codec.exact == (name in RAW)
-    assert codec.sized == (name in ("raw", "fp16", "int8", "int4"))
+    alike, varied = np.zeros_like(example(name)), example(name)
+    sizes = {codec.encode(array).size for array in (alike, varied)}
+    assert codec.sized == (sizes == {codec.nbytes(spec_of("x", varied))})
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,46 @@ def test_the_bytes_of_docs_codecs_md() -> None:
     three = np.array([-1.0, 0.0, 2.0], np.float32)
     assert open_codec("int8").encode(three).tobytes().hex() == "000080bfc1c0403c0055ff"
     assert open_codec("int4").encode(three).tobytes().hex() == "000080bfcdcc4c3e500f"
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_arrays_as_callers_have_them(name: str) -> None:
+    plain = features((4, 6, 8, 10))
+    codec = open_codec(name)
+    expected = codec.encode(plain).tobytes()
+    wide = np.zeros((4, 6, 8, 20), np.float32)
+    wide[..., ::2] = plain
+    backward = plain[::-1, :, ::-1].copy()[::-1, :, ::-1]
+    unaligned = np.frombuffer(b"x" + plain.tobytes(), np.uint8)[1:].view(np.float32).reshape(plain.shape)
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    for other in (wide[..., ::2], backward, plain.astype(">f4"), np.asfortranarray(plain), unaligned, frozen):
+        assert codec.encode(other).tobytes() == expected
+    assert np.array_equal(
+        there_and_back(name, plain.T), codec.decode(codec.encode(plain.T.copy()), spec_of("x", plain.T))
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_as_receivers_have_them(name: str) -> None:
+    codec, array = open_codec(name), example(name)
+    spec, data = spec_of("x", array), codec.encode(array)
+    expected = codec.decode(data, spec)
+    unaligned = np.frombuffer(b"xyz" + data.tobytes(), np.uint8)[3:]  # read-only, too
+    apart = np.repeat(data, 2)[::2]
+    before = array.copy()
+    for other in (unaligned, apart):
+        assert np.array_equal(codec.decode(other, spec), expected)
+    assert np.array_equal(array, before)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_another_number_of_bytes_is_refused(name: str) -> None:
+    codec, array = open_codec(name), example(name)
+    spec, data = spec_of("x", array), codec.encode(array)
+    for other in (data[:-1], data[:0], np.append(data, np.uint8(0)), np.zeros(codec.most(spec) + 1, np.uint8)):
+        with pytest.raises(InputError, match=r"^x: float32\[1,8,12,11\] "):
+            codec.decode(other, spec)
 
 
 def decode_or_refuse(name: str, data: bytes, spec: TensorSpec) -> None:

@@ -22,7 +22,7 @@ from splitpoint.models import load
 from splitpoint.planning.files import load_plan, parse_plan, plan_bytes, save_plan
 from splitpoint.planning.planner import Planner
 from splitpoint.predict.learn.files import load_latency
-from splitpoint.predict.price.prediction import predict
+from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.profile.files import load_profile
 from splitpoint.report import plan_table
 from splitpoint.survey import placement
@@ -119,6 +119,6 @@ def test_a_link_is_the_link_it_was(meaning: dict[str, Any]) -> None:
 
 
 def test_a_latency_file_predicts_what_it_predicted(meaning: dict[str, Any]) -> None:
-    predicted = predict(load("zoo:lenet5"), load_latency(OLD / "device.latency.json"))
+    predicted = predict_latency(load("zoo:lenet5"), load_latency(OLD / "device.latency.json"))
     assert predicted.whole.median == pytest.approx(meaning["latency"]["whole"], rel=1e-9)
     assert predicted.whole.p10 == pytest.approx(meaning["latency"]["low"], rel=1e-9)

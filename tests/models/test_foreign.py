@@ -50,6 +50,7 @@ CASES = [
     ("net.pkl", b"\x80\x04}\x94.", "a pickle, which could run code"),
     ("net.xml", b"<net></net>", "OpenVINO"),
     ("net.onnx", b"\xff\xff\xff", "is not an ONNX file, or it is cut short"),
+    ("notes.txt", b"what is in it is text\n", "is not an ONNX file, .*: give an .onnx or .pt2 file, or a name"),
 ]
 
 

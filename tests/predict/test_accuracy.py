@@ -14,7 +14,7 @@ from splitpoint.models.model import Model
 from splitpoint.predict.accuracy import AccuracyRow, Judgement, errors_of, few_segments, judge, plan_rows, regrets
 from splitpoint.predict.calibrate.ground_truth import Truth
 from splitpoint.predict.learn.latency_model import Latency, Reference
-from splitpoint.predict.price.prediction import CODEC_COSTS, predict
+from splitpoint.predict.price.prediction import CODEC_COSTS, predict_latency
 from splitpoint.profile.profiles import Profile
 from splitpoint.report.accuracy_table import draw, kind_cells, sentences, signed, whole_cells, write
 
@@ -26,7 +26,7 @@ def truth_by(device: Latency, *names: str) -> Truth:
     made = Truth("onnxruntime", "cpu", 1, PLAIN.machine or pytest.fail("no machine"))
     for text in names:
         model = model_of(text)
-        found = predict(model, device)
+        found = predict_latency(model, device)
         made.models[model.name] = model
         made.visits[model.name] = [[found.whole.median] * 3]
         made.profiles[model.name] = as_measured(found.profile(CODEC_COSTS), model, device)
@@ -36,7 +36,7 @@ def truth_by(device: Latency, *names: str) -> Truth:
 def as_measured(profile: Profile, model: Model, device: Latency) -> Profile:
     """A predicted profile as if it had been measured: runs that agree, and each kernel's own time in its first node."""
     nodes = np.zeros(len(model.graph.nodes))
-    for cost in predict(model, device).kernels:
+    for cost in predict_latency(model, device).kernels:
         nodes[cost.kernel.nodes[0]] = cost.ms.median
     segments = tuple(
         msgspec.structs.replace(

@@ -6,7 +6,6 @@ import re
 from itertools import pairwise
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from profile_cases import Knowing, Machinery, measured, survey
@@ -18,7 +17,7 @@ from splitpoint.errors import (
 )
 from splitpoint.models.model import Model
 from splitpoint.profile.files import parse_profile, profile_bytes
-from splitpoint.profile.measure import ProfileRun, Progress, _runs_for, codec_costs, pause_s, profile_model, stat_of
+from splitpoint.profile.measure import ProfileRun, Progress, _runs_for, pause_s, profile_model, stat_of
 from splitpoint.profile.profiles import Stat
 
 
@@ -241,10 +240,3 @@ def test_a_disturbed_visit_moves_no_median_and_widens_the_band() -> None:
     assert stat_of([[2.0, 2.0, 2.0], [9.0, 9.0]]) == Stat(2.0, 2.0, 9.0, 3)
     assert stat_of([[2.0, 2.0], [2.2, 2.2]]) == Stat(2.1, 2.0, 2.2, 4)
     assert stat_of([[2.0], [9.0] * 20]) == Stat(2.0, 2.0, 9.0, 1), "in order"
-
-
-def test_codecs_are_measured_for_tensors_that_cross(lenet: Model) -> None:
-    costs = codec_costs(lenet, 0.01)
-    assert {"raw", "fp16", "int8", "int4", "int8+zstd", "jpeg:90"} <= costs.keys()
-    assert costs["int8"].encode_ms_per_mb > 0
-    assert all(ms >= 0 for c in costs.values() for ms in msgspec.structs.astuple(c))

@@ -9,13 +9,13 @@ import pytest
 
 from splitpoint.models import load
 from splitpoint.predict.learn.files import load_latency
-from splitpoint.predict.price.prediction import Prediction, predict
+from splitpoint.predict.price.prediction import Prediction, predict_latency
 from splitpoint.report.prediction_table import COLUMNS, TABLE, between, kernel_rows, kind_text, layer_rows, write_rows
 
 
 @pytest.fixture(scope="module")
 def prediction() -> Prediction:
-    return predict(load("zoo:efficientnet_lite0"), load_latency("neurosurgeon-edge"))
+    return predict_latency(load("zoo:efficientnet_lite0"), load_latency("neurosurgeon-edge"))
 
 
 def test_rows_add_up_however_many_there_are(prediction: Prediction) -> None:

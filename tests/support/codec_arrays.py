@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 from splitpoint.codecs import CODECS, open_codec
-from splitpoint.codecs.speed import sample
+from splitpoint.profile.codec_times import sample
 from splitpoint.tensors import Array, TensorSpec, spec_of
 
 TENSORS = tuple(name for name in CODECS if name != "jpeg")

@@ -35,7 +35,7 @@ from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Plan
 from splitpoint.predict.learn.files import load_latency
 from splitpoint.predict.learn.latency_model import Latency
-from splitpoint.predict.price.prediction import predict
+from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.profile.files import load_profile
 from splitpoint.profile.profiles import Profile, Watts
 from splitpoint.report.plan_table import draw, fitted, proof, range_lines, refusals, seed_lines
@@ -215,7 +215,7 @@ def _side(text: str, model: str | None, wanted: Model | None, learned: Mapping[s
 
 def _predicted(model: Model, latency: Latency) -> Profile:
     """What `model` would take there, which is said."""
-    prediction = predict(model, latency)
+    prediction = predict_latency(model, latency)
     say(f"{latency.name}: {model.name} predicted, never run there ({prediction.whole} for the whole)")
     line = uncalibrated_line(prediction)
     if line:

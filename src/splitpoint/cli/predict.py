@@ -18,7 +18,7 @@ from splitpoint.files import is_special
 from splitpoint.models.model import Model
 from splitpoint.predict.learn.files import SHIPPED, load_latency
 from splitpoint.predict.learn.latency_model import Latency
-from splitpoint.predict.price.prediction import Prediction, predict
+from splitpoint.predict.price.prediction import Prediction, predict_latency
 from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.profiles import SegmentCost
@@ -107,7 +107,7 @@ def model_command(
     check_same(latency, device_file, device=device, threads=threads, force=force)
     loaded = opening.load(model)
     segments = _corrections(loaded, latency, measured, traces, force=force)
-    prediction = predict(loaded, latency, segments)
+    prediction = predict_latency(loaded, latency, segments)
     if output is not None:
         save_profile(output, prediction.profile(codecs_there(loaded, latency)))
     if csv_path is not None:

@@ -18,23 +18,31 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from splitpoint.errors import UsageError, nearest
-from splitpoint.tensors import Array, TensorSpec
+import numpy as np
+
+from splitpoint.errors import InputError, UsageError, nearest
+from splitpoint.tensors import Array, TensorSpec, spec_of
+
+#: The dtypes that lossy codecs take. Integers are ids, counts or quantised already: their bits all mean something.
+FLOATS = frozenset({"float16", "float32", "float64"})
 
 
 class Codec(Protocol):
-    """Tensor ↔ bytes. All specs here are bound (no free dimension). Threads may share one."""
+    """Tensor ↔ bytes. All specs here are bound (no free dimension). Threads may share one.
+
+    A class that has it as its base is a lossy codec of floats with a known size, but for what it says otherwise.
+    """
 
     name: str
     """As plans, command lines and the wire have it: ``int8+zstd``, ``jpeg:90``."""
-    exact: bool
+    exact: bool = False
     """Whether what is decoded equals what was encoded, bit for bit."""
-    sized: bool
+    sized: bool = True
     """Whether `nbytes` is exact, known without encoding; otherwise it is an estimate."""
 
     def accepts(self, spec: TensorSpec) -> bool:
         """Whether such a tensor can be encoded. Integer tensors are never quantised; jpeg takes uint8[1,h,w,1|3]."""
-        ...
+        return spec.dtype in FLOATS
 
     def nbytes(self, spec: TensorSpec) -> int:
         """Bytes that a tensor of `spec` takes encoded."""
@@ -42,7 +50,7 @@ class Codec(Protocol):
 
     def most(self, spec: TensorSpec) -> int:
         """The most bytes that an honest encoding of `spec` has: a receiver refuses more before it allocates."""
-        ...
+        return self.nbytes(spec)
 
     def encode(self, array: Array) -> Array:
         """`array` as contiguous uint8[n]; it may share memory with `array`.
@@ -65,7 +73,7 @@ class CodecEntry(NamedTuple):
     where: str
     """``module:function``; the function takes the whole name and gives the codec."""
     cost: tuple[float, float, float, float]
-    """What it takes where nobody has measured it, as `speed.CodecSpeed`: one core of an AMD EPYC, by `profile`."""
+    """What it takes where nobody has measured it, as in `CodecCost`: one core of an AMD EPYC, by `profile`."""
     calibrated: bool = True
     """Whether a calibration tries it if nothing else is asked for."""
     qualities: range = range(0)
@@ -97,6 +105,13 @@ def usual_name(kind: str) -> str:
     return f"{kind}:{entry.usual}" if entry.qualities else kind
 
 
+def known_names() -> str:
+    """All names, as a user is told them: ``raw, …, and jpeg:1 to jpeg:100``."""
+    plain = ", ".join(kind for kind, entry in CODECS.items() if not entry.qualities)
+    graded = (f", and {k}:{e.qualities[0]} to {k}:{e.qualities[-1]}" for k, e in CODECS.items() if e.qualities)
+    return plain + "".join(graded)
+
+
 def calibrated_names() -> tuple[str, ...]:
     """What a calibration tries if nothing else is asked for: ``fp16``, …, ``jpeg:50``, …"""
     return tuple(
@@ -117,15 +132,54 @@ def open_codec(name: str) -> Codec:
     kind, colon, quality = name.partition(":")
     entry = CODECS.get(kind)
     if entry is None or (colon and quality not in map(str, entry.qualities)):
-        plain = ", ".join(k for k, e in CODECS.items() if not e.qualities)
-        graded = "".join(
-            f", and {k}:{e.qualities[0]} to {k}:{e.qualities[-1]}" for k, e in CODECS.items() if e.qualities
-        )
         hint = nearest(name, CODECS) if len(name) < 40 else ""
-        raise UsageError(f"no codec is called {name[:40]!r}{hint} (known: {plain}{graded})")
+        raise UsageError(f"no codec is called {name[:40]!r}{hint} (known: {known_names()})")
     if entry.qualities and not colon:
         least, most = entry.qualities[0], entry.qualities[-1]
         raise UsageError(f"the codec {kind} needs a quality from {least} to {most}: {usual_name(kind)}, for instance")
     module, _, attribute = entry.where.partition(":")
     codec: Codec = getattr(importlib.import_module(module), attribute)(name)
     return codec
+
+
+# --- what all codecs check --------------------------------------------------------------------------------------------
+
+
+def checked(codec: Codec, array: Array) -> Array:
+    """`array`, C-contiguous and in this machine's byte order, if `codec` takes it; InputError otherwise."""
+    takes(codec, spec_of("tensor", array))
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def takes(codec: Codec, spec: TensorSpec) -> None:
+    """InputError unless `codec` takes tensors like `spec`."""
+    if not codec.accepts(spec):
+        raise InputError(f"codec {codec.name} does not take {spec.type}: send it raw")
+
+
+def dims(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of a bound spec."""
+    return tuple(int(n) for n in spec.shape)
+
+
+def exactly(data: Array, codec: Codec, spec: TensorSpec) -> Array:
+    """`data`, contiguous, if it is as long as `codec`, a sized one, says of `spec`; InputError otherwise."""
+    takes(codec, spec)
+    nbytes = codec.nbytes(spec)
+    if data.dtype != np.uint8 or data.ndim != 1 or data.size != nbytes:
+        raise InputError(f"{spec} takes {nbytes} bytes of {codec.name}, but {data.nbytes} came")
+    return np.ascontiguousarray(data)
+
+
+def at_most(data: Array, codec: Codec, spec: TensorSpec) -> bytes:
+    """`data` if it is no longer than `codec`, one that compresses, allows for `spec`; InputError otherwise."""
+    takes(codec, spec)
+    if data.size > codec.most(spec):
+        raise InputError(f"{spec} takes at most {codec.most(spec)} bytes of {codec.name}, but {data.size} came")
+    return data.tobytes()
+
+
+def aligned(data: Array, dtype: str) -> Array:
+    """`data` (uint8[n]) as numbers of `dtype`: a view, or a copy where the bytes do not lie as the CPU wants them."""
+    view = data.view(dtype)
+    return view if view.flags.aligned else view.copy()

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from splitpoint.codecs.bytes import FLOATS, aligned, checked, dims, exactly
+from splitpoint.codecs import Codec, aligned, checked, dims, exactly
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec
 
@@ -22,26 +22,17 @@ _LEAST = 32
 _CHUNK = 1 << 15
 
 
-class Affine:
+class Affine(Codec):
     """Per-channel affine quantisation to 8 or 4 bits; see docs/codecs.md for the bytes."""
-
-    exact = False
-    sized = True
 
     def __init__(self, name: str = "int8") -> None:
         self.name = name
         self._bits = 4 if name.startswith("int4") else 8
         self._steps = (1 << self._bits) - 1
 
-    def accepts(self, spec: TensorSpec) -> bool:
-        return spec.dtype in FLOATS
-
     def nbytes(self, spec: TensorSpec) -> int:
         _, table = channels(spec)
-        return 2 * prod(table) * _number(spec.dtype).itemsize + self._packed(spec.elements)
-
-    def most(self, spec: TensorSpec) -> int:
-        return self.nbytes(spec)
+        return 2 * prod(table) * _number(spec.dtype).itemsize + (spec.elements * self._bits + 7) // 8
 
     def encode(self, array: Array) -> Array:
         array = checked(self, array)
@@ -83,9 +74,6 @@ class Affine:
         out = np.empty(layout, spec.dtype)
         _restore(steps[: spec.elements].reshape(layout), low.reshape(table), scale.reshape(table), out)
         return out.reshape(dims(spec))
-
-    def _packed(self, elements: int) -> int:
-        return elements if self._bits == 8 else (elements + 1) // 2
 
     def _parts(self, data: Array, count: int, number: np.dtype[np.floating]) -> tuple[Array, Array, Array]:
         """The three parts of an encoding: a low a channel, a scale a channel, the steps."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 
-from splitpoint.codecs.bytes import checked, dims, takes
+from splitpoint.codecs import at_most, checked, dims
 from splitpoint.decoding import MAX_PIXELS
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec
@@ -46,7 +46,7 @@ class Jpeg:
     def nbytes(self, spec: TensorSpec) -> int:
         bits = float(np.interp(self._quality, _QUALITIES, _BITS))
         colour = 1.0 if spec.shape[3] == 3 else 0.85
-        return min(self.most(spec), round(_HEADER + bits * colour * _pixels(spec) / 8))
+        return min(self.most(spec), round(_HEADER + bits * colour * prod(dims(spec)[1:3]) / 8))
 
     def most(self, spec: TensorSpec) -> int:
         # A coefficient takes 26 bits at most (a code of 16 and 10 bits of its value), and blocks are padded to whole
@@ -67,12 +67,12 @@ class Jpeg:
         # Not Image.open: of all that Pillow reads, a stranger gets this one decoder.
         from PIL.JpegImagePlugin import JpegImageFile
 
-        takes(self, spec)
-        if data.size > self.most(spec):
-            raise InputError(f"{spec} takes at most {self.most(spec)} bytes of {self.name}, but {data.size} came")
-        packed = data.tobytes()
+        packed = at_most(data, self, spec)
         try:
-            self._check(packed, spec)
+            # Before Pillow sees a byte, and before a pixel is allocated.
+            height, width, colours = _header(packed, spec)
+            if (height, width, colours) != spec.shape[1:]:
+                raise InputError(f"{spec} came as a JPEG of {width} x {height} pixels with {colours} colour channels")
             with JpegImageFile(io.BytesIO(packed)) as image:
                 image.load()
                 return np.asarray(image).reshape(dims(spec))
@@ -80,12 +80,6 @@ class Jpeg:
             raise
         except Exception as exc:  # Pillow raises nearly anything on broken bytes
             raise InputError(f"{spec} came as a broken or truncated JPEG: {exc}") from exc
-
-    def _check(self, data: bytes, spec: TensorSpec) -> None:
-        """InputError unless the header fits: said before Pillow sees a byte, and before a pixel is allocated."""
-        height, width, colours = _header(data, spec)
-        if (height, width, colours) != spec.shape[1:]:
-            raise InputError(f"{spec} came as a JPEG of {width} x {height} pixels with {colours} colour channels")
 
 
 def _header(data: bytes, spec: TensorSpec) -> tuple[int, int, int]:
@@ -109,7 +103,3 @@ def _header(data: bytes, spec: TensorSpec) -> tuple[int, int, int]:
             return size
         at += 2 + length
     raise InputError(f"{spec} came as a JPEG with more than {_LONGEST_HEADER} bytes before its picture")
-
-
-def _pixels(spec: TensorSpec) -> int:
-    return int(spec.shape[1]) * int(spec.shape[2])

@@ -7,8 +7,7 @@ import threading
 import numpy as np
 import zstandard
 
-from splitpoint.codecs import open_codec
-from splitpoint.codecs.bytes import checked, takes
+from splitpoint.codecs import at_most, checked, open_codec
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec
 
@@ -50,13 +49,9 @@ class Zstd:
         return np.frombuffer(self._own.compressor.compress(inner), np.uint8)
 
     def decode(self, data: Array, spec: TensorSpec) -> Array:
-        takes(self, spec)
-        size = self._inner.nbytes(spec)
-        if data.size > self.most(spec):
-            raise InputError(f"{spec} takes at most {self.most(spec)} bytes of {self.name}, but {data.size} came")
+        packed, size = at_most(data, self, spec), self._inner.nbytes(spec)
         if not hasattr(self._own, "decompressor"):
             self._own.decompressor = zstandard.ZstdDecompressor()
-        packed = data.tobytes()
         try:
             # Nothing is allocated for a frame that unpacks to another size, or wants more room than its content.
             frame = zstandard.get_frame_parameters(packed)

@@ -20,6 +20,9 @@ _SCRIPT = f"is TorchScript, whose layers cannot be told: export the nn.Module it
 _TENSORFLOW = "convert it with python -m tf2onnx.convert"
 _KERAS = f"is a Keras model: {_TENSORFLOW}, or Keras's model.export(format='onnx')"
 _ENGINE = "is a TensorRT engine, built for one GPU: give the .onnx file it was built from (and --device tensorrt)"
+_NO_MODEL = (
+    "is not an ONNX file, or it is cut short: give an .onnx or .pt2 file, or a name such as zoo:lenet5 or timm:resnet18"
+)
 
 #: First bytes, at an offset → what it is.
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
@@ -73,7 +76,8 @@ def what_is(path: Path) -> str:
         return _SUFFIXES[".pkl"] if path.suffix.lower() in (".pkl", ".joblib") else _WEIGHTS
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 30:
         return _WEIGHTS  # safetensors
-    return _SUFFIXES.get(path.suffix.lower(), "")
+    suffix = path.suffix.lower()
+    return _SUFFIXES.get(suffix, "" if suffix == ".onnx" else _NO_MODEL)
 
 
 def _archive(path: Path) -> str:

@@ -20,7 +20,7 @@ from splitpoint.planning.plans import Option
 from splitpoint.predict.calibrate.ground_truth import Truth
 from splitpoint.predict.calibrate.reference import ReferenceSpeed, speed_of
 from splitpoint.predict.learn.latency_model import TELLING_MS, Latency
-from splitpoint.predict.price.prediction import Prediction, kernel_times, linear_ms, predict
+from splitpoint.predict.price.prediction import Prediction, kernel_times, linear_ms, predict_latency
 from splitpoint.profile.costs import Floats
 from splitpoint.profile.kernel_times import estimated
 from splitpoint.profile.profiles import Profile, SegmentCost, Stat
@@ -118,7 +118,7 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
     speed = speed_of(latency.reference, truth.references)
     for name, model in truth.models.items():
         measured, profile = truth.whole(name), truth.profiles.get(name)
-        prediction = predict(model, latency)
+        prediction = predict_latency(model, latency)
         line = linear_ms([k.kernel for k in prediction.kernels], latency)
         if measured is not None and measured.median > 0:
             linear = latency.whole_ms(float(line.sum()))
@@ -130,7 +130,7 @@ def judge(truth: Truth, latency: Latency) -> Judgement:
             plans += plan_rows(name, profile, prediction.profile(profile.codecs))
             few = few_segments(profile)
             if measured is not None and measured.median > 0 and few:
-                better = predict(model, latency, few).whole
+                better = predict_latency(model, latency, few).whole
                 corrected.append(_row(name, "", "corrected", measured.median, better, linear))
     return Judgement(tuple(wholes), tuple(corrected), tuple(kernels), tuple(plans), tuple(same_speed), speed)
 

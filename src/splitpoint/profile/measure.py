@@ -20,18 +20,17 @@ import numpy as np
 
 from splitpoint import machine
 from splitpoint.callbacks import call
-from splitpoint.codecs import CODECS, open_codec, usual_name
-from splitpoint.codecs.speed import measure
 from splitpoint.engines import Engine, Session
 from splitpoint.engines.underway import limited
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.models.model import Model
+from splitpoint.profile.codec_times import codec_costs
 from splitpoint.profile.costs import Floats
 from splitpoint.profile.kernel_times import KernelTimer, estimated, marked, node_times
 from splitpoint.profile.power import Meter, measure_watts
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
 from splitpoint.segments import halves, samples_for, tried_with
-from splitpoint.tensors import Array, TensorSpec
+from splitpoint.tensors import Array
 from splitpoint.trace import Clock
 
 #: Times every cut is visited if the budget allows, each time compiled anew, and times at most.
@@ -417,23 +416,3 @@ def stat_of(visits: Sequence[Sequence[float]]) -> Stat:
     middle = round(float(np.median(runs)), 6)
     low, high = (round(float(q), 6) for q in np.percentile([ms for times in visits for ms in times], (10, 90)))
     return Stat(middle, min(low, middle), max(high, middle), len(runs))
-
-
-def codec_costs(model: Model, budget_s: float) -> dict[str, CodecCost]:
-    """Codec → its cost for tensors like those that cross in `model`, measured in about `budget_s` seconds."""
-    costs = {}
-    for codec in (open_codec(usual_name(kind)) for kind in CODECS):
-        spec = next((s for s in _specs(model) if codec.accepts(s)), None)
-        if spec is not None:
-            cost = measure(codec, spec, budget_s / len(CODECS))
-            costs[codec.name] = CodecCost(*(getattr(cost, field) for field in CodecCost.__struct_fields__))
-    return costs
-
-
-def _specs(model: Model) -> tuple[TensorSpec, ...]:
-    """A tensor of the middle size among those that cross one by one, then a photo."""
-    crossing = {c.crossing[0].name: c.crossing[0] for c in model.graph.chain() if len(c.crossing) == 1}
-    floats = sorted((t for t in crossing.values() if t.dtype in ("float32", "float16")), key=lambda t: t.nbytes)
-    usual = floats[len(floats) // 2] if floats else TensorSpec("features", "float32", (1, 64, 28, 28))
-    photos = [t for t in crossing.values() if t.dtype == "uint8"]
-    return (usual, *photos, TensorSpec("photo", "uint8", (1, 224, 224, 3)))

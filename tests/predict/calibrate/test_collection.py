@@ -17,7 +17,7 @@ from splitpoint.predict.calibrate.collection import NetworkVisit, load_collectio
 from splitpoint.predict.calibrate.reference import network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import read_tables, write_tables
-from splitpoint.predict.price.prediction import predict
+from splitpoint.predict.price.prediction import predict_latency
 
 
 def test_a_slow_visit_does_not_count() -> None:
@@ -116,7 +116,7 @@ def test_a_file_says_of_its_references_what_it_predicts(monkeypatch: pytest.Monk
     assert [r.name for r in latency.reference] == [r.name for r in found.references()]
     assert len(latency.reference) > 5
     for r in latency.reference:
-        assert r.ms == predict(network(r), latency).whole.median
+        assert r.ms == predict_latency(network(r), latency).whole.median
     # one strip that was disturbed is not what the device is measured by
     slow, other = found.references()[0], list(found.strips)
     k = next(k for k, s in enumerate(other) if s.seed == slow.seed)

@@ -18,7 +18,7 @@ from splitpoint.predict.calibrate.ground_truth import Truth
 from splitpoint.predict.calibrate.random_networks import random_network
 from splitpoint.predict.kernels.kernels import kernels_of
 from splitpoint.predict.learn.latency_model import Reference
-from splitpoint.predict.price.prediction import CODEC_COSTS, predict
+from splitpoint.predict.price.prediction import CODEC_COSTS, predict_latency
 from splitpoint.profile.profiles import Profile
 
 # --- measuring, which goes on ----------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ class Lab:
     def profile(self, model: Model, engine: Engine, budget_s: float) -> Profile:
         self.now += budget_s
         self.budgets.append(budget_s)
-        return msgspec.structs.replace(predict(model, PLAIN).profile(CODEC_COSTS), threads=engine.threads)
+        return msgspec.structs.replace(predict_latency(model, PLAIN).profile(CODEC_COSTS), threads=engine.threads)
 
 
 def networks() -> dict[str, Model]:

@@ -25,7 +25,7 @@ from splitpoint.predict.calibrate.random_networks import random_network
 from splitpoint.predict.calibrate.reference import measure, network, speed_of
 from splitpoint.predict.learn.files import latency_bytes, load_latency, parse_latency, save_latency
 from splitpoint.predict.learn.latency_model import Latency, Reference
-from splitpoint.predict.price.prediction import linear_ms, predict
+from splitpoint.predict.price.prediction import linear_ms, predict_latency
 from splitpoint.tensors import Array
 
 SMALL = 1.2e8  # FLOPs: as light as strips get
@@ -46,7 +46,7 @@ THREE = tuple(reference(k, ms=10.0 * (k + 1)) for k in range(3))
 def test_everything_in_a_slowed_file_takes_so_many_times_as_long(factor: float) -> None:
     device = latency(without=("other", "maxpool"), reference=THREE)  # pools by FLOPs and bytes
     model = model_of("zoo:efficientnet_lite0")
-    before, after = predict(model, device), predict(model, device.slowed(factor))
+    before, after = predict_latency(model, device), predict_latency(model, device.slowed(factor))
     for old, new in zip(before.kernels, after.kernels, strict=True):
         assert new.ms.median == pytest.approx(factor * old.ms.median)
         assert new.ms.p10 == pytest.approx(factor * old.ms.p10)
@@ -57,7 +57,9 @@ def test_everything_in_a_slowed_file_takes_so_many_times_as_long(factor: float) 
     slowed = device.slowed(factor)
     assert slowed.fixed_ms == pytest.approx(factor * device.fixed_ms)
     short = model_of("zoo:lenet5")
-    assert predict(short, slowed).whole.median == pytest.approx(factor * predict(short, device).whole.median)
+    assert predict_latency(short, slowed).whole.median == pytest.approx(
+        factor * predict_latency(short, device).whole.median
+    )
     assert [r.ms for r in slowed.reference] == pytest.approx([factor * 10 * k for k in (1, 2, 3)])
     assert slowed.slowdown == factor
     assert slowed.slowed(1 / factor).slowdown == pytest.approx(1.0)

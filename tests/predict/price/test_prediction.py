@@ -23,7 +23,7 @@ from splitpoint.planning.planner import Planner
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
 from splitpoint.predict.learn.features import columns_of, terms_of
 from splitpoint.predict.learn.latency_model import Latency
-from splitpoint.predict.price.prediction import CODEC_COSTS, linear_ms, predict
+from splitpoint.predict.price.prediction import CODEC_COSTS, linear_ms, predict_latency
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.profiles import CodecCost, SegmentCost, Stat
 from splitpoint.report.prediction_table import MOST_ROWS, kernel_rows, layer_rows
@@ -61,7 +61,7 @@ def boundaries(model: Model) -> list[tuple[int, list[Kernel], list[Kernel]]]:
 def test_a_convolution_by_hand() -> None:
     """3 × 3, 3 → 8 channels, on 8 × 8: every number of the formula written out."""
     model = nets.load(nets.residual())
-    conv = next(k for k in predict(model, SLOW).kernels if k.kind == "conv")
+    conv = next(k for k in predict_latency(model, SLOW).kernels if k.kind == "conv")
     c = conv.kernel.config
     out = c["out"] or c["HW"] / c["stride"]
     depth = c["kernel"] ** 2 * c["Cin"]
@@ -73,7 +73,7 @@ def test_a_convolution_by_hand() -> None:
 @pytest.mark.parametrize("name", [*NETS, LENET, EFFICIENT])
 def test_heads_and_tails_are_sums_of_the_formula(name: str) -> None:
     model = net(name)
-    profile, found = predict(model, SLOW).profile(), boundaries(model)
+    profile, found = predict_latency(model, SLOW).profile(), boundaries(model)
     assert len(found) >= 3
     for place, inside, left in found:
         head = whole_ms(SLOW, sum(map(formula, inside))) if inside else 0.0
@@ -88,7 +88,7 @@ def test_heads_and_tails_are_sums_of_the_formula(name: str) -> None:
 def test_a_cut_inside_a_kernel_never_looks_better_than_one_behind_it(name: str) -> None:
     """Conv without the ReLU behind it is no shorter, and the ReLU alone is one more pass for the server."""
     model = net(name)
-    profile = predict(model, SLOW).profile()
+    profile = predict_latency(model, SLOW).profile()
     places = [place for place, _, _ in boundaries(model)]
     for start, end in pairwise(places):
         for k in range(start + 1, end):
@@ -122,7 +122,7 @@ def test_the_best_plan_is_that_of_a_profile_made_of_the_same_sums(name: str) -> 
         whole = Stat(whole_ms(device, sum(ms.values())), 0, 1e6)
         blank = hand_made(model.graph, 1.0, model.fingerprint, codecs=dict(CODEC_COSTS))
         direct.append(msgspec.structs.replace(blank, whole=whole, segments=segments, nodes=tuple(nodes.tolist())))
-    ours = [predict(model, device).profile(CODEC_COSTS) for device in (SLOW, FAST)]
+    ours = [predict_latency(model, device).profile(CODEC_COSTS) for device in (SLOW, FAST)]
     limits = Constraints(codecs=("int8",))
     planners = [Planner(None, pair, constraints=limits) for pair in (ours, direct)]
     kinds = set()
@@ -138,15 +138,15 @@ def test_the_best_plan_is_that_of_a_profile_made_of_the_same_sums(name: str) -> 
 
 def test_a_device_without_a_law_for_whole_models_is_less_sure() -> None:
     model = model_of(EFFICIENT)
-    assert width(predict(model, latency(spread=0.0))) > width(predict(model, latency(spread=0.08)))
+    assert width(predict_latency(model, latency(spread=0.0))) > width(predict_latency(model, latency(spread=0.08)))
 
 
 def test_nothing_measured_changes_nothing_and_nonsense_is_refused() -> None:
     model = model_of(LENET)
-    plain = predict(model, SLOW)
-    assert predict(model, SLOW, [SegmentCost(3)]).whole == plain.whole
+    plain = predict_latency(model, SLOW)
+    assert predict_latency(model, SLOW, [SegmentCost(3)]).whole == plain.whole
     with pytest.raises(InputError, match="prefix 99"):
-        predict(model, SLOW, [SegmentCost(99, Stat(1.0, 1.0, 1.0))])
+        predict_latency(model, SLOW, [SegmentCost(99, Stat(1.0, 1.0, 1.0))])
 
 
 # --- the profile ------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_nothing_measured_changes_nothing_and_nonsense_is_refused() -> None:
 
 def test_a_predicted_profile_is_a_profile_that_says_so(tmp_path: Path) -> None:
     model = model_of(LENET)
-    profile = predict(model, SLOW).profile()
+    profile = predict_latency(model, SLOW).profile()
     save_profile(tmp_path / "p.profile.json", profile)
     again = load_profile(tmp_path / "p.profile.json")
     assert again.head(5) == profile.head(5)
@@ -163,7 +163,7 @@ def test_a_predicted_profile_is_a_profile_that_says_so(tmp_path: Path) -> None:
     assert again.machine == DEVICE
     assert not again.complete
     assert {s.count for x in again.segments for s in (x.head, x.tail) if s is not None} == {0}
-    own = predict(model, SLOW).profile({"int8": CodecCost(1, 2, 3, 4)})
+    own = predict_latency(model, SLOW).profile({"int8": CodecCost(1, 2, 3, 4)})
     assert "another machine" not in own.note
     assert own.codecs == {"int8": CodecCost(1, 2, 3, 4)}
 
@@ -175,7 +175,7 @@ def test_linear_regression_is_there_to_compare_with() -> None:
 
 
 def test_tables_are_no_longer_than_a_screen() -> None:
-    small, large = predict(model_of(LENET), SLOW), predict(model_of(EFFICIENT), SLOW)
+    small, large = predict_latency(model_of(LENET), SLOW), predict_latency(model_of(EFFICIENT), SLOW)
     assert layer_rows(small) == kernel_rows(small)
     rows = layer_rows(large)
     assert len(rows) <= MOST_ROWS < len(large.kernels)

@@ -9,13 +9,13 @@ from predicted_nets import LENET, SLOW, width
 
 from splitpoint.predict.kernels.kernels import kernels_of
 from splitpoint.predict.learn.latency_model import Roofline
-from splitpoint.predict.price.prediction import predict
+from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.predict.price.roofline import roofline_times
 
 
 def test_what_was_never_calibrated_is_priced_by_flops_and_bytes_and_listed() -> None:
     model, line = model_of(LENET), Roofline(flops_per_ms=4e6, bytes_per_ms=2e6, fixed_ms=0.01, spread=3.0)
-    known, found = predict(model, SLOW), predict(model, latency(without=("linear", "avgpool")))
+    known, found = predict_latency(model, SLOW), predict_latency(model, latency(without=("linear", "avgpool")))
     assert known.uncalibrated == ()
     assert {(u.op, u.kind, u.count) for u in found.uncalibrated} == {
         ("Gemm", "linear", 3),

@@ -11,7 +11,7 @@ from predicted_nets import EFFICIENT, FAST, LENET, SLOW
 
 from splitpoint.errors import InputError
 from splitpoint.planning.planner import Planner
-from splitpoint.predict.price.prediction import predict
+from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.profiles import Stat
 from splitpoint.runtime.adapt.conditions import Observer, Ran
@@ -20,7 +20,7 @@ from splitpoint.runtime.adapt.conditions import Observer, Ran
 def test_a_running_device_corrects_the_predicted_profile() -> None:
     """What `run` does with every head it computes: the planner is told by how much the device is slower."""
     model = model_of(EFFICIENT)
-    edge, cloud = predict(model, SLOW).profile(), predict(model, FAST).profile()
+    edge, cloud = predict_latency(model, SLOW).profile(), predict_latency(model, FAST).profile()
     observer, profiled_ms = Observer(FOUR_G), edge.head(model.graph.prefixes()[-1]).median
     for k in range(8):
         observer.computed(float(k), Ran(2 * edge.whole.median, profiled_ms, edge.whole.median))

@@ -8,16 +8,17 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.options.quantities import SHARE
+from splitpoint.codecs import known_names
 from splitpoint.errors import UsageError
 
 codec_choice_option = click.option(
     "--codec", "codecs", multiple=True, metavar="NAME|TENSOR=NAME",
-    help="How what crosses travels: raw (default), fp16, int8, int4, each also with +zstd, jpeg:QUALITY; for all that "
-    "it takes, or for one tensor (may be given several times).",
+    help=f"How what crosses travels: {known_names()}. For all that it takes, or for one tensor (may be given several "
+    "times). Default: raw.",
 )  # fmt: skip
 codec_names_option = click.option(
     "--codec", "codecs", multiple=True, metavar="NAME",
-    help="What may cross encoded: fp16, int8, int4, also with +zstd, jpeg:QUALITY; several may be given.",
+    help=f"What may cross encoded: {known_names()}. Several may be given.",
 )  # fmt: skip
 max_drop_option = click.option(
     "--max-drop", type=SHARE, metavar="SHARE", help="The most top-1 agreement to lose, such as 1% (needs --calib)."

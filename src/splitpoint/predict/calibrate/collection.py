@@ -20,7 +20,7 @@ from splitpoint.predict.calibrate.reference import network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
 from splitpoint.predict.learn.latency_model import Latency, Reference
-from splitpoint.predict.price.prediction import predict
+from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.units import counted
 
 FORMAT = 1
@@ -173,7 +173,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
             totals=self.totals(), seed=self.seed,
         )  # fmt: skip
         # What is learned of all of them is nearer to how fast the device was than the one time each was measured.
-        priced = ((r, predict(network(r), latency).whole.median) for r in self.references())
+        priced = ((r, predict_latency(network(r), latency).whole.median) for r in self.references())
         reference = tuple(msgspec.structs.replace(r, ms=ms) for r, ms in priced)
         return msgspec.structs.replace(latency, reference=reference)
 

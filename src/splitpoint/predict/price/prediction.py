@@ -1,7 +1,7 @@
 """A model and a `Latency` → what each of its kernels takes, and the profile that planning is done with.
 
 >>> from splitpoint.predict.learn.files import load_latency
->>> found = predict(load("zoo:lenet5"), load_latency("neurosurgeon-edge"))
+>>> found = predict_latency(load("zoo:lenet5"), load_latency("neurosurgeon-edge"))
 >>> print(found.whole)
 0.4... ms (0.2...…0.8...)
 
@@ -138,7 +138,7 @@ class Prediction:
         return "; ".join(parts if own_codecs else [*parts, _CODECS_NOTE])
 
 
-def predict(model: Model, latency: Latency, measured: Sequence[SegmentCost] = ()) -> Prediction:
+def predict_latency(model: Model, latency: Latency, measured: Sequence[SegmentCost] = ()) -> Prediction:
     """What every kernel of `model` takes on the device of `latency`, and the whole of it, with intervals (10 to 90 %).
 
     Heads and tails of cuts of this model that were `measured` on that device correct it (`correct`). InputError for

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 
 from splitpoint import wire
-from splitpoint.callbacks import Guarded
+from splitpoint.callbacks import call
 from splitpoint.errors import ModelError, ProtocolError, RefusedError, ServerError, StorageError
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache, usable_memory
@@ -53,7 +53,7 @@ class Holding:
     ) -> None:
         self.info, self.local = info, local is not None
         self.channel, self._tell = channel, on_event
-        self._progress = Guarded(on_progress) if on_progress is not None else None
+        self._progress = on_progress
         self._folder, self._allowed = cache, allowed
         self.model = local if local is not None else self._fetch_graph()
 
@@ -256,7 +256,7 @@ def fetch(
             done += data.nbytes
             yield data
             if progress is not None:
-                progress(done, total)
+                call(progress, done, total)
 
     try:
         for hash, size in wanted:

@@ -1,20 +1,24 @@
-"""How long a codec takes, in virtual time."""
+"""What codecs cost on this machine; how long one takes, in virtual time."""
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
-from codec_arrays import (
-    NAMES,
-    example,
-)
+from codec_arrays import NAMES, example
 
 from splitpoint.codecs import open_codec
-from splitpoint.codecs.speed import measure
 from splitpoint.errors import InputError
+from splitpoint.models.model import Model
+from splitpoint.profile.codec_times import codec_costs, measure
 from splitpoint.tensors import Array, TensorSpec, spec_of
 
-# -- speed ----------------------------------------------------------------------------------------------------------
+
+def test_codecs_are_measured_for_tensors_that_cross(lenet: Model) -> None:
+    costs = codec_costs(lenet, 0.01)
+    assert {"raw", "fp16", "int8", "int4", "int8+zstd", "jpeg:90"} <= costs.keys()
+    assert costs["int8"].encode_ms_per_mb > 0
+    assert all(ms >= 0 for c in costs.values() for ms in msgspec.structs.astuple(c))
 
 
 class Timed:

@@ -1,17 +1,17 @@
-"""How long a codec takes on this machine: a fixed part and a part a megabyte."""
+"""What each codec costs on this machine: a fixed part and a part a megabyte."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 
-from splitpoint.codecs import Codec
-from splitpoint.codecs.bytes import FLOATS, dims, takes
+from splitpoint.codecs import CODECS, FLOATS, Codec, dims, open_codec, takes, usual_name
+from splitpoint.models.model import Model
+from splitpoint.profile.profiles import CodecCost
 from splitpoint.tensors import Array, TensorSpec
 
 #: Two sizes tell the fixed part from the other: this many values, and this many times as many.
@@ -19,19 +19,28 @@ _SMALL, _RATIO = 1 << 13, 32
 _LEAST_ROUNDS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class CodecSpeed:
-    """Milliseconds a tensor, and a megabyte (10⁶ bytes of the *decoded* tensor) of it."""
+def codec_costs(model: Model, budget_s: float) -> dict[str, CodecCost]:
+    """Codec → its cost for tensors like those that cross in `model`, measured in about `budget_s` seconds."""
+    costs = {}
+    for codec in (open_codec(usual_name(kind)) for kind in CODECS):
+        spec = next((s for s in _specs(model) if codec.accepts(s)), None)
+        if spec is not None:
+            costs[codec.name] = measure(codec, spec, budget_s / len(CODECS))
+    return costs
 
-    encode_fixed_ms: float
-    encode_ms_per_mb: float
-    decode_fixed_ms: float
-    decode_ms_per_mb: float
+
+def _specs(model: Model) -> tuple[TensorSpec, ...]:
+    """A tensor of the middle size among those that cross one by one, then a photo."""
+    crossing = {c.crossing[0].name: c.crossing[0] for c in model.graph.chain() if len(c.crossing) == 1}
+    floats = sorted((t for t in crossing.values() if t.dtype in ("float32", "float16")), key=lambda t: t.nbytes)
+    usual = floats[len(floats) // 2] if floats else TensorSpec("features", "float32", (1, 64, 28, 28))
+    photos = [t for t in crossing.values() if t.dtype == "uint8"]
+    return (usual, *photos, TensorSpec("photo", "uint8", (1, 224, 224, 3)))
 
 
 def measure(
     codec: Codec, spec: TensorSpec, budget_s: float = 0.05, *, clock: Callable[[], float] = perf_counter
-) -> CodecSpeed:
+) -> CodecCost:
     """What `codec` costs for tensors like `spec`: medians of runs at two sizes, interleaved, in about `budget_s`.
 
     Two tensors are made with the proportions of `spec` and values like a network's features (a photo's, for uint8).
@@ -54,7 +63,7 @@ def measure(
             times.append((clock() - start) * 1e3)
     encode_small, decode_small, encode, decode = (median(times) for times in taken)
     small, large = (s.nbytes / 1e6 for s in specs)
-    return CodecSpeed(*_line(small, encode_small, large, encode), *_line(small, decode_small, large, decode))
+    return CodecCost(*_line(small, encode_small, large, encode), *_line(small, decode_small, large, decode))
 
 
 def _line(small: float, at_small: float, large: float, at_large: float) -> tuple[float, float]:
@@ -71,9 +80,8 @@ def sized(spec: TensorSpec, elements: int) -> TensorSpec:
     Pictures (uint8) and tokens grow along their length, feature maps in channels: the length of a channel stays.
     """
     shape = [max(1, n) for n in dims(spec)] or [1]
-    shape[0] = 1 if len(shape) > 1 else shape[0]
-    axis = 0 if len(shape) == 1 else 1
-    shape[axis] = 1
+    axis = min(1, len(shape) - 1)
+    shape[: axis + 1] = [1] * (axis + 1)
     shape[axis] = max(1, round(elements / prod(shape)))
     return TensorSpec(spec.name, spec.dtype, tuple(shape))
 
