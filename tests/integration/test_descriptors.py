@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from serving import affine, evaluate
 from splitpoint.engines import open_engine
-from splitpoint.lab.relay import ThreadRelay
+from relays import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ import numpy as np
 
 from splitpoint.callbacks import call
 from splitpoint.files import make_folder, write_atomic
-from splitpoint.lab.process import PIPES, Process
+from splitpoint.lab.process import PIPES, Process, run_splitpoint, serving
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
 from splitpoint.lab.scenario_device import ScenarioRow
@@ -113,18 +112,20 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None]
     Raises what its parts do: ServerError if one of the processes ends, UsageError, ModelError, CutError as they say.
     """
     shaped = scenario.shaped()
+    asked = scenario.server
+    options = ["--engine", asked.engine, "--device", asked.device, "--threads", str(asked.threads)]
     with (
-        _server(scenario) as server,
+        serving("server", scenario.located, *options) as server,
         Relay(server, _READY, seed=scenario.seed) as relay,
         _device(scenario, file, relay.address) as device,
     ):
         device.expect("ready")
         relay.set_link(shaped)
-        device.go()
+        device.say()
         device.expect("measuring")
         relay.set_link(shaped)  # a trace begins with the first request
         with _events(scenario, relay):
-            device.go()
+            device.say()
             rows = []
             for line in device.lines(len(scenario.at or "1") * scenario.requests):
                 rows.append(msgspec.json.decode(line, type=ScenarioRow))
@@ -138,25 +139,15 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None]
 
 
 @contextmanager
-def _server(scenario: Scenario) -> Iterator[str]:
-    """Address of a `splitpoint serve` process."""
-    asked = scenario.server
-    options = ["--port", "0", "--engine", asked.engine, "--device", asked.device, "--threads", str(asked.threads)]
-    options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
-    command = [sys.executable, "-u", "-m", "splitpoint", "serve", scenario.located, *options]
-    with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")) as server:
-        yield server.expect("serving on ").split()[2]
-
-
-@contextmanager
 def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     """The device's process, under a CPU limit if the scenario wants one."""
-    command = [sys.executable, "-u", "-m", "splitpoint", "lab", "edge", str(file), "--cloud", address]
+    words = ["lab", "edge", str(file), "--cloud", address]
     asked = scenario.device
     if asked.method == "stretched" or asked.slowdown == 1:
-        with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "device")) as device:
+        with closing(run_splitpoint("device", *words)) as device:
             yield device
         return
+    command = [sys.executable, "-u", "-m", "splitpoint", *words]
     method = "auto" if asked.method == "limit" else asked.method
     with (
         slowed(asked.slowdown, threads=asked.threads, method=method) as limited,

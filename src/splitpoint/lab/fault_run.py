@@ -12,8 +12,6 @@ from __future__ import annotations
 import queue
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -30,7 +28,7 @@ from splitpoint.engines import ENGINES, Engine, open_engine
 from splitpoint.errors import ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.lab.faults import KINDS, Fault
-from splitpoint.lab.process import PIPES, Process
+from splitpoint.lab.process import Process, run_splitpoint
 from splitpoint.lab.relay import Relay
 from splitpoint.link import Link
 from splitpoint.models import load
@@ -39,7 +37,6 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.result import Request, Result
-from splitpoint.security import unguarded
 from splitpoint.segments import compare, samples_for
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import format_address
@@ -340,9 +337,7 @@ class _Target:
         """Starts it, at the port it had."""
         port = self.address.rpartition(":")[2]
         options = ["--port", port, "--engine", self._engine_name, "--threads", "1", "--queue", str(_QUEUE)]
-        options.append("--until-stdin-ends")
-        command = [sys.executable, "-u", "-m", "splitpoint", "serve", self._model_name, *options]
-        self._process = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")
+        self._process = run_splitpoint("server", "serve", self._model_name, *options, "--until-stdin-ends")
         self._process.expect("serving on ")
 
     def kill(self) -> None:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from plans import profiles
+from relays import ThreadRelay
 from serving import nothing_leaks
 
 from splitpoint.cli import main
@@ -21,7 +22,6 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.inputs import read_inputs
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.model import Segment

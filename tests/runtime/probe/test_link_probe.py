@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from relays import ThreadRelay
 from serving import Gate, affine, nothing_leaks
 
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, UsageError
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.link.estimator import LinkEstimator
 from splitpoint.link.presets import PRESETS
