@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 
 from splitpoint.lab import fault_run as ordeal
 from splitpoint.lab.faults import KINDS, schedule
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
         name, times = toll.kind or "none", str(toll.times or "")
         print(f"{name:<13} {times:>5} {toll.by_server:>7} {toll.here:>6} {ms(toll.longest_gap_ms):>14}  {about}")
     print("why answers were not the server's:")
-    for why, number in report.reasons.most_common(12):
+    for why, number in Counter(a.fallback for a in report.answers if a.fallback).most_common(12):
         print(f"  {number:>5}  {why}")
     missed = [a for a in report.answers if a.missed_ms > 0]
     worst = max((a.missed_ms for a in missed), default=0.0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,12 +24,16 @@ from splitpoint.lab.scenario_device import ScenarioRow
 from splitpoint.lab.slow_device import slowed
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
-from splitpoint.report.files import safe
+from splitpoint.report.files import write_csv
 from splitpoint.security import unguarded
 
 #: While both halves are made ready: a device that is measured has fetched before.
 _READY = Link(1e6, 1e6, 0.0, 0.0, "unshaped")
 _SPANS = ("head", "encode", "up", "decode", "queue", "tail", "reply", "down")
+_COLUMNS = (
+    "scenario", "cut", "codec", "requests", "failed", "up_nbytes", "down_nbytes", "median_ms", "p10_ms", "p90_ms",
+    *(f"{name}_ms" for name in _SPANS), "note",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,40 +72,34 @@ class Results:
         lines = b"".join(msgspec.json.encode(row) + b"\n" for row in self.rows)
         about = {"note": self.note, "machine": this_machine(), "versions": versions(), "scenario": self.scenario}
         write_atomic(folder / "requests.jsonl", lines)
-        write_atomic(folder / "summary.csv", self._csv().encode())
+        write_csv(folder / "summary.csv", [self._cells(s) for s in self.summary()], _COLUMNS)
         write_atomic(folder / "about.json", msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n")
         if self.scenario.source:
             write_atomic(folder / "scenario.toml", self.scenario.source.encode())
 
-    def _csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        titles = ["scenario", "cut", "codec", "requests", "failed", "up_nbytes", "down_nbytes"]
-        writer.writerow([*titles, "median_ms", "p10_ms", "p90_ms", *(f"{s}_ms" for s in _SPANS), "note"])
-        for s in self.summary():
-            spans = [f"{s.spans_ms.get(name, 0.0):.4f}" for name in _SPANS]
-            counts = [s.cut, s.codec, s.requests, s.failed, s.up_nbytes, s.down_nbytes]
-            times = [f"{ms:.4f}" for ms in (s.median_ms, s.p10_ms, s.p90_ms)]
-            writer.writerow([safe(cell) for cell in (self.scenario.name, *counts, *times, *spans, self.note)])
-        return text.getvalue()
+    def _cells(self, summary: CutSummary) -> dict[str, Any]:
+        """A line of summary.csv."""
+        values = asdict(summary) | {f"{name}_ms": summary.spans_ms.get(name, 0.0) for name in _SPANS}
+        cells = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in values.items()}
+        return {"scenario": self.scenario.name, **cells, "note": self.note}
 
 
 def _summarise(cut: str, rows: Sequence[ScenarioRow]) -> CutSummary:
     good = [r for r in rows if not r.error]
-    p10, median, p90 = np.percentile([r.total_ms for r in good], (10, 50, 90)) if good else (0.0, 0.0, 0.0)
-    spans = {s: float(np.median([r.spans_ms.get(s, 0.0) for r in good])) for s in _SPANS} if good else {}
-    codec = " + ".join(dict.fromkeys(good[0].codecs.values())) if good else ""
+    if not good:
+        return CutSummary(cut, "raw", len(rows), len(rows), 0, 0, 0.0, 0.0, 0.0, {})
+    p10, median, p90 = (float(ms) for ms in np.percentile([r.total_ms for r in good], (10, 50, 90)))
     return CutSummary(
         cut=cut,
-        codec=codec or "raw",
+        codec=" + ".join(dict.fromkeys(good[0].codecs.values())) or "raw",
         requests=len(rows),
         failed=len(rows) - len(good),
-        up_nbytes=int(np.median([r.up_nbytes for r in good])) if good else 0,
-        down_nbytes=int(np.median([r.down_nbytes for r in good])) if good else 0,
-        median_ms=float(median),
-        p10_ms=float(p10),
-        p90_ms=float(p90),
-        spans_ms=spans,
+        up_nbytes=int(np.median([r.up_nbytes for r in good])),
+        down_nbytes=int(np.median([r.down_nbytes for r in good])),
+        median_ms=median,
+        p10_ms=p10,
+        p90_ms=p90,
+        spans_ms={s: float(np.median([r.spans_ms.get(s, 0.0) for r in good])) for s in _SPANS},
     )
 
 
@@ -178,13 +175,11 @@ def _events(scenario: Scenario, relay: Relay) -> Iterator[None]:
 
 
 def _happen(scenario: Scenario, relay: Relay, event: LinkEvent) -> None:
-    if event.do == "stall":
-        relay.stall(event.seconds)
-    elif event.do == "cut":
-        relay.cut(event.seconds)
-    elif event.do == "blackhole":
-        relay.blackhole(event.seconds)
+    if event.do == "link":
+        relay.set_link(scenario.shaped(event.link))
     elif event.do == "corrupt":
         relay.corrupt(event.direction, event.after_nbytes, event.count)
+    elif event.do == "cut":
+        relay.cut(event.seconds)
     else:
-        relay.set_link(scenario.shaped(event.link))
+        (relay.stall if event.do == "stall" else relay.blackhole)(event.seconds)

@@ -9,16 +9,13 @@ third of them goes through `Edge.stream`, a third one by one, a third from sever
 
 from __future__ import annotations
 
-import queue
 import signal
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 
 import msgspec
 import numpy as np
@@ -63,7 +60,6 @@ class Answer(msgspec.Struct, frozen=True):
     at_s: float
     total_ms: float
     fallback: str
-    attempts: int
     missed_ms: float
     error: float
     equal: bool
@@ -110,7 +106,7 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def sound(self) -> bool:
         """Whether every request has one right answer, in order where that was promised."""
-        return not (self.lost or self.doubled or self.wrong or self.out_of_order or self.failures)
+        return not self.complaints
 
     @property
     def complaints(self) -> list[str]:
@@ -136,11 +132,6 @@ class Report(msgspec.Struct, frozen=True):
             f"{self.changed_nbytes} bytes were changed on the way; "
             f"the server answered again {self.recovered_s:.1f} s after the last of it"
         )
-
-    @property
-    def reasons(self) -> Counter[str]:
-        """Why answers were not the server's."""
-        return Counter(a.fallback for a in self.answers if a.fallback)
 
     def tolls(self) -> list[Toll]:
         """One line a kind of fault, in the order of `KINDS`; first what came before the first fault."""
@@ -240,9 +231,7 @@ class _RunJudge:
         k = request % len(self._expected)
         got = [*self._expected[:k], result.outputs, *self._expected[k + 1 :]]
         check = compare(self._model, self._cut, self._expected, got)
-        return Answer(
-            request, at_s, result.total_ms, result.fallback, result.attempts, result.missed_ms, check.error, check.ok
-        )
+        return Answer(request, at_s, result.total_ms, result.fallback, result.missed_ms, check.error, check.ok)
 
 
 class _FaultAsker:
@@ -359,19 +348,16 @@ class _Player:
         self._faults = sorted(faults, key=lambda f: f.request)
         self._target, self._relay, self._model = target, relay, model
         self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="faults")
+        self._jobs: list[Future[None]] = []
         self._over = threading.Event()
-        self._failed: list[BaseException] = []
-        self._thread = threading.Thread(target=self._work, name="faults", daemon=True)
 
     def __enter__(self) -> _Player:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._jobs.put(None)
-        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
 
     def before(self, request: int) -> None:
         """Lets happen what is due before this request."""
@@ -384,15 +370,13 @@ class _Player:
 
     def finish(self) -> None:
         """Returns when the server is as it was. Raises what went wrong with the faults themselves."""
-        self._jobs.put(None)
-        self._thread.join()
-        if self._failed:
-            raise self._failed[0]
+        for job in self._jobs:
+            job.result()
 
     def _begin(self, fault: Fault) -> None:
         on_server = {"kill": self._kill, "pause": self._pause, "busy": self._busy}
         if fault.do in on_server:
-            self._jobs.put(partial(on_server[fault.do], fault))
+            self._jobs.append(self._pool.submit(on_server[fault.do], fault))
         elif fault.do in ("cut", "mid-frame"):
             self._relay.cut(fault.seconds, fault.after_nbytes)
         elif fault.do == "stall":
@@ -401,14 +385,6 @@ class _Player:
             self._relay.blackhole(fault.seconds)
         else:
             self._relay.corrupt(fault.direction, fault.after_nbytes, fault.count)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except BaseException as exc:
-                self._failed.append(exc)
-                return
 
     def _kill(self, fault: Fault) -> None:
         self._target.kill()

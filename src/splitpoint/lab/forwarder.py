@@ -1,7 +1,7 @@
 """Bytes from one socket to another by the schedule of two lanes: the loop inside a relay.
 
-One thread and `ppoll`: its time limit has nanoseconds where Python's `poll` and `epoll` have milliseconds, and a loop
-that owns all sockets needs no locks. All connections share the link, as they do in reality.
+One thread and `select`: its time limit has microseconds where Python's `poll` and `epoll` have milliseconds, and a
+loop that owns all sockets needs no locks. All connections share the link, as they do in reality.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import msgspec
 
 from splitpoint.callbacks import call
 from splitpoint.errors import ServerError, UsageError
-from splitpoint.lab.damage import Damage
-from splitpoint.lab.shaper import ShapedLane
+from splitpoint.lab.shaper import Damage, ShapedLane
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
 from splitpoint.transports.addresses import format_address
@@ -40,9 +39,10 @@ _BUFFER_S = 10e-3
 _BUFFER_LEAST, _BUFFER_MOST = 4 << 10, 512 << 10
 #: A lab link has a handful.
 _MOST_CONNECTIONS = 128
+#: How long whoever asks for something waits for the loop.
+_ASKED_S = 5.0
 #: How often a trace is asked for its link while bytes flow.
 _TRACE_S = 5e-3
-_NO_ADDRESS = "{} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface"
 #: To the least and the most by which a wait is begun early and then watched, so that it does not end late.
 _EARLY_S, _EARLIEST_S = 30e-6, 400e-6
 #: Linux: when the bytes came, in the wall clock's time. Older than this, they were waiting, or the clock was set.
@@ -116,14 +116,13 @@ class Forwarder:
 
     def __init__(
         self, target: str, link: Link | LinkTrace, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0,
-        clock: Callable[[], float] = time.monotonic, on_event: Callable[[str], None] = lambda _: None,
+        on_event: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._target = _answering(target)
         self.target = target
-        self._clock, self._tell = clock, on_event
+        self._tell = on_event
         self._up, self._down = _Road(f"{seed}:up"), _Road(f"{seed}:down")
         self._pairs: set[_Pair] = set()
-        self._poll = _Poll()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._trace: LinkTrace | None = None
         self._trace_began = self._asked_trace = 0.0
@@ -143,7 +142,7 @@ class Forwarder:
 
     # --- what others ask for; from any thread through `ask` --------------------------------------------------------
 
-    def ask(self, job: Callable[[], None], timeout_s: float = 5.0) -> None:
+    def ask(self, job: Callable[[], None]) -> None:
         """Runs `job` in the loop's thread and returns when it is done."""
         done = threading.Event()
 
@@ -153,7 +152,7 @@ class Forwarder:
 
         self._jobs.put(run)
         self.wake()
-        if not done.wait(timeout_s):
+        if not done.wait(_ASKED_S):
             raise ServerError("the relay does not answer: it has ended")
 
     def wake(self) -> None:
@@ -171,12 +170,12 @@ class Forwarder:
             self._trace = None
             self._shape(link)
         else:
-            self._trace, self._trace_began = link, self._clock()
+            self._trace, self._trace_began = link, time.monotonic()
             self._shape(link.at(0.0))
 
     def stall(self, seconds: float) -> None:
         """Not a byte arrives for `seconds`, in either direction; none is lost."""
-        now = self._clock()
+        now = time.monotonic()
         self._up.stall(now, seconds)
         self._down.stall(now, seconds)
 
@@ -186,7 +185,7 @@ class Forwarder:
         A new connection seems to be made (the kernel answers for us) and is silent. What was sent arrives once the time
         is over, at once: TCP would send it again, and waits for up to as long again before it does.
         """
-        self._black_until = max(self._black_until, self._clock() + seconds)
+        self._black_until = max(self._black_until, time.monotonic() + seconds)
         self.stall(seconds)
 
     def corrupt(self, direction: str, after_nbytes: int = 0, count: int = 1) -> None:
@@ -208,7 +207,7 @@ class Forwarder:
         for pair in list(self._pairs):
             self._reset(pair)
         if refuse_s > 0:
-            self._refuse_until = self._clock() + refuse_s
+            self._refuse_until = time.monotonic() + refuse_s
             if self._listener is not None:
                 self._listener.close()
                 self._listener = None
@@ -236,7 +235,7 @@ class Forwarder:
     def _turn(self) -> None:
         self._do_jobs()
         self._follow_trace()
-        if self._clock() >= self._black_until:
+        if time.monotonic() >= self._black_until:
             for road in (self._up, self._down):
                 self._hand_over(road)
                 self._take_in(road)
@@ -262,22 +261,22 @@ class Forwarder:
         """
         reading, writing, until, sharp = self._wanted()
         if until == float("inf"):
-            return self._poll.ready(reading, writing, None)
+            return select.select(reading, writing, [])[:2]
         while True:
-            left = until - self._clock()
+            left = until - time.monotonic()
             short = left - self._early_s if sharp else left
-            readable, writable = self._poll.ready(reading, writing, max(0.0, short))
+            readable, writable, _ = select.select(reading, writing, [], max(0.0, short))
             if readable or writable or left <= 0:
                 return readable, writable
             if short > 0:
-                late = self._clock() - (until - left) - short
+                late = time.monotonic() - (until - left) - short
                 self._early_s += 0.1 * (min(max(1.5 * late, _EARLY_S), _EARLIEST_S) - self._early_s)
                 if not sharp:
                     return [], []
 
     def _wanted(self) -> tuple[list[socket.socket], list[socket.socket], float, bool]:
         """Who may read, who may write, until when to wait, and whether that moment matters."""
-        now = self._clock()
+        now = time.monotonic()
         until, sharp = float("inf"), False
         reading = [self._waked]
         if now < self._black_until:
@@ -308,11 +307,11 @@ class Forwarder:
             except queue.Empty:
                 break
             job()
-        if self._listener is None and self._clock() >= self._refuse_until:
+        if self._listener is None and time.monotonic() >= self._refuse_until:
             self._listener = self._listen(_socket(self._sockaddr, self._holder.family))
 
     def _follow_trace(self) -> None:
-        now = self._clock()
+        now = time.monotonic()
         if self._trace is None or now < self._asked_trace + _TRACE_S:
             return
         self._asked_trace = now
@@ -322,7 +321,7 @@ class Forwarder:
 
     def _shape(self, link: Link) -> None:
         self.link = link
-        now, one_way_s = self._clock(), link.rtt_ms / 2e3
+        now, one_way_s = time.monotonic(), link.rtt_ms / 2e3
         self._up.set(now, link.up_mbps, one_way_s, link.jitter_ms)
         self._down.set(now, link.down_mbps, one_way_s, link.jitter_ms)
         if self._listener is not None:
@@ -336,7 +335,7 @@ class Forwarder:
 
     def _take_in(self, road: _Road) -> None:
         """Reads what the road has room for by now."""
-        now = self._clock()
+        now = time.monotonic()
         while road.flows and now >= road.ready_at:
             for flow in road.next_flow():
                 try:
@@ -354,14 +353,14 @@ class Forwarder:
             else:
                 road.idle = True
                 return
-            now = self._clock()
+            now = time.monotonic()
 
     def _read(self, source: socket.socket, road: _Road) -> tuple[bytes, float]:
         """A chunk and when it came. Only the kernel knows when the first of a burst did: we were asleep then."""
         if not road.idle:
-            return source.recv(road.chunk), self._clock()
+            return source.recv(road.chunk), time.monotonic()
         data, notes, _, _ = source.recvmsg(road.chunk, _STAMP_NBYTES)
-        now = self._clock()
+        now = time.monotonic()
         for level, kind, stamp in notes:
             if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
                 seconds, nanoseconds = _TIMESPEC.unpack(stamp)
@@ -372,7 +371,7 @@ class Forwarder:
 
     def _hand_over(self, road: _Road) -> None:
         """Writes what has arrived by now."""
-        for flow, data in road.arrived(self._clock()):
+        for flow, data in road.arrived(time.monotonic()):
             if flow.pair not in self._pairs:
                 continue
             if data is None:
@@ -470,56 +469,6 @@ class Forwarder:
                 flow.lane.flows.remove(flow)
 
 
-class _Poll:
-    """Waits for sockets, to the microsecond."""
-
-    def __init__(self) -> None:
-        self._ppoll = getattr(ctypes.CDLL(None), "ppoll", None)
-        # pollfd and timespec as Linux has them, made once: a call for a few sockets costs as much as `select` then.
-        self._entry, self._span = struct.Struct("ihh"), struct.Struct("ll")
-        self._asked = ctypes.create_string_buffer(self._entry.size * 5 * _MOST_CONNECTIONS)
-        self._until = ctypes.create_string_buffer(self._span.size)
-        if self._ppoll is not None:
-            self._ppoll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p)
-
-    def ready(
-        self, reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
-    ) -> tuple[list[socket.socket], list[socket.socket]]:
-        """Who of them can be read and written, once one can or the time is over (None: for ever)."""
-        if self._ppoll is None:
-            return self._to_the_millisecond(reading, writing, seconds)
-        entry, asked, at = self._entry, self._asked, 0
-        for socks, event in ((reading, select.POLLIN), (writing, select.POLLOUT)):
-            for sock in socks:
-                entry.pack_into(asked, at, sock.fileno(), event, 0)
-                at += entry.size
-        if seconds is not None:
-            self._span.pack_into(self._until, 0, int(seconds), int(seconds % 1 * 1e9))
-        until = None if seconds is None else ctypes.addressof(self._until)
-        if self._ppoll(ctypes.addressof(asked), at // entry.size, until, None) <= 0:
-            return [], []  # in time, or interrupted by a signal: the caller looks again
-        came = [entry.unpack_from(asked, k)[2] for k in range(0, at, entry.size)]
-        split = len(reading)
-        return (
-            [sock for sock, events in zip(reading, came[:split], strict=True) if events],
-            [sock for sock, events in zip(writing, came[split:], strict=True) if events],
-        )
-
-    def _to_the_millisecond(
-        self, reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
-    ) -> tuple[list[socket.socket], list[socket.socket]]:
-        """The same where there is no ppoll."""
-        poll = select.poll()
-        for sock in {*reading, *writing}:
-            poll.register(sock, select.POLLIN * (sock in reading) | select.POLLOUT * (sock in writing))
-        came = dict(poll.poll(None if seconds is None else seconds * 1e3))
-        other = select.POLLERR | select.POLLHUP | select.POLLNVAL
-        return (
-            [sock for sock in reading if came.get(sock.fileno(), 0) & (select.POLLIN | other)],
-            [sock for sock in writing if came.get(sock.fileno(), 0) & (select.POLLOUT | other)],
-        )
-
-
 def _linger_not(sock: socket.socket) -> None:
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -560,16 +509,12 @@ def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
         except BaseException:
             holder.close()
             raise
-    except socket.gaierror as exc:
-        raise UsageError(
-            f"{host} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface"
-        ) from exc
     except OverflowError as exc:
         raise UsageError(f"{port} is not a port number (0 to 65535)") from exc
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             raise ServerError(f"port {port} on {host} is in use: take another one, or 0 for any free one") from exc
-        if exc.errno == errno.EADDRNOTAVAIL:
+        if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
             raise UsageError(
                 f"{host} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface"
             ) from exc

@@ -22,11 +22,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby, islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from splitpoint import cgroup
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.machine import EMULATED
@@ -110,16 +111,6 @@ class _StretchedSession:
         self._session.close()
 
 
-def spin_until(moment: float) -> None:
-    """Returns at `moment` without giving the core away: the next run finds it as warm as a busy device's.
-
-    For ``Stretched(…, wait_until=spin_until)`` where the engine has a core to itself. Sleeping leaves the core to
-    others, and the run after it is cold: some 15 % longer for a whole network here, up to twice for a 0.6 ms head.
-    """
-    while time.perf_counter() < moment:
-        pass
-
-
 def sleep_until(moment: float) -> None:
     """Returns at `moment`; sleeps nearly until then."""
     while (left := moment - time.perf_counter()) > 0:
@@ -176,26 +167,17 @@ class Hierarchy:
             _write(group / "cpu.cfs_quota_us", str(quota))
 
 
-def hierarchies(process: Path = Path("/proc/self")) -> Iterator[Hierarchy]:
+def hierarchies(root: Path = Path("/")) -> Iterator[Hierarchy]:
     """Where this process might make a group: below its own (version 1, or 2), then beside it (version 2)."""
-    try:
-        mounts = [line.split() for line in (process / "mounts").read_text().splitlines()]
-        own = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
-    except OSError:
-        return
-    for _, place, kind, options, *_ in mounts:
-        for _, controllers, path in own:
-            inside = Path(place) / path.lstrip("/")
-            here = inside if inside.is_dir() else Path(place)  # a container sees its own group as the root
-            if kind == "cgroup" and "cpu" in options.split(",") and "cpu" in controllers.split(","):
-                yield Hierarchy(1, here)
-            elif kind == "cgroup2" and not controllers:
-                yield Hierarchy(2, here)
-                if here != Path(place):  # a group with processes in it can have no limited groups below
-                    yield Hierarchy(2, here.parent)
+    for (version, controllers), groups in groupby(cgroup.groups(root), key=lambda group: group[:2]):
+        if version == 2:
+            # A group with processes in it can have no limited groups below.
+            yield from (Hierarchy(2, folder) for _, _, folder in islice(groups, 2))
+        elif "cpu" in controllers:
+            yield Hierarchy(1, next(groups)[2])
 
 
-def slowed(factor: float, *, threads: int = 1, method: str = "auto", process: Path = Path("/proc/self")) -> Slowed:
+def slowed(factor: float, *, threads: int = 1, method: str = "auto", root: Path = Path("/")) -> Slowed:
     """Commands started by what this returns compute `factor` times slower. Use it in a with statement.
 
     `threads` is how many threads of the command compute at once: its limit is theirs together. `method` is ``quota``
@@ -209,7 +191,7 @@ def slowed(factor: float, *, threads: int = 1, method: str = "auto", process: Pa
         raise UsageError(f"a command is slowed by {', '.join(METHODS)}, not {method}")
     if method != "stop":
         share = quota_share(factor, threads)
-        for hierarchy in hierarchies(process):
+        for hierarchy in hierarchies(root):
             group = _make_group(hierarchy, share)
             if group is not None:
                 several = f" for {threads} threads together" if threads > 1 else ""
@@ -255,17 +237,16 @@ class Slowed:
         if not command or shutil.which(command[0]) is None:
             raise UsageError(f"there is no command {command[0] if command else 'given'}: check the spelling")
         options["env"] = {**(options.get("env") or os.environ), EMULATED: self.note}
+        words = list(command)
         if self.group is not None:
-            enter = ["/bin/sh", "-c", 'echo 0 > "$0" && exec "$@"', str(self.group / "cgroup.procs")]
-            process = subprocess.Popen([*enter, *command], **options)
-            self._processes.append(process)
-            return process
-        process = subprocess.Popen(list(command), start_new_session=True, **options)
+            words = ["/bin/sh", "-c", 'echo 0 > "$0" && exec "$@"', str(self.group / "cgroup.procs"), *words]
+        process = subprocess.Popen(words, start_new_session=self.group is None, **options)
         self._processes.append(process)
-        self._guard(_CONTINUE, str(process.pid))
-        thread = threading.Thread(target=_take_turns, args=(process, self.factor), name="slow", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        if self.group is None:
+            self._guard(_CONTINUE, str(process.pid))
+            thread = threading.Thread(target=_take_turns, args=(process, self.factor), name="slow", daemon=True)
+            self._threads.append(thread)
+            thread.start()
         return process
 
     def send(self, process: subprocess.Popen[Any], number: int) -> None:
