@@ -261,11 +261,11 @@ class Forwarder:
         """
         reading, writing, until, sharp = self._wanted()
         if until == float("inf"):
-            return select.select(reading, writing, [])[:2]
+            return _ready(reading, writing, None)
         while True:
             left = until - time.monotonic()
             short = left - self._early_s if sharp else left
-            readable, writable, _ = select.select(reading, writing, [], max(0.0, short))
+            readable, writable = _ready(reading, writing, max(0.0, short))
             if readable or writable or left <= 0:
                 return readable, writable
             if short > 0:
@@ -467,6 +467,15 @@ class Forwarder:
             flow.source.close()
             if flow in flow.lane.flows:
                 flow.lane.flows.remove(flow)
+
+
+def _ready(
+    reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Who of them can be read and written, once one can or the time is over (None: for ever)."""
+    # This process is the relay's own: its descriptors stay far below the 1024 that `select` knows.
+    readable, writable, _ = select.select(reading, writing, [], seconds)  # noqa: TID251
+    return readable, writable
 
 
 def _linger_not(sock: socket.socket) -> None:
