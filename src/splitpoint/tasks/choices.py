@@ -11,6 +11,7 @@ from types import MappingProxyType
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.conditions import Conditions
+from splitpoint.runtime.adapt.option_costs import same
 from splitpoint.tasks.schedule import QueuedJob, StageTimes
 from splitpoint.tasks.task import Task
 
@@ -94,8 +95,3 @@ def stages_of(option: Option, conditions: Conditions) -> StageTimes:
     return StageTimes(
         device, link.up_ms(option.up_nbytes), server, link.down_ms(option.down_nbytes), link.rtt_ms / 2, True
     )
-
-
-def same(one: Option, other: Option) -> bool:
-    """Whether two options are one way to serve a request, whatever they cost."""
-    return one.on_edge == other.on_edge and one.codecs == other.codecs

@@ -27,6 +27,7 @@ from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
+from splitpoint.runtime.adapt.option_costs import same
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.client.request import LOCAL, WAIT, check_fallback
@@ -35,7 +36,7 @@ from splitpoint.runtime.events import OnEvent, ignore, teller
 from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
 from splitpoint.survey import OnStep, Survey, placement, survey
-from splitpoint.tasks.choices import Source, same
+from splitpoint.tasks.choices import Source
 from splitpoint.tasks.device_turns import SharedDevice
 from splitpoint.tasks.task import Task
 from splitpoint.tensors import Array

@@ -35,7 +35,7 @@ from splitpoint.runtime.adapt.switch_policy import Policy
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import AutoPlan
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.runtime.result import Marks, Request, Result
 from splitpoint.runtime.server.server import Server

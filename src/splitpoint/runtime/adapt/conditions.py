@@ -19,7 +19,7 @@ import msgspec
 
 from splitpoint.link import Link
 from splitpoint.runtime.adapt.link_belief import FrameTime, LinkBelief
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 
 #: The median of so many values, none older than this (but the newest).
 _COUNT, _WINDOW_S = 5, 10.0

@@ -43,7 +43,7 @@ from splitpoint.runtime.adapt.switch_policy import Adapter, Decision, Policy
 from splitpoint.runtime.circuit_breaker import DOWN, UP
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 from splitpoint.runtime.result import Request, Result
 from splitpoint.runtime.threads import persist
 from splitpoint.runtime.watcher import Watcher

@@ -33,7 +33,7 @@ from splitpoint.errors import UsageError
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option, value
 from splitpoint.runtime.adapt.conditions import Conditions
-from splitpoint.runtime.adapt.option_costs import OptionCosts, View
+from splitpoint.runtime.adapt.option_costs import OptionCosts, View, same
 from splitpoint.units import mbps, ms
 
 #: A pause is drawn between these shares of its length.
@@ -83,22 +83,21 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True):
     """Whether to switch, and to what: `option` is the best one then, else the current one, at today's price.
 
-    `why`, a part of a sentence, is what changed if `switch`, else what speaks against it. `current_ms` and `best_ms`
-    are what a request takes now and with the best option, `gain_ms` their difference (0 if the server is gone).
-    Where throughput is the objective now, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
+    `why`, a part of a sentence, is what changed if `switch`, else what speaks against it. `gain_ms` is by how much a
+    request takes longer now than with the best option (0 if the server is gone). Where throughput is the objective
+    now, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
     """
 
     switch: bool
     option: Option
     why: str
     gain_ms: float
-    current_ms: float
-    best_ms: float
     gain_rate: float = 0.0
 
 
 class Adapter:
-    """Decides for one edge, again and again. `current` is the option that it runs with (None: the first `decide` says).
+    """Decides for one edge, again and again. `current` is the option that it runs with, at the price when it was last
+    looked at.
 
     `seed` should differ between edges: those that share a server must not decide at the same moments. `rate` is
     how many frames a second a stream brings: while the best option for latency keeps up with them it is chosen, else
@@ -106,13 +105,12 @@ class Adapter:
     """
 
     def __init__(
-        self, planner: Planner, *, current: Option | None = None, policy: Policy | None = None, seed: int = 0,
-        rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, planner: Planner, *, current: Option, policy: Policy | None = None, seed: int = 0, rate: float = 0.0
+    ) -> None:
         self.policy = policy or Policy()
         self._costs = OptionCosts(planner, rate)
         self._pauses, self._random = _Pauses(self.policy), Random(seed)
-        self._current = self._before = current
+        self.current = self._before = current
         #: What was believed when the current option was chosen, when that was, and since when there is a better one.
         self._then: Conditions | None = None
         self._switched_s = -inf
@@ -121,47 +119,37 @@ class Adapter:
         self._undo: tuple[Conditions | None, float, _Remembered] = (None, -inf, self._pauses.state)
         self._barred: _Barred | None = None
 
-    @property
-    def current(self) -> Option:
-        """The option that the edge runs with, at the price when it was last looked at. UsageError before any."""
-        if self._current is None:
-            raise UsageError("there is no current option yet: give one, or call decide first")
-        return self._current
-
     def decide(self, now_s: float, conditions: Conditions) -> Decision:
         """Keep, or switch: then the option counts as `current` from now on (see `revert`)."""
         view = self._costs.view(conditions)
         best = self._costs.best(view) if conditions.reachable else view.alone()
         if best is not None and self._barred is not None and self._barred.bars(now_s, best):
             best = self._instead(now_s, view, conditions) or best
-        if self._current is None:
-            first = self._current = self._before = best or view.local()
-            self._then, self._switched_s = conditions, now_s
-            return Decision(True, first, "it is the plan for these conditions", 0.0, first.total.ms, first.total.ms)
-        current = self._current = view.price(self._current)
+        current = self.current = view.price(self.current)
         then = self._then = self._then or conditions
-        if best is None or _same(current, best):
+        if best is None or same(current, best):
             self._better_since = None
-            return _keep(current, current, "nothing is better")
+            return Decision(False, current, "nothing is better", 0.0)
         cause = _cause(then, conditions, current, best)
         against = self._against(now_s, current, best, cause, conditions)
+        gain_ms = current.total.ms - best.total.ms
         if against:
-            return _keep(current, best, against)
+            return Decision(False, current, against, gain_ms)
         self._switch(now_s, current, best, cause, conditions)
-        gain_ms = current.total.ms - best.total.ms if conditions.reachable else 0.0
-        many = self._costs.objective == "throughput" and conditions.reachable
-        gain_rate = best.throughput - current.throughput if many else 0.0
         why = _said(cause, then, conditions) or "it is better now"
-        return Decision(True, best, why, gain_ms, current.total.ms, best.total.ms, gain_rate)
+        if not conditions.reachable:
+            return Decision(True, best, why, 0.0)
+        many = self._costs.objective == "throughput"
+        return Decision(True, best, why, gain_ms, best.throughput - current.throughput if many else 0.0)
 
     def revert(self, now_s: float) -> Option:
         """The option before, which is the current one again, because the edge could not switch to the one that was
         decided for. That one is tried again a little later, and later each time; meanwhile another one may be chosen.
         """
-        times = self._barred.times + 1 if self._barred is not None and _same(self._barred.option, self.current) else 0
+        times = self._barred.times + 1 if self._barred is not None and same(self._barred.option, self.current) else 0
         pause_s = min(_RETRY_S * 2.0**times, self.policy.calm_s)
         self._barred = _Barred(self.current, now_s + pause_s, times)
-        self._current, (self._then, self._switched_s, self._pauses.state) = self._before, self._undo
+        self.current, (self._then, self._switched_s, self._pauses.state) = self._before, self._undo
         return self.current
 
     def likely(self, conditions: Conditions, most: int = 4) -> Sequence[Option]:
@@ -171,8 +159,7 @@ class Adapter:
         view = self._costs.view(conditions)
         wanted = [view.best(), view.alone(), *(view.on(share).best() for share in _LIKELY), view.plain()]
         options = [o for o in wanted if o is not None]
-        here = self._current.on_edge if self._current is not None else None
-        cuts = {o.on_edge: o for o in reversed(options) if o.on_edge != here and not o.refused}
+        cuts = {o.on_edge: o for o in reversed(options) if o.on_edge != self.current.on_edge and not o.refused}
         return [o for o in options if cuts.get(o.on_edge) is o][:most]
 
     def explore(self, conditions: Conditions) -> Option | None:
@@ -230,17 +217,8 @@ class Adapter:
         stayed_s = now_s - self._switched_s
         self._undo = (self._then, self._switched_s, self._pauses.state)
         self._pauses.switched(stayed_s, _direction(current, best), cause)
-        self._before, self._current = current, best
+        self._before, self.current = current, best
         self._then, self._switched_s, self._better_since = conditions, now_s, None
-
-
-def _keep(current: Option, best: Option, why: str) -> Decision:
-    gain_ms = current.total.ms - best.total.ms
-    return Decision(False, current, why, gain_ms, current.total.ms, best.total.ms)
-
-
-def _same(a: Option, b: Option) -> bool:
-    return a.on_edge == b.on_edge and a.codecs == b.codecs
 
 
 def _direction(current: Option, best: Option) -> int:
@@ -258,7 +236,7 @@ class _Barred:
     times: int
 
     def bars(self, now_s: float, option: Option) -> bool:
-        return now_s < self.until_s and _same(option, self.option)
+        return now_s < self.until_s and same(option, self.option)
 
 
 # --- pauses -----------------------------------------------------------------------------------------------------------
@@ -273,36 +251,28 @@ class _Pauses:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._lengths: Mapping[int, float] = {1: 0.0, -1: 0.0}
-        self._last = 0
-
-    @property
-    def state(self) -> _Remembered:
+        self.state: _Remembered = ({1: 0.0, -1: 0.0}, 0)
         """All that it remembers; may be set to what it was."""
-        return self._lengths, self._last
-
-    @state.setter
-    def state(self, state: _Remembered) -> None:
-        self._lengths, self._last = state
 
     def switched(self, stayed_s: float, direction: int, cause: str) -> None:
         """A switch after having stayed for `stayed_s`: if that was a mistake, the way back has a longer pause now."""
         if not direction:
             return
-        policy, length_s = self._policy, self._lengths[-direction]
+        policy, (lengths, last) = self._policy, self.state
+        length_s = lengths[-direction]
         if stayed_s >= max(policy.calm_s, _FORGIVEN * length_s):
             length_s = 0.0
         loaded = direction < 0 and cause in _LOAD
-        undone = self._last == -direction and stayed_s < policy.short_s and cause != "reachable"
+        undone = last == -direction and stayed_s < policy.short_s and cause != "reachable"
         if loaded or undone:
             length_s = min(max(policy.pause_s, 2 * length_s), policy.most_pause_s)
-        self._lengths, self._last = {**self._lengths, -direction: length_s}, direction
+        self.state = {**lengths, -direction: length_s}, direction
 
     def length_s(self, direction: int, cause: str) -> float:
         """How long a gain in `direction` must have been there; 0 for what is necessary."""
         # That one side has become slower is a reason to leave it at once; that the other has become faster can wait.
         necessary = (cause == "device") == (direction > 0)
-        return 0.0 if not direction or necessary else self._lengths[direction]
+        return 0.0 if not direction or necessary else self.state[0][direction]
 
 
 # --- what changed -----------------------------------------------------------------------------------------------------
