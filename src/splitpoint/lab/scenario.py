@@ -50,6 +50,11 @@ class DeviceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str = next(iter(ENGINES))
     method: Literal["stretched", "limit", "quota", "stop"] = "stretched"
 
+    @property
+    def stretched(self) -> bool:
+        """Whether it is slower by an engine that waits."""
+        return self.method == "stretched" and self.slowdown > 1
+
 
 class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the server is started."""

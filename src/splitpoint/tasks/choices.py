@@ -79,10 +79,6 @@ class Menu:
     def _alone_ms(self, source: Source, option: Option) -> float:
         return self.stages(source, option).total
 
-    def option(self, task: Task, way: int) -> Option:
-        """What that way to serve `task` is."""
-        return self.options[task.source][way]
-
 
 def stages_of(option: Option, conditions: Conditions) -> StageTimes:
     """How long `option` keeps each thing busy."""

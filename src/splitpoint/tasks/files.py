@@ -23,8 +23,7 @@ from splitpoint.errors import InputError, ServerError, nearest
 from splitpoint.files import named, read_text
 from splitpoint.models.names import is_named
 from splitpoint.parsing import MalformedError, parse_toml
-from splitpoint.tasks.random_queue import MOST_TASKS
-from splitpoint.tasks.task import MOST_PRIORITY, MOST_S, Task
+from splitpoint.tasks.task import MOST_PRIORITY, MOST_S, MOST_TASKS, Task
 from splitpoint.text import plain
 from splitpoint.units import counted
 

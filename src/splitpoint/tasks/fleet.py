@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 
 from msgspec import structs
 
@@ -106,9 +105,7 @@ class Fleet(Closable):
     def __enter__(self) -> Fleet:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _end(self) -> None:
@@ -166,14 +163,6 @@ class Fleet(Closable):
     def is_ready(self, source: Source, option: Option) -> bool:
         """Whether a request can be served so at once."""
         return any(same(option, known) for known in self.ready[source])
-
-    def forget(self) -> None:
-        """Frees all that `prepare` made."""
-        for source, edge in self.edges.items():
-            edge.switch("cut:input")
-            edge.forget()
-            self.ready[source] = []
-        self.shares.clear()
 
 
 def inputs_of(fleet: Fleet, tasks: Sequence[Task]) -> Mapping[str, Mapping[str, Array]]:
