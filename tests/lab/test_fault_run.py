@@ -54,11 +54,13 @@ def test_a_report_counts_what_is_lost_doubled_wrong_and_whose_it_was() -> None:
 def test_the_judge_knows_another_inputs_answer() -> None:
     model = load("zoo:lenet5")
     samples = samples_for(model, 8)
-    judge = ordeal._RunJudge(model, open_engine(threads=1), model.graph.cut("pool1"), samples)
+    whole = open_engine(threads=1).compile(model.whole())
+    expected = [{**sample, **whole.run(sample)} for sample in samples]
+    cut = model.graph.cut("pool1")
     marks = Marks(0.0, 0.0, 0.0, 0.0)
     for request, k, equal in ((3, 3, True), (11, 3, True), (3, 4, False), (0, 7, False)):
-        result = Result({t.name: judge._expected[k][t.name] for t in model.outputs}, "pool1", marks)
-        assert judge.answer(request, 0.0, result).equal == equal
+        result = Result({t.name: expected[k][t.name] for t in model.outputs}, "pool1", marks)
+        assert ordeal._judged(model, cut, expected, request, 0.0, result).equal == equal
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from splitpoint.callbacks import call
-from splitpoint.engines import ENGINES, Engine, open_engine
+from splitpoint.engines import ENGINES, open_engine
 from splitpoint.errors import ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.lab.faults import KINDS, Fault
@@ -179,7 +179,9 @@ def run(
     model, engine = load(model_name), open_engine(engine_name, threads=1)
     cut = model.graph.cut(at)
     samples = samples_for(model, _INPUTS, seed)
-    judge = _RunJudge(model, engine, cut, samples)
+    whole = engine.compile(model.whole())
+    expected = [{**sample, **whole.run(sample)} for sample in samples]
+    whole.close()
     with (
         _Target(model_name, engine_name) as target,
         Relay(target.address, LINK, seed=seed) as relay,
@@ -201,7 +203,7 @@ def run(
         player.finish()
         recovered_s = _recovery(edge, samples[0])
         changed = relay.status().changed_nbytes
-    answers = tuple(judge.answer(k, at_s - began, result) for k, at_s, result in asker.results)
+    answers = tuple(_judged(model, cut, expected, k, at_s - began, result) for k, at_s, result in asker.results)
     return Report(
         count, tuple(faults), answers, asker.out_of_order, tuple(asker.failures), recovered_s, changed, seconds
     )
@@ -218,20 +220,13 @@ def _recovery(edge: Edge, inputs: dict[str, Array]) -> float:
     return time.monotonic() - began
 
 
-class _RunJudge:
-    """Knows what the whole model answers."""
-
-    def __init__(self, model: Model, engine: Engine, cut: Cut, samples: Sequence[dict[str, Array]]) -> None:
-        self._model, self._cut = model, cut
-        session = engine.compile(model.whole())
-        self._expected = [{**sample, **session.run(sample)} for sample in samples]
-        session.close()
-
-    def answer(self, request: int, at_s: float, result: Result) -> Answer:
-        k = request % len(self._expected)
-        got = [*self._expected[:k], result.outputs, *self._expected[k + 1 :]]
-        check = compare(self._model, self._cut, self._expected, got)
-        return Answer(request, at_s, result.total_ms, result.fallback, result.missed_ms, check.error, check.ok)
+def _judged(
+    model: Model, cut: Cut, expected: Sequence[dict[str, Array]], request: int, at_s: float, result: Result
+) -> Answer:
+    """The answer to a request, compared with the whole model's to its input (inputs and outputs of all: `expected`)."""
+    k = request % len(expected)
+    check = compare(model, cut, expected, [*expected[:k], result.outputs, *expected[k + 1 :]])
+    return Answer(request, at_s, result.total_ms, result.fallback, result.missed_ms, check.error, check.ok)
 
 
 class _FaultAsker:

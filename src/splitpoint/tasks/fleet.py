@@ -36,8 +36,8 @@ from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
 from splitpoint.survey import OnStep, Survey, placement, survey
 from splitpoint.tasks.choices import Source
-from splitpoint.tasks.device_turns import SharedDevice
 from splitpoint.tasks.task import Task
+from splitpoint.tasks.turns import SharedDevice
 from splitpoint.tensors import Array
 
 #: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.

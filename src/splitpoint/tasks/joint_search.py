@@ -89,7 +89,8 @@ class _JointSearch:
         self.release = np.array([j.release for j in jobs], np.float64)
         self.due = np.array([j.due for j in jobs], np.float64)
         self.rank = np.unique([-j.priority for j in jobs], return_inverse=True)[1].astype(np.float64)
-        self.usual: Ints = np.array([j.usual for j in jobs])
+        #: Each job's way of its own.
+        self.own: Ints = np.zeros(self.count, np.int64)
         #: [kind, way]: which ways may be used.
         self.open = np.array([[w < len(ways) for w in range(widest)] for ways in kinds])
         self.counts = np.bincount(self.kind).tolist()
@@ -108,9 +109,8 @@ class _JointSearch:
     def _close(self) -> None:
         """Leaves each kind `MOST_WAYS` ways at most: those of the integer program first, then what is best alone."""
         for kind, ways in enumerate(self.kinds):
-            usual = int(self.usual[self.kind == kind][0])
-            wanted = [*np.argsort(-self.shares[kind], kind="stable")[: int((self.shares[kind] > 0).sum())], usual]
-            kept = list(dict.fromkeys([int(w) for w in wanted] + list(range(len(ways)))))[:MOST_WAYS]
+            wanted = np.argsort(-self.shares[kind], kind="stable")[: int((self.shares[kind] > 0).sum())].tolist()
+            kept = list(dict.fromkeys([*wanted, *range(len(ways))]))[:MOST_WAYS]
             self.open[kind] = False
             self.open[kind, kept] = True
 
@@ -120,11 +120,11 @@ class _JointSearch:
         """The individual plans, as they came or by their deadlines: what must not be worse."""
         everyone = range(self.count)
         orders = np.array([[t.job for t in decide(self.jobs, everyone).turns] for decide in (fifo, edf)])
-        ways = np.broadcast_to(self.usual, orders.shape)
+        ways = np.broadcast_to(self.own, orders.shape)
         self.cap = float(self._priced(ways, orders)[0].min())
         values = self.values(ways, orders)
         best = int(values.argmin())
-        return _Choice(float(values[best]), self.usual, orders[best])
+        return _Choice(float(values[best]), self.own, orders[best])
 
     def _start(self) -> _Choice:
         steps = range(_GRID + 1)
@@ -134,7 +134,7 @@ class _JointSearch:
         parts = np.where(np.isfinite(self.parts[..., :3]), self.parts[..., :3], 0.0)
         cost = np.einsum("pm,jwm->pjw", prices, parts) + 1e-3 * total
         cost = np.where(self.open[self.kind], cost, inf)
-        starts = [*cost.argmin(-1), self._counted(), self._kept(self.usual)]
+        starts = [*cost.argmin(-1), self._counted(), self._kept(self.own)]
         return self._best(np.array(starts))
 
     def _kept(self, ways: Ints) -> Ints:
@@ -144,7 +144,7 @@ class _JointSearch:
 
     def _counted(self) -> Ints:
         """The integer program's counts as jobs."""
-        ways = self.usual.copy()
+        ways = self.own.copy()
         for kind, counts in enumerate(self.shares):
             members = np.flatnonzero(self.kind == kind)
             given = np.repeat(np.arange(len(counts)), counts.astype(int))[: len(members)]

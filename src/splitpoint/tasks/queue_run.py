@@ -35,7 +35,7 @@ from splitpoint.tasks.monitor import QueueMonitor, Spent
 from splitpoint.tasks.policies import policy
 from splitpoint.tasks.schedule import Free, JobTurn, QueuedJob, Slot, StageTimes, advance, covered, rehearse, timeline
 from splitpoint.tasks.task import QueueSummary, Task, TaskPlan, TaskResult, Usage, summarise
-from splitpoint.tasks.uplink_order import UplinkOrder
+from splitpoint.tasks.turns import UplinkOrder
 from splitpoint.tensors import Array
 from splitpoint.trace import stage_ms
 

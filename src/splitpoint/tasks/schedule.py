@@ -61,10 +61,9 @@ class StageTimes(NamedTuple):
 
 
 class QueuedJob(NamedTuple):
-    """A request and the ways to serve it; `usual` is the one that is best for it alone. `due` counts from the start."""
+    """A request and the ways to serve it, first the one that is best for it alone. `due` counts from the start."""
 
     ways: tuple[StageTimes, ...]
-    usual: int = 0
     release: float = 0
     due: float = inf
     priority: int = 0
@@ -213,12 +212,12 @@ def edf(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) ->
 
 def sjf(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) -> QueueOrder:
     """The shortest first: what it takes alone."""
-    return _by(jobs, waiting, lambda k: jobs[k].ways[jobs[k].usual].total)
+    return _by(jobs, waiting, lambda k: jobs[k].ways[0].total)
 
 
 def _by(jobs: Sequence[QueuedJob], waiting: Sequence[int], key: Callable[[int], float]) -> QueueOrder:
     ordered = sorted(waiting, key=lambda k: (-jobs[k].priority, key(k), jobs[k].release, k))
-    return QueueOrder(tuple(JobTurn(k, jobs[k].usual) for k in ordered))
+    return QueueOrder(tuple(JobTurn(k) for k in ordered))
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------
