@@ -15,18 +15,23 @@ import argparse
 import sys
 from collections import Counter
 
+from msgspec.structs import replace
+
 from splitpoint.lab import fault_run as ordeal
 from splitpoint.lab.faults import KINDS, schedule
 from splitpoint.machine import this_machine, versions
 from splitpoint.units import counted, ms
 
-DEADLINE_S = 0.25
+DEADLINE_S, BLACKOUT_S = 0.25, 10.0
 
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
     count = options.count
-    planned = schedule(options.seed, count, blackout_s=10.0)
+    planned = list(schedule(options.seed, count))
+    black = max((k for k, fault in enumerate(planned) if fault.do == "blackhole"), default=None)
+    if black is not None:
+        planned[black] = replace(planned[black], seconds=BLACKOUT_S)
     report = ordeal.run(
         options.model, planned, count=count, at=options.at, rate=options.rate, deadline_s=DEADLINE_S, seed=options.seed
     )

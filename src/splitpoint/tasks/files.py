@@ -32,6 +32,8 @@ _MOST_TEXT = 1000
 _TIME = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|min)")
 _UNITS = {"ms": 1e-3, "s": 1.0, "min": 60.0}
 _HEADER = re.compile(r"\s*\[\[\s*tasks\s*\]\]")
+#: Texts and comments; quotes in them begin no other text.
+_QUOTED = re.compile(r"""("{3}|'{3}).*?(?:\1|\Z)|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|#.*?$""", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
 
 
@@ -203,17 +205,18 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
+def _shortened(quoted: re.Match[str]) -> str:
+    """Nothing but the ends of its lines, of a text that may have several."""
+    return "\n" * quoted[0].count("\n") if quoted[1] else quoted[0]
+
+
 class _Lines:
     """Which line says what: the TOML reader does not tell. In a file of another style, the nearest line above."""
 
     def __init__(self, text: str) -> None:
         self._tables: list[int] = []
         self._keys: dict[tuple[int, str], int] = {}
-        quote = ""
-        for number, line in enumerate(text.splitlines(), 1):
-            inside, quote = bool(quote), _open_quote(line, quote)
-            if inside:
-                continue
+        for number, line in enumerate(_QUOTED.sub(_shortened, text).splitlines(), 1):
             if _HEADER.match(line):
                 self._tables.append(number)
             elif key := _KEY.match(line):
@@ -228,24 +231,3 @@ class _Lines:
     def of_key(self, key: str) -> int:
         """The line of a field outside of all tables; 0 if it is nowhere."""
         return self._keys.get((-1, key), 0)
-
-
-def _open_quote(line: str, quote: str) -> str:
-    """The three quotes that a text of several lines is in, behind `line`; `quote` is what it was before."""
-    place = 0
-    while place < len(line):
-        if quote:
-            place = line.find(quote, place)
-            if place < 0:
-                return quote
-            place, quote = place + 3, ""
-        elif line[place] == "#":
-            return ""
-        elif line.startswith(('"""', "'''"), place):
-            quote, place = line[place : place + 3], place + 3
-        elif line[place] in "\"'":
-            end = line.find(line[place], place + 1)
-            place = end + 1 if end >= 0 else len(line)
-        else:
-            place += 1
-    return quote
