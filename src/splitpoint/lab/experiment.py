@@ -78,7 +78,6 @@ class Results:
             write_atomic(folder / "scenario.toml", self.scenario.source.encode())
 
     def _cells(self, summary: CutSummary) -> dict[str, Any]:
-        """A line of summary.csv."""
         values = asdict(summary) | {f"{name}_ms": summary.spans_ms.get(name, 0.0) for name in _SPANS}
         cells = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in values.items()}
         return {"scenario": self.scenario.name, **cells, "note": self.note}

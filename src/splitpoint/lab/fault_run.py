@@ -90,7 +90,6 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def lost(self) -> int:
-        """Requests without an answer."""
         return self.count - len({a.request for a in self.answers})
 
     @property
@@ -122,7 +121,6 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def summary(self) -> str:
-        """One line."""
         here = sum(bool(a.fallback) for a in self.answers)
         return (
             f"{counted(len(self.answers), 'answer')} to {counted(self.count, 'request')} through "
@@ -210,7 +208,6 @@ def run(
 
 
 def _recovery(edge: Edge, inputs: dict[str, Array]) -> float:
-    """Seconds until the server answers again."""
     began = time.monotonic()
     while edge.infer(inputs).fallback:
         spent = time.monotonic() - began
@@ -249,7 +246,6 @@ class _FaultAsker:
         self.out_of_order = 0
 
     def all(self, count: int, deadline_s: float) -> None:
-        """Asks requests 0 to `count`."""
         ways = (self._stream, self._one_by_one, self._at_once)
         for k, first in enumerate(range(0, count, _BATCH)):
             ways[k % len(ways)](range(first, min(first + _BATCH, count)), deadline_s if k % 2 else 0.0)
@@ -331,7 +327,6 @@ class _Target:
         self._process.close()
 
     def signal(self, number: int) -> None:
-        """Sends it a signal."""
         assert self._process is not None
         self._process.process.send_signal(number)
 

@@ -81,8 +81,6 @@ class _Flow:
 
 
 class _Pair:
-    """A connection to us and ours to the target."""
-
     __slots__ = ("connected", "flows")
 
     def __init__(self, near: socket.socket, far: socket.socket, up: _Road, down: _Road) -> None:

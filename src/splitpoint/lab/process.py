@@ -84,12 +84,10 @@ class Process:
         return line
 
     def lines(self, count: int) -> Iterator[str]:
-        """Its next `count` lines."""
         for _ in range(count):
             yield self.line(ROW_S)
 
     def say(self, line: str = "go") -> None:
-        """Says a line to it."""
         assert self.process.stdin is not None
         with suppress(OSError):  # it has ended; its next line says why
             self.process.stdin.write(line + "\n")

@@ -62,7 +62,6 @@ class Relay:
         self.close()
 
     def start(self) -> None:
-        """Begins to listen."""
         if self._process is not None:
             return
         words = ("lab", "link", "--control", "--link", "lan", *self._arguments)
@@ -76,7 +75,6 @@ class Relay:
             raise
 
     def close(self) -> None:
-        """Resets every connection and stops listening."""
         process, self._process = self._process, None
         if process is not None:
             assert process.process.stdin is not None
@@ -92,27 +90,21 @@ class Relay:
         return self._running().process.pid
 
     def set_link(self, link: AnyLink) -> None:
-        """Shapes by `link` from now on; a trace begins at its beginning."""
         self._tell("link " + msgspec.json.encode(link).decode())
 
     def stall(self, seconds: float) -> None:
-        """Not a byte arrives for `seconds`, in either direction; none is lost."""
         self._tell(f"stall {seconds!r}")
 
     def blackhole(self, seconds: float) -> None:
-        """Nothing passes for `seconds`: not a byte, no new connection, no end or reset of one. Then all of it does."""
         self._tell(f"blackhole {seconds!r}")
 
     def corrupt(self, direction: str, after_nbytes: int = 0, count: int = 1) -> None:
-        """Flips one bit of each of `count` bytes, once `after_nbytes` more have gone ``"up"`` or ``"down"``."""
         self._tell(f"corrupt {direction} {after_nbytes} {count}")
 
     def cut(self, refuse_s: float = 0.0, after_nbytes: int = 0) -> None:
-        """Resets every connection, once `after_nbytes` more have gone up; then refuses new ones for `refuse_s`."""
         self._tell(f"cut {refuse_s!r} {after_nbytes}")
 
     def status(self) -> Status:
-        """How many connections there are, and how much was carried."""
         return msgspec.json.decode(self._tell("status"), type=Status)
 
     def _running(self) -> Process:

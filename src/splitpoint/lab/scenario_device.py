@@ -120,7 +120,6 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
 
 
 def _answered(row: ScenarioRow, result: Result) -> ScenarioRow:
-    """`row` with what the answer says."""
     return structs.replace(
         row,
         ran=result.cut if row.cut == ADAPT else "",

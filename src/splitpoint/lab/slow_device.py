@@ -74,7 +74,6 @@ class Stretched:
 
     @property
     def factor(self) -> float:
-        """How many times slower it is."""
         return self._factor
 
     @factor.setter

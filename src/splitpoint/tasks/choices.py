@@ -69,7 +69,6 @@ class Menu:
         ]
 
     def stages(self, source: Source, option: Option) -> StageTimes:
-        """How long `option` of that model keeps each thing busy."""
         stages = stages_of(option, self.conditions)
         for known, share in self._shares.get(source, ()):
             if stages.crosses and same(known, option):

@@ -109,7 +109,6 @@ class Fleet(Closable):
         self.close()
 
     def _end(self) -> None:
-        """Ends all connections."""
         self._stack.close()
 
     def survey(self, *, budget_s: float, fresh: bool = False, on_step: OnStep = lambda text: None) -> Link:

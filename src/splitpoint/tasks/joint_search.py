@@ -143,7 +143,6 @@ class _JointSearch:
         return np.where(closed, self.open.argmax(1)[self.kind], ways)
 
     def _counted(self) -> Ints:
-        """The integer program's counts as jobs."""
         ways = self.own.copy()
         for kind, counts in enumerate(self.shares):
             members = np.flatnonzero(self.kind == kind)

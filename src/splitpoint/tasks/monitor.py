@@ -79,7 +79,6 @@ class QueueMonitor:
     # --- what requests say --------------------------------------------------------------------------------------
 
     def began(self, id: int, edge: Edge, option: Option) -> None:
-        """A request is about to be run."""
         if option.kind != "device":
             with self._lock:
                 self._observer.uplink.sent(id, edge, self._now())
@@ -127,7 +126,6 @@ class QueueMonitor:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()

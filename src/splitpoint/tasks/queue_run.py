@@ -309,7 +309,6 @@ class QueueRun:
             pool.submit(self._serve, turn.job, way, room)
 
     def _await(self, left: Sequence[int], waiting: Sequence[int]) -> None:
-        """Waits until a request is there to be begun."""
         while left and not waiting and (ms := self.tasks[left[0]].arrival_s * 1e3 - self._now_ms()) > 0:
             sleep(min(ms / 1e3, 0.05))
 

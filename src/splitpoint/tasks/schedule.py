@@ -70,8 +70,6 @@ class QueuedJob(NamedTuple):
 
 
 class JobTurn(NamedTuple):
-    """Which job, and which of its ways."""
-
     job: int
     way: int = 0
 

@@ -61,7 +61,6 @@ class SharedDevice:
         self._free.release()
 
     def compile(self, segment: Segment) -> _Borrowed:
-        """A session that gives the device back when it has run."""
         return _Borrowed(self.engine.compile(segment), self)
 
 

@@ -235,7 +235,6 @@ class Adaptive:
         self._urgent(partial(self._observer.reachable, self._now(), state == UP))
 
     def delivered(self, request: Request, result: Result) -> None:
-        """A request was answered to whoever asked."""
         self._gaps.answered(result.marks.started, result.marks.ended)
         if not result.up_nbytes and not result.fallback:
             self._heard.append(partial(self._schedule.ran_alone, result.marks.ended))
@@ -318,7 +317,6 @@ class Adaptive:
             self._do(f"forget {cut.name}", partial(self._edge.forget, cut))
 
     def _look(self, now_s: float, conditions: Conditions) -> None:
-        """Sends an extra request, or a probe, if one is due."""
         state = self._edge.link_state
         if state == DOWN:
             return
@@ -412,17 +410,14 @@ class Adaptive:
     # --- names --------------------------------------------------------------------------------------------------
 
     def _placing(self, option: Option) -> Placing:
-        """The cut of an option and its codecs."""
         cut, codecs = placement(self._planner.graph, option)
         self._cuts[cut.name] = cut
         return cut, codecs
 
     def _predicted_ms(self, option: Option) -> float | None:
-        """What a request should take."""
         return option.total.ms if self._predict else None
 
     def _cut_named(self, name: str) -> Cut:
-        """The cut that an answer names."""
         if name not in self._cuts:
             current = self._edge.cut
             self._cuts[name] = current if current.name == name else self._planner.graph.cut(name)

@@ -49,7 +49,6 @@ class View:
         return View(self.planner, self.easier, msgspec.structs.replace(self.link, up_mbps=up, down_mbps=down))
 
     def price(self, option: Option) -> Option:
-        """`option` as it is now."""
         return self.planner.price(option.on_edge, option.codecs, self.link)
 
     def best(self) -> Option | None:
@@ -63,7 +62,6 @@ class View:
         return None if local.refused else local
 
     def remote(self) -> Option | None:
-        """The best that uses the server."""
         return self.planner.remote(self.link)
 
     def plain(self) -> Option | None:
@@ -139,7 +137,6 @@ class OptionCosts:
         return View(planner, easier, msgspec.structs.replace(c.link, rtt_ms=rtt_ms))
 
     def _plan(self, objective: str, device: int, server: int) -> tuple[Planner, Planner]:
-        """A planner for these steps of slowdowns, and the same without a deadline."""
         planner = self._base[objective]
         if device or server:
             planner = planner.slowed(exp(device * _STEP), exp(server * _STEP))

@@ -63,12 +63,10 @@ class LikelyCuts:
         return next((k.placing for k in likeliest if not k.compiled and k.not_before_s <= now_s), None)
 
     def compiled(self, cut: Cut) -> None:
-        """It is ready."""
         if (kept := self._known.get(cut.nodes)) is not None:
             kept.compiled = True
 
     def failed(self, now_s: float, cut: Cut) -> None:
-        """It could not be made ready; not again for a while."""
         if (kept := self._known.get(cut.nodes)) is not None:
             kept.not_before_s = now_s + RETRY_S
 

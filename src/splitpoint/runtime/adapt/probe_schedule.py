@@ -61,7 +61,6 @@ class ProbeSchedule:
         return self._alone >= self._every or ((hurry or self._again > 0) and self._alone > 0)
 
     def sent_request(self, now_s: float) -> None:
-        """An extra request was sent."""
         self._beside_s, self._alone = now_s, 0
         self._again = max(0, self._again - 1)
 

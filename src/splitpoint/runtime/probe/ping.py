@@ -95,7 +95,6 @@ class PingSchedule:
         return waited
 
     def measured(self, now: float) -> None:
-        """Enough pings were sent just now."""
         self._pinged_s = now
 
     def hurry(self) -> None:
