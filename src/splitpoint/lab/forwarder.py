@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from random import Random
 
 import msgspec
@@ -67,17 +68,18 @@ class Status(msgspec.Struct, frozen=True):
     changed_nbytes: int = 0
 
 
+@dataclass(eq=False, slots=True)
 class _Flow:
     """One direction of one connection. `held` bytes were read and are not yet written."""
 
-    __slots__ = ("done", "ended", "held", "lane", "overdue", "pair", "sink", "source")
-
-    def __init__(self, pair: _Pair, source: socket.socket, sink: socket.socket, lane: _Road) -> None:
-        self.pair, self.source, self.sink, self.lane = pair, source, sink, lane
-        self.overdue: deque[memoryview] = deque()
-        self.held = 0
-        self.ended = False  # the source has said all
-        self.done = False  # and the sink was told
+    pair: _Pair
+    source: socket.socket
+    sink: socket.socket
+    lane: _Road
+    overdue: deque[memoryview] = field(default_factory=deque)
+    held: int = 0
+    ended: bool = False  # the source has said all
+    done: bool = False  # and the sink was told
 
 
 class _Pair:
@@ -164,12 +166,9 @@ class Forwarder:
 
     def set_link(self, link: Link | LinkTrace) -> None:
         """Shapes by `link` from now on; a trace begins now."""
-        if isinstance(link, Link):
-            self._trace = None
-            self._shape(link)
-        else:
-            self._trace, self._trace_began = link, time.monotonic()
-            self._shape(link.at(0.0))
+        self._trace = None if isinstance(link, Link) else link
+        self._trace_began = time.monotonic()
+        self._shape(link if isinstance(link, Link) else link.at(0.0))
 
     def stall(self, seconds: float) -> None:
         """Not a byte arrives for `seconds`, in either direction; none is lost."""
@@ -299,11 +298,8 @@ class Forwarder:
         return reading, writing, until, sharp
 
     def _do_jobs(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
+        while not self._jobs.empty():
+            job = self._jobs.get()
             job()
         if self._listener is None and time.monotonic() >= self._refuse_until:
             self._listener = self._listen(_socket(self._sockaddr, self._holder.family))
@@ -456,7 +452,8 @@ class Forwarder:
     def _reset(self, pair: _Pair) -> None:
         """Ends both sides at once: what was on its way is lost, as when a network goes."""
         for flow in pair.flows:
-            _linger_not(flow.source)
+            with suppress(OSError):
+                flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._close(pair)
 
     def _close(self, pair: _Pair) -> None:
@@ -474,11 +471,6 @@ def _ready(
     # This process is the relay's own: its descriptors stay far below the 1024 that `select` knows.
     readable, writable, _ = select.select(reading, writing, [], seconds)  # noqa: TID251
     return readable, writable
-
-
-def _linger_not(sock: socket.socket) -> None:
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 def _bound(sock: socket.socket, reads: _Road, writes: _Road) -> None:

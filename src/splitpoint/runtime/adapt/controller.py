@@ -148,10 +148,11 @@ class Adaptive:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._put = beside or self._jobs.put
         self._working: set[str] = set()
-        self._link = link
         self._cuts: dict[str, Cut] = {}
         self._sample: Request | None = None
-        self._looked_up = self._conditions = Conditions(link=link)
+        self.believed = Conditions(link=link)
+        """What is believed of link, device and server, as of the last decision."""
+        self._looked_up = self.believed
         self._likely_s = float("-inf")
         self._barred: dict[Set[int], float] = {}  # cuts that could not be switched to, and until when not to try
         self._likely_at: Set[int] | None = None
@@ -164,11 +165,6 @@ class Adaptive:
     def option(self) -> Option:
         """What the edge runs with, at the price when it was last looked at."""
         return self._adapter.current
-
-    @property
-    def believed(self) -> Conditions:
-        """What is believed of link, device and server, as of the last decision."""
-        return self._conditions
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -258,7 +254,7 @@ class Adaptive:
             stages, remote_ms, t = {**stages, "tail": 0.0, "queue": 0.0}, 0.0, t._replace(load_queue_s=0.0)
         up_ms, rtt_ms = stages["up"], 2e3 * result.offset.error_s
         self._schedule.used(now_s)
-        self._schedule.saw(now_s, self._link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
+        self._schedule.saw(now_s, self.believed.link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
         cut = self._cut_named(result.cut)
         tail = Ran(stages["tail"], self._there.tail(cut).median, self._there.whole.median)
         self._observer.answered(
@@ -273,8 +269,7 @@ class Adaptive:
         """Everything that is to be done at `now_s`: learn, decide, switch, get ready, look at the link, report."""
         while self._heard:
             self._heard.popleft()()
-        self._conditions = conditions = self._observer.conditions(now_s)
-        self._link = conditions.link
+        self.believed = conditions = self._observer.conditions(now_s)
         before = self._adapter.current
         decision = self._adapter.decide(now_s, conditions)
         if decision.switch:
@@ -404,7 +399,7 @@ class Adaptive:
         if seen is None:
             self._observer.overdue(now_s, nbytes, _PROBE_WAIT_S * 1e3)
             return
-        self._schedule.saw(now_s, self._link.up_ms(seen.up_nbytes) + seen.rtt_ms / 2, seen.up_ms)
+        self._schedule.saw(now_s, self.believed.link.up_ms(seen.up_nbytes) + seen.rtt_ms / 2, seen.up_ms)
         self._observer.probed(now_s, seen)
 
     # --- names --------------------------------------------------------------------------------------------------
