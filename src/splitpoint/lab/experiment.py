@@ -137,7 +137,7 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None]
 @contextmanager
 def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     """The device's process, under a CPU limit if the scenario wants one."""
-    words = ["lab", "edge", str(file), "--cloud", address]
+    words = ("lab", "edge", str(file), "--cloud", address)
     asked = scenario.device
     if asked.method == "stretched" or asked.slowdown == 1:
         with closing(run_splitpoint("device", *words)) as device:

@@ -45,6 +45,7 @@ LINK = Link(200.0, 200.0, 2.0)
 _INPUTS = 8
 #: Requests of one kind of asking, before it is the next one's turn.
 _BATCH = 50
+_DEADLINE_S = 0.25
 _THREADS = 3
 #: What the server lets wait: little, so that it can be kept busy.
 _QUEUE = 4
@@ -103,13 +104,8 @@ class Report(msgspec.Struct, frozen=True):
         return sum(not a.equal for a in self.answers)
 
     @property
-    def sound(self) -> bool:
-        """Whether every request has one right answer, in order where that was promised."""
-        return not self.complaints
-
-    @property
     def complaints(self) -> list[str]:
-        """What should not be, one phrase each; empty if the report is `sound`."""
+        """What should not be, one phrase each; empty if every request has one right answer, in order where promised."""
         counts = {
             "were not answered": self.lost,
             "were answered twice": self.doubled,
@@ -161,13 +157,12 @@ def run(
     count: int,
     at: str | int = "middle",
     rate: float = 40.0,
-    deadline_s: float = 0.25,
     seed: int = 0,
     engine_name: str = next(iter(ENGINES)),
     patience: Patience = PATIENCE,
     on_answer: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Asks `count` requests, `rate` a second, while `faults` happen; every second batch has a deadline (0: none has).
+    """Asks `count` requests, `rate` a second, while `faults` happen; every second batch has a deadline.
 
     ServerError if the server cannot be started or does not answer again at the end; errors of single requests are in
     the report.
@@ -196,7 +191,7 @@ def run(
     ):
         asker = _FaultAsker(edge, samples, player.before, 1 / rate, on_answer)
         began = time.monotonic()
-        asker.all(count, deadline_s)
+        asker.all(count)
         seconds = time.monotonic() - began
         player.finish()
         recovered_s = _recovery(edge, samples[0])
@@ -245,10 +240,10 @@ class _FaultAsker:
         self.failures: list[str] = []
         self.out_of_order = 0
 
-    def all(self, count: int, deadline_s: float) -> None:
+    def all(self, count: int) -> None:
         ways = (self._stream, self._one_by_one, self._at_once)
         for k, first in enumerate(range(0, count, _BATCH)):
-            ways[k % len(ways)](range(first, min(first + _BATCH, count)), deadline_s if k % 2 else 0.0)
+            ways[k % len(ways)](range(first, min(first + _BATCH, count)), _DEADLINE_S if k % 2 else None)
 
     def _next(self, request: int) -> Request:
         """The request when it is its turn; what is to go wrong before it has begun to."""
@@ -264,23 +259,23 @@ class _FaultAsker:
             self.results.append((result.tag, time.monotonic(), result))
         call(self._tell)
 
-    def _stream(self, requests: range, deadline_s: float) -> None:
+    def _stream(self, requests: range, deadline_s: float | None) -> None:
         awaited = iter(requests)
         try:
-            for result in self._edge.stream(map(self._next, requests), window=4, deadline_s=deadline_s or None):
+            for result in self._edge.stream(map(self._next, requests), window=4, deadline_s=deadline_s):
                 self.out_of_order += result.tag != next(awaited, None)
                 self._keep(result)
         except SplitpointError as exc:
             self.failures.append(f"the stream of {requests.start} to {requests.stop - 1}: {exc}")
 
-    def _one_by_one(self, requests: range, deadline_s: float) -> None:
+    def _one_by_one(self, requests: range, deadline_s: float | None) -> None:
         for request in requests:
             try:
-                self._keep(self._edge.infer(self._next(request), deadline_s=deadline_s or None))
+                self._keep(self._edge.infer(self._next(request), deadline_s=deadline_s))
             except SplitpointError as exc:
                 self.failures.append(f"{request}: {exc}")
 
-    def _at_once(self, requests: range, deadline_s: float) -> None:
+    def _at_once(self, requests: range, deadline_s: float | None) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:
             shares = [requests[k::_THREADS] for k in range(_THREADS)]
             for done in [pool.submit(self._one_by_one, share, deadline_s) for share in shares]:

@@ -1,15 +1,7 @@
 """A shaped link before a TCP server: an address of its own that carries every byte late and no faster than told.
 
-    with Relay("127.0.0.1:3277", PRESETS["4g"]) as relay:
-        edge = Edge(relay.address, at="middle")
-        relay.set_link(PRESETS["3g"])       # from now on
-        relay.stall(2.0)                    # not a byte for two seconds
-        relay.cut(refuse_s=5.0)             # every connection is reset, new ones are refused for a while
-        relay.blackhole(10.0)               # nothing passes, not even an end or a reset: as if it had no signal
-        relay.corrupt("down", 1000)         # after 1000 bytes more, one of an answer arrives with a bit flipped
-
-`forwarder.Forwarder` says what each of these does. `Relay` runs one in a process of its own, so that it waits for no
-interpreter lock of whoever measures, and tells it in the words of `obey`.
+`forwarder.Forwarder` says what it can be told, docs/lab.md has an example. `Relay` runs one in a process of its own, so
+that it waits for no interpreter lock of whoever measures, and tells it in the words of `obey`.
 """
 
 from __future__ import annotations

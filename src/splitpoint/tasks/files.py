@@ -1,13 +1,4 @@
-"""A queue as a file: TOML, every mistake in it told at once, with its line.
-
-[[tasks]]
-model = "vgg16_bn"          # what the server calls it, or a MODEL that is here
-weights = "random:0"        # as --weights takes them: then the model is loaded here, and must be the server's
-input = "dog.jpg"           # without it an input is made up
-count = 3                   # so many of them
-priority = 2                # higher ones go first
-arrival = "500ms"           # from the start
-deadline = "2s"             # from the arrival
+"""A queue as a file (docs/tasks.md has the fields): TOML, every mistake in it told at once, with its line.
 
 Files are those in its own folder, or below. Python code is not named (package.module:function).
 """

@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from msgspec import structs
-
 from splitpoint.engines import Engine
 from splitpoint.errors import UsageError
 from splitpoint.inputs import read_inputs
@@ -41,15 +39,15 @@ from splitpoint.tasks.turns import SharedDevice
 from splitpoint.tensors import Array
 
 #: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.
-_PATIENCE = Patience(first_s=30.0, least_s=30.0, need_server=True)
+_PATIENCE = Patience(answer_s=120.0, first_s=30.0, least_s=30.0, need_server=True)
 
 
 class Fleet(Closable):
     """The models of a queue on the server at `cloud`, one `Edge` each, and the device that they share.
 
-    `constraints` are those of every plan; `timeout_s` is how long an answer may take, its turn in the queue included.
-    `fallback` is what becomes of a request whose server is gone, busy or wrong, as an `Edge` has it; ``"auto"``
-    finishes it here where the model is here, and waits for the server else. `allow_domains`: as for an `Edge`.
+    `constraints` are those of every plan. `fallback` is what becomes of a request whose server is gone, busy or wrong,
+    as an `Edge` has it; ``"auto"`` finishes it here where the model is here, and waits for the server else.
+    `allow_domains`: as for an `Edge`.
     """
 
     def __init__(
@@ -60,7 +58,6 @@ class Fleet(Closable):
         cache: Path | None = None,
         constraints: Constraints | None = None,
         fallback: str = "error",
-        timeout_s: float = 120.0,
         security: Security = OPEN,
         allow_domains: Collection[str] = (),
         on_event: OnEvent = ignore,
@@ -78,7 +75,7 @@ class Fleet(Closable):
         """What its measurements must say: that the device is emulated. Empty if it is not."""
         self._cloud, self._security, self._cache, self._constraints = cloud, security, cache, constraints
         self.allow_domains = tuple(allow_domains)
-        self._timeout_s, self._fallback, self._tell = timeout_s, fallback, teller(on_event)
+        self._fallback, self._tell = fallback, teller(on_event)
         self._stack = ExitStack()
         self._opened()
 
@@ -95,8 +92,7 @@ class Fleet(Closable):
             edge = Edge(
                 self._cloud, model, at="cut:input", engine=self.device, cache=self._cache,
                 fallback=check_fallback(fallback), models=ModelPolicy(allow_domains=self.allow_domains),
-                patience=structs.replace(_PATIENCE, answer_s=self._timeout_s), security=self._security,
-                on_event=self._tell,
+                patience=_PATIENCE, security=self._security, on_event=self._tell,
             )  # fmt: skip
             self.edges[source] = self._stack.enter_context(edge)
             self.ready[source] = []

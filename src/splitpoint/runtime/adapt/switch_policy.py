@@ -83,15 +83,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True):
     """Whether to switch, and to what: `option` is the best one then, else the current one, at today's price.
 
-    `why`, a part of a sentence, is what changed if `switch`, else what speaks against it. `gain_ms` is by how much a
-    request takes longer now than with the best option (0 if the server is gone). Where throughput is the objective
-    now, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
+    `why`, a part of a sentence, is what changed. `gain_ms` is what a request gains (0 if the server is gone). Where
+    throughput is the objective now, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
     """
 
     switch: bool
     option: Option
-    why: str
-    gain_ms: float
+    why: str = ""
+    gain_ms: float = 0.0
     gain_rate: float = 0.0
 
 
@@ -129,16 +128,15 @@ class Adapter:
         then = self._then = self._then or conditions
         if best is None or same(current, best):
             self._better_since = None
-            return Decision(False, current, "nothing is better", 0.0)
+            return Decision(False, current)
         cause = _cause(then, conditions, current, best)
-        against = self._against(now_s, current, best, cause, conditions)
-        gain_ms = current.total.ms - best.total.ms
-        if against:
-            return Decision(False, current, against, gain_ms)
+        if not self._worth(now_s, current, best, cause, conditions):
+            return Decision(False, current)
         self._switch(now_s, current, best, cause, conditions)
         why = _said(cause, then, conditions) or "it is better now"
         if not conditions.reachable:
-            return Decision(True, best, why, 0.0)
+            return Decision(True, best, why)
+        gain_ms = current.total.ms - best.total.ms
         many = self._costs.objective == "throughput"
         return Decision(True, best, why, gain_ms, best.throughput - current.throughput if many else 0.0)
 
@@ -175,28 +173,25 @@ class Adapter:
 
     # --- what speaks against a switch ---------------------------------------------------------------------------
 
-    def _against(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> str:
-        """Why not to switch to `best`; empty if nothing speaks against it."""
-        policy, waited_s = self.policy, now_s - self._switched_s
+    def _worth(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> bool:
+        """Whether `best` is worth a switch now."""
+        policy = self.policy
         if conditions.reachable:
             share = self._share(current, best)
             if share < policy.gain or self._too_little(current, best):
                 self._better_since = None
-                return f"{best.label} is no better" if share <= 0 else f"{best.label} is hardly better"
+                return False
             if self._better_since is None:
                 self._better_since, self._draw = now_s, self._random.random()
             settle_s = policy.settle_s * policy.gain / share if share < policy.urgent else 0.0
             better_s, direction = now_s - self._better_since, _direction(current, best)
             if direction < 0 and cause in _LOAD:
                 settle_s = max(settle_s, policy.leave_s * self._draw)
-            if better_s < settle_s:
-                return f"{best.label} has not been better for long"
             paused_s = self._pauses.length_s(direction, cause) * (_JITTER[0] + (_JITTER[1] - _JITTER[0]) * self._draw)
-            if better_s < paused_s:
-                return f"it goes back in {paused_s - better_s:.1f} s if that stays so"
-        if self._barred is not None and self._barred.bars(now_s, best):
-            return f"{best.label} could not be made ready"
-        return f"the last switch was {waited_s:.1f} s ago" if waited_s < policy.dwell_s else ""
+            if better_s < max(settle_s, paused_s):
+                return False
+        barred = self._barred is not None and self._barred.bars(now_s, best)
+        return not barred and now_s - self._switched_s >= policy.dwell_s
 
     def _share(self, current: Option, best: Option) -> float:
         """What `best` saves of the objective, as a share."""
