@@ -1,10 +1,7 @@
 """Requests through faults: a server process, a link and a device, and whatever a `schedule` lets go wrong between them.
 
-    report = run("zoo:lenet5", schedule(seed=1, count=5000), count=5000)
-    print(report.lost, report.wrong)
-
-Every request must be answered once, with what the whole model answers, and in order where a stream promises it. A
-third of them goes through `Edge.stream`, a third one by one, a third from several threads at once.
+Every request must be answered once, with what the whole model answers, and in order where a stream promises it
+(`Report.complaints`). A third of them goes through `Edge.stream`, a third one by one, a third from several threads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A slower device, emulated: an engine whose runs take longer, or a CPU limit for a whole command.
 
->>> engine = Stretched(open_engine(threads=1), 4)          # every run takes four times as long
->>> engine.note
+>>> Stretched(open_engine(threads=1), 4).note              # every run takes four times as long
 'emulated: 4x slower by waiting after every run'
 
     with slowed(4) as slow:                                # a real CPU limit, where the system has one

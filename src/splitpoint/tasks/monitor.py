@@ -1,10 +1,7 @@
 """What a queue that runs shows of the link, the device and the server, and where the time of each request went.
 
-What follows from it is `runtime.adapt.conditions`' belief, the same as that of an edge that adapts. Of a queue it is
-known besides that its models' connections share one link, and what requests wait for each other, which is planned.
-
-A thread looks once a second: where no request is on the link, it sends at most 1 % of what the link carries
-(`runtime.adapt.probe_schedule`).
+What follows from it is `runtime.adapt.conditions`' belief, the same as that of an edge that adapts. A thread looks once
+a second: where no request is on the link, it probes (`runtime.adapt.probe_schedule`).
 """
 
 from __future__ import annotations

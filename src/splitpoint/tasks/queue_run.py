@@ -4,9 +4,8 @@
         ▲                                                                                             │
         └──────────── the link, how fast device and server are (`QueueMonitor`) ◄─────────────────────┘
 
-Every policy is run in the same way; they differ in the order and in how each request is cut. A policy decides anew when
-a request arrives, and when the conditions differ from those that were planned for. Ways that are not compiled yet are
-compiled in a second thread, and may be chosen from then on.
+Every policy is run in the same way. It decides anew when a request arrives, and when the conditions differ from those
+that were planned for. Ways that are not compiled yet are compiled in a second thread, and may be chosen from then on.
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ Runs in threads that were lent nothing (the rest of a model, where the server is
 Requests are handed to their connections in the order in which the device began them. Every model has a connection of
 its own, and connections share a link evenly: of two requests that are sent together both arrive when the second one
 could have, and the server has nothing to do meanwhile. So a request is handed over when the one before should have
-left, by its bytes and the bandwidth; a little earlier, so that the link is never idle. Requests of one connection
-follow each other in any case. The bandwidth is asked for again while a request waits: a rate that was believed for a
-moment must not hold up a queue for seconds.
+left, a little earlier, so that the link is never idle. The bandwidth is asked for again while a request waits: a rate
+that was believed for a moment must not hold up a queue for seconds.
 """
 
 from __future__ import annotations

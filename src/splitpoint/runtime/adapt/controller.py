@@ -5,10 +5,9 @@
                     a probe of an idle link,
                     an extra request (`Edge.shadow`)
 
-What is decided, and from what, is pure: `conditions` and `switch_policy`; so are when to probe (`probe_schedule`) and
-which cuts to keep compiled (`prewarm`). Here is what needs an edge: `Adaptive.tick` does all that is due at one moment,
-and `start` calls it from a thread. What takes long (compiling, probing) is done in a second thread, so that the first
-one hears of a late answer meanwhile. Requests are served all the time.
+Here is what needs an edge: `Adaptive.tick` does all that is due at one moment, and `start` calls it from a thread. What
+takes long (compiling, probing) is done in a second thread, so that the first one hears of a late answer meanwhile.
+Requests are served all the time.
 """
 
 from __future__ import annotations

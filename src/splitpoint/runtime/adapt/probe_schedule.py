@@ -1,10 +1,9 @@
 """When an edge probes its link, and with how many bytes. Pure: time is an argument.
 
-Requests that use the link show how it is, and nothing else is sent. An idle link is probed every so often with a
-message of at most 1 % of what it carries. While everything runs on the device, one real request in so many is sent to
-the server as well: a small message shows little of what a large one will take, and nothing of the server's load. Where
-a probe shows something very different from what is believed, the next ones follow soon, so that a single one need not
-be believed.
+Requests that use the link show how it is, and nothing else is sent. An idle link is probed with 1 % of what it carries.
+While everything runs on the device, one real request in so many is sent to the server as well: a small message shows
+little of what a large one will take, and nothing of the server's load. What surprises is soon looked at again, so that
+a single probe need not be believed.
 """
 
 from __future__ import annotations

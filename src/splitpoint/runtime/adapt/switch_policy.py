@@ -5,18 +5,14 @@
     if decision.switch:
         edge.switch(*placement(graph, decision.option))     # the uplink fell to 2.1 Mbit/s
 
-The best option for the conditions is the planner's own, with profiles as slow as device and server are, and with the
-server's queue, what requests cost beside the plan, and failures as a longer round trip. Four things keep it from
-flapping:
+The best option is `option_costs`'. Four things keep it from flapping; `Policy` has their numbers:
 
-* A gain must be worth it (`Policy.gain`), and a small one must have been there for a while.
-* Between two switches passes at least `Policy.dwell_s`. Always.
+* A gain must be worth it, and a small one must have been there for a while.
+* Between two switches passes a least time. Always.
 * A server is left because of its load after a time drawn at random. It is given more to do again only after it has
   looked free for a pause, drawn at random too, that doubles each time. So edges that share a server neither leave nor
   return together, and the second one sees whether there is still a need, or room.
-* A switch that was undone shortly after it was made is followed by such a pause as well, in either direction.
-
-Pauses never hold up what is necessary: leaving what has become worse.
+* A switch that was soon undone is followed by such a pause as well. Leaving what has become worse waits for none.
 """
 
 from __future__ import annotations
