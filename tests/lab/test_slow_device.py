@@ -18,14 +18,15 @@ from sockets import LONG_S, until
 from splitpoint import machine
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.lab.slow_device import (
+    LEAST_QUOTA_MS,
+    LEAST_RUN_MS,
     Hierarchy,
     Share,
     Stretched,
     hierarchies,
-    quota_share,
+    share,
     sleep_until,
     slowed,
-    stop_share,
 )
 from splitpoint.tensors import Array
 
@@ -93,11 +94,12 @@ def test_a_command_is_not_slowed_by_1_or_by_magic() -> None:
 
 
 def test_shares_of_a_period() -> None:
-    assert quota_share(4, 2) == Share(5.0, 10.0)  # two threads together
-    assert quota_share(100) == Share(1.0, 100.0)  # the kernel grants no less
+    assert share(4, LEAST_QUOTA_MS, 2) == Share(5.0, 10.0)  # two threads together
+    assert share(100, LEAST_QUOTA_MS) == Share(1.0, 100.0)  # the kernel grants no less
     for factor in (1.5, 4, 16, 100):
-        for share in (quota_share(factor), stop_share(factor)):
-            assert share.period_ms / share.run_ms == pytest.approx(factor)
+        for least_ms in (LEAST_QUOTA_MS, LEAST_RUN_MS):
+            runs = share(factor, least_ms)
+            assert runs.period_ms / runs.run_ms == pytest.approx(factor)
 
 
 def proc(folder: Path, mounts: str, groups: str) -> Path:

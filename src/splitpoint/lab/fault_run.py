@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 import msgspec
 import numpy as np
@@ -323,7 +323,7 @@ class _Target:
         self._process.process.send_signal(number)
 
 
-class _Player:
+class _Player(AbstractContextManager["_Player"]):
     """Makes faults happen before their requests. What happens to the server takes time, and goes on in a thread."""
 
     def __init__(self, faults: Sequence[Fault], target: _Target, relay: Relay, model: Model) -> None:
@@ -333,9 +333,6 @@ class _Player:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="faults")
         self._jobs: list[Future[None]] = []
         self._over = threading.Event()
-
-    def __enter__(self) -> _Player:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()

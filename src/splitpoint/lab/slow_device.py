@@ -19,7 +19,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from itertools import count, groupby, islice
 from math import isfinite
@@ -38,7 +38,7 @@ METHODS = ("auto", "quota", "stop")
 _MOST = 1000.0
 _PERIOD_MS = 10.0
 #: The least the kernel grants in a period, and the least for which starting and stopping a process is exact enough.
-_LEAST_QUOTA_MS, _LEAST_RUN_MS = 1.0, 2.0
+LEAST_QUOTA_MS, LEAST_RUN_MS = 1.0, 2.0
 #: Sleeping ends late by up to this much: the rest is watched.
 _WATCHED_S = 0.3e-3
 
@@ -126,26 +126,16 @@ class Share:
     period_ms: float
 
 
-def quota_share(factor: float, threads: int = 1) -> Share:
+def share(factor: float, least_ms: float, threads: int = 1) -> Share:
     """What `threads` busy threads may use so that each computes `factor` times slower.
 
-    The period is 10 ms, and longer where the share would be less than the millisecond that the kernel grants.
+    The period is 10 ms, and longer where the share would be less than `least_ms`.
 
-    >>> quota_share(4), quota_share(16)
-    (Share(run_ms=2.5, period_ms=10.0), Share(run_ms=1.0, period_ms=16.0))
+    >>> share(4, least_ms=1), share(16, least_ms=2)
+    (Share(run_ms=2.5, period_ms=10.0), Share(run_ms=2.0, period_ms=32.0))
     """
-    period = max(_PERIOD_MS, _LEAST_QUOTA_MS * factor / threads)
+    period = max(_PERIOD_MS, least_ms * factor / threads)
     return Share(period * threads / factor, period)
-
-
-def stop_share(factor: float) -> Share:
-    """How long a command runs before it is stopped for the rest of a period.
-
-    >>> stop_share(2), stop_share(16)
-    (Share(run_ms=5.0, period_ms=10.0), Share(run_ms=2.0, period_ms=32.0))
-    """
-    period = max(_PERIOD_MS, _LEAST_RUN_MS * factor)
-    return Share(period / factor, period)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,25 +178,25 @@ def slowed(factor: float, *, threads: int = 1, method: str = "auto", root: Path 
     if method not in METHODS:
         raise UsageError(f"a command is slowed by {', '.join(METHODS)}, not {method}")
     if method != "stop":
-        share = quota_share(factor, threads)
+        quota = share(factor, LEAST_QUOTA_MS, threads)
         for hierarchy in hierarchies(root):
-            group = _make_group(hierarchy, share)
+            group = _make_group(hierarchy, quota)
             if group is not None:
                 several = f" for {threads} threads together" if threads > 1 else ""
-                how = f"a CPU quota of {share.run_ms:.3g} ms in every {share.period_ms:.3g} ms{several}"
+                how = f"a CPU quota of {quota.run_ms:.3g} ms in every {quota.period_ms:.3g} ms{several}"
                 return Slowed(factor, "quota", f"emulated: {factor:g}x slower by {how}", group=group)
         if method == "quota":
             raise EngineError(
                 "this user may not set CPU quotas here: run it as root, inside `systemd-run --user --scope "
                 "-p Delegate=yes`, or use --method stop"
             )
-    share = stop_share(factor)
-    how = f"stopping it for {share.period_ms - share.run_ms:.3g} ms after every {share.run_ms:.3g} ms"
+    runs = share(factor, LEAST_RUN_MS)
+    how = f"stopping it for {runs.period_ms - runs.run_ms:.3g} ms after every {runs.run_ms:.3g} ms"
     return Slowed(factor, "stop", f"emulated: {factor:g}x slower by {how}")
 
 
 @dataclass
-class Slowed:
+class Slowed(AbstractContextManager["Slowed"]):
     """Starts commands that are slowed. `note` says how, and is given to them as $SPLITPOINT_EMULATED."""
 
     factor: float
@@ -220,9 +210,6 @@ class Slowed:
     def __post_init__(self) -> None:
         if self.group is not None:
             self._guard(_UNGROUP, str(self.group))
-
-    def __enter__(self) -> Slowed:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -288,7 +275,7 @@ _CONTINUE = 'read _; kill -s CONT -- "-$0"'  # dash's `kill -CONT` takes no --
 _number = count()
 
 
-def _make_group(hierarchy: Hierarchy, share: Share) -> Path | None:
+def _make_group(hierarchy: Hierarchy, quota: Share) -> Path | None:
     """A limited group that this user may put processes into; None, and nothing left, where that is not so."""
     group = hierarchy.folder / f"splitpoint-{os.getpid()}-{next(_number)}"
     try:
@@ -296,7 +283,7 @@ def _make_group(hierarchy: Hierarchy, share: Share) -> Path | None:
     except OSError:
         return None
     try:
-        hierarchy.limit(group, share)
+        hierarchy.limit(group, quota)
         # Making a group does not mean that processes may be moved there: try it with one.
         probe = ["/bin/sh", "-c", 'echo 0 > "$0"', str(group / "cgroup.procs")]
         if subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0:
@@ -330,7 +317,7 @@ def _write(path: Path, text: str) -> None:
 
 def _take_turns(process: subprocess.Popen[Any], factor: float) -> None:
     """Lets the process group run and stop in turns until its first process has ended."""
-    run_s = stop_share(factor).run_ms / 1e3
+    run_s = share(factor, LEAST_RUN_MS).run_ms / 1e3
     try:
         while process.poll() is None:
             began = time.monotonic()

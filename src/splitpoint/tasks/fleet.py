@@ -10,7 +10,7 @@ with Fleet("10.0.0.5", engine=open_engine()) as fleet:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from time import perf_counter
 
@@ -42,7 +42,7 @@ from splitpoint.tensors import Array
 _PATIENCE = Patience(answer_s=120.0, first_s=30.0, least_s=30.0, need_server=True)
 
 
-class Fleet(Closable):
+class Fleet(Closable, AbstractContextManager["Fleet"]):
     """The models of a queue on the server at `cloud`, one `Edge` each, and the device that they share.
 
     `constraints` are those of every plan. `fallback` is what becomes of a request whose server is gone, busy or wrong,
@@ -97,9 +97,6 @@ class Fleet(Closable):
             self.edges[source] = self._stack.enter_context(edge)
             self.ready[source] = []
         return self.edges[source]
-
-    def __enter__(self) -> Fleet:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
