@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from splitpoint.callbacks import call
 from splitpoint.files import make_folder, write_atomic
-from splitpoint.lab.process import PIPES, Process, run_splitpoint, serving
+from splitpoint.lab.process import Process, run_splitpoint, serving
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
 from splitpoint.lab.scenario_device import ScenarioRow
@@ -25,7 +25,6 @@ from splitpoint.lab.slow_device import slowed
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
 from splitpoint.report.files import write_csv
-from splitpoint.security import unguarded
 
 #: While both halves are made ready: a device that is measured has fetched before.
 _READY = Link(1e6, 1e6, 0.0, 0.0, "unshaped")
@@ -139,17 +138,12 @@ def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     """The device's process, under a CPU limit if the scenario wants one."""
     words = ("lab", "edge", str(file), "--cloud", address)
     asked = scenario.device
-    if asked.method == "stretched" or asked.slowdown == 1:
-        with closing(run_splitpoint("device", *words)) as device:
-            yield device
-        return
-    command = [sys.executable, "-u", "-m", "splitpoint", *words]
-    method = "auto" if asked.method == "limit" else asked.method
-    with (
-        slowed(asked.slowdown, threads=asked.threads, method=method) as limited,
-        closing(Process(limited.start(command, **PIPES, env=unguarded()), "device")) as device,
-    ):
-        yield device
+    with ExitStack() as stack:
+        start: Callable[..., subprocess.Popen[Any]] = subprocess.Popen
+        if asked.method != "stretched" and asked.slowdown > 1:
+            method = "auto" if asked.method == "limit" else asked.method
+            start = stack.enter_context(slowed(asked.slowdown, threads=asked.threads, method=method)).start
+        yield stack.enter_context(closing(run_splitpoint("device", *words, start=start)))
 
 
 @contextmanager

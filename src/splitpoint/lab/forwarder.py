@@ -14,13 +14,15 @@ import select
 import socket
 import struct
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
+from typing import TypeVar
 
 import msgspec
 
@@ -31,6 +33,8 @@ from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
 from splitpoint.transports.addresses import format_address
 from splitpoint.transports.dial import dial
+
+T = TypeVar("T")
 
 #: Segments as on a real network. Loopback's are 64 kB, and its sender's buffer would then hide 2.6 MB (measured;
 #: 40 kB with these): at 0.13 Mbit/s that is 160 seconds of "sent".
@@ -142,18 +146,15 @@ class Forwarder:
 
     # --- what others ask for; from any thread through `ask` --------------------------------------------------------
 
-    def ask(self, job: Callable[[], None]) -> None:
-        """Runs `job` in the loop's thread and returns when it is done."""
-        done = threading.Event()
-
-        def run() -> None:
-            job()
-            done.set()
-
-        self._jobs.put(run)
+    def ask(self, job: Callable[[], T]) -> T:
+        """Runs `job` in the loop's thread and returns what it does."""
+        done: Future[T] = Future()
+        self._jobs.put(lambda: done.set_result(job()))
         self.wake()
-        if not done.wait(_ASKED_S):
-            raise ServerError("the relay does not answer: it has ended")
+        try:
+            return done.result(_ASKED_S)
+        except FutureTimeoutError:
+            raise ServerError("the relay does not answer: it has ended") from None
 
     def wake(self) -> None:
         with suppress(OSError):

@@ -109,11 +109,13 @@ class Process:
                     stream.close()
 
 
-def run_splitpoint(name: str, *words: str, **options: Any) -> Process:
-    """``splitpoint WORDS`` as a process that speaks with ours on loopback, without its tokens and keys; `options` are
-    Popen's."""
+def run_splitpoint(
+    name: str, *words: str, start: Callable[..., subprocess.Popen[Any]] = subprocess.Popen, **options: Any
+) -> Process:
+    """``splitpoint WORDS`` as a process that speaks with ours on loopback, without its tokens and keys; `start` makes
+    it of a command and Popen's `options`."""
     command = [sys.executable, "-u", "-m", "splitpoint", *words]
-    return Process(subprocess.Popen(command, **PIPES, env=unguarded(), **options), name)
+    return Process(start(command, **PIPES, env=unguarded(), **options), name)
 
 
 @contextmanager

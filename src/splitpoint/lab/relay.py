@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from math import isfinite
 
 import msgspec
@@ -142,28 +143,23 @@ def obey(forwarder: Forwarder, line: str) -> str:
     verb, _, rest = line.strip().partition(" ")
     words = rest.split()
     if verb == "link" and rest:
-        link = _read_link(rest)
-        forwarder.ask(lambda: forwarder.set_link(link))
+        forwarder.ask(partial(forwarder.set_link, _read_link(rest)))
     elif verb == "stall" and len(words) == 1:
-        seconds = _seconds(words[0])
-        forwarder.ask(lambda: forwarder.stall(seconds))
+        forwarder.ask(partial(forwarder.stall, _seconds(words[0])))
     elif verb == "blackhole" and len(words) == 1:
-        seconds = _seconds(words[0])
-        forwarder.ask(lambda: forwarder.blackhole(seconds))
+        forwarder.ask(partial(forwarder.blackhole, _seconds(words[0])))
     elif verb == "cut" and len(words) <= 2:
         refuse_s = _seconds(words[0]) if words else 0.0
         after = _count(words[1], "to cut after") if len(words) > 1 else 0
-        forwarder.ask(lambda: forwarder.cut(refuse_s, after))
+        forwarder.ask(partial(forwarder.cut, refuse_s, after))
     elif verb == "corrupt" and 1 <= len(words) <= 3 and words[0] in ("up", "down"):
         after = _count(words[1], "to pass first") if len(words) > 1 else 0
         count = _count(words[2], "to change") if len(words) > 2 else 1
         if not 1 <= count <= _MOST_CHANGED:
             raise UsageError(f"from 1 to {_MOST_CHANGED} bytes can be changed, not {count}")
-        forwarder.ask(lambda: forwarder.corrupt(words[0], after, count))
+        forwarder.ask(partial(forwarder.corrupt, words[0], after, count))
     elif verb == "status" and not rest:
-        statuses: list[Status] = []
-        forwarder.ask(lambda: statuses.append(forwarder.status()))
-        return msgspec.json.encode(statuses[0]).decode()
+        return msgspec.json.encode(forwarder.ask(forwarder.status)).decode()
     else:
         raise UsageError(
             f"a relay does not know {line.strip()[:60]}: say link LINK, stall SECONDS, blackhole SECONDS, "

@@ -174,7 +174,8 @@ class Adapter:
         policy = self.policy
         if conditions.reachable:
             share = self._share(current, best)
-            if share < policy.gain or self._too_little(current, best):
+            gain_ms = current.total.ms - best.total.ms if self._costs.objective == "latency" else inf
+            if share < policy.gain or (gain_ms < policy.gain_ms and not current.refused):
                 self._better_since = None
                 return False
             if self._better_since is None:
@@ -198,11 +199,6 @@ class Adapter:
         if not isfinite(now) or now <= 0:
             return 0.0
         return 1 - then / now
-
-    def _too_little(self, current: Option, best: Option) -> bool:
-        if self._costs.objective != "latency" or current.refused:
-            return False
-        return current.total.ms - best.total.ms < self.policy.gain_ms
 
     def _switch(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> None:
         stayed_s = now_s - self._switched_s
