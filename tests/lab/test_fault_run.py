@@ -19,7 +19,7 @@ from splitpoint.segments import samples_for
 
 
 def _answer(request: int, at_s: float, fallback: str = "", *, equal: bool = True) -> Answer:
-    return Answer(request, at_s, 1.0, fallback, 0.0, 0.0, equal)
+    return Answer(request, at_s, fallback, 0.0, 0.0, equal)
 
 
 def test_a_report_counts_what_is_lost_doubled_wrong_and_whose_it_was() -> None:

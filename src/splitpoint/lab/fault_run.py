@@ -51,12 +51,11 @@ _RECOVERY_S = 60.0
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One answer: to which request, after how long, why it was not the server's (if it was not), and by how much it
-    differs from the whole model's (as `segments.verify` counts)."""
+    """One answer: to which request, when, why it was not the server's (if it was not), by how much it missed its
+    deadline, and by how much it differs from the whole model's (as `segments.verify` counts)."""
 
     request: int
     at_s: float
-    total_ms: float
     fallback: str
     missed_ms: float
     error: float
@@ -215,7 +214,7 @@ def _judged(
     """The answer to a request, compared with the whole model's to its input (inputs and outputs of all: `expected`)."""
     k = request % len(expected)
     check = compare(model, cut, expected, [*expected[:k], result.outputs, *expected[k + 1 :]])
-    return Answer(request, at_s, result.total_ms, result.fallback, result.missed_ms, check.error, check.ok)
+    return Answer(request, at_s, result.fallback, result.missed_ms, check.error, check.ok)
 
 
 class _FaultAsker:

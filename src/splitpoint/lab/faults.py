@@ -50,11 +50,7 @@ _MOST_CHANGED = 8
 
 
 def schedule(
-    seed: int,
-    count: int,
-    *,
-    kinds: Sequence[str] = tuple(KINDS),
-    gap: tuple[int, int] = (20, 100),
+    seed: int, count: int, *, kinds: Sequence[str] = tuple(KINDS), gap: tuple[int, int] = (20, 100)
 ) -> tuple[Fault, ...]:
     """Faults for `count` requests, from `gap[0]` to `gap[1]` requests apart, none in the last `gap[0]`.
 

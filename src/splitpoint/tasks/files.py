@@ -79,13 +79,10 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
     except MalformedError as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     lines = _Lines(text)
-    mistakes = [
-        Mistake(
-            lines.of_key(key), f"unknown field {_short(key)}{nearest(key, ('tasks',)) or ': there are only [[tasks]]'}"
-        )
-        for key in document
-        if key != "tasks"
-    ]
+    mistakes = []
+    for key in document.keys() - {"tasks"}:
+        hint = nearest(key, ("tasks",)) or ": there are only [[tasks]]"
+        mistakes.append(Mistake(lines.of_key(key), f"unknown field {plain(key, 40)}{hint}"))
     tables = document.get("tasks", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         return [], [*mistakes, Mistake(lines.of_key("tasks"), "tasks are written as tables: [[tasks]], then model = …")]
@@ -113,11 +110,9 @@ class _Reader:
 
     def entry(self, met: dict[str, int]) -> Entry:
         """Its tasks, numbered on from those `met` before. What is wrong is in `mistakes`."""
-        for key in self._table:
-            if key not in _FIELDS:
-                self._wrong(
-                    key, f"unknown field {_short(key)}{nearest(key, _FIELDS) or ': there are ' + ', '.join(_FIELDS)}"
-                )
+        for key in self._table.keys() - set(_FIELDS):
+            hint = nearest(key, _FIELDS) or f": there are {', '.join(_FIELDS)}"
+            self._wrong(key, f"unknown field {plain(key, 40)}{hint}")
         if "model" not in self._table:
             self._wrong("", 'a task needs a model: model = "…"')
         model, weights, file = (self._read_text(key) for key in ("model", "weights", "input"))
@@ -137,7 +132,7 @@ class _Reader:
                 Task(name=name, model=model, weights=weights, input=file, priority=priority, arrival_s=arrival,
                      deadline_s=deadline)
             )  # fmt: skip
-        return Entry(self._line("model"), (model, weights), tuple(tasks))
+        return Entry(self._lines.of(self._place, "model"), (model, weights), tuple(tasks))
 
     def _path(self, key: str, name: str) -> str:
         """The file `name`, if there is a name: in the folder of the tasks or below."""
@@ -162,7 +157,7 @@ class _Reader:
     def _whole(self, key: str, default: int, low: int, high: int) -> int:
         value = self._table.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self._wrong(key, f"{key} must be a whole number from {low} to {high}, not {_short(value)}")
+            self._must(key, f"a whole number from {low} to {high}")
             return default
         return value
 
@@ -174,26 +169,19 @@ class _Reader:
         seconds = float(parts[1]) * _UNITS[parts[2]] if parts else -1.0
         if not least <= seconds <= MOST_S:
             above = "above zero and " if least else ""
-            self._wrong(
-                key, f'{key} must be a time such as "200ms" or "1.5s", {above}at most a day, not {_short(value)}'
-            )
+            self._must(key, f'a time such as "200ms" or "1.5s", {above}at most a day')
         return seconds
 
-    def _wrong(self, key: str, text: str) -> None:
-        self.mistakes.append(Mistake(self._line(key), text))
+    def _must(self, key: str, be: str) -> None:
+        self._wrong(key, f"{key} must be {be}, not {plain(str(self._table[key]), 40)}")
 
-    def _line(self, key: str) -> int:
-        return self._lines.of(self._place, key)
+    def _wrong(self, key: str, text: str) -> None:
+        self.mistakes.append(Mistake(self._lines.of(self._place, key), text))
 
 
 #: A MODEL that is a file here.
 _FILES = (".onnx", ".pt2")
 _FIELDS = ("model", "weights", "input", "count", "priority", "arrival", "deadline")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _shortened(quoted: re.Match[str]) -> str:

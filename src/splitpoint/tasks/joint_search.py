@@ -4,16 +4,12 @@ A flow shop of three machines (device, link, server) in which each job may be cu
 what is done here, in this order:
 
 1. An integer program (so many jobs of a model, so many ways: a few dozen counts) shares the jobs out so that the
-   busiest of device, link and server is least busy. It is also the bound: whatever is chosen, each machine must do its
-   work, and what comes before the first and after the last job on it.
-2. Its answer, the individual plans, and what is least for some prices of the three machines' time are starts.
-   Each is put in order by Johnson's rule for two machines (1954), as Campbell, Dudek and Smith (1970) stretch it over
-   three: twice, with the middle one counted to either side.
-3. From the best of these, ways are changed one job (and, where that does not help, two jobs) at a time, as long as it
-   helps; then jobs change places in the order.
-
-Jobs that need the same of all three machines get the same key, so those for one tail follow each other and the server
-can run them as one batch; what that saves is counted wherever orders are compared, and fully in the bound.
+   busiest machine is least busy. It is also the bound: each machine must do its work, and what comes before the first
+   and after the last job on it.
+2. Its answer, the individual plans, and what is least for some prices of the machines' time are starts, each ordered
+   by Johnson's rule for two machines (1954), as Campbell, Dudek and Smith (1970) stretch it over three: twice, with the
+   middle one counted to either side. Jobs for one tail get the same key, so that the server can run them as one batch.
+3. From the best of these, ways are changed one or two jobs at a time, as long as it helps; then jobs change places.
 
 The individual plans in order of arrival are one of the starts, so that the result is never predicted to be worse.
 All neighbours are priced at once, as arrays; nothing depends on how fast the machine is.

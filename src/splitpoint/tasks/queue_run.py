@@ -144,13 +144,7 @@ class QueueRun:
     answered, and `rows` has that when the error is raised. So it is with Ctrl-C. UsageError for an unknown policy.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        tasks: Sequence[Task],
-        by: str,
-        inputs: Mapping[str, Mapping[str, Array]],
-    ) -> None:
+    def __init__(self, fleet: Fleet, tasks: Sequence[Task], by: str, inputs: Mapping[str, Mapping[str, Array]]) -> None:
         self.fleet, self.tasks, self.by = fleet, list(tasks), by
         self._policy, self._inputs = policy(by), inputs
         self.on_answer: OnAnswer = lambda row, result: None

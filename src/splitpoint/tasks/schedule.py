@@ -6,10 +6,8 @@
 
 The device takes one request after the other, in the order of a policy: runs the head, hands over what crosses without
 waiting for it, and goes on. The link and the server take what comes, first in, first out. So it is run for real
-(`splitpoint.tasks.queue_run`), and so every policy is run.
-
-Requests that follow each other into one tail, and are there when the server begins with the first of them, run as one
-batch where that is faster (`splitpoint.runtime.server.batching`): the answers are there when all of them are computed.
+(`queue_run`). Requests that follow each other into one tail, and are there when the server begins with the first of
+them, run as one batch where that is faster (`runtime.server.batching`): all are answered when all are computed.
 
 >>> jobs = [QueuedJob((StageTimes(10, 20, 30, 0, 5),)), QueuedJob((StageTimes(40),))]
 >>> [slot.ended for slot in timeline(jobs, [JobTurn(0), JobTurn(1)])]
