@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -172,7 +173,7 @@ def run(
     expected = [{**sample, **whole.run(sample)} for sample in samples]
     whole.close()
     with (
-        _Target(model_name, engine_name) as target,
+        _serving(model_name, engine_name) as target,
         Relay(target.address, LINK, seed=seed) as relay,
         _Player(faults, target, relay, model) as player,
         Edge(
@@ -274,52 +275,41 @@ class _FaultAsker:
     def _at_once(self, requests: range, deadline_s: float | None) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:
             shares = [requests[k::_THREADS] for k in range(_THREADS)]
-            for done in [pool.submit(self._one_by_one, share, deadline_s) for share in shares]:
-                done.result()
+            list(pool.map(self._one_by_one, shares, [deadline_s] * _THREADS))
 
 
+@dataclass
 class _Target:
-    """A `splitpoint serve` process that can be killed, started again at its port, and paused."""
+    """A server process at `address`, begun by ``splitpoint`` with these words, that can be killed and begun again."""
 
-    def __init__(self, model_name: str, engine_name: str) -> None:
-        self._model_name, self._engine_name = model_name, engine_name
-        self._process: Process | None = None
-        # Never listens: it keeps the port for the server while that is away.
-        self._holder = socket.socket()
-        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.address = ""
-
-    def __enter__(self) -> _Target:
-        self._holder.bind(("127.0.0.1", 0))
-        self.address = format_address(self._holder.getsockname())
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.close()
-        self._holder.close()
-
-    def start(self) -> None:
-        """Starts it, at the port it had."""
-        port = self.address.rpartition(":")[2]
-        options = ["--port", port, "--engine", self._engine_name, "--threads", "1", "--queue", str(_QUEUE)]
-        self._process = run_splitpoint("server", "serve", self._model_name, *options, "--until-stdin-ends")
-        self._process.expect("serving on ")
+    address: str
+    words: tuple[str, ...]
+    server: Process
 
     def kill(self) -> None:
         """Ends it at once, with no time for a word."""
-        assert self._process is not None
-        self._process.process.kill()
-        self._process.close()
+        self.server.process.kill()
+        self.server.close()
 
-    def signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.process.send_signal(number)
+    def start(self) -> None:
+        """Starts it, at the port it had."""
+        self.server = run_splitpoint("server", *self.words)
+        self.server.expect("serving on ")
+
+
+@contextmanager
+def _serving(model_name: str, engine_name: str) -> Iterator[_Target]:
+    with socket.socket() as holder:  # never listens: it keeps the port for the server while that is away
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        options = ("--engine", engine_name, "--threads", "1", "--queue", str(_QUEUE), "--until-stdin-ends")
+        words = ("serve", model_name, "--port", str(holder.getsockname()[1]), *options)
+        target = _Target(format_address(holder.getsockname()), words, run_splitpoint("server", *words))
+        try:
+            target.server.expect("serving on ")
+            yield target
+        finally:
+            target.server.close()
 
 
 class _Player(AbstractContextManager["_Player"]):
@@ -370,9 +360,9 @@ class _Player(AbstractContextManager["_Player"]):
         self._target.start()
 
     def _pause(self, fault: Fault) -> None:
-        self._target.signal(signal.SIGSTOP)
+        self._target.server.process.send_signal(signal.SIGSTOP)
         self._over.wait(fault.seconds)
-        self._target.signal(signal.SIGCONT)
+        self._target.server.process.send_signal(signal.SIGCONT)
 
     def _busy(self, fault: Fault) -> None:
         """Other devices ask for more than the server can do."""

@@ -88,9 +88,6 @@ class Stretched:
         """A session whose runs are stretched; compiling takes as long as it takes."""
         return _StretchedSession(self.engine.compile(segment), self)
 
-    def __repr__(self) -> str:
-        return f"Stretched({self.engine!r}, {self.factor:g})"
-
 
 class _StretchedSession:
     def __init__(self, session: Session, engine: Stretched) -> None:

@@ -18,10 +18,9 @@ The best option is `option_costs`'. Four things keep it from flapping; `Policy` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import inf, isfinite
 from random import Random
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -214,8 +213,7 @@ def _direction(current: Option, best: Option) -> int:
     return (more > 1e-9) - (more < -1e-9)
 
 
-@dataclass(frozen=True)
-class _Barred:
+class _Barred(NamedTuple):
     """An option that the edge could not switch to, and until when it is not tried again."""
 
     option: Option
