@@ -322,9 +322,8 @@ class Forwarder:
         if self._listener is not None:
             _bound(self._listener, self._up, self._down)
         for pair in self._pairs:
-            near, far = pair.flows[0].source, pair.flows[0].sink
-            _bound(near, self._up, self._down)
-            _bound(far, self._down, self._up)
+            for flow in pair.flows:
+                _bound(flow.source, flow.lane, self._up if flow.lane is self._down else self._down)
 
     # --- bytes -----------------------------------------------------------------------------------------------------
 

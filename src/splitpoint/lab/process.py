@@ -16,13 +16,8 @@ from splitpoint.security import unguarded
 
 #: Starting Python and compiling a network may take this long; one request may take longer than it should.
 START_S, ROW_S = 300.0, 400.0
-PIPES: dict[str, Any] = {
-    "stdin": subprocess.PIPE,
-    "stdout": subprocess.PIPE,
-    "stderr": subprocess.PIPE,
-    "text": True,
-    "errors": "replace",
-}
+PIPES: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+PIPES |= {"text": True, "errors": "replace"}
 
 
 class Process:

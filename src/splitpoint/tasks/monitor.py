@@ -7,8 +7,8 @@ a second: where no request is on the link, it probes (`runtime.adapt.probe_sched
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -54,7 +54,6 @@ class QueueMonitor:
         self._lock = threading.Lock()
         self._load_ms = 0.0
         self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
 
     # --- what is believed ---------------------------------------------------------------------------------------
 
@@ -116,16 +115,17 @@ class QueueMonitor:
 
     # --- the thread that looks ----------------------------------------------------------------------------------
 
-    def start(self, edge: Edge) -> None:
-        """Begins to look once a second, through the connection of `edge`."""
+    @contextmanager
+    def looking(self, edge: Edge) -> Iterator[None]:
+        """Looks once a second, through the connection of `edge`."""
         work = (partial(self._run, edge), "looking at the link", ignore, self._closed.wait)
-        self._thread = threading.Thread(target=persist, args=work, name="bandwidth", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
+        thread = threading.Thread(target=persist, args=work, name="bandwidth", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._closed.set()
+            thread.join()
 
     def _run(self, edge: Edge) -> bool:
         if self._closed.wait(EVERY_S):

@@ -237,15 +237,14 @@ class QueueRun:
             self.prepare()
         pool = ThreadPoolExecutor(_WINDOW, thread_name_prefix="task")
         beside = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self.monitor.start(next(iter(self.fleet.edges.values())))
-        self._began = perf_counter()
-        try:
-            self._dispatch(pool, beside)
-        finally:
-            self._stop.set()
-            pool.shutdown(wait=True)
-            beside.shutdown(wait=True, cancel_futures=True)
-            self.monitor.close()
+        with self.monitor.looking(next(iter(self.fleet.edges.values()))):
+            self._began = perf_counter()
+            try:
+                self._dispatch(pool, beside)
+            finally:
+                self._stop.set()
+                pool.shutdown(wait=True)
+                beside.shutdown(wait=True, cancel_futures=True)
         if self._errors:
             raise self._errors[0]
         return self.rows

@@ -158,7 +158,8 @@ class Adaptive:
         self._likely: list[Placing] = []
         self.began_s = clock()
         self._predict = watching.predict
-        edge.switch(*self._placing(first), predicted_ms=self._predicted_ms(first))  # whatever it takes to fetch
+        predicted_ms = first.total.ms if self._predict else None
+        edge.switch(*self._placing(first), predicted_ms=predicted_ms)  # whatever it takes to fetch
 
     @property
     def option(self) -> Option:
@@ -285,7 +286,7 @@ class Adaptive:
             self._adapter.revert(now_s)
             return
         try:
-            self._edge.switch(cut, codecs, predicted_ms=self._predicted_ms(new))
+            self._edge.switch(cut, codecs, predicted_ms=new.total.ms if self._predict else None)
         except SplitpointError as exc:
             self._adapter.revert(now_s)
             self._barred[cut.nodes] = now_s + RETRY_S
@@ -407,9 +408,6 @@ class Adaptive:
         cut, codecs = placement(self._planner.graph, option)
         self._cuts[cut.name] = cut
         return cut, codecs
-
-    def _predicted_ms(self, option: Option) -> float | None:
-        return option.total.ms if self._predict else None
 
     def _cut_named(self, name: str) -> Cut:
         if name not in self._cuts:
