@@ -39,11 +39,8 @@ from splitpoint.survey import placement, survey
 from splitpoint.tensors import Array
 
 Codecs = str | Mapping[str, str]
-#: An answer may take this long: a photo needs ten seconds at 0.13 Mbit/s.
-_ANSWER_S = 300.0
-#: How long a link that was cut is tried again, and how often.
-_RECONNECT_S, _RETRY_S = 120.0, 0.2
-_PATIENCE = Patience(answer_s=_ANSWER_S, connect_s=_RECONNECT_S)
+#: A photo needs ten seconds at 0.13 Mbit/s; a link that was cut is tried again for as long, and so often.
+_PATIENCE, _RETRY_S = Patience(answer_s=300.0, connect_s=120.0), 0.2
 #: A cut that the planner chooses, one that it goes on choosing, and how long each side profiles itself for that.
 AUTO, ADAPT, _PROFILE_S = "auto", "adapt", 15.0
 #: Inputs that are drawn where the scenario wants no photos.
@@ -156,7 +153,7 @@ class _Device:
         return edge
 
     def _connect(self, cut: Cut | str, codec: Codecs, fallback: Fallback = "error") -> Edge:
-        end = time.monotonic() + _RECONNECT_S
+        end = time.monotonic() + _PATIENCE.connect_s
         while True:
             try:
                 return Edge(

@@ -48,7 +48,6 @@ class ShapedLane(Generic[T]):
         #: (leaves, arrives, what), in order of both
         self._way: deque[tuple[float, float, T]] = deque()
         self._free_at = self._burst_at = self._blocked_until = _NEVER
-        self._wait_s = 0.0
         self.bytes_per_s = mbps * 125e3
         self.set(0.0, mbps, delay_s, jitter_ms)
 

@@ -255,7 +255,10 @@ class Adaptive:
         up_ms, rtt_ms = stages["up"], 2e3 * result.offset.error_s
         self._schedule.used(now_s)
         self._schedule.saw(now_s, self.believed.link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
-        cut = self._cut_named(result.cut)
+        if result.cut not in self._cuts:
+            now = self._edge.cut
+            self._cuts[result.cut] = now if now.name == result.cut else self._planner.graph.cut(result.cut)
+        cut = self._cuts[result.cut]
         tail = Ran(stages["tail"], self._there.tail(cut).median, self._there.whole.median)
         self._observer.answered(
             now_s, FrameTime(result.up_nbytes, up_ms), FrameTime(result.down_nbytes, stages["down"]), tail,
@@ -408,12 +411,6 @@ class Adaptive:
         cut, codecs = placement(self._planner.graph, option)
         self._cuts[cut.name] = cut
         return cut, codecs
-
-    def _cut_named(self, name: str) -> Cut:
-        if name not in self._cuts:
-            current = self._edge.cut
-            self._cuts[name] = current if current.name == name else self._planner.graph.cut(name)
-        return self._cuts[name]
 
 
 def planned(

@@ -127,7 +127,10 @@ class Adapter:
         cause = _cause(then, conditions, current, best)
         if not self._worth(now_s, current, best, cause, conditions):
             return Decision(False, current)
-        self._switch(now_s, current, best, cause, conditions)
+        self._undo = (self._then, self._switched_s, self._pauses.state)
+        self._pauses.switched(now_s - self._switched_s, _direction(current, best), cause)
+        self._before, self.current = current, best
+        self._then, self._switched_s, self._better_since = conditions, now_s, None
         why = _said(cause, then, conditions) or "it is better now"
         if not conditions.reachable:
             return Decision(True, best, why)
@@ -198,13 +201,6 @@ class Adapter:
         if not isfinite(now) or now <= 0:
             return 0.0
         return 1 - then / now
-
-    def _switch(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> None:
-        stayed_s = now_s - self._switched_s
-        self._undo = (self._then, self._switched_s, self._pauses.state)
-        self._pauses.switched(stayed_s, _direction(current, best), cause)
-        self._before, self.current = current, best
-        self._then, self._switched_s, self._better_since = conditions, now_s, None
 
 
 def _direction(current: Option, best: Option) -> int:
