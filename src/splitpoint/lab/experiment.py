@@ -17,7 +17,7 @@ import numpy as np
 
 from splitpoint.callbacks import call
 from splitpoint.files import make_folder, write_atomic
-from splitpoint.lab.process import Process, run_splitpoint, serving
+from splitpoint.lab.process import ROW_S, Process, run_splitpoint, serving
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
 from splitpoint.lab.scenario_device import ScenarioRow
@@ -122,8 +122,8 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None]
         with _events(scenario, relay):
             device.say()
             rows = []
-            for line in device.lines(len(scenario.at or "1") * scenario.requests):
-                rows.append(msgspec.json.decode(line, type=ScenarioRow))
+            for _ in range(len(scenario.at or "1") * scenario.requests):
+                rows.append(msgspec.json.decode(device.line(ROW_S), type=ScenarioRow))
                 call(on_row, rows[-1])
     about = f"{shaped.name}, {shaped}".removeprefix(", ") if isinstance(shaped, Link) else f"trace {shaped.name}"
     note = "; ".join(filter(None, (f"emulated link: {about}", rows[0].note)))

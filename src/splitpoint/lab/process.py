@@ -78,10 +78,6 @@ class Process:
             pass
         return line
 
-    def lines(self, count: int) -> Iterator[str]:
-        for _ in range(count):
-            yield self.line(ROW_S)
-
     def say(self, line: str = "go") -> None:
         assert self.process.stdin is not None
         with suppress(OSError):  # it has ended; its next line says why

@@ -135,11 +135,8 @@ def control(forwarder: Forwarder, lines: Iterable[str], answer: Callable[[str], 
 
 
 def obey(forwarder: Forwarder, line: str) -> str:
-    """Does what one line says, and returns what it answers. UsageError for what it does not know.
-
-    ``link LINK`` (what --link takes, or JSON) · ``stall SECONDS`` · ``blackhole SECONDS`` · ``cut [SECONDS [BYTES]]`` ·
-    ``corrupt up|down [BYTES [COUNT]]`` · ``status``
-    """
+    """Does what one line says (a link as --link takes it, or as JSON), and returns what it answers. UsageError names
+    all that can be said."""
     verb, _, rest = line.strip().partition(" ")
     words = rest.split()
     if verb == "link" and rest:

@@ -138,7 +138,6 @@ class Damage:
         self._after, self._left = after_nbytes, count
 
     def passed(self, data: bytes) -> bytes:
-        """`data` as it arrives."""
         if not self._left:
             return data
         first = min(self._after, len(data))

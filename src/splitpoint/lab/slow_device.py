@@ -85,7 +85,6 @@ class Stretched:
         return f"emulated: {self.factor:g}x slower by waiting after every run" if self.factor > 1 else ""
 
     def compile(self, segment: Segment) -> _StretchedSession:
-        """A session whose runs are stretched; compiling takes as long as it takes."""
         return _StretchedSession(self.engine.compile(segment), self)
 
 

@@ -102,8 +102,6 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
 
 
 class _Reader:
-    """One table, field by field."""
-
     def __init__(self, table: Mapping[str, Any], place: int, lines: _Lines, folder: Path) -> None:
         self._table, self._place, self._lines, self._folder = table, place, lines, folder
         self.mistakes: list[Mistake] = []

@@ -64,8 +64,6 @@ class SharedDevice:
 
 
 class _Borrowed:
-    """A session whose run gives the device back."""
-
     def __init__(self, session: Session, device: SharedDevice) -> None:
         self.inputs, self.outputs, self.nbytes = session.inputs, session.outputs, session.nbytes
         self._session, self._device = session, device

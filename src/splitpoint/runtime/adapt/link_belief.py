@@ -55,8 +55,7 @@ class FrameTime(NamedTuple):
 class LinkBelief:
     """Follows one link. `start` is believed at first; `measured`: it was measured just now.
 
-    `hasty`: the rules apply. They see a change within a frame, at the price of a rougher estimate on a noisy link
-    (a queue in virtual time whose frames differ by 30 %: 10 % off instead of 5, and ten times as many new plans).
+    `hasty`: the rules apply. They see a change within a frame, at the price of a rougher estimate on a noisy link.
     One thread at a time; moments (`now_s`) are seconds on any one clock of the device.
     """
 
@@ -77,12 +76,6 @@ class LinkBelief:
             link = msgspec.structs.replace(link, up_mbps=likely)
         return link, estimate.overhead_ms
 
-    def ping(self, now_s: float, rtt_ms: float) -> None:
-        """An empty message that was back at `now_s` took `rtt_ms` on the link; 0 says nothing."""
-        if rtt_ms > 0:
-            self._pings.append((now_s, rtt_ms))
-            self._estimator.ping(now_s, rtt_ms)
-
     def wait_for(self, now_s: float, nbytes: float, age_ms: float, there_ms: float) -> None:
         """Nothing came for a request of `nbytes` for `age_ms`; the server usually has it for `there_ms`."""
         if self._overdue is None and nbytes > 0 and age_ms > 0:
@@ -98,12 +91,15 @@ class LinkBelief:
     def observe(
         self, now_s: float, up: FrameTime, down: FrameTime, rtt_ms: float, remote_ms: float, request: int | None = None
     ) -> float:
-        """Two frames there and back, complete at `now_s`, `remote_ms` after the first was handed over.
+        """Two frames there and back, complete at `now_s`, `remote_ms` after the first was handed over. `rtt_ms` is what
+        an empty message took (0: not known).
 
         `request` is the one that `uplink` was told of, if it was. Returns how long the first frame waited on the link
         for those before it, ms.
         """
-        self.ping(now_s, rtt_ms)
+        if rtt_ms > 0:
+            self._pings.append((now_s, rtt_ms))
+            self._estimator.ping(now_s, rtt_ms)
         half_ms, handed_s = self._estimator.link.rtt_ms / 2, now_s - remote_ms * 1e-3
         ready_s = handed_s + half_ms * 1e-3
         start_s, carried = self.uplink.answered(request, ready_s, handed_s + up.ms * 1e-3, up.nbytes)

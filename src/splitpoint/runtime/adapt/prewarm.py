@@ -18,7 +18,6 @@ _LEAST_S = 5.0
 
 #: A cut, and how what crosses there travels (which compiles nothing).
 Placing = tuple[Cut, Mapping[str, str]]
-Nodes = Set[int]
 
 
 class _Kept(msgspec.Struct):
@@ -42,7 +41,7 @@ class LikelyCuts:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Nodes, _Kept] = {}
+        self._known: dict[Set[int], _Kept] = {}
 
     def likely(self, now_s: float, placings: Iterable[Placing]) -> None:
         """These are the likely ones now, the likeliest first."""
