@@ -6,11 +6,11 @@
 
 Read this first. One machine plays all parts: the device on one core; server and relay on the other. The link is
 *emulated* (`splitpoint.lab.relay`), the device too: each run of its engine takes longer by waiting
-(`lab.device.Stretched`), and while it waits, the core is free for the thread that adapts, which a slower device's would
-not be. The network is EfficientNet-Lite0; int8 is allowed for what crosses, JPEG is not (it wins nearly everywhere, and
-there would be nothing to adapt). The LTE-like trace is made up, not recorded (`bench.mobile`). Those it is
-compared with, *fixed* plans, wait for their answers however long they take; the edge that adapts finishes here what is
-late, as it does by default.
+(`lab.slow_device.Stretched`), and while it waits, the core is free for the thread that adapts, which a slower device's
+would not be. The network is EfficientNet-Lite0; int8 is allowed for what crosses, JPEG is not (it wins nearly
+everywhere, and there would be nothing to adapt). The LTE-like trace is made up, not recorded (`bench.mobile`). Those it
+is compared with, *fixed* plans, wait for their answers however long they take; the edge that adapts finishes here what
+is late, as it does by default.
 
 *step*: 50 → 2 → 50 Mbit/s under requests back to back. p95 of those started 1 s or more after the step down, and 3 s or
 more after the step up, over that of the best fixed plan in that state, measured in the same run.

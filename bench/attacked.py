@@ -486,7 +486,7 @@ def _row(kind: str, pid: int, address: str, folder: Path, honest: Honest, rounds
         for name, what in (("control", "control"), ("attacked", kind)):
             with process("-m", "bench.attacked", what, address, str(folder)) as foe:
                 foe.line(60)
-                foe.go()
+                foe.say()
                 honest.play(1.0)  # until it is in full swing
                 phases[name] = phases[name].and_(honest.play(seconds))
                 said = foe.said()

@@ -18,7 +18,7 @@ CODE = """
 import json, sys, time
 import numpy as np
 from splitpoint.engines import open_engine
-from splitpoint.lab.device import Stretched
+from splitpoint.lab.slow_device import Stretched
 from splitpoint.models import load
 factor = float(sys.argv[1])
 model = load("zoo:efficientnet_lite0")

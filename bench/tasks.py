@@ -48,8 +48,7 @@ from splitpoint.profile.profiles import Profile
 from splitpoint.survey import Survey, placement
 from splitpoint.tasks.fleet import Fleet, inputs_of
 from splitpoint.tasks.queue_run import Planned, QueueRun, predict
-from splitpoint.tasks.random_queue import mix
-from splitpoint.tasks.task import QueueSummary, Task
+from splitpoint.tasks.task import QueueSummary, Task, mix
 from splitpoint.tensors import Array
 
 LINKS, SLOWDOWN, COUNT, SEED = ("4g", "wifi"), 4, 40, 1

@@ -28,7 +28,7 @@ def limits(root: Path = Path("/")) -> GroupLimits:
     """The smallest limits of this process's groups; `root` is where /proc and the groups are looked for."""
     cpus: list[float] = []
     nbytes: list[int] = []
-    for version, controllers, folder in _groups(root):
+    for version, controllers, folder in groups(root):
         if version == 2:
             quota, _, period = read(folder / "cpu.max").partition(" ")
             cpus.append(_share(quota, period))
@@ -45,7 +45,7 @@ def limits(root: Path = Path("/")) -> GroupLimits:
     )
 
 
-def _groups(root: Path) -> Iterator[tuple[int, frozenset[str], Path]]:
+def groups(root: Path) -> Iterator[tuple[int, frozenset[str], Path]]:
     """(version, controllers, folder) of every group that holds this process and can be seen, the innermost first."""
     mine = list(_own_groups(read(root / "proc/self/cgroup")))
     for version, controllers, mounted, place in _mounts(read(root / "proc/self/mountinfo")):

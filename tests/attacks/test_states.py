@@ -43,7 +43,7 @@ def elsewhere(guarded: bool, cache: Path) -> Iterator[Target]:
     server = Process(subprocess.Popen(command, **PIPES), "server under attack")
 
     def look() -> Books:
-        server.go()
+        server.say()
         return Books.parse(server.line(states.STUCK_S))
 
     try:

@@ -16,11 +16,11 @@ import msgspec
 import pytest
 from commands import PYTHON, Serving, fails, ok
 from plans import profiles
+from relays import ThreadRelay
 from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
 from videos import video
 
 from splitpoint.cli import main
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.models.zoo import digits
 from splitpoint.planning.files import save_plan

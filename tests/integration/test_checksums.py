@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from frames import DOC, drain, dump, joined
 from hypothesis import given, settings
+from relays import ThreadRelay
 from serving import Gate, affine, nothing_leaks
 
 from splitpoint import wire
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
 from splitpoint.errors import ProtocolError, ServerError
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.model import Model

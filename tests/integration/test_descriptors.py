@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from serving import affine, evaluate
 from splitpoint.engines import open_engine
-from splitpoint.lab.relay import ThreadRelay
+from splitpoint.lab.relay import Relay
 from splitpoint.link import Link
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
@@ -37,7 +37,7 @@ held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
 model = affine(Path({folder!r}))
 x = np.ones((1, 1024), np.float32)
 with Server([model], engine=open_engine(threads=1), port=0) as server:
-    with ThreadRelay(server.address, Link(1000.0, 1000.0, 0.0)) as relay:
+    with Relay(server.address, Link(1000.0, 1000.0, 0.0)) as relay:
         for address in (server.address, relay.address):
             with Edge(address, model, at="input", patience=Patience(connect_s=20)) as edge:
                 np.testing.assert_allclose(edge.infer(x).outputs["y3"], evaluate(model, x), rtol=1e-5)

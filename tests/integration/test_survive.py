@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 from places import SUPPORT
+from relays import ThreadRelay
 from serving import Gate, affine, evaluate, nothing_leaks
 from serving import until as until_in
 
@@ -26,7 +27,6 @@ from splitpoint import wire
 from splitpoint.engines import open_engine
 from splitpoint.errors import EngineError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.blob_cache import BlobCache

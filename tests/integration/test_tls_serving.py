@@ -12,12 +12,12 @@ import certificates
 import numpy as np
 import pytest
 from msgspec import structs
+from relays import ThreadRelay
 from serving import Gate, affine, evaluate, nothing_leaks, until
 
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
 from splitpoint.errors import AccessError, ServerError, UsageError
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.channel import Channel

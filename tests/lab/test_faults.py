@@ -18,13 +18,10 @@ from splitpoint.lab.faults import KINDS, schedule
     st.integers(0, 1000),
     st.integers(1, 3000),
     st.sets(st.sampled_from(list(KINDS)), min_size=1).map(sorted),
-    st.floats(0.01, 5),
 )
-def test_a_schedule_is_a_function_of_its_seed_and_within_bounds(
-    seed: int, count: int, kinds: list[str], most_s: float
-) -> None:
-    planned = schedule(seed, count, kinds=kinds, gap=(20, 60), most_s=most_s)
-    assert planned == schedule(seed, count, kinds=kinds, gap=(20, 60), most_s=most_s)
+def test_a_schedule_is_a_function_of_its_seed_and_within_bounds(seed: int, count: int, kinds: list[str]) -> None:
+    planned = schedule(seed, count, kinds=kinds, gap=(20, 60))
+    assert planned == schedule(seed, count, kinds=kinds, gap=(20, 60))
     at = [0, *(f.request for f in planned)]
     assert all(20 <= b - a <= 60 for a, b in pairwise(at))
     assert at[-1] <= max(0, count - 20)
@@ -33,15 +30,13 @@ def test_a_schedule_is_a_function_of_its_seed_and_within_bounds(
     assert max(found.values(), default=0) - min((found[k] for k in kinds), default=0) <= 1  # in turns
     for fault in planned:
         assert fault.do in kinds
-        assert 0 <= fault.seconds <= min(KINDS[fault.do][2], most_s)
+        assert 0 <= fault.seconds <= KINDS[fault.do][2]
         assert bool(fault.direction) == (fault.do == "mid-frame" or fault.do.startswith("corrupt"))
 
 
-def test_schedules_differ_by_seed_and_the_last_blackhole_may_be_long() -> None:
+def test_schedules_differ_by_seed_and_have_every_kind() -> None:
     assert schedule(1, 2000) != schedule(2, 2000)
-    planned = schedule(1, 2000, blackout_s=10.0)
-    assert [f.seconds for f in planned if f.do == "blackhole"][-1] == 10.0
-    assert {f.do for f in planned} == set(KINDS)
+    assert {f.do for f in schedule(1, 2000)} == set(KINDS)
     for wrong, said in ((("kil",), "did you mean kill"), ((), "needs a kind of fault")):
         with pytest.raises(UsageError, match=said):
             schedule(1, 100, kinds=wrong)

@@ -10,10 +10,10 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from relays import ThreadRelay
 from sockets import LONG_S, connect, read, target, until
 
 from splitpoint.errors import UsageError
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
 

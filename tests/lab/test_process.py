@@ -19,8 +19,8 @@ def test_lines_are_heard_in_order_and_it_goes_on_when_told_to() -> None:
     talker = started("print('a word'); print('ready 3'); print(input() + ' said'); input()")
     try:
         assert talker.expect("ready") == "ready 3"
-        talker.go()
-        assert list(talker.lines(1)) == ["go said"]
+        talker.say()
+        assert talker.line(60.0) == "go said"
         assert talker.said() == []
     finally:
         talker.close()
@@ -33,7 +33,7 @@ def test_what_it_ended_with_is_raised_as_what_it_was(status: int, kind: type[Exc
     with pytest.raises(kind, match=r"^the talker ended: no such thing$"):
         talker.line(60.0)
     assert talker.complaints() == ["splitpoint: no such thing"]
-    talker.go()  # nobody is there, and that is no error here
+    talker.say()  # nobody is there, and that is no error here
     talker.close()
 
 

@@ -37,7 +37,7 @@ def test_a_relay_in_a_process_of_its_own() -> None:
             assert process is not None
             with pytest.raises(ServerError, match="is in use"):
                 Relay(address, FAST, port=int(relay.address.split(":")[1])).start()
-        assert process.returncode == 0
+        assert process.process.returncode == 0
         with pytest.raises(ConnectionRefusedError):
             connect(relay.address)
     with pytest.raises(ServerError, match=f"nothing answers at {address}"):
@@ -47,7 +47,7 @@ def test_a_relay_in_a_process_of_its_own() -> None:
 def test_a_relay_that_died_is_said_so() -> None:
     with target() as (address, _), Relay(address, FAST) as relay:
         assert relay._process is not None
-        relay._process.kill()
+        relay._process.process.kill()
         with pytest.raises(ServerError):
             relay.stall(1)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,17 @@ from sockets import LONG_S, until
 
 from splitpoint import machine
 from splitpoint.errors import EngineError, UsageError
-from splitpoint.lab import slow_device as device
-from splitpoint.lab.slow_device import Hierarchy, Share, Stretched, hierarchies, quota_share, slowed, stop_share
+from splitpoint.lab.slow_device import (
+    LEAST_QUOTA_MS,
+    LEAST_RUN_MS,
+    Hierarchy,
+    Share,
+    Stretched,
+    hierarchies,
+    share,
+    sleep_until,
+    slowed,
+)
 from splitpoint.tensors import Array
 
 
@@ -61,10 +70,9 @@ def test_a_stretched_run_takes_so_many_times_as_long() -> None:
     assert inner.closed
 
 
-@pytest.mark.parametrize("wait", [device.sleep_until, device.spin_until])
-def test_waits_do_not_end_early(wait: Callable[[float], None]) -> None:
+def test_a_wait_does_not_end_early() -> None:
     moment = time.perf_counter() + 0.003
-    wait(moment)
+    sleep_until(moment)
     assert moment <= time.perf_counter() < moment + LONG_S
 
 
@@ -86,27 +94,31 @@ def test_a_command_is_not_slowed_by_1_or_by_magic() -> None:
 
 
 def test_shares_of_a_period() -> None:
-    assert quota_share(4, 2) == Share(5.0, 10.0)  # two threads together
-    assert quota_share(100) == Share(1.0, 100.0)  # the kernel grants no less
+    assert share(4, LEAST_QUOTA_MS, 2) == Share(5.0, 10.0)  # two threads together
+    assert share(100, LEAST_QUOTA_MS) == Share(1.0, 100.0)  # the kernel grants no less
     for factor in (1.5, 4, 16, 100):
-        for share in (quota_share(factor), stop_share(factor)):
-            assert share.period_ms / share.run_ms == pytest.approx(factor)
+        for least_ms in (LEAST_QUOTA_MS, LEAST_RUN_MS):
+            runs = share(factor, least_ms)
+            assert runs.period_ms / runs.run_ms == pytest.approx(factor)
 
 
 def proc(folder: Path, mounts: str, groups: str) -> Path:
-    """What /proc/self would say."""
-    process = folder / "proc"
-    process.mkdir()
-    (process / "mounts").write_text(mounts)
+    """A root whose /proc/self says so."""
+    process = folder / "proc" / "self"
+    process.mkdir(parents=True)
+    (process / "mountinfo").write_text(mounts)
     (process / "cgroup").write_text(groups)
-    return process
+    return folder
 
 
 def test_where_a_group_may_be_made(tmp_path: Path) -> None:
     one, two = tmp_path / "cpu,cpuacct", tmp_path / "unified"
     (one / "docker").mkdir(parents=True)
     (two / "user" / "shell").mkdir(parents=True)
-    mounts = f"cgroup {one} cgroup rw,cpu,cpuacct 0 0\nproc /proc proc rw 0 0\ncgroup2 {two} cgroup2 rw 0 0\n"
+    mounts = (
+        "31 23 0:26 / /cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n22 1 0:5 / /proc rw - proc proc rw\n"
+        "32 23 0:27 / /unified rw - cgroup2 cgroup2 rw\n"
+    )
     found = list(hierarchies(proc(tmp_path, mounts, "4:memory:/x\n2:cpu,cpuacct:/docker\n0::/user/shell\n")))
     assert found == [Hierarchy(1, one / "docker"), Hierarchy(2, two / "user" / "shell"), Hierarchy(2, two / "user")]
     assert list(hierarchies(tmp_path / "nothing")) == []
@@ -124,11 +136,11 @@ def test_what_a_group_is_limited_to(tmp_path: Path) -> None:
 
 def test_a_group_without_a_cpu_controller_is_not_used_and_not_left(tmp_path: Path) -> None:
     (tmp_path / "group").mkdir()
-    process = proc(tmp_path, f"cgroup2 {tmp_path / 'group'} cgroup2 rw 0 0\n", "0::/\n")
+    root = proc(tmp_path, "32 23 0:27 / /group rw - cgroup2 cgroup2 rw\n", "0::/\n")
     with pytest.raises(EngineError, match="may not set CPU quotas"):
-        slowed(2, method="quota", process=process)
+        slowed(2, method="quota", root=root)
     assert list((tmp_path / "group").iterdir()) == []
-    with slowed(2, process=process) as slow:
+    with slowed(2, root=root) as slow:
         assert slow.method == "stop"
 
 

@@ -66,7 +66,7 @@ def random_jobs(random: Random, count: int, ways: int = 3, share: float = 1.0, *
 
 
 def individual(ways: tuple[StageTimes, ...], **more: float) -> QueuedJob:
-    return QueuedJob(ways, min(range(len(ways)), key=lambda w: ways[w].total), **more)  # type: ignore[arg-type]
+    return QueuedJob(tuple(sorted(ways, key=lambda way: way.total)), **more)  # type: ignore[arg-type]
 
 
 def batched(one: StageTimes, share: float) -> StageTimes:

@@ -26,7 +26,7 @@ from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
 from splitpoint.runtime.adapt.link_belief import FrameTime
 from splitpoint.runtime.adapt.switch_policy import Adapter, Decision, Policy
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 
 Course = Callable[[float], float]
 TICK_S, PROBE_S, EXPLORE = 0.2, 1.0, 20

@@ -29,9 +29,6 @@ def test_a_model_is_reached_once_and_made_ready_when_asked(fleet: Fleet) -> None
     fleet.gains(LENET, option, 0.5)
     fleet.gains(LENET, option, 1.0)  # gains nothing
     assert fleet.shares[LENET] == ((option, 0.5),)
-    fleet.forget()
-    assert not fleet.is_ready(LENET, option)
-    assert not fleet.shares
 
 
 def test_a_profile_that_was_wrong_is_corrected(fleet: Fleet, profiles: Mapping[str, Profile]) -> None:

@@ -11,7 +11,7 @@ import virtual
 from splitpoint.link import Link
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.runtime.result import Marks, Result
 from splitpoint.tasks.monitor import EVERY_S, QueueMonitor

@@ -23,7 +23,7 @@ def orders_of(p: DecideOrder, jobs: list[QueuedJob]) -> list[int]:
 def test_policies_order_the_queue() -> None:
     jobs = [
         QueuedJob((StageTimes(30),)),
-        QueuedJob((StageTimes(20), StageTimes(5)), usual=1, due=100),
+        QueuedJob((StageTimes(5), StageTimes(20)), due=100),
         QueuedJob((StageTimes(10),), due=50),
         QueuedJob((StageTimes(40),), priority=1),
     ]

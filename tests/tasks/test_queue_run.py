@@ -28,8 +28,7 @@ from splitpoint.tasks.fleet import Fleet, inputs_of
 from splitpoint.tasks.monitor import QueueMonitor
 from splitpoint.tasks.policies import POLICIES
 from splitpoint.tasks.queue_run import QueueRun, predict
-from splitpoint.tasks.random_queue import mix
-from splitpoint.tasks.task import Task, TaskResult
+from splitpoint.tasks.task import Task, TaskResult, mix
 
 
 def slow_device(fleet: Fleet, profiles: Mapping[str, Profile]) -> None:

@@ -1,4 +1,4 @@
-"""What a task may say."""
+"""What a task may say, and queues that are drawn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.errors import UsageError
-from splitpoint.tasks.task import Task
+from splitpoint.tasks.task import Task, mix
 
 
 @pytest.mark.parametrize("field", ["arrival_s", "deadline_s"])
@@ -14,3 +14,14 @@ from splitpoint.tasks.task import Task
 def test_a_task_has_times_that_can_be(field: str, seconds: float) -> None:
     with pytest.raises(UsageError):
         Task(name="a", model="b", **{field: seconds})
+
+
+def test_a_mix_is_the_same_for_the_same_seed() -> None:
+    models = ["alexnet", "vgg16_bn", "lenet", "mobilenet_v2"]
+    assert mix(models, 40, 1) == mix(models, 40, 1)
+    assert [t.model for t in mix(models, 40, 1)] != [t.model for t in mix(models, 40, 2)]
+    assert len({t.name for t in mix(models, 40, 1)}) == 40
+    assert {t.model for t in mix(models, 40, 1)} == set(models)
+    for bad in (lambda: mix([""], 1), lambda: mix(models, 0), lambda: mix([], 3)):
+        with pytest.raises(UsageError):
+            bad()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -21,7 +18,7 @@ from splitpoint.engines import Engine
 from splitpoint.errors import VerifyError
 from splitpoint.files import temporary_folder
 from splitpoint.inputs import input_spec, read_inputs
-from splitpoint.lab.process import PIPES, Process
+from splitpoint.lab.process import serving
 from splitpoint.link.presets import PRESETS
 from splitpoint.machine import usable_cores
 from splitpoint.models import load
@@ -29,7 +26,6 @@ from splitpoint.models.zoo import photos
 from splitpoint.planning.plans import Option, Plan
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Request
-from splitpoint.security import unguarded
 from splitpoint.segments import compare
 from splitpoint.survey import Survey, placement, survey
 from splitpoint.tensors import Array
@@ -54,7 +50,8 @@ def command(at: str | None, engine: str) -> None:
     --at CUT), and the answers are compared with the whole model's.
     """
     threads = max(1, usable_cores() // 2)
-    with temporary_folder() as folder, _server(engine, threads) as address:
+    options = ("--engine", engine, "--threads", str(threads))
+    with temporary_folder() as folder, serving("demo's server", MODEL, *options) as address:
         click.echo(f"server process: splitpoint serve {MODEL}, listening on {address}")
         ours = EngineChoice(engine, threads=threads).open()
         with Edge(address, at="cut:input", engine=ours, cache=folder) as edge:
@@ -121,18 +118,6 @@ def _prove(edge: Edge, answered: Sequence[Mapping[str, Array]], engine: Engine) 
         f"The uncut model gives the same answers for all {len(answered)} photos: the largest difference is\n"
         f"{check.error:.1e} of what changes from photo to photo (rounding)."
     )
-
-
-@contextmanager
-def _server(engine: str, threads: int) -> Iterator[str]:
-    """Address of a `splitpoint serve` process of our own, which is ended at the end."""
-    options = ["--port", "0", "--engine", engine, "--threads", str(threads), "--until-stdin-ends"]
-    command = [sys.executable, "-u", "-m", "splitpoint", "serve", MODEL, *options]
-    process = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "demo's server")
-    try:
-        yield process.expect("serving on ").split()[2]
-    finally:
-        process.close()
 
 
 def _next() -> str:

@@ -228,7 +228,7 @@ def faults(
     ]
     table(columns, report.tolls(), console=out())
     click.echo(report.summary)
-    if not report.sound:
+    if report.complaints:
         raise VerifyError("; ".join(report.complaints))
 
 

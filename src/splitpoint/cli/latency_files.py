@@ -16,7 +16,7 @@ from splitpoint.models.model import Model
 from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.predict.learn.files import MOST_BYTES, SHIPPED
 from splitpoint.predict.learn.latency_model import Latency
-from splitpoint.profile.measure import codec_costs
+from splitpoint.profile.codec_times import codec_costs
 from splitpoint.profile.profiles import CodecCost
 from splitpoint.units import counted
 

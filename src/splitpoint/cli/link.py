@@ -72,14 +72,14 @@ def command(
 def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
     from splitpoint.runtime.client.channel import Channel
     from splitpoint.runtime.events import software
-    from splitpoint.runtime.probe.link_probe import check_budget, probe
+    from splitpoint.runtime.probe.link_probe import check_budget, measure_link
     from splitpoint.transports import connect
 
     check_budget(budget_s)
     connection = connect(cloud, timeout_s=5.0, security=security)
     try:
         channel = Channel(connection, software=software(), timeout_s=5.0, token=security.token)
-        measured = probe(channel, budget_s, name=cloud)
+        measured = measure_link(channel, budget_s, name=cloud)
         channel.close()
     finally:
         connection.close()

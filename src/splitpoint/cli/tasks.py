@@ -28,8 +28,7 @@ from splitpoint.tasks.files import load_tasks
 from splitpoint.tasks.fleet import Fleet, inputs_of
 from splitpoint.tasks.policies import POLICIES
 from splitpoint.tasks.queue_run import QueueRun, predict
-from splitpoint.tasks.random_queue import mix
-from splitpoint.tasks.task import Task, TaskPlan, TaskResult
+from splitpoint.tasks.task import Task, TaskPlan, TaskResult, mix
 from splitpoint.tasks.task_rows import COLUMNS, TABLE, record, summary_lines
 from splitpoint.units import ms
 

@@ -11,6 +11,5 @@
 | a server, a link and a device as a file | `scenario.Scenario`, run by `experiment.run` |
 | what goes wrong, from a seed, and whether every request survives it | `faults.schedule`, `fault_run.run` |
 
-Whatever ran here is emulated, and every result says so. Adding a fault: its kind in `faults` (how long, how it
-is drawn), and in `fault_run` what does it.
+Whatever ran here is emulated, and every result says so. CONTRIBUTING.md says how to add a fault.
 """

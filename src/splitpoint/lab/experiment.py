@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from splitpoint.callbacks import call
 from splitpoint.files import make_folder, write_atomic
-from splitpoint.lab.process import PIPES, Process
+from splitpoint.lab.process import ROW_S, Process, run_splitpoint, serving
 from splitpoint.lab.relay import Relay
 from splitpoint.lab.scenario import LinkEvent, Scenario
 from splitpoint.lab.scenario_device import ScenarioRow
 from splitpoint.lab.slow_device import slowed
 from splitpoint.link import Link
 from splitpoint.machine import this_machine, versions
-from splitpoint.report.files import safe
-from splitpoint.security import unguarded
+from splitpoint.report.files import write_csv
 
 #: While both halves are made ready: a device that is measured has fetched before.
 _READY = Link(1e6, 1e6, 0.0, 0.0, "unshaped")
 _SPANS = ("head", "encode", "up", "decode", "queue", "tail", "reply", "down")
+_COLUMNS = (
+    "scenario", "cut", "codec", "requests", "failed", "up_nbytes", "down_nbytes", "median_ms", "p10_ms", "p90_ms",
+    *(f"{name}_ms" for name in _SPANS), "note",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +71,33 @@ class Results:
         lines = b"".join(msgspec.json.encode(row) + b"\n" for row in self.rows)
         about = {"note": self.note, "machine": this_machine(), "versions": versions(), "scenario": self.scenario}
         write_atomic(folder / "requests.jsonl", lines)
-        write_atomic(folder / "summary.csv", self._csv().encode())
+        write_csv(folder / "summary.csv", [self._cells(s) for s in self.summary()], _COLUMNS)
         write_atomic(folder / "about.json", msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n")
         if self.scenario.source:
             write_atomic(folder / "scenario.toml", self.scenario.source.encode())
 
-    def _csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        titles = ["scenario", "cut", "codec", "requests", "failed", "up_nbytes", "down_nbytes"]
-        writer.writerow([*titles, "median_ms", "p10_ms", "p90_ms", *(f"{s}_ms" for s in _SPANS), "note"])
-        for s in self.summary():
-            spans = [f"{s.spans_ms.get(name, 0.0):.4f}" for name in _SPANS]
-            counts = [s.cut, s.codec, s.requests, s.failed, s.up_nbytes, s.down_nbytes]
-            times = [f"{ms:.4f}" for ms in (s.median_ms, s.p10_ms, s.p90_ms)]
-            writer.writerow([safe(cell) for cell in (self.scenario.name, *counts, *times, *spans, self.note)])
-        return text.getvalue()
+    def _cells(self, summary: CutSummary) -> dict[str, Any]:
+        values = asdict(summary) | {f"{name}_ms": summary.spans_ms.get(name, 0.0) for name in _SPANS}
+        cells = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in values.items()}
+        return {"scenario": self.scenario.name, **cells, "note": self.note}
 
 
 def _summarise(cut: str, rows: Sequence[ScenarioRow]) -> CutSummary:
     good = [r for r in rows if not r.error]
-    p10, median, p90 = np.percentile([r.total_ms for r in good], (10, 50, 90)) if good else (0.0, 0.0, 0.0)
-    spans = {s: float(np.median([r.spans_ms.get(s, 0.0) for r in good])) for s in _SPANS} if good else {}
-    codec = " + ".join(dict.fromkeys(good[0].codecs.values())) if good else ""
+    if not good:
+        return CutSummary(cut, "raw", len(rows), len(rows), 0, 0, 0.0, 0.0, 0.0, {})
+    p10, median, p90 = (float(ms) for ms in np.percentile([r.total_ms for r in good], (10, 50, 90)))
     return CutSummary(
         cut=cut,
-        codec=codec or "raw",
+        codec=" + ".join(dict.fromkeys(good[0].codecs.values())) or "raw",
         requests=len(rows),
         failed=len(rows) - len(good),
-        up_nbytes=int(np.median([r.up_nbytes for r in good])) if good else 0,
-        down_nbytes=int(np.median([r.down_nbytes for r in good])) if good else 0,
-        median_ms=float(median),
-        p10_ms=float(p10),
-        p90_ms=float(p90),
-        spans_ms=spans,
+        up_nbytes=int(np.median([r.up_nbytes for r in good])),
+        down_nbytes=int(np.median([r.down_nbytes for r in good])),
+        median_ms=median,
+        p10_ms=p10,
+        p90_ms=p90,
+        spans_ms={s: float(np.median([r.spans_ms.get(s, 0.0) for r in good])) for s in _SPANS},
     )
 
 
@@ -113,21 +107,23 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None]
     Raises what its parts do: ServerError if one of the processes ends, UsageError, ModelError, CutError as they say.
     """
     shaped = scenario.shaped()
+    asked = scenario.server
+    options = ["--engine", asked.engine, "--device", asked.device, "--threads", str(asked.threads)]
     with (
-        _server(scenario) as server,
+        serving("server", scenario.located, *options) as server,
         Relay(server, _READY, seed=scenario.seed) as relay,
         _device(scenario, file, relay.address) as device,
     ):
         device.expect("ready")
         relay.set_link(shaped)
-        device.go()
+        device.say()
         device.expect("measuring")
         relay.set_link(shaped)  # a trace begins with the first request
         with _events(scenario, relay):
-            device.go()
+            device.say()
             rows = []
-            for line in device.lines(len(scenario.at or "1") * scenario.requests):
-                rows.append(msgspec.json.decode(line, type=ScenarioRow))
+            for _ in range(len(scenario.at or "1") * scenario.requests):
+                rows.append(msgspec.json.decode(device.line(ROW_S), type=ScenarioRow))
                 call(on_row, rows[-1])
     about = f"{shaped.name}, {shaped}".removeprefix(", ") if isinstance(shaped, Link) else f"trace {shaped.name}"
     note = "; ".join(filter(None, (f"emulated link: {about}", rows[0].note)))
@@ -138,31 +134,16 @@ def run(scenario: Scenario, file: Path, *, on_row: Callable[[ScenarioRow], None]
 
 
 @contextmanager
-def _server(scenario: Scenario) -> Iterator[str]:
-    """Address of a `splitpoint serve` process."""
-    asked = scenario.server
-    options = ["--port", "0", "--engine", asked.engine, "--device", asked.device, "--threads", str(asked.threads)]
-    options.append("--until-stdin-ends")  # so that it ends with us, whatever ends us
-    command = [sys.executable, "-u", "-m", "splitpoint", "serve", scenario.located, *options]
-    with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")) as server:
-        yield server.expect("serving on ").split()[2]
-
-
-@contextmanager
 def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     """The device's process, under a CPU limit if the scenario wants one."""
-    command = [sys.executable, "-u", "-m", "splitpoint", "lab", "edge", str(file), "--cloud", address]
+    words = ("lab", "edge", str(file), "--cloud", address)
     asked = scenario.device
-    if asked.method == "stretched" or asked.slowdown == 1:
-        with closing(Process(subprocess.Popen(command, **PIPES, env=unguarded()), "device")) as device:
-            yield device
-        return
-    method = "auto" if asked.method == "limit" else asked.method
-    with (
-        slowed(asked.slowdown, threads=asked.threads, method=method) as limited,
-        closing(Process(limited.start(command, **PIPES, env=unguarded()), "device")) as device,
-    ):
-        yield device
+    with ExitStack() as stack:
+        start: Callable[..., subprocess.Popen[Any]] = subprocess.Popen
+        if asked.method != "stretched" and asked.slowdown > 1:
+            method = "auto" if asked.method == "limit" else asked.method
+            start = stack.enter_context(slowed(asked.slowdown, threads=asked.threads, method=method)).start
+        yield stack.enter_context(closing(run_splitpoint("device", *words, start=start)))
 
 
 @contextmanager
@@ -187,13 +168,11 @@ def _events(scenario: Scenario, relay: Relay) -> Iterator[None]:
 
 
 def _happen(scenario: Scenario, relay: Relay, event: LinkEvent) -> None:
-    if event.do == "stall":
-        relay.stall(event.seconds)
-    elif event.do == "cut":
-        relay.cut(event.seconds)
-    elif event.do == "blackhole":
-        relay.blackhole(event.seconds)
+    if event.do == "link":
+        relay.set_link(scenario.shaped(event.link))
     elif event.do == "corrupt":
         relay.corrupt(event.direction, event.after_nbytes, event.count)
+    elif event.do == "cut":
+        relay.cut(event.seconds)
     else:
-        relay.set_link(scenario.shaped(event.link))
+        (relay.stall if event.do == "stall" else relay.blackhole)(event.seconds)

@@ -1,36 +1,29 @@
 """Requests through faults: a server process, a link and a device, and whatever a `schedule` lets go wrong between them.
 
-    report = run("zoo:lenet5", schedule(seed=1, count=5000), count=5000)
-    print(report.lost, report.wrong)
-
-Every request must be answered once, with what the whole model answers, and in order where a stream promises it. A
-third of them goes through `Edge.stream`, a third one by one, a third from several threads at once.
+Every request must be answered once, with what the whole model answers, and in order where a stream promises it
+(`Report.complaints`). A third of them goes through `Edge.stream`, a third one by one, a third from several threads.
 """
 
 from __future__ import annotations
 
-import queue
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from splitpoint.callbacks import call
-from splitpoint.engines import ENGINES, Engine, open_engine
+from splitpoint.engines import ENGINES, open_engine
 from splitpoint.errors import ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.lab.faults import KINDS, Fault
-from splitpoint.lab.process import PIPES, Process
+from splitpoint.lab.process import Process, run_splitpoint
 from splitpoint.lab.relay import Relay
 from splitpoint.link import Link
 from splitpoint.models import load
@@ -39,7 +32,6 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.result import Request, Result
-from splitpoint.security import unguarded
 from splitpoint.segments import compare, samples_for
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import format_address
@@ -51,6 +43,7 @@ LINK = Link(200.0, 200.0, 2.0)
 _INPUTS = 8
 #: Requests of one kind of asking, before it is the next one's turn.
 _BATCH = 50
+_DEADLINE_S = 0.25
 _THREADS = 3
 #: What the server lets wait: little, so that it can be kept busy.
 _QUEUE = 4
@@ -59,14 +52,12 @@ _RECOVERY_S = 60.0
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One answer: to which request, after how long, why it was not the server's (if it was not), and by how much it
-    differs from the whole model's (as `segments.verify` counts)."""
+    """One answer: to which request, when, why it was not the server's (if it was not), by how much it missed its
+    deadline, and by how much it differs from the whole model's (as `segments.verify` counts)."""
 
     request: int
     at_s: float
-    total_ms: float
     fallback: str
-    attempts: int
     missed_ms: float
     error: float
     equal: bool
@@ -97,7 +88,6 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def lost(self) -> int:
-        """Requests without an answer."""
         return self.count - len({a.request for a in self.answers})
 
     @property
@@ -111,13 +101,8 @@ class Report(msgspec.Struct, frozen=True):
         return sum(not a.equal for a in self.answers)
 
     @property
-    def sound(self) -> bool:
-        """Whether every request has one right answer, in order where that was promised."""
-        return not (self.lost or self.doubled or self.wrong or self.out_of_order or self.failures)
-
-    @property
     def complaints(self) -> list[str]:
-        """What should not be, one phrase each; empty if the report is `sound`."""
+        """What should not be, one phrase each; empty if every request has one right answer, in order where promised."""
         counts = {
             "were not answered": self.lost,
             "were answered twice": self.doubled,
@@ -129,7 +114,6 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def summary(self) -> str:
-        """One line."""
         here = sum(bool(a.fallback) for a in self.answers)
         return (
             f"{counted(len(self.answers), 'answer')} to {counted(self.count, 'request')} through "
@@ -139,11 +123,6 @@ class Report(msgspec.Struct, frozen=True):
             f"{self.changed_nbytes} bytes were changed on the way; "
             f"the server answered again {self.recovered_s:.1f} s after the last of it"
         )
-
-    @property
-    def reasons(self) -> Counter[str]:
-        """Why answers were not the server's."""
-        return Counter(a.fallback for a in self.answers if a.fallback)
 
     def tolls(self) -> list[Toll]:
         """One line a kind of fault, in the order of `KINDS`; first what came before the first fault."""
@@ -175,13 +154,12 @@ def run(
     count: int,
     at: str | int = "middle",
     rate: float = 40.0,
-    deadline_s: float = 0.25,
     seed: int = 0,
     engine_name: str = next(iter(ENGINES)),
     patience: Patience = PATIENCE,
     on_answer: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Asks `count` requests, `rate` a second, while `faults` happen; every second batch has a deadline (0: none has).
+    """Asks `count` requests, `rate` a second, while `faults` happen; every second batch has a deadline.
 
     ServerError if the server cannot be started or does not answer again at the end; errors of single requests are in
     the report.
@@ -191,9 +169,11 @@ def run(
     model, engine = load(model_name), open_engine(engine_name, threads=1)
     cut = model.graph.cut(at)
     samples = samples_for(model, _INPUTS, seed)
-    judge = _RunJudge(model, engine, cut, samples)
+    whole = engine.compile(model.whole())
+    expected = [{**sample, **whole.run(sample)} for sample in samples]
+    whole.close()
     with (
-        _Target(model_name, engine_name) as target,
+        _serving(model_name, engine_name) as target,
         Relay(target.address, LINK, seed=seed) as relay,
         _Player(faults, target, relay, model) as player,
         Edge(
@@ -208,19 +188,18 @@ def run(
     ):
         asker = _FaultAsker(edge, samples, player.before, 1 / rate, on_answer)
         began = time.monotonic()
-        asker.all(count, deadline_s)
+        asker.all(count)
         seconds = time.monotonic() - began
         player.finish()
         recovered_s = _recovery(edge, samples[0])
         changed = relay.status().changed_nbytes
-    answers = tuple(judge.answer(k, at_s - began, result) for k, at_s, result in asker.results)
+    answers = tuple(_judged(model, cut, expected, k, at_s - began, result) for k, at_s, result in asker.results)
     return Report(
         count, tuple(faults), answers, asker.out_of_order, tuple(asker.failures), recovered_s, changed, seconds
     )
 
 
 def _recovery(edge: Edge, inputs: dict[str, Array]) -> float:
-    """Seconds until the server answers again."""
     began = time.monotonic()
     while edge.infer(inputs).fallback:
         spent = time.monotonic() - began
@@ -230,22 +209,13 @@ def _recovery(edge: Edge, inputs: dict[str, Array]) -> float:
     return time.monotonic() - began
 
 
-class _RunJudge:
-    """Knows what the whole model answers."""
-
-    def __init__(self, model: Model, engine: Engine, cut: Cut, samples: Sequence[dict[str, Array]]) -> None:
-        self._model, self._cut = model, cut
-        session = engine.compile(model.whole())
-        self._expected = [{**sample, **session.run(sample)} for sample in samples]
-        session.close()
-
-    def answer(self, request: int, at_s: float, result: Result) -> Answer:
-        k = request % len(self._expected)
-        got = [*self._expected[:k], result.outputs, *self._expected[k + 1 :]]
-        check = compare(self._model, self._cut, self._expected, got)
-        return Answer(
-            request, at_s, result.total_ms, result.fallback, result.attempts, result.missed_ms, check.error, check.ok
-        )
+def _judged(
+    model: Model, cut: Cut, expected: Sequence[dict[str, Array]], request: int, at_s: float, result: Result
+) -> Answer:
+    """The answer to a request, compared with the whole model's to its input (inputs and outputs of all: `expected`)."""
+    k = request % len(expected)
+    check = compare(model, cut, expected, [*expected[:k], result.outputs, *expected[k + 1 :]])
+    return Answer(request, at_s, result.fallback, result.missed_ms, check.error, check.ok)
 
 
 class _FaultAsker:
@@ -267,11 +237,10 @@ class _FaultAsker:
         self.failures: list[str] = []
         self.out_of_order = 0
 
-    def all(self, count: int, deadline_s: float) -> None:
-        """Asks requests 0 to `count`."""
+    def all(self, count: int) -> None:
         ways = (self._stream, self._one_by_one, self._at_once)
         for k, first in enumerate(range(0, count, _BATCH)):
-            ways[k % len(ways)](range(first, min(first + _BATCH, count)), deadline_s if k % 2 else 0.0)
+            ways[k % len(ways)](range(first, min(first + _BATCH, count)), _DEADLINE_S if k % 2 else None)
 
     def _next(self, request: int) -> Request:
         """The request when it is its turn; what is to go wrong before it has begun to."""
@@ -287,96 +256,76 @@ class _FaultAsker:
             self.results.append((result.tag, time.monotonic(), result))
         call(self._tell)
 
-    def _stream(self, requests: range, deadline_s: float) -> None:
+    def _stream(self, requests: range, deadline_s: float | None) -> None:
         awaited = iter(requests)
         try:
-            for result in self._edge.stream(map(self._next, requests), window=4, deadline_s=deadline_s or None):
+            for result in self._edge.stream(map(self._next, requests), window=4, deadline_s=deadline_s):
                 self.out_of_order += result.tag != next(awaited, None)
                 self._keep(result)
         except SplitpointError as exc:
             self.failures.append(f"the stream of {requests.start} to {requests.stop - 1}: {exc}")
 
-    def _one_by_one(self, requests: range, deadline_s: float) -> None:
+    def _one_by_one(self, requests: range, deadline_s: float | None) -> None:
         for request in requests:
             try:
-                self._keep(self._edge.infer(self._next(request), deadline_s=deadline_s or None))
+                self._keep(self._edge.infer(self._next(request), deadline_s=deadline_s))
             except SplitpointError as exc:
                 self.failures.append(f"{request}: {exc}")
 
-    def _at_once(self, requests: range, deadline_s: float) -> None:
+    def _at_once(self, requests: range, deadline_s: float | None) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:
             shares = [requests[k::_THREADS] for k in range(_THREADS)]
-            for done in [pool.submit(self._one_by_one, share, deadline_s) for share in shares]:
-                done.result()
+            list(pool.map(self._one_by_one, shares, [deadline_s] * _THREADS))
 
 
+@dataclass
 class _Target:
-    """A `splitpoint serve` process that can be killed, started again at its port, and paused."""
+    """A server process at `address`, begun by ``splitpoint`` with these words, that can be killed and begun again."""
 
-    def __init__(self, model_name: str, engine_name: str) -> None:
-        self._model_name, self._engine_name = model_name, engine_name
-        self._process: Process | None = None
-        # Never listens: it keeps the port for the server while that is away.
-        self._holder = socket.socket()
-        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.address = ""
-
-    def __enter__(self) -> _Target:
-        self._holder.bind(("127.0.0.1", 0))
-        self.address = format_address(self._holder.getsockname())
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.close()
-        self._holder.close()
-
-    def start(self) -> None:
-        """Starts it, at the port it had."""
-        port = self.address.rpartition(":")[2]
-        options = ["--port", port, "--engine", self._engine_name, "--threads", "1", "--queue", str(_QUEUE)]
-        options.append("--until-stdin-ends")
-        command = [sys.executable, "-u", "-m", "splitpoint", "serve", self._model_name, *options]
-        self._process = Process(subprocess.Popen(command, **PIPES, env=unguarded()), "server")
-        self._process.expect("serving on ")
+    address: str
+    words: tuple[str, ...]
+    server: Process
 
     def kill(self) -> None:
         """Ends it at once, with no time for a word."""
-        assert self._process is not None
-        self._process.process.kill()
-        self._process.close()
+        self.server.process.kill()
+        self.server.close()
 
-    def signal(self, number: int) -> None:
-        """Sends it a signal."""
-        assert self._process is not None
-        self._process.process.send_signal(number)
+    def start(self) -> None:
+        """Starts it, at the port it had."""
+        self.server = run_splitpoint("server", *self.words)
+        self.server.expect("serving on ")
 
 
-class _Player:
+@contextmanager
+def _serving(model_name: str, engine_name: str) -> Iterator[_Target]:
+    with socket.socket() as holder:  # never listens: it keeps the port for the server while that is away
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        options = ("--engine", engine_name, "--threads", "1", "--queue", str(_QUEUE), "--until-stdin-ends")
+        words = ("serve", model_name, "--port", str(holder.getsockname()[1]), *options)
+        target = _Target(format_address(holder.getsockname()), words, run_splitpoint("server", *words))
+        try:
+            target.server.expect("serving on ")
+            yield target
+        finally:
+            target.server.close()
+
+
+class _Player(AbstractContextManager["_Player"]):
     """Makes faults happen before their requests. What happens to the server takes time, and goes on in a thread."""
 
     def __init__(self, faults: Sequence[Fault], target: _Target, relay: Relay, model: Model) -> None:
         self._faults = sorted(faults, key=lambda f: f.request)
         self._target, self._relay, self._model = target, relay, model
         self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="faults")
+        self._jobs: list[Future[None]] = []
         self._over = threading.Event()
-        self._failed: list[BaseException] = []
-        self._thread = threading.Thread(target=self._work, name="faults", daemon=True)
-
-    def __enter__(self) -> _Player:
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._jobs.put(None)
-        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
 
     def before(self, request: int) -> None:
         """Lets happen what is due before this request."""
@@ -389,15 +338,13 @@ class _Player:
 
     def finish(self) -> None:
         """Returns when the server is as it was. Raises what went wrong with the faults themselves."""
-        self._jobs.put(None)
-        self._thread.join()
-        if self._failed:
-            raise self._failed[0]
+        for job in self._jobs:
+            job.result()
 
     def _begin(self, fault: Fault) -> None:
         on_server = {"kill": self._kill, "pause": self._pause, "busy": self._busy}
         if fault.do in on_server:
-            self._jobs.put(partial(on_server[fault.do], fault))
+            self._jobs.append(self._pool.submit(on_server[fault.do], fault))
         elif fault.do in ("cut", "mid-frame"):
             self._relay.cut(fault.seconds, fault.after_nbytes)
         elif fault.do == "stall":
@@ -407,23 +354,15 @@ class _Player:
         else:
             self._relay.corrupt(fault.direction, fault.after_nbytes, fault.count)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except BaseException as exc:
-                self._failed.append(exc)
-                return
-
     def _kill(self, fault: Fault) -> None:
         self._target.kill()
         self._over.wait(fault.seconds)
         self._target.start()
 
     def _pause(self, fault: Fault) -> None:
-        self._target.signal(signal.SIGSTOP)
+        self._target.server.process.send_signal(signal.SIGSTOP)
         self._over.wait(fault.seconds)
-        self._target.signal(signal.SIGCONT)
+        self._target.server.process.send_signal(signal.SIGCONT)
 
     def _busy(self, fault: Fault) -> None:
         """Other devices ask for more than the server can do."""

@@ -50,19 +50,12 @@ _MOST_CHANGED = 8
 
 
 def schedule(
-    seed: int,
-    count: int,
-    *,
-    kinds: Sequence[str] = tuple(KINDS),
-    gap: tuple[int, int] = (20, 100),
-    most_s: float = float("inf"),
-    blackout_s: float = 0.0,
+    seed: int, count: int, *, kinds: Sequence[str] = tuple(KINDS), gap: tuple[int, int] = (20, 100)
 ) -> tuple[Fault, ...]:
     """Faults for `count` requests, from `gap[0]` to `gap[1]` requests apart, none in the last `gap[0]`.
 
-    Each kind comes once before any comes again. None lasts longer than `most_s`, but for the last blackhole, which
-    lasts `blackout_s` if that is given. The same arguments give the same faults. UsageError for a kind that there is
-    not.
+    Each kind comes once before any comes again. The same arguments give the same faults. UsageError for a kind that
+    there is not.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -74,11 +67,8 @@ def schedule(
     order = _in_turns(kinds, random)
     at = random.randint(*gap)
     while at <= count - gap[0]:
-        faults.append(_drawn(next(order), at, most_s, random))
+        faults.append(_drawn(next(order), at, random))
         at += random.randint(*gap)
-    black = [k for k, fault in enumerate(faults) if fault.do == "blackhole"]
-    if blackout_s and black:
-        faults[black[-1]] = msgspec.structs.replace(faults[black[-1]], seconds=blackout_s)
     return tuple(faults)
 
 
@@ -87,9 +77,9 @@ def _in_turns(kinds: Sequence[str], random: Random) -> Iterator[str]:
         yield from random.sample(list(kinds), len(kinds))
 
 
-def _drawn(kind: str, request: int, most_s: float, random: Random) -> Fault:
+def _drawn(kind: str, request: int, random: Random) -> Fault:
     _, least, most = KINDS[kind]
-    seconds = min(round(random.uniform(least, most), 3), most_s)
+    seconds = round(random.uniform(least, most), 3)
     if kind == "mid-frame":
         return Fault(request, kind, seconds, "up", random.randint(1, _FEW_NBYTES))
     if kind.startswith("corrupt"):

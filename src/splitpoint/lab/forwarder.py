@@ -1,7 +1,7 @@
 """Bytes from one socket to another by the schedule of two lanes: the loop inside a relay.
 
-One thread and `ppoll`: its time limit has nanoseconds where Python's `poll` and `epoll` have milliseconds, and a loop
-that owns all sockets needs no locks. All connections share the link, as they do in reality.
+One thread and `select`: its time limit has microseconds where Python's `poll` and `epoll` have milliseconds, and a
+loop that owns all sockets needs no locks. All connections share the link, as they do in reality.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ import select
 import socket
 import struct
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
+from dataclasses import dataclass, field
 from random import Random
+from typing import TypeVar
 
 import msgspec
 
 from splitpoint.callbacks import call
 from splitpoint.errors import ServerError, UsageError
-from splitpoint.lab.damage import Damage
-from splitpoint.lab.shaper import ShapedLane
+from splitpoint.lab.shaper import Damage, ShapedLane
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
 from splitpoint.transports.addresses import format_address
 from splitpoint.transports.dial import dial
+
+T = TypeVar("T")
 
 #: Segments as on a real network. Loopback's are 64 kB, and its sender's buffer would then hide 2.6 MB (measured;
 #: 40 kB with these): at 0.13 Mbit/s that is 160 seconds of "sent".
@@ -40,9 +44,10 @@ _BUFFER_S = 10e-3
 _BUFFER_LEAST, _BUFFER_MOST = 4 << 10, 512 << 10
 #: A lab link has a handful.
 _MOST_CONNECTIONS = 128
+#: How long whoever asks for something waits for the loop.
+_ASKED_S = 5.0
 #: How often a trace is asked for its link while bytes flow.
 _TRACE_S = 5e-3
-_NO_ADDRESS = "{} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface"
 #: To the least and the most by which a wait is begun early and then watched, so that it does not end late.
 _EARLY_S, _EARLIEST_S = 30e-6, 400e-6
 #: Linux: when the bytes came, in the wall clock's time. Older than this, they were waiting, or the clock was set.
@@ -67,22 +72,21 @@ class Status(msgspec.Struct, frozen=True):
     changed_nbytes: int = 0
 
 
+@dataclass(eq=False, slots=True)
 class _Flow:
     """One direction of one connection. `held` bytes were read and are not yet written."""
 
-    __slots__ = ("done", "ended", "held", "lane", "overdue", "pair", "sink", "source")
-
-    def __init__(self, pair: _Pair, source: socket.socket, sink: socket.socket, lane: _Road) -> None:
-        self.pair, self.source, self.sink, self.lane = pair, source, sink, lane
-        self.overdue: deque[memoryview] = deque()
-        self.held = 0
-        self.ended = False  # the source has said all
-        self.done = False  # and the sink was told
+    pair: _Pair
+    source: socket.socket
+    sink: socket.socket
+    lane: _Road
+    overdue: deque[memoryview] = field(default_factory=deque)
+    held: int = 0
+    ended: bool = False  # the source has said all
+    done: bool = False  # and the sink was told
 
 
 class _Pair:
-    """A connection to us and ours to the target."""
-
     __slots__ = ("connected", "flows")
 
     def __init__(self, near: socket.socket, far: socket.socket, up: _Road, down: _Road) -> None:
@@ -116,14 +120,13 @@ class Forwarder:
 
     def __init__(
         self, target: str, link: Link | LinkTrace, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0,
-        clock: Callable[[], float] = time.monotonic, on_event: Callable[[str], None] = lambda _: None,
+        on_event: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._target = _answering(target)
         self.target = target
-        self._clock, self._tell = clock, on_event
+        self._tell = on_event
         self._up, self._down = _Road(f"{seed}:up"), _Road(f"{seed}:down")
         self._pairs: set[_Pair] = set()
-        self._poll = _Poll()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._trace: LinkTrace | None = None
         self._trace_began = self._asked_trace = 0.0
@@ -143,18 +146,15 @@ class Forwarder:
 
     # --- what others ask for; from any thread through `ask` --------------------------------------------------------
 
-    def ask(self, job: Callable[[], None], timeout_s: float = 5.0) -> None:
-        """Runs `job` in the loop's thread and returns when it is done."""
-        done = threading.Event()
-
-        def run() -> None:
-            job()
-            done.set()
-
-        self._jobs.put(run)
+    def ask(self, job: Callable[[], T]) -> T:
+        """Runs `job` in the loop's thread and returns what it does."""
+        done: Future[T] = Future()
+        self._jobs.put(lambda: done.set_result(job()))
         self.wake()
-        if not done.wait(timeout_s):
-            raise ServerError("the relay does not answer: it has ended")
+        try:
+            return done.result(_ASKED_S)
+        except FutureTimeoutError:
+            raise ServerError("the relay does not answer: it has ended") from None
 
     def wake(self) -> None:
         with suppress(OSError):
@@ -167,16 +167,13 @@ class Forwarder:
 
     def set_link(self, link: Link | LinkTrace) -> None:
         """Shapes by `link` from now on; a trace begins now."""
-        if isinstance(link, Link):
-            self._trace = None
-            self._shape(link)
-        else:
-            self._trace, self._trace_began = link, self._clock()
-            self._shape(link.at(0.0))
+        self._trace = None if isinstance(link, Link) else link
+        self._trace_began = time.monotonic()
+        self._shape(link if isinstance(link, Link) else link.at(0.0))
 
     def stall(self, seconds: float) -> None:
         """Not a byte arrives for `seconds`, in either direction; none is lost."""
-        now = self._clock()
+        now = time.monotonic()
         self._up.stall(now, seconds)
         self._down.stall(now, seconds)
 
@@ -186,7 +183,7 @@ class Forwarder:
         A new connection seems to be made (the kernel answers for us) and is silent. What was sent arrives once the time
         is over, at once: TCP would send it again, and waits for up to as long again before it does.
         """
-        self._black_until = max(self._black_until, self._clock() + seconds)
+        self._black_until = max(self._black_until, time.monotonic() + seconds)
         self.stall(seconds)
 
     def corrupt(self, direction: str, after_nbytes: int = 0, count: int = 1) -> None:
@@ -208,7 +205,7 @@ class Forwarder:
         for pair in list(self._pairs):
             self._reset(pair)
         if refuse_s > 0:
-            self._refuse_until = self._clock() + refuse_s
+            self._refuse_until = time.monotonic() + refuse_s
             if self._listener is not None:
                 self._listener.close()
                 self._listener = None
@@ -236,7 +233,7 @@ class Forwarder:
     def _turn(self) -> None:
         self._do_jobs()
         self._follow_trace()
-        if self._clock() >= self._black_until:
+        if time.monotonic() >= self._black_until:
             for road in (self._up, self._down):
                 self._hand_over(road)
                 self._take_in(road)
@@ -262,22 +259,22 @@ class Forwarder:
         """
         reading, writing, until, sharp = self._wanted()
         if until == float("inf"):
-            return self._poll.ready(reading, writing, None)
+            return _ready(reading, writing, None)
         while True:
-            left = until - self._clock()
+            left = until - time.monotonic()
             short = left - self._early_s if sharp else left
-            readable, writable = self._poll.ready(reading, writing, max(0.0, short))
+            readable, writable = _ready(reading, writing, max(0.0, short))
             if readable or writable or left <= 0:
                 return readable, writable
             if short > 0:
-                late = self._clock() - (until - left) - short
+                late = time.monotonic() - (until - left) - short
                 self._early_s += 0.1 * (min(max(1.5 * late, _EARLY_S), _EARLIEST_S) - self._early_s)
                 if not sharp:
                     return [], []
 
     def _wanted(self) -> tuple[list[socket.socket], list[socket.socket], float, bool]:
         """Who may read, who may write, until when to wait, and whether that moment matters."""
-        now = self._clock()
+        now = time.monotonic()
         until, sharp = float("inf"), False
         reading = [self._waked]
         if now < self._black_until:
@@ -302,17 +299,14 @@ class Forwarder:
         return reading, writing, until, sharp
 
     def _do_jobs(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
+        while not self._jobs.empty():
+            job = self._jobs.get()
             job()
-        if self._listener is None and self._clock() >= self._refuse_until:
+        if self._listener is None and time.monotonic() >= self._refuse_until:
             self._listener = self._listen(_socket(self._sockaddr, self._holder.family))
 
     def _follow_trace(self) -> None:
-        now = self._clock()
+        now = time.monotonic()
         if self._trace is None or now < self._asked_trace + _TRACE_S:
             return
         self._asked_trace = now
@@ -322,21 +316,20 @@ class Forwarder:
 
     def _shape(self, link: Link) -> None:
         self.link = link
-        now, one_way_s = self._clock(), link.rtt_ms / 2e3
+        now, one_way_s = time.monotonic(), link.rtt_ms / 2e3
         self._up.set(now, link.up_mbps, one_way_s, link.jitter_ms)
         self._down.set(now, link.down_mbps, one_way_s, link.jitter_ms)
         if self._listener is not None:
             _bound(self._listener, self._up, self._down)
         for pair in self._pairs:
-            near, far = pair.flows[0].source, pair.flows[0].sink
-            _bound(near, self._up, self._down)
-            _bound(far, self._down, self._up)
+            for flow in pair.flows:
+                _bound(flow.source, flow.lane, self._up if flow.lane is self._down else self._down)
 
     # --- bytes -----------------------------------------------------------------------------------------------------
 
     def _take_in(self, road: _Road) -> None:
         """Reads what the road has room for by now."""
-        now = self._clock()
+        now = time.monotonic()
         while road.flows and now >= road.ready_at:
             for flow in road.next_flow():
                 try:
@@ -354,14 +347,14 @@ class Forwarder:
             else:
                 road.idle = True
                 return
-            now = self._clock()
+            now = time.monotonic()
 
     def _read(self, source: socket.socket, road: _Road) -> tuple[bytes, float]:
         """A chunk and when it came. Only the kernel knows when the first of a burst did: we were asleep then."""
         if not road.idle:
-            return source.recv(road.chunk), self._clock()
+            return source.recv(road.chunk), time.monotonic()
         data, notes, _, _ = source.recvmsg(road.chunk, _STAMP_NBYTES)
-        now = self._clock()
+        now = time.monotonic()
         for level, kind, stamp in notes:
             if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
                 seconds, nanoseconds = _TIMESPEC.unpack(stamp)
@@ -372,7 +365,7 @@ class Forwarder:
 
     def _hand_over(self, road: _Road) -> None:
         """Writes what has arrived by now."""
-        for flow, data in road.arrived(self._clock()):
+        for flow, data in road.arrived(time.monotonic()):
             if flow.pair not in self._pairs:
                 continue
             if data is None:
@@ -459,7 +452,8 @@ class Forwarder:
     def _reset(self, pair: _Pair) -> None:
         """Ends both sides at once: what was on its way is lost, as when a network goes."""
         for flow in pair.flows:
-            _linger_not(flow.source)
+            with suppress(OSError):
+                flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._close(pair)
 
     def _close(self, pair: _Pair) -> None:
@@ -470,59 +464,13 @@ class Forwarder:
                 flow.lane.flows.remove(flow)
 
 
-class _Poll:
-    """Waits for sockets, to the microsecond."""
-
-    def __init__(self) -> None:
-        self._ppoll = getattr(ctypes.CDLL(None), "ppoll", None)
-        # pollfd and timespec as Linux has them, made once: a call for a few sockets costs as much as `select` then.
-        self._entry, self._span = struct.Struct("ihh"), struct.Struct("ll")
-        self._asked = ctypes.create_string_buffer(self._entry.size * 5 * _MOST_CONNECTIONS)
-        self._until = ctypes.create_string_buffer(self._span.size)
-        if self._ppoll is not None:
-            self._ppoll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p)
-
-    def ready(
-        self, reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
-    ) -> tuple[list[socket.socket], list[socket.socket]]:
-        """Who of them can be read and written, once one can or the time is over (None: for ever)."""
-        if self._ppoll is None:
-            return self._to_the_millisecond(reading, writing, seconds)
-        entry, asked, at = self._entry, self._asked, 0
-        for socks, event in ((reading, select.POLLIN), (writing, select.POLLOUT)):
-            for sock in socks:
-                entry.pack_into(asked, at, sock.fileno(), event, 0)
-                at += entry.size
-        if seconds is not None:
-            self._span.pack_into(self._until, 0, int(seconds), int(seconds % 1 * 1e9))
-        until = None if seconds is None else ctypes.addressof(self._until)
-        if self._ppoll(ctypes.addressof(asked), at // entry.size, until, None) <= 0:
-            return [], []  # in time, or interrupted by a signal: the caller looks again
-        came = [entry.unpack_from(asked, k)[2] for k in range(0, at, entry.size)]
-        split = len(reading)
-        return (
-            [sock for sock, events in zip(reading, came[:split], strict=True) if events],
-            [sock for sock, events in zip(writing, came[split:], strict=True) if events],
-        )
-
-    def _to_the_millisecond(
-        self, reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
-    ) -> tuple[list[socket.socket], list[socket.socket]]:
-        """The same where there is no ppoll."""
-        poll = select.poll()
-        for sock in {*reading, *writing}:
-            poll.register(sock, select.POLLIN * (sock in reading) | select.POLLOUT * (sock in writing))
-        came = dict(poll.poll(None if seconds is None else seconds * 1e3))
-        other = select.POLLERR | select.POLLHUP | select.POLLNVAL
-        return (
-            [sock for sock in reading if came.get(sock.fileno(), 0) & (select.POLLIN | other)],
-            [sock for sock in writing if came.get(sock.fileno(), 0) & (select.POLLOUT | other)],
-        )
-
-
-def _linger_not(sock: socket.socket) -> None:
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+def _ready(
+    reading: list[socket.socket], writing: list[socket.socket], seconds: float | None
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Who of them can be read and written, once one can or the time is over (None: for ever)."""
+    # This process is the relay's own: its descriptors stay far below the 1024 that `select` knows.
+    readable, writable, _ = select.select(reading, writing, [], seconds)  # noqa: TID251
+    return readable, writable
 
 
 def _bound(sock: socket.socket, reads: _Road, writes: _Road) -> None:
@@ -560,16 +508,12 @@ def _bind(host: str, port: int) -> tuple[socket.socket, socket.socket]:
         except BaseException:
             holder.close()
             raise
-    except socket.gaierror as exc:
-        raise UsageError(
-            f"{host} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface"
-        ) from exc
     except OverflowError as exc:
         raise UsageError(f"{port} is not a port number (0 to 65535)") from exc
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             raise ServerError(f"port {port} on {host} is in use: take another one, or 0 for any free one") from exc
-        if exc.errno == errno.EADDRNOTAVAIL:
+        if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
             raise UsageError(
                 f"{host} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for every interface"
             ) from exc

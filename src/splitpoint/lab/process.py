@@ -5,26 +5,24 @@ from __future__ import annotations
 import queue
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from typing import IO, Any
 
 from splitpoint.errors import ServerError, UsageError
+from splitpoint.security import unguarded
 
 #: Starting Python and compiling a network may take this long; one request may take longer than it should.
 START_S, ROW_S = 300.0, 400.0
-PIPES: dict[str, Any] = {
-    "stdin": subprocess.PIPE,
-    "stdout": subprocess.PIPE,
-    "stderr": subprocess.PIPE,
-    "text": True,
-    "errors": "replace",
-}
+PIPES: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+PIPES |= {"text": True, "errors": "replace"}
 
 
 class Process:
-    """`process`, started with `PIPES`, and what it says; `name` is for messages."""
+    """`process`, started with `PIPES`, and what it says; `name` is for messages. Without one, the error that it ended
+    with is told as its own words."""
 
     def __init__(self, process: subprocess.Popen[Any], name: str) -> None:
         self.process, self.name = process, name
@@ -53,13 +51,13 @@ class Process:
         try:
             line = self._lines.get(timeout=timeout_s)
         except queue.Empty:
-            raise ServerError(f"the {self.name} said nothing for {timeout_s:.0f} s") from None
+            raise ServerError(f"the {self.name or 'process'} said nothing for {timeout_s:.0f} s") from None
         if line is None:
             status = self.process.wait()
             self._readers[1].join()
             said = self._complaints[-1] if self._complaints else f"exit status {status}"
             kind = UsageError if status == UsageError.exit_code else ServerError
-            raise kind(f"the {self.name} ended: {said.removeprefix('splitpoint: ')}")
+            raise kind(f"the {self.name} ended: " * bool(self.name) + said.removeprefix("splitpoint: "))
         return line
 
     def said(self) -> list[str]:
@@ -80,16 +78,10 @@ class Process:
             pass
         return line
 
-    def lines(self, count: int) -> Iterator[str]:
-        """Its next `count` lines."""
-        for _ in range(count):
-            yield self.line(ROW_S)
-
-    def go(self) -> None:
-        """Says a line to it."""
+    def say(self, line: str = "go") -> None:
         assert self.process.stdin is not None
         with suppress(OSError):  # it has ended; its next line says why
-            self.process.stdin.write("go\n")
+            self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
 
     def close(self) -> None:
@@ -106,3 +98,19 @@ class Process:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
+
+
+def run_splitpoint(
+    name: str, *words: str, start: Callable[..., subprocess.Popen[Any]] = subprocess.Popen, **options: Any
+) -> Process:
+    """``splitpoint WORDS`` as a process that speaks with ours on loopback, without its tokens and keys; `start` makes
+    it of a command and Popen's `options`."""
+    command = [sys.executable, "-u", "-m", "splitpoint", *words]
+    return Process(start(command, **PIPES, env=unguarded(), **options), name)
+
+
+@contextmanager
+def serving(name: str, model: str, *options: str) -> Iterator[str]:
+    """Address of a ``splitpoint serve`` process. It ends with the with statement, or with us, whatever ends us."""
+    with closing(run_splitpoint(name, "serve", model, "--port", "0", *options, "--until-stdin-ends")) as server:
+        yield server.expect("serving on ").split()[2]

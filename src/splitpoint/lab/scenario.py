@@ -1,19 +1,6 @@
 """An experiment as a file: model, cuts, link, device, server, requests. TOML, checked field by field.
 
-    model = "zoo:efficientnet_lite0"
-    at = ["input", "middle", "output"]
-    link = "4g"                        # a preset, 10mbit/20mbit,40ms, a .link.json or a .csv trace beside this file
-    requests = 20
-
-    [device]
-    slowdown = 4
-
-    [[events]]                         # what happens to the link meanwhile
-    at_s = 2.0
-    do = "stall"
-    seconds = 0.5
-
-docs/lab.md has every field. Scenarios that ship: `names()`.
+docs/lab.md has every field. Those that ship (`names`) are beside this file: scenarios/step.toml has an event, too.
 """
 
 from __future__ import annotations
@@ -49,6 +36,11 @@ class DeviceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int = 1
     engine: str = next(iter(ENGINES))
     method: Literal["stretched", "limit", "quota", "stop"] = "stretched"
+
+    @property
+    def stretched(self) -> bool:
+        """Whether it is slower by an engine that waits."""
+        return self.method == "stretched" and self.slowdown > 1
 
 
 class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

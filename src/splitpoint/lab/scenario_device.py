@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
+from msgspec import structs
 
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import InputError, ServerError, UsageError
@@ -38,11 +39,8 @@ from splitpoint.survey import placement, survey
 from splitpoint.tensors import Array
 
 Codecs = str | Mapping[str, str]
-#: An answer may take this long: a photo needs ten seconds at 0.13 Mbit/s.
-_ANSWER_S = 300.0
-#: How long a link that was cut is tried again, and how often.
-_RECONNECT_S, _RETRY_S = 120.0, 0.2
-_PATIENCE = Patience(answer_s=_ANSWER_S, connect_s=_RECONNECT_S)
+#: A photo needs ten seconds at 0.13 Mbit/s; a link that was cut is tried again for as long, and so often.
+_PATIENCE, _RETRY_S = Patience(answer_s=300.0, connect_s=120.0), 0.2
 #: A cut that the planner chooses, one that it goes on choosing, and how long each side profiles itself for that.
 AUTO, ADAPT, _PROFILE_S = "auto", "adapt", 15.0
 #: Inputs that are drawn where the scenario wants no photos.
@@ -88,7 +86,7 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
     inputs = inputs_of(scenario, model)
     engine: Engine = open_engine(scenario.device.engine, threads=scenario.device.threads)
     note = os.environ.get(EMULATED, "")
-    if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
+    if scenario.device.stretched:
         engine = stretched = Stretched(engine, scenario.device.slowdown)
         note = stretched.note
     device = _Device(address, model, engine, cuts, scenario.checksum)
@@ -107,32 +105,27 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
             name, one = inputs[k % len(inputs)]
             for c, (cut, _) in enumerate(cuts):  # in turns, so that whatever drifts meets all of them
                 at_s = round(time.perf_counter() - began, 4)
+                row = ScenarioRow(request=k, cut=cut.name, input=name, at_s=at_s, note=note)
                 try:
-                    result = device.use(c).infer(one)
+                    row = _answered(row, device.use(c).infer(one))
                 except ServerError as exc:
-                    row = ScenarioRow(request=k, cut=cut.name, input=name, at_s=at_s, error=str(exc), note=note)
+                    row = structs.replace(row, error=str(exc))
                     device.close()
-                else:
-                    row = _row(result, cut.name, k, name, at_s, note)
                 say(msgspec.json.encode(row).decode())
     finally:
         device.close()
 
 
-def _row(result: Result, cut: str, request: int, name: str, at_s: float, note: str) -> ScenarioRow:
-    return ScenarioRow(
-        request=request,
-        cut=cut,
-        ran=result.cut if cut == ADAPT else "",
-        input=name,
-        at_s=at_s,
+def _answered(row: ScenarioRow, result: Result) -> ScenarioRow:
+    return structs.replace(
+        row,
+        ran=result.cut if row.cut == ADAPT else "",
         total_ms=round(result.total_ms, 4),
         spans_ms={k: round(v, 4) for k, v in result.trace.stages().items()},
         up_nbytes=result.up_nbytes,
         down_nbytes=result.down_nbytes,
         codecs=dict(result.codecs),
         clock_error_ms=round(result.clock_error_ms or 0.0, 4),
-        note=note,
     )
 
 
@@ -142,25 +135,25 @@ class _Device:
     def __init__(self, address: str, model: Model, engine: Engine, cuts: Sequence[Placed], checksum: bool) -> None:
         self._address, self._model, self._engine, self._cuts = address, model, engine, cuts
         self._checksum = checksum
-        self._edge: Edge | None = None
-        self._changing: Edge | None = None
+        self._edges: dict[bool, Edge] = {}  # the one that is cut by hand, and the one that adapts
 
     def use(self, number: int) -> Edge:
         """The edge, cut at the cut of this number; for the one that changes, an edge of its own."""
         cut, codec = self._cuts[number]
+        adapts = isinstance(cut, Changing)
+        edge = self._edges.get(adapts)
         if isinstance(cut, Changing):
-            if self._changing is None:
-                self._changing = self._connect("cut:input", "raw", fallback="local")
-                self._changing.adapt(cut.planner, cut.link)
-            return self._changing
-        if self._edge is None:
-            self._edge = self._connect(cut, codec)
+            if edge is None:
+                edge = self._edges[adapts] = self._connect("cut:input", "raw", fallback="local")
+                edge.adapt(cut.planner, cut.link)
+        elif edge is None:
+            edge = self._edges[adapts] = self._connect(cut, codec)
         else:
-            self._edge.switch(cut, codec)
-        return self._edge
+            edge.switch(cut, codec)
+        return edge
 
     def _connect(self, cut: Cut | str, codec: Codecs, fallback: Fallback = "error") -> Edge:
-        end = time.monotonic() + _RECONNECT_S
+        end = time.monotonic() + _PATIENCE.connect_s
         while True:
             try:
                 return Edge(
@@ -173,10 +166,8 @@ class _Device:
                 time.sleep(_RETRY_S)
 
     def close(self) -> None:
-        edges, self._edge, self._changing = (self._edge, self._changing), None, None
-        for edge in edges:
-            if edge is not None:
-                edge.close()
+        while self._edges:
+            self._edges.popitem()[1].close()
 
 
 def cuts_of(scenario: Scenario, model: Model, address: str = "") -> list[Placed]:
@@ -214,7 +205,7 @@ def _planner(scenario: Scenario, model: Model, address: str) -> tuple[Planner, L
     engine = open_engine(scenario.device.engine, threads=scenario.device.threads)
     with Edge(address, model, at="cut:input", engine=engine, patience=_PATIENCE) as edge:
         known = survey(edge, engine, budget_s=_PROFILE_S, link=link)
-    if scenario.device.method == "stretched" and scenario.device.slowdown > 1:
+    if scenario.device.stretched:
         known = dataclasses.replace(known, edge=known.edge.slowed(scenario.device.slowdown))
     codecs = () if scenario.codec == "raw" else (scenario.codec,)
     return known.planner(model.graph, constraints=Constraints(codecs=codecs)), link

@@ -1,4 +1,5 @@
-"""One direction of a link as a schedule: which bytes leave when, and when they arrive. Pure: time is an argument.
+"""One direction of a link as a schedule: which bytes leave when, when they arrive, and which are changed (`Damage`).
+Pure: time is an argument.
 
     take a chunk in when the link is (nearly) free → it leaves when those before it have left and its own bytes ÷ rate
     have passed → it arrives `delay` later, never before those that were sent before it
@@ -47,7 +48,6 @@ class ShapedLane(Generic[T]):
         #: (leaves, arrives, what), in order of both
         self._way: deque[tuple[float, float, T]] = deque()
         self._free_at = self._burst_at = self._blocked_until = _NEVER
-        self._wait_s = 0.0
         self.bytes_per_s = mbps * 125e3
         self.set(0.0, mbps, delay_s, jitter_ms)
 
@@ -117,3 +117,37 @@ class ShapedLane(Generic[T]):
         """What has arrived by `now`, in order; it is on its way no more."""
         while (at := self.next_at) is not None and at <= now:
             yield self._way.popleft()[2]
+
+
+class Damage:
+    """Which of the bytes that pass are changed: one bit each, which `random` chooses. `nbytes` were so far.
+
+    >>> damage = Damage(Random(0))
+    >>> damage.order(after_nbytes=1, count=2)
+    >>> bytes(damage.passed(b"aa")), bytes(damage.passed(b"aaa")), damage.nbytes
+    (b'a!', b'!aa', 2)
+    """
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._after = self._left = 0
+        self.nbytes = 0
+
+    def order(self, after_nbytes: int, count: int) -> None:
+        """Changes `count` bytes once `after_nbytes` more have passed, and nothing else that was ordered before."""
+        self._after, self._left = after_nbytes, count
+
+    def passed(self, data: bytes) -> bytes:
+        if not self._left:
+            return data
+        first = min(self._after, len(data))
+        end = min(first + self._left, len(data))
+        self._after -= first
+        if first == end:
+            return data
+        changed = bytearray(data)
+        for k in range(first, end):
+            changed[k] ^= 1 << self._random.randrange(8)
+        self._left -= end - first
+        self.nbytes += end - first
+        return bytes(changed)

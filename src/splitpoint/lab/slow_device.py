@@ -1,7 +1,6 @@
 """A slower device, emulated: an engine whose runs take longer, or a CPU limit for a whole command.
 
->>> engine = Stretched(open_engine(threads=1), 4)          # every run takes four times as long
->>> engine.note
+>>> Stretched(open_engine(threads=1), 4).note              # every run takes four times as long
 'emulated: 4x slower by waiting after every run'
 
     with slowed(4) as slow:                                # a real CPU limit, where the system has one
@@ -20,13 +19,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby, islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from splitpoint import cgroup
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.machine import EMULATED
@@ -38,7 +38,7 @@ METHODS = ("auto", "quota", "stop")
 _MOST = 1000.0
 _PERIOD_MS = 10.0
 #: The least the kernel grants in a period, and the least for which starting and stopping a process is exact enough.
-_LEAST_QUOTA_MS, _LEAST_RUN_MS = 1.0, 2.0
+LEAST_QUOTA_MS, LEAST_RUN_MS = 1.0, 2.0
 #: Sleeping ends late by up to this much: the rest is watched.
 _WATCHED_S = 0.3e-3
 
@@ -73,7 +73,6 @@ class Stretched:
 
     @property
     def factor(self) -> float:
-        """How many times slower it is."""
         return self._factor
 
     @factor.setter
@@ -86,11 +85,7 @@ class Stretched:
         return f"emulated: {self.factor:g}x slower by waiting after every run" if self.factor > 1 else ""
 
     def compile(self, segment: Segment) -> _StretchedSession:
-        """A session whose runs are stretched; compiling takes as long as it takes."""
         return _StretchedSession(self.engine.compile(segment), self)
-
-    def __repr__(self) -> str:
-        return f"Stretched({self.engine!r}, {self.factor:g})"
 
 
 class _StretchedSession:
@@ -110,16 +105,6 @@ class _StretchedSession:
         self._session.close()
 
 
-def spin_until(moment: float) -> None:
-    """Returns at `moment` without giving the core away: the next run finds it as warm as a busy device's.
-
-    For ``Stretched(…, wait_until=spin_until)`` where the engine has a core to itself. Sleeping leaves the core to
-    others, and the run after it is cold: some 15 % longer for a whole network here, up to twice for a 0.6 ms head.
-    """
-    while time.perf_counter() < moment:
-        pass
-
-
 def sleep_until(moment: float) -> None:
     """Returns at `moment`; sleeps nearly until then."""
     while (left := moment - time.perf_counter()) > 0:
@@ -137,26 +122,16 @@ class Share:
     period_ms: float
 
 
-def quota_share(factor: float, threads: int = 1) -> Share:
+def share(factor: float, least_ms: float, threads: int = 1) -> Share:
     """What `threads` busy threads may use so that each computes `factor` times slower.
 
-    The period is 10 ms, and longer where the share would be less than the millisecond that the kernel grants.
+    The period is 10 ms, and longer where the share would be less than `least_ms`.
 
-    >>> quota_share(4), quota_share(16)
-    (Share(run_ms=2.5, period_ms=10.0), Share(run_ms=1.0, period_ms=16.0))
+    >>> share(4, least_ms=1), share(16, least_ms=2)
+    (Share(run_ms=2.5, period_ms=10.0), Share(run_ms=2.0, period_ms=32.0))
     """
-    period = max(_PERIOD_MS, _LEAST_QUOTA_MS * factor / threads)
+    period = max(_PERIOD_MS, least_ms * factor / threads)
     return Share(period * threads / factor, period)
-
-
-def stop_share(factor: float) -> Share:
-    """How long a command runs before it is stopped for the rest of a period.
-
-    >>> stop_share(2), stop_share(16)
-    (Share(run_ms=5.0, period_ms=10.0), Share(run_ms=2.0, period_ms=32.0))
-    """
-    period = max(_PERIOD_MS, _LEAST_RUN_MS * factor)
-    return Share(period / factor, period)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,26 +151,17 @@ class Hierarchy:
             _write(group / "cpu.cfs_quota_us", str(quota))
 
 
-def hierarchies(process: Path = Path("/proc/self")) -> Iterator[Hierarchy]:
+def hierarchies(root: Path = Path("/")) -> Iterator[Hierarchy]:
     """Where this process might make a group: below its own (version 1, or 2), then beside it (version 2)."""
-    try:
-        mounts = [line.split() for line in (process / "mounts").read_text().splitlines()]
-        own = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
-    except OSError:
-        return
-    for _, place, kind, options, *_ in mounts:
-        for _, controllers, path in own:
-            inside = Path(place) / path.lstrip("/")
-            here = inside if inside.is_dir() else Path(place)  # a container sees its own group as the root
-            if kind == "cgroup" and "cpu" in options.split(",") and "cpu" in controllers.split(","):
-                yield Hierarchy(1, here)
-            elif kind == "cgroup2" and not controllers:
-                yield Hierarchy(2, here)
-                if here != Path(place):  # a group with processes in it can have no limited groups below
-                    yield Hierarchy(2, here.parent)
+    for (version, controllers), groups in groupby(cgroup.groups(root), key=lambda group: group[:2]):
+        if version == 2:
+            # A group with processes in it can have no limited groups below.
+            yield from (Hierarchy(2, folder) for _, _, folder in islice(groups, 2))
+        elif "cpu" in controllers:
+            yield Hierarchy(1, next(groups)[2])
 
 
-def slowed(factor: float, *, threads: int = 1, method: str = "auto", process: Path = Path("/proc/self")) -> Slowed:
+def slowed(factor: float, *, threads: int = 1, method: str = "auto", root: Path = Path("/")) -> Slowed:
     """Commands started by what this returns compute `factor` times slower. Use it in a with statement.
 
     `threads` is how many threads of the command compute at once: its limit is theirs together. `method` is ``quota``
@@ -208,25 +174,25 @@ def slowed(factor: float, *, threads: int = 1, method: str = "auto", process: Pa
     if method not in METHODS:
         raise UsageError(f"a command is slowed by {', '.join(METHODS)}, not {method}")
     if method != "stop":
-        share = quota_share(factor, threads)
-        for hierarchy in hierarchies(process):
-            group = _make_group(hierarchy, share)
+        quota = share(factor, LEAST_QUOTA_MS, threads)
+        for hierarchy in hierarchies(root):
+            group = _make_group(hierarchy, quota)
             if group is not None:
                 several = f" for {threads} threads together" if threads > 1 else ""
-                how = f"a CPU quota of {share.run_ms:.3g} ms in every {share.period_ms:.3g} ms{several}"
+                how = f"a CPU quota of {quota.run_ms:.3g} ms in every {quota.period_ms:.3g} ms{several}"
                 return Slowed(factor, "quota", f"emulated: {factor:g}x slower by {how}", group=group)
         if method == "quota":
             raise EngineError(
                 "this user may not set CPU quotas here: run it as root, inside `systemd-run --user --scope "
                 "-p Delegate=yes`, or use --method stop"
             )
-    share = stop_share(factor)
-    how = f"stopping it for {share.period_ms - share.run_ms:.3g} ms after every {share.run_ms:.3g} ms"
+    runs = share(factor, LEAST_RUN_MS)
+    how = f"stopping it for {runs.period_ms - runs.run_ms:.3g} ms after every {runs.run_ms:.3g} ms"
     return Slowed(factor, "stop", f"emulated: {factor:g}x slower by {how}")
 
 
 @dataclass
-class Slowed:
+class Slowed(AbstractContextManager["Slowed"]):
     """Starts commands that are slowed. `note` says how, and is given to them as $SPLITPOINT_EMULATED."""
 
     factor: float
@@ -241,9 +207,6 @@ class Slowed:
         if self.group is not None:
             self._guard(_UNGROUP, str(self.group))
 
-    def __enter__(self) -> Slowed:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -255,17 +218,16 @@ class Slowed:
         if not command or shutil.which(command[0]) is None:
             raise UsageError(f"there is no command {command[0] if command else 'given'}: check the spelling")
         options["env"] = {**(options.get("env") or os.environ), EMULATED: self.note}
+        words = list(command)
         if self.group is not None:
-            enter = ["/bin/sh", "-c", 'echo 0 > "$0" && exec "$@"', str(self.group / "cgroup.procs")]
-            process = subprocess.Popen([*enter, *command], **options)
-            self._processes.append(process)
-            return process
-        process = subprocess.Popen(list(command), start_new_session=True, **options)
+            words = ["/bin/sh", "-c", 'echo 0 > "$0" && exec "$@"', str(self.group / "cgroup.procs"), *words]
+        process = subprocess.Popen(words, start_new_session=self.group is None, **options)
         self._processes.append(process)
-        self._guard(_CONTINUE, str(process.pid))
-        thread = threading.Thread(target=_take_turns, args=(process, self.factor), name="slow", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        if self.group is None:
+            self._guard(_CONTINUE, str(process.pid))
+            thread = threading.Thread(target=_take_turns, args=(process, self.factor), name="slow", daemon=True)
+            self._threads.append(thread)
+            thread.start()
         return process
 
     def send(self, process: subprocess.Popen[Any], number: int) -> None:
@@ -309,7 +271,7 @@ _CONTINUE = 'read _; kill -s CONT -- "-$0"'  # dash's `kill -CONT` takes no --
 _number = count()
 
 
-def _make_group(hierarchy: Hierarchy, share: Share) -> Path | None:
+def _make_group(hierarchy: Hierarchy, quota: Share) -> Path | None:
     """A limited group that this user may put processes into; None, and nothing left, where that is not so."""
     group = hierarchy.folder / f"splitpoint-{os.getpid()}-{next(_number)}"
     try:
@@ -317,7 +279,7 @@ def _make_group(hierarchy: Hierarchy, share: Share) -> Path | None:
     except OSError:
         return None
     try:
-        hierarchy.limit(group, share)
+        hierarchy.limit(group, quota)
         # Making a group does not mean that processes may be moved there: try it with one.
         probe = ["/bin/sh", "-c", 'echo 0 > "$0"', str(group / "cgroup.procs")]
         if subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0:
@@ -351,7 +313,7 @@ def _write(path: Path, text: str) -> None:
 
 def _take_turns(process: subprocess.Popen[Any], factor: float) -> None:
     """Lets the process group run and stop in turns until its first process has ended."""
-    run_s = stop_share(factor).run_ms / 1e3
+    run_s = share(factor, LEAST_RUN_MS).run_ms / 1e3
     try:
         while process.poll() is None:
             began = time.monotonic()

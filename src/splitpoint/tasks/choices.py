@@ -11,6 +11,7 @@ from types import MappingProxyType
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.conditions import Conditions
+from splitpoint.runtime.adapt.option_costs import same
 from splitpoint.tasks.schedule import QueuedJob, StageTimes
 from splitpoint.tasks.task import Task
 
@@ -68,7 +69,6 @@ class Menu:
         ]
 
     def stages(self, source: Source, option: Option) -> StageTimes:
-        """How long `option` of that model keeps each thing busy."""
         stages = stages_of(option, self.conditions)
         for known, share in self._shares.get(source, ()):
             if stages.crosses and same(known, option):
@@ -77,10 +77,6 @@ class Menu:
 
     def _alone_ms(self, source: Source, option: Option) -> float:
         return self.stages(source, option).total
-
-    def option(self, task: Task, way: int) -> Option:
-        """What that way to serve `task` is."""
-        return self.options[task.source][way]
 
 
 def stages_of(option: Option, conditions: Conditions) -> StageTimes:
@@ -94,8 +90,3 @@ def stages_of(option: Option, conditions: Conditions) -> StageTimes:
     return StageTimes(
         device, link.up_ms(option.up_nbytes), server, link.down_ms(option.down_nbytes), link.rtt_ms / 2, True
     )
-
-
-def same(one: Option, other: Option) -> bool:
-    """Whether two options are one way to serve a request, whatever they cost."""
-    return one.on_edge == other.on_edge and one.codecs == other.codecs

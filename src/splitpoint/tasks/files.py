@@ -1,13 +1,4 @@
-"""A queue as a file: TOML, every mistake in it told at once, with its line.
-
-[[tasks]]
-model = "vgg16_bn"          # what the server calls it, or a MODEL that is here
-weights = "random:0"        # as --weights takes them: then the model is loaded here, and must be the server's
-input = "dog.jpg"           # without it an input is made up
-count = 3                   # so many of them
-priority = 2                # higher ones go first
-arrival = "500ms"           # from the start
-deadline = "2s"             # from the arrival
+"""A queue as a file (docs/tasks.md has the fields): TOML, every mistake in it told at once, with its line.
 
 Files are those in its own folder, or below. Python code is not named (package.module:function).
 """
@@ -23,8 +14,7 @@ from splitpoint.errors import InputError, ServerError, nearest
 from splitpoint.files import named, read_text
 from splitpoint.models.names import is_named
 from splitpoint.parsing import MalformedError, parse_toml
-from splitpoint.tasks.random_queue import MOST_TASKS
-from splitpoint.tasks.task import MOST_PRIORITY, MOST_S, Task
+from splitpoint.tasks.task import MOST_PRIORITY, MOST_S, MOST_TASKS, Task
 from splitpoint.text import plain
 from splitpoint.units import counted
 
@@ -33,6 +23,8 @@ _MOST_TEXT = 1000
 _TIME = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|min)")
 _UNITS = {"ms": 1e-3, "s": 1.0, "min": 60.0}
 _HEADER = re.compile(r"\s*\[\[\s*tasks\s*\]\]")
+#: Texts and comments; quotes in them begin no other text.
+_QUOTED = re.compile(r"""("{3}|'{3}).*?(?:\1|\Z)|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|#.*?$""", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
 
 
@@ -87,13 +79,10 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
     except MalformedError as exc:
         raise InputError(f"{path} is not TOML: {exc}") from exc
     lines = _Lines(text)
-    mistakes = [
-        Mistake(
-            lines.of_key(key), f"unknown field {_short(key)}{nearest(key, ('tasks',)) or ': there are only [[tasks]]'}"
-        )
-        for key in document
-        if key != "tasks"
-    ]
+    mistakes = []
+    for key in document.keys() - {"tasks"}:
+        hint = nearest(key, ("tasks",)) or ": there are only [[tasks]]"
+        mistakes.append(Mistake(lines.of_key(key), f"unknown field {plain(key, 40)}{hint}"))
     tables = document.get("tasks", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         return [], [*mistakes, Mistake(lines.of_key("tasks"), "tasks are written as tables: [[tasks]], then model = …")]
@@ -113,19 +102,15 @@ def read_tasks(path: Path) -> tuple[list[Entry], list[Mistake]]:
 
 
 class _Reader:
-    """One table, field by field."""
-
     def __init__(self, table: Mapping[str, Any], place: int, lines: _Lines, folder: Path) -> None:
         self._table, self._place, self._lines, self._folder = table, place, lines, folder
         self.mistakes: list[Mistake] = []
 
     def entry(self, met: dict[str, int]) -> Entry:
         """Its tasks, numbered on from those `met` before. What is wrong is in `mistakes`."""
-        for key in self._table:
-            if key not in _FIELDS:
-                self._wrong(
-                    key, f"unknown field {_short(key)}{nearest(key, _FIELDS) or ': there are ' + ', '.join(_FIELDS)}"
-                )
+        for key in self._table.keys() - set(_FIELDS):
+            hint = nearest(key, _FIELDS) or f": there are {', '.join(_FIELDS)}"
+            self._wrong(key, f"unknown field {plain(key, 40)}{hint}")
         if "model" not in self._table:
             self._wrong("", 'a task needs a model: model = "…"')
         model, weights, file = (self._read_text(key) for key in ("model", "weights", "input"))
@@ -145,7 +130,7 @@ class _Reader:
                 Task(name=name, model=model, weights=weights, input=file, priority=priority, arrival_s=arrival,
                      deadline_s=deadline)
             )  # fmt: skip
-        return Entry(self._line("model"), (model, weights), tuple(tasks))
+        return Entry(self._lines.of(self._place, "model"), (model, weights), tuple(tasks))
 
     def _path(self, key: str, name: str) -> str:
         """The file `name`, if there is a name: in the folder of the tasks or below."""
@@ -170,7 +155,7 @@ class _Reader:
     def _whole(self, key: str, default: int, low: int, high: int) -> int:
         value = self._table.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self._wrong(key, f"{key} must be a whole number from {low} to {high}, not {_short(value)}")
+            self._must(key, f"a whole number from {low} to {high}")
             return default
         return value
 
@@ -182,16 +167,14 @@ class _Reader:
         seconds = float(parts[1]) * _UNITS[parts[2]] if parts else -1.0
         if not least <= seconds <= MOST_S:
             above = "above zero and " if least else ""
-            self._wrong(
-                key, f'{key} must be a time such as "200ms" or "1.5s", {above}at most a day, not {_short(value)}'
-            )
+            self._must(key, f'a time such as "200ms" or "1.5s", {above}at most a day')
         return seconds
 
-    def _wrong(self, key: str, text: str) -> None:
-        self.mistakes.append(Mistake(self._line(key), text))
+    def _must(self, key: str, be: str) -> None:
+        self._wrong(key, f"{key} must be {be}, not {plain(str(self._table[key]), 40)}")
 
-    def _line(self, key: str) -> int:
-        return self._lines.of(self._place, key)
+    def _wrong(self, key: str, text: str) -> None:
+        self.mistakes.append(Mistake(self._lines.of(self._place, key), text))
 
 
 #: A MODEL that is a file here.
@@ -199,9 +182,9 @@ _FILES = (".onnx", ".pt2")
 _FIELDS = ("model", "weights", "input", "count", "priority", "arrival", "deadline")
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+def _shortened(quoted: re.Match[str]) -> str:
+    """Nothing but the ends of its lines, of a text that may have several."""
+    return "\n" * quoted[0].count("\n") if quoted[1] else quoted[0]
 
 
 class _Lines:
@@ -210,11 +193,7 @@ class _Lines:
     def __init__(self, text: str) -> None:
         self._tables: list[int] = []
         self._keys: dict[tuple[int, str], int] = {}
-        quote = ""
-        for number, line in enumerate(text.splitlines(), 1):
-            inside, quote = bool(quote), _open_quote(line, quote)
-            if inside:
-                continue
+        for number, line in enumerate(_QUOTED.sub(_shortened, text).splitlines(), 1):
             if _HEADER.match(line):
                 self._tables.append(number)
             elif key := _KEY.match(line):
@@ -229,24 +208,3 @@ class _Lines:
     def of_key(self, key: str) -> int:
         """The line of a field outside of all tables; 0 if it is nowhere."""
         return self._keys.get((-1, key), 0)
-
-
-def _open_quote(line: str, quote: str) -> str:
-    """The three quotes that a text of several lines is in, behind `line`; `quote` is what it was before."""
-    place = 0
-    while place < len(line):
-        if quote:
-            place = line.find(quote, place)
-            if place < 0:
-                return quote
-            place, quote = place + 3, ""
-        elif line[place] == "#":
-            return ""
-        elif line.startswith(('"""', "'''"), place):
-            quote, place = line[place : place + 3], place + 3
-        elif line[place] in "\"'":
-            end = line.find(line[place], place + 1)
-            place = end + 1 if end >= 0 else len(line)
-        else:
-            place += 1
-    return quote

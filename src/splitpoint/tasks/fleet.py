@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from msgspec import structs
-
 from splitpoint.engines import Engine
 from splitpoint.errors import UsageError
 from splitpoint.inputs import read_inputs
@@ -26,6 +24,7 @@ from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
+from splitpoint.runtime.adapt.option_costs import same
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.client.request import LOCAL, WAIT, check_fallback
@@ -34,21 +33,21 @@ from splitpoint.runtime.events import OnEvent, ignore, teller
 from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
 from splitpoint.survey import OnStep, Survey, placement, survey
-from splitpoint.tasks.choices import Source, same
-from splitpoint.tasks.device_turns import SharedDevice
+from splitpoint.tasks.choices import Source
 from splitpoint.tasks.task import Task
+from splitpoint.tasks.turns import SharedDevice
 from splitpoint.tensors import Array
 
 #: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.
-_PATIENCE = Patience(first_s=30.0, least_s=30.0, need_server=True)
+_PATIENCE = Patience(answer_s=120.0, first_s=30.0, least_s=30.0, need_server=True)
 
 
 class Fleet(Closable):
     """The models of a queue on the server at `cloud`, one `Edge` each, and the device that they share.
 
-    `constraints` are those of every plan; `timeout_s` is how long an answer may take, its turn in the queue included.
-    `fallback` is what becomes of a request whose server is gone, busy or wrong, as an `Edge` has it; ``"auto"``
-    finishes it here where the model is here, and waits for the server else. `allow_domains`: as for an `Edge`.
+    `constraints` are those of every plan. `fallback` is what becomes of a request whose server is gone, busy or wrong,
+    as an `Edge` has it; ``"auto"`` finishes it here where the model is here, and waits for the server else.
+    `allow_domains`: as for an `Edge`.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class Fleet(Closable):
         cache: Path | None = None,
         constraints: Constraints | None = None,
         fallback: str = "error",
-        timeout_s: float = 120.0,
         security: Security = OPEN,
         allow_domains: Collection[str] = (),
         on_event: OnEvent = ignore,
@@ -77,7 +75,7 @@ class Fleet(Closable):
         """What its measurements must say: that the device is emulated. Empty if it is not."""
         self._cloud, self._security, self._cache, self._constraints = cloud, security, cache, constraints
         self.allow_domains = tuple(allow_domains)
-        self._timeout_s, self._fallback, self._tell = timeout_s, fallback, teller(on_event)
+        self._fallback, self._tell = fallback, teller(on_event)
         self._stack = ExitStack()
         self._opened()
 
@@ -94,15 +92,13 @@ class Fleet(Closable):
             edge = Edge(
                 self._cloud, model, at="cut:input", engine=self.device, cache=self._cache,
                 fallback=check_fallback(fallback), models=ModelPolicy(allow_domains=self.allow_domains),
-                patience=structs.replace(_PATIENCE, answer_s=self._timeout_s), security=self._security,
-                on_event=self._tell,
+                patience=_PATIENCE, security=self._security, on_event=self._tell,
             )  # fmt: skip
             self.edges[source] = self._stack.enter_context(edge)
             self.ready[source] = []
         return self.edges[source]
 
     def _end(self) -> None:
-        """Ends all connections."""
         self._stack.close()
 
     def survey(self, *, budget_s: float, fresh: bool = False, on_step: OnStep = lambda text: None) -> Link:
@@ -156,14 +152,6 @@ class Fleet(Closable):
     def is_ready(self, source: Source, option: Option) -> bool:
         """Whether a request can be served so at once."""
         return any(same(option, known) for known in self.ready[source])
-
-    def forget(self) -> None:
-        """Frees all that `prepare` made."""
-        for source, edge in self.edges.items():
-            edge.switch("cut:input")
-            edge.forget()
-            self.ready[source] = []
-        self.shares.clear()
 
 
 def inputs_of(fleet: Fleet, tasks: Sequence[Task]) -> Mapping[str, Mapping[str, Array]]:

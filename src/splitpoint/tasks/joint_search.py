@@ -4,16 +4,12 @@ A flow shop of three machines (device, link, server) in which each job may be cu
 what is done here, in this order:
 
 1. An integer program (so many jobs of a model, so many ways: a few dozen counts) shares the jobs out so that the
-   busiest of device, link and server is least busy. It is also the bound: whatever is chosen, each machine must do its
-   work, and what comes before the first and after the last job on it.
-2. Its answer, the individual plans, and what is least for some prices of the three machines' time are starts.
-   Each is put in order by Johnson's rule for two machines (1954), as Campbell, Dudek and Smith (1970) stretch it over
-   three: twice, with the middle one counted to either side.
-3. From the best of these, ways are changed one job (and, where that does not help, two jobs) at a time, as long as it
-   helps; then jobs change places in the order.
-
-Jobs that need the same of all three machines get the same key, so those for one tail follow each other and the server
-can run them as one batch; what that saves is counted wherever orders are compared, and fully in the bound.
+   busiest machine is least busy. It is also the bound: each machine must do its work, and what comes before the first
+   and after the last job on it.
+2. Its answer, the individual plans, and what is least for some prices of the machines' time are starts, each ordered
+   by Johnson's rule for two machines (1954), as Campbell, Dudek and Smith (1970) stretch it over three: twice, with the
+   middle one counted to either side. Jobs for one tail get the same key, so that the server can run them as one batch.
+3. From the best of these, ways are changed one or two jobs at a time, as long as it helps; then jobs change places.
 
 The individual plans in order of arrival are one of the starts, so that the result is never predicted to be worse.
 All neighbours are priced at once, as arrays; nothing depends on how fast the machine is.
@@ -89,7 +85,8 @@ class _JointSearch:
         self.release = np.array([j.release for j in jobs], np.float64)
         self.due = np.array([j.due for j in jobs], np.float64)
         self.rank = np.unique([-j.priority for j in jobs], return_inverse=True)[1].astype(np.float64)
-        self.usual: Ints = np.array([j.usual for j in jobs])
+        #: Each job's way of its own.
+        self.own: Ints = np.zeros(self.count, np.int64)
         #: [kind, way]: which ways may be used.
         self.open = np.array([[w < len(ways) for w in range(widest)] for ways in kinds])
         self.counts = np.bincount(self.kind).tolist()
@@ -108,9 +105,8 @@ class _JointSearch:
     def _close(self) -> None:
         """Leaves each kind `MOST_WAYS` ways at most: those of the integer program first, then what is best alone."""
         for kind, ways in enumerate(self.kinds):
-            usual = int(self.usual[self.kind == kind][0])
-            wanted = [*np.argsort(-self.shares[kind], kind="stable")[: int((self.shares[kind] > 0).sum())], usual]
-            kept = list(dict.fromkeys([int(w) for w in wanted] + list(range(len(ways)))))[:MOST_WAYS]
+            wanted = np.argsort(-self.shares[kind], kind="stable")[: int((self.shares[kind] > 0).sum())].tolist()
+            kept = list(dict.fromkeys([*wanted, *range(len(ways))]))[:MOST_WAYS]
             self.open[kind] = False
             self.open[kind, kept] = True
 
@@ -120,11 +116,11 @@ class _JointSearch:
         """The individual plans, as they came or by their deadlines: what must not be worse."""
         everyone = range(self.count)
         orders = np.array([[t.job for t in decide(self.jobs, everyone).turns] for decide in (fifo, edf)])
-        ways = np.broadcast_to(self.usual, orders.shape)
+        ways = np.broadcast_to(self.own, orders.shape)
         self.cap = float(self._priced(ways, orders)[0].min())
         values = self.values(ways, orders)
         best = int(values.argmin())
-        return _Choice(float(values[best]), self.usual, orders[best])
+        return _Choice(float(values[best]), self.own, orders[best])
 
     def _start(self) -> _Choice:
         steps = range(_GRID + 1)
@@ -134,7 +130,7 @@ class _JointSearch:
         parts = np.where(np.isfinite(self.parts[..., :3]), self.parts[..., :3], 0.0)
         cost = np.einsum("pm,jwm->pjw", prices, parts) + 1e-3 * total
         cost = np.where(self.open[self.kind], cost, inf)
-        starts = [*cost.argmin(-1), self._counted(), self._kept(self.usual)]
+        starts = [*cost.argmin(-1), self._counted(), self._kept(self.own)]
         return self._best(np.array(starts))
 
     def _kept(self, ways: Ints) -> Ints:
@@ -143,8 +139,7 @@ class _JointSearch:
         return np.where(closed, self.open.argmax(1)[self.kind], ways)
 
     def _counted(self) -> Ints:
-        """The integer program's counts as jobs."""
-        ways = self.usual.copy()
+        ways = self.own.copy()
         for kind, counts in enumerate(self.shares):
             members = np.flatnonzero(self.kind == kind)
             given = np.repeat(np.arange(len(counts)), counts.astype(int))[: len(members)]

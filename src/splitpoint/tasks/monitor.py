@@ -1,17 +1,14 @@
 """What a queue that runs shows of the link, the device and the server, and where the time of each request went.
 
-What follows from it is `runtime.adapt.conditions`' belief, the same as that of an edge that adapts. Of a queue it is
-known besides that its models' connections share one link, and what requests wait for each other, which is planned.
-
-A thread looks once a second: where no request is on the link, it sends at most 1 % of what the link carries
-(`runtime.adapt.probe_schedule`).
+What follows from it is `runtime.adapt.conditions`' belief, the same as that of an edge that adapts. A thread looks once
+a second: where no request is on the link, it probes (`runtime.adapt.probe_schedule`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -57,7 +54,6 @@ class QueueMonitor:
         self._lock = threading.Lock()
         self._load_ms = 0.0
         self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
 
     # --- what is believed ---------------------------------------------------------------------------------------
 
@@ -79,7 +75,6 @@ class QueueMonitor:
     # --- what requests say --------------------------------------------------------------------------------------
 
     def began(self, id: int, edge: Edge, option: Option) -> None:
-        """A request is about to be run."""
         if option.kind != "device":
             with self._lock:
                 self._observer.uplink.sent(id, edge, self._now())
@@ -120,17 +115,17 @@ class QueueMonitor:
 
     # --- the thread that looks ----------------------------------------------------------------------------------
 
-    def start(self, edge: Edge) -> None:
-        """Begins to look once a second, through the connection of `edge`."""
+    @contextmanager
+    def looking(self, edge: Edge) -> Iterator[None]:
+        """Looks once a second, through the connection of `edge`."""
         work = (partial(self._run, edge), "looking at the link", ignore, self._closed.wait)
-        self._thread = threading.Thread(target=persist, args=work, name="bandwidth", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
+        thread = threading.Thread(target=persist, args=work, name="bandwidth", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._closed.set()
+            thread.join()
 
     def _run(self, edge: Edge) -> bool:
         if self._closed.wait(EVERY_S):

@@ -1,7 +1,4 @@
-"""The policies by which a queue can be ordered, by name: the command line and the runs read this table.
-
-Adding one: a function (jobs, those that wait, from when on things are free) → `QueueOrder`, and a line here.
-"""
+"""The policies by which a queue can be ordered, by name: the command line and the runs read this table."""
 
 from __future__ import annotations
 

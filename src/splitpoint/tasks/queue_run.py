@@ -4,9 +4,8 @@
         ▲                                                                                             │
         └──────────── the link, how fast device and server are (`QueueMonitor`) ◄─────────────────────┘
 
-Every policy is run in the same way; they differ in the order and in how each request is cut. A policy decides anew when
-a request arrives, and when the conditions differ from those that were planned for. Ways that are not compiled yet are
-compiled in a second thread, and may be chosen from then on.
+Every policy is run in the same way. It decides anew when a request arrives, and when the conditions differ from those
+that were planned for. Ways that are not compiled yet are compiled in a second thread, and may be chosen from then on.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from splitpoint.tasks.monitor import QueueMonitor, Spent
 from splitpoint.tasks.policies import policy
 from splitpoint.tasks.schedule import Free, JobTurn, QueuedJob, Slot, StageTimes, advance, covered, rehearse, timeline
 from splitpoint.tasks.task import QueueSummary, Task, TaskPlan, TaskResult, Usage, summarise
-from splitpoint.tasks.uplink_order import UplinkOrder
+from splitpoint.tasks.turns import UplinkOrder
 from splitpoint.tensors import Array
 from splitpoint.trace import stage_ms
 
@@ -92,9 +91,8 @@ def predict(fleet: Fleet, tasks: Sequence[Task], by: str) -> Planned:
 
 
 def _planned(task: Task, menu: Menu, slot: Slot) -> TaskPlan:
-    option = menu.option(task, slot.turn.way)
+    option = menu.options[task.source][slot.turn.way]
     stages = menu.stages(task.source, option)
-    spent = stages.device + stages.up + stages.server + stages.down + 2 * stages.trip
     return TaskPlan(
         task=task,
         option=option.label,
@@ -102,27 +100,24 @@ def _planned(task: Task, menu: Menu, slot: Slot) -> TaskPlan:
         edge_ms=stages.device,
         transfer_ms=stages.up + stages.down + 2 * stages.trip,
         server_ms=stages.server,
-        waiting_ms=max(0.0, slot.ended - task.arrival_s * 1e3 - spent),
+        waiting_ms=max(0.0, slot.ended - task.arrival_s * 1e3 - stages.total),
         started_ms=slot.started,
         ended_ms=slot.ended,
     )
 
 
 class _TaskPlanned(NamedTuple):
-    """How a task is run: its option, what was predicted, and what it needs."""
+    """How a task is run: its option, when its answer is predicted, on which uplink, and its place among the uploads."""
 
     task: Task
     option: Option
-    slot: Slot
-    conditions: Conditions
+    ended_ms: float
+    up_mbps: float
     ticket: int
 
 
-class _Slowdowns(NamedTuple):
-    """How many times as long as planned device and server took; 0 where that says nothing."""
-
-    device: float
-    server: float
+#: How many times as long as planned device and server took; 0 where that says nothing.
+_Slowdowns = tuple[float, float]
 
 
 def _ratio(took_ms: float, planned_ms: float) -> float:
@@ -149,13 +144,7 @@ class QueueRun:
     answered, and `rows` has that when the error is raised. So it is with Ctrl-C. UsageError for an unknown policy.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        tasks: Sequence[Task],
-        by: str,
-        inputs: Mapping[str, Mapping[str, Array]],
-    ) -> None:
+    def __init__(self, fleet: Fleet, tasks: Sequence[Task], by: str, inputs: Mapping[str, Mapping[str, Array]]) -> None:
         self.fleet, self.tasks, self.by = fleet, list(tasks), by
         self._policy, self._inputs = policy(by), inputs
         self.on_answer: OnAnswer = lambda row, result: None
@@ -212,7 +201,7 @@ class QueueRun:
         """Corrects the profiles that the runs contradict, and returns whether there were any."""
         off = False
         for source, runs in seen.items():
-            device, server = _contradicted([r.device for r in runs]), _contradicted([r.server for r in runs])
+            device, server = (_contradicted(ratios) for ratios in zip(*runs, strict=True))
             if (device, server) != (1.0, 1.0):
                 self.fleet.correct(source, device, server)
                 off = True
@@ -237,7 +226,7 @@ class QueueRun:
             share = share_together(self.fleet, source, option, inputs, max(edge_ms, server_ms))
             self.fleet.gains(source, option, share)
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
-        return _Slowdowns(_ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms))
+        return _ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms)
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -248,15 +237,14 @@ class QueueRun:
             self.prepare()
         pool = ThreadPoolExecutor(_WINDOW, thread_name_prefix="task")
         beside = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self.monitor.start(next(iter(self.fleet.edges.values())))
-        self._began = perf_counter()
-        try:
-            self._dispatch(pool, beside)
-        finally:
-            self._stop.set()
-            pool.shutdown(wait=True)
-            beside.shutdown(wait=True, cancel_futures=True)
-            self.monitor.close()
+        with self.monitor.looking(next(iter(self.fleet.edges.values()))):
+            self._began = perf_counter()
+            try:
+                self._dispatch(pool, beside)
+            finally:
+                self._stop.set()
+                pool.shutdown(wait=True)
+                beside.shutdown(wait=True, cancel_futures=True)
         if self._errors:
             raise self._errors[0]
         return self.rows
@@ -313,7 +301,6 @@ class QueueRun:
             pool.submit(self._serve, turn.job, way, room)
 
     def _await(self, left: Sequence[int], waiting: Sequence[int]) -> None:
-        """Waits until a request is there to be begun."""
         while left and not waiting and (ms := self.tasks[left[0]].arrival_s * 1e3 - self._now_ms()) > 0:
             sleep(min(ms / 1e3, 0.05))
 
@@ -330,23 +317,23 @@ class QueueRun:
         menu = self._menu.at(conditions)
         jobs, free = menu.jobs(self.tasks), self._free()
         wished = self._policy.decide(jobs, waiting, free)
-        missing = dict.fromkeys(
-            (self.tasks[t.job].source, menu.option(self.tasks[t.job], t.way).label) for t in wished.turns
-            if not self.fleet.is_ready(self.tasks[t.job].source, menu.option(self.tasks[t.job], t.way))
-        )  # fmt: skip
+        missing: dict[tuple[Source, str], Option] = {}
+        for turn in wished.turns:
+            source = self.tasks[turn.job].source
+            option = menu.options[source][turn.way]
+            if not self.fleet.is_ready(source, option):
+                missing[source, option.label] = option
         turns = list(wished.turns)
         if missing:
-            wanted = dict(menu.options)  # before those that are not ready are gone
             menu.only(self.fleet.ready)
             ready = menu.jobs(self.tasks)
             turns = list(self._policy.decide(ready, waiting, free).turns)
             gain_ms = _end(ready, turns, free) - _end(jobs, wished.turns, free)
             if gain_ms > _WORTH * 1e3 * sum(self.fleet.compile_s.get(source, 0.0) for source, _ in missing):
-                for source, label in missing:
-                    if (source, label) not in self._compiling:
-                        self._compiling.add((source, label))
-                        option = next(o for o in wanted[source] if o.label == label)
-                        beside.submit(self._compile, source, option)
+                for way, option in missing.items():
+                    if way not in self._compiling:
+                        self._compiling.add(way)
+                        beside.submit(self._compile, way[0], option)
         self._planning_ms += (perf_counter() - began) * 1e3
         return menu, turns
 
@@ -368,13 +355,14 @@ class QueueRun:
 
     def _way(self, menu: Menu, turn: JobTurn) -> _TaskPlanned:
         task = self.tasks[turn.job]
-        option = menu.option(task, turn.way)
+        option = menu.options[task.source][turn.way]
         stages = menu.stages(task.source, option)
         free = self._free()
         slot, _ = advance(stages, turn, free.device, free)
         with self._lock:
             self._flying[turn.job] = (free.device, stages)
-        return _TaskPlanned(task, option, slot, menu.conditions, self._uplink.ticket() if stages.crosses else -1)
+        ticket = self._uplink.ticket() if stages.crosses else -1
+        return _TaskPlanned(task, option, slot.ended, menu.conditions.link.up_mbps, ticket)
 
     # --- one request --------------------------------------------------------------------------------------------
 
@@ -448,13 +436,13 @@ class QueueRun:
         return TaskResult(
             task=way.task,
             option=way.option.label,
-            up_mbps=way.conditions.link.up_mbps,
+            up_mbps=way.up_mbps,
             edge_ms=spent.edge,
             transfer_ms=spent.transfer,
             server_ms=spent.server,
             waiting_ms=max(0.0, ended - arrival - spent.edge - spent.transfer - spent.server),
             started_ms=(spent.started - self._began) * 1e3,
             ended_ms=ended,
-            predicted_ms=way.slot.ended - arrival,
+            predicted_ms=way.ended_ms - arrival,
             fallback=result.fallback,
         )

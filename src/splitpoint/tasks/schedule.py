@@ -6,10 +6,8 @@
 
 The device takes one request after the other, in the order of a policy: runs the head, hands over what crosses without
 waiting for it, and goes on. The link and the server take what comes, first in, first out. So it is run for real
-(`splitpoint.tasks.queue_run`), and so every policy is run.
-
-Requests that follow each other into one tail, and are there when the server begins with the first of them, run as one
-batch where that is faster (`splitpoint.runtime.server.batching`): the answers are there when all of them are computed.
+(`queue_run`). Requests that follow each other into one tail, and are there when the server begins with the first of
+them, run as one batch where that is faster (`runtime.server.batching`): all are answered when all are computed.
 
 >>> jobs = [QueuedJob((StageTimes(10, 20, 30, 0, 5),)), QueuedJob((StageTimes(40),))]
 >>> [slot.ended for slot in timeline(jobs, [JobTurn(0), JobTurn(1)])]
@@ -61,18 +59,15 @@ class StageTimes(NamedTuple):
 
 
 class QueuedJob(NamedTuple):
-    """A request and the ways to serve it; `usual` is the one that is best for it alone. `due` counts from the start."""
+    """A request and the ways to serve it, first the one that is best for it alone. `due` counts from the start."""
 
     ways: tuple[StageTimes, ...]
-    usual: int = 0
     release: float = 0
     due: float = inf
     priority: int = 0
 
 
 class JobTurn(NamedTuple):
-    """Which job, and which of its ways."""
-
     job: int
     way: int = 0
 
@@ -213,12 +208,12 @@ def edf(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) ->
 
 def sjf(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) -> QueueOrder:
     """The shortest first: what it takes alone."""
-    return _by(jobs, waiting, lambda k: jobs[k].ways[jobs[k].usual].total)
+    return _by(jobs, waiting, lambda k: jobs[k].ways[0].total)
 
 
 def _by(jobs: Sequence[QueuedJob], waiting: Sequence[int], key: Callable[[int], float]) -> QueueOrder:
     ordered = sorted(waiting, key=lambda k: (-jobs[k].priority, key(k), jobs[k].release, k))
-    return QueueOrder(tuple(JobTurn(k, jobs[k].usual) for k in ordered))
+    return QueueOrder(tuple(JobTurn(k) for k in ordered))
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------

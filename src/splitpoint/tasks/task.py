@@ -1,10 +1,13 @@
-"""Requests that wait together, and what became of them: values alone."""
+"""Requests that wait together, and what became of them: values alone. A queue of them drawn at random."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
+from random import Random
 
 import msgspec
+import numpy as np
 
 from splitpoint.errors import UsageError
 from splitpoint.link import Link
@@ -12,6 +15,7 @@ from splitpoint.link import Link
 #: A day: what is later is a slip of the pen.
 MOST_S = 86_400.0
 MOST_PRIORITY = 1_000_000
+MOST_TASKS = 100_000
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +45,29 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     def source(self) -> tuple[str, str]:
         """What tells its model from those of other tasks: (model, weights)."""
         return self.model, self.weights
+
+
+def mix(models: Sequence[str], count: int, seed: int = 0) -> list[Task]:
+    """`count` tasks, all there at once, each of a model drawn from `models`: the same ones for the same seed.
+
+    >>> [t.name for t in mix(["alexnet", "lenet"], 4, seed=1)]
+    ['alexnet-1', 'lenet-1', 'alexnet-2', 'lenet-2']
+
+    UsageError for no models and for a count that makes no sense.
+    """
+    if not models or not all(models):
+        raise UsageError("a mix is a list of models with commas between: --mix alexnet,lenet")
+    if not 1 <= count <= MOST_TASKS:
+        raise UsageError(f"a mix has from 1 to {MOST_TASKS} tasks, not {count}")
+    # A string as seed is hashed by its own rule, the same in every version of Python.
+    random = Random(f"mix {seed}")
+    drawn = [models[int(random.random() * len(models))] for _ in range(count)]
+    met = dict.fromkeys(models, 0)
+    tasks = []
+    for model in drawn:
+        met[model] += 1
+        tasks.append(Task(name=f"{model}-{met[model]}", model=model))
+    return tasks
 
 
 class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,14 +148,14 @@ def summarise(
 ) -> QueueSummary:  # fmt: skip
     """What a queue came to, by its rows and what they do not tell; of a plan that was not run."""
     first = min(r.task.arrival_s for r in rows) * 1e3
-    totals = sorted(r.total_ms for r in rows)
+    totals = [r.total_ms for r in rows]
     return QueueSummary(
         policy=policy,
         tasks=len(rows),
         link=link,
         makespan_ms=max(r.ended_ms for r in rows) - first,
         mean_ms=sum(totals) / len(totals),
-        p95_ms=quantile(totals, 0.95),
+        p95_ms=float(np.percentile(totals, 95)),
         usage=usage,
         met=sum(r.met is True for r in rows),
         missed=sum(r.met is False for r in rows),
@@ -136,15 +163,3 @@ def summarise(
         bound_ms=bound_ms,
         planning_ms=planning_ms,
     )
-
-
-def quantile(ordered: list[float], share: float) -> float:
-    """The value that `share` of `ordered` do not exceed, interpolated.
-
-    >>> quantile([1.0, 2.0, 3.0], 0.5), quantile([1.0, 2.0], 0.95)
-    (2.0, 1.95)
-    """
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

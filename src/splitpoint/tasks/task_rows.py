@@ -59,7 +59,6 @@ TABLE: Sequence[Column[TaskPlan]] = (
 
 
 def summary_lines(summary: QueueSummary, *, predicted: bool = False) -> list[str]:
-    """A summary in a few lines."""
     how = "predicted: " if predicted else ""
     usage = summary.usage
     lines = [

@@ -13,7 +13,7 @@ from splitpoint.link import Link
 from splitpoint.planning.planner import Planner
 from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
 from splitpoint.runtime.adapt.link_belief import FrameTime
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 
 FAST, SLOW = Link(50, 200, 10), Link(2, 8, 10)
 

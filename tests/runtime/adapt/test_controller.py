@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from plans import profiles
+from relays import ThreadRelay
 from serving import nothing_leaks
 
 from splitpoint.cli import main
@@ -21,7 +22,6 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.inputs import read_inputs
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.model import Segment
@@ -35,7 +35,7 @@ from splitpoint.runtime.adapt.switch_policy import Policy
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import AutoPlan
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.runtime.result import Marks, Request, Result, Watcher
 from splitpoint.runtime.server.server import Server

@@ -25,7 +25,7 @@ def test_under_no_conditions_an_option_costs_what_the_planner_says(plan: Planner
     assert best is not None
     assert view.best() == best
     assert view.price(best).total.ms == pytest.approx(best.total.ms)
-    assert view.local() == plan.local(FAST)
+    assert view.planner.local(view.link) == plan.local(FAST)
 
 
 def test_queues_failures_and_what_is_beside_the_plan_make_remote_options_dearer_and_no_others(plan: Planner) -> None:
@@ -34,15 +34,15 @@ def test_queues_failures_and_what_is_beside_the_plan_make_remote_options_dearer_
     remote = calm.remote()
     assert remote is not None
     assert view.price(remote).total.ms == pytest.approx(remote.total.ms + 35)
-    assert view.local().total.ms == pytest.approx(calm.local().total.ms)
+    assert view.planner.local(view.link).total.ms == pytest.approx(calm.planner.local(calm.link).total.ms)
     failing = costs.view(Conditions(link=FAST, failing=0.5)).price(remote).total.ms
-    assert failing == pytest.approx(remote.total.ms + 0.5 * calm.local().total.ms)
+    assert failing == pytest.approx(remote.total.ms + 0.5 * calm.planner.local(calm.link).total.ms)
 
 
 def test_a_slowdown_is_planned_for_in_steps_and_a_small_change_makes_no_new_planner(plan: Planner) -> None:
     costs = OptionCosts(plan)
     twice = costs.view(Conditions(link=FAST, device=2.0))
-    assert twice.local().total.ms == pytest.approx(2 * plan.local(FAST).total.ms, rel=0.06)
+    assert twice.planner.local(twice.link).total.ms == pytest.approx(2 * plan.local(FAST).total.ms, rel=0.06)
     assert costs.view(Conditions(link=FAST, device=2.1)).planner is twice.planner
     assert costs.view(Conditions(link=FAST, device=2.6)).planner is not twice.planner
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from relays import ThreadRelay
 from serving import Gate, affine, nothing_leaks
 
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, UsageError
-from splitpoint.lab.relay import ThreadRelay
 from splitpoint.link import Link
 from splitpoint.link.estimator import LinkEstimator
 from splitpoint.link.presets import PRESETS
@@ -22,7 +22,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import software
-from splitpoint.runtime.probe.link_probe import MOST_NBYTES, LinkMeasurement, measure_link, probe
+from splitpoint.runtime.probe.link_probe import MOST_NBYTES, LinkMeasurement, glimpse, measure_link
 from splitpoint.runtime.result import Result
 from splitpoint.runtime.server.server import Server
 from splitpoint.transports import connect
@@ -64,7 +64,7 @@ class Pipe:
 
 
 class VirtualChannel:
-    """What `probe` needs of a channel, on a simulated link to a simulated server; `now` is its clock."""
+    """What `measure_link` needs of a channel, on a simulated link to a simulated server; `now` is its clock."""
 
     def __init__(
         self, link: Link, *, slow_start: bool = False, burst: float = 0.0, seed: int = 0, dies_after: int = 1 << 60
@@ -133,7 +133,7 @@ class VirtualChannel:
 
 
 def measured(channel: VirtualChannel, budget_s: float = 3.0) -> LinkMeasurement:
-    return probe(channel, budget_s, clock=lambda: channel.now)
+    return measure_link(channel, budget_s, clock=lambda: channel.now)
 
 
 LINKS = [
@@ -244,6 +244,50 @@ def test_a_budget_must_make_sense(budget_s: float) -> None:
         measured(VirtualChannel(PRESETS["4g"]), budget_s)
 
 
+# --- a look at an idle link -----------------------------------------------------------------------------------------
+
+
+class IdleChannel:
+    """Answers a ping and a probe, in virtual time."""
+
+    timeout_s = 1.0
+
+    def __init__(self, up_mbps: float, rtt_s: float, *, dead: bool = False) -> None:
+        self.now_s, self.up_mbps, self.rtt_s, self.dead = 50.0, up_mbps, rtt_s, dead
+        self.sent: list[int] = []
+        self.welcome = wire.Welcome()
+
+    def reserve(self, *, most: int = 0) -> int:
+        return len(self.sent) + 1
+
+    def send(self, id: int, packet: wire.Packet) -> None:
+        self.sent.append(packet.nbytes)
+
+    def abandon(self, id: int) -> None: ...
+
+    def expect(self, id: int, answer: type, timeout_s: float | None = None) -> tuple[object, wire.Frame]:
+        if self.dead:
+            raise ServerError("it did not answer in time")
+        there_s = self.now_s + self.sent[-1] * 8e-6 / self.up_mbps + self.rtt_s / 2
+        self.now_s = there_s + self.rtt_s / 2
+        frame = wire.Frame(0, 0, id, None, started=self.now_s, nbytes=40)
+        if answer is wire.Pong:
+            return wire.Pong(0.0, there_s + 7, there_s + 7), frame
+        return wire.Probed(there_s + 7, there_s + 7, there_s + 7), frame
+
+
+@pytest.mark.parametrize("up_mbps", [0.5, 8.0, 100.0])
+def test_a_glimpse_sees_the_rate_within_its_bytes(up_mbps: float) -> None:
+    channel = IdleChannel(up_mbps, 0.02)
+    seen = glimpse(channel, lambda: 7.0, 4000, 1.0, clock=lambda: channel.now_s)
+    assert seen is not None
+    assert sum(channel.sent) <= 4000
+    assert seen.up_nbytes * 8e-3 / (seen.up_ms - 10) == pytest.approx(up_mbps, rel=0.01)
+    assert seen.rtt_ms == pytest.approx(20, rel=0.1)
+    assert seen.down_ms == pytest.approx(10, rel=0.01)
+    assert glimpse(IdleChannel(1.0, 0.02, dead=True), lambda: 0.0, 4000, 1.0) is None
+
+
 # --- real sockets --------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +322,7 @@ def test_a_relayed_link_is_measured(server: Server) -> None:
     """Wide bounds: this machine may be busy. The lab's benchmark has the narrow ones."""
     with ThreadRelay(server.address, Link(4, 8, 20)) as relay:
         channel = ask(relay.address)
-        link = measure_link(channel, 1.5, name="here")
+        link = measure_link(channel, 1.5, name="here").link
         channel.close()
     assert link.up_mbps == pytest.approx(4, rel=0.25)
     assert link.down_mbps == pytest.approx(8, rel=0.25)
@@ -306,7 +350,7 @@ def test_a_server_that_ends_in_the_middle_is_a_clear_error(server: Server) -> No
         channel = ask(relay.address)
         relay.cut(after_nbytes=20_000)
         with pytest.raises(ServerError, match="the link could not be measured"):
-            probe(channel, 2.0)
+            measure_link(channel, 2.0)
         channel.close()
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from splitpoint.link import Link
 from splitpoint.runtime.adapt.link_belief import FrameTime, LinkBelief
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 
 #: The median of so many values, none older than this (but the newest).
 _COUNT, _WINDOW_S = 5, 10.0
@@ -174,7 +174,6 @@ class Observer:
         self._reachable = reachable
 
     def conditions(self, now_s: float) -> Conditions:
-        """What is believed at `now_s`."""
         link, constant_ms = self._link.at(now_s)
         return Conditions(
             link=link,
@@ -199,7 +198,6 @@ class _Recent:
         self._values: deque[tuple[float, float]] = deque(maxlen=_COUNT)
 
     def add(self, now_s: float, value: float | None) -> None:
-        """A value as of `now_s`; None is none."""
         if value is None:
             return
         while len(self._values) >= self._least and self._values[0][0] < now_s - self._window_s:
@@ -207,7 +205,6 @@ class _Recent:
         self._values.append((now_s, value))
 
     def at(self, now_s: float) -> float:
-        """What is believed at `now_s`."""
         values = [value for _, value in self._values]
         missing = self._least - len(values)
         if not values or (missing > 0 and self._sure):

@@ -5,10 +5,9 @@
                     a probe of an idle link,
                     an extra request (`Edge.shadow`)
 
-What is decided, and from what, is pure: `conditions` and `switch_policy`; so are when to probe (`probe_schedule`) and
-which cuts to keep compiled (`prewarm`). Here is what needs an edge: `Adaptive.tick` does all that is due at one moment,
-and `start` calls it from a thread. What takes long (compiling, probing) is done in a second thread, so that the first
-one hears of a late answer meanwhile. Requests are served all the time.
+Here is what needs an edge: `Adaptive.tick` does all that is due at one moment, and `start` calls it from a thread. What
+takes long (compiling, probing) is done in a second thread, so that the first one hears of a late answer meanwhile.
+Requests are served all the time.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from splitpoint.runtime.adapt.switch_policy import Adapter, Decision, Policy
 from splitpoint.runtime.circuit_breaker import DOWN, UP
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
-from splitpoint.runtime.probe.quick_probe import Glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse
 from splitpoint.runtime.result import Request, Result, Watcher
 from splitpoint.runtime.threads import persist
 from splitpoint.survey import Reached, placement, survey
@@ -147,27 +146,24 @@ class Adaptive:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._put = beside or self._jobs.put
         self._working: set[str] = set()
-        self._link = link
         self._cuts: dict[str, Cut] = {}
         self._sample: Request | None = None
-        self._looked_up = self._conditions = Conditions(link=link)
+        self.believed = Conditions(link=link)
+        """What is believed of link, device and server, as of the last decision."""
+        self._looked_up = self.believed
         self._likely_s = float("-inf")
         self._barred: dict[Set[int], float] = {}  # cuts that could not be switched to, and until when not to try
         self._likely_at: Set[int] | None = None
         self._likely: list[Placing] = []
         self.began_s = clock()
         self._predict = watching.predict
-        edge.switch(*self._placing(first), predicted_ms=self._predicted_ms(first))  # whatever it takes to fetch
+        predicted_ms = first.total.ms if self._predict else None
+        edge.switch(*self._placing(first), predicted_ms=predicted_ms)  # whatever it takes to fetch
 
     @property
     def option(self) -> Option:
         """What the edge runs with, at the price when it was last looked at."""
         return self._adapter.current
-
-    @property
-    def believed(self) -> Conditions:
-        """What is believed of link, device and server, as of the last decision."""
-        return self._conditions
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -234,7 +230,6 @@ class Adaptive:
         self._urgent(partial(self._observer.reachable, self._now(), state == UP))
 
     def delivered(self, request: Request, result: Result) -> None:
-        """A request was answered to whoever asked."""
         self._gaps.answered(result.marks.started, result.marks.ended)
         if not result.up_nbytes and not result.fallback:
             self._heard.append(partial(self._schedule.ran_alone, result.marks.ended))
@@ -258,8 +253,11 @@ class Adaptive:
             stages, remote_ms, t = {**stages, "tail": 0.0, "queue": 0.0}, 0.0, t._replace(load_queue_s=0.0)
         up_ms, rtt_ms = stages["up"], 2e3 * result.offset.error_s
         self._schedule.used(now_s)
-        self._schedule.saw(now_s, self._link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
-        cut = self._cut_named(result.cut)
+        self._schedule.saw(now_s, self.believed.link.up_ms(result.up_nbytes) + rtt_ms / 2, up_ms)
+        if result.cut not in self._cuts:
+            now = self._edge.cut
+            self._cuts[result.cut] = now if now.name == result.cut else self._planner.graph.cut(result.cut)
+        cut = self._cuts[result.cut]
         tail = Ran(stages["tail"], self._there.tail(cut).median, self._there.whole.median)
         self._observer.answered(
             now_s, FrameTime(result.up_nbytes, up_ms), FrameTime(result.down_nbytes, stages["down"]), tail,
@@ -273,8 +271,7 @@ class Adaptive:
         """Everything that is to be done at `now_s`: learn, decide, switch, get ready, look at the link, report."""
         while self._heard:
             self._heard.popleft()()
-        self._conditions = conditions = self._observer.conditions(now_s)
-        self._link = conditions.link
+        self.believed = conditions = self._observer.conditions(now_s)
         before = self._adapter.current
         decision = self._adapter.decide(now_s, conditions)
         if decision.switch:
@@ -291,7 +288,7 @@ class Adaptive:
             self._adapter.revert(now_s)
             return
         try:
-            self._edge.switch(cut, codecs, predicted_ms=self._predicted_ms(new))
+            self._edge.switch(cut, codecs, predicted_ms=new.total.ms if self._predict else None)
         except SplitpointError as exc:
             self._adapter.revert(now_s)
             self._barred[cut.nodes] = now_s + RETRY_S
@@ -317,7 +314,6 @@ class Adaptive:
             self._do(f"forget {cut.name}", partial(self._edge.forget, cut))
 
     def _look(self, now_s: float, conditions: Conditions) -> None:
-        """Sends an extra request, or a probe, if one is due."""
         state = self._edge.link_state
         if state == DOWN:
             return
@@ -405,27 +401,15 @@ class Adaptive:
         if seen is None:
             self._observer.overdue(now_s, nbytes, _PROBE_WAIT_S * 1e3)
             return
-        self._schedule.saw(now_s, self._link.up_ms(seen.up_nbytes) + seen.rtt_ms / 2, seen.up_ms)
+        self._schedule.saw(now_s, self.believed.link.up_ms(seen.up_nbytes) + seen.rtt_ms / 2, seen.up_ms)
         self._observer.probed(now_s, seen)
 
     # --- names --------------------------------------------------------------------------------------------------
 
     def _placing(self, option: Option) -> Placing:
-        """The cut of an option and its codecs."""
         cut, codecs = placement(self._planner.graph, option)
         self._cuts[cut.name] = cut
         return cut, codecs
-
-    def _predicted_ms(self, option: Option) -> float | None:
-        """What a request should take."""
-        return option.total.ms if self._predict else None
-
-    def _cut_named(self, name: str) -> Cut:
-        """The cut that an answer names."""
-        if name not in self._cuts:
-            current = self._edge.cut
-            self._cuts[name] = current if current.name == name else self._planner.graph.cut(name)
-        return self._cuts[name]
 
 
 def planned(

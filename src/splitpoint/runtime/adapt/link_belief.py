@@ -1,15 +1,12 @@
 """What frames, pings and silence show of a link → the link that a plan may count on now. Pure: no clock, no thread.
 
 The rates are those of `splitpoint.link.estimator`. Here is what it does not know: which part of a frame's time was
-waiting behind other frames (`SharedUplink`), and four rules for a link that changes suddenly.
+waiting behind other frames (`SharedUplink`), and rules for a link that changes suddenly (why: docs/design/adapt.md).
 
-* A frame may be late for many reasons, but it is early only because the link is fast. So the link is at once as fast
-  as its fastest frame; that it has become slower takes `LinkEstimator` three frames.
-* A request that should have been answered long ago bounds the uplink from above, and the bound falls while the silence
-  lasts. Half of that bound is believed until the answer comes; the late answer then shows whether it was the link.
-* On a ramp `LinkEstimator` may take the trend for a cost beside the bytes. Where it believes in a faster link than
-  most frames allow, it is begun anew.
-* It is begun anew, too, where several frames in a row are faster than it believes the link to be.
+* A frame is early only because the link is fast: one that is very early, or several in a row, begin the estimate anew.
+* So does an estimate that is faster than most of the last frames allow (a ramp that it took for a cost beside bytes).
+* A request that should have been answered long ago bounds the uplink from above. Half of that bound is believed until
+  the answer comes, which then shows whether it was the link.
 """
 
 from __future__ import annotations
@@ -58,8 +55,7 @@ class FrameTime(NamedTuple):
 class LinkBelief:
     """Follows one link. `start` is believed at first; `measured`: it was measured just now.
 
-    `hasty`: the four rules apply. They see a change within a frame, at the price of a rougher estimate on a noisy link
-    (a queue in virtual time whose frames differ by 30 %: 10 % off instead of 5, and ten times as many new plans).
+    `hasty`: the rules apply. They see a change within a frame, at the price of a rougher estimate on a noisy link.
     One thread at a time; moments (`now_s`) are seconds on any one clock of the device.
     """
 
@@ -79,12 +75,6 @@ class LinkBelief:
             link = msgspec.structs.replace(link, up_mbps=likely)
         return link, self._estimator.overhead_ms
 
-    def ping(self, now_s: float, rtt_ms: float) -> None:
-        """An empty message that was back at `now_s` took `rtt_ms` on the link; 0 says nothing."""
-        if rtt_ms > 0:
-            self._pings.append((now_s, rtt_ms))
-            self._estimator.ping(now_s, rtt_ms)
-
     def wait_for(self, now_s: float, nbytes: float, age_ms: float, there_ms: float) -> None:
         """Nothing came for a request of `nbytes` for `age_ms`; the server usually has it for `there_ms`."""
         if self._overdue is None and nbytes > 0 and age_ms > 0:
@@ -100,12 +90,15 @@ class LinkBelief:
     def observe(
         self, now_s: float, up: FrameTime, down: FrameTime, rtt_ms: float, remote_ms: float, request: int | None = None
     ) -> float:
-        """Two frames there and back, complete at `now_s`, `remote_ms` after the first was handed over.
+        """Two frames there and back, complete at `now_s`, `remote_ms` after the first was handed over. `rtt_ms` is what
+        an empty message took (0: not known).
 
         `request` is the one that `uplink` was told of, if it was. Returns how long the first frame waited on the link
         for those before it, ms.
         """
-        self.ping(now_s, rtt_ms)
+        if rtt_ms > 0:
+            self._pings.append((now_s, rtt_ms))
+            self._estimator.ping(now_s, rtt_ms)
         half_ms, handed_s = self._estimator.link.rtt_ms / 2, now_s - remote_ms * 1e-3
         ready_s = handed_s + half_ms * 1e-3
         start_s, carried = self.uplink.answered(request, ready_s, handed_s + up.ms * 1e-3, up.nbytes)

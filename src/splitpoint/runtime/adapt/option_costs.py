@@ -6,8 +6,8 @@ and kept: making one takes some 10 ms, asking it 2 ms.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from math import exp, log
 
 import msgspec
@@ -49,7 +49,6 @@ class View:
         return View(self.planner, self.easier, msgspec.structs.replace(self.link, up_mbps=up, down_mbps=down))
 
     def price(self, option: Option) -> Option:
-        """`option` as it is now."""
         return self.planner.price(option.on_edge, option.codecs, self.link)
 
     def best(self) -> Option | None:
@@ -57,17 +56,12 @@ class View:
         best = self.planner.best(self.link)
         return best if best is not None or self.easier is self.planner else self.easier.best(self.link)
 
-    def local(self) -> Option:
-        """All on the device, even if a constraint rules it out."""
-        return self.planner.local(self.link)
-
     def alone(self) -> Option | None:
         """What to do without a server: all on the device, in whatever time; None if a constraint rules it out."""
         local = self.easier.local(self.link)
         return None if local.refused else local
 
     def remote(self) -> Option | None:
-        """The best that uses the server."""
         return self.planner.remote(self.link)
 
     def plain(self) -> Option | None:
@@ -75,6 +69,11 @@ class View:
         cut = self.planner.graph.prefixes()[0]
         option = self.planner.price(cut, ["raw"] * len(cut.crossing), self.link)
         return None if option.kind == "device" else option
+
+
+def same(one: Option, other: Option) -> bool:
+    """Whether two options are one way to serve a request, whatever they cost."""
+    return one.on_edge == other.on_edge and one.codecs == other.codecs
 
 
 class OptionCosts:
@@ -92,9 +91,7 @@ class OptionCosts:
         if self._rate:
             for objective in {"latency", "throughput"} - {planner.objective}:
                 self._base[objective] = planner.relaxed(planner.constraints, objective)
-        self._planners = OrderedDict(
-            {(objective, 0, 0): (base, _without_deadline(base)) for objective, base in self._base.items()}
-        )
+        self._planned = lru_cache(_PLANNERS * len(self._base))(self._plan)
         self._step = (0, 0)
         self._last: dict[str, tuple[View, Option]] = {}
 
@@ -131,7 +128,7 @@ class OptionCosts:
         )
 
     def _view(self, objective: str, c: Conditions) -> View:
-        planner, easier = self._planned(objective, self._step)
+        planner, easier = self._planned(objective, *self._step)
         besides_ms = c.queue_ms + c.overhead_ms
         if c.failing:
             # A request that fails takes as long again: the device then computes all of it.
@@ -139,15 +136,11 @@ class OptionCosts:
         rtt_ms = min(c.link.rtt_ms + besides_ms, _MOST_MS)
         return View(planner, easier, msgspec.structs.replace(c.link, rtt_ms=rtt_ms))
 
-    def _planned(self, objective: str, step: tuple[int, int]) -> tuple[Planner, Planner]:
-        key = (objective, *step)
-        if key not in self._planners:
-            slowed = self._base[objective].slowed(exp(step[0] * _STEP), exp(step[1] * _STEP))
-            self._planners[key] = (slowed, _without_deadline(slowed))
-            while len(self._planners) > _PLANNERS * len(self._base):
-                self._planners.popitem(last=False)
-        self._planners.move_to_end(key)
-        return self._planners[key]
+    def _plan(self, objective: str, device: int, server: int) -> tuple[Planner, Planner]:
+        planner = self._base[objective]
+        if device or server:
+            planner = planner.slowed(exp(device * _STEP), exp(server * _STEP))
+        return planner, _without_deadline(planner)
 
 
 def _without_deadline(planner: Planner) -> Planner:

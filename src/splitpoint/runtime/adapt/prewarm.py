@@ -18,7 +18,6 @@ _LEAST_S = 5.0
 
 #: A cut, and how what crosses there travels (which compiles nothing).
 Placing = tuple[Cut, Mapping[str, str]]
-Nodes = Set[int]
 
 
 class _Kept(msgspec.Struct):
@@ -41,9 +40,8 @@ class LikelyCuts:
     (True, 'normalize.transpose')
     """
 
-    def __init__(self, most: int = MOST, kept_s: float = KEPT_S) -> None:
-        self._most, self._kept_s = most, kept_s
-        self._known: dict[Nodes, _Kept] = {}
+    def __init__(self) -> None:
+        self._known: dict[Set[int], _Kept] = {}
 
     def likely(self, now_s: float, placings: Iterable[Placing]) -> None:
         """These are the likely ones now, the likeliest first."""
@@ -63,25 +61,21 @@ class LikelyCuts:
         return next((k.placing for k in likeliest if not k.compiled and k.not_before_s <= now_s), None)
 
     def compiled(self, cut: Cut) -> None:
-        """It is ready."""
         if (kept := self._known.get(cut.nodes)) is not None:
             kept.compiled = True
 
     def failed(self, now_s: float, cut: Cut) -> None:
-        """It could not be made ready; not again for a while."""
         if (kept := self._known.get(cut.nodes)) is not None:
             kept.not_before_s = now_s + RETRY_S
 
     def spare(self, now_s: float, current: Cut) -> list[Cut]:
         """Those to free: not likely for long, or too many; never `current`, nor what was in use a moment ago."""
-        others = sorted(
-            (k for k in self._known.values() if k.placing[0].nodes != current.nodes), key=lambda k: -k.likely_s
-        )
-        gone = [
-            k
-            for place, k in enumerate(others, 1)
-            if now_s - k.likely_s > self._kept_s or (place >= self._most and now_s - k.likely_s > _LEAST_S)
-        ]
-        for kept in gone:
-            del self._known[kept.placing[0].nodes]
-        return [k.placing[0] for k in gone if k.compiled]
+        others = [nodes for nodes in self._known if nodes != current.nodes]
+        others.sort(key=lambda nodes: -self._known[nodes].likely_s)
+        freed = []
+        for place, nodes in enumerate(others, 1):
+            unlikely_s = now_s - self._known[nodes].likely_s
+            if unlikely_s > KEPT_S or (place >= MOST and unlikely_s > _LEAST_S):
+                kept = self._known.pop(nodes)
+                freed += [kept.placing[0]] * kept.compiled
+        return freed

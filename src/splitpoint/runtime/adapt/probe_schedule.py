@@ -1,10 +1,9 @@
 """When an edge probes its link, and with how many bytes. Pure: time is an argument.
 
-Requests that use the link show how it is, and nothing else is sent. An idle link is probed every so often with a
-message of at most 1 % of what it carries. While everything runs on the device, one real request in so many is sent to
-the server as well: a small message shows little of what a large one will take, and nothing of the server's load. Where
-a probe shows something very different from what is believed, the next ones follow soon, so that a single one need not
-be believed.
+Requests that use the link show how it is, and nothing else is sent. An idle link is probed with 1 % of what it carries.
+While everything runs on the device, one real request in so many is sent to the server as well: a small message shows
+little of what a large one will take, and nothing of the server's load. What surprises is soon looked at again, so that
+a single probe need not be believed.
 """
 
 from __future__ import annotations
@@ -25,42 +24,13 @@ _AGAIN, _SOON_S, _CALM_S = 3, 0.1, 1.0
 _LOST_S = 10.0
 
 
-class Allowance:
-    """Bytes that probes may take: a share of what the link could have carried, saved for some seconds, and up to
-    `least` on a link so slow that this is more.
-
-    >>> allowance = Allowance(share=0.01, saved_s=4)
-    >>> allowance.grow(10.0, mbps=8), allowance.grow(11.0, mbps=8)      # 1 MB/s: 10 kB in a second
-    (0.0, 10000.0)
-    >>> allowance.spend(4000)
-    >>> allowance.grow(60.0, mbps=8)                                    # never more than four seconds' worth
-    40000.0
-    """
-
-    def __init__(self, share: float = SHARE, saved_s: float = SAVED_S, least: float = 0.0) -> None:
-        self._share, self._saved_s, self._least = share, saved_s, least
-        self._at_s: float | None = None
-        self.nbytes = 0.0
-
-    def grow(self, now_s: float, mbps: float) -> float:
-        """What may be spent at `now_s`, the link having carried `mbps` since it was last asked."""
-        rate = self._share * mbps * 125e3
-        passed_s = 0.0 if self._at_s is None else max(0.0, now_s - self._at_s)
-        self._at_s = now_s
-        self.nbytes = min(self.nbytes + rate * passed_s, max(rate * self._saved_s, self._least))
-        return self.nbytes
-
-    def spend(self, nbytes: float) -> None:
-        """So many were sent."""
-        self.nbytes -= nbytes
-
-
 class ProbeSchedule:
     """When to probe (`probe_every_s` 0: never), and when to send an extra request (`explore_every` 0: never)."""
 
     def __init__(self, probe_every_s: float, explore_every: int) -> None:
         self._every_s, self._every = probe_every_s, explore_every
-        self._allowance = Allowance(least=LEAST_NBYTES / _PART)
+        self._saved_nbytes = 0.0  # what probes may take, as of
+        self._asked_s = inf
         self._used_s = self._probed_s = self._alone_s = self._surprised_s = self._not_before_s = -inf
         self._beside_s: float | None = None  # when the extra request was sent whose answer is waited for
         self._alone = self._again = 0
@@ -90,7 +60,6 @@ class ProbeSchedule:
         return self._alone >= self._every or ((hurry or self._again > 0) and self._alone > 0)
 
     def sent_request(self, now_s: float) -> None:
-        """An extra request was sent."""
         self._beside_s, self._alone = now_s, 0
         self._again = max(0, self._again - 1)
 
@@ -101,17 +70,21 @@ class ProbeSchedule:
 
     def probe_nbytes(self, now_s: float, mbps: float) -> int:
         """How many bytes to probe a link of `mbps` with now; 0 for not at all."""
-        may = self._allowance.grow(now_s, mbps)
+        rate = SHARE * mbps * 125e3
+        # On a slow link seconds are not enough to save up for the smallest probe.
+        most = max(rate * SAVED_S, LEAST_NBYTES / _PART)
+        self._saved_nbytes = min(self._saved_nbytes + rate * max(0.0, now_s - self._asked_s), most)
+        self._asked_s = now_s
         if not self._every_s or now_s - self._used_s < self._every_s or self._beside_s is not None:
             return 0
         again = self._again > 0 and not (self._every and now_s - self._alone_s < self._every_s)
         if now_s - self._probed_s < (_SOON_S if again else self._every_s):
             return 0
-        nbytes = int(min(MOST_NBYTES, may * _PART))
+        nbytes = int(min(MOST_NBYTES, self._saved_nbytes * _PART))
         return nbytes if nbytes >= LEAST_NBYTES else 0
 
     def sent_probe(self, now_s: float, nbytes: int) -> None:
         """A probe was sent, with all that belongs to it."""
         self._probed_s = now_s
-        self._allowance.spend(nbytes)
+        self._saved_nbytes -= nbytes
         self._again = max(0, self._again - 1)

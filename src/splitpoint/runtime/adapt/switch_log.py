@@ -63,7 +63,6 @@ class Gaps:
         self._seen: deque[tuple[float, float]] = deque(maxlen=_USUAL * 5)
 
     def answered(self, began_s: float, ended_s: float) -> None:
-        """A request was answered to whoever asked."""
         self._seen.append((began_s, ended_s))
 
     def across(self, moment_s: float) -> float | None:

@@ -5,27 +5,22 @@
     if decision.switch:
         edge.switch(*placement(graph, decision.option))     # the uplink fell to 2.1 Mbit/s
 
-The best option for the conditions is the planner's own, with profiles as slow as device and server are, and with the
-server's queue, what requests cost beside the plan, and failures as a longer round trip. Four things keep it from
-flapping:
+The best option is `option_costs`'. Four things keep it from flapping; `Policy` has their numbers:
 
-* A gain must be worth it (`Policy.gain`), and a small one must have been there for a while.
-* Between two switches passes at least `Policy.dwell_s`. Always.
+* A gain must be worth it, and a small one must have been there for a while.
+* Between two switches passes a least time. Always.
 * A server is left because of its load after a time drawn at random. It is given more to do again only after it has
   looked free for a pause, drawn at random too, that doubles each time. So edges that share a server neither leave nor
   return together, and the second one sees whether there is still a need, or room.
-* A switch that was undone shortly after it was made is followed by such a pause as well, in either direction.
-
-Pauses never hold up what is necessary: leaving what has become worse.
+* A switch that was soon undone is followed by such a pause as well. Leaving what has become worse waits for none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import inf, isfinite
 from random import Random
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -33,7 +28,7 @@ from splitpoint.errors import UsageError
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option, value
 from splitpoint.runtime.adapt.conditions import Conditions
-from splitpoint.runtime.adapt.option_costs import OptionCosts, View
+from splitpoint.runtime.adapt.option_costs import OptionCosts, View, same
 from splitpoint.units import mbps, ms
 
 #: A pause is drawn between these shares of its length.
@@ -83,22 +78,20 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True):
     """Whether to switch, and to what: `option` is the best one then, else the current one, at today's price.
 
-    `why`, a part of a sentence, is what changed if `switch`, else what speaks against it. `current_ms` and `best_ms`
-    are what a request takes now and with the best option, `gain_ms` their difference (0 if the server is gone).
-    Where throughput is the objective now, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
+    `why`, a part of a sentence, is what changed. `gain_ms` is what a request gains (0 if the server is gone). Where
+    throughput is the objective now, `gain_rate` is what is gained of it, requests a second; 0 elsewhere.
     """
 
     switch: bool
     option: Option
-    why: str
-    gain_ms: float
-    current_ms: float
-    best_ms: float
+    why: str = ""
+    gain_ms: float = 0.0
     gain_rate: float = 0.0
 
 
 class Adapter:
-    """Decides for one edge, again and again. `current` is the option that it runs with (None: the first `decide` says).
+    """Decides for one edge, again and again. `current` is the option that it runs with, at the price when it was last
+    looked at.
 
     `seed` should differ between edges: those that share a server must not decide at the same moments. `rate` is
     how many frames a second a stream brings: while the best option for latency keeps up with them it is chosen, else
@@ -106,13 +99,12 @@ class Adapter:
     """
 
     def __init__(
-        self, planner: Planner, *, current: Option | None = None, policy: Policy | None = None, seed: int = 0,
-        rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, planner: Planner, *, current: Option, policy: Policy | None = None, seed: int = 0, rate: float = 0.0
+    ) -> None:
         self.policy = policy or Policy()
         self._costs = OptionCosts(planner, rate)
         self._pauses, self._random = _Pauses(self.policy), Random(seed)
-        self._current = self._before = current
+        self.current = self._before = current
         #: What was believed when the current option was chosen, when that was, and since when there is a better one.
         self._then: Conditions | None = None
         self._switched_s = -inf
@@ -121,47 +113,39 @@ class Adapter:
         self._undo: tuple[Conditions | None, float, _Remembered] = (None, -inf, self._pauses.state)
         self._barred: _Barred | None = None
 
-    @property
-    def current(self) -> Option:
-        """The option that the edge runs with, at the price when it was last looked at. UsageError before any."""
-        if self._current is None:
-            raise UsageError("there is no current option yet: give one, or call decide first")
-        return self._current
-
     def decide(self, now_s: float, conditions: Conditions) -> Decision:
         """Keep, or switch: then the option counts as `current` from now on (see `revert`)."""
         view = self._costs.view(conditions)
         best = self._costs.best(view) if conditions.reachable else view.alone()
         if best is not None and self._barred is not None and self._barred.bars(now_s, best):
             best = self._instead(now_s, view, conditions) or best
-        if self._current is None:
-            first = self._current = self._before = best or view.local()
-            self._then, self._switched_s = conditions, now_s
-            return Decision(True, first, "it is the plan for these conditions", 0.0, first.total.ms, first.total.ms)
-        current = self._current = view.price(self._current)
+        current = self.current = view.price(self.current)
         then = self._then = self._then or conditions
-        if best is None or _same(current, best):
+        if best is None or same(current, best):
             self._better_since = None
-            return _keep(current, current, "nothing is better")
+            return Decision(False, current)
         cause = _cause(then, conditions, current, best)
-        against = self._against(now_s, current, best, cause, conditions)
-        if against:
-            return _keep(current, best, against)
-        self._switch(now_s, current, best, cause, conditions)
-        gain_ms = current.total.ms - best.total.ms if conditions.reachable else 0.0
-        many = self._costs.objective == "throughput" and conditions.reachable
-        gain_rate = best.throughput - current.throughput if many else 0.0
+        if not self._worth(now_s, current, best, cause, conditions):
+            return Decision(False, current)
+        self._undo = (self._then, self._switched_s, self._pauses.state)
+        self._pauses.switched(now_s - self._switched_s, _direction(current, best), cause)
+        self._before, self.current = current, best
+        self._then, self._switched_s, self._better_since = conditions, now_s, None
         why = _said(cause, then, conditions) or "it is better now"
-        return Decision(True, best, why, gain_ms, current.total.ms, best.total.ms, gain_rate)
+        if not conditions.reachable:
+            return Decision(True, best, why)
+        gain_ms = current.total.ms - best.total.ms
+        many = self._costs.objective == "throughput"
+        return Decision(True, best, why, gain_ms, best.throughput - current.throughput if many else 0.0)
 
     def revert(self, now_s: float) -> Option:
         """The option before, which is the current one again, because the edge could not switch to the one that was
         decided for. That one is tried again a little later, and later each time; meanwhile another one may be chosen.
         """
-        times = self._barred.times + 1 if self._barred is not None and _same(self._barred.option, self.current) else 0
+        times = self._barred.times + 1 if self._barred is not None and same(self._barred.option, self.current) else 0
         pause_s = min(_RETRY_S * 2.0**times, self.policy.calm_s)
         self._barred = _Barred(self.current, now_s + pause_s, times)
-        self._current, (self._then, self._switched_s, self._pauses.state) = self._before, self._undo
+        self.current, (self._then, self._switched_s, self._pauses.state) = self._before, self._undo
         return self.current
 
     def likely(self, conditions: Conditions, most: int = 4) -> Sequence[Option]:
@@ -171,8 +155,7 @@ class Adapter:
         view = self._costs.view(conditions)
         wanted = [view.best(), view.alone(), *(view.on(share).best() for share in _LIKELY), view.plain()]
         options = [o for o in wanted if o is not None]
-        here = self._current.on_edge if self._current is not None else None
-        cuts = {o.on_edge: o for o in reversed(options) if o.on_edge != here and not o.refused}
+        cuts = {o.on_edge: o for o in reversed(options) if o.on_edge != self.current.on_edge and not o.refused}
         return [o for o in options if cuts.get(o.on_edge) is o][:most]
 
     def explore(self, conditions: Conditions) -> Option | None:
@@ -188,28 +171,26 @@ class Adapter:
 
     # --- what speaks against a switch ---------------------------------------------------------------------------
 
-    def _against(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> str:
-        """Why not to switch to `best`; empty if nothing speaks against it."""
-        policy, waited_s = self.policy, now_s - self._switched_s
+    def _worth(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> bool:
+        """Whether `best` is worth a switch now."""
+        policy = self.policy
         if conditions.reachable:
             share = self._share(current, best)
-            if share < policy.gain or self._too_little(current, best):
+            gain_ms = current.total.ms - best.total.ms if self._costs.objective == "latency" else inf
+            if share < policy.gain or (gain_ms < policy.gain_ms and not current.refused):
                 self._better_since = None
-                return f"{best.label} is no better" if share <= 0 else f"{best.label} is hardly better"
+                return False
             if self._better_since is None:
                 self._better_since, self._draw = now_s, self._random.random()
             settle_s = policy.settle_s * policy.gain / share if share < policy.urgent else 0.0
             better_s, direction = now_s - self._better_since, _direction(current, best)
             if direction < 0 and cause in _LOAD:
                 settle_s = max(settle_s, policy.leave_s * self._draw)
-            if better_s < settle_s:
-                return f"{best.label} has not been better for long"
             paused_s = self._pauses.length_s(direction, cause) * (_JITTER[0] + (_JITTER[1] - _JITTER[0]) * self._draw)
-            if better_s < paused_s:
-                return f"it goes back in {paused_s - better_s:.1f} s if that stays so"
-        if self._barred is not None and self._barred.bars(now_s, best):
-            return f"{best.label} could not be made ready"
-        return f"the last switch was {waited_s:.1f} s ago" if waited_s < policy.dwell_s else ""
+            if better_s < max(settle_s, paused_s):
+                return False
+        barred = self._barred is not None and self._barred.bars(now_s, best)
+        return not barred and now_s - self._switched_s >= policy.dwell_s
 
     def _share(self, current: Option, best: Option) -> float:
         """What `best` saves of the objective, as a share."""
@@ -221,27 +202,6 @@ class Adapter:
             return 0.0
         return 1 - then / now
 
-    def _too_little(self, current: Option, best: Option) -> bool:
-        if self._costs.objective != "latency" or current.refused:
-            return False
-        return current.total.ms - best.total.ms < self.policy.gain_ms
-
-    def _switch(self, now_s: float, current: Option, best: Option, cause: str, conditions: Conditions) -> None:
-        stayed_s = now_s - self._switched_s
-        self._undo = (self._then, self._switched_s, self._pauses.state)
-        self._pauses.switched(stayed_s, _direction(current, best), cause)
-        self._before, self._current = current, best
-        self._then, self._switched_s, self._better_since = conditions, now_s, None
-
-
-def _keep(current: Option, best: Option, why: str) -> Decision:
-    gain_ms = current.total.ms - best.total.ms
-    return Decision(False, current, why, gain_ms, current.total.ms, best.total.ms)
-
-
-def _same(a: Option, b: Option) -> bool:
-    return a.on_edge == b.on_edge and a.codecs == b.codecs
-
 
 def _direction(current: Option, best: Option) -> int:
     """1 if `best` gives the server more to do, −1 if less, 0 if the same."""
@@ -249,8 +209,7 @@ def _direction(current: Option, best: Option) -> int:
     return (more > 1e-9) - (more < -1e-9)
 
 
-@dataclass(frozen=True)
-class _Barred:
+class _Barred(NamedTuple):
     """An option that the edge could not switch to, and until when it is not tried again."""
 
     option: Option
@@ -258,7 +217,7 @@ class _Barred:
     times: int
 
     def bars(self, now_s: float, option: Option) -> bool:
-        return now_s < self.until_s and _same(option, self.option)
+        return now_s < self.until_s and same(option, self.option)
 
 
 # --- pauses -----------------------------------------------------------------------------------------------------------
@@ -273,36 +232,28 @@ class _Pauses:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._lengths: Mapping[int, float] = {1: 0.0, -1: 0.0}
-        self._last = 0
-
-    @property
-    def state(self) -> _Remembered:
+        self.state: _Remembered = ({1: 0.0, -1: 0.0}, 0)
         """All that it remembers; may be set to what it was."""
-        return self._lengths, self._last
-
-    @state.setter
-    def state(self, state: _Remembered) -> None:
-        self._lengths, self._last = state
 
     def switched(self, stayed_s: float, direction: int, cause: str) -> None:
         """A switch after having stayed for `stayed_s`: if that was a mistake, the way back has a longer pause now."""
         if not direction:
             return
-        policy, length_s = self._policy, self._lengths[-direction]
+        policy, (lengths, last) = self._policy, self.state
+        length_s = lengths[-direction]
         if stayed_s >= max(policy.calm_s, _FORGIVEN * length_s):
             length_s = 0.0
         loaded = direction < 0 and cause in _LOAD
-        undone = self._last == -direction and stayed_s < policy.short_s and cause != "reachable"
+        undone = last == -direction and stayed_s < policy.short_s and cause != "reachable"
         if loaded or undone:
             length_s = min(max(policy.pause_s, 2 * length_s), policy.most_pause_s)
-        self._lengths, self._last = {**self._lengths, -direction: length_s}, direction
+        self.state = {**lengths, -direction: length_s}, direction
 
     def length_s(self, direction: int, cause: str) -> float:
         """How long a gain in `direction` must have been there; 0 for what is necessary."""
         # That one side has become slower is a reason to leave it at once; that the other has become faster can wait.
         necessary = (cause == "device") == (direction > 0)
-        return 0.0 if not direction or necessary else self._lengths[direction]
+        return 0.0 if not direction or necessary else self.state[0][direction]
 
 
 # --- what changed -----------------------------------------------------------------------------------------------------

@@ -38,8 +38,7 @@ from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.runtime.client.wire_remote import WireProvider, WireSettings
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
-from splitpoint.runtime.probe.link_probe import measure_link
-from splitpoint.runtime.probe.quick_probe import Glimpse, glimpse
+from splitpoint.runtime.probe.link_probe import Glimpse, glimpse, measure_link
 from splitpoint.runtime.result import Request, Result, Watcher
 from splitpoint.runtime.stream.pipeline import stream
 from splitpoint.runtime.threads import Jobs
@@ -339,7 +338,7 @@ class Edge(Closable):
 
     def measure_link(self, budget_s: float = 3.0) -> Link:
         """The link to the server, measured by sending over it (`probe.link_probe`). ServerError if it ends."""
-        return measure_link(self._channel, budget_s)
+        return measure_link(self._channel, budget_s).link
 
     def profile_server(self, budget_s: float = 60.0, fresh: bool = False) -> Profile:
         """What every cut costs on the server, which measures itself for up to `budget_s` (less, if it says so).

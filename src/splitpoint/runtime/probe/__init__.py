@@ -1,1 +1,1 @@
-"""Measuring a link and a server's clock over a connection: thoroughly (`link_probe`), or in passing (`quick_probe`)."""
+"""Measuring a link (`link_probe`) and a server's clock (`server_clock`) over a connection, by pings (`ping`)."""

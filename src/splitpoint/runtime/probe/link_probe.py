@@ -1,4 +1,5 @@
-"""Measures the link to a server, by sending over it: under 3 s, whatever the link.
+"""Measures the link to a server, by sending over it: all of it in under 3 s, whatever the link (`measure_link`); or
+whether an idle link is still what it was, with a few bytes (`glimpse`).
 
 The round trip comes from pings. Bandwidth comes from *trains*: some PROBE frames handed over at once, whose bodies (one
 way) or answers (the other way) arrive one behind the other. When the last byte of each was there is known on one
@@ -24,7 +25,7 @@ import msgspec
 from splitpoint import wire
 from splitpoint.errors import ProtocolError, ServerError, SplitpointError, UsageError
 from splitpoint.link import Link
-from splitpoint.runtime.probe.ping import Asks, pings
+from splitpoint.runtime.probe.ping import Asks, ping, pings
 from splitpoint.wire import Frame, Kind, Packet
 
 #: Frames of a train; those of its second half are measured.
@@ -84,15 +85,8 @@ def check_budget(budget_s: float) -> None:
 
 def measure_link(
     channel: Asks, budget_s: float = 3.0, *, name: str = "", clock: Callable[[], float] = perf_counter
-) -> Link:
-    """The link that `channel` goes over, measured in at most about `budget_s`. See `link_probe`."""
-    return probe(channel, budget_s, name=name, clock=clock).link
-
-
-def probe(
-    channel: Asks, budget_s: float = 3.0, *, name: str = "", clock: Callable[[], float] = perf_counter
 ) -> LinkMeasurement:
-    """The link that `channel` goes over, and what it took to measure it.
+    """The link that `channel` goes over, measured in at most about `budget_s`, and what that took.
 
     It is filled with traffic meanwhile, and other requests on it are slowed down, as they slow down this. `clock` is
     the one that frames are stamped with. ServerError if the server ends, or answers too late, or knows no PROBE.
@@ -213,3 +207,49 @@ def _measure(times: Sequence[float], nbytes: int) -> _Train:
     half, whole = times[-1] - times[_HALF - 1], times[-1] - times[0]
     # All of it may have been there at once: then it took no time that a clock shows.
     return _Train((_FRAMES - _HALF) * nbytes, max(half, 1e-7), _FRAMES * nbytes, whole)
+
+
+# --- a look at an idle link -------------------------------------------------------------------------------------------
+
+#: What a PING and its PONG, and a PROBE and its PROBED, have beside a body, at most.
+_OVERHEAD_NBYTES = 256
+
+
+class Glimpse(NamedTuple):
+    """What a probe showed: a round trip, and how long a frame was on its way up and its answer on its way back. As in a
+    trace, half of the round trip is in each. Their sum is sure; each alone is as sure as the clocks' offset."""
+
+    rtt_ms: float
+    up_nbytes: int
+    up_ms: float
+    down_nbytes: int
+    down_ms: float
+
+
+def glimpse(
+    channel: Asks, offset_s: Callable[[], float], nbytes: int, timeout_s: float,
+    *, clock: Callable[[], float] = perf_counter,
+) -> Glimpse | None:  # fmt: skip
+    """What `nbytes` that are sent over an idle `channel` show of the link; None if no answer came in `timeout_s`.
+
+    `offset_s` is the server's clock minus ours, asked after the ping. ProtocolError for answers that cannot be.
+    """
+    try:
+        trip = ping(channel, timeout_s, clock)
+        id, sent = channel.reserve(), clock()
+        body = max(1, nbytes - _OVERHEAD_NBYTES)
+        packet = wire.encode(Kind.PROBE, id, wire.Probe(), (noise(body),), body)
+        channel.send(id, packet)
+        probed, frame = channel.expect(id, wire.Probed, timeout_s)
+    except ServerError as exc:
+        if type(exc) is ServerError:  # late, or gone: the next request finds that out
+            return None
+        raise
+    back_s = frame.started - sent - max(0.0, probed.sent_s - probed.received_s)
+    up_s = probed.received_s - offset_s() - sent
+    if not all(isfinite(s) for s in (back_s, up_s)):
+        return None
+    # Where the offset is off, the frame's own round trip bounds what it can have taken.
+    both_s = max(0.0, back_s)
+    up_s = min(max(0.0, up_s), both_s)
+    return Glimpse(trip.seconds * 1e3, packet.nbytes, up_s * 1e3, frame.nbytes, (both_s - up_s) * 1e3)

@@ -1,7 +1,7 @@
 """Pings: a message that has nothing to say, there and back, on whatever clock; and when the next one is due.
 
-The server's clock (`server_clock`), a look at an idle link (`quick_probe`), measuring a link (`link_probe`) and whether
-anybody is there (`runtime.client.reconnect`) all ask by `ping`.
+The server's clock (`server_clock`), measuring a link (`link_probe`) and whether anybody is there
+(`runtime.client.reconnect`) all ask by `ping`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ class PingSchedule:
         return waited
 
     def measured(self, now: float) -> None:
-        """Enough pings were sent just now."""
         self._pinged_s = now
 
     def hurry(self) -> None:
