@@ -37,7 +37,7 @@ from splitpoint.segments import halves
 from splitpoint.tensors import Array, TensorSpec, spec_of
 from splitpoint.transports import memory
 from splitpoint.transports.framed import flat
-from splitpoint.wire import EncodingPacker, Kind, Limits, Packet
+from splitpoint.wire import Kind, Limits, Packer, Packet
 
 DOC = DOCS / "wire-format.md"
 ENGINE = open_engine(threads=1)
@@ -414,9 +414,9 @@ def joined(packet: Packet) -> bytes:
     return data
 
 
-def packer(*codecs: str) -> EncodingPacker:
+def packer(*codecs: str) -> Packer:
     chosen = [open_codec(c) if c else None for c in codecs]
-    return EncodingPacker(lambda tensors: wire.Infer(3, tensors), lambda arrays: chosen)
+    return Packer(Kind.INFER, lambda tensors: wire.Infer(3, tensors), lambda arrays: chosen)
 
 
 def test_encoded_and_raw_tensors_share_a_frame() -> None:
@@ -479,7 +479,8 @@ def test_the_encoded_example_in_the_document_is_what_this_code_writes() -> None:
     (block,) = re.findall(r"<!-- encoded frame: INFER -->\n```text\n(.*?)\n```", DOC.read_text(), re.DOTALL)
     written = bytes.fromhex("".join(line[:47] for line in block.splitlines()))
     chosen = [open_codec("fp16")]
-    made = EncodingPacker(lambda t: wire.Infer(1, t), lambda arrays: chosen).pack(3, [np.array([[1.0, -2.0]], "f4")])
+    chosen_for = Packer(Kind.INFER, lambda t: wire.Infer(1, t), lambda arrays: chosen)
+    made = chosen_for.pack(3, [np.array([[1.0, -2.0]], "f4")])
     assert joined(made) == written
 
 

@@ -29,7 +29,6 @@ from splitpoint.wire import (
     CHECKED,
     CHECKSUM_BYTES,
     CRC32,
-    FIXED_BYTES,
     ID_END,
     ID_START,
     MAGIC,
@@ -136,7 +135,7 @@ class Framed(ABC):
         self._spin_s = spin_s
         #: When everything that is being received must be there (`time.monotonic`), however its bytes drip.
         self._due_s: float | None = None
-        self._times_bytes = FIXED_BYTES
+        self._times_bytes = times_bytes(())
         #: When the caller of `receive` wants back what it has, if that is not all of a frame.
         self._whole_by: float | None = None
         self._rest: _Rest | None = None

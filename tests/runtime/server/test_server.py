@@ -331,7 +331,7 @@ def test_an_older_peer_neither_gets_nor_gives_it(model: Model, monkeypatch: pyte
             result = edge.infer(X)
             assert wire.BATCH not in edge._channel.welcome.features
         assert result.batch is None
-        assert len(result.raw_times) == wire.FIXED_BYTES
+        assert len(result.raw_times) == wire.times_bytes(())
         assert result.times.received_s > 0
         np.testing.assert_array_equal(result.outputs["y3"], X)
 

@@ -58,8 +58,7 @@ class OpenedTail:
             )
         for spec, got in zip(self.specs, header.tensors, strict=True):
             if not spec.fits(got.dtype, got.shape):
-                came = f"{got.dtype}[{','.join(map(str, got.shape))}]"
-                raise InputError(f"tensor {spec.name} must be {spec.type}, but {came} came")
+                raise InputError(f"tensor {spec.name} must be {spec.type}, but {got.type} came")
         for spec, vector in zip(self.vectors, header.vectors, strict=True):
             _check_vector(spec, vector, self._limits)
         self.checked = self._decoding(header)
