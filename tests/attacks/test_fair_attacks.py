@@ -18,10 +18,9 @@ from splitpoint.errors import BusyError
 from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.server import connection, requests
 from splitpoint.runtime.server import profile_jobs as profiling
-from splitpoint.runtime.server.accounts import Account
+from splitpoint.runtime.server.accounts import Account, Origin, Origins
 from splitpoint.runtime.server.compiled_tails import Tails
 from splitpoint.runtime.server.fair_queue import Client, FairQueue, WaitingJob
-from splitpoint.runtime.server.quotas import Origin, Origins
 from splitpoint.runtime.server.run_limits import Watch
 from splitpoint.runtime.server.server import Server
 from splitpoint.transports.framed import Framed

@@ -23,14 +23,14 @@ from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.client import held_weights as holding
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
+from splitpoint.runtime.server import accounts as origins
 from splitpoint.runtime.server import batching
 from splitpoint.runtime.server import compiled_tails as tails_module
 from splitpoint.runtime.server import profile_jobs as profiling
-from splitpoint.runtime.server import quotas as origins
+from splitpoint.runtime.server.accounts import Origin
 from splitpoint.runtime.server.batching import Gain
 from splitpoint.runtime.server.compiled_tails import Tail, Tails
 from splitpoint.runtime.server.profile_jobs import Profiling
-from splitpoint.runtime.server.quotas import Origin
 from splitpoint.runtime.server.run_limits import GuardedRun, Watch
 from splitpoint.wire import Kind
 

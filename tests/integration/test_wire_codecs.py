@@ -352,7 +352,7 @@ class Slow:
 
 def test_encoding_and_decoding_are_stages_and_a_worker_decodes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
-    for module in ("runtime.server.opened_tail", "runtime.codec_choice"):
+    for module in ("runtime.server.requests", "runtime.codec_choice"):
         monkeypatch.setattr(f"splitpoint.{module}.open_codec", lambda name: slow)
     with served(model, "add1", "fp16") as edge:
         result = edge.infer(normal(1, 1024))

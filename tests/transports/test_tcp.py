@@ -21,7 +21,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.server.quotas import name_of
+from splitpoint.runtime.server.accounts import name_of
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import ServerSecurity
 from splitpoint.transports import addresses, connect, dial

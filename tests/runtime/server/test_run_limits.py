@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from serving import until
 
 from splitpoint.errors import BusyError, EngineError
 from splitpoint.runtime.server import run_limits
-from splitpoint.runtime.server.run_limits import Like, Turns, Watch, WatchedSession
+from splitpoint.runtime.server.run_limits import Like, Turns, Watch
 from splitpoint.tensors import Array
 
 
@@ -96,12 +97,12 @@ def test_one_that_does_not_hear_it_lends_its_place_and_gives_it_back(monkeypatch
 
 def test_after_the_end_nothing_is_run() -> None:
     looking = watch([], [])
-    session = WatchedSession(looking, Session(), Like(0.0), "a client", 2)
+    run = partial(looking.run, Session(), like=Like(0.0), name="a client", times=2)
     x: Any = {"x": np.ones(3)}
-    assert session.run(x) == x
+    assert run(x) == x
     looking.end()
     with pytest.raises(EngineError, match="the server is ending"):
-        session.run(x)
+        run(x)
 
 
 def test_what_a_batch_takes_says_nothing_of_a_run_alone() -> None:

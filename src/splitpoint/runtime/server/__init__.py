@@ -11,16 +11,16 @@
 | server | life: listeners, threads, who is connected |
 | admission | who has connected and is not let in yet |
 | connection | one client's receive loop: which frame goes where |
-| requests, opened_tail | INFER: checked, admitted, decoded, answered |
+| requests | INFER: checked, admitted, decoded, answered |
 | segment_opening | OPEN and CLOSE |
-| handing_out, weight_sharing, profile_jobs | what leaves of a model, and profiles of this machine |
-| services, replies | what the four above share |
-| accounts, quotas | what clients hold and have used, and what an address may |
-| tail_pool | our `TailRunner`: workers of this process, with |
+| handing_out, profile_jobs | what leaves of a model, and profiles of this machine |
+| services | what the four above share |
+| accounts | what clients hold and have used, and what an address may |
+| tail_pool | our `TailRunner`: workers of this process, batches, with |
 | worker_pool, fair_queue | … whose turn it is, |
 | compiled_tails, run_limits | … what is in memory, how long a run may take, |
-| batch_runner, batching | … and which requests run as one |
-| catalogue | the models by fingerprint |
+| batching | … and when to run several as one |
+| catalogue | the models by fingerprint, and which weights may leave |
 | stats | `Server.stats` |
 
 Where tails compute is a seam: a `TailRunner` opens segments and computes requests for them. Another one (another

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 from splitpoint import wire
 from splitpoint.errors import AccessError, BusyError, ProtocolError, ServerError, SplitpointError
 from splitpoint.runtime.events import Event, OnEvent
-from splitpoint.runtime.server.quotas import name_of
+from splitpoint.runtime.server.accounts import name_of
 from splitpoint.security import ServerSecurity
 from splitpoint.transports import Connection, Ended
 from splitpoint.transports.budget import Budget

@@ -12,28 +12,21 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from statistics import median
 from time import monotonic
-from typing import Protocol
 
 import numpy as np
 
 from splitpoint.models.model import Segment
-from splitpoint.models.rows import mixing
 from splitpoint.models.shapes import sample_inputs
 from splitpoint.segments import strays, verdict_of
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 Feed = Mapping[str, Array]
-
-
-class Runs(Protocol):
-    """A session, or what stands before one."""
-
-    def run(self, inputs: Feed) -> dict[str, Array]: ...
-
+#: A session's `run`, or what stands before it.
+Run = Callable[[Feed], dict[str, Array]]
 
 #: A batch must be faster than its requests one by one by this share.
 GAIN = 0.1
@@ -47,15 +40,6 @@ _LOOK_AGAIN = 256
 _AGAIN = 100
 #: Larger requests are not copied together: they fill the engine's caches by themselves.
 _MOST_NBYTES = 8 << 20
-
-
-def batchable(segment: Segment) -> bool:
-    """Whether requests for `segment` may run as one batch: their rows stay apart in its graph.
-
-    >>> batchable(load("zoo:lenet5").tail(cut))      # float32[batch,6,14,14] → float32[batch,10]
-    True
-    """
-    return alike(segment) and not mixing(segment)
 
 
 def alike(segment: Segment) -> bool:
@@ -81,18 +65,18 @@ def stackable(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> bool:
     return len({shape[0] for shape in shapes}) == 1 and 0 < nbytes <= _MOST_NBYTES
 
 
-def run_stacked(session: Runs, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+def run_stacked(run: Run, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
     """The outputs for each of `feeds`, whose shapes are equal, computed as one batch.
 
     Each is memory of its own: an answer that is slow to be read holds no other one's.
     """
     rows = len(next(iter(feeds[0].values())))
-    outputs = session.run({name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]})
+    outputs = run({name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]})
     parts = {name: array.reshape(len(feeds), rows, *array.shape[1:]) for name, array in outputs.items()}
     return [{name: array[k].copy() for name, array in parts.items()} for k in range(len(feeds))]
 
 
-def tried(session: Runs, specs: Sequence[TensorSpec]) -> tuple[str, str]:
+def tried(run: Run, specs: Sequence[TensorSpec]) -> tuple[str, str]:
     """``equal``, ``different`` or ``inconclusive``, and why: a batch of two against the same two one by one.
 
     `specs` are the inputs of a request; what is in it is made up. The two differ in every place and in size: one is the
@@ -100,9 +84,9 @@ def tried(session: Runs, specs: Sequence[TensorSpec]) -> tuple[str, str]:
     """
     feed = sample_inputs(specs)
     feeds: list[Feed] = [feed, {name: _other(array) for name, array in feed.items()}]
-    alone = [session.run(f) for f in feeds]
+    alone = [run(f) for f in feeds]
     try:
-        together = run_stacked(session, feeds)
+        together = run_stacked(run, feeds)
     except Exception as exc:  # a shape that is fixed somewhere inside, and engines are foreign code
         return "different", f"it does not run as a batch of two: {exc}"
     verdicts = {name: verdict_of([a[name] for a in alone], [t[name] for t in together]) for name in alone[0]}
@@ -119,9 +103,9 @@ def _other(array: Array) -> Array:
     return np.ascontiguousarray(half, array.dtype)
 
 
-def recomputed(session: Runs, feeds: Sequence[Feed], together: Sequence[Mapping[str, Array]], k: int) -> str:
+def recomputed(run: Run, feeds: Sequence[Feed], together: Sequence[Mapping[str, Array]], k: int) -> str:
     """``""`` if request `k` of a batch gets by itself what it got in it, but for rounding; else what does not."""
-    alone = session.run(feeds[k])
+    alone = run(feeds[k])
     return next((f"output {name} of a batch strays" for name in alone if strays(alone[name], together[k][name])), "")
 
 

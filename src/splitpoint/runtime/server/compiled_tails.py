@@ -43,7 +43,7 @@ class Tail:
         self.graph_nbytes = 2 * segment.proto.ByteSize() + 2048 * len(segment.proto.graph.node)
         fits = most > 1 and alike(segment)
         self.mixes = mixing(segment) if fits else ""
-        self._most = most if fits and not self.mixes else 1
+        self.most = most if fits and not self.mixes else 1
         #: By shape, with whose it was at first.
         self._gains: dict[object, tuple[str, Gain]] = {}
         self._shaping = threading.Lock()
@@ -57,14 +57,9 @@ class Tail:
         self.work: Work | None = None
         self.apart = False
 
-    @property
-    def most(self) -> int:
-        """The most requests for it that run as one batch."""
-        return self._most
-
     def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], owner: str) -> Gain | None:
         """What requests of `owner` with such tensors have in common with others like them; None if they run alone."""
-        if self._most == 1 or self.apart or not stackable(dtypes, shapes):
+        if self.most == 1 or self.apart or not stackable(dtypes, shapes):
             return None
         key = tuple(map(tuple, shapes))
         with self._shaping:
@@ -73,7 +68,7 @@ class Tail:
             own = [k for k, (whose, _) in self._gains.items() if whose == owner]
             if not (self._room(own, _OWN_SHAPES) and self._room(list(self._gains), _MOST_SHAPES)):
                 return None
-            gain = Gain(self._most)
+            gain = Gain(self.most)
             self._gains[key] = owner, gain
             return gain
 
@@ -133,9 +128,7 @@ class Tails:
             tail = self._known.setdefault(segment.key, new)
             tail.open += 1
         if tail is new is not known and tail.mixes:
-            why = f"are run one by one: {tail.mixes}"
-            text = f"requests that wait for tail {segment.key} {why}"
-            self._tell(Event("batched", text, {"tail": segment.key, "why": tail.mixes}))
+            tell_batched(self._tell, segment, tail.mixes)
         return tail
 
     def leave(self, tail: Tail, *, drop: bool = False) -> None:
@@ -243,3 +236,10 @@ class Tails:
             sessions = [s for t in tails if (s := self._evict(t)) is not None]
         for session in sessions:
             session.close()
+
+
+def tell_batched(tell: OnEvent, segment: Segment, why_not: str) -> None:
+    """Tells that requests for `segment` may run as one batch; or why they do not."""
+    said = f"are run one by one: {why_not}" if why_not else "may be run together"
+    text = f"requests that wait for tail {segment.key} {said}"
+    tell(Event("batched", text, {"tail": segment.key, "why": why_not}))

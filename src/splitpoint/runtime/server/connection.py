@@ -13,10 +13,9 @@ from splitpoint.runtime.events import Event, software
 from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.admission import last_word
 from splitpoint.runtime.server.handing_out import HandingOut
-from splitpoint.runtime.server.replies import WHY, Replies
 from splitpoint.runtime.server.requests import REFUSED_S, Requests, outcome_of
 from splitpoint.runtime.server.segment_opening import SegmentOpener
-from splitpoint.runtime.server.services import Services
+from splitpoint.runtime.server.services import WHY, Replies, Services
 from splitpoint.transports import Connection
 from splitpoint.units import counted, size
 from splitpoint.wire import Frame, Kind

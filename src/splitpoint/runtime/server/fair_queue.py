@@ -1,6 +1,6 @@
 """Whose turn it is: a queue a client, and the client that has been computed for least comes first. Pure.
 
-A client is an address (`runtime.server.quotas`), and its connections are served in turns.
+A client is an address (`runtime.server.accounts`), and its connections are served in turns.
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996), with the slack that a round gives in deficit round robin: each
 client has an account of the seconds that were computed for it. Those who are ahead of the others by no more than a few

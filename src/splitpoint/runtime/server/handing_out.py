@@ -9,8 +9,7 @@ from splitpoint.errors import BusyError, InputError, RefusedError, SplitpointErr
 from splitpoint.models.model import Model
 from splitpoint.runtime.probe.link_probe import MOST_NBYTES, noise
 from splitpoint.runtime.server.accounts import MOST_PROFILES, Account
-from splitpoint.runtime.server.replies import Replies
-from splitpoint.runtime.server.services import Services
+from splitpoint.runtime.server.services import Replies, Services
 from splitpoint.wire import Frame, Kind
 
 #: Weights that one address may ask for in turns, a piece of each, without having them read anew.

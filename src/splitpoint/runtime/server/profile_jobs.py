@@ -17,7 +17,7 @@ from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.events import Event, OnEvent
-from splitpoint.runtime.server.quotas import Origin
+from splitpoint.runtime.server.accounts import Origin
 from splitpoint.runtime.server.run_limits import Watch
 from splitpoint.units import counted
 

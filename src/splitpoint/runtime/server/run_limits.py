@@ -206,17 +206,6 @@ class Watch:
         self._closed.set()
 
 
-class WatchedSession:
-    """A session whose runs `watch` looks at: each of them `times` one of that like."""
-
-    def __init__(self, watch: Watch, session: Session, like: Like, name: str, times: int) -> None:
-        self._watch, self._session, self._like, self._name, self._times = watch, session, like, name, times
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """As a session has it."""
-        return self._watch.run(self._session, inputs, self._like, self._name, times=self._times)
-
-
 class Turns:
     """Runs apart: one at a time for an address and for a tail, so that the others' are never held up for long.
 

@@ -6,7 +6,6 @@ import itertools
 import threading
 from contextlib import suppress
 from functools import partial
-from time import thread_time
 
 from splitpoint import wire
 from splitpoint.errors import BusyError, ModelError, ServerError, SplitpointError
@@ -14,9 +13,8 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.fair_queue import WaitingJob
-from splitpoint.runtime.server.opened_tail import OpenedTail
-from splitpoint.runtime.server.replies import Replies
-from splitpoint.runtime.server.services import Services
+from splitpoint.runtime.server.requests import OpenedTail
+from splitpoint.runtime.server.services import Replies, Services
 from splitpoint.units import size
 from splitpoint.wire import Frame, Kind
 
@@ -67,20 +65,19 @@ class SegmentOpener:
             self._waiting += by
 
     def _make(self, id: int, model: Model, request: wire.OpenRequest, waited: float) -> None:
-        began_s = thread_time()
         try:
             self._answer(id, model, request)
         except Exception as exc:
             self._replies.give_up(id, exc)
         finally:
-            self._account.charge_build(thread_time() - began_s)
             self._wait(-1)
             if self._account.gone:  # it left meanwhile
                 self.leave()
 
     def _answer(self, id: int, model: Model, request: wire.OpenRequest) -> None:
         try:
-            opened = self._build(model, request)
+            with self._account.building():
+                opened = self._build(model, request)
             number = next(self._numbers)
             self.tails[number] = opened
             reply = wire.Opened(
@@ -100,7 +97,6 @@ class SegmentOpener:
     def _build(self, model: Model, request: wire.OpenRequest) -> OpenedTail:
         account = self._account
         boundary = (*request.inputs, *request.vectors)
-        account.check_build()
         self._services.sharing.check_tail(model, request)
         segment = model.segment(boundary, request.outputs)
         if not segment.outputs:

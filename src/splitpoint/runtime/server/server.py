@@ -30,16 +30,14 @@ from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event, OnEvent, Teller, ignore
 from splitpoint.runtime.server import MakeRunner, TailRunner
-from splitpoint.runtime.server.accounts import Account, Ledger
+from splitpoint.runtime.server.accounts import Account, Ledger, name_of
 from splitpoint.runtime.server.admission import Admission, Serve
-from splitpoint.runtime.server.catalogue import Catalogue
+from splitpoint.runtime.server.catalogue import Catalogue, Sharing
 from splitpoint.runtime.server.connection import Peer
 from splitpoint.runtime.server.profile_jobs import Profiling
-from splitpoint.runtime.server.quotas import name_of
 from splitpoint.runtime.server.services import Services
 from splitpoint.runtime.server.stats import ServerStats
 from splitpoint.runtime.server.tail_pool import TailPool
-from splitpoint.runtime.server.weight_sharing import Sharing
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.runtime.threads import begin, join, persist
 from splitpoint.security import ServerSecurity

@@ -1,18 +1,23 @@
-"""What a server's connections share: the parts of one server that runs."""
+"""What those who work for one connection share: the parts of the server that runs, and how its client is answered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from splitpoint.runtime.events import OnEvent
+from splitpoint import wire
+from splitpoint.errors import BusyError, EngineError, ServerError, SplitpointError
+from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server import TailRunner
 from splitpoint.runtime.server.accounts import Ledger
-from splitpoint.runtime.server.catalogue import Catalogue
+from splitpoint.runtime.server.catalogue import Catalogue, Sharing
 from splitpoint.runtime.server.profile_jobs import Profiling
-from splitpoint.runtime.server.weight_sharing import Sharing
 from splitpoint.runtime.server.worker_pool import Compute
-from splitpoint.wire import Limits
+from splitpoint.transports import Connection
+from splitpoint.wire import Kind, Limits
+
+#: The most characters of a reason in an event: a peer can have words in it.
+WHY = 1000
 
 
 @dataclass(frozen=True)
@@ -29,3 +34,36 @@ class Services:
     profiling: Profiling | None
     tell: OnEvent
     pause: Callable[[float], object]
+
+
+class Replies:
+    """Sends on `connection`, and tells `tell` of what cannot be said to the client."""
+
+    def __init__(self, connection: Connection, tell: OnEvent) -> None:
+        self._connection, self._tell = connection, tell
+
+    def send(self, packet: wire.Packet, *, wait: bool = False) -> None:
+        """Sends if the peer is still there; if not, its reader thread finds out."""
+        try:  # noqa: SIM105 - on the way of every answer: `suppress` costs more than sending
+            self._connection.send(packet, wait=wait)
+        except (ServerError, RuntimeError, MemoryError):  # the last two: no thread for a slow reader; it has ended
+            pass
+
+    def refuse(self, id: int, exc: SplitpointError) -> None:
+        """Says why request `id` gets no other answer."""
+        self.send(wire.encode(Kind.ERROR, id, wire.error_of(exc)))
+
+    def busy(self, id: int, exc: BusyError) -> None:
+        """Says when to ask again, in the way that INFER and PROFILE are told it."""
+        self.send(wire.encode(Kind.BUSY, id, wire.Busy(exc.retry_after_s, str(exc))))
+
+    def hide(self, what: str, exc: Exception, said: str) -> EngineError:
+        """Tells whoever runs the server that `what` has gone wrong by `exc`; returns what the client is to be told."""
+        why = wire.plain(repr(exc), WHY)
+        self._tell(Event("failed", f"{what}: {why}", {"peer": self._connection.peer, "why": why}))
+        return EngineError(f"{said}; the server's log says more")
+
+    def give_up(self, id: int, exc: Exception) -> None:
+        """Not even an ERROR could be made (no memory, a bug): the connection ends, so that nobody waits for ever."""
+        self._connection.abort()
+        self.hide(f"request {id} of {self._connection.peer} has no answer", exc, "it has none")

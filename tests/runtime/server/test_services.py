@@ -9,7 +9,7 @@ import pytest
 from splitpoint import wire
 from splitpoint.errors import BusyError, InputError, ServerError
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server.replies import Replies
+from splitpoint.runtime.server.services import Replies
 from splitpoint.transports import memory
 from splitpoint.wire import Kind
 
