@@ -430,7 +430,7 @@ def test_leaving_while_a_tail_is_compiled(target: Target) -> None:
     assert until(lambda: not target.server._peers)
     target.gate.compile_gate.set()
     target.serves()
-    assert until(lambda: all(not t.open for t in target.server.runner.tails._known.values()))
+    assert until(lambda: all(not t.open for t in target.server.services.runner.tails._known.values()))
 
 
 def test_leaving_while_computing(target: Target) -> None:

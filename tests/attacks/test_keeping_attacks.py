@@ -381,16 +381,18 @@ def test_what_is_open_is_counted_until_it_is_given_back(target: Target) -> None:
     attacker = target.attacker()
     account = target.server.ledger.origins._known["127.0.0.1"]
     numbers = [opened(attacker, target, name)[1]["segment"] for name in ("y0", "y0", "y1")]
-    graphs = {tail.graph_nbytes for tail in target.server.runner.tails._known.values()}
+    graphs = {tail.graph_nbytes for tail in target.server.services.runner.tails._known.values()}
     assert min(graphs) > 2048
-    whole = 3 * origins._SEGMENT_BYTES + sum(t.graph_nbytes for t in target.server.runner.tails._known.values())
+    whole = 3 * origins._SEGMENT_BYTES + sum(
+        t.graph_nbytes for t in target.server.services.runner.tails._known.values()
+    )
     assert account.open_nbytes == whole, "a graph that is open twice is there once"
     # What cannot be compiled is not counted, and what left memory is.
     monkey = target.gate.compile
     target.gate.compile = broken  # type: ignore[method-assign]
     assert opened(attacker, target, "y2")[0] == Kind.ERROR
     target.gate.compile = monkey  # type: ignore[method-assign]
-    target.server.runner.tails.close()
+    target.server.services.runner.tails.close()
     assert account.open_nbytes == whole
     attacker.send(22, 0, {"segment": numbers[0]})
     attacker.send(5, 9, [1.5])

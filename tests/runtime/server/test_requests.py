@@ -160,7 +160,7 @@ def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
         threads[0].start()
         assert gate.entered.acquire(timeout=5)  # one runs, and holds the only worker's place
         threads[1].start()
-        assert until(lambda: server.runner.compute.waiting == 1)
+        assert until(lambda: server.services.runner.compute.waiting == 1)
         time.sleep(0.05)  # the time that the second is to be seen waiting
         gate.open.set()
         for t in threads:
@@ -236,7 +236,7 @@ def test_a_deadline_that_has_passed_is_not_computed(model: Model, cache: Path) -
 
         second = threading.Thread(target=ask)
         second.start()
-        assert until(lambda: server.runner.compute.waiting == 1)
+        assert until(lambda: server.services.runner.compute.waiting == 1)
         time.sleep(0.02)  # the deadline passes
         gate.open.set()
         second.join()

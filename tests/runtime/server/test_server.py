@@ -93,7 +93,7 @@ def test_closing_answers_what_is_in_flight(model: Model, cache: Path) -> None:
     assert until(lambda: sum(len(p.requests.in_flight) for p in server._peers) == 3)
     closer = threading.Thread(target=server.close, kwargs={"drain_s": 10.0})
     closer.start()
-    assert until(lambda: server.draining)
+    assert until(lambda: server.ledger.draining)
     gate.open.set()
     closer.join()
     for t in threads:

@@ -131,10 +131,10 @@ def test_a_flood_does_not_hold_up_the_others(model: Model) -> None:
         flood, modest = Raw(server, model), Raw(server, model)
         for _ in range(50):
             flood.ask(np.full((1, 1024), 1, np.float32))
-        assert until(lambda: server.runner.compute.waiting == 49)
+        assert until(lambda: server.services.runner.compute.waiting == 49)
         for _ in range(10):
             modest.ask(np.full((1, 1024), 2, np.float32))
-        assert until(lambda: server.runner.compute.waiting == 59)
+        assert until(lambda: server.services.runner.compute.waiting == 59)
         engine.open.set()
         assert [modest.receive().kind for _ in range(10)] == [Kind.RESULT] * 10
         assert [flood.receive().kind for _ in range(50)] == [Kind.RESULT] * 50
@@ -153,9 +153,9 @@ def test_what_a_client_that_left_had_waiting_is_not_computed(model: Model) -> No
         assert gate.entered.acquire(timeout=5)
         for _ in range(20):
             gone.ask(x)
-        assert until(lambda: server.runner.compute.waiting == 20)
+        assert until(lambda: server.services.runner.compute.waiting == 20)
         gone.close()
-        assert until(lambda: server.runner.compute.waiting == 0)
+        assert until(lambda: server.services.runner.compute.waiting == 0)
         gate.open.set()
         assert modest.receive().kind == Kind.RESULT
         modest.close()
@@ -179,7 +179,7 @@ def test_busy_says_how_many_of_ones_own_wait_and_leaves_room_for_others(model: M
         assert "4 of yours wait" in busy.message
         assert busy.retry_after_s > 0
         modest.ask(x)
-        assert until(lambda: server.runner.compute.waiting == 5)
+        assert until(lambda: server.services.runner.compute.waiting == 5)
         gate.open.set()
         assert modest.receive().kind == Kind.RESULT
         assert [flood.receive().kind for _ in range(5)] == [Kind.RESULT] * 5
@@ -299,7 +299,7 @@ def test_an_edge_that_asks_once_is_not_slowed_by_batching(model: Model, tmp_path
     ):
         result = edge.infer(np.ones((1, 1024), np.float32))
         assert result.times.load_queue_s == 0.0, "it was run by the thread that received it"
-        assert not server.runner.compute.waiting
+        assert not server.services.runner.compute.waiting
 
 
 @pytest.mark.parametrize(("batch", "wait"), [(0, 0.0), (-1, 0.0), (8, -1.0), (8, float("nan")), (8, float("inf"))])

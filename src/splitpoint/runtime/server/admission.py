@@ -40,8 +40,6 @@ _CROWDED = "too many others want to be let in at once: try again"
 _TURNED_AWAY = 32
 #: How long the last word may take to be sent, and its reader to hang up.
 _LINGER_S = 0.2
-#: The most characters of a reason in an event: a peer can have words in it.
-_WHY = 1000
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
 #: Lines about those who were turned away: some at once, and then one a second.
 _LINES, _LINES_S = 30, 1.0
@@ -102,19 +100,14 @@ class Guesses:
             if self._wrong[address] >= _GUESSES:
                 raise BusyError("too many wrong tokens come from this address: try again later", 1.0)
             fits = self._security.admits(token)
-            self._wrong[address] += not fits
-            self._tidy(address)
+            if not fits:
+                self._wrong[address] += 1
         return fits
 
     def forget(self, address: str) -> None:
         """A wrong one has been thought about."""
         with self._lock:
-            self._wrong[address] -= 1
-            self._tidy(address)
-
-    def _tidy(self, address: str) -> None:
-        if not self._wrong[address]:
-            del self._wrong[address]
+            self._wrong -= Counter([address])  # keeps no address that has none
 
 
 class Refusals:
@@ -146,8 +139,7 @@ Serve = Callable[[], None]
 class Admission:
     """Lets in who may come in. Told of events: `tell`.
 
-    `full` says of an address why there is no room for one more of it; empty if there is. `let_in` makes a connection
-    whose HELLO is in order one of those who are served: BusyError if there is no room after all.
+    `let_in` makes a connection whose HELLO is in order one of those who are served: BusyError if there is no room.
     """
 
     def __init__(
@@ -155,10 +147,9 @@ class Admission:
         limits: Limits,
         security: ServerSecurity,
         tell: OnEvent,
-        full: Callable[[str], str],
         let_in: Callable[[Connection, Frame], Serve],
     ) -> None:
-        self.limits, self._full, self._let_in = limits, full, let_in
+        self.limits, self._let_in = limits, let_in
         self.guesses, self.refusals = Guesses(security), Refusals(tell)
         self._lock = threading.Lock()
         self.room = Room[Arrival](limits.arrivals)
@@ -166,12 +157,12 @@ class Admission:
         self.arrivals: set[Arrival] = set()
         self._turned_away: deque[Connection] = deque()
 
-    def take(self, connection: Connection) -> None:
-        """Hears who it is that has connected. It is refused at once if there would be no room for it anyway."""
-        arrival = Arrival(self, connection)
-        if full := self._full(arrival.address):
+    def take(self, connection: Connection, full: str) -> None:
+        """Hears who it is that has connected; refused at once if there is no room for it anyway: `full` says why."""
+        if full:
             self._turn_away(connection, full)
             return
+        arrival = Arrival(self, connection)
         with self._lock:
             out = self.room.enter(arrival.address, arrival)
             self.arrivals.add(arrival)
@@ -248,7 +239,7 @@ class Arrival:
         self.connection.close(_LINGER_S if why else 0.0)
         self._admission.gone(self)
         if why and not self._over.is_set():  # of one that was turned away it is said already
-            why = wire.plain(why, _WHY)
+            why = wire.plain(why)
             self._admission.refusals(f"{self.name} disconnected: {why}", self.name, why)
 
     def _greet(self) -> Frame:
@@ -270,9 +261,7 @@ class Arrival:
 
     def _check_token(self, token: str) -> None:
         """AccessError, after a while, for who does not know the server's token; nothing has been said to it before.
-
-        BusyError, without a look at it, while too many wrong ones of its address are thought about.
-        """
+        BusyError: see `Guesses.fits`."""
         guesses = self._admission.guesses
         try:
             if guesses.fits(self.address, token):

@@ -15,7 +15,7 @@ from splitpoint.runtime.server.admission import last_word
 from splitpoint.runtime.server.handing_out import HandingOut
 from splitpoint.runtime.server.requests import REFUSED_S, Requests, outcome_of
 from splitpoint.runtime.server.segment_opening import SegmentOpener
-from splitpoint.runtime.server.services import WHY, Replies, Services
+from splitpoint.runtime.server.services import Replies, Services
 from splitpoint.transports import Connection
 from splitpoint.units import counted, size
 from splitpoint.wire import Frame, Kind
@@ -177,10 +177,6 @@ class Peer:
         """Tells the client that no new requests are taken, and why."""
         self._replies.send(wire.encode(Kind.BYE, 0, wire.Bye(reason)))
 
-    def close(self, linger_s: float) -> None:
-        """Ends the connection, after at most `linger_s` to deliver what is queued."""
-        self.connection.close(linger_s)
-
     def _leave(self, why: str, seconds: float) -> None:
         self.connection.close(1.0 if why else 0.2)
         self.account.end()
@@ -192,7 +188,7 @@ class Peer:
         answers, sent = self.account.answers, self.connection.sent_nbytes
         fields = {"peer": self.name, "answers": answers, "bytes_in": self.bytes_in, "bytes_out": sent}
         if why:
-            why = wire.plain(why, WHY)
+            why = wire.plain(why)
             self._services.tell(Event("refused", f"{self.name} disconnected: {why}", {**fields, "why": why}))
         else:
             text = f"{counted(answers, 'request')}, {size(self.bytes_in)} in, {size(sent)} out, {seconds:.1f} s"

@@ -16,9 +16,6 @@ from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.transports import Connection
 from splitpoint.wire import Kind, Limits
 
-#: The most characters of a reason in an event: a peer can have words in it.
-WHY = 1000
-
 
 @dataclass(frozen=True)
 class Services:
@@ -59,7 +56,7 @@ class Replies:
 
     def hide(self, what: str, exc: Exception, said: str) -> EngineError:
         """Tells whoever runs the server that `what` has gone wrong by `exc`; returns what the client is to be told."""
-        why = wire.plain(repr(exc), WHY)
+        why = wire.plain(repr(exc))
         self._tell(Event("failed", f"{what}: {why}", {"peer": self._connection.peer, "why": why}))
         return EngineError(f"{said}; the server's log says more")
 
