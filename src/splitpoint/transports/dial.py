@@ -13,10 +13,10 @@ import selectors
 import socket
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from splitpoint.errors import ServerError, UnreachableError
 from splitpoint.transports.addresses import format_address, is_link_local, is_loopback, parse_address
@@ -29,6 +29,9 @@ _MOST, _MOST_TOLD = 32, 6
 Selector = getattr(selectors, "PollSelector", selectors.DefaultSelector)
 
 
+C = TypeVar("C")
+
+
 class Target(NamedTuple):
     """Where to connect to, as sockets have it."""
 
@@ -37,6 +40,18 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         return format_address(self.sockaddr).rpartition(":")[0].strip("[]")
+
+
+def connected(make: Callable[[socket.socket, str], C], address: str, timeout_s: float) -> C:
+    """What `make` makes of a socket that is connected to ``HOST[:PORT]``, and of its address. Errors: `dial`."""
+    sock, where = dial(address, timeout_s)
+    try:
+        return make(sock, where)
+    except BaseException as exc:
+        sock.close()
+        if isinstance(exc, OSError):
+            raise ServerError(f"cannot reach {where}: {exc.strerror or exc}") from exc
+        raise
 
 
 def dial(address: str, timeout_s: float) -> tuple[socket.socket, str]:

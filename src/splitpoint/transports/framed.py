@@ -257,7 +257,7 @@ class Framed(ABC):
         if header is None or (admit is not None and (refused := admit(frame)) is not None):
             frame.refused = None if header is None else refused
             if lead.checksum_bytes and self._whole_by is None:
-                self._judge(lead.kind, self._skip_summing(nbytes - here, crc32(self._view[:here])))
+                self._judge(lead.kind, self._skip(nbytes - here, crc32(self._view[:here])))
             else:
                 self._body(_Rest(lead, frame, skip=nbytes - here))
         else:
@@ -298,7 +298,10 @@ class Framed(ABC):
             self._rest, self._extra, self._ahead = rest, 0, None
             raise TimeoutError from None
         if rest.lead.checksum_bytes and rest.arrays:
-            self._judge(rest.lead.kind, _sum(rest.arrays, crc32(self._view[: rest.lead.end])))
+            crc = crc32(self._view[: rest.lead.end])
+            for array in rest.arrays:
+                crc = crc32(flat(array), crc)
+            self._judge(rest.lead.kind, crc)
 
     def _resume(self, rest: _Rest) -> Frame:
         """The frame of which `rest` was missing."""
@@ -499,34 +502,21 @@ class Framed(ABC):
             self._extra = got + exc.done
             raise TimeoutError from None
 
-    def _skip(self, left: int) -> None:
-        """Receives `left` bytes and forgets them, so that the next frame can be read."""
-        scratch, done = bytearray(min(left, _SCRATCH)), 0
+    def _skip(self, left: int, crc: int | None = None) -> int:
+        """Receives `left` bytes and forgets them, so that the next frame can be read. Returns the checksum `crc`, if it
+        is given, continued over them."""
+        scratch, done = memoryview(bytearray(min(left, _SCRATCH))), 0
         while done < left:
-            size = min(left - done, _SCRATCH)
+            part = scratch[: left - done]
             try:
-                self._fill(scratch, size)
+                self._fill(part, len(part))
             except _Unfinished as exc:
                 raise _Unfinished(done + exc.done) from None
-            done += size
-
-    def _skip_summing(self, left: int, crc: int) -> int:
-        """`_skip`, and returns the checksum `crc` continued over what was skipped."""
-        scratch = memoryview(bytearray(min(left, _SCRATCH)))
-        while left:
-            part = scratch[: min(left, _SCRATCH)]
-            self._fill(part, len(part))
-            crc = crc32(part, crc)
-            left -= len(part)
-        return crc
+            if crc is not None:
+                crc = crc32(part, crc)
+            done += len(part)
+        return crc or 0
 
 
 def foreign_use(*_: object) -> NoReturn:
     raise foreign("connection")
-
-
-def _sum(arrays: Sequence[Array], crc: int) -> int:
-    """The checksum `crc` continued over `arrays`."""
-    for array in arrays:
-        crc = crc32(flat(array), crc)
-    return crc

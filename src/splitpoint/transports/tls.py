@@ -29,8 +29,8 @@ from splitpoint.security import OPEN, Security, ServerSecurity, check_own, read_
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import parse_address
 from splitpoint.transports.budget import Throttle
-from splitpoint.transports.dial import dial
-from splitpoint.transports.tcp import SPIN_S, TcpConnection, TcpListener
+from splitpoint.transports.dial import connected
+from splitpoint.transports.tcp import SPIN_S, TcpConnection, TcpListener, views
 from splitpoint.wire import MAGIC, Buffer, ForeignError, Limits, flat
 
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -97,11 +97,6 @@ def server_context(security: ServerSecurity) -> ssl.SSLContext:
         _trust(context, security.client_ca, "authority for client certificates")
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def handshake_throttle() -> Throttle:
-    """What a server's handshakes take of a processor: all of them, so that nobody starves those who are let in."""
-    return Throttle(_HANDSHAKES_S, _HANDSHAKES_SHARE)
 
 
 def client_context(security: Security) -> ssl.SSLContext:
@@ -524,27 +519,22 @@ def _turns(buffers: Sequence[Buffer], skip: int) -> Iterator[tuple[list[memoryvi
 
     Small buffers are joined with what follows them, so that a frame's header takes no record of its own.
     """
-    views: list[memoryview] = []
-    for part in buffers:
-        view = flat(part)
-        if skip < len(view):
-            views.append(view[skip:])
-        skip = max(0, skip - len(view))
+    left = views(buffers, skip)
     pieces: list[memoryview | bytes] = []
     turn = at = 0
-    while at < len(views):
-        view = views[at]
-        if len(view) >= _RECORD or at + 1 == len(views):
+    while at < len(left):
+        view = left[at]
+        if len(view) >= _RECORD or at + 1 == len(left):
             piece: memoryview | bytes = view[: _TURN - turn]
-            views[at] = view[len(piece) :]
-            at += not len(views[at])
+            left[at] = view[len(piece) :]
+            at += not len(left[at])
         else:
             parts, room = [], _RECORD
-            while at < len(views) and room:
-                parts.append(views[at][:room])
-                views[at] = views[at][room:]
+            while at < len(left) and room:
+                parts.append(left[at][:room])
+                left[at] = left[at][room:]
                 room -= len(parts[-1])
-                at += not len(views[at])
+                at += not len(left[at])
             piece = b"".join(parts)
         pieces.append(piece)
         turn += len(piece)
@@ -562,8 +552,8 @@ class TlsListener(TcpListener):
 
     def __init__(self, host: str, port: int, limits: Limits, security: ServerSecurity) -> None:
         """UsageError says which file of `security` is of no use, and why."""
-        context = server_context(security)
-        super().__init__(host, port, limits, partial(TlsConnection, context=context, throttle=handshake_throttle()))
+        context, throttle = server_context(security), Throttle(_HANDSHAKES_S, _HANDSHAKES_SHARE)
+        super().__init__(host, port, limits, partial(TlsConnection, context=context, throttle=throttle))
         self.identifies = security.client_ca is not None
 
 
@@ -581,18 +571,12 @@ def connect(address: str, limits: Limits, timeout_s: float, security: Security =
     end = monotonic() + timeout_s
     host, _ = parse_address(address)
     context = client_context(security)
-    sock, where = dial(address, _DIAL_SHARE * timeout_s)
+    named = replace(security, server_name=security.server_name or host.partition("%")[0])
+    make = partial(TlsConnection, limits=limits, context=context, security=named, spin_s=SPIN_S)
     try:
-        named = replace(security, server_name=security.server_name or host.partition("%")[0])
-        try:
-            connection = TlsConnection(sock, where, limits, context, named, spin_s=SPIN_S)
-        except (ValueError, UnicodeError) as exc:
-            raise UsageError(f"{named.server_name} is no name that a certificate could have") from exc
-        except OSError as exc:
-            raise ServerError(f"cannot reach {where}: {exc.strerror or exc}") from exc
-    except BaseException:
-        sock.close()
-        raise
+        connection = connected(make, address, _DIAL_SHARE * timeout_s)
+    except ValueError as exc:
+        raise UsageError(f"{named.server_name} is no name that a certificate could have") from exc
     try:
         connection.handshake(end - monotonic())
     except BaseException:
