@@ -29,8 +29,7 @@ from splitpoint.lab.damage import Damage
 from splitpoint.lab.shaper import ShapedLane
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
-from splitpoint.transports.addresses import format_address
-from splitpoint.transports.dial import dial
+from splitpoint.transports.addresses import dial, format_address
 
 #: Segments as on a real network. Loopback's are 64 kB, and its sender's buffer would then hide 2.6 MB (measured;
 #: 40 kB with these): at 0.13 Mbit/s that is 160 seconds of "sent".

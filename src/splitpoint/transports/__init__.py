@@ -24,7 +24,7 @@ functions; a line in `TRANSPORTS`; a parameter in tests/transports/test_framed.p
 | tcp, tls | sockets, and the same encrypted |
 | memory | inside one process |
 | framed | frames over any stream of bytes |
-| addresses, dial | addresses as people write them; a name's addresses tried side by side |
+| addresses | as people write them; a name's addresses tried side by side |
 | budget | what strangers may take in a time |
 """
 

@@ -23,6 +23,8 @@ from splitpoint.lifetime import foreign, watch
 from splitpoint.security import Security, ServerSecurity
 from splitpoint.transports import Connection
 from splitpoint.transports.addresses import (
+    Selector,
+    connected,
     format_address,
     is_link_local,
     is_loopback,
@@ -30,7 +32,6 @@ from splitpoint.transports.addresses import (
     own_address,
     parse_host,
 )
-from splitpoint.transports.dial import Selector, connected
 from splitpoint.transports.framed import Framed, foreign_use
 from splitpoint.wire import Buffer, Limits, Packet, checked, flat
 

@@ -27,9 +27,8 @@ from typing import Any
 from splitpoint.errors import AccessError, ServerError, UnreachableError, UsageError
 from splitpoint.security import OPEN, Security, ServerSecurity, check_own, read_file
 from splitpoint.tensors import Array
-from splitpoint.transports.addresses import parse_address
+from splitpoint.transports.addresses import connected, parse_address
 from splitpoint.transports.budget import Throttle
-from splitpoint.transports.dial import connected
 from splitpoint.transports.tcp import SPIN_S, TcpConnection, TcpListener, views
 from splitpoint.wire import MAGIC, Buffer, ForeignError, Limits, flat
 
