@@ -85,14 +85,6 @@ class _Lead(NamedTuple):
     checksum_bytes: int = 0
 
 
-class _Ahead(msgspec.Struct, gc=False):
-    """The next frame, if it is like the last: made before it is there, to be received into `places`."""
-
-    lead: _Lead
-    frame: Frame
-    places: list[Buffer]
-
-
 class _Rest(msgspec.Struct, gc=False):
     """A frame whose lead is here and whose body is not: `done` bytes of `arrays` are. One that nobody knows is thrown
     away: `skip` bytes are still to come of it."""
@@ -126,7 +118,8 @@ class Framed(ABC):
         self._view = memoryview(self._buffer)
         self._extra = 0  # bytes at the start of _buffer that were read too far
         self._last = _Lead(b"", b"", 0, _NEVER, 0, 0, None, 0)
-        self._ahead: _Ahead | None = None
+        #: The next frame, if it is like the last: made before it is there, and where its bytes go.
+        self._ahead: tuple[Frame, list[Buffer]] | None = None
         self._timeout_s: float | None = -1.0
         self._queued = 0  # bytes that the peer has not taken yet
         #: Those of all connections that share one allowance, `backlog_bytes`.
@@ -193,14 +186,14 @@ class Framed(ABC):
         if timeout_s != self._timeout_s:
             self._timeout_s = timeout_s
             self._be_patient(self._wait_s())
-        ahead = self._ahead or self._look_ahead()
+        frame, places = self._ahead or self._look_ahead()
         if self._extra:
             return self._unlike(self._extra, perf_counter(), admit)
-        got = self._some(ahead.places)
+        got = self._some(places)
         started = perf_counter()
-        buffer, lead, frame = self._buffer, ahead.lead, ahead.frame
+        buffer, lead = self._buffer, self._last
         if got < lead.end or not buffer.startswith(lead.begin) or buffer[ID_END : lead.header_end] != lead.rest:
-            self._gather(ahead.places, got)
+            self._gather(places, got)
             return self._unlike(got, started, admit)
         self._ahead = None
         frame.id = parse_id(buffer)
@@ -211,13 +204,13 @@ class Framed(ABC):
             frame.refused, frame.tensors = refused, []
             self._skip(lead.end + lead.body_bytes - got)
         elif got != frame.nbytes:
-            if len(ahead.places) == 1:
+            if len(places) == 1:
                 frame.tensors = allocate(frame.header.tensors)  # type: ignore[union-attr]
             self._body(_Rest(lead, frame, frame.tensors, got - lead.end))
         frame.received = perf_counter()
         return frame
 
-    def _look_ahead(self) -> _Ahead:
+    def _look_ahead(self) -> tuple[Frame, list[Buffer]]:
         """Makes the next frame, if it will be like the last, and says where its bytes are to go."""
         lead = self._last
         frame = Frame(lead.kind, lead.flags, 0, lead.header, 0.0, lead.end + lead.body_bytes)
@@ -229,7 +222,7 @@ class Framed(ABC):
         else:
             frame.tensors = allocate(lead.header.tensors)  # type: ignore[union-attr]
             places = [self._view[: lead.end], *frame.tensors]
-        self._ahead = ahead = _Ahead(lead, frame, places)
+        self._ahead = ahead = frame, places
         return ahead
 
     def _gather(self, places: Sequence[Buffer], got: int) -> None:

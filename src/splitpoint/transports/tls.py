@@ -293,28 +293,24 @@ class TlsConnection(TcpConnection):
                 # A server that cannot be trusted is there: trying again is of no use.
                 distrusted = self._security is not None and isinstance(exc, ssl.SSLCertVerificationError)
                 raise (AccessError if distrusted else ServerError)(self._why(exc)) from exc
+            # What hangs up without a word may be a proxy before no server yet.
+            ended = ServerError if started else UnreachableError
             try:
                 self._be_patient(max(end - monotonic(), 1e-3))
                 got = self._fetch() if monotonic() < end else -1
             except BlockingIOError:
                 got = -1
             except OSError as exc:
-                raise self._ended(f"{self._why(exc)} in the TLS handshake: does it speak TLS?", started) from exc
+                raise ended(f"{self._why(exc)} in the TLS handshake: does it speak TLS?") from exc
             if got < 0:
                 raise ServerError(
                     f"{self.peer} did not finish the TLS handshake in {timeout_s:g} s: does it speak TLS?"
                 )
             if got == 0:
-                raise self._ended(
-                    f"{self.peer} closed the connection in the TLS handshake: does it speak TLS?", started
-                )
+                raise ended(f"{self.peer} closed the connection in the TLS handshake: does it speak TLS?")
             if not started and self._security is None:
                 self._check_first(bytes(self._cipher[:got]))
             started = True
-
-    def _ended(self, why: str, started: bool) -> ServerError:
-        """The error for an end in the handshake: what hangs up without a word may be a proxy before no server yet."""
-        return ServerError(why) if started else UnreachableError(why)
 
     def _check_first(self, data: bytes) -> None:
         """AccessError or ForeignError for a client that does not speak TLS: it is answered as openly as it spoke."""
@@ -354,19 +350,17 @@ class TlsConnection(TcpConnection):
         whose = f"the certificate of {self.peer}"
         if (why := _whats_wrong(exc)) is not None:
             return f"{whose} {why}"
-        if self._security is None:
-            return f"{whose} is not accepted: {exc.verify_message}"
-        if exc.verify_code in _OTHER_HOST:
-            name = self._security.server_name
+        security = self._security
+        if security is not None and exc.verify_code in _OTHER_HOST:
+            name = security.server_name
             return (
                 f"{whose} is for another host than {name}: connect by the name that is in it, say that with "
                 f"--server-name, or make one that has this name too (splitpoint keys DIR --host {name})"
             )
-        if exc.verify_code in _UNKNOWN_ISSUER:
-            ca = self._security.ca
-            if ca is None:
+        if security is not None and exc.verify_code in _UNKNOWN_ISSUER:
+            if security.ca is None:
                 return f"{whose} is signed by no authority that this system knows: give its own with --ca FILE"
-            return f"{whose} is not signed by {ca}: is that the right authority, and this the right server?"
+            return f"{whose} is not signed by {security.ca}: is that the right authority, and this the right server?"
         return f"{whose} is not accepted: {exc.verify_message}"
 
     # --- receiving ---------------------------------------------------------------------------------------------

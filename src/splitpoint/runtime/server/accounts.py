@@ -134,29 +134,24 @@ class Origins:
         return own
 
     def _find(self, name: str) -> Origin:
-        origin = self._known.get(name)
-        if origin is None:
-            origin = self._known[name] = Origin(name, self._compiles)
-            self._forget()
+        if name not in self._known:
+            self._known[name] = Origin(name, self._compiles)
+            for _ in range(len(self._known) - _REMEMBERED):
+                oldest, origin = self._known.popitem(last=False)
+                if origin.connections:  # it is still here, and counts as the latest
+                    self._known[oldest] = origin
         self._known.move_to_end(name)
-        return origin
+        return self._known[name]
 
     def full(self, name: str) -> bool:
         """Whether the origin of that name has all the connections that it may have."""
-        origin = self._known.get(name)
-        return origin is not None and origin.connections >= self._connections
+        return name in self._known and self._known[name].connections >= self._connections
 
     def leave(self, origin: Origin) -> None:
         """A connection of `origin` has ended."""
         origin.connections -= 1
         if not origin.connections:
             origin.giving.clear()
-
-    def _forget(self) -> None:
-        for _ in range(len(self._known) - _REMEMBERED):
-            name, origin = self._known.popitem(last=False)
-            if origin.connections:  # it is still here, and counts as the latest
-                self._known[name] = origin
 
 
 def name_of(peer: str) -> str:
@@ -241,9 +236,7 @@ class Ledger:
 
     def take(self, nbytes: int, own_nbytes: int, origin_nbytes: int) -> bool:
         """Takes room for a request, if it is there; the account and the origin that it is for hold so much already.
-
-        An origin that has some already may have as much as is left: none gets all of it, or leaves nothing to others.
-        """
+        Of what is left an origin that has some may have that much: none gets all, or leaves nothing to others."""
         held = self.held_nbytes
         if held:
             left = self.limits.memory_bytes - held

@@ -9,7 +9,6 @@ too.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,75 +29,56 @@ _OWN_FILE = "give the model's own file (splitpoint run model.onnx …)"
 
 
 class Catalogue:
-    """`models` by fingerprint, several versions of one name among them. `tell` hears of files that have changed."""
+    """`models` by fingerprint, several versions of one name among them. `tell` hears of each file that has changed.
+
+    `infos` is what WELCOME says about each model, in the order given: once for each of its names.
+    """
 
     def __init__(self, models: Sequence[Model], tell: OnEvent) -> None:
-        self._models: dict[str, Model] = {}
-        self._infos: dict[tuple[str, str], wire.ModelInfo] = {}
-        changed = _ChangedFiles(tell)
+        by_fingerprint: dict[str, Model] = {}
+        infos: dict[tuple[str, str], wire.ModelInfo] = {}
+        told: dict[Path, object] = {}
         for model in models:  # the same one given twice is one model, under each of its names
-            self._models.setdefault(model.fingerprint, replace(model, weights=_ServedWeights(model, changed)))
-            self._infos.setdefault((model.name, model.fingerprint), info_of(model))
+            by_fingerprint.setdefault(model.fingerprint, replace(model, weights=_ServedWeights(model, tell, told)))
+            infos.setdefault((model.name, model.fingerprint), info_of(model))
+        self.models: Mapping[str, Model] = by_fingerprint
+        self.infos = tuple(infos.values())
 
     def __getitem__(self, fingerprint: str) -> Model:
         """ModelError says which ones there are."""
-        model = self._models.get(fingerprint)
+        model = self.models.get(fingerprint)
         if model is None:
-            known = listed(f"{m.name} {m.fingerprint[:12]}" for m in self._models.values())
-            near = nearest(fingerprint, {m.name: None for m in self._models.values()})
+            known = listed(f"{m.name} {m.fingerprint[:12]}" for m in self.models.values())
+            near = nearest(fingerprint, {m.name: None for m in self.models.values()})
             raise ModelError(f"the server has no model {wire.plain(fingerprint, 64)}; it has {known}{near}")
         return model
-
-    @property
-    def models(self) -> Mapping[str, Model]:
-        """Fingerprint → model."""
-        return self._models
 
     @property
     def names(self) -> Mapping[str, Sequence[str]]:
         """Fingerprint → what it is called."""
         names: dict[str, list[str]] = {}
-        for name, fingerprint in self._infos:
-            names.setdefault(fingerprint, []).append(name)
+        for info in self.infos:
+            names.setdefault(info.fingerprint, []).append(info.name)
         return names
-
-    @property
-    def infos(self) -> tuple[wire.ModelInfo, ...]:
-        """What WELCOME says about each model, in the order given: once for each of its names."""
-        return tuple(self._infos.values())
-
-
-class _ChangedFiles:
-    """Tells once of each file that is no longer what it was."""
-
-    def __init__(self, tell: OnEvent) -> None:
-        self._tell, self._lock = tell, threading.Lock()
-        self._told: set[Path] = set()
-
-    def tell(self, model: str, exc: ChangedError) -> None:
-        with self._lock:
-            if exc.path in self._told:
-                return
-            self._told.add(exc.path)
-        text = f"{exc}. Until then nothing new is made of {model}'s weights in it; what is compiled is served on"
-        self._tell(Event("failed", text, {"model": model, "path": str(exc.path)}))
 
 
 class _ServedWeights:
     """The weights of `model` as this server hands them out and compiles them: none that is no longer the one in its
-    fingerprint. A client gets a RefusedError then, since asking again is of no use."""
+    fingerprint. A client gets a RefusedError then, since asking again is of no use. `told`: of which files it is."""
 
-    def __init__(self, model: Model, changed: _ChangedFiles) -> None:
-        self._weights, self._name, self._changed = model.weights, model.name, changed
+    def __init__(self, model: Model, tell: OnEvent, told: dict[Path, object]) -> None:
+        self._weights, self._name, self._tell, self._told = model.weights, model.name, tell, told
 
     def open(self, hash: str) -> memoryview:
         try:
             return self._weights.open(hash)
         except ChangedError as exc:
-            self._changed.tell(self._name, exc)
+            name, path, mark = self._name, exc.path, object()
+            if self._told.setdefault(path, mark) is mark:
+                text = f"{exc}. Until then nothing new is made of {name}'s weights in it; what is compiled is served on"
+                self._tell(Event("failed", text, {"model": name, "path": str(path)}))
             raise RefusedError(
-                f"{exc.path.name}, the server's file of {self._name}, has changed while it was served: "
-                "start that server again"
+                f"{path.name}, the server's file of {name}, has changed while it was served: start that server again"
             ) from exc
 
 

@@ -142,22 +142,16 @@ class Tails:
     def acquire(self, tail: Tail) -> Session | None:
         """Its session, if it is in memory; call `release` after use."""
         with self._lock:
-            session = tail.session
-            if session is not None:
+            if tail.session is not None:
                 tail.users += 1
                 self._cached.move_to_end(id(tail))
-            return session
+            return tail.session
 
     def build(self, tail: Tail, owner: object) -> Session:
         """Its session, compiled now for `owner` if need be; call `release` after use. EngineError if it cannot be."""
-        if (session := self.acquire(tail)) is not None:
-            return session
         with tail.building:
-            with self._lock:
-                session = tail.session
-                if session is not None:
-                    tail.users += 1
-                    return session
+            if (session := self.acquire(tail)) is not None:
+                return session
             session = self._compiled(tail)
             with self._lock:
                 tail.session, tail.nbytes, tail.owner = session, session.nbytes, owner
@@ -191,10 +185,6 @@ class Tails:
             closed = self._shrink()
         self._close(closed)
 
-    def ready(self, tail: Tail) -> bool:
-        """Whether `acquire` would return a session."""
-        return tail.session is not None
-
     def _full(self) -> bool:
         return self.nbytes > self._budget or len(self._cached) > self._most_tails
 
@@ -210,9 +200,8 @@ class Tails:
             if not idle:
                 break
             victim = max(idle, key=lambda tail: held[tail.owner])  # the first among equals
-            session = self._evict(victim)
-            assert session is not None
-            closed.append((victim, session))
+            if (session := self._evict(victim)) is not None:
+                closed.append((victim, session))
         return closed
 
     def _evict(self, tail: Tail) -> Session | None:

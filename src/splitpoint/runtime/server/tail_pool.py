@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from secrets import randbelow
 from time import perf_counter, sleep
@@ -27,7 +27,7 @@ from splitpoint.runtime.server import RunMarks, TailRequest
 from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.batching import Feed, Gain, Run, recomputed, run_stacked, tried
 from splitpoint.runtime.server.compiled_tails import Tail, Tails, tell_batched
-from splitpoint.runtime.server.fair_queue import WaitingJob
+from splitpoint.runtime.server.fair_queue import Client, WaitingJob
 from splitpoint.runtime.server.run_limits import Like, Turns, Watch
 from splitpoint.runtime.server.stats import RunnerStats
 from splitpoint.runtime.server.worker_pool import Compute
@@ -125,7 +125,7 @@ class TailPool:
 
     def build(self, tail: Tail, account: Account) -> Session:
         """The session of `tail`, compiled now for `account` if need be; `tails.release` after use."""
-        if not self.tails.ready(tail):
+        if tail.session is None:
             account.check_compile()
         return self.tails.build(tail, account.origin)
 
@@ -141,15 +141,8 @@ class TailPool:
 
     def stats(self) -> RunnerStats:
         tails, compute = self.tails, self.compute
-        return RunnerStats(
-            compute.waiting,
-            compute.workers,
-            compute.utilisation,
-            tails.count,
-            tails.nbytes,
-            tails.compiled,
-            tails.evicted,
-        )
+        busy = compute.waiting, compute.workers, compute.utilisation
+        return RunnerStats(*busy, tails.count, tails.nbytes, tails.compiled, tails.evicted)
 
     def end(self) -> None:
         self.watch.end()
@@ -171,10 +164,13 @@ class TailPool:
         return self.compute.crowded_s(queued.request.account.client)
 
     def _queue(self, queued: Queued, gain: Gain | None) -> None:
-        account, run = queued.request.account, partial(self.run, *queued, gain)
-        job = WaitingJob(account.client, run, gain, queued, account, partial(self._dropped, queued))
+        account = queued.request.account
+        job = self._job(queued, account.client, partial(self.run, *queued, gain), gain)
         if not self.compute.submit(job):  # there was room before its body was received
             self._dropped(queued, account.no_room(self.retry_after_s(account)))
+
+    def _job(self, queued: Queued, client: Client, run: Callable[[float], None], gain: Gain | None) -> WaitingJob:
+        return WaitingJob(client, run, gain, queued, queued.request.account, partial(self._dropped, queued))
 
     def _dropped(self, queued: Queued, why: BusyError | None = None) -> None:
         """It is not run after all: because of `why`, or because its client has gone."""
@@ -187,12 +183,9 @@ class TailPool:
 
     def _rebuild_later(self, queued: Queued) -> None:
         """Has the tail compiled for this request, in turns with all others that are."""
-        account = queued.request.account
-        job = WaitingJob(
-            account.builds, partial(self._rebuild, queued), None, queued, account, partial(self._dropped, queued)
-        )
-        if not self._builders.submit(job):
-            retry_s = self._builders.retry_after_s(account.builds)
+        builds = queued.request.account.builds
+        if not self._builders.submit(self._job(queued, builds, partial(self._rebuild, queued), None)):
+            retry_s = self._builders.retry_after_s(builds)
             queued.request.refuse(BusyError("the tail left memory, and many wait for theirs", retry_s))
 
     def _rebuild(self, queued: Queued, waited_s: float) -> None:
@@ -287,19 +280,16 @@ class PoolTail:
 
     def kind_of(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], *, vectors: bool) -> RunKind:
         key = tuple(map(tuple, shapes))
-        kind = self._kinds.get(key)
-        if kind is None:
+        if key not in self._kinds:
             kind = self._kind(dtypes, key, vectors)
             if len(self._kinds) >= _MOST_KINDS:
                 del self._kinds[next(iter(self._kinds))]
             self._kinds[key] = kind
-        return kind
+        return self._kinds[key]
 
     def _kind(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], vectors: bool) -> RunKind:
-        work, tail = self._tail.work, self._tail
-        if work is None:
-            like = Like(0.0)
-        else:
+        work, tail, like = self._tail.work, self._tail, Like(0.0)
+        if work is not None:
             nbytes, most = work.peak(shapes), max(work.least, self._work_bytes)
             if nbytes > most:
                 rows = "×".join(map(str, work.sizes(shapes)))

@@ -48,29 +48,27 @@ class Compute:
         self._closed = False
         self._gauge = Gauge(workers, perf_counter())
         self._tell = on_event
-        self._threads = [self._thread(f"{name} {i}") for i in range(workers)]
+        self.threads: Sequence[threading.Thread] = ()
         try:
-            for thread in self._threads:
-                begin(thread)
+            for i in range(workers):
+                self._begin_thread(f"{name} {i}")
         except BaseException:
-            self._threads = [thread for thread in self._threads if thread.ident is not None]
             self.close()
             raise
 
-    def _thread(self, name: str) -> threading.Thread:
-        return threading.Thread(
-            target=persist, args=(self._work, "computing", self._tell, sleep), name=name, daemon=True
-        )
+    def _begin_thread(self, name: str) -> None:
+        work = (self._work, "computing", self._tell, sleep)
+        thread = threading.Thread(target=persist, args=work, name=name, daemon=True)
+        begin(thread)
+        self.threads = [*(t for t in self.threads if t.is_alive()), thread]
 
     def lend(self) -> None:
         """One more may work, and a thread more: what runs in one place lasts, or will never end."""
-        thread = self._thread("compute more")
         with self._lock:
             if self._closed:
                 return
-            begin(thread)
+            self._begin_thread("compute more")
             self.workers += 1
-            self._threads = [*(t for t in self._threads if t.is_alive()), thread]
             if self._queue.waiting:
                 self._ready.notify()
 
@@ -197,11 +195,6 @@ class Compute:
             self._ready.notify()  # nobody was, for those that came meanwhile
         return now
 
-    @property
-    def threads(self) -> Sequence[threading.Thread]:
-        """Those that work, or wait for work."""
-        return self._threads
-
     def close(self, within_s: float = _END_S) -> bool:
         """Ends the threads after what they run now; what is queued is dropped. Whether they have, `within_s`."""
         with self._lock:
@@ -209,4 +202,4 @@ class Compute:
             self._queue.clear()
             self._ready.notify_all()
             self._more.notify_all()
-        return join(self._threads, within_s)
+        return join(self.threads, within_s)
