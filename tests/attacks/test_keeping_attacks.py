@@ -119,8 +119,8 @@ def test_threads_of_compiled_tails_are_bounded_and_who_has_most_loses_its_own(
         tails.release(tail)
     assert len(engine.compiled) == 7
     assert len(tails._cached) == kept
-    assert tails.ready(honest)
-    assert [tails.ready(tail) for tail in many[-2:]] == [kept == 3, True], "the last one stays"
+    assert honest.session is not None
+    assert [tail.session is not None for tail in many[-2:]] == [kept == 3, True], "the last one stays"
     tails.close()
 
 
@@ -133,7 +133,7 @@ def test_tails_that_run_keep_their_threads_and_leave_when_they_have_run(
     tails = Tails(engine, budget=1 << 30)
     for tail in (many := tails_of(tails, affine(tmp_path))):
         tails.build(tail, "attacker")
-    assert all(map(tails.ready, many))
+    assert all(tail.session is not None for tail in many)
     for tail in many:
         tails.release(tail)
     assert len(tails._cached) == 2
@@ -178,7 +178,7 @@ def watching(run_s: float) -> Watch:
 
 
 def idle(measured: Profiling) -> bool:
-    return not measured.threads()
+    return measured.thread is None
 
 
 def test_measuring_is_counted_to_who_asks_before_it_is_done(tmp_path: Path, clock: Clock) -> None:

@@ -1,10 +1,9 @@
 """Frames over any stream of bytes: the part that TCP, TLS and memory connections share.
 
-After a thread has slept for its peer, a line of Python costs three to six times what it costs in a loop (cold caches;
-measured). So the way from "bytes are there" to "frame" is short in the case that matters, a frame like the one before
-it: the frame is made, and its tensors are allocated, before the wait; prefix, header and what is there of the body
-come with one call, each to its place; and a header that is byte for byte the last one is not decoded again. Any
-other frame takes the long way, `_unlike`.
+After a thread has slept for its peer a line of Python costs three to six times what it costs in a loop. So the way from
+"bytes are there" to "frame" is short for a frame like the one before it: it is made, and its tensors are allocated,
+before the wait; prefix, header and what is there of the body come with one call, each to its place; and a header that
+is byte for byte the last one is not decoded again. Any other frame takes the long way, `_unlike`.
 """
 
 from __future__ import annotations

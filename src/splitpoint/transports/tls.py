@@ -1,13 +1,11 @@
 """Frames over TLS 1.2 or 1.3: `tcp`'s connection, with the standard library's encryption between frames and socket.
 
-The engine of OpenSSL works on memory (`ssl.MemoryBIO`), never on the socket. That is what makes two threads safe: an
-SSL object must not be used by two at once, so each use holds a lock, but no use of it ever waits for the network. A
-reader sleeps in the kernel without the lock, and so does a writer whose peer does not read; both directions may be
-full and each goes on as soon as its own way is free. It also takes fewer system calls: many records come with one.
+The engine of OpenSSL works on memory (`ssl.MemoryBIO`), never on the socket. An SSL object must not be used by two
+threads at once, so each use holds a lock, but no use of it ever waits for the network: readers and writers sleep in the
+kernel without it, and each direction goes on as soon as its own way is free. Many records come with one system call.
 
 Whatever a writer encrypts must be sent, and next: a record carries its number in its encryption. `_send_sealed`
-therefore counts bytes as sent once the kernel has the whole of their records, and keeps the rest of a record that the
-kernel had no room for.
+therefore counts bytes as sent once the kernel has the whole of their records, and keeps the rest.
 """
 
 from __future__ import annotations
@@ -168,10 +166,7 @@ def _trust(context: ssl.SSLContext, path: Path, what: str) -> None:
 def _rehearse(server: ssl.SSLContext, client: ssl.SSLContext, certificate: Path) -> None:
     """A handshake in memory: UsageError for a certificate that nobody would accept now, or not for this purpose."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    sides = [
-        client.wrap_bio(down, up, server_hostname="rehearsal"),
-        server.wrap_bio(up, down, server_side=True),
-    ]
+    sides = [client.wrap_bio(down, up, server_hostname="rehearsal"), server.wrap_bio(up, down, server_side=True)]
     for _ in range(10):
         for side in list(sides):
             try:

@@ -2,8 +2,8 @@
 
 `server.Server` is what users hold. A connection's way, and a request's:
 
-    listener ─ admission ─ connection ─┬─ requests ──── where its tail computes (a `TailRunner`) ─ reply
-    accepts    who it is   receives    ├─ segment_opening ─ worker_pool ─ a tail is compiled
+    listener ─ admission ─ connection ─┬─ requests ─┬─ INFER: where its tail computes (a `TailRunner`) ─ reply
+    accepts    who it is   receives    │            └─ OPEN: worker_pool ─ a tail is compiled
                                        └─ handing_out ─ graphs, weights, profiles, probes
 
 | module | |
@@ -11,10 +11,9 @@
 | server | life: listeners, threads, who is connected |
 | admission | who has connected and is not let in yet |
 | connection | one client's receive loop: which frame goes where |
-| requests | INFER: checked, admitted, decoded, answered |
-| segment_opening | OPEN and CLOSE |
+| requests | OPEN, CLOSE, and INFER: checked, admitted, decoded, answered |
 | handing_out, profile_jobs | what leaves of a model, and profiles of this machine |
-| services | what the four above share |
+| services | what the three above share |
 | accounts | what clients hold and have used, and what an address may |
 | tail_pool | our `TailRunner`: workers of this process, batches, with |
 | worker_pool, fair_queue | … whose turn it is, |

@@ -3,9 +3,8 @@
     accept ─ a place in the room ─ TLS, HELLO, the token: 5 s altogether ─ let in, if there is room: `connection`
 
 Nothing that they do counts against those who are let in, whose places are counted only then. The room is never too
-full for one more: the address that has most places in it loses the one it has had longest. So a newcomer from an
-address of its own stays as long as it needs, and beside an attacker at its own address as long as that one needs to
-fill the room: milliseconds do for a greeting.
+full for one more: the address that has most places in it loses the one it has had longest. So a newcomer stays as long
+as it needs, or, beside an attacker at its own address, as long as that one needs to fill the room.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ import dataclasses
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import suppress
 from time import monotonic
 from typing import Generic, TypeVar
 
 from splitpoint import wire
-from splitpoint.errors import AccessError, BusyError, ProtocolError, ServerError, SplitpointError
-from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.errors import AccessError, BusyError, ProtocolError, ServerError
+from splitpoint.runtime.events import Event, OnEvent, ignore
 from splitpoint.runtime.server.accounts import name_of
+from splitpoint.runtime.server.services import Replies
 from splitpoint.security import ServerSecurity
 from splitpoint.transports import Connection, Ended
 from splitpoint.transports.budget import Budget
 from splitpoint.units import counted
-from splitpoint.wire import Frame, Kind, Limits
+from splitpoint.wire import Frame, Limits, plain
 
 #: How long a wrong token is thought about,
 GUESS_S = 0.25
@@ -40,7 +39,6 @@ _CROWDED = "too many others want to be let in at once: try again"
 _TURNED_AWAY = 32
 #: How long the last word may take to be sent, and its reader to hang up.
 _LINGER_S = 0.2
-_VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
 #: Lines about those who were turned away: some at once, and then one a second.
 _LINES, _LINES_S = 30, 1.0
 
@@ -143,11 +141,7 @@ class Admission:
     """
 
     def __init__(
-        self,
-        limits: Limits,
-        security: ServerSecurity,
-        tell: OnEvent,
-        let_in: Callable[[Connection, Frame], Serve],
+        self, limits: Limits, security: ServerSecurity, tell: OnEvent, let_in: Callable[[Connection, Frame], Serve]
     ) -> None:
         self.limits, self._let_in = limits, let_in
         self.guesses, self.refusals = Guesses(security), Refusals(tell)
@@ -195,8 +189,7 @@ class Admission:
             self.arrivals.discard(arrival)
 
     def _turn_away(self, connection: Connection, text: str) -> None:
-        with suppress(ServerError):
-            connection.send(wire.encode(Kind.ERROR, 0, wire.Error("busy", text, 1.0)), wait=False)
+        Replies(connection, ignore).refuse(0, BusyError(text, 1.0))
         # Not closed at once: its HELLO may be on the way, and a reset could overtake what was just said.
         self._turned_away.append(connection)
         if len(self._turned_away) > _TURNED_AWAY:
@@ -219,7 +212,7 @@ class Arrival:
 
     def __init__(self, admission: Admission, connection: Connection) -> None:
         self._admission = admission
-        self.connection = connection
+        self.connection, self.replies = connection, Replies(connection, ignore)
         self.name = connection.peer
         self.address = name_of(self.name)
         self._over = threading.Event()
@@ -230,16 +223,14 @@ class Arrival:
         try:
             serve = self._admission.let_in(self, self._greet())
         except Exception as exc:
-            packet, why = last_word(exc)
-            if packet is not None:
-                self._send(packet)
+            why = self.replies.last_word(exc)
         else:
             serve()
             return
         self.connection.close(_LINGER_S if why else 0.0)
         self._admission.gone(self)
         if why and not self._over.is_set():  # of one that was turned away it is said already
-            why = wire.plain(why)
+            why = plain(why)
             self._admission.refusals(f"{self.name} disconnected: {why}", self.name, why)
 
     def _greet(self) -> Frame:
@@ -280,28 +271,5 @@ class Arrival:
     def send_away(self, why: str) -> None:
         """Ends it from another thread, which does not wait for it; `why` is the word that it gets."""
         self._over.set()
-        self._send(wire.encode(Kind.ERROR, 0, wire.error_of(BusyError(why, 1.0))))
+        self.replies.refuse(0, BusyError(why, 1.0))
         self.connection.abort()
-
-    def _send(self, packet: wire.Packet) -> None:
-        with suppress(ServerError, RuntimeError, MemoryError):  # it has gone, or there is no thread for a slow reader
-            self.connection.send(packet, wait=False)
-
-
-def last_word(exc: Exception) -> tuple[wire.Packet | None, str]:
-    """What a connection that ends by `exc` is told, in a stranger's own language where we know it, and what to log."""
-    if isinstance(exc, Ended):
-        return None, ""
-    if isinstance(exc, wire.ForeignError):
-        if exc.data[:4] in _VERBS:
-            text = "this port speaks splitpoint's own protocol, not HTTP\n"
-            head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-            data = (head + text).encode()
-            return wire.Packet((data,), len(data)), "it speaks HTTP"
-        if exc.data[:2] == b"\x16\x03":
-            return None, "it speaks TLS"
-    if isinstance(exc, SplitpointError):
-        return wire.encode(Kind.ERROR, 0, wire.error_of(exc)), str(exc)
-    # A bug of ours must not take the server down.
-    hidden = ServerError("the server has an internal error; its log says more")
-    return wire.encode(Kind.ERROR, 0, wire.error_of(hidden)), f"internal error: {exc!r}"

@@ -2,10 +2,9 @@
 
 It is possible for tails whose inputs and outputs all begin with the same free dimension, and for requests whose shapes
 are equal. It is right if no operator mixes what is in a batch (a mean over it, a scale found at run time): else one
-client's answer would depend on another's request. That is read from the graph (`models.rows`), since no client may
-decide it by what it sends. A trial of a batch of two, with data of our own, and a row of a batch that is computed again
-now and then, can only add doubt: they would find an engine that does something else than the graph says. It helps if a
-batch takes at least a tenth less than its requests one by one: measured, in service.
+client's answer would depend on another's request. The graph says so (`models.rows`), not what a client sends; a trial
+of a batch of two, with data of our own, and a row of a batch that is computed again now and then, can only add doubt.
+It helps if a batch takes at least a tenth less than its requests one by one: measured, in service.
 """
 
 from __future__ import annotations
@@ -51,12 +50,8 @@ def alike(segment: Segment) -> bool:
     if ANY_RANK in (t.shape for t in specs):
         return False
     open_dims = {d for t in segment.inputs for d in t.shape[1:] if isinstance(d, str)}
-    return batch not in open_dims and all(t.shape[0] == batch for t in specs) and _follows(segment.outputs, open_dims)
-
-
-def _follows(outputs: Sequence[TensorSpec], known: set[str]) -> bool:
-    """Whether no dimension of an output but the first depends on anything but the inputs' shapes."""
-    return all(isinstance(d, int) or d in known for t in outputs for d in t.shape[1:])
+    told = all(isinstance(d, int) or d in open_dims for t in segment.outputs for d in t.shape[1:])  # by the inputs'
+    return told and batch not in open_dims and all(t.shape[0] == batch for t in specs)
 
 
 def stackable(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> bool:

@@ -11,10 +11,8 @@ from splitpoint import wire
 from splitpoint.errors import BusyError, ProtocolError, ServerError, SplitpointError
 from splitpoint.runtime.events import Event, software
 from splitpoint.runtime.server.accounts import Account
-from splitpoint.runtime.server.admission import last_word
 from splitpoint.runtime.server.handing_out import HandingOut
-from splitpoint.runtime.server.requests import REFUSED_S, Requests, outcome_of
-from splitpoint.runtime.server.segment_opening import SegmentOpener
+from splitpoint.runtime.server.requests import REFUSED_S, Requests, SegmentOpener, outcome_of
 from splitpoint.runtime.server.services import Replies, Services
 from splitpoint.transports import Connection
 from splitpoint.units import counted, size
@@ -49,7 +47,7 @@ class Peer:
         self._replies = Replies(connection, services.tell)
         batch = wire.BATCH in self._features
         self.opening = SegmentOpener(services, account, self._replies, batch=batch)
-        self.requests = Requests(services, account, connection, self._replies, self.opening.tails, batch=batch)
+        self.requests = Requests(services, account, self._replies, self.opening.tails, batch=batch)
         self._out = HandingOut(services, account, self._replies)
         self._handlers: Mapping[int, Callable[[Frame], None]] = {
             Kind.PING: self._out.ping,
@@ -72,9 +70,7 @@ class Peer:
             self._welcome(hello)
             self._converse()
         except Exception as exc:
-            packet, why = last_word(exc)
-            if packet is not None:
-                self._replies.send(packet)
+            why = self._replies.last_word(exc)
         finally:
             self._leave(why, perf_counter() - began)
 
@@ -145,7 +141,10 @@ class Peer:
         if frame.refused is not None:
             if frame.kind == _INFER:
                 self.account.refused(outcome_of(frame.refused))
-            self._refuse(frame.id, frame.refused)
+            self._replies.refuse_request(frame.id, frame.refused)
+            if isinstance(frame.refused, BusyError):
+                # Whoever asks again before that waits for it here: refusing must cost less than asking.
+                sleep(min(frame.refused.retry_after_s, REFUSED_S))
         elif (handler := self._handlers.get(frame.kind)) is not None:
             try:
                 handler(frame)
@@ -157,14 +156,6 @@ class Peer:
             raise ProtocolError(f"a client does not send {wire.describe(frame.kind)}")
         else:
             self._replies.refuse(frame.id, ServerError(f"{wire.describe(frame.kind)} is not known here"))
-
-    def _refuse(self, id: int, exc: SplitpointError) -> None:
-        if isinstance(exc, BusyError):
-            self._replies.busy(id, exc)
-            # It will not ask again before that. Whoever does waits for it here: refusing must cost less than asking.
-            sleep(min(exc.retry_after_s, REFUSED_S))
-        else:
-            self._replies.refuse(id, exc)
 
     def _pay(self, seconds: float) -> None:
         """Counts `seconds` of the processor to its account, and stops reading for a while if that is overdrawn."""

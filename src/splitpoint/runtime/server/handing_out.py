@@ -102,21 +102,19 @@ class HandingOut:
         def answer(profile: bytes | SplitpointError) -> None:
             account.end_profiles()
             if isinstance(profile, SplitpointError):
-                replies.refuse(frame.id, profile)
+                replies.refuse_request(frame.id, profile)
             else:
                 header = wire.Profiled(model.fingerprint)
                 replies.send(wire.encode(Kind.PROFILED, frame.id, header, (profile,), len(profile)))
 
+        if not account.ask_profile():
+            busy = BusyError(f"{MOST_PROFILES} profiles are asked for by this address already", 1.0)
+            replies.refuse_request(frame.id, busy)
+            return
         try:
-            if not account.ask_profile():
-                raise BusyError(f"{MOST_PROFILES} profiles are asked for by this address already", 1.0)
-            try:
-                profiling.ask(model, request.budget_s, answer, account, account.origin, fresh=request.fresh)
-            except SplitpointError:
-                account.end_profiles()
-                raise
-        except BusyError as exc:
-            replies.busy(frame.id, exc)
+            profiling.ask(model, request.budget_s, answer, account, account.origin, fresh=request.fresh)
+        except SplitpointError as exc:
+            answer(exc)
 
     def leave(self) -> None:
         """The connection has ended: no profile is made for it any more."""

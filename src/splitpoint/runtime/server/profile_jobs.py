@@ -102,7 +102,8 @@ class Profiling:
         self._watch = watch
         self._engine, self._most_s, self._tell, self._served = engine, most_s, on_event, served
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        #: Measures, if there is something to measure: after `stop` it ends.
+        self.thread: threading.Thread | None = None
         self._until = 0.0
         self._closed = threading.Event()
         #: The first is being measured.
@@ -153,16 +154,16 @@ class Profiling:
         job = _ProfileJob(model, [asker])
         job.charge(asker)
         self._jobs.append(job)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="profile", daemon=True)
-            self._thread.start()
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._work, name="profile", daemon=True)
+            self.thread.start()
 
     def _work(self) -> None:
         """One job after the other, until there is none."""
         while True:
             with self._lock:
                 if not self._jobs:
-                    self._thread = None
+                    self.thread = None
                     return
                 job = min(self._jobs, key=_ProfileJob.spent_s)
                 self._jobs.remove(job)
@@ -232,11 +233,6 @@ class Profiling:
     def stop(self) -> None:
         """What is being measured ends after the cut it is at, and nothing is measured after it."""
         self._closed.set()
-
-    def threads(self) -> list[threading.Thread]:
-        """The thread that measures, if there is one: after `stop` it ends."""
-        with self._lock:
-            return [self._thread] if self._thread is not None else []
 
 
 def _noted(profile: Profile, served: int) -> Profile:

@@ -1,8 +1,13 @@
-"""INFER on one connection: looked at before its body is received, decoded, given to its tail, and answered."""
+"""OPEN, INFER and CLOSE on one connection: its tails by number, planned and compiled by the server's builders; requests
+for them, looked at before their body is received, decoded, given to their tail, and answered."""
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from math import prod
 from time import perf_counter, sleep
 from typing import NamedTuple
@@ -16,20 +21,24 @@ from splitpoint.errors import (
     BusyError,
     EngineError,
     InputError,
+    ModelError,
     ProtocolError,
     ServerError,
     SplitpointError,
     UsageError,
 )
+from splitpoint.models.model import Model
+from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import OpenTail, RunMarks
 from splitpoint.runtime.server.accounts import DROPPED, Account
-from splitpoint.runtime.server.fair_queue import RecentWait
+from splitpoint.runtime.server.fair_queue import RecentWait, WaitingJob
 from splitpoint.runtime.server.services import Replies, Services
 from splitpoint.tensors import Array, TensorSpec
-from splitpoint.transports import Connection
 from splitpoint.units import size
 from splitpoint.wire import Frame, Kind, Limits
 
+#: Tails that one connection may wait for.
+_MOST_WAITING = 16
 #: The longest that a connection is not read from because it was told BUSY; pings wait as long.
 REFUSED_S = 0.25
 #: When to ask again while answers to earlier requests wait to be read.
@@ -86,27 +95,21 @@ class OpenedTail:
                 raise InputError(f"tensor {spec.name} must be {spec.type}, but {got.type} came")
         for spec, vector in zip(self.vectors, header.vectors, strict=True):
             _check_vector(spec, vector, self._limits)
-        self.checked = self._decoding(header)
-        return self.checked.decoded_nbytes
-
-    def _decoding(self, header: wire.Infer) -> CheckedInfer:
-        """How the tensors of `header`, which fit otherwise, are decoded. InputError for what no codec here does."""
         kind = self._kind(header)
-        if not any(t.codec for t in header.tensors):
-            return CheckedInfer(header, kind=kind)
         decoders = [
             _decoder(name, tensor) if tensor.codec else None
             for name, tensor in zip(self.inputs, header.tensors, strict=True)
         ]
-        return CheckedInfer(header, decoders, sum(d[1].nbytes for d in decoders if d is not None), kind)
+        nbytes = sum(d[1].nbytes for d in decoders if d is not None)
+        self.checked = CheckedInfer(header, decoders if any(decoders) else (), nbytes, kind)
+        return nbytes
 
     def _kind(self, header: wire.Infer) -> object:
         shapes = {t.name: got.shape for t, got in zip(self.specs, header.tensors, strict=True)}
         shapes |= {t.name: (len(v),)[: len(t.shape)] for t, v in zip(self.vectors, header.vectors, strict=True)}
         inputs = self.tail.segment.inputs
-        return self.tail.kind_of(
-            [t.dtype for t in inputs], [shapes[t.name] for t in inputs], vectors=bool(self.vectors)
-        )
+        in_order = [shapes[t.name] for t in inputs]
+        return self.tail.kind_of([t.dtype for t in inputs], in_order, vectors=bool(self.vectors))
 
     def feed(self, checked: CheckedInfer, tensors: Sequence[Array]) -> dict[str, Array]:
         """What the session is run with: the tensors, decoded, and the shape vectors, by name. InputError for bytes that
@@ -132,16 +135,14 @@ def _decoder(name: str, tensor: wire.Tensor) -> tuple[Codec, TensorSpec]:
     except UsageError:
         codec = None
     if codec is None:
-        text = wire.plain(tensor.codec, 40)
-        raise InputError(f"tensor {name} came with the codec {text}, which is not known here")
+        raise InputError(f"tensor {name} came with the codec {wire.plain(tensor.codec, 40)}, which is not known here")
     spec = TensorSpec(name, tensor.dtype, tensor.shape)
     if not codec.accepts(spec):
         raise InputError(f"tensor {name} came with the codec {codec.name}, which does not take {spec.type}")
     most = codec.most(spec)
     if tensor.nbytes > most:
-        raise InputError(
-            f"tensor {name} came as {tensor.nbytes} bytes of {codec.name}: {spec.type} takes at most {most}"
-        )
+        came = f"{tensor.nbytes} bytes of {codec.name}"
+        raise InputError(f"tensor {name} came as {came}: {spec.type} takes at most {most}")
     return codec, spec
 
 
@@ -162,22 +163,114 @@ def _check_vector(spec: TensorSpec, vector: Sequence[int], limits: Limits) -> No
         raise InputError(f"shape vector {spec.name} asks for a tensor over the limit of {size(limits.tensor_bytes)}")
 
 
+class SegmentOpener:
+    """The tails of one connection, and those that it waits for. `batch`: whether answers say which ran as one."""
+
+    def __init__(self, services: Services, account: Account, replies: Replies, *, batch: bool) -> None:
+        self._services, self._account, self._replies, self._batch = services, account, replies, batch
+        #: The open ones.
+        self.tails: dict[int, OpenedTail] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._waiting = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many it waits for."""
+        return self._waiting
+
+    def open(self, frame: Frame) -> None:
+        """Has a tail made, which is then said by OPENED or ERROR. SplitpointError if that is not even tried."""
+        request = frame.header
+        assert isinstance(request, wire.OpenRequest)
+        services, builds = self._services, self._account.builds
+        model = services.catalogue[request.fingerprint]
+        named = (*request.inputs, *request.vectors, *request.outputs)
+        if len(named) > 2 * len(model.specs):
+            raise ModelError(f"{model.name} has {len(model.specs)} tensors: a segment between {len(named)} is none")
+        model.check_names(named)
+        if len(self.tails) + self._waiting >= services.limits.segments or self._waiting >= _MOST_WAITING:
+            raise BusyError("too many segments are open on this connection: close some", 0.1)
+        if services.ledger.draining:
+            raise ServerError("the server is ending")
+        make = partial(self._make, frame.id, model, request)
+        self._wait(1)
+        if not services.builders.submit(WaitingJob(builds, make, line=self._account, dropped=partial(self._wait, -1))):
+            self._wait(-1)
+            retry_s = services.builders.retry_after_s(builds)
+            raise BusyError("the server has no room for more tails to compile: try again later", retry_s)
+
+    def _wait(self, by: int) -> None:
+        """It waits for so many more tails; fewer, if it is negative."""
+        with self._lock:
+            self._waiting += by
+
+    def _make(self, id: int, model: Model, request: wire.OpenRequest, waited: float) -> None:
+        try:
+            self._answer(id, model, request)
+        except Exception as exc:
+            self._replies.give_up(id, exc)
+        finally:
+            self._wait(-1)
+            if self._account.gone:  # it left meanwhile
+                self.leave()
+
+    def _answer(self, id: int, model: Model, request: wire.OpenRequest) -> None:
+        try:
+            with self._account.building():
+                opened = self._build(model, request)
+            number = next(self._numbers)
+            self.tails[number] = opened
+            reply = wire.Opened(
+                number,
+                tuple(map(wire.TensorInfo.of, (*opened.specs, *opened.vectors))),
+                tuple(map(wire.TensorInfo.of, opened.tail.segment.outputs)),
+                opened.tail.nbytes,
+                opened.tail.compile_s,
+            )
+            self._replies.send(wire.encode(Kind.OPENED, id, reply))
+        except SplitpointError as exc:
+            self._replies.refuse(id, exc)
+        except Exception as exc:  # the knife and the engine meet whatever a client names
+            what = f"a tail for {self._account.name} cannot be built"
+            self._replies.refuse(id, self._replies.hide(what, exc, "the tail cannot be built"))
+
+    def _build(self, model: Model, request: wire.OpenRequest) -> OpenedTail:
+        account = self._account
+        boundary = (*request.inputs, *request.vectors)
+        self._services.sharing.check_tail(model, request)
+        segment = model.segment(boundary, request.outputs)
+        if not segment.outputs:
+            raise ModelError("a segment without outputs has nothing to compute")
+        tail = self._services.runner.open(segment, account)
+        text = f"{account.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
+        fields = {"peer": account.name, "model": model.name, "nbytes": tail.nbytes, "compile_s": tail.compile_s}
+        self._services.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)", fields))
+        return OpenedTail(tail, request.vectors, self._services.limits, batch=self._batch)
+
+    def close(self, frame: Frame) -> None:
+        """The client is done with a tail."""
+        assert isinstance(frame.header, wire.Close)
+        opened = self.tails.pop(frame.header.segment, None)
+        if opened is not None:
+            opened.tail.close(drop=True)
+
+    def leave(self) -> None:
+        """The connection has ended: nobody waits for what is to be made, or needs what is open."""
+        self._services.builders.drop(self._account.builds, self._account)
+        while self.tails:
+            with suppress(KeyError):
+                self.tails.popitem()[1].tail.close()
+
+
 class Requests:
     """Those of one connection. `opened` are its tails by number, `batch` whether answers say which ran as one."""
 
     def __init__(
-        self,
-        services: Services,
-        account: Account,
-        connection: Connection,
-        replies: Replies,
-        opened: Mapping[int, OpenedTail],
-        *,
-        batch: bool,
+        self, services: Services, account: Account, replies: Replies, opened: Mapping[int, OpenedTail], *, batch: bool
     ) -> None:
-        self.services, self.account, self.connection, self.replies, self.batch = (
-            services, account, connection, replies, batch,
-        )  # fmt: skip
+        self.services, self.account, self.replies, self.batch = services, account, replies, batch
+        self.connection = replies.connection
         self.in_flight: set[int] = set()
         #: How long its requests wait lately.
         self.waits = RecentWait()
@@ -285,15 +378,11 @@ class InferRequest(msgspec.Struct):
         outcome = "internal"
         try:
             if not isinstance(exc, SplitpointError):  # engines are foreign code
-                exc = requests.replies.hide(
-                    f"request {frame.id} of {self.account.name} failed", exc, "the engine failed"
-                )
+                what = f"request {frame.id} of {self.account.name} failed"
+                exc = requests.replies.hide(what, exc, "the engine failed")
             outcome = outcome_of(exc)
             requests.in_flight.discard(frame.id)
-            if isinstance(exc, BusyError):
-                requests.replies.busy(frame.id, exc)
-            else:
-                requests.replies.refuse(frame.id, exc)
+            requests.replies.refuse_request(frame.id, exc)
         except Exception as worse:
             requests.replies.give_up(frame.id, worse)
         finally:

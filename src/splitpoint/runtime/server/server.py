@@ -1,15 +1,4 @@
-"""The server: where it listens, who is connected, how it begins and ends. The room's door says what is where.
-
-    frame ─ reader thread of its connection ─┬─ a worker is free: runs it right here      ─┬─ reply, sent without
-                                             └─ no, or more requests follow: bounded queue ─┘  waiting for the peer
-
-Every connection has a thread that receives. A request whose sender waits for the answer (no PIPELINED flag) is run
-by that thread if a worker's place is free, which saves two context switches; otherwise by the pool, so that the next
-request is received meanwhile. Each connection has a queue of its own, and computing time is shared out evenly among
-those that wait (`fair_queue`). What a request takes is known before it is received (`models.memory_estimate`), or it
-runs in a process of its own (`engines.apart`); what takes too long is given up (`run_limits`). A peer that reads slowly
-holds up nobody: see `transports.tcp`.
-"""
+"""The server: where it listens, who is connected, how it begins and ends. The room's door says what is where."""
 
 from __future__ import annotations
 
@@ -132,7 +121,7 @@ class Server(Closable):
         self._listeners: Sequence[Listener] = ()
         self._accepting: Sequence[threading.Thread] = ()
         self._services: Services | None = None
-        #: Once it is closed: whether a run did not end. Its thread, which cannot be joined, outlives the server.
+        #: Once it is closed: whether a run did not end. Its thread outlives the server.
         self.hanging = False
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -322,8 +311,8 @@ class Server(Closable):
         for thread in closers:
             thread.start()
         threads = [*closers, *(p.thread for p in peers), *arriving]
-        if services.profiling is not None:
-            threads += services.profiling.threads()
+        if services.profiling is not None and (measuring := services.profiling.thread) is not None:
+            threads.append(measuring)
         ended = join(threads, max(_END_S, end - monotonic() + _END_S))
         ended = services.builders.close(_END_S) and ended
         if not ended:  # a session apart that is being built, and what a profile runs, end so
