@@ -192,7 +192,6 @@ class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, spec: TensorSpec) -> TensorInfo:
-        """`spec` as it travels."""
         return cls(spec.name, spec.dtype, spec.shape)
 
     def spec(self) -> TensorSpec:
@@ -793,7 +792,6 @@ def check_tensors(tensors: Sequence[Tensor], body_bytes: int, limits: Limits) ->
 
 
 def parse_id(data: Raw) -> int:
-    """The request id in a prefix."""
     number: int = _ID.unpack_from(data, ID_START)[0]
     return number
 

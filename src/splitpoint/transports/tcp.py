@@ -340,17 +340,7 @@ class TcpListener:
         watch(self)
 
     def accept(self, on_starved: Callable[[str], None] = lambda why: None) -> Connection | None:
-        try:
-            return self._accept(on_starved)
-        except ValueError:
-            if self._sock.fileno() >= 0:
-                raise
-            return None  # closed just before it was to be waited for: a socket without a descriptor
-
-    def _accept(self, on_starved: Callable[[str], None]) -> Connection | None:
-        while True:
-            if not self._comes():
-                return None
+        while self._comes():
             try:
                 sock, sockaddr = self._sock.accept()
             except (BlockingIOError, ConnectionError):
@@ -361,8 +351,7 @@ class TcpListener:
                 if not self._starved:
                     self._starved = True
                     on_starved(_NO_DESCRIPTORS if exc.errno == errno.EMFILE else exc.strerror or str(exc))
-                if _readable(self._wake, timeout_s=_STARVED_S):
-                    return None
+                self._comes(_STARVED_S)
                 continue
             self._starved = False
             try:
@@ -372,10 +361,20 @@ class TcpListener:
             except BaseException:
                 sock.close()
                 raise
+        return None
 
-    def _comes(self) -> bool:
-        """Waits for a connection; False if `close` or `wake` was called."""
-        return self._wake not in _readable(self._sock, self._wake)
+    def _comes(self, pause_s: float | None = None) -> bool:
+        """Waits for a connection, or makes a pause; False if `close` or `wake` was called."""
+        # `Selector` needs no descriptor of its own: there may be none left.
+        with Selector() as selector:
+            try:
+                for sock in (self._sock, self._wake) if pause_s is None else (self._wake,):
+                    selector.register(sock, selectors.EVENT_READ)
+            except ValueError:
+                if self._sock.fileno() >= 0:
+                    raise
+                return False  # closed just before it was to be waited for: a socket without a descriptor
+            return self._wake not in [key.fileobj for key, _ in selector.select(pause_s)]
 
     def forked(self) -> None:
         """The process has forked, and this is the child: the port is the parent's alone."""
@@ -391,17 +390,6 @@ class TcpListener:
         self._sock.close()
         self._wake.close()
         self._waker.close()
-
-
-def _readable(*socks: socket.socket, timeout_s: float | None = None) -> list[socket.socket]:
-    """Those of `socks` that can be read, once there is one or the time is over.
-
-    `Selector` needs no descriptor of its own: there may be none left.
-    """
-    with Selector() as selector:
-        for sock in socks:
-            selector.register(sock, selectors.EVENT_READ)
-        return [sock for sock in socks if sock in {key.fileobj for key, _ in selector.select(timeout_s)}]
 
 
 def _listening(host: str, port: int) -> socket.socket:

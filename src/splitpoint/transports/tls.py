@@ -539,7 +539,6 @@ class TlsListener(TcpListener):
     private = True
 
     def __init__(self, host: str, port: int, limits: Limits, security: ServerSecurity) -> None:
-        """UsageError says which file of `security` is of no use, and why."""
         context, throttle = server_context(security), Throttle(_HANDSHAKES_S, _HANDSHAKES_SHARE)
         super().__init__(host, port, limits, partial(TlsConnection, context=context, throttle=throttle))
         self.identifies = security.client_ca is not None

@@ -81,7 +81,6 @@ class Origin:
         self.turn = threading.Lock()
 
     def had_measured(self, seconds: float) -> None:
-        """A model was measured for it, which took so long."""
         self.measured_s += seconds
 
     def opens(self, tail: object, graph_nbytes: int) -> bool:
@@ -148,7 +147,6 @@ class Origins:
         return name in self._known and self._known[name].connections >= self._connections
 
     def leave(self, origin: Origin) -> None:
-        """A connection of `origin` has ended."""
         origin.connections -= 1
         if not origin.connections:
             origin.giving.clear()
@@ -215,7 +213,6 @@ class Ledger:
             self._idle.wait_for(lambda: not self._unanswered, max(0.0, seconds))
 
     def stats(self) -> ServerStats:
-        """What it knows of the server's numbers."""
         with self.lock:
             outcomes = dict(self._outcomes)
             dropped = outcomes.pop(DROPPED, 0)
@@ -249,7 +246,6 @@ class Ledger:
         return True
 
     def give_back(self, nbytes: int) -> None:
-        """It is done with."""
         self.held_nbytes -= nbytes
         self._in_flight -= 1
         self.settle(-1)
@@ -333,7 +329,6 @@ class Account:
         return BusyError(f"the server has no room for more requests{f', {own} of yours wait' if own else ''}", retry_s)
 
     def refused(self, outcome: str) -> None:
-        """One was refused before it was taken."""
         with self._ledger.lock:
             self._ledger.count(outcome, unseen=True)
 
@@ -355,7 +350,6 @@ class Account:
             return True
 
     def end_profiles(self, count: int = 1) -> None:
-        """It waits for so many no more."""
         with self._ledger.lock:
             self._profiles(-count)
             self.answers += count
@@ -375,7 +369,6 @@ class Account:
             raise BusyError("too many segments are open for this address: close some", 0.1)
 
     def close(self, tail: object, graph_nbytes: int) -> None:
-        """A segment that was counted is open no longer, and nothing is held for it."""
         with self._ledger.lock:
             self.origin.closes(tail, graph_nbytes)
 

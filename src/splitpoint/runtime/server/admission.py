@@ -103,7 +103,6 @@ class Guesses:
         return fits
 
     def forget(self, address: str) -> None:
-        """A wrong one has been thought about."""
         with self._lock:
             self._wrong -= Counter([address])  # keeps no address that has none
 
@@ -219,19 +218,16 @@ class Arrival:
         self.thread = threading.Thread(target=self._serve, name=f"peer {self.name}", daemon=True)
 
     def _serve(self) -> None:
-        why = ""
         try:
             serve = self._admission.let_in(self, self._greet())
         except Exception as exc:
-            why = self.replies.last_word(exc)
+            why = plain(self.replies.last_word(exc))
+            self.connection.close(_LINGER_S if why else 0.0)
+            self._admission.gone(self)
+            if why and not self._over.is_set():  # of one that was turned away it is said already
+                self._admission.refusals(f"{self.name} disconnected: {why}", self.name, why)
         else:
             serve()
-            return
-        self.connection.close(_LINGER_S if why else 0.0)
-        self._admission.gone(self)
-        if why and not self._over.is_set():  # of one that was turned away it is said already
-            why = plain(why)
-            self._admission.refusals(f"{self.name} disconnected: {why}", self.name, why)
 
     def _greet(self) -> Frame:
         """The HELLO of one that may come in. SplitpointError for any other."""

@@ -115,7 +115,6 @@ class _SharedHead:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of these weights."""
         return self.segment.nbytes + sum(map(len, self._inline.values()))
 
 

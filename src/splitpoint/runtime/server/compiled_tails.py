@@ -115,7 +115,6 @@ class Tails:
 
     @property
     def count(self) -> int:
-        """How many are in memory."""
         return len(self._cached)
 
     def tail(self, segment: Segment) -> Tail:
@@ -219,7 +218,6 @@ class Tails:
             self._tell(Event("evicted", text, {"tail": tail.segment.key, "nbytes": tail.nbytes}))
 
     def close(self) -> None:
-        """Closes every session."""
         with self._lock:
             tails = list(self._cached.values())
             sessions = [s for t in tails if (s := self._evict(t)) is not None]

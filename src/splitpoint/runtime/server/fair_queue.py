@@ -62,7 +62,6 @@ class Client:
         jobs.insert(at, job)
 
     def next(self) -> WaitingJob:
-        """Takes its next job away."""
         job = self.jobs.popleft()
         self.round = job.round
         self._forget(job.line)
@@ -289,6 +288,5 @@ class Gauge:
         self._state = (now_s, share, running + by)
 
     def at(self, now_s: float) -> float:
-        """The busy share as of `now_s`."""
         since_s, share, running = self._state
         return share + (running / self._workers - share) * (1 - exp(min(0.0, since_s - now_s) / RECENT_S))

@@ -24,7 +24,6 @@ class HandingOut:
         self._most_probe = min(services.limits.blob_chunk, MOST_NBYTES)
 
     def ping(self, frame: Frame) -> None:
-        """Says what this machine's clock shows."""
         assert isinstance(frame.header, wire.Ping)
         pong = wire.Pong(frame.header.clock_s, frame.started, perf_counter())
         self._replies.send(wire.encode(Kind.PONG, frame.id, pong))
@@ -49,7 +48,6 @@ class HandingOut:
         self._replies.send(wire.encode(Kind.PROBED, frame.id, probed, body, nbytes), wait=True)
 
     def graph(self, frame: Frame) -> None:
-        """Sends a model's graph."""
         assert isinstance(frame.header, wire.GraphRequest)
         model = self._services.catalogue[frame.header.fingerprint]
         data, blobs = self._services.sharing.graph(model)
@@ -57,7 +55,6 @@ class HandingOut:
         self._replies.send(wire.encode(Kind.GRAPH_DATA, frame.id, reply, (data,), len(data)))
 
     def blob(self, frame: Frame) -> None:
-        """Sends a piece of a weight."""
         request = frame.header
         assert isinstance(request, wire.BlobRequest)
         model = self._services.catalogue[request.fingerprint]
@@ -85,7 +82,6 @@ class HandingOut:
         return blob[offset : offset + length]
 
     def profile(self, frame: Frame) -> None:
-        """Sends a profile of this machine, once it is made."""
         request = frame.header
         assert isinstance(request, wire.ProfileRequest)
         services, account, replies = self._services, self._account, self._replies

@@ -50,18 +50,15 @@ class _ProfileJob:
     charged_s: dict[Origin, float] = field(default_factory=dict)
     """What is on the account of each who asked, until it is known what it took. Who leaves meanwhile pays too."""
 
-    def charge(self, asker: _ProfileAsker) -> None:
-        """Puts what `asker` wants on its origin's account. BusyError if that is overdrawn."""
+    def charge(self, asker: _ProfileAsker, *, overdrawing: bool = False) -> None:
+        """Puts what `asker` wants on its origin's account. BusyError if that is overdrawn, and may not be."""
         more_s = asker.budget_s - self.charged_s.get(asker.origin, 0.0)
         if more_s <= 0:
             return
-        if wait_s := asker.origin.measuring.take(0.0, monotonic()):
+        if not overdrawing and (wait_s := asker.origin.measuring.take(0.0, monotonic())):
             raise BusyError("this server has measured much for this address already: wait", wait_s)
-        self._put(asker.origin, more_s)
-
-    def _put(self, origin: Origin, seconds: float) -> None:
-        origin.measuring.spend(seconds)
-        self.charged_s[origin] = self.charged_s.get(origin, 0.0) + seconds
+        asker.origin.measuring.spend(more_s)
+        self.charged_s[asker.origin] = asker.budget_s
 
     def settle(self, took_s: float) -> None:
         """It took so long, of which each origin pays an equal part."""
@@ -73,7 +70,7 @@ class _ProfileJob:
         """The same model for those of its askers who want more time."""
         job = _ProfileJob(self.model, askers)
         for asker in askers:
-            job._put(asker.origin, max(0.0, asker.budget_s - job.charged_s.get(asker.origin, 0.0)))
+            job.charge(asker, overdrawing=True)
         return job
 
     def leave(self) -> None:

@@ -172,12 +172,8 @@ class SegmentOpener:
         self.tails: dict[int, OpenedTail] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._waiting = 0
-
-    @property
-    def waiting(self) -> int:
-        """How many it waits for."""
-        return self._waiting
+        #: How many it waits for.
+        self.waiting = 0
 
     def open(self, frame: Frame) -> None:
         """Has a tail made, which is then said by OPENED or ERROR. SplitpointError if that is not even tried."""
@@ -189,7 +185,7 @@ class SegmentOpener:
         if len(named) > 2 * len(model.specs):
             raise ModelError(f"{model.name} has {len(model.specs)} tensors: a segment between {len(named)} is none")
         model.check_names(named)
-        if len(self.tails) + self._waiting >= services.limits.segments or self._waiting >= _MOST_WAITING:
+        if len(self.tails) + self.waiting >= services.limits.segments or self.waiting >= _MOST_WAITING:
             raise BusyError("too many segments are open on this connection: close some", 0.1)
         if services.ledger.draining:
             raise ServerError("the server is ending")
@@ -203,7 +199,7 @@ class SegmentOpener:
     def _wait(self, by: int) -> None:
         """It waits for so many more tails; fewer, if it is negative."""
         with self._lock:
-            self._waiting += by
+            self.waiting += by
 
     def _make(self, id: int, model: Model, request: wire.OpenRequest, waited: float) -> None:
         try:
@@ -249,7 +245,6 @@ class SegmentOpener:
         return OpenedTail(tail, request.vectors, self._services.limits, batch=self._batch)
 
     def close(self, frame: Frame) -> None:
-        """The client is done with a tail."""
         assert isinstance(frame.header, wire.Close)
         opened = self.tails.pop(frame.header.segment, None)
         if opened is not None:

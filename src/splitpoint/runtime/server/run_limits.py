@@ -50,7 +50,6 @@ class Like:
         self._mean_s = 0.0
 
     def took(self, seconds: float) -> None:
-        """One more has ended."""
         self._runs += 1
         self._mean_s += (seconds - self._mean_s) * (_SMOOTH if self._runs > _ENOUGH else 1 / self._runs)
 

@@ -318,7 +318,6 @@ class PoolTail:
         return pool.queue(Queued(request, tail, kind))
 
     def close(self, *, drop: bool = False) -> None:
-        """The connection is done with it. With `drop` it leaves memory, if nobody else has it open."""
         self._pool.tails.leave(self._tail, drop=drop)
         self._account.close(self._tail, self._tail.graph_nbytes)
 

@@ -117,25 +117,20 @@ class Compute:
             return True
 
     def room(self, client: Client, line: object) -> bool:
-        """Whether `submit` would take a job of `client` that comes by `line` now."""
         return self._queue.room(client, line)
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
         return self._queue.waiting
 
     @property
     def utilisation(self) -> float:
-        """The recent busy share of the workers (0…1)."""
         return self._gauge.at(perf_counter())
 
     def crowded_s(self, client: Client) -> float:
-        """How long one more of each line of `client` will take to run, if many of them wait; else 0.0."""
         return self._queue.crowded_s(client, self.workers)
 
     def retry_after_s(self, client: Client) -> float:
-        """When there is likely to be room again for `client`."""
         return self._queue.retry_after_s(client, self.workers)
 
     def drop(self, client: Client, line: object) -> None:
