@@ -425,7 +425,7 @@ def test_leaving_while_a_tail_is_compiled(target: Target) -> None:
     target.gate.compile_gate.clear()
     attacker = target.attacker()
     attacker.send(20, 1, {"fingerprint": target.model.fingerprint, "inputs": ["x"], "outputs": ["y3"]})
-    assert until(lambda: any(p.opening.waiting for p in target.server._peers))
+    assert until(lambda: any(p.requests.waiting for p in target.server._peers))
     attacker.close()
     assert until(lambda: not target.server._peers)
     target.gate.compile_gate.set()

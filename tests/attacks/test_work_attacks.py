@@ -78,7 +78,7 @@ def test_requests_that_would_take_too_much_together_do_not_run_as_one_batch(tmp_
         attacker.infer(5, segment)
         assert attacker.receive()[:2] == (Kind.RESULT, 5)
         (peer,) = target.server._peers
-        (opened,) = peer.opening.tails.values()
+        (opened,) = peer.requests.tails.values()
         assert opened.tail._tail.most == 8
         assert opened.checked.kind.gain is None
 

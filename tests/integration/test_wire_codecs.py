@@ -236,11 +236,11 @@ def test_another_codec_compiles_nothing_and_opens_nothing(model: Model) -> None:
             edge.infer(x)
         assert gate.compiled == compiled
         (peer,) = server._peers
-        assert len(peer.opening.tails) == 1
+        assert len(peer.requests.tails) == 1
         edge.switch("add2")
         assert edge.codecs == {"y2": "int8"}  # the codec stays
         edge.forget("add1")
-        assert until(lambda: len(peer.opening.tails) == 1)
+        assert until(lambda: len(peer.requests.tails) == 1)
         assert len(gate.closed) == 2  # head and tail, each once, however many codecs they had
         with pytest.raises(UsageError, match="in use"):
             edge.forget("add2")

@@ -48,7 +48,7 @@ def test_a_tail_is_compiled_once_for_all_who_ask(model: Model, cache: Path) -> N
         ]
         for t in threads:
             t.start()
-        assert until(lambda: sum(p.opening.waiting for p in server._peers) == 4)
+        assert until(lambda: sum(p.requests.waiting for p in server._peers) == 4)
         gate.compile_gate.set()
         for t in threads:
             t.join()

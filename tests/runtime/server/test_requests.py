@@ -27,7 +27,7 @@ from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.result import Result
 from splitpoint.runtime.server import RunMarks
-from splitpoint.runtime.server.requests import InferRequest, OpenedTail, Requests, SegmentOpener
+from splitpoint.runtime.server.requests import InferRequest, OpenedTail, Requests
 from splitpoint.runtime.server.server import Server
 from splitpoint.runtime.server.services import Replies
 from splitpoint.runtime.server.tail_pool import _feed
@@ -40,7 +40,7 @@ def test_who_does_not_read_its_answers_is_in_no_batch() -> None:
     connection: Any = SimpleNamespace(behind=True)
     none: Any = None
     replies: Any = SimpleNamespace(connection=connection)
-    requests = Requests(none, none, replies, {}, batch=False)
+    requests = Requests(none, none, replies, batch=False)
     frame = wire.Frame(int(Kind.INFER), 0, 7, None, tensors=[np.zeros((1, 3), np.float32)])
     checked = SimpleNamespace(kind=None, header=wire.Infer(1, ()))
     opened: Any = SimpleNamespace(checked=checked, feed=lambda checked, tensors: {"x": tensors[0]})
@@ -119,7 +119,7 @@ def test_a_batch_of_which_one_cannot_be_answered_answers_the_others(
         link: Any = Link(f"p{k}")
         services: Any = SimpleNamespace(runner=SimpleNamespace(utilisation=0.5))
         replies = Replies(link, lambda event: sent.append(event.sentence))
-        requests = Requests(services, free, replies, {}, batch=False)
+        requests = Requests(services, free, replies, batch=False)
         requests.in_flight.add(7)
         packer = SimpleNamespace(pack=no_memory if k == 0 else lambda *_: wire.Packet((), 0))
         opened: Any = SimpleNamespace(
@@ -334,7 +334,7 @@ def test_a_cut_that_cannot_even_be_refused_ends_its_connection(model: Model, mon
 
     told: list[Event] = []
     with Server([model], engine=Gate(), port=0, on_event=told.append) as server:
-        monkeypatch.setattr(SegmentOpener, "_build", lambda *_: no_memory(MemoryError()))
+        monkeypatch.setattr(Requests, "_build", lambda *_: no_memory(MemoryError()))
         monkeypatch.setattr(wire, "error_of", no_memory)
         with pytest.raises(ServerError, match="closed the connection"):
             Edge(server.address, model, at="input", patience=Patience(answer_s=60))

@@ -12,7 +12,7 @@ from splitpoint.errors import BusyError, ProtocolError, ServerError, SplitpointE
 from splitpoint.runtime.events import Event, software
 from splitpoint.runtime.server.accounts import Account
 from splitpoint.runtime.server.handing_out import HandingOut
-from splitpoint.runtime.server.requests import REFUSED_S, Requests, SegmentOpener, outcome_of
+from splitpoint.runtime.server.requests import REFUSED_S, Requests, outcome_of
 from splitpoint.runtime.server.services import Replies, Services
 from splitpoint.transports import Connection
 from splitpoint.units import counted, size
@@ -45,9 +45,7 @@ class Peer:
         self._services, self._left = services, left
         self._features = tuple(f for f in (*wire.features(), wire.CRC32) if f in set(hello.features))
         self._replies = Replies(connection, services.tell)
-        batch = wire.BATCH in self._features
-        self.opening = SegmentOpener(services, account, self._replies, batch=batch)
-        self.requests = Requests(services, account, self._replies, self.opening.tails, batch=batch)
+        self.requests = Requests(services, account, self._replies, batch=wire.BATCH in self._features)
         self._out = HandingOut(services, account, self._replies)
         self._handlers: Mapping[int, Callable[[Frame], None]] = {
             Kind.PING: self._out.ping,
@@ -55,8 +53,8 @@ class Peer:
             Kind.GRAPH: self._out.graph,
             Kind.BLOB: self._out.blob,
             Kind.PROFILE: self._out.profile,
-            Kind.OPEN: self.opening.open,
-            Kind.CLOSE: self.opening.close,
+            Kind.OPEN: self.requests.open,
+            Kind.CLOSE: self.requests.close,
         }
         self.thread = threading.current_thread()
 
@@ -173,7 +171,6 @@ class Peer:
         self.account.end()
         self.requests.leave()
         self._out.leave()
-        self.opening.leave()
         self.account.leave()
         self._left(self)
         answers, sent = self.account.answers, self.connection.sent_nbytes

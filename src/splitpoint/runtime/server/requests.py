@@ -163,23 +163,29 @@ def _check_vector(spec: TensorSpec, vector: Sequence[int], limits: Limits) -> No
         raise InputError(f"shape vector {spec.name} asks for a tensor over the limit of {size(limits.tensor_bytes)}")
 
 
-class SegmentOpener:
-    """The tails of one connection, and those that it waits for. `batch`: whether answers say which ran as one."""
+class Requests:
+    """Those of one connection, and its tails by number. `batch`: whether answers say which ran as one."""
 
     def __init__(self, services: Services, account: Account, replies: Replies, *, batch: bool) -> None:
-        self._services, self._account, self._replies, self._batch = services, account, replies, batch
-        #: The open ones.
+        self.services, self.account, self.replies, self.batch = services, account, replies, batch
+        self.connection = replies.connection
+        self.in_flight: set[int] = set()
+        #: How long its requests wait lately.
+        self.waits = RecentWait()
+        self._receiving: Frame | None = None
         self.tails: dict[int, OpenedTail] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        #: How many it waits for.
+        #: How many tails it waits for.
         self.waiting = 0
+
+    # --- its tails ------------------------------------------------------------------------------------------------
 
     def open(self, frame: Frame) -> None:
         """Has a tail made, which is then said by OPENED or ERROR. SplitpointError if that is not even tried."""
         request = frame.header
         assert isinstance(request, wire.OpenRequest)
-        services, builds = self._services, self._account.builds
+        services, builds = self.services, self.account.builds
         model = services.catalogue[request.fingerprint]
         named = (*request.inputs, *request.vectors, *request.outputs)
         if len(named) > 2 * len(model.specs):
@@ -191,7 +197,7 @@ class SegmentOpener:
             raise ServerError("the server is ending")
         make = partial(self._make, frame.id, model, request)
         self._wait(1)
-        if not services.builders.submit(WaitingJob(builds, make, line=self._account, dropped=partial(self._wait, -1))):
+        if not services.builders.submit(WaitingJob(builds, make, line=self.account, dropped=partial(self._wait, -1))):
             self._wait(-1)
             retry_s = services.builders.retry_after_s(builds)
             raise BusyError("the server has no room for more tails to compile: try again later", retry_s)
@@ -205,15 +211,15 @@ class SegmentOpener:
         try:
             self._answer(id, model, request)
         except Exception as exc:
-            self._replies.give_up(id, exc)
+            self.replies.give_up(id, exc)
         finally:
             self._wait(-1)
-            if self._account.gone:  # it left meanwhile
-                self.leave()
+            if self.account.gone:  # it left meanwhile
+                self._close_all()
 
     def _answer(self, id: int, model: Model, request: wire.OpenRequest) -> None:
         try:
-            with self._account.building():
+            with self.account.building():
                 opened = self._build(model, request)
             number = next(self._numbers)
             self.tails[number] = opened
@@ -224,25 +230,25 @@ class SegmentOpener:
                 opened.tail.nbytes,
                 opened.tail.compile_s,
             )
-            self._replies.send(wire.encode(Kind.OPENED, id, reply))
+            self.replies.send(wire.encode(Kind.OPENED, id, reply))
         except SplitpointError as exc:
-            self._replies.refuse(id, exc)
+            self.replies.refuse(id, exc)
         except Exception as exc:  # the knife and the engine meet whatever a client names
-            what = f"a tail for {self._account.name} cannot be built"
-            self._replies.refuse(id, self._replies.hide(what, exc, "the tail cannot be built"))
+            what = f"a tail for {self.account.name} cannot be built"
+            self.replies.refuse(id, self.replies.hide(what, exc, "the tail cannot be built"))
 
     def _build(self, model: Model, request: wire.OpenRequest) -> OpenedTail:
-        account = self._account
+        account = self.account
         boundary = (*request.inputs, *request.vectors)
-        self._services.sharing.check_tail(model, request)
+        self.services.sharing.check_tail(model, request)
         segment = model.segment(boundary, request.outputs)
         if not segment.outputs:
             raise ModelError("a segment without outputs has nothing to compute")
-        tail = self._services.runner.open(segment, account)
+        tail = self.services.runner.open(segment, account)
         text = f"{account.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         fields = {"peer": account.name, "model": model.name, "nbytes": tail.nbytes, "compile_s": tail.compile_s}
-        self._services.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)", fields))
-        return OpenedTail(tail, request.vectors, self._services.limits, batch=self._batch)
+        self.services.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)", fields))
+        return OpenedTail(tail, request.vectors, self.services.limits, batch=self.batch)
 
     def close(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.Close)
@@ -250,27 +256,14 @@ class SegmentOpener:
         if opened is not None:
             opened.tail.close(drop=True)
 
-    def leave(self) -> None:
+    def _close_all(self) -> None:
         """The connection has ended: nobody waits for what is to be made, or needs what is open."""
-        self._services.builders.drop(self._account.builds, self._account)
+        self.services.builders.drop(self.account.builds, self.account)
         while self.tails:
             with suppress(KeyError):
                 self.tails.popitem()[1].tail.close()
 
-
-class Requests:
-    """Those of one connection. `opened` are its tails by number, `batch` whether answers say which ran as one."""
-
-    def __init__(
-        self, services: Services, account: Account, replies: Replies, opened: Mapping[int, OpenedTail], *, batch: bool
-    ) -> None:
-        self.services, self.account, self.replies, self.batch = services, account, replies, batch
-        self.connection = replies.connection
-        self.in_flight: set[int] = set()
-        #: How long its requests wait lately.
-        self.waits = RecentWait()
-        self._opened = opened
-        self._receiving: Frame | None = None
+    # --- requests for them ----------------------------------------------------------------------------------------
 
     def admit(self, frame: Frame, header: wire.Infer) -> SplitpointError | None:
         """Why a request's body is not worth receiving. ProtocolError if the peer has lost track of its ids."""
@@ -279,7 +272,7 @@ class Requests:
         if frame.id in self.in_flight:
             raise ProtocolError(f"request {frame.id} is in flight already: ids must differ")
         services, account = self.services, self.account
-        opened = self._opened.get(header.segment)
+        opened = self.tails.get(header.segment)
         try:
             if opened is None:
                 raise InputError(f"segment {header.segment} is not open on this connection")
@@ -304,7 +297,7 @@ class Requests:
     def infer(self, frame: Frame) -> None:
         """Has a request that was admitted computed. It may be answered when this returns, or later."""
         self._receiving = None
-        opened = self._opened[frame.header.segment]  # type: ignore[union-attr]  # its kind says what it is
+        opened = self.tails[frame.header.segment]  # type: ignore[union-attr]  # its kind says what it is
         checked, alone = opened.checked, not frame.flags & wire.PIPELINED
         request = InferRequest(self.account, checked.kind, frame.received, alone, self, frame, opened, checked)
         pause_s = opened.tail.run(request)
@@ -312,11 +305,12 @@ class Requests:
             sleep(min(pause_s, REFUSED_S))
 
     def leave(self) -> None:
-        """The connection has ended; what waits is dropped, and so is what was being received."""
+        """The connection has ended: what waits is dropped, what was being received too, and its tails are closed."""
         if self._receiving is not None:
             self.in_flight.discard(self._receiving.id)
             self.account.over(self._receiving.held, DROPPED)
         self.services.runner.drop(self.account)
+        self._close_all()
 
 
 class InferRequest(msgspec.Struct):
