@@ -4,16 +4,16 @@
 
     listener ─ admission ─ connection ─┬─ requests ─┬─ INFER: where its tail computes (a `TailRunner`) ─ reply
     accepts    who it is   receives    │            └─ OPEN: worker_pool ─ a tail is compiled
-                                       └─ handing_out ─ graphs, weights, profiles, probes
+                                       └─ graphs, weights, profiles, probes
 
 | module | |
 |---|---|
 | server | life: listeners, threads, who is connected |
 | admission | who has connected and is not let in yet |
-| connection | one client's receive loop: which frame goes where |
+| connection | one client's receive loop: which frame goes where; graphs, weights, probes |
 | requests | OPEN, CLOSE, and INFER: checked, admitted, decoded, answered |
-| handing_out, profile_jobs | what leaves of a model, and profiles of this machine |
-| services | what the three above share |
+| profile_jobs | profiles of this machine |
+| services | what the two above share |
 | accounts | what clients hold and have used, and what an address may |
 | tail_pool | our `TailRunner`: workers of this process, batches, with |
 | worker_pool, fair_queue | … whose turn it is, |

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from math import exp
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -127,7 +127,7 @@ class WaitingJob(msgspec.Struct):
     client: Client
     run: Callable[[float], None]
     key: Together | None = None
-    what: object = None
+    what: Any = None
     line: object = None
     dropped: Callable[[], None] = nothing
     round: int = 0

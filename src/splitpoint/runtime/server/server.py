@@ -119,7 +119,7 @@ class Server(Closable):
         self._tidied_s = -inf
         self._stop = threading.Event()
         self._listeners: Sequence[Listener] = ()
-        self._accepting: Sequence[threading.Thread] = ()
+        self._accepting: list[threading.Thread] = []
         self._services: Services | None = None
         #: Once it is closed: whether a run did not end. Its thread outlives the server.
         self.hanging = False
@@ -195,9 +195,13 @@ class Server(Closable):
                 self.tell,
                 self._stop.wait,
             )
-            self._accepting = [self._acceptor(listener) for listener in listeners]
-            for thread in self._accepting:
-                begin(thread)
+            self._accepting = []
+            for listener in listeners:
+                # A forgotten server is not kept alive by its own thread.
+                step = partial(_accept, listener, ref(self), self.tell)
+                work = (step, "accepting connections", self.tell, self._stop.wait)
+                self._accepting.append(threading.Thread(target=persist, args=work, name="accept", daemon=True))
+                begin(self._accepting[-1])
             undo.pop_all()
         self._listeners = listeners
         if self._closing is None:
@@ -235,12 +239,6 @@ class Server(Closable):
             return self._make_runner(self.tell), None
         pool = self._pool(builders, self.tell)
         return pool, Profiling(self._engine, self.limits.profile_s, self.tell, self.ledger.answered, pool.watch)
-
-    def _acceptor(self, listener: Listener) -> threading.Thread:
-        # A forgotten server is not kept alive by its own thread.
-        step = partial(_accept, listener, ref(self), self.tell)
-        work = (step, "accepting connections", self.tell, self._stop.wait)
-        return threading.Thread(target=persist, args=work, name="accept", daemon=True)
 
     def serve_forever(self) -> None:
         """Returns after `stop`, or by an exception (KeyboardInterrupt). Call `close` after it, or use ``with``."""
@@ -344,16 +342,15 @@ class Server(Closable):
 
     def let_in(self, connection: Connection, hello: Frame) -> Serve:
         """Makes `connection` one of those that are served; returns what does that. BusyError if there is no room."""
-        assert isinstance(hello.header, wire.Hello)
         with self._lock, self.ledger.lock:
             if full := self._full(name_of(connection.peer)):
                 raise BusyError(full, 1.0)
             origin = self.ledger.origins.enter(connection.peer)
             assert origin is not None
             account = Account(self.ledger, origin, connection.peer)
-            peer = Peer(self.services, connection, account, hello.header, self._left)
+            peer = Peer(self.services, connection, account, hello, self._left)
             self._peers.add(peer)
-        return partial(peer.serve, hello)
+        return peer.serve
 
     def _left(self, peer: Peer) -> None:
         """Nothing is left of the connection of `peer`."""

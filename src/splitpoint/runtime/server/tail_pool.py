@@ -334,12 +334,12 @@ class BatchRunner:
         gain = cast(Gain, jobs[0].key)
         if gain.verdict is None:
             _alone(jobs)
-            self._try_out(_queued(jobs[0]), gain)
+            self._try_out(jobs[0].what, gain)
             return
         started = perf_counter()
         feeds: list[tuple[WaitingJob, Feed]] = []
         for job in jobs:
-            feed = _feed(_queued(job).request, started)
+            feed = _feed(job.what.request, started)
             if feed is None:
                 _alone([job])
             else:
@@ -349,7 +349,7 @@ class BatchRunner:
 
     def _as_one(self, feeds: Sequence[tuple[WaitingJob, Feed]], gain: Gain, started: float) -> bool:
         """Whether they have been run as one, and answered."""
-        first = _queued(feeds[0][0])
+        first: Queued = feeds[0][0].what
         ready = perf_counter()
         try:
             session = self._tails.acquire(first.tail)
@@ -375,7 +375,7 @@ class BatchRunner:
             marks = RunMarks(
                 started, job.waited_s, started + decoded - ready + others_s, decoded + others_s, computed, ran
             )
-            _queued(job).request.answer(own, marks)
+            job.what.request.answer(own, marks)
         return True
 
     def _strays(
@@ -431,7 +431,3 @@ def _feed(request: TailRequest, now_s: float) -> Feed | None:
 def _alone(jobs: Sequence[WaitingJob]) -> None:
     for job in jobs:
         job.run(job.waited_s)
-
-
-def _queued(job: WaitingJob) -> Queued:
-    return cast(Queued, job.what)
