@@ -180,6 +180,7 @@ def resolve(host: str, port: int, timeout_s: float) -> list[Target]:
 
     UnreachableError if it has none, or nobody says in time; ServerError if it can have none.
     """
+    unknown = f"no machine is known by the name {host}: check the spelling, or use its number"
     try:
         targets = _look_up_numeric(host, port) or _look_up(host, port, timeout_s)
     except socket.gaierror as exc:
@@ -191,11 +192,9 @@ def resolve(host: str, port: int, timeout_s: float) -> list[Target]:
             raise UnreachableError(
                 f"{host} is no address here: is there an interface {host.partition('%')[2]} (ip link)?"
             ) from exc
-        raise UnreachableError(
-            f"no machine is known by the name {host}: check the spelling, or use its number"
-        ) from exc
+        raise UnreachableError(unknown) from exc
     except (UnicodeError, ValueError) as exc:  # too long, a null byte
-        raise ServerError(f"no machine is known by the name {host}: check the spelling, or use its number") from exc
+        raise ServerError(unknown) from exc
     except OSError as exc:
         raise UnreachableError(f"the name {host} cannot be looked up: {exc.strerror or exc}") from exc
     return _in_turns(targets)[:_MOST]

@@ -1,6 +1,6 @@
 """Frames over any stream of bytes: the part that TCP, TLS and memory connections share.
 
-After a thread has slept for its peer a line of Python costs three to six times what it costs in a loop. So the way from
+After a thread has slept for its peer a line of Python costs several times what it costs in a loop. So the way from
 "bytes are there" to "frame" is short for a frame like the one before it: it is made, and its tensors are allocated,
 before the wait; prefix, header and what is there of the body come with one call, each to its place; and a header that
 is byte for byte the last one is not decoded again. Any other frame takes the long way, `_unlike`.
@@ -437,17 +437,8 @@ class Framed(ABC):
             got = end
         header = parse_header(prefix, self._view[PREFIX_BYTES:header_end])
         body_bytes = prefix.body_bytes - fixed
-        lead = _Lead(
-            bytes(self._buffer[:ID_START]),
-            bytes(self._buffer[ID_END:header_end]),
-            header_end,
-            end,
-            prefix.kind,
-            prefix.flags,
-            header,
-            body_bytes,
-            checksum_bytes,
-        )
+        begin, rest = bytes(self._buffer[:ID_START]), bytes(self._buffer[ID_END:header_end])
+        lead = _Lead(begin, rest, header_end, end, prefix.kind, prefix.flags, header, body_bytes, checksum_bytes)
         if isinstance(header, (Infer, ResultData)):
             check_tensors(header.tensors, body_bytes, self.limits)
             # One with a checksum always takes the long way: adding up its bytes costs more than that.

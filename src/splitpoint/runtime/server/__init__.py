@@ -116,7 +116,6 @@ class TailRequest(Protocol):
 
     def feed(self) -> Mapping[str, Array]:
         """The inputs, decoded. InputError for bytes that are not what they should be."""
-        ...
 
     def answer(self, outputs: Mapping[str, Array], marks: RunMarks) -> None:
         """Sends what was computed."""
@@ -132,16 +131,10 @@ class OpenTail(Protocol):
     """A segment that one connection has opened, where it computes."""
 
     segment: Segment
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes, compiled."""
-        ...
-
-    @property
-    def compile_s(self) -> float:
-        """How long compiling it took, however long ago."""
-        ...
+    nbytes: int
+    """Memory that it takes, compiled."""
+    compile_s: float
+    """How long compiling it took, however long ago."""
 
     def kind_of(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], *, vectors: bool) -> object:
         """What requests with inputs of these types and shapes have in common, for the runner's own use; `vectors`: some
@@ -150,7 +143,6 @@ class OpenTail(Protocol):
     def run(self, request: TailRequest) -> float:
         """Computes `request`, here or elsewhere, now or later. Returns for how many seconds the client had better not
         be read from, because it has so much waiting; 0.0 else."""
-        ...
 
     def close(self, *, drop: bool = False) -> None:
         """The connection is done with it. With `drop` it may leave memory."""
@@ -162,34 +154,28 @@ class TailRunner(Protocol):
     @property
     def utilisation(self) -> float:
         """The recent busy share of the workers (0…1)."""
-        ...
 
     def open(self, segment: Segment, account: Account) -> OpenTail:
         """`segment`, ready to compute; as slow as compiling is. EngineError if it cannot be, BusyError if it may not be
         for this account now."""
-        ...
 
     def room(self, account: Account) -> bool:
         """Whether a request of this account would be taken now. Asked before its body is received."""
-        ...
 
     def retry_after_s(self, account: Account) -> float:
         """When there is likely to be room again."""
-        ...
 
     def drop(self, account: Account) -> None:
         """The client has gone: its requests that have not begun are dropped."""
 
     def stats(self) -> RunnerStats:
         """Its numbers, for `Server.stats`."""
-        ...
 
     def end(self) -> None:
         """From now on nothing is computed, and what is under way is given up."""
 
     def close(self, within_s: float) -> bool:
         """Frees everything. Whether all that ran has ended within `within_s`."""
-        ...
 
 
 #: Makes a runner when a server starts; what it tells of goes to the server's `on_event`.

@@ -106,11 +106,9 @@ class Together(Protocol):
 
     def size(self, waiting: int) -> int:
         """How many of `waiting` such jobs to run as one now: 1 or more."""
-        ...
 
     def wanted(self) -> int:
         """How many it is worth waiting for; 1: none but what is there."""
-        ...
 
 
 def nothing() -> None:

@@ -223,13 +223,10 @@ class Requests:
                 opened = self._build(model, request)
             number = next(self._numbers)
             self.tails[number] = opened
-            reply = wire.Opened(
-                number,
-                tuple(map(wire.TensorInfo.of, (*opened.specs, *opened.vectors))),
-                tuple(map(wire.TensorInfo.of, opened.tail.segment.outputs)),
-                opened.tail.nbytes,
-                opened.tail.compile_s,
-            )
+            tail = opened.tail
+            inputs = tuple(map(wire.TensorInfo.of, (*opened.specs, *opened.vectors)))
+            outputs = tuple(map(wire.TensorInfo.of, tail.segment.outputs))
+            reply = wire.Opened(number, inputs, outputs, tail.nbytes, tail.compile_s)
             self.replies.send(wire.encode(Kind.OPENED, id, reply))
         except SplitpointError as exc:
             self.replies.refuse(id, exc)

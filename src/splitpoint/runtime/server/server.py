@@ -184,17 +184,8 @@ class Server(Closable):
             undo.callback(builders.close)
             runner, profiling = self._workers(builders)
             undo.callback(runner.close, _END_S)
-            self._services = Services(
-                self.limits,
-                self.catalogue,
-                self.sharing,
-                self.ledger,
-                runner,
-                builders,
-                profiling,
-                self.tell,
-                self._stop.wait,
-            )
+            kept = self.limits, self.catalogue, self.sharing, self.ledger  # from one start to the next
+            self._services = Services(*kept, runner, builders, profiling, self.tell, self._stop.wait)
             self._accepting = []
             for listener in listeners:
                 # A forgotten server is not kept alive by its own thread.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from secrets import randbelow
 from time import perf_counter, sleep
@@ -85,14 +86,8 @@ class TailPool:
         self.tails = Tails(engine, tail_bytes, tell, max_batch, apart, at_once)
         self.turns = Turns()
         self.compute = compute = Compute(workers, limits.queue, self._run_as_one, max_wait_s, tell)
-        self.watch = Watch(
-            limits.run_s,
-            2 * workers * limits.work_bytes,
-            compute.lend,
-            compute.regain,
-            shrink_workspace,
-            lambda text: tell(Event("failed", text)),
-        )
+        keep_bytes = 2 * workers * limits.work_bytes
+        self.watch = Watch(limits.run_s, keep_bytes, compute.lend, compute.regain, shrink_workspace, tell)
         self._batches = BatchRunner(self.tails, self.watch, tell)
         work = (self.watch.look, "watching what runs", tell, sleep)
         self._watching = threading.Thread(target=persist, args=work, name="watch", daemon=True)
@@ -109,19 +104,14 @@ class TailPool:
     def open(self, segment: Segment, account: Account) -> PoolTail:
         """`segment`, compiled. EngineError if it cannot be, BusyError if its address has too much open or compiled."""
         tail = self.tails.tail(segment)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.tails.leave, tail)
             account.open(tail, tail.graph_nbytes)
-        except BaseException:
-            self.tails.leave(tail)
-            raise
-        opened = PoolTail(self, tail, account, self._work_bytes)
-        try:
+            undo.callback(account.close, tail, tail.graph_nbytes)
             self.build(tail, account)
-        except BaseException:
-            opened.close()
-            raise
+            undo.pop_all()
         self.tails.release(tail)
-        return opened
+        return PoolTail(self, tail, account, self._work_bytes)
 
     def build(self, tail: Tail, account: Account) -> Session:
         """The session of `tail`, compiled now for `account` if need be; `tails.release` after use."""
@@ -267,16 +257,8 @@ class PoolTail:
 
     def __init__(self, pool: TailPool, tail: Tail, account: Account, work_bytes: int) -> None:
         self._pool, self._tail, self._account, self._work_bytes = pool, tail, account, work_bytes
-        self.segment = tail.segment
+        self.segment, self.nbytes, self.compile_s = tail.segment, tail.nbytes, tail.compile_s
         self._kinds: dict[object, RunKind] = {}
-
-    @property
-    def nbytes(self) -> int:
-        return self._tail.nbytes
-
-    @property
-    def compile_s(self) -> float:
-        return self._tail.compile_s
 
     def kind_of(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], *, vectors: bool) -> RunKind:
         key = tuple(map(tuple, shapes))
