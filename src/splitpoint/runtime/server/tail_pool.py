@@ -340,9 +340,14 @@ class BatchRunner:
             try:
                 decoded = perf_counter()
                 run = self._watched(first, session, len(feeds))
-                outputs = run_stacked(run, [feed for _, feed in feeds])
+                inputs = [feed for _, feed in feeds]
+                outputs = run_stacked(run, inputs)
                 computed = perf_counter()
-                if gain.look_again() and self._strays(run, feeds, outputs, first, gain):
+                # One request is computed again, by itself: which one, nobody can know.
+                again = randbelow(len(feeds)) if gain.look_again() else None
+                if again is not None and (why := recomputed(run, inputs, outputs, again)):
+                    gain.judge("different", why)
+                    tell_batched(self._tell, first.tail.segment, why)
                     return False
             finally:
                 self._tails.release(first.tail)
@@ -359,22 +364,6 @@ class BatchRunner:
             )
             job.what.request.answer(own, marks)
         return True
-
-    def _strays(
-        self,
-        run: Run,
-        feeds: Sequence[tuple[WaitingJob, Feed]],
-        outputs: Sequence[Mapping[str, Array]],
-        queued: Queued,
-        gain: Gain,
-    ) -> bool:
-        """Computes one request of a batch again, by itself: whether it gets something else. Which one, nobody can
-        know."""
-        why = recomputed(run, [feed for _, feed in feeds], outputs, randbelow(len(feeds)))
-        if why:
-            gain.judge("different", why)
-            tell_batched(self._tell, queued.tail.segment, why)
-        return bool(why)
 
     def _try_out(self, queued: Queued, gain: Gain) -> None:
         """Finds out whether requests with these shapes can be run together; what this one holds has no part in it."""
