@@ -640,6 +640,7 @@ class Packer:
     ) -> None:
         self._kind, self._build, self._choose = kind, build, choose
         self._times = _TIMES_AND_RUN if batch else _TIMES
+        self._fixed = self._times.size if kind == Kind.RESULT else 0
         self._memo = _Memo()
 
     def pack(
@@ -665,7 +666,7 @@ class Packer:
         head = memo.head[:]  # the frame's own: it may be written later
         _FLAGS_AND_ID.pack_into(head, _FLAGS_AT, flags, id)
         if times:
-            self._times.pack_into(head, len(head) - self._times.size, *times)
+            self._times.pack_into(head, -self._fixed, *times)
         if memo.has_empty:
             arrays = [a for a in arrays if a.nbytes]
         return Packet((head, *arrays), memo.nbytes, memo.names)
@@ -685,9 +686,8 @@ class Packer:
                 Tensor(_NAMES[dtype], shape, size, codec.name if codec is not None else "")
                 for (dtype, shape), size, codec in zip(layout, sizes, memo.codecs, strict=True)
             )
-            fixed = self._times.size if self._kind == Kind.RESULT else 0
-            packet = encode(self._kind, 0, self._build(tensors, *extra), (), fixed + sum(sizes))
-            head = bytearray(packet.buffers[0]) + bytes(fixed)
+            packet = encode(self._kind, 0, self._build(tensors, *extra), (), self._fixed + sum(sizes))
+            head = bytearray(packet.buffers[0]) + bytes(self._fixed)
             memo = memo._replace(extra=extra, sizes=sizes, head=head, nbytes=packet.nbytes, has_empty=0 in sizes)
             self._memo = memo
         return bodies, memo
