@@ -31,7 +31,8 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.request import Fallback
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
-from splitpoint.transports.tcp import TcpConnection, dial
+from splitpoint.transports.addresses import dial
+from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import Kind
 
 MODELS = ("zoo:lenet5", "zoo:efficientnet_lite0")

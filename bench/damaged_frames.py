@@ -33,8 +33,7 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.events import Event
 from splitpoint.segments import samples_for
-from splitpoint.transports.addresses import parse_address
-from splitpoint.transports.dial import dial
+from splitpoint.transports.addresses import dial, parse_address
 from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import MAGIC, PREFIX_BYTES, Kind, Limits, Packet, checked, flat
 

@@ -129,7 +129,7 @@ def test_a_server_whose_events_cannot_be_told_serves(lenet: Model, reported: Rep
     server = Server([lenet], engine=open_engine(threads=1), port=0, on_event=(lambda _: None) if later else full)
     server.start()
     if later:
-        server.tell = full
+        server.tell.redirect(full)
     try:
         for _ in range(3):
             with Edge(server.address, lenet, at="pool1", patience=Patience(answer_s=10)) as edge:
@@ -142,7 +142,7 @@ def test_a_server_whose_events_cannot_be_told_serves(lenet: Model, reported: Rep
 def test_what_a_server_is_told_to_tell_later_hears_of_evictions_too(lenet: Model) -> None:
     kinds: list[str] = []
     with Server([lenet], engine=open_engine(threads=1), port=0, tail_cache_bytes=1) as server:
-        server.tell = lambda event: kinds.append(event.kind)
+        server.tell.redirect(lambda event: kinds.append(event.kind))
         with Edge(server.address, lenet, at="pool1") as edge:
             edge.infer(DIGIT)
             edge.switch("pool2")
@@ -190,7 +190,7 @@ def test_a_server_may_be_closed_by_who_it_tells(lenet: Model, reported: Reported
         edge.infer(DIGIT)
     assert until(lambda: set(threading.enumerate()) <= before)
     assert all(text.startswith("on_event cannot start") for text in said)
-    server.tell = lambda _: None
+    server.tell.redirect(lambda _: None)
     server.start()
     with Edge(server.address, lenet, at="pool1", patience=Patience(answer_s=20)) as edge:
         assert edge.infer(DIGIT).outputs["logits"].shape == (1, 10)

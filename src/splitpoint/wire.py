@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from math import inf, prod
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 import msgspec
@@ -52,20 +52,15 @@ DEFAULT_PORT: Final = 3277
 _PREFIX = struct.Struct("<4sBBBBIIQ")
 PREFIX_BYTES: Final = _PREFIX.size
 _ID = struct.Struct("<I")
-_TAIL_START = 7
-_TAIL = struct.Struct("<BI")
+#: Where flags and id are in the prefix, and where the body's size is.
+_FLAGS_AT, _FLAGS_AND_ID = 7, struct.Struct("<BI")
+_BODY_AT, _BODY = 16, struct.Struct("<Q")
 _TIMES = struct.Struct("<8d")
 #: `Times` and `BatchRun`.
 _TIMES_AND_RUN = struct.Struct("<8dII")
-#: Bytes of `Times` at the start of a RESULT's body.
-FIXED_BYTES: Final = _TIMES.size
 #: Where the request id is in the prefix: all else repeats from one request to the next.
-ID_START: Final = 8
-ID_END: Final = 12
+ID_START, ID_END = 8, 12
 _MAX_RANK: Final = 32
-_FLAGS_AT = 7
-_BODY_AT = 16
-_BODY = struct.Struct("<Q")
 
 Raw: TypeAlias = bytes | bytearray | memoryview
 Buffer: TypeAlias = Raw | Array
@@ -174,9 +169,6 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """A header."""
 
 
-M = TypeVar("M", bound=Message)
-
-
 class Hello(Message, frozen=True):
     """First frame of a client. `token` is never sent without TLS. `features` are names it can use.
 
@@ -200,7 +192,6 @@ class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, spec: TensorSpec) -> TensorInfo:
-        """`spec` as it travels."""
         return cls(spec.name, spec.dtype, spec.shape)
 
     def spec(self) -> TensorSpec:
@@ -351,15 +342,18 @@ class Close(Message, frozen=True):
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
-    """A tensor in the body: `nbytes` of it, in order. Codec ``""`` means the raw little-endian elements.
-
-    `dtype` and `shape` are those of the tensor, `nbytes` what it takes in the body: encoded, if it has a codec.
-    """
+    """A tensor in the body: its own dtype and shape, and the `nbytes` that it takes there, encoded by `codec` (``""``:
+    the raw little-endian elements)."""
 
     dtype: str
     shape: Annotated[tuple[Natural, ...], Few]
     nbytes: Natural
     codec: str = ""
+
+    @property
+    def type(self) -> str:
+        """Such as ``float32[1,3,4]``."""
+        return TensorSpec("", self.dtype, self.shape).type
 
 
 class Infer(Message, frozen=True, array_like=True):
@@ -378,9 +372,8 @@ class ResultData(Message, frozen=True, array_like=True):
 
 
 class Times(NamedTuple):
-    """The server's own account of a request, in seconds: eight float64, before the tensors of a RESULT.
-
-    They are not in its header so that the header repeats from one answer to the next and is decoded once.
+    """The server's own account of a request, in seconds: eight float64, before the tensors of a RESULT. (Not in its
+    header, so that this repeats from one answer to the next and is decoded once.)
 
     `received_s` is the server's clock when the request's last byte was read. `decode_s` to `encode_s` follow
     each other from there, so that `received_s` plus those four is when the answer was sent; `receive_s`, from
@@ -399,10 +392,8 @@ class Times(NamedTuple):
 
 
 class BatchRun(NamedTuple):
-    """Which run of the server's computed a request: two uint32 behind `Times`, where `BATCH` was agreed on.
-
-    Requests with the same `run` were computed as one batch of `size`. One that was computed by itself has run 0.
-    """
+    """Which run of the server's computed a request: two uint32 behind `Times`, where `BATCH` was agreed on. Requests
+    with the same `run` were computed as one batch of `size`; one that was computed by itself has run 0."""
 
     run: int = 0
     size: int = 1
@@ -438,29 +429,23 @@ HEADERS: Final[dict[int, type[Message]]] = {
     Kind.BUSY: Busy,
 }
 #: The most characters of a peer's sentence, and of a name it gives, that are kept.
-_TEXT: Final = 2000
-_NAME: Final = 100
+_TEXT, _NAME = 2000, 100
 
 
 def _clean_model(info: ModelInfo) -> ModelInfo:
     name, fingerprint = plain(info.name, _NAME), plain(info.fingerprint, _NAME)
-    return msgspec.structs.replace(
-        info, name=name, fingerprint=fingerprint, inputs=_clean_specs(info.inputs), outputs=_clean_specs(info.outputs)
-    )
+    inputs, outputs = (tuple(map(_clean_spec, specs)) for specs in (info.inputs, info.outputs))
+    return ModelInfo(name, fingerprint, info.nbytes, inputs, outputs, info.input_spec)
 
 
-def _clean_specs(specs: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
-    def shape(spec: TensorInfo) -> tuple[int | str, ...]:
-        return tuple(plain(n, _NAME) if isinstance(n, str) else n for n in spec.shape)
-
-    return tuple(TensorInfo(plain(s.name, _NAME), plain(s.dtype, _NAME), shape(s)) for s in specs)
+def _clean_spec(spec: TensorInfo) -> TensorInfo:
+    shape = tuple(plain(n, _NAME) if isinstance(n, str) else n for n in spec.shape)
+    return TensorInfo(plain(spec.name, _NAME), plain(spec.dtype, _NAME), shape)
 
 
 #: No clock reads more, no server's account of one request has a longer stage, and nobody waits longer before asking
 #: again because a peer says so, in seconds.
-_MOST_CLOCK_S: Final = 1e12
-_MOST_STAGE_S: Final = 1e6
-_MOST_RETRY_S: Final = 60.0
+_MOST_CLOCK_S, _MOST_STAGE_S, _MOST_RETRY_S = 1e12, 1e6, 60.0
 _ROUNDING: Final = 1e-3
 #: The least that a server's limits can be and still be of use: smaller pieces of a weight are nothing but round trips.
 _LEAST_LIMITS: Final = {"in_flight": 1, "blob_chunk": 256}
@@ -471,7 +456,7 @@ MOST_BODY: Final = {
 }  # fmt: skip
 
 
-def _sane_clock(message: M) -> M:
+def _sane_clock(message: Pong | Probed) -> Pong | Probed:
     """`message`, which is nothing but readings of clocks; ProtocolError if one cannot be."""
     if not all(abs(reading) <= _MOST_CLOCK_S for reading in msgspec.structs.astuple(message)):  # no NaN is
         raise ProtocolError("the server's clock says no time: its answer has numbers that cannot be")
@@ -493,9 +478,8 @@ def _raw_answer(result: ResultData) -> ResultData:
     return result
 
 
-#: What is done to headers with words for people, as soon as they are decoded. (`exception_of` does it for ERROR and
-#: BUSY: it is the only way from them to a message. Tensor names in OPEN and OPENED
-#: are compared with those of a model, and shown only when they are equal.)
+#: What is done to headers with words for people, as soon as they are decoded. (ERROR and BUSY: see `exception_of`.
+#: Tensor names in OPEN and OPENED are compared with those of a model, and shown only when they are equal.)
 _CLEAN: Final[dict[int, Callable[[Any], Message]]] = {
     Kind.RESULT: _raw_answer,
     Kind.PONG: _sane_clock,
@@ -513,14 +497,7 @@ _CLEAN: Final[dict[int, Callable[[Any], Message]]] = {
     ),
 }
 _DECODE: Final = {int(kind): msgspec.msgpack.Decoder(cls).decode for kind, cls in HEADERS.items()}
-_TENSOR_KINDS: Final = frozenset({int(Kind.INFER), int(Kind.RESULT)})
-_BODY_KINDS: Final = _TENSOR_KINDS | {
-    int(Kind.GRAPH_DATA),
-    int(Kind.BLOB_DATA),
-    int(Kind.PROBE),
-    int(Kind.PROBED),
-    int(Kind.PROFILED),
-}
+_BODY_KINDS: Final = frozenset({int(Kind.INFER), int(Kind.RESULT), int(Kind.PROBE), *MOST_BODY})
 _DTYPE_LIST: Final = ", ".join(ITEM_SIZES)
 #: Little-endian whatever the machine is. Looked up by dtype, not by its `name`, which numpy takes 3 µs to make.
 _DTYPES: Final = {name: np.dtype(name).newbyteorder("<") for name in ITEM_SIZES}
@@ -531,7 +508,6 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 class FramePrefix(NamedTuple):
     """The first 24 bytes of a frame, checked."""
 
-    minor: int
     kind: int
     flags: int
     id: int
@@ -633,27 +609,39 @@ def checked(packet: Packet) -> Packet:
     return Packet(buffers, packet.nbytes + added, packet.codecs)
 
 
-class _Memo(NamedTuple):
-    """One immutable value, so that threads that share a `Packer` need no lock."""
+#: With which codecs tensors travel (None: raw).
+Choose = Callable[[Sequence[Array]], Sequence[Codec | None]]
 
-    extra: tuple[object, ...]
-    layout: list[tuple[np.dtype[Any], tuple[int, ...]]]
-    head: bytearray
-    nbytes: int
-    has_empty: bool
+
+class _Memo(NamedTuple):
+    """The frame before; one immutable value, so that threads that share a `Packer` need no lock. Without one `head` is
+    empty. `names`: of the codecs, if there are any."""
+
+    layout: Sequence[tuple[np.dtype[Any], tuple[int, ...]]] = ()
+    codecs: Sequence[Codec | None] = ()
+    names: tuple[str, ...] = ()
+    extra: tuple[object, ...] = ()
+    sizes: Sequence[int] = ()
+    head: bytearray = bytearray()
+    nbytes: int = 0
+    has_empty: bool = False
 
 
 class Packer:
     """Makes the INFER or RESULT frames of one segment, whose headers hardly change from one to the next.
 
-    `build(tensors, *extra)` makes the header. While dtypes, shapes and `extra` repeat, its bytes are reused. With
-    `batch` what a RESULT begins with is `Times` and `BatchRun`, all ten numbers in a row.
+    `build(tensors, *extra)` makes the header. While dtypes, shapes, `extra` and the bytes that codecs need repeat, its
+    own are reused. `choose` is asked anew when dtypes or shapes change; without it all tensors travel raw. With `batch`
+    what a RESULT begins with is `Times` and `BatchRun`, all ten numbers in a row.
     """
 
-    def __init__(self, kind: int, build: Callable[..., Message], *, batch: bool = False) -> None:
-        self._kind, self._build = kind, build
+    def __init__(
+        self, kind: int, build: Callable[..., Message], choose: Choose | None = None, *, batch: bool = False
+    ) -> None:
+        self._kind, self._build, self._choose = kind, build, choose
         self._times = _TIMES_AND_RUN if batch else _TIMES
-        self._memo = _Memo((), [], bytearray(), 0, False)
+        self._fixed = self._times.size if kind == Kind.RESULT else 0
+        self._memo = _Memo()
 
     def pack(
         self,
@@ -663,12 +651,12 @@ class Packer:
         times: Sequence[float] = (),
         flags: int = 0,
     ) -> Packet:
-        """The frame with `arrays` as body: not copied if they are contiguous and little-endian.
+        """The frame with `arrays` as body: not copied if they are raw, contiguous and little-endian.
 
-        InputError for a dtype that never travels. `times` belongs to RESULT, and only there.
+        InputError for what never travels or cannot be encoded so. `times` belongs to RESULT, and only there.
         """
         memo = self._memo
-        if not memo.head or len(arrays) != len(memo.layout) or extra != memo.extra:
+        if self._choose is not None or not memo.head or len(arrays) != len(memo.layout) or extra != memo.extra:
             arrays, memo = self._learn(arrays, extra)
         else:
             for array, (dtype, shape) in zip(arrays, memo.layout, strict=True):
@@ -676,83 +664,33 @@ class Packer:
                     arrays, memo = self._learn(arrays, extra)
                     break
         head = memo.head[:]  # the frame's own: it may be written later
-        _TAIL.pack_into(head, _TAIL_START, flags, id)
+        _FLAGS_AND_ID.pack_into(head, _FLAGS_AT, flags, id)
         if times:
-            self._times.pack_into(head, len(head) - self._times.size, *times)
+            self._times.pack_into(head, -self._fixed, *times)
         if memo.has_empty:
             arrays = [a for a in arrays if a.nbytes]
-        return Packet((head, *arrays), memo.nbytes)
+        return Packet((head, *arrays), memo.nbytes, memo.names)
 
     def _learn(self, arrays: Sequence[Array], extra: tuple[object, ...]) -> tuple[list[Array], _Memo]:
+        """(`arrays` as they travel, the header for them)."""
         arrays = [_portable(a) for a in arrays]
-        tensors = tuple(Tensor(_NAMES[a.dtype], a.shape, a.nbytes) for a in arrays)
-        fixed = self._times.size if self._kind == Kind.RESULT else 0
-        size = fixed + sum(a.nbytes for a in arrays)
-        packet = encode(self._kind, 0, self._build(tensors, *extra), (), size)
-        head = bytearray(packet.buffers[0]) + bytes(fixed)
-        layout = [(a.dtype, a.shape) for a in arrays]
-        memo = _Memo(extra, layout, head, packet.nbytes, any(not a.nbytes for a in arrays))
-        self._memo = memo
-        return arrays, memo
-
-
-class _Encoded(NamedTuple):
-    """The frame before, of an `EncodingPacker`; immutable, as `_Memo` is. Before the first header `head` is empty."""
-
-    layout: list[tuple[np.dtype[Any], tuple[int, ...]]]
-    codecs: Sequence[Codec | None]
-    names: tuple[str, ...]
-    extra: tuple[object, ...] = ()
-    sizes: Sequence[int] = ()
-    head: bytearray = bytearray()
-    nbytes: int = 0
-
-
-class EncodingPacker:
-    """A `Packer` for INFER frames in which tensors travel encoded.
-
-    `choose(arrays)` says with which codecs (None: raw); it is asked anew when dtypes or shapes change. The header's
-    bytes are reused while it would be the same: always, but for codecs whose size depends on the values.
-    """
-
-    def __init__(
-        self, build: Callable[..., Message], choose: Callable[[Sequence[Array]], Sequence[Codec | None]]
-    ) -> None:
-        self._build, self._choose = build, choose
-        self._memo = _Encoded([], (), ())
-
-    def pack(
-        self,
-        id: int,
-        arrays: Sequence[Array],
-        extra: tuple[object, ...] = (),
-        times: Sequence[float] = (),
-        flags: int = 0,
-    ) -> Packet:
-        """The frame with `arrays` encoded as body. InputError for what never travels or cannot be encoded so."""
-        assert not times, "only RESULT has times, and is never encoded"
-        arrays = [_portable(a) for a in arrays]
-        memo = self._memo
-        if not memo.head or memo.layout != [(a.dtype, a.shape) for a in arrays]:
-            codecs = self._choose(arrays)
+        memo, layout = self._memo, [(a.dtype, a.shape) for a in arrays]
+        if not memo.head or memo.layout != layout:
+            codecs = self._choose(arrays) if self._choose is not None else [None] * len(arrays)
             names = tuple(c.name if c is not None else "" for c in codecs)
-            memo = _Encoded([(a.dtype, a.shape) for a in arrays], codecs, names if any(names) else ())
+            memo = _Memo(layout, codecs, names if any(names) else ())
         bodies = [a if c is None else c.encode(a) for a, c in zip(arrays, memo.codecs, strict=True)]
         sizes = [b.nbytes for b in bodies]
-        if sizes != memo.sizes or extra != memo.extra or not memo.head:
-            memo = self._memo = self._headed(memo, sizes, extra)
-        head = memo.head[:]  # the frame's own: it may be written later
-        _TAIL.pack_into(head, _TAIL_START, flags, id)
-        return Packet((head, *(b for b in bodies if b.nbytes)), memo.nbytes, memo.names)
-
-    def _headed(self, memo: _Encoded, sizes: Sequence[int], extra: tuple[object, ...]) -> _Encoded:
-        """`memo` with the header for bodies of `sizes`."""
-        tensors = tuple(
-            Tensor(_NAMES[dtype], shape, size, codec.name if codec is not None else "")
-            for (dtype, shape), size, codec in zip(memo.layout, sizes, memo.codecs, strict=True)
-        )
-        packet = encode(Kind.INFER, 0, self._build(tensors, *extra), (), sum(sizes))
-        return memo._replace(extra=extra, sizes=sizes, head=bytearray(packet.buffers[0]), nbytes=packet.nbytes)
+        if not memo.head or sizes != memo.sizes or extra != memo.extra:
+            tensors = tuple(
+                Tensor(_NAMES[dtype], shape, size, codec.name if codec is not None else "")
+                for (dtype, shape), size, codec in zip(layout, sizes, memo.codecs, strict=True)
+            )
+            packet = encode(self._kind, 0, self._build(tensors, *extra), (), self._fixed + sum(sizes))
+            head = bytearray(packet.buffers[0]) + bytes(self._fixed)
+            memo = memo._replace(extra=extra, sizes=sizes, head=head, nbytes=packet.nbytes, has_empty=0 in sizes)
+            self._memo = memo
+        return bodies, memo
 
 
 def _portable(array: Array) -> Array:
@@ -788,7 +726,7 @@ def times_bytes(features: Collection[str]) -> int:
 def parse_prefix(data: Raw, limits: Limits) -> FramePrefix:
     """The prefix in `data` (24 bytes). ProtocolError if it is not ours, of another major version, or over a
     limit. ERROR frames are read in every version: they are how a peer says that it cannot read ours."""
-    magic, major, minor, kind, flags, id, header_bytes, body_bytes = _PREFIX.unpack_from(data)
+    magic, major, _, kind, flags, id, header_bytes, body_bytes = _PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise ForeignError(bytes(data[:PREFIX_BYTES]))
     if major != MAJOR and kind != Kind.ERROR:
@@ -800,7 +738,7 @@ def parse_prefix(data: Raw, limits: Limits) -> FramePrefix:
         raise ProtocolError(f"a header of {header_bytes} bytes is over the limit, {limits.header_bytes}")
     if body_bytes > limits.frame_bytes:
         raise ProtocolError(f"a frame's body of {body_bytes} bytes is over the limit, {limits.frame_bytes}")
-    return FramePrefix(minor, kind, flags, id, header_bytes, body_bytes)
+    return FramePrefix(kind, flags, id, header_bytes, body_bytes)
 
 
 def parse_header(prefix: FramePrefix, data: Raw) -> Message | None:
@@ -838,16 +776,13 @@ def check_tensors(tensors: Sequence[Tensor], body_bytes: int, limits: Limits) ->
         if len(t.shape) > _MAX_RANK:
             raise ProtocolError(f"a tensor with {len(t.shape)} dimensions is over the limit of {_MAX_RANK}")
         wanted = size * prod(t.shape)
-        if wanted > limits.tensor_bytes or t.nbytes > limits.tensor_bytes:
-            size = max(wanted, t.nbytes)
-            raise ProtocolError(f"a tensor of {size} bytes is over the limit, {limits.tensor_bytes}")
+        if (larger := max(wanted, t.nbytes)) > limits.tensor_bytes:
+            raise ProtocolError(f"a tensor of {larger} bytes is over the limit, {limits.tensor_bytes}")
         # One of 0 bytes too: numpy makes no array of [2^62, 2^62, 0], although it would have no elements.
         if not wanted and size * prod(n or 1 for n in t.shape) > limits.tensor_bytes:
-            shape = ",".join(map(str, t.shape))
-            raise ProtocolError(f"a tensor of no elements, {t.dtype}[{shape}], has dimensions over the limit")
+            raise ProtocolError(f"a tensor of no elements, {t.type}, has dimensions over the limit")
         if t.codec == "" and wanted != t.nbytes:
-            shape = ",".join(map(str, t.shape))
-            raise ProtocolError(f"a tensor said to be {t.dtype}[{shape}] has {wanted} bytes, not {t.nbytes}")
+            raise ProtocolError(f"a tensor said to be {t.type} has {wanted} bytes, not {t.nbytes}")
         total += t.nbytes
         decoded += wanted
     if total != body_bytes:
@@ -857,7 +792,6 @@ def check_tensors(tensors: Sequence[Tensor], body_bytes: int, limits: Limits) ->
 
 
 def parse_id(data: Raw) -> int:
-    """The request id in a prefix."""
     number: int = _ID.unpack_from(data, ID_START)[0]
     return number
 
@@ -912,9 +846,8 @@ _CODES: Final[dict[str, type[SplitpointError]]] = {
     "protocol": ProtocolError,
     "refused": RefusedError,
     "unauthorized": AccessError,
+    "server": ServerError,
 }
-
-
 #: What an ERROR of a peer's can become here. A UsageError is never among them: that is the user's own mistake.
 SAID: Final[tuple[type[SplitpointError], ...]] = (ServerError, InputError, ModelError, EngineError)
 
@@ -922,11 +855,9 @@ SAID: Final[tuple[type[SplitpointError], ...]] = (ServerError, InputError, Model
 def error_of(exc: SplitpointError) -> Error:
     """The ERROR header that tells a peer about `exc`."""
     if isinstance(exc, BusyError):
-        return Error("busy", str(exc)[:2000], exc.retry_after_s)
-    for code, cls in _CODES.items():
-        if isinstance(exc, cls):
-            return Error(code, str(exc)[:2000])
-    return Error("server" if isinstance(exc, ServerError) else "internal", str(exc)[:2000])
+        return Error("busy", str(exc)[:_TEXT], exc.retry_after_s)
+    code = next((code for code, cls in _CODES.items() if isinstance(exc, cls)), "internal")
+    return Error(code, str(exc)[:_TEXT])
 
 
 def exception_of(header: Error | Busy) -> SplitpointError:
@@ -942,7 +873,4 @@ def exception_of(header: Error | Busy) -> SplitpointError:
 
 def describe(kind: int) -> str:
     """The kind's name, or its number if this version has none for it."""
-    try:
-        return Kind(kind).name
-    except ValueError:
-        return f"kind {kind}"
+    return Kind(kind).name if kind in HEADERS else f"kind {kind}"

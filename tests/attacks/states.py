@@ -112,14 +112,14 @@ class Books(NamedTuple):
 
 def books(server: Server, told: Sequence[Event]) -> Books:
     """Those of `server`, all of whose events are in `told`."""
-    peers, tails = list(server._peers), list(server.runner.tails._known.values())
+    peers, tails = list(server._peers), list(server.services.runner.tails._known.values())
     # A compiled tail that runs apart has a process, and two pipes to it, for as long as it is in the cache.
     pipes = 2 * sum(t.apart and t.session is not None for t in tails)
     return Books(
         len(peers),
         server.ledger.held_nbytes,
         sum(len(p.requests.in_flight) for p in peers),
-        server.runner.compute.waiting,
+        server.services.runner.compute.waiting,
         sum(t.users for t in tails),
         sum(t.open for t in tails),
         sum(p.connection._queued for p in peers),

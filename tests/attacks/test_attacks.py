@@ -425,12 +425,12 @@ def test_leaving_while_a_tail_is_compiled(target: Target) -> None:
     target.gate.compile_gate.clear()
     attacker = target.attacker()
     attacker.send(20, 1, {"fingerprint": target.model.fingerprint, "inputs": ["x"], "outputs": ["y3"]})
-    assert until(lambda: any(p.opening.waiting for p in target.server._peers))
+    assert until(lambda: any(p.requests.waiting for p in target.server._peers))
     attacker.close()
     assert until(lambda: not target.server._peers)
     target.gate.compile_gate.set()
     target.serves()
-    assert until(lambda: all(not t.open for t in target.server.runner.tails._known.values()))
+    assert until(lambda: all(not t.open for t in target.server.services.runner.tails._known.values()))
 
 
 def test_leaving_while_computing(target: Target) -> None:

@@ -18,10 +18,9 @@ from splitpoint.errors import BusyError
 from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.server import connection, requests
 from splitpoint.runtime.server import profile_jobs as profiling
-from splitpoint.runtime.server.accounts import Account
+from splitpoint.runtime.server.accounts import Account, Origin, Origins
 from splitpoint.runtime.server.compiled_tails import Tails
 from splitpoint.runtime.server.fair_queue import Client, FairQueue, WaitingJob
-from splitpoint.runtime.server.quotas import Origin, Origins
 from splitpoint.runtime.server.run_limits import Watch
 from splitpoint.runtime.server.server import Server
 from splitpoint.transports.framed import Framed
@@ -144,7 +143,7 @@ def test_a_tail_that_left_memory_is_compiled_at_the_cost_of_who_asks_and_not_by_
         attacker.close()
         assert until(lambda: not server._peers)
         assert server.ledger.held_nbytes == 0
-        assert not any(tail.users for tail in server.runner.tails._cached.values())
+        assert not any(tail.users for tail in server.services.runner.tails._cached.values())
 
 
 def test_who_has_many_tails_compiled_pushes_out_its_own(tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_who_has_many_tails_compiled_pushes_out_its_own(tmp_path: Path) -> None:
         kept.append(tails.tail(model.segment((name,), ("y3",))))
         tails.build(kept[-1], "attacker")
         tails.release(kept[-1])
-    assert tails.ready(honest)
+    assert honest.session is not None
     assert tails.nbytes == 400
     tails.close()
 
@@ -183,7 +182,7 @@ def test_connections_of_one_address_share_its_places(target: Target) -> None:
         assert attacker.receive()[0] == Kind.BUSY
     assert len(waiting) == LIMITS.queue * 3 // 4
     other.infer(2, segment)
-    assert until(lambda: target.server.runner.compute.waiting == len(waiting) + 1)
+    assert until(lambda: target.server.services.runner.compute.waiting == len(waiting) + 1)
     target.gate.open.set()
     assert other.receive()[:2] == (Kind.RESULT, 2)
     for attacker in (*flood, other):

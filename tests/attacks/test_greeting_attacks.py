@@ -21,10 +21,10 @@ from serving import Gate, affine, nothing_leaks, until
 from splitpoint.errors import BusyError
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event
+from splitpoint.runtime.server import accounts as origins
 from splitpoint.runtime.server import admission as greeting
-from splitpoint.runtime.server import quotas as origins
+from splitpoint.runtime.server.accounts import name_of
 from splitpoint.runtime.server.admission import Guesses, Refusals, Room
-from splitpoint.runtime.server.quotas import name_of
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import ServerSecurity
 from splitpoint.transports import budget

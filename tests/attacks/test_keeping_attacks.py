@@ -23,14 +23,14 @@ from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.client import held_weights as holding
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
+from splitpoint.runtime.server import accounts as origins
 from splitpoint.runtime.server import batching
 from splitpoint.runtime.server import compiled_tails as tails_module
 from splitpoint.runtime.server import profile_jobs as profiling
-from splitpoint.runtime.server import quotas as origins
+from splitpoint.runtime.server.accounts import Origin
 from splitpoint.runtime.server.batching import Gain
 from splitpoint.runtime.server.compiled_tails import Tail, Tails
 from splitpoint.runtime.server.profile_jobs import Profiling
-from splitpoint.runtime.server.quotas import Origin
 from splitpoint.runtime.server.run_limits import GuardedRun, Watch
 from splitpoint.wire import Kind
 
@@ -119,8 +119,8 @@ def test_threads_of_compiled_tails_are_bounded_and_who_has_most_loses_its_own(
         tails.release(tail)
     assert len(engine.compiled) == 7
     assert len(tails._cached) == kept
-    assert tails.ready(honest)
-    assert [tails.ready(tail) for tail in many[-2:]] == [kept == 3, True], "the last one stays"
+    assert honest.session is not None
+    assert [tail.session is not None for tail in many[-2:]] == [kept == 3, True], "the last one stays"
     tails.close()
 
 
@@ -133,7 +133,7 @@ def test_tails_that_run_keep_their_threads_and_leave_when_they_have_run(
     tails = Tails(engine, budget=1 << 30)
     for tail in (many := tails_of(tails, affine(tmp_path))):
         tails.build(tail, "attacker")
-    assert all(map(tails.ready, many))
+    assert all(tail.session is not None for tail in many)
     for tail in many:
         tails.release(tail)
     assert len(tails._cached) == 2
@@ -178,7 +178,7 @@ def watching(run_s: float) -> Watch:
 
 
 def idle(measured: Profiling) -> bool:
-    return not measured.threads()
+    return measured.thread is None
 
 
 def test_measuring_is_counted_to_who_asks_before_it_is_done(tmp_path: Path, clock: Clock) -> None:
@@ -381,16 +381,18 @@ def test_what_is_open_is_counted_until_it_is_given_back(target: Target) -> None:
     attacker = target.attacker()
     account = target.server.ledger.origins._known["127.0.0.1"]
     numbers = [opened(attacker, target, name)[1]["segment"] for name in ("y0", "y0", "y1")]
-    graphs = {tail.graph_nbytes for tail in target.server.runner.tails._known.values()}
+    graphs = {tail.graph_nbytes for tail in target.server.services.runner.tails._known.values()}
     assert min(graphs) > 2048
-    whole = 3 * origins._SEGMENT_BYTES + sum(t.graph_nbytes for t in target.server.runner.tails._known.values())
+    whole = 3 * origins._SEGMENT_BYTES + sum(
+        t.graph_nbytes for t in target.server.services.runner.tails._known.values()
+    )
     assert account.open_nbytes == whole, "a graph that is open twice is there once"
     # What cannot be compiled is not counted, and what left memory is.
     monkey = target.gate.compile
     target.gate.compile = broken  # type: ignore[method-assign]
     assert opened(attacker, target, "y2")[0] == Kind.ERROR
     target.gate.compile = monkey  # type: ignore[method-assign]
-    target.server.runner.tails.close()
+    target.server.services.runner.tails.close()
     assert account.open_nbytes == whole
     attacker.send(22, 0, {"segment": numbers[0]})
     attacker.send(5, 9, [1.5])

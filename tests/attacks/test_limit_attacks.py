@@ -25,9 +25,8 @@ from splitpoint import errors
 from splitpoint.errors import BusyError, SplitpointError, UsageError
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
-from splitpoint.runtime.server.accounts import Account
+from splitpoint.runtime.server.accounts import Account, Origin, Origins
 from splitpoint.runtime.server.connection import Peer
-from splitpoint.runtime.server.quotas import Origin, Origins
 from splitpoint.runtime.server.requests import Requests
 from splitpoint.wire import Kind, Limits
 

@@ -26,8 +26,8 @@ from splitpoint.models.weights import ModelWeights
 from splitpoint.models.withheld_graph import FEW
 from splitpoint.planning.constraints import Constraints
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.server.catalogue import Sharing
 from splitpoint.runtime.server.server import Server
-from splitpoint.runtime.server.weight_sharing import Sharing
 from splitpoint.wire import Kind
 
 GRAPH, BLOB, OPEN = int(Kind.GRAPH), int(Kind.BLOB), int(Kind.OPEN)

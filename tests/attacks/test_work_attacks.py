@@ -78,7 +78,7 @@ def test_requests_that_would_take_too_much_together_do_not_run_as_one_batch(tmp_
         attacker.infer(5, segment)
         assert attacker.receive()[:2] == (Kind.RESULT, 5)
         (peer,) = target.server._peers
-        (opened,) = peer.opening.tails.values()
+        (opened,) = peer.requests.tails.values()
         assert opened.tail._tail.most == 8
         assert opened.checked.kind.gain is None
 
@@ -196,7 +196,7 @@ def test_a_loop_without_end_holds_up_only_who_asked_for_it(tmp_path: Path) -> No
         honest.sock.settimeout(30)
         honest.ask(6, model, "z", 4)  # another tail
         assert isinstance(honest.answer(6), list)
-        assert until(lambda: server.runner.compute.workers == 2)
+        assert until(lambda: server.services.runner.compute.workers == 2)
         honest.ask(7, model, "y", 4)  # the very tail that is held up: told, not kept
         assert honest.answer(7)["code"] == "busy"
         beside = Decider(server.address)
@@ -223,7 +223,7 @@ def test_what_takes_too_long_is_given_up_and_counted_to_who_asked(tmp_path: Path
             honest.ask(k, model, "y", 1)
             if isinstance(honest.answer(k), list):
                 break
-        assert until(lambda: server.runner.compute.workers == 1)
+        assert until(lambda: server.services.runner.compute.workers == 1)
         attacker.close()
         honest.close()
 
@@ -309,7 +309,7 @@ def test_a_worker_that_hangs_is_replaced_and_does_not_keep_the_server_from_endin
         attacker, honest = Attacker(server.address), Attacker(server.address, source="127.0.0.9")
         attacker.infer(5, attacker.open(model.fingerprint))
         segment = honest.open(model.fingerprint)
-        assert until(lambda: server.runner.compute.workers == 2)
+        assert until(lambda: server.services.runner.compute.workers == 2)
         honest.infer(6, segment, np.ones(1024, np.float32).tobytes())
         assert honest.receive()[:2] == (Kind.RESULT, 6)
         server.close()

@@ -636,7 +636,7 @@ def test_what_the_server_refuses_because_the_deadline_has_passed_was_late(model:
         here.open.clear()
         thread = threading.Thread(target=lambda: results.extend(edge.stream(xs(2), window=2, deadline_s=0.3)))
         thread.start()
-        assert until(lambda: server.runner.compute.waiting == 1)
+        assert until(lambda: server.services.runner.compute.waiting == 1)
         time.sleep(0.35)  # the deadline passes
         there.open.set()
         assert until(lambda: heard.failures)

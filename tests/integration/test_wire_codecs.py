@@ -37,7 +37,7 @@ from splitpoint.segments import halves
 from splitpoint.tensors import Array, TensorSpec, spec_of
 from splitpoint.transports import memory
 from splitpoint.transports.framed import flat
-from splitpoint.wire import EncodingPacker, Kind, Limits, Packet
+from splitpoint.wire import Kind, Limits, Packer, Packet
 
 DOC = DOCS / "wire-format.md"
 ENGINE = open_engine(threads=1)
@@ -236,11 +236,11 @@ def test_another_codec_compiles_nothing_and_opens_nothing(model: Model) -> None:
             edge.infer(x)
         assert gate.compiled == compiled
         (peer,) = server._peers
-        assert len(peer.opening.tails) == 1
+        assert len(peer.requests.tails) == 1
         edge.switch("add2")
         assert edge.codecs == {"y2": "int8"}  # the codec stays
         edge.forget("add1")
-        assert until(lambda: len(peer.opening.tails) == 1)
+        assert until(lambda: len(peer.requests.tails) == 1)
         assert len(gate.closed) == 2  # head and tail, each once, however many codecs they had
         with pytest.raises(UsageError, match="in use"):
             edge.forget("add2")
@@ -352,7 +352,7 @@ class Slow:
 
 def test_encoding_and_decoding_are_stages_and_a_worker_decodes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
-    for module in ("runtime.server.opened_tail", "runtime.codec_choice"):
+    for module in ("runtime.server.requests", "runtime.codec_choice"):
         monkeypatch.setattr(f"splitpoint.{module}.open_codec", lambda name: slow)
     with served(model, "add1", "fp16") as edge:
         result = edge.infer(normal(1, 1024))
@@ -414,9 +414,9 @@ def joined(packet: Packet) -> bytes:
     return data
 
 
-def packer(*codecs: str) -> EncodingPacker:
+def packer(*codecs: str) -> Packer:
     chosen = [open_codec(c) if c else None for c in codecs]
-    return EncodingPacker(lambda tensors: wire.Infer(3, tensors), lambda arrays: chosen)
+    return Packer(Kind.INFER, lambda tensors: wire.Infer(3, tensors), lambda arrays: chosen)
 
 
 def test_encoded_and_raw_tensors_share_a_frame() -> None:
@@ -479,7 +479,8 @@ def test_the_encoded_example_in_the_document_is_what_this_code_writes() -> None:
     (block,) = re.findall(r"<!-- encoded frame: INFER -->\n```text\n(.*?)\n```", DOC.read_text(), re.DOTALL)
     written = bytes.fromhex("".join(line[:47] for line in block.splitlines()))
     chosen = [open_codec("fp16")]
-    made = EncodingPacker(lambda t: wire.Infer(1, t), lambda arrays: chosen).pack(3, [np.array([[1.0, -2.0]], "f4")])
+    chosen_for = Packer(Kind.INFER, lambda t: wire.Infer(1, t), lambda arrays: chosen)
+    made = chosen_for.pack(3, [np.array([[1.0, -2.0]], "f4")])
     assert joined(made) == written
 
 

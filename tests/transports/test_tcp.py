@@ -21,12 +21,11 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.server.quotas import name_of
+from splitpoint.runtime.server.accounts import name_of
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import ServerSecurity
-from splitpoint.transports import addresses, connect, dial
-from splitpoint.transports.addresses import is_loopback
-from splitpoint.transports.dial import Target
+from splitpoint.transports import addresses, connect
+from splitpoint.transports.addresses import Target, is_loopback
 from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.wire import Kind, Limits, Packer, Packet
 
@@ -194,9 +193,9 @@ def named(monkeypatch: pytest.MonkeyPatch) -> Named:
                 raise socket.gaierror(socket.EAI_NONAME, "a name")
             return [t for h in hosts for t in real(h, port, socket.AI_NUMERICHOST)]
 
-        monkeypatch.setattr(dial, "_look_up_now", look_up)
+        monkeypatch.setattr(addresses, "_look_up_now", look_up)
 
-    real = dial._look_up_now
+    real = addresses._look_up_now
     return name
 
 

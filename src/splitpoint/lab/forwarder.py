@@ -31,8 +31,7 @@ from splitpoint.errors import ServerError, UsageError
 from splitpoint.lab.shaper import Damage, ShapedLane
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
-from splitpoint.transports.addresses import format_address
-from splitpoint.transports.dial import dial
+from splitpoint.transports.addresses import dial, format_address
 
 T = TypeVar("T")
 

@@ -15,16 +15,16 @@ A transport moves whole frames (`splitpoint.wire`). It is a module with two func
 Ping(clock_s=2.5)
 >>> device.close(); server.close(); listener.close()
 
-To add one: a file with a `Connection` (`framed.Framed` does all but move the bytes), a `Listener` and these two
-functions; a line in `TRANSPORTS`; a parameter in tests/transports/test_framed.py. Then ``Edge("name://HOST")`` and
-``Server(…, host="name://HOST")`` speak it.
+To add one: a file with a `Connection` (`framed.Framed` does all but move the bytes), a `Listener` (over TCP:
+`tcp.TcpListener`) and these two functions; a line in `TRANSPORTS`; a parameter in tests/transports/test_framed.py. Then
+``Edge("name://HOST")`` and ``Server(…, host="name://HOST")`` speak it.
 
 | module | |
 |---|---|
 | tcp, tls | sockets, and the same encrypted |
 | memory | inside one process |
 | framed | frames over any stream of bytes |
-| addresses, dial | addresses as people write them; a name's addresses tried side by side |
+| addresses | as people write them; a name's addresses tried side by side |
 | budget | what strangers may take in a time |
 """
 
@@ -62,17 +62,14 @@ class Connection(Protocol):
     @property
     def private(self) -> bool:
         """Whether nobody between the two ends can read what is sent; else no token is."""
-        ...
 
     @property
     def identity(self) -> str:
         """The name in a certificate that the peer has shown and that was checked; empty if none was."""
-        ...
 
     @property
     def behind(self) -> bool:
         """Whether the peer does not read what is sent, and it or its like have all they may have waiting."""
-        ...
 
     def handshake(self, timeout_s: float) -> None:
         """A server's side agrees on encryption, where there is any, before it receives the first frame.
@@ -117,7 +114,6 @@ class Connection(Protocol):
 
     def moved_nbytes(self) -> int:
         """Bytes that have reached the peer or come from it; 0 where the system does not say."""
-        ...
 
 
 class Listener(Protocol):

@@ -1,10 +1,9 @@
 """Frames over any stream of bytes: the part that TCP, TLS and memory connections share.
 
-After a thread has slept for its peer, a line of Python costs three to six times what it costs in a loop (cold caches;
-measured). So the way from "bytes are there" to "frame" is short in the case that matters, a frame like the one before
-it: the frame is made, and its tensors are allocated, before the wait; prefix, header and what is there of the body
-come with one call, each to its place; and a header that is byte for byte the last one is not decoded again. Any
-other frame takes the long way, `_unlike`.
+After a thread has slept for its peer a line of Python costs several times what it costs in a loop. So the way from
+"bytes are there" to "frame" is short for a frame like the one before it: it is made, and its tensors are allocated,
+before the wait; prefix, header and what is there of the body come with one call, each to its place; and a header that
+is byte for byte the last one is not decoded again. Any other frame takes the long way, `_unlike`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from splitpoint.wire import (
     CHECKED,
     CHECKSUM_BYTES,
     CRC32,
-    FIXED_BYTES,
     ID_END,
     ID_START,
     MAGIC,
@@ -86,14 +84,6 @@ class _Lead(NamedTuple):
     checksum_bytes: int = 0
 
 
-class _Ahead(msgspec.Struct, gc=False):
-    """The next frame, if it is like the last: made before it is there, to be received into `places`."""
-
-    lead: _Lead
-    frame: Frame
-    places: list[Buffer]
-
-
 class _Rest(msgspec.Struct, gc=False):
     """A frame whose lead is here and whose body is not: `done` bytes of `arrays` are. One that nobody knows is thrown
     away: `skip` bytes are still to come of it."""
@@ -127,7 +117,8 @@ class Framed(ABC):
         self._view = memoryview(self._buffer)
         self._extra = 0  # bytes at the start of _buffer that were read too far
         self._last = _Lead(b"", b"", 0, _NEVER, 0, 0, None, 0)
-        self._ahead: _Ahead | None = None
+        #: The next frame, if it is like the last: made before it is there, and where its bytes go.
+        self._ahead: tuple[Frame, list[Buffer]] | None = None
         self._timeout_s: float | None = -1.0
         self._queued = 0  # bytes that the peer has not taken yet
         #: Those of all connections that share one allowance, `backlog_bytes`.
@@ -136,7 +127,7 @@ class Framed(ABC):
         self._spin_s = spin_s
         #: When everything that is being received must be there (`time.monotonic`), however its bytes drip.
         self._due_s: float | None = None
-        self._times_bytes = FIXED_BYTES
+        self._times_bytes = times_bytes(())
         #: When the caller of `receive` wants back what it has, if that is not all of a frame.
         self._whole_by: float | None = None
         self._rest: _Rest | None = None
@@ -194,14 +185,14 @@ class Framed(ABC):
         if timeout_s != self._timeout_s:
             self._timeout_s = timeout_s
             self._be_patient(self._wait_s())
-        ahead = self._ahead or self._look_ahead()
+        frame, places = self._ahead or self._look_ahead()
         if self._extra:
             return self._unlike(self._extra, perf_counter(), admit)
-        got = self._some(ahead.places)
+        got = self._some(places)
         started = perf_counter()
-        buffer, lead, frame = self._buffer, ahead.lead, ahead.frame
+        buffer, lead = self._buffer, self._last
         if got < lead.end or not buffer.startswith(lead.begin) or buffer[ID_END : lead.header_end] != lead.rest:
-            self._gather(ahead.places, got)
+            self._gather(places, got)
             return self._unlike(got, started, admit)
         self._ahead = None
         frame.id = parse_id(buffer)
@@ -212,13 +203,13 @@ class Framed(ABC):
             frame.refused, frame.tensors = refused, []
             self._skip(lead.end + lead.body_bytes - got)
         elif got != frame.nbytes:
-            if len(ahead.places) == 1:
+            if len(places) == 1:
                 frame.tensors = allocate(frame.header.tensors)  # type: ignore[union-attr]
             self._body(_Rest(lead, frame, frame.tensors, got - lead.end))
         frame.received = perf_counter()
         return frame
 
-    def _look_ahead(self) -> _Ahead:
+    def _look_ahead(self) -> tuple[Frame, list[Buffer]]:
         """Makes the next frame, if it will be like the last, and says where its bytes are to go."""
         lead = self._last
         frame = Frame(lead.kind, lead.flags, 0, lead.header, 0.0, lead.end + lead.body_bytes)
@@ -230,7 +221,7 @@ class Framed(ABC):
         else:
             frame.tensors = allocate(lead.header.tensors)  # type: ignore[union-attr]
             places = [self._view[: lead.end], *frame.tensors]
-        self._ahead = ahead = _Ahead(lead, frame, places)
+        self._ahead = ahead = frame, places
         return ahead
 
     def _gather(self, places: Sequence[Buffer], got: int) -> None:
@@ -258,7 +249,7 @@ class Framed(ABC):
         if header is None or (admit is not None and (refused := admit(frame)) is not None):
             frame.refused = None if header is None else refused
             if lead.checksum_bytes and self._whole_by is None:
-                self._judge(lead.kind, self._skip_summing(nbytes - here, crc32(self._view[:here])))
+                self._judge(lead.kind, self._skip(nbytes - here, crc32(self._view[:here])))
             else:
                 self._body(_Rest(lead, frame, skip=nbytes - here))
         else:
@@ -299,7 +290,10 @@ class Framed(ABC):
             self._rest, self._extra, self._ahead = rest, 0, None
             raise TimeoutError from None
         if rest.lead.checksum_bytes and rest.arrays:
-            self._judge(rest.lead.kind, _sum(rest.arrays, crc32(self._view[: rest.lead.end])))
+            crc = crc32(self._view[: rest.lead.end])
+            for array in rest.arrays:
+                crc = crc32(flat(array), crc)
+            self._judge(rest.lead.kind, crc)
 
     def _resume(self, rest: _Rest) -> Frame:
         """The frame of which `rest` was missing."""
@@ -443,17 +437,8 @@ class Framed(ABC):
             got = end
         header = parse_header(prefix, self._view[PREFIX_BYTES:header_end])
         body_bytes = prefix.body_bytes - fixed
-        lead = _Lead(
-            bytes(self._buffer[:ID_START]),
-            bytes(self._buffer[ID_END:header_end]),
-            header_end,
-            end,
-            prefix.kind,
-            prefix.flags,
-            header,
-            body_bytes,
-            checksum_bytes,
-        )
+        begin, rest = bytes(self._buffer[:ID_START]), bytes(self._buffer[ID_END:header_end])
+        lead = _Lead(begin, rest, header_end, end, prefix.kind, prefix.flags, header, body_bytes, checksum_bytes)
         if isinstance(header, (Infer, ResultData)):
             check_tensors(header.tensors, body_bytes, self.limits)
             # One with a checksum always takes the long way: adding up its bytes costs more than that.
@@ -500,34 +485,21 @@ class Framed(ABC):
             self._extra = got + exc.done
             raise TimeoutError from None
 
-    def _skip(self, left: int) -> None:
-        """Receives `left` bytes and forgets them, so that the next frame can be read."""
-        scratch, done = bytearray(min(left, _SCRATCH)), 0
+    def _skip(self, left: int, crc: int | None = None) -> int:
+        """Receives `left` bytes and forgets them, so that the next frame can be read. Returns the checksum `crc`, if it
+        is given, continued over them."""
+        scratch, done = memoryview(bytearray(min(left, _SCRATCH))), 0
         while done < left:
-            size = min(left - done, _SCRATCH)
+            part = scratch[: left - done]
             try:
-                self._fill(scratch, size)
+                self._fill(part, len(part))
             except _Unfinished as exc:
                 raise _Unfinished(done + exc.done) from None
-            done += size
-
-    def _skip_summing(self, left: int, crc: int) -> int:
-        """`_skip`, and returns the checksum `crc` continued over what was skipped."""
-        scratch = memoryview(bytearray(min(left, _SCRATCH)))
-        while left:
-            part = scratch[: min(left, _SCRATCH)]
-            self._fill(part, len(part))
-            crc = crc32(part, crc)
-            left -= len(part)
-        return crc
+            if crc is not None:
+                crc = crc32(part, crc)
+            done += len(part)
+        return crc or 0
 
 
 def foreign_use(*_: object) -> NoReturn:
     raise foreign("connection")
-
-
-def _sum(arrays: Sequence[Array], crc: int) -> int:
-    """The checksum `crc` continued over `arrays`."""
-    for array in arrays:
-        crc = crc32(flat(array), crc)
-    return crc

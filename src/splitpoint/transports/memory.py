@@ -30,25 +30,22 @@ class _ByteStream:
                 self._parts.append(memoryview(data))
             self._changed.notify_all()
 
-    def take(self, view: memoryview, timeout_s: float | None) -> int:
-        """Bytes moved into `view`: at least one, or 0 when closed and empty. BlockingIOError."""
+    def take(self, places: Sequence[Buffer], timeout_s: float | None) -> int:
+        """Bytes moved into `places`, one after the other: at least one, or 0 when closed and empty. BlockingIOError."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._parts or self._closed, timeout_s):
                 raise BlockingIOError
             moved = 0
-            while self._parts and moved < len(view):
-                part = self._parts.popleft()
-                n = min(len(part), len(view) - moved)
-                view[moved : moved + n] = part[:n]
-                if n < len(part):
-                    self._parts.appendleft(part[n:])
-                moved += n
+            for view in map(flat, places):
+                while self._parts and len(view):
+                    part = self._parts.popleft()
+                    n = min(len(part), len(view))
+                    view[:n] = part[:n]
+                    view = view[n:]
+                    if n < len(part):
+                        self._parts.appendleft(part[n:])
+                    moved += n
             return moved
-
-    def waiting(self) -> bool:
-        """Whether there are bytes now."""
-        with self._changed:
-            return bool(self._parts)
 
     def close(self) -> None:
         with self._changed:
@@ -83,19 +80,10 @@ class MemoryConnection(Framed):
         self._seconds = seconds
 
     def _take(self, buffer: Buffer, nbytes: int, flags: int = 0) -> int:
-        return self._in.take(flat(buffer)[:nbytes], self._seconds)
+        return self._in.take((flat(buffer)[:nbytes],), self._seconds)
 
     def _take_into(self, places: Sequence[Buffer]) -> tuple[int]:
-        got = 0
-        for place in places:
-            view = flat(place)
-            if got and not self._in.waiting():
-                break
-            n = self._in.take(view, self._seconds) if len(view) else 0
-            got += n
-            if n < len(view):
-                break
-        return (got,)
+        return (self._in.take(places, self._seconds),)
 
     def _why(self, exc: OSError) -> str:
         return f"the connection to {self.peer} is closed"

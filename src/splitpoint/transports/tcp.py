@@ -16,11 +16,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.lifetime import foreign, watch
 from splitpoint.security import Security, ServerSecurity
+from splitpoint.transports import Connection
 from splitpoint.transports.addresses import (
+    Selector,
+    connected,
     format_address,
     is_link_local,
     is_loopback,
@@ -28,7 +32,6 @@ from splitpoint.transports.addresses import (
     own_address,
     parse_host,
 )
-from splitpoint.transports.dial import Selector, dial
 from splitpoint.transports.framed import Framed, foreign_use
 from splitpoint.wire import Buffer, Limits, Packet, checked, flat
 
@@ -144,8 +147,9 @@ class TcpConnection(Framed):
                     sent = 0
                 except OSError as exc:
                     raise self._break(exc) from exc
-                packet = Packet(_views(packet.buffers, sent), packet.nbytes - sent)
-                self._begin_writing()
+                packet = Packet(views(packet.buffers, sent), packet.nbytes - sent)
+                self._writing = True
+                self._window_s, self._taken = time.monotonic(), 0
                 if not wait:
                     self._enqueue(packet)
                     threading.Thread(target=self._write_queued, name=f"write {self.peer}", daemon=True).start()
@@ -158,10 +162,6 @@ class TcpConnection(Framed):
                 with self._lock:
                     self._end(f"sending to {self.peer} was interrupted")
             raise
-
-    def _begin_writing(self) -> None:
-        self._writing = True
-        self._window_s, self._taken = time.monotonic(), 0
 
     def _enqueue(self, packet: Packet) -> None:
         self._queue.append(packet)
@@ -192,7 +192,7 @@ class TcpConnection(Framed):
                     with self._lock:
                         raise self._break(exc) from exc
                 rest = packet.nbytes - sent
-                packet = Packet(_views(packet.buffers, sent), rest) if rest else None
+                packet = Packet(views(packet.buffers, sent), rest) if rest else None
             with self._lock:
                 if not self._queue:
                     self._writing = False
@@ -229,11 +229,6 @@ class TcpConnection(Framed):
         self._changed.notify_all()
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-
-    def _drain(self, timeout_s: float) -> None:
-        """Waits until all is written."""
-        with self._lock:
-            self._changed.wait_for(lambda: not self._writing, timeout_s)
 
     # --- the end -----------------------------------------------------------------------------------------------
 
@@ -282,7 +277,8 @@ class TcpConnection(Framed):
     def _linger(self, end: float) -> None:
         """Delivers what is queued, then reads the peer's rest away: closing on unread bytes would make the kernel
         send a reset, which can overtake the last answer."""
-        self._drain(end - time.monotonic())
+        with self._lock:
+            self._changed.wait_for(lambda: not self._writing, end - time.monotonic())
         self._say_end()
         end = min(end, time.monotonic() + _READ_AWAY_S)
         with suppress(OSError, ServerError):
@@ -297,23 +293,24 @@ class TcpConnection(Framed):
                 left -= n
 
 
-def _views(buffers: Sequence[Buffer], skip: int) -> list[memoryview]:
+def views(buffers: Sequence[Buffer], skip: int) -> list[memoryview]:
     """`buffers` as plain bytes, without the first `skip` of them."""
     result = []
     for part in buffers:
         view = flat(part)
-        if skip < view.nbytes:
+        if skip < len(view):
             result.append(view[skip:])
-        skip = max(0, skip - view.nbytes)
+        skip = max(0, skip - len(view))
     return result
 
 
 #: How a connection is made of (an accepted socket, its peer, limits).
-Wrap = Callable[[socket.socket, str, Limits], TcpConnection]
+Wrap = Callable[[socket.socket, str, Limits], Connection]
 
 
 class TcpListener:
-    """A listening socket. `wrap` makes a connection of what it accepts.
+    """A listening socket, of any transport over TCP: `wrap` makes a connection of what it accepts, and `scheme`, such
+    as ``http://``, stands before its address.
 
     At ``::`` it takes connections by IPv4 too. UsageError for a host that is none, ServerError if it cannot listen
     there.
@@ -321,7 +318,7 @@ class TcpListener:
 
     private = identifies = False
 
-    def __init__(self, host: str, port: int, limits: Limits, wrap: Wrap = TcpConnection) -> None:
+    def __init__(self, host: str, port: int, limits: Limits, wrap: Wrap = TcpConnection, scheme: str = "") -> None:
         self._limits, self._wrap = limits, wrap
         host = parse_host(host)
         try:
@@ -337,23 +334,13 @@ class TcpListener:
         self.sockaddr: tuple[str, int] = self._sock.getsockname()[:2]
         self.everywhere = is_wildcard(self.sockaddr[0])
         at = (own_address(self._sock.family), self.sockaddr[1]) if self.everywhere else self._sock.getsockname()
-        self.address = format_address(at)
+        self.address = scheme + format_address(at)
         self._starved = False
         self.exposed = not is_loopback(self.sockaddr[0])
         watch(self)
 
-    def accept(self, on_starved: Callable[[str], None] = lambda why: None) -> TcpConnection | None:
-        try:
-            return self._accept(on_starved)
-        except ValueError:
-            if self._sock.fileno() >= 0:
-                raise
-            return None  # closed just before it was to be waited for: a socket without a descriptor
-
-    def _accept(self, on_starved: Callable[[str], None]) -> TcpConnection | None:
-        while True:
-            if not self._comes():
-                return None
+    def accept(self, on_starved: Callable[[str], None] = lambda why: None) -> Connection | None:
+        while self._comes():
             try:
                 sock, sockaddr = self._sock.accept()
             except (BlockingIOError, ConnectionError):
@@ -364,8 +351,7 @@ class TcpListener:
                 if not self._starved:
                     self._starved = True
                     on_starved(_NO_DESCRIPTORS if exc.errno == errno.EMFILE else exc.strerror or str(exc))
-                if _readable(self._wake, timeout_s=_STARVED_S):
-                    return None
+                self._comes(_STARVED_S)
                 continue
             self._starved = False
             try:
@@ -375,10 +361,20 @@ class TcpListener:
             except BaseException:
                 sock.close()
                 raise
+        return None
 
-    def _comes(self) -> bool:
-        """Waits for a connection; False if `close` or `wake` was called."""
-        return self._wake not in _readable(self._sock, self._wake)
+    def _comes(self, pause_s: float | None = None) -> bool:
+        """Waits for a connection, or makes a pause; False if `close` or `wake` was called."""
+        # `Selector` needs no descriptor of its own: there may be none left.
+        with Selector() as selector:
+            try:
+                for sock in (self._sock, self._wake) if pause_s is None else (self._wake,):
+                    selector.register(sock, selectors.EVENT_READ)
+            except ValueError:
+                if self._sock.fileno() >= 0:
+                    raise
+                return False  # closed just before it was to be waited for: a socket without a descriptor
+            return self._wake not in [key.fileobj for key, _ in selector.select(pause_s)]
 
     def forked(self) -> None:
         """The process has forked, and this is the child: the port is the parent's alone."""
@@ -394,17 +390,6 @@ class TcpListener:
         self._sock.close()
         self._wake.close()
         self._waker.close()
-
-
-def _readable(*socks: socket.socket, timeout_s: float | None = None) -> list[socket.socket]:
-    """Those of `socks` that can be read, once there is one or the time is over.
-
-    `Selector` needs no descriptor of its own: there may be none left.
-    """
-    with Selector() as selector:
-        for sock in socks:
-            selector.register(sock, selectors.EVENT_READ)
-        return [sock for sock in socks if sock in {key.fileobj for key, _ in selector.select(timeout_s)}]
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -458,12 +443,7 @@ def connect(address: str, limits: Limits, timeout_s: float, security: Security) 
     asks for TLS."""
     if security.encrypts:
         raise UsageError(f"tcp://{address} is without TLS, but TLS is asked for: write tls://{address}")
-    sock, where = dial(address, timeout_s)
-    try:
-        return TcpConnection(sock, where, limits, spin_s=SPIN_S)
-    except OSError as exc:
-        sock.close()
-        raise ServerError(f"cannot reach {where}: {exc.strerror or exc}") from exc
+    return connected(partial(TcpConnection, limits=limits, spin_s=SPIN_S), address, timeout_s)
 
 
 def listen(host: str, port: int, limits: Limits, security: ServerSecurity) -> TcpListener:

@@ -1,13 +1,11 @@
 """Frames over TLS 1.2 or 1.3: `tcp`'s connection, with the standard library's encryption between frames and socket.
 
-The engine of OpenSSL works on memory (`ssl.MemoryBIO`), never on the socket. That is what makes two threads safe: an
-SSL object must not be used by two at once, so each use holds a lock, but no use of it ever waits for the network. A
-reader sleeps in the kernel without the lock, and so does a writer whose peer does not read; both directions may be
-full and each goes on as soon as its own way is free. It also takes fewer system calls: many records come with one.
+The engine of OpenSSL works on memory (`ssl.MemoryBIO`), never on the socket. An SSL object must not be used by two
+threads at once, so each use holds a lock, but no use of it ever waits for the network: readers and writers sleep in the
+kernel without it, and each direction goes on as soon as its own way is free. Many records come with one system call.
 
 Whatever a writer encrypts must be sent, and next: a record carries its number in its encryption. `_send_sealed`
-therefore counts bytes as sent once the kernel has the whole of their records, and keeps the rest of a record that the
-kernel had no room for.
+therefore counts bytes as sent once the kernel has the whole of their records, and keeps the rest.
 """
 
 from __future__ import annotations
@@ -27,10 +25,9 @@ from typing import Any
 from splitpoint.errors import AccessError, ServerError, UnreachableError, UsageError
 from splitpoint.security import OPEN, Security, ServerSecurity, check_own, read_file
 from splitpoint.tensors import Array
-from splitpoint.transports.addresses import parse_address
+from splitpoint.transports.addresses import connected, parse_address
 from splitpoint.transports.budget import Throttle
-from splitpoint.transports.dial import dial
-from splitpoint.transports.tcp import SPIN_S, TcpConnection, TcpListener
+from splitpoint.transports.tcp import SPIN_S, TcpConnection, TcpListener, views
 from splitpoint.wire import MAGIC, Buffer, ForeignError, Limits, flat
 
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -97,11 +94,6 @@ def server_context(security: ServerSecurity) -> ssl.SSLContext:
         _trust(context, security.client_ca, "authority for client certificates")
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def handshake_throttle() -> Throttle:
-    """What a server's handshakes take of a processor: all of them, so that nobody starves those who are let in."""
-    return Throttle(_HANDSHAKES_S, _HANDSHAKES_SHARE)
 
 
 def client_context(security: Security) -> ssl.SSLContext:
@@ -174,10 +166,7 @@ def _trust(context: ssl.SSLContext, path: Path, what: str) -> None:
 def _rehearse(server: ssl.SSLContext, client: ssl.SSLContext, certificate: Path) -> None:
     """A handshake in memory: UsageError for a certificate that nobody would accept now, or not for this purpose."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    sides = [
-        client.wrap_bio(down, up, server_hostname="rehearsal"),
-        server.wrap_bio(up, down, server_side=True),
-    ]
+    sides = [client.wrap_bio(down, up, server_hostname="rehearsal"), server.wrap_bio(up, down, server_side=True)]
     for _ in range(10):
         for side in list(sides):
             try:
@@ -299,28 +288,24 @@ class TlsConnection(TcpConnection):
                 # A server that cannot be trusted is there: trying again is of no use.
                 distrusted = self._security is not None and isinstance(exc, ssl.SSLCertVerificationError)
                 raise (AccessError if distrusted else ServerError)(self._why(exc)) from exc
+            # What hangs up without a word may be a proxy before no server yet.
+            ended = ServerError if started else UnreachableError
             try:
                 self._be_patient(max(end - monotonic(), 1e-3))
                 got = self._fetch() if monotonic() < end else -1
             except BlockingIOError:
                 got = -1
             except OSError as exc:
-                raise self._ended(f"{self._why(exc)} in the TLS handshake: does it speak TLS?", started) from exc
+                raise ended(f"{self._why(exc)} in the TLS handshake: does it speak TLS?") from exc
             if got < 0:
                 raise ServerError(
                     f"{self.peer} did not finish the TLS handshake in {timeout_s:g} s: does it speak TLS?"
                 )
             if got == 0:
-                raise self._ended(
-                    f"{self.peer} closed the connection in the TLS handshake: does it speak TLS?", started
-                )
+                raise ended(f"{self.peer} closed the connection in the TLS handshake: does it speak TLS?")
             if not started and self._security is None:
                 self._check_first(bytes(self._cipher[:got]))
             started = True
-
-    def _ended(self, why: str, started: bool) -> ServerError:
-        """The error for an end in the handshake: what hangs up without a word may be a proxy before no server yet."""
-        return ServerError(why) if started else UnreachableError(why)
 
     def _check_first(self, data: bytes) -> None:
         """AccessError or ForeignError for a client that does not speak TLS: it is answered as openly as it spoke."""
@@ -360,19 +345,17 @@ class TlsConnection(TcpConnection):
         whose = f"the certificate of {self.peer}"
         if (why := _whats_wrong(exc)) is not None:
             return f"{whose} {why}"
-        if self._security is None:
-            return f"{whose} is not accepted: {exc.verify_message}"
-        if exc.verify_code in _OTHER_HOST:
-            name = self._security.server_name
+        security = self._security
+        if security is not None and exc.verify_code in _OTHER_HOST:
+            name = security.server_name
             return (
                 f"{whose} is for another host than {name}: connect by the name that is in it, say that with "
                 f"--server-name, or make one that has this name too (splitpoint keys DIR --host {name})"
             )
-        if exc.verify_code in _UNKNOWN_ISSUER:
-            ca = self._security.ca
-            if ca is None:
+        if security is not None and exc.verify_code in _UNKNOWN_ISSUER:
+            if security.ca is None:
                 return f"{whose} is signed by no authority that this system knows: give its own with --ca FILE"
-            return f"{whose} is not signed by {ca}: is that the right authority, and this the right server?"
+            return f"{whose} is not signed by {security.ca}: is that the right authority, and this the right server?"
         return f"{whose} is not accepted: {exc.verify_message}"
 
     # --- receiving ---------------------------------------------------------------------------------------------
@@ -524,27 +507,22 @@ def _turns(buffers: Sequence[Buffer], skip: int) -> Iterator[tuple[list[memoryvi
 
     Small buffers are joined with what follows them, so that a frame's header takes no record of its own.
     """
-    views: list[memoryview] = []
-    for part in buffers:
-        view = flat(part)
-        if skip < len(view):
-            views.append(view[skip:])
-        skip = max(0, skip - len(view))
+    left = views(buffers, skip)
     pieces: list[memoryview | bytes] = []
     turn = at = 0
-    while at < len(views):
-        view = views[at]
-        if len(view) >= _RECORD or at + 1 == len(views):
+    while at < len(left):
+        view = left[at]
+        if len(view) >= _RECORD or at + 1 == len(left):
             piece: memoryview | bytes = view[: _TURN - turn]
-            views[at] = view[len(piece) :]
-            at += not len(views[at])
+            left[at] = view[len(piece) :]
+            at += not len(left[at])
         else:
             parts, room = [], _RECORD
-            while at < len(views) and room:
-                parts.append(views[at][:room])
-                views[at] = views[at][room:]
+            while at < len(left) and room:
+                parts.append(left[at][:room])
+                left[at] = left[at][room:]
                 room -= len(parts[-1])
-                at += not len(views[at])
+                at += not len(left[at])
             piece = b"".join(parts)
         pieces.append(piece)
         turn += len(piece)
@@ -561,9 +539,8 @@ class TlsListener(TcpListener):
     private = True
 
     def __init__(self, host: str, port: int, limits: Limits, security: ServerSecurity) -> None:
-        """UsageError says which file of `security` is of no use, and why."""
-        context = server_context(security)
-        super().__init__(host, port, limits, partial(TlsConnection, context=context, throttle=handshake_throttle()))
+        context, throttle = server_context(security), Throttle(_HANDSHAKES_S, _HANDSHAKES_SHARE)
+        super().__init__(host, port, limits, partial(TlsConnection, context=context, throttle=throttle))
         self.identifies = security.client_ca is not None
 
 
@@ -581,18 +558,12 @@ def connect(address: str, limits: Limits, timeout_s: float, security: Security =
     end = monotonic() + timeout_s
     host, _ = parse_address(address)
     context = client_context(security)
-    sock, where = dial(address, _DIAL_SHARE * timeout_s)
+    named = replace(security, server_name=security.server_name or host.partition("%")[0])
+    make = partial(TlsConnection, limits=limits, context=context, security=named, spin_s=SPIN_S)
     try:
-        named = replace(security, server_name=security.server_name or host.partition("%")[0])
-        try:
-            connection = TlsConnection(sock, where, limits, context, named, spin_s=SPIN_S)
-        except (ValueError, UnicodeError) as exc:
-            raise UsageError(f"{named.server_name} is no name that a certificate could have") from exc
-        except OSError as exc:
-            raise ServerError(f"cannot reach {where}: {exc.strerror or exc}") from exc
-    except BaseException:
-        sock.close()
-        raise
+        connection = connected(make, address, _DIAL_SHARE * timeout_s)
+    except ValueError as exc:
+        raise UsageError(f"{named.server_name} is no name that a certificate could have") from exc
     try:
         connection.handshake(end - monotonic())
     except BaseException:

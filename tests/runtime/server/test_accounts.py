@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from splitpoint.errors import BusyError
-from splitpoint.runtime.server.accounts import DROPPED, MOST_PROFILES, Account, Ledger
+from splitpoint.runtime.server import accounts
+from splitpoint.runtime.server.accounts import DROPPED, MOST_PROFILES, Account, Ledger, Origins, name_of
 from splitpoint.wire import Limits
 
 STAGES = (0.001, 0.002, 0.003, 0.004)
@@ -114,13 +115,14 @@ def test_who_shows_a_certificate_has_an_account_of_its_own() -> None:
     assert (one.home.connections, one.origin.connections) == (0, 0)
 
 
-def test_time_for_making_tails_and_for_talk_is_the_addresses() -> None:
+def test_time_for_making_tails_and_for_talk_is_the_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(Limits())
     one, neighbour = account(ledger), account(ledger)
-    one.check_build()
-    one.charge_build(1e6)
-    with pytest.raises(BusyError, match="too much time went into tails"):
-        neighbour.check_build()
+    monkeypatch.setattr(accounts, "thread_time", iter((0.0, 1e6)).__next__)
+    with one.building():
+        pass
+    with pytest.raises(BusyError, match="too much time went into tails"), neighbour.building():
+        pytest.fail("it is used up")
     assert one.charge(1e-6) == 0.0
     assert one.charge(1e6) > 0, "it is not read from for a while"
     assert neighbour.charge(1e-6) == 0.0, "it was not this one that talked"
@@ -130,3 +132,51 @@ def test_probes_are_counted_by_bytes() -> None:
     one = account(Ledger(Limits()))
     assert one.may_probe(1 << 30) == 0.0
     assert one.may_probe(1 << 20) > 0
+
+
+def test_connections_of_an_address_share_one_account_and_are_counted() -> None:
+    origins = Origins(connections=2, compiles=10)
+    one, other = origins.enter("10.0.0.1:4000"), origins.enter("10.0.0.1:4001")
+    assert one is other is not None
+    assert origins.full("10.0.0.1")
+    assert origins.enter("10.0.0.1:4002") is None
+    assert not origins.full("10.0.0.2")
+    origins.leave(one)
+    assert not origins.full("10.0.0.1")
+    assert origins.enter("10.0.0.1:4003") is one, "coming back forgets nothing"
+
+
+def test_what_is_fetched_piece_by_piece_is_kept_while_somebody_is_here() -> None:
+    origins = Origins(connections=2, compiles=10)
+    one = origins.enter("10.0.0.1:4000")
+    assert one is not None
+    origins.enter("10.0.0.1:4001")
+    one.giving["hash"] = memoryview(b"weights")
+    origins.leave(one)
+    assert one.giving
+    origins.leave(one)
+    assert not one.giving
+
+
+def test_a_certificate_has_an_account_at_its_address() -> None:
+    origins = Origins(connections=2, compiles=10)
+    home = origins.enter("10.0.0.1:4000")
+    assert home is not None
+    mine, again = origins.identify(home, "camera 7"), origins.identify(home, "camera 7")
+    assert mine is again is not home
+    assert origins.identify(home, "camera 8") is not mine
+    assert (home.connections, mine.connections) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("peer", "name"),
+    [
+        ("10.0.0.1:4000", "10.0.0.1"),
+        ("[2001:db8::7]:4000", "2001:db8::/64"),
+        ("[::ffff:10.0.0.1]:4000", "10.0.0.1"),
+        ("[fe80::7%eth0]:4000", "fe80::7%eth0"),
+        ("memory:7", "memory"),
+    ],
+)
+def test_whom_an_address_stands_for(peer: str, name: str) -> None:
+    assert name_of(peer) == name

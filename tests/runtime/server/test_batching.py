@@ -18,7 +18,8 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import EngineError
 from splitpoint.models import load
 from splitpoint.models.model import Model, Segment
-from splitpoint.runtime.server.batching import Gain, alike, batchable, run_stacked, stackable, tried
+from splitpoint.runtime.server.batching import Gain, alike, run_stacked, stackable, tried
+from splitpoint.runtime.server.compiled_tails import Tail
 from splitpoint.tensors import Array, TensorSpec
 
 
@@ -101,6 +102,10 @@ def segment(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Segm
     return Segment("f", tuple(inputs), tuple(outputs), ModelProto(), None)  # type: ignore[arg-type]
 
 
+def batchable(segment: Segment) -> bool:
+    return Tail(segment, most=2).most > 1
+
+
 def test_only_tails_with_one_free_first_dimension_everywhere_are_batchable() -> None:
     x, y = spec("x", "batch", 3, 8), spec("y", "batch", 10)
     assert alike(segment([x], [y]))
@@ -142,11 +147,11 @@ def test_a_batch_of_a_real_tail_gives_what_single_runs_give() -> None:
     name = tail.inputs[0].name
     shape = tail.inputs[0].bind({"batch": 1}).shape
     feeds = [{name: rng.normal(size=shape).astype(np.float32)} for _ in range(5)]
-    for feed, got in zip(feeds, run_stacked(session, feeds), strict=True):
+    for feed, got in zip(feeds, run_stacked(session.run, feeds), strict=True):
         want = session.run(feed)["logits"]
         np.testing.assert_allclose(got["logits"], want, atol=1e-4)
         assert got["logits"].base is None
-    assert tried(session, [TensorSpec(name, "float32", shape)]) == ("equal", "")
+    assert tried(session.run, [TensorSpec(name, "float32", shape)]) == ("equal", "")
 
 
 MIXING = {
@@ -168,7 +173,7 @@ def test_operators_that_mix_what_is_in_a_batch_are_found_out(tmp_path: Path, kin
     assert alike(model.whole())
     assert not batchable(model.whole())
     session = open_engine(threads=1).compile(model.whole())
-    verdict, why = tried(session, [spec("x", 1, 64)])
+    verdict, why = tried(session.run, [spec("x", 1, 64)])
     assert verdict in ("different", "inconclusive")
     assert "y" in why
 
@@ -223,7 +228,7 @@ def test_a_shape_that_is_fixed_inside_is_found_out(tmp_path: Path) -> None:
 
         def close(self) -> None: ...
 
-    verdict, why = tried(Fixed(), [spec("x", 1, 4)])
+    verdict, why = tried(Fixed().run, [spec("x", 1, 4)])
     assert verdict == "different"
     assert "cannot be reshaped" in why
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from serving import affine
 
-from splitpoint.errors import ChangedError, ModelError, RefusedError
+from splitpoint import wire
+from splitpoint.errors import ChangedError, ModelError, RefusedError, UsageError
+from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server.catalogue import Catalogue
+from splitpoint.runtime.server.catalogue import Catalogue, Sharing
 
 
 def test_a_model_given_twice_is_one_under_each_of_its_names(tmp_path: Path) -> None:
@@ -43,3 +45,73 @@ def test_a_weight_whose_file_has_changed_is_refused_and_its_file_told_of_once(tm
     (event,) = told
     assert event.kind == "failed"
     assert event.fields == {"model": "affine", "path": str(tmp_path / "net.data")}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return affine(tmp_path)
+
+
+def sharing(share: str | list[str], *models: Model) -> Sharing:
+    return Sharing(share, {m.fingerprint: m for m in models}, {m.fingerprint: [m.name] for m in models})
+
+
+def test_a_whole_model_is_handed_out_with_every_weight(model: Model) -> None:
+    shared = sharing("model", model)
+    graph, sizes = shared.graph(model)
+    assert graph == model.graph_bytes()
+    for hash, blob in model.blobs.items():
+        assert sizes[hash] == shared.nbytes_of(model, hash) == blob.nbytes
+        assert bytes(shared.open(model, hash)) == bytes(model.blob(hash))
+    with pytest.raises(ModelError, match="has no weight 00"):
+        shared.nbytes_of(model, "0" * 64)
+
+
+def test_of_a_head_its_own_weights_may_leave_and_no_others(model: Model) -> None:
+    shared = sharing("head:add1", model)
+    assert (shared.kind, shared.heads) == ("head", {model.fingerprint: "add1"})
+    assert "the head up to add1 may leave" in shared.said[0]
+    head = set(model.head(model.graph.cut("add1")).blobs)
+    assert 0 < len(head) < len(model.blobs)
+    for hash in model.blobs:
+        if hash in head:
+            assert shared.nbytes_of(model, hash) == model.blobs[hash].nbytes
+        else:
+            with pytest.raises(RefusedError, match="is not of the head that is shared"):
+                shared.nbytes_of(model, hash)
+    graph, _ = shared.graph(model)
+    assert len(graph) <= len(model.graph_bytes())
+
+
+def test_tails_begin_in_the_shared_head_and_end_at_the_models_outputs(model: Model) -> None:
+    shared = sharing("head:add1", model)
+    shared.check_tail(model, wire.OpenRequest(model.fingerprint, ("y1",), ("y3",)))
+    with pytest.raises(RefusedError, match="cut there or before it, not deeper"):
+        shared.check_tail(model, wire.OpenRequest(model.fingerprint, ("y2",), ("y3",)))
+    with pytest.raises(RefusedError, match="end at its own outputs"):
+        shared.check_tail(model, wire.OpenRequest(model.fingerprint, ("y1",), ("y2",)))
+
+
+def test_nothing_is_handed_out_where_nothing_is_shared(model: Model) -> None:
+    shared = sharing("none", model)
+    with pytest.raises(RefusedError, match="hands out no models"):
+        shared.graph(model)
+    with pytest.raises(RefusedError, match="hands out no weights"):
+        shared.nbytes_of(model, next(iter(model.blobs)))
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        ("all", "what is shared is model, head:CUT or none"),
+        (["model", "none"], "not model and none"),
+        ("head", "needs the deepest cut"),
+        ("head:nowhere", "--share head:nowhere"),
+        ("head:output", "would hand out all the weights"),
+        (["head:add0", "head:add1"], "say whose each is"),
+        (["head:affine=add0", "head:affine=add1"], "names two cuts for affine"),
+    ],
+)
+def test_what_makes_no_sense_is_said(model: Model, share: str | list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        sharing(share, model)

@@ -48,7 +48,7 @@ def test_a_tail_is_compiled_once_for_all_who_ask(model: Model, cache: Path) -> N
         ]
         for t in threads:
             t.start()
-        assert until(lambda: sum(p.opening.waiting for p in server._peers) == 4)
+        assert until(lambda: sum(p.requests.waiting for p in server._peers) == 4)
         gate.compile_gate.set()
         for t in threads:
             t.join()
@@ -66,7 +66,7 @@ def test_the_tail_cache_is_bounded_and_spares_what_runs(model: Model, cache: Pat
     ):
         for at in cuts:
             edge.switch(at)
-            assert server.runner.tails.nbytes <= 1000
+            assert server.services.runner.tails.nbytes <= 1000
         assert len(gate.closed) == 2
         edge.switch("input")  # left memory: compiled again, without the device noticing more than the time
         edge.infer(inputs()[0])
@@ -83,7 +83,7 @@ def test_the_tail_cache_is_bounded_and_spares_what_runs(model: Model, cache: Pat
         assert running not in gate.closed[3:]
         gate.open.set()
         thread.join()
-        assert until(lambda: server.runner.tails.nbytes <= 1000)
+        assert until(lambda: server.services.runner.tails.nbytes <= 1000)
 
 
 def test_a_cache_smaller_than_one_tail_keeps_the_one_used_last(model: Model) -> None:

@@ -14,9 +14,11 @@ import pytest
 from serving import Gate, affine, nothing_leaks, until
 
 from splitpoint import wire
+from splitpoint.codecs import open_codec
 from splitpoint.errors import (
     BusyError,
     EngineError,
+    InputError,
     ServerError,
 )
 from splitpoint.models.model import Model
@@ -25,11 +27,11 @@ from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.result import Result
 from splitpoint.runtime.server import RunMarks
-from splitpoint.runtime.server.batch_runner import _feed
-from splitpoint.runtime.server.replies import Replies
-from splitpoint.runtime.server.requests import InferRequest, Requests
+from splitpoint.runtime.server.requests import InferRequest, OpenedTail, Requests
 from splitpoint.runtime.server.server import Server
-from splitpoint.tensors import Array
+from splitpoint.runtime.server.services import Replies
+from splitpoint.runtime.server.tail_pool import _feed
+from splitpoint.tensors import Array, TensorSpec
 from splitpoint.wire import Kind, Limits
 
 
@@ -37,7 +39,8 @@ def test_who_does_not_read_its_answers_is_in_no_batch() -> None:
     """Run by itself it is told so; in a batch one answer more would wait to be read."""
     connection: Any = SimpleNamespace(behind=True)
     none: Any = None
-    requests = Requests(none, none, connection, none, {}, batch=False)
+    replies: Any = SimpleNamespace(connection=connection)
+    requests = Requests(none, none, replies, batch=False)
     frame = wire.Frame(int(Kind.INFER), 0, 7, None, tensors=[np.zeros((1, 3), np.float32)])
     checked = SimpleNamespace(kind=None, header=wire.Infer(1, ()))
     opened: Any = SimpleNamespace(checked=checked, feed=lambda checked, tensors: {"x": tensors[0]})
@@ -116,7 +119,7 @@ def test_a_batch_of_which_one_cannot_be_answered_answers_the_others(
         link: Any = Link(f"p{k}")
         services: Any = SimpleNamespace(runner=SimpleNamespace(utilisation=0.5))
         replies = Replies(link, lambda event: sent.append(event.sentence))
-        requests = Requests(services, free, link, replies, {}, batch=False)
+        requests = Requests(services, free, replies, batch=False)
         requests.in_flight.add(7)
         packer = SimpleNamespace(pack=no_memory if k == 0 else lambda *_: wire.Packet((), 0))
         opened: Any = SimpleNamespace(
@@ -158,7 +161,7 @@ def test_queueing_is_told_from_computing(model: Model, cache: Path) -> None:
         threads[0].start()
         assert gate.entered.acquire(timeout=5)  # one runs, and holds the only worker's place
         threads[1].start()
-        assert until(lambda: server.runner.compute.waiting == 1)
+        assert until(lambda: server.services.runner.compute.waiting == 1)
         time.sleep(0.05)  # the time that the second is to be seen waiting
         gate.open.set()
         for t in threads:
@@ -234,7 +237,7 @@ def test_a_deadline_that_has_passed_is_not_computed(model: Model, cache: Path) -
 
         second = threading.Thread(target=ask)
         second.start()
-        assert until(lambda: server.runner.compute.waiting == 1)
+        assert until(lambda: server.services.runner.compute.waiting == 1)
         time.sleep(0.02)  # the deadline passes
         gate.open.set()
         second.join()
@@ -243,3 +246,96 @@ def test_a_deadline_that_has_passed_is_not_computed(model: Model, cache: Path) -
         assert not gate.entered.acquire(blocking=False)
         one.close()
         two.close()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> OpenedTail:
+    tail: Any = SimpleNamespace(
+        segment=affine(tmp_path).whole(), kind_of=lambda dtypes, shapes, *, vectors: (dtypes, shapes, vectors)
+    )
+    return OpenedTail(tail, (), Limits(), batch=False)
+
+
+def infer(*tensors: wire.Tensor, vectors: tuple[tuple[int, ...], ...] = ()) -> wire.Infer:
+    return wire.Infer(1, tensors, vectors)
+
+
+RAW = wire.Tensor("float32", (2, 1024), 8192)
+
+
+def test_what_fits_is_remembered_with_what_its_runner_says(opened: OpenedTail) -> None:
+    header = infer(RAW)
+    assert opened.check(header) == 0
+    assert opened.checked.header is header
+    assert opened.checked.kind == (["float32"], [(2, 1024)], False)
+    x = np.ones((2, 1024), np.float32)
+    assert opened.feed(opened.checked, [x]) == {"x": x}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (infer(), "needs 1 tensors and 0 shape vectors, but 0 and 0 came"),
+        (infer(RAW, vectors=((1,),)), "but 1 and 1 came"),
+        (infer(wire.Tensor("float32", (1, 1023), 4092)), r"must be .*1024\], but float32\[1,1023\] came"),
+        (infer(wire.Tensor("int8", (1, 1024), 1024)), "but int8"),
+        (infer(wire.Tensor("float32", (1, 1024), 10, "zip-bomb")), "the codec zip-bomb, which is not known here"),
+        (infer(wire.Tensor("float32", (1, 1024), 1 << 20, "fp16")), "takes at most 2048"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_received(opened: OpenedTail, header: wire.Infer, words: str) -> None:
+    opened.check(infer(RAW))
+    before = opened.checked
+    with pytest.raises(InputError, match=words):
+        opened.check(header)
+    assert opened.checked is before
+
+
+def test_encoded_tensors_are_decoded_with_the_header_they_came_with(opened: OpenedTail) -> None:
+    spec = TensorSpec("x", "float32", (1, 1024))
+    x = np.linspace(-1, 1, 1024, dtype=np.float32).reshape(1, 1024)
+    data = open_codec("fp16").encode(x)
+    assert opened.check(infer(wire.Tensor("float32", (1, 1024), data.nbytes, "fp16"))) == spec.nbytes
+    checked = opened.checked
+    opened.check(infer(RAW))  # another one is received meanwhile
+    np.testing.assert_allclose(opened.feed(checked, [data])["x"], x, atol=1e-3)
+
+
+def test_a_codec_that_decodes_to_something_else_is_our_failure(
+    opened: OpenedTail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.check(infer(wire.Tensor("float32", (1, 1024), 2048, "fp16")))
+    ((codec, _),) = [decoder for decoder in opened.checked.decoders if decoder is not None]
+    monkeypatch.setattr(type(codec), "decode", lambda self, data, spec: np.zeros(3, np.float32))
+    with pytest.raises(EngineError, match="decoded tensor x to something else"):
+        opened.feed(opened.checked, [np.zeros(2048, np.uint8)])
+
+
+def test_a_shape_vector_is_bounded_by_what_it_could_allocate() -> None:
+    sizes = TensorSpec("sizes", "int64", (2,))
+    count = TensorSpec("count", "int64", ())
+    segment = SimpleNamespace(inputs=(sizes, count), outputs=(TensorSpec("y", "float32", (1,)),))
+    tail: Any = SimpleNamespace(segment=segment, kind_of=lambda dtypes, shapes, *, vectors: (shapes, vectors))
+    opened = OpenedTail(tail, ("sizes", "count"), Limits(tensor_bytes=1 << 20), batch=False)
+    opened.check(infer(vectors=((3, -1), (5,))))
+    assert opened.checked.kind == ([(2,), ()], True)
+    fed = opened.feed(opened.checked, [])
+    np.testing.assert_array_equal(fed["sizes"], [3, -1])
+    assert fed["count"].shape == ()
+    with pytest.raises(InputError, match="must have 2 numbers, but 3 came"):
+        opened.check(infer(vectors=((1, 2, 3), (5,))))
+    with pytest.raises(InputError, match="asks for a tensor over the limit"):
+        opened.check(infer(vectors=((1 << 20, 1 << 20), (5,))))
+
+
+def test_a_cut_that_cannot_even_be_refused_ends_its_connection(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(exc: Exception) -> wire.Error:
+        raise MemoryError
+
+    told: list[Event] = []
+    with Server([model], engine=Gate(), port=0, on_event=told.append) as server:
+        monkeypatch.setattr(Requests, "_build", lambda *_: no_memory(MemoryError()))
+        monkeypatch.setattr(wire, "error_of", no_memory)
+        with pytest.raises(ServerError, match="closed the connection"):
+            Edge(server.address, model, at="input", patience=Patience(answer_s=60))
+    assert any("has no answer: MemoryError" in e.sentence for e in told)

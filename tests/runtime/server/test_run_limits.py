@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from serving import until
 
 from splitpoint.errors import BusyError, EngineError
+from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import run_limits
-from splitpoint.runtime.server.run_limits import Like, Turns, Watch, WatchedSession
+from splitpoint.runtime.server.run_limits import Like, Turns, Watch
 from splitpoint.tensors import Array
 
 
@@ -32,7 +34,7 @@ class Session:
         return dict(inputs)
 
 
-def watch(told: list[str], lent: list[int], run_s: float = 1e3) -> Watch:
+def watch(told: list[Event], lent: list[int], run_s: float = 1e3) -> Watch:
     return Watch(run_s, 1 << 60, lambda: lent.append(1), lambda: lent.append(-1), lambda: None, told.append)
 
 
@@ -49,7 +51,7 @@ def test_runs_may_take_a_multiple_of_their_like_once_that_is_known() -> None:
 
 
 def test_a_run_that_is_given_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    told: list[Event] = []
     lent: list[int] = []
     looking, session = watch(told, lent, run_s=0.0), Session()
     session.go.clear()
@@ -67,7 +69,7 @@ def test_a_run_that_is_given_up_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
     assert session.begun.wait(30)
     looking.close()
     assert looking.look() is False
-    assert until(lambda: any("a run of a client is given up" in text for text in told))
+    assert until(lambda: any("a run of a client is given up" in event.sentence for event in told))
     session.go.set()
     thread.join(30)
     assert "was given up after 0 s" in str(caught[0])
@@ -76,7 +78,7 @@ def test_a_run_that_is_given_up_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_one_that_does_not_hear_it_lends_its_place_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_limits, "_HEARING_S", -1.0)
-    told: list[str] = []
+    told: list[Event] = []
     lent: list[int] = []
     looking, session = watch(told, lent, run_s=0.0), Session()
     session.go.clear()
@@ -91,17 +93,17 @@ def test_one_that_does_not_hear_it_lends_its_place_and_gives_it_back(monkeypatch
     thread.join(30)
     looking.look()
     assert lent == [1, -1]
-    assert any("another worker works in its place" in text for text in told)
+    assert any("another worker works in its place" in event.sentence for event in told)
 
 
 def test_after_the_end_nothing_is_run() -> None:
     looking = watch([], [])
-    session = WatchedSession(looking, Session(), Like(0.0), "a client", 2)
+    run = partial(looking.run, Session(), like=Like(0.0), name="a client", times=2)
     x: Any = {"x": np.ones(3)}
-    assert session.run(x) == x
+    assert run(x) == x
     looking.end()
     with pytest.raises(EngineError, match="the server is ending"):
-        session.run(x)
+        run(x)
 
 
 def test_what_a_batch_takes_says_nothing_of_a_run_alone() -> None:

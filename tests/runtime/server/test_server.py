@@ -93,7 +93,7 @@ def test_closing_answers_what_is_in_flight(model: Model, cache: Path) -> None:
     assert until(lambda: sum(len(p.requests.in_flight) for p in server._peers) == 3)
     closer = threading.Thread(target=server.close, kwargs={"drain_s": 10.0})
     closer.start()
-    assert until(lambda: server.draining)
+    assert until(lambda: server.ledger.draining)
     gate.open.set()
     closer.join()
     for t in threads:
@@ -331,7 +331,7 @@ def test_an_older_peer_neither_gets_nor_gives_it(model: Model, monkeypatch: pyte
             result = edge.infer(X)
             assert wire.BATCH not in edge._channel.welcome.features
         assert result.batch is None
-        assert len(result.raw_times) == wire.FIXED_BYTES
+        assert len(result.raw_times) == wire.times_bytes(())
         assert result.times.received_s > 0
         np.testing.assert_array_equal(result.outputs["y3"], X)
 

@@ -8,7 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -24,8 +27,12 @@ from splitpoint.models import load
 from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
+from splitpoint.runtime.server import RunMarks
 from splitpoint.runtime.server.batching import Gain
+from splitpoint.runtime.server.fair_queue import Client, WaitingJob
+from splitpoint.runtime.server.run_limits import Like
 from splitpoint.runtime.server.server import Server
+from splitpoint.runtime.server.tail_pool import BatchRunner, Queued, RunKind
 from splitpoint.tensors import Array, TensorSpec
 from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import PIPELINED, Kind, Limits
@@ -124,10 +131,10 @@ def test_a_flood_does_not_hold_up_the_others(model: Model) -> None:
         flood, modest = Raw(server, model), Raw(server, model)
         for _ in range(50):
             flood.ask(np.full((1, 1024), 1, np.float32))
-        assert until(lambda: server.runner.compute.waiting == 49)
+        assert until(lambda: server.services.runner.compute.waiting == 49)
         for _ in range(10):
             modest.ask(np.full((1, 1024), 2, np.float32))
-        assert until(lambda: server.runner.compute.waiting == 59)
+        assert until(lambda: server.services.runner.compute.waiting == 59)
         engine.open.set()
         assert [modest.receive().kind for _ in range(10)] == [Kind.RESULT] * 10
         assert [flood.receive().kind for _ in range(50)] == [Kind.RESULT] * 50
@@ -146,9 +153,9 @@ def test_what_a_client_that_left_had_waiting_is_not_computed(model: Model) -> No
         assert gate.entered.acquire(timeout=5)
         for _ in range(20):
             gone.ask(x)
-        assert until(lambda: server.runner.compute.waiting == 20)
+        assert until(lambda: server.services.runner.compute.waiting == 20)
         gone.close()
-        assert until(lambda: server.runner.compute.waiting == 0)
+        assert until(lambda: server.services.runner.compute.waiting == 0)
         gate.open.set()
         assert modest.receive().kind == Kind.RESULT
         modest.close()
@@ -172,7 +179,7 @@ def test_busy_says_how_many_of_ones_own_wait_and_leaves_room_for_others(model: M
         assert "4 of yours wait" in busy.message
         assert busy.retry_after_s > 0
         modest.ask(x)
-        assert until(lambda: server.runner.compute.waiting == 5)
+        assert until(lambda: server.services.runner.compute.waiting == 5)
         gate.open.set()
         assert modest.receive().kind == Kind.RESULT
         assert [flood.receive().kind for _ in range(5)] == [Kind.RESULT] * 5
@@ -292,7 +299,7 @@ def test_an_edge_that_asks_once_is_not_slowed_by_batching(model: Model, tmp_path
     ):
         result = edge.infer(np.ones((1, 1024), np.float32))
         assert result.times.load_queue_s == 0.0, "it was run by the thread that received it"
-        assert not server.runner.compute.waiting
+        assert not server.services.runner.compute.waiting
 
 
 @pytest.mark.parametrize(("batch", "wait"), [(0, 0.0), (-1, 0.0), (8, -1.0), (8, float("nan")), (8, float("inf"))])
@@ -343,3 +350,37 @@ def test_a_busy_answer_to_an_edge_carries_the_time(model: Model, tmp_path: Path)
             thread.join()
         for edge in edges:
             edge.close()
+
+
+def test_who_ran_in_a_batch_is_told_its_own_part_and_that_it_waited_for_the_others() -> None:
+    """An edge that were told the whole batch's time would take a server with a full queue for a slow one."""
+    clocks: list[RunMarks] = []
+    told: list[Event] = []
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        time.sleep(0.04)
+        return inputs
+
+    tails: Any = SimpleNamespace(acquire=lambda tail: SimpleNamespace(run=run), release=lambda tail: None)
+    watch: Any = SimpleNamespace(run=lambda session, feed, like, name, times: session.run(feed))
+    request: Any = SimpleNamespace(
+        account=SimpleNamespace(name="a client"),
+        refusal=lambda now_s: None,
+        feed=lambda: {"x": np.zeros((1, 3), np.float32)},
+        answer=lambda outputs, marks: clocks.append(marks),
+    )
+    gain = Gain(4)
+    gain.judge("equal", "")
+    tail: Any = None
+    queued = Queued(request, tail, RunKind([], Like(0.0), gain))
+    began = time.perf_counter()
+    BatchRunner(tails, watch, told.append)([WaitingJob(Client(), lambda waited: None, gain, queued) for _ in range(4)])
+    wall_s = time.perf_counter() - began
+    assert len(clocks) == 4
+    started, waited_s, ready, decoded, computed, ran = msgspec.structs.astuple(clocks[0])
+    assert ran.run > 0
+    assert ran.size == 4
+    assert waited_s == 0.0
+    assert 0.01 <= computed - decoded <= wall_s / 4, "a quarter of the batch"
+    assert ready - started >= 0.03, "the rest is waiting"
+    assert clocks[1:] == clocks[:1] * 3

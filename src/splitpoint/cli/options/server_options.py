@@ -26,7 +26,7 @@ fresh_option = click.option(
 def cloud_option(required: bool = True) -> Callable[[F], F]:
     """--cloud, and how to speak with it: the command gets `security` too."""
     return together(
-        click.option("--cloud", required=required, metavar="[tls://]HOST[:PORT]",
+        click.option("--cloud", required=required, metavar="[SCHEME://]HOST[:PORT]",
                      help="The server that runs the other half (port 3277)."),
         security_options,
     )  # fmt: skip

@@ -95,7 +95,7 @@ class WireTail:
         self._segment: int | None = None
         self._tensors: tuple[str, ...] = ()
         self._vectors: tuple[str, ...] = ()
-        self._packers: dict[int, tuple[Encoding, wire.Packer | wire.EncodingPacker]] = {}
+        self._packers: dict[int, tuple[Encoding, wire.Packer]] = {}
 
     def ready(self, within_s: float, alive_s: float = 0.0) -> None:
         remote, end = self.remote, monotonic() + within_s
@@ -143,14 +143,11 @@ class WireTail:
         codecs = {n: c for n, c in zip(self._tensors, packed, strict=True) if c} if packed else _ALL_RAW
         return WireCall(remote, number, packet, packet.nbytes, perf_counter(), codecs)
 
-    def _packer(self, encoding: Encoding) -> wire.Packer | wire.EncodingPacker:
+    def _packer(self, encoding: Encoding) -> wire.Packer:
         """A packer for `encoding`, kept with it: the header is the same from one request to the next."""
-        packer: wire.Packer | wire.EncodingPacker
         codecs = {name: encoding.codecs[name] for name in self._tensors if name in encoding.codecs}
-        if codecs:
-            packer = wire.EncodingPacker(_infer, chooser(self._tensors, codecs, strict=encoding.strict))
-        else:
-            packer = wire.Packer(Kind.INFER, _infer)
+        choose = chooser(self._tensors, codecs, strict=encoding.strict) if codecs else None
+        packer = wire.Packer(Kind.INFER, _infer, choose)
         self._packers[id(encoding)] = (encoding, packer)
         return packer
 

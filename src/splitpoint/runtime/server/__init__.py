@@ -2,25 +2,24 @@
 
 `server.Server` is what users hold. A connection's way, and a request's:
 
-    listener ─ admission ─ connection ─┬─ requests ──── where its tail computes (a `TailRunner`) ─ reply
-    accepts    who it is   receives    ├─ segment_opening ─ worker_pool ─ a tail is compiled
-                                       └─ handing_out ─ graphs, weights, profiles, probes
+    listener ─ admission ─ connection ─┬─ requests ─┬─ INFER: where its tail computes (a `TailRunner`) ─ reply
+    accepts    who it is   receives    │            └─ OPEN: worker_pool ─ a tail is compiled
+                                       └─ graphs, weights, profiles, probes
 
 | module | |
 |---|---|
 | server | life: listeners, threads, who is connected |
 | admission | who has connected and is not let in yet |
-| connection | one client's receive loop: which frame goes where |
-| requests, opened_tail | INFER: checked, admitted, decoded, answered |
-| segment_opening | OPEN and CLOSE |
-| handing_out, weight_sharing, profile_jobs | what leaves of a model, and profiles of this machine |
-| services, replies | what the four above share |
-| accounts, quotas | what clients hold and have used, and what an address may |
-| tail_pool | our `TailRunner`: workers of this process, with |
+| connection | one client's receive loop: which frame goes where; graphs, weights, probes |
+| requests | OPEN, CLOSE, and INFER: checked, admitted, decoded, answered |
+| profile_jobs | profiles of this machine |
+| services | what the two above share |
+| accounts | what clients hold and have used, and what an address may |
+| tail_pool | our `TailRunner`: workers of this process, batches, with |
 | worker_pool, fair_queue | … whose turn it is, |
 | compiled_tails, run_limits | … what is in memory, how long a run may take, |
-| batch_runner, batching | … and which requests run as one |
-| catalogue | the models by fingerprint |
+| batching | … and when to run several as one |
+| catalogue | the models by fingerprint, and which weights may leave |
 | stats | `Server.stats` |
 
 Where tails compute is a seam: a `TailRunner` opens segments and computes requests for them. Another one (another
@@ -117,7 +116,6 @@ class TailRequest(Protocol):
 
     def feed(self) -> Mapping[str, Array]:
         """The inputs, decoded. InputError for bytes that are not what they should be."""
-        ...
 
     def answer(self, outputs: Mapping[str, Array], marks: RunMarks) -> None:
         """Sends what was computed."""
@@ -133,16 +131,10 @@ class OpenTail(Protocol):
     """A segment that one connection has opened, where it computes."""
 
     segment: Segment
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes, compiled."""
-        ...
-
-    @property
-    def compile_s(self) -> float:
-        """How long compiling it took, however long ago."""
-        ...
+    nbytes: int
+    """Memory that it takes, compiled."""
+    compile_s: float
+    """How long compiling it took, however long ago."""
 
     def kind_of(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], *, vectors: bool) -> object:
         """What requests with inputs of these types and shapes have in common, for the runner's own use; `vectors`: some
@@ -151,7 +143,6 @@ class OpenTail(Protocol):
     def run(self, request: TailRequest) -> float:
         """Computes `request`, here or elsewhere, now or later. Returns for how many seconds the client had better not
         be read from, because it has so much waiting; 0.0 else."""
-        ...
 
     def close(self, *, drop: bool = False) -> None:
         """The connection is done with it. With `drop` it may leave memory."""
@@ -163,34 +154,28 @@ class TailRunner(Protocol):
     @property
     def utilisation(self) -> float:
         """The recent busy share of the workers (0…1)."""
-        ...
 
     def open(self, segment: Segment, account: Account) -> OpenTail:
         """`segment`, ready to compute; as slow as compiling is. EngineError if it cannot be, BusyError if it may not be
         for this account now."""
-        ...
 
     def room(self, account: Account) -> bool:
         """Whether a request of this account would be taken now. Asked before its body is received."""
-        ...
 
     def retry_after_s(self, account: Account) -> float:
         """When there is likely to be room again."""
-        ...
 
     def drop(self, account: Account) -> None:
         """The client has gone: its requests that have not begun are dropped."""
 
     def stats(self) -> RunnerStats:
         """Its numbers, for `Server.stats`."""
-        ...
 
     def end(self) -> None:
         """From now on nothing is computed, and what is under way is given up."""
 
     def close(self, within_s: float) -> bool:
         """Frees everything. Whether all that ran has ended within `within_s`."""
-        ...
 
 
 #: Makes a runner when a server starts; what it tells of goes to the server's `on_event`.

@@ -3,9 +3,8 @@
     accept ─ a place in the room ─ TLS, HELLO, the token: 5 s altogether ─ let in, if there is room: `connection`
 
 Nothing that they do counts against those who are let in, whose places are counted only then. The room is never too
-full for one more: the address that has most places in it loses the one it has had longest. So a newcomer from an
-address of its own stays as long as it needs, and beside an attacker at its own address as long as that one needs to
-fill the room: milliseconds do for a greeting.
+full for one more: the address that has most places in it loses the one it has had longest. So a newcomer stays as long
+as it needs, or, beside an attacker at its own address, as long as that one needs to fill the room.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ import dataclasses
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import suppress
 from time import monotonic
 from typing import Generic, TypeVar
 
 from splitpoint import wire
-from splitpoint.errors import AccessError, BusyError, ProtocolError, ServerError, SplitpointError
-from splitpoint.runtime.events import Event, OnEvent
-from splitpoint.runtime.server.quotas import name_of
+from splitpoint.errors import AccessError, BusyError, ProtocolError, ServerError
+from splitpoint.runtime.events import Event, OnEvent, ignore
+from splitpoint.runtime.server.accounts import name_of
+from splitpoint.runtime.server.services import Replies
 from splitpoint.security import ServerSecurity
 from splitpoint.transports import Connection, Ended
 from splitpoint.transports.budget import Budget
 from splitpoint.units import counted
-from splitpoint.wire import Frame, Kind, Limits
+from splitpoint.wire import Frame, Limits, plain
 
 #: How long a wrong token is thought about,
 GUESS_S = 0.25
@@ -40,9 +39,6 @@ _CROWDED = "too many others want to be let in at once: try again"
 _TURNED_AWAY = 32
 #: How long the last word may take to be sent, and its reader to hang up.
 _LINGER_S = 0.2
-#: The most characters of a reason in an event: a peer can have words in it.
-_WHY = 1000
-_VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"CONN", b"PATC", b"PRI ")
 #: Lines about those who were turned away: some at once, and then one a second.
 _LINES, _LINES_S = 30, 1.0
 
@@ -102,19 +98,13 @@ class Guesses:
             if self._wrong[address] >= _GUESSES:
                 raise BusyError("too many wrong tokens come from this address: try again later", 1.0)
             fits = self._security.admits(token)
-            self._wrong[address] += not fits
-            self._tidy(address)
+            if not fits:
+                self._wrong[address] += 1
         return fits
 
     def forget(self, address: str) -> None:
-        """A wrong one has been thought about."""
         with self._lock:
-            self._wrong[address] -= 1
-            self._tidy(address)
-
-    def _tidy(self, address: str) -> None:
-        if not self._wrong[address]:
-            del self._wrong[address]
+            self._wrong -= Counter([address])  # keeps no address that has none
 
 
 class Refusals:
@@ -146,19 +136,13 @@ Serve = Callable[[], None]
 class Admission:
     """Lets in who may come in. Told of events: `tell`.
 
-    `full` says of an address why there is no room for one more of it; empty if there is. `let_in` makes a connection
-    whose HELLO is in order one of those who are served: BusyError if there is no room after all.
+    `let_in` makes a connection whose HELLO is in order one of those who are served: BusyError if there is no room.
     """
 
     def __init__(
-        self,
-        limits: Limits,
-        security: ServerSecurity,
-        tell: OnEvent,
-        full: Callable[[str], str],
-        let_in: Callable[[Connection, Frame], Serve],
+        self, limits: Limits, security: ServerSecurity, tell: OnEvent, let_in: Callable[[Connection, Frame], Serve]
     ) -> None:
-        self.limits, self._full, self._let_in = limits, full, let_in
+        self.limits, self._let_in = limits, let_in
         self.guesses, self.refusals = Guesses(security), Refusals(tell)
         self._lock = threading.Lock()
         self.room = Room[Arrival](limits.arrivals)
@@ -166,12 +150,12 @@ class Admission:
         self.arrivals: set[Arrival] = set()
         self._turned_away: deque[Connection] = deque()
 
-    def take(self, connection: Connection) -> None:
-        """Hears who it is that has connected. It is refused at once if there would be no room for it anyway."""
-        arrival = Arrival(self, connection)
-        if full := self._full(arrival.address):
+    def take(self, connection: Connection, full: str) -> None:
+        """Hears who it is that has connected; refused at once if there is no room for it anyway: `full` says why."""
+        if full:
             self._turn_away(connection, full)
             return
+        arrival = Arrival(self, connection)
         with self._lock:
             out = self.room.enter(arrival.address, arrival)
             self.arrivals.add(arrival)
@@ -204,8 +188,7 @@ class Admission:
             self.arrivals.discard(arrival)
 
     def _turn_away(self, connection: Connection, text: str) -> None:
-        with suppress(ServerError):
-            connection.send(wire.encode(Kind.ERROR, 0, wire.Error("busy", text, 1.0)), wait=False)
+        Replies(connection, ignore).refuse(0, BusyError(text, 1.0))
         # Not closed at once: its HELLO may be on the way, and a reset could overtake what was just said.
         self._turned_away.append(connection)
         if len(self._turned_away) > _TURNED_AWAY:
@@ -228,28 +211,23 @@ class Arrival:
 
     def __init__(self, admission: Admission, connection: Connection) -> None:
         self._admission = admission
-        self.connection = connection
+        self.connection, self.replies = connection, Replies(connection, ignore)
         self.name = connection.peer
         self.address = name_of(self.name)
         self._over = threading.Event()
         self.thread = threading.Thread(target=self._serve, name=f"peer {self.name}", daemon=True)
 
     def _serve(self) -> None:
-        why = ""
         try:
             serve = self._admission.let_in(self, self._greet())
         except Exception as exc:
-            packet, why = last_word(exc)
-            if packet is not None:
-                self._send(packet)
+            why = plain(self.replies.last_word(exc))
+            self.connection.close(_LINGER_S if why else 0.0)
+            self._admission.gone(self)
+            if why and not self._over.is_set():  # of one that was turned away it is said already
+                self._admission.refusals(f"{self.name} disconnected: {why}", self.name, why)
         else:
             serve()
-            return
-        self.connection.close(_LINGER_S if why else 0.0)
-        self._admission.gone(self)
-        if why and not self._over.is_set():  # of one that was turned away it is said already
-            why = wire.plain(why, _WHY)
-            self._admission.refusals(f"{self.name} disconnected: {why}", self.name, why)
 
     def _greet(self) -> Frame:
         """The HELLO of one that may come in. SplitpointError for any other."""
@@ -270,9 +248,7 @@ class Arrival:
 
     def _check_token(self, token: str) -> None:
         """AccessError, after a while, for who does not know the server's token; nothing has been said to it before.
-
-        BusyError, without a look at it, while too many wrong ones of its address are thought about.
-        """
+        BusyError: see `Guesses.fits`."""
         guesses = self._admission.guesses
         try:
             if guesses.fits(self.address, token):
@@ -291,28 +267,5 @@ class Arrival:
     def send_away(self, why: str) -> None:
         """Ends it from another thread, which does not wait for it; `why` is the word that it gets."""
         self._over.set()
-        self._send(wire.encode(Kind.ERROR, 0, wire.error_of(BusyError(why, 1.0))))
+        self.replies.refuse(0, BusyError(why, 1.0))
         self.connection.abort()
-
-    def _send(self, packet: wire.Packet) -> None:
-        with suppress(ServerError, RuntimeError, MemoryError):  # it has gone, or there is no thread for a slow reader
-            self.connection.send(packet, wait=False)
-
-
-def last_word(exc: Exception) -> tuple[wire.Packet | None, str]:
-    """What a connection that ends by `exc` is told, in a stranger's own language where we know it, and what to log."""
-    if isinstance(exc, Ended):
-        return None, ""
-    if isinstance(exc, wire.ForeignError):
-        if exc.data[:4] in _VERBS:
-            text = "this port speaks splitpoint's own protocol, not HTTP\n"
-            head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-            data = (head + text).encode()
-            return wire.Packet((data,), len(data)), "it speaks HTTP"
-        if exc.data[:2] == b"\x16\x03":
-            return None, "it speaks TLS"
-    if isinstance(exc, SplitpointError):
-        return wire.encode(Kind.ERROR, 0, wire.error_of(exc)), str(exc)
-    # A bug of ours must not take the server down.
-    hidden = ServerError("the server has an internal error; its log says more")
-    return wire.encode(Kind.ERROR, 0, wire.error_of(hidden)), f"internal error: {exc!r}"

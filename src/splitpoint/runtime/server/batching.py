@@ -2,38 +2,30 @@
 
 It is possible for tails whose inputs and outputs all begin with the same free dimension, and for requests whose shapes
 are equal. It is right if no operator mixes what is in a batch (a mean over it, a scale found at run time): else one
-client's answer would depend on another's request. That is read from the graph (`models.rows`), since no client may
-decide it by what it sends. A trial of a batch of two, with data of our own, and a row of a batch that is computed again
-now and then, can only add doubt: they would find an engine that does something else than the graph says. It helps if a
-batch takes at least a tenth less than its requests one by one: measured, in service.
+client's answer would depend on another's request. The graph says so (`models.rows`), not what a client sends; a trial
+of a batch of two, with data of our own, and a row of a batch that is computed again now and then, can only add doubt.
+It helps if a batch takes at least a tenth less than its requests one by one: measured, in service.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from statistics import median
 from time import monotonic
-from typing import Protocol
 
 import numpy as np
 
 from splitpoint.models.model import Segment
-from splitpoint.models.rows import mixing
 from splitpoint.models.shapes import sample_inputs
 from splitpoint.segments import strays, verdict_of
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 Feed = Mapping[str, Array]
-
-
-class Runs(Protocol):
-    """A session, or what stands before one."""
-
-    def run(self, inputs: Feed) -> dict[str, Array]: ...
-
+#: A session's `run`, or what stands before it.
+Run = Callable[[Feed], dict[str, Array]]
 
 #: A batch must be faster than its requests one by one by this share.
 GAIN = 0.1
@@ -49,15 +41,6 @@ _AGAIN = 100
 _MOST_NBYTES = 8 << 20
 
 
-def batchable(segment: Segment) -> bool:
-    """Whether requests for `segment` may run as one batch: their rows stay apart in its graph.
-
-    >>> batchable(load("zoo:lenet5").tail(cut))      # float32[batch,6,14,14] → float32[batch,10]
-    True
-    """
-    return alike(segment) and not mixing(segment)
-
-
 def alike(segment: Segment) -> bool:
     """Whether all inputs and outputs begin with one free dimension, and nothing else about an output is open."""
     specs = (*segment.inputs, *segment.outputs)
@@ -67,12 +50,8 @@ def alike(segment: Segment) -> bool:
     if ANY_RANK in (t.shape for t in specs):
         return False
     open_dims = {d for t in segment.inputs for d in t.shape[1:] if isinstance(d, str)}
-    return batch not in open_dims and all(t.shape[0] == batch for t in specs) and _follows(segment.outputs, open_dims)
-
-
-def _follows(outputs: Sequence[TensorSpec], known: set[str]) -> bool:
-    """Whether no dimension of an output but the first depends on anything but the inputs' shapes."""
-    return all(isinstance(d, int) or d in known for t in outputs for d in t.shape[1:])
+    told = all(isinstance(d, int) or d in open_dims for t in segment.outputs for d in t.shape[1:])  # by the inputs'
+    return told and batch not in open_dims and all(t.shape[0] == batch for t in specs)
 
 
 def stackable(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> bool:
@@ -81,18 +60,18 @@ def stackable(dtypes: Sequence[str], shapes: Sequence[Sequence[int]]) -> bool:
     return len({shape[0] for shape in shapes}) == 1 and 0 < nbytes <= _MOST_NBYTES
 
 
-def run_stacked(session: Runs, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+def run_stacked(run: Run, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
     """The outputs for each of `feeds`, whose shapes are equal, computed as one batch.
 
     Each is memory of its own: an answer that is slow to be read holds no other one's.
     """
     rows = len(next(iter(feeds[0].values())))
-    outputs = session.run({name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]})
+    outputs = run({name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]})
     parts = {name: array.reshape(len(feeds), rows, *array.shape[1:]) for name, array in outputs.items()}
     return [{name: array[k].copy() for name, array in parts.items()} for k in range(len(feeds))]
 
 
-def tried(session: Runs, specs: Sequence[TensorSpec]) -> tuple[str, str]:
+def tried(run: Run, specs: Sequence[TensorSpec]) -> tuple[str, str]:
     """``equal``, ``different`` or ``inconclusive``, and why: a batch of two against the same two one by one.
 
     `specs` are the inputs of a request; what is in it is made up. The two differ in every place and in size: one is the
@@ -100,9 +79,9 @@ def tried(session: Runs, specs: Sequence[TensorSpec]) -> tuple[str, str]:
     """
     feed = sample_inputs(specs)
     feeds: list[Feed] = [feed, {name: _other(array) for name, array in feed.items()}]
-    alone = [session.run(f) for f in feeds]
+    alone = [run(f) for f in feeds]
     try:
-        together = run_stacked(session, feeds)
+        together = run_stacked(run, feeds)
     except Exception as exc:  # a shape that is fixed somewhere inside, and engines are foreign code
         return "different", f"it does not run as a batch of two: {exc}"
     verdicts = {name: verdict_of([a[name] for a in alone], [t[name] for t in together]) for name in alone[0]}
@@ -119,9 +98,9 @@ def _other(array: Array) -> Array:
     return np.ascontiguousarray(half, array.dtype)
 
 
-def recomputed(session: Runs, feeds: Sequence[Feed], together: Sequence[Mapping[str, Array]], k: int) -> str:
+def recomputed(run: Run, feeds: Sequence[Feed], together: Sequence[Mapping[str, Array]], k: int) -> str:
     """``""`` if request `k` of a batch gets by itself what it got in it, but for rounding; else what does not."""
-    alone = session.run(feeds[k])
+    alone = run(feeds[k])
     return next((f"output {name} of a batch strays" for name in alone if strays(alone[name], together[k][name])), "")
 
 

@@ -43,7 +43,7 @@ class Tail:
         self.graph_nbytes = 2 * segment.proto.ByteSize() + 2048 * len(segment.proto.graph.node)
         fits = most > 1 and alike(segment)
         self.mixes = mixing(segment) if fits else ""
-        self._most = most if fits and not self.mixes else 1
+        self.most = most if fits and not self.mixes else 1
         #: By shape, with whose it was at first.
         self._gains: dict[object, tuple[str, Gain]] = {}
         self._shaping = threading.Lock()
@@ -57,14 +57,9 @@ class Tail:
         self.work: Work | None = None
         self.apart = False
 
-    @property
-    def most(self) -> int:
-        """The most requests for it that run as one batch."""
-        return self._most
-
     def gain(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], owner: str) -> Gain | None:
         """What requests of `owner` with such tensors have in common with others like them; None if they run alone."""
-        if self._most == 1 or self.apart or not stackable(dtypes, shapes):
+        if self.most == 1 or self.apart or not stackable(dtypes, shapes):
             return None
         key = tuple(map(tuple, shapes))
         with self._shaping:
@@ -73,7 +68,7 @@ class Tail:
             own = [k for k, (whose, _) in self._gains.items() if whose == owner]
             if not (self._room(own, _OWN_SHAPES) and self._room(list(self._gains), _MOST_SHAPES)):
                 return None
-            gain = Gain(self._most)
+            gain = Gain(self.most)
             self._gains[key] = owner, gain
             return gain
 
@@ -120,7 +115,6 @@ class Tails:
 
     @property
     def count(self) -> int:
-        """How many are in memory."""
         return len(self._cached)
 
     def tail(self, segment: Segment) -> Tail:
@@ -133,9 +127,7 @@ class Tails:
             tail = self._known.setdefault(segment.key, new)
             tail.open += 1
         if tail is new is not known and tail.mixes:
-            why = f"are run one by one: {tail.mixes}"
-            text = f"requests that wait for tail {segment.key} {why}"
-            self._tell(Event("batched", text, {"tail": segment.key, "why": tail.mixes}))
+            tell_batched(self._tell, segment, tail.mixes)
         return tail
 
     def leave(self, tail: Tail, *, drop: bool = False) -> None:
@@ -149,22 +141,16 @@ class Tails:
     def acquire(self, tail: Tail) -> Session | None:
         """Its session, if it is in memory; call `release` after use."""
         with self._lock:
-            session = tail.session
-            if session is not None:
+            if tail.session is not None:
                 tail.users += 1
                 self._cached.move_to_end(id(tail))
-            return session
+            return tail.session
 
     def build(self, tail: Tail, owner: object) -> Session:
         """Its session, compiled now for `owner` if need be; call `release` after use. EngineError if it cannot be."""
-        if (session := self.acquire(tail)) is not None:
-            return session
         with tail.building:
-            with self._lock:
-                session = tail.session
-                if session is not None:
-                    tail.users += 1
-                    return session
+            if (session := self.acquire(tail)) is not None:
+                return session
             session = self._compiled(tail)
             with self._lock:
                 tail.session, tail.nbytes, tail.owner = session, session.nbytes, owner
@@ -198,10 +184,6 @@ class Tails:
             closed = self._shrink()
         self._close(closed)
 
-    def ready(self, tail: Tail) -> bool:
-        """Whether `acquire` would return a session."""
-        return tail.session is not None
-
     def _full(self) -> bool:
         return self.nbytes > self._budget or len(self._cached) > self._most_tails
 
@@ -217,9 +199,8 @@ class Tails:
             if not idle:
                 break
             victim = max(idle, key=lambda tail: held[tail.owner])  # the first among equals
-            session = self._evict(victim)
-            assert session is not None
-            closed.append((victim, session))
+            if (session := self._evict(victim)) is not None:
+                closed.append((victim, session))
         return closed
 
     def _evict(self, tail: Tail) -> Session | None:
@@ -237,9 +218,15 @@ class Tails:
             self._tell(Event("evicted", text, {"tail": tail.segment.key, "nbytes": tail.nbytes}))
 
     def close(self) -> None:
-        """Closes every session."""
         with self._lock:
             tails = list(self._cached.values())
             sessions = [s for t in tails if (s := self._evict(t)) is not None]
         for session in sessions:
             session.close()
+
+
+def tell_batched(tell: OnEvent, segment: Segment, why_not: str) -> None:
+    """Tells that requests for `segment` may run as one batch; or why they do not."""
+    said = f"are run one by one: {why_not}" if why_not else "may be run together"
+    text = f"requests that wait for tail {segment.key} {said}"
+    tell(Event("batched", text, {"tail": segment.key, "why": why_not}))

@@ -1,13 +1,10 @@
 """Whose turn it is: a queue a client, and the client that has been computed for least comes first. Pure.
 
-A client is an address (`runtime.server.quotas`), and its connections are served in turns.
-
-Start-time fair queueing (Goyal, Vin and Cheng, 1996), with the slack that a round gives in deficit round robin: each
-client has an account of the seconds that were computed for it. Those who are ahead of the others by no more than a few
-jobs are served in order of arrival, who is further ahead waits for the others. A client that was away
-begins where the others are now: nobody saves up. What a job costs is known only when it has run, so the
-client's recent mean is put to its account when the job begins, and is corrected when it ends. Accounts outlive an
-empty queue: who sends one large request at a time pays for it like one who sends many small ones.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996), with the slack that a round gives in deficit round robin. A
+client is an address, and its connections are served in turns. What a job costs is known only when it has run, so the
+client's recent mean is put to its account when the job begins, and is corrected when it ends. Who was away begins where
+the others are now; accounts outlive an empty queue: who sends one large request at a time pays for it like one who
+sends many small ones.
 """
 
 from __future__ import annotations
@@ -15,14 +12,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from math import exp
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 _SMOOTH = 0.2
-#: How many mean jobs a client may be ahead of the others and still be served in order of arrival: a burst is no
-#: greed. p99 over that of first come, first served (32 clients, Poisson): with strict turns 1.35 at 70 % load; with
-#: three jobs 1.0 there, 1.4 at 90 %; with six 1.0 and 1.05 (tests/runtime/server/test_fair_queue.py).
+#: How many mean jobs a client may be ahead of the others and still be served in order of arrival: a burst is no greed
+#: (docs/design/server.md has what fewer cost).
 SLACK = 6.0
 #: A client with this share (its inverse) of the queue has many jobs waiting: no worker will soon be without.
 _CROWD = 8
@@ -47,7 +43,7 @@ class Client:
 
     def __init__(self) -> None:
         self.jobs: deque[WaitingJob] = deque()
-        #: How many jobs of each of its lines wait, in which round the last of them comes, and the one that was taken.
+        #: How many jobs of each of its lines wait, and the round of the last of them; `round`: of the one taken last.
         self.waiting: Counter[object] = Counter()
         self.rounds: dict[object, int] = {}
         self.round = 0
@@ -66,7 +62,6 @@ class Client:
         jobs.insert(at, job)
 
     def next(self) -> WaitingJob:
-        """Takes its next job away."""
         job = self.jobs.popleft()
         self.round = job.round
         self._forget(job.line)
@@ -111,11 +106,9 @@ class Together(Protocol):
 
     def size(self, waiting: int) -> int:
         """How many of `waiting` such jobs to run as one now: 1 or more."""
-        ...
 
     def wanted(self) -> int:
         """How many it is worth waiting for; 1: none but what is there."""
-        ...
 
 
 def nothing() -> None:
@@ -132,7 +125,7 @@ class WaitingJob(msgspec.Struct):
     client: Client
     run: Callable[[float], None]
     key: Together | None = None
-    what: object = None
+    what: Any = None
     line: object = None
     dropped: Callable[[], None] = nothing
     round: int = 0
@@ -159,7 +152,6 @@ class FairQueue:
     """
 
     def __init__(self, limit: int, slack: float = SLACK) -> None:
-        """`slack`: how many mean jobs a client may be ahead of the others and still be served in order of arrival."""
         self.limit, self._slack = limit, slack
         self.waiting = 0
         self._clients: list[Client] = []  # those with jobs
@@ -185,7 +177,6 @@ class FairQueue:
         return True
 
     def take(self, now_s: float) -> WaitingJob:
-        """The next job."""
         return self._take(now_s, self._next(self._clients))
 
     def _next(self, clients: list[Client]) -> Client:
@@ -249,7 +240,7 @@ class FairQueue:
         self._now_s = self._furthest_s
 
     def drop(self, client: Client, line: object = None) -> list[WaitingJob]:
-        """Its jobs, which are not run: it is gone. With `line`, only those that came by that one."""
+        """Its jobs that came by `line`, or all, which are not run: it is gone."""
         dropped = client.drop(line)
         self.waiting -= len(dropped)
         if dropped and not client.jobs:
@@ -257,7 +248,6 @@ class FairQueue:
         return dropped
 
     def clear(self) -> None:
-        """Forgets all that wait."""
         for client in list(self._clients):
             self.drop(client)
 
@@ -296,6 +286,5 @@ class Gauge:
         self._state = (now_s, share, running + by)
 
     def at(self, now_s: float) -> float:
-        """The busy share as of `now_s`."""
         since_s, share, running = self._state
         return share + (running / self._workers - share) * (1 - exp(min(0.0, since_s - now_s) / RECENT_S))

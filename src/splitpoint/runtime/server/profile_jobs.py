@@ -17,7 +17,7 @@ from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.events import Event, OnEvent
-from splitpoint.runtime.server.quotas import Origin
+from splitpoint.runtime.server.accounts import Origin
 from splitpoint.runtime.server.run_limits import Watch
 from splitpoint.units import counted
 
@@ -50,18 +50,15 @@ class _ProfileJob:
     charged_s: dict[Origin, float] = field(default_factory=dict)
     """What is on the account of each who asked, until it is known what it took. Who leaves meanwhile pays too."""
 
-    def charge(self, asker: _ProfileAsker) -> None:
-        """Puts what `asker` wants on its origin's account. BusyError if that is overdrawn."""
+    def charge(self, asker: _ProfileAsker, *, overdrawing: bool = False) -> None:
+        """Puts what `asker` wants on its origin's account. BusyError if that is overdrawn, and may not be."""
         more_s = asker.budget_s - self.charged_s.get(asker.origin, 0.0)
         if more_s <= 0:
             return
-        if wait_s := asker.origin.measuring.take(0.0, monotonic()):
+        if not overdrawing and (wait_s := asker.origin.measuring.take(0.0, monotonic())):
             raise BusyError("this server has measured much for this address already: wait", wait_s)
-        self._put(asker.origin, more_s)
-
-    def _put(self, origin: Origin, seconds: float) -> None:
-        origin.measuring.spend(seconds)
-        self.charged_s[origin] = self.charged_s.get(origin, 0.0) + seconds
+        asker.origin.measuring.spend(more_s)
+        self.charged_s[asker.origin] = asker.budget_s
 
     def settle(self, took_s: float) -> None:
         """It took so long, of which each origin pays an equal part."""
@@ -73,7 +70,7 @@ class _ProfileJob:
         """The same model for those of its askers who want more time."""
         job = _ProfileJob(self.model, askers)
         for asker in askers:
-            job._put(asker.origin, max(0.0, asker.budget_s - job.charged_s.get(asker.origin, 0.0)))
+            job.charge(asker, overdrawing=True)
         return job
 
     def leave(self) -> None:
@@ -102,7 +99,8 @@ class Profiling:
         self._watch = watch
         self._engine, self._most_s, self._tell, self._served = engine, most_s, on_event, served
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        #: Measures, if there is something to measure: after `stop` it ends.
+        self.thread: threading.Thread | None = None
         self._until = 0.0
         self._closed = threading.Event()
         #: The first is being measured.
@@ -153,16 +151,16 @@ class Profiling:
         job = _ProfileJob(model, [asker])
         job.charge(asker)
         self._jobs.append(job)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="profile", daemon=True)
-            self._thread.start()
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._work, name="profile", daemon=True)
+            self.thread.start()
 
     def _work(self) -> None:
         """One job after the other, until there is none."""
         while True:
             with self._lock:
                 if not self._jobs:
-                    self._thread = None
+                    self.thread = None
                     return
                 job = min(self._jobs, key=_ProfileJob.spent_s)
                 self._jobs.remove(job)
@@ -232,11 +230,6 @@ class Profiling:
     def stop(self) -> None:
         """What is being measured ends after the cut it is at, and nothing is measured after it."""
         self._closed.set()
-
-    def threads(self) -> list[threading.Thread]:
-        """The thread that measures, if there is one: after `stop` it ends."""
-        with self._lock:
-            return [self._thread] if self._thread is not None else []
 
 
 def _noted(profile: Profile, served: int) -> Profile:

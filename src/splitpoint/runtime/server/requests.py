@@ -1,24 +1,44 @@
-"""INFER on one connection: looked at before its body is received, given to its tail, and answered."""
+"""OPEN, INFER and CLOSE on one connection: its tails by number, planned and compiled by the server's builders; requests
+for them, looked at before their body is received, decoded, given to their tail, and answered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from math import prod
 from time import perf_counter, sleep
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from splitpoint import wire
-from splitpoint.errors import BusyError, InputError, ProtocolError, ServerError, SplitpointError
-from splitpoint.runtime.server import RunMarks
+from splitpoint.codecs import Codec, open_codec
+from splitpoint.errors import (
+    BusyError,
+    EngineError,
+    InputError,
+    ModelError,
+    ProtocolError,
+    ServerError,
+    SplitpointError,
+    UsageError,
+)
+from splitpoint.models.model import Model
+from splitpoint.runtime.events import Event
+from splitpoint.runtime.server import OpenTail, RunMarks
 from splitpoint.runtime.server.accounts import DROPPED, Account
-from splitpoint.runtime.server.fair_queue import RecentWait
-from splitpoint.runtime.server.opened_tail import CheckedInfer, OpenedTail
-from splitpoint.runtime.server.replies import Replies
-from splitpoint.runtime.server.services import Services
-from splitpoint.tensors import Array
-from splitpoint.transports import Connection
-from splitpoint.wire import Frame
+from splitpoint.runtime.server.fair_queue import RecentWait, WaitingJob
+from splitpoint.runtime.server.services import Replies, Services
+from splitpoint.tensors import Array, TensorSpec
+from splitpoint.units import size
+from splitpoint.wire import Frame, Kind, Limits
 
+#: Tails that one connection may wait for.
+_MOST_WAITING = 16
 #: The longest that a connection is not read from because it was told BUSY; pings wait as long.
 REFUSED_S = 0.25
 #: When to ask again while answers to earlier requests wait to be read.
@@ -31,27 +51,216 @@ class _LateError(ServerError):
     """The deadline passed before its turn."""
 
 
-class Requests:
-    """Those of one connection. `opened` are its tails by number, `batch` whether answers say which ran as one."""
+class CheckedInfer(NamedTuple):
+    """A header that fits its segment: how each tensor is decoded (empty: all are raw), the memory that takes, and what
+    its runner says of such inputs."""
 
-    def __init__(
-        self,
-        services: Services,
-        account: Account,
-        connection: Connection,
-        replies: Replies,
-        opened: Mapping[int, OpenedTail],
-        *,
-        batch: bool,
-    ) -> None:
-        self.services, self.account, self.connection, self.replies, self.batch = (
-            services, account, connection, replies, batch,
-        )  # fmt: skip
+    header: wire.Infer
+    decoders: Sequence[tuple[Codec, TensorSpec] | None] = ()
+    decoded_nbytes: int = 0
+    kind: object = None
+
+
+class OpenedTail:
+    """A segment that a connection has opened, and what INFER for it needs, looked up once.
+
+    `batch`: whether its RESULTs say which requests ran as one.
+    """
+
+    def __init__(self, tail: OpenTail, vectors: Sequence[str], limits: Limits, *, batch: bool) -> None:
+        segment = tail.segment
+        wanted = set(vectors)
+        self.tail = tail
+        self.specs = [t for t in segment.inputs if t.name not in wanted]
+        self.vectors = [t for t in segment.inputs if t.name in wanted]
+        self.inputs = [t.name for t in self.specs]
+        self.outputs = [t.name for t in segment.outputs]
+        self.packer = wire.Packer(Kind.RESULT, wire.ResultData, batch=batch)
+        self.checked = CheckedInfer(wire.Infer(0, ()))
+        """The last header that fitted."""
+        self._limits = limits
+
+    def check(self, header: wire.Infer) -> int:
+        """Bytes that decoding the tensors will take. InputError unless they are what the segment needs: known before
+        a byte of them is received."""
+        if header is self.checked.header:  # a connection decodes a repeated header once
+            return self.checked.decoded_nbytes
+        if len(header.tensors) != len(self.specs) or len(header.vectors) != len(self.vectors):
+            raise InputError(
+                f"this segment needs {len(self.specs)} tensors and {len(self.vectors)} shape vectors, "
+                f"but {len(header.tensors)} and {len(header.vectors)} came"
+            )
+        for spec, got in zip(self.specs, header.tensors, strict=True):
+            if not spec.fits(got.dtype, got.shape):
+                raise InputError(f"tensor {spec.name} must be {spec.type}, but {got.type} came")
+        for spec, vector in zip(self.vectors, header.vectors, strict=True):
+            _check_vector(spec, vector, self._limits)
+        kind = self._kind(header)
+        decoders = [
+            _decoder(name, tensor) if tensor.codec else None
+            for name, tensor in zip(self.inputs, header.tensors, strict=True)
+        ]
+        nbytes = sum(d[1].nbytes for d in decoders if d is not None)
+        self.checked = CheckedInfer(header, decoders if any(decoders) else (), nbytes, kind)
+        return nbytes
+
+    def _kind(self, header: wire.Infer) -> object:
+        shapes = {t.name: got.shape for t, got in zip(self.specs, header.tensors, strict=True)}
+        shapes |= {t.name: (len(v),)[: len(t.shape)] for t, v in zip(self.vectors, header.vectors, strict=True)}
+        inputs = self.tail.segment.inputs
+        in_order = [shapes[t.name] for t in inputs]
+        return self.tail.kind_of([t.dtype for t in inputs], in_order, vectors=bool(self.vectors))
+
+    def feed(self, checked: CheckedInfer, tensors: Sequence[Array]) -> dict[str, Array]:
+        """What the session is run with: the tensors, decoded, and the shape vectors, by name. InputError for bytes that
+        are not what they should be."""
+        if checked.decoders:
+            tensors = [
+                array if decoder is None else _decoded(array, *decoder)
+                for array, decoder in zip(tensors, checked.decoders, strict=True)
+            ]
+        known = dict(zip(self.inputs, tensors, strict=True))
+        if self.vectors:
+            for spec, vector in zip(self.vectors, checked.header.vectors, strict=True):
+                known[spec.name] = np.array(vector, np.int64).reshape(-1 if spec.shape else ())
+        return known
+
+
+def _decoder(name: str, tensor: wire.Tensor) -> tuple[Codec, TensorSpec]:
+    """The codec that `tensor` came with and what it decodes to. InputError if it cannot: nothing is allocated yet."""
+    # Only names that we told the peer, with their parameters: no stranger chooses what is looked up here.
+    known = len(tensor.codec) <= 40 and wire.codec_feature(tensor.codec) in wire.features()
+    try:
+        codec = open_codec(tensor.codec) if known else None
+    except UsageError:
+        codec = None
+    if codec is None:
+        raise InputError(f"tensor {name} came with the codec {wire.plain(tensor.codec, 40)}, which is not known here")
+    spec = TensorSpec(name, tensor.dtype, tensor.shape)
+    if not codec.accepts(spec):
+        raise InputError(f"tensor {name} came with the codec {codec.name}, which does not take {spec.type}")
+    most = codec.most(spec)
+    if tensor.nbytes > most:
+        came = f"{tensor.nbytes} bytes of {codec.name}"
+        raise InputError(f"tensor {name} came as {came}: {spec.type} takes at most {most}")
+    return codec, spec
+
+
+def _decoded(data: Array, codec: Codec, spec: TensorSpec) -> Array:
+    array = codec.decode(data, spec)
+    # The engine must never see anything but what the segment takes, whatever a codec made of a stranger's bytes.
+    if array.dtype.name != spec.dtype or array.shape != spec.shape:
+        raise EngineError(f"codec {codec.name} decoded tensor {spec.name} to something else than {spec.type}")
+    return array
+
+
+def _check_vector(spec: TensorSpec, vector: Sequence[int], limits: Limits) -> None:
+    length = spec.shape[0] if spec.shape else 1
+    if len(vector) > 32 or (isinstance(length, int) and len(vector) != length):
+        raise InputError(f"shape vector {spec.name} must have {length} numbers, but {len(vector)} came")
+    # A shape sizes what the tail allocates, of elements of up to 8 bytes: one that no frame could carry is refused.
+    if prod(max(1, abs(n)) for n in vector) * 8 > limits.tensor_bytes:
+        raise InputError(f"shape vector {spec.name} asks for a tensor over the limit of {size(limits.tensor_bytes)}")
+
+
+class Requests:
+    """Those of one connection, and its tails by number. `batch`: whether answers say which ran as one."""
+
+    def __init__(self, services: Services, account: Account, replies: Replies, *, batch: bool) -> None:
+        self.services, self.account, self.replies, self.batch = services, account, replies, batch
+        self.connection = replies.connection
         self.in_flight: set[int] = set()
         #: How long its requests wait lately.
         self.waits = RecentWait()
-        self._opened = opened
         self._receiving: Frame | None = None
+        self.tails: dict[int, OpenedTail] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        #: How many tails it waits for.
+        self.waiting = 0
+
+    # --- its tails ------------------------------------------------------------------------------------------------
+
+    def open(self, frame: Frame) -> None:
+        """Has a tail made, which is then said by OPENED or ERROR. SplitpointError if that is not even tried."""
+        request = frame.header
+        assert isinstance(request, wire.OpenRequest)
+        services, builds = self.services, self.account.builds
+        model = services.catalogue[request.fingerprint]
+        named = (*request.inputs, *request.vectors, *request.outputs)
+        if len(named) > 2 * len(model.specs):
+            raise ModelError(f"{model.name} has {len(model.specs)} tensors: a segment between {len(named)} is none")
+        model.check_names(named)
+        if len(self.tails) + self.waiting >= services.limits.segments or self.waiting >= _MOST_WAITING:
+            raise BusyError("too many segments are open on this connection: close some", 0.1)
+        if services.ledger.draining:
+            raise ServerError("the server is ending")
+        make = partial(self._make, frame.id, model, request)
+        self._wait(1)
+        if not services.builders.submit(WaitingJob(builds, make, line=self.account, dropped=partial(self._wait, -1))):
+            self._wait(-1)
+            retry_s = services.builders.retry_after_s(builds)
+            raise BusyError("the server has no room for more tails to compile: try again later", retry_s)
+
+    def _wait(self, by: int) -> None:
+        """It waits for so many more tails; fewer, if it is negative."""
+        with self._lock:
+            self.waiting += by
+
+    def _make(self, id: int, model: Model, request: wire.OpenRequest, waited: float) -> None:
+        try:
+            self._answer(id, model, request)
+        except Exception as exc:
+            self.replies.give_up(id, exc)
+        finally:
+            self._wait(-1)
+            if self.account.gone:  # it left meanwhile
+                self._close_all()
+
+    def _answer(self, id: int, model: Model, request: wire.OpenRequest) -> None:
+        try:
+            with self.account.building():
+                opened = self._build(model, request)
+            number = next(self._numbers)
+            self.tails[number] = opened
+            tail = opened.tail
+            inputs = tuple(map(wire.TensorInfo.of, (*opened.specs, *opened.vectors)))
+            outputs = tuple(map(wire.TensorInfo.of, tail.segment.outputs))
+            reply = wire.Opened(number, inputs, outputs, tail.nbytes, tail.compile_s)
+            self.replies.send(wire.encode(Kind.OPENED, id, reply))
+        except SplitpointError as exc:
+            self.replies.refuse(id, exc)
+        except Exception as exc:  # the knife and the engine meet whatever a client names
+            what = f"a tail for {self.account.name} cannot be built"
+            self.replies.refuse(id, self.replies.hide(what, exc, "the tail cannot be built"))
+
+    def _build(self, model: Model, request: wire.OpenRequest) -> OpenedTail:
+        account = self.account
+        boundary = (*request.inputs, *request.vectors)
+        self.services.sharing.check_tail(model, request)
+        segment = model.segment(boundary, request.outputs)
+        if not segment.outputs:
+            raise ModelError("a segment without outputs has nothing to compute")
+        tail = self.services.runner.open(segment, account)
+        text = f"{account.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
+        fields = {"peer": account.name, "model": model.name, "nbytes": tail.nbytes, "compile_s": tail.compile_s}
+        self.services.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)", fields))
+        return OpenedTail(tail, request.vectors, self.services.limits, batch=self.batch)
+
+    def close(self, frame: Frame) -> None:
+        assert isinstance(frame.header, wire.Close)
+        opened = self.tails.pop(frame.header.segment, None)
+        if opened is not None:
+            opened.tail.close(drop=True)
+
+    def _close_all(self) -> None:
+        """The connection has ended: nobody waits for what is to be made, or needs what is open."""
+        self.services.builders.drop(self.account.builds, self.account)
+        while self.tails:
+            with suppress(KeyError):
+                self.tails.popitem()[1].tail.close()
+
+    # --- requests for them ----------------------------------------------------------------------------------------
 
     def admit(self, frame: Frame, header: wire.Infer) -> SplitpointError | None:
         """Why a request's body is not worth receiving. ProtocolError if the peer has lost track of its ids."""
@@ -60,7 +269,7 @@ class Requests:
         if frame.id in self.in_flight:
             raise ProtocolError(f"request {frame.id} is in flight already: ids must differ")
         services, account = self.services, self.account
-        opened = self._opened.get(header.segment)
+        opened = self.tails.get(header.segment)
         try:
             if opened is None:
                 raise InputError(f"segment {header.segment} is not open on this connection")
@@ -85,7 +294,7 @@ class Requests:
     def infer(self, frame: Frame) -> None:
         """Has a request that was admitted computed. It may be answered when this returns, or later."""
         self._receiving = None
-        opened = self._opened[frame.header.segment]  # type: ignore[union-attr]  # its kind says what it is
+        opened = self.tails[frame.header.segment]  # type: ignore[union-attr]  # its kind says what it is
         checked, alone = opened.checked, not frame.flags & wire.PIPELINED
         request = InferRequest(self.account, checked.kind, frame.received, alone, self, frame, opened, checked)
         pause_s = opened.tail.run(request)
@@ -93,11 +302,12 @@ class Requests:
             sleep(min(pause_s, REFUSED_S))
 
     def leave(self) -> None:
-        """The connection has ended; what waits is dropped, and so is what was being received."""
+        """The connection has ended: what waits is dropped, what was being received too, and its tails are closed."""
         if self._receiving is not None:
             self.in_flight.discard(self._receiving.id)
             self.account.over(self._receiving.held, DROPPED)
         self.services.runner.drop(self.account)
+        self._close_all()
 
 
 class InferRequest(msgspec.Struct):
@@ -113,7 +323,6 @@ class InferRequest(msgspec.Struct):
     _checked: CheckedInfer
 
     def refusal(self, now_s: float) -> SplitpointError | None:
-        """Why it is not to be computed any more."""
         deadline_s = self._checked.header.deadline_s
         if deadline_s and (late_s := now_s - self.received_s - deadline_s) > 0:
             return _LateError(f"the deadline passed {late_s:.3f} s before its turn")
@@ -122,11 +331,9 @@ class InferRequest(msgspec.Struct):
         return None
 
     def feed(self) -> Mapping[str, Array]:
-        """The inputs, decoded. InputError for bytes that are not what they should be."""
         return self._opened.feed(self._checked, self._frame.tensors)
 
     def answer(self, outputs: Mapping[str, Array], marks: RunMarks) -> None:
-        """Sends what was computed."""
         requests, frame = self._requests, self._frame
         received, started, waited_s, ready = self.received_s, marks.started, marks.waited_s, marks.ready
         decoded, computed, run = marks.decoded, marks.computed, marks.batch
@@ -153,27 +360,21 @@ class InferRequest(msgspec.Struct):
             self.account.answered(frame.held, run.size, (decode_s, queue_s, compute_s, encode_s))
 
     def refuse(self, exc: Exception) -> None:
-        """Sends why it is not answered."""
         requests, frame = self._requests, self._frame
         outcome = "internal"
         try:
             if not isinstance(exc, SplitpointError):  # engines are foreign code
-                exc = requests.replies.hide(
-                    f"request {frame.id} of {self.account.name} failed", exc, "the engine failed"
-                )
+                what = f"request {frame.id} of {self.account.name} failed"
+                exc = requests.replies.hide(what, exc, "the engine failed")
             outcome = outcome_of(exc)
             requests.in_flight.discard(frame.id)
-            if isinstance(exc, BusyError):
-                requests.replies.busy(frame.id, exc)
-            else:
-                requests.replies.refuse(frame.id, exc)
+            requests.replies.refuse_request(frame.id, exc)
         except Exception as worse:
             requests.replies.give_up(frame.id, worse)
         finally:
             self.account.over(frame.held, outcome)
 
     def drop(self) -> None:
-        """Its client has gone."""
         self._requests.in_flight.discard(self._frame.id)
         self.account.over(self._frame.held, DROPPED)
 

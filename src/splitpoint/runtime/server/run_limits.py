@@ -15,6 +15,7 @@ from time import monotonic
 from splitpoint.engines import Session, underway
 from splitpoint.engines.process_memory import resident_bytes
 from splitpoint.errors import BusyError, EngineError
+from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.tensors import Array
 
 #: How often is looked: what is late is noticed that much later.
@@ -50,7 +51,6 @@ class Like:
         self._mean_s = 0.0
 
     def took(self, seconds: float) -> None:
-        """One more has ended."""
         self._runs += 1
         self._mean_s += (seconds - self._mean_s) * (_SMOOTH if self._runs > _ENOUGH else 1 / self._runs)
 
@@ -105,7 +105,7 @@ class Watch:
         lend: Callable[[], None],
         regain: Callable[[], None],
         give_back: Callable[[], None],
-        tell: Callable[[str], None],
+        tell: OnEvent,
     ) -> None:
         self.run_s, self._keep = run_s, keep_bytes
         self._lend, self._regain, self._give_back, self._tell = lend, regain, give_back, tell
@@ -168,7 +168,7 @@ class Watch:
                 if not entry.given_up_s:
                     entry.given_up_s = now_s
                     if not self._ending:
-                        self._tell(f"a run of {entry.name} is given up after {age_s:.1f} s")
+                        self._tell(Event("failed", f"a run of {entry.name} is given up after {age_s:.1f} s"))
                 underway.give_up([entry.thread])  # each time: it may be one of several in a row
             slow = entry.apart and age_s > PATIENCE_S
             deaf = entry.given_up_s and now_s - entry.given_up_s > _HEARING_S
@@ -177,7 +177,8 @@ class Watch:
                 self._lent.append(entry)
                 self._lend()
                 if not entry.apart:
-                    self._tell(f"a run of {entry.name} does not end: another worker works in its place")
+                    text = f"a run of {entry.name} does not end: another worker works in its place"
+                    self._tell(Event("failed", text))
         for guarded in self._guarded.copy():
             guarded.look(now_s, self.run_s)
         for entry in [entry for entry in self._lent if entry.done]:
@@ -204,17 +205,6 @@ class Watch:
     def close(self) -> None:
         """`look` returns False."""
         self._closed.set()
-
-
-class WatchedSession:
-    """A session whose runs `watch` looks at: each of them `times` one of that like."""
-
-    def __init__(self, watch: Watch, session: Session, like: Like, name: str, times: int) -> None:
-        self._watch, self._session, self._like, self._name, self._times = watch, session, like, name, times
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """As a session has it."""
-        return self._watch.run(self._session, inputs, self._like, self._name, times=self._times)
 
 
 class Turns:

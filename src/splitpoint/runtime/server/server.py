@@ -1,20 +1,10 @@
-"""The server: where it listens, who is connected, how it begins and ends. The room's door says what is where.
-
-    frame ─ reader thread of its connection ─┬─ a worker is free: runs it right here      ─┬─ reply, sent without
-                                             └─ no, or more requests follow: bounded queue ─┘  waiting for the peer
-
-Every connection has a thread that receives. A request whose sender waits for the answer (no PIPELINED flag) is run
-by that thread if a worker's place is free, which saves two context switches; otherwise by the pool, so that the next
-request is received meanwhile. Each connection has a queue of its own, and computing time is shared out evenly among
-those that wait (`fair_queue`). What a request takes is known before it is received (`models.memory_estimate`), or it
-runs in a process of its own (`engines.apart`); what takes too long is given up (`run_limits`). A peer that reads slowly
-holds up nobody: see `transports.tcp`.
-"""
+"""The server: where it listens, who is connected, how it begins and ends. The room's door says what is where."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -30,16 +20,14 @@ from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event, OnEvent, Teller, ignore
 from splitpoint.runtime.server import MakeRunner, TailRunner
-from splitpoint.runtime.server.accounts import Account, Ledger
+from splitpoint.runtime.server.accounts import Account, Ledger, name_of
 from splitpoint.runtime.server.admission import Admission, Serve
-from splitpoint.runtime.server.catalogue import Catalogue
+from splitpoint.runtime.server.catalogue import Catalogue, Sharing
 from splitpoint.runtime.server.connection import Peer
 from splitpoint.runtime.server.profile_jobs import Profiling
-from splitpoint.runtime.server.quotas import name_of
 from splitpoint.runtime.server.services import Services
 from splitpoint.runtime.server.stats import ServerStats
 from splitpoint.runtime.server.tail_pool import TailPool
-from splitpoint.runtime.server.weight_sharing import Sharing
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.runtime.threads import begin, join, persist
 from splitpoint.security import ServerSecurity
@@ -103,7 +91,8 @@ class Server(Closable):
             raise UsageError("a server needs at least one model")
         if max_batch < 1 or not 0 <= max_wait_s < inf:
             raise UsageError(f"a batch has 1 request or more, and waits 0 s or more: not {max_batch}, {max_wait_s}")
-        self._tell = tell = Teller(on_event)
+        #: What is told of events, and cannot fail the server; `redirect` has another one told.
+        self.tell = tell = Teller(on_event)
         self.catalogue = Catalogue(models, tell)
         self.sharing = Sharing(share, self.catalogue.models, self.catalogue.names)
         self.limits = limits or Limits(
@@ -122,8 +111,7 @@ class Server(Closable):
             max_wait_s=max_wait_s,
         )
         self.ledger = Ledger(self.limits)
-        server = ref(self)
-        self.admission = Admission(self.limits, self.security, tell, partial(_full, server), partial(_let_in, server))
+        self.admission = Admission(self.limits, self.security, tell, partial(_let_in, ref(self)))
         self._lock = threading.Lock()
         self._life = threading.RLock()  # it is started and closed by one at a time
         self._peers: set[Peer] = set()
@@ -131,19 +119,10 @@ class Server(Closable):
         self._tidied_s = -inf
         self._stop = threading.Event()
         self._listeners: Sequence[Listener] = ()
-        self._accepting: Sequence[threading.Thread] = ()
+        self._accepting: list[threading.Thread] = []
         self._services: Services | None = None
-        #: Once it is closed: whether a run did not end. Its thread, which cannot be joined, outlives the server.
+        #: Once it is closed: whether a run did not end. Its thread outlives the server.
         self.hanging = False
-
-    @property
-    def tell(self) -> OnEvent:
-        """What is told of events; whatever is put here cannot fail the server."""
-        return self._tell
-
-    @tell.setter
-    def tell(self, on_event: OnEvent) -> None:
-        self._tell.redirect(on_event)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -179,81 +158,71 @@ class Server(Closable):
             raise UsageError("the server is not started: use it in a with statement, or call start()")
         return self._services
 
-    @property
-    def runner(self) -> TailRunner:
-        """Where tails compute."""
-        return self.services.runner
-
-    @property
-    def draining(self) -> bool:
-        """Whether it takes no more requests."""
-        return self.ledger.draining
-
     def start(self) -> None:
         """Begins to listen and to answer, in threads of its own. UsageError from `on_event`, while it is closed."""
         self.check()
         if self._listeners:
             return
-        if self._tell.telling:  # whoever closes it waits for the very thread that tells
+        if self.tell.telling:  # whoever closes it waits for the very thread that tells
             raise UsageError("on_event cannot start a server: start it from a thread of your own")
         with self._life:
             if not self._listeners:
                 self._start()
 
     def _start(self) -> None:
-        listeners = self._listen()
-        try:
-            self._run(listeners)
-        except BaseException:  # no thread is left
-            self._listeners, self._closing = (), None
+        if self._given and self._services is not None:
+            raise UsageError("this server has closed its listeners: make another one, with new listeners")
+        listeners = self._given or (listen(self._host, self._port, self.limits, self.security),)
+        with ExitStack() as undo:  # of what has begun, if the rest cannot
             for listener in listeners:
-                listener.close()
-            raise
-        for listener in listeners:
-            self.tell(Event("listening", f"listening at {listener.address}", {"address": listener.address}))
-            if self._is_open_to_strangers(listener):
-                lacks = self._lacks(listener)
-                self.tell(
-                    Event(
-                        "warning",
-                        f"{listener.address} can be reached from other machines, {lacks}: "
-                        "let only trusted ones through, or use an SSH tunnel or a VPN",
-                        {"address": listener.address, "why": lacks},
-                    )
-                )
-
-    def _run(self, listeners: Sequence[Listener]) -> None:
+                undo.callback(listener.close)
+            self._check(listeners)
+            self._stop.clear()
+            self.ledger.drain(False)
+            #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
+            builders = Compute(_BUILDERS, _BUILDS, on_event=self.tell, slack=0.0, name="compile")
+            undo.callback(builders.close)
+            runner, profiling = self._workers(builders)
+            undo.callback(runner.close, _END_S)
+            kept = self.limits, self.catalogue, self.sharing, self.ledger  # from one start to the next
+            self._services = Services(*kept, runner, builders, profiling, self.tell, self._stop.wait)
+            self._accepting = []
+            for listener in listeners:
+                # A forgotten server is not kept alive by its own thread.
+                step = partial(_accept, listener, ref(self), self.tell)
+                work = (step, "accepting connections", self.tell, self._stop.wait)
+                self._accepting.append(threading.Thread(target=persist, args=work, name="accept", daemon=True))
+                begin(self._accepting[-1])
+            undo.pop_all()
         self._listeners = listeners
-        self._stop.clear()
-        self.ledger.drain(False)
         if self._closing is None:
             self._opened()
-        #: Compiling is slow and must hold up neither a connection's reader nor the running of other tails.
-        builders = Compute(_BUILDERS, _BUILDS, on_event=self.tell, slack=0.0, name="compile")
-        try:
-            runner, profiling = self._workers(builders)
-        except BaseException:
-            builders.close()
-            raise
-        self._services = Services(
-            self.limits,
-            self.catalogue,
-            self.sharing,
-            self.ledger,
-            runner,
-            builders,
-            profiling,
-            self.tell,
-            self._stop.wait,
-        )
-        self._accepting = [self._acceptor(listener) for listener in listeners]
-        try:
-            for thread in self._accepting:
-                begin(thread)
-        except BaseException:
-            builders.close()
-            runner.close(_END_S)
-            raise
+        for listener in listeners:
+            self.tell(Event("listening", f"listening at {listener.address}", {"address": listener.address}))
+            if lacks := self._lacks(listener):
+                text = f"{listener.address} can be reached from other machines, {lacks}: "
+                text += "let only trusted ones through, or use an SSH tunnel or a VPN"
+                self.tell(Event("warning", text, {"address": listener.address, "why": lacks}))
+
+    def _check(self, listeners: Sequence[Listener]) -> None:
+        """UsageError for a server that strangers could use."""
+        for listener in listeners:
+            if (lacks := self._lacks(listener)) and not self.security.insecure:
+                where = listener.address if self._given else self._host
+                raise UsageError(
+                    f"at {where} other machines could use this server, {lacks}: give it --tls-cert, "
+                    "--tls-key and --token-file or --client-ca (splitpoint keys makes them), or say --insecure"
+                )
+        if not self._given and "://" not in listeners[0].address:
+            self._port = parse_address(listeners[0].address)[1]  # `start` after `close` serves at the same one
+
+    def _lacks(self, listener: Listener) -> str:
+        """Without what other machines can reach it and get in, or read what goes over; empty if they cannot."""
+        if not listener.exposed or (listener.private and (self.security.token or listener.identifies)):
+            return ""
+        if not listener.private:
+            return "without encryption" + ("" if self.security.token else " or a token")
+        return "without a token or client certificates"
 
     def _workers(self, builders: Compute) -> tuple[TailRunner, Profiling | None]:
         """Where tails compute; and what measures that, where it is this process."""
@@ -261,41 +230,6 @@ class Server(Closable):
             return self._make_runner(self.tell), None
         pool = self._pool(builders, self.tell)
         return pool, Profiling(self._engine, self.limits.profile_s, self.tell, self.ledger.answered, pool.watch)
-
-    def _acceptor(self, listener: Listener) -> threading.Thread:
-        step = partial(
-            _accept, listener, ref(self), self.tell
-        )  # a forgotten server is not kept alive by its own thread
-        work = (step, "accepting connections", self.tell, self._stop.wait)
-        return threading.Thread(target=persist, args=work, name="accept", daemon=True)
-
-    def _listen(self) -> Sequence[Listener]:
-        """Listens. UsageError for files that are of no use, and for a server that strangers could use."""
-        listeners = self._given or (listen(self._host, self._port, self.limits, self.security),)
-        if self._given and self._services is not None:
-            raise UsageError("this server has closed its listeners: make another one, with new listeners")
-        for listener in listeners:
-            if self._is_open_to_strangers(listener) and not self.security.insecure:
-                for other in listeners:
-                    other.close()
-                where = listener.address if self._given else self._host
-                raise UsageError(
-                    f"at {where} other machines could use this server, {self._lacks(listener)}: give it --tls-cert, "
-                    "--tls-key and --token-file or --client-ca (splitpoint keys makes them), or say --insecure"
-                )
-        if not self._given and "://" not in listeners[0].address:
-            self._port = parse_address(listeners[0].address)[1]  # `start` after `close` serves at the same one
-        return listeners
-
-    def _is_open_to_strangers(self, listener: Listener) -> bool:
-        """Whether other machines can reach it and get in, or read what goes over."""
-        return listener.exposed and not (listener.private and (self.security.token or listener.identifies))
-
-    def _lacks(self, listener: Listener) -> str:
-        """What keeps `_is_open_to_strangers` from being untrue."""
-        if not listener.private:
-            return "without encryption" + ("" if self.security.token else " or a token")
-        return "without a token or client certificates"
 
     def serve_forever(self) -> None:
         """Returns after `stop`, or by an exception (KeyboardInterrupt). Call `close` after it, or use ``with``."""
@@ -323,7 +257,7 @@ class Server(Closable):
         if isinstance(self._over, UsageError):  # the process has forked: it is for the parent to stop it
             return
         self._stop.set()
-        if self._tell.telling:
+        if self.tell.telling:
             threading.Thread(target=self._close, args=(drain_s,), name="close", daemon=True).start()
             return
         self._close(drain_s)
@@ -358,14 +292,16 @@ class Server(Closable):
         with self._lock:
             peers = list(self._peers)
         closers = [
-            threading.Thread(target=p.close, args=(max(0.2, end - monotonic()) if drain_s else 0.0,), daemon=True)
+            threading.Thread(
+                target=p.connection.close, args=(max(0.2, end - monotonic()) if drain_s else 0.0,), daemon=True
+            )
             for p in peers
         ]
         for thread in closers:
             thread.start()
         threads = [*closers, *(p.thread for p in peers), *arriving]
-        if services.profiling is not None:
-            threads += services.profiling.threads()
+        if services.profiling is not None and (measuring := services.profiling.thread) is not None:
+            threads.append(measuring)
         ended = join(threads, max(_END_S, end - monotonic() + _END_S))
         ended = services.builders.close(_END_S) and ended
         if not ended:  # a session apart that is being built, and what a profile runs, end so
@@ -386,7 +322,7 @@ class Server(Closable):
 
     def _full(self, address: str) -> str:
         limits = self.limits
-        if self.draining:
+        if self.ledger.draining:
             return _ENDING
         if len(self._peers) >= limits.connections:
             return f"the server has {limits.connections} connections already: try again later"
@@ -397,16 +333,15 @@ class Server(Closable):
 
     def let_in(self, connection: Connection, hello: Frame) -> Serve:
         """Makes `connection` one of those that are served; returns what does that. BusyError if there is no room."""
-        assert isinstance(hello.header, wire.Hello)
         with self._lock, self.ledger.lock:
             if full := self._full(name_of(connection.peer)):
                 raise BusyError(full, 1.0)
             origin = self.ledger.origins.enter(connection.peer)
             assert origin is not None
             account = Account(self.ledger, origin, connection.peer)
-            peer = Peer(self.services, connection, account, hello.header, self._left)
+            peer = Peer(self.services, connection, account, hello, self._left)
             self._peers.add(peer)
-        return partial(peer.serve, hello)
+        return peer.serve
 
     def _left(self, peer: Peer) -> None:
         """Nothing is left of the connection of `peer`."""
@@ -462,13 +397,8 @@ def _accept(listener: Listener, server: ReferenceType[Server], tell: OnEvent) ->
     if alive is None:
         connection.close()
         return False
-    alive.admission.take(connection)
+    alive.admission.take(connection, alive.full(name_of(connection.peer)))
     return True
-
-
-def _full(server: ReferenceType[Server], address: str) -> str:
-    alive = server()
-    return alive.full(address) if alive is not None else _ENDING
 
 
 def _let_in(server: ReferenceType[Server], connection: Connection, hello: Frame) -> Serve:

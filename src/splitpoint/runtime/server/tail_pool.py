@@ -8,10 +8,14 @@ request ─┬─ a worker is free, and its sender waits: computed right here, b
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
-from time import perf_counter, sleep, thread_time
+from secrets import randbelow
+from time import perf_counter, sleep
+from typing import NamedTuple, cast
 
 from splitpoint.engines import Engine, Session
 from splitpoint.engines.apart import Apart, DiedError
@@ -22,23 +26,38 @@ from splitpoint.models.model import Segment
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server import RunMarks, TailRequest
 from splitpoint.runtime.server.accounts import Account
-from splitpoint.runtime.server.batch_runner import BatchRunner, Queued, RunKind
-from splitpoint.runtime.server.batching import Gain
-from splitpoint.runtime.server.compiled_tails import Tail, Tails
-from splitpoint.runtime.server.fair_queue import WaitingJob
+from splitpoint.runtime.server.batching import Feed, Gain, Run, recomputed, run_stacked, tried
+from splitpoint.runtime.server.compiled_tails import Tail, Tails, tell_batched
+from splitpoint.runtime.server.fair_queue import Client, WaitingJob
 from splitpoint.runtime.server.run_limits import Like, Turns, Watch
 from splitpoint.runtime.server.stats import RunnerStats
 from splitpoint.runtime.server.worker_pool import Compute
 from splitpoint.runtime.threads import begin, join, persist
-from splitpoint.tensors import Array
+from splitpoint.tensors import Array, TensorSpec
 from splitpoint.text import plain
 from splitpoint.units import size
-from splitpoint.wire import Limits
+from splitpoint.wire import BatchRun, Limits
 
-#: The most characters of a reason in an event.
-_WHY = 1000
 #: Shapes of one open tail of which it is remembered what they take.
 _MOST_KINDS = 64
+
+
+class RunKind(NamedTuple):
+    """What requests of one connection with inputs of these `shapes` have in common: how long they take, and, if they
+    can run as one batch with each other and with those of other connections, what that gains."""
+
+    shapes: Sequence[Sequence[int]]
+    like: Like
+    gain: Gain | None
+
+
+class Queued(NamedTuple):
+    """What a job of the pool's queue computes. `session` is the tail's, if it is in use already for this request."""
+
+    request: TailRequest
+    tail: Tail
+    kind: RunKind
+    session: Session | None = None
 
 
 class TailPool:
@@ -67,14 +86,8 @@ class TailPool:
         self.tails = Tails(engine, tail_bytes, tell, max_batch, apart, at_once)
         self.turns = Turns()
         self.compute = compute = Compute(workers, limits.queue, self._run_as_one, max_wait_s, tell)
-        self.watch = Watch(
-            limits.run_s,
-            2 * workers * limits.work_bytes,
-            compute.lend,
-            compute.regain,
-            shrink_workspace,
-            lambda text: tell(Event("failed", text)),
-        )
+        keep_bytes = 2 * workers * limits.work_bytes
+        self.watch = Watch(limits.run_s, keep_bytes, compute.lend, compute.regain, shrink_workspace, tell)
         self._batches = BatchRunner(self.tails, self.watch, tell)
         work = (self.watch.look, "watching what runs", tell, sleep)
         self._watching = threading.Thread(target=persist, args=work, name="watch", daemon=True)
@@ -86,64 +99,45 @@ class TailPool:
 
     @property
     def utilisation(self) -> float:
-        """The recent busy share of the workers (0…1)."""
         return self.compute.utilisation
 
     def open(self, segment: Segment, account: Account) -> PoolTail:
         """`segment`, compiled. EngineError if it cannot be, BusyError if its address has too much open or compiled."""
         tail = self.tails.tail(segment)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.tails.leave, tail)
             account.open(tail, tail.graph_nbytes)
-        except BaseException:
-            self.tails.leave(tail)
-            raise
-        opened = PoolTail(self, tail, account, self._work_bytes)
-        try:
+            undo.callback(account.close, tail, tail.graph_nbytes)
             self.build(tail, account)
-        except BaseException:
-            opened.close()
-            raise
+            undo.pop_all()
         self.tails.release(tail)
-        return opened
+        return PoolTail(self, tail, account, self._work_bytes)
 
     def build(self, tail: Tail, account: Account) -> Session:
         """The session of `tail`, compiled now for `account` if need be; `tails.release` after use."""
-        if not self.tails.ready(tail):
+        if tail.session is None:
             account.check_compile()
         return self.tails.build(tail, account.origin)
 
     def room(self, account: Account) -> bool:
-        """Whether a request of `account` would be taken now."""
         return self.compute.room(account.client, account)
 
     def retry_after_s(self, account: Account) -> float:
-        """When there is likely to be room again."""
         return self.compute.retry_after_s(account.client)
 
     def drop(self, account: Account) -> None:
-        """Its client has gone: requests that have not begun are dropped, also those whose tails are to be compiled."""
         self._builders.drop(account.builds, account)
         self.compute.drop(account.client, account)
 
     def stats(self) -> RunnerStats:
-        """Its numbers."""
         tails, compute = self.tails, self.compute
-        return RunnerStats(
-            compute.waiting,
-            compute.workers,
-            compute.utilisation,
-            tails.count,
-            tails.nbytes,
-            tails.compiled,
-            tails.evicted,
-        )
+        busy = compute.waiting, compute.workers, compute.utilisation
+        return RunnerStats(*busy, tails.count, tails.nbytes, tails.compiled, tails.evicted)
 
     def end(self) -> None:
-        """From now on nothing is computed, and what is under way is given up."""
         self.watch.end()
 
     def close(self, within_s: float) -> bool:
-        """Frees everything. Whether all that ran has ended within `within_s`."""
         ended = self.compute.close(within_s)
         self.tails.close()
         self.watch.close()
@@ -160,10 +154,13 @@ class TailPool:
         return self.compute.crowded_s(queued.request.account.client)
 
     def _queue(self, queued: Queued, gain: Gain | None) -> None:
-        account, run = queued.request.account, partial(self.run, *queued, gain)
-        job = WaitingJob(account.client, run, gain, queued, account, partial(self._dropped, queued))
+        account = queued.request.account
+        job = self._job(queued, account.client, partial(self.run, *queued, gain), gain)
         if not self.compute.submit(job):  # there was room before its body was received
             self._dropped(queued, account.no_room(self.retry_after_s(account)))
+
+    def _job(self, queued: Queued, client: Client, run: Callable[[float], None], gain: Gain | None) -> WaitingJob:
+        return WaitingJob(client, run, gain, queued, queued.request.account, partial(self._dropped, queued))
 
     def _dropped(self, queued: Queued, why: BusyError | None = None) -> None:
         """It is not run after all: because of `why`, or because its client has gone."""
@@ -176,29 +173,24 @@ class TailPool:
 
     def _rebuild_later(self, queued: Queued) -> None:
         """Has the tail compiled for this request, in turns with all others that are."""
-        account = queued.request.account
-        job = WaitingJob(
-            account.builds, partial(self._rebuild, queued), None, queued, account, partial(self._dropped, queued)
-        )
-        if not self._builders.submit(job):
-            retry_s = self._builders.retry_after_s(account.builds)
+        builds = queued.request.account.builds
+        if not self._builders.submit(self._job(queued, builds, partial(self._rebuild, queued), None)):
+            retry_s = self._builders.retry_after_s(builds)
             queued.request.refuse(BusyError("the tail left memory, and many wait for theirs", retry_s))
 
     def _rebuild(self, queued: Queued, waited_s: float) -> None:
         """Compiles the tail of a request, which then waits for a worker, and keeps it in memory until it has run."""
-        request, tail, account, began_s = queued.request, queued.tail, queued.request.account, thread_time()
+        request, tail, account = queued.request, queued.tail, queued.request.account
         try:
-            account.check_build()
-            session = self.build(tail, account)
+            with account.building():
+                session = self.build(tail, account)
         except SplitpointError as exc:
             request.refuse(exc)
             return
         except Exception as exc:  # engines are foreign code
-            self._tell(Event("failed", f"a tail for {account.name} cannot be built: {plain(repr(exc), _WHY)}"))
+            self._tell(Event("failed", f"a tail for {account.name} cannot be built: {plain(repr(exc))}"))
             request.refuse(EngineError("the tail cannot be built; the server's log says more"))
             return
-        finally:
-            account.charge_build(thread_time() - began_s)
         self._queue(queued._replace(session=session), None)
         if account.gone:  # it left meanwhile
             self.drop(account)
@@ -265,35 +257,21 @@ class PoolTail:
 
     def __init__(self, pool: TailPool, tail: Tail, account: Account, work_bytes: int) -> None:
         self._pool, self._tail, self._account, self._work_bytes = pool, tail, account, work_bytes
-        self.segment = tail.segment
+        self.segment, self.nbytes, self.compile_s = tail.segment, tail.nbytes, tail.compile_s
         self._kinds: dict[object, RunKind] = {}
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that its session takes."""
-        return self._tail.nbytes
-
-    @property
-    def compile_s(self) -> float:
-        """How long compiling it took."""
-        return self._tail.compile_s
-
     def kind_of(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], *, vectors: bool) -> RunKind:
-        """What runs with such inputs have in common. InputError if one would take too much memory."""
         key = tuple(map(tuple, shapes))
-        kind = self._kinds.get(key)
-        if kind is None:
+        if key not in self._kinds:
             kind = self._kind(dtypes, key, vectors)
             if len(self._kinds) >= _MOST_KINDS:
                 del self._kinds[next(iter(self._kinds))]
             self._kinds[key] = kind
-        return kind
+        return self._kinds[key]
 
     def _kind(self, dtypes: Sequence[str], shapes: Sequence[Sequence[int]], vectors: bool) -> RunKind:
-        work, tail = self._tail.work, self._tail
-        if work is None:
-            like = Like(0.0)
-        else:
+        work, tail, like = self._tail.work, self._tail, Like(0.0)
+        if work is not None:
             nbytes, most = work.peak(shapes), max(work.least, self._work_bytes)
             if nbytes > most:
                 rows = "×".join(map(str, work.sizes(shapes)))
@@ -322,6 +300,105 @@ class PoolTail:
         return pool.queue(Queued(request, tail, kind))
 
     def close(self, *, drop: bool = False) -> None:
-        """The connection is done with it. With `drop` it leaves memory, if nobody else has it open."""
         self._pool.tails.leave(self._tail, drop=drop)
         self._account.close(self._tail, self._tail.graph_nbytes)
+
+
+class BatchRunner:
+    """Answers several waiting requests for one tail as one batch (`batching` says when that is worth it)."""
+
+    def __init__(self, tails: Tails, watch: Watch, tell: OnEvent) -> None:
+        self._tails, self._watch, self._tell = tails, watch, tell
+        self._numbers = itertools.count()
+
+    def __call__(self, jobs: Sequence[WaitingJob]) -> None:
+        """Answers all of `jobs`. Whatever cannot be run with others runs by itself, and gets its own error."""
+        gain = cast(Gain, jobs[0].key)
+        if gain.verdict is None:
+            _alone(jobs)
+            self._try_out(jobs[0].what, gain)
+            return
+        started = perf_counter()
+        feeds: list[tuple[WaitingJob, Feed]] = []
+        for job in jobs:
+            feed = _feed(job.what.request, started)
+            if feed is None:
+                _alone([job])
+            else:
+                feeds.append((job, feed))
+        if len(feeds) < 2 or not self._as_one(feeds, gain, started):
+            _alone([job for job, _ in feeds])
+
+    def _as_one(self, feeds: Sequence[tuple[WaitingJob, Feed]], gain: Gain, started: float) -> bool:
+        """Whether they have been run as one, and answered."""
+        first: Queued = feeds[0][0].what
+        ready = perf_counter()
+        try:
+            session = self._tails.acquire(first.tail)
+            if session is None:
+                return False
+            try:
+                decoded = perf_counter()
+                run = self._watched(first, session, len(feeds))
+                inputs = [feed for _, feed in feeds]
+                outputs = run_stacked(run, inputs)
+                computed = perf_counter()
+                # One request is computed again, by itself: which one, nobody can know.
+                again = randbelow(len(feeds)) if gain.look_again() else None
+                if again is not None and (why := recomputed(run, inputs, outputs, again)):
+                    gain.judge("different", why)
+                    tell_batched(self._tell, first.tail.segment, why)
+                    return False
+            finally:
+                self._tails.release(first.tail)
+        except Exception:  # engines are foreign code, and whose request it was shows when each is run alone
+            return False
+        gain.add(len(feeds), computed - decoded)
+        # An equal part of the run is each one's own; the rest it has waited for the others. Told otherwise, edges took
+        # a server with a full queue for one that computes eight times slower, and believed that long after.
+        others_s = (computed - decoded) * (1 - 1 / len(feeds))
+        ran = BatchRun(next(self._numbers) % 0xFFFFFFFF + 1, len(feeds))
+        for (job, _), own in zip(feeds, outputs, strict=True):
+            marks = RunMarks(
+                started, job.waited_s, started + decoded - ready + others_s, decoded + others_s, computed, ran
+            )
+            job.what.request.answer(own, marks)
+        return True
+
+    def _try_out(self, queued: Queued, gain: Gain) -> None:
+        """Finds out whether requests with these shapes can be run together; what this one holds has no part in it."""
+        tail, shapes = queued.tail, queued.kind.shapes
+        specs = [TensorSpec(t.name, t.dtype, tuple(s)) for t, s in zip(tail.segment.inputs, shapes, strict=True)]
+        try:
+            session = self._tails.acquire(tail)
+            if session is None:
+                return
+            try:
+                verdict, why = tried(self._watched(queued, session, 2), specs)
+            finally:
+                self._tails.release(tail)
+        except Exception as exc:  # what is made up need not be to the graph's liking
+            verdict, why = "inconclusive", f"it could not be tried: {exc!r}"
+        gain.judge(verdict, why)
+        tell_batched(self._tell, tail.segment, gain.verdict or "")
+
+    def _watched(self, queued: Queued, session: Session, times: int) -> Run:
+        """Runs `session` as `times` requests like this one may."""
+        name = queued.request.account.name
+        return partial(self._watch.run, session, like=queued.kind.like, name=name, times=times)
+
+
+def _feed(request: TailRequest, now_s: float) -> Feed | None:
+    """What the session is run with for `request`. None if its deadline has passed, its bytes are wrong, or answers wait
+    to be read: run by itself it is told so."""
+    if request.refusal(now_s) is not None:
+        return None
+    try:
+        return request.feed()
+    except Exception:  # codecs meet foreign bytes
+        return None
+
+
+def _alone(jobs: Sequence[WaitingJob]) -> None:
+    for job in jobs:
+        job.run(job.waited_s)

@@ -48,29 +48,27 @@ class Compute:
         self._closed = False
         self._gauge = Gauge(workers, perf_counter())
         self._tell = on_event
-        self._threads = [self._thread(f"{name} {i}") for i in range(workers)]
+        self.threads: Sequence[threading.Thread] = ()
         try:
-            for thread in self._threads:
-                begin(thread)
+            for i in range(workers):
+                self._begin_thread(f"{name} {i}")
         except BaseException:
-            self._threads = [thread for thread in self._threads if thread.ident is not None]
             self.close()
             raise
 
-    def _thread(self, name: str) -> threading.Thread:
-        return threading.Thread(
-            target=persist, args=(self._work, "computing", self._tell, sleep), name=name, daemon=True
-        )
+    def _begin_thread(self, name: str) -> None:
+        work = (self._work, "computing", self._tell, sleep)
+        thread = threading.Thread(target=persist, args=work, name=name, daemon=True)
+        begin(thread)
+        self.threads = [*(t for t in self.threads if t.is_alive()), thread]
 
     def lend(self) -> None:
         """One more may work, and a thread more: what runs in one place lasts, or will never end."""
-        thread = self._thread("compute more")
         with self._lock:
             if self._closed:
                 return
-            begin(thread)
+            self._begin_thread("compute more")
             self.workers += 1
-            self._threads = [*(t for t in self._threads if t.is_alive()), thread]
             if self._queue.waiting:
                 self._ready.notify()
 
@@ -119,25 +117,20 @@ class Compute:
             return True
 
     def room(self, client: Client, line: object) -> bool:
-        """Whether `submit` would take a job of `client` that comes by `line` now."""
         return self._queue.room(client, line)
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
         return self._queue.waiting
 
     @property
     def utilisation(self) -> float:
-        """The recent busy share of the workers (0…1)."""
         return self._gauge.at(perf_counter())
 
     def crowded_s(self, client: Client) -> float:
-        """How long one more of each line of `client` will take to run, if many of them wait; else 0.0."""
         return self._queue.crowded_s(client, self.workers)
 
     def retry_after_s(self, client: Client) -> float:
-        """When there is likely to be room again for `client`."""
         return self._queue.retry_after_s(client, self.workers)
 
     def drop(self, client: Client, line: object) -> None:
@@ -197,11 +190,6 @@ class Compute:
             self._ready.notify()  # nobody was, for those that came meanwhile
         return now
 
-    @property
-    def threads(self) -> Sequence[threading.Thread]:
-        """Those that work, or wait for work."""
-        return self._threads
-
     def close(self, within_s: float = _END_S) -> bool:
         """Ends the threads after what they run now; what is queued is dropped. Whether they have, `within_s`."""
         with self._lock:
@@ -209,4 +197,4 @@ class Compute:
             self._queue.clear()
             self._ready.notify_all()
             self._more.notify_all()
-        return join(self._threads, within_s)
+        return join(self.threads, within_s)

@@ -9,7 +9,7 @@ import pytest
 from splitpoint import wire
 from splitpoint.errors import BusyError, InputError, ServerError
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server.replies import Replies
+from splitpoint.runtime.server.services import Replies
 from splitpoint.transports import memory
 from splitpoint.wire import Kind
 
@@ -18,7 +18,7 @@ def test_refusals_and_busy_are_frames_of_their_own() -> None:
     near, far = memory.pair()
     replies = Replies(far, print)
     replies.refuse(3, InputError("too many rows"))
-    replies.busy(4, BusyError("later", 2.5))
+    replies.refuse_request(4, BusyError("later", 2.5))
     assert (near.receive().header, near.receive().header) == (
         wire.Error("input", "too many rows"), wire.Busy(2.5, "later"),
     )  # fmt: skip
