@@ -28,8 +28,8 @@ from splitpoint.lab.scenario import Scenario, find, load_scenario, names
 from splitpoint.lab.slow_device import METHODS, slowed
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
-from splitpoint.report.table import Column, stage_columns
-from splitpoint.trace import by_stage
+from splitpoint.report.table import Column, number_columns
+from splitpoint.trace import STAGES, by_stage
 from splitpoint.units import ms, size
 
 #: From how many to how many requests apart: in the default number of requests nearly everything goes wrong once.
@@ -178,7 +178,7 @@ def _run(scenario: Scenario, file: Path, output: Path | None) -> None:
         Column("bytes up", lambda s: size(s.up_nbytes)),
         Column("total ms", lambda s: ms(s.median_ms), keep=True),
         Column("p10…p90", lambda s: f"{ms(s.p10_ms)}…{ms(s.p90_ms)}"),
-        *stage_columns(lambda s: by_stage(s.spans_ms)),
+        *number_columns(STAGES[1:], lambda s: by_stage(s.spans_ms)),  # inputs are read before: no ``decode``
     ]
     table(columns, results.summary(), console=out())
     if output is not None:

@@ -5,46 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import click
 
+from splitpoint.cli.answers import AnswerRows
 from splitpoint.cli.console import say
 from splitpoint.cli.input_files import recursive_option
-from splitpoint.cli.options.codecs import codec_choice_option, parse_codecs
+from splitpoint.cli.options import gathered
+from splitpoint.cli.options.codecs import codec_choice_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, model_options
+from splitpoint.cli.options.model_options import model_options
 from splitpoint.cli.options.output import OUTPUT, json_option
 from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
 from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
-from splitpoint.cli.run_cut import Placed, follow, place
-from splitpoint.cli.run_rows import AnswerRows
+from splitpoint.cli.run_cut import Asked, Placed
 from splitpoint.cli.run_stream import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
-from splitpoint.engines import Engine
-from splitpoint.errors import CutError, InputError, RefusedError, UsageError
+from splitpoint.errors import InputError, UsageError
 from splitpoint.files import is_special, write_atomic
 from splitpoint.models.foreign import MODEL_SUFFIXES
-from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.files import load_plan
-from splitpoint.planning.plans import Plan
-from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.edge_settings import ModelPolicy
-from splitpoint.runtime.client.request import FALLBACKS, LOCAL, WAIT, check_fallback
+from splitpoint.runtime.client.request import FALLBACKS
 from splitpoint.runtime.client.whole_model import Local
-from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, POLICIES, QUEUE, Feed
-from splitpoint.security import Security
 from splitpoint.sources import Files, Source, is_stream, open_source, redacted
 from splitpoint.text import plain
 from splitpoint.units import counted, size
-from splitpoint.wire import SAID
 
 #: Requests under way in a stream where no plan says how many keep everything busy; fewer where frames grow old.
 _WINDOW, _FRESH_WINDOW = 8, 4
@@ -112,12 +103,10 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @cache_option
 @engine_options
 @model_options
+@gathered("asked", Asked)
 def command(
-    arguments: tuple[str, ...], cloud: str | None, security: Security, source_text: str | None, recursive: bool,
-    reconnect_s: float, rate: float | None, on_overload: str | None, deadline_ms: float | None, fallback: str | None,
-    at: str | None, plan_path: Path | None, budget_s: float, fresh: bool, no_adapt: bool, probe_every_s: float,
-    codecs: tuple[str, ...], save: Path | None, checksum: bool, follow_model: bool, model_hash: str | None,
-    as_json: bool, cache: Path | None, choice: EngineChoice, opening: Opening,
+    arguments: tuple[str, ...], source_text: str | None, recursive: bool, reconnect_s: float, rate: float | None,
+    on_overload: str | None, save: Path | None, as_json: bool, choice: EngineChoice, asked: Asked,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
@@ -125,17 +114,13 @@ def command(
     half's weights once. A folder, a video, a camera and rtsp://… are streamed: device, link and server work at the same
     time, and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
     """
-    if plan_path and (at or codecs):
+    if asked.plan_path and (asked.at or asked.codecs):
         raise UsageError("--plan says where to cut and how: --at and --codec are for runs without it")
     fps = rate or 0.0
     name, files = _arguments(arguments, source_text)
     if save is not None and save.suffix != ".npz" and not is_special(save):
         raise UsageError(f"--save writes an .npz file: call it {save.stem}.npz")
-    asked = Asked(
-        name, cloud, at, load_plan(plan_path) if plan_path else None, budget_s, fresh, codecs, fallback,
-        (deadline_ms or 0.0) / 1e3, model_hash, checksum, cache, opening, None if no_adapt else probe_every_s, security,
-        follow_model,
-    )  # fmt: skip
+    asked = replace(asked, name=name, plan=load_plan(asked.plan_path) if asked.plan_path else None)
     with ExitStack() as stack:
         source = _open(files, fps, recursive, reconnect_s)
         stack.callback(source.close)
@@ -149,7 +134,7 @@ def command(
         engine = choice.open()
         placed = Placed()
         runner: Edge | Local
-        if cloud is None:
+        if asked.cloud is None:
             runner = stack.enter_context(asked.local(engine))
         else:
             runner = stack.enter_context(asked.edge(engine))
@@ -163,7 +148,7 @@ def command(
             then = DROP_OLDEST if policy == DEGRADE and not placed.cheaper else policy  # which has been said
             say(pacing(source, fps, then, asked=on_overload is not None))
         rows = AnswerRows(
-            lambda: runner.model.input_spec, _labels(source), lambda: describe(runner, cloud), as_json=as_json,
+            lambda: runner.model.input_spec, _labels(source), lambda: describe(runner, asked.cloud), as_json=as_json,
             keep=save is not None,
         )  # fmt: skip
         stream = Stream(runner, rows, feed, source.count, asked.deadline_s)
@@ -181,122 +166,6 @@ def command(
             if skipped:  # what was said at the beginning may be a thousand lines away
                 say(f"{skipped} beside them not read (said at the beginning)")
     stream.check()
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the command line says of the model, and of where and how it runs."""
-
-    name: str | None
-    cloud: str | None
-    at: str | None
-    plan: Plan | None
-    budget_s: float
-    fresh: bool
-    codecs: tuple[str, ...]
-    fallback: str | None
-    deadline_s: float
-    model_hash: str | None
-    checksum: bool
-    cache: Path | None
-    opening: Opening
-    probe_every_s: float | None
-    """None: the plan stays what it is."""
-    security: Security
-    follow: bool
-
-    @property
-    def auto(self) -> bool:
-        """Whether it is to be planned now."""
-        return self.at in (None, "auto", "cut:auto") and self.plan is None
-
-    @property
-    def has_options(self) -> bool:
-        """Whether there will be a plan with more than one option."""
-        return self.cloud is not None and (self.auto or self.plan is not None)
-
-    def local(self, engine: Engine) -> Local:
-        """The whole model here."""
-        if self.name is None:
-            raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
-        if self.checksum:
-            raise UsageError("--checksum is for what crosses the link: add --cloud HOST")
-        asked = self.model_hash or self.codecs or self.plan or self.fallback or self.follow
-        if self.at not in (None, "auto", "cut:auto", "output", "cut:output") or asked:
-            raise UsageError(
-                "--at, --plan, --codec, --fallback, --model-hash and --follow-model are for a server: add --cloud HOST"
-            )
-        model = self.opening.load(self.name)
-        return Local(model, engine)
-
-    def edge(self, engine: Engine) -> Edge:
-        """The server, reached; cut as it was asked for, or not at all yet."""
-        cuts = self.auto or self.plan is not None
-        edge = self._connect(
-            self.opening.here(self.name) or self.name,
-            at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
-            engine=engine, cache=self.cache, on_event=say, security=self.security,
-            models=ModelPolicy(self.model_hash, self.follow, self.opening.allow_domains),
-            wire=WireSettings(checksum=self.checksum),
-        )  # fmt: skip
-        try:
-            if self.at == "auto" and (named := edge.model.graph.meanings("auto")):
-                forms = " or ".join(named)
-                raise CutError(f"auto is also a name in {edge.model.name}: say --at {forms}, or cut:auto to plan")
-            if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
-                say("fetching all of the model first: only what can be finished here keeps a deadline")
-                edge.pull()
-            edge.prepare(self.opening.on)
-        except BaseException:
-            edge.close()
-            raise
-        return edge
-
-    def _connect(self, model: Model | str | None, **options: Any) -> Edge:
-        """With the fallback that was asked for; else ``local``, or, if the whole model cannot be had, ``wait``."""
-        assert self.cloud is not None
-        if self.fallback is not None:
-            edge = Edge(
-                self.cloud, model, fallback=check_fallback(self.fallback), deadline_s=self.deadline_s, **options
-            )
-            if self.fallback == WAIT:  # who waits gets a late answer, too: from now on its deadline is only counted
-                edge.deadline_s = 0.0
-            return edge
-        try:
-            return Edge(self.cloud, model, fallback=LOCAL, deadline_s=self.deadline_s, **options)
-        except RefusedError as exc:
-            say(f"{exc}: taking wait")
-            return Edge(self.cloud, model, fallback=WAIT, **options)
-
-    def place(self, edge: Edge, engine: Engine, arriving: float, *, degrade: bool, once: bool) -> Placed:
-        """Cuts by the plan, or by one that is made now and goes on being made, unless it is said where."""
-        if self.plan is not None:
-            return follow(edge, self.plan, streamed=arriving > 0, degrade=degrade)
-        if not self.auto:
-            return Placed()
-        watching = None
-        if self.probe_every_s is not None and not once:
-            # In a stream requests also wait for those before them: what is late there is learned.
-            watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0, rate=arriving)
-
-        def planned(*, cheaper: bool) -> Placed:
-            return place(
-                edge, engine, self.codecs, self.budget_s, self.cache, fresh=self.fresh, rate=arriving, degrade=cheaper,
-                watching=watching,
-            )  # fmt: skip
-
-        edge.when_reached(partial(planned, cheaper=False))
-        if edge.reached:
-            try:
-                return planned(cheaper=degrade)
-            except SAID as exc:
-                if not edge.does_without:
-                    raise
-                edge.plan_later(exc)
-                return Placed()
-        edge.switch("output")
-        say("all runs here until the server is there: then it is planned where to cut")
-        return Placed()
 
 
 # --- what is run ------------------------------------------------------------------------------------------------------

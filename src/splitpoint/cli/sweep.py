@@ -114,7 +114,7 @@ def _measure(
                 if not once:  # after every cut, in graph order: Ctrl-C or a lost server costs one cut at most
                     write_rows(path, [known[key] for key in sorted(known)])
                 if as_lines:
-                    put_json(row)
+                    put_json(row.flat())
                 bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
         finally:
             if once and known:

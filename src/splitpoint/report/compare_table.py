@@ -8,17 +8,17 @@ import msgspec
 import numpy as np
 
 from splitpoint.planning.plans import Band, Option
-from splitpoint.report.table import Column, stage_columns
+from splitpoint.report.table import Column, number_columns
 from splitpoint.runtime.result import Result
-from splitpoint.trace import STAGES, stage_ms
+from splitpoint.trace import OTHERS, STAGES
 from splitpoint.units import ms, size
 
 
 class CompareRow(msgspec.Struct, frozen=True):
     """One option: predicted in `option.total`, and what `requests` real requests took (median, p10, p90; ms).
 
-    `stages` are medians by stage (`splitpoint.trace.STAGES`), and of the spans ``up`` and ``down``, the two ways of
-    ``net``.
+    `stages` are medians of `splitpoint.trace.NUMBERS` but the total, and of the spans ``up`` and ``down``, the two
+    ways of ``net``.
     """
 
     option: Option
@@ -35,9 +35,9 @@ class CompareRow(msgspec.Struct, frozen=True):
 
 def compare_row(option: Option, results: Sequence[Result]) -> CompareRow:
     """The row of `option` from the results of its requests."""
-    spent = [stage_ms(r.trace) | {way: r.trace.ms(way) for way in ("up", "down")} for r in results]
+    spent = [r.numbers | {way: r.trace.ms(way) for way in ("up", "down")} for r in results]
     low, middle, high = (float(q) for q in np.percentile([s["total"] for s in spent], (10, 50, 90)))
-    stages = {name: float(np.median([s[name] for s in spent])) for name in (*STAGES, "up", "down")}
+    stages = {name: float(np.median([s[name] for s in spent])) for name in (*STAGES, *OTHERS, "up", "down")}
     up = int(np.median([r.up_nbytes for r in results]))
     return CompareRow(option, Band(middle, low, high), stages, len(results), up)
 
@@ -48,7 +48,7 @@ TABLE: Sequence[Column[CompareRow]] = (
     Column("measured", lambda r: ms(r.measured.ms), keep=True),
     Column("p10…p90", lambda r: f"{ms(r.measured.low)}…{ms(r.measured.high)}"),
     Column("error", lambda r: f"{r.error:+.0%}", keep=True),
-    *stage_columns(lambda r: r.stages),
+    *number_columns((*STAGES[1:], *OTHERS), lambda r: r.stages),  # inputs are read before: no ``decode``
     Column("bytes up", lambda r: size(r.up_nbytes)),
 )
 

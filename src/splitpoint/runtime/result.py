@@ -10,7 +10,7 @@ import msgspec
 from splitpoint import wire
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.tensors import Array
-from splitpoint.trace import Span, Trace
+from splitpoint.trace import Span, Trace, stage_ms
 
 
 class Marks(NamedTuple):
@@ -120,6 +120,11 @@ class Result(msgspec.Struct, frozen=True):
             now += seconds * scale
         spans.append(Span("down", now, max(now, ended)))
         return Trace(tuple(spans))
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What tables say of it, by the names of `splitpoint.trace.NUMBERS`."""
+        return stage_ms(self.trace)
 
     @property
     def total_ms(self) -> float:

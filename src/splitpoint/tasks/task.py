@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 
 import msgspec
@@ -79,6 +80,8 @@ class TaskResult(TaskPlan, frozen=True, kw_only=True):
     answer: str = ""
     fallback: str = ""
     """Why it was finished on the device, if that was not the plan."""
+    numbers: Mapping[str, float] = {}
+    """By the names of `splitpoint.trace.OTHERS`."""
 
 
 class Usage(msgspec.Struct, frozen=True):
