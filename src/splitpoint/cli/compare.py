@@ -11,6 +11,7 @@ import msgspec
 from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
+from splitpoint.cli.options import gathered
 from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.model_options import Opening, model_options
@@ -44,16 +45,16 @@ from splitpoint.survey import survey, worth_running
 @cache_option
 @engine_options
 @model_options
+@gathered("constraints", Constraints)
 def command(
     model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int,
-    codecs: tuple[str, ...], max_drop: float | None, calib: Path | None, budget_s: float, fresh: bool,
-    output: Path | None, as_json: bool, cache: Path | None, choice: EngineChoice, opening: Opening,
+    constraints: Constraints, calib: Path | None, budget_s: float, fresh: bool, output: Path | None, as_json: bool,
+    cache: Path | None, choice: EngineChoice, opening: Opening,
 ) -> None:  # fmt: skip
     """Plan, then run every row of the table against the server, in turns, and print predicted beside measured.
 
     Both sides are profiled first (the results are kept) and the link is measured.
     """
-    constraints = Constraints(max_drop=max_drop, codecs=codecs)
     calibration = None if calib is None else load_calibration(calib)
     here = opening.here(model)
     engine = choice.open()

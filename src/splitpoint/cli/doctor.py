@@ -84,13 +84,9 @@ def _cache() -> None:
 
 
 def _server(cloud: str, security: Security) -> None:
-    from splitpoint.runtime.client.channel import Channel
-    from splitpoint.runtime.events import software
-    from splitpoint.transports import connect
+    from splitpoint.cli.link import channel_to
 
-    connection = connect(cloud, timeout_s=5.0, security=security)
-    try:
-        channel = Channel(connection, software=software(), timeout_s=5.0, token=security.token)
+    with channel_to(cloud, security) as channel:
         channel.measure_clock()
         welcome = channel.welcome
         click.echo(
@@ -101,5 +97,3 @@ def _server(cloud: str, security: Security) -> None:
         for model in welcome.models:
             click.echo(f"           {model.name} {model.fingerprint[:12]}  {size(model.nbytes)} of weights")
         click.echo(f"           devices may fetch: {welcome.share}")
-    finally:
-        connection.close()

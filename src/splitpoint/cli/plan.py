@@ -14,7 +14,7 @@ from rich.console import Console
 from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
-from splitpoint.cli.options import given
+from splitpoint.cli.options import gathered, given
 from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.model_options import Opening, is_local, model_options
@@ -89,24 +89,17 @@ MEASURED = "measured"
 @cache_option
 @engine_options
 @model_options
+@gathered("constraints", Constraints)
 def command(
     model: str | None, edge_path: Path | None, cloud: str, security: Security, link_text: str | None, objective: str,
-    max_drop: float | None, max_edge_memory: float | None, keep_input_local: bool, deadline_ms: float | None,
-    codecs: tuple[str, ...], calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool, explain: bool,
-    png_path: Path | None, output: Path | None, as_json: bool, cache: Path | None, choice: EngineChoice,
+    constraints: Constraints, calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool,
+    explain: bool, png_path: Path | None, output: Path | None, as_json: bool, cache: Path | None, choice: EngineChoice,
     opening: Opening,
 ) -> None:  # fmt: skip
     """Compare all on the device, all on the server and every split, and say what is best and by how much.
 
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
-    constraints = Constraints(
-        max_drop=max_drop,
-        max_edge_memory=max_edge_memory,
-        keep_input_local=keep_input_local,
-        deadline_ms=deadline_ms,
-        codecs=codecs,
-    )
     calibration = None if calib is None else load_calibration(calib)
     learned = _learned(edge_path, cloud, choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))

@@ -11,7 +11,6 @@ import click
 from click.core import ParameterSource
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
