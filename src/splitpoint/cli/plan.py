@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -16,11 +15,11 @@ from splitpoint.cli.console import out, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
 from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, is_local, model_options
+from splitpoint.cli.options.engine import EngineChoice
+from splitpoint.cli.options.model_options import Here, device_options, is_local
 from splitpoint.cli.options.output import json_option, output_option, png_option, wrote
 from splitpoint.cli.options.quantities import MS, SIZE, WATTS, budget_option
-from splitpoint.cli.options.server_options import cache_option, security_options
+from splitpoint.cli.options.server_options import security_options
 from splitpoint.cli.verbs import typed
 from splitpoint.errors import InputError, UsageError
 from splitpoint.link import Link
@@ -86,28 +85,24 @@ MEASURED = "measured"
 @png_option("Draw the plan as a function of the bandwidth (needs splitpoint[plot]).")
 @output_option("Write the plan as JSON.")
 @json_option
-@cache_option
-@engine_options
-@model_options
+@device_options
 @gathered("constraints", Constraints)
 def command(
     model: str | None, edge_path: Path | None, cloud: str, security: Security, link_text: str | None, objective: str,
     constraints: Constraints, calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool,
-    explain: bool, png_path: Path | None, output: Path | None, as_json: bool, cache: Path | None, choice: EngineChoice,
-    opening: Opening,
+    explain: bool, png_path: Path | None, output: Path | None, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Compare all on the device, all on the server and every split, and say what is best and by how much.
 
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
     calibration = None if calib is None else load_calibration(calib)
-    learned = _learned(edge_path, cloud, choice, force=force)
+    learned = _learned(edge_path, cloud, here.choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
-    wanted = opening.load(model) if model is not None and load_it else None
+    wanted = here.opening.load(model) if model is not None and load_it else None
     edge, there, link, shared = _gather(
-        model, wanted, edge_path, cloud, security, link_text, budget_s, choice=choice, cache=cache, learned=learned,
-        allow_domains=opening.allow_domains,
-    )  # fmt: skip
+        model, wanted, edge_path, cloud, security, link_text, budget_s, here=here, learned=learned
+    )
     if edge_watts is not None:
         edge = msgspec.structs.replace(edge, watts=edge_watts)
     constraints = msgspec.structs.replace(constraints, shared=shared)
@@ -130,8 +125,7 @@ def command(
 
 def _gather(
     model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, security: Security,
-    link_text: str | None, budget_s: float, *, choice: EngineChoice, cache: Path | None,
-    learned: Mapping[str, Latency], allow_domains: Collection[str],
+    link_text: str | None, budget_s: float, *, here: Here, learned: Mapping[str, Latency],
 ) -> tuple[Profile, Profile, Link, Shared | None]:  # fmt: skip
     """The two profiles and the link, from files, from the server, or measured here, and what the server allows."""
     named = _is_named(cloud, learned)
@@ -147,33 +141,27 @@ def _gather(
         raise UsageError("give MODEL, to profile it here, or the device's profile with --edge FILE")
     if edge is not None and there is not None and link is not None:
         return edge, there, link, None
-    from splitpoint.runtime.client.edge import Edge
-    from splitpoint.runtime.client.edge_settings import ModelPolicy
     from splitpoint.survey import profile_here
 
-    engine = choice.open()
+    engine = here.choice.open()
     served = wanted or model or (edge.graph.name if edge else "")
-    known: dict[str, Any] = {
-        "engine": engine, "cache": cache, "security": security,
-        "models": ModelPolicy(allow_domains=allow_domains),
-    }  # fmt: skip
     shared = None
-    with nullcontext() if named else Edge(cloud, served, at="cut:input", **known) as server:
+    with nullcontext() if named else here.edge(served, cloud, security, engine=engine) as server:
         if server is not None:
             there, shared = server.profile_server(budget_s), server.shared
             if link is None:
                 say("measuring the link, 3 s")
                 link = server.measure_link()
         if edge is None:
-            here = wanted or (server.model if server is not None else None)
-            if here is None:
+            ours = wanted or (server.model if server is not None else None)
+            if ours is None:
                 raise UsageError(f"{model} is no model on this machine: name a file, or a --cloud HOST that has it")
             known_of = learned.get(str(edge_path))
             if known_of:
-                edge = _predicted(here, known_of)
+                edge = _predicted(ours, known_of)
             else:
                 say("no --edge profile: taking this machine as the device")
-                edge = profile_here(here, engine, budget_s=budget_s, cache=cache, on_step=say)
+                edge = profile_here(ours, engine, budget_s=budget_s, cache=here.cache, on_step=say)
     assert there is not None
     assert link is not None
     return edge, there, link, shared

@@ -16,11 +16,10 @@ from splitpoint.cli.console import say
 from splitpoint.cli.input_files import recursive_option
 from splitpoint.cli.options import gathered
 from splitpoint.cli.options.codecs import codec_choice_option
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import model_options
+from splitpoint.cli.options.model_options import device_options
 from splitpoint.cli.options.output import OUTPUT, json_option
 from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
-from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
+from splitpoint.cli.options.server_options import cloud_option, fresh_option
 from splitpoint.cli.run_cut import Asked, Placed
 from splitpoint.cli.run_stream import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
@@ -100,13 +99,11 @@ _WINDOW, _FRESH_WINDOW = 8, 4
     help="Every frame carries a CRC-32: what was changed on its way is no answer. (TCP's own checksum has 16 bits.)",
 )  # fmt: skip
 @json_option
-@cache_option
-@engine_options
-@model_options
+@device_options
 @gathered("asked", Asked)
 def command(
     arguments: tuple[str, ...], source_text: str | None, recursive: bool, reconnect_s: float, rate: float | None,
-    on_overload: str | None, save: Path | None, as_json: bool, choice: EngineChoice, asked: Asked,
+    on_overload: str | None, save: Path | None, as_json: bool, asked: Asked,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
@@ -131,7 +128,7 @@ def command(
         streamed = fps > 0 or source.live or any(is_stream(f) for f in files)
         policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
         check_policy(on_overload, source, fps, has_options=asked.has_options)
-        engine = choice.open()
+        engine = asked.here.choice.open()
         placed = Placed()
         runner: Edge | Local
         if asked.cloud is None:

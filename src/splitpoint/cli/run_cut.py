@@ -10,7 +10,7 @@ from typing import Any
 
 from splitpoint.cli.console import say
 from splitpoint.cli.options.codecs import parse_codecs
-from splitpoint.cli.options.model_options import Opening
+from splitpoint.cli.options.model_options import Here
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import CutError, RefusedError, UsageError
@@ -71,8 +71,7 @@ class Asked:
     model_hash: str | None
     follow_model: bool
     checksum: bool
-    cache: Path | None
-    opening: Opening
+    here: Here
     name: str | None = None
     plan: Plan | None = None
 
@@ -104,16 +103,16 @@ class Asked:
             raise UsageError(
                 "--at, --plan, --codec, --fallback, --model-hash and --follow-model are for a server: add --cloud HOST"
             )
-        return Local(self.opening.load(self.name), engine)
+        return Local(self.here.opening.load(self.name), engine)
 
     def edge(self, engine: Engine) -> Edge:
         """The server, reached; cut as it was asked for, or not at all yet."""
         cuts = self.auto or self.plan is not None
         edge = self._connect(
-            self.opening.here(self.name) or self.name,
+            self.here.opening.here(self.name) or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
-            engine=engine, cache=self.cache, on_event=say, security=self.security,
-            models=ModelPolicy(self.model_hash, self.follow_model, self.opening.allow_domains),
+            engine=engine, cache=self.here.cache, on_event=say, security=self.security,
+            models=ModelPolicy(self.model_hash, self.follow_model, self.here.opening.allow_domains),
             wire=WireSettings(checksum=self.checksum),
         )  # fmt: skip
         try:
@@ -123,7 +122,7 @@ class Asked:
             if self.deadline_s and edge.fallback == LOCAL and not edge.local_ready:
                 say("fetching all of the model first: only what can be finished here keeps a deadline")
                 edge.pull()
-            edge.prepare(self.opening.on)
+            edge.prepare(self.here.opening.on)
         except BaseException:
             edge.close()
             raise
@@ -185,7 +184,7 @@ class Asked:
         if any("=" in codec for codec in self.codecs):
             raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
         try:
-            known = survey(edge, engine, budget_s=self.budget_s, cache=self.cache, fresh=self.fresh, on_step=say)
+            known = survey(edge, engine, budget_s=self.budget_s, cache=self.here.cache, fresh=self.fresh, on_step=say)
         except RefusedError as exc:
             say(typed(f"no plan: {exc}. Cutting at {edge.middle.name}; --at CUT or --plan FILE says otherwise"))
             edge.switch(edge.middle)

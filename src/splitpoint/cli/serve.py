@@ -14,8 +14,7 @@ from types import TracebackType
 import click
 
 from splitpoint.cli import signals
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, model_options
+from splitpoint.cli.options.model_options import Here, Opening, running_options
 from splitpoint.cli.options.quantities import MS_OR_0, SIZE
 from splitpoint.cli.options.server_options import server_security_options
 from splitpoint.cli.stdio import ReaderGone, silence
@@ -147,19 +146,18 @@ class Log:
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
 )
 @server_security_options
-@engine_options
-@model_options
+@running_options
 def command(
     models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: tuple[str, ...],
     max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait_ms: float,
-    max_work: float | None, max_run: float, until_stdin_ends: bool, choice: EngineChoice, opening: Opening,
+    max_work: float | None, max_run: float, until_stdin_ends: bool, here: Here,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices. A folder stands for every .onnx file in it that can be read.
 
     Hands out graphs and weights by hash, builds the tail of whatever cut a device asks for, and runs it. Several
     versions of a model may be served at once. Ctrl-C or SIGTERM answers what is in flight and ends.
     """
-    if (len(models) > 1 or any(map(_is_folder, models))) and opening:
+    if (len(models) > 1 or any(map(_is_folder, models))) and here.opening:
         raise UsageError(
             "--shape, --weights, --input-spec, --input and --value describe one model: export or serve each by itself"
         )
@@ -171,11 +169,11 @@ def command(
     loaded = []
     for name in models:
         try:
-            loaded += _loaded(name, opening)
+            loaded += _loaded(name, here.opening)
         except ModelError as exc:
             raise exc if len(models) == 1 else ModelError(_naming(name, exc)) from exc
     few_arenas()
-    engine = choice.open()
+    engine = here.choice.open()
 
     with Log() as log:
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from splitpoint.cli.console import progress, put_json
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, cuts_option, model_options
+from splitpoint.cli.options.model_options import Here, cuts_option, running_options
 from splitpoint.cli.options.output import json_option
 from splitpoint.errors import VerifyError
 from splitpoint.inputs import read_inputs
@@ -22,20 +21,19 @@ from splitpoint.units import counted
     help="Largest difference, as a share of how much the output changes between inputs.",
 )  # fmt: skip
 @json_option
-@engine_options
-@model_options
+@running_options
 def command(
-    model: str, cuts: str, tolerance: float, as_json: bool, choice: EngineChoice, opening: Opening
+    model: str, cuts: str, tolerance: float, as_json: bool, here: Here
 ) -> None:  # fmt: skip
     """Run the two halves of MODEL's cuts against the whole model on at least two inputs: --input images, .npy or .npz,
     or made-up ones (beside one .npz file: like those in it).
 
     Exit status 1 if any cut differs, or if the output does not depend on the input: then a match proves nothing.
     """
-    loaded = opening.load(model, photos=True)
+    loaded = here.opening.load(model, photos=True)
     chosen = select(loaded, cuts)
     note = random_note(loaded)
-    inputs = opening.inputs
+    inputs = here.opening.inputs
     # One file of values is what others are made like.
     alone = len(inputs) == 1 and inputs[0].suffix in (".npy", ".npz")
     samples = [read_inputs(loaded, path) for path in inputs] if inputs and not alone else None
@@ -43,7 +41,7 @@ def command(
     worst: Check | None = None
     with progress() as bar:
         task = bar.add_task("verifying", total=len(chosen))
-        for check in verify(loaded, choice.open(), chosen, samples, tolerance):
+        for check in verify(loaded, here.choice.open(), chosen, samples, tolerance):
             bar.advance(task)
             worst = check if worst is None or check.error >= worst.error else worst
             if not check.ok:

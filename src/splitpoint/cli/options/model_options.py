@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from splitpoint.cli.options import gathered
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.server_options import cache_option
+from splitpoint.engines import Engine
 from splitpoint.errors import UsageError
 from splitpoint.images import InputSpec
 from splitpoint.models import load
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.input_values import listed
 from splitpoint.models.model import Model
+from splitpoint.security import Security
 from splitpoint.tensors import load_arrays
+
+if TYPE_CHECKING:
+    from splitpoint.runtime.client.edge import Edge
 
 _FILE = click.Path(path_type=Path)
 
@@ -106,6 +113,37 @@ model_options = gathered(
                  help="A real value for an input that must make sense: --value sr=16000. Given once, it is kept."),
     allow_domain_option,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Here:
+    """What computes here, how MODEL is opened, and where what a server hands out is kept."""
+
+    choice: EngineChoice
+    opening: Opening
+    cache: Path | None = None
+
+    def edge(self, model: Model | str | None, cloud: str, security: Security, **more: Any) -> Edge:
+        """The server, reached; nothing is cut yet."""
+        from splitpoint.runtime.client.edge import Edge
+        from splitpoint.runtime.client.edge_settings import ModelPolicy
+
+        models = ModelPolicy(allow_domains=self.opening.allow_domains)
+        return Edge(cloud, model, at="cut:input", cache=self.cache, security=security, models=models, **more)
+
+    @contextmanager
+    def reached(self, model: str, cloud: str, security: Security, engine: Engine) -> Iterator[Edge]:
+        """The same for MODEL, whether it is here or there: inputs are made as `opening` says."""
+        local = self.opening.here(model)
+        with self.edge(local or model, cloud, security, engine=engine) as edge:
+            if local is None:
+                edge.prepare(self.opening.on)
+            yield edge
+
+
+#: As the one parameter `here`: of what runs a model here; and of what also reaches a server.
+running_options = gathered("here", Here, engine_options, model_options)
+device_options = gathered("here", Here, cache_option, engine_options, model_options)
 
 cuts_option = click.option(
     "--cuts", default="chain", metavar="chain|all|N", show_default=True,
