@@ -115,14 +115,9 @@ class AnswerRows:
     """
 
     def __init__(
-        self,
-        spec: Callable[[], InputSpec | None],
-        labels: Sequence[str],
-        about: Callable[[], str],
-        *,
-        as_json: bool,
+        self, spec: Callable[[], InputSpec | None], labels: Sequence[str], about: Callable[[], str], *, as_json: bool,
         keep: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._spec_now, self._about, self.as_json = spec, about, as_json
         self._lines = Lines(console.out().width, labels)
         # Rows and a live bar on one terminal must come from one console.

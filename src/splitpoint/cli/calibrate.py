@@ -22,17 +22,13 @@ from splitpoint.units import size
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--images", type=click.Path(path_type=Path), required=True, multiple=True, metavar="DIR|FILE|-",
-    help="Real inputs: images, or .npy/.npz tensors. A drop of 1 % takes 300 of them to show.",
-)  # fmt: skip
+@click.option("--images", type=click.Path(path_type=Path), required=True, multiple=True, metavar="DIR|FILE|-",
+              help="Real inputs: images, or .npy/.npz tensors. A drop of 1 % takes 300 of them to show.")  # fmt: skip
 @recursive_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use the first N inputs only.")
-@click.option(
-    "--codec", "codecs", multiple=True, metavar="NAME",
-    help=f"Codecs to try; default: {', '.join(c for c in calibrated_names() if ':' not in c)}, "
-    "and JPEG at seven qualities for images.",
-)  # fmt: skip
+@click.option("--codec", "codecs", multiple=True, metavar="NAME",
+              help=f"Codecs to try; default: {', '.join(c for c in calibrated_names() if ':' not in c)}, "
+                   "and JPEG at seven qualities for images.")  # fmt: skip
 @cuts_option
 @output_option("Write the calibration, for splitpoint plan --calib.")
 @json_option

@@ -48,11 +48,9 @@ def command() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on (default: any free one).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the jitter.")
-@click.option(
-    "--control", "controlled", is_flag=True,
-    help="Obey lines on standard input: link LINK, stall S, blackhole S, cut [S [BYTES]], "
-    "corrupt up|down [BYTES [COUNT]], status. Its end is the end.",
-)  # fmt: skip
+@click.option("--control", "controlled", is_flag=True,
+              help="Obey lines on standard input: link LINK, stall S, blackhole S, cut [S [BYTES]], "
+                   "corrupt up|down [BYTES [COUNT]], status. Its end is the end.")  # fmt: skip
 def link(target: str, text: str, host: str, port: int, seed: int, controlled: bool) -> None:  # fmt: skip
     """Carry bytes to HOST as LINK would, both ways, at an address of its own. Ctrl-C or SIGTERM ends it."""
     shaped = parse_link(text)

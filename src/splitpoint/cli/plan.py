@@ -62,10 +62,8 @@ MEASURED = "measured"
     "--link", "link_text", metavar="SPEC",
     help="4g, 10mbit/20mbit,40ms, a .link.json or .csv file, or measured (default with --cloud HOST).",
 )  # fmt: skip
-@click.option(
-    "--objective", type=click.Choice(NAMES), default="latency", show_default=True,
-    help="What to make least (throughput: most).",
-)  # fmt: skip
+@click.option("--objective", type=click.Choice(NAMES), default="latency", show_default=True,
+              help="What to make least (throughput: most).")  # fmt: skip
 @max_drop_option
 @click.option(
     "--max-edge-memory", type=SIZE, metavar="SIZE",

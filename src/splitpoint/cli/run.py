@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import inf
@@ -22,7 +22,7 @@ from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_opt
 from splitpoint.cli.options.server_options import cloud_option, fresh_option
 from splitpoint.cli.run_cut import Asked, Placed
 from splitpoint.cli.run_stream import Stream, check_policy, degraded, pacing
-from splitpoint.codecs import Codec, open_codec
+from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import is_special, write_atomic
 from splitpoint.models.foreign import MODEL_SUFFIXES
@@ -76,10 +76,8 @@ _WINDOW, _FRESH_WINDOW = 8, 4
     help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto (default): "
     "profile both sides and the link, and take the best.",
 )  # fmt: skip
-@click.option(
-    "--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Cut as splitpoint plan -o wrote, instead of planning now.",
-)  # fmt: skip
+@click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Cut as splitpoint plan -o wrote, instead of planning now.")  # fmt: skip
 @budget_option("10s", "How long --at auto profiles a side.")
 @fresh_option
 @click.option("--no-adapt", is_flag=True, help="Stay with the first plan of --at auto, whatever becomes of the link.")
@@ -121,10 +119,10 @@ def command(
     with ExitStack() as stack:
         source = _open(files, fps, recursive, reconnect_s)
         stack.callback(source.close)
-        skipped = 0
+        skipped, labels = 0, ["frame 00000"]  # as wide as those of the table's rows
         if isinstance(source, Files):
             say(*source.input_files.reasons)
-            skipped = source.input_files.skipped
+            skipped, labels = source.input_files.skipped, [plain(source.label(path)) for path in source.paths]
         streamed = fps > 0 or source.live or any(is_stream(f) for f in files)
         policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
         check_policy(on_overload, source, fps, has_options=asked.has_options)
@@ -145,7 +143,7 @@ def command(
             then = DROP_OLDEST if policy == DEGRADE and not placed.cheaper else policy  # which has been said
             say(pacing(source, fps, then, asked=on_overload is not None))
         rows = AnswerRows(
-            lambda: runner.model.input_spec, _labels(source), lambda: describe(runner, asked.cloud), as_json=as_json,
+            lambda: runner.model.input_spec, labels, lambda: describe(runner, asked.cloud), as_json=as_json,
             keep=save is not None,
         )  # fmt: skip
         stream = Stream(runner, rows, feed, source.count, asked.deadline_s)
@@ -205,19 +203,12 @@ def _open(files: Sequence[str], fps: float, recursive: bool, reconnect_s: float)
     return Files([Path(f) for f in files], recursive=recursive)
 
 
-def _labels(source: Source) -> Sequence[str]:
-    """Names as wide as those of the table's rows."""
-    return [plain(source.label(p)) for p in source.paths] if isinstance(source, Files) else ["frame 00000"]
-
-
-# --- how it is run ----------------------------------------------------------------------------------------------------
-
-
 def describe(edge: Edge | Local, address: str | None) -> str:
     """Two lines: which model and server; where it is cut and what crosses."""
     cut, model = edge.cut, edge.model
     codecs = {n: open_codec(c) for n, c in edge.codecs.items()} if isinstance(edge, Edge) else {}
-    crossing = " + ".join(f"{t.name} {t.type}{_as(codecs, t.name)}" for t in cut.crossing)
+    ways = {name: f" as {codec.name}" for name, codec in codecs.items()}
+    crossing = " + ".join(f"{t.name} {t.type}{ways.get(t.name, '')}" for t in cut.crossing)
     nbytes = sum(codecs[t.name].nbytes(t) if t.name in codecs else t.nbytes for t in cut.crossing)
     about = "" if all(c.sized for c in codecs.values()) else "about "
     crosses = f"{crossing} crosses ({about}{size(nbytes)})" if crossing else "nothing crosses"
@@ -226,7 +217,3 @@ def describe(edge: Edge | Local, address: str | None) -> str:
         f"{model.name} {model.fingerprint[:12]}, {place}\n"
         f"cut at {cut.name}: {len(cut.nodes)} of {len(model.graph.placed)} nodes here, {crosses}"
     )
-
-
-def _as(codecs: Mapping[str, Codec], name: str) -> str:
-    return f" as {codecs[name].name}" if name in codecs else ""

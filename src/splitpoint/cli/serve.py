@@ -111,10 +111,8 @@ class Log:
     "--max-profile", type=click.FloatRange(0, 3600), default=Limits.profile_s, show_default=True, metavar="SECONDS",
     help="How long it measures itself when a device asks for its profile; 0: it refuses.",
 )  # fmt: skip
-@click.option(
-    "--queue", type=click.IntRange(1, 1_000_000), default=Limits.queue, show_default=True, metavar="N",
-    help="Requests that may wait for their turn; more are told that the server is busy.",
-)  # fmt: skip
+@click.option("--queue", type=click.IntRange(1, 1_000_000), default=Limits.queue, show_default=True, metavar="N",
+              help="Requests that may wait for their turn; more are told that the server is busy.")  # fmt: skip
 @click.option(
     "--connections", type=click.IntRange(1, 1_000_000), default=Limits.connections, show_default=True, metavar="N",
     help="Devices that may be connected at once.",

@@ -18,7 +18,7 @@ import re
 import select
 import sys
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from splitpoint.errors import StorageError
 from splitpoint.text import harmless, valid
@@ -64,17 +64,12 @@ class _Sink(io.RawIOBase):
                 waiting.poll()
             except OSError as exc:
                 silence(self._fd)
-                self._failed(exc)
-                break
+                if self._fd != _STDOUT:  # there is nowhere left to say it
+                    break
+                if exc.errno in _GONE:
+                    raise ReaderGone from exc
+                raise StorageError(f"cannot write standard output: {exc.strerror or exc}") from exc
         return len(view)
-
-    def _failed(self, exc: OSError) -> None:
-        """Nothing for standard error: there is nowhere left to say it."""
-        if self._fd != _STDOUT:
-            return
-        if exc.errno in _GONE:
-            raise ReaderGone from exc
-        raise StorageError(f"cannot write standard output: {exc.strerror or exc}") from exc
 
 
 class _Text(io.TextIOWrapper):
@@ -84,32 +79,18 @@ class _Text(io.TextIOWrapper):
         super().write(harmless(text))
         return len(text)
 
-    def write_styled(self, text: str) -> int:
-        """The same for what has our own colours in it."""
-        return super().write(text)
 
-
-class _Styled(io.TextIOBase):
+class _Styled:
     """The way around `harmless`, for consoles of ours."""
 
     def __init__(self, stream: _Text) -> None:
         self._stream = stream
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # as rich asks for it
-        return self._stream.encoding
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def write(self, text: str, /) -> int:
-        return self._stream.write_styled(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
+    def write(self, text: str) -> int:
+        return io.TextIOWrapper.write(self._stream, text)
 
 
 def styled(stream: TextIO) -> TextIO:
@@ -143,11 +124,7 @@ def _replaced(exc: UnicodeError) -> tuple[str, int]:
     if not isinstance(exc, UnicodeEncodeError):
         raise exc
     missing = exc.object[exc.start : exc.end]
-    return "".join(_PLAINER.get(c) or _escape(c) for c in missing), exc.end
-
-
-def _escape(character: str) -> str:
-    return valid(character).encode("ascii", "backslashreplace").decode()
+    return "".join(_PLAINER.get(c) or valid(c).encode("ascii", "backslashreplace").decode() for c in missing), exc.end
 
 
 def silence(fd: int) -> None:

@@ -16,10 +16,8 @@ from splitpoint.units import counted
 @click.command()
 @click.argument("model")
 @cuts_option
-@click.option(
-    "--tolerance", type=click.FloatRange(0, 1), default=RELATIVE_TOLERANCE, show_default=True,
-    help="Largest difference, as a share of how much the output changes between inputs.",
-)  # fmt: skip
+@click.option("--tolerance", type=click.FloatRange(0, 1), default=RELATIVE_TOLERANCE, show_default=True,
+              help="Largest difference, as a share of how much the output changes between inputs.")  # fmt: skip
 @json_option
 @running_options
 def command(

@@ -145,10 +145,8 @@ class Here:
 running_options = gathered("here", Here, engine_options, model_options)
 device_options = gathered("here", Here, cache_option, engine_options, model_options)
 
-cuts_option = click.option(
-    "--cuts", default="chain", metavar="chain|all|N", show_default=True,
-    help="Single-tensor cuts, every topological prefix, or N spread over all.",
-)  # fmt: skip
+cuts_option = click.option("--cuts", default="chain", metavar="chain|all|N", show_default=True,
+                           help="Single-tensor cuts, every topological prefix, or N spread over all.")  # fmt: skip
 
 
 def is_local(name: str) -> bool:
