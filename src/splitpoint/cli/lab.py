@@ -71,10 +71,9 @@ def link(target: str, text: str, host: str, port: int, seed: int, controlled: bo
 @click.argument("factor", type=float)
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--threads", default=1, show_default=True, metavar="N", help="Threads of COMMAND that compute at once.")
-@click.option(
-    "--method", type=click.Choice(METHODS), default="auto", show_default=True,
-    help="quota: a control group's CPU limit; stop: stopped and continued in turns; auto: the first that works.",
-)  # fmt: skip
+@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
+              help="quota: a control group's CPU limit; stop: stopped and continued in turns; auto: the first that "
+                   "works.")  # fmt: skip
 def slow(factor: float, words: tuple[str, ...], threads: int, method: str) -> None:  # fmt: skip
     """Run COMMAND as if this machine computed FACTOR times slower. Ends with COMMAND's exit status.
 

@@ -48,15 +48,13 @@ MEASURED = "measured"
 
 @click.command()
 @click.argument("model", required=False)
-@click.option(
-    "--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="The device's profile (splitpoint profile -o), or what was learned of it (splitpoint calibrate-device -o, or "
-    "neurosurgeon-edge), which prices a MODEL that never ran there; without it this machine is profiled now.",
-)  # fmt: skip
-@click.option(
-    "--cloud", required=True, metavar="FILE|HOST[:PORT]",
-    help="The server's profile or latency file (also neurosurgeon-cloud), or the server, which then profiles itself.",
-)  # fmt: skip
+@click.option("--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The device's profile (splitpoint profile -o), or what was learned of it (splitpoint "
+                   "calibrate-device -o, or neurosurgeon-edge), which prices a MODEL that never ran there; without it "
+                   "this machine is profiled now.")  # fmt: skip
+@click.option("--cloud", required=True, metavar="FILE|HOST[:PORT]",
+              help="The server's profile or latency file (also neurosurgeon-cloud), or the server, which then profiles "
+                   "itself.")  # fmt: skip
 @security_options
 @click.option(
     "--link", "link_text", metavar="SPEC",
@@ -65,11 +63,9 @@ MEASURED = "measured"
 @click.option("--objective", type=click.Choice(NAMES), default="latency", show_default=True,
               help="What to make least (throughput: most).")  # fmt: skip
 @max_drop_option
-@click.option(
-    "--max-edge-memory", type=SIZE, metavar="SIZE",
-    help="The most that the device's half may hold, such as 100MB: weights and tensors (an estimate), without the "
-    "engine's own memory.",
-)  # fmt: skip
+@click.option("--max-edge-memory", type=SIZE, metavar="SIZE",
+              help="The most that the device's half may hold, such as 100MB: weights and tensors (an estimate), "
+                   "without the engine's own memory.")  # fmt: skip
 @click.option("--keep-input-local", is_flag=True, help="The model's input must not leave the device.")
 @click.option("--deadline", "deadline_ms", type=MS, metavar="TIME",
               help="Nine requests in ten must be answered by then, such as 200ms.")  # fmt: skip

@@ -43,39 +43,28 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @click.command()
 @click.argument("arguments", metavar="[MODEL] [FILES|FOLDER|-]", nargs=-1)
 @cloud_option(required=False)
-@click.option(
-    "--source", "source_text", metavar="FOLDER|VIDEO|CAMERA|URL",
-    help="Stream this: a folder, a video file, a camera (0, camera:0, /dev/video0 or a link to it), a stream of the "
-    "network (rtsp://…, http://…), or a GStreamer pipeline (… ! appsink). All but a folder need splitpoint[video].",
-)  # fmt: skip
+@click.option("--source", "source_text", metavar="FOLDER|VIDEO|CAMERA|URL",
+              help="Stream this: a folder, a video file, a camera (0, camera:0, /dev/video0 or a link to it), a stream "
+                   "of the network (rtsp://…, http://…), or a GStreamer pipeline (… ! appsink). All but a folder need "
+                   "splitpoint[video].")  # fmt: skip
 @recursive_option
-@click.option(
-    "--reconnect", "reconnect_s", type=SECONDS_OR_0, default=inf, metavar="TIME",
-    help="How long to try a camera or stream again that has gone, such as 5m; 0 ends with it. Default: until it is "
-    "back.",
-)  # fmt: skip
+@click.option("--reconnect", "reconnect_s", type=SECONDS_OR_0, default=inf, metavar="TIME",
+              help="How long to try a camera or stream again that has gone, such as 5m; 0 ends with it. Default: until "
+                   "it is back.")  # fmt: skip
 @click.option("--rate", type=RATE, metavar="FPS", help="Give frames at this rate, like a camera, ready or not.")
-@click.option(
-    "--on-overload", type=click.Choice(POLICIES),
-    help="When frames come faster than they are answered: let them wait (queue, default for files), drop the oldest "
-    "(drop-oldest, default for cameras and streams), or use a cheaper codec or cut, and drop where none is left "
-    "(degrade).",
-)  # fmt: skip
-@click.option(
-    "--deadline", "deadline_ms", type=MS, metavar="TIME",
-    help="How long an answer may take, such as 200ms: what the server does not answer by then is finished here (see "
-    "--fallback). Misses are counted, from when a frame came.",
-)  # fmt: skip
-@click.option(
-    "--fallback", type=click.Choice(FALLBACKS),
-    help="When the server is late, gone, busy or wrong: finish here (local, default where the whole model can be had), "
-    "wait for it, or fail (error).",
-)  # fmt: skip
-@click.option(
-    "--at", metavar="CUT",
-    help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto (default): "
-    "profile both sides and the link, and take the best.",
-)  # fmt: skip
+@click.option("--on-overload", type=click.Choice(POLICIES),
+              help="When frames come faster than they are answered: let them wait (queue, default for files), drop the "
+                   "oldest (drop-oldest, default for cameras and streams), or use a cheaper codec or cut, and drop "
+                   "where none is left (degrade).")  # fmt: skip
+@click.option("--deadline", "deadline_ms", type=MS, metavar="TIME",
+              help="How long an answer may take, such as 200ms: what the server does not answer by then is finished "
+                   "here (see --fallback). Misses are counted, from when a frame came.")  # fmt: skip
+@click.option("--fallback", type=click.Choice(FALLBACKS),
+              help="When the server is late, gone, busy or wrong: finish here (local, default where the whole model "
+                   "can be had), wait for it, or fail (error).")  # fmt: skip
+@click.option("--at", metavar="CUT",
+              help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto "
+                   "(default): profile both sides and the link, and take the best.")  # fmt: skip
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Cut as splitpoint plan -o wrote, instead of planning now.")  # fmt: skip
 @budget_option("10s", "How long --at auto profiles a side.")
@@ -88,14 +77,12 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @codec_choice_option
 @click.option("--save", type=OUTPUT, metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
-@click.option(
-    "--follow-model", is_flag=True,
-    help="When the server comes back with a newer model of that name, fetch it and go over to it between two requests.",
-)  # fmt: skip
-@click.option(
-    "--checksum", is_flag=True,
-    help="Every frame carries a CRC-32: what was changed on its way is no answer. (TCP's own checksum has 16 bits.)",
-)  # fmt: skip
+@click.option("--follow-model", is_flag=True,
+              help="When the server comes back with a newer model of that name, fetch it and go over to it between two "
+                   "requests.")  # fmt: skip
+@click.option("--checksum", is_flag=True,
+              help="Every frame carries a CRC-32: what was changed on its way is no answer. (TCP's own checksum has 16 "
+                   "bits.)")  # fmt: skip
 @json_option
 @device_options
 @gathered("asked", Asked)

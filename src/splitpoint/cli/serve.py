@@ -102,44 +102,35 @@ class Log:
               help="Address to listen on; 0.0.0.0: every one, ::: those of IPv6 too.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 @click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
-@click.option(
-    "--share", multiple=True, default=("model",), metavar="model|head:CUT|none",
-    help="What devices may fetch: everything (default), the graph and the weights of the head up to CUT, behind which "
-    "nothing is cut then, or nothing (they bring the model). head:MODEL=CUT for one of several models.",
-)  # fmt: skip
-@click.option(
-    "--max-profile", type=click.FloatRange(0, 3600), default=Limits.profile_s, show_default=True, metavar="SECONDS",
-    help="How long it measures itself when a device asks for its profile; 0: it refuses.",
-)  # fmt: skip
+@click.option("--share", multiple=True, default=("model",), metavar="model|head:CUT|none",
+              help="What devices may fetch: everything (default), the graph and the weights of the head up to CUT, "
+                   "behind which nothing is cut then, or nothing (they bring the model). head:MODEL=CUT for one of "
+                   "several models.")  # fmt: skip
+@click.option("--max-profile", type=click.FloatRange(0, 3600), default=Limits.profile_s, show_default=True,
+              metavar="SECONDS",
+              help="How long it measures itself when a device asks for its profile; 0: it refuses.")  # fmt: skip
 @click.option("--queue", type=click.IntRange(1, 1_000_000), default=Limits.queue, show_default=True, metavar="N",
               help="Requests that may wait for their turn; more are told that the server is busy.")  # fmt: skip
-@click.option(
-    "--connections", type=click.IntRange(1, 1_000_000), default=Limits.connections, show_default=True, metavar="N",
-    help="Devices that may be connected at once.",
-)  # fmt: skip
+@click.option("--connections", type=click.IntRange(1, 1_000_000), default=Limits.connections, show_default=True,
+              metavar="N",
+              help="Devices that may be connected at once.")  # fmt: skip
 @click.option(
     "--client-connections", type=click.IntRange(1, 1_000_000), default=Limits.client_connections, show_default=True,
     metavar="N", help="How many of these may come from one address: more for a fleet behind one router.",
 )  # fmt: skip
-@click.option(
-    "--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
-    help="Most requests for one tail that run as one batch when they wait at the same time, where that is measured to "
-    "be faster; 1: none do.",
-)  # fmt: skip
-@click.option(
-    "--max-wait", "max_wait_ms", type=MS_OR_0, default="0", show_default=True, metavar="TIME",
-    help="How long a request may wait for others to join its batch, such as 2ms; 0: only those that wait anyway.",
-)  # fmt: skip
-@click.option(
-    "--max-work", type=SIZE, metavar="SIZE",
-    help="Memory that one request may take while it is computed, such as 4GiB; at least what one row takes, whatever "
-    "this says. Default: 1 GiB, or half the memory if that is less.",
-)  # fmt: skip
-@click.option(
-    "--max-run", type=click.FloatRange(0, 86400, min_open=True), default=Limits.run_s, show_default=True,
-    metavar="SECONDS",
-    help="How long one request may be computed, or 20 times what others like it took (5 s at least) if that is less.",
-)  # fmt: skip
+@click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
+              help="Most requests for one tail that run as one batch when they wait at the same time, where that is "
+                   "measured to be faster; 1: none do.")  # fmt: skip
+@click.option("--max-wait", "max_wait_ms", type=MS_OR_0, default="0", show_default=True, metavar="TIME",
+              help="How long a request may wait for others to join its batch, such as 2ms; 0: only those that wait "
+                   "anyway.")  # fmt: skip
+@click.option("--max-work", type=SIZE, metavar="SIZE",
+              help="Memory that one request may take while it is computed, such as 4GiB; at least what one row takes, "
+                   "whatever this says. Default: 1 GiB, or half the memory if that is less.")  # fmt: skip
+@click.option("--max-run", type=click.FloatRange(0, 86400, min_open=True), default=Limits.run_s, show_default=True,
+              metavar="SECONDS",
+              help="How long one request may be computed, or 20 times what others like it took (5 s at least) if that "
+                   "is less.")  # fmt: skip
 @click.option(
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
 )

@@ -45,11 +45,9 @@ from splitpoint.units import ms
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only plan: print what is predicted, by every policy.")
 @codec_names_option
-@click.option(
-    "--fallback", type=click.Choice(("auto", *FALLBACKS)), default="auto", show_default=True,
-    help="When the server is gone, busy or wrong: finish on the device (local), ask again (wait), or end (error). "
-    "auto: local for models that are here, wait for others.",
-)  # fmt: skip
+@click.option("--fallback", type=click.Choice(("auto", *FALLBACKS)), default="auto", show_default=True,
+              help="When the server is gone, busy or wrong: finish on the device (local), ask again (wait), or end "
+                   "(error). auto: local for models that are here, wait for others.")  # fmt: skip
 @budget_option("10s", "How long each profiling may take.")
 @fresh_option
 @csv_option("Write one line a task.")

@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path)
 
-allow_domain_option = click.option(
-    "--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
-    help="Run all operators of this domain: for a model, of someone you trust, with others than ONNX's and the usual "
-    "ones of com.microsoft.",
-)  # fmt: skip
+allow_domain_option = click.option("--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
+                                   help="Run all operators of this domain: for a model, of someone you trust, with "
+                                        "others than ONNX's and the usual ones of com.microsoft.")  # fmt: skip
 
 
 @dataclass(frozen=True)
