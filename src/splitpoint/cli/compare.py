@@ -18,10 +18,9 @@ from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
 from splitpoint.cli.options.server_options import cloud_option, fresh_option
 from splitpoint.files import write_atomic
-from splitpoint.measured_cuts import compare
+from splitpoint.measured_cuts import TABLE, CompareRow, compare, verdict
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plans import Plan
-from splitpoint.report.compare_table import TABLE, CompareRow, verdict
 from splitpoint.security import Security
 from splitpoint.survey import survey, worth_running
 

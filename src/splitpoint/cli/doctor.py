@@ -33,7 +33,9 @@ def command(cloud: str | None, security: Security) -> None:
         text = have if not missing else f"{have + '; ' if have else ''}not installed: {install.extra(extra)}"
         click.echo(f"[{extra}]".ljust(11) + text)
     _providers()
-    _telemetry()
+    # What the libraries below would report to their makers is off, unless the user wants it otherwise.
+    on = telemetry.set_by_user()
+    click.echo(f"telemetry  off (ONNX Runtime, Hugging Face, Ray){'; but you have set ' + ', '.join(on) if on else ''}")
     _cache()
     if cloud:
         _server(cloud, security)
@@ -62,12 +64,6 @@ def _providers() -> None:
             f"warning    {' and '.join(f'{k} {v}' for k, v in builds.items())} are one folder, onnxruntime: the last "
             f"to come is the one that runs, and not whole. Keep one: {repair(builds)}"
         )
-
-
-def _telemetry() -> None:
-    """What the libraries below would report to their makers is off, unless the user wants it otherwise."""
-    on = telemetry.set_by_user()
-    click.echo(f"telemetry  off (ONNX Runtime, Hugging Face, Ray){'; but you have set ' + ', '.join(on) if on else ''}")
 
 
 def _cache() -> None:

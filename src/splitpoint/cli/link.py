@@ -86,10 +86,9 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
         measured = probe(channel, budget_s, name=cloud)
         channel.close()
     link = measured.link
+    _show(link, measured if as_json else None)
     if as_json:
-        put_json({**msgspec.structs.asdict(measured), "nearest_preset": nearest_preset(link)})
         return link
-    _show(link)
     click.echo(
         f"measured    in {measured.seconds:.1f} s, with {measured.pings} pings, "
         f"{size(measured.up_nbytes)} up and {size(measured.down_nbytes)} down"
@@ -104,10 +103,7 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
 
 def _explain(parsed: Link | LinkTrace, as_json: bool) -> Link:
     if isinstance(parsed, Link):
-        if as_json:
-            put_json({**msgspec.structs.asdict(parsed), "nearest_preset": nearest_preset(parsed)})
-        else:
-            _show(parsed)
+        _show(parsed, parsed if as_json else None)
         return parsed
     mean = parsed.mean
     if as_json:
@@ -120,11 +116,15 @@ def _explain(parsed: Link | LinkTrace, as_json: bool) -> Link:
     return mean
 
 
-def _show(link: Link) -> None:
+def _show(link: Link, data: msgspec.Struct | None = None) -> None:
+    """Prints what `link` means, or, as JSON, what is known of it."""
+    near = nearest_preset(link)
+    if data is not None:
+        put_json({**msgspec.structs.asdict(data), "nearest_preset": near})
+        return
     click.echo(f"up          {mbps(link.up_mbps)} Mbit/s")
     click.echo(f"down        {mbps(link.down_mbps)} Mbit/s")
     click.echo(f"round trip  {ms(link.rtt_ms)} ms, jitter {ms(link.jitter_ms)} ms (90th percentile above the least)")
-    near = nearest_preset(link)
     if link != PRESETS[near]:
         click.echo(f"nearest     {near} ({PRESETS[near]})")
     click.echo(

@@ -180,12 +180,23 @@ def _learned(edge_path: Path | None, cloud: str, choice: EngineChoice, *, force:
 
 
 def _side(text: str, model: str | None, wanted: Model | None, learned: Mapping[str, Latency]) -> Profile | None:
-    """The profile behind a file: as it is, or predicted for `wanted`; None if the model is not known yet."""
-    if text not in learned:
-        return _profile_file(Path(text), model, wanted)
-    if model is None:
-        raise UsageError(f"give MODEL: {text} says what kernels take on a device, and prices any model")
-    return None if wanted is None else _predicted(wanted, learned[text])
+    """The profile behind a file: as it is, or predicted for `wanted`; None if the model is not known yet.
+
+    InputError unless it is of `wanted`, or, where MODEL is only a name, of one called so.
+    """
+    if text in learned:
+        if model is None:
+            raise UsageError(f"give MODEL: {text} says what kernels take on a device, and prices any model")
+        return None if wanted is None else _predicted(wanted, learned[text])
+    profile = load_profile(Path(text))
+    if wanted is None and model is not None and profile.graph.name not in names_of(model):
+        raise InputError(f"{text}: this is a profile of {profile.graph.name}, not of {model}")
+    if wanted is not None:
+        try:
+            profile.require(wanted.fingerprint, wanted.name)
+        except InputError as exc:
+            raise InputError(f"{text}: {exc}") from exc
+    return profile
 
 
 def _predicted(model: Model, latency: Latency) -> Profile:
@@ -196,19 +207,6 @@ def _predicted(model: Model, latency: Latency) -> Profile:
     if line:
         say(line)
     return prediction.profile(codecs_there(model, latency))
-
-
-def _profile_file(path: Path, model: str | None, wanted: Model | None) -> Profile:
-    """The profile in a file; InputError unless it is of `wanted`, or, where MODEL is only a name, of one called so."""
-    profile = load_profile(path)
-    if wanted is None and model is not None and profile.graph.name not in names_of(model):
-        raise InputError(f"{path}: this is a profile of {profile.graph.name}, not of {model}")
-    if wanted is not None:
-        try:
-            profile.require(wanted.fingerprint, wanted.name)
-        except InputError as exc:
-            raise InputError(f"{path}: {exc}") from exc
-    return profile
 
 
 def _link(text: str) -> Link:

@@ -125,12 +125,8 @@ def _print(profile: Profile) -> None:
     more = f", and {others} between them" if others else ""
     console.print(f"{profile.measured} of {chain} single-tensor cuts were measured{more}: {_spread(profile)}")
     if profile.codecs:
-        costs = ", ".join(
-            f"{name} {fine_ms(c.encode_ms_per_mb + c.encode_fixed_ms)}"
-            for name, c in profile.codecs.items()
-            if name != "raw"
-        )
-        console.print(f"ms to encode 1 MB: {costs}")
+        took = {name: c.encode_ms_per_mb + c.encode_fixed_ms for name, c in profile.codecs.items() if name != "raw"}
+        console.print(f"ms to encode 1 MB: {', '.join(f'{name} {fine_ms(each)}' for name, each in took.items())}")
     if profile.watts:
         w = profile.watts
         console.print(f"{w.compute:.1f} W computing, {w.tx:.1f} W sending, {w.idle:.1f} W idle ({w.source})")
@@ -152,11 +148,8 @@ def _say_next(profile: Profile, output: Path | None, cloud: str | None) -> None:
         click.echo(
             "the time budget ended before every cut was measured; the others are modelled (a larger --budget helps)"
         )
-    if output is not None and is_special(output):
-        return
     if output is None:
         click.echo(f"keep it with -o {'cloud' if cloud else 'edge'}.profile.json")
-    elif cloud:
-        click.echo(f"next: {install.command()} plan MODEL --edge edge.profile.json --cloud {output} --link wifi")
-    else:
-        click.echo(f"next: {install.command()} plan MODEL --edge {output} --cloud HOST --link wifi")
+    elif not is_special(output):
+        edge, there = ("edge.profile.json", output) if cloud else (output, "HOST")
+        click.echo(f"next: {install.command()} plan MODEL --edge {edge} --cloud {there} --link wifi")

@@ -244,12 +244,8 @@ def _naming(name: str, exc: SplitpointError) -> str:
 
 def _lets_in(security: ServerSecurity) -> str:
     """Who may come in, and how."""
-    wanted = [
-        *(["TLS"] if security.certificate is not None else []),
-        *(["a certificate"] if security.client_ca is not None else []),
-        *(["the token"] if security.token else []),
-    ]
-    return f"devices need {' and '.join(wanted)}"
+    wanted = {"TLS": security.certificate, "a certificate": security.client_ca, "the token": security.token}
+    return f"devices need {' and '.join(name for name, needed in wanted.items() if needed)}"
 
 
 def _read_to_the_end(stop: threading.Event) -> None:

@@ -45,14 +45,16 @@ def command(
             if not check.ok:
                 bad.append(check)
             if as_json:
-                put_json(_row(check))
+                cut = check.cut
+                told = {"cut": cut.name, "index": cut.index, "crossing": [str(t) for t in cut.crossing]}
+                put_json(told | {"verdict": check.verdict, "error": check.error, "output": check.output})
             elif not check.ok:
                 bar.console.print(f"✗ {check}", style="red", highlight=False)
     if bad:
-        kinds = ", ".join(f"{sum(c.verdict == v for c in bad)} {v}" for v in ("different", "inconclusive")
-                          if any(c.verdict == v for c in bad))  # fmt: skip
+        counts = {v: sum(c.verdict == v for c in bad) for v in ("different", "inconclusive")}
+        kinds = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
         hint = note
-        if not hint and any(c.verdict == "inconclusive" for c in bad):
+        if not hint and counts["inconclusive"]:
             hint = ": the output hardly depends on the input, so equality proves nothing (untrained weights?)"
         raise VerifyError(f"{len(bad)} of {len(chosen)} cuts of {loaded.name} failed ({kinds}){hint}")
     if note:
@@ -64,14 +66,3 @@ def command(
             f"{loaded.name}: {len(chosen)} cuts equal the whole model on {len(samples or (1, 2))} inputs; "
             f"worst difference {worst.error:.1e} of the output's own change (at {worst.cut.name})"
         )
-
-
-def _row(check: Check) -> dict[str, object]:
-    return {
-        "cut": check.cut.name,
-        "index": check.cut.index,
-        "crossing": [str(t) for t in check.cut.crossing],
-        "verdict": check.verdict,
-        "error": check.error,
-        "output": check.output,
-    }

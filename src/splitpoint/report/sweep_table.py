@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
@@ -157,17 +157,28 @@ def _row(line: dict[str, str]) -> SweepRow:
     return SweepRow(**{k: _FIELDS[k](as_written(v)) for k, v in line.items()}, numbers=numbers)
 
 
+#: Label → colour and seconds, bottom first; they add up to avg_rtt.
+_BARS: Mapping[str, tuple[str, Callable[[SweepRow], float]]] = {
+    "device compute": ("#4c78a8", lambda r: r.avg_compute),
+    "uplink": ("#f58518", lambda r: r.avg_transfer),
+    "server queue": ("#bab0ac", lambda r: r.avg_queue),
+    "server compute": ("#54a24b", lambda r: r.avg_server_compute),
+    "downlink": ("#e45756", lambda r: max(0.0, r.avg_recv - r.avg_queue - r.avg_server_compute)),
+}
+
+
 def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     """A PNG: stacked stages a cut in ms, crossing bytes on a second axis. MissingExtraError without matplotlib."""
     with picture(path, size=(max(8.0, 0.24 * len(rows) + 3), 6.0)) as (figure, [axes]):
-        _fill(figure, axes, rows)
         axes.set_title(title)
+        _fill(figure, axes, rows)
 
 
 def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow]) -> None:
     places = range(len(rows))
     floor = [0.0] * len(rows)
-    for label, colour, values in _stages(rows):
+    for label, (colour, seconds) in _BARS.items():
+        values = [seconds(row) * 1e3 for row in rows]
         axes.bar(places, values, bottom=floor, width=0.85, label=label, color=colour)
         floor = [a + b for a, b in zip(floor, values, strict=True)]
     best = min(places, key=lambda i: rows[i].p50_rtt)
@@ -193,14 +204,3 @@ def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow]) -> None:
     figure.legend(handles + more, labels + names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     for drawn in (axes, sizes):
         bare(drawn, "top")
-
-
-def _stages(rows: Sequence[SweepRow]) -> list[tuple[str, str, list[float]]]:
-    """(label, colour, ms a row), bottom first; they add up to avg_rtt."""
-    return [
-        ("device compute", "#4c78a8", [r.avg_compute * 1e3 for r in rows]),
-        ("uplink", "#f58518", [r.avg_transfer * 1e3 for r in rows]),
-        ("server queue", "#bab0ac", [r.avg_queue * 1e3 for r in rows]),
-        ("server compute", "#54a24b", [r.avg_server_compute * 1e3 for r in rows]),
-        ("downlink", "#e45756", [max(0.0, r.avg_recv - r.avg_queue - r.avg_server_compute) * 1e3 for r in rows]),
-    ]
