@@ -10,18 +10,10 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
+import rich.progress as bars
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -121,13 +113,13 @@ class _Words(TextColumn):
 
 def progress(console: Console | None = None) -> Progress:
     """A progress bar (on standard error, or `console`): what, how many, time so far and left. Only on a terminal."""
-    left = (TextColumn("left"), TimeRemainingColumn())
-    return _bar(console or err(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left)
+    left = (TextColumn("left"), bars.TimeRemainingColumn())
+    return _bar(console or err(), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), *left)
 
 
 def countdown() -> Progress:
     """A progress bar of time (on standard error): what, how far, time so far and what its task says is `left`."""
-    return _bar(err(), BarColumn(), TimeElapsedColumn(), _Words("{task.fields[left]}"))
+    return _bar(err(), bars.BarColumn(), bars.TimeElapsedColumn(), _Words("{task.fields[left]}"))
 
 
 def _bar(console: Console, *columns: ProgressColumn) -> Progress:

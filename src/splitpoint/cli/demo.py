@@ -25,7 +25,6 @@ from splitpoint.link.presets import PRESETS
 from splitpoint.machine import usable_cores
 from splitpoint.models import load
 from splitpoint.models.zoo import photos
-from splitpoint.planning.plans import Option, Plan
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Request
 from splitpoint.security import unguarded
@@ -62,15 +61,12 @@ def command(at: str | None, engine: str) -> None:
             plan = known.planner(edge.model.graph).plan(known.link)
             show(plan)
             _what_if(known, edge)
-            edge.switch(*([at] if at else placement(edge.model.graph, _best_split(plan))))
+            # Both halves are shown, whether or not it pays on this machine.
+            split = next((o for o in plan.options if o.kind == "split"), plan.best)
+            edge.switch(*([at] if at else placement(edge.model.graph, split)))
             answered = _run(edge, address)
         _prove(edge, answered, ours)
     click.echo(_next())
-
-
-def _best_split(plan: Plan) -> Option:
-    """What to show the two halves with, whether or not it pays on this machine."""
-    return next((o for o in plan.options if o.kind == "split"), plan.best)
 
 
 def _what_if(known: Survey, edge: Edge) -> None:

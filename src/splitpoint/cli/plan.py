@@ -168,10 +168,13 @@ def _is_named(cloud: str, learned: Mapping[str, Latency]) -> bool:
 
 def _learned(edge_path: Path | None, cloud: str, choice: EngineChoice, *, force: bool) -> dict[str, Latency]:
     """What was learned of the device, of the server, or both, by what was typed; profiles and servers are not there."""
-    asked = {str(p): p is edge_path for p in (cloud, edge_path) if p is not None and is_latency(str(p))}
-    learned = {text: load_latency(text) for text in asked}
-    for text, is_edge in asked.items():
-        if is_edge:  # --engine, --device and --threads say what runs the device's half
+    learned: dict[str, Latency] = {}
+    for path in (cloud, edge_path):
+        text = str(path)
+        if path is None or not is_latency(text):
+            continue
+        learned[text] = load_latency(text)
+        if path is edge_path:  # --engine, --device and --threads say what runs the device's half
             device, threads = (getattr(choice, name) if given(name) else None for name in ("device", "threads"))
             check_same(learned[text], text, engine=choice.engine, device=device, threads=threads or None, force=force)
         else:

@@ -131,18 +131,17 @@ class Asked:
     def _connect(self, model: Model | str | None, **options: Any) -> Edge:
         """With the fallback that was asked for; else ``local``, or, if the whole model cannot be had, ``wait``."""
         assert self.cloud is not None
-        if self.fallback is not None:
-            edge = Edge(
-                self.cloud, model, fallback=check_fallback(self.fallback), deadline_s=self.deadline_s, **options
-            )
-            if self.fallback == WAIT:  # who waits gets a late answer, too: from now on its deadline is only counted
-                edge.deadline_s = 0.0
-            return edge
+        fallback = LOCAL if self.fallback is None else check_fallback(self.fallback)
         try:
-            return Edge(self.cloud, model, fallback=LOCAL, deadline_s=self.deadline_s, **options)
+            edge = Edge(self.cloud, model, fallback=fallback, deadline_s=self.deadline_s, **options)
         except RefusedError as exc:
+            if self.fallback is not None:
+                raise
             say(f"{exc}: taking wait")
-            return Edge(self.cloud, model, fallback=WAIT, **options)
+            edge = Edge(self.cloud, model, fallback=WAIT, **options)
+        if edge.fallback == WAIT:  # who waits gets a late answer, too: from now on its deadline is only counted
+            edge.deadline_s = 0.0
+        return edge
 
     # --- where it is cut ----------------------------------------------------------------------------------------
 

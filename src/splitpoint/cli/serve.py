@@ -44,7 +44,7 @@ class Log:
     """Lines for standard output and error, written by a thread of its own."""
 
     def __init__(self) -> None:
-        self._lines: deque[tuple[str, bool]] = deque()
+        self._lines: deque[tuple[str, bool]] = deque(maxlen=_HELD)
         self._lost = 0
         self._ended = False
         self._changed = threading.Condition()
@@ -69,9 +69,7 @@ class Log:
     def say(self, text: str, *, err: bool = False) -> None:
         """One more line; from any thread, at once."""
         with self._changed:
-            if len(self._lines) >= _HELD:
-                self._lines.popleft()
-                self._lost += 1
+            self._lost += len(self._lines) == _HELD
             self._lines.append((text, err))
             self._changed.notify()
 

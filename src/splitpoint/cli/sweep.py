@@ -121,11 +121,7 @@ def _print(rows: Sequence[SweepRow]) -> None:
     )
     fastest = f"{ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
     console.print(line("fastest: split after ", bold(best.split_layer), f", {fastest}"))
-    ends = {name.removeprefix("cut:"): r for r in rows if (name := r.split_layer) in _ENDS}
     for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
-        if name in ends and ends[name] is not best:
-            console.print(f"         {meaning}: {ms(ends[name].p50_rtt * 1e3)} ms")
-
-
-#: How the first and the last cut of a model are called; see `Graph.cut`.
-_ENDS = ("input", "output", "cut:input", "cut:output")
+        row = next((r for r in rows if r.split_layer in (name, f"cut:{name}")), best)
+        if row is not best:
+            console.print(f"         {meaning}: {ms(row.p50_rtt * 1e3)} ms")
