@@ -93,6 +93,5 @@ def _cell(row: CalibrationRow | None) -> str:
     if row is None:
         return ""
     quality = row.quality
-    if quality.agreement is None:
-        return f"{size(sum(row.nbytes))} {quality.error:.1%}"
-    return f"{size(sum(row.nbytes))} {round(quality.agreement * quality.inputs)}"
+    same = f"{quality.error:.1%}" if quality.agreement is None else round(quality.agreement * quality.inputs)
+    return f"{size(sum(row.nbytes))} {same}"

@@ -114,9 +114,6 @@ def command(
         wrote(png_path)
 
 
-# --- what is planned with ---------------------------------------------------------------------------------------------
-
-
 def _gather(
     model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, security: Security,
     link_text: str | None, budget_s: float, *, here: Here, learned: Mapping[str, Latency],
@@ -218,9 +215,6 @@ def _link(text: str) -> Link:
         say(f"{text} is a trace: planning for its mean, {link.mean}")
         return link.mean
     return link
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
 
 
 def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -> None:

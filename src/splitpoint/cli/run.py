@@ -150,9 +150,6 @@ def command(
     stream.check()
 
 
-# --- what is run ------------------------------------------------------------------------------------------------------
-
-
 def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None, list[str]]:
     """(MODEL or None, what to run): the first argument is the model unless it is plainly an input."""
     if source is not None:

@@ -229,9 +229,6 @@ def draining(stop: Callable[[int], None], seconds: float = DRAIN_S) -> Iterator[
             signal.signal(number, handler)
 
 
-# --- frames that come too fast ----------------------------------------------------------------------------------------
-
-
 def check_policy(asked: str | None, source: Source, fps: float, *, has_options: bool) -> None:
     """UsageError for --on-overload with a source that waits to be read, or, for ``degrade``, without a plan that could
     have a cheaper option."""

@@ -85,9 +85,6 @@ def command(
         execute(fleet, QueueRun(fleet, tasks, by, inputs), csv_path, as_json)
 
 
-# --- whose models they are --------------------------------------------------------------------------------------------
-
-
 def reach(fleet: Fleet, tasks: list[Task]) -> list[Task]:
     """`tasks`, their models reached. ModelError names all that are not there."""
     complaints = [text for source in dict.fromkeys(t.source for t in tasks) if (text := wrong(fleet, source))]
@@ -106,9 +103,6 @@ def wrong(fleet: Fleet, source: Source) -> str:
     except (ModelError, UsageError, InputError, StorageError) as exc:
         return str(exc)
     return ""
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
 
 
 def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -> None:
