@@ -37,20 +37,12 @@ class ReaderGone(Exception):
     """Whoever read our standard output has gone: not an error, and nobody is there to tell."""
 
 
-class _Sink(io.RawIOBase):
+class _Sink(io.FileIO):
     """A descriptor that is written to at once and in full; after the first failure all goes to /dev/null."""
 
     def __init__(self, fd: int) -> None:
+        super().__init__(fd, "w", closefd=False)
         self._fd, self.name = fd, "<stdout>" if fd == _STDOUT else "<stderr>"
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def isatty(self) -> bool:
-        return os.isatty(self._fd)
-
-    def writable(self) -> bool:
-        return True
 
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]  # as every raw stream takes it
