@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 from serving import nothing_leaks
 
@@ -13,7 +14,7 @@ from splitpoint.errors import UsageError
 from splitpoint.graph import Cut
 from splitpoint.inputs import read_inputs
 from splitpoint.link import Link
-from splitpoint.measured_cuts import WARM_UP, compare, sweep
+from splitpoint.measured_cuts import WARM_UP, CompareRow, compare, sweep, verdict
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import digits
@@ -115,3 +116,20 @@ def option(kind: str, cut: str, nodes: int) -> Option:
     hop = HopCosts(cut, nodes=tuple(range(nodes)), crossing=(), up_nbytes=0, down_nbytes=0, up=band, down=band)
     hosts = HostCosts(band, band), HostCosts(band, band)
     return Option(kind=kind, hosts=hosts, hops=(hop,), total=band, throughput=1.0)
+
+
+def test_the_verdict_says_by_how_much(server: Server, tmp_path: Path) -> None:
+    engine = open_engine(threads=1)
+    with Edge(server.address, at="input", engine=engine, cache=tmp_path) as edge:
+        known = survey(edge, engine, budget_s=0.5, link=SLOW, cache=tmp_path)
+        options = worth_running(known.planner(edge.model.graph).plan(SLOW))
+    first, second, *_ = (CompareRow(o, Band(0, 0, 0), {}, 5, 0) for o in options)
+
+    def took(c: CompareRow, ms: float) -> CompareRow:
+        return msgspec.structs.replace(c, measured=Band(ms, ms * 0.9, ms * 1.1))
+
+    assert "the plan was right" in verdict([took(first, 10), took(second, 20)])
+    assert "50%" in verdict([took(first, 10), took(second, 20)])
+    assert "more than requests vary by" in verdict([took(first, 20), took(second, 10)])
+    assert "within what requests vary by" in verdict([took(first, 10.5), took(second, 10)])
+    assert "not refuted" in verdict([took(first, 10), took(second, 10.5)])

@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from splitpoint.units import ms
+
 Clock = Callable[[], float]
 
 
@@ -60,6 +62,12 @@ SPANS: Mapping[str, Meaning] = {
 
 #: Stages in the order of the tables' columns. Each span is part of one, so stages sum to the whole time, too.
 STAGES: tuple[str, ...] = ("decode", "edge", "encode", "net", "queue", "server")
+#: Those that the device is busy with: one column of tables that have little room.
+DEVICE: tuple[str, ...] = ("edge", "encode")
+#: What every table says of a request (`Result.numbers`), and how it is shown: the stages, their sum, and others.
+NUMBERS: Mapping[str, Callable[[float], str]] = {**dict.fromkeys((*STAGES, "total"), ms)}
+#: Numbers that tables have which sum the stages up in a way of their own, or leave some out.
+OTHERS: tuple[str, ...] = tuple(name for name in NUMBERS if name not in (*STAGES, "total"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +113,8 @@ def by_stage(spans_ms: Mapping[str, float]) -> dict[str, float]:
     A span that `SPANS` does not name was brought along by the caller, who did something before the head: ``decode``.
     """
     spent = dict.fromkeys(STAGES, 0.0)
-    for name, ms in spans_ms.items():
-        spent[SPANS.get(name, SPANS["prepare"]).stage] += ms
+    for name, spent_ms in spans_ms.items():
+        spent[SPANS.get(name, SPANS["prepare"]).stage] += spent_ms
     return spent | {"total": sum(spent.values())}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def size(nbytes: float) -> str:
     """Bytes in decimal units, as links and file sizes are given.
@@ -9,22 +11,20 @@ def size(nbytes: float) -> str:
     >>> size(150528), size(12), size(4_100_000)
     ('150.5 kB', '12 B', '4.1 MB')
     """
-    if nbytes < 1000:
-        return f"{nbytes:.0f} B"
-    for unit in ("kB", "MB"):
-        nbytes /= 1000
-        if nbytes < 1000:
-            return f"{nbytes:.1f} {unit}"
-    return f"{nbytes / 1000:.1f} GB"
+    return _prefixed(nbytes, (" B", " kB", " MB", " GB"))
 
 
 def count(number: float) -> str:
     """A count with a decimal prefix: 3.5 M."""
-    for unit in ("", " k", " M", " G"):
+    return _prefixed(number, ("", " k", " M", " G", " T"))
+
+
+def _prefixed(number: float, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
         if abs(number) < 1000:
-            return f"{number:.0f}{unit}" if unit == "" else f"{number:.1f}{unit}"
+            return f"{number:.0f}{unit}" if unit == units[0] else f"{number:.1f}{unit}"
         number /= 1000
-    return f"{number:.1f} T"
+    return f"{number:.1f}{units[-1]}"
 
 
 def ms(milliseconds: float) -> str:

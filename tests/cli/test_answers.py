@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from splitpoint.cli.answers import Lines, answer, as_json
-from splitpoint.trace import SPANS, STAGES, Span, Trace
+from splitpoint.trace import SPANS, STAGES, Span, Trace, stage_ms
 
 
 def trace(scale: float = 1.0) -> Trace:
@@ -29,8 +29,8 @@ def test_a_line_of_json_has_stages_and_spans() -> None:
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_rows_stand_under_their_titles(width: int) -> None:
     lines = Lines(width, ["a-rather-long-name-of-a-photo.jpg"])
-    header, row = lines.header(), lines.row("a-rather-long-name-of-a-photo.jpg", "espresso 95%", trace())
-    lines.row("b.png", "cup 1%", trace(3.0))
+    header, row = lines.header(), lines.row("a-rather-long-name-of-a-photo.jpg", "espresso 95%", stage_ms(trace()))
+    lines.row("b.png", "cup 1%", stage_ms(trace(3.0)))
     for title in (*STAGES, "total"):
         end = header.index(f" {title}") + len(title) + 1
         assert row[end - 1].isdigit()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from commands import PYTHON, Serving, fails, ok
 from plans import profiles
@@ -21,10 +22,15 @@ from serving import interruptible, until  # noqa: F401  # a fixture is used by i
 from videos import video
 
 from splitpoint.cli import main
+from splitpoint.cli.answers import AnswerRows, Tag
+from splitpoint.cli.run_stream import StreamSummary, whole
 from splitpoint.link import Link
 from splitpoint.models.zoo import digits
 from splitpoint.planning.files import save_plan
 from splitpoint.planning.planner import plan
+from splitpoint.runtime.result import Marks, Result
+from splitpoint.runtime.stream.pacing import Counts
+from splitpoint.trace import Span
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +281,84 @@ def test_the_load_decides_the_objective(
     assert "light load: 2/s arrive" in capsys.readouterr().err
     assert main([*common, str(digits()[0])]) == 0
     assert "load:" not in capsys.readouterr().err
+
+
+# --- rows, and what they came to -------------------------------------------------------------------------------------
+
+
+def test_rows_and_the_summary_say_what_was_finished_here(capsys: pytest.CaptureFixture[str]) -> None:
+    marks = Marks(10.0, 10.01, 10.05, 10.1)
+    outputs = {"y": np.zeros((1, 2), np.float32)}
+    prepared = (Span("prepare", 9.97, 9.98),)
+    plain = Result(outputs, "a", marks, prepared, Tag("x/1.png"), deadline_s=0.2)
+    late = Result(outputs, "a", marks, prepared, Tag("x/2.png", 1), fallback="the server is gone: reset", resumed=10.05,
+                  deadline_s=0.08, attempts=2)  # fmt: skip
+    rows = AnswerRows(lambda: None, ["1.png"], lambda: "about", as_json=False, keep=False)
+    summary = StreamSummary(clock=iter([0.0, 1.0, 2.0, 3.0]).__next__)
+    for result in map(whole, (plain, late, late)):
+        rows.print(result)
+        summary.add(result)
+    about, header, first, second, _ = capsys.readouterr().out.splitlines()
+    assert about == "about"
+    assert header.startswith("input")
+    assert first.split()[0] == "1.png"
+    assert "finished" not in first
+    # 10 ms of decoding, 20 until its turn, and 100 more: the deadline counts all of that, as the total does.
+    assert second.endswith("finished here: the server is gone: reset  50.0 ms after the deadline")
+    assert sum(s.ms for s in whole(late).trace.spans) == pytest.approx(130.0)
+    assert summary.speed() == "3 answers in 3.00 s: 1/s, median 130 ms, p95 130 ms"
+    assert list(summary.trouble()) == [
+        "2 of 3 finished here (the server is gone)",
+        "2 of 3 after the deadline of 80.0 ms, by 50.0 ms at most",
+    ]
+    counts = Counts(taken=4, dropped=2, degraded=1)
+    assert summary.frames(counts, "degrade") == (
+        "6 frames: 3 answered, 2 dropped (degrade), 1 with a cheaper option, 1 without an answer"
+    )
+    as_json = AnswerRows(lambda: None, ["1.png"], lambda: "about", as_json=True, keep=True)
+    as_json.print(whole(late))
+    row = json.loads(capsys.readouterr().out)
+    assert (row["fallback"], row["attempts"], row["degraded"]) == ("the server is gone: reset", 2, 1)
+    assert row["missed_ms"] == pytest.approx(50.0)
+    assert list(as_json.outputs) == ["2"]
+
+
+def answer(took_s: float, deadline_s: float = 0.0, fallback: str = "") -> Result:
+    marks = Marks(0.0, took_s, took_s, took_s)
+    return Result({"y": np.zeros(1, np.float32)}, "a", marks, deadline_s=deadline_s, fallback=fallback)
+
+
+def summary(*times: float) -> StreamSummary:
+    return StreamSummary(clock=iter([0.0, *times]).__next__)
+
+
+def test_no_answers_are_said_and_one_at_once_has_no_rate() -> None:
+    assert summary().speed() == "no answers"
+    at_once = summary(0.0)
+    at_once.add(answer(0.010))
+    assert at_once.speed() == "1 answer, median 10.0 ms, p95 10.0 ms"
+    assert list(at_once.trouble()) == []
+
+
+def test_reasons_are_counted_without_their_details() -> None:
+    sums = summary(1.0, 2.0, 3.0)
+    for why in ("the server is gone: reset", "the server is gone: timed out", "the server was late"):
+        sums.add(answer(0.020, fallback=why))
+    assert list(sums.trouble()) == ["3 of 3 finished here (the server is gone: 2; the server was late: 1)"]
+
+
+def test_what_came_after_its_deadline_is_counted_with_the_worst() -> None:
+    sums = summary(1.0, 2.0, 4.0)
+    for took_s in (0.05, 0.12, 0.18):
+        sums.add(answer(took_s, deadline_s=0.1))
+    assert list(sums.trouble()) == ["2 of 3 after the deadline of 100 ms, by 80.0 ms at most"]
+    assert sums.speed().startswith("3 answers in 4.00 s: ")
+
+
+def test_every_frame_is_accounted_for() -> None:
+    sums = summary(1.0)
+    sums.add(answer(0.01))
+    assert sums.frames(Counts(taken=1), "queue") == "1 frame: 1 answered"
+    assert sums.frames(Counts(taken=3, dropped=2), "drop-oldest") == (
+        "5 frames: 1 answered, 2 dropped (drop-oldest), 2 without an answer"
+    )

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from serving import affine, evaluate, nothing_leaks
 
 import nets
 from splitpoint.cli import main
+from splitpoint.cli import serve as serve_verb
+from splitpoint.cli.serve import Log
 from splitpoint.engines import open_engine
 from splitpoint.lab.process import PIPES, Process
 from splitpoint.runtime.client.edge import Edge
@@ -139,3 +142,34 @@ def test_port_in_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         port = taken.getsockname()[1]
         message = fails(capsys, 6, "serve", "zoo:lenet5", "--port", port)
     assert str(port) in message
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_lines_are_written_before_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with Log() as lines:
+        for k in range(100):
+            lines.say(f"line {k}", err=k % 2 == 1)
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [f"line {k}" for k in range(0, 100, 2)]
+    assert printed.err.splitlines() == [f"line {k}" for k in range(1, 100, 2)]
+
+
+def test_the_oldest_lines_are_lost_where_nobody_reads_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, begun, written = threading.Event(), threading.Event(), list[str]()
+
+    def echo(text: str, err: bool) -> None:
+        begun.set()
+        reads.wait()
+        written.append(text)
+
+    monkeypatch.setattr(serve_verb, "_HELD", 3)
+    monkeypatch.setattr(serve_verb.click, "echo", echo)
+    with Log() as lines:
+        lines.say("first")
+        assert begun.wait(30)
+        for k in range(5):
+            lines.say(f"line {k}")
+        reads.set()
+    assert written == ["first", "2 lines of this log were lost: it was not read", "line 2", "line 3", "line 4"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitpoint.report.table import Column, fields_of, stage_columns
+from splitpoint.report.table import Column, fields_of, number_columns
 from splitpoint.trace import STAGES, by_stage
 
 
@@ -20,7 +20,7 @@ def test_columns_of_cells_are_in_the_order_of_their_titles() -> None:
 
 
 def test_every_stage_but_reading_inputs_has_a_column() -> None:
-    columns = stage_columns(by_stage)
+    columns = number_columns(STAGES[1:], by_stage)
     assert [c.title for c in columns] == [s for s in STAGES if s != "decode"]
     spans = {"prepare": 100.0, "head": 1.0, "local": 2.0, "encode": 4.0, "up": 8.0, "down": 16.0, "queue": 32.0,
              "decode": 0.5, "tail": 0.25, "reply": 0.125}  # fmt: skip

@@ -1,18 +1,25 @@
-"""An answer as a person reads it, and where its milliseconds went."""
+"""An answer as a person reads it, as a line of JSON, and where its milliseconds went; all answers of a run as rows."""
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
+
+import click
+from rich.console import Console
 
 from splitpoint import images
+from splitpoint.cli import console
 from splitpoint.errors import InputError
 from splitpoint.images import InputSpec
-from splitpoint.tensors import Array
+from splitpoint.runtime.result import Result
+from splitpoint.tensors import Array, npz_bytes
 from splitpoint.text import plain, valid
-from splitpoint.trace import STAGES, Trace, stage_ms
+from splitpoint.trace import NUMBERS, OTHERS, Trace, stage_ms
 from splitpoint.units import ms
 
 
@@ -55,6 +62,7 @@ def as_json(
     return row | more
 
 
+#: Characters of a number's column.
 _NUMBER = 7
 #: A camera may run for days: medians are those of so many last answers.
 _REMEMBERED = 10_000
@@ -65,28 +73,121 @@ class Lines:
 
     def __init__(self, width: int, names: Sequence[str]) -> None:
         self.name_width = min(14 if width < 100 else 28, max([6, *(len(n) for n in names)]))
-        numbers = _NUMBER * (len(STAGES) + 1)
-        self.answer_width = min(48, max(9, width - self.name_width - numbers - 6))
-        self.traces: deque[dict[str, float]] = deque(maxlen=_REMEMBERED)
+        self.answer_width = min(48, max(9, width - self.name_width - _NUMBER * len(NUMBERS) - 6))
+        self._rows: deque[Mapping[str, float]] = deque(maxlen=_REMEMBERED)
 
     def header(self) -> str:
-        titles = "".join(f"{t:>{_NUMBER}}" for t in (*STAGES, "total"))
+        titles = "".join(f"{t:>{_NUMBER}}" for t in NUMBERS)
         return f"{'input':<{self.name_width}}  {'answer':<{self.answer_width}}{titles}  ms"
 
-    def row(self, name: str, text: str, trace: Trace) -> str:
-        stages = stage_ms(trace)
-        self.traces.append(stages)
-        return self._line(name, text, stages)
+    def row(self, name: str, text: str, numbers: Mapping[str, float]) -> str:
+        """One more answer, with what its `Result.numbers` are."""
+        self._rows.append(numbers)
+        return self._line(name, text, numbers)
 
     def medians(self) -> str:
         """The middle value of each column over all rows."""
-        middle = {k: median(t[k] for t in self.traces) for k in self.traces[0]}
-        return self._line("median", f"of {len(self.traces)}", middle)
+        middle = {name: median(row[name] for row in self._rows) for name in NUMBERS}
+        return self._line("median", f"of {len(self._rows)}", middle)
 
-    def _line(self, name: str, text: str, stages: Mapping[str, float]) -> str:
-        numbers = "".join(f"{ms(v):>{_NUMBER}}" for v in stages.values())
-        return f"{_fit(name, self.name_width)}  {_fit(text, self.answer_width)}{numbers}"
+    def _line(self, name: str, text: str, numbers: Mapping[str, float]) -> str:
+        cells = "".join(f"{show(numbers[name]):>{_NUMBER}}" for name, show in NUMBERS.items())
+        return f"{_fit(name, self.name_width)}  {_fit(text, self.answer_width)}{cells}"
 
 
 def _fit(text: str, width: int) -> str:
     return f"{text:<{width}}" if len(text) <= width else text[: width - 1] + "…"
+
+
+class Tag(NamedTuple):
+    """What a request brings along: its input's name, the level of the option it was begun with (0: as planned), and a
+    shorter name for tables."""
+
+    name: str
+    level: int = 0
+    label: str = ""
+
+
+class AnswerRows:
+    """A table, row by row as answers come, or a line of JSON each; `about` is printed above the table.
+
+    With `keep`, the outputs are remembered for `saved`.
+    """
+
+    def __init__(
+        self, spec: Callable[[], InputSpec | None], labels: Sequence[str], about: Callable[[], str], *, as_json: bool,
+        keep: bool,
+    ) -> None:  # fmt: skip
+        self._spec_now, self._about, self.as_json = spec, about, as_json
+        self._lines = Lines(console.out().width, labels)
+        # Rows and a live bar on one terminal must come from one console.
+        self.terminal: Console | None = console.out() if sys.stdout.isatty() else None
+        self.outputs: dict[str, Mapping[str, Array]] = {}
+        self._keep = keep
+        self.printed = 0
+
+    def print(self, result: Result) -> None:
+        """One answer; the first brings the header."""
+        for line in self._of(result):
+            if self.terminal:
+                self.terminal.print(line, highlight=False, soft_wrap=True)
+            else:
+                click.echo(line.encode() if self.as_json else line)  # JSON is UTF-8, whatever the terminal is
+        self.printed += 1
+
+    def _of(self, result: Result) -> Iterator[str]:
+        name = result.tag.name
+        if self._keep:
+            self.outputs[self._key(name)] = result.outputs
+        if self.as_json:
+            yield console.as_json(self._row(name, result))
+            return
+        if not self.printed:
+            yield self._about()
+            yield self._lines.header()
+        short = plain(result.tag.label) or ("-" if name == "-" else plain(Path(name).name))
+        line = self._lines.row(short, answer(result.outputs, self._spec_now()), result.numbers)
+        yield "  ".join([line, *_remarks(result)])
+
+    def _row(self, name: str, result: Result) -> Mapping[str, object]:
+        more: dict[str, object] = {name: result.numbers[name] for name in OTHERS}
+        more |= {name: getattr(result, name) for name in ("cut", "codecs", "up_nbytes", "clock_error_ms")}
+        if result.fallback:
+            more["fallback"] = result.fallback
+        if result.attempts > 1:
+            more["attempts"] = result.attempts
+        if result.deadline_s:
+            more |= {"deadline_ms": result.deadline_s * 1e3, "missed_ms": round(missed_ms(result), 4)}
+        if result.tag.level:
+            more["degraded"] = result.tag.level
+        return as_json(name, result.outputs, self._spec_now(), result.trace, **more)
+
+    def _key(self, name: str) -> str:
+        stem, number = ("stdin" if name == "-" else valid(Path(name).stem)), 2
+        key = stem
+        while key in self.outputs:
+            key, number = f"{stem}-{number}", number + 1
+        return key
+
+    def saved(self) -> bytes:
+        """All outputs as an `.npz`: arrays are called ``<file's stem>/<output>``."""
+        arrays = {f"{key}/{name}": v for key, outputs in self.outputs.items() for name, v in outputs.items()}
+        return npz_bytes(arrays)
+
+    def medians(self) -> None:
+        """The table's last row, if there are several."""
+        if not self.as_json and self.printed > 1:
+            click.echo(self._lines.medians())
+
+
+def missed_ms(result: Result) -> float:
+    """By how much a row's total is more than the deadline; 0 if it is not, or there is none."""
+    return max(0.0, result.total_ms - result.deadline_s * 1e3) if result.deadline_s else 0.0
+
+
+def _remarks(result: Result) -> Iterator[str]:
+    """What a row says beside its numbers."""
+    if result.fallback:
+        yield f"finished here: {result.fallback}"
+    if missed := missed_ms(result):
+        yield f"{ms(missed)} ms after the deadline"

@@ -11,8 +11,7 @@ from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.cli.console import err, out, progress, table
 from splitpoint.cli.input_files import read_photos, recursive_option
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, cuts_option, model_options
+from splitpoint.cli.options.model_options import Here, cuts_option, running_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.codecs import calibrated_names, open_codec
 from splitpoint.models.model import Model
@@ -23,32 +22,20 @@ from splitpoint.units import size
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    required=True,
-    multiple=True,
-    metavar="DIR|FILE|-",
-    help="Real inputs: images, or .npy/.npz tensors. A drop of 1 % takes 300 of them to show.",
-)
+@click.option("--images", type=click.Path(path_type=Path), required=True, multiple=True, metavar="DIR|FILE|-",
+              help="Real inputs: images, or .npy/.npz tensors. A drop of 1 % takes 300 of them to show.")  # fmt: skip
 @recursive_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use the first N inputs only.")
-@click.option(
-    "--codec",
-    "codecs",
-    multiple=True,
-    metavar="NAME",
-    help=f"Codecs to try; default: {', '.join(c for c in calibrated_names() if ':' not in c)}, "
-    "and JPEG at seven qualities for images.",
-)
+@click.option("--codec", "codecs", multiple=True, metavar="NAME",
+              help=f"Codecs to try; default: {', '.join(c for c in calibrated_names() if ':' not in c)}, "
+                   "and JPEG at seven qualities for images.")  # fmt: skip
 @cuts_option
 @output_option("Write the calibration, for splitpoint plan --calib.")
 @json_option
-@engine_options
-@model_options
+@running_options
 def command(
     model: str, images: tuple[Path, ...], recursive: bool, limit: int | None, codecs: tuple[str, ...], cuts: str,
-    output: Path | None, as_json: bool, choice: EngineChoice, opening: Opening,
+    output: Path | None, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Run real inputs through every cut with every codec, and record bytes and quality.
 
@@ -56,13 +43,13 @@ def command(
     largest error of the outputs. splitpoint plan --max-drop 1% --calib FILE then keeps to it.
     """
     names = [open_codec(c).name for c in codecs] or list(calibrated_names())
-    loaded = opening.load(model)
+    loaded = here.opening.load(model)
     inputs = read_photos(loaded, images, limit=limit, recursive=recursive)
     chosen = select(loaded, cuts)
     with progress() as bar:
         task = bar.add_task("calibrating", total=len(chosen) * len(inputs))
         calibration = calibrate(
-            loaded, choice.open(), inputs, codecs=names, cuts=chosen,
+            loaded, here.choice.open(), inputs, codecs=names, cuts=chosen,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_note=lambda text: err().print(text),
         )  # fmt: skip
@@ -106,6 +93,5 @@ def _cell(row: CalibrationRow | None) -> str:
     if row is None:
         return ""
     quality = row.quality
-    if quality.agreement is None:
-        return f"{size(sum(row.nbytes))} {quality.error:.1%}"
-    return f"{size(sum(row.nbytes))} {round(quality.agreement * quality.inputs)}"
+    same = f"{quality.error:.1%}" if quality.agreement is None else round(quality.agreement * quality.inputs)
+    return f"{size(sum(row.nbytes))} {same}"

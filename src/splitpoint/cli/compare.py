@@ -11,19 +11,16 @@ import msgspec
 from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
+from splitpoint.cli.options import gathered
 from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, model_options
+from splitpoint.cli.options.model_options import Here, device_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
-from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
+from splitpoint.cli.options.server_options import cloud_option, fresh_option
 from splitpoint.files import write_atomic
-from splitpoint.measured_cuts import compare
+from splitpoint.measured_cuts import TABLE, CompareRow, compare, verdict
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plans import Plan
-from splitpoint.report.compare_table import TABLE, CompareRow, verdict
-from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.security import Security
 from splitpoint.survey import survey, worth_running
 
@@ -41,30 +38,22 @@ from splitpoint.survey import survey, worth_running
 @fresh_option
 @output_option("Write predictions and measurements as JSON.")
 @json_option
-@cache_option
-@engine_options
-@model_options
+@device_options
+@gathered("constraints", Constraints)
 def command(
     model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int,
-    codecs: tuple[str, ...], max_drop: float | None, calib: Path | None, budget_s: float, fresh: bool,
-    output: Path | None, as_json: bool, cache: Path | None, choice: EngineChoice, opening: Opening,
+    constraints: Constraints, calib: Path | None, budget_s: float, fresh: bool, output: Path | None, as_json: bool,
+    here: Here,
 ) -> None:  # fmt: skip
     """Plan, then run every row of the table against the server, in turns, and print predicted beside measured.
 
     Both sides are profiled first (the results are kept) and the link is measured.
     """
-    constraints = Constraints(max_drop=max_drop, codecs=codecs)
     calibration = None if calib is None else load_calibration(calib)
-    here = opening.here(model)
-    engine = choice.open()
-    with Edge(
-        cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security,
-        models=ModelPolicy(allow_domains=opening.allow_domains),
-    ) as edge:  # fmt: skip
-        if here is None:
-            edge.prepare(opening.on)
+    engine = here.choice.open()
+    with here.reached(model, cloud, security, engine) as edge:
         inputs = read_images(edge.model, images, recursive=recursive)
-        known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=say)
+        known = survey(edge, engine, budget_s=budget_s, cache=here.cache, fresh=fresh, on_step=say)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)
         plan = planner.plan(known.link)
         with progress() as bar:

@@ -10,17 +10,10 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
+import rich.progress as bars
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -79,11 +72,6 @@ def err() -> Console:
     return _Console(file=styled(sys.stderr), highlight=False)
 
 
-def _moves(console: Console) -> bool:
-    """Whether a bar can be drawn again and again."""
-    return console.is_terminal and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
-
-
 #: The widest a column of names may be where another column would have to go for it.
 _NAMES = 34
 _GAP = 3
@@ -125,18 +113,18 @@ class _Words(TextColumn):
 
 def progress(console: Console | None = None) -> Progress:
     """A progress bar (on standard error, or `console`): what, how many, time so far and left. Only on a terminal."""
-    console = console or err()
-    return Progress(
-        _Words("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not _moves(console),
-    )
+    left = (TextColumn("left"), bars.TimeRemainingColumn())
+    return _bar(console or err(), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), *left)
+
+
+def countdown() -> Progress:
+    """A progress bar of time (on standard error): what, how far, time so far and what its task says is `left`."""
+    return _bar(err(), bars.BarColumn(), bars.TimeElapsedColumn(), _Words("{task.fields[left]}"))
+
+
+def _bar(console: Console, *columns: ProgressColumn) -> Progress:
+    can_move = console.is_terminal and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    return Progress(_Words("{task.description}"), *columns, console=console, transient=True, disable=not can_move)
 
 
 @contextmanager
@@ -144,13 +132,3 @@ def waiting(text: str) -> Iterator[Callable[[str], None]]:
     """A line that moves (on standard error) while something takes long; what is given changes its text."""
     with err().status(Text(plain(text))) as status:
         yield lambda text: status.update(Text(plain(text)))
-
-
-def countdown() -> Progress:
-    """A progress bar of time (on standard error): what, how far, time so far and what its task says is `left`."""
-    console = err()
-    return Progress(
-        _Words("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        _Words("{task.fields[left]}"),
-        console=console, transient=True, disable=not _moves(console),
-    )  # fmt: skip

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from splitpoint import install
-from splitpoint.cli import answers
-from splitpoint.cli.console import out
+from splitpoint.cli.answers import AnswerRows, Tag
 from splitpoint.cli.options.engine import EngineChoice, engine_option
 from splitpoint.cli.plan import show
 from splitpoint.cli.run import describe
@@ -17,13 +16,12 @@ from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import VerifyError
 from splitpoint.files import temporary_folder
-from splitpoint.inputs import input_spec, read_inputs
+from splitpoint.inputs import read_inputs
 from splitpoint.lab.process import serving
 from splitpoint.link.presets import PRESETS
 from splitpoint.machine import usable_cores
 from splitpoint.models import load
 from splitpoint.models.zoo import photos
-from splitpoint.planning.plans import Option, Plan
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Request
 from splitpoint.segments import compare
@@ -60,16 +58,12 @@ def command(at: str | None, engine: str) -> None:
             plan = known.planner(edge.model.graph).plan(known.link)
             show(plan)
             _what_if(known, edge)
-            edge.switch(*([at] if at else placement(edge.model.graph, _best_split(plan))))
-            click.echo(f"\n{describe(edge, address)}\n")
-            answered = _run(edge)
+            # Both halves are shown, whether or not it pays on this machine.
+            split = next((o for o in plan.options if o.kind == "split"), plan.best)
+            edge.switch(*([at] if at else placement(edge.model.graph, split)))
+            answered = _run(edge, address)
         _prove(edge, answered, ours)
     click.echo(_next())
-
-
-def _best_split(plan: Plan) -> Option:
-    """What to show the two halves with, whether or not it pays on this machine."""
-    return next((o for o in plan.options if o.kind == "split"), plan.best)
 
 
 def _what_if(known: Survey, edge: Edge) -> None:
@@ -87,22 +81,20 @@ def _what_if(known: Survey, edge: Edge) -> None:
     click.echo(typed("  (×: only if splitpoint calibrate finds JPEG accurate enough for this network)"))
 
 
-def _run(edge: Edge) -> Sequence[Mapping[str, Array]]:
-    spec = input_spec(edge.model)
-    lines = answers.Lines(out().width, [p.name for p in photos()])
-    click.echo(lines.header())
+def _run(edge: Edge, address: str) -> Sequence[Mapping[str, Array]]:
+    rows = AnswerRows(
+        lambda: edge.model.input_spec, [p.name for p in photos()], lambda: f"\n{describe(edge, address)}\n",
+        as_json=False, keep=True,
+    )  # fmt: skip
     edge.infer(read_inputs(edge.model, photos()[0]))  # the first run of a network allocates: not shown
-    answered = []
     for photo in photos():
         recorder = Recorder()
         with recorder.span("prepare"):
             inputs = read_inputs(edge.model, photo)
-        result = edge.infer(Request(inputs, tuple(recorder.spans)))
-        answered.append(result.outputs)
-        text = answers.answer(result.outputs, spec)
-        click.echo(lines.row(photo.name, text, result.trace))
-    click.echo(lines.medians() + "\n")
-    return answered
+        rows.print(edge.infer(Request(inputs, tuple(recorder.spans), Tag(photo.name))))
+    rows.medians()
+    click.echo()
+    return list(rows.outputs.values())
 
 
 def _prove(edge: Edge, answered: Sequence[Mapping[str, Array]], engine: Engine) -> None:

@@ -33,7 +33,9 @@ def command(cloud: str | None, security: Security) -> None:
         text = have if not missing else f"{have + '; ' if have else ''}not installed: {install.extra(extra)}"
         click.echo(f"[{extra}]".ljust(11) + text)
     _providers()
-    _telemetry()
+    # What the libraries below would report to their makers is off, unless the user wants it otherwise.
+    on = telemetry.set_by_user()
+    click.echo(f"telemetry  off (ONNX Runtime, Hugging Face, Ray){'; but you have set ' + ', '.join(on) if on else ''}")
     _cache()
     if cloud:
         _server(cloud, security)
@@ -64,12 +66,6 @@ def _providers() -> None:
         )
 
 
-def _telemetry() -> None:
-    """What the libraries below would report to their makers is off, unless the user wants it otherwise."""
-    on = telemetry.set_by_user()
-    click.echo(f"telemetry  off (ONNX Runtime, Hugging Face, Ray){'; but you have set ' + ', '.join(on) if on else ''}")
-
-
 def _cache() -> None:
     from splitpoint.runtime.client.blob_cache import usage
 
@@ -84,13 +80,9 @@ def _cache() -> None:
 
 
 def _server(cloud: str, security: Security) -> None:
-    from splitpoint.runtime.client.channel import Channel
-    from splitpoint.runtime.events import software
-    from splitpoint.transports import connect
+    from splitpoint.cli.link import channel_to
 
-    connection = connect(cloud, timeout_s=5.0, security=security)
-    try:
-        channel = Channel(connection, software=software(), timeout_s=5.0, token=security.token)
+    with channel_to(cloud, security) as channel:
         channel.measure_clock()
         welcome = channel.welcome
         click.echo(
@@ -101,5 +93,3 @@ def _server(cloud: str, security: Security) -> None:
         for model in welcome.models:
             click.echo(f"           {model.name} {model.fingerprint[:12]}  {size(model.nbytes)} of weights")
         click.echo(f"           devices may fetch: {welcome.share}")
-    finally:
-        connection.close()

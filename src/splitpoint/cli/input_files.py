@@ -66,18 +66,14 @@ def read_photos(
 
 def read_photo(model: Model, path: Path, on_note: OnNote) -> dict[str, Array]:
     """The inputs in a file, or in standard input if it is called ``-``."""
-    return (
-        read_bytes(model, _standard_input(), on_note=on_note) if str(path) == "-" else read_inputs(model, path, on_note)
-    )
-
-
-def _standard_input() -> bytes:
+    if str(path) != "-":
+        return read_inputs(model, path, on_note)
     data = sys.stdin.buffer.read(MAX_PIPE_NBYTES + 1)
     if len(data) > MAX_PIPE_NBYTES:
         raise InputError(
             f"standard input holds more than {MAX_PIPE_NBYTES >> 20} MiB: pipe one image or tensor into it"
         )
-    return data
+    return read_bytes(model, data, on_note=on_note)
 
 
 def noting() -> OnNote:

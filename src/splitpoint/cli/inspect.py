@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def command(
     if names:
         write_atomic(names, "".join(f"{n}\n" for n in layer_names(loaded)).encode())
     if as_json:
-        put_json(_summary(loaded) | {"rows": [dataclasses.asdict(r) for r in rows]})
+        put_json(_summary(loaded) | {"rows": rows})
     elif not (csv_path or xlsx_path or names):
         _print(loaded, rows)
     wrote(csv_path, xlsx_path, names)
@@ -72,8 +71,7 @@ def _print(model: Model, rows: Sequence[LayerRow]) -> None:
     table(table_of(model.graph), rows, console=console)
     inner = sum(len(c.crossing) == 1 for c in model.graph.chain()[1:-1])
     totals = f"{count(rows[-1].flops)} FLOPs, {count(rows[-1].params)} parameters" if rows else ""
-    weights_of = f"{size(model.nbytes)} of weights"
-    console.print(line(bold(model.name), f" {model.fingerprint[:12]}  {totals}, {weights_of}"))
+    console.print(line(bold(model.name), f" {model.fingerprint[:12]}  {totals}, {size(model.nbytes)} of weights"))
     if model.source:
         console.print(model.source)
     console.print("in   " + (", ".join(map(str, model.inputs)) or "nothing"))

@@ -16,22 +16,11 @@ from splitpoint.cli.options.output import OUTPUT_FOLDER
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=OUTPUT_FOLDER)
-@click.option(
-    "--host",
-    "hosts",
-    multiple=True,
-    metavar="NAME",
-    help="A name or IP address by which devices call the server; may be given several times "
-    "(default: this machine's name). localhost is always one.",
-)
-@click.option(
-    "--days",
-    type=click.FloatRange(0, 36_500, min_open=True),
-    default=365,
-    show_default=True,
-    metavar="N",
-    help="How long they hold.",
-)  # fmt: skip
+@click.option("--host", "hosts", multiple=True, metavar="NAME",
+              help="A name or IP address by which devices call the server; may be given several times "
+                   "(default: this machine's name). localhost is always one.")  # fmt: skip
+@click.option("--days", type=click.FloatRange(0, 36_500, min_open=True), default=365, show_default=True, metavar="N",
+              help="How long they hold.")  # fmt: skip
 def command(folder: Path, hosts: tuple[str, ...], days: float) -> None:
     """Make what a server and its devices need to know each other, in DIR: an authority of your own, a certificate for
     the server and one for devices, and a token.

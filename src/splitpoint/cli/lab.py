@@ -28,8 +28,8 @@ from splitpoint.lab.scenario import Scenario, find, load_scenario, names
 from splitpoint.lab.slow_device import METHODS, slowed
 from splitpoint.link import Link
 from splitpoint.link.parse import parse_link
-from splitpoint.report.table import Column, stage_columns
-from splitpoint.trace import by_stage
+from splitpoint.report.table import Column, number_columns
+from splitpoint.trace import STAGES, by_stage
 from splitpoint.units import ms, size
 
 #: From how many to how many requests apart: in the default number of requests nearly everything goes wrong once.
@@ -43,23 +43,14 @@ def command() -> None:
 
 @command.command(short_help="A link with a rate, a delay and jitter before a TCP server.")
 @click.option("--to", "target", required=True, metavar="HOST[:PORT]", help="Where the bytes go (port 3277).")
-@click.option(
-    "--link",
-    "text",
-    required=True,
-    metavar="LINK",
-    help="cat1, 3g, 4g, wifi, wifi5, lan; 10mbit/20mbit,40ms; a .link.json; a .csv trace.",
-)
+@click.option("--link", "text", required=True, metavar="LINK",
+              help="cat1, 3g, 4g, wifi, wifi5, lan; 10mbit/20mbit,40ms; a .link.json; a .csv trace.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on (default: any free one).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the jitter.")
-@click.option(
-    "--control",
-    "controlled",
-    is_flag=True,
-    help="Obey lines on standard input: link LINK, stall S, blackhole S, cut [S [BYTES]], "
-    "corrupt up|down [BYTES [COUNT]], status. Its end is the end.",
-)
+@click.option("--control", "controlled", is_flag=True,
+              help="Obey lines on standard input: link LINK, stall S, blackhole S, cut [S [BYTES]], "
+                   "corrupt up|down [BYTES [COUNT]], status. Its end is the end.")  # fmt: skip
 def link(target: str, text: str, host: str, port: int, seed: int, controlled: bool) -> None:  # fmt: skip
     """Carry bytes to HOST as LINK would, both ways, at an address of its own. Ctrl-C or SIGTERM ends it."""
     shaped = parse_link(text)
@@ -80,13 +71,9 @@ def link(target: str, text: str, host: str, port: int, seed: int, controlled: bo
 @click.argument("factor", type=float)
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--threads", default=1, show_default=True, metavar="N", help="Threads of COMMAND that compute at once.")
-@click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    default="auto",
-    show_default=True,
-    help="quota: a control group's CPU limit; stop: stopped and continued in turns; auto: the first that works.",
-)
+@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
+              help="quota: a control group's CPU limit; stop: stopped and continued in turns; auto: the first that "
+                   "works.")  # fmt: skip
 def slow(factor: float, words: tuple[str, ...], threads: int, method: str) -> None:  # fmt: skip
     """Run COMMAND as if this machine computed FACTOR times slower. Ends with COMMAND's exit status.
 
@@ -178,7 +165,7 @@ def _run(scenario: Scenario, file: Path, output: Path | None) -> None:
         Column("bytes up", lambda s: size(s.up_nbytes)),
         Column("total ms", lambda s: ms(s.median_ms), keep=True),
         Column("p10…p90", lambda s: f"{ms(s.p10_ms)}…{ms(s.p90_ms)}"),
-        *stage_columns(lambda s: by_stage(s.spans_ms)),
+        *number_columns(STAGES[1:], lambda s: by_stage(s.spans_ms)),  # inputs are read before: no ``decode``
     ]
     table(columns, results.summary(), console=out())
     if output is not None:
@@ -192,13 +179,8 @@ def _run(scenario: Scenario, file: Path, output: Path | None) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what goes wrong, and when.")
 @click.option("--at", default="middle", show_default=True, metavar="CUT", help="Where to cut.")
 @click.option("--rate", default=40.0, show_default=True, metavar="N", help="Requests a second.")
-@click.option(
-    "--kind",
-    "kinds",
-    type=click.Choice(list(KINDS)),
-    multiple=True,
-    help="What may go wrong (repeat for several; default: everything).",
-)
+@click.option("--kind", "kinds", type=click.Choice(list(KINDS)), multiple=True,
+              help="What may go wrong (repeat for several; default: everything).")  # fmt: skip
 @engine_option
 def faults(
     model: str, count: int, seed: int, at: str, rate: float, kinds: tuple[str, ...], engine: str

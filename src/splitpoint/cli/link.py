@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
@@ -19,7 +21,11 @@ from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
 from splitpoint.link.presets import PRESETS, nearest_preset
 from splitpoint.report.table import Column
+from splitpoint.runtime.client.channel import Channel
+from splitpoint.runtime.events import software
+from splitpoint.runtime.probe.link_probe import check_budget, measure_link
 from splitpoint.security import Security
+from splitpoint.transports import connect
 from splitpoint.units import mbps, ms, size
 
 #: What a link is judged by: a photo as MobileNet and its kin take it, 224 x 224 x 3 bytes.
@@ -31,11 +37,9 @@ _FAST_MBPS = 2000.0
 @click.command()
 @cloud_option(required=False)
 @click.option(
-    "--link",
-    "spec",
-    metavar="SPEC",
+    "--link", "spec", metavar="SPEC",
     help="Do not measure: a preset, UP/DOWN,ROUNDTRIP (10mbit/20mbit,40ms), a .link.json or a trace .csv.",
-)
+)  # fmt: skip
 @budget_option("3s", "How long measuring may take.", metavar="SECONDS")
 @output_option("Write the link, for --link FILE elsewhere.", metavar="FILE.link.json")
 @json_option
@@ -69,25 +73,22 @@ def command(
         wrote(output)
 
 
-def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
-    from splitpoint.runtime.client.channel import Channel
-    from splitpoint.runtime.events import software
-    from splitpoint.runtime.probe.link_probe import check_budget, measure_link
-    from splitpoint.transports import connect
+@contextmanager
+def channel_to(cloud: str, security: Security) -> Iterator[Channel]:
+    """A connection to the server, greeted; it is closed at the end."""
+    with closing(connect(cloud, timeout_s=5.0, security=security)) as connection:
+        yield Channel(connection, software=software(), timeout_s=5.0, token=security.token)
 
+
+def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
     check_budget(budget_s)
-    connection = connect(cloud, timeout_s=5.0, security=security)
-    try:
-        channel = Channel(connection, software=software(), timeout_s=5.0, token=security.token)
+    with channel_to(cloud, security) as channel:
         measured = measure_link(channel, budget_s, name=cloud)
         channel.close()
-    finally:
-        connection.close()
     link = measured.link
+    _show(link, measured if as_json else None)
     if as_json:
-        put_json({**msgspec.structs.asdict(measured), "nearest_preset": nearest_preset(link)})
         return link
-    _show(link)
     click.echo(
         f"measured    in {measured.seconds:.1f} s, with {measured.pings} pings, "
         f"{size(measured.up_nbytes)} up and {size(measured.down_nbytes)} down"
@@ -102,10 +103,7 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
 
 def _explain(parsed: Link | LinkTrace, as_json: bool) -> Link:
     if isinstance(parsed, Link):
-        if as_json:
-            put_json({**msgspec.structs.asdict(parsed), "nearest_preset": nearest_preset(parsed)})
-        else:
-            _show(parsed)
+        _show(parsed, parsed if as_json else None)
         return parsed
     mean = parsed.mean
     if as_json:
@@ -118,11 +116,15 @@ def _explain(parsed: Link | LinkTrace, as_json: bool) -> Link:
     return mean
 
 
-def _show(link: Link) -> None:
+def _show(link: Link, data: msgspec.Struct | None = None) -> None:
+    """Prints what `link` means, or, as JSON, what is known of it."""
+    near = nearest_preset(link)
+    if data is not None:
+        put_json({**msgspec.structs.asdict(data), "nearest_preset": near})
+        return
     click.echo(f"up          {mbps(link.up_mbps)} Mbit/s")
     click.echo(f"down        {mbps(link.down_mbps)} Mbit/s")
     click.echo(f"round trip  {ms(link.rtt_ms)} ms, jitter {ms(link.jitter_ms)} ms (90th percentile above the least)")
-    near = nearest_preset(link)
     if link != PRESETS[near]:
         click.echo(f"nearest     {near} ({PRESETS[near]})")
     click.echo(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -14,13 +13,13 @@ from rich.console import Console
 from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
-from splitpoint.cli.options import given
+from splitpoint.cli.options import gathered, given
 from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, is_local, model_options
+from splitpoint.cli.options.engine import EngineChoice
+from splitpoint.cli.options.model_options import Here, device_options, is_local
 from splitpoint.cli.options.output import json_option, output_option, png_option, wrote
 from splitpoint.cli.options.quantities import MS, SIZE, WATTS, budget_option
-from splitpoint.cli.options.server_options import cache_option, security_options
+from splitpoint.cli.options.server_options import security_options
 from splitpoint.cli.verbs import typed
 from splitpoint.errors import InputError, UsageError
 from splitpoint.link import Link
@@ -49,30 +48,24 @@ MEASURED = "measured"
 
 @click.command()
 @click.argument("model", required=False)
-@click.option(
-    "--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="The device's profile (splitpoint profile -o), or what was learned of it (splitpoint calibrate-device -o, or "
-    "neurosurgeon-edge), which prices a MODEL that never ran there; without it this machine is profiled now.",
-)  # fmt: skip
-@click.option(
-    "--cloud", required=True, metavar="FILE|HOST[:PORT]",
-    help="The server's profile or latency file (also neurosurgeon-cloud), or the server, which then profiles itself.",
-)  # fmt: skip
+@click.option("--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The device's profile (splitpoint profile -o), or what was learned of it (splitpoint "
+                   "calibrate-device -o, or neurosurgeon-edge), which prices a MODEL that never ran there; without it "
+                   "this machine is profiled now.")  # fmt: skip
+@click.option("--cloud", required=True, metavar="FILE|HOST[:PORT]",
+              help="The server's profile or latency file (also neurosurgeon-cloud), or the server, which then profiles "
+                   "itself.")  # fmt: skip
 @security_options
 @click.option(
     "--link", "link_text", metavar="SPEC",
     help="4g, 10mbit/20mbit,40ms, a .link.json or .csv file, or measured (default with --cloud HOST).",
 )  # fmt: skip
-@click.option(
-    "--objective", type=click.Choice(NAMES), default="latency", show_default=True,
-    help="What to make least (throughput: most).",
-)  # fmt: skip
+@click.option("--objective", type=click.Choice(NAMES), default="latency", show_default=True,
+              help="What to make least (throughput: most).")  # fmt: skip
 @max_drop_option
-@click.option(
-    "--max-edge-memory", type=SIZE, metavar="SIZE",
-    help="The most that the device's half may hold, such as 100MB: weights and tensors (an estimate), without the "
-    "engine's own memory.",
-)  # fmt: skip
+@click.option("--max-edge-memory", type=SIZE, metavar="SIZE",
+              help="The most that the device's half may hold, such as 100MB: weights and tensors (an estimate), "
+                   "without the engine's own memory.")  # fmt: skip
 @click.option("--keep-input-local", is_flag=True, help="The model's input must not leave the device.")
 @click.option("--deadline", "deadline_ms", type=MS, metavar="TIME",
               help="Nine requests in ten must be answered by then, such as 200ms.")  # fmt: skip
@@ -86,35 +79,24 @@ MEASURED = "measured"
 @png_option("Draw the plan as a function of the bandwidth (needs splitpoint[plot]).")
 @output_option("Write the plan as JSON.")
 @json_option
-@cache_option
-@engine_options
-@model_options
+@device_options
+@gathered("constraints", Constraints)
 def command(
     model: str | None, edge_path: Path | None, cloud: str, security: Security, link_text: str | None, objective: str,
-    max_drop: float | None, max_edge_memory: float | None, keep_input_local: bool, deadline_ms: float | None,
-    codecs: tuple[str, ...], calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool, explain: bool,
-    png_path: Path | None, output: Path | None, as_json: bool, cache: Path | None, choice: EngineChoice,
-    opening: Opening,
+    constraints: Constraints, calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool,
+    explain: bool, png_path: Path | None, output: Path | None, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Compare all on the device, all on the server and every split, and say what is best and by how much.
 
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
-    constraints = Constraints(
-        max_drop=max_drop,
-        max_edge_memory=max_edge_memory,
-        keep_input_local=keep_input_local,
-        deadline_ms=deadline_ms,
-        codecs=codecs,
-    )
     calibration = None if calib is None else load_calibration(calib)
-    learned = _learned(edge_path, cloud, choice, force=force)
+    learned = _learned(edge_path, cloud, here.choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
-    wanted = opening.load(model) if model is not None and load_it else None
+    wanted = here.opening.load(model) if model is not None and load_it else None
     edge, there, link, shared = _gather(
-        model, wanted, edge_path, cloud, security, link_text, budget_s, choice=choice, cache=cache, learned=learned,
-        allow_domains=opening.allow_domains,
-    )  # fmt: skip
+        model, wanted, edge_path, cloud, security, link_text, budget_s, here=here, learned=learned
+    )
     if edge_watts is not None:
         edge = msgspec.structs.replace(edge, watts=edge_watts)
     constraints = msgspec.structs.replace(constraints, shared=shared)
@@ -132,13 +114,9 @@ def command(
         wrote(png_path)
 
 
-# --- what is planned with ---------------------------------------------------------------------------------------------
-
-
 def _gather(
     model: str | None, wanted: Model | None, edge_path: Path | None, cloud: str, security: Security,
-    link_text: str | None, budget_s: float, *, choice: EngineChoice, cache: Path | None,
-    learned: Mapping[str, Latency], allow_domains: Collection[str],
+    link_text: str | None, budget_s: float, *, here: Here, learned: Mapping[str, Latency],
 ) -> tuple[Profile, Profile, Link, Shared | None]:  # fmt: skip
     """The two profiles and the link, from files, from the server, or measured here, and what the server allows."""
     named = _is_named(cloud, learned)
@@ -154,33 +132,27 @@ def _gather(
         raise UsageError("give MODEL, to profile it here, or the device's profile with --edge FILE")
     if edge is not None and there is not None and link is not None:
         return edge, there, link, None
-    from splitpoint.runtime.client.edge import Edge
-    from splitpoint.runtime.client.edge_settings import ModelPolicy
     from splitpoint.survey import profile_here
 
-    engine = choice.open()
+    engine = here.choice.open()
     served = wanted or model or (edge.graph.name if edge else "")
-    known: dict[str, Any] = {
-        "engine": engine, "cache": cache, "security": security,
-        "models": ModelPolicy(allow_domains=allow_domains),
-    }  # fmt: skip
     shared = None
-    with nullcontext() if named else Edge(cloud, served, at="cut:input", **known) as server:
+    with nullcontext() if named else here.edge(served, cloud, security, engine=engine) as server:
         if server is not None:
             there, shared = server.profile_server(budget_s), server.shared
             if link is None:
                 say("measuring the link, 3 s")
                 link = server.measure_link()
         if edge is None:
-            here = wanted or (server.model if server is not None else None)
-            if here is None:
+            ours = wanted or (server.model if server is not None else None)
+            if ours is None:
                 raise UsageError(f"{model} is no model on this machine: name a file, or a --cloud HOST that has it")
             known_of = learned.get(str(edge_path))
             if known_of:
-                edge = _predicted(here, known_of)
+                edge = _predicted(ours, known_of)
             else:
                 say("no --edge profile: taking this machine as the device")
-                edge = profile_here(here, engine, budget_s=budget_s, cache=cache, on_step=say)
+                edge = profile_here(ours, engine, budget_s=budget_s, cache=here.cache, on_step=say)
     assert there is not None
     assert link is not None
     return edge, there, link, shared
@@ -193,10 +165,13 @@ def _is_named(cloud: str, learned: Mapping[str, Latency]) -> bool:
 
 def _learned(edge_path: Path | None, cloud: str, choice: EngineChoice, *, force: bool) -> dict[str, Latency]:
     """What was learned of the device, of the server, or both, by what was typed; profiles and servers are not there."""
-    asked = {str(p): p is edge_path for p in (cloud, edge_path) if p is not None and is_latency(str(p))}
-    learned = {text: load_latency(text) for text in asked}
-    for text, is_edge in asked.items():
-        if is_edge:  # --engine, --device and --threads say what runs the device's half
+    learned: dict[str, Latency] = {}
+    for path in (cloud, edge_path):
+        text = str(path)
+        if path is None or not is_latency(text):
+            continue
+        learned[text] = load_latency(text)
+        if path is edge_path:  # --engine, --device and --threads say what runs the device's half
             device, threads = (getattr(choice, name) if given(name) else None for name in ("device", "threads"))
             check_same(learned[text], text, engine=choice.engine, device=device, threads=threads or None, force=force)
         else:
@@ -205,12 +180,23 @@ def _learned(edge_path: Path | None, cloud: str, choice: EngineChoice, *, force:
 
 
 def _side(text: str, model: str | None, wanted: Model | None, learned: Mapping[str, Latency]) -> Profile | None:
-    """The profile behind a file: as it is, or predicted for `wanted`; None if the model is not known yet."""
-    if text not in learned:
-        return _profile_file(Path(text), model, wanted)
-    if model is None:
-        raise UsageError(f"give MODEL: {text} says what kernels take on a device, and prices any model")
-    return None if wanted is None else _predicted(wanted, learned[text])
+    """The profile behind a file: as it is, or predicted for `wanted`; None if the model is not known yet.
+
+    InputError unless it is of `wanted`, or, where MODEL is only a name, of one called so.
+    """
+    if text in learned:
+        if model is None:
+            raise UsageError(f"give MODEL: {text} says what kernels take on a device, and prices any model")
+        return None if wanted is None else _predicted(wanted, learned[text])
+    profile = load_profile(Path(text))
+    if wanted is None and model is not None and profile.graph.name not in names_of(model):
+        raise InputError(f"{text}: this is a profile of {profile.graph.name}, not of {model}")
+    if wanted is not None:
+        try:
+            profile.require(wanted.fingerprint, wanted.name)
+        except InputError as exc:
+            raise InputError(f"{text}: {exc}") from exc
+    return profile
 
 
 def _predicted(model: Model, latency: Latency) -> Profile:
@@ -223,28 +209,12 @@ def _predicted(model: Model, latency: Latency) -> Profile:
     return prediction.profile(codecs_there(model, latency))
 
 
-def _profile_file(path: Path, model: str | None, wanted: Model | None) -> Profile:
-    """The profile in a file; InputError unless it is of `wanted`, or, where MODEL is only a name, of one called so."""
-    profile = load_profile(path)
-    if wanted is None and model is not None and profile.graph.name not in names_of(model):
-        raise InputError(f"{path}: this is a profile of {profile.graph.name}, not of {model}")
-    if wanted is not None:
-        try:
-            profile.require(wanted.fingerprint, wanted.name)
-        except InputError as exc:
-            raise InputError(f"{path}: {exc}") from exc
-    return profile
-
-
 def _link(text: str) -> Link:
     link = parse_link(text)
     if isinstance(link, LinkTrace):
         say(f"{text} is a trace: planning for its mean, {link.mean}")
         return link.mean
     return link
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
 
 
 def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -> None:

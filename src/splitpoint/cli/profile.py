@@ -10,11 +10,10 @@ import click
 from splitpoint import install
 from splitpoint.cli.console import bold, countdown, line, out, say, table, waiting
 from splitpoint.cli.options import given
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, model_options
+from splitpoint.cli.options.model_options import Here, device_options
 from splitpoint.cli.options.output import csv_option, json_option, output_option, png_option, wrote, xlsx_option
 from splitpoint.cli.options.quantities import WATTS, budget_option
-from splitpoint.cli.options.server_options import cache_option, cloud_option
+from splitpoint.cli.options.server_options import cloud_option
 from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.machine import EMULATED
@@ -23,8 +22,6 @@ from splitpoint.profile.files import profile_bytes, save_profile
 from splitpoint.profile.power import find_meter
 from splitpoint.profile.profiles import Profile, Watts
 from splitpoint.report.layer_study import TABLE, cost_rows, draw, write_rows, write_sheet
-from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.security import Security
 from splitpoint.text import valid
 from splitpoint.units import counted, fine_ms
@@ -45,13 +42,11 @@ _SLOWEST = 8
               help="Watts of the device computing, sending and waiting; measured if the system tells.")  # fmt: skip
 @click.option("--note", default="", metavar="TEXT", help="Kept in the profile: what is special about this machine.")
 @json_option
-@cache_option
-@engine_options
-@model_options
+@device_options
 def command(
     model: str | None, cloud: str | None, security: Security, budget_s: float, output: Path | None,
     png_path: Path | None, csv_path: Path | None, xlsx_path: Path | None, edge_watts: Watts | None, note: str,
-    as_json: bool, cache: Path | None, choice: EngineChoice, opening: Opening,
+    as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Measure what every cut of MODEL costs on this machine, with the engine and threads that will run it.
 
@@ -63,7 +58,7 @@ def command(
         if model is None:
             raise UsageError("say which MODEL to measure, or which server measures itself (--cloud HOST)")
         note = valid(note or os.environ.get(EMULATED, ""))  # `splitpoint lab slow` says what it emulates
-        profile = _measure_here(model, budget_s, edge_watts, note, choice, opening)
+        profile = _measure_here(model, budget_s, edge_watts, note, here)
     else:
         if note or edge_watts:
             raise UsageError("--note and --edge-watts describe this machine: with --cloud the server measures itself")
@@ -71,7 +66,7 @@ def command(
             raise UsageError(
                 "--engine, --device and --threads are for this machine: give them to splitpoint serve on the server"
             )
-        profile = _ask_server(model, cloud, security, budget_s, cache, opening)
+        profile = _ask_server(model, cloud, security, budget_s, here)
     rows = cost_rows(profile) if png_path or csv_path or xlsx_path else []
     if output:
         save_profile(output, profile)
@@ -89,11 +84,9 @@ def command(
     wrote(output, png_path, csv_path, xlsx_path)
 
 
-def _measure_here(
-    name: str, seconds: float, watts: Watts | None, note: str, choice: EngineChoice, opening: Opening
-) -> Profile:
-    engine = choice.open()
-    model = opening.load(name)
+def _measure_here(name: str, seconds: float, watts: Watts | None, note: str, here: Here) -> Profile:
+    engine = here.choice.open()
+    model = here.opening.load(name)
     with countdown() as bar:
         task = bar.add_task(f"measuring {model.name}", total=seconds, left="")
 
@@ -109,17 +102,11 @@ def _measure_here(
         )  # fmt: skip
 
 
-def _ask_server(
-    name: str | None, cloud: str, security: Security, seconds: float, cache: Path | None, opening: Opening
-) -> Profile:
-    model = opening.here(name) or name
+def _ask_server(name: str | None, cloud: str, security: Security, seconds: float, here: Here) -> Profile:
     with (
-        Edge(
-            cloud, model, at="cut:input", cache=cache, security=security, on_event=say,
-            models=ModelPolicy(allow_domains=opening.allow_domains),
-        ) as edge,
+        here.edge(here.opening.here(name) or name, cloud, security, on_event=say) as edge,
         waiting(f"{cloud} measures {edge.model.name} on itself, for up to {seconds:g} s"),
-    ):  # fmt: skip
+    ):
         return edge.profile_server(seconds)
 
 
@@ -138,12 +125,8 @@ def _print(profile: Profile) -> None:
     more = f", and {others} between them" if others else ""
     console.print(f"{profile.measured} of {chain} single-tensor cuts were measured{more}: {_spread(profile)}")
     if profile.codecs:
-        costs = ", ".join(
-            f"{name} {fine_ms(c.encode_ms_per_mb + c.encode_fixed_ms)}"
-            for name, c in profile.codecs.items()
-            if name != "raw"
-        )
-        console.print(f"ms to encode 1 MB: {costs}")
+        took = {name: c.encode_ms_per_mb + c.encode_fixed_ms for name, c in profile.codecs.items() if name != "raw"}
+        console.print(f"ms to encode 1 MB: {', '.join(f'{name} {fine_ms(each)}' for name, each in took.items())}")
     if profile.watts:
         w = profile.watts
         console.print(f"{w.compute:.1f} W computing, {w.tx:.1f} W sending, {w.idle:.1f} W idle ({w.source})")
@@ -165,11 +148,8 @@ def _say_next(profile: Profile, output: Path | None, cloud: str | None) -> None:
         click.echo(
             "the time budget ended before every cut was measured; the others are modelled (a larger --budget helps)"
         )
-    if output is not None and is_special(output):
-        return
     if output is None:
         click.echo(f"keep it with -o {'cloud' if cloud else 'edge'}.profile.json")
-    elif cloud:
-        click.echo(f"next: {install.command()} plan MODEL --edge edge.profile.json --cloud {output} --link wifi")
-    else:
-        click.echo(f"next: {install.command()} plan MODEL --edge {output} --cloud HOST --link wifi")
+    elif not is_special(output):
+        edge, there = ("edge.profile.json", output) if cloud else (output, "HOST")
+        click.echo(f"next: {install.command()} plan MODEL --edge {edge} --cloud {there} --link wifi")

@@ -1,36 +1,97 @@
-"""How `splitpoint run` streams: frames in, rows out, and an end that loses nothing."""
+"""How `splitpoint run` streams: frames in, rows out, an end that loses nothing, and what it came to in a few lines."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from time import perf_counter
 from types import FrameType
 
 import click
 import msgspec
+import numpy as np
 
 from splitpoint.cli import signals
+from splitpoint.cli.answers import AnswerRows, Tag, missed_ms
 from splitpoint.cli.console import progress, say
 from splitpoint.cli.input_files import noting, read_photo
 from splitpoint.cli.run_cut import Placed
-from splitpoint.cli.run_rows import AnswerRows, Tag
-from splitpoint.cli.stream_summary import StreamSummary
 from splitpoint.errors import InputError, MissingExtraError, SplitpointError, UsageError
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.result import Request, Result
-from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Feed
+from splitpoint.runtime.stream.pacing import DEGRADE, DROP_OLDEST, HELD, QUEUE, Counts, Feed
 from splitpoint.sources import Source, StreamFrame
 from splitpoint.text import plain
-from splitpoint.trace import Recorder
-from splitpoint.units import rate as per_second
+from splitpoint.trace import Clock, Recorder, Span
+from splitpoint.units import counted, ms, rate
 
 #: How long Ctrl-C leaves what is under way.
 DRAIN_S = 5.0
+#: A camera may run for days: its percentiles are those of so many last answers.
+_REMEMBERED = 100_000
+
+
+class StreamSummary:
+    """Counts answers from now on, and sums them up in sentences."""
+
+    def __init__(self, clock: Clock = perf_counter) -> None:
+        self.answered = 0
+        self._began = self._ended = clock()
+        self._clock = clock
+        self._total_ms: deque[float] = deque(maxlen=_REMEMBERED)
+        self._fallbacks: Counter[str] = Counter()
+        self._missed = 0
+        self._deadline_s = self._worst_ms = 0.0
+
+    def add(self, result: Result) -> None:
+        """One more answer."""
+        self.answered += 1
+        self._ended = self._clock()
+        self._total_ms.append(result.total_ms)
+        if result.fallback:
+            self._fallbacks[result.fallback.partition(":")[0]] += 1  # without the details, which are in the rows
+        self._deadline_s = result.deadline_s
+        if missed := missed_ms(result):
+            self._missed += 1
+            self._worst_ms = max(self._worst_ms, missed)
+
+    def speed(self) -> str:
+        """Answers, seconds, answers a second, median and p95."""
+        seconds = self._ended - self._began
+        if not self.answered:
+            return "no answers"
+        often = f" in {seconds:.2f} s: {rate(self.answered / seconds)}" if seconds > 0 else ""
+        middle, slow = (float(q) for q in np.percentile(self._total_ms, (50, 95)))
+        return f"{counted(self.answered, 'answer')}{often}, median {ms(middle)} ms, p95 {ms(slow)} ms"
+
+    def trouble(self) -> Iterator[str]:
+        """A line each for what was finished here and what came after its deadline."""
+        if self._fallbacks:
+            whys = "; ".join(f"{why}: {n}" if len(self._fallbacks) > 1 else why for why, n in self._fallbacks.items())
+            yield f"{self._fallbacks.total()} of {self.answered} finished here ({whys})"
+        if self._missed:
+            yield (
+                f"{self._missed} of {self.answered} after the deadline of {ms(self._deadline_s * 1e3)} ms, by "
+                f"{ms(self._worst_ms)} ms at most"
+            )
+
+    def frames(self, counts: Counts, policy: str) -> str:
+        """What became of the frames, where some may have been dropped."""
+        left = counts.taken - self.answered
+        parts = [counted(counts.captured, "frame"), f"{self.answered} answered"]
+        if counts.dropped:
+            parts.append(f"{counts.dropped} dropped ({policy})")
+        if counts.degraded:
+            parts.append(f"{counts.degraded} with a cheaper option")
+        if left > 0:
+            parts.append(f"{left} without an answer")
+        return f"{parts[0]}: {', '.join(parts[1:])}"
 
 
 @dataclass
@@ -69,6 +130,7 @@ class Stream:
             self.feed.stop()
 
     def _answered(self, result: Result) -> None:
+        result = whole(result)
         if self.deadline_s:  # the edge does not know it where it waits for late answers, too
             result = msgspec.structs.replace(result, deadline_s=self.deadline_s)
         self.summary.add(result)
@@ -121,6 +183,14 @@ class Stream:
             )
 
 
+def whole(result: Result) -> Result:
+    """`result` with the time that its frame waited for those before it as a span: no millisecond is left out."""
+    if not result.spans:
+        return result
+    held = Span("held", max(s.end for s in result.spans), result.marks.started)
+    return msgspec.structs.replace(result, spans=(*result.spans, held)) if held.ms > 0 else result
+
+
 @contextmanager
 def draining(stop: Callable[[int], None], seconds: float = DRAIN_S) -> Iterator[None]:
     """Inside, the first Ctrl-C, SIGTERM or SIGHUP only calls `stop` with its number; a second one, or `seconds` after
@@ -159,9 +229,6 @@ def draining(stop: Callable[[int], None], seconds: float = DRAIN_S) -> Iterator[
             signal.signal(number, handler)
 
 
-# --- frames that come too fast ----------------------------------------------------------------------------------------
-
-
 def check_policy(asked: str | None, source: Source, fps: float, *, has_options: bool) -> None:
     """UsageError for --on-overload with a source that waits to be read, or, for ``degrade``, without a plan that could
     have a cheaper option."""
@@ -182,7 +249,7 @@ def pacing(source: Source, fps: float, policy: str, *, asked: bool) -> str:
         DROP_OLDEST: "the oldest is dropped",
         DEGRADE: "a cheaper option is used, and the oldest dropped where none is left",
     }[policy]
-    how = f"at {per_second(fps)}" if fps else "as it comes"
+    how = f"at {rate(fps)}" if fps else "as it comes"
     hint = "" if asked else f" ({policy}; --on-overload says otherwise)"
     return f"{source.name} {how}; when that is too fast, {then}{hint}"
 

@@ -1,20 +1,23 @@
-"""splitpoint serve: the server side."""
+"""splitpoint serve: the server side, and its log: a thread of its own writes the lines, so that no request waits for a
+slow reader or fails with it."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+from collections import deque
 from pathlib import Path
+from types import TracebackType
 
 import click
 
 from splitpoint.cli import signals
-from splitpoint.cli.log import Log
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, model_options
+from splitpoint.cli.options.model_options import Here, Opening, running_options
 from splitpoint.cli.options.quantities import MS_OR_0, SIZE
 from splitpoint.cli.options.server_options import server_security_options
+from splitpoint.cli.stdio import ReaderGone, silence
 from splitpoint.engines.process_memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
 from splitpoint.machine import half_the_memory
@@ -31,6 +34,64 @@ from splitpoint.wire import DEFAULT_PORT, Limits
 _DRAIN_S = 10.0
 #: Events that only --verbose shows: without it, a connection is one line.
 _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetched"})
+#: Lines that wait for a reader that does not read (a stopped pager, a pipe that is full); the oldest are then lost.
+_HELD = 1000
+#: How long the last lines may take.
+_LAST_S = 1.0
+
+
+class Log:
+    """Lines for standard output and error, written by a thread of its own."""
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[str, bool]] = deque(maxlen=_HELD)
+        self._lost = 0
+        self._ended = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+
+    def __enter__(self) -> Log:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Waits a moment for what is not written yet."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join(_LAST_S)
+        if self._thread.is_alive():  # nobody reads: the process must end all the same
+            for stream in (sys.stdout, sys.stderr):
+                silence(stream.fileno())
+
+    def say(self, text: str, *, err: bool = False) -> None:
+        """One more line; from any thread, at once."""
+        with self._changed:
+            self._lost += len(self._lines) == _HELD
+            self._lines.append((text, err))
+            self._changed.notify()
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._ended)
+                if not self._lines:
+                    return
+                (text, err), lost = self._lines.popleft(), self._lost
+                self._lost = 0
+            if lost:
+                self._echo(f"{counted(lost, 'line')} of this log were lost: it was not read", err)
+            self._echo(text, err)
+
+    def _echo(self, text: str, err: bool) -> None:
+        try:
+            click.echo(text, err=err)
+        except ReaderGone:  # from now on it goes nowhere
+            click.echo("splitpoint: nobody reads the log on standard output any more; serving goes on", err=True)
+        except (SplitpointError, OSError, ValueError) as exc:
+            click.echo(f"splitpoint: {exc}; serving goes on", err=True)
 
 
 @click.command()
@@ -39,63 +100,51 @@ _DETAILS = frozenset({"listening", "opened", "evicted", "batched", "left", "fetc
               help="Address to listen on; 0.0.0.0: every one, ::: those of IPv6 too.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 @click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
-@click.option(
-    "--share", multiple=True, default=("model",), metavar="model|head:CUT|none",
-    help="What devices may fetch: everything (default), the graph and the weights of the head up to CUT, behind which "
-    "nothing is cut then, or nothing (they bring the model). head:MODEL=CUT for one of several models.",
-)  # fmt: skip
-@click.option(
-    "--max-profile", type=click.FloatRange(0, 3600), default=Limits.profile_s, show_default=True, metavar="SECONDS",
-    help="How long it measures itself when a device asks for its profile; 0: it refuses.",
-)  # fmt: skip
-@click.option(
-    "--queue", type=click.IntRange(1, 1_000_000), default=Limits.queue, show_default=True, metavar="N",
-    help="Requests that may wait for their turn; more are told that the server is busy.",
-)  # fmt: skip
-@click.option(
-    "--connections", type=click.IntRange(1, 1_000_000), default=Limits.connections, show_default=True, metavar="N",
-    help="Devices that may be connected at once.",
-)  # fmt: skip
+@click.option("--share", multiple=True, default=("model",), metavar="model|head:CUT|none",
+              help="What devices may fetch: everything (default), the graph and the weights of the head up to CUT, "
+                   "behind which nothing is cut then, or nothing (they bring the model). head:MODEL=CUT for one of "
+                   "several models.")  # fmt: skip
+@click.option("--max-profile", type=click.FloatRange(0, 3600), default=Limits.profile_s, show_default=True,
+              metavar="SECONDS",
+              help="How long it measures itself when a device asks for its profile; 0: it refuses.")  # fmt: skip
+@click.option("--queue", type=click.IntRange(1, 1_000_000), default=Limits.queue, show_default=True, metavar="N",
+              help="Requests that may wait for their turn; more are told that the server is busy.")  # fmt: skip
+@click.option("--connections", type=click.IntRange(1, 1_000_000), default=Limits.connections, show_default=True,
+              metavar="N",
+              help="Devices that may be connected at once.")  # fmt: skip
 @click.option(
     "--client-connections", type=click.IntRange(1, 1_000_000), default=Limits.client_connections, show_default=True,
     metavar="N", help="How many of these may come from one address: more for a fleet behind one router.",
 )  # fmt: skip
-@click.option(
-    "--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
-    help="Most requests for one tail that run as one batch when they wait at the same time, where that is measured to "
-    "be faster; 1: none do.",
-)  # fmt: skip
-@click.option(
-    "--max-wait", "max_wait_ms", type=MS_OR_0, default="0", show_default=True, metavar="TIME",
-    help="How long a request may wait for others to join its batch, such as 2ms; 0: only those that wait anyway.",
-)  # fmt: skip
-@click.option(
-    "--max-work", type=SIZE, metavar="SIZE",
-    help="Memory that one request may take while it is computed, such as 4GiB; at least what one row takes, whatever "
-    "this says. Default: 1 GiB, or half the memory if that is less.",
-)  # fmt: skip
-@click.option(
-    "--max-run", type=click.FloatRange(0, 86400, min_open=True), default=Limits.run_s, show_default=True,
-    metavar="SECONDS",
-    help="How long one request may be computed, or 20 times what others like it took (5 s at least) if that is less.",
-)  # fmt: skip
+@click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
+              help="Most requests for one tail that run as one batch when they wait at the same time, where that is "
+                   "measured to be faster; 1: none do.")  # fmt: skip
+@click.option("--max-wait", "max_wait_ms", type=MS_OR_0, default="0", show_default=True, metavar="TIME",
+              help="How long a request may wait for others to join its batch, such as 2ms; 0: only those that wait "
+                   "anyway.")  # fmt: skip
+@click.option("--max-work", type=SIZE, metavar="SIZE",
+              help="Memory that one request may take while it is computed, such as 4GiB; at least what one row takes, "
+                   "whatever this says. Default: 1 GiB, or half the memory if that is less.")  # fmt: skip
+@click.option("--max-run", type=click.FloatRange(0, 86400, min_open=True), default=Limits.run_s, show_default=True,
+              metavar="SECONDS",
+              help="How long one request may be computed, or 20 times what others like it took (5 s at least) if that "
+                   "is less.")  # fmt: skip
 @click.option(
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
 )
 @server_security_options
-@engine_options
-@model_options
+@running_options
 def command(
     models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: tuple[str, ...],
     max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait_ms: float,
-    max_work: float | None, max_run: float, until_stdin_ends: bool, choice: EngineChoice, opening: Opening,
+    max_work: float | None, max_run: float, until_stdin_ends: bool, here: Here,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices. A folder stands for every .onnx file in it that can be read.
 
     Hands out graphs and weights by hash, builds the tail of whatever cut a device asks for, and runs it. Several
     versions of a model may be served at once. Ctrl-C or SIGTERM answers what is in flight and ends.
     """
-    if (len(models) > 1 or any(map(_is_folder, models))) and opening:
+    if (len(models) > 1 or any(map(_is_folder, models))) and here.opening:
         raise UsageError(
             "--shape, --weights, --input-spec, --input and --value describe one model: export or serve each by itself"
         )
@@ -107,11 +156,11 @@ def command(
     loaded = []
     for name in models:
         try:
-            loaded += _loaded(name, opening)
+            loaded += _loaded(name, here.opening)
         except ModelError as exc:
             raise exc if len(models) == 1 else ModelError(_naming(name, exc)) from exc
     few_arenas()
-    engine = choice.open()
+    engine = here.choice.open()
 
     with Log() as log:
 
@@ -193,12 +242,8 @@ def _naming(name: str, exc: SplitpointError) -> str:
 
 def _lets_in(security: ServerSecurity) -> str:
     """Who may come in, and how."""
-    wanted = [
-        *(["TLS"] if security.certificate is not None else []),
-        *(["a certificate"] if security.client_ca is not None else []),
-        *(["the token"] if security.token else []),
-    ]
-    return f"devices need {' and '.join(wanted)}"
+    wanted = {"TLS": security.certificate, "a certificate": security.client_ca, "the token": security.token}
+    return f"devices need {' and '.join(name for name, needed in wanted.items() if needed)}"
 
 
 def _read_to_the_end(stop: threading.Event) -> None:

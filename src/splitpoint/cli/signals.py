@@ -43,11 +43,6 @@ def number_of(exc: KeyboardInterrupt) -> int:
     return exc.number if isinstance(exc, Terminated) else signal.SIGINT
 
 
-def status_of(exc: KeyboardInterrupt) -> tuple[str, int]:
-    """The word for it (interrupted, terminated) and the exit status."""
-    return said(number_of(exc))
-
-
 def said(number: int) -> tuple[str, int]:
     """The word for a signal, and the exit status."""
     return "interrupted" if number == signal.SIGINT else "terminated", 128 + number
@@ -60,10 +55,14 @@ def raised(number: int) -> KeyboardInterrupt:
 
 def at_once(number: int, _: FrameType | None) -> None:
     """The handler while nothing is to be cleared up."""
+    _end(number)
+
+
+def _end(number: int, more: str = "") -> NoReturn:
     word, status = said(number)
     # Not through a stream that this thread may be in the middle of.
     with suppress(OSError):
-        os.write(2, f"splitpoint: {word}\n".encode())
+        os.write(2, f"splitpoint: {word}{more}\n".encode())
     os._exit(status)
 
 
@@ -129,7 +128,7 @@ def _watch(pipe: int) -> None:
         if stuck and Hears.last_s >= since_s - _LATER_S:
             stuck = 0
         if stuck and monotonic() >= since_s + limit_s:
-            _end_by_force(stuck)
+            _end(stuck, ", by force: what was being computed did not let itself be stopped")
         if not coming.poll(_LOOK_S * 1e3 if stuck else None):
             continue
         for number in os.read(pipe, 64):
@@ -138,13 +137,6 @@ def _watch(pipe: int) -> None:
                     limit_s = _IMPATIENT_S
                 else:
                     stuck, since_s, limit_s = number, monotonic(), _STUCK_S
-
-
-def _end_by_force(number: int) -> NoReturn:
-    word, status = said(number)
-    with suppress(OSError):
-        os.write(2, f"splitpoint: {word}, by force: what was being computed did not let itself be stopped\n".encode())
-    os._exit(status)
 
 
 def _begin_to_watch() -> None:

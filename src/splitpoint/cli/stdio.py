@@ -18,7 +18,7 @@ import re
 import select
 import sys
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from splitpoint.errors import StorageError
 from splitpoint.text import harmless, valid
@@ -37,20 +37,12 @@ class ReaderGone(Exception):
     """Whoever read our standard output has gone: not an error, and nobody is there to tell."""
 
 
-class _Sink(io.RawIOBase):
+class _Sink(io.FileIO):
     """A descriptor that is written to at once and in full; after the first failure all goes to /dev/null."""
 
     def __init__(self, fd: int) -> None:
+        super().__init__(fd, "w", closefd=False)
         self._fd, self.name = fd, "<stdout>" if fd == _STDOUT else "<stderr>"
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def isatty(self) -> bool:
-        return os.isatty(self._fd)
-
-    def writable(self) -> bool:
-        return True
 
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]  # as every raw stream takes it
@@ -64,17 +56,12 @@ class _Sink(io.RawIOBase):
                 waiting.poll()
             except OSError as exc:
                 silence(self._fd)
-                self._failed(exc)
-                break
+                if self._fd != _STDOUT:  # there is nowhere left to say it
+                    break
+                if exc.errno in _GONE:
+                    raise ReaderGone from exc
+                raise StorageError(f"cannot write standard output: {exc.strerror or exc}") from exc
         return len(view)
-
-    def _failed(self, exc: OSError) -> None:
-        """Nothing for standard error: there is nowhere left to say it."""
-        if self._fd != _STDOUT:
-            return
-        if exc.errno in _GONE:
-            raise ReaderGone from exc
-        raise StorageError(f"cannot write standard output: {exc.strerror or exc}") from exc
 
 
 class _Text(io.TextIOWrapper):
@@ -84,32 +71,18 @@ class _Text(io.TextIOWrapper):
         super().write(harmless(text))
         return len(text)
 
-    def write_styled(self, text: str) -> int:
-        """The same for what has our own colours in it."""
-        return super().write(text)
 
-
-class _Styled(io.TextIOBase):
+class _Styled:
     """The way around `harmless`, for consoles of ours."""
 
     def __init__(self, stream: _Text) -> None:
         self._stream = stream
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # as rich asks for it
-        return self._stream.encoding
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def write(self, text: str, /) -> int:
-        return self._stream.write_styled(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
+    def write(self, text: str) -> int:
+        return io.TextIOWrapper.write(self._stream, text)
 
 
 def styled(stream: TextIO) -> TextIO:
@@ -143,11 +116,7 @@ def _replaced(exc: UnicodeError) -> tuple[str, int]:
     if not isinstance(exc, UnicodeEncodeError):
         raise exc
     missing = exc.object[exc.start : exc.end]
-    return "".join(_PLAINER.get(c) or _escape(c) for c in missing), exc.end
-
-
-def _escape(character: str) -> str:
-    return valid(character).encode("ascii", "backslashreplace").decode()
+    return "".join(_PLAINER.get(c) or valid(c).encode("ascii", "backslashreplace").decode() for c in missing), exc.end
 
 
 def silence(fd: int) -> None:

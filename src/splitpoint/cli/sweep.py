@@ -10,10 +10,9 @@ import click
 from splitpoint.cli.console import bold, line, out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options.codecs import codec_choice_option, parse_codecs
-from splitpoint.cli.options.engine import EngineChoice, engine_options
-from splitpoint.cli.options.model_options import Opening, cuts_option, model_options
+from splitpoint.cli.options.model_options import Here, cuts_option, device_options
 from splitpoint.cli.options.output import csv_option, json_option, png_option, wrote
-from splitpoint.cli.options.server_options import cache_option, cloud_option
+from splitpoint.cli.options.server_options import cloud_option
 from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.graph import Cut
@@ -21,7 +20,6 @@ from splitpoint.measured_cuts import sweep
 from splitpoint.models.model import Model
 from splitpoint.report.sweep_table import TABLE, SweepRow, draw, read_rows, write_rows
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.security import Security
 from splitpoint.segments import select
@@ -41,13 +39,10 @@ from splitpoint.units import ms
 @png_option("Also draw the result (needs splitpoint[plot]).")
 @click.option("--fresh", is_flag=True, help="Measure anew what the CSV already has.")
 @json_option
-@cache_option
-@engine_options
-@model_options
+@device_options
 def command(
     model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int, cuts: str,
-    codecs: tuple[str, ...], csv_path: Path, png_path: Path | None, fresh: bool, as_json: bool, cache: Path | None,
-    choice: EngineChoice, opening: Opening,
+    codecs: tuple[str, ...], csv_path: Path, png_path: Path | None, fresh: bool, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Run MODEL at every split point against a server, and write split_latency_results.csv.
 
@@ -56,14 +51,8 @@ def command(
     wait from then to the answer, server time included; and their sum. Ctrl-C keeps what was measured; the same
     command goes on where it stopped.
     """
-    here = opening.here(model)
-    engine = choice.open()
-    with Edge(
-        cloud, here or model, at="cut:input", engine=engine, cache=cache, security=security,
-        models=ModelPolicy(allow_domains=opening.allow_domains),
-    ) as edge:  # fmt: skip
-        if here is None:
-            edge.prepare(opening.on)
+    engine = here.choice.open()
+    with here.reached(model, cloud, security, engine) as edge:
         chosen = select(edge.model, cuts)
         inputs = read_images(edge.model, images, recursive=recursive)
         setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"
@@ -114,7 +103,7 @@ def _measure(
                 if not once:  # after every cut, in graph order: Ctrl-C or a lost server costs one cut at most
                     write_rows(path, [known[key] for key in sorted(known)])
                 if as_lines:
-                    put_json(row)
+                    put_json(row.flat())
                 bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
         finally:
             if once and known:
@@ -132,11 +121,7 @@ def _print(rows: Sequence[SweepRow]) -> None:
     )
     fastest = f"{ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
     console.print(line("fastest: split after ", bold(best.split_layer), f", {fastest}"))
-    ends = {name.removeprefix("cut:"): r for r in rows if (name := r.split_layer) in _ENDS}
     for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
-        if name in ends and ends[name] is not best:
-            console.print(f"         {meaning}: {ms(ends[name].p50_rtt * 1e3)} ms")
-
-
-#: How the first and the last cut of a model are called; see `Graph.cut`.
-_ENDS = ("input", "output", "cut:input", "cut:output")
+        row = next((r for r in rows if r.split_layer in (name, f"cut:{name}")), best)
+        if row is not best:
+            console.print(f"         {meaning}: {ms(row.p50_rtt * 1e3)} ms")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -27,8 +26,8 @@ from splitpoint.tasks.choices import Source
 from splitpoint.tasks.files import load_tasks
 from splitpoint.tasks.fleet import Fleet, inputs_of
 from splitpoint.tasks.policies import POLICIES
-from splitpoint.tasks.queue_run import QueueRun, predict
-from splitpoint.tasks.task import Task, TaskPlan, TaskResult, mix
+from splitpoint.tasks.queue_run import Planned, QueueRun, predict
+from splitpoint.tasks.task import QueueSummary, Task, TaskPlan, TaskResult, mix
 from splitpoint.tasks.task_rows import COLUMNS, TABLE, record, summary_lines
 from splitpoint.units import ms
 
@@ -40,20 +39,14 @@ from splitpoint.units import ms
 @click.option("--count", type=int, default=40, show_default=True, help="How many --mix draws.")
 @click.option("--seed", type=int, default=0, show_default=True, help="What --mix draws: the same for the same seed.")
 @click.option(
-    "--policy",
-    "by",
-    type=click.Choice(tuple(POLICIES)),
-    default="joint",
-    show_default=True,
+    "--policy", "by", type=click.Choice(tuple(POLICIES)), default="joint", show_default=True,
     help="Who goes first. " + "; ".join(f"{name}: {policy.first}" for name, policy in POLICIES.items()) + ".",
-)
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only plan: print what is predicted, by every policy.")
 @codec_names_option
-@click.option(
-    "--fallback", type=click.Choice(("auto", *FALLBACKS)), default="auto", show_default=True,
-    help="When the server is gone, busy or wrong: finish on the device (local), ask again (wait), or end (error). "
-    "auto: local for models that are here, wait for others.",
-)  # fmt: skip
+@click.option("--fallback", type=click.Choice(("auto", *FALLBACKS)), default="auto", show_default=True,
+              help="When the server is gone, busy or wrong: finish on the device (local), ask again (wait), or end "
+                   "(error). auto: local for models that are here, wait for others.")  # fmt: skip
 @budget_option("10s", "How long each profiling may take.")
 @fresh_option
 @csv_option("Write one line a task.")
@@ -85,12 +78,10 @@ def command(
         link = fleet.survey(budget_s=budget_s, fresh=fresh, on_step=say)
         say(f"link {link}")
         if dry_run:
-            show_plans(fleet, tasks, by, csv_path, as_json)
+            plans = {name: predict(fleet, tasks, name) for name in POLICIES}
+            put(plans[by].rows, plans[by].summary, fleet.note, csv_path, as_json, plans)
             return
         execute(fleet, QueueRun(fleet, tasks, by, inputs), csv_path, as_json)
-
-
-# --- whose models they are --------------------------------------------------------------------------------------------
 
 
 def reach(fleet: Fleet, tasks: list[Task]) -> list[Task]:
@@ -111,9 +102,6 @@ def wrong(fleet: Fleet, source: Source) -> str:
     except (ModelError, UsageError, InputError, StorageError) as exc:
         return str(exc)
     return ""
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
 
 
 def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -> None:
@@ -137,51 +125,27 @@ def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -
             why = "interrupted" if isinstance(exc, KeyboardInterrupt) else str(exc)
             say(f"{len(answered)} of {len(run.tasks)} answered, {left} not: {why}")
             if answered:
-                finish(run, answered, csv_path, as_json)
+                put(answered, run.summary, fleet.note, csv_path, as_json)
             raise
-    finish(run, answered, csv_path, as_json)
+    put(answered, run.summary, fleet.note, csv_path, as_json)
 
 
-def finish(run: QueueRun, rows: list[TaskResult], csv_path: Path | None, as_json: bool) -> None:
-    """Prints and writes the rows and what they came to."""
-    summary = run.summary
+def put(
+    rows: Sequence[TaskPlan], summary: QueueSummary, note: str, csv_path: Path | None, as_json: bool,
+    plans: Mapping[str, Planned] | None = None,
+) -> None:  # fmt: skip
+    """Prints and writes the rows and what they came to; of `plans`, what each policy is predicted to come to, too."""
+    told = [record(row, summary.policy, note) for row in rows]
     if as_json:
-        put_json({"summary": summary, "tasks": records(rows, run.by, run.fleet.note)})
+        every = {"policies": {name: plan.summary for name, plan in plans.items()}} if plans else {}
+        put_json({"summary": summary, "tasks": told} | every)
     else:
-        show(rows)
-        for line in summary_lines(summary):
+        table(TABLE, rows, console=out())
+        for line in summary_lines(summary, predicted=plans is not None):
             click.echo(line)
-    write(rows, run.by, run.fleet.note, csv_path)
-
-
-def show_plans(fleet: Fleet, tasks: list[Task], by: str, csv_path: Path | None, as_json: bool) -> None:
-    """Prints what each policy is predicted to come to, and the timeline of `by`."""
-    plans = {name: predict(fleet, tasks, name) for name in POLICIES}
-    chosen, note = plans[by], fleet.note
-    if as_json:
-        every = {name: plan.summary for name, plan in plans.items()}
-        rows = records(chosen.rows, by, note)
-        put_json({"summary": chosen.summary, "tasks": rows, "policies": every})
-    else:
-        show(chosen.rows)
-        for line in summary_lines(chosen.summary, predicted=True):
-            click.echo(line)
-        click.echo("by policy: " + ", ".join(f"{name} {ms(p.summary.makespan_ms)} ms" for name, p in plans.items()))
-    write(chosen.rows, by, note, csv_path)
-
-
-def show(rows: list[TaskPlan] | list[TaskResult]) -> None:
-    """The table."""
-    table(TABLE, rows, console=out())
-
-
-def records(rows: list[TaskPlan] | list[TaskResult], by: str, note: str) -> list[Mapping[str, Any]]:
-    """The rows as JSON and CSV have them."""
-    return [record(row, by, note) for row in rows]
-
-
-def write(rows: list[TaskPlan] | list[TaskResult], by: str, note: str, path: Path | None) -> None:
-    """One line a task into the CSV file, if there is to be one."""
-    if path:
-        write_csv(path, records(rows, by, note), COLUMNS)
-        wrote(path)
+        if plans:
+            each = ", ".join(f"{name} {ms(plan.summary.makespan_ms)} ms" for name, plan in plans.items())
+            click.echo(f"by policy: {each}")
+    if csv_path:
+        write_csv(csv_path, told, COLUMNS)
+        wrote(csv_path)

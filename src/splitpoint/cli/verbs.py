@@ -110,7 +110,7 @@ def main(args: Sequence[str] | None = None) -> int:
         where = f" (see: {exc.ctx.command_path} --help)" if isinstance(exc, click.UsageError) and exc.ctx else ""
         return fail(exc.format_message() + where, 2)
     except KeyboardInterrupt as exc:
-        return fail(*signals.status_of(exc))
+        return fail(*signals.said(signals.number_of(exc)))
     except MemoryError:
         return fail("there is not enough memory for this: close other programs, or take a smaller model or input", 5)
     except (ReaderGone, BrokenPipeError):  # the second one: what `-o -` wrote

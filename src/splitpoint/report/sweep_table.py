@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -16,10 +16,10 @@ from splitpoint.files import read_text
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.report.files import as_written, bare, picture, write_csv
-from splitpoint.report.table import Column
+from splitpoint.report.table import Column, number_columns
 from splitpoint.runtime.result import Result
 from splitpoint.text import end_of
-from splitpoint.trace import stage_ms
+from splitpoint.trace import DEVICE, OTHERS, STAGES
 from splitpoint.units import ms, size
 
 
@@ -55,15 +55,23 @@ class SweepRow:
     fingerprint: str
     codec: str = ""
     """What each tensor of `crossing` travelled with, in order; empty in the files of earlier versions: raw."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Means of `splitpoint.trace.OTHERS`, each a column of its own."""
 
     @property
     def identity(self) -> tuple[int, str, str]:
         """What tells a cut from every other one of its model."""
         return self.nodes, self.split_layer, self.crossing
 
+    def flat(self) -> dict[str, Any]:
+        """The row by `COLUMNS`."""
+        return {name: getattr(self, name) for name in _FIELDS} | self.numbers
 
-COLUMNS: Sequence[str] = tuple(f.name for f in fields(SweepRow))
-SEED_COLUMNS: Sequence[str] = COLUMNS[:5]
+
+_FIELDS = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(SweepRow)[:-1]}
+COLUMNS: Sequence[str] = (*_FIELDS, *OTHERS)
+#: How many of these every file has; earlier versions lack some of the others.
+_OLDEST = 20
 #: A sweep of 5,000 cuts has 2 MB.
 _MOST_BYTES = 64 << 20
 
@@ -73,11 +81,12 @@ def sweep_row(cut: Cut, results: Sequence[Result], setup: str, model: Model) -> 
 
     `setup` says what was measured how (engine, server, inputs): rows of different ones do not compare.
     """
-    spent = [stage_ms(r.trace) for r in results]
+    spent = [r.numbers for r in results]
     totals = [s["total"] - s["decode"] for s in spent]
-    compute = fmean(s["edge"] + s["encode"] for s in spent) / 1e3
+    compute = fmean(sum(s[name] for name in DEVICE) for s in spent) / 1e3
     transfer = fmean(r.trace.ms("up") for r in results) / 1e3
-    recv = fmean(s["queue"] + s["server"] + r.trace.ms("down") for s, r in zip(spent, results, strict=True)) / 1e3
+    later = [name for name in STAGES if name not in ("decode", *DEVICE, "net")]
+    recv = fmean(sum(s[name] for name in later) + r.trace.ms("down") for s, r in zip(spent, results, strict=True)) / 1e3
     percentiles = quantiles(totals, n=20, method="inclusive") if len(totals) > 1 else totals * 19
     codecs = results[0].codecs
     return SweepRow(
@@ -102,6 +111,7 @@ def sweep_row(cut: Cut, results: Sequence[Result], setup: str, model: Model) -> 
         model=model.name,
         fingerprint=model.fingerprint,
         codec=" ".join(codecs.get(t.name, "raw") for t in cut.crossing),
+        numbers={name: fmean(s[name] for s in spent) for name in OTHERS},
     )
 
 
@@ -119,39 +129,56 @@ TABLE: Sequence[Column[SweepRow]] = (
     _seconds("p95", "p95_rtt"),
     _seconds("server", "avg_server_compute"),
     Column("bytes up", lambda r: size(r.bytes_up), keep=True),
+    *number_columns(OTHERS, lambda r: r.numbers),
 )
 
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
-    write_csv(path, [asdict(r) for r in rows], COLUMNS)
+    write_csv(path, [r.flat() for r in rows], COLUMNS)
 
 
 def read_rows(path: Path) -> list[SweepRow]:
     """Rows of an earlier run. UsageError if the file is not one of ours, InputError if it cannot be read."""
-    kinds = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(SweepRow)}
     try:
         reader = csv.DictReader(io.StringIO(read_text(path, _MOST_BYTES, "a sweep's CSV"), newline=""))
-        if tuple(reader.fieldnames or ()) not in (tuple(COLUMNS), tuple(COLUMNS[:-1])):  # before there were codecs
+        titles = tuple(reader.fieldnames or ())
+        if titles != COLUMNS[: max(_OLDEST, len(titles))]:
             raise UsageError(f"{path} is not a sweep's CSV: name another file with --csv")
-        rows = [SweepRow(**{k: kinds[k](as_written(v)) for k, v in line.items()}) for line in reader]
-        if not all(0 <= v < inf for row in rows for v in asdict(row).values() if not isinstance(v, str)):
+        rows = [_row(line) for line in reader]
+        if not all(0 <= v < inf for row in rows for v in row.flat().values() if not isinstance(v, str)):
             raise ValueError("a time or a size makes no sense")
         return rows
     except (csv.Error, ValueError, KeyError, TypeError, UnicodeDecodeError) as exc:
         raise UsageError(f"{path} is not a sweep's CSV, or it is damaged: delete it or name another file") from exc
 
 
+def _row(line: dict[str, str]) -> SweepRow:
+    numbers = {name: float(value) for name in OTHERS if (value := line.pop(name, ""))}
+    return SweepRow(**{k: _FIELDS[k](as_written(v)) for k, v in line.items()}, numbers=numbers)
+
+
+#: Label → colour and seconds, bottom first; they add up to avg_rtt.
+_BARS: Mapping[str, tuple[str, Callable[[SweepRow], float]]] = {
+    "device compute": ("#4c78a8", lambda r: r.avg_compute),
+    "uplink": ("#f58518", lambda r: r.avg_transfer),
+    "server queue": ("#bab0ac", lambda r: r.avg_queue),
+    "server compute": ("#54a24b", lambda r: r.avg_server_compute),
+    "downlink": ("#e45756", lambda r: max(0.0, r.avg_recv - r.avg_queue - r.avg_server_compute)),
+}
+
+
 def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
     """A PNG: stacked stages a cut in ms, crossing bytes on a second axis. MissingExtraError without matplotlib."""
     with picture(path, size=(max(8.0, 0.24 * len(rows) + 3), 6.0)) as (figure, [axes]):
-        _fill(figure, axes, rows)
         axes.set_title(title)
+        _fill(figure, axes, rows)
 
 
 def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow]) -> None:
     places = range(len(rows))
     floor = [0.0] * len(rows)
-    for label, colour, values in _stages(rows):
+    for label, (colour, seconds) in _BARS.items():
+        values = [seconds(row) * 1e3 for row in rows]
         axes.bar(places, values, bottom=floor, width=0.85, label=label, color=colour)
         floor = [a + b for a, b in zip(floor, values, strict=True)]
     best = min(places, key=lambda i: rows[i].p50_rtt)
@@ -177,14 +204,3 @@ def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow]) -> None:
     figure.legend(handles + more, labels + names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     for drawn in (axes, sizes):
         bare(drawn, "top")
-
-
-def _stages(rows: Sequence[SweepRow]) -> list[tuple[str, str, list[float]]]:
-    """(label, colour, ms a row), bottom first; they add up to avg_rtt."""
-    return [
-        ("device compute", "#4c78a8", [r.avg_compute * 1e3 for r in rows]),
-        ("uplink", "#f58518", [r.avg_transfer * 1e3 for r in rows]),
-        ("server queue", "#bab0ac", [r.avg_queue * 1e3 for r in rows]),
-        ("server compute", "#54a24b", [r.avg_server_compute * 1e3 for r in rows]),
-        ("downlink", "#e45756", [max(0.0, r.avg_recv - r.avg_queue - r.avg_server_compute) * 1e3 for r in rows]),
-    ]

@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Generic, TypeVar
 
-from splitpoint.trace import STAGES
-from splitpoint.units import ms
+from splitpoint.trace import NUMBERS
 
 R = TypeVar("R")
 
@@ -28,13 +27,13 @@ class Column(Generic[R]):
     keep: bool = False
 
 
-def stage_columns(stages: Callable[[R], Mapping[str, float]]) -> list[Column[R]]:
-    """A column for each stage of `splitpoint.trace`, in milliseconds, but for reading inputs: these are read before."""
+def number_columns(names: Iterable[str], of: Callable[[R], Mapping[str, float]]) -> list[Column[R]]:
+    """A column for each of these numbers of `splitpoint.trace`; empty in a row that does not have it."""
 
     def column(name: str) -> Column[R]:
-        return Column(name, lambda row: ms(stages(row)[name]))
+        return Column(name, lambda row: NUMBERS[name](value) if (value := of(row).get(name)) is not None else "")
 
-    return [column(name) for name in STAGES if name != "decode"]
+    return [column(name) for name in names]
 
 
 def fields_of(

@@ -13,7 +13,7 @@ from splitpoint.graph import Cut
 from splitpoint.runtime.circuit_breaker import LinkState
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.tensors import Array
-from splitpoint.trace import Span, Trace
+from splitpoint.trace import Span, Trace, stage_ms
 
 
 class Marks(msgspec.Struct, frozen=True, gc=False):
@@ -118,6 +118,11 @@ class Result(msgspec.Struct, frozen=True):
             now += seconds * scale
         spans.append(Span("down", now, max(now, ended)))
         return Trace(tuple(spans))
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What tables say of it, by the names of `splitpoint.trace.NUMBERS`."""
+        return stage_ms(self.trace)
 
     @property
     def total_ms(self) -> float:

@@ -25,7 +25,7 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import ignore
 from splitpoint.runtime.result import Result
 from splitpoint.runtime.threads import persist
-from splitpoint.trace import stage_ms
+from splitpoint.trace import DEVICE
 
 #: How often it looks, and how long it waits for a probe's answer.
 EVERY_S, _WAIT_S = 1.0, 1.0
@@ -89,9 +89,9 @@ class QueueMonitor:
     ) -> Spent:
         """Its answer: where its time went. Its whole model takes `whole_ms` on the device and on the server, by their
         profiles. It waited `held_s` behind its head, as the engine saw it."""
-        at, stages = {span.name: span for span in result.trace.spans}, stage_ms(result.trace)
+        at, stages = {span.name: span for span in result.trace.spans}, result.numbers
         started, ended = result.marks.started, result.marks.ended
-        edge = max(0.0, stages["edge"] + stages["encode"] - held_s * 1e3)
+        edge = max(0.0, sum(stages[name] for name in DEVICE) - held_s * 1e3)
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
         if not result.fallback:
             with self._lock:

@@ -36,7 +36,7 @@ from splitpoint.tasks.schedule import Free, JobTurn, QueuedJob, Slot, StageTimes
 from splitpoint.tasks.task import QueueSummary, Task, TaskPlan, TaskResult, Usage, summarise
 from splitpoint.tasks.turns import UplinkOrder
 from splitpoint.tensors import Array
-from splitpoint.trace import stage_ms
+from splitpoint.trace import DEVICE, OTHERS
 
 #: Requests that are under way at once, at most; the server takes 64 of a connection.
 _WINDOW = 48
@@ -218,8 +218,8 @@ class QueueRun:
         cut, codecs = placement(edge.model.graph, option)
         runs = [edge.infer(self._inputs[task.name], at=cut, codec=codecs) for _ in range(_WARM_RUNS)]
         self.monitor.loaded(runs[-1].times.load_queue_s * 1e3)
-        stages = [stage_ms(run.trace) for run in runs[1:]]  # the first one allocates
-        edge_ms = min(s["edge"] + s["encode"] for s in stages)
+        stages = [run.numbers for run in runs[1:]]  # the first one allocates
+        edge_ms = min(sum(s[name] for name in DEVICE) for s in stages)
         server_ms = min(s["server"] for s in stages)
         if server_ms:
             inputs = [self._inputs[t.name] for t in self.tasks if t.source == source]
@@ -445,4 +445,5 @@ class QueueRun:
             ended_ms=ended,
             predicted_ms=way.ended_ms - arrival,
             fallback=result.fallback,
+            numbers={name: result.numbers[name] for name in OTHERS},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from random import Random
 
@@ -106,6 +106,8 @@ class TaskResult(TaskPlan, frozen=True, kw_only=True):
     answer: str = ""
     fallback: str = ""
     """Why it was finished on the device, if that was not the plan."""
+    numbers: Mapping[str, float] = {}
+    """By the names of `splitpoint.trace.OTHERS`."""
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from splitpoint.report.table import Column
+from splitpoint.report.table import Column, number_columns
 from splitpoint.tasks.task import QueueSummary, TaskPlan, TaskResult
+from splitpoint.trace import OTHERS
 from splitpoint.units import counted, mbps, ms
 
 COLUMNS: Sequence[str] = (
     "task", "model", "weights", "priority", "arrival_ms", "deadline_ms", "policy", "option", "up_mbps", "edge_ms",
     "transfer_ms", "server_ms", "waiting_ms", "total_ms", "predicted_ms", "started_ms", "ended_ms", "met", "fallback",
-    "answer", "note",
+    "answer", "note", *OTHERS,
 )  # fmt: skip
 
 
@@ -23,11 +24,11 @@ def record(row: TaskPlan, policy: str, note: str = "") -> Mapping[str, Any]:
         "task": task.name, "model": task.model, "weights": task.weights, "priority": task.priority,
         "arrival_ms": task.arrival_s * 1e3, "deadline_ms": task.deadline_s * 1e3 or "", "policy": policy,
         "option": row.option, "met": "" if row.met is None else row.met, "note": note, "fallback": "", "answer": "",
-        "predicted_ms": row.total_ms,
+        "predicted_ms": row.total_ms, **dict.fromkeys(OTHERS, ""),
     }  # fmt: skip
     values |= {name: getattr(row, name) for name in COLUMNS if name not in values}
     if isinstance(row, TaskResult):
-        values |= {"predicted_ms": row.predicted_ms, "fallback": row.fallback, "answer": row.answer}
+        values |= {"predicted_ms": row.predicted_ms, "fallback": row.fallback, "answer": row.answer, **row.numbers}
     return {name: round(v, 4) if isinstance(v, float) else v for name, v in values.items()}
 
 
@@ -55,6 +56,7 @@ TABLE: Sequence[Column[TaskPlan]] = (
     Column("total", lambda r: ms(r.total_ms) if isinstance(r, TaskResult) else ""),
     Column("predicted", lambda r: ms(r.predicted_ms if isinstance(r, TaskResult) else r.total_ms)),
     Column("deadline", _deadline, right=False),
+    *number_columns(OTHERS, lambda r: r.numbers if isinstance(r, TaskResult) else {}),
 )
 
 

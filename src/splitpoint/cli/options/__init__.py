@@ -11,7 +11,6 @@ import click
 from click.core import ParameterSource
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -26,13 +25,16 @@ def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
 
 
 def gathered(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
-    """These options as the one parameter `name`: what `make` makes of the values of those it has parameters for."""
+    """Options as the one parameter `name`: what `make` makes of the values of those it has parameters for.
+
+    They are `options`, and what stands above in the list of decorators.
+    """
     own = tuple(signature(make).parameters)
 
     def decorate(function: F) -> F:
         @wraps(function)
         def command(*args: Any, **values: Any) -> Any:
-            values[name] = make(**{option: values.pop(option) for option in own})
+            values[name] = make(**{option: values.pop(option) for option in own if option in values})
             return function(*args, **values)
 
         return cast(F, together(*options)(command))

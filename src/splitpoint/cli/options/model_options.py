@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from splitpoint.cli.options import gathered
+from splitpoint.cli.options.engine import EngineChoice, engine_options
+from splitpoint.cli.options.server_options import cache_option
+from splitpoint.engines import Engine
 from splitpoint.errors import UsageError
 from splitpoint.images import InputSpec
 from splitpoint.models import load
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.input_values import listed
 from splitpoint.models.model import Model
+from splitpoint.security import Security
 from splitpoint.tensors import load_arrays
 
+if TYPE_CHECKING:
+    from splitpoint.runtime.client.edge import Edge
+
+T = TypeVar("T")
 _FILE = click.Path(path_type=Path)
 
-allow_domain_option = click.option(
-    "--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
-    help="Run all operators of this domain: for a model, of someone you trust, with others than ONNX's and the usual "
-    "ones of com.microsoft.",
-)  # fmt: skip
+allow_domain_option = click.option("--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
+                                   help="Run all operators of this domain: for a model, of someone you trust, with "
+                                        "others than ONNX's and the usual ones of com.microsoft.")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,39 @@ model_options = gathered(
     allow_domain_option,
 )  # fmt: skip
 
-cuts_option = click.option(
-    "--cuts", default="chain", metavar="chain|all|N", show_default=True,
-    help="Single-tensor cuts, every topological prefix, or N spread over all.",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Here:
+    """What computes here, how MODEL is opened, and where what a server hands out is kept."""
+
+    choice: EngineChoice
+    opening: Opening
+    cache: Path | None = None
+
+    def edge(self, model: Model | str | None, cloud: str, security: Security, **more: Any) -> Edge:
+        """The server, reached; nothing is cut yet."""
+        from splitpoint.runtime.client.edge import Edge
+        from splitpoint.runtime.client.edge_settings import ModelPolicy
+
+        models = ModelPolicy(allow_domains=self.opening.allow_domains)
+        return Edge(cloud, model, at="cut:input", cache=self.cache, security=security, models=models, **more)
+
+    @contextmanager
+    def reached(self, model: str, cloud: str, security: Security, engine: Engine) -> Iterator[Edge]:
+        """The same for MODEL, whether it is here or there: inputs are made as `opening` says."""
+        local = self.opening.here(model)
+        with self.edge(local or model, cloud, security, engine=engine) as edge:
+            if local is None:
+                edge.prepare(self.opening.on)
+            yield edge
+
+
+#: As the one parameter `here`: of what runs a model here; and of what also reaches a server.
+running_options = gathered("here", Here, engine_options, model_options)
+device_options = gathered("here", Here, cache_option, engine_options, model_options)
+
+cuts_option = click.option("--cuts", default="chain", metavar="chain|all|N", show_default=True,
+                           help="Single-tensor cuts, every topological prefix, or N spread over all.")  # fmt: skip
 
 
 def is_local(name: str) -> bool:
@@ -121,36 +156,41 @@ def is_local(name: str) -> bool:
     return path.suffix.lower() in MODEL_SUFFIXES and path.exists()  # of another framework: loading it says so
 
 
-def parse_shapes(shapes: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
+def parse_shapes(shapes: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
     """``("images=1,3,640,640",)`` → ``{"images": (1, 3, 640, 640)}``; UsageError for anything else."""
-    parsed: dict[str, tuple[int, ...]] = {}
-    for text in shapes:
-        name, equals, numbers = text.rpartition("=")
-        try:
-            parsed[name] = tuple(int(n) for n in numbers.replace("x", ",").split(","))
-        except ValueError:
-            equals = ""
-        if not equals or not name:
-            raise UsageError(f"--shape is NAME=1,3,640,640, not {text}")
-    return parsed
+
+    def sizes(numbers: str) -> tuple[int, ...]:
+        return tuple(int(n) for n in numbers.replace("x", ",").split(","))
+
+    return _by_name(shapes, sizes, "--shape is NAME=1,3,640,640")
 
 
-def parse_values(values: tuple[str, ...]) -> dict[str, Any]:
+def parse_values(values: Sequence[str]) -> dict[str, Any]:
     """``("sr=16000", "sizes=1,16")`` → ``{"sr": 16000, "sizes": [1, 16]}``; UsageError for anything else."""
-    parsed: dict[str, Any] = {}
-    for text in values:
-        name, equals, words = text.rpartition("=")
+
+    def one_or_several(words: str) -> Any:
         numbers = [_number(word.strip()) for word in words.split(",")]
-        if not equals or not name or None in numbers:
-            raise UsageError(f"--value is NAME=NUMBER or NAME=NUMBER,NUMBER,…, not {text}")
-        parsed[name] = numbers[0] if len(numbers) == 1 else numbers
+        return numbers[0] if len(numbers) == 1 else numbers
+
+    return _by_name(values, one_or_several, "--value is NAME=NUMBER or NAME=NUMBER,NUMBER,…")
+
+
+def _by_name(texts: Sequence[str], convert: Callable[[str], T], form: str) -> dict[str, T]:
+    parsed: dict[str, T] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            parsed[name] = convert(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UsageError(f"{form}, not {text}")
     return parsed
 
 
-def _number(word: str) -> int | float | bool | None:
+def _number(word: str) -> int | float | bool:
     if word.lower() in ("true", "false"):
         return word.lower() == "true"
-    for kind in (int, float):
-        with suppress(ValueError, OverflowError):
-            return kind(word)
-    return None
+    with suppress(ValueError):
+        return int(word)
+    return float(word)

@@ -69,24 +69,23 @@ def csv_option(text: str, **more: Any) -> Option:
 
 def png_option(text: str) -> Option:
     """--png: the parameter `png_path`. MissingExtraError without matplotlib, before any work."""
-    return click.option("--png", "png_path", type=OUTPUT, metavar="FILE", callback=_drawn, help=text)
+    needs = _needing("matplotlib", "plot", "draw pictures")
+    return click.option("--png", "png_path", type=OUTPUT, metavar="FILE", callback=needs, help=text)
 
 
 def xlsx_option(text: str) -> Option:
     """--xlsx: the parameter `xlsx_path`. MissingExtraError without openpyxl, before any work."""
-    return click.option("--xlsx", "xlsx_path", type=OUTPUT, metavar="FILE", callback=_in_a_sheet, help=text)
+    needs = _needing("openpyxl", "xlsx", "write spreadsheets")
+    return click.option("--xlsx", "xlsx_path", type=OUTPUT, metavar="FILE", callback=needs, help=text)
 
 
-def _drawn(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None and find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot", "draw pictures")
-    return path
+def _needing(package: str, extra: str, what: str) -> Callable[..., Path | None]:
+    def check(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+        if path is not None and find_spec(package) is None:
+            raise MissingExtraError(package, extra, what)
+        return path
 
-
-def _in_a_sheet(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None and find_spec("openpyxl") is None:
-        raise MissingExtraError("openpyxl", "xlsx", "write spreadsheets")
-    return path
+    return check
 
 
 def wrote(*paths: Path | None) -> None:

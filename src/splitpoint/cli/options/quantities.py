@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -12,117 +12,91 @@ from click.types import StringParamType
 from splitpoint.errors import UsageError
 from splitpoint.profile.profiles import Watts
 
-
-def parse_share(text: str, option: str = "--max-drop") -> float:
-    """``1%`` or ``0.01`` → 0.01; UsageError for anything else."""
-    number, _, rest = text.strip().partition("%")
-    try:
-        share = float(number) / (100 if "%" in text else 1)
-    except ValueError:
-        share = -1.0
-    if rest.strip() or not 0 <= share < 1:
-        raise UsageError(f"{option} is a share of the answers, such as 1% or 0.01, not {_short(text)}")
-    return share
-
-
-_PETABYTE, _DAY_S = 1e15, 86400.0
-
-
-def _short(text: str) -> str:
-    """What was typed, as far as a sentence can hold it."""
-    return text if len(text) <= 40 else text[:39] + "…"
-
-
-_SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*(|[kMGT]i?)B?", re.IGNORECASE)
-
-
-def parse_size(text: str, option: str = "--max-edge-memory") -> float:
-    """``100MB``, ``1.5 GiB``, ``4096`` → bytes; UsageError for anything else, zero, and over a petabyte."""
-    match = _SIZE.fullmatch(text.strip())
-    unit = match[2].lower() if match else ""
-    base = 1024 if unit.endswith("i") else 1000
-    nbytes = float(match[1]) * float(base ** " kmgt".index(unit[:1] or " ")) if match else 0.0
-    if not 0 < nbytes <= _PETABYTE:
-        raise UsageError(f"{option} is a size such as 100MB, above zero and at most a petabyte, not {_short(text)}")
-    return nbytes
-
-
-_TIME = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|min|)", re.IGNORECASE)
-
-
-def _ms(text: str, bare_ms: float) -> float:
-    """A time in milliseconds, of a bare number `bare_ms` each; 0 for anything else."""
-    match = _TIME.fullmatch(text.strip())
-    unit = {"ms": 1.0, "s": 1e3, "m": 6e4, "min": 6e4}.get(match[2].lower(), bare_ms) if match else 0.0
-    return float(match[1]) * unit if match else 0.0
-
-
-def parse_ms(text: str, option: str) -> float:
-    """``200ms``, ``1.5s``, ``2min`` → milliseconds; UsageError for anything else, zero, and over a day.
-
-    A bare number is milliseconds.
-    """
-    time_ms = _ms(text, 1.0)
-    if not 0 < time_ms <= _DAY_S * 1e3:
-        raise UsageError(f"{option} is a time such as 200ms or 1.5s, above zero and at most a day, not {_short(text)}")
-    return time_ms
-
-
-def parse_budget(text: str, option: str = "--budget") -> float:
-    """``"60s"``, ``"60"``, ``"500ms"``, ``"5m"`` in seconds; UsageError for anything else, zero, and over a day."""
-    seconds = _ms(text, 1e3) / 1e3
-    if not 0 < seconds <= _DAY_S:
-        raise UsageError(f"{option} is a time like 60s or 5m, above 0 and at most a day, not {_short(text)}")
-    return seconds
-
-
-_RATE = re.compile(r"([0-9]*\.?[0-9]+)\s*(/\s*s|fps|hz|)", re.IGNORECASE)
-_MOST_RATE = 1e6
-
-
-def parse_rate(text: str, option: str = "--rate") -> float:
-    """``30``, ``29.97``, ``30/s`` → frames a second; UsageError for anything else, zero, and over a million."""
-    match = _RATE.fullmatch(text.strip())
-    per_second = float(match[1]) if match else 0.0
-    if not 0 < per_second <= _MOST_RATE:
-        raise UsageError(
-            f"{option} is frames a second, such as 30 or 0.5, above zero and at most a million, not {_short(text)}"
-        )
-    return per_second
-
-
-def parse_watts(text: str, option: str = "--edge-watts") -> Watts:
-    """``7,3,2`` → Watts; UsageError for anything else."""
-    try:
-        compute, tx, idle = (float(n) for n in text.split(","))
-    except ValueError:
-        compute = tx = idle = -1.0
-    if not all(0 <= n < 1e6 for n in (compute, tx, idle)):
-        raise UsageError(f"{option} is COMPUTE,TX,IDLE in watts, such as 7,3,2, not {_short(text)}")
-    return Watts(compute, tx, idle, f"given by {option}")
+_NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(/?\s*[a-z]*)")
 
 
 class Quantity(StringParamType):
-    """What `parse` makes of a text and the option's name. With `zero`, 0 is one, too."""
+    """A number above zero and at most `most`, times its unit's factor. With `zero`, 0 is one, too.
+
+    >>> SIZE.parse("1.5 kB", "--max-work"), MS.parse("2s", "--deadline"), RATE.parse("30/s", "--rate")
+    (1500.0, 2000.0, 30.0)
+    """
 
     name = "quantity"
 
-    def __init__(self, parse: Callable[[str, str], Any], *, zero: bool = False) -> None:
-        self._parse, self._zero = parse, zero
+    def __init__(self, what: str, units: Mapping[str, float], most: float, *, zero: bool = False) -> None:
+        self._what, self._units, self._most, self._zero = what, units, most, zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        if self._zero and value.strip() == "0":
-            return 0.0
-        return self._parse(value, max(param.opts, key=len) if param is not None else "it")
+        option = max(param.opts, key=len) if param is not None else "it"
+        number = self.parse(value, option)
+        if number is None:
+            short = value if len(value) <= 40 else value[:39] + "…"
+            raise UsageError(f"{option} is {self._what}, not {short}")
+        return number
+
+    def parse(self, text: str, option: str) -> Any:
+        """The number, or None if `text` is none."""
+        match = _NUMBER.fullmatch(text.strip().lower())
+        number = float(match[1]) * self._units.get("".join(match[2].split()), 0.0) if match else 0.0
+        return number if 0 < number <= self._most or (self._zero and text.strip() == "0") else None
 
 
-#: A share of 1; bytes; frames a second; milliseconds (a bare number is that); seconds (a bare number is that); watts.
-SHARE, SIZE, RATE = Quantity(parse_share), Quantity(parse_size), Quantity(parse_rate)
-MS, MS_OR_0 = Quantity(parse_ms), Quantity(parse_ms, zero=True)
-SECONDS, SECONDS_OR_0 = Quantity(parse_budget), Quantity(parse_budget, zero=True)
-WATTS = Quantity(parse_watts)
+class _Share(Quantity):
+    """``1%`` or ``0.01`` → 0.01."""
+
+    def parse(self, text: str, option: str) -> float | None:
+        number, _, rest = text.strip().partition("%")
+        try:
+            share = float(number) / (100 if "%" in text else 1)
+        except ValueError:
+            return None
+        return share if not rest.strip() and 0 <= share < self._most else None
+
+
+class _Watts(Quantity):
+    """``7,3,2`` → Watts."""
+
+    def parse(self, text: str, option: str) -> Watts | None:
+        try:
+            compute, tx, idle = (float(n) for n in text.split(","))
+        except ValueError:
+            return None
+        right = all(0 <= n < self._most for n in (compute, tx, idle))
+        return Watts(compute, tx, idle, f"given by {option}") if right else None
+
+
+_BYTES = {
+    f"{prefix}{i}{b}": float((1024 if i else 1000) ** power)
+    for power, prefix in enumerate(("", "k", "m", "g", "t"))
+    for i in ("", "i")[: 1 + power]
+    for b in ("", "b")
+}
+_SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
+_MILLISECONDS = {unit: factor * 1e3 for unit, factor in _SECONDS.items()} | {"": 1.0}
+_DAY_S = 86400.0
+
+SHARE = _Share("a share of the answers, such as 1% or 0.01", {}, 1.0)
+#: Bytes.
+SIZE = Quantity("a size such as 100MB, above zero and at most a petabyte", _BYTES, 1e15)
+#: Frames a second.
+RATE = Quantity(
+    "frames a second, such as 30 or 0.5, above zero and at most a million",
+    dict.fromkeys(("", "/s", "fps", "hz"), 1.0),
+    1e6,
+)
+#: Milliseconds; a bare number is that.
+MS, MS_OR_0 = (
+    Quantity("a time such as 200ms or 1.5s, above zero and at most a day", _MILLISECONDS, _DAY_S * 1e3, zero=zero)
+    for zero in (False, True)
+)
+#: Seconds; a bare number is that.
+SECONDS, SECONDS_OR_0 = (
+    Quantity("a time like 60s or 5m, above 0 and at most a day", _SECONDS, _DAY_S, zero=zero) for zero in (False, True)
+)
+WATTS = _Watts("COMPUTE,TX,IDLE in watts, such as 7,3,2", {}, 1e6)
 
 
 def budget_option(default: str, text: str, *, metavar: str = "TIME") -> Callable[[Any], Any]:

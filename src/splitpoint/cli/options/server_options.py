@@ -10,7 +10,7 @@ import click
 from splitpoint.cli.options import F, gathered, together
 from splitpoint.errors import UsageError
 from splitpoint.machine import keep_to_memory
-from splitpoint.security import OPEN, Security, ServerSecurity, client_security, server_security
+from splitpoint.security import OPEN, Security, client_security, server_security
 
 _FILE = click.Path(path_type=Path)
 
@@ -33,15 +33,15 @@ def cloud_option(required: bool = True) -> Callable[[F], F]:
 
 
 def _client(
-    tls: bool, ca: Path | None, tls_cert: Path | None, tls_key: Path | None, token_file: Path | None, server_name: str
+    tls: bool, ca: Path | None, certificate: Path | None, key: Path | None, token_file: Path | None, server_name: str
 ) -> Security:
     if click.get_current_context().params["cloud"] is None:
-        if tls or ca or tls_cert or tls_key or token_file or server_name:
+        if tls or ca or certificate or key or token_file or server_name:
             raise UsageError("--tls, --ca, --tls-cert, --token-file and --server-name need a server: --cloud HOST")
         return OPEN
     keep_to_memory()  # what is run here is what a server says
     return client_security(
-        tls=tls, ca=ca, certificate=tls_cert, key=tls_key, token_file=token_file, server_name=server_name
+        tls=tls, ca=ca, certificate=certificate, key=key, token_file=token_file, server_name=server_name
     )
 
 
@@ -53,9 +53,9 @@ security_options = gathered(
                  help="TLS, with a server whose certificate an authority known to this system has signed."),
     click.option("--ca", type=_FILE, metavar="FILE",
                  help="TLS, with a server whose certificate this authority has signed (or SPLITPOINT_CA)."),
-    click.option("--tls-cert", type=_FILE, metavar="FILE",
+    click.option("--tls-cert", "certificate", type=_FILE, metavar="FILE",
                  help="This device's certificate, for a server that wants one (or SPLITPOINT_TLS_CERT)."),
-    click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key (or SPLITPOINT_TLS_KEY)."),
+    click.option("--tls-key", "key", type=_FILE, metavar="FILE", help="Its private key (or SPLITPOINT_TLS_KEY)."),
     click.option("--token-file", type=_FILE, metavar="FILE",
                  help="The server's token (or SPLITPOINT_TOKEN_FILE, SPLITPOINT_TOKEN)."),
     click.option("--server-name", default="", metavar="NAME",
@@ -63,21 +63,13 @@ security_options = gathered(
 )  # fmt: skip
 
 
-def _server(
-    tls_cert: Path | None, tls_key: Path | None, client_ca: Path | None, token_file: Path | None, insecure: bool
-) -> ServerSecurity:
-    return server_security(
-        certificate=tls_cert, key=tls_key, client_ca=client_ca, token_file=token_file, insecure=insecure
-    )
-
-
 #: As the one parameter `security`, for the server itself.
 server_security_options = gathered(
     "security",
-    _server,
-    click.option("--tls-cert", type=_FILE, metavar="FILE",
+    server_security,
+    click.option("--tls-cert", "certificate", type=_FILE, metavar="FILE",
                  help="TLS, with this certificate and its chain (or SPLITPOINT_TLS_CERT); see splitpoint keys."),
-    click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key (or SPLITPOINT_TLS_KEY)."),
+    click.option("--tls-key", "key", type=_FILE, metavar="FILE", help="Its private key (or SPLITPOINT_TLS_KEY)."),
     click.option("--client-ca", type=_FILE, metavar="FILE",
                  help="Devices must have a certificate that this authority has signed (or SPLITPOINT_CLIENT_CA)."),
     click.option("--token-file", type=_FILE, metavar="FILE",
