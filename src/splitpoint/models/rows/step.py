@@ -66,6 +66,8 @@ class Step:
         limits: Callable[[str], tuple[int, int] | None],
     ) -> None:
         self.node, self.known, self.shapes, self.constants, self.opset = node, known, shapes, constants, opset
+        #: The places of the inputs.
+        self.inputs = range(len(node.input))
         #: The least and the largest of the whole numbers in the weight of a name; None where that is not known.
         self.limits = limits
 
@@ -93,6 +95,13 @@ class Step:
             return value.rows
         return SAME if isinstance(value, Vector) and value.free else value
 
+    def data(self, i: int) -> RowAxis | Same:
+        """What input `i` is, which must not be sizes with the rows in them."""
+        value = self.value(i)
+        if not isinstance(value, RowAxis | Same):
+            raise Mixes("computes with the size of the batch")
+        return value
+
     def rows(self, i: int) -> RowAxis:
         value = self.value(i)
         if not isinstance(value, RowAxis):
@@ -105,8 +114,15 @@ class Step:
             if self.value(i) != SAME:
                 raise Mixes(f"takes numbers from the batch, or its size, in its input {i}")
 
+    def scales(self, *inputs: int) -> None:
+        """Input i must be one number, the same for every batch."""
+        self.same(*inputs)
+        for i in inputs:
+            if self.given(i) and any(d != 1 for d in self.shape(i)):
+                raise Mixes("has more than one scale")
+
     def same_after(self, i: int) -> None:
-        self.same(*range(i, len(self.node.input)))
+        self.same(*self.inputs[i:])
 
     def shape(self, i: int) -> tuple[int | str, ...]:
         shape = self.shapes.get(self.node.input[i])
@@ -153,6 +169,11 @@ class Step:
 
     def axis(self, default: int, i: int = 0) -> int:
         return within(self.integer("axis", default), self.rank(i))
+
+    @property
+    def several(self) -> bool:
+        """Whether it has more outputs than one."""
+        return sum(map(bool, self.node.output)) > 1
 
     def all(self, value: Value) -> list[Value]:
         return [value] * len(self.node.output)
