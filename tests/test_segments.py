@@ -507,7 +507,7 @@ def test_light_models(name: str) -> None:
 def test_a_cut_in_the_middle_of_anything(tmp_path: Path) -> None:
     """Not a prefix: one arm of the residual on the device, its other arm on the server."""
     model = nets.load(nets.residual())
-    stem, act = model.graph.closure([1]), model.graph.closure([0])
+    stem, act = nets.closed(model.graph, [1]), nets.closed(model.graph, [0])
     cut: Cut = dataclasses.replace(model.graph.cut_of(stem), name="by hand")
     assert failed(verify(model, nets.ENGINE, [cut, model.graph.cut_of(act)])) == []
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_calibrated(lenet: Model, inputs: list[dict[str, Array]])
 def test_a_cut_that_is_no_prefix_has_no_place_in_a_calibration() -> None:
     model = nets.load(nets.branching())
     prefixes = {frozenset(c.nodes) for c in model.graph.prefixes()}
-    closed = (model.graph.cut_of(model.graph.closure([i])) for i in model.graph.placed)
+    closed = (model.graph.cut_of(nets.closed(model.graph, [i])) for i in model.graph.placed)
     cut = next(c for c in closed if frozenset(c.nodes) not in prefixes)
     with pytest.raises(UsageError, match="no topological prefix"):
         calibrate(model, ENGINE, samples_for(model, 1), codecs=["raw"], cuts=[cut])

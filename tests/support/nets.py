@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from splitpoint.engines import open_engine
+from splitpoint.graph import JOIN, Graph
 from splitpoint.models import model as building
 from splitpoint.models import reading
 from splitpoint.models.model import Model
@@ -65,6 +66,11 @@ def load(model: Any, *, folder: Path = Path("."), shapes: Mapping[str, Sequence[
     skeleton, weights = reading.skeleton_of(copy, folder, "net.onnx")
     fix_shapes(skeleton, shapes or {})
     return building.build(skeleton, weights, "net")
+
+
+def closed(graph: Graph, nodes: Iterable[int]) -> Set[int]:
+    """The nodes of the cut that is named by `nodes`: these, and all that they need."""
+    return graph.cut(JOIN.join(f"node:{graph.nodes[i].name}" for i in nodes) or "cut:input").nodes
 
 
 def saved(model: Any, path: Path) -> Path:

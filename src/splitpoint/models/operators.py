@@ -30,6 +30,36 @@ _COMPUTING = frozenset({
     "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SparseAttention", "SparseToDenseMatMul",
     "TransposeMatMul", "Trilu", "UnfoldTensor", "Unique",
 })  # fmt: skip
+#: Each element of the first input by itself.
+UNARY = frozenset({
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu", "Cos",
+    "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
+    "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
+    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+})  # fmt: skip
+#: Elements of several inputs, broadcast to one shape.
+PAIRWISE = frozenset({
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div", "Equal", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where",
+    "Xor",
+})  # fmt: skip
+REDUCTIONS = frozenset({
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare",
+})  # fmt: skip
+#: Of ONNX's own, those whose sizes, time and memory follow from the shapes they read, and from numbers that are shapes;
+#: onnx and ONNX Runtime reckon the sizes alike (`inference`). Windows are alike if nothing is rounded.
+BY_SHAPE = UNARY | PAIRWISE | REDUCTIONS | frozenset({
+    "ArgMax", "ArgMin", "BatchNormalization", "Concat", "Constant", "ConstantOfShape", "CumProd", "CumSum",
+    "DepthToSpace", "DequantizeLinear", "DynamicQuantizeLinear", "Einsum", "Expand", "Flatten", "GRU", "Gather",
+    "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization",
+    "Hardmax", "InstanceNormalization", "LRN", "LSTM", "LayerNormalization", "LogSoftmax", "LpNormalization",
+    "MatMul", "MatMulInteger", "PRelu", "Pad", "QLinearMatMul", "QuantizeLinear", "RMSNormalization", "RNN", "Range",
+    "Reshape", "RotaryEmbedding", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Softmax", "SpaceToDepth",
+    "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze",
+})  # fmt: skip
+WINDOWS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "AveragePool", "LpPool", "MaxPool"})
+
 #: Whatever is allowed: they read a file or a blob of machine code, or call Python.
 _NEVER = frozenset({"EPContext", "PythonOp", "PythonOpGrad"})
 #: ONNX Runtime (1.32) writes to all outputs of these, those without a name too, and the process ends.

@@ -26,6 +26,7 @@ from splitpoint.errors import SplitpointError
 from splitpoint.graph import SHAPE_ROOTS
 from splitpoint.models.dataflow import Proto, bodies, drawing, reads
 from splitpoint.models.model import Segment
+from splitpoint.models.operators import PAIRWISE, REDUCTIONS, UNARY
 from splitpoint.models.rows import computing, moving, numbering, shaping
 from splitpoint.models.rows.sizes import Size, Vector
 from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Numbers, RowAxis, Rule, Step, Value, numbers_of
@@ -160,21 +161,11 @@ _SIZES: Mapping[str, Rule] = {
     "Where": shaping.chosen,
 }
 
-#: Rules for rows: of a domain's operators, in words.
+#: Rules for rows: of each domain's other operators, by name.
 _TABLE: Sequence[tuple[str, Rule, str]] = (
-    ("", computing.unary, """
-        Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu
-        HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid
-        Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""),
-    ("", computing.elementwise, """
-        Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max
-        Mean Min Mod Mul Or Pow Sub Sum Where Xor"""),
     ("", computing.items, """
         AveragePool Conv ConvInteger ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool
         GroupNormalization InstanceNormalization LRN LpPool MaxPool QLinearConv STFT SpaceToDepth"""),
-    ("", computing.reduction, """
-        ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-        ReduceSumSquare"""),
     ("", computing.along_the_last, "LpNormalization TopK"),
     ("", computing.arg, "ArgMax ArgMin"),
     ("", computing.batch_normalization, "BatchNormalization"),
@@ -231,4 +222,9 @@ _TABLE: Sequence[tuple[str, Rule, str]] = (
     ("com.microsoft", computing.unary, "Gelu QuickGelu"),
     ("com.microsoft", moving.quantised_concat, "QLinearConcat"),
 )  # fmt: skip
-_RULES = {(domain, name): rule for domain, rule, names in _TABLE for name in names.split()}
+_RULES: dict[tuple[str, str], Rule] = {
+    **{("", name): computing.unary for name in UNARY},
+    **{("", name): computing.elementwise for name in PAIRWISE},
+    **{("", name): computing.reduction for name in REDUCTIONS},
+    **{(domain, name): rule for domain, rule, names in _TABLE for name in names.split()},
+}

@@ -77,23 +77,23 @@ class Wrapped(_Module):  # type: ignore[misc]  # torch's classes are Any where i
             self.eval()
 
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        return tuple(self.call(*inputs).values())
+
+    def call(self, *inputs: Any) -> dict[str, Any]:
+        """The outputs by name."""
         if self.image:
             # Turned while a value is one byte. Contiguous, or "channels last" shows in the graph as Gathers.
             pixels = inputs[0].permute(0, 3, 1, 2).contiguous().to(torch.float32)
             inputs = (pixels * self.scale + self.offset,)
-        return tuple(tensors_of(self.call(*inputs), self.pick).values())
-
-    def call(self, *inputs: Any) -> Any:
         if self.keywords is None:
-            return self.model(*inputs, **self.constants)
-        return self.model(**dict(zip(self.keywords, inputs, strict=True)), **self.constants)
+            output = self.model(*inputs, **self.constants)
+        else:
+            output = self.model(**dict(zip(self.keywords, inputs, strict=True)), **self.constants)
+        return tensors_of(output, self.pick)
 
     def names(self, *inputs: Any) -> list[str]:
         """The output names for these inputs."""
-        if self.image:
-            pixels = inputs[0].permute(0, 3, 1, 2).contiguous().to(torch.float32)
-            inputs = (pixels * self.scale + self.offset,)
-        names = list(tensors_of(self.call(*inputs), self.pick))
+        names = list(self.call(*inputs))
         return ["logits"] if self.image and names == ["output"] else names
 
 
@@ -166,6 +166,7 @@ def _resized(spec: InputSpec, height: int, width: int) -> InputSpec:
 
 
 def tensor_source(name: str, model: Any, text: str, key: str, shape: Sequence[int], shapes: Shapes) -> TorchSource:
+    """A model of one tensor of floats, `key`: [batch, *`shape`], or as `shapes` asks for it."""
     wanted = tuple(shapes[key])[1:] if key in shapes else tuple(shape)
 
     def draw(count: int, seed: int) -> tuple[Any, ...]:

@@ -32,6 +32,11 @@ class WeightsOption:
     path: Path | None = None
     seed: int | None = None
 
+    @property
+    def default(self) -> bool:
+        """Whether the library's own weights are wanted."""
+        return self.path is None and self.seed is None
+
     @classmethod
     def parse(cls, text: str | None) -> WeightsOption:
         if text is None:
@@ -49,24 +54,20 @@ class WeightsOption:
     def __str__(self) -> str:
         if self.path is not None:
             return f"weights from {self.path.name}"
-        return "default weights" if self.seed is None else f"random weights, seed {self.seed}"
+        return "default weights" if self.default else f"random weights, seed {self.seed}"
 
 
 def load_file(model: Any, path: Path, drop: tuple[str, ...] = ()) -> None:
     """Put the weights in `path` into `model`; ModelError names what does not fit."""
     state = {k: v for k, v in _read_state(path).items() if not k.startswith(drop or ("\0",))}
-    for prefix in ("module.", "model."):  # what DataParallel and training loops put before every name
-        if (
-            state
-            and all(k.startswith(prefix) for k in state)
-            and not all(k.startswith(prefix) for k in model.state_dict())
-        ):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
     own = model.state_dict()
-    # A norm's counter of batches is not a weight; old files do not have it.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    for prefix in ("module.", "model."):  # what DataParallel and training loops put before every name
+        before_all = (all(k.startswith(prefix) for k in names) for names in (state, own))
+        if state and tuple(before_all) == (True, False):
+            state = {k.removeprefix(prefix): v for k, v in state.items()}
     tied = _tied(model)
-    missing = [k for k in missing if not any(t in state for t in tied.get(k, ()))]
+    # A norm's counter of batches is not a weight; old files do not have it.
+    missing = [k for k in own if state.keys().isdisjoint(tied[k]) and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     wrong = [k for k in state if k in own and tuple(state[k].shape) != tuple(own[k].shape)]
     problems = []
@@ -113,11 +114,11 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _tied(model: Any) -> dict[str, list[str]]:
-    """Weight name → the other names of the same tensor (GPT-2's head is its embedding)."""
+    """Weight name → all names of the same tensor (GPT-2's head is its embedding)."""
     names: dict[int, list[str]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         names.setdefault(id(value), []).append(name)
-    return {n: [o for o in same if o != n] for same in names.values() for n in same}
+    return {n: same for same in names.values() for n in same}
 
 
 def _few(names: Sequence[str]) -> str:
