@@ -16,7 +16,7 @@ import nets
 from splitpoint.errors import CutError
 from splitpoint.graph import SHAPE_ROOTS, Cut, Graph, Node, Prefix
 from splitpoint.models.model import Model
-from splitpoint.segments import halves
+from splitpoint.segments import Halves
 from splitpoint.tensors import TensorSpec
 
 # --- the same questions answered the slow way, straight from the definitions ----------------------------------------
@@ -77,7 +77,7 @@ def crossing(graph: Graph, head: Iterable[int]) -> set[str]:
 def exact(model: Model, cut: Cut) -> None:
     """Both halves give the whole model's outputs to the last bit, for two batch sizes, and make no more of them."""
     whole = nets.ENGINE.compile(model.whole()) if model.whole().outputs else None
-    both = halves(model, cut, nets.ENGINE)
+    both = Halves(model, cut, nets.ENGINE)
     try:
         for batch, seed in ((1, 0), (3, 1)):
             inputs = nets.whole_numbers(model, batch, seed)

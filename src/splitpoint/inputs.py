@@ -154,9 +154,6 @@ def token_inputs(model: Model, path: Path) -> dict[str, Array]:
     return check_inputs(model, inputs)
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class InputFiles:
     """The `files` to read; how many others were `skipped`, and a sentence for each reason: which, why, what to do."""
@@ -187,7 +184,10 @@ def _search(folder: Path, recursive: bool) -> InputFiles:
             reasons.setdefault(why, []).append(HIDDEN.sub("?", str(path.relative_to(folder))))
         else:
             files.append(path)
-    told = [f"{len(names)} not read ({_some(names)}): {why}" for why, names in reasons.items()]
+    told = []
+    for why, names in reasons.items():
+        more = ", …" if len(names) > _NAMED else ""
+        told.append(f"{len(names)} not read ({', '.join(names[:_NAMED])}{more}): {why}")
     if not files:
         raise InputError("; ".join((f"{folder} holds no images or .npy/.npz files", *told)))
     return InputFiles(tuple(files), sum(map(len, reasons.values())), tuple(f"{folder}: {text}" for text in told))
@@ -256,7 +256,3 @@ def _has_avif() -> bool:
 
     Image.init()
     return "AVIF" in Image.OPEN
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

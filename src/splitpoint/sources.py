@@ -88,35 +88,28 @@ class StreamFrame:
 
 
 class Source(Protocol):
-    """Frames, once, in order. One that is `live` goes on whether or not anybody takes them."""
+    """Frames, once, in order; InputError in place of one that cannot be read, after those before it.
+
+    `name` is what it is, in words. Of a `live` one, frames that nobody takes are lost; `rate` is how many a second come
+    by themselves (0: none do, or it is not known), `count` how many there will be (None: not known). `close` lets go of
+    the file or the camera, when nobody reads it any more.
+    """
 
     @property
-    def name(self) -> str:
-        """What it is, in words."""
-        ...
+    def name(self) -> str: ...
 
     @property
-    def live(self) -> bool:
-        """Whether frames that nobody takes are lost."""
-        ...
+    def live(self) -> bool: ...
 
     @property
-    def rate(self) -> float:
-        """How many frames a second come by themselves; 0 if none do, or it is not known."""
-        ...
+    def rate(self) -> float: ...
 
     @property
-    def count(self) -> int | None:
-        """How many there will be; None if that is not known."""
-        ...
+    def count(self) -> int | None: ...
 
-    def __iter__(self) -> Iterator[StreamFrame]:
-        """The frames. InputError in place of one that cannot be read, after those before it."""
-        ...
+    def __iter__(self) -> Iterator[StreamFrame]: ...
 
-    def close(self) -> None:
-        """Lets go of the file or the camera, when nobody reads it any more."""
-        ...
+    def close(self) -> None: ...
 
 
 def is_stream(text: str) -> bool:
@@ -175,7 +168,7 @@ def _is_device(text: str) -> bool:
 
 
 class Files:
-    """Files as they are, folders as the inputs in them, in natural order; `found` says what of a folder is not read."""
+    """Files as they are, folders as the inputs in them, in natural order; `input_files` says what is not read."""
 
     live, rate = False, 0.0
 
@@ -223,26 +216,18 @@ class Video:
         self.count = None if only_guessed(path) else self._capture.count
 
     def __iter__(self) -> Iterator[StreamFrame]:
-        count = 0
-        while True:
-            began = self._clock()
-            pixels = self._capture.read()
-            if pixels is None:
-                break
+        count, began = 0, self._clock()
+        while (pixels := self._capture.read()) is not None:
             count += 1
             yield StreamFrame(f"frame {count}", pixels=pixels, spans=(Span("prepare", began, self._clock()),))
-        if not self._capture.closed and not count:
+            began = self._clock()
+        if self._capture.closed:
+            return
+        if not count:
             raise InputError(f"{self.name} is not a video that OpenCV can read: no frame is in it")
-        if not self._capture.closed and self._ends_early(count):
+        # Where a container says its duration only, OpenCV guesses how many there are: a few are not missed.
+        if count < ((self.count or count + 1) if self._missing else (self.count or 0) * _ENOUGH):
             raise InputError(f"{self.name} ends in the middle: only its first {counted(count, 'frame')} could be read")
-
-    def _ends_early(self, given: int) -> bool:
-        """Whether there should be more: the file is shorter than it says, or many frames are missing.
-
-        Where a container says its duration only, OpenCV guesses how many there are: a few are not missed.
-        """
-        count = self.count or given + 1
-        return given < count if self._missing else given < (self.count or 0) * _ENOUGH
 
     def close(self) -> None:
         self._capture.close()
@@ -284,7 +269,7 @@ class Live:
             pixels, now = self._capture.read(), clock()
             if pixels is not None:
                 if gone_s is not None:
-                    self._tell(f"{self.name} is back after {now - gone_s:.1f} s")
+                    call(self._options.on_event, f"{self.name} is back after {now - gone_s:.1f} s")
                     gone_s, back_s = None, now
                 count += 1
                 yield StreamFrame(f"frame {count}", pixels=pixels, captured_s=now if self.live else 0.0)
@@ -296,7 +281,8 @@ class Live:
                     if now - back_s > _SETTLED_S:
                         delay_s = _AGAIN_S
                     if self._options.reconnect_s > 0:
-                        self._tell(f"{self.name} gives no more frames (after {count}): trying until it is back")
+                        gone = f"{self.name} gives no more frames (after {count}): trying until it is back"
+                        call(self._options.on_event, gone)
                 if now - gone_s >= self._options.reconnect_s:
                     raise InputError(f"{self.name} gives no more frames (after {count}): is it still there?")
                 self._reopen(delay_s)
@@ -313,9 +299,6 @@ class Live:
                 self._capture = capture
                 if self._closed.is_set():  # meanwhile
                     capture.close()
-
-    def _tell(self, text: str) -> None:
-        call(self._options.on_event, text)
 
     def close(self) -> None:
         with self._lock:
@@ -362,11 +345,7 @@ class Download(Live):
             raise InputError(f"{self.name} ended early: only its first {counted(count, 'frame')} came")
 
 
-# --- streams ----------------------------------------------------------------------------------------------------------
-
-
 def _stream(scheme: str, url: str, options: Options) -> Source:
-    """A stream of the network."""
     shown = redacted(url)
     if scheme == "file":
         return open_source(unquote(url[len("file://") :]), clock=options.clock)
@@ -434,7 +413,6 @@ def _why_no_video(scheme: str, url: str) -> str:
 
 
 def _pipeline(text: str, options: Options) -> Source:
-    """A GStreamer pipeline."""
     cv2 = opencv()
     if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         raise UsageError(

@@ -14,7 +14,7 @@ from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.models.model import Model
-from splitpoint.segments import halves, samples_for
+from splitpoint.segments import Halves, samples_for
 from splitpoint.tensors import Array, spec_of
 
 
@@ -24,7 +24,7 @@ def test_a_row_is_what_happens_by_hand(lenet: Model, inputs: list[dict[str, Arra
     expected = [whole.run(x)["logits"].reshape(-1).astype(np.float64) for x in inputs]
     span = max(e.max() for e in expected) - min(e.min() for e in expected)
     place, cut = next((k, c) for k, c in enumerate(prefixes) if c.name == "pool1" or c.name.endswith("pool1"))
-    both, codec = halves(lenet, cut, ENGINE), open_codec("int4")
+    both, codec = Halves(lenet, cut, ENGINE), open_codec("int4")
     [tensor] = cut.crossing
     sizes, same, errors, cosines = [], 0, [], []
     for x, e in zip(inputs, expected, strict=True):

@@ -13,7 +13,7 @@ import nets
 from nets import node, value, weight
 from splitpoint.errors import ModelError
 from splitpoint.models import shapes
-from splitpoint.segments import halves
+from splitpoint.segments import Halves
 from splitpoint.tensors import TensorSpec
 
 
@@ -166,7 +166,7 @@ def test_made_up_values_that_fit_one_batch_only_fix_no_other_shape() -> None:
     model = nets.load(nets.proto(nodes, inputs, [value("y", None)], domains={"com.microsoft": 1}))
     sample = {"x": np.ones((2, 6), np.float32), "size": np.array([4, 1, 6])}
     for cut in model.graph.prefixes():
-        both = halves(model, cut, nets.ENGINE)
+        both = Halves(model, cut, nets.ENGINE)
         assert both.run(sample)["y"].shape == (4, 2, 6)
         both.close()
         assert all(t.fits("float32", (2, 6)) for t in (model.specs[n] for n in ("x", "t", "g")))

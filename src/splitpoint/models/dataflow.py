@@ -15,8 +15,6 @@ Proto = Any  # onnx publishes no usable types for its generated classes
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
-
-
 _BOOL = 9  # TensorProto.BOOL
 
 
@@ -37,6 +35,23 @@ def nodes_in(nodes: Iterable[Proto]) -> Iterator[Proto]:
         yield node
         for body in bodies(node):
             yield from nodes_in(body.node)
+
+
+def tensors_in(nodes: Iterable[Proto], sparse: bool = True) -> Iterator[Proto]:
+    """The tensors in the attributes and bodies of `nodes`, at any depth: values and indices of `sparse` ones too."""
+    for node in nodes_in(nodes):
+        parts: list[Proto] = []
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            parts += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+            parts += attribute.sparse_tensors
+        for body in bodies(node):
+            yield from body.initializer
+            parts += body.sparse_initializer
+        for part in parts if sparse else ():
+            yield from (part.values, part.indices)
 
 
 def captures(node: Proto) -> list[str]:

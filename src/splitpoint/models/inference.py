@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from splitpoint.models.dataflow import Proto, bodies, captures, nodes_in
 from splitpoint.models.operators import BY_SHAPE, WINDOWS
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
@@ -28,35 +30,24 @@ def _rounds(node: Proto) -> bool:
     )
 
 
-class Opsets:
-    """The operator sets that a model imports: what onnx knows of its nodes."""
+def blind_kinds(skeleton: Proto) -> frozenset[tuple[str, str]]:
+    """Domain and operator of the nodes that onnx has no inference for: those of another domain, mostly.
 
-    def __init__(self, skeleton: Proto) -> None:
-        self._versions = {_domain(o.domain): o.version for o in skeleton.opset_import}
-        self._blind: dict[tuple[str, str], bool] = {}
+    GroupNormalization is one, too: it is inferred by the Reshapes it stands for, which gives up.
+    """
+    from onnx import defs
 
-    def blind(self, node: Proto) -> bool:
-        """Whether onnx has no inference for such nodes: they are of another domain, mostly.
-
-        GroupNormalization is one, too: it is inferred by the Reshapes it stands for, which gives up.
-        """
-        key = (_domain(node.domain), node.op_type)
-        if key not in self._blind:
-            self._blind[key] = self._look_up(*key)
-        return self._blind[key]
-
-    def _look_up(self, domain: str, op: str) -> bool:
-        from onnx import defs
-
+    versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in skeleton.opset_import}
+    kinds = set()
+    for domain, op in {(n.domain, n.op_type) for n in skeleton.graph.node}:
+        name = "" if domain == "ai.onnx" else domain
         try:
-            schema = defs.get_schema(op, self._versions.get(domain, 1), domain)
+            blind = not defs.get_schema(op, versions.get(name, 1), name).has_type_and_shape_inference_function
         except defs.SchemaError:
-            return True
-        return not schema.has_type_and_shape_inference_function
-
-
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
+            blind = True
+        if blind:
+            kinds.add((domain, op))
+    return frozenset(kinds)
 
 
 def inferred(
@@ -196,7 +187,7 @@ def _declare(value: Proto, spec: TensorSpec) -> None:
 
     value.name = spec.name
     tensor = value.type.tensor_type
-    tensor.elem_type = onnx.helper.np_dtype_to_tensor_dtype(_numpy(spec.dtype))
+    tensor.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
     tensor.ClearField("shape")
     if spec.shape == ANY_RANK:
         return
@@ -205,12 +196,6 @@ def _declare(value: Proto, spec: TensorSpec) -> None:
         dim = tensor.shape.dim.add()
         if isinstance(size, int):
             dim.dim_value = size
-
-
-def _numpy(dtype: str) -> object:
-    import numpy as np
-
-    return np.dtype(dtype)
 
 
 def _forget(value: Proto) -> None:

@@ -7,14 +7,14 @@ feeds the segment decides, and so it must be run where it can be ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from math import ceil, log2, prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from splitpoint.models.dataflow import Proto, bodies, by_value, reads
+from splitpoint.models.dataflow import bodies, by_value, reads
 from splitpoint.models.inference import inferred
 from splitpoint.models.operators import BY_SHAPE, WINDOWS
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
@@ -108,11 +108,13 @@ class Work:
         return _OVER * float(np.cumsum(change).max())
 
 
-class _Row:
+class _Row(NamedTuple):
     """One tensor: alive from its node to the last one that reads it."""
 
-    def __init__(self, nbytes: float, powers: Sequence[int], born: int, last: int) -> None:
-        self.nbytes, self.powers, self.born, self.last = nbytes, powers, born, last
+    nbytes: float
+    powers: Sequence[int]
+    born: int
+    last: int
 
 
 def _left_to_values(segment: Segment) -> bool:
@@ -126,16 +128,13 @@ def _left_to_values(segment: Segment) -> bool:
         if next(bodies(node), None) is not None:
             return True
         decides = _DECIDE_FROM.get(node.op_type, len(node.input))
-        if any(t in moving for t in node.input[decides:]) and not _divides_reals(node, segment.specs):
-            return True
+        if any(t in moving for t in node.input[decides:]):
+            made = segment.specs.get(node.output[0])
+            if node.op_type not in ("Div", "Mod") or made is None or not made.dtype.startswith("float"):
+                return True
         if depends:
             moving.update(o for o in node.output if o)
     return False
-
-
-def _divides_reals(node: Proto, specs: Mapping[str, TensorSpec]) -> bool:
-    spec = specs.get(node.output[0])
-    return node.op_type in ("Div", "Mod") and spec is not None and spec.dtype.startswith("float")
 
 
 def _rows(segment: Segment, free: tuple[str, ...]) -> list[_Row] | None:
@@ -180,9 +179,7 @@ def _fitted(
     at = [dict.fromkeys(free, base)]
     at += [{**at[0], name: more} for name in free]
     at.append(dict.fromkeys(free, most))
-    probes: list[Mapping[str, Any]] = []
-    for sizes in at:
-        probes.append(inferred(segment.proto, [t.bind(sizes) for t in segment.inputs])[0])
+    probes = [inferred(segment.proto, [t.bind(sizes) for t in segment.inputs])[0] for sizes in at]
     fitted = {}
     for name in names:
         specs = [specs.get(name) for specs in probes]
@@ -190,10 +187,8 @@ def _fitted(
             return None
         nbytes = [max(1, s.nbytes) for s in specs if s is not None]
         powers = tuple(max(0, ceil(log2(n / nbytes[0]) - 1e-9)) for n in nbytes[1:-1])
-        each = [
-            n / prod(sizes[f] ** p for f, p in zip(free, powers, strict=True))
-            for n, sizes in zip(nbytes, at, strict=True)
-        ]
+        grown = (prod(sizes[f] ** p for f, p in zip(free, powers, strict=True)) for sizes in at)
+        each = [n / growth for n, growth in zip(nbytes, grown, strict=True)]
         if each[-1] > each[0] * (1 + 1e-9):
             return None
         fitted[name] = max(each), powers

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,9 +21,10 @@ from splitpoint.models.dataflow import Proto
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.input_values import Values, given, noted
 from splitpoint.models.reading import parse_skeleton
+from splitpoint.models.shape_probe import run_once
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.models.weights import Blob, Weights, stand_ins
-from splitpoint.tensors import Array, TensorSpec
+from splitpoint.tensors import TensorSpec
 
 #: protobuf's limit, with room for the graph itself.
 MAX_PROTO_BYTES = (2 << 30) - (64 << 20)
@@ -53,8 +54,7 @@ class Segment:
     @cached_property
     def blobs(self) -> tuple[str, ...]:
         """Hashes of the weight blobs it needs, each once."""
-        hashes = (blob_hash(t) for t in self.proto.graph.initializer)
-        return tuple(dict.fromkeys(h for h in hashes if h))
+        return tuple(dict.fromkeys(self.initializers.values()))
 
     @cached_property
     def initializers(self) -> Mapping[str, str]:
@@ -160,8 +160,6 @@ class Model:
         """What is known of the outputs for inputs of these sizes; see `shapes.outputs_at`."""
         return shapes.outputs_at(self.skeleton, inputs)
 
-    # --- cutting ------------------------------------------------------------------------------------------------
-
     def segment(self, inputs: Sequence[str], outputs: Sequence[str]) -> Segment:
         """The sub-model that computes `outputs` from `inputs` (tensor names); ModelError if it cannot.
 
@@ -171,15 +169,9 @@ class Model:
         wanted = tuple(dict.fromkeys(o for o in outputs if o not in given))
         self.check_names((*inputs, *wanted))
         proto = knife.extract(self.skeleton, inputs, wanted, self.specs)
-        used = {i.name for i in proto.graph.input}
-        return Segment(
-            self.fingerprint,
-            tuple(self.specs[n] for n in inputs if n in used),
-            tuple(self.specs[n] for n in wanted),
-            proto,
-            self.weights,
-            self.specs,
-        )
+        read = tuple(self.specs[i.name] for i in proto.graph.input)
+        made = tuple(self.specs[n] for n in wanted)
+        return Segment(self.fingerprint, read, made, proto, self.weights, self.specs)
 
     def check_names(self, names: Sequence[str]) -> None:
         """ModelError unless every one of `names` is a tensor's that can travel."""
@@ -199,13 +191,10 @@ class Model:
         """The model in one piece: inputs → outputs."""
         return self.segment([t.name for t in self.inputs], [t.name for t in self.outputs])
 
-    # --- moving -------------------------------------------------------------------------------------------------
-
     @cached_property
     def blobs(self) -> Mapping[str, Blob]:
         """Every weight blob by hash, with its size."""
-        hashes = (blob_hash(t) for t in self.skeleton.graph.initializer)
-        return {h: Blob(h, nbytes(t)) for t, h in zip(self.skeleton.graph.initializer, hashes, strict=True) if h}
+        return {h: Blob(h, nbytes(t)) for t in self.skeleton.graph.initializer if (h := blob_hash(t))}
 
     @property
     def nbytes(self) -> int:
@@ -220,11 +209,10 @@ class Model:
 
     def graph_bytes(self) -> bytes:
         """The skeleton: what a device fetches to know the graph, its names and its input contract."""
-        return self._graph_bytes
+        return self._graph_bytes  # however many ask for it, there is one copy in memory
 
     @cached_property
     def _graph_bytes(self) -> bytes:
-        """Made once: however many ask for it, there is one copy in memory."""
         return bytes(self.skeleton.SerializeToString(deterministic=True))
 
     def with_stand_ins(self) -> Model:
@@ -251,12 +239,11 @@ def build(
     `values` (default: those noted in the skeleton), the others made up."""
     if values is None:
         values = noted(skeleton, bound_inputs(skeleton))
-    known = shapes.shapes_of(skeleton, probe or _probe_with(skeleton, weights, values))
-    graph = placement.graph_of(skeleton, name, known)
+    known = shapes.shapes_of(skeleton, probe or partial(run_once, skeleton, weights, values))
     props = layers.metadata(skeleton)
     return Model(
         name,
-        graph,
+        placement.graph_of(skeleton, name, known),
         fingerprint(skeleton),
         InputSpec.from_metadata(props),
         props.get(layers.SOURCE_KEY, ""),
@@ -290,21 +277,8 @@ def from_graph(
     return model
 
 
-def _not_run(
-    inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
-) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
+def _not_run(*_: object) -> NoReturn:
     raise ModelError(
         "the graph that came does not note the shapes of its tensors, as all that splitpoint serves does, and is not "
         "run to find them out"
     )
-
-
-def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.ShapeProbe:
-    def probe(
-        inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
-    ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
-        from splitpoint.models.shape_probe import run_once
-
-        return run_once(skeleton, weights, inputs, names, sized, values)
-
-    return probe

@@ -6,7 +6,7 @@ limit of 2 GB. An initializer that was moved out keeps its dtype and dims and po
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from splitpoint.errors import ModelError
 from splitpoint.files import linked_folders, open_file
 from splitpoint.models import soundness
-from splitpoint.models.dataflow import Proto, bodies, nodes_in, topological
+from splitpoint.models.dataflow import Proto, bodies, nodes_in, tensors_in, topological
 from splitpoint.models.foreign import what_is
 from splitpoint.models.layer_names import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of
@@ -76,17 +76,21 @@ def skeleton_of(
     files = DataFiles(folder, linked)
     _constants_to_initializers(graph)
     _densify(graph)
-    _drop_weights_listed_as_inputs(graph)
+    constants = {t.name for t in graph.initializer}
+    # IR versions below 4 list weights as inputs too.
+    _keep(graph.input, [i for i in graph.input if i.name not in constants])
     # Below 4 every initializer must be an input; shape inference and ONNX Runtime would ignore those that are not.
     # Above, versions added types and fields, which are here or not, whatever the number says; and an engine refuses a
     # number that is newer than itself, on the device that fetches this graph, too.
     proto.ir_version = min(max(proto.ir_version, 4), NEWEST_IR)
     for tensor in graph.initializer:
         _move_out(tensor, weights, files)
-    for tensor in _nested_tensors(graph):
+    for tensor in tensors_in(graph.node, sparse=False):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _inline(tensor, _bytes_in(_external(tensor, files)))
-    _sort(graph)
+    order = topological(graph.node)  # the specification demands it, not every file has it
+    if order != sorted(order):
+        _replace(graph.node, [graph.node[i] for i in order])
     _name_nodes(graph)
     _strip(proto)
     # Parsed messages keep their arena alive; a fresh parse lets go of the weights' copies.
@@ -180,17 +184,6 @@ def _bytes_in(part: Part) -> bytes:
     return part.read(part.digest()).tobytes()
 
 
-def _nested_tensors(graph: Proto) -> Iterator[Proto]:
-    """Tensors in node attributes and bodies, at any depth; the graph's own initializers are not among them."""
-    for node in nodes_in(graph.node):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-        for body in bodies(node):
-            yield from body.initializer
-
-
 def _inlined(proto: Proto, name: str) -> Proto:
     """`proto` with its model-local functions expanded where they are called."""
     from onnx import inliner
@@ -251,8 +244,7 @@ def _constants_to_initializers(graph: Proto) -> None:
             tensor.name = node.output[0]
         else:
             kept.append(node)
-    if len(kept) < len(graph.node):
-        _replace(graph.node, kept)
+    _keep(graph.node, kept)
 
 
 def _densify(graph: Proto) -> None:
@@ -275,21 +267,6 @@ def _densify(graph: Proto) -> None:
     del graph.sparse_initializer[:]
 
 
-def _drop_weights_listed_as_inputs(graph: Proto) -> None:
-    """IR versions below 4 list initializers as inputs too; they are weights, not inputs."""
-    weights = {t.name for t in graph.initializer}
-    real = [i for i in graph.input if i.name not in weights]
-    if len(real) < len(graph.input):
-        _replace(graph.input, real)
-
-
-def _sort(graph: Proto) -> None:
-    """Put nodes in topological order: the specification demands it, not every file has it."""
-    order = topological(graph.node)
-    if order != sorted(order):
-        _replace(graph.node, [graph.node[i] for i in order])
-
-
 def _name_nodes(graph: Proto) -> None:
     """Give each node a name of its own: cuts and profiles go by it, and ONNX Runtime refuses two of a name."""
     given = {node.name for node in graph.node}
@@ -305,6 +282,12 @@ def _name_nodes(graph: Proto) -> None:
             node.name = name
         for body in bodies(node):
             _name_nodes(body)
+
+
+def _keep(field: Proto, items: list[Proto]) -> None:
+    """Drop from a repeated field what is not among `items`."""
+    if len(items) < len(field):
+        _replace(field, items)
 
 
 def _replace(field: Proto, items: list[Proto]) -> None:
@@ -333,6 +316,6 @@ def _strip(proto: Proto) -> None:
     for field in ("value_info", "doc_string", "metadata_props"):
         graph.ClearField(field)
     # Shapes are measured anew for every file: what it says may be of another --shape, or wrong.
-    _replace(proto.metadata_props, [p for p in proto.metadata_props if p.key != SHAPES_KEY])
+    _keep(proto.metadata_props, [p for p in proto.metadata_props if p.key != SHAPES_KEY])
     for field in ("doc_string", "training_info"):
         proto.ClearField(field)

@@ -20,10 +20,10 @@ from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec
 def run_once(
     skeleton: Proto,
     weights: Weights,
+    values: Values,
     inputs: Sequence[TensorSpec],
     names: Sequence[str],
     sized: Sequence[str] = (),
-    values: Values | None = None,
 ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
     """The value of each tensor in `names` (None for what is not an array) and the shape of each in `sized`.
 
@@ -31,8 +31,6 @@ def run_once(
     """
     import onnx
     import onnxruntime as ort
-
-    values = values or {}
 
     full = onnx.ModelProto()
     full.CopyFrom(skeleton)
@@ -49,10 +47,9 @@ def run_once(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     held = give_weights(options, full, weights)
+    cpu = ["CPUExecutionProvider"]
     try:
-        session = ort.InferenceSession(
-            full.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
+        session = ort.InferenceSession(full.SerializeToString(), options, providers=cpu, enable_fallback=0)
     except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
         raise ModelError(
             f"ONNX Runtime cannot run this model: {reason_of(exc)} (it was tried because no inference knows the "
@@ -67,28 +64,21 @@ def run_once(
     return arrays, {n: tuple(map(int, v)) for n, v in zip(sized, outputs[len(names) :], strict=True)}
 
 
-def give_weights(options: Any, proto: Proto, weights: Weights) -> object:
+def give_weights(options: Any, proto: Proto, weights: Weights) -> dict[str, Any]:
     """Let a session of `options` copy the blobs of `proto`'s weights; the caller holds what is returned until then.
+
+    StorageError if a blob is not there or not as long as the weight.
 
     Not with `options.add_initializer`, which would share a weight's memory with the kernels and save a copy of what
     ONNX Runtime does not repack: the kernels would then see the weight as it was before the optimiser reshaped it
     (ConvNeXt's layer scale [384,1,1] behind a moved Transpose: wrong broadcast, and where sizes agree a wrong answer).
     """
-    held = external_initializers(proto, weights)
-    options.add_external_initializers(list(held), list(held.values()))
-    return held
-
-
-def external_initializers(proto: Proto, weights: Weights) -> dict[str, Any]:
-    """Initializer name → OrtValue over the blob's own memory (no copy on the CPU), for every weight not inline.
-
-    Those that nothing reads are left out: ONNX Runtime drops them first, and then misses them.
-    StorageError if a blob is not there or not as long as the weight.
-    """
     import onnx
     import onnxruntime as ort
 
+    # By name, over the blobs' own memory (no copy on the CPU).
     held: dict[str, Any] = {}
+    # Those that nothing reads ONNX Runtime would drop first, and then miss.
     used = {t for n in proto.graph.node for t in reads(n)} | {o.name for o in proto.graph.output}
     for t in proto.graph.initializer:
         digest = blob_hash(t)
@@ -104,6 +94,7 @@ def external_initializers(proto: Proto, weights: Weights) -> dict[str, Any]:
             held[t.name] = ort.OrtValue.ortvalue_from_numpy(np.require(array, requirements="A"))
         else:
             held[t.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_stand_in(raw, t), t.data_type)
+    options.add_external_initializers(list(held), list(held.values()))
     return held
 
 

@@ -6,10 +6,10 @@ is measured by running the whole model once on made-up inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from splitpoint.errors import ModelError, StorageError, nearest
 from splitpoint.graph import SHAPE_ROOTS
 from splitpoint.models.dataflow import Proto, by_value, reads
-from splitpoint.models.inference import Opsets, alike, body_ranks, dtype_name, inferred, open_dim
+from splitpoint.models.inference import alike, blind_kinds, body_ranks, dtype_name, inferred, open_dim
 from splitpoint.models.layer_names import SHAPES_KEY
 from splitpoint.models.soundness import kind_of
 from splitpoint.parsing import MalformedError, parse_json
@@ -50,17 +50,12 @@ _MOST_SIZES = 128
 _MOST_ROUNDS = 10
 
 
-class ShapeProbe(Protocol):
-    """Runs the whole model once, on made-up inputs."""
-
-    def __call__(
-        self, inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
-    ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
-        """Values of the tensors `names` (None for what is no array) and shapes of `sized`, for inputs of these specs.
-
-        ModelError if it does not run.
-        """
-        ...
+#: Runs the whole model once, on made-up inputs of these specs: the values of the tensors named next (None for what is
+#: no array), and the shapes of those named last. ModelError if it does not run.
+ShapeProbe = Callable[
+    [Sequence[TensorSpec], Sequence[str], Sequence[str]],
+    tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]],
+]
 
 
 def spec_of_value(value: Proto, least: int = 0) -> TensorSpec | None:
@@ -218,8 +213,8 @@ class _Look:
     opaque: set[str]
     specs: dict[str, TensorSpec]
     measured: dict[str, TensorSpec]
+    #: What shape arithmetic came to.
     values: dict[str, Array] = field(default_factory=dict)
-    """What shape arithmetic came to."""
     run: bool = False
 
 
@@ -230,7 +225,7 @@ class _ShapeSearch:
         self, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int], probe: ShapeProbe
     ) -> None:
         self.skeleton, self.inputs, self.assumed, self.probe = skeleton, inputs, assumed, probe
-        self.opsets = Opsets(skeleton)
+        self.blind = blind_kinds(skeleton)
         self.nodes = list(zip(skeleton.graph.node, by_value(skeleton.graph), strict=True))
         self.outputs = {o.name for o in skeleton.graph.output}
         #: What no input's value changes.
@@ -366,7 +361,7 @@ class _ShapeSearch:
 
     def _beyond(self, node: Proto, look: _Look) -> bool:
         """Whether inference cannot say what `node` makes, whatever it is told."""
-        return self.opsets.blind(node) or any(t in look.opaque for t in (*node.input, *node.output))
+        return (node.domain, node.op_type) in self.blind or any(t in look.opaque for t in (*node.input, *node.output))
 
     def _decided(self, node: Proto) -> bool:
         """Whether values decide the sizes that a node beyond inference makes."""

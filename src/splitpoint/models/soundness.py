@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from math import prod
 
 from splitpoint.errors import ModelError
-from splitpoint.models.dataflow import Proto, bodies, nodes_in, reads
+from splitpoint.models.dataflow import Proto, bodies, reads, tensors_in
 from splitpoint.models.operators import check_frames, check_operators
 from splitpoint.text import HIDDEN
 
@@ -110,7 +110,7 @@ def check(skeleton: Proto, name: str, allowed: Collection[str] = ()) -> None:
         for t in node.output:
             if t:
                 define(t, "an output")
-        for t in _attribute_tensors(node):
+        for t in tensors_in([node]):
             _check_inline(t)
     outputs = [o.name for o in graph.output]
     for o in outputs:
@@ -154,22 +154,6 @@ def _check_inline(tensor: Proto) -> None:
 
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise ModelError(f"the constant {tensor.name or '(without a name)'} points to a file: refused")
-
-
-def _attribute_tensors(node: Proto) -> Iterator[Proto]:
-    """Every tensor in the attributes and bodies of a node, at any depth."""
-    for inner in nodes_in([node]):
-        sparse = [s for body in bodies(inner) for s in body.sparse_initializer]
-        for attribute in inner.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-            sparse += attribute.sparse_tensors
-        for body in bodies(inner):
-            yield from body.initializer
-        for s in sparse:
-            yield from (s.values, s.indices)
 
 
 def kind_of(value: Proto) -> str:

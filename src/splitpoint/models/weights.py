@@ -81,12 +81,6 @@ class ModelWeights:
             raise StorageError(f"weight blob {hash[:12]}… is not here")
         return self._copies.open(hash, lambda: part)
 
-    def sizes(self) -> Mapping[str, Blob]:
-        sizes = {h: b.nbytes for h, b in self._blobs.items()} | {h: p.nbytes for h, p in self._parts.items()}
-        return {h: Blob(h, n) for h, n in sizes.items()}
-
-
-# --- weights in files that others may write to ------------------------------------------------------------------------
 
 #: Of a model's files, how many stay open: one that is replaced or deleted (not written to) is then still there for us.
 #: Some exporters write a file for every weight.
@@ -228,11 +222,7 @@ class DataFiles:
         return Part(file, offset, length)
 
 
-# --- weights that are not there -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class DrawnBlob:
+class DrawnBlob(NamedTuple):
     """How to make a blob up: `nbytes` of `dtype` (empty: of zero bytes), normal around `mean`."""
 
     nbytes: int
@@ -252,8 +242,7 @@ class StandIn:
         self._drawn = drawn
 
     def open(self, hash: str) -> memoryview:
-        drawn = self._drawn.get(hash)
-        if drawn is None:
+        if (drawn := self._drawn.get(hash)) is None:
             raise StorageError(f"weight blob {hash[:12]}… is not here")
         if not drawn.dtype:
             return memoryview(bytes(drawn.nbytes))
@@ -289,18 +278,18 @@ def stand_ins(skeleton: Any) -> StandIn:
         if not digest or digest in drawn:
             continue
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(t.data_type).name)
-        if dtype not in ("float16", "float32", "float64"):
-            drawn[digest] = DrawnBlob(nbytes(t))
-            continue
         reader = readers.get(t.name, ("", 0))
-        if reader in _STEPS:
-            mean, spread = 2.0**-6, 0.0
+        mean, spread = 0.0, 0.0
+        if dtype not in ("float16", "float32", "float64"):
+            dtype = ""
+        elif reader in _STEPS:
+            mean = 2.0**-6
         elif reader in _ONES:
-            mean, spread = 1.0, 0.0
+            mean = 1.0
         elif len(t.dims) < 2:
-            mean, spread = 0.0, 0.01  # a bias
+            spread = 0.01  # a bias
         else:  # He's: a layer keeps the size of its input
             fan_in = t.dims[0] if reader[0] in ("MatMul", "Gemm") else int(np.prod(t.dims[1:]))
-            mean, spread = 0.0, float(np.sqrt(2 / max(1, fan_in)))
+            spread = float(np.sqrt(2 / max(1, fan_in)))
         drawn[digest] = DrawnBlob(nbytes(t), dtype, mean, spread)
     return StandIn(drawn)
