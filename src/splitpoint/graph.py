@@ -590,20 +590,20 @@ class Graph:
         """``layer``, ``node``, ``tensor`` → each name of this kind → the nodes that it stands for."""
         inputs: dict[str, Sequence[int]] = {t.name: () for t in self.inputs}
         nodes = _listed((n.name, i) for i, n in enumerate(self.nodes))
-        inside = _listed((path, i) for i, n in enumerate(self.nodes) for path in _paths(n.layer))
+        inside = _listed((path, i) for i, n in enumerate(self.nodes) for path in module_paths(n.layer))
         layers = {path: tuple(i for i in m if self.nodes[i].placed) or m for path, m in inside.items()}
         holders = {**nodes, **inputs}
         held = {path: holders[name] for path, name in self.aliases.items() if name in holders}
         # A container none of whose own paths survived the export: all that its folded children hold.
         folded = _listed((parent, i) for path, name in self.aliases.items()
-                         for parent in _paths(path)[:-1] for i in nodes.get(name, ()))  # fmt: skip
+                         for parent in module_paths(path)[:-1] for i in nodes.get(name, ()))  # fmt: skip
         tensors = {t: (i,) for t, i in self.producer.items()}
         return {"layer": {**folded, **layers, **held}, "node": nodes, "tensor": {**inputs, **tensors}}
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Everything `cut` accepts by name, without repeats: layers and their parents, nodes, tensors."""
-        paths = (path for n in self.nodes for path in _paths(n.layer))
+        paths = (path for n in self.nodes for path in module_paths(n.layer))
         nodes = (n.name for n in self.nodes)
         every = ("input", "output", "middle", *paths, *self.aliases, *nodes, *self.producer, *self._named["tensor"])
         return tuple(name for name in dict.fromkeys(every) if name)
@@ -675,8 +675,8 @@ class _Needs:
     vectors: tuple[int, ...]
 
 
-def _paths(layer: str) -> list[str]:
-    """``a.b.c`` → ``a``, ``a.b``, ``a.b.c``."""
+def module_paths(layer: str) -> list[str]:
+    """A module and those it is inside of: ``a.b.c`` → ``a``, ``a.b``, ``a.b.c``."""
     parts = layer.split(".")
     return [".".join(parts[: k + 1]) for k in range(len(parts))]
 

@@ -14,10 +14,10 @@ from splitpoint.errors import ModelError, StorageError, UsageError
 from splitpoint.files import destination, is_special, publish, scratch, write_atomic
 from splitpoint.graph import Cut, Graph
 from splitpoint.images import InputSpec
-from splitpoint.models import knife, shapes
 from splitpoint.models import layer_names as layers
 from splitpoint.models import node_kinds as placement
-from splitpoint.models.dataflow import Proto
+from splitpoint.models import shapes
+from splitpoint.models.dataflow import Proto, reads
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.input_values import Values, given, noted
 from splitpoint.models.reading import parse_skeleton
@@ -25,6 +25,7 @@ from splitpoint.models.shape_probe import run_once
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.models.weights import Blob, Weights, stand_ins
 from splitpoint.tensors import TensorSpec
+from splitpoint.text import listed
 
 #: protobuf's limit, with room for the graph itself.
 MAX_PROTO_BYTES = (2 << 30) - (64 << 20)
@@ -168,7 +169,7 @@ class Model:
         given = set(inputs)
         wanted = tuple(dict.fromkeys(o for o in outputs if o not in given))
         self.check_names((*inputs, *wanted))
-        proto = knife.extract(self.skeleton, inputs, wanted, self.specs)
+        proto = extract(self.skeleton, inputs, wanted, self.specs)
         read = tuple(self.specs[i.name] for i in proto.graph.input)
         made = tuple(self.specs[n] for n in wanted)
         return Segment(self.fingerprint, read, made, proto, self.weights, self.specs)
@@ -282,3 +283,61 @@ def _not_run(*_: object) -> NoReturn:
         "the graph that came does not note the shapes of its tensors, as all that splitpoint serves does, and is not "
         "run to find them out"
     )
+
+
+def extract(skeleton: Proto, inputs: Sequence[str], outputs: Sequence[str], specs: Mapping[str, TensorSpec]) -> Proto:
+    """The knife: a skeleton that computes `outputs` from `inputs`, both names of tensors in `skeleton`.
+
+    Keeps node order, opsets and domains; takes along exactly the constants it reads, and as inputs those of `inputs`
+    that it reads. ModelError if an output does not exist or cannot be computed from the inputs alone (the message
+    names the model input that is missing).
+    """
+    import onnx
+
+    graph = skeleton.graph
+    maker_of = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
+    constants = {t.name for t in graph.initializer}
+    missing = {i.name for i in graph.input} - set(inputs)
+    given = set(inputs)
+    keep: set[int] = set()
+    read: set[str] = set()
+    todo = list(outputs)
+    while todo:
+        name = todo.pop()
+        if name in read:
+            continue
+        read.add(name)
+        if name in given or name in constants:
+            continue
+        if name in maker_of:
+            if maker_of[name] not in keep:
+                keep.add(maker_of[name])
+                todo += reads(graph.node[maker_of[name]])
+        elif name in missing:
+            raise ModelError(f"the segment that makes {listed(outputs)} also needs the model input {name}")
+        else:
+            raise ModelError(f"the model has no tensor {name}")
+    part = onnx.ModelProto()
+    part.ir_version = skeleton.ir_version
+    part.producer_name = "splitpoint"
+    part.opset_import.extend(skeleton.opset_import)
+    part.graph.name = "segment"
+    part.graph.node.extend(graph.node[i] for i in sorted(keep))
+    part.graph.initializer.extend(t for t in graph.initializer if t.name in read)
+    part.graph.quantization_annotation.extend(q for q in graph.quantization_annotation if q.tensor_name in read)
+    part.graph.input.extend(_value_info(i, specs) for i in inputs if i in read)
+    part.graph.output.extend(_value_info(o, specs) for o in outputs)
+    inner = {o for i in keep for o in graph.node[i].output} - set(outputs) - given
+    part.graph.value_info.extend(v for v in graph.value_info if v.name in inner)
+    for node in part.graph.node:
+        for k, t in enumerate(node.output):
+            if t in given:  # what a node with several outputs makes besides is an input already
+                node.output[k] = f"{t}.again"
+    return part
+
+
+def _value_info(name: str, specs: Mapping[str, TensorSpec]) -> Proto:
+    spec = specs.get(name)
+    if spec is None:
+        raise ModelError(f"tensor {name} is not an array of numbers: no cut can go through it")
+    return shapes.value_of(spec)

@@ -28,8 +28,20 @@ from splitpoint.models.dataflow import Proto, bodies, drawing, reads
 from splitpoint.models.model import Segment
 from splitpoint.models.operators import PAIRWISE, REDUCTIONS, UNARY
 from splitpoint.models.rows import computing, moving, numbering, shaping
-from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Numbers, RowAxis, Rule, Step, Value, numbers_of
+from splitpoint.models.rows.step import (
+    MOST_ENTRIES,
+    ONE,
+    SAME,
+    Mixes,
+    Numbers,
+    RowAxis,
+    Rule,
+    Size,
+    Step,
+    Value,
+    Vector,
+    numbers_of,
+)
 from splitpoint.models.soundness import blob_hash
 from splitpoint.tensors import ANY_RANK, Array
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
-from splitpoint.models.rows.sizes import Size
-from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Rule, Step, Value, within
+from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Rule, Size, Step, Value, within
 
 T = TypeVar("T")
 

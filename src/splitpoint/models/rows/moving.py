@@ -8,8 +8,7 @@ from functools import reduce
 import numpy as np
 
 from splitpoint.models.rows.computing import without
-from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Step, Value, within
+from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Size, Step, Value, Vector, within
 
 #: Where a Slice that takes all of an axis ends, or beyond.
 _TO_THE_END = 2**31 - 1

@@ -8,8 +8,20 @@ from typing import Any
 import numpy as np
 
 from splitpoint.models.rows.moving import total
-from splitpoint.models.rows.sizes import MOST, Size, Vector, unknown
-from splitpoint.models.rows.step import MOST_ENTRIES, SAME, Mixes, Rule, Step, Value, numbers_of, within
+from splitpoint.models.rows.step import (
+    MOST,
+    MOST_ENTRIES,
+    SAME,
+    Mixes,
+    Rule,
+    Size,
+    Step,
+    Value,
+    Vector,
+    numbers_of,
+    unknown,
+    within,
+)
 
 WHOLE = (6, 7)  # int32 and int64, TensorProto.DataType
 

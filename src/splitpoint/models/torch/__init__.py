@@ -51,9 +51,8 @@ def is_torch_source(name: str) -> bool:
     """
     name = SHORT_NAMES.get(name, name)
     scheme, colon, _ = name.partition(":")
-    if name.endswith(".pt2") or (colon and scheme in _SCHEMES):
-        return True
-    return bool(colon) and scheme != "zoo" and _FUNCTION.fullmatch(name) is not None
+    module = scheme != "zoo" and _FUNCTION.fullmatch(name)
+    return name.endswith(".pt2") or bool(colon and (scheme in _SCHEMES or module))
 
 
 def export(
@@ -78,10 +77,9 @@ def export(
     name = SHORT_NAMES.get(model, model)
     if not is_torch_source(name):
         raise ModelError(f"{model} is not a PyTorch model: it needs no export")
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", "torch", f"export {model}")
-    if importlib.util.find_spec("onnxscript") is None:
-        raise MissingExtraError("onnxscript", "torch", f"export {model}")
+    for package in ("torch", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "torch", f"export {model}")
     try:
         tempfile.gettempdir()
     except OSError as exc:
@@ -127,9 +125,6 @@ def _heard(progress: Callable[[str], None] | None) -> Callable[[str], None]:
                 call(progress, text)
 
     return say
-
-
-# --- cache ------------------------------------------------------------------------------------------------------
 
 
 def exported(

@@ -84,7 +84,8 @@ def torchvision_source(name: str, weights: WeightsOption, shapes: Shapes) -> Tor
         fresh=lambda: models.get_model(name, weights=None, **extra),
         drop=_AUXILIARY if name in _AS_PRETRAINED else (),
     )
-    text = f"torchvision:{name} {default.name}" if weights.default else f"torchvision:{name}, {weights}"
+    trained = getattr(default, "name", "")
+    text = f"torchvision:{name} {trained}" if weights.default else f"torchvision:{name}, {weights}"
     if family == ["video"]:
         return tensor_source(name, model, text, "video", (3, 16, 112, 112), shapes)
     spec, mean, std = _torchvision_spec(default, segments)

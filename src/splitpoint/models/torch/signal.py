@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -56,12 +56,11 @@ def carry_signal(model: Any, run: Callable[[_Batch], Sequence[Any]], batch: _Bat
     """
     with seeded(seed), torch.no_grad():
         _redraw(model)
-        _calibrate(model, lambda: run(batch))
-        strength = signal(run(batch))
-        if not strength >= LEAST_SIGNAL:
-            _rescale(model, lambda: run(batch))
+        for improve in (_calibrate, _rescale):
+            improve(model, lambda: run(batch))
             strength = signal(run(batch))
-    if not strength >= LEAST_SIGNAL:
+            if strength >= LEAST_SIGNAL:
+                return
         raise ModelError(
             f"with random weights this model's output hardly depends on its input (it moves by {strength:.1e} of its "
             "magnitude), so nothing computed with it can be checked: give real ones with --weights FILE"
@@ -142,10 +141,8 @@ def _rescale(model: Any, forward: Callable[[], object]) -> None:
             return module.forward(*_inputs) if isinstance(_inputs, tuple) else None
         return output / spread
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    hooks = [m.register_forward_hook(hook) for m in layers]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                hooks.callback(module.register_forward_hook(hook).remove)
         forward()
-    finally:
-        for handle in hooks:
-            handle.remove()

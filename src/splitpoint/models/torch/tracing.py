@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 
 from splitpoint.errors import ModelError, SplitpointError, StorageError
 from splitpoint.files import destination, is_special, make_folder, publish, scratch
+from splitpoint.models.layer_names import ALIASES_KEY, SOURCE_KEY, UNUSED_KEY
 from splitpoint.models.reasons import reason_of
 from splitpoint.models.torch import lowering
 from splitpoint.models.torch.report import ExportReport
@@ -132,19 +134,17 @@ class Export:
     def _lower(self, inputs: tuple[Any, ...], free_batch: bool) -> tuple[Any, lowering.Layers]:
         if self.source.program is not None:
             paths = _program_paths(self.source.program)
-            return lowering.translate(self.source.program, None, None, paths, "preprocess", prefix="")
+            return lowering.translate(self.source.program, paths)
         modules = dict(self.source.model.named_modules(remove_duplicate=False))
         with torch.no_grad():
             identities, output_names = _watch(modules, lambda: self.wrapped.names(*inputs))
-        return lowering.lower(
-            self.wrapped,
-            inputs,
+        return lowering.translate(
+            lowering.trace(self.wrapped, inputs, free_batch=free_batch, identities=identities),
+            {path: _own_weights(path, m) for path, m in modules.items()},
             input_names=list(self.source.inputs),
             output_names=output_names,
-            free_batch=free_batch,
-            identities=identities,
-            paths={path: _own_weights(path, m) for path, m in modules.items()},
             preprocess="preprocess" if "preprocess" not in modules else "splitpoint_preprocess",
+            prefix="model",
         )
 
     def _save(self, model: Any, layers: lowering.Layers, path: Path) -> None:
@@ -152,9 +152,9 @@ class Export:
         model.graph.name = re.sub(r"\W+", "_", self.source.name) or "model"
         model.doc_string = None
         model.metadata_props.clear()
-        model.metadata_props["splitpoint.source"] = self.source.weights
-        model.metadata_props["splitpoint.aliases"] = json.dumps(layers.aliases, indent=0)
-        model.metadata_props["splitpoint.unused"] = json.dumps(layers.unused)
+        model.metadata_props[SOURCE_KEY] = self.source.weights
+        model.metadata_props[ALIASES_KEY] = json.dumps(layers.aliases, indent=0)
+        model.metadata_props[UNUSED_KEY] = json.dumps(layers.unused)
         if spec is not None:
             model.metadata_props.update(spec.to_metadata())
         weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
@@ -163,7 +163,9 @@ class Export:
 
     def _compare(self, path: Path, inputs: tuple[Any, ...], free_batch: bool) -> float:
         """`relative_error` of the file on batches of 2, 1 and 3, or twice on the fixed one; _Different if too large."""
-        session = _session(path)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [i.name for i in session.get_inputs()]
         sizes = (2, 1, 3) if free_batch else (inputs[0].shape[0] if inputs and inputs[0].dim() else 1,) * 2
         runs = []
@@ -191,9 +193,8 @@ def relative_error(runs: Sequence[tuple[Sequence[Array], Sequence[Array]]]) -> f
     be equal. Raises _Different for other shapes or dtypes, unequal integers, and values that are not finite.
     """
     worst, moved, integers = 0.0, False, True
-    for want, have in zip(
-        zip(*(w for w, _ in runs), strict=True), zip(*(h for _, h in runs), strict=True), strict=True
-    ):
+    wanted, had = (zip(*outputs, strict=True) for outputs in zip(*runs, strict=True))
+    for want, have in zip(wanted, had, strict=True):
         for w, h in zip(want, have, strict=True):
             if (w.shape, w.dtype) != (h.shape, h.dtype):
                 raise _Different(f"ONNX Runtime gives {h.dtype}{h.shape}, PyTorch {w.dtype}{w.shape}")
@@ -253,13 +254,11 @@ def _watch(modules: Mapping[str, Any], run: Callable[[], list[str]]) -> tuple[li
         return see
 
     # In-place activations return their input too, changed; `_functional` has them work on a copy here.
-    handles = [m.register_forward_hook(hook(path)) for path, m in modules.items() if path]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.callback(module.register_forward_hook(hook(path)).remove)
         result = run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [p for p, same in unchanged.items() if same], result
+    return [p for p, same in unchanged.items() if p and same], result
 
 
 @contextlib.contextmanager
@@ -299,17 +298,6 @@ def _reason(exc: Exception) -> str:
     return text
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-# --- files ------------------------------------------------------------------------------------------------------
-
-
 def _beside(path: Path) -> Path:
-    """The file that holds the weights of a model too large for one ONNX file."""
+    """The file of the weights that are too large for one ONNX file."""
     return path.with_name(path.name + ".data")

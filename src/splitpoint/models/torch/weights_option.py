@@ -101,9 +101,11 @@ def _read_state(path: Path) -> dict[str, Any]:
     except ModelError:
         raise
     except Exception as exc:  # UnpicklingError, RuntimeError, OSError, EOFError …: all "not such a file"
+        why = first_line(exc)
+        if "weights_only" in str(exc):  # torch's advice is to load it with what may run code
+            why = "it holds Python objects, which could run code, or is damaged"
         raise ModelError(
-            f"{path} is not a file of plain weights, a state_dict saved with torch.save or safetensors "
-            f"({_why_unreadable(exc)})"
+            f"{path} is not a file of plain weights, a state_dict saved with torch.save or safetensors ({why})"
         ) from exc
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -123,13 +125,6 @@ def _tied(model: Any) -> dict[str, list[str]]:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-def _why_unreadable(exc: Exception) -> str:
-    """What is wrong with the file, without torch's advice to load it with what may run code."""
-    if "weights_only" in str(exc):
-        return "it holds Python objects, which could run code, or is damaged"
-    return first_line(exc)
 
 
 def first_line(exc: BaseException) -> str:
