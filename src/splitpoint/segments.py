@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -145,8 +146,7 @@ def verify(
     """Run the two halves of every cut against the whole model on at least two inputs; one `Check` a cut.
 
     Every output must change between the inputs, or the match proves nothing: *inconclusive*, which is a failure. A
-    model without inputs has one answer, which must be each cut's.
-    One cut's sessions are in memory at a time.
+    model without inputs has one answer, which must be each cut's. One cut's sessions are in memory at a time.
     """
     samples = list(inputs) if inputs is not None else samples_for(model, 2)
     if len(samples) < 2:
@@ -224,9 +224,13 @@ def verdict_of(expected: Sequence[Array], got: Sequence[Array]) -> str:
 
 def strays(expected: Array, got: Array) -> bool:
     """Whether `got` is further from `expected` than rounding takes it, by the size of `expected`."""
-    real = expected.dtype.kind == "f"
-    tolerance = max(RELATIVE_TOLERANCE, 16 * float(np.finfo(expected.dtype).eps)) if real else 0.0
-    return _distance(expected, got) > tolerance * _largest(expected)
+    return _distance(expected, got) > _allowed(expected.dtype, RELATIVE_TOLERANCE) * _largest(expected)
+
+
+def _allowed(dtype: np.dtype[Any], tolerance: float) -> float:
+    # Half precision has three digits, and a cut rounds to them what the whole keeps in float32: measured on light
+    # ResNet-50, SqueezeNet and DenseNet in half precision, 0.6–1.0 % of the change (float32: 1e-6).
+    return max(tolerance, 16 * float(np.finfo(dtype).eps)) if dtype.kind == "f" else 0.0
 
 
 def _judge(expected: Sequence[Array], got: Sequence[Array | None], tolerance: float) -> tuple[int, float]:
@@ -235,15 +239,11 @@ def _judge(expected: Sequence[Array], got: Sequence[Array | None], tolerance: fl
     moves = [_distance(first, e) for e in expected[1:]]
     signal, size = max(moves), max(_largest(e) for e in expected)
     error = max(float("inf") if g is None else _distance(e, g) for e, g in zip(expected, got, strict=True))
-    real = first.dtype.kind == "f"
-    if real:
-        # Half precision has three digits, and a cut rounds to them what the whole keeps in float32: measured on light
-        # ResNet-50, SqueezeNet and DenseNet in half precision, 0.6–1.0 % of the change (float32: 1e-6).
-        tolerance = max(tolerance, 16 * float(np.finfo(first.dtype).eps))
-    if signal == 0.0 or (real and signal < SIGNAL_FLOOR * size):
-        return (_INCONCLUSIVE, 0.0) if error <= tolerance * size * real else (_DIFFERENT, float("inf"))
+    allowed = _allowed(first.dtype, tolerance)
+    if signal == 0.0 or (first.dtype.kind == "f" and signal < SIGNAL_FLOOR * size):
+        return (_INCONCLUSIVE, 0.0) if error <= allowed * size else (_DIFFERENT, float("inf"))
     error /= signal if np.isfinite(signal) else size or 1.0
-    return (_EQUAL if error <= tolerance * real else _DIFFERENT), error
+    return (_EQUAL if error <= allowed else _DIFFERENT), error
 
 
 def _distance(a: Array, b: Array) -> float:

@@ -82,8 +82,12 @@ def inferred(
         _forget_in_bodies(graph.node)
     for rest in known.values():
         _declare(graph.value_info.add(), rest)
-    if values:
-        _fix(graph, values)
+    values = values or {}
+    for node in graph.node if values else ():  # what is known becomes a constant
+        for k, name in enumerate(node.output):
+            if name in values:
+                node.output[k] = f"{name}.made"
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in values.items())
     try:
         done = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except Exception:  # C++: an inconsistent graph, or one it cannot handle. Running it will tell which.
@@ -208,14 +212,3 @@ def _forget_in_bodies(nodes: Iterable[Proto]) -> None:
         body.ClearField("value_info")
         for value in (*body.input, *body.output):
             _forget(value)
-
-
-def _fix(graph: Proto, values: Mapping[str, Array]) -> None:
-    """Make constants of tensors whose values are known."""
-    from onnx import numpy_helper
-
-    for node in graph.node:
-        for k, name in enumerate(node.output):
-            if name in values:
-                node.output[k] = f"{name}.made"
-    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())

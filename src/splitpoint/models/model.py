@@ -19,6 +19,7 @@ from splitpoint.models import node_kinds as placement
 from splitpoint.models import shapes
 from splitpoint.models.dataflow import Proto, reads
 from splitpoint.models.fingerprint import fingerprint
+from splitpoint.models.inference import alike, inferred
 from splitpoint.models.input_values import Values, given, noted
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.shape_probe import run_once
@@ -158,8 +159,10 @@ class Model:
         )
 
     def outputs_at(self, inputs: Sequence[TensorSpec]) -> Mapping[str, TensorSpec]:
-        """What is known of the outputs for inputs of these sizes; see `shapes.outputs_at`."""
-        return shapes.outputs_at(self.skeleton, inputs)
+        """What is known of the outputs for inputs of these sizes, without running it: specs by name, in which a
+        dimension has a name where values decide. Empty where ONNX Runtime may reckon otherwise than onnx."""
+        known = inferred(self.skeleton, inputs)[0] if alike(self.skeleton.graph.node) else {}
+        return {t.name: known[t.name] for t in self.outputs if t.name in known}
 
     def segment(self, inputs: Sequence[str], outputs: Sequence[str]) -> Segment:
         """The sub-model that computes `outputs` from `inputs` (tensor names); ModelError if it cannot.

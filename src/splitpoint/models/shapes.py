@@ -18,7 +18,7 @@ from splitpoint.errors import ModelError, StorageError, nearest
 from splitpoint.graph import SHAPE_ROOTS
 from splitpoint.models.dataflow import Proto, by_value, reads
 from splitpoint.models.inference import alike, blind_kinds, body_ranks, dtype_name, inferred, open_dim
-from splitpoint.models.layer_names import SHAPES_KEY
+from splitpoint.models.layer_names import SHAPES_KEY, metadata
 from splitpoint.models.soundness import kind_of
 from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec, spec_of
@@ -58,18 +58,14 @@ ShapeProbe = Callable[
 ]
 
 
-def spec_of_value(value: Proto, least: int = 0) -> TensorSpec | None:
-    """The spec a ValueInfoProto declares; free dimensions get a name. None if it is no tensor of known rank.
-
-    Old exporters write a free dimension as 0 or −1: what is below `least` is free.
-    """
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type" or not value.type.tensor_type.HasField("shape"):
-        return None
+def _declared(value: Proto) -> TensorSpec | None:
+    """The spec a ValueInfoProto declares; free dimensions get a name. None if it is no tensor of known rank."""
     tensor = value.type.tensor_type
+    if value.type.WhichOneof("value") != "tensor_type" or not tensor.HasField("shape"):
+        return None
     shape: list[int | str] = []
     for axis, d in enumerate(tensor.shape.dim):
-        if d.HasField("dim_value") and d.dim_value >= least:
+        if d.HasField("dim_value") and d.dim_value >= 1:  # old exporters write a free one as 0 or −1
             shape.append(int(d.dim_value))
         else:
             shape.append(_dim_name(d) or ("batch" if axis == 0 else open_dim(value.name, axis)))
@@ -113,7 +109,7 @@ def _fix_input(value: Proto, shape: Sequence[int], sizes: dict[str, int]) -> Non
         raise ModelError(f"--shape {value.name}: a dimension must be 1 or more, not {min(shape)}")
     if prod(int(size) for size in shape) > _MOST_ELEMENTS:
         raise ModelError(f"--shape {value.name}: {'x'.join(map(str, shape))} is more than any machine can hold")
-    declared = spec_of_value(value, least=1)
+    declared = _declared(value)
     if declared is None:
         if value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.shape.SetInParent()  # of a scalar, too
@@ -137,7 +133,7 @@ def input_specs(skeleton: Proto) -> tuple[TensorSpec, ...]:
     """Specs of the model's inputs. ModelError for inputs that are no tensors of numbers or have no known rank."""
     specs = []
     for value in skeleton.graph.input:
-        spec = spec_of_value(value, least=1)
+        spec = _declared(value)
         if spec is None:
             if value.type.WhichOneof("value") != "tensor_type":
                 raise ModelError(f"input {value.name} is {kind_of(value)}, not a tensor")
@@ -189,7 +185,7 @@ def shapes_of(skeleton: Proto, probe: ShapeProbe) -> Shapes:
     for value in skeleton.graph.output:  # what a file says about them can be wrong; it is found anew
         if value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.ClearField("shape")
-    noted = next((p.value for p in skeleton.metadata_props if p.key == SHAPES_KEY), None)
+    noted = metadata(skeleton).get(SHAPES_KEY)
     if noted is not None:
         return _recall(noted, skeleton, inputs, assumed)
     search = _ShapeSearch(skeleton, inputs, assumed, probe)
@@ -508,32 +504,21 @@ def _recall(noted: str, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed
     return Shapes(inputs, assumed, bound, free, frozenset(note.opaque))
 
 
-def outputs_at(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
-    """What is known of the model's outputs for inputs of these sizes, without running it: specs by name, in which a
-    dimension has a name where values decide. Empty where ONNX Runtime may reckon otherwise than onnx."""
-    if not alike(skeleton.graph.node):
-        return {}
-    wanted = {o.name for o in skeleton.graph.output}
-    return {name: spec for name, spec in inferred(skeleton, inputs)[0].items() if name in wanted}
-
-
 def sample_inputs(inputs: Sequence[TensorSpec], seed: int = 0, vocabulary: int = 2) -> dict[str, Array]:
     """Made-up inputs that most graphs accept: patchy floats and bytes, small non-negative integers."""
     rng = np.random.default_rng(seed)
-    sample: dict[str, Any] = {}
+    sample: dict[str, Array] = {}
     for spec in inputs:
         shape = tuple(int(d) for d in spec.shape)
         if spec.dtype.startswith("float"):
-            sample[spec.name] = _patches(shape, rng).astype(spec.dtype)
-        elif spec.dtype == "bool":
-            sample[spec.name] = np.asarray(rng.integers(0, 2, shape), bool)
+            values: Any = _patches(shape, rng)
         elif spec.dtype in ("uint8", "int8"):
-            info = np.iinfo(spec.dtype)
-            centre = (info.max + 1) / 2  # of the values that are not negative
-            values = np.asarray(centre * (1 + 0.4 * _patches(shape, rng)))
-            sample[spec.name] = np.asarray(values.clip(0, info.max), spec.dtype)
+            most = np.iinfo(spec.dtype).max
+            centre = (most + 1) / 2  # of the values that are not negative
+            values = np.clip(centre * (1 + 0.4 * _patches(shape, rng)), 0, most)
         else:
-            sample[spec.name] = np.asarray(rng.integers(0, vocabulary, shape), spec.dtype)
+            values = rng.integers(0, 2 if spec.dtype == "bool" else vocabulary, shape)
+        sample[spec.name] = np.asarray(values, spec.dtype)
     return sample
 
 

@@ -4,7 +4,7 @@
     my_package.nets:make            exported.pt2
 
 A module is traced by torch.export with a free batch, translated to ONNX, cleaned, and then *compared*: the
-file is run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. Importing this file imports no torch.
+file is run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. This file and `report` import no torch.
 """
 
 from __future__ import annotations
@@ -66,13 +66,11 @@ def export(
 ) -> ExportReport:
     """Write the PyTorch model that `model` names to the ONNX file `output`, and say how that went.
 
-    `weights` is a file, ``random[:seed]``, or None for the library's trained ones. `shapes` give inputs other
-    sizes than the model's usual ones (their batch is taken only where it cannot be free). `progress` is told
-    what happens.
+    `weights` is a file, ``random[:seed]``, or None for the library's trained ones. `shapes` give inputs other sizes
+    than the model's usual ones (their batch is taken only where it cannot be free). `progress` is told what happens.
 
-    Raises MissingExtraError without PyTorch; ModelError if the model, its weights or the export are no good,
-    or the file does not compute what PyTorch does; UsageError for senseless arguments; StorageError if it
-    cannot be written.
+    Raises MissingExtraError without PyTorch; ModelError if the model, its weights or the export are no good, or the
+    file does not compute what PyTorch does; UsageError for senseless arguments; StorageError if it cannot be written.
     """
     name = SHORT_NAMES.get(model, model)
     if not is_torch_source(name):

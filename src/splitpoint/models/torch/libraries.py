@@ -1,8 +1,4 @@
-"""Models of torchvision, timm and transformers by name. They run their own code only: `trust_remote_code` is
-never set.
-
-Needs torch: imported by the export only.
-"""
+"""Models of torchvision, timm and transformers by name. They run their own code only: never `trust_remote_code`."""
 
 from __future__ import annotations
 

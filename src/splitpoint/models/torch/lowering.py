@@ -9,8 +9,6 @@ The optimiser folds and drops nodes, so three things are noted before it runs an
 
 Every module path then has a node of its own, is a prefix of one, is an *alias* of the node that holds it (the
 Conv a batch norm was folded into; what an Identity hands on), or is *unused* (an auxiliary head).
-
-Needs torch: imported by the export only.
 """
 
 from __future__ import annotations

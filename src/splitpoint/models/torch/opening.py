@@ -4,8 +4,6 @@ Adding a source: one function that returns a `TorchSource`, and a line in `open_
 
 What runs other people's code: ``package.module:function`` is Python that the user names and is run; a
 ``.pt2`` is to be treated like it (see `_pt2`); libraries run their own code; weights files run nothing.
-
-Needs torch: imported by the export only.
 """
 
 from __future__ import annotations
@@ -177,11 +175,10 @@ def _vary(example: Any, shape: tuple[int, ...], seed: int) -> Any:
 def _pt2(path: Path, weights: WeightsOption) -> TorchSource:
     """A program saved by ``torch.export.save``. Treat the file like Python code: open your own only.
 
-    torch.export.load unpickles parts of the archive and rebuilds expressions from text; PyTorch says never to
-    load an untrusted one, and nothing in PyTorch loads one safely. Every pickle in it is therefore read with
-    the restricted unpickler first and the file refused if that one refuses, and so are compiled libraries;
-    this closes the plain ways in, not all. No other part of splitpoint opens such a file, and none is ever
-    taken from a peer.
+    torch.export.load unpickles parts of the archive and rebuilds expressions from text; PyTorch says never to load an
+    untrusted one, and nothing in PyTorch loads one safely. Every pickle in it is therefore read with the restricted
+    unpickler first and the file refused if that one refuses, and so are compiled libraries; this closes the plain ways
+    in, not all. No other part of splitpoint opens such a file, and none is ever taken from a peer.
     """
     if not weights.default:
         raise UsageError(f"{path} has its weights inside: --weights is for torchvision:, timm:, hf: and modules")

@@ -3,8 +3,6 @@
 A freshly initialised network often does not: measured, MobileNetV2's output moves by 1.5e-9 between two
 inputs (batch norms with statistics of nothing) and ViT-B/16's by exactly 0 (zero-initialised head). A
 comparison on such a network proves nothing, so random weights are made to carry signal, and that they do is checked.
-
-Needs torch: imported by the export only.
 """
 
 from __future__ import annotations
@@ -121,9 +119,8 @@ def _calibrate(model: Any, forward: Callable[[], object]) -> None:
 def _rescale(model: Any, forward: Callable[[], object]) -> None:
     """Scale each convolution and linear layer so that its outputs differ by about 1 between the inputs of one batch.
 
-    One pass is enough: a hook corrects a layer's output together with its weight, so the next layer already
-    sees the corrected one (LSUV, Mishkin & Matas 2016, with the variance taken over the batch instead of over
-    everything).
+    One pass is enough: a hook corrects a layer's output together with its weight, so the next layer already sees the
+    corrected one (LSUV, Mishkin & Matas 2016, with the variance taken over the batch instead of over everything).
     """
     done: set[int] = set()
 

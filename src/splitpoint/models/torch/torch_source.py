@@ -1,7 +1,4 @@
-"""What is exported: a module with its weights, example inputs and input contract (`TorchSource`), and its wrapper.
-
-Needs torch: imported by the export only.
-"""
+"""What is exported: a module with its weights, example inputs and input contract (`TorchSource`), and its wrapper."""
 
 from __future__ import annotations
 
@@ -98,8 +95,7 @@ class Wrapped(_Module):  # type: ignore[misc]  # torch's classes are Any where i
 
 
 def tensors_of(output: Any, pick: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tensors in what a module returned, by name: dictionary keys, or ``output`` / ``output_0``,
-    ``output_1`` …
+    """The tensors in what a module returned, by name: dictionary keys, or ``output`` / ``output_0``, ``output_1`` …
 
     Of a mapping only the first name of `pick` that it has is taken, where it has one.
     """

@@ -1,7 +1,4 @@
-"""One export: trace, clean, save, compare; and the retreats where one of them fails.
-
-Needs torch: imported by the export only.
-"""
+"""One export: trace, clean, save, compare; and the retreats where one of them fails."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Weights for a PyTorch module: what ``--weights`` says, state files, and downloads that fail.
 
 Weights come from safetensors or ``torch.load(weights_only=True)``: neither runs anything a file says.
-
-Needs torch: imported by the export only.
 """
 
 from __future__ import annotations
