@@ -15,7 +15,7 @@ from splitpoint.models import load
 from splitpoint.models.dataflow import reads
 from splitpoint.models.memory_estimate import Work
 from splitpoint.models.model import Model, Segment
-from splitpoint.models.shape_probe import run_once
+from splitpoint.models.shapes import run_once
 
 
 def held(segment: Segment, shapes: Mapping[str, Sequence[int]]) -> int:

@@ -20,7 +20,7 @@ from nets import node, value, weight
 from splitpoint.errors import EngineError, ModelError, SplitpointError
 from splitpoint.models import load, reading
 from splitpoint.models.model import Model
-from splitpoint.models.shape_probe import give_weights
+from splitpoint.models.weights import give_weights
 from splitpoint.segments import verify
 
 

@@ -285,3 +285,12 @@ def test_an_output_that_is_a_sequence() -> None:
     net = nets.proto([node("SequenceConstruct", ["x", "x"], ["y"])], [value("x", [1, 4])], [output])
     with pytest.raises(ModelError, match=r"output y is a sequence, which .* take it \(and what makes it"):
         nets.load(net)
+
+
+def test_a_model_that_does_not_run_on_made_up_inputs_is_opened_by_inference() -> None:
+    def probe(*_: object) -> Any:
+        raise ModelError("the inputs make no sense")
+
+    pool = node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    proto = nets.proto([pool], [value("x", ["batch", 2, 13, 17])], [value("y", [1, 9, 9, 9])])
+    assert shapes.shapes_of(proto, probe).free["y"].shape[:2] == ("batch", 2)

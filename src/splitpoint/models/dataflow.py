@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Container, Iterable, Iterator
+from importlib import import_module
 from typing import Any
 
 from splitpoint.errors import ModelError
@@ -11,21 +12,33 @@ from splitpoint.graph import SHAPE_ROOTS
 
 Proto = Any  # onnx publishes no usable types for its generated classes
 
+
+class _Later:
+    """A module that is imported when something of it is first asked for: ``import splitpoint`` does without."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.__dict__[name] = getattr(import_module(self._name), name)
+        return value
+
+
+onnx: Any = _Later("onnx")
+ort: Any = _Later("onnxruntime")
+
 #: Draw a new value each run, so they depend on more than constants: placed, never copied.
 RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
-_BOOL = 9  # TensorProto.BOOL
 
 
 def bodies(node: Proto) -> Iterator[Proto]:
     """The sub-graphs (If branches, Loop and Scan bodies) of a node."""
-    from onnx import AttributeProto
-
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
+        if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
             yield from attribute.graphs
 
 
@@ -109,7 +122,11 @@ def _draws(node: Proto, off: Container[str]) -> bool:
 
 def _off(graph: Proto) -> set[str]:
     """The constants that are false (one byte, or what onnx writes instead)."""
-    return {t.name for t in graph.initializer if t.data_type == _BOOL and not any((*t.raw_data, *t.int32_data))}
+    return {
+        t.name
+        for t in graph.initializer
+        if t.data_type == onnx.TensorProto.BOOL and not any((*t.raw_data, *t.int32_data))
+    }
 
 
 def topological(nodes: Iterable[Proto]) -> list[int]:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from splitpoint.models.dataflow import Proto
+from splitpoint.models.dataflow import Proto, onnx
 from splitpoint.models.reading import tensor_bytes
 from splitpoint.models.soundness import blob_hash
 
@@ -49,7 +49,7 @@ def _tensor(tensor: Proto) -> list[Any]:
 
 
 def _attribute(a: Proto) -> list[Any]:
-    from onnx import AttributeProto as T
+    T = onnx.AttributeProto
 
     values: dict[int, Any] = {
         T.FLOAT: lambda: a.f, T.INT: lambda: a.i, T.STRING: lambda: a.s, T.TENSOR: lambda: _tensor(a.t),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from splitpoint.models.dataflow import Proto, bodies, captures, nodes_in
+from splitpoint.models.dataflow import Proto, bodies, captures, nodes_in, onnx
 from splitpoint.models.operators import BY_SHAPE, WINDOWS
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
@@ -35,15 +35,13 @@ def blind_kinds(skeleton: Proto) -> frozenset[tuple[str, str]]:
 
     GroupNormalization is one, too: it is inferred by the Reshapes it stands for, which gives up.
     """
-    from onnx import defs
-
     versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in skeleton.opset_import}
     kinds = set()
     for domain, op in {(n.domain, n.op_type) for n in skeleton.graph.node}:
         name = "" if domain == "ai.onnx" else domain
         try:
-            blind = not defs.get_schema(op, versions.get(name, 1), name).has_type_and_shape_inference_function
-        except defs.SchemaError:
+            blind = not onnx.defs.get_schema(op, versions.get(name, 1), name).has_type_and_shape_inference_function
+        except onnx.defs.SchemaError:
             blind = True
         if blind:
             kinds.add((domain, op))
@@ -63,8 +61,6 @@ def inferred(
     `ANY_RANK`. `shapes` and `values` are what is known besides of tensors that nodes make; what bodies declare can be
     wrong like what a graph declares, and only counts if it is to be believed. Empty if it all fails.
     """
-    import onnx
-
     bound = onnx.ModelProto()
     bound.CopyFrom(skeleton)
     graph = bound.graph
@@ -135,8 +131,6 @@ def body_ranks(skeleton: Proto, node: Proto, specs: Mapping[str, TensorSpec]) ->
 
 
 def _ranks(skeleton: Proto, node: Proto, body: Proto, specs: Mapping[str, TensorSpec]) -> list[int | None]:
-    import onnx
-
     alone = onnx.ModelProto(ir_version=skeleton.ir_version, opset_import=skeleton.opset_import)
     alone.graph.CopyFrom(body)
     graph = alone.graph
@@ -165,8 +159,6 @@ def _ranks(skeleton: Proto, node: Proto, body: Proto, specs: Mapping[str, Tensor
 
 def dtype_name(elem_type: int) -> str:
     """numpy's name of an ONNX element type; ``""`` where the type is not given or not known."""
-    import onnx
-
     try:
         return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type).name)
     except (KeyError, TypeError, ValueError):
@@ -187,8 +179,6 @@ def _dims(name: str, dims: Iterable[Proto]) -> tuple[int | str, ...]:
 
 def _declare(value: Proto, spec: TensorSpec) -> None:
     """Let a ValueInfoProto say what `spec` says, and nothing of dimensions that are free."""
-    import onnx
-
     value.name = spec.name
     tensor = value.type.tensor_type
     tensor.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))

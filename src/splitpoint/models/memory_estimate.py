@@ -16,7 +16,7 @@ import numpy as np
 
 from splitpoint.models.dataflow import bodies, by_value, reads
 from splitpoint.models.inference import inferred
-from splitpoint.models.operators import BY_SHAPE, WINDOWS
+from splitpoint.models.operators import BY_SHAPE, CONTRIB_BY_SHAPE, WINDOWS
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -27,15 +27,6 @@ _BY_SHAPE = BY_SHAPE | WINDOWS | {
     "Bernoulli", "EyeLike", "MeanVarianceNormalization", "OneHot", "RandomNormal", "RandomNormalLike", "RandomUniform",
     "RandomUniformLike", "Resize", "ReverseSequence", "TopK", "Upsample",
 }  # fmt: skip
-#: The same of com.microsoft, as quantised and fused models have them.
-_BY_SHAPE_THERE = frozenset(
-    {"BiasGelu", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EmbedLayerNormalization",
-     "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu", "MatMulIntegerToFloat", "MatMulNBits",
-     "NhwcMaxPool", "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv",
-     "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid",
-     "QLinearSoftmax", "QLinearWhere", "QuantizeLinear", "QuickGelu", "SimplifiedLayerNormalization",
-     "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
-)  # fmt: skip
 #: Where values decide sizes by the inputs from this one on, or (Div, Mod) end the process: the least integer by −1.
 _DECIDE_FROM = {
     "ConstantOfShape": 0, "Div": 1, "Expand": 1, "Mod": 1, "OneHot": 1, "Pad": 1, "Range": 0, "Reshape": 1,
@@ -122,7 +113,7 @@ def _left_to_values(segment: Segment) -> bool:
     graph = segment.proto.graph
     moving = {t.name for t in segment.inputs}
     for node, depends in zip(graph.node, by_value(graph), strict=True):
-        known = _BY_SHAPE if node.domain in ("", "ai.onnx") else _BY_SHAPE_THERE
+        known = _BY_SHAPE if node.domain in ("", "ai.onnx") else CONTRIB_BY_SHAPE
         if node.domain not in ("", "ai.onnx", "com.microsoft") or node.op_type not in known:
             return True
         if next(bodies(node), None) is not None:

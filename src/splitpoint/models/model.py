@@ -17,12 +17,11 @@ from splitpoint.images import InputSpec
 from splitpoint.models import layer_names as layers
 from splitpoint.models import node_kinds as placement
 from splitpoint.models import shapes
-from splitpoint.models.dataflow import Proto, reads
+from splitpoint.models.dataflow import Proto, onnx, reads
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.inference import alike, inferred
 from splitpoint.models.input_values import Values, given, noted
 from splitpoint.models.reading import parse_skeleton
-from splitpoint.models.shape_probe import run_once
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.models.weights import Blob, Weights, stand_ins
 from splitpoint.tensors import TensorSpec
@@ -75,8 +74,6 @@ class Segment:
 
     def to_bytes(self) -> bytes:
         """One plain ONNX file with the weights inside. ModelError above protobuf's 2 GB."""
-        import onnx
-
         if self._file_bytes > MAX_PROTO_BYTES:
             raise ModelError(f"{self._file_bytes >> 20} MiB of weights do not fit one ONNX file: save it to a folder")
         full = onnx.ModelProto()
@@ -103,8 +100,6 @@ class Segment:
                 publish(new / name, path.with_name(name))
 
     def _save_external(self, path: Path) -> None:
-        import onnx
-
         full = onnx.ModelProto()
         full.CopyFrom(self.proto)
         location = f"{path.name}.data"
@@ -243,7 +238,7 @@ def build(
     `values` (default: those noted in the skeleton), the others made up."""
     if values is None:
         values = noted(skeleton, bound_inputs(skeleton))
-    known = shapes.shapes_of(skeleton, probe or partial(run_once, skeleton, weights, values))
+    known = shapes.shapes_of(skeleton, probe or partial(shapes.run_once, skeleton, weights, values))
     props = layers.metadata(skeleton)
     return Model(
         name,
@@ -295,8 +290,6 @@ def extract(skeleton: Proto, inputs: Sequence[str], outputs: Sequence[str], spec
     that it reads. ModelError if an output does not exist or cannot be computed from the inputs alone (the message
     names the model input that is missing).
     """
-    import onnx
-
     graph = skeleton.graph
     maker_of = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
     constants = {t.name for t in graph.initializer}

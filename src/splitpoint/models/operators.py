@@ -12,24 +12,28 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from splitpoint.errors import ModelError
-from splitpoint.models.dataflow import Proto, bodies, nodes_in
+from splitpoint.models.dataflow import Proto, bodies, nodes_in, onnx
 
 _OWN = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _CONTRIB = "com.microsoft"
-_COMPUTING = frozenset({
-    "Attention", "BiasDropout", "BiasGelu", "BiasSoftmax", "CDist", "CausalConvWithState",
-    "ConvTransposeWithDynamicPads", "CropAndResize", "DecoderMaskedMultiHeadAttention", "DequantizeLinear",
-    "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EmbedLayerNormalization", "ExpandDims", "FastGelu", "FusedConv",
-    "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "GatedDeltaNet", "GatherBlockQuantized", "GatherND", "Gelu",
-    "GridSample", "GroupNorm", "GroupQueryAttention", "Inverse", "LinearAttention",
-    "MRotaryEmbedding", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits",
-    "MaxpoolWithMask", "MoE", "MultiHeadAttention", "NhwcMaxPool", "Pad", "QAttention", "QEmbedLayerNormalization",
+#: Of com.microsoft, those whose time and memory follow from shapes (`memory_estimate`), as quantised and fused models
+#: have them, …
+CONTRIB_BY_SHAPE = frozenset({
+    "BiasGelu", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EmbedLayerNormalization",
+    "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu", "MatMulIntegerToFloat", "MatMulNBits", "NhwcMaxPool",
     "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool",
-    "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QMoE",
-    "QuantizeLinear", "QuickGelu", "Range", "ReduceSumInteger", "RotaryEmbedding", "SkipGroupNorm",
-    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SparseAttention", "SparseToDenseMatMul",
-    "TransposeMatMul", "Trilu", "UnfoldTensor", "Unique",
+    "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere",
+    "QuantizeLinear", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
 })  # fmt: skip
+#: … and all that only compute.
+_COMPUTING = CONTRIB_BY_SHAPE | {
+    "Attention", "BiasDropout", "BiasSoftmax", "CDist", "CausalConvWithState", "ConvTransposeWithDynamicPads",
+    "CropAndResize", "DecoderMaskedMultiHeadAttention", "ExpandDims", "FusedMatMulActivation", "GatedDeltaNet",
+    "GatherBlockQuantized", "GatherND", "GridSample", "GroupNorm", "GroupQueryAttention", "Inverse", "LinearAttention",
+    "MRotaryEmbedding", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "MaxpoolWithMask", "MoE", "MultiHeadAttention",
+    "Pad", "QAttention", "QEmbedLayerNormalization", "QMoE", "Range", "ReduceSumInteger", "RotaryEmbedding",
+    "SkipGroupNorm", "SparseAttention", "SparseToDenseMatMul", "TransposeMatMul", "Trilu", "UnfoldTensor", "Unique",
+}  # fmt: skip
 #: Each element of the first input by itself.
 UNARY = frozenset({
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu", "Cos",
@@ -116,9 +120,7 @@ def check_frames(graph: Proto, name: str, known: Mapping[str, Proto] = MappingPr
 
 def _is_positive(tensor: Proto) -> bool:
     """Of a tensor of one whole number."""
-    from onnx import numpy_helper
-
     try:
-        return bool(int(numpy_helper.to_array(tensor).reshape(-1)[0]) > 0)
+        return bool(int(onnx.numpy_helper.to_array(tensor).reshape(-1)[0]) > 0)
     except (TypeError, ValueError, IndexError, KeyError):
         return False

@@ -1,7 +1,6 @@
 """An `.onnx` file → a skeleton (the ModelProto without its weights) and the weights as blobs.
 
-The skeleton is small whatever the model weighs, so shape inference, the knife and the wire never meet protobuf's
-limit of 2 GB. An initializer that was moved out keeps its dtype and dims and points to ``sha256:<hash>``.
+An initializer that was moved out keeps its dtype and dims and points to ``sha256:<hash>``.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from splitpoint.errors import ModelError
 from splitpoint.files import linked_folders, open_file
 from splitpoint.models import soundness
-from splitpoint.models.dataflow import Proto, bodies, nodes_in, tensors_in, topological
+from splitpoint.models.dataflow import Proto, bodies, nodes_in, onnx, tensors_in, topological
 from splitpoint.models.foreign import what_is
 from splitpoint.models.layer_names import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of
@@ -34,7 +33,6 @@ MAX_FILE_BYTES = (2 << 30) - 1
 def read(path: Path, allowed: Collection[str] = ()) -> tuple[Proto, ModelWeights]:
     """The skeleton and the weights of an ONNX file. ModelError if it is not one, or broken, or too old, or has
     operators that are not run and not of the domains `allowed`."""
-    import onnx
     from google.protobuf.message import DecodeError
 
     try:
@@ -66,8 +64,6 @@ def skeleton_of(
 ) -> tuple[Proto, ModelWeights]:
     """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`, in which the
     model may be a link to the folders `linked`."""
-    import onnx
-
     soundness.check_text(proto, name)
     if proto.functions:
         proto = _inlined(proto, name)
@@ -101,7 +97,6 @@ def skeleton_of(
 
 def parse_skeleton(data: bytes, allowed: Collection[str] = ()) -> Proto:
     """A skeleton from bytes that came over a wire. ModelError if they are no graph, or none that is run here."""
-    import onnx
     from google.protobuf.message import DecodeError
 
     if len(data) > MAX_SKELETON_BYTES:
@@ -116,24 +111,20 @@ def parse_skeleton(data: bytes, allowed: Collection[str] = ()) -> Proto:
 
 def tensor_bytes(tensor: Proto) -> bytes:
     """The raw little-endian bytes of an inline TensorProto, whichever field they are in; 4-bit values are packed."""
-    from onnx import TensorProto, numpy_helper
-
-    if tensor.data_type == TensorProto.STRING:
+    if tensor.data_type == onnx.TensorProto.STRING:
         return b"".join(len(s).to_bytes(8, "little") + s for s in tensor.string_data)
     if tensor.HasField("raw_data"):
         return bytes(tensor.raw_data)
     try:
-        return bytes(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+        return bytes(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data)
     except (KeyError, TypeError, ValueError) as exc:
         raise ModelError(f"weight {tensor.name} is broken: {exc}") from exc
 
 
 def _move_out(tensor: Proto, weights: ModelWeights, files: DataFiles) -> None:
-    from onnx import TensorProto
-
-    if tensor.data_type == TensorProto.STRING:
+    if tensor.data_type == onnx.TensorProto.STRING:
         return
-    external = tensor.data_location == TensorProto.EXTERNAL
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
     data: bytes | Part = _external(tensor, files) if external else tensor_bytes(tensor)
     size = data.nbytes if isinstance(data, Part) else len(data)
     if size != soundness.nbytes(tensor):
@@ -149,10 +140,8 @@ def _move_out(tensor: Proto, weights: ModelWeights, files: DataFiles) -> None:
 
 def point_to(tensor: Proto, digest: str) -> None:
     """Leave of `tensor` its name, dtype, dims, and that its bytes are the blob `digest`."""
-    from onnx import TensorProto
-
     _empty(tensor)
-    tensor.data_location = TensorProto.EXTERNAL
+    tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=f"sha256:{digest}")
 
 
@@ -225,8 +214,6 @@ _STANDARD = ("", "ai.onnx")
 
 def _since(op: str, opset: int) -> int:
     """The opset that made the operator what it is in `opset`; 0 where it does not know it."""
-    import onnx
-
     try:
         return int(onnx.defs.get_schema(op, opset, "").since_version)
     except onnx.defs.SchemaError:
@@ -249,21 +236,19 @@ def _constants_to_initializers(graph: Proto) -> None:
 
 def _densify(graph: Proto) -> None:
     """Write sparse initializers out: they are rare, and nothing after this has to know them."""
-    from onnx import TensorProto, numpy_helper
-
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
-        if any(t.data_location == TensorProto.EXTERNAL for t in (sparse.values, sparse.indices)):
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in (sparse.values, sparse.indices)):
             raise ModelError(f"sparse weight {name} lies in an external file, which splitpoint cannot read")
         try:
-            values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+            values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
             if prod(sparse.dims) > MAX_SKELETON_BYTES:
                 raise ModelError(f"sparse weight {name} is too large to be written out: {list(sparse.dims)}")
             dense = np.zeros(tuple(sparse.dims), values.dtype)
             dense[tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, dense.shape)] = values
         except (KeyError, TypeError, ValueError, IndexError, OSError) as exc:
             raise ModelError(f"sparse weight {name} is broken: {exc}") from exc
-        graph.initializer.append(numpy_helper.from_array(dense, name))
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, name))
     del graph.sparse_initializer[:]
 
 

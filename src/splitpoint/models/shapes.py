@@ -16,10 +16,13 @@ import numpy as np
 
 from splitpoint.errors import ModelError, StorageError, nearest
 from splitpoint.graph import SHAPE_ROOTS
-from splitpoint.models.dataflow import Proto, by_value, reads
+from splitpoint.models.dataflow import Proto, by_value, onnx, ort, reads
 from splitpoint.models.inference import alike, blind_kinds, body_ranks, dtype_name, inferred, open_dim
+from splitpoint.models.input_values import Values, advice, with_values
 from splitpoint.models.layer_names import SHAPES_KEY, metadata
+from splitpoint.models.reasons import reason_of
 from splitpoint.models.soundness import kind_of
+from splitpoint.models.weights import Weights, give_weights
 from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec, spec_of
 from splitpoint.text import listed
@@ -74,8 +77,6 @@ def _declared(value: Proto) -> TensorSpec | None:
 
 def value_of(spec: TensorSpec) -> Proto:
     """The ValueInfoProto that declares `spec`."""
-    import onnx
-
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
     return onnx.helper.make_tensor_value_info(
         spec.name, elem_type, None if spec.shape == ANY_RANK else list(spec.shape)
@@ -229,22 +230,26 @@ class _ShapeSearch:
         self.moving = {o for n, depends in self.nodes if depends for o in n.output if o} | {s.name for s in inputs}
         #: Of which inference gives another size than a run.
         self.corrected: list[str] = []
-        self.read: list[str] = []
-        self.unknown: list[str] = []
-        self.arithmetic: list[str] = []
-
-    def shapes(self) -> Shapes:
-        one = self._look(self.assumed)
+        self.first = self._look(assumed)
         # What nobody reads (the mask of a Dropout) never crosses: not worth a run of the whole model.
         used = {t for n, _ in self.nodes for t in reads(n)} | self.outputs
-        self.read = [o for n, _ in self.nodes for o in n.output if o in used and o not in one.opaque]
-        self.unknown = [o for o in self.read if not _known(one.plain.get(o))]
-        if self.unknown:
-            wanted = set(self.unknown)
-            readers = (n for n, _ in self.nodes if any(o in wanted for o in n.output))
-            self.arithmetic = [t for t in dict.fromkeys(t for n in readers for t in reads(n)) if t in self.steady]
+        self.read = [o for n, _ in self.nodes for o in n.output if o in used and o not in self.first.opaque]
+        self.unknown = [o for o in self.read if not _known(self.first.plain.get(o))]
+        wanted = set(self.unknown)
+        readers = (n for n, _ in self.nodes if not wanted.isdisjoint(n.output))
+        self.arithmetic = [t for t in dict.fromkeys(t for n in readers for t in reads(n)) if t in self.steady]
+
+    def shapes(self) -> Shapes:
+        one = self.first
         if self.unknown or not alike(n for n, _ in self.nodes):
-            one = self._ran(one)
+            try:
+                self._measure(one)
+            except (ModelError, StorageError):  # made-up inputs make no sense to it, or not all weights are here
+                if self.unknown:
+                    one = self._look(self.assumed, believe_bodies=True)
+                    if not all(_known(one.plain.get(o)) for o in self.unknown):
+                        raise
+                    self.unknown = []
         other, sizes = self._other(one)
         if self.unknown:
             self._follow(one)
@@ -267,18 +272,6 @@ class _ShapeSearch:
             {n: _freed(n, one, other, names) for n in one.measured} | {s.name: s for s in self.inputs},
             frozenset(one.opaque),
         )
-
-    def _ran(self, one: _Look) -> _Look:
-        """`one`, measured, or what is known without a run. ModelError where that is not enough."""
-        try:
-            self._measure(one)
-        except (ModelError, StorageError):  # made-up inputs make no sense to it, or not all weights are here
-            if self.unknown:
-                one = self._look(self.assumed, believe_bodies=True)
-                if not all(_known(one.plain.get(o)) for o in self.unknown):
-                    raise
-                self.unknown = []
-        return one
 
     def _look(self, sizes: Mapping[str, int], believe_bodies: bool = False) -> _Look:
         inputs = [s.bind(sizes) for s in self.inputs]
@@ -532,3 +525,47 @@ def _patches(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     places = [np.arange(d) * c // d for d, c in zip(shape, coarse, strict=True)]
     patches = rng.standard_normal(coarse)[np.ix_(*places)] if shape else rng.standard_normal()
     return np.asarray(patches + 0.3 * rng.standard_normal(shape))
+
+
+def run_once(
+    skeleton: Proto,
+    weights: Weights,
+    values: Values,
+    inputs: Sequence[TensorSpec],
+    names: Sequence[str],
+    sized: Sequence[str] = (),
+) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
+    """The value of each tensor in `names` (None for what is not an array) and the shape of each in `sized`.
+
+    For one input of `values`, the others made up. ModelError if ONNX Runtime cannot run the model on it.
+    """
+    full = onnx.ModelProto()
+    full.CopyFrom(skeleton)
+    known = {o.name for o in full.graph.output}
+    for name in names:
+        if name not in known:
+            full.graph.output.add().name = name
+    # Of most tensors the shape is enough, and they need not be kept until the end.
+    shape_of = {name: f"splitpoint.shape.{k}" for k, name in enumerate(sized)}
+    for name, shape in shape_of.items():
+        full.graph.node.add(op_type="Shape", name=shape, input=[name], output=[shape])
+        full.graph.output.add().name = shape
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    held = give_weights(options, full, weights)
+    cpu = ["CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(full.SerializeToString(), options, providers=cpu, enable_fallback=0)
+    except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
+        raise ModelError(
+            f"ONNX Runtime cannot run this model: {reason_of(exc)} (it was tried because no inference knows the "
+            f"shape of {(*names, *sized)[0]})"
+        ) from exc
+    try:
+        outputs = session.run([*names, *shape_of.values()], with_values(sample_inputs(inputs), inputs, values))
+    except Exception as exc:
+        raise ModelError(f"ONNX Runtime cannot run this model: {reason_of(exc)} ({advice(inputs, values)})") from exc
+    del held
+    arrays = {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, outputs, strict=False)}
+    return arrays, {n: tuple(map(int, v)) for n, v in zip(sized, outputs[len(names) :], strict=True)}

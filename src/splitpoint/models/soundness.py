@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from math import prod
 
 from splitpoint.errors import ModelError
-from splitpoint.models.dataflow import Proto, bodies, reads, tensors_in
+from splitpoint.models.dataflow import Proto, bodies, onnx, reads, tensors_in
 from splitpoint.models.operators import check_frames, check_operators
 from splitpoint.text import HIDDEN
 
@@ -134,11 +134,9 @@ def _check_opset(skeleton: Proto, name: str) -> None:
 
 
 def _check_initializer(tensor: Proto) -> None:
-    from onnx import TensorProto
-
-    if tensor.data_location != TensorProto.EXTERNAL:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
         _check_inline(tensor)
-        if tensor.data_type != TensorProto.STRING and len(tensor.raw_data) != nbytes(tensor):
+        if tensor.data_type != onnx.TensorProto.STRING and len(tensor.raw_data) != nbytes(tensor):
             raise ModelError(
                 f"weight {tensor.name} has {len(tensor.raw_data)} bytes, its dimensions {list(tensor.dims)} "
                 f"need {nbytes(tensor)}"
@@ -150,23 +148,19 @@ def _check_initializer(tensor: Proto) -> None:
 
 
 def _check_inline(tensor: Proto) -> None:
-    from onnx import TensorProto
-
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
         raise ModelError(f"the constant {tensor.name or '(without a name)'} points to a file: refused")
 
 
 def kind_of(value: Proto) -> str:
     """What an input or output is, in words: ``bfloat16``, ``text``, ``a sequence``, ``a map``."""
-    from onnx import TensorProto
-
     kind = value.type.WhichOneof("value") or "value of unknown type"
     if kind != "tensor_type":
         return f"a {kind.removesuffix('_type').replace('_', ' ')}"
     number = value.type.tensor_type.elem_type
-    if number == TensorProto.STRING:
+    if number == onnx.TensorProto.STRING:
         return "text"
-    names = {v: k for k, v in TensorProto.DataType.items()}
+    names = {v: k for k, v in onnx.TensorProto.DataType.items()}
     return str(names[number]).lower() if number in names and number else "an unknown type"
 
 
@@ -181,15 +175,12 @@ def blob_hash(tensor: Proto) -> str | None:
 
 def nbytes(tensor: Proto) -> int:
     """Bytes that the values of a TensorProto take, by its dtype and dims. ModelError where these make no sense."""
-    import onnx
-    from onnx import TensorProto
-
-    packed = {TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1)}
-    quarter = {getattr(TensorProto, "INT2", -1), getattr(TensorProto, "UINT2", -1)}
+    packed = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4, getattr(onnx.TensorProto, "FLOAT4E2M1", -1)}
+    quarter = {getattr(onnx.TensorProto, "INT2", -1), getattr(onnx.TensorProto, "UINT2", -1)}
     count = prod(int(d) for d in tensor.dims)
     if count < 0 or any(d < 0 for d in tensor.dims):
         raise ModelError(f"weight {tensor.name} has the dimensions {list(tensor.dims)}")
-    if tensor.data_type == TensorProto.STRING:
+    if tensor.data_type == onnx.TensorProto.STRING:
         return sum(len(s) for s in tensor.string_data)
     if tensor.data_type in packed:
         return (count + 1) // 2

@@ -1,7 +1,6 @@
 """Weight blobs: raw little-endian bytes of one tensor, addressed by their SHA-256.
 
-A model is a graph without weights plus blobs. That is what makes re-splitting cheap (a device fetches only what
-it does not have), lets two models share a backbone, and lifts protobuf's limit of 2 GB.
+A model is a graph without weights plus blobs: a device fetches only those that it does not have.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import numpy as np
 
 from splitpoint.errors import ChangedError, ModelError, StorageError
 from splitpoint.files import named
+from splitpoint.models.dataflow import Proto, onnx, ort, reads
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.tensors import ITEM_SIZES, Array
 
@@ -266,8 +266,6 @@ _STEPS = frozenset({("QuantizeLinear", 1), ("DequantizeLinear", 1), ("QLinearCon
 
 def stand_ins(skeleton: Any) -> StandIn:
     """Stand-ins for every blob that `skeleton` refers to, each of a size that suits who reads it."""
-    import onnx
-
     readers: dict[str, tuple[str, int]] = {}
     for node in skeleton.graph.node:
         for place, name in enumerate(node.input):
@@ -293,3 +291,47 @@ def stand_ins(skeleton: Any) -> StandIn:
             spread = float(np.sqrt(2 / max(1, fan_in)))
         drawn[digest] = DrawnBlob(nbytes(t), dtype, mean, spread)
     return StandIn(drawn)
+
+
+def give_weights(options: Any, proto: Proto, weights: Weights) -> dict[str, Any]:
+    """Let a session of `options` copy the blobs of `proto`'s weights; the caller holds what is returned until then.
+
+    StorageError if a blob is not there or not as long as the weight.
+
+    Not with `options.add_initializer`, which would share a weight's memory with the kernels and save a copy of what
+    ONNX Runtime does not repack: the kernels would then see the weight as it was before the optimiser reshaped it
+    (ConvNeXt's layer scale [384,1,1] behind a moved Transpose: wrong broadcast, and where sizes agree a wrong answer).
+    """
+    # By name, over the blobs' own memory (no copy on the CPU).
+    held: dict[str, Any] = {}
+    # Those that nothing reads ONNX Runtime would drop first, and then miss.
+    used = {t for n in proto.graph.node for t in reads(n)} | {o.name for o in proto.graph.output}
+    for t in proto.graph.initializer:
+        digest = blob_hash(t)
+        if not digest or t.name not in used:
+            continue
+        data = weights.open(digest)
+        if data.nbytes != nbytes(t):
+            raise StorageError(f"weight blob {digest[:12]}… has {data.nbytes} bytes, weight {t.name} needs {nbytes(t)}")
+        raw = np.frombuffer(data, dtype=np.uint8)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
+        if dtype.name in ITEM_SIZES:
+            array = raw.view(dtype).reshape(tuple(t.dims))
+            held[t.name] = ort.OrtValue.ortvalue_from_numpy(np.require(array, requirements="A"))
+        else:
+            held[t.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_stand_in(raw, t), t.data_type)
+    options.add_external_initializers(list(held), list(held.values()))
+    return held
+
+
+def _stand_in(raw: Array, tensor: Proto) -> Array:
+    """`raw` as an array of the weight's own shape, for a type numpy has not (bfloat16, packed 4-bit values).
+
+    ONNX Runtime takes the shape from the array and the values from its memory, of which packed ones fill a part.
+    """
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    if raw.nbytes >= count:
+        return raw.view(f"u{raw.nbytes // count}").reshape(tuple(tensor.dims))
+    padded = np.zeros(count, np.uint8)
+    padded[: raw.nbytes] = raw
+    return padded.reshape(tuple(tensor.dims))

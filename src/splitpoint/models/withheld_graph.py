@@ -10,7 +10,7 @@ from __future__ import annotations
 from hashlib import sha256
 from math import prod
 
-from splitpoint.models.dataflow import Proto, nodes_in, tensors_in
+from splitpoint.models.dataflow import Proto, nodes_in, onnx, tensors_in
 from splitpoint.models.node_kinds import NO_WEIGHTS
 from splitpoint.models.reading import point_to
 from splitpoint.models.soundness import blob_hash
@@ -21,8 +21,6 @@ FEW = 8
 
 def without_tail_weights(skeleton: Proto, head: Proto) -> Proto:
     """`skeleton` with the hash of each weight of more than `FEW` numbers that `head`, a part of it, does not read."""
-    import onnx
-
     kept = {t.name for t in head.graph.initializer}
     told = onnx.ModelProto()
     told.CopyFrom(skeleton)

@@ -3,15 +3,7 @@
 A server runs requests of several clients as one batch. That is right only if no operator mixes what is in a batch, and
 a trial cannot show it: data can be chosen for which a scale over the whole batch, or a branch that it decides, comes
 out the same. So it is read from the graph, operator by operator, from a list of those that are known. What is not on
-the list, or is used in a way that is not understood, mixes.
-
-Every tensor is one of these:
-
-* the same for every batch (weights, and what is made of them and of sizes other than the batch's);
-* `RowAxis`: along one axis lie the rows of the batch, one after the other, `each` entries a row, and no other dimension
-  depends on how many rows there are;
-* a `Vector` of sizes, in which the number of rows may occur: it may shape tensors, and nothing else;
-* `Numbers` of the rows, by which each may take from itself, and nothing else.
+the list, or is used in a way that is not understood, mixes. What a tensor can be, `step.Value` says.
 """
 
 from __future__ import annotations
@@ -24,7 +16,7 @@ import numpy as np
 
 from splitpoint.errors import SplitpointError
 from splitpoint.graph import SHAPE_ROOTS
-from splitpoint.models.dataflow import Proto, bodies, drawing, reads
+from splitpoint.models.dataflow import Proto, bodies, drawing, onnx, reads
 from splitpoint.models.model import Segment
 from splitpoint.models.operators import PAIRWISE, REDUCTIONS, UNARY
 from splitpoint.models.rows import computing, moving, numbering, shaping
@@ -82,20 +74,17 @@ def mixing(segment: Segment) -> str:
 
 def _constant(tensor: Proto, constants: dict[str, Array]) -> Value:
     """What the weight `tensor` is; its numbers too, if they are few and in the graph."""
-    from onnx import TensorProto, numpy_helper
-
     count = int(np.prod(tensor.dims))
-    if tensor.data_location == TensorProto.EXTERNAL or count > MOST_ENTRIES or tensor.data_type == TensorProto.STRING:
+    text, outside = tensor.data_type == onnx.TensorProto.STRING, tensor.data_location == onnx.TensorProto.EXTERNAL
+    if text or outside or count > MOST_ENTRIES:
         return SAME
-    array = constants[tensor.name] = numpy_helper.to_array(tensor)
+    array = constants[tensor.name] = onnx.numpy_helper.to_array(tensor)
     return numbers_of(array)
 
 
 def _limits(segment: Segment, name: str) -> tuple[int, int] | None:
-    from onnx import TensorProto
-
     tensor = next((t for t in segment.proto.graph.initializer if t.name == name), None)
-    if tensor is None or tensor.data_type != TensorProto.INT64 or not 0 < np.prod(tensor.dims) <= _MOST_PLACES:
+    if tensor is None or tensor.data_type != onnx.TensorProto.INT64 or not 0 < np.prod(tensor.dims) <= _MOST_PLACES:
         return None
     digest = blob_hash(tensor)
     try:

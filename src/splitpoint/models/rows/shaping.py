@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from splitpoint.models.dataflow import onnx
 from splitpoint.models.rows.moving import total
 from splitpoint.models.rows.step import (
     MOST,
@@ -162,11 +163,9 @@ def multiplied(step: Step) -> Sequence[Value]:
 
 def constant(step: Step) -> Sequence[Value]:
     """Constant."""
-    from onnx import numpy_helper
-
     for name in ("value", "value_int", "value_ints"):
         if (given := step.attribute(name)) is not None:
-            array = numpy_helper.to_array(given) if name == "value" else np.asarray(given, np.int64)
+            array = onnx.numpy_helper.to_array(given) if name == "value" else np.asarray(given, np.int64)
             if array.size > MOST_ENTRIES:
                 break
             step.constants[step.node.output[0]] = array

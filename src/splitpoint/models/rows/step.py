@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
-from splitpoint.models.dataflow import Proto
+from splitpoint.models.dataflow import Proto, onnx
 from splitpoint.tensors import Array
 
 _numbers = count()
@@ -71,8 +71,8 @@ def unknown() -> Size:
 
 @dataclass(frozen=True)
 class Vector:
-    """What is known of a tensor of whole numbers: per entry its `Size`, or None where it may depend on the rows in
-    another way. `scalar` says that it has no dimension."""
+    """Whole numbers that may shape tensors, and nothing else: per entry its `Size`, or None where it may depend on the
+    rows in another way. `scalar` says that it has no dimension."""
 
     entries: tuple[Size | None, ...]
     scalar: bool = False
@@ -89,18 +89,19 @@ MOST_ENTRIES = 64
 
 
 class RowAxis(NamedTuple):
-    """Along `axis` lie the rows, `each` entries a row."""
+    """Along `axis` lie the rows, one after the other, `each` entries a row; no other dimension depends on how many."""
 
     axis: int
     each: Size
 
 
 class Same(NamedTuple):
-    """The same for every batch."""
+    """The same for every batch: weights, and what is made of them and of sizes other than the batch's."""
 
 
 class Numbers(NamedTuple):
-    """Whole numbers that lie as `rows`: for row b they are `step`·b + c, with `low` ≤ c ≤ `high` the same in all rows.
+    """Whole numbers, by which each row may take from itself, and nothing else. They lie as `rows`: for row b they are
+    `step`·b + c, with `low` ≤ c ≤ `high` the same in all rows.
 
     With `step` 0 they are some other numbers, of which only the shape is good for anything. If it `leads`, they are the
     first of each index along the last axis, and the others there are not numbers of rows.
@@ -127,28 +128,25 @@ def numbers_of(array: Array) -> Value:
     return Vector(tuple(Size(int(n)) for n in array.reshape(-1)), array.ndim == 0)
 
 
+@dataclass
 class Step:
     """A node, and what is known of what it reads."""
 
-    def __init__(
-        self,
-        node: Proto,
-        known: Mapping[str, Value],
-        shapes: Mapping[str, tuple[int | str, ...]],
-        constants: dict[str, Array],
-        opset: int,
-        limits: Callable[[str], tuple[int, int] | None],
-    ) -> None:
-        self.node, self.known, self.shapes, self.constants, self.opset = node, known, shapes, constants, opset
-        #: The places of the inputs.
-        self.inputs = range(len(node.input))
-        #: The least and the largest of the whole numbers in the weight of a name; None where that is not known.
-        self.limits = limits
+    node: Proto
+    known: Mapping[str, Value]
+    shapes: Mapping[str, tuple[int | str, ...]]
+    constants: dict[str, Array]
+    opset: int
+    #: The least and the largest of the whole numbers in the weight of a name; None where that is not known.
+    limits: Callable[[str], tuple[int, int] | None]
+
+    @property
+    def inputs(self) -> range:
+        """The places of the inputs."""
+        return range(len(self.node.input))
 
     def attribute(self, name: str, default: object = None) -> object:
-        from onnx import helper
-
-        return next((helper.get_attribute_value(a) for a in self.node.attribute if a.name == name), default)
+        return next((onnx.helper.get_attribute_value(a) for a in self.node.attribute if a.name == name), default)
 
     def integer(self, name: str, default: int) -> int:
         value = self.attribute(name, default)

@@ -1,7 +1,5 @@
 """PyTorch models → ONNX files: `export`, the only step that needs torch.
 
-    torchvision:resnet50            timm:convnext_tiny            hf:bert-base-uncased
-    my_package.nets:make            exported.pt2
 
 A module is traced by torch.export with a free batch, translated to ONNX, cleaned, and then *compared*: the
 file is run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. This file and `report` import no torch.
@@ -137,7 +135,6 @@ def exported(
     The cache is ``$SPLITPOINT_CACHE/exports`` (``~/.cache/splitpoint/exports``), or, where that cannot be
     written, a temporary folder of this process. Its key covers everything the file depends on: name, weights (a
     file's content), shapes, library versions and, for ``package.module:function`` and ``.pt2``, the file's content.
-    Raises like `export`.
     """
     name = SHORT_NAMES.get(model, model)
     say = progress or (lambda text: None)

@@ -105,14 +105,16 @@ def _torchvision_spec(default: Any, segments: bool) -> tuple[InputSpec, Sequence
     resize = preset.resize_size[0] if preset is not None and preset.resize_size else 256
     crop = getattr(preset, "crop_size", None)
     interpolation = _interpolation(getattr(preset, "interpolation", "bilinear"))
-    common: dict[str, Any] = {"dtype": "uint8", "layout": "NHWC", "input": "image", "interpolation": interpolation}
+    common: dict[str, Any] = {"labels": labels, "interpolation": interpolation}
     if segments or (crop is None and preset is not None):
-        return InputSpec(size=(resize, resize), mode="stretch", task="raw", labels=labels, **common), mean, std
+        return _pixels(size=(resize, resize), mode="stretch", task="raw", **common), mean, std
     side = crop[0] if crop else 224
-    spec = InputSpec(
-        size=(side, side), mode="shortest", resize_to=max(side, resize), task="classify", labels=labels, **common
-    )
+    spec = _pixels(size=(side, side), mode="shortest", resize_to=max(side, resize), task="classify", **common)
     return spec, mean, std
+
+
+def _pixels(**more: Any) -> InputSpec:
+    return InputSpec(dtype="uint8", layout="NHWC", input="image", **more)
 
 
 def timm_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
@@ -139,11 +141,8 @@ def timm_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSourc
         )
     shortest = config.get("crop_mode") in (None, "center")
     resize = max(height, width, math.floor(max(height, width) / (config.get("crop_pct") or 1)))
-    spec = InputSpec(
-        dtype="uint8",
-        layout="NHWC",
+    spec = _pixels(
         size=(height, width),
-        input="image",
         color="GRAY" if channels == 1 else "RGB",
         mode="shortest" if shortest else "stretch",
         resize_to=resize if shortest else None,
@@ -236,20 +235,16 @@ def _hf_image(name: str, model: Any, text: str, shapes: Shapes) -> TorchSource:
     config = model.config
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    mean, std = _hf_normalisation(config)
     labels = tuple(str(v) for _, v in sorted((getattr(config, "id2label", None) or {}).items()))
     named = not all(v == f"LABEL_{i}" for i, v in enumerate(labels))
     classify = type(model).__name__.endswith("ImageClassification")
-    spec = InputSpec(
-        dtype="uint8",
-        layout="NHWC",
+    spec = _pixels(
         size=(height, width),
-        input="image",
         mode="stretch",
         task="classify" if classify else "raw",
         labels=labels if named and classify else (),
     )
-    return image_source(name, model, text, shapes, spec, mean, std)
+    return image_source(name, model, text, shapes, spec, *_hf_normalisation(config))
 
 
 def _hf_normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,7 +1,5 @@
 """From what a user names to a `TorchSource`.
 
-Adding a source: one function that returns a `TorchSource`, and a line in `open_source`.
-
 What runs other people's code: ``package.module:function`` is Python that the user names and is run; a
 ``.pt2`` is to be treated like it (see `_pt2`); libraries run their own code; weights files run nothing.
 """

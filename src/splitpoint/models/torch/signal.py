@@ -1,8 +1,7 @@
 """Random weights whose network still listens to its input.
 
-A freshly initialised network often does not: measured, MobileNetV2's output moves by 1.5e-9 between two
-inputs (batch norms with statistics of nothing) and ViT-B/16's by exactly 0 (zero-initialised head). A
-comparison on such a network proves nothing, so random weights are made to carry signal, and that they do is checked.
+A freshly initialised one often does not (docs/design.md): its batch norms have statistics of nothing, or its head is
+zero. Comparing such a network proves nothing, so random weights are made to carry signal, and that is checked.
 """
 
 from __future__ import annotations
