@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from splitpoint.callbacks import call
@@ -85,31 +84,6 @@ class StreamFrame:
             return read_frame(model, self.pixels, self.name)
         assert self.path is not None
         return read_inputs(model, self.path)
-
-
-class Source(Protocol):
-    """Frames, once, in order; InputError in place of one that cannot be read, after those before it.
-
-    `name` is what it is, in words. Of a `live` one, frames that nobody takes are lost; `rate` is how many a second come
-    by themselves (0: none do, or it is not known), `count` how many there will be (None: not known). `close` lets go of
-    the file or the camera, when nobody reads it any more.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def live(self) -> bool: ...
-
-    @property
-    def rate(self) -> float: ...
-
-    @property
-    def count(self) -> int | None: ...
-
-    def __iter__(self) -> Iterator[StreamFrame]: ...
-
-    def close(self) -> None: ...
 
 
 def is_stream(text: str) -> bool:
@@ -343,6 +317,12 @@ class Download(Live):
             yield frame
         if count < (self.count or 0) * _ENOUGH and not self._closed.is_set():
             raise InputError(f"{self.name} ended early: only its first {counted(count, 'frame')} came")
+
+
+#: Frames, once, in order; InputError in place of one that cannot be read, after those before it. `name` is what it is,
+#: in words. Of a `live` one, frames that nobody takes are lost; `rate` is how many a second come by themselves (0: none
+#: do, or it is not known), `count` how many there will be (None: not known). `close` lets go of the file or the camera.
+Source = Files | Video | Live
 
 
 def _stream(scheme: str, url: str, options: Options) -> Source:

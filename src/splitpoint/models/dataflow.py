@@ -26,11 +26,12 @@ class _Later:
 
 onnx: Any = _Later("onnx")
 ort: Any = _Later("onnxruntime")
+protobuf: Any = _Later("google.protobuf.message")
 
 #: Draw a new value each run, so they depend on more than constants: placed, never copied.
-RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-)
+RANDOM = frozenset({
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial",
+})  # fmt: skip
 
 
 def bodies(node: Proto) -> Iterator[Proto]:

@@ -102,16 +102,12 @@ def varied(drawn: Mapping[str, Array], inputs: Sequence[TensorSpec], values: Val
     small = {n: v for n, v in values.items() if v.nbytes <= SMALL_BYTES}
     sample = with_values(drawn, inputs, small)
     told = {t.name for t in inputs if t.name in small or _likely(t) is not None}
-    if len(told) < len(inputs):
-        return sample
-    floats = [t.name for t in inputs if t.dtype.startswith("float")]
-    return sample | {n: _beside(sample[n], drawn[n]) for n in floats}
-
-
-def _beside(value: Array, noise: Array) -> Array:
-    """`value`, with a tenth of its size of `noise`."""
-    size = float(np.abs(value).max(initial=0.0)) or 1.0
-    return np.asarray(value + 0.1 * size * noise, value.dtype)
+    if len(told) == len(inputs):
+        for name in (t.name for t in inputs if t.dtype.startswith("float")):
+            value = sample[name]
+            size = float(np.abs(value).max(initial=0.0)) or 1.0
+            sample[name] = np.asarray(value + 0.1 * size * drawn[name], value.dtype)
+    return sample
 
 
 def _fitted(value: Array | None, spec: TensorSpec, sample: Array) -> Array:

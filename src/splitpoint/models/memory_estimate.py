@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from math import ceil, log2, prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from splitpoint.models.dataflow import bodies, by_value, reads
 from splitpoint.models.inference import inferred
+from splitpoint.models.model import Segment
 from splitpoint.models.operators import BY_SHAPE, CONTRIB_BY_SHAPE, WINDOWS
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
-
-if TYPE_CHECKING:
-    from splitpoint.models.model import Segment
 
 #: Operators that take time and memory by the shapes they read and make, whatever the values are.
 _BY_SHAPE = BY_SHAPE | WINDOWS | {

@@ -55,12 +55,7 @@ class Segment:
     @cached_property
     def blobs(self) -> tuple[str, ...]:
         """Hashes of the weight blobs it needs, each once."""
-        return tuple(dict.fromkeys(self.initializers.values()))
-
-    @cached_property
-    def initializers(self) -> Mapping[str, str]:
-        """Name of each weight that is not inline → its hash."""
-        return {t.name: h for t in self.proto.graph.initializer if (h := blob_hash(t))}
+        return tuple(dict.fromkeys(h for t in self.proto.graph.initializer if (h := blob_hash(t))))
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from splitpoint.errors import ModelError
 from splitpoint.files import linked_folders, open_file
 from splitpoint.models import soundness
-from splitpoint.models.dataflow import Proto, bodies, nodes_in, onnx, tensors_in, topological
+from splitpoint.models.dataflow import Proto, bodies, nodes_in, onnx, protobuf, tensors_in, topological
 from splitpoint.models.foreign import what_is
 from splitpoint.models.layer_names import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of
@@ -33,11 +33,9 @@ MAX_FILE_BYTES = (2 << 30) - 1
 def read(path: Path, allowed: Collection[str] = ()) -> tuple[Proto, ModelWeights]:
     """The skeleton and the weights of an ONNX file. ModelError if it is not one, or broken, or too old, or has
     operators that are not run and not of the domains `allowed`."""
-    from google.protobuf.message import DecodeError
-
     try:
         proto = onnx.ModelProto.FromString(_bytes_of(path))
-    except DecodeError as exc:
+    except protobuf.DecodeError as exc:
         raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file, or it is cut short'}") from exc
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file: it holds no graph'}")
@@ -97,13 +95,11 @@ def skeleton_of(
 
 def parse_skeleton(data: bytes, allowed: Collection[str] = ()) -> Proto:
     """A skeleton from bytes that came over a wire. ModelError if they are no graph, or none that is run here."""
-    from google.protobuf.message import DecodeError
-
     if len(data) > MAX_SKELETON_BYTES:
         raise ModelError(f"a graph of {len(data) >> 20} MiB without its weights is not a network")
     try:
         skeleton = onnx.ModelProto.FromString(data)
-    except DecodeError as exc:
+    except protobuf.DecodeError as exc:
         raise ModelError("the graph that came is not ONNX") from exc
     soundness.check(skeleton, "the graph that came", allowed)
     return skeleton
@@ -140,21 +136,17 @@ def _move_out(tensor: Proto, weights: ModelWeights, files: DataFiles) -> None:
 
 def point_to(tensor: Proto, digest: str) -> None:
     """Leave of `tensor` its name, dtype, dims, and that its bytes are the blob `digest`."""
-    _empty(tensor)
+    _inline(tensor, b"")
+    tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=f"sha256:{digest}")
 
 
 def _inline(tensor: Proto, data: bytes) -> None:
-    _empty(tensor)
-    tensor.raw_data = data
-
-
-def _empty(tensor: Proto) -> None:
-    """Leave of `tensor` its name, dtype and dims."""
+    """Leave of `tensor` its name, dtype, dims, and that its bytes are `data`."""
     dims, data_type, name = list(tensor.dims), tensor.data_type, tensor.name
     tensor.Clear()
-    tensor.name, tensor.data_type = name, data_type
+    tensor.name, tensor.data_type, tensor.raw_data = name, data_type, data
     tensor.dims.extend(dims)
 
 

@@ -37,11 +37,11 @@ _OTHER_SIZES = (3, 5, 7, 11, 13, 17, 19, 23)
 _NO_NAMES = frozenset({"none", "null", "nan", "unk", "unknown", "dynamic", "dyn", "any", "undefined", "free"})
 
 #: Operators of other domains than onnx's own whose sizes follow values: NonZero and its kind, and sizes as inputs.
-_SHAPED_BY_VALUES = frozenset(
-    {"BeamSearch", "CropAndResize", "DynamicTimeWarping", "ExpandDims", "GreedySearch", "GroupQueryAttention",
-     "NonZero", "Pad", "Range", "ReduceSumInteger", "RemovePadding", "Sampling", "Tokenizer", "Unique",
-     "WhisperBeamSearch"}
-)  # fmt: skip
+_SHAPED_BY_VALUES = frozenset({
+    "BeamSearch", "CropAndResize", "DynamicTimeWarping", "ExpandDims", "GreedySearch", "GroupQueryAttention",
+    "NonZero", "Pad", "Range", "ReduceSumInteger", "RemovePadding", "Sampling", "Tokenizer", "Unique",
+    "WhisperBeamSearch",
+})  # fmt: skip
 #: Sequences are beyond inference: what comes out of them is measured, unless values decide which, by these inputs.
 _PLACES = {"SequenceAt": 1, "SequenceErase": 1, "SequenceInsert": 2, "SplitToSequence": 1}
 #: Operators whose number of dimensions may be another each time, where inference does not say it, …

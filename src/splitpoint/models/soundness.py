@@ -16,6 +16,8 @@ from splitpoint.models.operators import check_frames, check_operators
 from splitpoint.text import HIDDEN
 
 OLDEST_OPSET = 7
+#: Bits of a number, where several share a byte.
+_PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _BLOB = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -175,18 +177,15 @@ def blob_hash(tensor: Proto) -> str | None:
 
 def nbytes(tensor: Proto) -> int:
     """Bytes that the values of a TensorProto take, by its dtype and dims. ModelError where these make no sense."""
-    packed = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4, getattr(onnx.TensorProto, "FLOAT4E2M1", -1)}
-    quarter = {getattr(onnx.TensorProto, "INT2", -1), getattr(onnx.TensorProto, "UINT2", -1)}
     count = prod(int(d) for d in tensor.dims)
     if count < 0 or any(d < 0 for d in tensor.dims):
         raise ModelError(f"weight {tensor.name} has the dimensions {list(tensor.dims)}")
     if tensor.data_type == onnx.TensorProto.STRING:
         return sum(len(s) for s in tensor.string_data)
-    if tensor.data_type in packed:
-        return (count + 1) // 2
-    if tensor.data_type in quarter:
-        return (count + 3) // 4
     try:
+        name = onnx.TensorProto.DataType.Name(tensor.data_type)
+        if name in _PACKED:
+            return (count * _PACKED[name] + 7) // 8
         return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"weight {tensor.name} has the unknown data type {tensor.data_type}") from None

@@ -254,11 +254,11 @@ class StandIn:
 
 
 #: Inputs that scale what comes in: 1 changes nothing. (Of batch norms, also the variance.)
-_ONES = frozenset(
-    {("Mul", 0), ("Mul", 1), ("Div", 1), ("Pow", 1), ("BatchNormalization", 1), ("BatchNormalization", 4),
-     ("LayerNormalization", 1), ("InstanceNormalization", 1), ("GroupNormalization", 1), ("RMSNormalization", 1),
-     ("SimplifiedLayerNormalization", 1)}
-)  # fmt: skip
+_ONES = frozenset({
+    ("Mul", 0), ("Mul", 1), ("Div", 1), ("Pow", 1), ("BatchNormalization", 1), ("BatchNormalization", 4),
+    ("LayerNormalization", 1), ("InstanceNormalization", 1), ("GroupNormalization", 1), ("RMSNormalization", 1),
+    ("SimplifiedLayerNormalization", 1),
+})  # fmt: skip
 #: The step between two integers.
 _STEPS = frozenset({("QuantizeLinear", 1), ("DequantizeLinear", 1), ("QLinearConv", 1), ("QLinearConv", 4),
                     ("QLinearConv", 6), ("QLinearMatMul", 1), ("QLinearMatMul", 4), ("QLinearMatMul", 6)})  # fmt: skip

@@ -162,9 +162,6 @@ def _timm_labels(data: Any, model: Any) -> tuple[str, ...]:
     return labels if len(labels) == model.num_classes else ()
 
 
-# --- transformers -----------------------------------------------------------------------------------------------
-
-
 def transformers_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
     """``hf:NAME``: a folder with a config.json or a hub id; with random weights also a model type (``hf:bert``)."""
     transformers = _library("transformers", f"hf:{name}")

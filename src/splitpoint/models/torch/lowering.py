@@ -16,9 +16,10 @@ from __future__ import annotations
 import ast
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ def trace(module: Any, inputs: tuple[Any, ...], *, free_batch: bool, identities:
     modules = dict(module.model.named_modules(remove_duplicate=False))
     with ExitStack() as hooks:
         for path in identities:
-            hooks.callback(modules[path].register_forward_hook(_marker(path)).remove)
+            hooks.callback(modules[path].register_forward_hook(partial(_marked, path)).remove)
         dims = {0: torch.export.Dim("batch")} if free_batch else None
         shapes = (tuple(dims for _ in inputs),) if dims else None
         return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
@@ -124,11 +125,8 @@ def translate(
     return model, layers
 
 
-def _marker(path: str) -> Callable[..., Any]:
-    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-        return torch.ops.splitpoint.mark(output, path)
-
-    return hook
+def _marked(path: str, _module: Any, _inputs: Any, output: Any) -> Any:
+    return torch.ops.splitpoint.mark(output, path)
 
 
 class _Paths:
@@ -237,17 +235,6 @@ def _name_batch(model: Any) -> None:
         value.shape = ir.Shape(dims)
 
 
-def _data_nodes(graph: Any) -> list[Any]:
-    """The nodes that depend on a graph input's values: the others are computed on both sides and hold no layer."""
-    live = {id(v) for v in graph.inputs}
-    nodes = []
-    for node in graph:
-        if node.op_type not in SHAPE_ROOTS and any(id(v) in live for v in _reads(node)):
-            nodes.append(node)
-            live.update(id(v) for v in node.outputs)
-    return nodes
-
-
 def _name_layers(graph: Any, clean: _Paths, paths: set[str], preprocess: str) -> None:
     """Give every node its layer (its only metadata) and a readable unique name ``layer/Op``."""
     layers: dict[int, str] = {}
@@ -305,7 +292,12 @@ def _name_tensors(graph: Any, clean: _Paths) -> None:
 
 def _resolve(graph: Any, before: _Before, paths: Mapping[str, Sequence[str]], clean: _Paths) -> Layers:
     """Find the node that holds each module path that has none of its own."""
-    alive = _data_nodes(graph)
+    # Nodes that depend on no input's values are computed on both sides and hold no layer.
+    alive, live = [], {id(v) for v in graph.inputs}
+    for node in graph:
+        if node.op_type not in SHAPE_ROOTS and any(id(v) in live for v in _reads(node)):
+            alive.append(node)
+            live.update(id(v) for v in node.outputs)
     holder = {v.name: n.name for n in alive for v in n.outputs if v.name}
     order = {n.name: k for k, n in enumerate(alive)}
     inputs = {v.name for v in graph.inputs}
@@ -316,14 +308,14 @@ def _resolve(graph: Any, before: _Before, paths: Mapping[str, Sequence[str]], cl
         if not path or path in present:
             continue
         if path in before.passed:
-            node = find.passed(before.passed[path])
+            held_by = find.passed(before.passed[path])
         elif path in before.members:
-            node = find.last(before.members[path])
+            held_by = find.last(before.members[path])
         else:  # never called, but its parent may use its weights: MultiheadAttention's out_proj
             own = [f"{clean.prefix}.{w}" if clean.prefix else w for w in weights]
-            node = find.forward([w for w in own if w in before.weights])
-        if node is not None:
-            aliases[path] = node
+            held_by = find.forward([w for w in own if w in before.weights])
+        if held_by is not None:
+            aliases[path] = held_by
     told = present.union(*map(module_paths, aliases))
     unused = [p for p in paths if p and p not in told]
     return Layers(dict(sorted(aliases.items(), key=lambda a: (order.get(a[1], -1), a[0]))), tuple(unused))

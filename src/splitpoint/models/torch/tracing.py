@@ -9,6 +9,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,11 @@ class Export:
             self.say(f"tracing {self.name} with {'a free batch' if free_batch else f'batch {batch}'}")
             for in_place in (False, True):
                 try:
-                    model, layers, error = self._attempt(path, inputs, free_batch, in_place)
+                    with _functional(self.wrapped, in_place), _uncollected():
+                        model, layers = self._lower(inputs, free_batch)
+                    self._save(model, layers, path)
+                    self.say("comparing with PyTorch")
+                    error = self._compare(path, inputs, free_batch)
                 except (SplitpointError, MemoryError, OSError):
                     raise
                 except Exception as exc:  # torch, onnxscript and onnxruntime raise nearly anything
@@ -120,13 +125,6 @@ class Export:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
             return [o.detach().clone() for o in self.wrapped(*(v.clone() for v in batch))]
-
-    def _attempt(self, path: Path, inputs: tuple[Any, ...], free_batch: bool, in_place: bool) -> tuple[Any, Any, float]:
-        with _functional(self.wrapped, in_place), _uncollected():
-            model, layers = self._lower(inputs, free_batch)
-        self._save(model, layers, path)
-        self.say("comparing with PyTorch")
-        return model, layers, self._compare(path, inputs, free_batch)
 
     def _lower(self, inputs: tuple[Any, ...], free_batch: bool) -> tuple[Any, lowering.Layers]:
         if self.source.program is not None:
@@ -243,17 +241,14 @@ def _watch(modules: Mapping[str, Any], run: Callable[[], list[str]]) -> tuple[li
     """(paths of modules that return their input unchanged, what ``run()`` returns)."""
     unchanged: dict[str, bool] = {}
 
-    def hook(path: str) -> Callable[..., None]:
-        def see(_module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            same = isinstance(output, torch.Tensor) and bool(inputs) and output is inputs[0]
-            unchanged[path] = unchanged.get(path, True) and same
-
-        return see
+    def see(path: str, _module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        same = isinstance(output, torch.Tensor) and bool(inputs) and output is inputs[0]
+        unchanged[path] = unchanged.get(path, True) and same
 
     # In-place activations return their input too, changed; `_functional` has them work on a copy here.
     with contextlib.ExitStack() as hooks:
         for path, module in modules.items():
-            hooks.callback(module.register_forward_hook(hook(path)).remove)
+            hooks.callback(module.register_forward_hook(partial(see, path)).remove)
         result = run()
     return [p for p, same in unchanged.items() if p and same], result
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -162,21 +162,17 @@ def _hub() -> Iterator[str]:
     host = target.hostname or ""
     port = target.port or (80 if target.scheme == "http" else 443)
     offline, bars = constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_PROGRESS_BARS
-    absent = "" if offline or _answers(host, port) else host
+    absent = host
+    with suppress(OSError):
+        if not offline:
+            socket.create_connection((host, port), timeout=5).close()
+        absent = ""
     constants.HF_HUB_OFFLINE = offline or bool(absent)
     constants.HF_HUB_DISABLE_PROGRESS_BARS = True
     try:
         yield absent
     finally:
         constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_PROGRESS_BARS = offline, bars
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _is_network(exc: BaseException) -> bool:
