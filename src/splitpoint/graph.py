@@ -106,8 +106,6 @@ class Graph:
     assumed: Mapping[str, int] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 
-    # --- wiring -------------------------------------------------------------------------------------------------
-
     @cached_property
     def producer(self) -> Mapping[str, int]:
         """Tensor name → index of the node that makes it. Model inputs have none."""
@@ -188,8 +186,6 @@ class Graph:
     def _behind(self, need: _Needs) -> tuple[int, ...]:
         return tuple(self.producer[t] for t in need.origins if t in self.producer)
 
-    # --- cuts ---------------------------------------------------------------------------------------------------
-
     def cut_of(self, nodes: Iterable[int], name: str = "", index: int | None = None) -> Cut:
         """The cut with exactly these placed nodes on the device; CutError if a predecessor is missing."""
         head = nodes if isinstance(nodes, Prefix) else frozenset(nodes)
@@ -204,14 +200,8 @@ class Graph:
                 server.append(need)
         needed = {t for need in server for t in need.values}
         crossing = [t for t in needed if t not in self.producer or self.producer[t] in head]
-        return Cut(
-            name or self.name_of(head),
-            head,
-            self._specs(crossing),
-            self._vectors({v for need in server for v in need.vectors}, head, frozenset(crossing)),
-            tuple(results),
-            index,
-        )
+        vectors = self._vectors({v for need in server for v in need.vectors}, head, frozenset(crossing))
+        return Cut(name or self.name_of(head), head, self._specs(crossing), vectors, tuple(results), index)
 
     def _refuse_open(self, head: Set[int]) -> None:
         for i in sorted(head):
@@ -419,13 +409,9 @@ class Graph:
                         settle(self._output_needs[out])
             count += len(step)
             head = Prefix(flat, rank, count)
-            yield Cut(
-                "",
-                head,
-                self._specs(alive),
-                self._vectors([v for v, n in vectors.items() if n], head, alive),
-                tuple(out for out, makers in pending.items() if not makers),
-            )
+            travelling = self._vectors([v for v, n in vectors.items() if n], head, alive)
+            results = tuple(out for out, makers in pending.items() if not makers)
+            yield Cut("", head, self._specs(alive), travelling, results)
 
     def name_of(self, head: Set[int]) -> str:
         """The name that `cut` takes for just this cut: its prefix's, else those of the last nodes of each branch."""
@@ -460,7 +446,9 @@ class Graph:
         Raises CutError for a name that is not there (with the nearest ones), and for one that means several cuts.
         """
         if isinstance(at, int):
-            return self._at_index(at)
+            if not -len(self.chain()) <= at < len(self.chain()):
+                raise CutError(self._no_index(at))
+            return self.chain()[at]
         meanings = self._meanings(at)
         if len(meanings) > 1:
             forms = " or ".join(f"{form} ({self._crossing_of(bits)})" for form, bits in meanings.items())
@@ -544,7 +532,7 @@ class Graph:
         kind, colon, name = at.partition(":")
         word = name if colon and kind == "cut" else at
         if _INDEX.fullmatch(word):
-            return f"cut {word} is not in 0…{len(self.chain()) - 1} (see splitpoint inspect)"
+            return self._no_index(word)
         if word.startswith(_PREFIX) and word[len(_PREFIX) :].isdecimal():
             return f"{word} is not in {_PREFIX}0…{len(self.prefixes()) - 1}, the rows of splitpoint inspect"
         if any(at == path or path.startswith(at + ".") for path in self.unused):
@@ -562,13 +550,8 @@ class Graph:
     def _nodes_of(self, bits: int) -> frozenset[int]:
         return frozenset(i for i in self.placed if bits >> i & 1)
 
-    def _at_index(self, index: int) -> Cut:
-        chain = self.chain()
-        if not -len(chain) <= index < len(chain):
-            raise CutError(f"cut {index} is not in 0…{len(chain) - 1} (see splitpoint inspect)")
-        return chain[index]
-
-    # --- names --------------------------------------------------------------------------------------------------
+    def _no_index(self, index: int | str) -> str:
+        return f"cut {index} is not in 0…{len(self.chain()) - 1} (see splitpoint inspect)"
 
     def _all_of(self, name: str) -> Mapping[str, int]:
         """``layer``, ``node``, ``tensor`` → the closure (bits) of what `name` stands for, for each of this name."""

@@ -222,18 +222,18 @@ class Live:
 
     `connect` opens it, or raises InputError with the reason. When it gives no more frames it is opened anew, for
     `reconnect_s` seconds: a cable, a network or the camera itself may come back. With `ends`, no more frames are its
-    end.
+    end. A `download` (a web server's ``http://…/walk.mp4``) says how long it is, waits, and ends.
     """
 
-    live = True
-    count: int | None = None
-
-    def __init__(self, name: str, connect: Callable[[], Capture], options: Options, *, ends: bool = False) -> None:
-        self.name, self._connect, self._options, self._ends = name, connect, options, ends
+    def __init__(
+        self, name: str, connect: Callable[[], Capture], options: Options, *, ends: bool = False, download: bool = False
+    ) -> None:
+        self.name, self._connect, self._options, self._ends = name, connect, options, ends or download
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._capture = connect()
-        self.rate = self._capture.rate
+        self.live = not download
+        self.rate, self.count = (0.0, self._capture.count) if download else (self._capture.rate, None)
 
     def __iter__(self) -> Iterator[StreamFrame]:
         clock, count, delay_s = self._options.clock, 0, _AGAIN_S
@@ -248,6 +248,8 @@ class Live:
                 count += 1
                 yield StreamFrame(f"frame {count}", pixels=pixels, captured_s=now if self.live else 0.0)
             elif self._ends or self._closed.is_set():
+                if count < (self.count or 0) * _ENOUGH and not self._closed.is_set():
+                    raise InputError(f"{self.name} ended early: only its first {counted(count, 'frame')} came")
                 return
             else:
                 if gone_s is None:
@@ -301,24 +303,6 @@ class Camera(Live):
         super().__init__(device, connect, options)
 
 
-class Download(Live):
-    """A video that a web server has, such as ``http://…/walk.mp4``: it says how long it is, waits, and ends."""
-
-    live = False
-
-    def __init__(self, name: str, connect: Callable[[], Capture], options: Options) -> None:
-        super().__init__(name, connect, options, ends=True)
-        self.count, self.rate = self._capture.count, 0.0
-
-    def __iter__(self) -> Iterator[StreamFrame]:
-        count = 0
-        for frame in super().__iter__():
-            count += 1
-            yield frame
-        if count < (self.count or 0) * _ENOUGH and not self._closed.is_set():
-            raise InputError(f"{self.name} ended early: only its first {counted(count, 'frame')} came")
-
-
 #: Frames, once, in order; InputError in place of one that cannot be read, after those before it. `name` is what it is,
 #: in words. Of a `live` one, frames that nobody takes are lost; `rate` is how many a second come by themselves (0: none
 #: do, or it is not known), `count` how many there will be (None: not known). `close` lets go of the file or the camera.
@@ -342,7 +326,7 @@ def _stream(scheme: str, url: str, options: Options) -> Source:
             raise InputError(f"{shown} gives no video: {_why_no_video(scheme, url)}") from exc
 
     if scheme in ("http", "https") and suffix in VIDEO_SUFFIXES:
-        source = Download(shown, connect, options)
+        source = Live(shown, connect, options, download=True)
         if source.count:
             return source
         source.close()

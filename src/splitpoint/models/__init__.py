@@ -98,7 +98,8 @@ def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str
         if path.exists():  # where it does not, reading it says so
             _refuse_weights(weights, text)
         return path
-    raise ModelError(_unknown(text))
+    known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
+    raise ModelError(f"no model is called {text}{nearest(text, known) or f': a MODEL is {_FORMS}'}")
 
 
 _FORMS = "an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function or a .pt2 file"
@@ -107,9 +108,3 @@ _FORMS = "an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package
 def _refuse_weights(weights: str | None, text: str) -> None:
     if weights is not None:
         raise ModelError(f"{text} has its weights inside: --weights is for torchvision:, timm:, hf: and modules")
-
-
-def _unknown(text: str) -> str:
-    known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
-    hint = nearest(text, known) or f": a MODEL is {_FORMS}"
-    return f"no model is called {text}{hint}"

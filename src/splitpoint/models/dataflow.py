@@ -99,8 +99,7 @@ def by_value(graph: Proto) -> list[bool]:
     off = _off(graph)
     result = []
     for n in graph.node:
-        depends = any(t in data for t in reads(n)) and n.op_type not in SHAPE_ROOTS
-        depends = depends or _draws(n, off)
+        depends = (n.op_type not in SHAPE_ROOTS and any(t in data for t in reads(n))) or _draws(n, off)
         if depends:
             data.update(o for o in n.output if o)
         result.append(depends)

@@ -97,8 +97,12 @@ def inferred(
         if kind not in ("tensor_type", None) or (elem_type and dtype_name(elem_type) not in ITEM_SIZES):
             opaque.add(value.name)
         elif elem_type:
-            dims = _dims(value.name, tensor.shape.dim) if tensor.HasField("shape") else ANY_RANK
-            specs[value.name] = TensorSpec(value.name, dtype_name(elem_type), dims)
+            dims = tuple(
+                int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else open_dim(value.name, k)
+                for k, d in enumerate(tensor.shape.dim)
+            )
+            shape = dims if tensor.HasField("shape") else ANY_RANK
+            specs[value.name] = TensorSpec(value.name, dtype_name(elem_type), shape)
     return specs, opaque
 
 
@@ -168,13 +172,6 @@ def dtype_name(elem_type: int) -> str:
 def open_dim(name: str, axis: int) -> str:
     """What a dimension of tensor `name` is called that follows from nothing."""
     return f"{name}.{axis}"
-
-
-def _dims(name: str, dims: Iterable[Proto]) -> tuple[int | str, ...]:
-    return tuple(
-        int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else open_dim(name, k)
-        for k, d in enumerate(dims)
-    )
 
 
 def _declare(value: Proto, spec: TensorSpec) -> None:

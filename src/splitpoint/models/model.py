@@ -23,7 +23,7 @@ from splitpoint.models.inference import alike, inferred
 from splitpoint.models.input_values import Values, given, noted
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.soundness import blob_hash, nbytes
-from splitpoint.models.weights import Blob, Weights, stand_ins
+from splitpoint.models.weights import Blob, StandIn, Weights
 from splitpoint.tensors import TensorSpec
 from splitpoint.text import listed
 
@@ -211,7 +211,7 @@ class Model:
 
     def with_stand_ins(self) -> Model:
         """The same model with made-up weights: as slow as the real one without a download, and of no other use."""
-        return dataclasses.replace(self, weights=stand_ins(self.skeleton))
+        return dataclasses.replace(self, weights=StandIn(self.skeleton))
 
     def with_input_spec(self, spec: InputSpec) -> Model:
         """The same model, whose input is made from photos as `spec` says."""
@@ -235,17 +235,9 @@ def build(
         values = noted(skeleton, bound_inputs(skeleton))
     known = shapes.shapes_of(skeleton, probe or partial(shapes.run_once, skeleton, weights, values))
     props = layers.metadata(skeleton)
-    return Model(
-        name,
-        placement.graph_of(skeleton, name, known),
-        fingerprint(skeleton),
-        InputSpec.from_metadata(props),
-        props.get(layers.SOURCE_KEY, ""),
-        known.free,
-        skeleton,
-        weights,
-        values,
-    )
+    graph, source = placement.graph_of(skeleton, name, known), props.get(layers.SOURCE_KEY, "")
+    spec = InputSpec.from_metadata(props)
+    return Model(name, graph, fingerprint(skeleton), spec, source, known.free, skeleton, weights, values)
 
 
 def bound_inputs(skeleton: Proto) -> list[TensorSpec]:

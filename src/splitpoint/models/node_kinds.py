@@ -56,13 +56,16 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
                 group=groups.get(i, -1),
             )
         )
+    aliases, layers = _json(skeleton, ALIASES_KEY, dict[str, object]()), {n.layer for n in parts}
+    # An Identity that comes first hands on a model input.
+    holders = {n.name for n in parts} | {i.name for i in skeleton.graph.input}
     return Graph(
         name=name,
         nodes=_attribute_weights_of_copied(parts),
         inputs=shapes.inputs,
         outputs=tuple(_output(o, shapes) for o in skeleton.graph.output),
         tensors=shapes.bound,
-        aliases=_aliases(skeleton, {n.layer for n in parts}, {n.name for n in parts}),
+        aliases={str(k): str(v) for k, v in aliases.items() if str(v) in holders and str(k) not in layers},
         assumed=shapes.assumed,
         unused=tuple(map(str, _json(skeleton, UNUSED_KEY, list[object]()))),
     )
@@ -137,10 +140,3 @@ def _json(skeleton: Proto, key: str, default: T) -> T:
     if not isinstance(value, type(default)):
         raise ModelError(f"the model's {key} metadata is not a JSON {type(default).__name__}: export it again")
     return value
-
-
-def _aliases(skeleton: Proto, layers: set[str], names: set[str]) -> dict[str, str]:
-    # An Identity that comes first hands on a model input.
-    known = names | {i.name for i in skeleton.graph.input}
-    aliases = _json(skeleton, ALIASES_KEY, dict[str, object]())
-    return {str(k): str(v) for k, v in aliases.items() if str(v) in known and str(k) not in layers}

@@ -78,9 +78,8 @@ def _declared(value: Proto) -> TensorSpec | None:
 def value_of(spec: TensorSpec) -> Proto:
     """The ValueInfoProto that declares `spec`."""
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return onnx.helper.make_tensor_value_info(
-        spec.name, elem_type, None if spec.shape == ANY_RANK else list(spec.shape)
-    )
+    dims = None if spec.shape == ANY_RANK else list(spec.shape)
+    return onnx.helper.make_tensor_value_info(spec.name, elem_type, dims)
 
 
 def _dim_name(dim: Proto) -> str:
@@ -95,8 +94,7 @@ def fix_shapes(skeleton: Proto, shapes: Mapping[str, Sequence[int]]) -> None:
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in inputs:
-            known = listed(inputs)
-            raise ModelError(f"the model has no input {name}{nearest(name, inputs)} (its inputs: {known})")
+            raise ModelError(f"the model has no input {name}{nearest(name, inputs)} (its inputs: {listed(inputs)})")
         _fix_input(inputs[name], shape, sizes)
     for value in inputs.values():  # a dimension of the same name is the same dimension
         if value.type.WhichOneof("value") == "tensor_type":

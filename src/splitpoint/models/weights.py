@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,6 @@ class Weights(Protocol):
     def open(self, hash: str) -> memoryview:
         """The blob's bytes, read-only, which nobody changes as long as they are held. StorageError if it is not there,
         ChangedError if its file no longer has it."""
-        ...
 
 
 class ModelWeights:
@@ -222,37 +221,6 @@ class DataFiles:
         return Part(file, offset, length)
 
 
-class DrawnBlob(NamedTuple):
-    """How to make a blob up: `nbytes` of `dtype` (empty: of zero bytes), normal around `mean`."""
-
-    nbytes: int
-    dtype: str = ""
-    mean: float = 0.0
-    spread: float = 0.0
-
-
-class StandIn:
-    """Blobs of the right size and type without their values, so that a device can time a model it has not fetched.
-
-    Answers computed with them mean nothing. Values keep activations at a usual size: numbers below 1e-38 (denormals)
-    would take a processor ten times as long. Integers are 0, because they may be indices.
-    """
-
-    def __init__(self, drawn: Mapping[str, DrawnBlob]) -> None:
-        self._drawn = drawn
-
-    def open(self, hash: str) -> memoryview:
-        if (drawn := self._drawn.get(hash)) is None:
-            raise StorageError(f"weight blob {hash[:12]}… is not here")
-        if not drawn.dtype:
-            return memoryview(bytes(drawn.nbytes))
-        # One block over and over: half a gigabyte of fresh random numbers would take seconds, and time the same.
-        block = np.random.default_rng(0).standard_normal(1 << 14) * drawn.spread + drawn.mean
-        values: Array = np.resize(block.astype(drawn.dtype), drawn.nbytes // ITEM_SIZES[drawn.dtype])
-        values.flags.writeable = False
-        return values.view(np.uint8).data
-
-
 #: Inputs that scale what comes in: 1 changes nothing. (Of batch norms, also the variance.)
 _ONES = frozenset({
     ("Mul", 0), ("Mul", 1), ("Div", 1), ("Pow", 1), ("BatchNormalization", 1), ("BatchNormalization", 4),
@@ -264,33 +232,47 @@ _STEPS = frozenset({("QuantizeLinear", 1), ("DequantizeLinear", 1), ("QLinearCon
                     ("QLinearConv", 6), ("QLinearMatMul", 1), ("QLinearMatMul", 4), ("QLinearMatMul", 6)})  # fmt: skip
 
 
-def stand_ins(skeleton: Any) -> StandIn:
-    """Stand-ins for every blob that `skeleton` refers to, each of a size that suits who reads it."""
-    readers: dict[str, tuple[str, int]] = {}
-    for node in skeleton.graph.node:
-        for place, name in enumerate(node.input):
-            readers.setdefault(name, (node.op_type, place))
-    drawn: dict[str, DrawnBlob] = {}
-    for t in skeleton.graph.initializer:
-        digest = blob_hash(t)
-        if not digest or digest in drawn:
-            continue
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(t.data_type).name)
-        reader = readers.get(t.name, ("", 0))
+class StandIn:
+    """Blobs of the right size and type without their values, so that a device can time a model it has not fetched.
+
+    Answers computed with them mean nothing. Values keep activations at a usual size, by who reads them in `skeleton`:
+    numbers below 1e-38 (denormals) would take a processor ten times as long. Integers are 0, because they may be
+    indices.
+    """
+
+    def __init__(self, skeleton: Proto) -> None:
+        readers: dict[str, tuple[str, int]] = {}
+        for node in skeleton.graph.node:
+            for place, name in enumerate(node.input):
+                readers.setdefault(name, (node.op_type, place))
+        #: By hash: a tensor that has it, the operator that reads this one first, and as which input.
+        self._tensors: dict[str, tuple[Proto, tuple[str, int]]] = {}
+        for t in skeleton.graph.initializer:
+            if digest := blob_hash(t):
+                self._tensors.setdefault(digest, (t, readers.get(t.name, ("", 0))))
+
+    def open(self, hash: str) -> memoryview:
+        if hash not in self._tensors:
+            raise StorageError(f"weight blob {hash[:12]}… is not here")
+        tensor, reader = self._tensors[hash]
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
         mean, spread = 0.0, 0.0
         if dtype not in ("float16", "float32", "float64"):
-            dtype = ""
-        elif reader in _STEPS:
+            return memoryview(bytes(nbytes(tensor)))
+        if reader in _STEPS:
             mean = 2.0**-6
         elif reader in _ONES:
             mean = 1.0
-        elif len(t.dims) < 2:
+        elif len(tensor.dims) < 2:
             spread = 0.01  # a bias
         else:  # He's: a layer keeps the size of its input
-            fan_in = t.dims[0] if reader[0] in ("MatMul", "Gemm") else int(np.prod(t.dims[1:]))
+            fan_in = tensor.dims[0] if reader[0] in ("MatMul", "Gemm") else int(np.prod(tensor.dims[1:]))
             spread = float(np.sqrt(2 / max(1, fan_in)))
-        drawn[digest] = DrawnBlob(nbytes(t), dtype, mean, spread)
-    return StandIn(drawn)
+        # One block over and over: half a gigabyte of fresh random numbers would take seconds, and time the same.
+        block = np.random.default_rng(0).standard_normal(1 << 14) * spread + mean
+        values: Array = np.resize(block.astype(dtype), nbytes(tensor) // ITEM_SIZES[dtype])
+        values.flags.writeable = False
+        return values.view(np.uint8).data
 
 
 def give_weights(options: Any, proto: Proto, weights: Weights) -> dict[str, Any]:

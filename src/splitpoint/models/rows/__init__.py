@@ -102,13 +102,14 @@ def _outputs(step: Step) -> Sequence[Value]:
         raise Mixes("reads what nothing here makes")
     domain = "" if node.domain == "ai.onnx" else node.domain
     sizes = None if domain else _SIZES.get(node.op_type)
-    if any(_depends(step.known[name]) for name in names):
+    given = [step.known[name] for name in names]
+    if any(isinstance(v, RowAxis | Numbers) or (isinstance(v, Vector) and not v.free) for v in given):
         if next(bodies(node), None) is not None:
             raise Mixes("runs a body of its own on the batch")
         rule = _RULES.get((domain, node.op_type))
         if sizes is not None and (rule is None or not any(isinstance(step.value(i), RowAxis) for i in step.inputs)):
             rule = sizes
-        if node.op_type not in SHAPE_ROOTS and any(isinstance(step.known[name], Numbers) for name in names):
+        if node.op_type not in SHAPE_ROOTS and any(isinstance(v, Numbers) for v in given):
             rule = None if domain else numbering.RULES.get(node.op_type, numbering.refused)
         if rule is None:
             raise Mixes("is not known to keep the rows of a batch apart")
@@ -126,18 +127,9 @@ def _outputs(step: Step) -> Sequence[Value]:
 def _compare(names: Sequence[str], values: Sequence[Value], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
     """Mixes if a tensor was found to have as many rows for every batch: a rule is wrong, or what is used in it."""
     for name, value in zip(names, values, strict=False):
-        shape = shapes.get(name)
-        value = value.rows if isinstance(value, Numbers) else value
-        if (
-            isinstance(value, RowAxis)
-            and shape is not None
-            and not isinstance(dict(enumerate(shape)).get(value.axis), str)
-        ):
+        rows, sizes = value.rows if isinstance(value, Numbers) else value, dict(enumerate(shapes.get(name, ())))
+        if isinstance(rows, RowAxis) and name in shapes and not isinstance(sizes.get(rows.axis), str):
             raise Mixes("makes another shape than was found for it")
-
-
-def _depends(value: Value) -> bool:
-    return isinstance(value, RowAxis | Numbers) or (isinstance(value, Vector) and not value.free)
 
 
 #: How sizes are computed. Where they are the same for every batch, these find their numbers.

@@ -105,8 +105,13 @@ def arithmetic(of: Callable[[Size, Size], Size | None]) -> Rule:
 
     def rule(step: Step) -> Sequence[Value]:
         a, b = step.vector(0), step.vector(1)
-        pairs = aligned(a.entries, b.entries)
-        return [Vector(tuple(combined(of, x, y) for x, y in pairs), a.scalar and b.scalar)]
+        sizes: list[Size | None] = []
+        for x, y in aligned(a.entries, b.entries):
+            size = None if x is None or y is None else of(x, y)
+            # Without the rows in it, it is some number that is the same for every batch.
+            free = all(e is not None and not e.rows for e in (x, y))
+            sizes.append(unknown() if size is None and free else size)
+        return [Vector(tuple(sizes), a.scalar and b.scalar)]
 
     return rule
 
@@ -117,14 +122,6 @@ def aligned(*vectors: Sequence[Any]) -> Iterator[Any]:
     if not all(len(v) in (1, count) for v in vectors):
         raise Mixes("has sizes that do not fit")
     return zip(*((tuple(v) * count)[:count] for v in vectors), strict=True)
-
-
-def combined(of: Callable[[Size, Size], Size | None], a: Size | None, b: Size | None) -> Size | None:
-    if a is None or b is None:
-        return None
-    size = of(a, b)
-    # Without the rows in it, it is some number that is the same for every batch.
-    return unknown() if size is None and not a.rows and not b.rows else size
 
 
 def summed(sign: int) -> Callable[[Size, Size], Size | None]:

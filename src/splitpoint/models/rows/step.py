@@ -22,18 +22,11 @@ _UNKNOWN = "?"
 
 
 class Size(NamedTuple):
-    """`factor` × the sizes named in `names`, × the number of rows if `rows`.
-
-    >>> print(Size(4, ("seq",), True))
-    4·seq·rows
-    """
+    """`factor` × the sizes named in `names`, × the number of rows if `rows`."""
 
     factor: int
     names: tuple[str, ...] = ()
     rows: bool = False
-
-    def __str__(self) -> str:
-        return "·".join([str(self.factor), *self.names, *["rows"] * self.rows])
 
     @property
     def counts(self) -> bool:

@@ -151,10 +151,8 @@ class _Paths:
         return [self.original(s) for s in inside], scopes[-1]
 
 
-def _all_nodes(graph: Any) -> Iterable[Any]:
-    """Every node, those of bodies included."""
-    nodes: Iterable[Any] = ir.traversal.RecursiveGraphIterator(graph)
-    return nodes
+#: Every node of a graph, those of bodies included.
+_all_nodes: Any = ir.traversal.RecursiveGraphIterator
 
 
 def _within(node: Any) -> Iterable[Any]:

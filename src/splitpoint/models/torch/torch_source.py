@@ -122,13 +122,7 @@ def _flatten(value: Any) -> list[Any]:
 
 
 def image_source(
-    name: str,
-    model: Any,
-    weights: str,
-    shapes: Shapes,
-    spec: InputSpec,
-    mean: Sequence[float],
-    std: Sequence[float],
+    name: str, model: Any, weights: str, shapes: Shapes, spec: InputSpec, mean: Sequence[float], std: Sequence[float]
 ) -> TorchSource:
     """An image model behind uint8 NHWC pixels; `shapes` may ask for another height and width."""
     if "image" in shapes:
@@ -141,16 +135,9 @@ def image_source(
     def draw(count: int, seed: int) -> tuple[Any, ...]:
         return (pictures(count, height, width, seed, spec.channels),)
 
-    return TorchSource(
-        name,
-        model,
-        {"image": draw(2, 1)[0]},
-        draw,
-        weights,
-        scale=tuple(1 / (255 * s) for s in std),
-        offset=tuple(-m / s for m, s in zip(mean, std, strict=True)),
-        spec=spec,
-    )
+    scale, offset = tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
+    inputs = {"image": draw(2, 1)[0]}
+    return TorchSource(name, model, inputs, draw, weights, scale=scale, offset=offset, spec=spec)
 
 
 def _resized(spec: InputSpec, height: int, width: int) -> InputSpec:

@@ -36,8 +36,6 @@ _INLINE_LIMIT = 1 << 30
 
 
 class Export:
-    """One export: trace, clean, compare, and the retreats where one of them fails."""
-
     def __init__(self, name: str, source: TorchSource, shapes: Shapes, say: Callable[[str], None]) -> None:
         self.name, self.source, self.shapes, self.say = name, source, shapes, say
         self.wrapped = Wrapped(source)
