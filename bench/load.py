@@ -40,7 +40,7 @@ import numpy as np
 import splitpoint as sp
 from bench.common import EDGE_CORE, SERVE, header, helper, pin
 from splitpoint import wire
-from splitpoint.segments import halves, samples_for
+from splitpoint.segments import Halves, samples_for
 from splitpoint.tensors import Array
 from splitpoint.transports.addresses import parse_address
 from splitpoint.wire import PIPELINED, PREFIX_BYTES, Kind, Limits, Message, Packet, Times
@@ -93,7 +93,7 @@ def tails_of(kinds: Sequence[tuple[str, float]]) -> list[Recorded]:
         model = sp.load(name)
         cuts = model.graph.chain()
         cut = cuts[round(share * (len(cuts) - 1))]
-        both = halves(model, cut, sp.open_engine(threads=1))
+        both = Halves(model, cut, sp.open_engine(threads=1))
         known = samples_for(model, 1)[0]
         made = known | (both.head.run(known) if both.head else {})
         both.close()

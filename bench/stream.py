@@ -23,7 +23,7 @@ from splitpoint.engines import Engine, Session
 from splitpoint.lab.relay import Relay
 from splitpoint.link import Link
 from splitpoint.models.model import Segment
-from splitpoint.segments import halves, samples_for
+from splitpoint.segments import Halves, samples_for
 from splitpoint.tensors import Array
 from splitpoint.trace import Trace, stage_ms
 
@@ -164,7 +164,7 @@ def _balanced(model: sp.Model, engine: Engine, image: dict[str, Array]) -> sp.Cu
     middle = model.graph.middle().index or 0
     balanced: list[tuple[float, int, sp.Cut]] = []
     for cut in model.graph.chain()[max(1, middle - 8) : middle + 9]:
-        both = halves(model, cut, engine)
+        both = Halves(model, cut, engine)
         assert both.head
         assert both.tail
         tensors = both.head.run(image)

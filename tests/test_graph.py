@@ -16,7 +16,7 @@ import nets
 from splitpoint.errors import CutError
 from splitpoint.graph import SHAPE_ROOTS, Cut, Graph, Node, Prefix
 from splitpoint.models.model import Model
-from splitpoint.segments import halves
+from splitpoint.segments import Halves
 from splitpoint.tensors import TensorSpec
 
 # --- the same questions answered the slow way, straight from the definitions ----------------------------------------
@@ -77,7 +77,7 @@ def crossing(graph: Graph, head: Iterable[int]) -> set[str]:
 def exact(model: Model, cut: Cut) -> None:
     """Both halves give the whole model's outputs to the last bit, for two batch sizes, and make no more of them."""
     whole = nets.ENGINE.compile(model.whole()) if model.whole().outputs else None
-    both = halves(model, cut, nets.ENGINE)
+    both = Halves(model, cut, nets.ENGINE)
     try:
         for batch, seed in ((1, 0), (3, 1)):
             inputs = nets.whole_numbers(model, batch, seed)
@@ -110,7 +110,7 @@ def test_every_closed_set_of_a_random_graph_computes_the_whole(proto: object, da
     model = nets.load(proto)
     graph = model.graph
     picked = data.draw(st.sets(st.sampled_from(graph.placed or (0,)))) if graph.placed else set()
-    head = graph.closure(picked)
+    head = nets.closed(graph, picked)
     assert is_closed(graph, head)
     exact(model, graph.cut_of(head))
 
@@ -174,7 +174,7 @@ def test_closure_is_the_smallest_closed_set(proto: object, data: st.DataObject) 
         if more <= grown:
             break
         grown |= more
-    assert graph.closure(iter(picked)) == grown
+    assert nets.closed(graph, picked) == grown
 
 
 @settings(max_examples=50, deadline=None)
@@ -430,7 +430,7 @@ def test_a_group_that_reaches_forward_pulls_what_it_needs_first() -> None:
     assert graph.order == ((1,), (0, 2))
     for cut in graph.prefixes():
         assert is_closed(graph, cut.nodes)
-    assert graph.closure([0]) == {0, 1, 2}
+    assert nets.closed(graph, [0]) == {0, 1, 2}
 
 
 def test_an_output_that_a_copied_node_makes_of_two_tensors() -> None:
@@ -468,7 +468,7 @@ def test_shapes_travel_one_way_only() -> None:
     )
     specs = {t: TensorSpec(t, "float32", (1,)) for t in "xzay"} | {"out": TensorSpec("out", "float32", (1,))}
     graph = Graph("shapes", nodes, (specs["x"], specs["z"]), (specs["out"],), specs)
-    assert graph.closure([2]) == {0, 2}
+    assert nets.closed(graph, [2]) == {0, 2}
     with pytest.raises(CutError, match="node view needs big"):
         graph.cut_of([2])
     assert graph.cut_of([0]).shapes == ()  # a crosses, so the server can measure it

@@ -24,7 +24,7 @@ from splitpoint.models.dataflow import drawing
 from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.result import Request
-from splitpoint.segments import Check, check_inputs, compare, halves, random_note, samples_for, select, split, verify
+from splitpoint.segments import Check, Halves, check_inputs, compare, random_note, samples_for, select, split, verify
 from splitpoint.tensors import Array
 
 
@@ -280,7 +280,7 @@ def test_outputs_that_depend_on_nothing_must_match_but_prove_nothing() -> None:
     assert failed(verify(model, nets.ENGINE, model.graph.prefixes())) == []
     samples = samples_for(model, 2)
     cut = model.graph.prefixes()[1]
-    both = halves(model, cut, nets.ENGINE)
+    both = Halves(model, cut, nets.ENGINE)
     expected = [both.run(s) for s in samples]
     wrong = [{**e, "seven": e["seven"] + 1} for e in expected]
     check = compare(model, cut, expected, wrong)
@@ -507,7 +507,7 @@ def test_light_models(name: str) -> None:
 def test_a_cut_in_the_middle_of_anything(tmp_path: Path) -> None:
     """Not a prefix: one arm of the residual on the device, its other arm on the server."""
     model = nets.load(nets.residual())
-    stem, act = model.graph.closure([1]), model.graph.closure([0])
+    stem, act = nets.closed(model.graph, [1]), nets.closed(model.graph, [0])
     cut: Cut = dataclasses.replace(model.graph.cut_of(stem), name="by hand")
     assert failed(verify(model, nets.ENGINE, [cut, model.graph.cut_of(act)])) == []
 

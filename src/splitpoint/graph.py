@@ -2,12 +2,12 @@
 
 Nothing here reads ONNX or runs anything: a `Graph` can be built from JSON by a planner that has no model file.
 
-Three kinds of node (`Node.placed`, see docs/design.md):
+There are two kinds of node (`Node.placed`, see docs/design/models.md):
 
-* *placed* nodes depend on the values of the model's inputs. A cut puts each of them on the device or the server.
+* *placed* nodes depend on the values of the model's inputs. A cut puts each of them on the device or the server; those
+  of one `group` (a quantised operator and its QuantizeLinear) go to the same side.
 * *copied* nodes do not (constants, shape arithmetic), or cost less than what they would ship (DequantizeLinear of
-  an integer tensor). Whichever side needs one computes it; it never spoils a cut and its output never crosses.
-* placed nodes with the same `group` stay together (a quantised operator and its QuantizeLinear).
+  an integer tensor). Either side computes those that it needs. Their outputs never cross.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from splitpoint.errors import CutError, nearest
 from splitpoint.tensors import TensorSpec
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 #: Names of topological prefixes that no layer or node stands for.
@@ -36,10 +37,11 @@ _KINDS = ("layer", "node", "tensor")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operator. `inputs` are the tensors whose values it needs, captures of a body included.
+    """One operator. `inputs` are the tensors it reads: what its bodies capture too, weights not.
 
-    `layer` is the path of the module it came from (``features.2.conv.0``), or a name made from the node's own.
-    `flops` counts a multiply-add as two, for the bound shapes; `params` counts weight elements it reads.
+    `layer` is the path of the module it came from (``features.2.conv.0``), or its own name. `flops` are the
+    floating-point operations of one run at the bound shapes, a multiply-add counted as two; `params` is the number of
+    weight elements it reads. `group` is the number of its group, or −1.
     """
 
     name: str
@@ -55,12 +57,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A set of placed nodes on the device, closed under predecessors, and what the link then carries.
+    """The placed nodes that run on the device, with all that they need, and what the link then carries.
 
-    `name` is how it was asked for; `nodes` are indices into ``Graph.nodes``. `crossing` are the data tensors the
-    server needs, each once, with bound shapes. `shapes` are names of int64 shape vectors that the server cannot
-    compute for itself: they travel in the frame's header. `results` are model outputs already made on the device.
-    `index` is the place in ``Graph.chain()``, or None.
+    `name` is how it was asked for; `nodes` are indices into ``Graph.nodes``. `crossing` are the tensors that the server
+    needs from the device, each once, with bound shapes. `shapes` are the names of int64 vectors [rank] (or scalars, of
+    Size) that the server cannot compute: they travel in the frame's header. `results` are the model's outputs that are
+    made on the device. `index` is the place in ``Graph.chain()``, or None.
     """
 
     name: str
@@ -72,12 +74,12 @@ class Cut:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory of everything that crosses."""
+        """The bytes of all that crosses, before a codec makes them fewer."""
         return sum(t.nbytes for t in self.crossing)
 
     @property
     def boundary(self) -> tuple[str, ...]:
-        """The tensor names that define the two segments: crossing tensors, then shape vectors."""
+        """The names of the tensors between the two segments: crossing tensors, then shape vectors."""
         return tuple(t.name for t in self.crossing) + self.shapes
 
     def __str__(self) -> str:
@@ -87,11 +89,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Graph:
-    """A model's nodes in topological order, its inputs and outputs, and the bound shape of every data tensor.
+    """A model's `nodes` in topological order, and its tensors.
 
-    `aliases` maps module paths that no node carries (folded or inlined when exported) to the node that holds them.
-    `assumed` are the free dimensions that were bound to compute shapes, such as ``{"batch": 1}``. `unused` are module
-    paths of the original network that play no part in its outputs (auxiliary heads in evaluation).
+    `inputs` and `outputs` have a name where a dimension is free; `tensors` has all tensors with bound shapes, for the
+    sizes `assumed` of the free dimensions, such as ``{"batch": 1}``. `aliases` maps module paths that no node carries
+    (folded or inlined when exported) to the name of the node that holds them, or of the model input they hand on.
+    `unused` are the module paths that play no part in the outputs (auxiliary heads in evaluation).
     """
 
     name: str
@@ -103,8 +106,6 @@ class Graph:
     assumed: Mapping[str, int] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 
-    # --- wiring -------------------------------------------------------------------------------------------------
-
     @cached_property
     def producer(self) -> Mapping[str, int]:
         """Tensor name → index of the node that makes it. Model inputs have none."""
@@ -113,11 +114,7 @@ class Graph:
     @cached_property
     def consumers(self) -> Mapping[str, tuple[int, ...]]:
         """Tensor name → indices of the *placed* nodes that need its value, looking through copied nodes."""
-        readers: dict[str, list[int]] = {}
-        for i in self.placed:
-            for t in self._needs[i].values:
-                readers.setdefault(t, []).append(i)
-        return {t: tuple(c) for t, c in readers.items()}
+        return _listed((t, i) for i in self.placed for t in self._needs[i].values)
 
     @cached_property
     def placed(self) -> tuple[int, ...]:
@@ -150,16 +147,15 @@ class Graph:
     @cached_property
     def _output_needs(self) -> Mapping[str, _Needs]:
         """Model output → what it takes to have it: itself, or what a copied node makes it from."""
-        result = {}
-        for out in self.outputs:
-            maker = self.producer.get(out.name)
-            copied = maker is not None and not self.nodes[maker].placed
-            itself = _Needs((out.name,), (out.name,), ())
-            result[out.name] = self._needs[maker] if copied and maker is not None else itself
+        result = {t.name: _Needs((t.name,), (t.name,), ()) for t in self.outputs}
+        for name in result:
+            maker = self.producer.get(name)
+            if maker is not None and not self.nodes[maker].placed:
+                result[name] = self._needs[maker]
         return result
 
     def sources(self, index: int) -> tuple[str, ...]:
-        """The data tensors that node `index` needs, looking through copied nodes."""
+        """The tensors whose values node `index` needs: model inputs, and what placed nodes make."""
         return self._needs[index].values
 
     def makers(self, index: int) -> tuple[int, ...]:
@@ -167,39 +163,17 @@ class Graph:
         return self._makers[index]
 
     def answer(self, output: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """What it takes to have a model output: the data tensors it is made from, and the placed nodes behind it.
+        """What it takes to have a model output: the tensors that it is made from, and the placed nodes behind it.
 
         It is made on the device if all of these are there (or if there are none), on the server otherwise.
         """
         need = self._output_needs[output]
-        return need.values, tuple(self.producer[t] for t in need.origins if t in self.producer)
+        return need.values, self._behind(need)
 
     @cached_property
     def groups(self) -> Mapping[int, tuple[int, ...]]:
         """Group id → its placed nodes."""
-        members: dict[int, list[int]] = {}
-        for i in self.placed:
-            if self.nodes[i].group >= 0:
-                members.setdefault(self.nodes[i].group, []).append(i)
-        return {g: tuple(m) for g, m in members.items()}
-
-    def closure(self, nodes: Iterable[int]) -> frozenset[int]:
-        """The smallest predecessor-closed set of placed nodes (whole groups) that contains `nodes`."""
-        return frozenset(self._closure(nodes, set()))
-
-    def _closure(self, nodes: Iterable[int], done: Container[int]) -> set[int]:
-        """The part of the closure of `nodes` that is not in `done`, which is closed itself."""
-        todo: list[int] = []
-        for i in nodes:
-            todo.extend([i] if self.nodes[i].placed else self._makers[i])
-        seen: set[int] = set()
-        while todo:
-            i = todo.pop()
-            if i not in seen and i not in done:
-                seen.add(i)
-                todo.extend(self._makers[i])
-                todo.extend(self.groups.get(self.nodes[i].group, ()))
-        return seen
+        return _listed((self.nodes[i].group, i) for i in self.placed if self.nodes[i].group >= 0)
 
     @cached_property
     def _makers(self) -> tuple[tuple[int, ...], ...]:
@@ -207,9 +181,10 @@ class Graph:
 
         A node that needs only the *shape* of a tensor must not run before it either: shapes travel one way, too.
         """
-        return tuple(tuple(self.producer[t] for t in need.origins if t in self.producer) for need in self._needs)
+        return tuple(map(self._behind, self._needs))
 
-    # --- cuts ---------------------------------------------------------------------------------------------------
+    def _behind(self, need: _Needs) -> tuple[int, ...]:
+        return tuple(self.producer[t] for t in need.origins if t in self.producer)
 
     def cut_of(self, nodes: Iterable[int], name: str = "", index: int | None = None) -> Cut:
         """The cut with exactly these placed nodes on the device; CutError if a predecessor is missing."""
@@ -218,21 +193,15 @@ class Graph:
         server = [self._needs[i] for i in self.placed if i not in head]
         results = []
         for out, need in self._output_needs.items():
-            if all(self.producer[t] in head for t in need.origins if t in self.producer):
+            if all(i in head for i in self._behind(need)):
                 # Made on the device, or passed through from its inputs: the answer is there already.
                 results.append(out)
             else:
                 server.append(need)
         needed = {t for need in server for t in need.values}
         crossing = [t for t in needed if t not in self.producer or self.producer[t] in head]
-        return Cut(
-            name or self.name_of(head),
-            head,
-            self._specs(crossing),
-            self._vectors({v for need in server for v in need.vectors}, head, frozenset(crossing)),
-            tuple(results),
-            index,
-        )
+        vectors = self._vectors({v for need in server for v in need.vectors}, head, frozenset(crossing))
+        return Cut(name or self.name_of(head), head, self._specs(crossing), vectors, tuple(results), index)
 
     def _refuse_open(self, head: Set[int]) -> None:
         for i in sorted(head):
@@ -301,19 +270,21 @@ class Graph:
         """Placed nodes in topological order, in steps that keep groups whole."""
         steps: list[tuple[int, ...]] = []
         done: set[int] = set()
-        for i in self.placed:
-            if i not in done:
-                step = tuple(sorted(self._closure([i], done)))
-                done.update(step)
-                # A closure of several ungrouped nodes happens only where a group reaches forward.
-                steps.extend([step] if self._is_one_group(step) else self._unroll(step))
+        for first in self.placed:
+            todo, step = [first], set[int]()
+            while todo:  # all that it needs, in whole groups
+                i = todo.pop()
+                if i not in step and i not in done:
+                    step.add(i)
+                    todo.extend(self._makers[i])
+                    todo.extend(self.groups.get(self.nodes[i].group, ()))
+            done |= step
+            # Several nodes of more than one group happen only where a group reaches forward.
+            steps.extend([(first,)] if step == {first} else self._unroll(sorted(step)))
         return tuple(steps)
 
-    def _is_one_group(self, step: tuple[int, ...]) -> bool:
-        return len(step) == 1 or (len({self.nodes[i].group for i in step}) == 1 and self.nodes[step[0]].group >= 0)
-
-    def _unroll(self, step: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Order the groups inside one closure so that every prefix is closed."""
+    def _unroll(self, step: Sequence[int]) -> list[tuple[int, ...]]:
+        """The groups in `step`, in an order in which every prefix is closed."""
         left, placed, result = list(step), set[int](), []
         outside = set(step)
         while left:
@@ -392,14 +363,11 @@ class Graph:
         """Places of the chain's cuts among the prefixes."""
         last = len(cuts) - 1
         single = [k for k, c in enumerate(cuts) if len(c.crossing) == 1 and 0 < k < last]
-        done, work = 0, [0]
-        for step in self.order:
-            done += sum(self.nodes[i].flops for i in step)
-            work.append(done)
+        work = list(accumulate((sum(self.nodes[i].flops for i in step) for step in self.order), initial=0))
         chosen = {0, last, *single}
         for a, b in pairwise(sorted(chosen)):
             stretch = [(len(cuts[k].crossing), k) for k in range(a + 1, b) if cuts[k].crossing]
-            if stretch and (not single or work[b] - work[a] > done / 4):
+            if stretch and (not single or work[b] - work[a] > work[-1] / 4):
                 least = min(stretch)[0]
                 chosen.update(k for width, k in stretch if width == least)
         return sorted(chosen)
@@ -415,10 +383,7 @@ class Graph:
             wanted.update(need.values)
             vectors.update(need.vectors)
         alive = {t.name for t in self.inputs if wanted[t.name]}
-        pending = {
-            out: {self.producer[t] for t in need.origins if t in self.producer}
-            for out, need in self._output_needs.items()
-        }
+        pending = {out: set(self._behind(need)) for out, need in self._output_needs.items()}
         waiting: dict[int, list[str]] = {}
         for out, makers in pending.items():
             for i in makers:
@@ -444,13 +409,9 @@ class Graph:
                         settle(self._output_needs[out])
             count += len(step)
             head = Prefix(flat, rank, count)
-            yield Cut(
-                "",
-                head,
-                self._specs(alive),
-                self._vectors([v for v, n in vectors.items() if n], head, alive),
-                tuple(out for out, makers in pending.items() if not makers),
-            )
+            travelling = self._vectors([v for v, n in vectors.items() if n], head, alive)
+            results = tuple(out for out, makers in pending.items() if not makers)
+            yield Cut("", head, self._specs(alive), travelling, results)
 
     def name_of(self, head: Set[int]) -> str:
         """The name that `cut` takes for just this cut: its prefix's, else those of the last nodes of each branch."""
@@ -485,7 +446,9 @@ class Graph:
         Raises CutError for a name that is not there (with the nearest ones), and for one that means several cuts.
         """
         if isinstance(at, int):
-            return self._at_index(at)
+            if not -len(self.chain()) <= at < len(self.chain()):
+                raise CutError(self._no_index(at))
+            return self.chain()[at]
         meanings = self._meanings(at)
         if len(meanings) > 1:
             forms = " or ".join(f"{form} ({self._crossing_of(bits)})" for form, bits in meanings.items())
@@ -531,14 +494,10 @@ class Graph:
         """Whether `name` is no word of ours, or the word for the very cut `bits`."""
         kind, colon, _ = name.partition(":")
         if name in ("input", "output"):
-            return bits == (self._all_bits if name == "output" else 0)
+            return bits == (self._bits(self.placed) if name == "output" else 0)
         # Not whether there is such a number: what a layer is called must not follow from how many cuts there are.
         return not (name in ("middle", "auto") or _INDEX.fullmatch(name) or (colon and kind in (*_KINDS, "cut"))
                     or (name.startswith(_PREFIX) and name[len(_PREFIX) :].isdecimal()))  # fmt: skip
-
-    @cached_property
-    def _all_bits(self) -> int:
-        return self._bits(self.placed)
 
     def _meanings(self, at: str) -> Mapping[str, int]:
         """Unmistakable form → closure as bits, for each cut that `at` may mean; ours is first."""
@@ -573,7 +532,7 @@ class Graph:
         kind, colon, name = at.partition(":")
         word = name if colon and kind == "cut" else at
         if _INDEX.fullmatch(word):
-            return f"cut {word} is not in 0…{len(self.chain()) - 1} (see splitpoint inspect)"
+            return self._no_index(word)
         if word.startswith(_PREFIX) and word[len(_PREFIX) :].isdecimal():
             return f"{word} is not in {_PREFIX}0…{len(self.prefixes()) - 1}, the rows of splitpoint inspect"
         if any(at == path or path.startswith(at + ".") for path in self.unused):
@@ -591,13 +550,8 @@ class Graph:
     def _nodes_of(self, bits: int) -> frozenset[int]:
         return frozenset(i for i in self.placed if bits >> i & 1)
 
-    def _at_index(self, index: int) -> Cut:
-        chain = self.chain()
-        if not -len(chain) <= index < len(chain):
-            raise CutError(f"cut {index} is not in 0…{len(chain) - 1} (see splitpoint inspect)")
-        return chain[index]
-
-    # --- names --------------------------------------------------------------------------------------------------
+    def _no_index(self, index: int | str) -> str:
+        return f"cut {index} is not in 0…{len(self.chain()) - 1} (see splitpoint inspect)"
 
     def _all_of(self, name: str) -> Mapping[str, int]:
         """``layer``, ``node``, ``tensor`` → the closure (bits) of what `name` stands for, for each of this name."""
@@ -606,70 +560,43 @@ class Graph:
     def _means(self, kind: str, name: str) -> int | None:
         """The closure (bits) of the layer, node or tensor `name`; None if there is none."""
         if (kind, name) not in self._known:
-            bits = self._find(kind, name)
-            self._known[kind, name] = None if bits is None else self._bits(bits)
+            nodes = self._named[kind].get(name)
+            self._known[kind, name] = None if nodes is None else self._bits(nodes)
         return self._known[kind, name]
 
     @cached_property
     def _known(self) -> dict[tuple[str, str], int | None]:
         return {}  # of a layer with thousands of nodes, whose rows all ask
 
-    def _find(self, kind: str, name: str) -> Sequence[int] | None:
-        """Indices of the nodes that the layer, node or tensor `name` stands for; None if there is none."""
-        if kind == "layer":
-            return self._layer(name)
-        if kind == "node":
-            return self._by_name.get(name)
-        if name in self.producer:
-            return (self.producer[name],)
-        return () if name in {t.name for t in self.inputs} else None
-
-    def _layer(self, path: str) -> Sequence[int] | None:
-        held = self.aliases.get(path)
-        if held is not None:
-            return () if held in {t.name for t in self.inputs} else self._by_name.get(held)
-        if path in self._by_layer:
-            inside = self._by_layer[path]
-            return [i for i in inside if self.nodes[i].placed] or inside
+    @cached_property
+    def _named(self) -> Mapping[str, Mapping[str, Sequence[int]]]:
+        """``layer``, ``node``, ``tensor`` → each name of this kind → the nodes that it stands for."""
+        inputs: dict[str, Sequence[int]] = {t.name: () for t in self.inputs}
+        nodes = _listed((n.name, i) for i, n in enumerate(self.nodes))
+        inside = _listed((path, i) for i, n in enumerate(self.nodes) for path in module_paths(n.layer))
+        layers = {path: tuple(i for i in m if self.nodes[i].placed) or m for path, m in inside.items()}
+        holders = {**nodes, **inputs}
+        held = {path: holders[name] for path, name in self.aliases.items() if name in holders}
         # A container none of whose own paths survived the export: all that its folded children hold.
-        return self._by_alias.get(path)
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, Sequence[int]]:
-        return _listed((n.name, i) for i, n in enumerate(self.nodes))
-
-    @cached_property
-    def _by_layer(self) -> Mapping[str, Sequence[int]]:
-        """The path of each layer, and of what it is inside of → the nodes in it."""
-        return _listed((path, i) for i, n in enumerate(self.nodes) for path in _paths(n.layer))
-
-    @cached_property
-    def _by_alias(self) -> Mapping[str, Sequence[int]]:
-        pairs = ((parent, i) for path, name in self.aliases.items()
-                 for parent in _paths(path)[:-1] for i in self._by_name.get(name, ()))  # fmt: skip
-        return _listed(pairs)
+        folded = _listed((parent, i) for path, name in self.aliases.items()
+                         for parent in module_paths(path)[:-1] for i in nodes.get(name, ()))  # fmt: skip
+        tensors = {t: (i,) for t, i in self.producer.items()}
+        return {"layer": {**folded, **layers, **held}, "node": nodes, "tensor": {**inputs, **tensors}}
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Everything `cut` accepts by name, without repeats: layers and their parents, nodes, tensors."""
-        names: dict[str, None] = {"input": None, "output": None, "middle": None}
-        for n in self.nodes:
-            names.update(dict.fromkeys(_paths(n.layer)))
-        names.update(dict.fromkeys(self.aliases))
-        names.update(dict.fromkeys(n.name for n in self.nodes))
-        names.update(dict.fromkeys(self.producer))
-        names.update(dict.fromkeys(t.name for t in self.inputs))
-        return tuple(n for n in names if n)
+        paths = (path for n in self.nodes for path in module_paths(n.layer))
+        nodes = (n.name for n in self.nodes)
+        every = ("input", "output", "middle", *paths, *self.aliases, *nodes, *self.producer, *self._named["tensor"])
+        return tuple(name for name in dict.fromkeys(every) if name)
 
     def middle(self) -> Cut:
         """The inner single-tensor cut nearest to half of the FLOPs: the default until there is a plan."""
         inner = [c for c in self.chain() if 0 < len(c.nodes) < len(self.placed) and c.crossing]
         if not inner:
             return self.chain()[0]
-        done = [0]
-        for step in self.order:
-            for i in step:
-                done.append(done[-1] + self.nodes[i].flops)
+        done = list(accumulate((self.nodes[i].flops for step in self.order for i in step), initial=0))
         # Where nothing costs FLOPs, the middle of the nodes.
         return min(inner, key=lambda c: (abs(2 * done[len(c.nodes)] - done[-1]), abs(2 * len(c.nodes) - len(done))))
 
@@ -731,17 +658,18 @@ class _Needs:
     vectors: tuple[int, ...]
 
 
-def _paths(layer: str) -> list[str]:
-    """``a.b.c`` → ``a``, ``a.b``, ``a.b.c``."""
+def module_paths(layer: str) -> list[str]:
+    """A module and those it is inside of: ``a.b.c`` → ``a``, ``a.b``, ``a.b.c``."""
     parts = layer.split(".")
     return [".".join(parts[: k + 1]) for k in range(len(parts))]
 
 
-def _listed(pairs: Iterable[tuple[str, int]]) -> Mapping[str, Sequence[int]]:
-    places: dict[str, list[int]] = {}
-    for name, i in pairs:
-        places.setdefault(name, []).append(i)
-    return places
+def _listed(pairs: Iterable[tuple[K, int]]) -> Mapping[K, tuple[int, ...]]:
+    """Each key of `pairs` → the numbers that come with it, in order."""
+    places: dict[K, list[int]] = {}
+    for key, i in pairs:
+        places.setdefault(key, []).append(i)
+    return {key: tuple(numbers) for key, numbers in places.items()}
 
 
 #: Operators that read a tensor's shape only, never its values.

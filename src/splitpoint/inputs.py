@@ -24,21 +24,17 @@ from splitpoint.text import HIDDEN, listed
 TENSOR_SUFFIXES = frozenset({".npy", ".npz"})
 TOKEN_SUFFIXES = frozenset({".ids", ".txt"})
 #: What a folder is searched for; a file named outright may have any suffix that Pillow can read.
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo",
-        ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-    }
-)  # fmt: skip
+IMAGE_SUFFIXES = frozenset({
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".mpo",
+    ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+})  # fmt: skip
 HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 #: What is taken for a video by its name.
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2t",
-        ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
-        ".ts", ".vob", ".webm", ".wmv",
-    }
-)  # fmt: skip
+VIDEO_SUFFIXES = frozenset({
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2t",
+    ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
+    ".ts", ".vob", ".webm", ".wmv",
+})  # fmt: skip
 #: What file managers leave in folders, beside files whose names begin with a dot.
 _LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
 #: Of a file of token ids: more than any model reads.
@@ -154,9 +150,6 @@ def token_inputs(model: Model, path: Path) -> dict[str, Array]:
     return check_inputs(model, inputs)
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class InputFiles:
     """The `files` to read; how many others were `skipped`, and a sentence for each reason: which, why, what to do."""
@@ -187,7 +180,10 @@ def _search(folder: Path, recursive: bool) -> InputFiles:
             reasons.setdefault(why, []).append(HIDDEN.sub("?", str(path.relative_to(folder))))
         else:
             files.append(path)
-    told = [f"{len(names)} not read ({_some(names)}): {why}" for why, names in reasons.items()]
+    told = []
+    for why, names in reasons.items():
+        more = ", …" if len(names) > _NAMED else ""
+        told.append(f"{len(names)} not read ({', '.join(names[:_NAMED])}{more}): {why}")
     if not files:
         raise InputError("; ".join((f"{folder} holds no images or .npy/.npz files", *told)))
     return InputFiles(tuple(files), sum(map(len, reasons.values())), tuple(f"{folder}: {text}" for text in told))
@@ -256,7 +252,3 @@ def _has_avif() -> bool:
 
     Image.init()
     return "AVIF" in Image.OPEN
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from splitpoint.engines import Engine, Session
+from splitpoint.engines import Engine
 from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.files import make_folder, publish, scratch
 from splitpoint.graph import Cut
@@ -25,9 +26,6 @@ from splitpoint.text import listed
 RELATIVE_TOLERANCE = 1e-3
 #: Below this share of its own size an output's change drowns in rounding, and a match proves nothing.
 SIGNAL_FLOOR = 1e-3
-
-
-# --- splitting into files -----------------------------------------------------------------------------------------
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -78,30 +76,28 @@ def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
         outputs=model.outputs,
     )
     with scratch(folder / "manifest.json") as new:  # an earlier split stays until this one is all there
-        for segment, name in ((head, "head.onnx"), (tail, "tail.onnx")):
-            if segment.outputs:
+        for segment, name in ((head, manifest.head), (tail, manifest.tail)):
+            if name:
                 segment.save(new / name)
         (new / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         # No manifest may stand beside another's files: it goes first, and comes last.
-        names = ("head.onnx.data", "head.onnx", "tail.onnx.data", "tail.onnx", "manifest.json")
-        for name in ("manifest.json", *(n for n in names if not (new / n).exists())):
-            (folder / name).unlink(missing_ok=True)
-        for name in names:
+        (folder / "manifest.json").unlink(missing_ok=True)
+        for name in ("head.onnx.data", "head.onnx", "tail.onnx.data", "tail.onnx", "manifest.json"):
             if (new / name).exists():
                 publish(new / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
     return manifest
 
 
-# --- running two halves in one process ------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
 class Halves:
     """Head and tail of one cut, compiled on one engine. A side with nothing to compute has no session."""
 
-    cut: Cut
-    head: Session | None
-    tail: Session | None
+    def __init__(self, model: Model, cut: Cut, engine: Engine) -> None:
+        head, tail = model.head(cut), model.tail(cut)
+        self.cut = cut
+        self.head = engine.compile(head) if head.outputs else None
+        self.tail = engine.compile(tail) if tail.outputs else None
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The model's outputs by way of the boundary: only what crosses reaches the tail."""
@@ -116,19 +112,6 @@ class Halves:
         for session in (self.head, self.tail):
             if session:
                 session.close()
-
-
-def halves(model: Model, cut: Cut, engine: Engine) -> Halves:
-    """Both halves of `cut`, compiled."""
-    head, tail = model.head(cut), model.tail(cut)
-    return Halves(
-        cut,
-        engine.compile(head) if head.outputs else None,
-        engine.compile(tail) if tail.outputs else None,
-    )
-
-
-# --- verification -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +146,7 @@ def verify(
     """Run the two halves of every cut against the whole model on at least two inputs; one `Check` a cut.
 
     Every output must change between the inputs, or the match proves nothing: *inconclusive*, which is a failure. A
-    model without inputs has one answer, which must be each cut's.
-    One cut's sessions are in memory at a time.
+    model without inputs has one answer, which must be each cut's. One cut's sessions are in memory at a time.
     """
     samples = list(inputs) if inputs is not None else samples_for(model, 2)
     if len(samples) < 2:
@@ -174,7 +156,7 @@ def verify(
         raise UsageError("the inputs are all equal: verification needs two that differ, to see the answer change")
     expected = _answers(model, engine, samples, made_up=inputs is None)
     for cut in cuts:
-        both = halves(model, cut, engine)
+        both = Halves(model, cut, engine)
         try:
             yield compare(model, cut, expected, [both.run(s) for s in samples], tolerance)
         finally:
@@ -221,7 +203,7 @@ def compare(
 
     An output that depends on no input (a constant) must be equal, but proves nothing.
     """
-    differences: list[tuple[int, float, str]] = []
+    differences = []
     for spec in model.outputs:
         rank, error = _judge([e[spec.name] for e in expected], [g.get(spec.name) for g in got], tolerance)
         if rank != _INCONCLUSIVE or _depends_on_input(model, spec.name):
@@ -242,9 +224,13 @@ def verdict_of(expected: Sequence[Array], got: Sequence[Array]) -> str:
 
 def strays(expected: Array, got: Array) -> bool:
     """Whether `got` is further from `expected` than rounding takes it, by the size of `expected`."""
-    real = expected.dtype.kind == "f"
-    tolerance = max(RELATIVE_TOLERANCE, 16 * float(np.finfo(expected.dtype).eps)) if real else 0.0
-    return _distance(expected, got) > tolerance * _largest(expected)
+    return _distance(expected, got) > _allowed(expected.dtype, RELATIVE_TOLERANCE) * _largest(expected)
+
+
+def _allowed(dtype: np.dtype[Any], tolerance: float) -> float:
+    # Half precision has three digits, and a cut rounds to them what the whole keeps in float32: measured on light
+    # ResNet-50, SqueezeNet and DenseNet in half precision, 0.6–1.0 % of the change (float32: 1e-6).
+    return max(tolerance, 16 * float(np.finfo(dtype).eps)) if dtype.kind == "f" else 0.0
 
 
 def _judge(expected: Sequence[Array], got: Sequence[Array | None], tolerance: float) -> tuple[int, float]:
@@ -253,15 +239,11 @@ def _judge(expected: Sequence[Array], got: Sequence[Array | None], tolerance: fl
     moves = [_distance(first, e) for e in expected[1:]]
     signal, size = max(moves), max(_largest(e) for e in expected)
     error = max(float("inf") if g is None else _distance(e, g) for e, g in zip(expected, got, strict=True))
-    real = first.dtype.kind == "f"
-    if real:
-        # Half precision has three digits, and a cut rounds to them what the whole keeps in float32: measured on light
-        # ResNet-50, SqueezeNet and DenseNet in half precision, 0.6–1.0 % of the change (float32: 1e-6).
-        tolerance = max(tolerance, 16 * float(np.finfo(first.dtype).eps))
-    if signal == 0.0 or (real and signal < SIGNAL_FLOOR * size):
-        return (_INCONCLUSIVE, 0.0) if error <= tolerance * size * real else (_DIFFERENT, float("inf"))
+    allowed = _allowed(first.dtype, tolerance)
+    if signal == 0.0 or (first.dtype.kind == "f" and signal < SIGNAL_FLOOR * size):
+        return (_INCONCLUSIVE, 0.0) if error <= allowed * size else (_DIFFERENT, float("inf"))
     error /= signal if np.isfinite(signal) else size or 1.0
-    return (_EQUAL if error <= tolerance * real else _DIFFERENT), error
+    return (_EQUAL if error <= allowed else _DIFFERENT), error
 
 
 def _distance(a: Array, b: Array) -> float:
@@ -271,15 +253,11 @@ def _distance(a: Array, b: Array) -> float:
     if a.dtype.kind != "f":
         # float64 does not see the last bits of an int64, so what differs differs by one at least.
         different = a != b
-        return max(1.0, _largest(_f64(a[different]) - _f64(b[different]))) if different.any() else 0.0
+        return max(1.0, _largest(a[different].astype("f8") - b[different])) if different.any() else 0.0
     finite = np.isfinite(a) & np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return float("inf")
-    return _largest(_f64(a[finite]) - _f64(b[finite]))
-
-
-def _f64(array: Array) -> Array:
-    return array.astype(np.float64)
+    return _largest(a[finite].astype("f8") - b[finite])
 
 
 def _largest(array: Array) -> float:
@@ -289,11 +267,8 @@ def _largest(array: Array) -> float:
 
 
 def _depends_on_input(model: Model, output: str) -> bool:
-    graph = model.graph
-    index = graph.producer.get(output)
-    if index is None:
-        return any(output == t.name for t in graph.inputs)
-    return graph.nodes[index].placed or bool(graph.sources(index))
+    values = model.graph.answer(output)[0]
+    return any(v in model.graph.producer for v in values) or any(t.name in values for t in model.inputs)
 
 
 def samples_for(model: Model, count: int, seed: int = 0) -> list[dict[str, Array]]:
@@ -365,10 +340,7 @@ def select(model: Model, which: str) -> list[Cut]:
     cuts = list(model.graph.prefixes())
     if which == "all":
         return cuts
-    try:
-        count = int(which)
-    except ValueError:
-        count = 0
+    count = int(which) if which.isdecimal() else 0
     if count < 1:
         raise UsageError(f"--cuts is chain, all or a number of cuts, not {which}")
     picks = np.linspace(0, len(cuts) - 1, min(count, len(cuts))).round().astype(int)

@@ -21,7 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from splitpoint.callbacks import call
@@ -87,38 +86,6 @@ class StreamFrame:
         return read_inputs(model, self.path)
 
 
-class Source(Protocol):
-    """Frames, once, in order. One that is `live` goes on whether or not anybody takes them."""
-
-    @property
-    def name(self) -> str:
-        """What it is, in words."""
-        ...
-
-    @property
-    def live(self) -> bool:
-        """Whether frames that nobody takes are lost."""
-        ...
-
-    @property
-    def rate(self) -> float:
-        """How many frames a second come by themselves; 0 if none do, or it is not known."""
-        ...
-
-    @property
-    def count(self) -> int | None:
-        """How many there will be; None if that is not known."""
-        ...
-
-    def __iter__(self) -> Iterator[StreamFrame]:
-        """The frames. InputError in place of one that cannot be read, after those before it."""
-        ...
-
-    def close(self) -> None:
-        """Lets go of the file or the camera, when nobody reads it any more."""
-        ...
-
-
 def is_stream(text: str) -> bool:
     """Whether `text` is a folder, a video or a camera: what is streamed, not run one by one."""
     return (
@@ -175,7 +142,7 @@ def _is_device(text: str) -> bool:
 
 
 class Files:
-    """Files as they are, folders as the inputs in them, in natural order; `found` says what of a folder is not read."""
+    """Files as they are, folders as the inputs in them, in natural order; `input_files` says what is not read."""
 
     live, rate = False, 0.0
 
@@ -223,26 +190,18 @@ class Video:
         self.count = None if only_guessed(path) else self._capture.count
 
     def __iter__(self) -> Iterator[StreamFrame]:
-        count = 0
-        while True:
-            began = self._clock()
-            pixels = self._capture.read()
-            if pixels is None:
-                break
+        count, began = 0, self._clock()
+        while (pixels := self._capture.read()) is not None:
             count += 1
             yield StreamFrame(f"frame {count}", pixels=pixels, spans=(Span("prepare", began, self._clock()),))
-        if not self._capture.closed and not count:
+            began = self._clock()
+        if self._capture.closed:
+            return
+        if not count:
             raise InputError(f"{self.name} is not a video that OpenCV can read: no frame is in it")
-        if not self._capture.closed and self._ends_early(count):
+        # Where a container says its duration only, OpenCV guesses how many there are: a few are not missed.
+        if count < ((self.count or count + 1) if self._missing else (self.count or 0) * _ENOUGH):
             raise InputError(f"{self.name} ends in the middle: only its first {counted(count, 'frame')} could be read")
-
-    def _ends_early(self, given: int) -> bool:
-        """Whether there should be more: the file is shorter than it says, or many frames are missing.
-
-        Where a container says its duration only, OpenCV guesses how many there are: a few are not missed.
-        """
-        count = self.count or given + 1
-        return given < count if self._missing else given < (self.count or 0) * _ENOUGH
 
     def close(self) -> None:
         self._capture.close()
@@ -263,18 +222,18 @@ class Live:
 
     `connect` opens it, or raises InputError with the reason. When it gives no more frames it is opened anew, for
     `reconnect_s` seconds: a cable, a network or the camera itself may come back. With `ends`, no more frames are its
-    end.
+    end. A `download` (a web server's ``http://…/walk.mp4``) says how long it is, waits, and ends.
     """
 
-    live = True
-    count: int | None = None
-
-    def __init__(self, name: str, connect: Callable[[], Capture], options: Options, *, ends: bool = False) -> None:
-        self.name, self._connect, self._options, self._ends = name, connect, options, ends
+    def __init__(
+        self, name: str, connect: Callable[[], Capture], options: Options, *, ends: bool = False, download: bool = False
+    ) -> None:
+        self.name, self._connect, self._options, self._ends = name, connect, options, ends or download
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._capture = connect()
-        self.rate = self._capture.rate
+        self.live = not download
+        self.rate, self.count = (0.0, self._capture.count) if download else (self._capture.rate, None)
 
     def __iter__(self) -> Iterator[StreamFrame]:
         clock, count, delay_s = self._options.clock, 0, _AGAIN_S
@@ -284,11 +243,13 @@ class Live:
             pixels, now = self._capture.read(), clock()
             if pixels is not None:
                 if gone_s is not None:
-                    self._tell(f"{self.name} is back after {now - gone_s:.1f} s")
+                    call(self._options.on_event, f"{self.name} is back after {now - gone_s:.1f} s")
                     gone_s, back_s = None, now
                 count += 1
                 yield StreamFrame(f"frame {count}", pixels=pixels, captured_s=now if self.live else 0.0)
             elif self._ends or self._closed.is_set():
+                if count < (self.count or 0) * _ENOUGH and not self._closed.is_set():
+                    raise InputError(f"{self.name} ended early: only its first {counted(count, 'frame')} came")
                 return
             else:
                 if gone_s is None:
@@ -296,7 +257,8 @@ class Live:
                     if now - back_s > _SETTLED_S:
                         delay_s = _AGAIN_S
                     if self._options.reconnect_s > 0:
-                        self._tell(f"{self.name} gives no more frames (after {count}): trying until it is back")
+                        gone = f"{self.name} gives no more frames (after {count}): trying until it is back"
+                        call(self._options.on_event, gone)
                 if now - gone_s >= self._options.reconnect_s:
                     raise InputError(f"{self.name} gives no more frames (after {count}): is it still there?")
                 self._reopen(delay_s)
@@ -313,9 +275,6 @@ class Live:
                 self._capture = capture
                 if self._closed.is_set():  # meanwhile
                     capture.close()
-
-    def _tell(self, text: str) -> None:
-        call(self._options.on_event, text)
 
     def close(self) -> None:
         with self._lock:
@@ -344,29 +303,13 @@ class Camera(Live):
         super().__init__(device, connect, options)
 
 
-class Download(Live):
-    """A video that a web server has, such as ``http://…/walk.mp4``: it says how long it is, waits, and ends."""
-
-    live = False
-
-    def __init__(self, name: str, connect: Callable[[], Capture], options: Options) -> None:
-        super().__init__(name, connect, options, ends=True)
-        self.count, self.rate = self._capture.count, 0.0
-
-    def __iter__(self) -> Iterator[StreamFrame]:
-        count = 0
-        for frame in super().__iter__():
-            count += 1
-            yield frame
-        if count < (self.count or 0) * _ENOUGH and not self._closed.is_set():
-            raise InputError(f"{self.name} ended early: only its first {counted(count, 'frame')} came")
-
-
-# --- streams ----------------------------------------------------------------------------------------------------------
+#: Frames, once, in order; InputError in place of one that cannot be read, after those before it. `name` is what it is,
+#: in words. Of a `live` one, frames that nobody takes are lost; `rate` is how many a second come by themselves (0: none
+#: do, or it is not known), `count` how many there will be (None: not known). `close` lets go of the file or the camera.
+Source = Files | Video | Live
 
 
 def _stream(scheme: str, url: str, options: Options) -> Source:
-    """A stream of the network."""
     shown = redacted(url)
     if scheme == "file":
         return open_source(unquote(url[len("file://") :]), clock=options.clock)
@@ -383,7 +326,7 @@ def _stream(scheme: str, url: str, options: Options) -> Source:
             raise InputError(f"{shown} gives no video: {_why_no_video(scheme, url)}") from exc
 
     if scheme in ("http", "https") and suffix in VIDEO_SUFFIXES:
-        source = Download(shown, connect, options)
+        source = Live(shown, connect, options, download=True)
         if source.count:
             return source
         source.close()
@@ -434,7 +377,6 @@ def _why_no_video(scheme: str, url: str) -> str:
 
 
 def _pipeline(text: str, options: Options) -> Source:
-    """A GStreamer pipeline."""
     cv2 = opencv()
     if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         raise UsageError(

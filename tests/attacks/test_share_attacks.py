@@ -63,7 +63,7 @@ def handed_out(attacker: Attacker, model: Model) -> set[str]:
     _, _, _, graph = attacker.receive()
     found = set()
     for t in model.skeleton.graph.initializer:
-        data = t.raw_data or bytes(model.blob(model.whole().initializers[t.name]))
+        data = t.raw_data or bytes(model.blob(nets.blob_hashes(model.whole())[t.name]))
         attacker.send(BLOB, 8, {"fingerprint": model.fingerprint, "hash": hashlib.sha256(data).hexdigest()})
         kind, _, header, body = attacker.receive()
         if body == data or data in graph:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from calibration_cases import ENGINE, NAMES
+from pictures import heldout_digits
 from PIL import Image
 
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.models.zoo import heldout_digits
 from splitpoint.tensors import Array
 
 

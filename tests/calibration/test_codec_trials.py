@@ -14,7 +14,7 @@ from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.models.model import Model
-from splitpoint.segments import halves, samples_for
+from splitpoint.segments import Halves, samples_for
 from splitpoint.tensors import Array, spec_of
 
 
@@ -24,7 +24,7 @@ def test_a_row_is_what_happens_by_hand(lenet: Model, inputs: list[dict[str, Arra
     expected = [whole.run(x)["logits"].reshape(-1).astype(np.float64) for x in inputs]
     span = max(e.max() for e in expected) - min(e.min() for e in expected)
     place, cut = next((k, c) for k, c in enumerate(prefixes) if c.name == "pool1" or c.name.endswith("pool1"))
-    both, codec = halves(lenet, cut, ENGINE), open_codec("int4")
+    both, codec = Halves(lenet, cut, ENGINE), open_codec("int4")
     [tensor] = cut.crossing
     sizes, same, errors, cosines = [], 0, [], []
     for x, e in zip(inputs, expected, strict=True):
@@ -89,7 +89,7 @@ def test_what_cannot_be_calibrated(lenet: Model, inputs: list[dict[str, Array]])
 def test_a_cut_that_is_no_prefix_has_no_place_in_a_calibration() -> None:
     model = nets.load(nets.branching())
     prefixes = {frozenset(c.nodes) for c in model.graph.prefixes()}
-    closed = (model.graph.cut_of(model.graph.closure([i])) for i in model.graph.placed)
+    closed = (model.graph.cut_of(nets.closed(model.graph, [i])) for i in model.graph.placed)
     cut = next(c for c in closed if frozenset(c.nodes) not in prefixes)
     with pytest.raises(UsageError, match="no topological prefix"):
         calibrate(model, ENGINE, samples_for(model, 1), codecs=["raw"], cuts=[cut])

@@ -123,7 +123,7 @@ def test_results_outlive_the_session(engine: Engine) -> None:
 
 def test_an_operator_it_does_not_have(engine: Engine) -> None:
     proto = nets.proto([node("Frobnicate", ["x"], ["y"])], [value("x", [4])], [value("y", [4])])
-    from splitpoint.models.knife import extract
+    from splitpoint.models.model import extract
 
     segment = nets.load(nets.residual()).whole()
     broken = type(segment)(

@@ -145,7 +145,6 @@ WITHOUT_TESTS: dict[str, str] = {
     "models.rows.moving": "as models.rows.computing",
     "models.rows.numbering": "as models.rows.computing",
     "models.rows.shaping": "as models.rows.computing",
-    "models.rows.step": "what the rules above read a node with",
     "models.torch.report": "values and a sentence of them: models/torch/test_torch.py reads it",
 }
 

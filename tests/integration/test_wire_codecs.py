@@ -33,7 +33,7 @@ from splitpoint.models.zoo import digits, photos
 from splitpoint.report.sweep_table import COLUMNS, read_rows
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.server.server import Server
-from splitpoint.segments import halves
+from splitpoint.segments import Halves
 from splitpoint.tensors import Array, TensorSpec, spec_of
 from splitpoint.transports import memory
 from splitpoint.transports.framed import flat
@@ -83,7 +83,7 @@ def served(model: Model, at: object, codec: object = "raw", engine: Engine = ENG
 def here(model: Model, at: object, codecs: Mapping[str, str], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The model's outputs by its two halves in this process, with what crosses encoded and decoded in between."""
     cut = at if not isinstance(at, (str, int)) else model.graph.cut(at)
-    both = halves(model, cut, ENGINE)  # type: ignore[arg-type]
+    both = Halves(model, cut, ENGINE)  # type: ignore[arg-type]
     try:
         known = {**inputs, **(both.head.run(inputs) if both.head else {})}
         known |= {name: round_trip(codec, known[name]) for name, codec in codecs.items()}

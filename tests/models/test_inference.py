@@ -15,7 +15,7 @@ from onnx import TensorProto, defs, helper
 import nets
 from nets import node, value, weight
 from splitpoint.errors import ModelError
-from splitpoint.models import inference
+from splitpoint.models import inference, operators
 from splitpoint.models.model import Model
 from splitpoint.report.layer_table import layer_rows
 from splitpoint.segments import split, verify
@@ -143,9 +143,9 @@ RUN_TO_SEE = frozenset(
 
 def test_somebody_has_looked_at_every_operator() -> None:
     """A new onnx has new operators. They are handled with care until somebody has looked: does inference say their
-    sizes (then add it to `RUN_TO_SEE`), and as ONNX Runtime does, without rounding (then to `inference._ALIKE`)? May
+    sizes (then add it to `RUN_TO_SEE`), and as ONNX Runtime does, without rounding (then to `operators.BY_SHAPE`)? May
     it have another number of dimensions for other values (then to `shapes._RANKED_BY_VALUES`)?"""
-    known = inference._ALIKE | inference._WINDOWS | RUN_TO_SEE
+    known = inference._ALIKE | operators.WINDOWS | RUN_TO_SEE
     new = {s.name for s in defs.get_all_schemas() if s.domain == ""} - known
     assert not new, f"look at {', '.join(sorted(new))}"
     assert not inference._ALIKE & RUN_TO_SEE

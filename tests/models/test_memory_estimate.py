@@ -15,7 +15,7 @@ from splitpoint.models import load
 from splitpoint.models.dataflow import reads
 from splitpoint.models.memory_estimate import Work
 from splitpoint.models.model import Model, Segment
-from splitpoint.models.shape_probe import run_once
+from splitpoint.models.shapes import run_once
 
 
 def held(segment: Segment, shapes: Mapping[str, Sequence[int]]) -> int:
@@ -28,7 +28,7 @@ def held(segment: Segment, shapes: Mapping[str, Sequence[int]]) -> int:
         for t in segment.inputs
     ]
     made = [o for node in graph.node for o in node.output if o in last]
-    arrays, _ = run_once(segment.proto, segment.weights, inputs, made)
+    arrays, _ = run_once(segment.proto, segment.weights, {}, inputs, made)
     born = {o: k for k, node in enumerate(graph.node) for o in node.output} | {t.name: 0 for t in inputs}
     sizes = {n: a.nbytes for n, a in arrays.items() if a is not None} | {t.name: t.nbytes for t in inputs}
     return max(sum(n for t, n in sizes.items() if born[t] <= k <= last.get(t, born[t])) for k in range(len(graph.node)))

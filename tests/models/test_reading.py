@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import W, all_equal, linear, outside, raw, run
@@ -19,7 +20,7 @@ from nets import node, value, weight
 from splitpoint.errors import EngineError, ModelError, SplitpointError
 from splitpoint.models import load, reading
 from splitpoint.models.model import Model
-from splitpoint.models.shape_probe import external_initializers
+from splitpoint.models.weights import give_weights
 from splitpoint.segments import verify
 
 
@@ -52,7 +53,7 @@ def test_where_a_weight_is_stored_changes_nothing(tmp_path: Path) -> None:
 def test_an_unaligned_weight_is_read_right(tmp_path: Path) -> None:
     model = load(nets.saved(linear(outside(tmp_path, offset=3)), tmp_path / "net.onnx"))
     assert same(model, nets.load(linear(raw())))
-    (held,) = external_initializers(model.skeleton, model.weights).values()
+    (held,) = give_weights(ort.SessionOptions(), model.skeleton, model.weights).values()
     assert held.data_ptr() % 4 == 0  # not every processor reads a float from anywhere
 
 

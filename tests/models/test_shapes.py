@@ -13,7 +13,7 @@ import nets
 from nets import node, value, weight
 from splitpoint.errors import ModelError
 from splitpoint.models import shapes
-from splitpoint.segments import halves
+from splitpoint.segments import Halves
 from splitpoint.tensors import TensorSpec
 
 
@@ -166,7 +166,7 @@ def test_made_up_values_that_fit_one_batch_only_fix_no_other_shape() -> None:
     model = nets.load(nets.proto(nodes, inputs, [value("y", None)], domains={"com.microsoft": 1}))
     sample = {"x": np.ones((2, 6), np.float32), "size": np.array([4, 1, 6])}
     for cut in model.graph.prefixes():
-        both = halves(model, cut, nets.ENGINE)
+        both = Halves(model, cut, nets.ENGINE)
         assert both.run(sample)["y"].shape == (4, 2, 6)
         both.close()
         assert all(t.fits("float32", (2, 6)) for t in (model.specs[n] for n in ("x", "t", "g")))
@@ -285,3 +285,12 @@ def test_an_output_that_is_a_sequence() -> None:
     net = nets.proto([node("SequenceConstruct", ["x", "x"], ["y"])], [value("x", [1, 4])], [output])
     with pytest.raises(ModelError, match=r"output y is a sequence, which .* take it \(and what makes it"):
         nets.load(net)
+
+
+def test_a_model_that_does_not_run_on_made_up_inputs_is_opened_by_inference() -> None:
+    def probe(*_: object) -> Any:
+        raise ModelError("the inputs make no sense")
+
+    pool = node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    proto = nets.proto([pool], [value("x", ["batch", 2, 13, 17])], [value("y", [1, 9, 9, 9])])
+    assert shapes.shapes_of(proto, probe).free["y"].shape[:2] == ("batch", 2)

@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from pictures import heldout_digits
 from PIL import Image
 
 from splitpoint.errors import ModelError
 from splitpoint.images import InputSpec, classify, read_image
-from splitpoint.models.zoo import NAMES, ZOO, digits, heldout_digits, photos, zoo_path
+from splitpoint.models.zoo import NAMES, ZOO, digits, photos, zoo_path
 from splitpoint.tensors import Array
 
 

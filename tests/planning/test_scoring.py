@@ -115,6 +115,6 @@ def test_a_cut_inside_a_prefix_takes_no_more_than_the_prefix() -> None:
     graph = model.graph
     planner = Planner(None, (profile(graph, 9.0), profile(graph, 1.0)))
     for i in graph.placed:
-        cut = graph.cut_of(graph.closure([i]))
+        cut = graph.cut_of(nets.closed(graph, [i]))
         weights = 4 * sum(graph.nodes[j].params for j in cut.nodes)
         assert weights + live_bytes(graph, cut) <= planner._scorer.memory_of(cut)

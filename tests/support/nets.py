@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from splitpoint.engines import open_engine
+from splitpoint.graph import JOIN, Graph
 from splitpoint.models import model as building
 from splitpoint.models import reading
-from splitpoint.models.model import Model
+from splitpoint.models.model import Model, Segment
 from splitpoint.models.shapes import fix_shapes
+from splitpoint.models.soundness import blob_hash
 from splitpoint.segments import samples_for
 from splitpoint.tensors import Array
 
@@ -65,6 +67,16 @@ def load(model: Any, *, folder: Path = Path("."), shapes: Mapping[str, Sequence[
     skeleton, weights = reading.skeleton_of(copy, folder, "net.onnx")
     fix_shapes(skeleton, shapes or {})
     return building.build(skeleton, weights, "net")
+
+
+def closed(graph: Graph, nodes: Iterable[int]) -> Set[int]:
+    """The nodes of the cut that is named by `nodes`: these, and all that they need."""
+    return graph.cut(JOIN.join(f"node:{graph.nodes[i].name}" for i in nodes) or "cut:input").nodes
+
+
+def blob_hashes(segment: Segment) -> dict[str, str]:
+    """Name of each weight that is not inline → its hash."""
+    return {t.name: h for t in segment.proto.graph.initializer if (h := blob_hash(t))}
 
 
 def saved(model: Any, path: Path) -> Path:

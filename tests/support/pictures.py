@@ -11,7 +11,19 @@ from PIL import Image
 from splitpoint.images import (
     InputSpec,
 )
+from splitpoint.models.zoo import zoo_path
 from splitpoint.tensors import Array
+
+
+def heldout_digits() -> tuple[Array, Array]:
+    """Every digit held out of LeNet-5's training: uint8 pictures ``[n, 8, 8]`` and int64 labels ``[n]``."""
+    folder = zoo_path("lenet5").parent
+    labels = np.array([int(c) for c in "".join((folder / "heldout.txt").read_text().split())])
+    with Image.open(folder / "heldout.png") as image:
+        sheet = np.asarray(image.convert("L"))
+    rows, columns = sheet.shape[0] // 8, sheet.shape[1] // 8
+    tiles = sheet.reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3).reshape(-1, 8, 8)
+    return tiles[: len(labels)].copy(), labels
 
 
 def spec(**changes: object) -> InputSpec:

@@ -16,7 +16,7 @@ from splitpoint.engines import Engine
 from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
-from splitpoint.segments import Halves, check_inputs, halves
+from splitpoint.segments import Halves, check_inputs
 from splitpoint.tensors import Array, TensorSpec, spec_of
 
 Inputs = Mapping[str, Array]
@@ -61,7 +61,7 @@ def calibrate(
         place = places.get(len(cut.nodes))
         if place is None or prefixes[place].nodes != cut.nodes:
             raise UsageError(f"{cut.name} is no topological prefix of {model.name}: it cannot be calibrated")
-        both = halves(model, cut, engine)
+        both = Halves(model, cut, engine)
         try:
             for i, one in enumerate(checked):
                 _try_all(both, one, trials, judge.expected[i], judge)

@@ -22,7 +22,7 @@ from splitpoint.lifetime import foreign, watch
 from splitpoint.machine import usable_cores
 from splitpoint.models.model import Segment
 from splitpoint.models.reasons import reason_of
-from splitpoint.models.shape_probe import give_weights
+from splitpoint.models.weights import give_weights
 from splitpoint.tensors import Array
 from splitpoint.text import listed
 

@@ -10,8 +10,6 @@
     my_package.nets:make            a function that returns (nn.Module, example inputs)
     exported.pt2                    a program saved by torch.export
     efficientnet_lite0  lenet5  alexnet  vgg16_bn  mobilenet_v2  (and lenet  le_net  alex_net  vgg_net  mobile_net)
-
-Adding a source: a file here that turns its name into an ONNX file, and a line in `load`.
 """
 
 from __future__ import annotations
@@ -25,9 +23,14 @@ import msgspec
 from splitpoint.errors import ModelError, nearest
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
+from splitpoint.models import input_values as real
+from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.foreign import MODEL_SUFFIXES
-from splitpoint.models.model import Model
+from splitpoint.models.model import Model, bound_inputs, build
 from splitpoint.models.names import SHORT_NAMES, full_name, name_of
+from splitpoint.models.reading import read
+from splitpoint.models.shapes import fix_shapes
+from splitpoint.models.zoo import ZOO, zoo_path
 
 
 def load(
@@ -54,25 +57,19 @@ def load(
 
     Raises ModelError, MissingExtraError where PyTorch is needed, InputError for a broken input spec or wrong values.
     """
-    from splitpoint.models import input_values as real
-    from splitpoint.models import model as building
-    from splitpoint.models import reading
-    from splitpoint.models.fingerprint import fingerprint
-    from splitpoint.models.shapes import fix_shapes
-
     path = locate(model, weights=weights, shapes=shapes)
     try:
-        skeleton, blobs = reading.read(path, allow_domains)
+        skeleton, blobs = read(path, allow_domains)
     except ModelError as exc:
         if path.is_relative_to(default_cache() / "exports"):  # the user has never heard of that file
             raise ModelError(f"{exc}: delete the folder {path.parent}, and {model} is exported anew") from exc
         raise
     fix_shapes(skeleton, shapes or {})
-    inputs = building.bound_inputs(skeleton)
+    inputs = bound_inputs(skeleton)
     known = {**real.noted(skeleton, inputs), **real.remembered(fingerprint(skeleton), inputs)}
     known |= real.given(skeleton, inputs, values or {})
     real.note(skeleton, known)
-    loaded = building.build(skeleton, blobs, name_of(model), values=known)
+    loaded = build(skeleton, blobs, name_of(model), values=known)
     if values:
         real.remember(loaded.fingerprint, known)
     if input_spec is not None:
@@ -89,8 +86,6 @@ def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str
     if not str(model):
         raise ModelError("no model is given: a MODEL is " + _FORMS)
     if text.startswith("zoo:"):
-        from splitpoint.models.zoo import zoo_path
-
         path = zoo_path(text[4:])
         _refuse_weights(weights, text)
         return path
@@ -103,7 +98,8 @@ def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str
         if path.exists():  # where it does not, reading it says so
             _refuse_weights(weights, text)
         return path
-    raise ModelError(_unknown(text))
+    known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
+    raise ModelError(f"no model is called {text}{nearest(text, known) or f': a MODEL is {_FORMS}'}")
 
 
 _FORMS = "an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function or a .pt2 file"
@@ -112,11 +108,3 @@ _FORMS = "an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package
 def _refuse_weights(weights: str | None, text: str) -> None:
     if weights is not None:
         raise ModelError(f"{text} has its weights inside: --weights is for torchvision:, timm:, hf: and modules")
-
-
-def _unknown(text: str) -> str:
-    from splitpoint.models.zoo import ZOO
-
-    known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
-    hint = nearest(text, known) or f": a MODEL is {_FORMS}"
-    return f"no model is called {text}{hint}"

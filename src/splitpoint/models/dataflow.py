@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Container, Iterable, Iterator
+from importlib import import_module
 from typing import Any
 
 from splitpoint.errors import ModelError
@@ -11,23 +12,34 @@ from splitpoint.graph import SHAPE_ROOTS
 
 Proto = Any  # onnx publishes no usable types for its generated classes
 
+
+class _Later:
+    """A module that is imported when something of it is first asked for: ``import splitpoint`` does without."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.__dict__[name] = getattr(import_module(self._name), name)
+        return value
+
+
+onnx: Any = _Later("onnx")
+ort: Any = _Later("onnxruntime")
+protobuf: Any = _Later("google.protobuf.message")
+
 #: Draw a new value each run, so they depend on more than constants: placed, never copied.
-RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-)
-
-
-_BOOL = 9  # TensorProto.BOOL
+RANDOM = frozenset({
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial",
+})  # fmt: skip
 
 
 def bodies(node: Proto) -> Iterator[Proto]:
     """The sub-graphs (If branches, Loop and Scan bodies) of a node."""
-    from onnx import AttributeProto
-
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
+        if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
             yield from attribute.graphs
 
 
@@ -37,6 +49,23 @@ def nodes_in(nodes: Iterable[Proto]) -> Iterator[Proto]:
         yield node
         for body in bodies(node):
             yield from nodes_in(body.node)
+
+
+def tensors_in(nodes: Iterable[Proto], sparse: bool = True) -> Iterator[Proto]:
+    """The tensors in the attributes and bodies of `nodes`, at any depth: values and indices of `sparse` ones too."""
+    for node in nodes_in(nodes):
+        parts: list[Proto] = []
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            parts += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+            parts += attribute.sparse_tensors
+        for body in bodies(node):
+            yield from body.initializer
+            parts += body.sparse_initializer
+        for part in parts if sparse else ():
+            yield from (part.values, part.indices)
 
 
 def captures(node: Proto) -> list[str]:
@@ -70,8 +99,7 @@ def by_value(graph: Proto) -> list[bool]:
     off = _off(graph)
     result = []
     for n in graph.node:
-        depends = any(t in data for t in reads(n)) and n.op_type not in SHAPE_ROOTS
-        depends = depends or _draws(n, off)
+        depends = (n.op_type not in SHAPE_ROOTS and any(t in data for t in reads(n))) or _draws(n, off)
         if depends:
             data.update(o for o in n.output if o)
         result.append(depends)
@@ -94,7 +122,11 @@ def _draws(node: Proto, off: Container[str]) -> bool:
 
 def _off(graph: Proto) -> set[str]:
     """The constants that are false (one byte, or what onnx writes instead)."""
-    return {t.name for t in graph.initializer if t.data_type == _BOOL and not any((*t.raw_data, *t.int32_data))}
+    return {
+        t.name
+        for t in graph.initializer
+        if t.data_type == onnx.TensorProto.BOOL and not any((*t.raw_data, *t.int32_data))
+    }
 
 
 def topological(nodes: Iterable[Proto]) -> list[int]:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from splitpoint.models.dataflow import Proto
+from splitpoint.models.dataflow import Proto, onnx
 from splitpoint.models.reading import tensor_bytes
 from splitpoint.models.soundness import blob_hash
 
@@ -19,7 +19,8 @@ def fingerprint(skeleton: Proto) -> str:
     """64 hex digits that two models share exactly when they compute the same graph with the same weights."""
     digest = hashlib.sha256(b"splitpoint fingerprint 1")
     opsets = sorted((o.domain if o.domain != "ai.onnx" else "", o.version) for o in skeleton.opset_import)
-    _feed(digest, opsets, _graph(skeleton.graph))
+    for token in _tokens([opsets, _graph(skeleton.graph)]):
+        digest.update(token.encode())
     return digest.hexdigest()
 
 
@@ -48,7 +49,7 @@ def _tensor(tensor: Proto) -> list[Any]:
 
 
 def _attribute(a: Proto) -> list[Any]:
-    from onnx import AttributeProto as T
+    T = onnx.AttributeProto
 
     values: dict[int, Any] = {
         T.FLOAT: lambda: a.f, T.INT: lambda: a.i, T.STRING: lambda: a.s, T.TENSOR: lambda: _tensor(a.t),
@@ -58,12 +59,8 @@ def _attribute(a: Proto) -> list[Any]:
     }  # fmt: skip
     # The remaining kinds (sparse tensors, type protos) are rare and small: their deterministic bytes will do.
     value = values.get(a.type, lambda: a.SerializeToString(deterministic=True))()
-    return [a.name, a.type, _flat(value)]
-
-
-def _flat(value: Any) -> str:
-    """Attributes of one node are sorted, so they must compare whatever their kind: by their canonical text."""
-    return "".join(_tokens(value))
+    # Attributes of one node are sorted, so they must compare whatever their kind: by their canonical text.
+    return [a.name, a.type, "".join(_tokens(value))]
 
 
 def _tokens(value: Any) -> Iterable[str]:
@@ -75,8 +72,3 @@ def _tokens(value: Any) -> Iterable[str]:
     else:
         text = value.hex() if isinstance(value, (bytes, float)) else str(value)
         yield f"{type(value).__name__[0]}{len(text)}:{text}"
-
-
-def _feed(digest: Any, *values: Any) -> None:
-    for token in _tokens(list(values)):
-        digest.update(token.encode())

@@ -29,7 +29,6 @@ Count = Callable[[Sequence[Shape], Shape, Mapping[str, Proto]], int]
 def _conv(weight: int) -> Count:
     def count(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
         # Weight [Cout, Cin / groups, *kernel]: each output element is a dot product over the rest.
-        del attributes
         return 2 * prod(out) * prod(ins[weight][1:]) if len(ins) > weight and ins[weight] else 0
 
     return count
@@ -37,12 +36,10 @@ def _conv(weight: int) -> Count:
 
 def _conv_transpose(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
     # Weight [Cin, Cout / groups, *kernel]: each input element is spread over the rest.
-    del out, attributes
     return 2 * prod(ins[0]) * prod(ins[1][1:]) if len(ins) > 1 and ins[1] else 0
 
 
 def _matmul(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
-    del attributes
     return 2 * prod(out) * (ins[0][-1] if ins and ins[0] else 1)
 
 
@@ -52,18 +49,15 @@ def _gemm(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> 
 
 
 def _pool(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
-    del ins
     return prod(out) * prod(attributes["kernel_shape"].ints) if "kernel_shape" in attributes else 0
 
 
 def _reduce(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
-    del out, attributes
     return prod(ins[0]) if ins else 0
 
 
 def _attention(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
     # Q·Kᵀ and scores·V: [B, H, Q, D] × [B, H, K, D].
-    del out, attributes
     if len(ins) < 2 or len(ins[0]) != 4 or len(ins[1]) != 4:
         return 0
     b, h, q, d = ins[0]
@@ -73,7 +67,6 @@ def _attention(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]
 def _recurrent(gates: int) -> Count:
     def count(ins: Sequence[Shape], out: Shape, attributes: Mapping[str, Proto]) -> int:
         # X [seq, batch, input] (or batch first), W [directions, gates * hidden, input], R […, gates * hidden, hidden].
-        del out, attributes
         if len(ins) < 3 or len(ins[0]) != 3 or len(ins[1]) != 3 or len(ins[2]) != 3:
             return 0
         hidden = ins[2][2]

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from splitpoint.models.dataflow import Proto, bodies, captures, nodes_in
+import numpy as np
+
+from splitpoint.models.dataflow import Proto, bodies, captures, nodes_in, onnx
+from splitpoint.models.operators import BY_SHAPE, WINDOWS
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
 #: Operators whose sizes onnx and ONNX Runtime reckon alike, by whole numbers (test_inference.py compares them).
-#: Where a model has another one, it is run once to see. Windows are alike if nothing is rounded: `_WINDOWS`.
-_ALIKE = frozenset(
-    {"Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "Attention",
-     "BatchNormalization", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike",
-     "Ceil", "Celu", "Clip", "Concat", "Constant", "ConstantOfShape", "Cos", "Cosh", "CumProd", "CumSum",
-     "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "DynamicQuantizeLinear", "Einsum", "Elu", "Equal", "Erf",
-     "Exp", "Expand", "Flatten", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
-     "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
-     "HardSigmoid", "HardSwish", "Hardmax", "Identity", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM",
-     "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "MatMul",
-     "MatMulInteger", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow",
-     "QLinearMatMul", "QuantizeLinear", "RMSNormalization", "RNN", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
-     "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
-     "ReduceSumSquare", "Relu", "Reshape", "RotaryEmbedding", "Round", "ScatterElements", "ScatterND", "Selu",
-     "Shape", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign",
-     "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Tile",
-     "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"}
-)  # fmt: skip
-_WINDOWS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "AveragePool", "LpPool", "MaxPool"})
+#: Where a model has another one, it is run once to see.
+_ALIKE = BY_SHAPE | {"Attention"}
 
 
 def alike(nodes: Iterable[Proto]) -> bool:
     """Whether inference is known to give the sizes that ONNX Runtime gives, for each of `nodes` and their bodies."""
     return all(
-        n.domain in ("", "ai.onnx") and (n.op_type in _ALIKE or (n.op_type in _WINDOWS and not _rounds(n)))
+        n.domain in ("", "ai.onnx") and (n.op_type in _ALIKE or (n.op_type in WINDOWS and not _rounds(n)))
         for n in nodes_in(nodes)
     )
 
@@ -44,35 +30,22 @@ def _rounds(node: Proto) -> bool:
     )
 
 
-class Opsets:
-    """The operator sets that a model imports: what onnx knows of its nodes."""
+def blind_kinds(skeleton: Proto) -> frozenset[tuple[str, str]]:
+    """Domain and operator of the nodes that onnx has no inference for: those of another domain, mostly.
 
-    def __init__(self, skeleton: Proto) -> None:
-        self._versions = {_domain(o.domain): o.version for o in skeleton.opset_import}
-        self._blind: dict[tuple[str, str], bool] = {}
-
-    def blind(self, node: Proto) -> bool:
-        """Whether onnx has no inference for such nodes: they are of another domain, mostly.
-
-        GroupNormalization is one, too: it is inferred by the Reshapes it stands for, which gives up.
-        """
-        key = (_domain(node.domain), node.op_type)
-        if key not in self._blind:
-            self._blind[key] = self._look_up(*key)
-        return self._blind[key]
-
-    def _look_up(self, domain: str, op: str) -> bool:
-        from onnx import defs
-
+    GroupNormalization is one, too: it is inferred by the Reshapes it stands for, which gives up.
+    """
+    versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in skeleton.opset_import}
+    kinds = set()
+    for domain, op in {(n.domain, n.op_type) for n in skeleton.graph.node}:
+        name = "" if domain == "ai.onnx" else domain
         try:
-            schema = defs.get_schema(op, self._versions.get(domain, 1), domain)
-        except defs.SchemaError:
-            return True
-        return not schema.has_type_and_shape_inference_function
-
-
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
+            blind = not onnx.defs.get_schema(op, versions.get(name, 1), name).has_type_and_shape_inference_function
+        except onnx.defs.SchemaError:
+            blind = True
+        if blind:
+            kinds.add((domain, op))
+    return frozenset(kinds)
 
 
 def inferred(
@@ -88,8 +61,6 @@ def inferred(
     `ANY_RANK`. `shapes` and `values` are what is known besides of tensors that nodes make; what bodies declare can be
     wrong like what a graph declares, and only counts if it is to be believed. Empty if it all fails.
     """
-    import onnx
-
     bound = onnx.ModelProto()
     bound.CopyFrom(skeleton)
     graph = bound.graph
@@ -107,8 +78,12 @@ def inferred(
         _forget_in_bodies(graph.node)
     for rest in known.values():
         _declare(graph.value_info.add(), rest)
-    if values:
-        _fix(graph, values)
+    values = values or {}
+    for node in graph.node if values else ():  # what is known becomes a constant
+        for k, name in enumerate(node.output):
+            if name in values:
+                node.output[k] = f"{name}.made"
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in values.items())
     try:
         done = onnx.shape_inference.infer_shapes(bound, data_prop=True)
     except Exception:  # C++: an inconsistent graph, or one it cannot handle. Running it will tell which.
@@ -122,8 +97,12 @@ def inferred(
         if kind not in ("tensor_type", None) or (elem_type and dtype_name(elem_type) not in ITEM_SIZES):
             opaque.add(value.name)
         elif elem_type:
-            dims = _dims(value.name, tensor.shape.dim) if tensor.HasField("shape") else ANY_RANK
-            specs[value.name] = TensorSpec(value.name, dtype_name(elem_type), dims)
+            dims = tuple(
+                int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else open_dim(value.name, k)
+                for k, d in enumerate(tensor.shape.dim)
+            )
+            shape = dims if tensor.HasField("shape") else ANY_RANK
+            specs[value.name] = TensorSpec(value.name, dtype_name(elem_type), shape)
     return specs, opaque
 
 
@@ -156,8 +135,6 @@ def body_ranks(skeleton: Proto, node: Proto, specs: Mapping[str, TensorSpec]) ->
 
 
 def _ranks(skeleton: Proto, node: Proto, body: Proto, specs: Mapping[str, TensorSpec]) -> list[int | None]:
-    import onnx
-
     alone = onnx.ModelProto(ir_version=skeleton.ir_version, opset_import=skeleton.opset_import)
     alone.graph.CopyFrom(body)
     graph = alone.graph
@@ -186,8 +163,6 @@ def _ranks(skeleton: Proto, node: Proto, body: Proto, specs: Mapping[str, Tensor
 
 def dtype_name(elem_type: int) -> str:
     """numpy's name of an ONNX element type; ``""`` where the type is not given or not known."""
-    import onnx
-
     try:
         return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type).name)
     except (KeyError, TypeError, ValueError):
@@ -199,20 +174,11 @@ def open_dim(name: str, axis: int) -> str:
     return f"{name}.{axis}"
 
 
-def _dims(name: str, dims: Iterable[Proto]) -> tuple[int | str, ...]:
-    return tuple(
-        int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else open_dim(name, k)
-        for k, d in enumerate(dims)
-    )
-
-
 def _declare(value: Proto, spec: TensorSpec) -> None:
     """Let a ValueInfoProto say what `spec` says, and nothing of dimensions that are free."""
-    import onnx
-
     value.name = spec.name
     tensor = value.type.tensor_type
-    tensor.elem_type = onnx.helper.np_dtype_to_tensor_dtype(_numpy(spec.dtype))
+    tensor.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
     tensor.ClearField("shape")
     if spec.shape == ANY_RANK:
         return
@@ -221,12 +187,6 @@ def _declare(value: Proto, spec: TensorSpec) -> None:
         dim = tensor.shape.dim.add()
         if isinstance(size, int):
             dim.dim_value = size
-
-
-def _numpy(dtype: str) -> object:
-    import numpy as np
-
-    return np.dtype(dtype)
 
 
 def _forget(value: Proto) -> None:
@@ -239,14 +199,3 @@ def _forget_in_bodies(nodes: Iterable[Proto]) -> None:
         body.ClearField("value_info")
         for value in (*body.input, *body.output):
             _forget(value)
-
-
-def _fix(graph: Proto, values: Mapping[str, Array]) -> None:
-    """Make constants of tensors whose values are known."""
-    from onnx import numpy_helper
-
-    for node in graph.node:
-        for k, name in enumerate(node.output):
-            if name in values:
-                node.output[k] = f"{name}.made"
-    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())

@@ -14,6 +14,7 @@ import warnings
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,21 +47,18 @@ def given(skeleton: Proto, inputs: Sequence[TensorSpec], values: Mapping[str, An
     names the input, what it takes and what came.
     """
     specs = {t.name: t for t in inputs}
-    if "" in values and len(inputs) != 1:
-        names = text.listed(specs)
-        raise InputError(f"a value without a name is for a model with one input: its inputs are {names}")
-    return {
-        name or inputs[0].name: _as_input(_spec(skeleton, specs, name or inputs[0].name), value)
-        for name, value in values.items()
-    }
-
-
-def _spec(skeleton: Proto, specs: Mapping[str, TensorSpec], name: str) -> TensorSpec:
-    if name in specs:
-        return specs[name]
-    if any(t.name == name for t in skeleton.graph.initializer):
-        raise InputError(default_input(name))
-    raise InputError(f"the model has no input {name}{nearest(name, specs)} (its inputs: {text.listed(specs)})")
+    arrays = {}
+    for name, value in values.items():
+        if not name and len(inputs) != 1:
+            names = text.listed(specs)
+            raise InputError(f"a value without a name is for a model with one input: its inputs are {names}")
+        name = name or inputs[0].name
+        if any(t.name == name for t in skeleton.graph.initializer):
+            raise InputError(default_input(name))
+        if name not in specs:
+            raise InputError(f"the model has no input {name}{nearest(name, specs)} (its inputs: {text.listed(specs)})")
+        arrays[name] = _as_input(specs[name], value)
+    return arrays
 
 
 def default_input(name: str) -> str:
@@ -94,9 +92,6 @@ def _as_input(spec: TensorSpec, value: Any) -> Array:
     return np.require(values, requirements="C")
 
 
-# --- made-up inputs -----------------------------------------------------------------------------------------------
-
-
 def with_values(sample: Mapping[str, Array], inputs: Sequence[TensorSpec], values: Values) -> dict[str, Array]:
     """`sample` (for bound `inputs`) with `values` in place of what is made up, and likely ones where a name tells."""
     return {t.name: _fitted(values.get(t.name, _likely(t)), t, sample[t.name]) for t in inputs}
@@ -107,16 +102,12 @@ def varied(drawn: Mapping[str, Array], inputs: Sequence[TensorSpec], values: Val
     small = {n: v for n, v in values.items() if v.nbytes <= SMALL_BYTES}
     sample = with_values(drawn, inputs, small)
     told = {t.name for t in inputs if t.name in small or _likely(t) is not None}
-    if len(told) < len(inputs):
-        return sample
-    floats = [t.name for t in inputs if t.dtype.startswith("float")]
-    return sample | {n: _beside(sample[n], drawn[n]) for n in floats}
-
-
-def _beside(value: Array, noise: Array) -> Array:
-    """`value`, with a tenth of its size of `noise`."""
-    size = float(np.abs(value).max(initial=0.0)) or 1.0
-    return np.asarray(value + 0.1 * size * noise, value.dtype)
+    if len(told) == len(inputs):
+        for name in (t.name for t in inputs if t.dtype.startswith("float")):
+            value = sample[name]
+            size = float(np.abs(value).max(initial=0.0)) or 1.0
+            sample[name] = np.asarray(value + 0.1 * size * drawn[name], value.dtype)
+    return sample
 
 
 def _fitted(value: Array | None, spec: TensorSpec, sample: Array) -> Array:
@@ -160,9 +151,6 @@ def advice(inputs: Iterable[TensorSpec], values: Values) -> str:
     )
 
 
-# --- kept with the graph, and on this machine -----------------------------------------------------------------------
-
-
 class _NotedValue(msgspec.Struct, array_like=True, frozen=True):
     dtype: str
     shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
@@ -175,12 +163,8 @@ def note(skeleton: Proto, values: Values) -> None:
         n: _NotedValue(v.dtype.name, v.shape, b64encode(v.tobytes()).decode())
         for n, v in sorted(values.items()) if v.nbytes <= SMALL_BYTES
     }  # fmt: skip
-    left = [p for p in skeleton.metadata_props if p.key != VALUES_KEY]
-    if len(left) < len(skeleton.metadata_props):
-        kept = [(p.key, p.value) for p in left]
-        del skeleton.metadata_props[:]
-        for key, value in kept:
-            skeleton.metadata_props.add(key=key, value=value)
+    for k in reversed([k for k, p in enumerate(skeleton.metadata_props) if p.key == VALUES_KEY]):
+        del skeleton.metadata_props[k]
     if rows:
         skeleton.metadata_props.add(key=VALUES_KEY, value=msgspec.json.encode(rows).decode())
 
@@ -219,22 +203,18 @@ def remembered(fingerprint: str, inputs: Sequence[TensorSpec]) -> dict[str, Arra
     except StorageError as exc:
         warnings.warn(f"values given earlier are not remembered: {exc}", RuntimeWarning, stacklevel=2)
         return {}
-    try:
+    with suppress(OSError, SplitpointError):
         return {n: _as_input(specs[n], v) for n, v in load_arrays(place, _MOST_KEPT).items() if n in specs}
-    except (OSError, SplitpointError):
-        return {}
+    return {}
 
 
 def remember(fingerprint: str, values: Values) -> None:
     """Keep `values` for the next command, if they are not too large and can be written."""
-    if sum(v.nbytes for v in values.values()) > _MOST_KEPT:
-        return
     place = _place(fingerprint)
-    try:
-        private_folder(place.parent)
-        write_atomic(place, npz_bytes(values))
-    except (OSError, SplitpointError):  # a read-only or full disk: the next command is told again
-        return
+    with suppress(OSError, SplitpointError):  # a read-only or full disk: the next command is told again
+        if sum(v.nbytes for v in values.values()) <= _MOST_KEPT:
+            private_folder(place.parent)
+            write_atomic(place, npz_bytes(values))
 
 
 def _place(fingerprint: str) -> Path:

@@ -31,15 +31,10 @@ def path_of(node: Proto) -> str:
     if LAYER_KEY in props:
         return props[LAYER_KEY]
     scopes = props.get("pkg.torch.onnx.name_scopes")
-    if scopes is not None:
-        return _dynamo_path(scopes)
+    if scopes is not None:  # ``['', 'features', 'features.0', 'conv2d']`` → ``features.0``
+        paths = [single or double for single, double in _QUOTED.findall(scopes)[:-1]]
+        return next(filter(None, reversed(paths)), "")
     return _torchscript_path(node.name) if node.name.startswith("/") else ""
-
-
-def _dynamo_path(scopes: str) -> str:
-    """``['', 'features', 'features.0', 'conv2d']`` → ``features.0``."""
-    paths = [single or double for single, double in _QUOTED.findall(scopes)[:-1]]
-    return next(filter(None, reversed(paths)), "")
 
 
 def _torchscript_path(name: str) -> str:

@@ -7,49 +7,24 @@ feeds the segment decides, and so it must be run where it can be ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from math import ceil, log2, prod
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 
-from splitpoint.models.dataflow import Proto, bodies, by_value, reads
+from splitpoint.models.dataflow import bodies, by_value, reads
 from splitpoint.models.inference import inferred
+from splitpoint.models.model import Segment
+from splitpoint.models.operators import BY_SHAPE, CONTRIB_BY_SHAPE, WINDOWS
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec
 
-if TYPE_CHECKING:
-    from splitpoint.models.model import Segment
-
 #: Operators that take time and memory by the shapes they read and make, whatever the values are.
-_BY_SHAPE = frozenset(
-    {"Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "AveragePool",
-     "BatchNormalization", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast",
-     "CastLike", "Ceil", "Celu", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvInteger",
-     "ConvTranspose", "Cos", "Cosh", "CumProd", "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Dropout",
-     "DynamicQuantizeLinear", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand", "EyeLike", "Flatten", "Floor", "GRU",
-     "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool",
-     "Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax", "Identity",
-     "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM", "LayerNormalization", "LeakyRelu", "Less",
-     "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "LpPool", "MatMul", "MatMulInteger", "Max", "MaxPool",
-     "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "PRelu", "Pad",
-     "Pow", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "RMSNormalization", "RNN", "RandomNormal",
-     "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "Reciprocal", "ReduceL1", "ReduceL2",
-     "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
-     "ReduceSumSquare", "Relu", "Reshape", "Resize", "ReverseSequence", "RotaryEmbedding", "Round", "ScatterElements",
-     "ScatterND", "Selu", "Shape", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus",
-     "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu",
-     "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Upsample", "Where", "Xor"}
-)  # fmt: skip
-#: The same of com.microsoft, as quantised and fused models have them.
-_BY_SHAPE_THERE = frozenset(
-    {"BiasGelu", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EmbedLayerNormalization",
-     "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu", "MatMulIntegerToFloat", "MatMulNBits",
-     "NhwcMaxPool", "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv",
-     "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid",
-     "QLinearSoftmax", "QLinearWhere", "QuantizeLinear", "QuickGelu", "SimplifiedLayerNormalization",
-     "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
-)  # fmt: skip
+_BY_SHAPE = BY_SHAPE | WINDOWS | {
+    "Bernoulli", "EyeLike", "MeanVarianceNormalization", "OneHot", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike", "Resize", "ReverseSequence", "TopK", "Upsample",
+}  # fmt: skip
 #: Where values decide sizes by the inputs from this one on, or (Div, Mod) end the process: the least integer by −1.
 _DECIDE_FROM = {
     "ConstantOfShape": 0, "Div": 1, "Expand": 1, "Mod": 1, "OneHot": 1, "Pad": 1, "Range": 0, "Reshape": 1,
@@ -122,11 +97,13 @@ class Work:
         return _OVER * float(np.cumsum(change).max())
 
 
-class _Row:
+class _Row(NamedTuple):
     """One tensor: alive from its node to the last one that reads it."""
 
-    def __init__(self, nbytes: float, powers: Sequence[int], born: int, last: int) -> None:
-        self.nbytes, self.powers, self.born, self.last = nbytes, powers, born, last
+    nbytes: float
+    powers: Sequence[int]
+    born: int
+    last: int
 
 
 def _left_to_values(segment: Segment) -> bool:
@@ -134,22 +111,19 @@ def _left_to_values(segment: Segment) -> bool:
     graph = segment.proto.graph
     moving = {t.name for t in segment.inputs}
     for node, depends in zip(graph.node, by_value(graph), strict=True):
-        known = _BY_SHAPE if node.domain in ("", "ai.onnx") else _BY_SHAPE_THERE
+        known = _BY_SHAPE if node.domain in ("", "ai.onnx") else CONTRIB_BY_SHAPE
         if node.domain not in ("", "ai.onnx", "com.microsoft") or node.op_type not in known:
             return True
         if next(bodies(node), None) is not None:
             return True
         decides = _DECIDE_FROM.get(node.op_type, len(node.input))
-        if any(t in moving for t in node.input[decides:]) and not _divides_reals(node, segment.specs):
-            return True
+        if any(t in moving for t in node.input[decides:]):
+            made = segment.specs.get(node.output[0])
+            if node.op_type not in ("Div", "Mod") or made is None or not made.dtype.startswith("float"):
+                return True
         if depends:
             moving.update(o for o in node.output if o)
     return False
-
-
-def _divides_reals(node: Proto, specs: Mapping[str, TensorSpec]) -> bool:
-    spec = specs.get(node.output[0])
-    return node.op_type in ("Div", "Mod") and spec is not None and spec.dtype.startswith("float")
 
 
 def _rows(segment: Segment, free: tuple[str, ...]) -> list[_Row] | None:
@@ -194,9 +168,7 @@ def _fitted(
     at = [dict.fromkeys(free, base)]
     at += [{**at[0], name: more} for name in free]
     at.append(dict.fromkeys(free, most))
-    probes: list[Mapping[str, Any]] = []
-    for sizes in at:
-        probes.append(inferred(segment.proto, [t.bind(sizes) for t in segment.inputs])[0])
+    probes = [inferred(segment.proto, [t.bind(sizes) for t in segment.inputs])[0] for sizes in at]
     fitted = {}
     for name in names:
         specs = [specs.get(name) for specs in probes]
@@ -204,10 +176,8 @@ def _fitted(
             return None
         nbytes = [max(1, s.nbytes) for s in specs if s is not None]
         powers = tuple(max(0, ceil(log2(n / nbytes[0]) - 1e-9)) for n in nbytes[1:-1])
-        each = [
-            n / prod(sizes[f] ** p for f, p in zip(free, powers, strict=True))
-            for n, sizes in zip(nbytes, at, strict=True)
-        ]
+        grown = (prod(sizes[f] ** p for f, p in zip(free, powers, strict=True)) for sizes in at)
+        each = [n / growth for n, growth in zip(nbytes, grown, strict=True)]
         if each[-1] > each[0] * (1 + 1e-9):
             return None
         fitted[name] = max(each), powers

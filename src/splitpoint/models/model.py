@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,16 +14,18 @@ from splitpoint.errors import ModelError, StorageError, UsageError
 from splitpoint.files import destination, is_special, publish, scratch, write_atomic
 from splitpoint.graph import Cut, Graph
 from splitpoint.images import InputSpec
-from splitpoint.models import knife, shapes
 from splitpoint.models import layer_names as layers
 from splitpoint.models import node_kinds as placement
-from splitpoint.models.dataflow import Proto
+from splitpoint.models import shapes
+from splitpoint.models.dataflow import Proto, onnx, reads
 from splitpoint.models.fingerprint import fingerprint
+from splitpoint.models.inference import alike, inferred
 from splitpoint.models.input_values import Values, given, noted
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.soundness import blob_hash, nbytes
-from splitpoint.models.weights import Blob, Weights, stand_ins
-from splitpoint.tensors import Array, TensorSpec
+from splitpoint.models.weights import Blob, StandIn, Weights
+from splitpoint.tensors import TensorSpec
+from splitpoint.text import listed
 
 #: protobuf's limit, with room for the graph itself.
 MAX_PROTO_BYTES = (2 << 30) - (64 << 20)
@@ -53,13 +55,7 @@ class Segment:
     @cached_property
     def blobs(self) -> tuple[str, ...]:
         """Hashes of the weight blobs it needs, each once."""
-        hashes = (blob_hash(t) for t in self.proto.graph.initializer)
-        return tuple(dict.fromkeys(h for h in hashes if h))
-
-    @cached_property
-    def initializers(self) -> Mapping[str, str]:
-        """Name of each weight that is not inline → its hash."""
-        return {t.name: h for t in self.proto.graph.initializer if (h := blob_hash(t))}
+        return tuple(dict.fromkeys(h for t in self.proto.graph.initializer if (h := blob_hash(t))))
 
     @property
     def nbytes(self) -> int:
@@ -73,8 +69,6 @@ class Segment:
 
     def to_bytes(self) -> bytes:
         """One plain ONNX file with the weights inside. ModelError above protobuf's 2 GB."""
-        import onnx
-
         if self._file_bytes > MAX_PROTO_BYTES:
             raise ModelError(f"{self._file_bytes >> 20} MiB of weights do not fit one ONNX file: save it to a folder")
         full = onnx.ModelProto()
@@ -101,8 +95,6 @@ class Segment:
                 publish(new / name, path.with_name(name))
 
     def _save_external(self, path: Path) -> None:
-        import onnx
-
         full = onnx.ModelProto()
         full.CopyFrom(self.proto)
         location = f"{path.name}.data"
@@ -157,10 +149,10 @@ class Model:
         )
 
     def outputs_at(self, inputs: Sequence[TensorSpec]) -> Mapping[str, TensorSpec]:
-        """What is known of the outputs for inputs of these sizes; see `shapes.outputs_at`."""
-        return shapes.outputs_at(self.skeleton, inputs)
-
-    # --- cutting ------------------------------------------------------------------------------------------------
+        """What is known of the outputs for inputs of these sizes, without running it: specs by name, in which a
+        dimension has a name where values decide. Empty where ONNX Runtime may reckon otherwise than onnx."""
+        known = inferred(self.skeleton, inputs)[0] if alike(self.skeleton.graph.node) else {}
+        return {t.name: known[t.name] for t in self.outputs if t.name in known}
 
     def segment(self, inputs: Sequence[str], outputs: Sequence[str]) -> Segment:
         """The sub-model that computes `outputs` from `inputs` (tensor names); ModelError if it cannot.
@@ -170,16 +162,10 @@ class Model:
         given = set(inputs)
         wanted = tuple(dict.fromkeys(o for o in outputs if o not in given))
         self.check_names((*inputs, *wanted))
-        proto = knife.extract(self.skeleton, inputs, wanted, self.specs)
-        used = {i.name for i in proto.graph.input}
-        return Segment(
-            self.fingerprint,
-            tuple(self.specs[n] for n in inputs if n in used),
-            tuple(self.specs[n] for n in wanted),
-            proto,
-            self.weights,
-            self.specs,
-        )
+        proto = extract(self.skeleton, inputs, wanted, self.specs)
+        read = tuple(self.specs[i.name] for i in proto.graph.input)
+        made = tuple(self.specs[n] for n in wanted)
+        return Segment(self.fingerprint, read, made, proto, self.weights, self.specs)
 
     def check_names(self, names: Sequence[str]) -> None:
         """ModelError unless every one of `names` is a tensor's that can travel."""
@@ -199,13 +185,10 @@ class Model:
         """The model in one piece: inputs → outputs."""
         return self.segment([t.name for t in self.inputs], [t.name for t in self.outputs])
 
-    # --- moving -------------------------------------------------------------------------------------------------
-
     @cached_property
     def blobs(self) -> Mapping[str, Blob]:
         """Every weight blob by hash, with its size."""
-        hashes = (blob_hash(t) for t in self.skeleton.graph.initializer)
-        return {h: Blob(h, nbytes(t)) for t, h in zip(self.skeleton.graph.initializer, hashes, strict=True) if h}
+        return {h: Blob(h, nbytes(t)) for t in self.skeleton.graph.initializer if (h := blob_hash(t))}
 
     @property
     def nbytes(self) -> int:
@@ -220,16 +203,15 @@ class Model:
 
     def graph_bytes(self) -> bytes:
         """The skeleton: what a device fetches to know the graph, its names and its input contract."""
-        return self._graph_bytes
+        return self._graph_bytes  # however many ask for it, there is one copy in memory
 
     @cached_property
     def _graph_bytes(self) -> bytes:
-        """Made once: however many ask for it, there is one copy in memory."""
         return bytes(self.skeleton.SerializeToString(deterministic=True))
 
     def with_stand_ins(self) -> Model:
         """The same model with made-up weights: as slow as the real one without a download, and of no other use."""
-        return dataclasses.replace(self, weights=stand_ins(self.skeleton))
+        return dataclasses.replace(self, weights=StandIn(self.skeleton))
 
     def with_input_spec(self, spec: InputSpec) -> Model:
         """The same model, whose input is made from photos as `spec` says."""
@@ -251,20 +233,11 @@ def build(
     `values` (default: those noted in the skeleton), the others made up."""
     if values is None:
         values = noted(skeleton, bound_inputs(skeleton))
-    known = shapes.shapes_of(skeleton, probe or _probe_with(skeleton, weights, values))
-    graph = placement.graph_of(skeleton, name, known)
+    known = shapes.shapes_of(skeleton, probe or partial(shapes.run_once, skeleton, weights, values))
     props = layers.metadata(skeleton)
-    return Model(
-        name,
-        graph,
-        fingerprint(skeleton),
-        InputSpec.from_metadata(props),
-        props.get(layers.SOURCE_KEY, ""),
-        known.free,
-        skeleton,
-        weights,
-        values,
-    )
+    graph, source = placement.graph_of(skeleton, name, known), props.get(layers.SOURCE_KEY, "")
+    spec = InputSpec.from_metadata(props)
+    return Model(name, graph, fingerprint(skeleton), spec, source, known.free, skeleton, weights, values)
 
 
 def bound_inputs(skeleton: Proto) -> list[TensorSpec]:
@@ -290,21 +263,64 @@ def from_graph(
     return model
 
 
-def _not_run(
-    inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
-) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
+def _not_run(*_: object) -> NoReturn:
     raise ModelError(
         "the graph that came does not note the shapes of its tensors, as all that splitpoint serves does, and is not "
         "run to find them out"
     )
 
 
-def _probe_with(skeleton: Proto, weights: Weights, values: Values) -> shapes.ShapeProbe:
-    def probe(
-        inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
-    ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
-        from splitpoint.models.shape_probe import run_once
+def extract(skeleton: Proto, inputs: Sequence[str], outputs: Sequence[str], specs: Mapping[str, TensorSpec]) -> Proto:
+    """The knife: a skeleton that computes `outputs` from `inputs`, both names of tensors in `skeleton`.
 
-        return run_once(skeleton, weights, inputs, names, sized, values)
+    Keeps node order, opsets and domains; takes along exactly the constants it reads, and as inputs those of `inputs`
+    that it reads. ModelError if an output does not exist or cannot be computed from the inputs alone (the message
+    names the model input that is missing).
+    """
+    graph = skeleton.graph
+    maker_of = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
+    constants = {t.name for t in graph.initializer}
+    missing = {i.name for i in graph.input} - set(inputs)
+    given = set(inputs)
+    keep: set[int] = set()
+    read: set[str] = set()
+    todo = list(outputs)
+    while todo:
+        name = todo.pop()
+        if name in read:
+            continue
+        read.add(name)
+        if name in given or name in constants:
+            continue
+        if name in maker_of:
+            if maker_of[name] not in keep:
+                keep.add(maker_of[name])
+                todo += reads(graph.node[maker_of[name]])
+        elif name in missing:
+            raise ModelError(f"the segment that makes {listed(outputs)} also needs the model input {name}")
+        else:
+            raise ModelError(f"the model has no tensor {name}")
+    part = onnx.ModelProto()
+    part.ir_version = skeleton.ir_version
+    part.producer_name = "splitpoint"
+    part.opset_import.extend(skeleton.opset_import)
+    part.graph.name = "segment"
+    part.graph.node.extend(graph.node[i] for i in sorted(keep))
+    part.graph.initializer.extend(t for t in graph.initializer if t.name in read)
+    part.graph.quantization_annotation.extend(q for q in graph.quantization_annotation if q.tensor_name in read)
+    part.graph.input.extend(_value_info(i, specs) for i in inputs if i in read)
+    part.graph.output.extend(_value_info(o, specs) for o in outputs)
+    inner = {o for i in keep for o in graph.node[i].output} - set(outputs) - given
+    part.graph.value_info.extend(v for v in graph.value_info if v.name in inner)
+    for node in part.graph.node:
+        for k, t in enumerate(node.output):
+            if t in given:  # what a node with several outputs makes besides is an input already
+                node.output[k] = f"{t}.again"
+    return part
 
-    return probe
+
+def _value_info(name: str, specs: Mapping[str, TensorSpec]) -> Proto:
+    spec = specs.get(name)
+    if spec is None:
+        raise ModelError(f"tensor {name} is not an array of numbers: no cut can go through it")
+    return shapes.value_of(spec)

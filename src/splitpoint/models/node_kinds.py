@@ -8,6 +8,7 @@ leave 3 of 56 single-tensor cuts.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from typing import Any, TypeVar
@@ -35,7 +36,9 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
     initializers = {t.name: tuple(t.dims) for t in skeleton.graph.initializer}
     weights = {t.name: prod(t.dims) for t in skeleton.graph.initializer if t.data_type not in NO_WEIGHTS}
     known = {n: tuple(int(d) for d in s.shape) for n, s in shapes.bound.items()} | initializers
-    placed = _placed(skeleton, shapes)
+    # DequantizeLinear of an integer tensor is cheaper to redo than to ship four bytes for each one.
+    widens = (n.op_type == "DequantizeLinear" and n.input[0] in shapes.bound for n in nodes)
+    placed = [depends and not wide for depends, wide in zip(by_value(skeleton.graph), widens, strict=True)]
     groups = _groups(nodes, placed, shapes)
     parts = []
     for i, n in enumerate(nodes):
@@ -53,16 +56,18 @@ def graph_of(skeleton: Proto, name: str, shapes: Shapes) -> Graph:
                 group=groups.get(i, -1),
             )
         )
-    unused: list[str] = _json(skeleton, UNUSED_KEY, [])
+    aliases, layers = _json(skeleton, ALIASES_KEY, dict[str, object]()), {n.layer for n in parts}
+    # An Identity that comes first hands on a model input.
+    holders = {n.name for n in parts} | {i.name for i in skeleton.graph.input}
     return Graph(
         name=name,
         nodes=_attribute_weights_of_copied(parts),
         inputs=shapes.inputs,
         outputs=tuple(_output(o, shapes) for o in skeleton.graph.output),
         tensors=shapes.bound,
-        aliases=_aliases(skeleton, {n.layer for n in parts}, {n.name for n in parts}),
+        aliases={str(k): str(v) for k, v in aliases.items() if str(v) in holders and str(k) not in layers},
         assumed=shapes.assumed,
-        unused=tuple(map(str, unused)),
+        unused=tuple(map(str, _json(skeleton, UNUSED_KEY, list[object]()))),
     )
 
 
@@ -88,17 +93,6 @@ def _attribute_weights_of_copied(nodes: list[Node]) -> tuple[Node, ...]:
         else:
             result.append(dataclasses.replace(n, params=n.params + extra) if extra else n)
     return tuple(result)
-
-
-def _placed(skeleton: Proto, shapes: Shapes) -> list[bool]:
-    """Per node: does it depend on the inputs' values, and cost more than what it would ship?"""
-    depends = by_value(skeleton.graph)
-    return [d and not _widens(n, shapes) for n, d in zip(skeleton.graph.node, depends, strict=True)]
-
-
-def _widens(node: Proto, shapes: Shapes) -> bool:
-    """DequantizeLinear of an integer tensor: cheaper to redo than to ship four bytes for each one."""
-    return node.op_type == "DequantizeLinear" and node.input[0] in shapes.bound
 
 
 def _groups(nodes: Any, placed: list[bool], shapes: Shapes) -> Mapping[int, int]:
@@ -130,9 +124,7 @@ def _groups(nodes: Any, placed: list[bool], shapes: Shapes) -> Mapping[int, int]
             if t in shapes.opaque and placed[i]:
                 for user in users.get(t, ()):
                     parent[find(user)] = find(i)
-    sizes: dict[int, int] = {}
-    for i in range(len(nodes)):
-        sizes[find(i)] = sizes.get(find(i), 0) + 1
+    sizes = Counter(map(find, range(len(nodes))))
     return {i: find(i) for i in range(len(nodes)) if sizes[find(i)] > 1}
 
 
@@ -148,10 +140,3 @@ def _json(skeleton: Proto, key: str, default: T) -> T:
     if not isinstance(value, type(default)):
         raise ModelError(f"the model's {key} metadata is not a JSON {type(default).__name__}: export it again")
     return value
-
-
-def _aliases(skeleton: Proto, layers: set[str], names: set[str]) -> dict[str, str]:
-    # An Identity that comes first hands on a model input.
-    known = names | {i.name for i in skeleton.graph.input}
-    aliases: dict[str, str] = _json(skeleton, ALIASES_KEY, {})
-    return {str(k): str(v) for k, v in aliases.items() if str(v) in known and str(k) not in layers}

@@ -12,24 +12,58 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from splitpoint.errors import ModelError
-from splitpoint.models.dataflow import Proto, bodies, nodes_in
+from splitpoint.models.dataflow import Proto, bodies, nodes_in, onnx
 
 _OWN = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _CONTRIB = "com.microsoft"
-_COMPUTING = frozenset({
-    "Attention", "BiasDropout", "BiasGelu", "BiasSoftmax", "CDist", "CausalConvWithState",
-    "ConvTransposeWithDynamicPads", "CropAndResize", "DecoderMaskedMultiHeadAttention", "DequantizeLinear",
-    "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EmbedLayerNormalization", "ExpandDims", "FastGelu", "FusedConv",
-    "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "GatedDeltaNet", "GatherBlockQuantized", "GatherND", "Gelu",
-    "GridSample", "GroupNorm", "GroupQueryAttention", "Inverse", "LinearAttention",
-    "MRotaryEmbedding", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits",
-    "MaxpoolWithMask", "MoE", "MultiHeadAttention", "NhwcMaxPool", "Pad", "QAttention", "QEmbedLayerNormalization",
+#: Of com.microsoft, those whose time and memory follow from shapes (`memory_estimate`), as quantised and fused models
+#: have them, …
+CONTRIB_BY_SHAPE = frozenset({
+    "BiasGelu", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EmbedLayerNormalization",
+    "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "Gelu", "MatMulIntegerToFloat", "MatMulNBits", "NhwcMaxPool",
     "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool",
-    "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QMoE",
-    "QuantizeLinear", "QuickGelu", "Range", "ReduceSumInteger", "RotaryEmbedding", "SkipGroupNorm",
-    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SparseAttention", "SparseToDenseMatMul",
-    "TransposeMatMul", "Trilu", "UnfoldTensor", "Unique",
+    "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere",
+    "QuantizeLinear", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
 })  # fmt: skip
+#: … and all that only compute.
+_COMPUTING = CONTRIB_BY_SHAPE | {
+    "Attention", "BiasDropout", "BiasSoftmax", "CDist", "CausalConvWithState", "ConvTransposeWithDynamicPads",
+    "CropAndResize", "DecoderMaskedMultiHeadAttention", "ExpandDims", "FusedMatMulActivation", "GatedDeltaNet",
+    "GatherBlockQuantized", "GatherND", "GridSample", "GroupNorm", "GroupQueryAttention", "Inverse", "LinearAttention",
+    "MRotaryEmbedding", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "MaxpoolWithMask", "MoE", "MultiHeadAttention",
+    "Pad", "QAttention", "QEmbedLayerNormalization", "QMoE", "Range", "ReduceSumInteger", "RotaryEmbedding",
+    "SkipGroupNorm", "SparseAttention", "SparseToDenseMatMul", "TransposeMatMul", "Trilu", "UnfoldTensor", "Unique",
+}  # fmt: skip
+#: Each element of the first input by itself.
+UNARY = frozenset({
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Celu", "Cos",
+    "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
+    "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
+    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+})  # fmt: skip
+#: Elements of several inputs, broadcast to one shape.
+PAIRWISE = frozenset({
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div", "Equal", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where",
+    "Xor",
+})  # fmt: skip
+REDUCTIONS = frozenset({
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare",
+})  # fmt: skip
+#: Of ONNX's own, those whose sizes, time and memory follow from the shapes they read, and from numbers that are shapes;
+#: onnx and ONNX Runtime reckon the sizes alike (`inference`). Windows are alike if nothing is rounded.
+BY_SHAPE = UNARY | PAIRWISE | REDUCTIONS | frozenset({
+    "ArgMax", "ArgMin", "BatchNormalization", "Concat", "Constant", "ConstantOfShape", "CumProd", "CumSum",
+    "DepthToSpace", "DequantizeLinear", "DynamicQuantizeLinear", "Einsum", "Expand", "Flatten", "GRU", "Gather",
+    "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization",
+    "Hardmax", "InstanceNormalization", "LRN", "LSTM", "LayerNormalization", "LogSoftmax", "LpNormalization",
+    "MatMul", "MatMulInteger", "PRelu", "Pad", "QLinearMatMul", "QuantizeLinear", "RMSNormalization", "RNN", "Range",
+    "Reshape", "RotaryEmbedding", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Softmax", "SpaceToDepth",
+    "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze",
+})  # fmt: skip
+WINDOWS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "AveragePool", "LpPool", "MaxPool"})
+
 #: Whatever is allowed: they read a file or a blob of machine code, or call Python.
 _NEVER = frozenset({"EPContext", "PythonOp", "PythonOpGrad"})
 #: ONNX Runtime (1.32) writes to all outputs of these, those without a name too, and the process ends.
@@ -86,9 +120,7 @@ def check_frames(graph: Proto, name: str, known: Mapping[str, Proto] = MappingPr
 
 def _is_positive(tensor: Proto) -> bool:
     """Of a tensor of one whole number."""
-    from onnx import numpy_helper
-
     try:
-        return bool(int(numpy_helper.to_array(tensor).reshape(-1)[0]) > 0)
+        return bool(int(onnx.numpy_helper.to_array(tensor).reshape(-1)[0]) > 0)
     except (TypeError, ValueError, IndexError, KeyError):
         return False

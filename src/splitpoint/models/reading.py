@@ -1,12 +1,11 @@
 """An `.onnx` file → a skeleton (the ModelProto without its weights) and the weights as blobs.
 
-The skeleton is small whatever the model weighs, so shape inference, the knife and the wire never meet protobuf's
-limit of 2 GB. An initializer that was moved out keeps its dtype and dims and points to ``sha256:<hash>``.
+An initializer that was moved out keeps its dtype and dims and points to ``sha256:<hash>``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from splitpoint.errors import ModelError
 from splitpoint.files import linked_folders, open_file
 from splitpoint.models import soundness
-from splitpoint.models.dataflow import Proto, bodies, nodes_in, topological
+from splitpoint.models.dataflow import Proto, bodies, nodes_in, onnx, protobuf, tensors_in, topological
 from splitpoint.models.foreign import what_is
 from splitpoint.models.layer_names import LAYER_KEY, SHAPES_KEY, path_of
 from splitpoint.models.reasons import reason_of
@@ -34,12 +33,9 @@ MAX_FILE_BYTES = (2 << 30) - 1
 def read(path: Path, allowed: Collection[str] = ()) -> tuple[Proto, ModelWeights]:
     """The skeleton and the weights of an ONNX file. ModelError if it is not one, or broken, or too old, or has
     operators that are not run and not of the domains `allowed`."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
     try:
         proto = onnx.ModelProto.FromString(_bytes_of(path))
-    except DecodeError as exc:
+    except protobuf.DecodeError as exc:
         raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file, or it is cut short'}") from exc
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{path} {what_is(path) or 'is not an ONNX file: it holds no graph'}")
@@ -66,8 +62,6 @@ def skeleton_of(
 ) -> tuple[Proto, ModelWeights]:
     """Move the weights of `proto` (changed in place) into blobs; external data is looked up in `folder`, in which the
     model may be a link to the folders `linked`."""
-    import onnx
-
     soundness.check_text(proto, name)
     if proto.functions:
         proto = _inlined(proto, name)
@@ -76,17 +70,21 @@ def skeleton_of(
     files = DataFiles(folder, linked)
     _constants_to_initializers(graph)
     _densify(graph)
-    _drop_weights_listed_as_inputs(graph)
+    constants = {t.name for t in graph.initializer}
+    # IR versions below 4 list weights as inputs too.
+    _keep(graph.input, [i for i in graph.input if i.name not in constants])
     # Below 4 every initializer must be an input; shape inference and ONNX Runtime would ignore those that are not.
     # Above, versions added types and fields, which are here or not, whatever the number says; and an engine refuses a
     # number that is newer than itself, on the device that fetches this graph, too.
     proto.ir_version = min(max(proto.ir_version, 4), NEWEST_IR)
     for tensor in graph.initializer:
         _move_out(tensor, weights, files)
-    for tensor in _nested_tensors(graph):
+    for tensor in tensors_in(graph.node, sparse=False):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _inline(tensor, _bytes_in(_external(tensor, files)))
-    _sort(graph)
+    order = topological(graph.node)  # the specification demands it, not every file has it
+    if order != sorted(order):
+        _replace(graph.node, [graph.node[i] for i in order])
     _name_nodes(graph)
     _strip(proto)
     # Parsed messages keep their arena alive; a fresh parse lets go of the weights' copies.
@@ -97,14 +95,11 @@ def skeleton_of(
 
 def parse_skeleton(data: bytes, allowed: Collection[str] = ()) -> Proto:
     """A skeleton from bytes that came over a wire. ModelError if they are no graph, or none that is run here."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
     if len(data) > MAX_SKELETON_BYTES:
         raise ModelError(f"a graph of {len(data) >> 20} MiB without its weights is not a network")
     try:
         skeleton = onnx.ModelProto.FromString(data)
-    except DecodeError as exc:
+    except protobuf.DecodeError as exc:
         raise ModelError("the graph that came is not ONNX") from exc
     soundness.check(skeleton, "the graph that came", allowed)
     return skeleton
@@ -112,24 +107,20 @@ def parse_skeleton(data: bytes, allowed: Collection[str] = ()) -> Proto:
 
 def tensor_bytes(tensor: Proto) -> bytes:
     """The raw little-endian bytes of an inline TensorProto, whichever field they are in; 4-bit values are packed."""
-    from onnx import TensorProto, numpy_helper
-
-    if tensor.data_type == TensorProto.STRING:
+    if tensor.data_type == onnx.TensorProto.STRING:
         return b"".join(len(s).to_bytes(8, "little") + s for s in tensor.string_data)
     if tensor.HasField("raw_data"):
         return bytes(tensor.raw_data)
     try:
-        return bytes(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+        return bytes(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data)
     except (KeyError, TypeError, ValueError) as exc:
         raise ModelError(f"weight {tensor.name} is broken: {exc}") from exc
 
 
 def _move_out(tensor: Proto, weights: ModelWeights, files: DataFiles) -> None:
-    from onnx import TensorProto
-
-    if tensor.data_type == TensorProto.STRING:
+    if tensor.data_type == onnx.TensorProto.STRING:
         return
-    external = tensor.data_location == TensorProto.EXTERNAL
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
     data: bytes | Part = _external(tensor, files) if external else tensor_bytes(tensor)
     size = data.nbytes if isinstance(data, Part) else len(data)
     if size != soundness.nbytes(tensor):
@@ -145,23 +136,17 @@ def _move_out(tensor: Proto, weights: ModelWeights, files: DataFiles) -> None:
 
 def point_to(tensor: Proto, digest: str) -> None:
     """Leave of `tensor` its name, dtype, dims, and that its bytes are the blob `digest`."""
-    from onnx import TensorProto
-
-    _empty(tensor)
-    tensor.data_location = TensorProto.EXTERNAL
+    _inline(tensor, b"")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=f"sha256:{digest}")
 
 
 def _inline(tensor: Proto, data: bytes) -> None:
-    _empty(tensor)
-    tensor.raw_data = data
-
-
-def _empty(tensor: Proto) -> None:
-    """Leave of `tensor` its name, dtype and dims."""
+    """Leave of `tensor` its name, dtype, dims, and that its bytes are `data`."""
     dims, data_type, name = list(tensor.dims), tensor.data_type, tensor.name
     tensor.Clear()
-    tensor.name, tensor.data_type = name, data_type
+    tensor.name, tensor.data_type, tensor.raw_data = name, data_type, data
     tensor.dims.extend(dims)
 
 
@@ -178,17 +163,6 @@ def _external(tensor: Proto, files: DataFiles) -> Part:
 
 def _bytes_in(part: Part) -> bytes:
     return part.read(part.digest()).tobytes()
-
-
-def _nested_tensors(graph: Proto) -> Iterator[Proto]:
-    """Tensors in node attributes and bodies, at any depth; the graph's own initializers are not among them."""
-    for node in nodes_in(graph.node):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-        for body in bodies(node):
-            yield from body.initializer
 
 
 def _inlined(proto: Proto, name: str) -> Proto:
@@ -232,8 +206,6 @@ _STANDARD = ("", "ai.onnx")
 
 def _since(op: str, opset: int) -> int:
     """The opset that made the operator what it is in `opset`; 0 where it does not know it."""
-    import onnx
-
     try:
         return int(onnx.defs.get_schema(op, opset, "").since_version)
     except onnx.defs.SchemaError:
@@ -251,43 +223,25 @@ def _constants_to_initializers(graph: Proto) -> None:
             tensor.name = node.output[0]
         else:
             kept.append(node)
-    if len(kept) < len(graph.node):
-        _replace(graph.node, kept)
+    _keep(graph.node, kept)
 
 
 def _densify(graph: Proto) -> None:
     """Write sparse initializers out: they are rare, and nothing after this has to know them."""
-    from onnx import TensorProto, numpy_helper
-
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
-        if any(t.data_location == TensorProto.EXTERNAL for t in (sparse.values, sparse.indices)):
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in (sparse.values, sparse.indices)):
             raise ModelError(f"sparse weight {name} lies in an external file, which splitpoint cannot read")
         try:
-            values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+            values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
             if prod(sparse.dims) > MAX_SKELETON_BYTES:
                 raise ModelError(f"sparse weight {name} is too large to be written out: {list(sparse.dims)}")
             dense = np.zeros(tuple(sparse.dims), values.dtype)
             dense[tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, dense.shape)] = values
         except (KeyError, TypeError, ValueError, IndexError, OSError) as exc:
             raise ModelError(f"sparse weight {name} is broken: {exc}") from exc
-        graph.initializer.append(numpy_helper.from_array(dense, name))
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, name))
     del graph.sparse_initializer[:]
-
-
-def _drop_weights_listed_as_inputs(graph: Proto) -> None:
-    """IR versions below 4 list initializers as inputs too; they are weights, not inputs."""
-    weights = {t.name for t in graph.initializer}
-    real = [i for i in graph.input if i.name not in weights]
-    if len(real) < len(graph.input):
-        _replace(graph.input, real)
-
-
-def _sort(graph: Proto) -> None:
-    """Put nodes in topological order: the specification demands it, not every file has it."""
-    order = topological(graph.node)
-    if order != sorted(order):
-        _replace(graph.node, [graph.node[i] for i in order])
 
 
 def _name_nodes(graph: Proto) -> None:
@@ -305,6 +259,12 @@ def _name_nodes(graph: Proto) -> None:
             node.name = name
         for body in bodies(node):
             _name_nodes(body)
+
+
+def _keep(field: Proto, items: list[Proto]) -> None:
+    """Drop from a repeated field what is not among `items`."""
+    if len(items) < len(field):
+        _replace(field, items)
 
 
 def _replace(field: Proto, items: list[Proto]) -> None:
@@ -333,6 +293,6 @@ def _strip(proto: Proto) -> None:
     for field in ("value_info", "doc_string", "metadata_props"):
         graph.ClearField(field)
     # Shapes are measured anew for every file: what it says may be of another --shape, or wrong.
-    _replace(proto.metadata_props, [p for p in proto.metadata_props if p.key != SHAPES_KEY])
+    _keep(proto.metadata_props, [p for p in proto.metadata_props if p.key != SHAPES_KEY])
     for field in ("doc_string", "training_info"):
         proto.ClearField(field)

@@ -60,8 +60,7 @@ def _behind_signature(text: str) -> str:
 
 def _closed(text: str, opening: int) -> int:
     """Behind the bracket that closes the one at `opening`; the end of the text where none does."""
-    pairs = {"(": ")", "[": "]"}
-    left, right, depth = text[opening], pairs[text[opening]], 0
+    left, right, depth = text[opening], {"(": ")", "[": "]"}[text[opening]], 0
     for at in range(opening, len(text)):
         depth += (text[at] == left) - (text[at] == right)
         if not depth:

@@ -6,20 +6,23 @@ is measured by running the whole model once on made-up inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
 from splitpoint.errors import ModelError, StorageError, nearest
 from splitpoint.graph import SHAPE_ROOTS
-from splitpoint.models.dataflow import Proto, by_value, reads
-from splitpoint.models.inference import Opsets, alike, body_ranks, dtype_name, inferred, open_dim
-from splitpoint.models.layer_names import SHAPES_KEY
+from splitpoint.models.dataflow import Proto, by_value, onnx, ort, reads
+from splitpoint.models.inference import alike, blind_kinds, body_ranks, dtype_name, inferred, open_dim
+from splitpoint.models.input_values import Values, advice, with_values
+from splitpoint.models.layer_names import SHAPES_KEY, metadata
+from splitpoint.models.reasons import reason_of
 from splitpoint.models.soundness import kind_of
+from splitpoint.models.weights import Weights, give_weights
 from splitpoint.parsing import MalformedError, parse_json
 from splitpoint.tensors import ANY_RANK, ITEM_SIZES, Array, TensorSpec, spec_of
 from splitpoint.text import listed
@@ -34,11 +37,11 @@ _OTHER_SIZES = (3, 5, 7, 11, 13, 17, 19, 23)
 _NO_NAMES = frozenset({"none", "null", "nan", "unk", "unknown", "dynamic", "dyn", "any", "undefined", "free"})
 
 #: Operators of other domains than onnx's own whose sizes follow values: NonZero and its kind, and sizes as inputs.
-_SHAPED_BY_VALUES = frozenset(
-    {"BeamSearch", "CropAndResize", "DynamicTimeWarping", "ExpandDims", "GreedySearch", "GroupQueryAttention",
-     "NonZero", "Pad", "Range", "ReduceSumInteger", "RemovePadding", "Sampling", "Tokenizer", "Unique",
-     "WhisperBeamSearch"}
-)  # fmt: skip
+_SHAPED_BY_VALUES = frozenset({
+    "BeamSearch", "CropAndResize", "DynamicTimeWarping", "ExpandDims", "GreedySearch", "GroupQueryAttention",
+    "NonZero", "Pad", "Range", "ReduceSumInteger", "RemovePadding", "Sampling", "Tokenizer", "Unique",
+    "WhisperBeamSearch",
+})  # fmt: skip
 #: Sequences are beyond inference: what comes out of them is measured, unless values decide which, by these inputs.
 _PLACES = {"SequenceAt": 1, "SequenceErase": 1, "SequenceInsert": 2, "SplitToSequence": 1}
 #: Operators whose number of dimensions may be another each time, where inference does not say it, …
@@ -50,31 +53,22 @@ _MOST_SIZES = 128
 _MOST_ROUNDS = 10
 
 
-class ShapeProbe(Protocol):
-    """Runs the whole model once, on made-up inputs."""
-
-    def __call__(
-        self, inputs: Sequence[TensorSpec], names: Sequence[str], sized: Sequence[str] = ()
-    ) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
-        """Values of the tensors `names` (None for what is no array) and shapes of `sized`, for inputs of these specs.
-
-        ModelError if it does not run.
-        """
-        ...
+#: Runs the whole model once, on made-up inputs of these specs: the values of the tensors named next (None for what is
+#: no array), and the shapes of those named last. ModelError if it does not run.
+ShapeProbe = Callable[
+    [Sequence[TensorSpec], Sequence[str], Sequence[str]],
+    tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]],
+]
 
 
-def spec_of_value(value: Proto, least: int = 0) -> TensorSpec | None:
-    """The spec a ValueInfoProto declares; free dimensions get a name. None if it is no tensor of known rank.
-
-    Old exporters write a free dimension as 0 or −1: what is below `least` is free.
-    """
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type" or not value.type.tensor_type.HasField("shape"):
-        return None
+def _declared(value: Proto) -> TensorSpec | None:
+    """The spec a ValueInfoProto declares; free dimensions get a name. None if it is no tensor of known rank."""
     tensor = value.type.tensor_type
+    if value.type.WhichOneof("value") != "tensor_type" or not tensor.HasField("shape"):
+        return None
     shape: list[int | str] = []
     for axis, d in enumerate(tensor.shape.dim):
-        if d.HasField("dim_value") and d.dim_value >= least:
+        if d.HasField("dim_value") and d.dim_value >= 1:  # old exporters write a free one as 0 or −1
             shape.append(int(d.dim_value))
         else:
             shape.append(_dim_name(d) or ("batch" if axis == 0 else open_dim(value.name, axis)))
@@ -83,12 +77,9 @@ def spec_of_value(value: Proto, least: int = 0) -> TensorSpec | None:
 
 def value_of(spec: TensorSpec) -> Proto:
     """The ValueInfoProto that declares `spec`."""
-    import onnx
-
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return onnx.helper.make_tensor_value_info(
-        spec.name, elem_type, None if spec.shape == ANY_RANK else list(spec.shape)
-    )
+    dims = None if spec.shape == ANY_RANK else list(spec.shape)
+    return onnx.helper.make_tensor_value_info(spec.name, elem_type, dims)
 
 
 def _dim_name(dim: Proto) -> str:
@@ -103,8 +94,7 @@ def fix_shapes(skeleton: Proto, shapes: Mapping[str, Sequence[int]]) -> None:
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in inputs:
-            known = listed(inputs)
-            raise ModelError(f"the model has no input {name}{nearest(name, inputs)} (its inputs: {known})")
+            raise ModelError(f"the model has no input {name}{nearest(name, inputs)} (its inputs: {listed(inputs)})")
         _fix_input(inputs[name], shape, sizes)
     for value in inputs.values():  # a dimension of the same name is the same dimension
         if value.type.WhichOneof("value") == "tensor_type":
@@ -118,7 +108,7 @@ def _fix_input(value: Proto, shape: Sequence[int], sizes: dict[str, int]) -> Non
         raise ModelError(f"--shape {value.name}: a dimension must be 1 or more, not {min(shape)}")
     if prod(int(size) for size in shape) > _MOST_ELEMENTS:
         raise ModelError(f"--shape {value.name}: {'x'.join(map(str, shape))} is more than any machine can hold")
-    declared = spec_of_value(value, least=1)
+    declared = _declared(value)
     if declared is None:
         if value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.shape.SetInParent()  # of a scalar, too
@@ -142,7 +132,7 @@ def input_specs(skeleton: Proto) -> tuple[TensorSpec, ...]:
     """Specs of the model's inputs. ModelError for inputs that are no tensors of numbers or have no known rank."""
     specs = []
     for value in skeleton.graph.input:
-        spec = spec_of_value(value, least=1)
+        spec = _declared(value)
         if spec is None:
             if value.type.WhichOneof("value") != "tensor_type":
                 raise ModelError(f"input {value.name} is {kind_of(value)}, not a tensor")
@@ -194,7 +184,7 @@ def shapes_of(skeleton: Proto, probe: ShapeProbe) -> Shapes:
     for value in skeleton.graph.output:  # what a file says about them can be wrong; it is found anew
         if value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.ClearField("shape")
-    noted = next((p.value for p in skeleton.metadata_props if p.key == SHAPES_KEY), None)
+    noted = metadata(skeleton).get(SHAPES_KEY)
     if noted is not None:
         return _recall(noted, skeleton, inputs, assumed)
     search = _ShapeSearch(skeleton, inputs, assumed, probe)
@@ -218,8 +208,8 @@ class _Look:
     opaque: set[str]
     specs: dict[str, TensorSpec]
     measured: dict[str, TensorSpec]
+    #: What shape arithmetic came to.
     values: dict[str, Array] = field(default_factory=dict)
-    """What shape arithmetic came to."""
     run: bool = False
 
 
@@ -230,7 +220,7 @@ class _ShapeSearch:
         self, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed: Mapping[str, int], probe: ShapeProbe
     ) -> None:
         self.skeleton, self.inputs, self.assumed, self.probe = skeleton, inputs, assumed, probe
-        self.opsets = Opsets(skeleton)
+        self.blind = blind_kinds(skeleton)
         self.nodes = list(zip(skeleton.graph.node, by_value(skeleton.graph), strict=True))
         self.outputs = {o.name for o in skeleton.graph.output}
         #: What no input's value changes.
@@ -238,22 +228,26 @@ class _ShapeSearch:
         self.moving = {o for n, depends in self.nodes if depends for o in n.output if o} | {s.name for s in inputs}
         #: Of which inference gives another size than a run.
         self.corrected: list[str] = []
-        self.read: list[str] = []
-        self.unknown: list[str] = []
-        self.arithmetic: list[str] = []
-
-    def shapes(self) -> Shapes:
-        one = self._look(self.assumed)
+        self.first = self._look(assumed)
         # What nobody reads (the mask of a Dropout) never crosses: not worth a run of the whole model.
         used = {t for n, _ in self.nodes for t in reads(n)} | self.outputs
-        self.read = [o for n, _ in self.nodes for o in n.output if o in used and o not in one.opaque]
-        self.unknown = [o for o in self.read if not _known(one.plain.get(o))]
-        if self.unknown:
-            wanted = set(self.unknown)
-            readers = (n for n, _ in self.nodes if any(o in wanted for o in n.output))
-            self.arithmetic = [t for t in dict.fromkeys(t for n in readers for t in reads(n)) if t in self.steady]
+        self.read = [o for n, _ in self.nodes for o in n.output if o in used and o not in self.first.opaque]
+        self.unknown = [o for o in self.read if not _known(self.first.plain.get(o))]
+        wanted = set(self.unknown)
+        readers = (n for n, _ in self.nodes if not wanted.isdisjoint(n.output))
+        self.arithmetic = [t for t in dict.fromkeys(t for n in readers for t in reads(n)) if t in self.steady]
+
+    def shapes(self) -> Shapes:
+        one = self.first
         if self.unknown or not alike(n for n, _ in self.nodes):
-            one = self._ran(one)
+            try:
+                self._measure(one)
+            except (ModelError, StorageError):  # made-up inputs make no sense to it, or not all weights are here
+                if self.unknown:
+                    one = self._look(self.assumed, believe_bodies=True)
+                    if not all(_known(one.plain.get(o)) for o in self.unknown):
+                        raise
+                    self.unknown = []
         other, sizes = self._other(one)
         if self.unknown:
             self._follow(one)
@@ -276,18 +270,6 @@ class _ShapeSearch:
             {n: _freed(n, one, other, names) for n in one.measured} | {s.name: s for s in self.inputs},
             frozenset(one.opaque),
         )
-
-    def _ran(self, one: _Look) -> _Look:
-        """`one`, measured, or what is known without a run. ModelError where that is not enough."""
-        try:
-            self._measure(one)
-        except (ModelError, StorageError):  # made-up inputs make no sense to it, or not all weights are here
-            if self.unknown:
-                one = self._look(self.assumed, believe_bodies=True)
-                if not all(_known(one.plain.get(o)) for o in self.unknown):
-                    raise
-                self.unknown = []
-        return one
 
     def _look(self, sizes: Mapping[str, int], believe_bodies: bool = False) -> _Look:
         inputs = [s.bind(sizes) for s in self.inputs]
@@ -366,7 +348,7 @@ class _ShapeSearch:
 
     def _beyond(self, node: Proto, look: _Look) -> bool:
         """Whether inference cannot say what `node` makes, whatever it is told."""
-        return self.opsets.blind(node) or any(t in look.opaque for t in (*node.input, *node.output))
+        return (node.domain, node.op_type) in self.blind or any(t in look.opaque for t in (*node.input, *node.output))
 
     def _decided(self, node: Proto) -> bool:
         """Whether values decide the sizes that a node beyond inference makes."""
@@ -513,32 +495,21 @@ def _recall(noted: str, skeleton: Proto, inputs: tuple[TensorSpec, ...], assumed
     return Shapes(inputs, assumed, bound, free, frozenset(note.opaque))
 
 
-def outputs_at(skeleton: Proto, inputs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
-    """What is known of the model's outputs for inputs of these sizes, without running it: specs by name, in which a
-    dimension has a name where values decide. Empty where ONNX Runtime may reckon otherwise than onnx."""
-    if not alike(skeleton.graph.node):
-        return {}
-    wanted = {o.name for o in skeleton.graph.output}
-    return {name: spec for name, spec in inferred(skeleton, inputs)[0].items() if name in wanted}
-
-
 def sample_inputs(inputs: Sequence[TensorSpec], seed: int = 0, vocabulary: int = 2) -> dict[str, Array]:
     """Made-up inputs that most graphs accept: patchy floats and bytes, small non-negative integers."""
     rng = np.random.default_rng(seed)
-    sample: dict[str, Any] = {}
+    sample: dict[str, Array] = {}
     for spec in inputs:
         shape = tuple(int(d) for d in spec.shape)
         if spec.dtype.startswith("float"):
-            sample[spec.name] = _patches(shape, rng).astype(spec.dtype)
-        elif spec.dtype == "bool":
-            sample[spec.name] = np.asarray(rng.integers(0, 2, shape), bool)
+            values: Any = _patches(shape, rng)
         elif spec.dtype in ("uint8", "int8"):
-            info = np.iinfo(spec.dtype)
-            centre = (info.max + 1) / 2  # of the values that are not negative
-            values = np.asarray(centre * (1 + 0.4 * _patches(shape, rng)))
-            sample[spec.name] = np.asarray(values.clip(0, info.max), spec.dtype)
+            most = np.iinfo(spec.dtype).max
+            centre = (most + 1) / 2  # of the values that are not negative
+            values = np.clip(centre * (1 + 0.4 * _patches(shape, rng)), 0, most)
         else:
-            sample[spec.name] = np.asarray(rng.integers(0, vocabulary, shape), spec.dtype)
+            values = rng.integers(0, 2 if spec.dtype == "bool" else vocabulary, shape)
+        sample[spec.name] = np.asarray(values, spec.dtype)
     return sample
 
 
@@ -552,3 +523,47 @@ def _patches(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     places = [np.arange(d) * c // d for d, c in zip(shape, coarse, strict=True)]
     patches = rng.standard_normal(coarse)[np.ix_(*places)] if shape else rng.standard_normal()
     return np.asarray(patches + 0.3 * rng.standard_normal(shape))
+
+
+def run_once(
+    skeleton: Proto,
+    weights: Weights,
+    values: Values,
+    inputs: Sequence[TensorSpec],
+    names: Sequence[str],
+    sized: Sequence[str] = (),
+) -> tuple[Mapping[str, Array | None], Mapping[str, tuple[int, ...]]]:
+    """The value of each tensor in `names` (None for what is not an array) and the shape of each in `sized`.
+
+    For one input of `values`, the others made up. ModelError if ONNX Runtime cannot run the model on it.
+    """
+    full = onnx.ModelProto()
+    full.CopyFrom(skeleton)
+    known = {o.name for o in full.graph.output}
+    for name in names:
+        if name not in known:
+            full.graph.output.add().name = name
+    # Of most tensors the shape is enough, and they need not be kept until the end.
+    shape_of = {name: f"splitpoint.shape.{k}" for k, name in enumerate(sized)}
+    for name, shape in shape_of.items():
+        full.graph.node.add(op_type="Shape", name=shape, input=[name], output=[shape])
+        full.graph.output.add().name = shape
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    held = give_weights(options, full, weights)
+    cpu = ["CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(full.SerializeToString(), options, providers=cpu, enable_fallback=0)
+    except Exception as exc:  # ONNX Runtime's exceptions share no base of their own
+        raise ModelError(
+            f"ONNX Runtime cannot run this model: {reason_of(exc)} (it was tried because no inference knows the "
+            f"shape of {(*names, *sized)[0]})"
+        ) from exc
+    try:
+        outputs = session.run([*names, *shape_of.values()], with_values(sample_inputs(inputs), inputs, values))
+    except Exception as exc:
+        raise ModelError(f"ONNX Runtime cannot run this model: {reason_of(exc)} ({advice(inputs, values)})") from exc
+    del held
+    arrays = {n: v if isinstance(v, np.ndarray) else None for n, v in zip(names, outputs, strict=False)}
+    return arrays, {n: tuple(map(int, v)) for n, v in zip(sized, outputs[len(names) :], strict=True)}

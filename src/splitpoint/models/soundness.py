@@ -11,11 +11,13 @@ from collections.abc import Collection, Iterator
 from math import prod
 
 from splitpoint.errors import ModelError
-from splitpoint.models.dataflow import Proto, bodies, nodes_in, reads
+from splitpoint.models.dataflow import Proto, bodies, onnx, reads, tensors_in
 from splitpoint.models.operators import check_frames, check_operators
 from splitpoint.text import HIDDEN
 
 OLDEST_OPSET = 7
+#: Bits of a number, where several share a byte.
+_PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _BLOB = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -110,7 +112,7 @@ def check(skeleton: Proto, name: str, allowed: Collection[str] = ()) -> None:
         for t in node.output:
             if t:
                 define(t, "an output")
-        for t in _attribute_tensors(node):
+        for t in tensors_in([node]):
             _check_inline(t)
     outputs = [o.name for o in graph.output]
     for o in outputs:
@@ -134,11 +136,9 @@ def _check_opset(skeleton: Proto, name: str) -> None:
 
 
 def _check_initializer(tensor: Proto) -> None:
-    from onnx import TensorProto
-
-    if tensor.data_location != TensorProto.EXTERNAL:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
         _check_inline(tensor)
-        if tensor.data_type != TensorProto.STRING and len(tensor.raw_data) != nbytes(tensor):
+        if tensor.data_type != onnx.TensorProto.STRING and len(tensor.raw_data) != nbytes(tensor):
             raise ModelError(
                 f"weight {tensor.name} has {len(tensor.raw_data)} bytes, its dimensions {list(tensor.dims)} "
                 f"need {nbytes(tensor)}"
@@ -150,39 +150,19 @@ def _check_initializer(tensor: Proto) -> None:
 
 
 def _check_inline(tensor: Proto) -> None:
-    from onnx import TensorProto
-
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
         raise ModelError(f"the constant {tensor.name or '(without a name)'} points to a file: refused")
-
-
-def _attribute_tensors(node: Proto) -> Iterator[Proto]:
-    """Every tensor in the attributes and bodies of a node, at any depth."""
-    for inner in nodes_in([node]):
-        sparse = [s for body in bodies(inner) for s in body.sparse_initializer]
-        for attribute in inner.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-            sparse += attribute.sparse_tensors
-        for body in bodies(inner):
-            yield from body.initializer
-        for s in sparse:
-            yield from (s.values, s.indices)
 
 
 def kind_of(value: Proto) -> str:
     """What an input or output is, in words: ``bfloat16``, ``text``, ``a sequence``, ``a map``."""
-    from onnx import TensorProto
-
     kind = value.type.WhichOneof("value") or "value of unknown type"
     if kind != "tensor_type":
         return f"a {kind.removesuffix('_type').replace('_', ' ')}"
     number = value.type.tensor_type.elem_type
-    if number == TensorProto.STRING:
+    if number == onnx.TensorProto.STRING:
         return "text"
-    names = {v: k for k, v in TensorProto.DataType.items()}
+    names = {v: k for k, v in onnx.TensorProto.DataType.items()}
     return str(names[number]).lower() if number in names and number else "an unknown type"
 
 
@@ -197,21 +177,15 @@ def blob_hash(tensor: Proto) -> str | None:
 
 def nbytes(tensor: Proto) -> int:
     """Bytes that the values of a TensorProto take, by its dtype and dims. ModelError where these make no sense."""
-    import onnx
-    from onnx import TensorProto
-
-    packed = {TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1)}
-    quarter = {getattr(TensorProto, "INT2", -1), getattr(TensorProto, "UINT2", -1)}
     count = prod(int(d) for d in tensor.dims)
     if count < 0 or any(d < 0 for d in tensor.dims):
         raise ModelError(f"weight {tensor.name} has the dimensions {list(tensor.dims)}")
-    if tensor.data_type == TensorProto.STRING:
+    if tensor.data_type == onnx.TensorProto.STRING:
         return sum(len(s) for s in tensor.string_data)
-    if tensor.data_type in packed:
-        return (count + 1) // 2
-    if tensor.data_type in quarter:
-        return (count + 3) // 4
     try:
+        name = onnx.TensorProto.DataType.Name(tensor.data_type)
+        if name in _PACKED:
+            return (count * _PACKED[name] + 7) // 8
         return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"weight {tensor.name} has the unknown data type {tensor.data_type}") from None

@@ -1,7 +1,6 @@
 """Weight blobs: raw little-endian bytes of one tensor, addressed by their SHA-256.
 
-A model is a graph without weights plus blobs. That is what makes re-splitting cheap (a device fetches only what
-it does not have), lets two models share a backbone, and lifts protobuf's limit of 2 GB.
+A model is a graph without weights plus blobs: a device fetches only those that it does not have.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from splitpoint.errors import ChangedError, ModelError, StorageError
 from splitpoint.files import named
+from splitpoint.models.dataflow import Proto, onnx, ort, reads
 from splitpoint.models.soundness import blob_hash, nbytes
 from splitpoint.tensors import ITEM_SIZES, Array
 
@@ -47,7 +47,6 @@ class Weights(Protocol):
     def open(self, hash: str) -> memoryview:
         """The blob's bytes, read-only, which nobody changes as long as they are held. StorageError if it is not there,
         ChangedError if its file no longer has it."""
-        ...
 
 
 class ModelWeights:
@@ -81,12 +80,6 @@ class ModelWeights:
             raise StorageError(f"weight blob {hash[:12]}… is not here")
         return self._copies.open(hash, lambda: part)
 
-    def sizes(self) -> Mapping[str, Blob]:
-        sizes = {h: b.nbytes for h, b in self._blobs.items()} | {h: p.nbytes for h, p in self._parts.items()}
-        return {h: Blob(h, n) for h, n in sizes.items()}
-
-
-# --- weights in files that others may write to ------------------------------------------------------------------------
 
 #: Of a model's files, how many stay open: one that is replaced or deleted (not written to) is then still there for us.
 #: Some exporters write a file for every weight.
@@ -228,79 +221,99 @@ class DataFiles:
         return Part(file, offset, length)
 
 
-# --- weights that are not there -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class DrawnBlob:
-    """How to make a blob up: `nbytes` of `dtype` (empty: of zero bytes), normal around `mean`."""
-
-    nbytes: int
-    dtype: str = ""
-    mean: float = 0.0
-    spread: float = 0.0
-
-
-class StandIn:
-    """Blobs of the right size and type without their values, so that a device can time a model it has not fetched.
-
-    Answers computed with them mean nothing. Values keep activations at a usual size: numbers below 1e-38 (denormals)
-    would take a processor ten times as long. Integers are 0, because they may be indices.
-    """
-
-    def __init__(self, drawn: Mapping[str, DrawnBlob]) -> None:
-        self._drawn = drawn
-
-    def open(self, hash: str) -> memoryview:
-        drawn = self._drawn.get(hash)
-        if drawn is None:
-            raise StorageError(f"weight blob {hash[:12]}… is not here")
-        if not drawn.dtype:
-            return memoryview(bytes(drawn.nbytes))
-        # One block over and over: half a gigabyte of fresh random numbers would take seconds, and time the same.
-        block = np.random.default_rng(0).standard_normal(1 << 14) * drawn.spread + drawn.mean
-        values: Array = np.resize(block.astype(drawn.dtype), drawn.nbytes // ITEM_SIZES[drawn.dtype])
-        values.flags.writeable = False
-        return values.view(np.uint8).data
-
-
 #: Inputs that scale what comes in: 1 changes nothing. (Of batch norms, also the variance.)
-_ONES = frozenset(
-    {("Mul", 0), ("Mul", 1), ("Div", 1), ("Pow", 1), ("BatchNormalization", 1), ("BatchNormalization", 4),
-     ("LayerNormalization", 1), ("InstanceNormalization", 1), ("GroupNormalization", 1), ("RMSNormalization", 1),
-     ("SimplifiedLayerNormalization", 1)}
-)  # fmt: skip
+_ONES = frozenset({
+    ("Mul", 0), ("Mul", 1), ("Div", 1), ("Pow", 1), ("BatchNormalization", 1), ("BatchNormalization", 4),
+    ("LayerNormalization", 1), ("InstanceNormalization", 1), ("GroupNormalization", 1), ("RMSNormalization", 1),
+    ("SimplifiedLayerNormalization", 1),
+})  # fmt: skip
 #: The step between two integers.
 _STEPS = frozenset({("QuantizeLinear", 1), ("DequantizeLinear", 1), ("QLinearConv", 1), ("QLinearConv", 4),
                     ("QLinearConv", 6), ("QLinearMatMul", 1), ("QLinearMatMul", 4), ("QLinearMatMul", 6)})  # fmt: skip
 
 
-def stand_ins(skeleton: Any) -> StandIn:
-    """Stand-ins for every blob that `skeleton` refers to, each of a size that suits who reads it."""
-    import onnx
+class StandIn:
+    """Blobs of the right size and type without their values, so that a device can time a model it has not fetched.
 
-    readers: dict[str, tuple[str, int]] = {}
-    for node in skeleton.graph.node:
-        for place, name in enumerate(node.input):
-            readers.setdefault(name, (node.op_type, place))
-    drawn: dict[str, DrawnBlob] = {}
-    for t in skeleton.graph.initializer:
-        digest = blob_hash(t)
-        if not digest or digest in drawn:
-            continue
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(t.data_type).name)
+    Answers computed with them mean nothing. Values keep activations at a usual size, by who reads them in `skeleton`:
+    numbers below 1e-38 (denormals) would take a processor ten times as long. Integers are 0, because they may be
+    indices.
+    """
+
+    def __init__(self, skeleton: Proto) -> None:
+        readers: dict[str, tuple[str, int]] = {}
+        for node in skeleton.graph.node:
+            for place, name in enumerate(node.input):
+                readers.setdefault(name, (node.op_type, place))
+        #: By hash: a tensor that has it, the operator that reads this one first, and as which input.
+        self._tensors: dict[str, tuple[Proto, tuple[str, int]]] = {}
+        for t in skeleton.graph.initializer:
+            if digest := blob_hash(t):
+                self._tensors.setdefault(digest, (t, readers.get(t.name, ("", 0))))
+
+    def open(self, hash: str) -> memoryview:
+        if hash not in self._tensors:
+            raise StorageError(f"weight blob {hash[:12]}… is not here")
+        tensor, reader = self._tensors[hash]
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
+        mean, spread = 0.0, 0.0
         if dtype not in ("float16", "float32", "float64"):
-            drawn[digest] = DrawnBlob(nbytes(t))
-            continue
-        reader = readers.get(t.name, ("", 0))
+            return memoryview(bytes(nbytes(tensor)))
         if reader in _STEPS:
-            mean, spread = 2.0**-6, 0.0
+            mean = 2.0**-6
         elif reader in _ONES:
-            mean, spread = 1.0, 0.0
-        elif len(t.dims) < 2:
-            mean, spread = 0.0, 0.01  # a bias
+            mean = 1.0
+        elif len(tensor.dims) < 2:
+            spread = 0.01  # a bias
         else:  # He's: a layer keeps the size of its input
-            fan_in = t.dims[0] if reader[0] in ("MatMul", "Gemm") else int(np.prod(t.dims[1:]))
-            mean, spread = 0.0, float(np.sqrt(2 / max(1, fan_in)))
-        drawn[digest] = DrawnBlob(nbytes(t), dtype, mean, spread)
-    return StandIn(drawn)
+            fan_in = tensor.dims[0] if reader[0] in ("MatMul", "Gemm") else int(np.prod(tensor.dims[1:]))
+            spread = float(np.sqrt(2 / max(1, fan_in)))
+        # One block over and over: half a gigabyte of fresh random numbers would take seconds, and time the same.
+        block = np.random.default_rng(0).standard_normal(1 << 14) * spread + mean
+        values: Array = np.resize(block.astype(dtype), nbytes(tensor) // ITEM_SIZES[dtype])
+        values.flags.writeable = False
+        return values.view(np.uint8).data
+
+
+def give_weights(options: Any, proto: Proto, weights: Weights) -> dict[str, Any]:
+    """Let a session of `options` copy the blobs of `proto`'s weights; the caller holds what is returned until then.
+
+    StorageError if a blob is not there or not as long as the weight.
+
+    Not with `options.add_initializer`, which would share a weight's memory with the kernels and save a copy of what
+    ONNX Runtime does not repack: the kernels would then see the weight as it was before the optimiser reshaped it
+    (ConvNeXt's layer scale [384,1,1] behind a moved Transpose: wrong broadcast, and where sizes agree a wrong answer).
+    """
+    # By name, over the blobs' own memory (no copy on the CPU).
+    held: dict[str, Any] = {}
+    # Those that nothing reads ONNX Runtime would drop first, and then miss.
+    used = {t for n in proto.graph.node for t in reads(n)} | {o.name for o in proto.graph.output}
+    for t in proto.graph.initializer:
+        digest = blob_hash(t)
+        if not digest or t.name not in used:
+            continue
+        data = weights.open(digest)
+        if data.nbytes != nbytes(t):
+            raise StorageError(f"weight blob {digest[:12]}… has {data.nbytes} bytes, weight {t.name} needs {nbytes(t)}")
+        raw = np.frombuffer(data, dtype=np.uint8)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
+        if dtype.name in ITEM_SIZES:
+            array = raw.view(dtype).reshape(tuple(t.dims))
+            held[t.name] = ort.OrtValue.ortvalue_from_numpy(np.require(array, requirements="A"))
+        else:
+            held[t.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_stand_in(raw, t), t.data_type)
+    options.add_external_initializers(list(held), list(held.values()))
+    return held
+
+
+def _stand_in(raw: Array, tensor: Proto) -> Array:
+    """`raw` as an array of the weight's own shape, for a type numpy has not (bfloat16, packed 4-bit values).
+
+    ONNX Runtime takes the shape from the array and the values from its memory, of which packed ones fill a part.
+    """
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    if raw.nbytes >= count:
+        return raw.view(f"u{raw.nbytes // count}").reshape(tuple(tensor.dims))
+    padded = np.zeros(count, np.uint8)
+    padded[: raw.nbytes] = raw
+    return padded.reshape(tuple(tensor.dims))

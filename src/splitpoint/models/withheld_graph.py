@@ -7,11 +7,10 @@ and such a model is not shared so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from hashlib import sha256
 from math import prod
 
-from splitpoint.models.dataflow import Proto, bodies, nodes_in
+from splitpoint.models.dataflow import Proto, nodes_in, onnx, tensors_in
 from splitpoint.models.node_kinds import NO_WEIGHTS
 from splitpoint.models.reading import point_to
 from splitpoint.models.soundness import blob_hash
@@ -22,8 +21,6 @@ FEW = 8
 
 def without_tail_weights(skeleton: Proto, head: Proto) -> Proto:
     """`skeleton` with the hash of each weight of more than `FEW` numbers that `head`, a part of it, does not read."""
-    import onnx
-
     kept = {t.name for t in head.graph.initializer}
     told = onnx.ModelProto()
     told.CopyFrom(skeleton)
@@ -46,22 +43,13 @@ def weights_in_attributes(skeleton: Proto, head: Proto) -> str:
     """The first node outside of `head` whose attributes hold more than `FEW` numbers, in words; empty if none does."""
     inside = {n.name for n in head.graph.node}
     for node in skeleton.graph.node:
-        if node.name not in inside and (most := max(_counts(node), default=0)) > FEW:
+        listed = (len(attribute.floats) for inner in nodes_in([node]) for attribute in inner.attribute)
+        most = max((*listed, *map(_count, tensors_in([node]))), default=0)
+        if most > FEW and node.name not in inside:
             return f"{node.name} ({node.op_type}), {most} of them"
     return ""
 
 
-def _counts(node: Proto) -> Iterator[int]:
-    """How many numbers each attribute of a node and of its bodies has that may be weights."""
-    for inner in nodes_in([node]):
-        for attribute in inner.attribute:
-            yield len(attribute.floats)
-            sparse = (attribute.sparse_tensor.values, *(s.values for s in attribute.sparse_tensors))
-            yield from map(_count, (attribute.t, *attribute.tensors, *sparse))
-        for body in bodies(inner):
-            yield from (_count(t) for t in (*body.initializer, *(s.values for s in body.sparse_initializer)))
-
-
 def _count(tensor: Proto) -> int:
-    """The numbers in a tensor; 0 of those that are shapes, indices and masks, and of a field that is not set."""
+    """The numbers in a tensor; 0 of those that are shapes, indices and masks."""
     return prod(tensor.dims) if tensor.data_type and tensor.data_type not in NO_WEIGHTS else 0

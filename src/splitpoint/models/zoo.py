@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
 from splitpoint.errors import ModelError, nearest
-from splitpoint.tensors import Array
 
 #: Name → file. The first two are the names to print; the others are what people type.
 NAMES: Mapping[str, str] = {
@@ -42,10 +39,7 @@ def zoo_path(name: str) -> Path:
     if file is None:
         hint = nearest(name.lower(), NAMES) or f"; the zoo has {' and '.join(ZOO)}"
         raise ModelError(f"no model {name} in the zoo{hint}")
-    return _present(_folder() / file)
-
-
-def _present(path: Path) -> Path:
+    path = _folder() / file
     if not path.is_file():
         raise ModelError(f"{path} is missing from this installation: reinstall splitpoint")
     return path
@@ -59,18 +53,3 @@ def photos() -> list[Path]:
 def digits() -> list[Path]:
     """A few 8 x 8 handwritten digits (PNG) that LeNet-5 was not trained on; the file's name is the answer."""
     return sorted((_folder() / "digits").glob("*.png"))
-
-
-def heldout_digits() -> tuple[Array, Array]:
-    """Every digit held out of LeNet-5's training: uint8 pictures ``[n, 8, 8]`` and int64 labels ``[n]``.
-
-    A labelled set small enough to ship: what a cut or a codec costs in accuracy can be measured anywhere.
-    """
-    from PIL import Image
-
-    labels = np.array([int(c) for c in "".join(_present(_folder() / "heldout.txt").read_text().split())])
-    with Image.open(_present(_folder() / "heldout.png")) as image:
-        sheet = np.asarray(image.convert("L"))
-    rows, columns = sheet.shape[0] // 8, sheet.shape[1] // 8
-    tiles = sheet.reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3).reshape(-1, 8, 8)
-    return tiles[: len(labels)].copy(), labels

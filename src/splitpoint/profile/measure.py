@@ -29,7 +29,7 @@ from splitpoint.profile.costs import Floats
 from splitpoint.profile.kernel_times import KernelTimer, estimated, marked, node_times
 from splitpoint.profile.power import Meter, measure_watts
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
-from splitpoint.segments import halves, samples_for, tried_with
+from splitpoint.segments import Halves, samples_for, tried_with
 from splitpoint.tensors import Array
 from splitpoint.trace import Clock
 
@@ -279,7 +279,7 @@ class ProfileRun:
 
     def visit(self, k: int) -> CutVisit:
         """Head and tail of the k-th prefix, compiled now, timed and closed again."""
-        both = halves(self.model, self._prefixes[k], self.engine)
+        both = Halves(self.model, self._prefixes[k], self.engine)
         try:
             known = {**self._inputs, **(both.head.run(self._inputs) if both.head else {})}
             if both.tail:

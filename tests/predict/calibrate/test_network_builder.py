@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from splitpoint.models import model as building
-from splitpoint.models.weights import stand_ins
+from splitpoint.models.weights import StandIn
 from splitpoint.predict.calibrate.network_builder import Sketch
 
 LAYERS: dict[str, Callable[[Sketch, str], str]] = {
@@ -34,7 +34,7 @@ def test_a_layer_has_the_shape_it_says(name: str) -> None:
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     (told,) = inferred.graph.output
     assert tuple(d.dim_value for d in told.type.tensor_type.shape.dim) == tuple(net.shape(result))
-    model = building.build(proto, stand_ins(proto), name)
+    model = building.build(proto, StandIn(proto), name)
     # Elementwise layers are not counted while a network is drawn.
     assert net.flops == pytest.approx(sum(n.flops for n in model.graph.nodes), rel=0.2)
 

@@ -3,15 +3,7 @@
 A server runs requests of several clients as one batch. That is right only if no operator mixes what is in a batch, and
 a trial cannot show it: data can be chosen for which a scale over the whole batch, or a branch that it decides, comes
 out the same. So it is read from the graph, operator by operator, from a list of those that are known. What is not on
-the list, or is used in a way that is not understood, mixes.
-
-Every tensor is one of these:
-
-* the same for every batch (weights, and what is made of them and of sizes other than the batch's);
-* `RowAxis`: along one axis lie the rows of the batch, one after the other, `each` entries a row, and no other dimension
-  depends on how many rows there are;
-* a `Vector` of sizes, in which the number of rows may occur: it may shape tensors, and nothing else;
-* `Numbers` of the rows, by which each may take from itself, and nothing else.
+the list, or is used in a way that is not understood, mixes. What a tensor can be, `step.Value` says.
 """
 
 from __future__ import annotations
@@ -24,11 +16,24 @@ import numpy as np
 
 from splitpoint.errors import SplitpointError
 from splitpoint.graph import SHAPE_ROOTS
-from splitpoint.models.dataflow import Proto, bodies, drawing, reads
+from splitpoint.models.dataflow import Proto, bodies, drawing, onnx, reads
 from splitpoint.models.model import Segment
+from splitpoint.models.operators import PAIRWISE, REDUCTIONS, UNARY
 from splitpoint.models.rows import computing, moving, numbering, shaping
-from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import MOST_ENTRIES, ONE, SAME, Mixes, Numbers, RowAxis, Rule, Step, Value, numbers_of
+from splitpoint.models.rows.step import (
+    MOST_ENTRIES,
+    ONE,
+    SAME,
+    Mixes,
+    Numbers,
+    RowAxis,
+    Rule,
+    Size,
+    Step,
+    Value,
+    Vector,
+    numbers_of,
+)
 from splitpoint.models.soundness import blob_hash
 from splitpoint.tensors import ANY_RANK, Array
 
@@ -69,20 +74,17 @@ def mixing(segment: Segment) -> str:
 
 def _constant(tensor: Proto, constants: dict[str, Array]) -> Value:
     """What the weight `tensor` is; its numbers too, if they are few and in the graph."""
-    from onnx import TensorProto, numpy_helper
-
     count = int(np.prod(tensor.dims))
-    if tensor.data_location == TensorProto.EXTERNAL or count > MOST_ENTRIES or tensor.data_type == TensorProto.STRING:
+    text, outside = tensor.data_type == onnx.TensorProto.STRING, tensor.data_location == onnx.TensorProto.EXTERNAL
+    if text or outside or count > MOST_ENTRIES:
         return SAME
-    array = constants[tensor.name] = numpy_helper.to_array(tensor)
+    array = constants[tensor.name] = onnx.numpy_helper.to_array(tensor)
     return numbers_of(array)
 
 
 def _limits(segment: Segment, name: str) -> tuple[int, int] | None:
-    from onnx import TensorProto
-
     tensor = next((t for t in segment.proto.graph.initializer if t.name == name), None)
-    if tensor is None or tensor.data_type != TensorProto.INT64 or not 0 < np.prod(tensor.dims) <= _MOST_PLACES:
+    if tensor is None or tensor.data_type != onnx.TensorProto.INT64 or not 0 < np.prod(tensor.dims) <= _MOST_PLACES:
         return None
     digest = blob_hash(tensor)
     try:
@@ -99,11 +101,15 @@ def _outputs(step: Step) -> Sequence[Value]:
     if any(name not in step.known for name in names):
         raise Mixes("reads what nothing here makes")
     domain = "" if node.domain == "ai.onnx" else node.domain
-    if any(_depends(step.known[name]) for name in names):
+    sizes = None if domain else _SIZES.get(node.op_type)
+    given = [step.known[name] for name in names]
+    if any(isinstance(v, RowAxis | Numbers) or (isinstance(v, Vector) and not v.free) for v in given):
         if next(bodies(node), None) is not None:
             raise Mixes("runs a body of its own on the batch")
         rule = _RULES.get((domain, node.op_type))
-        if node.op_type not in SHAPE_ROOTS and any(isinstance(step.known[name], Numbers) for name in names):
+        if sizes is not None and (rule is None or not any(isinstance(step.value(i), RowAxis) for i in step.inputs)):
+            rule = sizes
+        if node.op_type not in SHAPE_ROOTS and any(isinstance(v, Numbers) for v in given):
             rule = None if domain else numbering.RULES.get(node.op_type, numbering.refused)
         if rule is None:
             raise Mixes("is not known to keep the rows of a batch apart")
@@ -111,143 +117,107 @@ def _outputs(step: Step) -> Sequence[Value]:
             return rule(step)
         except (IndexError, TypeError, ValueError) as exc:  # attributes and numbers of any kind may be in a file
             raise Mixes("is used in a way that is not understood") from exc
-    if not domain and (rule := _SHAPING.get(node.op_type)) is not None:
+    if sizes is not None:
         # It is the same for every batch even where its numbers are not known.
         with suppress(Mixes, IndexError, TypeError, ValueError):
-            return rule(step)
+            return sizes(step)
     return [SAME] * len(node.output)
 
 
 def _compare(names: Sequence[str], values: Sequence[Value], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
     """Mixes if a tensor was found to have as many rows for every batch: a rule is wrong, or what is used in it."""
     for name, value in zip(names, values, strict=False):
-        shape = shapes.get(name)
-        value = value.rows if isinstance(value, Numbers) else value
-        if (
-            isinstance(value, RowAxis)
-            and shape is not None
-            and not isinstance(dict(enumerate(shape)).get(value.axis), str)
-        ):
+        rows, sizes = value.rows if isinstance(value, Numbers) else value, dict(enumerate(shapes.get(name, ())))
+        if isinstance(rows, RowAxis) and name in shapes and not isinstance(sizes.get(rows.axis), str):
             raise Mixes("makes another shape than was found for it")
 
 
-def _depends(value: Value) -> bool:
-    return isinstance(value, RowAxis | Numbers) or (isinstance(value, Vector) and not value.free)
-
-
-_UNARY = """
-    Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid
-    HardSwish IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus
-    Softsign Sqrt Swish Tan Tanh ThresholdedRelu
-"""
-_PAIRWISE = """
-    And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Or
-    Pow Sum Xor
-"""
-_IMAGES = """
-    AveragePool Conv ConvInteger ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool
-    GroupNormalization InstanceNormalization LRN LpPool MaxPool QLinearConv STFT SpaceToDepth
-"""
-_IMAGES_THERE = "NhwcMaxPool QLinearAveragePool QLinearConv QLinearGlobalAveragePool"
-_TABLES = """
-    LinearClassifier LinearRegressor Normalizer SVMClassifier SVMRegressor Scaler TreeEnsembleClassifier
-    TreeEnsembleRegressor
-"""
-_REDUCE = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare"
-
 #: How sizes are computed. Where they are the same for every batch, these find their numbers.
-_SHAPING: Mapping[str, Rule] = {
+_SIZES: Mapping[str, Rule] = {
     "Add": shaping.arithmetic(shaping.summed(1)),
     "Cast": shaping.cast,
     "Concat": shaping.joined,
     "Constant": shaping.constant,
-    "Div": shaping.arithmetic(shaping.quotient),
+    "Div": shaping.arithmetic(Size.over),
     "Equal": shaping.arithmetic(shaping.same_size),
     "Gather": shaping.lookup,
-    "Identity": shaping.reformed(computing.unary, None),
+    "Identity": shaping.identity,
     "Mul": shaping.arithmetic(Size.times),
     "ReduceProd": shaping.multiplied,
     "Reshape": shaping.reshaped,
     "Shape": shaping.shape,
     "Size": shaping.size_of,
     "Slice": shaping.cut,
-    "Squeeze": shaping.reformed(moving.squeeze, True),
+    "Squeeze": shaping.squeezed,
     "Sub": shaping.arithmetic(shaping.summed(-1)),
-    "Unsqueeze": shaping.reformed(moving.unsqueeze, False),
+    "Unsqueeze": shaping.unsqueezed,
     "Where": shaping.chosen,
 }
 
-_RULES: Mapping[tuple[str, str], Rule] = {
-    **{("", name): computing.unary for name in _UNARY.split()},
-    **{("", name): computing.elementwise for name in _PAIRWISE.split()},
-    **{("", name): computing.items for name in _IMAGES.split()},
-    **{("", name): computing.reduction for name in _REDUCE.split()},
-    **{("", name): rule for name, rule in _SHAPING.items()},
-    **{("com.microsoft", name): computing.items for name in _IMAGES_THERE.split()},
-    **{("ai.onnx.ml", name): computing.table for name in _TABLES.split()},
-    ("", "ArgMax"): computing.arg,
-    ("", "ArgMin"): computing.arg,
-    ("", "Attention"): computing.examples(0, 1, 2),
-    ("", "BatchNormalization"): computing.batch_normalization,
-    ("", "CastLike"): computing.cast_like,
-    ("", "ConstantOfShape"): moving.constant_of_shape,
-    ("", "CumSum"): computing.cumulative,
-    ("", "DequantizeLinear"): computing.scaled,
-    ("", "Einsum"): computing.einsum,
-    ("", "Expand"): moving.expand,
-    ("", "Flatten"): moving.flatten,
-    ("", "GRU"): computing.recurrent,
-    ("", "GatherElements"): moving.by_elements,
-    ("", "GatherND"): moving.gather_nd,
-    ("", "Gemm"): computing.gemm,
-    ("", "GridSample"): computing.examples(0, 1),
-    ("", "Hardmax"): computing.softmax,
-    ("", "LSTM"): computing.recurrent,
-    ("", "LayerNormalization"): computing.layer_normalization,
-    ("", "LogSoftmax"): computing.softmax,
-    ("", "LpNormalization"): computing.along_the_last,
-    ("", "MatMul"): computing.matmul,
-    ("", "MatMulInteger"): computing.matmul_integer,
-    ("", "MeanVarianceNormalization"): computing.mean_variance,
-    ("", "OneHot"): computing.one_hot,
-    ("", "PRelu"): computing.prelu,
-    ("", "Pad"): moving.pad,
-    ("", "QLinearMatMul"): computing.qlinear_matmul,
-    ("", "QuantizeLinear"): computing.scaled,
-    ("", "Range"): numbering.numbered,
-    ("", "RMSNormalization"): computing.layer_normalization,
-    ("", "RNN"): computing.recurrent,
-    ("", "Resize"): moving.resize,
-    ("", "ScatterElements"): moving.by_elements,
-    ("", "SimplifiedLayerNormalization"): computing.layer_normalization,
-    ("", "Softmax"): computing.softmax,
-    ("", "Split"): moving.split,
-    ("", "Tile"): moving.tile,
-    ("", "TopK"): computing.along_the_last,
-    ("", "Transpose"): moving.transpose,
-    ("", "Trilu"): computing.triangle,
-    ("", "Upsample"): moving.resize,
-    ("com.microsoft", "Attention"): computing.examples(0, 3, same=(1, 2)),
-    ("com.microsoft", "BiasGelu"): computing.elementwise,
-    ("com.microsoft", "DequantizeLinear"): computing.scaled,
-    ("com.microsoft", "FastGelu"): computing.elementwise,
-    ("com.microsoft", "FusedConv"): computing.examples(0, 3, same=(1, 2)),
-    ("com.microsoft", "FusedGemm"): computing.gemm,
-    ("com.microsoft", "FusedMatMul"): computing.fused_matmul,
-    ("com.microsoft", "Gelu"): computing.unary,
-    ("com.microsoft", "MatMulNBits"): computing.matmul_nbits,
-    ("com.microsoft", "MultiHeadAttention"): computing.examples(0, 1, 2, 4, same=(3,)),
-    ("com.microsoft", "QGemm"): computing.quantised_gemm,
-    ("com.microsoft", "QLinearAdd"): computing.quantised(0, 3),
-    ("com.microsoft", "QLinearConcat"): moving.quantised_concat,
-    ("com.microsoft", "QLinearLeakyRelu"): computing.quantised(0),
-    ("com.microsoft", "QLinearMul"): computing.quantised(0, 3),
-    ("com.microsoft", "QLinearSigmoid"): computing.quantised(0),
-    ("com.microsoft", "QLinearSoftmax"): computing.quantised_softmax,
-    ("com.microsoft", "QLinearWhere"): computing.quantised(0, 1, 4),
-    ("com.microsoft", "QuantizeLinear"): computing.scaled,
-    ("com.microsoft", "QuickGelu"): computing.unary,
-    ("com.microsoft", "SkipLayerNormalization"): computing.skip_layer_normalization,
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"): computing.skip_layer_normalization,
-    ("com.microsoft", "TransposeMatMul"): computing.fused_matmul,
+#: Rules for rows: of each domain's other operators, by name.
+_TABLE: Sequence[tuple[str, Rule, str]] = (
+    ("", computing.items, """
+        AveragePool Conv ConvInteger ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool
+        GroupNormalization InstanceNormalization LRN LpPool MaxPool QLinearConv STFT SpaceToDepth"""),
+    ("", computing.along_the_last, "LpNormalization TopK"),
+    ("", computing.arg, "ArgMax ArgMin"),
+    ("", computing.batch_normalization, "BatchNormalization"),
+    ("", computing.cumulative, "CumSum"),
+    ("", computing.einsum, "Einsum"),
+    ("", computing.examples(0, 1), "GridSample"),
+    ("", computing.examples(0, 1, 2), "Attention"),
+    ("", computing.gemm, "Gemm"),
+    ("", computing.layer_normalization, "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
+    ("", computing.matmul, "MatMul"),
+    ("", computing.matmul_integer, "MatMulInteger"),
+    ("", computing.mean_variance, "MeanVarianceNormalization"),
+    ("", computing.one_hot, "OneHot"),
+    ("", computing.prelu, "PRelu"),
+    ("", computing.qlinear_matmul, "QLinearMatMul"),
+    ("", computing.recurrent, "GRU LSTM RNN"),
+    ("", computing.scaled, "DequantizeLinear QuantizeLinear"),
+    ("", computing.softmax, "Hardmax LogSoftmax Softmax"),
+    ("", computing.triangle, "Trilu"),
+    ("", moving.by_elements, "GatherElements ScatterElements"),
+    ("", moving.concat, "Concat"),
+    ("", moving.constant_of_shape, "ConstantOfShape"),
+    ("", moving.expand, "Expand"),
+    ("", moving.flatten, "Flatten"),
+    ("", moving.gather, "Gather"),
+    ("", moving.gather_nd, "GatherND"),
+    ("", moving.pad, "Pad"),
+    ("", moving.reshape, "Reshape"),
+    ("", moving.resize, "Resize Upsample"),
+    ("", moving.sliced, "Slice"),
+    ("", moving.split, "Split"),
+    ("", moving.squeeze, "Squeeze"),
+    ("", moving.tile, "Tile"),
+    ("", moving.transpose, "Transpose"),
+    ("", moving.unsqueeze, "Unsqueeze"),
+    ("", numbering.numbered, "Range"),
+    ("ai.onnx.ml", computing.table, """
+        LinearClassifier LinearRegressor Normalizer SVMClassifier SVMRegressor Scaler TreeEnsembleClassifier
+        TreeEnsembleRegressor"""),
+    ("com.microsoft", computing.elementwise, "BiasGelu FastGelu"),
+    ("com.microsoft", computing.examples(0, 1, 2, 4, same=(3,)), "MultiHeadAttention"),
+    ("com.microsoft", computing.examples(0, 3, same=(1, 2)), "Attention FusedConv"),
+    ("com.microsoft", computing.fused_matmul, "FusedMatMul TransposeMatMul"),
+    ("com.microsoft", computing.gemm, "FusedGemm"),
+    ("com.microsoft", computing.items, "NhwcMaxPool QLinearAveragePool QLinearConv QLinearGlobalAveragePool"),
+    ("com.microsoft", computing.matmul_nbits, "MatMulNBits"),
+    ("com.microsoft", computing.quantised(0), "QLinearLeakyRelu QLinearSigmoid"),
+    ("com.microsoft", computing.quantised(0, 1, 4), "QLinearWhere"),
+    ("com.microsoft", computing.quantised(0, 3), "QLinearAdd QLinearMul"),
+    ("com.microsoft", computing.quantised_gemm, "QGemm"),
+    ("com.microsoft", computing.quantised_softmax, "QLinearSoftmax"),
+    ("com.microsoft", computing.scaled, "DequantizeLinear QuantizeLinear"),
+    ("com.microsoft", computing.skip_layer_normalization, "SkipLayerNormalization SkipSimplifiedLayerNormalization"),
+    ("com.microsoft", computing.unary, "Gelu QuickGelu"),
+    ("com.microsoft", moving.quantised_concat, "QLinearConcat"),
+)  # fmt: skip
+_RULES: dict[tuple[str, str], Rule] = {
+    **{("", name): computing.unary for name in UNARY},
+    **{("", name): computing.elementwise for name in PAIRWISE},
+    **{("", name): computing.reduction for name in REDUCTIONS},
+    **{(domain, name): rule for domain, rule, names in _TABLE for name in names.split()},
 }

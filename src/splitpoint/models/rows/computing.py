@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import TypeVar
 
-from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Rule, Step, Value, within
+from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Rule, Size, Step, Value, within
+
+T = TypeVar("T")
+
+
+def one_place(places: Collection[T]) -> T:
+    """Where the batch lies in all inputs that have it."""
+    if len(places) != 1:
+        raise Mixes("joins tensors in which the batch lies along different axes")
+    (place,) = places
+    return place
 
 
 def broadcast(step: Step, inputs: Sequence[int]) -> RowAxis:
     """The result of `inputs`, aligned at their last axes as NumPy does."""
     inputs = [i for i in inputs if step.given(i)]
     rank = max(step.rank(i) for i in inputs)
-    places = {(step.rank(i) - v.axis, v.each) for i in inputs if isinstance(v := step.value(i), RowAxis)}
-    if len(places) != 1:
-        raise Mixes("joins tensors in which the batch lies along different axes")
-    ((place, each),) = places
+    place, each = one_place({(step.rank(i) - v.axis, v.each) for i in inputs if isinstance(v := step.data(i), RowAxis)})
     for i in inputs:
-        value = step.value(i)
-        if isinstance(value, Vector):
-            raise Mixes("computes with the size of the batch")
-        if value == SAME and step.rank(i) >= place and step.shape(i)[-place] != 1:
+        if step.value(i) == SAME and step.rank(i) >= place and step.shape(i)[-place] != 1:
             raise Mixes(f"has a constant, {step.node.input[i]}, along the batch")
     return RowAxis(rank - place, each)
 
 
 def elementwise(step: Step) -> Sequence[Value]:
-    return step.all(broadcast(step, range(len(step.node.input))))
+    return step.all(broadcast(step, step.inputs))
 
 
 def unary(step: Step) -> Sequence[Value]:
@@ -34,26 +38,14 @@ def unary(step: Step) -> Sequence[Value]:
     return step.all(step.rows(0))
 
 
-def cast_like(step: Step) -> Sequence[Value]:
-    return [step.rows(0)]
-
-
 def quantised(*places: int) -> Rule:
     """The QLinear operators: of the inputs at `places`, element by element; the others are scales and zero points."""
 
     def rule(step: Step) -> Sequence[Value]:
-        scales = [i for i in range(len(step.node.input)) if i not in places]
-        step.same(*scales)
-        scalars(step, *scales)
+        step.scales(*(i for i in step.inputs if i not in places))
         return [broadcast(step, places)]
 
     return rule
-
-
-def scalars(step: Step, *inputs: int) -> None:
-    for i in inputs:
-        if step.given(i) and any(d != 1 for d in step.shape(i)):
-            raise Mixes("has more than one scale")
 
 
 def stretched(step: Step, *inputs: int) -> RowAxis:
@@ -76,7 +68,7 @@ def items(step: Step) -> Sequence[Value]:
     step.same_after(1)
     if rows.axis:
         raise Mixes("has the batch along another axis than the first")
-    if len([o for o in step.node.output if o]) > 1:
+    if step.several:
         raise Mixes("has an output that counts through the batch")
     return step.all(rows)
 
@@ -96,10 +88,10 @@ def examples(*own: int, same: Sequence[int] = ()) -> Rule:
     def rule(step: Step) -> Sequence[Value]:
         rows = step.rows(0)
         step.same(*same)
-        for i in range(len(step.node.input)):
+        for i in step.inputs:
             if step.given(i) and i not in same and (i not in own or step.value(i) != rows or step.rank(i) < 2):
                 raise Mixes(f"has an input {step.node.input[i]} that is not known to be a row for a row")
-        if rows.axis or len([o for o in step.node.output if o]) > 1:
+        if rows.axis or step.several:
             raise Mixes("has the batch along another axis than the first, or more outputs than one")
         return [rows]
 
@@ -114,11 +106,7 @@ def table(step: Step) -> Sequence[Value]:
     return step.all(rows)
 
 
-def gemm(step: Step) -> Sequence[Value]:
-    return gemm_of(step, 1, 2)
-
-
-def gemm_of(step: Step, b: int, c: int) -> Sequence[Value]:
+def gemm(step: Step, b: int = 1, c: int = 2) -> Sequence[Value]:
     """Input 0 times input `b`, which is the same for every batch, plus input `c`."""
     rows = step.rows(0)
     step.same(b)
@@ -126,41 +114,28 @@ def gemm_of(step: Step, b: int, c: int) -> Sequence[Value]:
         raise Mixes("sums over the batch")
     result = RowAxis(0, rows.each)
     if step.given(c):
-        added(step, c, result, 2)
+        alike = step.rank(c) < 2 or step.shape(c)[-2] == 1
+        if not (alike if step.value(c) == SAME else step.rank(c) == 2 and step.value(c) == result):
+            raise Mixes(f"adds {step.node.input[c]} along the batch")
     return [result]
 
 
 def quantised_gemm(step: Step) -> Sequence[Value]:
-    step.same(1, 2, 4, 5, 7, 8)
-    scalars(step, 1, 2, 7, 8)
-    return gemm_of(step, 3, 6)
+    step.same(4, 5)
+    step.scales(1, 2, 7, 8)
+    return gemm(step, 3, 6)
 
 
-def added(step: Step, i: int, result: RowAxis, rank: int) -> None:
-    """Input `i` is added to `result`."""
-    value, place = step.value(i), rank - result.axis
-    if value == SAME:
-        fits = step.rank(i) < place or step.shape(i)[-place] == 1
-    else:
-        fits = isinstance(value, RowAxis) and step.rank(i) - value.axis == place and value.each == result.each
-    if not fits:
-        raise Mixes(f"adds {step.node.input[i]} along the batch")
-
-
-def product(step: Step, a: int, b: int, turned: tuple[int, int] = (0, 0)) -> Sequence[Value]:
+def matmul(step: Step, a: int = 0, b: int = 1, turned: tuple[int, int] = (0, 0)) -> Sequence[Value]:
     """A matrix product of inputs `a` and `b`, of two axes or more; if one is `turned`, its last two are exchanged."""
-    ranks = step.rank(a), step.rank(b)
-    if min(ranks) < 2:
+    if min(step.rank(a), step.rank(b)) < 2:
         raise Mixes("is a product with a vector")
-    rank = max(ranks)
-    left, right = step.value(a), step.value(b)
     places = set()
-    for value, own, summed, other, turn in ((left, ranks[0], 1, b, turned[0]), (right, ranks[1], 2, a, turned[1])):
-        if isinstance(value, Vector):
-            raise Mixes("computes with the size of the batch")
+    for i, summed, other, turn in ((a, 1, b, turned[0]), (b, 2, a, turned[1])):
+        value = step.data(i)
         if not isinstance(value, RowAxis):
             continue
-        place = own - value.axis
+        place = step.rank(i) - value.axis
         if turn and place < 3:
             place = 3 - place
         if place == summed:
@@ -172,32 +147,26 @@ def product(step: Step, a: int, b: int, turned: tuple[int, int] = (0, 0)) -> Seq
         elif isinstance(against, RowAxis):
             raise Mixes("multiplies every row of the batch by every other")
         places.add((place, value.each))
-    if len(places) != 1:
-        raise Mixes("joins tensors in which the batch lies along different axes")
-    ((place, each),) = places
-    return step.all(RowAxis(rank - place, each))
-
-
-def matmul(step: Step) -> Sequence[Value]:
-    return product(step, 0, 1)
+    place, each = one_place(places)
+    return step.all(RowAxis(max(step.rank(a), step.rank(b)) - place, each))
 
 
 def fused_matmul(step: Step) -> Sequence[Value]:
     if step.integer("transBatchA", 0) or step.integer("transBatchB", 0):
         raise Mixes("turns the axes of a batch")
-    return product(step, 0, 1, (step.integer("transA", 0), step.integer("transB", 0)))
+    return matmul(step, turned=(step.integer("transA", 0), step.integer("transB", 0)))
 
 
 def matmul_integer(step: Step) -> Sequence[Value]:
-    step.same(2, 3)
-    scalars(step, 2, *columns(step, 1, 3))
-    return product(step, 0, 1)
+    step.same(3)
+    step.scales(2, *columns(step, 1, 3))
+    return matmul(step)
 
 
 def qlinear_matmul(step: Step) -> Sequence[Value]:
-    step.same(1, 2, 4, 5, 6, 7)
-    scalars(step, 1, 2, 6, 7, *columns(step, 3, 4, 5))
-    return product(step, 0, 3)
+    step.same(4, 5)
+    step.scales(1, 2, 6, 7, *columns(step, 3, 4, 5))
+    return matmul(step, 0, 3)
 
 
 def columns(step: Step, i: int, *inputs: int) -> Sequence[int]:
@@ -225,8 +194,7 @@ def softmax(step: Step) -> Sequence[Value]:
 def quantised_softmax(step: Step) -> Sequence[Value]:
     """Along one axis, or all from it on."""
     rows = step.rows(0)
-    step.same_after(1)
-    scalars(step, *range(1, len(step.node.input)))
+    step.scales(*step.inputs[1:])
     if rows.axis >= step.axis(-1):
         raise Mixes("normalises over the batch")
     return [rows]
@@ -246,7 +214,7 @@ def layer_normalization(step: Step) -> Sequence[Value]:
     step.same_after(1)
     if rows.axis >= step.axis(-1):
         raise Mixes("normalises over the batch")
-    stretched(step, *range(1, len(step.node.input)))  # a scale can have the batch's axis, too
+    stretched(step, *step.inputs[1:])  # a scale can have the batch's axis, too
     return step.all(rows)
 
 
@@ -255,7 +223,7 @@ def skip_layer_normalization(step: Step) -> Sequence[Value]:
     if step.rows(1) != rows or step.rank(1) != step.rank(0) or rows.axis >= step.rank(0) - 1:
         raise Mixes("joins tensors in which the batch lies along different axes")
     step.same_after(2)
-    if len([o for o in step.node.output if o]) > 1:
+    if step.several:
         raise Mixes("has more outputs than one")
     return [rows]
 
@@ -275,15 +243,18 @@ def reduction(step: Step) -> Sequence[Value]:
         if step.integer("noop_with_empty_axes", 0):
             return [rows]
         raise Mixes("reduces over the batch")
-    axes = {within(a, rank) for a in listed}
-    return [reduced(step, rows, axes)]
+    return [reduced(step, rows, {within(a, rank) for a in listed})]
 
 
 def reduced(step: Step, rows: RowAxis, axes: set[int]) -> RowAxis:
     if rows.axis in axes:
         raise Mixes("reduces over the batch")
-    keep = step.integer("keepdims", 1)
-    return rows if keep else RowAxis(rows.axis - sum(a < rows.axis for a in axes), rows.each)
+    return rows if step.integer("keepdims", 1) else without(rows, axes)
+
+
+def without(rows: RowAxis, axes: set[int]) -> RowAxis:
+    """Where the rows lie when these other axes are dropped."""
+    return RowAxis(rows.axis - sum(a < rows.axis for a in axes), rows.each)
 
 
 def arg(step: Step) -> Sequence[Value]:
@@ -336,19 +307,12 @@ def einsum(step: Step) -> Sequence[Value]:
     for i, term in enumerate(terms):
         if len(set(term)) < len(term) or len(term) != step.rank(i):
             raise Mixes("has an equation that is not understood")
-        value = step.value(i)
-        if isinstance(value, RowAxis):
+        if isinstance(value := step.data(i), RowAxis):
             letters.add((term[value.axis], value.each))
-        elif value != SAME:
-            raise Mixes("computes with the size of the batch")
-    if len(letters) != 1:
-        raise Mixes("joins tensors in which the batch lies along different axes")
-    ((letter, each),) = letters
+    letter, each = one_place(letters)
     for i, term in enumerate(terms):
         if letter in term and not isinstance(step.value(i), RowAxis):
             raise Mixes(f"has a constant, {step.node.input[i]}, along the batch")
-    if any(term.index(letter) != v.axis for i, term in enumerate(terms) if isinstance(v := step.value(i), RowAxis)):
-        raise Mixes("joins tensors in which the batch lies along different axes")
     if letter not in right:
         raise Mixes("sums over the batch")
     return [RowAxis(right.index(letter), each)]

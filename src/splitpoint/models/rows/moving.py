@@ -7,9 +7,8 @@ from functools import reduce
 
 import numpy as np
 
-from splitpoint.models.rows.computing import scalars
-from splitpoint.models.rows.sizes import Size, Vector
-from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Step, Value, within
+from splitpoint.models.rows.computing import without
+from splitpoint.models.rows.step import ONE, SAME, Mixes, RowAxis, Size, Step, Value, Vector, within
 
 #: Where a Slice that takes all of an axis ends, or beyond.
 _TO_THE_END = 2**31 - 1
@@ -87,7 +86,7 @@ def squeeze(step: Step) -> Sequence[Value]:
     axes = {within(a, step.rank(0)) for a in listed}
     if rows.axis in axes:
         raise Mixes("drops the batch")
-    return [RowAxis(rows.axis - sum(a < rows.axis for a in axes), rows.each)]
+    return [without(rows, axes)]
 
 
 def unsqueeze(step: Step) -> Sequence[Value]:
@@ -101,11 +100,9 @@ def unsqueeze(step: Step) -> Sequence[Value]:
     return [RowAxis(old[rows.axis], rows.each)]
 
 
-def concat(step: Step) -> Sequence[Value]:
-    return concat_of(step, range(len(step.node.input)))
-
-
-def concat_of(step: Step, places: Sequence[int]) -> Sequence[Value]:
+def concat(step: Step, places: Sequence[int] = ()) -> Sequence[Value]:
+    """Of the inputs at `places`: all, if none are named."""
+    places = places or step.inputs
     rows = step.rows(places[0])
     if {step.value(i) for i in places} != {rows} or step.axis(0, places[0]) == rows.axis:
         raise Mixes("joins tensors along the batch, or with one that has none")
@@ -114,11 +111,9 @@ def concat_of(step: Step, places: Sequence[int]) -> Sequence[Value]:
 
 def quantised_concat(step: Step) -> Sequence[Value]:
     """A scale and a zero point of what is made, then tensors with one of each."""
-    places = range(2, len(step.node.input), 3)
-    scales = [i for i in range(len(step.node.input)) if i not in places]
-    step.same(*scales)
-    scalars(step, *scales)
-    return concat_of(step, places)
+    places = step.inputs[2::3]
+    step.scales(*(i for i in step.inputs if i not in places))
+    return concat(step, places)
 
 
 def sliced(step: Step) -> Sequence[Value]:
@@ -134,8 +129,7 @@ def sliced(step: Step) -> Sequence[Value]:
         steps = step.vector(4) if step.given(4) else Vector((ONE,) * len(numbers))
         if not all(v.free for v in (firsts, lasts, steps)):
             raise Mixes("cuts by the size of the batch")
-        every = zip(numbers, *(plain(v) for v in (firsts, lasts, steps)), strict=True)
-        listed = [(a, s, e, by) for a, s, e, by in every]
+        listed = list(zip(numbers, *map(plain, (firsts, lasts, steps)), strict=True))
     for axis, first, last, by in listed:
         if within(axis, rank) == rows.axis and not (first == 0 and by == 1 and (last or 0) >= _TO_THE_END):
             raise Mixes("takes some of the batch")
@@ -201,39 +195,35 @@ def gather_nd(step: Step) -> Sequence[Value]:
 def by_elements(step: Step) -> Sequence[Value]:
     """GatherElements, ScatterElements: each row's own places, in its own entries."""
     rows = step.rows(0)
-    if {step.value(i) for i in range(len(step.node.input))} != {rows} or step.axis(0) == rows.axis:
+    if {step.value(i) for i in step.inputs} != {rows} or step.axis(0) == rows.axis:
         raise Mixes("looks up across the batch")
     return [rows]
 
 
 def expand(step: Step) -> Sequence[Value]:
-    target = step.vector(1).entries
+    sizes = step.vector(1).entries
     value, rank = step.value(0), step.rank(0)
-    rank_after = max(rank, len(target))
-    at = [k + rank_after - len(target) for k, e in enumerate(target) if e is None or e.rows]
+    more = max(0, len(sizes) - rank)
+    target = (ONE,) * (rank - len(sizes)) + sizes
     if isinstance(value, RowAxis):
-        place = value.axis + rank_after - rank
-        own = value.each._replace(rows=True)
-        k = place - (rank_after - len(target))
-        if set(at) - {place} or (k >= 0 and target[k] not in (ONE, own)):
+        place = value.axis + more
+        others = (e for k, e in enumerate(target) if k != place)
+        if target[place] not in (ONE, value.each._replace(rows=True)) or any(e is None or e.rows for e in others):
             raise Mixes("expands the batch")
         return [RowAxis(place, value.each)]
     step.same(0)
-    return [filled(step, target, rank_after - len(target), (rank_after - rank, step.shape(0)))]
+    return [filled(step, target, (1,) * more + step.shape(0))]
 
 
-def filled(
-    step: Step, sizes: Sequence[Size | None], shift: int, inside: tuple[int, tuple[int | str, ...]] = (0, ())
-) -> RowAxis:
-    """What is the same in every row, for a batch: `inside` is the shape of what is repeated, and where it begins."""
+def filled(step: Step, sizes: Sequence[Size | None], repeated: Sequence[int | str] = ()) -> RowAxis:
+    """What is the same in every row, in a tensor of these sizes: a tensor of as many axes, `repeated`, or a number."""
     open_places = [k for k, e in enumerate(sizes) if e is None or e.rows]
     entry = sizes[open_places[0]] if len(open_places) == 1 else None
     if entry is None or entry.factor < 1:
         raise Mixes("makes something of the batch's size that is not understood")
-    axis = open_places[0] + shift
-    if axis >= inside[0] and inside[1] and inside[1][axis - inside[0]] != 1:
+    if repeated and repeated[open_places[0]] != 1:
         raise Mixes(f"repeats {step.node.input[0]} along the batch")
-    return RowAxis(axis, over_rows(entry))
+    return RowAxis(open_places[0], over_rows(entry))
 
 
 def tile(step: Step) -> Sequence[Value]:
@@ -244,11 +234,11 @@ def tile(step: Step) -> Sequence[Value]:
             raise Mixes("repeats the batch")
         return [value]
     step.same(0)
-    return [filled(step, repeats, 0, (0, step.shape(0)))]
+    return [filled(step, repeats, step.shape(0))]
 
 
 def constant_of_shape(step: Step) -> Sequence[Value]:
-    return [filled(step, step.vector(0).entries, 0)]
+    return [filled(step, step.vector(0).entries)]
 
 
 def resize(step: Step) -> Sequence[Value]:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from splitpoint.models.rows import moving, shaping
 from splitpoint.models.rows.computing import elementwise, unary
-from splitpoint.models.rows.sizes import Size
-from splitpoint.models.rows.step import Mixes, Numbers, RowAxis, Rule, Step, Value
+from splitpoint.models.rows.step import Mixes, Numbers, RowAxis, Rule, Size, Step, Value
 
 
 def numbered(step: Step) -> Sequence[Value]:

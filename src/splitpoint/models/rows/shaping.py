@@ -1,24 +1,35 @@
-"""Operators on sizes, which do something else with rows. Pure."""
+"""Operators on sizes: their numbers, as far as they follow. Of rows, `moving` and `computing` tell. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from splitpoint.models.rows.computing import elementwise, reduction, unary
-from splitpoint.models.rows.moving import concat, gather, reshape, sliced, total
-from splitpoint.models.rows.sizes import MOST, Size, Vector, unknown
-from splitpoint.models.rows.step import MOST_ENTRIES, SAME, Mixes, RowAxis, Rule, Step, Value, numbers_of, within
+from splitpoint.models.dataflow import onnx
+from splitpoint.models.rows.moving import total
+from splitpoint.models.rows.step import (
+    MOST,
+    MOST_ENTRIES,
+    SAME,
+    Mixes,
+    Rule,
+    Size,
+    Step,
+    Value,
+    Vector,
+    numbers_of,
+    unknown,
+    within,
+)
 
 WHOLE = (6, 7)  # int32 and int64, TensorProto.DataType
 
 
 def shape(step: Step) -> Sequence[Value]:
     dims = step.dims(0)
-    rank = len(dims)
-    first, last = step.integer("start", 0), step.integer("end", rank)
-    return [Vector(tuple(dims[slice(first, last)]))]
+    return [Vector(tuple(dims[step.integer("start", 0) : step.integer("end", len(dims))]))]
 
 
 def size_of(step: Step) -> Sequence[Value]:
@@ -26,58 +37,54 @@ def size_of(step: Step) -> Sequence[Value]:
 
 
 def lookup(step: Step) -> Sequence[Value]:
-    """Gather: of sizes, or of rows."""
+    """Gather."""
     if not isinstance(step.known.get(step.node.input[0]), Vector):
-        return gather(step)
+        raise Mixes("looks up in the batch what the batch says")
     entries, index = step.vector(0).entries, step.vector(1)
     picked = tuple(entries[within(i, len(entries))] for i in step.integers(1))
     return [Vector(picked, index.scalar)]
 
 
 def cut(step: Step) -> Sequence[Value]:
-    """Slice: of sizes, or of rows."""
+    """Slice."""
     if not isinstance(step.known.get(step.node.input[0]), Vector):
-        return sliced(step)
+        raise Mixes("needs the batch in its input 0")
     if step.attribute("starts") is not None:
         (first,), (last,) = step.attribute("starts"), step.attribute("ends")  # type: ignore[misc]
         by = 1
     else:
         (first,), (last,) = step.integers(1), step.integers(2)
         (by,) = step.integers(4) if step.given(4) else (1,)
-    return [Vector(step.vector(0).entries[slice(first, last, by)])]
+    return [Vector(step.vector(0).entries[first:last:by])]
 
 
 def joined(step: Step) -> Sequence[Value]:
-    """Concat: of sizes, or of rows."""
-    count = len(step.node.input)
-    if any(isinstance(step.value(i), RowAxis) for i in range(count)):
-        return concat(step)
-    entries = [e for i in range(count) for e in step.vector(i).entries]
+    """Concat."""
+    entries = [e for i in step.inputs for e in step.vector(i).entries]
     if len(entries) > MOST_ENTRIES:
         raise Mixes("joins too many sizes")
     return [Vector(tuple(entries))]
 
 
-def reformed(rule: Rule, scalar: bool | None) -> Rule:
-    """One of sizes becomes one with or without a dimension; rows are `rule`'s."""
+def identity(step: Step) -> Sequence[Value]:
+    return [step.vector(0)]
 
-    def either(step: Step) -> Sequence[Value]:
-        if isinstance(step.value(0), RowAxis):
-            return rule(step)
-        vector = step.vector(0)
-        flat = vector.scalar if scalar is None else scalar
-        if flat and len(vector.entries) != 1:
-            raise Mixes("has sizes in a shape that is not understood")
-        if scalar is False and not (vector.scalar and len(step.axes(1) or ()) == 1):
-            raise Mixes("has sizes in two dimensions")
-        return [Vector(vector.entries, flat)]
 
-    return either
+def squeezed(step: Step) -> Sequence[Value]:
+    entries = step.vector(0).entries
+    if len(entries) != 1:
+        raise Mixes("has sizes in a shape that is not understood")
+    return [Vector(entries, scalar=True)]
+
+
+def unsqueezed(step: Step) -> Sequence[Value]:
+    vector = step.vector(0)
+    if not vector.scalar or len(step.axes(1) or ()) != 1:
+        raise Mixes("has sizes in two dimensions")
+    return [Vector(vector.entries)]
 
 
 def reshaped(step: Step) -> Sequence[Value]:
-    if isinstance(step.value(0), RowAxis):
-        return reshape(step)
     target = step.integers(1)
     if len(target) > 1:
         raise Mixes("has sizes in two dimensions")
@@ -85,8 +92,6 @@ def reshaped(step: Step) -> Sequence[Value]:
 
 
 def cast(step: Step) -> Sequence[Value]:
-    if isinstance(step.value(0), RowAxis):
-        return unary(step)
     if step.integer("to", 0) not in WHOLE:
         raise Mixes("computes with the size of the batch")
     vector = step.vector(0)
@@ -96,27 +101,27 @@ def cast(step: Step) -> Sequence[Value]:
 
 
 def arithmetic(of: Callable[[Size, Size], Size | None]) -> Rule:
-    """An operator on numbers, which may be sizes."""
+    """An operator that makes of two sizes what `of` says."""
 
-    def either(step: Step) -> Sequence[Value]:
-        if any(isinstance(step.value(i), RowAxis) for i in range(len(step.node.input))):
-            return elementwise(step)
+    def rule(step: Step) -> Sequence[Value]:
         a, b = step.vector(0), step.vector(1)
-        count = max(len(a.entries), len(b.entries))
-        if not all(len(v.entries) in (1, count) for v in (a, b)):
-            raise Mixes("has sizes that do not fit")
-        pairs = zip(*((v.entries * count)[:count] for v in (a, b)), strict=True)
-        return [Vector(tuple(combined(of, x, y) for x, y in pairs), a.scalar and b.scalar)]
+        sizes: list[Size | None] = []
+        for x, y in aligned(a.entries, b.entries):
+            size = None if x is None or y is None else of(x, y)
+            # Without the rows in it, it is some number that is the same for every batch.
+            free = all(e is not None and not e.rows for e in (x, y))
+            sizes.append(unknown() if size is None and free else size)
+        return [Vector(tuple(sizes), a.scalar and b.scalar)]
 
-    return either
+    return rule
 
 
-def combined(of: Callable[[Size, Size], Size | None], a: Size | None, b: Size | None) -> Size | None:
-    if a is None or b is None:
-        return None
-    size = of(a, b)
-    # Without the rows in it, it is some number that is the same for every batch.
-    return unknown() if size is None and not a.rows and not b.rows else size
+def aligned(*vectors: Sequence[Any]) -> Iterator[Any]:
+    """Their entries side by side: one that has a single entry has it beside all of the others."""
+    count = max(map(len, vectors))
+    if not all(len(v) in (1, count) for v in vectors):
+        raise Mixes("has sizes that do not fit")
+    return zip(*((tuple(v) * count)[:count] for v in vectors), strict=True)
 
 
 def summed(sign: int) -> Callable[[Size, Size], Size | None]:
@@ -127,10 +132,6 @@ def summed(sign: int) -> Callable[[Size, Size], Size | None]:
         return a if b == Size(0) else None
 
     return of
-
-
-def quotient(a: Size, b: Size) -> Size | None:
-    return a.over(b)
 
 
 def same_size(a: Size, b: Size) -> Size | None:
@@ -144,20 +145,13 @@ def same_size(a: Size, b: Size) -> Size | None:
 
 
 def chosen(step: Step) -> Sequence[Value]:
-    if any(isinstance(step.value(i), RowAxis) for i in range(3)):
-        return elementwise(step)
-    chosen, a, b = step.integers(0), step.vector(1), step.vector(2)
-    count = max(len(chosen), len(a.entries), len(b.entries))
-    spread = [(tuple(v) * count)[:count] for v in (a.entries, b.entries)]
-    picks = (chosen * count)[:count]
-    if not all(len(v) in (1, count) for v in (chosen, a.entries, b.entries)):
-        raise Mixes("has sizes that do not fit")
-    return [Vector(tuple(x if pick else y for pick, x, y in zip(picks, *spread, strict=True)))]
+    """Where."""
+    picks = aligned(step.integers(0), step.vector(1).entries, step.vector(2).entries)
+    return [Vector(tuple(x if pick else y for pick, x, y in picks))]
 
 
 def multiplied(step: Step) -> Sequence[Value]:
-    if isinstance(step.value(0), RowAxis):
-        return reduction(step)
+    """ReduceProd."""
     entries = step.vector(0).entries
     if any(e is None for e in entries) or step.integer("noop_with_empty_axes", 0):
         raise Mixes("multiplies sizes in a way that is not understood")
@@ -166,11 +160,9 @@ def multiplied(step: Step) -> Sequence[Value]:
 
 def constant(step: Step) -> Sequence[Value]:
     """Constant."""
-    from onnx import numpy_helper
-
     for name in ("value", "value_int", "value_ints"):
         if (given := step.attribute(name)) is not None:
-            array = numpy_helper.to_array(given) if name == "value" else np.asarray(given, np.int64)
+            array = onnx.numpy_helper.to_array(given) if name == "value" else np.asarray(given, np.int64)
             if array.size > MOST_ENTRIES:
                 break
             step.constants[step.node.output[0]] = array

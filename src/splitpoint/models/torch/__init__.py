@@ -1,10 +1,8 @@
 """PyTorch models → ONNX files: `export`, the only step that needs torch.
 
-    torchvision:resnet50            timm:convnext_tiny            hf:bert-base-uncased
-    my_package.nets:make            exported.pt2
 
 A module is traced by torch.export with a free batch, translated to ONNX, cleaned, and then *compared*: the
-file is run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. Importing this file imports no torch.
+file is run in ONNX Runtime on batches of 1, 2 and 3 against the eager module. This file and `report` import no torch.
 """
 
 from __future__ import annotations
@@ -51,9 +49,8 @@ def is_torch_source(name: str) -> bool:
     """
     name = SHORT_NAMES.get(name, name)
     scheme, colon, _ = name.partition(":")
-    if name.endswith(".pt2") or (colon and scheme in _SCHEMES):
-        return True
-    return bool(colon) and scheme != "zoo" and _FUNCTION.fullmatch(name) is not None
+    module = scheme != "zoo" and _FUNCTION.fullmatch(name)
+    return name.endswith(".pt2") or bool(colon and (scheme in _SCHEMES or module))
 
 
 def export(
@@ -67,21 +64,18 @@ def export(
 ) -> ExportReport:
     """Write the PyTorch model that `model` names to the ONNX file `output`, and say how that went.
 
-    `weights` is a file, ``random[:seed]``, or None for the library's trained ones. `shapes` give inputs other
-    sizes than the model's usual ones (their batch is taken only where it cannot be free). `progress` is told
-    what happens.
+    `weights` is a file, ``random[:seed]``, or None for the library's trained ones. `shapes` give inputs other sizes
+    than the model's usual ones (their batch is taken only where it cannot be free). `progress` is told what happens.
 
-    Raises MissingExtraError without PyTorch; ModelError if the model, its weights or the export are no good,
-    or the file does not compute what PyTorch does; UsageError for senseless arguments; StorageError if it
-    cannot be written.
+    Raises MissingExtraError without PyTorch; ModelError if the model, its weights or the export are no good, or the
+    file does not compute what PyTorch does; UsageError for senseless arguments; StorageError if it cannot be written.
     """
     name = SHORT_NAMES.get(model, model)
     if not is_torch_source(name):
         raise ModelError(f"{model} is not a PyTorch model: it needs no export")
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", "torch", f"export {model}")
-    if importlib.util.find_spec("onnxscript") is None:
-        raise MissingExtraError("onnxscript", "torch", f"export {model}")
+    for package in ("torch", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "torch", f"export {model}")
     try:
         tempfile.gettempdir()
     except OSError as exc:
@@ -129,9 +123,6 @@ def _heard(progress: Callable[[str], None] | None) -> Callable[[str], None]:
     return say
 
 
-# --- cache ------------------------------------------------------------------------------------------------------
-
-
 def exported(
     model: str,
     *,
@@ -144,7 +135,6 @@ def exported(
     The cache is ``$SPLITPOINT_CACHE/exports`` (``~/.cache/splitpoint/exports``), or, where that cannot be
     written, a temporary folder of this process. Its key covers everything the file depends on: name, weights (a
     file's content), shapes, library versions and, for ``package.module:function`` and ``.pt2``, the file's content.
-    Raises like `export`.
     """
     name = SHORT_NAMES.get(model, model)
     say = progress or (lambda text: None)

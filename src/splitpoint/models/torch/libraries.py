@@ -1,15 +1,11 @@
-"""Models of torchvision, timm and transformers by name. They run their own code only: `trust_remote_code` is
-never set.
-
-Needs torch: imported by the export only.
-"""
+"""Models of torchvision, timm and transformers by name. They run their own code only: never `trust_remote_code`."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,11 +32,29 @@ def _interpolation(value: Any) -> Any:
     return text if text in ("bilinear", "bicubic", "nearest", "lanczos") else "bilinear"
 
 
-def torchvision_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
+def _library(module: str, name: str) -> Any:
+    """The module of a library, for the export of `name`."""
     try:
-        models: Any = import_module("torchvision.models")
+        return import_module(module)
     except ImportError as exc:
-        raise MissingExtraError("torchvision", "torch", f"export torchvision:{name}") from exc
+        raise MissingExtraError(module.partition(".")[0], "torch", f"export {name}") from exc
+
+
+def _weighted(
+    name: str, weights: WeightsOption, trained: Callable[[], Any], fresh: Callable[[], Any], drop: tuple[str, ...] = ()
+) -> Any:
+    """The module with the weights that are wanted: `trained()`, or `fresh()` with random ones or those of a file."""
+    if weights.default:
+        return download(f"the file of weights of {name}", trained)
+    with seeded(weights.seed or 0):
+        model = fresh()
+    if weights.path is not None:
+        load_file(model, weights.path, drop)
+    return model
+
+
+def torchvision_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
+    models = _library("torchvision.models", f"torchvision:{name}")
     known = models.list_models()
     if name not in known:
         raise ModelError(f"torchvision has no model {name}{nearest(name, known)}")
@@ -50,24 +64,24 @@ def torchvision_source(name: str, weights: WeightsOption, shapes: Shapes) -> Tor
         raise ModelError(f"torchvision:{name} cannot be exported: {refusal}")
     listed = models.get_model_weights(name)
     default = getattr(listed, "DEFAULT", None) or next(iter(listed), None)
+    if weights.default and default is None:
+        raise ModelError(f"torchvision has no trained weights for {name}: {GIVE_WEIGHTS}")
     extra = dict(_AS_PRETRAINED.get(name, {}))
     segments = family == ["segmentation"]
-    if weights.path is None and weights.seed is None:
-        if default is None:
-            raise ModelError(f"torchvision has no trained weights for {name}: {GIVE_WEIGHTS}")
-        model = download(f"the file of weights of torchvision:{name}", lambda: models.get_model(name, weights=default))
-        text = f"torchvision:{name} {default.name}"
-    else:
-        if segments:
-            extra["weights_backbone"] = None
-            if name.startswith(("fcn", "deeplab")):
-                extra["aux_loss"] = True
-            extra["num_classes"] = len(default.meta["categories"]) if default else 21
-        with seeded(weights.seed or 0):
-            model = models.get_model(name, weights=None, **extra)
-        if weights.path is not None:
-            load_file(model, weights.path, _AUXILIARY if name in _AS_PRETRAINED else ())
-        text = f"torchvision:{name}, {weights}"
+    if segments:
+        extra["weights_backbone"] = None
+        if name.startswith(("fcn", "deeplab")):
+            extra["aux_loss"] = True
+        extra["num_classes"] = len(default.meta["categories"]) if default else 21
+    model = _weighted(
+        f"torchvision:{name}",
+        weights,
+        trained=lambda: models.get_model(name, weights=default),
+        fresh=lambda: models.get_model(name, weights=None, **extra),
+        drop=_AUXILIARY if name in _AS_PRETRAINED else (),
+    )
+    trained = getattr(default, "name", "")
+    text = f"torchvision:{name} {trained}" if weights.default else f"torchvision:{name}, {weights}"
     if family == ["video"]:
         return tensor_source(name, model, text, "video", (3, 16, 112, 112), shapes)
     spec, mean, std = _torchvision_spec(default, segments)
@@ -84,46 +98,41 @@ _REFUSED: Mapping[str, str] = {
 
 
 def _torchvision_spec(default: Any, segments: bool) -> tuple[InputSpec, Sequence[float], Sequence[float]]:
-    if default is None:
-        preset: Any = None
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    else:
-        preset = default.transforms()
-        mean, std = tuple(preset.mean), tuple(preset.std)
+    preset = None if default is None else default.transforms()
+    mean = (0.485, 0.456, 0.406) if preset is None else tuple(preset.mean)
+    std = (0.229, 0.224, 0.225) if preset is None else tuple(preset.std)
     labels = tuple(default.meta.get("categories") or ()) if default is not None else ()
     resize = preset.resize_size[0] if preset is not None and preset.resize_size else 256
     crop = getattr(preset, "crop_size", None)
     interpolation = _interpolation(getattr(preset, "interpolation", "bilinear"))
-    common: dict[str, Any] = {"dtype": "uint8", "layout": "NHWC", "input": "image", "interpolation": interpolation}
+    common: dict[str, Any] = {"labels": labels, "interpolation": interpolation}
     if segments or (crop is None and preset is not None):
-        return InputSpec(size=(resize, resize), mode="stretch", task="raw", labels=labels, **common), mean, std
+        return _pixels(size=(resize, resize), mode="stretch", task="raw", **common), mean, std
     side = crop[0] if crop else 224
-    spec = InputSpec(
-        size=(side, side), mode="shortest", resize_to=max(side, resize), task="classify", labels=labels, **common
-    )
+    spec = _pixels(size=(side, side), mode="shortest", resize_to=max(side, resize), task="classify", **common)
     return spec, mean, std
 
 
+def _pixels(**more: Any) -> InputSpec:
+    return InputSpec(dtype="uint8", layout="NHWC", input="image", **more)
+
+
 def timm_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
-    try:
-        timm: Any = import_module("timm")
-        data: Any = import_module("timm.data")
-    except ImportError as exc:
-        raise MissingExtraError("timm", "torch", f"export timm:{name}") from exc
+    timm, data = _library("timm", f"timm:{name}"), _library("timm.data", f"timm:{name}")
     base = name.split(".")[0]
     if not timm.is_model(base):
         raise ModelError(f"timm has no model {name}{nearest(base, timm.list_models())}")
-    if weights.path is None and weights.seed is None:
-        if not timm.models.is_model_pretrained(name):
-            raise ModelError(f"timm has no trained weights for {name}: {GIVE_WEIGHTS}")
-        model = download(f"the file of weights of timm:{name}", lambda: timm.create_model(name, pretrained=True))
+    if weights.default and not timm.models.is_model_pretrained(name):
+        raise ModelError(f"timm has no trained weights for {name}: {GIVE_WEIGHTS}")
+    model = _weighted(
+        f"timm:{name}",
+        weights,
+        trained=lambda: timm.create_model(name, pretrained=True),
+        fresh=lambda: timm.create_model(name, pretrained=False),
+    )
+    text = f"timm:{name}, {weights}"
+    if weights.default:
         text = f"timm:{name} {model.pretrained_cfg.get('tag') or 'default'}"
-    else:
-        with seeded(weights.seed or 0):
-            model = timm.create_model(name, pretrained=False)
-        if weights.path is not None:
-            load_file(model, weights.path)
-        text = f"timm:{name}, {weights}"
     config = data.resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
     if channels not in (1, 3):
@@ -132,24 +141,19 @@ def timm_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSourc
         )
     shortest = config.get("crop_mode") in (None, "center")
     resize = max(height, width, math.floor(max(height, width) / (config.get("crop_pct") or 1)))
-    labels = _timm_labels(model)
-    spec = InputSpec(
-        dtype="uint8",
-        layout="NHWC",
+    spec = _pixels(
         size=(height, width),
-        input="image",
         color="GRAY" if channels == 1 else "RGB",
         mode="shortest" if shortest else "stretch",
         resize_to=resize if shortest else None,
         interpolation=_interpolation(config.get("interpolation")),
         task="classify" if getattr(model, "num_classes", 0) else "raw",
-        labels=labels,
+        labels=_timm_labels(data, model),
     )
     return image_source(name, model, text, shapes, spec, config["mean"], config["std"])
 
 
-def _timm_labels(model: Any) -> tuple[str, ...]:
-    data: Any = import_module("timm.data")
+def _timm_labels(data: Any, model: Any) -> tuple[str, ...]:
     subset = data.infer_imagenet_subset(model)
     if not subset or model.num_classes not in (1000, 21841, 21843, 11821, 12000):
         return ()
@@ -158,19 +162,11 @@ def _timm_labels(model: Any) -> tuple[str, ...]:
     return labels if len(labels) == model.num_classes else ()
 
 
-# --- transformers -----------------------------------------------------------------------------------------------
-
-
 def transformers_source(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
     """``hf:NAME``: a folder with a config.json or a hub id; with random weights also a model type (``hf:bert``)."""
-    try:
-        transformers: Any = import_module("transformers")
-    except ImportError as exc:
-        raise MissingExtraError("transformers", "torch", f"export hf:{name}") from exc
+    transformers = _library("transformers", f"hf:{name}")
     types = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    default = weights.path is None and weights.seed is None
-    config: Any
-    if not default and name in types and not Path(name).is_dir():
+    if not weights.default and name in types and not Path(name).is_dir():
         config = transformers.AutoConfig.for_model(name)
     else:
         if name in types:
@@ -184,16 +180,9 @@ def transformers_source(name: str, weights: WeightsOption, shapes: Shapes) -> To
             raise ModelError(f"hf:{name} is no transformers model: {first_line(exc)}") from exc
     named = next((a for a in getattr(config, "architectures", None) or () if hasattr(transformers, a)), None)
     architecture = getattr(transformers, named) if named else transformers.AutoModel
-    if default:
-        model = download(f"the file of weights of hf:{name}", lambda: architecture.from_pretrained(name))
-        text = f"hf:{name}"
-    else:
-        with seeded(weights.seed or 0):
-            make = getattr(architecture, "from_config", None) or architecture._from_config
-            model = make(config)
-        if weights.path is not None:
-            load_file(model, weights.path)
-        text = f"hf:{name} ({type(model).__name__}), {weights}"
+    make = getattr(architecture, "from_config", None) or architecture._from_config
+    model = _weighted(f"hf:{name}", weights, lambda: architecture.from_pretrained(name), lambda: make(config))
+    text = f"hf:{name}" if weights.default else f"hf:{name} ({type(model).__name__}), {weights}"
     return _hf_source(name.rstrip("/").rsplit("/", 1)[-1], model, text, shapes)
 
 
@@ -243,20 +232,16 @@ def _hf_image(name: str, model: Any, text: str, shapes: Shapes) -> TorchSource:
     config = model.config
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    mean, std = _hf_normalisation(config)
     labels = tuple(str(v) for _, v in sorted((getattr(config, "id2label", None) or {}).items()))
     named = not all(v == f"LABEL_{i}" for i, v in enumerate(labels))
     classify = type(model).__name__.endswith("ImageClassification")
-    spec = InputSpec(
-        dtype="uint8",
-        layout="NHWC",
+    spec = _pixels(
         size=(height, width),
-        input="image",
         mode="stretch",
         task="classify" if classify else "raw",
         labels=labels if named and classify else (),
     )
-    return image_source(name, model, text, shapes, spec, mean, std)
+    return image_source(name, model, text, shapes, spec, *_hf_normalisation(config))
 
 
 def _hf_normalisation(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -9,8 +9,6 @@ The optimiser folds and drops nodes, so three things are noted before it runs an
 
 Every module path then has a node of its own, is a prefix of one, is an *alias* of the node that holds it (the
 Conv a batch norm was folded into; what an Identity hands on), or is *unused* (an auxiliary head).
-
-Needs torch: imported by the export only.
 """
 
 from __future__ import annotations
@@ -18,17 +16,21 @@ from __future__ import annotations
 import ast
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from splitpoint.graph import SHAPE_ROOTS, module_paths
+from splitpoint.models.layer_names import LAYER_KEY
 
 # Through Any, so that mypy says the same with and without the [torch] extra.
 ir: Any = import_module("onnx_ir")
 
-LAYER_KEY = "splitpoint.layer"
 OPSET = 20
 
 #: The exporter's key: a list literal of module paths, outermost first, and last the fx node's name.
@@ -40,7 +42,6 @@ _MOVES = frozenset({
     "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "CastLike", "Expand", "Slice", "Transpose",
     "Dropout", "Concat", "Split",
 })  # fmt: skip
-_READS_SHAPE = frozenset({"Shape", "Size"})
 
 
 def _mark(value: torch.Tensor, path: str) -> torch.Tensor:
@@ -71,64 +72,35 @@ class Layers:
     unused: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Before:
-    """The graph before the optimiser, as plain names."""
+def trace(module: Any, inputs: tuple[Any, ...], *, free_batch: bool, identities: Iterable[str]) -> Any:
+    """The exported program of ``module.model`` inside its wrapper `module`; raises whatever torch raises.
 
-    maker: dict[str, int] = field(default_factory=dict)
-    readers: dict[str, list[int]] = field(default_factory=dict)
-    ops: list[str] = field(default_factory=list)
-    reads: list[list[str]] = field(default_factory=list)
-    makes: list[list[str]] = field(default_factory=list)
-    #: Module path → indices of its nodes, those of its children included.
-    members: dict[str, list[int]] = field(default_factory=dict)
-    #: Path of an identity module → the tensor it hands on.
-    passed: dict[str, str] = field(default_factory=dict)
-    shapes: dict[str, str] = field(default_factory=dict)
-    weights: set[str] = field(default_factory=set)
-
-
-def lower(
-    module: Any,
-    inputs: tuple[Any, ...],
-    *,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    free_batch: bool,
-    identities: Iterable[str],
-    paths: Mapping[str, Sequence[str]],
-    preprocess: str,
-) -> tuple[Any, Layers]:
-    """The ONNX model of ``module.model`` inside its wrapper `module`, as ``onnx_ir.Model``, and its `Layers`.
-
-    `paths` maps every module path of ``module.model`` to the names of its own parameters; `identities` are
-    the paths whose module returns its input. `preprocess` is the layer name for the wrapper's own nodes.
-    Raises whatever torch raises when the module cannot be exported.
+    `identities` are the paths of ``module.model`` whose module returns its input.
     """
-    hooks = []
     modules = dict(module.model.named_modules(remove_duplicate=False))
-    for path in identities:
-        hooks.append(modules[path].register_forward_hook(_marker(path)))
-    try:
+    with ExitStack() as hooks:
+        for path in identities:
+            hooks.callback(modules[path].register_forward_hook(partial(_marked, path)).remove)
         dims = {0: torch.export.Dim("batch")} if free_batch else None
-        program = torch.export.export(
-            module, inputs, dynamic_shapes=(tuple(dims for _ in inputs),) if dims else None, strict=False
-        )
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return translate(program, input_names, output_names, paths, preprocess, prefix="model")
+        shapes = (tuple(dims for _ in inputs),) if dims else None
+        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
 
 
 def translate(
     program: Any,
-    input_names: Sequence[str] | None,
-    output_names: Sequence[str] | None,
     paths: Mapping[str, Sequence[str]],
-    preprocess: str,
-    prefix: str,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    preprocess: str = "preprocess",
+    prefix: str = "",
 ) -> tuple[Any, Layers]:
-    """The ONNX model of an exported program and its `Layers`; see `lower`. `prefix` is the wrapper's attribute."""
+    """The ONNX model of an exported program, as ``onnx_ir.Model``, and its `Layers`.
+
+    `paths` maps every module path of the original model to the names of its own parameters, `prefix` is the attribute
+    of its wrapper, and `preprocess` the layer of the wrapper's own nodes.
+    """
+    mark = torch.ops.splitpoint.mark.default
     translated: Any = torch.onnx.export(
         program,
         dynamo=True,
@@ -137,17 +109,12 @@ def translate(
         opset_version=OPSET,
         input_names=input_names,
         output_names=output_names,
-        custom_translation_table={torch.ops.splitpoint.mark.default: _mark_in_onnx},
+        custom_translation_table={mark: _mark_in_onnx},
     )
-    model = translated.model
-    marks = {
-        n.name: n.args[1]
-        for n in translated.exported_program.graph.nodes
-        if n.target is torch.ops.splitpoint.mark.default
-    }
+    marks = {n.name: n.args[1] for n in translated.exported_program.graph.nodes if n.target is mark}
     clean = _Paths(prefix)
-    passed = _take_out_marks(model.graph, marks)
-    before = _snapshot(model.graph, clean, passed)
+    passed = _take_out_marks(translated.model.graph, marks)
+    before = _Before(translated.model.graph, clean, passed)
     translated.optimize()
     model = translated.model
     _name_batch(model)
@@ -158,11 +125,8 @@ def translate(
     return model, layers
 
 
-def _marker(path: str) -> Callable[..., Any]:
-    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-        return torch.ops.splitpoint.mark(output, path)
-
-    return hook
+def _marked(path: str, _module: Any, _inputs: Any, output: Any) -> Any:
+    return torch.ops.splitpoint.mark(output, path)
 
 
 class _Paths:
@@ -187,10 +151,8 @@ class _Paths:
         return [self.original(s) for s in inside], scopes[-1]
 
 
-def _all_nodes(graph: Any) -> Iterable[Any]:
-    """Every node, those of bodies included."""
-    nodes: Iterable[Any] = ir.traversal.RecursiveGraphIterator(graph)
-    return nodes
+#: Every node of a graph, those of bodies included.
+_all_nodes: Any = ir.traversal.RecursiveGraphIterator
 
 
 def _within(node: Any) -> Iterable[Any]:
@@ -233,23 +195,28 @@ def _take_out_marks(graph: Any, marks: Mapping[str, str]) -> dict[str, str]:
     return {path: value.name for path, value in passed.items()}
 
 
-def _snapshot(graph: Any, clean: _Paths, passed: dict[str, str]) -> _Before:
-    before = _Before(passed=passed, weights=set(graph.initializers))
-    for index, node in enumerate(graph):
-        reads = _reads(node)
-        before.ops.append(node.op_type)
-        before.reads.append([v.name for v in reads])
-        before.makes.append([v.name for v in node.outputs])
-        for value in reads:
-            before.readers.setdefault(value.name, []).append(index)
-        for value in (*reads, *node.outputs):
-            before.shapes[value.name] = str(value.shape)
-        for value in node.outputs:
-            before.maker[value.name] = index
-        own = {p for n in (node, *_within(node)) for p in clean.of(n)[0] or ()}
-        for path in own:
-            before.members.setdefault(path, []).append(index)
-    return before
+class _Before:
+    """The graph before the optimiser, as plain names; `passed`: path of an identity module → the tensor it hands on."""
+
+    def __init__(self, graph: Any, clean: _Paths, passed: dict[str, str]) -> None:
+        self.passed, self.weights = passed, set(graph.initializers)
+        self.maker: dict[str, int] = {}
+        self.readers: dict[str, list[int]] = {}
+        #: Module path → indices of its nodes, those of its children included.
+        self.members: dict[str, list[int]] = {}
+        self.shapes: dict[str, str] = {}
+        self.ops = [node.op_type for node in graph]
+        self.makes = [[v.name for v in node.outputs] for node in graph]
+        self.reads: list[list[str]] = []
+        for index, node in enumerate(graph):
+            reads = _reads(node)
+            self.reads.append([v.name for v in reads])
+            self.shapes.update((v.name, str(v.shape)) for v in (*reads, *node.outputs))
+            self.maker.update(dict.fromkeys(self.makes[index], index))
+            for name in self.reads[index]:
+                self.readers.setdefault(name, []).append(index)
+            for path in {p for n in (node, *_within(node)) for p in clean.of(n)[0] or ()}:
+                self.members.setdefault(path, []).append(index)
 
 
 def _name_batch(model: Any) -> None:
@@ -266,21 +233,10 @@ def _name_batch(model: Any) -> None:
         value.shape = ir.Shape(dims)
 
 
-def _data_nodes(graph: Any) -> list[Any]:
-    """The nodes that depend on a graph input's values: the others are computed on both sides and hold no layer."""
-    live = {id(v) for v in graph.inputs}
-    nodes = []
-    for node in graph:
-        if node.op_type not in _READS_SHAPE and any(id(v) in live for v in _reads(node)):
-            nodes.append(node)
-            live.update(id(v) for v in node.outputs)
-    return nodes
-
-
 def _name_layers(graph: Any, clean: _Paths, paths: set[str], preprocess: str) -> None:
     """Give every node its layer (its only metadata) and a readable unique name ``layer/Op``."""
     layers: dict[int, str] = {}
-    parents = {p.rsplit(".", k)[0] for p in paths for k in range(p.count(".") + 1)}
+    parents = {parent for path in paths for parent in module_paths(path)}
     nodes = list(_all_nodes(graph))
     for node in nodes:
         inside, fx_name = clean.of(node)
@@ -334,36 +290,36 @@ def _name_tensors(graph: Any, clean: _Paths) -> None:
 
 def _resolve(graph: Any, before: _Before, paths: Mapping[str, Sequence[str]], clean: _Paths) -> Layers:
     """Find the node that holds each module path that has none of its own."""
-    alive = _data_nodes(graph)
+    # Nodes that depend on no input's values are computed on both sides and hold no layer.
+    alive, live = [], {id(v) for v in graph.inputs}
+    for node in graph:
+        if node.op_type not in SHAPE_ROOTS and any(id(v) in live for v in _reads(node)):
+            alive.append(node)
+            live.update(id(v) for v in node.outputs)
     holder = {v.name: n.name for n in alive for v in n.outputs if v.name}
     order = {n.name: k for k, n in enumerate(alive)}
     inputs = {v.name for v in graph.inputs}
-    present = {n.metadata_props[LAYER_KEY] for n in alive}
-    for layer in tuple(present):
-        parts = layer.split(".")
-        present.update(".".join(parts[:k]) for k in range(1, len(parts)))
+    present = {path for n in alive for path in module_paths(n.metadata_props[LAYER_KEY])}
     find = _Finder(before, holder, inputs)
     aliases: dict[str, str] = {}
     for path, weights in paths.items():
         if not path or path in present:
             continue
-        node = None
         if path in before.passed:
-            node = find.passed(before.passed[path])
+            held_by = find.passed(before.passed[path])
         elif path in before.members:
-            node = find.last(before.members[path])
+            held_by = find.last(before.members[path])
         else:  # never called, but its parent may use its weights: MultiheadAttention's out_proj
             own = [f"{clean.prefix}.{w}" if clean.prefix else w for w in weights]
-            node = find.forward([w for w in own if w in before.weights])
-        if node is not None:
-            aliases[path] = node
-    parents = {p[: m.start()] for p in aliases for m in re.finditer(r"\.", p)}
-    unused = [p for p in paths if p and p not in present and p not in aliases and p not in parents]
+            held_by = find.forward([w for w in own if w in before.weights])
+        if held_by is not None:
+            aliases[path] = held_by
+    told = present.union(*map(module_paths, aliases))
+    unused = [p for p in paths if p and p not in told]
     return Layers(dict(sorted(aliases.items(), key=lambda a: (order.get(a[1], -1), a[0]))), tuple(unused))
 
 
-@dataclass(frozen=True, slots=True)
-class _Finder:
+class _Finder(NamedTuple):
     """From tensors of the unoptimised graph to the nodes that hold them now."""
 
     before: _Before
@@ -381,7 +337,7 @@ class _Finder:
             if name in self.holder:
                 return self.holder[name]
             for reader in self.before.readers.get(name, ()):
-                if self.before.ops[reader] not in _READS_SHAPE:
+                if self.before.ops[reader] not in SHAPE_ROOTS:
                     todo.extend(self.before.makes[reader])
         return None
 
@@ -404,7 +360,7 @@ class _Finder:
             for t in self.before.makes[m]
             if not self.before.readers.get(t) or not own.issuperset(self.before.readers[t])
         ]
-        if all(self.before.ops[m] in _MOVES | {"Constant"} | _READS_SHAPE for m in members):
+        if all(self.before.ops[m] in _MOVES | {"Constant"} | SHAPE_ROOTS for m in members):
             moved = self._unmoved(members, inside, outputs)
             if moved is not None:
                 return moved

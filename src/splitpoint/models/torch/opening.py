@@ -1,11 +1,7 @@
 """From what a user names to a `TorchSource`.
 
-Adding a source: one function that returns a `TorchSource`, and a line in `open_source`.
-
 What runs other people's code: ``package.module:function`` is Python that the user names and is run; a
 ``.pt2`` is to be treated like it (see `_pt2`); libraries run their own code; weights files run nothing.
-
-Needs torch: imported by the export only.
 """
 
 from __future__ import annotations
@@ -23,11 +19,13 @@ from typing import Any
 import torch
 
 from splitpoint.errors import ModelError, UsageError, nearest
-from splitpoint.models.torch import libraries
+from splitpoint.models.torch.libraries import timm_source, torchvision_source, transformers_source
 from splitpoint.models.torch.signal import carry_signal, seeded
 from splitpoint.models.torch.torch_source import Shapes, TorchSource, Wrapped
 from splitpoint.models.torch.weights_option import WeightsOption, first_line, load_file
 from splitpoint.text import listed
+
+_LIBRARIES = {"torchvision": torchvision_source, "timm": timm_source, "hf": transformers_source}
 
 
 def open_source(name: str, weights: WeightsOption, shapes: Shapes, say: Callable[[str], None]) -> TorchSource:
@@ -35,14 +33,9 @@ def open_source(name: str, weights: WeightsOption, shapes: Shapes, say: Callable
     scheme, _, rest = name.partition(":")
     if name.endswith(".pt2"):
         source = _pt2(Path(name), weights)
-    elif scheme in ("torchvision", "timm", "hf"):
-        opener = {
-            "torchvision": libraries.torchvision_source,
-            "timm": libraries.timm_source,
-            "hf": libraries.transformers_source,
-        }[scheme]
+    elif scheme in _LIBRARIES:
         say(f"opening {name} ({weights})")
-        source = opener(rest, weights, shapes)
+        source = _LIBRARIES[scheme](rest, weights, shapes)
     else:
         source = _function(name, weights, shapes)
     unknown = set(shapes) - set(source.inputs)
@@ -67,17 +60,15 @@ def _function(name: str, weights: WeightsOption, shapes: Shapes) -> TorchSource:
             raise ModelError(f"{name}: the example input {key} must be a tensor, not {type(value).__name__}")
     for key in set(shapes) & set(examples):
         examples[key] = _vary(examples[key], tuple(shapes[key]), 1)
-    text = name
     if weights.seed is not None:
         with seeded(weights.seed):
             for module in model.modules():
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):
                     reset()
-        text = f"{name}, {weights}"
     elif weights.path is not None:
         load_file(model, weights.path)
-        text = f"{name}, {weights}"
+    text = name if weights.default else f"{name}, {weights}"
     return _example_source(attribute, model, examples, text, isinstance(example, Mapping))
 
 
@@ -182,13 +173,12 @@ def _vary(example: Any, shape: tuple[int, ...], seed: int) -> Any:
 def _pt2(path: Path, weights: WeightsOption) -> TorchSource:
     """A program saved by ``torch.export.save``. Treat the file like Python code: open your own only.
 
-    torch.export.load unpickles parts of the archive and rebuilds expressions from text; PyTorch says never to
-    load an untrusted one, and nothing in PyTorch loads one safely. Every pickle in it is therefore read with
-    the restricted unpickler first and the file refused if that one refuses, and so are compiled libraries;
-    this closes the plain ways in, not all. No other part of splitpoint opens such a file, and none is ever
-    taken from a peer.
+    torch.export.load unpickles parts of the archive and rebuilds expressions from text; PyTorch says never to load an
+    untrusted one, and nothing in PyTorch loads one safely. Every pickle in it is therefore read with the restricted
+    unpickler first and the file refused if that one refuses, and so are compiled libraries; this closes the plain ways
+    in, not all. No other part of splitpoint opens such a file, and none is ever taken from a peer.
     """
-    if weights.path is not None or weights.seed is not None:
+    if not weights.default:
         raise UsageError(f"{path} has its weights inside: --weights is for torchvision:, timm:, hf: and modules")
     if not path.is_file():
         raise ModelError(f"no such file: {path}")
@@ -202,12 +192,12 @@ def _pt2(path: Path, weights: WeightsOption) -> TorchSource:
     example = program.example_inputs
     if not example or example[1] or not all(isinstance(v, torch.Tensor) for v in example[0]):
         raise ModelError(f"{path}: only programs with plain tensors as positional inputs can be split")
-    module = program.module()
     names = [n for n in program.graph_signature.user_inputs if isinstance(n, str)]
     examples = dict(zip(names, example[0], strict=True))
     shapes = [n.meta["val"].shape for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
     free = bool(shapes) and all(len(s) and not isinstance(s[0], int) for s in shapes)
-    source = _example_source(path.stem, module, examples, f"{path.name}, its own weights", keywords=False, free=free)
+    text = f"{path.name}, its own weights"
+    source = _example_source(path.stem, program.module(), examples, text, keywords=False, free=free)
     source.program = program
     return source
 

@@ -1,17 +1,14 @@
 """Random weights whose network still listens to its input.
 
-A freshly initialised network often does not: measured, MobileNetV2's output moves by 1.5e-9 between two
-inputs (batch norms with statistics of nothing) and ViT-B/16's by exactly 0 (zero-initialised head). A
-comparison on such a network proves nothing, so random weights are made to carry signal, and that they do is checked.
-
-Needs torch: imported by the export only.
+A freshly initialised one often does not (docs/design.md): its batch norms have statistics of nothing, or its head is
+zero. Comparing such a network proves nothing, so random weights are made to carry signal, and that is checked.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -56,12 +53,11 @@ def carry_signal(model: Any, run: Callable[[_Batch], Sequence[Any]], batch: _Bat
     """
     with seeded(seed), torch.no_grad():
         _redraw(model)
-        _calibrate(model, lambda: run(batch))
-        strength = signal(run(batch))
-        if not strength >= LEAST_SIGNAL:
-            _rescale(model, lambda: run(batch))
+        for improve in (_calibrate, _rescale):
+            improve(model, lambda: run(batch))
             strength = signal(run(batch))
-    if not strength >= LEAST_SIGNAL:
+            if strength >= LEAST_SIGNAL:
+                return
         raise ModelError(
             f"with random weights this model's output hardly depends on its input (it moves by {strength:.1e} of its "
             "magnitude), so nothing computed with it can be checked: give real ones with --weights FILE"
@@ -122,9 +118,8 @@ def _calibrate(model: Any, forward: Callable[[], object]) -> None:
 def _rescale(model: Any, forward: Callable[[], object]) -> None:
     """Scale each convolution and linear layer so that its outputs differ by about 1 between the inputs of one batch.
 
-    One pass is enough: a hook corrects a layer's output together with its weight, so the next layer already
-    sees the corrected one (LSUV, Mishkin & Matas 2016, with the variance taken over the batch instead of over
-    everything).
+    One pass is enough: a hook corrects a layer's output together with its weight, so the next layer already sees the
+    corrected one (LSUV, Mishkin & Matas 2016, with the variance taken over the batch instead of over everything).
     """
     done: set[int] = set()
 
@@ -142,10 +137,8 @@ def _rescale(model: Any, forward: Callable[[], object]) -> None:
             return module.forward(*_inputs) if isinstance(_inputs, tuple) else None
         return output / spread
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    hooks = [m.register_forward_hook(hook) for m in layers]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                hooks.callback(module.register_forward_hook(hook).remove)
         forward()
-    finally:
-        for handle in hooks:
-            handle.remove()

@@ -1,7 +1,4 @@
-"""What is exported: a module with its weights, example inputs and input contract (`TorchSource`), and its wrapper.
-
-Needs torch: imported by the export only.
-"""
+"""What is exported: a module with its weights, example inputs and input contract (`TorchSource`), and its wrapper."""
 
 from __future__ import annotations
 
@@ -77,29 +74,28 @@ class Wrapped(_Module):  # type: ignore[misc]  # torch's classes are Any where i
             self.eval()
 
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        return tuple(self.call(*inputs).values())
+
+    def call(self, *inputs: Any) -> dict[str, Any]:
+        """The outputs by name."""
         if self.image:
             # Turned while a value is one byte. Contiguous, or "channels last" shows in the graph as Gathers.
             pixels = inputs[0].permute(0, 3, 1, 2).contiguous().to(torch.float32)
             inputs = (pixels * self.scale + self.offset,)
-        return tuple(tensors_of(self.call(*inputs), self.pick).values())
-
-    def call(self, *inputs: Any) -> Any:
         if self.keywords is None:
-            return self.model(*inputs, **self.constants)
-        return self.model(**dict(zip(self.keywords, inputs, strict=True)), **self.constants)
+            output = self.model(*inputs, **self.constants)
+        else:
+            output = self.model(**dict(zip(self.keywords, inputs, strict=True)), **self.constants)
+        return tensors_of(output, self.pick)
 
     def names(self, *inputs: Any) -> list[str]:
         """The output names for these inputs."""
-        if self.image:
-            pixels = inputs[0].permute(0, 3, 1, 2).contiguous().to(torch.float32)
-            inputs = (pixels * self.scale + self.offset,)
-        names = list(tensors_of(self.call(*inputs), self.pick))
+        names = list(self.call(*inputs))
         return ["logits"] if self.image and names == ["output"] else names
 
 
 def tensors_of(output: Any, pick: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tensors in what a module returned, by name: dictionary keys, or ``output`` / ``output_0``,
-    ``output_1`` …
+    """The tensors in what a module returned, by name: dictionary keys, or ``output`` / ``output_0``, ``output_1`` …
 
     Of a mapping only the first name of `pick` that it has is taken, where it has one.
     """
@@ -126,13 +122,7 @@ def _flatten(value: Any) -> list[Any]:
 
 
 def image_source(
-    name: str,
-    model: Any,
-    weights: str,
-    shapes: Shapes,
-    spec: InputSpec,
-    mean: Sequence[float],
-    std: Sequence[float],
+    name: str, model: Any, weights: str, shapes: Shapes, spec: InputSpec, mean: Sequence[float], std: Sequence[float]
 ) -> TorchSource:
     """An image model behind uint8 NHWC pixels; `shapes` may ask for another height and width."""
     if "image" in shapes:
@@ -145,16 +135,9 @@ def image_source(
     def draw(count: int, seed: int) -> tuple[Any, ...]:
         return (pictures(count, height, width, seed, spec.channels),)
 
-    return TorchSource(
-        name,
-        model,
-        {"image": draw(2, 1)[0]},
-        draw,
-        weights,
-        scale=tuple(1 / (255 * s) for s in std),
-        offset=tuple(-m / s for m, s in zip(mean, std, strict=True)),
-        spec=spec,
-    )
+    scale, offset = tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
+    inputs = {"image": draw(2, 1)[0]}
+    return TorchSource(name, model, inputs, draw, weights, scale=scale, offset=offset, spec=spec)
 
 
 def _resized(spec: InputSpec, height: int, width: int) -> InputSpec:
@@ -166,6 +149,7 @@ def _resized(spec: InputSpec, height: int, width: int) -> InputSpec:
 
 
 def tensor_source(name: str, model: Any, text: str, key: str, shape: Sequence[int], shapes: Shapes) -> TorchSource:
+    """A model of one tensor of floats, `key`: [batch, *`shape`], or as `shapes` asks for it."""
     wanted = tuple(shapes[key])[1:] if key in shapes else tuple(shape)
 
     def draw(count: int, seed: int) -> tuple[Any, ...]:

@@ -1,7 +1,4 @@
-"""One export: trace, clean, save, compare; and the retreats where one of them fails.
-
-Needs torch: imported by the export only.
-"""
+"""One export: trace, clean, save, compare; and the retreats where one of them fails."""
 
 from __future__ import annotations
 
@@ -12,15 +9,18 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 
 from splitpoint.errors import ModelError, SplitpointError, StorageError
 from splitpoint.files import destination, is_special, make_folder, publish, scratch
+from splitpoint.models.layer_names import ALIASES_KEY, SOURCE_KEY, UNUSED_KEY
 from splitpoint.models.reasons import reason_of
 from splitpoint.models.torch import lowering
 from splitpoint.models.torch.report import ExportReport
@@ -36,8 +36,6 @@ _INLINE_LIMIT = 1 << 30
 
 
 class Export:
-    """One export: trace, clean, compare, and the retreats where one of them fails."""
-
     def __init__(self, name: str, source: TorchSource, shapes: Shapes, say: Callable[[str], None]) -> None:
         self.name, self.source, self.shapes, self.say = name, source, shapes, say
         self.wrapped = Wrapped(source)
@@ -83,7 +81,11 @@ class Export:
             self.say(f"tracing {self.name} with {'a free batch' if free_batch else f'batch {batch}'}")
             for in_place in (False, True):
                 try:
-                    model, layers, error = self._attempt(path, inputs, free_batch, in_place)
+                    with _functional(self.wrapped, in_place), _uncollected():
+                        model, layers = self._lower(inputs, free_batch)
+                    self._save(model, layers, path)
+                    self.say("comparing with PyTorch")
+                    error = self._compare(path, inputs, free_batch)
                 except (SplitpointError, MemoryError, OSError):
                     raise
                 except Exception as exc:  # torch, onnxscript and onnxruntime raise nearly anything
@@ -122,29 +124,20 @@ class Export:
             torch.manual_seed(seed)
             return [o.detach().clone() for o in self.wrapped(*(v.clone() for v in batch))]
 
-    def _attempt(self, path: Path, inputs: tuple[Any, ...], free_batch: bool, in_place: bool) -> tuple[Any, Any, float]:
-        with _functional(self.wrapped, in_place), _uncollected():
-            model, layers = self._lower(inputs, free_batch)
-        self._save(model, layers, path)
-        self.say("comparing with PyTorch")
-        return model, layers, self._compare(path, inputs, free_batch)
-
     def _lower(self, inputs: tuple[Any, ...], free_batch: bool) -> tuple[Any, lowering.Layers]:
         if self.source.program is not None:
             paths = _program_paths(self.source.program)
-            return lowering.translate(self.source.program, None, None, paths, "preprocess", prefix="")
+            return lowering.translate(self.source.program, paths)
         modules = dict(self.source.model.named_modules(remove_duplicate=False))
         with torch.no_grad():
             identities, output_names = _watch(modules, lambda: self.wrapped.names(*inputs))
-        return lowering.lower(
-            self.wrapped,
-            inputs,
+        return lowering.translate(
+            lowering.trace(self.wrapped, inputs, free_batch=free_batch, identities=identities),
+            {path: _own_weights(path, m) for path, m in modules.items()},
             input_names=list(self.source.inputs),
             output_names=output_names,
-            free_batch=free_batch,
-            identities=identities,
-            paths={path: _own_weights(path, m) for path, m in modules.items()},
             preprocess="preprocess" if "preprocess" not in modules else "splitpoint_preprocess",
+            prefix="model",
         )
 
     def _save(self, model: Any, layers: lowering.Layers, path: Path) -> None:
@@ -152,9 +145,9 @@ class Export:
         model.graph.name = re.sub(r"\W+", "_", self.source.name) or "model"
         model.doc_string = None
         model.metadata_props.clear()
-        model.metadata_props["splitpoint.source"] = self.source.weights
-        model.metadata_props["splitpoint.aliases"] = json.dumps(layers.aliases, indent=0)
-        model.metadata_props["splitpoint.unused"] = json.dumps(layers.unused)
+        model.metadata_props[SOURCE_KEY] = self.source.weights
+        model.metadata_props[ALIASES_KEY] = json.dumps(layers.aliases, indent=0)
+        model.metadata_props[UNUSED_KEY] = json.dumps(layers.unused)
         if spec is not None:
             model.metadata_props.update(spec.to_metadata())
         weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
@@ -163,7 +156,9 @@ class Export:
 
     def _compare(self, path: Path, inputs: tuple[Any, ...], free_batch: bool) -> float:
         """`relative_error` of the file on batches of 2, 1 and 3, or twice on the fixed one; _Different if too large."""
-        session = _session(path)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [i.name for i in session.get_inputs()]
         sizes = (2, 1, 3) if free_batch else (inputs[0].shape[0] if inputs and inputs[0].dim() else 1,) * 2
         runs = []
@@ -191,9 +186,8 @@ def relative_error(runs: Sequence[tuple[Sequence[Array], Sequence[Array]]]) -> f
     be equal. Raises _Different for other shapes or dtypes, unequal integers, and values that are not finite.
     """
     worst, moved, integers = 0.0, False, True
-    for want, have in zip(
-        zip(*(w for w, _ in runs), strict=True), zip(*(h for _, h in runs), strict=True), strict=True
-    ):
+    wanted, had = (zip(*outputs, strict=True) for outputs in zip(*runs, strict=True))
+    for want, have in zip(wanted, had, strict=True):
         for w, h in zip(want, have, strict=True):
             if (w.shape, w.dtype) != (h.shape, h.dtype):
                 raise _Different(f"ONNX Runtime gives {h.dtype}{h.shape}, PyTorch {w.dtype}{w.shape}")
@@ -245,21 +239,16 @@ def _watch(modules: Mapping[str, Any], run: Callable[[], list[str]]) -> tuple[li
     """(paths of modules that return their input unchanged, what ``run()`` returns)."""
     unchanged: dict[str, bool] = {}
 
-    def hook(path: str) -> Callable[..., None]:
-        def see(_module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            same = isinstance(output, torch.Tensor) and bool(inputs) and output is inputs[0]
-            unchanged[path] = unchanged.get(path, True) and same
-
-        return see
+    def see(path: str, _module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        same = isinstance(output, torch.Tensor) and bool(inputs) and output is inputs[0]
+        unchanged[path] = unchanged.get(path, True) and same
 
     # In-place activations return their input too, changed; `_functional` has them work on a copy here.
-    handles = [m.register_forward_hook(hook(path)) for path, m in modules.items() if path]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.callback(module.register_forward_hook(partial(see, path)).remove)
         result = run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [p for p, same in unchanged.items() if same], result
+    return [p for p, same in unchanged.items() if p and same], result
 
 
 @contextlib.contextmanager
@@ -299,17 +288,6 @@ def _reason(exc: Exception) -> str:
     return text
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-# --- files ------------------------------------------------------------------------------------------------------
-
-
 def _beside(path: Path) -> Path:
-    """The file that holds the weights of a model too large for one ONNX file."""
+    """The file of the weights that are too large for one ONNX file."""
     return path.with_name(path.name + ".data")

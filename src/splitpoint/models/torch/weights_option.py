@@ -1,15 +1,13 @@
 """Weights for a PyTorch module: what ``--weights`` says, state files, and downloads that fail.
 
 Weights come from safetensors or ``torch.load(weights_only=True)``: neither runs anything a file says.
-
-Needs torch: imported by the export only.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +30,11 @@ class WeightsOption:
     path: Path | None = None
     seed: int | None = None
 
+    @property
+    def default(self) -> bool:
+        """Whether the library's own weights are wanted."""
+        return self.path is None and self.seed is None
+
     @classmethod
     def parse(cls, text: str | None) -> WeightsOption:
         if text is None:
@@ -49,24 +52,20 @@ class WeightsOption:
     def __str__(self) -> str:
         if self.path is not None:
             return f"weights from {self.path.name}"
-        return "default weights" if self.seed is None else f"random weights, seed {self.seed}"
+        return "default weights" if self.default else f"random weights, seed {self.seed}"
 
 
 def load_file(model: Any, path: Path, drop: tuple[str, ...] = ()) -> None:
     """Put the weights in `path` into `model`; ModelError names what does not fit."""
     state = {k: v for k, v in _read_state(path).items() if not k.startswith(drop or ("\0",))}
-    for prefix in ("module.", "model."):  # what DataParallel and training loops put before every name
-        if (
-            state
-            and all(k.startswith(prefix) for k in state)
-            and not all(k.startswith(prefix) for k in model.state_dict())
-        ):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
     own = model.state_dict()
-    # A norm's counter of batches is not a weight; old files do not have it.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    for prefix in ("module.", "model."):  # what DataParallel and training loops put before every name
+        before_all = (all(k.startswith(prefix) for k in names) for names in (state, own))
+        if state and tuple(before_all) == (True, False):
+            state = {k.removeprefix(prefix): v for k, v in state.items()}
     tied = _tied(model)
-    missing = [k for k in missing if not any(t in state for t in tied.get(k, ()))]
+    # A norm's counter of batches is not a weight; old files do not have it.
+    missing = [k for k in own if state.keys().isdisjoint(tied[k]) and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     wrong = [k for k in state if k in own and tuple(state[k].shape) != tuple(own[k].shape)]
     problems = []
@@ -100,9 +99,11 @@ def _read_state(path: Path) -> dict[str, Any]:
     except ModelError:
         raise
     except Exception as exc:  # UnpicklingError, RuntimeError, OSError, EOFError …: all "not such a file"
+        why = first_line(exc)
+        if "weights_only" in str(exc):  # torch's advice is to load it with what may run code
+            why = "it holds Python objects, which could run code, or is damaged"
         raise ModelError(
-            f"{path} is not a file of plain weights, a state_dict saved with torch.save or safetensors "
-            f"({_why_unreadable(exc)})"
+            f"{path} is not a file of plain weights, a state_dict saved with torch.save or safetensors ({why})"
         ) from exc
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -113,22 +114,15 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _tied(model: Any) -> dict[str, list[str]]:
-    """Weight name → the other names of the same tensor (GPT-2's head is its embedding)."""
+    """Weight name → all names of the same tensor (GPT-2's head is its embedding)."""
     names: dict[int, list[str]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         names.setdefault(id(value), []).append(name)
-    return {n: [o for o in same if o != n] for same in names.values() for n in same}
+    return {n: same for same in names.values() for n in same}
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-def _why_unreadable(exc: Exception) -> str:
-    """What is wrong with the file, without torch's advice to load it with what may run code."""
-    if "weights_only" in str(exc):
-        return "it holds Python objects, which could run code, or is damaged"
-    return first_line(exc)
 
 
 def first_line(exc: BaseException) -> str:
@@ -168,21 +162,17 @@ def _hub() -> Iterator[str]:
     host = target.hostname or ""
     port = target.port or (80 if target.scheme == "http" else 443)
     offline, bars = constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_PROGRESS_BARS
-    absent = "" if offline or _answers(host, port) else host
+    absent = host
+    with suppress(OSError):
+        if not offline:
+            socket.create_connection((host, port), timeout=5).close()
+        absent = ""
     constants.HF_HUB_OFFLINE = offline or bool(absent)
     constants.HF_HUB_DISABLE_PROGRESS_BARS = True
     try:
         yield absent
     finally:
         constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_PROGRESS_BARS = offline, bars
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _is_network(exc: BaseException) -> bool:

@@ -24,7 +24,7 @@ from splitpoint.files import make_folder, read_file, write_atomic
 from splitpoint.machine import Machine, this_machine, versions
 from splitpoint.models.model import Model, build
 from splitpoint.models.reading import parse_skeleton
-from splitpoint.models.weights import stand_ins
+from splitpoint.models.weights import StandIn
 from splitpoint.predict.calibrate.collection import RunMs
 from splitpoint.predict.calibrate.network_timing import visit
 from splitpoint.predict.calibrate.reference import REFERENCE_S, network, require
@@ -186,7 +186,7 @@ def kept(folder: Path, name: str) -> Model | None:
     if not path.is_file():
         return None
     skeleton = parse_skeleton(read_file(path, _MOST_GRAPH, "a graph", "splitpoint predict evaluate --data"))
-    return build(skeleton, stand_ins(skeleton), name)
+    return build(skeleton, StandIn(skeleton), name)
 
 
 def names(folder: Path) -> Sequence[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from splitpoint.models import model as building
 from splitpoint.models.model import Model
-from splitpoint.models.weights import stand_ins
+from splitpoint.models.weights import StandIn
 from splitpoint.predict.calibrate.network_builder import Sketch
 
 #: FLOPs of a strip: from a fifth of MobileNetV2 to two ResNet-50s.
@@ -29,7 +29,7 @@ def random_network(seed: int, family: str, work: float = 2e9) -> Model:
     drawn = [_drawn([seed, k], family, work) for k in range(_DRAWS)]
     best = min(drawn, key=lambda net: abs(log2(max(1.0, net.flops) / work)))
     skeleton = best.proto()
-    return building.build(skeleton, stand_ins(skeleton), f"{family}-{seed}")
+    return building.build(skeleton, StandIn(skeleton), f"{family}-{seed}")
 
 
 def _drawn(seed: Sequence[int], family: str, work: float) -> Sketch:

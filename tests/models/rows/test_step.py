@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitpoint.models.rows.sizes import Size, unknown
+from splitpoint.models.rows.step import Size, unknown
 
 
 def test_sizes_multiply_and_divide() -> None:
