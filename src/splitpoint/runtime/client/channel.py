@@ -182,7 +182,7 @@ class Channel:
         """Sends the request `id`; now and then with a ping in front, which costs it no round trip."""
         try:
             now = self._now()
-            if self._pings.due(now):
+            if now > self._pings.next_s and self._pings.due(now):
                 with_it = wire.encode(Kind.PING, 0, wire.Ping(now))
                 packet = Packet((*with_it.buffers, *packet.buffers), with_it.nbytes + packet.nbytes)
             self._connection.send(packet, wait=self._reader is None)

@@ -73,30 +73,35 @@ def pings(
 
 
 class PingSchedule:
-    """When a request brings a ping along, which costs it no round trip: one a second, unless one is still out."""
+    """When a request brings a ping along, which costs it no round trip: one a second, unless one is still out.
+
+    None is due before `next_s`: whoever sends looks at that first.
+    """
 
     def __init__(self) -> None:
-        self._pinged_s = self._sent_s = 0.0
+        self.next_s = EVERY_S
+        self._sent_s = 0.0
         self._out = False
 
     def due(self, now: float) -> bool:
         """Whether one is to be sent `now`; then it is taken as sent."""
-        since_s = now - self._pinged_s
-        if since_s <= EVERY_S or (self._out and since_s <= _LOST_S):
+        if now <= self.next_s:
             return False
-        self._pinged_s = self._sent_s = now
-        self._out = True
+        self._sent_s, self._out = now, True
+        self.next_s = now + _LOST_S
         return True
 
     def answered(self, ping_s: float) -> bool:
         """Whether the answer to the ping that was sent at `ping_s` is the one that is waited for."""
         waited = self._out and ping_s == self._sent_s
-        self._out = self._out and not waited
+        if waited:
+            self._out, self.next_s = False, ping_s + EVERY_S
         return waited
 
     def measured(self, now: float) -> None:
-        self._pinged_s = now
+        """Enough pings were sent just now."""
+        self.next_s = now + (_LOST_S if self._out else EVERY_S)
 
     def hurry(self) -> None:
         """The next request brings one along."""
-        self._pinged_s = -EVERY_S
+        self.next_s = 0.0
