@@ -161,9 +161,6 @@ def _measure(collection: Collection, engine: Engine, seconds: float, beside: Pat
     return collection
 
 
-# --- refreshing -------------------------------------------------------------------------------------------------------
-
-
 def _require_alone() -> None:
     """UsageError for options that --refresh would not heed."""
     for name in ("budget_s", "csv_folder", "name", "note", "seed", "engine", "device", "threads"):

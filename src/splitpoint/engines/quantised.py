@@ -12,14 +12,11 @@ and between, and the session shifts what goes in and out by 128: cuts are equal 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
+from splitpoint.models.dataflow import Proto, reads
 from splitpoint.tensors import Array
-
-Proto = Any  # onnx publishes no usable types for its generated classes
 
 
 def rewrites_int8(device: str) -> bool:
@@ -46,7 +43,8 @@ def with_uint8_activations(proto: Proto) -> tuple[Proto, frozenset[str]]:
     ends = {v.name for v in (*graph.input, *graph.output) if v.type.tensor_type.elem_type == onnx.TensorProto.INT8}
     quantised = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and _is_end_of(n, n.output[0], zeros)}
     names = quantised | ends.intersection(v.name for v in graph.input)
-    names -= {t for node in graph.node for t in _touched(node) if t in names and not _is_end_of(node, t, zeros)}
+    for node in graph.node:
+        names -= {t for t in names.intersection((*reads(node), *node.output)) if not _is_end_of(node, t, zeros)}
     if not names:
         return proto, frozenset()
     copy = onnx.ModelProto()
@@ -70,33 +68,11 @@ def _zero_points(graph: Proto) -> dict[str, Array]:
     """int8 constants of the graph by name; those that are blobs are no zero points worth the trouble."""
     import onnx
 
-    tensors: Iterable[Proto] = (
-        *graph.initializer,
-        *(
-            _named(a.t, n.output[0])
-            for n in graph.node
-            if n.op_type == "Constant"
-            for a in n.attribute
-            if a.HasField("t")
-        ),
-    )
-    inline = (t for t in tensors if t.data_type == onnx.TensorProto.INT8 and not t.external_data)
-    return {t.name: onnx.numpy_helper.to_array(t) for t in inline}
-
-
-def _named(tensor: Proto, name: str) -> Proto:
-    import onnx
-
-    copy = onnx.TensorProto()
-    copy.CopyFrom(tensor)
-    copy.name = name
-    return copy
-
-
-def _touched(node: Proto) -> set[str]:
-    from splitpoint.models.dataflow import reads
-
-    return {*reads(node), *node.output}
+    tensors = {t.name: t for t in graph.initializer}
+    constants = (n for n in graph.node if n.op_type == "Constant")
+    tensors |= {n.output[0]: a.t for n in constants for a in n.attribute if a.HasField("t")}
+    int8 = {name: t for name, t in tensors.items() if t.data_type == onnx.TensorProto.INT8 and not t.external_data}
+    return {name: onnx.numpy_helper.to_array(t) for name, t in int8.items()}
 
 
 def _is_end_of(node: Proto, tensor: str, zeros: dict[str, Array]) -> bool:

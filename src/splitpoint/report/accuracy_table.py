@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from splitpoint.predict.accuracy import AccuracyRow, Errors, Judgement, PlanRow, errors_of, regrets
+from splitpoint.predict.learn.latency_model import LatencyScore
 from splitpoint.report.files import bare, picture, write_csv
 from splitpoint.report.prediction_table import between
 from splitpoint.report.table import fields_of
 from splitpoint.units import fine_ms
-
-#: Files that `write` makes in a folder.
-NETWORKS, KERNELS, PLANS, PICTURE = "networks.csv", "kernels.csv", "plans.csv", "scatter.png"
-
 
 #: Columns of `whole_cells` and of `kind_cells`.
 WHOLES = fields_of(
@@ -50,10 +48,11 @@ def whole_cells(judged: Judgement) -> list[tuple[str, ...]]:
 
 def kind_cells(kinds: Mapping[str, Errors]) -> list[tuple[str, ...]]:
     """A row a kind: how many kernels, MAPE, hit rates, coverage, linear regression's MAPE."""
-    return [(name, str(e.count), *_rates(e), f"{e.linear:.0%}") for name, e in kinds.items()]
+    return [(name, str(e.count), *rates(e), f"{e.linear:.0%}") for name, e in kinds.items()]
 
 
-def _rates(e: Errors) -> tuple[str, ...]:
+def rates(e: Errors | LatencyScore) -> tuple[str, ...]:
+    """MAPE, hit rates, and how many lay in their interval."""
     return (f"{e.mape:.1%}", *(f"{share:.0%}" for share in (e.within5, e.within10, e.within20, e.covered)))
 
 
@@ -94,18 +93,15 @@ def _of_networks(what: str, rows: Sequence[AccuracyRow]) -> str:
     )
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 def write(folder: Path, judged: Judgement, title: str) -> list[Path]:
     """networks.csv, kernels.csv, plans.csv and, where matplotlib is, scatter.png; returns what was written."""
-    written = [folder / NETWORKS, folder / KERNELS, folder / PLANS]
+    written = [folder / name for name in ("networks.csv", "kernels.csv", "plans.csv")]
     write_csv(written[0], [_flat(r) for r in (*judged.wholes, *judged.same_speed, *judged.corrected)], _ROW)
     write_csv(written[1], [_flat(r) for r in judged.kernels], _ROW)
     write_csv(written[2], [asdict(r) | {"regret": round(r.regret, 5)} for r in judged.plans], _PLAN)
-    if _can_draw():
-        draw(judged, folder / PICTURE, title)
-        written.append(folder / PICTURE)
+    if find_spec("matplotlib") is not None:
+        written.append(folder / "scatter.png")
+        draw(judged, written[-1], title)
     return written
 
 
@@ -116,12 +112,6 @@ _PLAN: Sequence[str] = (*(f.name for f in fields(PlanRow)), "regret")
 def _flat(row: AccuracyRow) -> dict[str, Any]:
     rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(row).items()}
     return rounded | {"error": round(row.error, 5)}
-
-
-def _can_draw() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
 
 
 #: Of the dots, the commonest kinds first.

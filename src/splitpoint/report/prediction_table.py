@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from math import hypot
-from pathlib import Path
 
 from splitpoint.predict.price.prediction import KernelCost, Prediction
 from splitpoint.profile.profiles import Stat
-from splitpoint.report.files import write_csv
 from splitpoint.report.table import Column
 from splitpoint.units import count, counted, fine_ms
 
@@ -101,14 +99,6 @@ def _together(parts: Sequence[Stat]) -> Stat:
     return Stat(middle, max(0.0, middle - low), middle + high, 0)
 
 
-def write_rows(path: Path, rows: Sequence[PriceRow]) -> None:
-    """The rows as CSV."""
-    write_csv(path, [asdict(r) for r in rows], COLUMNS)
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
 def between(low: float, high: float) -> str:
     """An interval: ``0.36…0.47``."""
     return f"{fine_ms(low)}…{fine_ms(high)}"
@@ -133,7 +123,6 @@ def uncalibrated_line(prediction: Prediction, most: int = 4) -> str:
     return f"* never calibrated, priced by FLOPs and bytes: {what}, {share:.0%} of the time: {', '.join(parts)}{more}"
 
 
-#: The columns of a prediction.
 TABLE: Sequence[Column[PriceRow]] = (
     Column("layer", lambda r: r.layer, right=False, keep=True),
     Column("kernel", kind_text, right=False, keep=True),

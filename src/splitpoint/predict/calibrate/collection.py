@@ -141,10 +141,6 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
                     "write to another file, or remove them to begin anew"
                 )
 
-    def totals(self) -> dict[int, float]:
-        """Number of the strip → ms of the whole, with the pauses that requests have between them."""
-        return {number: measured.whole_ms for number, measured in enumerate(self.strips)}
-
     def references(self) -> tuple[Reference, ...]:
         """Some of the networks, spread over all the time that was measured, to tell another day's speed by: with what
         each took, once.
@@ -170,7 +166,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         latency = train(
             self.tables(), name=name or self.machine.processor, engine=self.engine, device=self.device,
             threads=self.threads, created=self.created, machine=self.machine, versions=self.versions, note=note,
-            totals=self.totals(), seed=self.seed,
+            totals={number: s.whole_ms for number, s in enumerate(self.strips)}, seed=self.seed,
         )  # fmt: skip
         # What is learned of all of them is nearer to how fast the device was than the one time each was measured.
         priced = ((r, predict(network(r), latency).whole.median) for r in self.references())

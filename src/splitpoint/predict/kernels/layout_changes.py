@@ -30,31 +30,26 @@ def reordered(wiring: Wiring, groups: Sequence[Group]) -> list[int]:
         blocks.append(works)
         if works and not any(wiring.ops[i] in _RENAMES for i in group.nodes):
             blocked.update(t for i in group.nodes for t in wiring.graph.nodes[i].outputs)
-    elements = []
-    for k, group in enumerate(groups):
-        leaving = [t for i in group.nodes for t in wiring.graph.nodes[i].outputs if wiring.leaves(t, group.nodes)]
-        elements.append(sum(wiring.elements(t) for t in leaving if _changes(wiring, t, k, of, groups, blocks, blocked)))
-    return elements
 
+    def changes(tensor: str, maker: int) -> bool:
+        """Whether who reads `tensor` wants it laid out as its maker does not leave it."""
+        readers = {of[u] for u in wiring.readers(tensor)} - {maker}
+        if tensor in blocked:
+            return tensor in wiring.results or any(not blocks[k] for k in readers)
+        if blocks[maker]:  # renamed inside: it was laid out for that
+            return True
+        return any(blocks[k] and _lays_out(wiring, groups[k]) for k in readers)
 
-def _changes(
-    w: Wiring, tensor: str, maker: int, of: dict[int, int], groups: Sequence[Group], blocks: list[bool],
-    blocked: set[str],
-) -> bool:  # fmt: skip
-    """Whether who reads `tensor` wants it laid out as its maker does not leave it."""
-    readers = {of[u] for u in w.readers(tensor)} - {maker}
-    if tensor in blocked:
-        return w.ends_with(tensor) or any(not blocks[k] for k in readers)
-    if blocks[maker]:  # renamed inside: it was laid out for that
-        return True
-    return any(blocks[k] and _lays_out(w, groups[k]) for k in readers)
+    return [
+        sum(wiring.elements(t) for t in wiring.leaving(group.nodes) if changes(t, k)) for k, group in enumerate(groups)
+    ]
 
 
 def _lays_out(w: Wiring, group: Group) -> bool:
     """Whether a convolution on blocks wants its input in blocks, too: with fewer channels than one it does not."""
     first = group.nodes[0]
-    weight = w.shape(w.reads(first)[1]) if w.ops[first] == "Conv" else ()
-    return bool(weight) and (weight[1] >= _BLOCK or w.shape(w.reads(first)[0])[1] >= _BLOCK)
+    weight = w.shape(w.reads[first][1]) if w.ops[first] == "Conv" else ()
+    return bool(weight) and (weight[1] >= _BLOCK or w.shape(w.reads[first][0])[1] >= _BLOCK)
 
 
 def _works_on_blocks(w: Wiring, group: Group, blocked: set[str]) -> bool:
@@ -74,7 +69,7 @@ def _works_on_blocks(w: Wiring, group: Group, blocked: set[str]) -> bool:
 
 def _conv_blocks(w: Wiring, i: int) -> bool:
     """ONNX Runtime's own conditions (NchwcTransformerImpl::TransformConv)."""
-    x, weight = w.shape(w.reads(i)[0]), w.shape(w.reads(i)[1])
+    x, weight = w.shape(w.reads[i][0]), w.shape(w.reads[i][1])
     if len(x) != 4 or len(weight) != 4:
         return False
     depth, filters = weight[1], weight[0]

@@ -16,13 +16,10 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitpoint.predict.learn.latency_model import cold
+from splitpoint.profile.costs import Floats, Ints
 from splitpoint.profile.profiles import SegmentCost, Stat
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 #: Standard deviations from the median of a normal variable to its 90th percentile.
 TO_P90 = 1.2816
@@ -64,8 +61,6 @@ class Belief:
     #: Covariances of each part with what was measured, and the Cholesky factor of the measurements' own.
     _with: Floats = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
     _root: Floats = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
-
-    # --- sums ---------------------------------------------------------------------------------------------------
 
     def heads(self) -> list[Stat]:
         """The head of every prefix; the first has nothing to compute."""
@@ -118,8 +113,6 @@ class Belief:
             return 0.0
         variances: Floats = (np.linalg.solve(self._root, covariances.T) ** 2).sum(axis=0)
         return variances
-
-    # --- measurements -------------------------------------------------------------------------------------------
 
     def given(self, segments: Sequence[SegmentCost]) -> Belief:
         """What is believed once these heads and tails were measured. Without any, the same.
