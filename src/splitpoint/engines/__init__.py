@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class KernelTimer(Protocol):
+class KernelTimer(Engine, Protocol):
     """An engine that can say where the time of a segment went. Where it cannot, shares are estimated."""
 
     def kernel_times(

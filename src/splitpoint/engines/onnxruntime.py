@@ -182,9 +182,7 @@ class OnnxRuntimeSession:
         return str(self._session.end_profiling()) if self._session is not None else _closed()
 
     def forked(self) -> None:
-        """This is the child of a fork, and the threads are the parent's: taking it apart would wait for them for ever.
-        So it is never freed.
-        """
+        """In a forked child the threads are the parent's: taking it apart would wait for ever, so it is never freed."""
         if self._session is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             self._run = _foreign

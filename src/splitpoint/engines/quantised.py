@@ -1,12 +1,9 @@
 """int8 activations as uint8 on x86, so that a half computes as the whole model does.
 
-There ONNX Runtime rewrites int8 activations to uint8, because its uint8 kernels are faster (EfficientNet-Lite0 in int8,
-one core without VNNI: 13 ms; 57 ms where ``session.qdqisint8allowed`` forbids it). It does so for a QuantizeLinear that
-one DequantizeLinear follows: not for an input or an output, nor for a tensor with two readers. The operator beside such
-a tensor has int8 on one side and uint8 on the other, fits no integer kernel and runs in float. Where that happens
-depends on the cut: measured on LeNet-5, halves and whole were 5 steps of the output's quantisation apart (the whole was
-the one that is off: without VNNI the integer kernels saturate). So every activation is rewritten here, at boundaries
-and between, and the session shifts what goes in and out by 128: cuts are equal bit for bit.
+ONNX Runtime rewrites int8 activations to uint8 there, because its uint8 kernels are faster: but not an input or an
+output, nor a tensor with two readers, and the operator beside such a one runs in float. Which ones that are depends on
+the cut (docs/design/engines.md has what was measured). So every activation is rewritten here, at boundaries and
+between, and the session shifts what goes in and out by 128: cuts are equal bit for bit.
 """
 
 from __future__ import annotations

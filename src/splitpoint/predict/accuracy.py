@@ -32,10 +32,7 @@ FEW = 3
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Errors of predictions: the mean absolute error as a share of what was measured, the shares of predictions within
-    ±5, 10 and 20 %, and the share whose measurement lay in the interval. `linear` is the mean error of plain linear
-    regression.
-    """
+    """Mean absolute error, shares within ±5, 10, 20 % and in the interval, and linear regression's mean error."""
 
     count: int
     mape: float
@@ -165,13 +162,12 @@ def _kernel_rows(
     if is_estimated(profile.graph, profile.nodes):
         return []
     nodes = np.array(profile.nodes)
-    alone = kernel_times([k.kernel for k in prediction.kernels], latency)
+    alone = kernel_times([k.kernel for k in prediction.kernels], latency).stats()
     rows = []
     for k, cost in enumerate(prediction.kernels):
         measured = float(nodes[list(cost.kernel.nodes)].sum())
         if measured >= TELLING_MS:
-            stat = Stat(float(alone.median_ms[k]), float(alone.low_ms[k]), float(alone.high_ms[k]), 0)
-            row = AccuracyRow(name, cost.layer, cost.kind, measured, *_range(stat), line[k], cost.calibrated)
+            row = AccuracyRow(name, cost.layer, cost.kind, measured, *_range(alone[k]), line[k], cost.calibrated)
             rows.append(row)
     return rows
 

@@ -27,9 +27,7 @@ KINDS = fields_of(
 
 
 def whole_cells(judged: Judgement) -> list[tuple[str, ...]]:
-    """A row a network: measured, predicted, its interval, the error; that at the speed of the calibration, that with a
-    few measured cuts, and linear regression's.
-    """
+    """A row a network, with the columns of `WHOLES`; what is not known of it is empty."""
     corrected, same = ({row.network: row for row in rows} for rows in (judged.corrected, judged.same_speed))
     return [
         (
@@ -47,7 +45,7 @@ def whole_cells(judged: Judgement) -> list[tuple[str, ...]]:
 
 
 def kind_cells(kinds: Mapping[str, Errors]) -> list[tuple[str, ...]]:
-    """A row a kind: how many kernels, MAPE, hit rates, coverage, linear regression's MAPE."""
+    """A row a kind, with the columns of `KINDS`."""
     return [(name, str(e.count), *rates(e), f"{e.linear:.0%}") for name, e in kinds.items()]
 
 
@@ -83,13 +81,10 @@ def sentences(judged: Judgement) -> list[str]:
 
 def _of_networks(what: str, rows: Sequence[AccuracyRow]) -> str:
     e = errors_of(rows)
-
-    def of(share: float) -> str:
-        return f"{round(share * e.count)}"
-
+    in5, in10, in20, covered = (round(share * e.count) for share in (e.within5, e.within10, e.within20, e.covered))
     return (
-        f"{what}: MAPE {e.mape:.1%}; {of(e.within5)}, {of(e.within10)} and {of(e.within20)} of {e.count} within 5, 10 "
-        f"and 20%; {of(e.covered)} in their interval; linear regression errs by {e.linear:.0%}"
+        f"{what}: MAPE {e.mape:.1%}; {in5}, {in10} and {in20} of {e.count} within 5, 10 and 20%; {covered} in their "
+        f"interval; linear regression errs by {e.linear:.0%}"
     )
 
 
@@ -121,9 +116,7 @@ _COLOURS: Sequence[str] = (
 
 
 def draw(judged: Judgement, path: Path, title: str) -> None:
-    """A PNG: predicted against measured, kernels and whole networks, on logarithmic axes with a ±10 % band.
-    MissingExtraError without matplotlib.
-    """
+    """A PNG: predicted against measured, logarithmic, with a ±10 % band. MissingExtraError without matplotlib."""
     filled = [rows for rows in (judged.kernels, judged.wholes) if rows]
     panels = max(1, len(filled))
     with picture(path, panels=panels, size=(6.4 * panels, 6.2)) as (figure, axes):

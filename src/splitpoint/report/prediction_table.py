@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from math import hypot
 
 from splitpoint.predict.price.prediction import KernelCost, Prediction
@@ -52,26 +53,16 @@ def layer_rows(prediction: Prediction, most: int = MOST_ROWS) -> list[PriceRow]:
         return rows
     deepest = max(row.layer.count(".") for row in rows) + 1
     for depth in range(deepest, 0, -1):
-        groups = _grouped(prediction.kernels, depth)
-        if len(groups) <= most:
-            if len(groups) < most // 4:
+        # Neighbours whose paths begin with the same names.
+        groups = groupby(prediction.kernels, key=lambda k: k.layer.split(".")[:depth])
+        layers = [_row(".".join(path), list(inside), prediction) for path, inside in groups]
+        if len(layers) <= most:
+            if len(layers) < most // 4:
                 break  # one stage of everything says nothing
-            return [_row(path, inside, prediction) for path, inside in groups]
+            return layers
     longest = sorted(range(len(rows)), key=lambda k: rows[k].ms, reverse=True)[: most - 1]
     others = [k for i, k in enumerate(prediction.kernels) if i not in set(longest)]
     return [*(rows[k] for k in sorted(longest)), _row(f"{len(others)} others", others, prediction)]
-
-
-def _grouped(kernels: Sequence[KernelCost], depth: int) -> list[tuple[str, list[KernelCost]]]:
-    """Neighbours whose paths begin with the same `depth` names."""
-    groups: list[tuple[str, list[KernelCost]]] = []
-    for kernel in kernels:
-        path = ".".join(kernel.layer.split(".")[:depth])
-        if groups and groups[-1][0] == path:
-            groups[-1][1].append(kernel)
-        else:
-            groups.append((path, [kernel]))
-    return groups
 
 
 def _row(layer: str, inside: Sequence[KernelCost], prediction: Prediction) -> PriceRow:

@@ -76,7 +76,7 @@ def collect(
         raise UsageError(f"the time budget must be above 0 seconds, not {budget_s:g}")
     if not isinstance(engine, KernelTimer):
         raise EngineError(f"{engine.name} does not say what its kernels take: a device is calibrated with onnxruntime")
-    survey = _Survey(collection, engine, engine, fit, clock, pause)
+    survey = _Survey(collection, engine, fit, clock, pause)
     now = clock()
     while True:
         count, spent = len(survey.collection.strips), survey.collection.spent_s
@@ -106,11 +106,10 @@ class _Survey:
     """A collection under way."""
 
     def __init__(
-        self, collection: Collection, engine: Engine, timer: KernelTimer, fit: Fit | None, clock: Clock,
-        pause: Callable[[float], None],
-    ) -> None:  # fmt: skip
+        self, collection: Collection, engine: KernelTimer, fit: Fit | None, clock: Clock, pause: Callable[[float], None]
+    ) -> None:
         self.collection = collection
-        self._engine, self._timer, self._fit, self._clock, self._pause = engine, timer, fit, clock, pause
+        self._engine, self._fit, self._clock, self._pause = engine, fit, clock, pause
         self._unsure: Unsure | None = None
         self._fitted_rows = 0
         self._pool: list[tuple[float, _Candidate]] = []
@@ -244,7 +243,7 @@ class _Survey:
             runs = _count(_WHOLE_MS, usual, _WHOLE_RUNS)
             whole = [run(usual) for _ in range(runs // 2)]
             profiled = _count(_KERNEL_MS, usual, _KERNEL_RUNS)
-            times = node_times(model, self._timer.kernel_times(marked(model), inputs, profiled, 2))
+            times = node_times(model, self._engine.kernel_times(marked(model), inputs, profiled, 2))
             session.run(inputs)
             whole += [run(usual) for _ in range(runs - runs // 2)]
         finally:

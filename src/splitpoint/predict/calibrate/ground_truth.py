@@ -42,9 +42,6 @@ WHOLES_SHARE = 0.5
 _MOST_GRAPH = 256 << 20
 _Visit = Annotated[list[RunMs], Meta(min_length=1)]
 
-#: What is being done, how many of how many.
-OnStep = Callable[[str, int, int], None]
-
 
 class Wholes(msgspec.Struct, kw_only=True):
     """`wholes.json`: milliseconds of every run of every visit, by network, and what measured them; `references` are of
@@ -78,13 +75,10 @@ class Truth:
 
     def whole(self, name: str, slowdowns: Sequence[float] = ()) -> Stat | None:
         """How long the whole network takes: the median of its visits, and between which its runs lie; None before there
-        was one.
+        was one. (Not the quickest visit, as in a profile: one may be much quicker than all others.)
 
         With `slowdowns` (`ReferenceSpeed.rounds`) each visit counts as if the machine had been so many times faster
         in its round; visits of rounds that have none are left out.
-
-        A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all others,
-        and a prediction is of the usual one.
         """
         visits = self.wholes.visits.get(name, [])
         if slowdowns:
@@ -116,7 +110,7 @@ def measure(
     *,
     references: Sequence[Reference] = (),
     folder: Path | None = None,
-    on_step: OnStep = lambda what, done, total: None,
+    on_step: Callable[[str, int, int], None] = lambda what, done, total: None,
     clock: Clock = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
     profiler: Callable[..., Profile] = profile_model,

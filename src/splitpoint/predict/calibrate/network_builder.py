@@ -31,7 +31,6 @@ class Sketch:
         self._nodes: list[Proto] = []
         self._weights: list[Proto] = []
         self._inputs: list[Proto] = []
-        self._outputs: list[Proto] = []
         self._shapes: dict[str, Shape] = {}
 
     def pick(self, *values: Any) -> Any:
@@ -73,12 +72,6 @@ class Sketch:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         self._shapes[name] = shape
         return name
-
-    def give(self, tensor: str) -> None:
-        """Makes `tensor` the network's result."""
-        from onnx import TensorProto, helper
-
-        self._outputs.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, self._shapes[tensor]))
 
     def weight(self, shape: Shape, low: float | None = None, high: float = 0.0) -> str:
         """A weight: small ones have their values, uniform between two numbers or normal; large ones are stand-ins."""
@@ -132,11 +125,12 @@ class Sketch:
         self.flops += flops
         return names
 
-    def proto(self) -> Proto:
-        """What was added, as an ONNX model without the values of its large weights."""
-        from onnx import helper
+    def proto(self, result: str) -> Proto:
+        """What was added, as an ONNX model that gives `result`, without the values of its large weights."""
+        from onnx import TensorProto, helper
 
-        graph = helper.make_graph(self._nodes, "strip", self._inputs, self._outputs, self._weights)
+        output = helper.make_tensor_value_info(result, TensorProto.FLOAT, self._shapes[result])
+        graph = helper.make_graph(self._nodes, "strip", self._inputs, [output], self._weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
 
     def conv(

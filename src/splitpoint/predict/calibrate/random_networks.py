@@ -1,14 +1,13 @@
 """Random networks to measure: blocks of the kinds that real ones are made of, in sizes that real ones have.
 
 A kernel runs in a network as it never does alone: its input was just written, its weights have to come back to the
-cache, its channels lie in blocks, its activation is fused. So what is timed are networks, short ones of many different
-layers. Sizes are drawn, never taken from a list: every real network stays one that was never measured. They are
-written as exporters write them, and their weights are stand-ins that keep activations at a usual size.
+cache, its channels lie in blocks, its activation is fused. Sizes are drawn, never taken from a list: every real network
+stays one that was never measured. Weights are stand-ins that keep activations at a usual size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import log2, sqrt
 
 import numpy as np
@@ -26,16 +25,11 @@ _DRAWS = 4
 
 def random_network(seed: int, family: str, work: float = 2e9) -> Model:
     """A random network of `family` (one of `FAMILIES`) with about `work` FLOPs; the same for the same arguments."""
-    drawn = [_drawn([seed, k], family, work) for k in range(_DRAWS)]
-    best = min(drawn, key=lambda net: abs(log2(max(1.0, net.flops) / work)))
-    skeleton = best.proto()
+    sketches = [Sketch(np.random.default_rng([seed, k, *family.encode()]), work) for k in range(_DRAWS)]
+    drawn = [(net, FAMILIES[family](net)) for net in sketches]
+    best, result = min(drawn, key=lambda pair: abs(log2(max(1.0, pair[0].flops) / work)))
+    skeleton = best.proto(result)
     return building.build(skeleton, stand_ins(skeleton), f"{family}-{seed}")
-
-
-def _drawn(seed: Sequence[int], family: str, work: float) -> Sketch:
-    net = Sketch(np.random.default_rng([*seed, *family.encode()]), work)
-    net.give(FAMILIES[family](net))
-    return net
 
 
 Family = Callable[[Sketch], str]

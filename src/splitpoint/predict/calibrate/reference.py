@@ -1,8 +1,7 @@
 """Reference networks: a few of those that a device was calibrated with, measured again to see how fast it is by now.
 
-A machine is not as fast today as it was when it was calibrated: it is warmer, its clocks are others, it has neighbours.
-What is slower then is everything, so two dozen networks tell by how much. They are those of `random_networks`, which a
-latency file names; no real network is among them.
+A machine is slower as a whole on another day: it is warmer, its clocks are others, it has neighbours. By how much, two
+dozen random networks tell that the latency file names; no real network is among them.
 """
 
 from __future__ import annotations

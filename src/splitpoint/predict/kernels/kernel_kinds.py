@@ -178,7 +178,7 @@ class KernelKind:
 # `out`: √(height · width) of the output, 0 where HW and stride say it. `fused`: elementwise nodes fused in.
 # `added`: elements of another tensor that a fused Add reads. `weights_mb`: 10⁶ bytes of weights in the whole session
 # the kernel runs in, which decide whether its own are still in the cache when its turn comes; 0: it runs alone.
-# `reorder`: elements of its result that are laid out anew for who reads them (`layout`). `act`: the activation fused
+# `reorder`: elements of its result that are laid out anew for who reads them. `act`: the activation fused
 # in, 0 none, 1 Relu, 2 another: ONNX Runtime's kernels have Relu inside and go over the result once more for others.
 # With Clip a depthwise convolution takes a quarter longer.
 _FUSED = {"out": 0.0, "fused": 0.0, "added": 0.0, "batch": 1.0, "weights_mb": 0.0, "reorder": 0.0, "act": 0.0}

@@ -117,8 +117,6 @@ def _sizes(kind: str, c: Named) -> Named:
 
 
 def _block(c: Named) -> Floats:
-    """16 or 8 where a group is made of whole blocks of so many channels, as engines lay them out; 1 where it is not:
-    those run another kernel, here up to five times as long.
-    """
+    """16 or 8 where groups are whole blocks of so many channels; else 1: another kernel, up to five times as long."""
     whole = np.gcd(np.asarray(c["Cin"] / c["groups"], np.int64), np.asarray(c["Cout"] / c["groups"], np.int64))
     return np.where(whole % 16 == 0, 16.0, np.where(whole % 8 == 0, 8.0, 1.0))

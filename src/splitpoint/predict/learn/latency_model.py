@@ -18,6 +18,7 @@ from splitpoint.predict.learn.features import cells_of, columns_of, features_of,
 from splitpoint.predict.learn.linear import cells_base
 from splitpoint.predict.learn.trees import Forest
 from splitpoint.profile.costs import Floats
+from splitpoint.profile.profiles import Stat
 
 #: Of the file format. A file with another number is refused with a sentence.
 FORMAT = 1
@@ -48,6 +49,11 @@ class PredictedTimes:
     low_ms: Floats
     high_ms: Floats
 
+    def stats(self) -> list[Stat]:
+        """One a kernel, with `count` 0: none was measured."""
+        columns = (self.median_ms.tolist(), self.low_ms.tolist(), self.high_ms.tolist())
+        return [Stat(*row, 0) for row in zip(*columns, strict=True)]
+
 
 class LatencyScore(msgspec.Struct, frozen=True, kw_only=True):
     """How well rows kept apart were predicted: the mean error, and how many were within ±5, 10 and 20 % and in the
@@ -73,9 +79,7 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
     spread: Annotated[float, Meta(ge=1, le=1e3)] = 3.0
 
     def predict(self, kernels: Sequence[Kernel]) -> PredictedTimes:
-        """After Williams, Waterman and Patterson, Roofline (CACM 2009). It says nothing of how well a kernel is
-        written: the interval is wide.
-        """
+        """Of kernels by FLOPs and bytes alone, however well they are written (Williams et al., Roofline, CACM 2009)."""
         computing = np.array([k.flops for k in kernels], np.float64) / self.flops_per_ms
         moved = np.array([k.in_nbytes + k.out_nbytes + k.weight_nbytes for k in kernels], np.float64)
         ms = np.maximum(np.maximum(computing, moved / self.bytes_per_ms), self.fixed_ms)

@@ -80,9 +80,7 @@ QUICK: Mapping[int, Effort] = {
 
 
 def effort_for(table: Table, efforts: Mapping[int, Effort]) -> Effort:
-    """The effort for this table: with smoother trees where no more than two sizes tell its rows apart, because
-    whatever else is in many such rows is noise.
-    """
+    """The effort for this table: where two sizes or one tell rows apart, all else is noise, and trees are smoother."""
     effort = efforts[max(least for least in efforts if least <= len(table))]
     if len(KINDS[table.kind].required) > 2 or len(table) < _SMOOTH_FROM:
         return effort
@@ -283,9 +281,7 @@ def _trust(errors: Floats) -> Floats:
 
 
 def _densest(errors: Floats) -> float:
-    """Where errors are densest, within ±10 %: what disturbs a kernel makes it slower, so most rows lie a little below
-    the middle. 0 with few rows.
-    """
+    """Where errors are densest within ±10 %: disturbed kernels are slower, so most lie below the middle. 0 for few."""
     if len(errors) < _MANY:
         return 0.0
     places = np.linspace(-0.1, 0.1, 41)

@@ -81,9 +81,7 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _children(self) -> IndexArray:
-        """Left and right child of each node, one after the other; a leaf is its own on both sides, so who has arrived
-        stays.
-        """
+        """Left and right child of each node in turn; a leaf is its own on both sides, so who has arrived stays."""
         _, _, right = self._nodes
         both = np.stack([np.minimum(right, 1), right], axis=1)
         return np.asarray((np.arange(len(right))[:, None] + both).ravel(), np.intp)

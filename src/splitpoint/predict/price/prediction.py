@@ -49,9 +49,7 @@ CODEC_COSTS: Mapping[str, CodecCost] = {usual_name(kind): CodecCost(*entry.cost)
 
 @dataclass(frozen=True, slots=True)
 class KernelCost:
-    """One kernel as priced. `ms` is what it adds to the whole model; `calibrated` is False where it was priced by its
-    FLOPs and bytes. `layer` and `ops` are of its nodes.
-    """
+    """One kernel as priced: `ms` is what it adds to the whole; not `calibrated`, it was priced by FLOPs and bytes."""
 
     kernel: Kernel
     layer: str
@@ -162,7 +160,7 @@ def predict(model: Model, latency: Latency, measured: Sequence[SegmentCost] = ()
         for k, kernel in enumerate(kernels)
     )
     sides = sum((s.head is not None) + (s.tail is not None) for s in measured)
-    return Prediction(graph, model.fingerprint, latency, corrected.whole(), costs, corrected, sides)
+    return Prediction(graph, model.fingerprint, latency, corrected.heads()[-1], costs, corrected, sides)
 
 
 def linear_ms(kernels: Sequence[Kernel], latency: Latency) -> Floats:
@@ -255,8 +253,7 @@ def _moved(graph: Graph, i: int) -> float:
 def _stats(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, corrected: Belief | None) -> list[Stat]:
     """Each kernel as its kind has it; once the belief is `corrected`, in the middle of what its nodes are."""
     if corrected is None:
-        columns = (times.median_ms.tolist(), times.low_ms.tolist(), times.high_ms.tolist())
-        return [Stat(ms, low, high, 0) for ms, low, high in zip(*columns, strict=True)]
+        return times.stats()
     place = {i: k for k, i in enumerate((i for step in graph.order for i in step), 1)}
     deviations = corrected.deviations()
     stats = []
