@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from bench.common import header
 from splitpoint.engines import open_engine
 from splitpoint.predict.calibrate.collection import load_collection
-from splitpoint.predict.calibrate.network_timing import visit
 from splitpoint.predict.calibrate.random_networks import random_network
+from splitpoint.predict.calibrate.reference import visit
 from splitpoint.predict.kernels.kernel_table import Table, read_tables
 from splitpoint.predict.learn.features import columns_of
 from splitpoint.predict.learn.linear import fit_linear

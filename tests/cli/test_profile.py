@@ -13,6 +13,7 @@ from serving import nothing_leaks
 from splitpoint.cli import main
 from splitpoint.cli.verbs import group
 from splitpoint.engines import open_engine
+from splitpoint.engines.onnxruntime import OnnxRuntimeEngine
 from splitpoint.models import load as open_model
 from splitpoint.models.model import Model
 from splitpoint.profile.files import load_profile, parse_profile
@@ -55,6 +56,13 @@ def test_the_command_measures_and_writes_everything(tmp_path: Path) -> None:
     assert [r["layer"] for r in rows][-1] == "fc3"
     assert len(rows) == 17
     assert openpyxl.load_workbook(paths[3]).active.max_row == 18
+
+
+def test_it_says_by_what_layers_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ("profile", "zoo:lenet5", "--threads", 1, "--budget", "1s")
+    assert ", by the engine's own kernel times\n" in run(*ask).output
+    monkeypatch.setattr(OnnxRuntimeEngine, "kernel_times", lambda *_: [])
+    assert ", by FLOPs and bytes: the engine's own kernel times are not known\n" in run(*ask).output
 
 
 def test_json_is_the_profile(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
-from engines_for_tests import engine
+from engines_for_tests import Elsewhere, engine
 from serving import nothing_leaks
 
 import nets
@@ -34,6 +36,13 @@ def test_a_session_apart_computes_the_same(name: str) -> None:
         with pytest.raises(EngineError, match="closed"):
             apart.run(sample)
     here.close()
+
+
+def test_the_process_opens_the_engine_that_it_was_given() -> None:
+    segment = load("zoo:lenet5").whole()
+    with pytest.raises(EngineError, match=r"threads=2\) compiles nothing in process (\d+)") as failed:
+        Apart(Elsewhere(threads=2), 1 << 28).compile(segment)
+    assert not str(failed.value).endswith(f" {os.getpid()}")
 
 
 def test_a_process_that_was_killed_is_replaced() -> None:

@@ -48,7 +48,7 @@ def test_a_message_and_its_arrays_arrive(ends: tuple[int, int]) -> None:
 def test_what_to_compile_arrives(ends: tuple[int, int]) -> None:
     reading, writing = ends
     specs = (TensorSpec("x", "float32", ("batch", 3)),)
-    build = pipe.Build("cpu", 1, False, 1 << 20, "f" * 64, specs, specs, ("a", "b"))
+    build = pipe.Build("onnxruntime", "cpu", 1, 1 << 20, "f" * 64, specs, specs, ("a", "b"))
     pipe.write(writing, build)
     assert msgspec.msgpack.decode(pipe.read_header(reading), type=pipe.Build) == build
 

@@ -12,7 +12,7 @@ from plans import model_of
 
 from splitpoint.models.model import Model
 from splitpoint.predict.accuracy import AccuracyRow, Judgement, errors_of, few_segments, judge, plan_rows, regrets
-from splitpoint.predict.calibrate.ground_truth import Truth
+from splitpoint.predict.calibrate.ground_truth import Truth, Wholes
 from splitpoint.predict.learn.latency_model import Latency, Reference
 from splitpoint.predict.price.prediction import CODEC_COSTS, predict_latency
 from splitpoint.profile.profiles import Profile
@@ -23,12 +23,13 @@ LENET, EFFICIENT = "zoo:lenet5", "zoo:efficientnet_lite0"
 
 def truth_by(device: Latency, *names: str) -> Truth:
     """A truth in which everything takes what `device` predicts."""
-    made = Truth("onnxruntime", "cpu", 1, PLAIN.machine or pytest.fail("no machine"))
+    machine = PLAIN.machine or pytest.fail("no machine")
+    made = Truth({}, Wholes(engine="onnxruntime", device="cpu", threads=1, machine=machine, versions={}, visits={}))
     for text in names:
         model = model_of(text)
         found = predict_latency(model, device)
         made.models[model.name] = model
-        made.visits[model.name] = [[found.whole.median] * 3]
+        made.wholes.visits[model.name] = [[found.whole.median] * 3]
         made.profiles[model.name] = as_measured(found.profile(CODEC_COSTS), model, device)
     return made
 
@@ -82,11 +83,11 @@ def test_reference_networks_tell_a_slower_day_from_a_wrong_prediction() -> None:
     known = tuple(Reference(family="mobile", seed=k, work=1e8, flops=1, ms=10.0) for k in range(3))
     device = msgspec.structs.replace(PLAIN, reference=known)
     truth = truth_by(PLAIN.slowed(1.25), LENET, EFFICIENT)
-    usual = truth.visits["lenet5"][0]
-    truth.visits["lenet5"] = [usual, [2 * ms for ms in usual], usual]
+    usual = truth.wholes.visits["lenet5"][0]
+    truth.wholes.visits["lenet5"] = [usual, [2 * ms for ms in usual], usual]
     # one round was slow, and one network is always slower than the file says
-    truth.references = {r.name: [[12.4, 12.5, 12.6], [25.0], [12.5]] for r in known[:2]}
-    truth.references[known[2].name] = [[13.0], [26.0], [13.0]]
+    truth.wholes.references = {r.name: [[12.4, 12.5, 12.6], [25.0], [12.5]] for r in known[:2]}
+    truth.wholes.references[known[2].name] = [[13.0], [26.0], [13.0]]
     found = judge(truth, device)
     assert [r.error for r in found.wholes] == pytest.approx([-0.2, -0.2])
     assert [r.error for r in found.same_speed] == pytest.approx([0.0, 0.0], abs=1e-9)
@@ -98,7 +99,7 @@ def test_reference_networks_tell_a_slower_day_from_a_wrong_prediction() -> None:
     assert said[2].startswith("whole networks at the same speed: MAPE 0.0%; 2, 2 and 2 of 2 within")
     assert [row[5] for row in whole_cells(found)] == ["+0.0%", "+0.0%"]
     # measured without them, or with those of another calibration: nothing is said of it
-    truth.references = {"vgg-3-1e+08": [[1.0]]}
+    truth.wholes.references = {"vgg-3-1e+08": [[1.0]]}
     without = judge(truth, device)
     assert (without.speed, without.same_speed) == (None, ())
     assert [row[5] for row in whole_cells(without)] == ["", ""]

@@ -10,7 +10,7 @@ from profile_cases import quantised
 from nets import ENGINE
 from splitpoint.models import load as open_model
 from splitpoint.models.model import Model
-from splitpoint.profile.kernel_times import marked, node_times
+from splitpoint.profile.kernel_times import is_estimated, marked, node_times
 from splitpoint.segments import samples_for
 
 
@@ -29,6 +29,7 @@ def test_kernels_are_found_under_fused_names(lenet: Model) -> None:
     assert times[1:6].sum() == pytest.approx(12.0)
     assert times[conv] > 0.8 * 12
     assert times[6:].sum() == pytest.approx(3.0)
+    assert not is_estimated(graph, times.tolist())
 
 
 def test_without_kernel_times_shares_follow_work(lenet: Model) -> None:
@@ -37,6 +38,7 @@ def test_without_kernel_times_shares_follow_work(lenet: Model) -> None:
         assert (times > 0).all()
         assert times.sum() == pytest.approx(3.0 if kernels else 1.0)
         assert times[4] > times[5]
+        assert is_estimated(lenet.graph, times.tolist())
 
 
 @pytest.mark.parametrize("name", ["zoo:lenet5", "qdq"])

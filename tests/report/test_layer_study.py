@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from profile_cases import example
 
 from splitpoint.models import load as open_model
 from splitpoint.models.model import Model
-from splitpoint.report.layer_study import COLUMNS, TABLE, cost_rows, draw, kind_of, write_rows
+from splitpoint.report.files import write_csv
+from splitpoint.report.layer_study import COLUMNS, TABLE, cost_rows, draw, kind_of
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_rows_are_the_profiles_numbers() -> None:
 def test_files_have_every_column(tmp_path: Path) -> None:
     edge, _ = profiles("zoo:lenet5", 60.0, 2.0)
     rows = cost_rows(edge)
-    write_rows(tmp_path / "l.csv", rows)
+    write_csv(tmp_path / "l.csv", [asdict(r) for r in rows], COLUMNS)
     with (tmp_path / "l.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == list(COLUMNS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from splitpoint.models import load
 from splitpoint.predict.learn.files import load_latency
 from splitpoint.predict.price.prediction import Prediction, predict_latency
-from splitpoint.report.prediction_table import COLUMNS, TABLE, between, kernel_rows, kind_text, layer_rows, write_rows
+from splitpoint.report.files import write_csv
+from splitpoint.report.prediction_table import COLUMNS, TABLE, between, kernel_rows, kind_text, layer_rows
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def test_cells_fit_their_columns(prediction: Prediction) -> None:
 
 
 def test_the_csv_has_every_column(prediction: Prediction, tmp_path: Path) -> None:
-    write_rows(tmp_path / "k.csv", kernel_rows(prediction))
+    write_csv(tmp_path / "k.csv", [asdict(r) for r in kernel_rows(prediction)], COLUMNS)
     with (tmp_path / "k.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == list(COLUMNS)

@@ -77,7 +77,10 @@ def command(
     by the median of what they take now, until more is measured.
     """
     if refresh:
-        _require_alone()
+        for option in ("budget_s", "csv_folder", "name", "note", "seed", "engine", "device", "threads"):
+            if given(option):
+                flag = option.partition("_")[0]
+                raise UsageError(f"--refresh takes nothing but -o FILE, which says the rest: leave out --{flag}")
         if is_special(output):
             raise UsageError(f"--refresh reads what it writes, which is not possible with {output}: name a file")
         _refresh(output, as_json=as_json)
@@ -159,17 +162,6 @@ def _measure(collection: Collection, engine: Engine, seconds: float, beside: Pat
                 say(f"{networks} kept in {beside}: the same command goes on from there")
             raise
     return collection
-
-
-# --- refreshing -------------------------------------------------------------------------------------------------------
-
-
-def _require_alone() -> None:
-    """UsageError for options that --refresh would not heed."""
-    for name in ("budget_s", "csv_folder", "name", "note", "seed", "engine", "device", "threads"):
-        if given(name):
-            flag = name.partition("_")[0]
-            raise UsageError(f"--refresh takes nothing but -o FILE, which says the rest: leave out --{flag}")
 
 
 def _refresh(output: Path, *, as_json: bool) -> None:

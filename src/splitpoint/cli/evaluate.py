@@ -89,9 +89,6 @@ def command(
         wrote(*write(output, judgement, "Networks that no training saw, " + whose(latency)[0]))
 
 
-# --- networks ---------------------------------------------------------------------------------------------------------
-
-
 def _open(asked: Sequence[str], data: Path | None) -> dict[str, Model]:
     """The networks by name: kept ones, or opened now, with random weights where weights would be fetched."""
     networks: dict[str, Model] = {}
@@ -113,41 +110,26 @@ def _open(asked: Sequence[str], data: Path | None) -> dict[str, Model]:
 def _measured(
     models: dict[str, Model], latency: Latency, device_file: str, budget_s: float, data: Path | None, *, force: bool
 ) -> Truth:
-    """What they take, measured now or before."""
+    """What they take, measured now or before. InputError for another machine, engine, device or number of threads."""
     truth = truths.load(data, models) if data is not None else None
+    engine = None
     if truth is None or truth.missing():
         engine = engine_of(latency.engine, latency.device, latency.threads)
         truth = truth or truths.begin(engine, models)
-        _check_truth(truth, latency, device_file, force=force)
-        _require_here(truth, data)
+    its = truth.wholes
+    check_same(latency, device_file, engine=its.engine, device=its.device, threads=its.threads, force=force)
+    ours, theirs, here = latency.machine, its.machine.processor, this_machine().processor
+    if ours is not None and ours.processor not in ("", theirs):
+        refuse(f"{device_file} is of {ours.processor}, and the networks run on {theirs}", force=force)
+    if engine is not None:
+        if theirs != here:
+            raise InputError(f"{data} was begun on {theirs}, and this is {here}: use another --data folder")
         with waiting(f"measuring {counted(len(models), 'network')}") as say:
             truths.measure(
                 truth, engine, budget_s, references=latency.reference, folder=data,
                 on_step=lambda what, done, total: say(f"measuring {what}: {done} of {total} done"),
             )  # fmt: skip
-    else:
-        _check_truth(truth, latency, device_file, force=force)
     return truth
-
-
-def _check_truth(truth: Truth, latency: Latency, device_file: str, *, force: bool) -> None:
-    """InputError unless both are of one machine, engine, device and number of threads."""
-    check_same(latency, device_file, engine=truth.engine, device=truth.device, threads=truth.threads, force=force)
-    ours, theirs = latency.machine.processor if latency.machine else "", truth.machine.processor
-    if ours and ours != theirs:
-        refuse(f"{device_file} is of {ours}, and the networks run on {theirs}", force=force)
-
-
-def _require_here(truth: Truth, data: Path | None) -> None:
-    """InputError if what is to be gone on with was begun on another machine."""
-    here = this_machine()
-    if truth.machine.processor != here.processor:
-        raise InputError(
-            f"{data} was begun on {truth.machine.processor}, and this is {here.processor}: use another --data folder"
-        )
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
 
 
 def _print(judgement: Judgement, latency: Latency) -> None:

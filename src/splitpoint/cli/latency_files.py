@@ -14,7 +14,7 @@ from splitpoint.files import read_file
 from splitpoint.machine import this_machine
 from splitpoint.models.model import Model
 from splitpoint.parsing import MalformedError, parse_json
-from splitpoint.predict.learn.files import MOST_BYTES, SHIPPED
+from splitpoint.predict.learn.files import LATENCIES, SHIPPED
 from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.profile.codec_times import codec_costs
 from splitpoint.profile.profiles import CodecCost
@@ -32,17 +32,10 @@ def is_latency(text: str) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        head = parse_json(read_file(path, MOST_BYTES, "a latency file"), _LatencyMark)
+        members = parse_json(read_file(path, LATENCIES.most_bytes, LATENCIES.what), dict[str, msgspec.Raw])
     except (InputError, MalformedError):
         return False  # reading it as a profile says what is wrong
-    return head.kinds is not None and head.roofline is not None
-
-
-class _LatencyMark(msgspec.Struct):
-    """What a latency file has and a profile has not."""
-
-    kinds: object = None
-    roofline: object = None
+    return members.keys() >= set(LATENCIES.marks)
 
 
 def check_same(

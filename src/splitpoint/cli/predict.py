@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -22,14 +23,15 @@ from splitpoint.predict.price.prediction import Prediction, predict_latency
 from splitpoint.predict.price.service_traces import read_traces
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.profiles import SegmentCost
+from splitpoint.report.files import write_csv
 from splitpoint.report.prediction_table import (
+    COLUMNS,
     TABLE,
     PriceRow,
     between,
     kernel_rows,
     layer_rows,
     uncalibrated_line,
-    write_rows,
 )
 from splitpoint.units import counted, fine_ms
 
@@ -111,16 +113,13 @@ def model_command(
     if output is not None:
         save_profile(output, prediction.profile(codecs_there(loaded, latency)))
     if csv_path is not None:
-        write_rows(csv_path, kernel_rows(prediction))
+        write_csv(csv_path, [asdict(r) for r in kernel_rows(prediction)], COLUMNS)
     if as_json:
         put_json(_summary(prediction))
     else:
         _print(prediction, kernel_rows(prediction) if show_all else layer_rows(prediction))
         _say_next(prediction, model, device_file, output)
     wrote(output, csv_path)
-
-
-# --- corrections ------------------------------------------------------------------------------------------------------
 
 
 def _corrections(
@@ -141,7 +140,7 @@ def _corrections(
                     f"{measured} was measured with {in_words(what, theirs)}, {latency.name} with {in_words(what, ours)}"
                 )
                 refuse(said, force=force)
-        corrections += [s for s in profile.segments if _has_runs(s)]
+        corrections += [s for s in profile.segments if any(side and side.count > 0 for side in (s.head, s.tail))]
         if not corrections:
             raise InputError(f"{measured} has no measured time in it: make it with splitpoint profile")
     if traces is not None:
@@ -151,13 +150,6 @@ def _corrections(
             raise InputError(f"{traces} has no request whose head ran on the device and can be used")
         corrections += segments
     return corrections
-
-
-def _has_runs(segment: SegmentCost) -> bool:
-    return any(side is not None and side.count > 0 for side in (segment.head, segment.tail))
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
 
 
 def _print(prediction: Prediction, rows: Sequence[PriceRow]) -> None:
@@ -199,8 +191,6 @@ def _summary(prediction: Prediction) -> dict[str, object]:
         "high_ms": prediction.whole.p90,
         "fixed_ms": prediction.latency.fixed_ms,
         "measured": prediction.measured,
-        "uncalibrated": [
-            {"op": u.op, "kind": u.kind, "count": u.count, "share": u.share} for u in prediction.uncalibrated
-        ],
-        "kernels": [{f: getattr(r, f) for f in PriceRow.__slots__} for r in kernel_rows(prediction)],
+        "uncalibrated": prediction.uncalibrated,
+        "kernels": kernel_rows(prediction),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -19,9 +20,11 @@ from splitpoint.files import is_special
 from splitpoint.machine import EMULATED
 from splitpoint.profile import measure
 from splitpoint.profile.files import profile_bytes, save_profile
+from splitpoint.profile.kernel_times import is_estimated
 from splitpoint.profile.power import find_meter
 from splitpoint.profile.profiles import Profile, Watts
-from splitpoint.report.layer_study import TABLE, cost_rows, draw, write_rows, write_sheet
+from splitpoint.report.files import write_csv, write_xlsx
+from splitpoint.report.layer_study import COLUMNS, TABLE, cost_rows, draw
 from splitpoint.security import Security
 from splitpoint.text import valid
 from splitpoint.units import counted, fine_ms
@@ -73,9 +76,9 @@ def command(
     if png_path:
         draw(profile, rows, png_path)
     if csv_path:
-        write_rows(csv_path, rows)
+        write_csv(csv_path, [asdict(r) for r in rows], COLUMNS)
     if xlsx_path:
-        write_sheet(xlsx_path, rows, profile.graph.name)
+        write_xlsx(xlsx_path, [asdict(r) for r in rows], COLUMNS, profile.graph.name)
     if as_json:
         click.echo(profile_bytes(profile), nl=False)
     else:
@@ -118,7 +121,9 @@ def _print(profile: Profile) -> None:
     often = f"(median of {whole.count} runs, {fine_ms(whole.p10)}…{fine_ms(whole.p90)} for eight of ten)"
     console.print(line("whole model ", bold(f"{fine_ms(whole.median)} ms"), f" ± {fine_ms(spread)} {often}"))
     slowest = sorted(cost_rows(profile), key=lambda r: r.ms, reverse=True)[:_SLOWEST]
-    console.print(f"\nslowest of {counted(len(graph.order), 'layer')}, by the engine's own kernel times")
+    guessed = len(graph.placed) > 1 and is_estimated(graph, profile.nodes)
+    by = "FLOPs and bytes: the engine's own kernel times are not known" if guessed else "the engine's own kernel times"
+    console.print(f"\nslowest of {counted(len(graph.order), 'layer')}, by {by}")
     table(TABLE, slowest, console=console)
     chain = len(graph.chain())
     others = len(profile.segments) - profile.measured

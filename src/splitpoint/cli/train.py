@@ -14,6 +14,7 @@ from splitpoint.machine import now
 from splitpoint.predict.kernels.kernel_table import read_tables
 from splitpoint.predict.learn.files import save_latency
 from splitpoint.predict.learn.latency_model import SEED, TWO_PER_MAC, Latency
+from splitpoint.report.accuracy_table import rates
 from splitpoint.report.table import fields_of
 from splitpoint.text import valid
 from splitpoint.units import counted
@@ -65,10 +66,6 @@ _TITLES = ("kernels", "rows", "MAPE", "±5%", "±10%", "±20%", "in range")
 def _print(latency: Latency) -> None:
     """How well rows that were kept apart were predicted, a line a kind."""
     console = out()
-    cells = []
-    for kind, model in latency.kinds.items():
-        s = model.score
-        shares = (f"{share:.0%}" for share in (s.within5, s.within10, s.within20, s.covered))
-        cells.append((kind, str(model.rows), f"{s.mape:.1%}", *shares))
+    cells = [(kind, str(model.rows), *rates(model.score)) for kind, model in latency.kinds.items()]
     console.print(f"{latency.name}: what was learned, judged by rows kept apart")
     table(fields_of(_TITLES, left=_TITLES[:1], keep=_TITLES), cells, console=console)

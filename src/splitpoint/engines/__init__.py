@@ -7,14 +7,15 @@ An engine compiles a `Segment` into a `Session`; a session computes the segment'
     outputs = session.run({"image": photo})          # {"features.7": float32[1,32,28,28]}
 
 Adding one is a file with a class that has these methods, and a line in `ENGINES`: tests/engines/test_engines.py tries
-every engine of that table. Outsiders pass ``"my_package.tvm:TvmEngine"`` instead of a name.
+every engine of that table. Outsiders pass ``"my_package.tvm:TvmEngine"`` instead of a name. What an engine can do
+beyond that it says by having what `KernelTimer` or `Reopenable` has: those who need it ask for these, not for a class.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from splitpoint.errors import EngineError, UsageError, nearest
 from splitpoint.models.model import Segment
@@ -52,6 +53,25 @@ class Engine(Protocol):
     def compile(self, segment: Segment) -> Session:
         """A session for `segment`. EngineError if an operator or the device is not supported."""
         ...
+
+
+@runtime_checkable
+class KernelTimer(Engine, Protocol):
+    """An engine that can say where the time of a segment went. Where it cannot, shares are estimated."""
+
+    def kernel_times(
+        self, segment: Segment, inputs: Mapping[str, Array], runs: int, warm: int
+    ) -> list[tuple[str, float]]:
+        """(name, median ms) of every kernel in the order they ran, for a session that is gone afterwards."""
+        ...
+
+
+@runtime_checkable
+class Reopenable(Engine, Protocol):
+    """An engine that another process can open: segments whose work nobody can know beforehand run there (`apart`)."""
+
+    opened_as: str
+    """What `open_engine` opens it by, with the same device and threads."""
 
 
 def open_engine(name: str = "onnxruntime", *, device: str = "cpu", threads: int = 0) -> Engine:

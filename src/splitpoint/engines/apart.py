@@ -1,4 +1,4 @@
-"""ONNX Runtime in a process of its own, for segments whose work nobody can know beforehand: it can be ended.
+"""An engine in a process of its own, for segments whose work nobody can know beforehand: it can be ended.
 
 One process a session. A run that takes too long, or that the engine does not survive, ends with its process, and the
 next one has a new one. On Linux a run may take `work_bytes` of memory beyond what the compiled segment holds.
@@ -16,8 +16,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from splitpoint.engines import pipe, underway
-from splitpoint.engines.onnxruntime import OnnxRuntimeEngine
+from splitpoint.engines import Reopenable, pipe, underway
 from splitpoint.errors import EngineError, InputError
 from splitpoint.lifetime import foreign, watch
 from splitpoint.models.model import Segment
@@ -36,9 +35,9 @@ class DiedError(EngineError):
 class Apart:
     """Compiles as `engine` does, into sessions that run in processes of their own."""
 
-    def __init__(self, engine: OnnxRuntimeEngine, work_bytes: int) -> None:
+    def __init__(self, engine: Reopenable, work_bytes: int) -> None:
         self.name, self.device, self.threads = engine.name, engine.device, engine.threads
-        self.spinning, self.work_bytes = engine.spinning, work_bytes
+        self.opened_as, self.work_bytes = engine.opened_as, work_bytes
 
     def compile(self, segment: Segment) -> ApartSession:
         return ApartSession(segment, self)
@@ -67,7 +66,7 @@ class ApartSession:
             if self._child is None:
                 self._child = _Child(self._segment, self._engine)
             try:
-                outputs = self._child.ask(arrays)
+                _, outputs = self._child.ask(arrays)
             except DiedError:
                 self._child = None
                 raise
@@ -105,10 +104,14 @@ class _Child:
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._given_up = False
-        _widen(self._to)
-        _widen(self._from)
+        if sys.platform == "linux":
+            import fcntl
+
+            for end in (self._to, self._from):
+                with suppress(OSError):  # a user has so many pages for pipes
+                    fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         build = pipe.Build(
-            engine.device, engine.threads, engine.spinning, engine.work_bytes,
+            engine.opened_as, engine.device, engine.threads, engine.work_bytes,
             segment.fingerprint, segment.inputs, segment.outputs, segment.blobs,
         )  # fmt: skip
         proto = np.frombuffer(segment.proto.SerializeToString(), np.uint8)
@@ -117,7 +120,7 @@ class _Child:
         except BaseException:
             self.end()
             raise
-        self.nbytes = self._say(build, parts)[0].nbytes
+        self.nbytes = self.ask(parts, build)[0].nbytes
 
     @property
     def terminate(self) -> bool:
@@ -130,11 +133,8 @@ class _Child:
         with suppress(OSError):
             self._process.kill()
 
-    def ask(self, arrays: list[Array]) -> list[Array]:
-        """The outputs for these inputs. DiedError, InputError, EngineError."""
-        return self._say(None, arrays)[1]
-
-    def _say(self, build: pipe.Build | None, arrays: list[Array]) -> tuple[pipe.PipeMessage, list[Array]]:
+    def ask(self, arrays: list[Array], build: pipe.Build | None = None) -> tuple[pipe.PipeMessage, list[Array]]:
+        """What it answers to these inputs, or to what it is to `build`. DiedError, InputError, EngineError."""
         thread = underway.get_ident()
         underway.noted[thread] = self
         try:
@@ -180,11 +180,3 @@ class _Child:
         if process is not None:
             process.stdin.close()
             process.stdout.close()
-
-
-def _widen(fd: int) -> None:
-    if sys.platform == "linux":
-        import fcntl
-
-        with suppress(OSError):  # a user has so many pages for pipes
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

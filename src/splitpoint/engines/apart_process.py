@@ -15,8 +15,8 @@ from threading import Thread
 
 import msgspec
 
-from splitpoint.engines import pipe
-from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeSession, shrink_workspace
+from splitpoint.engines import Session, open_engine, pipe
+from splitpoint.engines.onnxruntime import shrink_workspace
 from splitpoint.engines.process_memory import resident_bytes
 from splitpoint.errors import EngineError, InputError, SplitpointError
 from splitpoint.models.model import Segment
@@ -61,7 +61,7 @@ def main() -> None:
                 shrink_workspace()
 
 
-def _answer(answers: int, session: OnnxRuntimeSession, arrays: list[Array]) -> None:
+def _answer(answers: int, session: Session, arrays: list[Array]) -> None:
     names = [t.name for t in session.inputs]
     try:
         results = session.run(dict(zip(names, arrays, strict=True)))
@@ -83,13 +83,13 @@ def _listen(asked: int, jobs: SimpleQueue[list[Array]]) -> None:
         os._exit(1)
 
 
-def _compile(build: pipe.Build, parts: list[Array]) -> OnnxRuntimeSession:
+def _compile(build: pipe.Build, parts: list[Array]) -> Session:
     import onnx
 
     proto = onnx.ModelProto.FromString(parts[0].tobytes())
     blobs = _Blobs((h, p.data) for h, p in zip(build.hashes, parts[1:], strict=True))
     segment = Segment(build.fingerprint, build.inputs, build.outputs, proto, blobs)
-    engine = OnnxRuntimeEngine(build.device, build.threads, build.spinning)
+    engine = open_engine(build.engine, device=build.device, threads=build.threads)
     try:
         return engine.compile(segment)
     except MemoryError as exc:

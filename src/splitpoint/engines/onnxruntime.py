@@ -65,9 +65,9 @@ class OnnxRuntimeEngine:
     on the same two cores), and a device's battery.
     """
 
-    name = "onnxruntime"
+    name = opened_as = "onnxruntime"
 
-    def __init__(self, device: str = "cpu", threads: int = 0, spinning: bool = False) -> None:
+    def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         if device not in DEVICES:
             raise EngineError(f"no device is called {device}{nearest(device, DEVICES)} (known: {', '.join(DEVICES)})")
         provider = DEVICES[device].provider
@@ -80,7 +80,6 @@ class OnnxRuntimeEngine:
             raise EngineError(f"the number of threads must be 0 (one a core) or more, not {threads}")
         # ONNX Runtime's own 0 would count cores this process may not use.
         self.threads = threads or usable_cores()
-        self.spinning = spinning
 
     def compile(self, segment: Segment) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(segment, self)
@@ -88,10 +87,7 @@ class OnnxRuntimeEngine:
     def kernel_times(
         self, segment: Segment, inputs: Mapping[str, Array], runs: int, warm: int
     ) -> list[tuple[str, float]]:
-        """(name, median ms) of every kernel in the order they ran, by ONNX Runtime's own profiler.
-
-        The profiler needs a file: without room for temporary ones nothing is known.
-        """
+        """By ONNX Runtime's own profiler, which needs a file: without room for temporary ones nothing is known."""
         try:
             with temporary_folder() as folder:
                 session = OnnxRuntimeSession(segment, self, profile_to=str(folder / "kernels"))
@@ -120,7 +116,7 @@ class OnnxRuntimeSession:
         options.log_severity_level = 4
         options.intra_op_num_threads = engine.threads
         options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if engine.spinning else "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         held = give_weights(options, segment.proto, segment.weights)
         provider = DEVICES[engine.device].provider
         proto, self._shifted = segment.proto, frozenset[str]()
@@ -186,10 +182,7 @@ class OnnxRuntimeSession:
         return str(self._session.end_profiling()) if self._session is not None else _closed()
 
     def forked(self) -> None:
-        """The process has forked, and this is the child: its threads are the parent's, and it cannot run here.
-
-        Taking it apart would wait for them for ever, so it is never freed.
-        """
+        """In a forked child the threads are the parent's: taking it apart would wait for ever, so it is never freed."""
         if self._session is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             self._run = _foreign
@@ -220,7 +213,11 @@ def _share_workspace() -> None:
 def shrink_workspace() -> None:
     """Gives what the shared workspace holds and no run uses back to the system: it has grown to the largest run."""
     if _share_workspace.cache_info().currsize:
-        _idle_session().run(None, {"x": np.zeros(1, np.float32)}, _shrinking())
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        _idle_session().run(None, {"x": np.zeros(1, np.float32)}, options)
         give_back()
 
 
@@ -237,14 +234,6 @@ def _idle_session() -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.use_env_allocators", "1")
     return _session(model, options, "cpu")
-
-
-def _shrinking() -> Any:
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
 
 
 def _kernel_medians(events: list[dict[str, Any]], warm: int, runs: int) -> list[tuple[str, float]]:
@@ -268,6 +257,12 @@ def _session(proto: Any, options: Any, device: str) -> Any:
     )
 
 
+def _providers(device: str) -> list[str]:
+    """The device's provider, and those that ONNX Runtime needs below it for operators it does not have."""
+    below = {"cpu": (), "tensorrt": ("cuda", "cpu")}.get(device, ("cpu",))
+    return [DEVICES[name].provider for name in (device, *below)]
+
+
 def _unsized(proto: Any) -> Any:
     """`proto` with inputs of free sizes: with fixed ones ONNX Runtime refuses a graph for a branch that these sizes
     would not take (silero-vad's two sampling rates)."""
@@ -284,13 +279,3 @@ def _closed(*_: object) -> NoReturn:
 
 def _foreign(*_: object) -> NoReturn:
     raise foreign("session")
-
-
-def _providers(device: str) -> list[str]:
-    """The device's provider, and those that ONNX Runtime needs below it for operators it does not have."""
-    names = [DEVICES[device].provider]
-    if device == "tensorrt":
-        names.append(DEVICES["cuda"].provider)
-    if device != "cpu":
-        names.append(DEVICES["cpu"].provider)
-    return names

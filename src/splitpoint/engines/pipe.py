@@ -29,9 +29,9 @@ class PipeMessage(msgspec.Struct):
 class Build(msgspec.Struct):
     """What to compile, and with what: the first message. The proto and every blob follow it as arrays of bytes."""
 
+    engine: str
     device: str
     threads: int
-    spinning: bool
     work_bytes: int
     fingerprint: str
     inputs: tuple[TensorSpec, ...]

@@ -1,25 +1,19 @@
 """int8 activations as uint8 on x86, so that a half computes as the whole model does.
 
-There ONNX Runtime rewrites int8 activations to uint8, because its uint8 kernels are faster (EfficientNet-Lite0 in int8,
-one core without VNNI: 13 ms; 57 ms where ``session.qdqisint8allowed`` forbids it). It does so for a QuantizeLinear that
-one DequantizeLinear follows: not for an input or an output, nor for a tensor with two readers. The operator beside such
-a tensor has int8 on one side and uint8 on the other, fits no integer kernel and runs in float. Where that happens
-depends on the cut: measured on LeNet-5, halves and whole were 5 steps of the output's quantisation apart (the whole was
-the one that is off: without VNNI the integer kernels saturate). So every activation is rewritten here, at boundaries
-and between, and the session shifts what goes in and out by 128: cuts are equal bit for bit.
+ONNX Runtime rewrites int8 activations to uint8 there, because its uint8 kernels are faster: but not an input or an
+output, nor a tensor with two readers, and the operator beside such a one runs in float. Which ones that are depends on
+the cut (docs/design/engines.md has what was measured). So every activation is rewritten here, at boundaries and
+between, and the session shifts what goes in and out by 128: cuts are equal bit for bit.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
+from splitpoint.models.dataflow import Proto, reads
 from splitpoint.tensors import Array
-
-Proto = Any  # onnx publishes no usable types for its generated classes
 
 
 def rewrites_int8(device: str) -> bool:
@@ -46,7 +40,8 @@ def with_uint8_activations(proto: Proto) -> tuple[Proto, frozenset[str]]:
     ends = {v.name for v in (*graph.input, *graph.output) if v.type.tensor_type.elem_type == onnx.TensorProto.INT8}
     quantised = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and _is_end_of(n, n.output[0], zeros)}
     names = quantised | ends.intersection(v.name for v in graph.input)
-    names -= {t for node in graph.node for t in _touched(node) if t in names and not _is_end_of(node, t, zeros)}
+    for node in graph.node:
+        names -= {t for t in names.intersection((*reads(node), *node.output)) if not _is_end_of(node, t, zeros)}
     if not names:
         return proto, frozenset()
     copy = onnx.ModelProto()
@@ -70,33 +65,11 @@ def _zero_points(graph: Proto) -> dict[str, Array]:
     """int8 constants of the graph by name; those that are blobs are no zero points worth the trouble."""
     import onnx
 
-    tensors: Iterable[Proto] = (
-        *graph.initializer,
-        *(
-            _named(a.t, n.output[0])
-            for n in graph.node
-            if n.op_type == "Constant"
-            for a in n.attribute
-            if a.HasField("t")
-        ),
-    )
-    inline = (t for t in tensors if t.data_type == onnx.TensorProto.INT8 and not t.external_data)
-    return {t.name: onnx.numpy_helper.to_array(t) for t in inline}
-
-
-def _named(tensor: Proto, name: str) -> Proto:
-    import onnx
-
-    copy = onnx.TensorProto()
-    copy.CopyFrom(tensor)
-    copy.name = name
-    return copy
-
-
-def _touched(node: Proto) -> set[str]:
-    from splitpoint.models.dataflow import reads
-
-    return {*reads(node), *node.output}
+    tensors = {t.name: t for t in graph.initializer}
+    constants = (n for n in graph.node if n.op_type == "Constant")
+    tensors |= {n.output[0]: a.t for n in constants for a in n.attribute if a.HasField("t")}
+    int8 = {name: t for name, t in tensors.items() if t.data_type == onnx.TensorProto.INT8 and not t.external_data}
+    return {name: onnx.numpy_helper.to_array(t) for name, t in int8.items()}
 
 
 def _is_end_of(node: Proto, tensor: str, zeros: dict[str, Array]) -> bool:

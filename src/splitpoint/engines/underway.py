@@ -54,6 +54,7 @@ def limited(what: str, most_s: float | None = None) -> Iterator[None]:
     It costs a run nothing: another thread looks now and then which one is under way.
     """
     limit_s, thread, done = LONGEST_S if most_s is None else most_s, get_ident(), threading.Event()
+    too_long = EngineError(f"{what} took longer than {limit_s:g} s in one run and was given up: does a loop in it end?")
     ended = False
 
     def watch() -> None:
@@ -73,15 +74,11 @@ def limited(what: str, most_s: float | None = None) -> Iterator[None]:
         yield
     except EngineError as exc:
         if ended:
-            raise _too_long(what, limit_s) from exc
+            raise too_long from exc
         raise
     finally:
         done.set()
         if watcher.ident is not None:
             watcher.join()
     if ended:
-        raise _too_long(what, limit_s)
-
-
-def _too_long(what: str, limit_s: float) -> EngineError:
-    return EngineError(f"{what} took longer than {limit_s:g} s in one run and was given up: does a loop in it end?")
+        raise too_long

@@ -11,18 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitpoint.graph import Graph
-from splitpoint.link import Link
 from splitpoint.link.presets import PRESETS
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
-from splitpoint.planning.plans import Option
 from splitpoint.predict.calibrate.ground_truth import Truth
 from splitpoint.predict.calibrate.reference import ReferenceSpeed, speed_of
 from splitpoint.predict.learn.latency_model import TELLING_MS, Latency
 from splitpoint.predict.price.prediction import Prediction, kernel_times, linear_ms, predict_latency
-from splitpoint.profile.costs import Floats
-from splitpoint.profile.kernel_times import estimated
+from splitpoint.profile.kernel_times import is_estimated
 from splitpoint.profile.profiles import Profile, SegmentCost, Stat
 
 #: What plans are judged on: every preset but the slowest, on which nothing but the device is ever worth it, with a
@@ -36,10 +32,7 @@ FEW = 3
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Errors of predictions: the mean absolute error as a share of what was measured, the shares of predictions within
-    ±5, 10 and 20 %, and the share whose measurement lay in the interval. `linear` is the mean error of plain linear
-    regression.
-    """
+    """Mean absolute error, shares within ±5, 10, 20 % and in the interval, and linear regression's mean error."""
 
     count: int
     mape: float
@@ -115,23 +108,23 @@ class Judgement:
 def judge(truth: Truth, latency: Latency) -> Judgement:
     """How well `latency` predicts the networks of `truth` that were measured."""
     wholes, corrected, kernels, plans, same_speed = [], [], [], [], []
-    speed = speed_of(latency.reference, truth.references)
+    speed = speed_of(latency.reference, truth.wholes.references)
     for name, model in truth.models.items():
         measured, profile = truth.whole(name), truth.profiles.get(name)
         prediction = predict_latency(model, latency)
         line = linear_ms([k.kernel for k in prediction.kernels], latency)
         if measured is not None and measured.median > 0:
             linear = latency.whole_ms(float(line.sum()))
-            wholes.append(_row(name, "", "whole", measured.median, prediction.whole, linear))
+            wholes.append(AccuracyRow(name, "", "whole", measured.median, *_range(prediction.whole), linear))
             if speed is not None and (then := truth.whole(name, speed.rounds)) is not None:
-                same_speed.append(_row(name, "", "same speed", then.median, prediction.whole, linear))
+                same_speed.append(AccuracyRow(name, "", "same speed", then.median, *_range(prediction.whole), linear))
         if profile is not None:
             kernels += _kernel_rows(name, prediction, line.tolist(), profile, latency)
             plans += plan_rows(name, profile, prediction.profile(profile.codecs))
             few = few_segments(profile)
             if measured is not None and measured.median > 0 and few:
                 better = predict_latency(model, latency, few).whole
-                corrected.append(_row(name, "", "corrected", measured.median, better, linear))
+                corrected.append(AccuracyRow(name, "", "corrected", measured.median, *_range(better), linear))
     return Judgement(tuple(wholes), tuple(corrected), tuple(kernels), tuple(plans), tuple(same_speed), speed)
 
 
@@ -158,41 +151,25 @@ def few_segments(profile: Profile) -> list[SegmentCost]:
     return [inner[i] for i in sorted(chosen)]
 
 
-# --- kernels ----------------------------------------------------------------------------------------------------------
+def _range(stat: Stat) -> tuple[float, float, float]:
+    return stat.median, stat.p10, stat.p90
 
 
 def _kernel_rows(
     name: str, prediction: Prediction, line: Sequence[float], profile: Profile, latency: Latency
 ) -> list[AccuracyRow]:
     """Every kernel against the engine's own timer; none where the profile's budget left no time to read it."""
-    nodes = np.array(profile.nodes)
-    if _is_guess(profile.graph, nodes):
+    if is_estimated(profile.graph, profile.nodes):
         return []
-    alone = kernel_times([k.kernel for k in prediction.kernels], latency)
+    nodes = np.array(profile.nodes)
+    alone = kernel_times([k.kernel for k in prediction.kernels], latency).stats()
     rows = []
     for k, cost in enumerate(prediction.kernels):
         measured = float(nodes[list(cost.kernel.nodes)].sum())
         if measured >= TELLING_MS:
-            stat = Stat(float(alone.median_ms[k]), float(alone.low_ms[k]), float(alone.high_ms[k]), 0)
-            rows.append(_row(name, cost.layer, cost.kind, measured, stat, line[k], cost.calibrated))
+            row = AccuracyRow(name, cost.layer, cost.kind, measured, *_range(alone[k]), line[k], cost.calibrated)
+            rows.append(row)
     return rows
-
-
-def _is_guess(graph: Graph, nodes: Floats) -> bool:
-    """Whether node times are shares by FLOPs and bytes, for want of the engine's own."""
-    total = float(nodes.sum())
-    return total <= 0 or bool(np.allclose(nodes / total, estimated(graph), rtol=1e-3, atol=1e-9))
-
-
-def _row(
-    network: str, layer: str, kind: str, measured_ms: float, predicted: Stat, linear: float, calibrated: bool = True
-) -> AccuracyRow:
-    return AccuracyRow(
-        network, layer, kind, measured_ms, predicted.median, predicted.p10, predicted.p90, linear, calibrated
-    )
-
-
-# --- plans ------------------------------------------------------------------------------------------------------------
 
 
 def plan_rows(
@@ -207,17 +184,9 @@ def plan_rows(
         for link in (PRESETS[text] for text in links):
             best, chosen = known.best(link), guessed.best(link)
             if best is not None and chosen is not None:
-                rows.append(_plan_row(name, link, slowdown, best, _priced(known, chosen, link), chosen))
+                ms = known.price(chosen.on_edge, chosen.codecs, link).total.ms
+                rows.append(PlanRow(name, link.name, slowdown, best.label, chosen.label, best.total.ms, ms))
     return rows
-
-
-def _priced(planner: Planner, option: Option, link: Link) -> float:
-    """What the placement of `option` takes by another planner's profiles."""
-    return planner.price(option.on_edge, option.codecs, link).total.ms
-
-
-def _plan_row(name: str, link: Link, slowdown: float, best: Option, chosen_ms: float, chosen: Option) -> PlanRow:
-    return PlanRow(name, link.name, slowdown, best.label, chosen.label, best.total.ms, chosen_ms)
 
 
 def regrets(rows: Sequence[PlanRow]) -> tuple[float, float, float]:

@@ -10,31 +10,18 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from splitpoint.graph import Graph
 from splitpoint.models.model import Model, Segment
 from splitpoint.profile.costs import Floats
-from splitpoint.tensors import Array
 
 #: What a processor of today does in a ms: only where there are no kernel times, and only for shares.
 _FLOPS_A_MS, _BYTES_A_MS = 2e7, 1e7
 _TOKEN = re.compile(r"@(\d+)@")
 #: ONNX Runtime's channel-blocked kernels are called like the tensor they make, with this and perhaps a number behind.
 _NCHWC = re.compile(r"_nchwc(_token_\d+)?(_\d+)?$")
-
-
-@runtime_checkable
-class KernelTimer(Protocol):
-    """An engine that can say where the time of a segment went. Not all can: shares are then estimated."""
-
-    def kernel_times(
-        self, segment: Segment, inputs: Mapping[str, Array], runs: int, warm: int
-    ) -> list[tuple[str, float]]:
-        """(name, median ms) of every kernel in the order they ran, for a session that is gone afterwards."""
-        ...
 
 
 def node_times(model: Model, kernels: Sequence[tuple[str, float]]) -> Floats:
@@ -89,6 +76,12 @@ def estimated(graph: Graph) -> Floats:
         weights[i] = node.flops / _FLOPS_A_MS + moved / _BYTES_A_MS + 1e-6
     total = weights.sum()
     return weights / total if total else weights
+
+
+def is_estimated(graph: Graph, node_ms: Sequence[float]) -> bool:
+    """Whether node times are `estimated` shares of some total, for want of the engine's own."""
+    total = sum(node_ms)
+    return total <= 0 or bool(np.allclose(np.array(node_ms) / total, estimated(graph), rtol=1e-3, atol=1e-9))
 
 
 def _node_of(graph: Graph, kernel: str) -> tuple[int, bool]:

@@ -20,13 +20,13 @@ import numpy as np
 
 from splitpoint import machine
 from splitpoint.callbacks import call
-from splitpoint.engines import Engine, Session
+from splitpoint.engines import Engine, KernelTimer, Session
 from splitpoint.engines.underway import limited
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.profile.codec_times import codec_costs
 from splitpoint.profile.costs import Floats
-from splitpoint.profile.kernel_times import KernelTimer, estimated, marked, node_times
+from splitpoint.profile.kernel_times import estimated, marked, node_times
 from splitpoint.profile.power import Meter, measure_watts
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
 from splitpoint.segments import Halves, samples_for, tried_with

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from splitpoint.predict.accuracy import AccuracyRow, Errors, Judgement, PlanRow, errors_of, regrets
+from splitpoint.predict.learn.latency_model import LatencyScore
 from splitpoint.report.files import bare, picture, write_csv
 from splitpoint.report.prediction_table import between
 from splitpoint.report.table import fields_of
 from splitpoint.units import fine_ms
-
-#: Files that `write` makes in a folder.
-NETWORKS, KERNELS, PLANS, PICTURE = "networks.csv", "kernels.csv", "plans.csv", "scatter.png"
-
 
 #: Columns of `whole_cells` and of `kind_cells`.
 WHOLES = fields_of(
@@ -29,9 +27,7 @@ KINDS = fields_of(
 
 
 def whole_cells(judged: Judgement) -> list[tuple[str, ...]]:
-    """A row a network: measured, predicted, its interval, the error; that at the speed of the calibration, that with a
-    few measured cuts, and linear regression's.
-    """
+    """A row a network, with the columns of `WHOLES`; what is not known of it is empty."""
     corrected, same = ({row.network: row for row in rows} for rows in (judged.corrected, judged.same_speed))
     return [
         (
@@ -49,11 +45,12 @@ def whole_cells(judged: Judgement) -> list[tuple[str, ...]]:
 
 
 def kind_cells(kinds: Mapping[str, Errors]) -> list[tuple[str, ...]]:
-    """A row a kind: how many kernels, MAPE, hit rates, coverage, linear regression's MAPE."""
-    return [(name, str(e.count), *_rates(e), f"{e.linear:.0%}") for name, e in kinds.items()]
+    """A row a kind, with the columns of `KINDS`."""
+    return [(name, str(e.count), *rates(e), f"{e.linear:.0%}") for name, e in kinds.items()]
 
 
-def _rates(e: Errors) -> tuple[str, ...]:
+def rates(e: Errors | LatencyScore) -> tuple[str, ...]:
+    """MAPE, hit rates, and how many lay in their interval."""
     return (f"{e.mape:.1%}", *(f"{share:.0%}" for share in (e.within5, e.within10, e.within20, e.covered)))
 
 
@@ -84,28 +81,22 @@ def sentences(judged: Judgement) -> list[str]:
 
 def _of_networks(what: str, rows: Sequence[AccuracyRow]) -> str:
     e = errors_of(rows)
-
-    def of(share: float) -> str:
-        return f"{round(share * e.count)}"
-
+    in5, in10, in20, covered = (round(share * e.count) for share in (e.within5, e.within10, e.within20, e.covered))
     return (
-        f"{what}: MAPE {e.mape:.1%}; {of(e.within5)}, {of(e.within10)} and {of(e.within20)} of {e.count} within 5, 10 "
-        f"and 20%; {of(e.covered)} in their interval; linear regression errs by {e.linear:.0%}"
+        f"{what}: MAPE {e.mape:.1%}; {in5}, {in10} and {in20} of {e.count} within 5, 10 and 20%; {covered} in their "
+        f"interval; linear regression errs by {e.linear:.0%}"
     )
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, judged: Judgement, title: str) -> list[Path]:
     """networks.csv, kernels.csv, plans.csv and, where matplotlib is, scatter.png; returns what was written."""
-    written = [folder / NETWORKS, folder / KERNELS, folder / PLANS]
+    written = [folder / name for name in ("networks.csv", "kernels.csv", "plans.csv")]
     write_csv(written[0], [_flat(r) for r in (*judged.wholes, *judged.same_speed, *judged.corrected)], _ROW)
     write_csv(written[1], [_flat(r) for r in judged.kernels], _ROW)
     write_csv(written[2], [asdict(r) | {"regret": round(r.regret, 5)} for r in judged.plans], _PLAN)
-    if _can_draw():
-        draw(judged, folder / PICTURE, title)
-        written.append(folder / PICTURE)
+    if find_spec("matplotlib") is not None:
+        written.append(folder / "scatter.png")
+        draw(judged, written[-1], title)
     return written
 
 
@@ -118,12 +109,6 @@ def _flat(row: AccuracyRow) -> dict[str, Any]:
     return rounded | {"error": round(row.error, 5)}
 
 
-def _can_draw() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
-
-
 #: Of the dots, the commonest kinds first.
 _COLOURS: Sequence[str] = (
     "#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#b279a2", "#eeca3b", "#e45756", "#9d755d", "#bab0ac",
@@ -131,9 +116,7 @@ _COLOURS: Sequence[str] = (
 
 
 def draw(judged: Judgement, path: Path, title: str) -> None:
-    """A PNG: predicted against measured, kernels and whole networks, on logarithmic axes with a ±10 % band.
-    MissingExtraError without matplotlib.
-    """
+    """A PNG: predicted against measured, logarithmic, with a ±10 % band. MissingExtraError without matplotlib."""
     filled = [rows for rows in (judged.kernels, judged.wholes) if rows]
     panels = max(1, len(filled))
     with picture(path, panels=panels, size=(6.4 * panels, 6.2)) as (figure, axes):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from splitpoint.graph import Graph, Node
-from splitpoint.profile.profiles import Profile, Stat
-from splitpoint.report.files import bare, picture, write_csv, write_xlsx
+from splitpoint.profile.profiles import Profile
+from splitpoint.report.files import bare, picture
 from splitpoint.report.layer_table import first_input, main_output
 from splitpoint.report.table import Column
 from splitpoint.text import end_of
@@ -69,7 +69,11 @@ def cost_rows(profile: Profile) -> list[CostRow]:
         nodes = [graph.nodes[i] for i in step]
         spent = sum(profile.nodes[i] for i in step)
         output = main_output(nodes[-1], graph) if nodes else first_input(graph)
-        head, tail = profile.head(k), profile.tail(k)
+        sides = {
+            f"{side}_{name}": round(ms, 4)
+            for side, stat in (("head", profile.head(k)), ("tail", profile.tail(k)))
+            for name, ms in (("ms", stat.median), ("p10", stat.p10), ("p90", stat.p90))
+        }
         rows.append(
             CostRow(
                 row=k,
@@ -83,22 +87,13 @@ def cost_rows(profile: Profile) -> list[CostRow]:
                 shape="x".join(map(str, output.shape)) if output else "",
                 output_bytes=output.nbytes if output else 0,
                 crossing_bytes=cut.nbytes,
-                **_stats("head", head),
-                **_stats("tail", tail),
                 measured=k in measured,
                 flops=sum(n.flops for n in nodes),
                 params=sum(n.params for n in nodes),
+                **sides,
             )
         )
     return rows
-
-
-def _stats(side: str, stat: Stat) -> dict[str, Any]:
-    return {
-        f"{side}_ms": round(stat.median, 4),
-        f"{side}_p10": round(stat.p10, 4),
-        f"{side}_p90": round(stat.p90, 4),
-    }
 
 
 _KINDS: Mapping[str, str] = {
@@ -137,16 +132,6 @@ def _is_depthwise(node: Node, graph: Graph) -> bool:
     return 0 < read < channels or read % channels != 0
 
 
-def write_rows(path: Path, rows: Sequence[CostRow]) -> None:
-    """The rows as CSV."""
-    write_csv(path, [asdict(r) for r in rows], COLUMNS)
-
-
-def write_sheet(path: Path, rows: Sequence[CostRow], title: str) -> None:
-    """The rows as a spreadsheet. MissingExtraError without openpyxl."""
-    write_xlsx(path, [asdict(r) for r in rows], COLUMNS, title)
-
-
 def draw(profile: Profile, rows: Sequence[CostRow], path: Path) -> None:
     """A PNG: each layer's milliseconds as bars, its output's size as a line. MissingExtraError without matplotlib."""
     with picture(path, size=(min(26.0, max(9.0, 0.17 * len(rows) + 3)), 6.2)) as (figure, [axes]):
@@ -165,12 +150,7 @@ def _fill(figure: Any, axes: Any, rows: Sequence[CostRow]) -> None:
     axes.set_xlim(-0.8, len(rows) - 0.2)
     axes.set_ylabel("ms in the layer's kernels (bars)")
     step = max(1, -(-len(rows) // 150))
-    axes.set_xticks(
-        list(places)[::step],
-        _labels(rows)[::step],
-        rotation=90,
-        fontsize=9 if len(rows) < 40 else 6.5,
-    )
+    axes.set_xticks(places[::step], _labels(rows)[::step], rotation=90, fontsize=9 if len(rows) < 40 else 6.5)
     sizes = axes.twinx()
     sizes.plot(
         places, [r.output_bytes / 1e3 for r in rows], color="black", marker=".", markersize=4, linewidth=1,

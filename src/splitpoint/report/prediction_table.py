@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from itertools import groupby
 from math import hypot
-from pathlib import Path
 
 from splitpoint.predict.price.prediction import KernelCost, Prediction
 from splitpoint.profile.profiles import Stat
-from splitpoint.report.files import write_csv
 from splitpoint.report.table import Column
 from splitpoint.units import count, counted, fine_ms
 
@@ -54,26 +53,16 @@ def layer_rows(prediction: Prediction, most: int = MOST_ROWS) -> list[PriceRow]:
         return rows
     deepest = max(row.layer.count(".") for row in rows) + 1
     for depth in range(deepest, 0, -1):
-        groups = _grouped(prediction.kernels, depth)
-        if len(groups) <= most:
-            if len(groups) < most // 4:
+        # Neighbours whose paths begin with the same names.
+        groups = groupby(prediction.kernels, key=lambda k: k.layer.split(".")[:depth])
+        layers = [_row(".".join(path), list(inside), prediction) for path, inside in groups]
+        if len(layers) <= most:
+            if len(layers) < most // 4:
                 break  # one stage of everything says nothing
-            return [_row(path, inside, prediction) for path, inside in groups]
+            return layers
     longest = sorted(range(len(rows)), key=lambda k: rows[k].ms, reverse=True)[: most - 1]
     others = [k for i, k in enumerate(prediction.kernels) if i not in set(longest)]
     return [*(rows[k] for k in sorted(longest)), _row(f"{len(others)} others", others, prediction)]
-
-
-def _grouped(kernels: Sequence[KernelCost], depth: int) -> list[tuple[str, list[KernelCost]]]:
-    """Neighbours whose paths begin with the same `depth` names."""
-    groups: list[tuple[str, list[KernelCost]]] = []
-    for kernel in kernels:
-        path = ".".join(kernel.layer.split(".")[:depth])
-        if groups and groups[-1][0] == path:
-            groups[-1][1].append(kernel)
-        else:
-            groups.append((path, [kernel]))
-    return groups
 
 
 def _row(layer: str, inside: Sequence[KernelCost], prediction: Prediction) -> PriceRow:
@@ -101,14 +90,6 @@ def _together(parts: Sequence[Stat]) -> Stat:
     return Stat(middle, max(0.0, middle - low), middle + high, 0)
 
 
-def write_rows(path: Path, rows: Sequence[PriceRow]) -> None:
-    """The rows as CSV."""
-    write_csv(path, [asdict(r) for r in rows], COLUMNS)
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
 def between(low: float, high: float) -> str:
     """An interval: ``0.36…0.47``."""
     return f"{fine_ms(low)}…{fine_ms(high)}"
@@ -133,7 +114,6 @@ def uncalibrated_line(prediction: Prediction, most: int = 4) -> str:
     return f"* never calibrated, priced by FLOPs and bytes: {what}, {share:.0%} of the time: {', '.join(parts)}{more}"
 
 
-#: The columns of a prediction.
 TABLE: Sequence[Column[PriceRow]] = (
     Column("layer", lambda r: r.layer, right=False, keep=True),
     Column("kernel", kind_text, right=False, keep=True),

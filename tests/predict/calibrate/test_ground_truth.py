@@ -67,17 +67,17 @@ def test_wholes_are_measured_in_rounds_with_profiles_between(tmp_path: Path) -> 
     assert lab.steps == [*wholes, "residual, its cuts", *wholes, *wholes, "flattening, its cuts", *wholes * 3]
     assert lab.budgets == pytest.approx([46.0, 46.0], rel=0.05)  # 100 s less what twelve visits take
     assert 99 < lab.now < 101
-    assert {name: len(v) for name, v in truth.visits.items()} == {"residual": 6, "flattening": 6}
+    assert {name: len(v) for name, v in truth.wholes.visits.items()} == {"residual": 6, "flattening": 6}
     assert not truth.missing()
     for name in truth.models:
         whole = truth.whole(name)
         assert whole is not None
         assert whole.median > 0
         assert truth.profiles[name].fingerprint == truth.models[name].fingerprint
-    assert Truth("e", "d", 1, truth.machine).whole("residual") is None
+    assert truths.begin(nets.ENGINE, {}).whole("residual") is None
     # a budget that is over at once still has one visit and one profile of each
     hasty, _ = measured(None, budget_s=1e-3)
-    assert {name: len(v) for name, v in hasty.visits.items()} == {"residual": 1, "flattening": 1}
+    assert {name: len(v) for name, v in hasty.wholes.visits.items()} == {"residual": 1, "flattening": 1}
     assert not hasty.missing()
 
 
@@ -85,28 +85,28 @@ def test_reference_networks_are_visited_between_the_wholes_and_only_then(tmp_pat
     made = random_network(3, "mobile", 1e8)
     flops = sum(node.flops for node in made.graph.nodes)
     known = [Reference(family="mobile", seed=3, work=1e8, flops=flops, ms=5.0)]
-    truth, lab = Truth("onnxruntime", "cpu", 1, truths.begin(nets.ENGINE, {}).machine, networks()), Lab()
+    truth, lab = truths.begin(nets.ENGINE, networks()), Lab()
     words = {"clock": lab.clock, "pause": lab.pause, "profiler": lab.profile}
     truths.measure(truth, nets.ENGINE, 60.0, references=known, folder=tmp_path, **words)  # type: ignore[arg-type]
-    assert {name: len(v) for name, v in truth.references.items()} == {known[0].name: truths.VISITS}
+    assert {name: len(v) for name, v in truth.wholes.references.items()} == {known[0].name: truths.VISITS}
     kept = truths.load(tmp_path, networks())
     assert kept is not None
-    assert kept.references == truth.references
+    assert kept.wholes.references == truth.wholes.references
     # one network alone: what is there of the others stays
     alone = truths.load(tmp_path, {"flattening": networks()["flattening"]})
     assert alone is not None
-    assert alone.visits == truth.visits
+    assert alone.wholes.visits == truth.wholes.visits
     # a visit more on another day: how fast the machine was then is not known any more
     another = truths.load(tmp_path, networks())
     assert another is not None
-    another.visits["residual"].pop()
+    another.wholes.visits["residual"].pop()
     truths.measure(another, nets.ENGINE, 60.0, references=known, **words)  # type: ignore[arg-type]
-    assert len(another.visits["residual"]) == truths.VISITS
-    assert another.references == {}
+    assert len(another.wholes.visits["residual"]) == truths.VISITS
+    assert another.wholes.references == {}
     # a profile is measured again, wholes are not: what the machine does now says nothing of those
     kept.profiles.clear()
     truths.measure(kept, nets.ENGINE, 10.0, references=known, **words)  # type: ignore[arg-type]
-    assert kept.references == truth.references
+    assert kept.wholes.references == truth.wholes.references
     assert not kept.missing()
 
 
@@ -131,8 +131,8 @@ def test_reference_networks_take_turns_with_the_wholes(monkeypatch: pytest.Monke
 
 
 def test_a_lucky_visit_is_not_how_long_a_network_takes() -> None:
-    truth = Truth("e", "d", 1, truths.begin(nets.ENGINE, {}).machine)
-    truth.visits["residual"] = [[11.0, 11.2, 11.1], [9.0, 9.1, 9.2], [11.3, 11.4, 11.5], [10.9, 11.0, 19.0]]
+    truth = truths.begin(nets.ENGINE, {})
+    truth.wholes.visits["residual"] = [[11.0, 11.2, 11.1], [9.0, 9.1, 9.2], [11.3, 11.4, 11.5], [10.9, 11.0, 19.0]]
     whole = truth.whole("residual")
     assert whole is not None
     assert whole.median == pytest.approx(11.05)
@@ -153,7 +153,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert list(truths.names(tmp_path)) == ["flattening", "residual"]
     again = truths.load(tmp_path, models)
     assert again is not None
-    assert again.visits == first.visits
+    assert again.wholes.visits == first.wholes.visits
     assert not again.missing()
     _, lab = measured(None, again)
     assert lab.steps == []

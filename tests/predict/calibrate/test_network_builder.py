@@ -29,8 +29,7 @@ LAYERS: dict[str, Callable[[Sketch, str], str]] = {
 def test_a_layer_has_the_shape_it_says(name: str) -> None:
     net = Sketch(np.random.default_rng(0), 1e6)
     result = LAYERS[name](net, net.conv(net.image(20), 16, 3))
-    net.give(result)
-    proto = net.proto()
+    proto = net.proto(result)
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     (told,) = inferred.graph.output
     assert tuple(d.dim_value for d in told.type.tensor_type.shape.dim) == tuple(net.shape(result))
@@ -41,6 +40,5 @@ def test_a_layer_has_the_shape_it_says(name: str) -> None:
 
 def test_the_same_seed_draws_the_same() -> None:
     first, second = (Sketch(np.random.default_rng(3), 1e6) for _ in range(2))
-    for net in (first, second):
-        net.give(net.conv(net.image(16), net.width(8, 64), net.pick(1, 3, 5)))
-    assert first.proto() == second.proto()
+    one, other = (net.proto(net.conv(net.image(16), net.width(8, 64), net.pick(1, 3, 5))) for net in (first, second))
+    assert one == other

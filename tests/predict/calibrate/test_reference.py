@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from plans import model_of
 
 import nets
 from splitpoint.cli import main
+from splitpoint.engines import open_engine
 from splitpoint.errors import InputError
 from splitpoint.machine import this_machine
-from splitpoint.models.model import Segment
+from splitpoint.models.model import Model, Segment
 from splitpoint.predict.calibrate import reference as references
 from splitpoint.predict.calibrate.collection import Collection, MeasuredNetwork, NetworkVisit, started
 from splitpoint.predict.calibrate.random_networks import random_network
-from splitpoint.predict.calibrate.reference import measure, network, speed_of
+from splitpoint.predict.calibrate.reference import measure, network, speed_of, visit
 from splitpoint.predict.learn.files import latency_bytes, load_latency, parse_latency, save_latency
 from splitpoint.predict.learn.latency_model import Latency, Reference
 from splitpoint.predict.price.prediction import linear_ms, predict_latency
@@ -257,3 +259,70 @@ def test_what_refreshing_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[s
         before = path.read_bytes()
         assert (refresh("-o", path), says in " ".join(capsys.readouterr().err.split())) == (4, True), says
         assert path.read_bytes() == before
+
+
+# --- a visit to a network, in virtual time: what counts, how often, how long it waits between ----------------------
+
+
+class Stopwatch:
+    """An engine whose `k`-th run takes `times[k]` ms of a clock that nothing else moves but pauses."""
+
+    name, device, threads = "stopwatch", "cpu", 1
+
+    def __init__(self, *times: float) -> None:
+        self.now, self.times, self.runs, self.closed = 0.0, times, 0, 0
+        self.pauses: list[float] = []
+
+    def compile(self, segment: Segment) -> Stopwatch:
+        self.inputs, self.outputs, self.nbytes = segment.inputs, segment.outputs, 0
+        return self
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        assert set(inputs) == {t.name for t in self.inputs}
+        self.now += self.times[min(self.runs, len(self.times) - 1)] / 1e3
+        self.runs += 1
+        return {}
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def visit(self, model: Model, seconds: float) -> list[float]:
+        return visit(model, self, lambda: self.now, self.pause, seconds)
+
+
+@pytest.fixture(scope="module")
+def lenet() -> Model:
+    return model_of("zoo:lenet5")
+
+
+def test_the_first_two_runs_do_not_count_and_three_are_the_least(lenet: Model) -> None:
+    slow = Stopwatch(900.0, 800.0, 500.0, 501.0, 502.0)
+    assert slow.visit(lenet, 0.6) == pytest.approx([500.0, 501.0, 502.0])
+    assert (slow.runs, slow.closed, len(slow.pauses)) == (5, 1, 5)
+
+
+def test_it_runs_until_its_time_is_over_and_no_more_than_two_hundred_times(lenet: Model) -> None:
+    some = Stopwatch(10.0)
+    assert len(some.visit(lenet, 2.0)) == some.runs - 2
+    assert some.now == pytest.approx(2.0, abs=0.1)
+    assert len(Stopwatch(1e-6).visit(lenet, 1e9)) == 200
+
+
+def test_a_failed_run_closes_its_session(lenet: Model) -> None:
+    def broken(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        raise RuntimeError("broken")
+
+    engine = Stopwatch(1.0)
+    engine.run = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="broken"):
+        engine.visit(lenet, 1.0)
+    assert engine.closed == 1
+
+
+def test_real_runs_take_time(lenet: Model) -> None:
+    took = visit(lenet, open_engine(threads=1), time.perf_counter, lambda seconds: None, 0.01)
+    assert min(took) > 0

@@ -27,11 +27,11 @@ def test_comes_back_from_its_file(tmp_path: Path) -> None:
     back = load_latency(path)
     assert latency_bytes(back) == latency_bytes(learned())
     table = convolutions(50, seed=8)
-    assert back.predict("conv", table.columns).median_ms.tolist() == medians(table).tolist()
+    assert back.kinds["conv"].predict("conv", table.columns).median_ms.tolist() == medians(table).tolist()
 
 
 def medians(table: Table) -> np.ndarray[Any, Any]:
-    return learned().predict("conv", table.columns).median_ms
+    return learned().kinds["conv"].predict("conv", table.columns).median_ms
 
 
 def test_using_a_file_needs_no_scikit_learn(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_using_a_file_needs_no_scikit_learn(tmp_path: Path) -> None:
         "import numpy as np\n"
         "from splitpoint.predict.learn.files import load_latency\n"
         "c = {k: np.array([v]) for k, v in dict(elements=5e4, op=6.0).items()}\n"
-        "print(load_latency(sys.argv[1]).predict('activation', c).median_ms[0])"
+        "print(load_latency(sys.argv[1]).kinds['activation'].predict('activation', c).median_ms[0])"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.json")], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -142,6 +142,6 @@ def test_the_shipped_files_say_whose_they_are_and_fit_what_was_published(name: s
     rows = np.array([r[:5] for r in PUBLISHED if r[place] is not None], float)
     measured = np.array([r[place] for r in PUBLISHED if r[place] is not None], float)
     columns = dict(zip(("HW", "kernel", "stride", "Cin", "Cout"), rows.T, strict=True)) | {"FLOPs": np.zeros(len(rows))}
-    assert np.median(np.abs(latency.predict("conv", columns).median_ms / measured - 1)) < 0.15
+    assert np.median(np.abs(latency.kinds["conv"].predict("conv", columns).median_ms / measured - 1)) < 0.15
     for model in latency.kinds.values():
         assert 0.7 <= model.score.covered <= 0.9

@@ -19,7 +19,8 @@ from splitpoint.predict.learn.training import FULL, QUICK, effort_for, learn_kin
 
 
 def error(latency: Latency, table: Table) -> np.ndarray[Any, Any]:
-    return np.asarray(np.abs(latency.predict(table.kind, table.columns).median_ms / table.latency_ms - 1))
+    times = latency.kinds[table.kind].predict(table.kind, table.columns)
+    return np.asarray(np.abs(times.median_ms / table.latency_ms - 1))
 
 
 # --- how near ---------------------------------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def test_rows_that_were_kept_apart_are_near() -> None:
 
 def test_intervals_cover_what_they_say() -> None:
     apart = convolutions(400, seed=2)
-    times = learned().predict("conv", apart.columns)
+    times = learned().kinds["conv"].predict("conv", apart.columns)
     inside = (times.low_ms <= apart.latency_ms) & (apart.latency_ms <= times.high_ms)
     assert 0.7 <= inside.mean() <= 0.9
     assert (times.low_ms <= times.median_ms).all()
@@ -79,7 +80,7 @@ def test_disturbed_rows_do_not_move_the_others() -> None:
 def test_few_rows_are_enough_for_a_guess(rows: int) -> None:
     table = convolutions(rows)
     latency = parse_latency(latency_bytes(train({"conv": table}, name="few", quick=True)), "here")
-    times = latency.predict("conv", table.columns)
+    times = latency.kinds["conv"].predict("conv", table.columns)
     assert np.isfinite(times.high_ms).all()
     assert (times.low_ms > 0).all()
     assert np.median(np.abs(np.log(times.median_ms / table.latency_ms))) < 1
@@ -88,7 +89,7 @@ def test_few_rows_are_enough_for_a_guess(rows: int) -> None:
 def test_identical_rows_of_one_configuration() -> None:
     table = Table("softmax", {"rows": np.full(40, 12.0), "width": np.full(40, 197.0)}, np.full(40, 0.25))
     latency = train({"softmax": table}, name="same", quick=True)
-    assert latency.predict("softmax", table.columns).median_ms[0] == pytest.approx(0.25, rel=0.01)
+    assert latency.kinds["softmax"].predict("softmax", table.columns).median_ms[0] == pytest.approx(0.25, rel=0.01)
 
 
 def test_nothing_to_learn_from() -> None:

@@ -186,3 +186,22 @@ def test_tables_are_no_longer_than_a_screen() -> None:
     assert len(short) == 5
     assert short[-1].layer == f"{len(large.kernels) - 4} others"
     assert sum(r.ms for r in short) == pytest.approx(sum(r.ms for r in rows), rel=1e-3)
+
+
+def test_what_was_never_calibrated_is_priced_by_flops_and_bytes_and_listed() -> None:
+    model = model_of(LENET)
+    known, found = predict_latency(model, SLOW), predict_latency(model, latency(without=("linear", "avgpool")))
+    assert known.uncalibrated == ()
+    assert {(u.op, u.kind, u.count) for u in found.uncalibrated} == {
+        ("Gemm", "linear", 3),
+        ("AveragePool", "avgpool", 2),
+    }
+    assert sum(u.share for u in found.uncalibrated) < 1
+    for cost in found.kernels:
+        if cost.kind in ("linear", "avgpool"):
+            k = cost.kernel
+            ms = max(k.flops / 4e6, (k.in_nbytes + k.out_nbytes + k.weight_nbytes) / 2e6, 0.01)
+            assert cost.ms.median == pytest.approx(1.1 * ms)
+            assert (cost.ms.p10, cost.ms.p90) == pytest.approx((1.1 * ms / 3, 1.1 * ms * 3))
+            assert not cost.calibrated
+    assert width(found) > 1.2 * width(known)

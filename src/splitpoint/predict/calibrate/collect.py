@@ -13,21 +13,20 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from splitpoint.callbacks import call
-from splitpoint.engines import Engine
+from splitpoint.engines import Engine, KernelTimer
 from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.predict.calibrate.collection import Collection, MeasuredNetwork, NetworkVisit
 from splitpoint.predict.calibrate.random_networks import DRAWN, FAMILIES, LEAST_WORK, MOST_WORK, random_network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
-from splitpoint.predict.kernels.kernels import Kernel, kernels_of
-from splitpoint.profile.kernel_times import KernelTimer, marked, node_times
+from splitpoint.predict.kernels.kernels import Kernel, by_kind, kernels_of
+from splitpoint.profile.costs import Floats
+from splitpoint.profile.kernel_times import marked, node_times
 from splitpoint.profile.measure import Progress, pause_s
 from splitpoint.segments import samples_for
-from splitpoint.tensors import Array
 from splitpoint.trace import Clock
 
 #: Of a strip's whole runs, half before and half after its kernel times: ms to spend on them, and how many there are.
@@ -53,7 +52,6 @@ _GROWTH, _LEARNED = 1.5, 400
 #: How unsure we are of a kind that was never measured: ln(high ÷ low).
 _UNKNOWN = 2.0
 
-Floats = NDArray[np.float64]
 #: (kind, columns) → how much is not known of each row: ln(high ÷ low) of its interval, times √ms.
 Unsure = Callable[[str, Mapping[str, Floats]], Floats]
 Fit = Callable[[Mapping[str, Table]], Unsure]
@@ -108,7 +106,7 @@ class _Survey:
     """A collection under way."""
 
     def __init__(
-        self, collection: Collection, engine: Engine, fit: Fit | None, clock: Clock, pause: Callable[[float], None]
+        self, collection: Collection, engine: KernelTimer, fit: Fit | None, clock: Clock, pause: Callable[[float], None]
     ) -> None:
         self.collection = collection
         self._engine, self._fit, self._clock, self._pause = engine, fit, clock, pause
@@ -182,16 +180,19 @@ class _Survey:
     def _refit(self) -> None:
         if self._fit is not None and self.collection.rows > self._fitted_rows * _GROWTH:
             self._fitted_rows = self.collection.rows
-            self._unsure = self._fit({kind: _some(t) for kind, t in self.collection.tables().items()})
+            some = {  # at most `_LEARNED` rows of each kind, spread over all
+                kind: table.take(np.linspace(0, len(table) - 1, min(len(table), _LEARNED)).astype(np.intp))
+                for kind, table in self.collection.tables().items()
+            }
+            self._unsure = self._fit(some)
             self._pool = [(self._worth(candidate), candidate) for _, candidate in self._pool]
 
     def _worth(self, candidate: _Candidate) -> float:
         """The uncertainty of its kernels' times, summed, for each second that measuring them takes."""
         if self._unsure is None:
             return 0.0
-        unsure = 0.0
-        for kind, configs in columns_of(candidate.kernels).items():
-            unsure += float(np.sum(self._unsure(kind, configs)))
+        priced = [k for k in candidate.kernels if k.kind != "other"]
+        unsure = sum(float(np.sum(self._unsure(kind, columns))) for kind, _, columns in by_kind(priced))
         return unsure / self._cost_s(candidate)
 
     def _cost_s(self, candidate: _Candidate) -> float:
@@ -211,51 +212,44 @@ class _Survey:
             candidate.seed, candidate.family, candidate.work, round(candidate.model.nbytes / 1e6, 3), rows, (visit,),
             round(self._clock() - began, 3),
         )  # fmt: skip
-        self._keep((*self.collection.strips, measured))
+        self.collection = msgspec.structs.replace(self.collection, strips=(*self.collection.strips, measured))
 
     def _revisit(self, number: int) -> None:
         began = self._clock()
-        old = self.collection.strips[number]
+        strips = list(self.collection.strips)
+        old = strips[number]
         model = random_network(old.seed, old.family, old.work)
         visit = self._visit(model, kernels_of(model))
         if len(visit.kernels) != len(old.rows):
             raise InputError("the measurements are of another version of splitpoint: begin anew, in another file")
         spent = round(old.spent_s + self._clock() - began, 3)
-        new = msgspec.structs.replace(old, visits=(*old.visits, visit), spent_s=spent)
-        self._keep((*self.collection.strips[:number], new, *self.collection.strips[number + 1 :]))
-
-    def _keep(self, strips: tuple[MeasuredNetwork, ...]) -> None:
-        self.collection = msgspec.structs.replace(self.collection, strips=strips)
+        strips[number] = msgspec.structs.replace(old, visits=(*old.visits, visit), spent_s=spent)
+        self.collection = msgspec.structs.replace(self.collection, strips=tuple(strips))
 
     def _visit(self, model: Model, kernels: Sequence[Kernel]) -> NetworkVisit:
         """The whole, its kernels, and the whole again, so that a drift between the two shows in neither."""
         inputs = samples_for(model, 1)[0]
         session = self._engine.compile(model.whole())
+
+        def run(usual_ms: float) -> float:
+            self._pause(pause_s(usual_ms))
+            began = self._clock()
+            session.run(inputs)
+            return (self._clock() - began) * 1e3
+
         try:
             session.run(inputs)
-            usual = self._run(session.run, inputs, 0.0)
+            usual = run(0.0)
             runs = _count(_WHOLE_MS, usual, _WHOLE_RUNS)
-            whole = [self._run(session.run, inputs, usual) for _ in range(runs // 2)]
-            times = self._kernel_times(model, inputs, usual)
+            whole = [run(usual) for _ in range(runs // 2)]
+            profiled = _count(_KERNEL_MS, usual, _KERNEL_RUNS)
+            times = node_times(model, self._engine.kernel_times(marked(model), inputs, profiled, 2))
             session.run(inputs)
-            whole += [self._run(session.run, inputs, usual) for _ in range(runs - runs // 2)]
+            whole += [run(usual) for _ in range(runs - runs // 2)]
         finally:
             session.close()
         kernel_ms = tuple(round(float(times[list(k.nodes)].sum()), 6) for k in kernels)
         return NetworkVisit(tuple(round(ms, 4) for ms in whole), kernel_ms)
-
-    def _kernel_times(self, model: Model, inputs: Mapping[str, Array], usual_ms: float) -> Floats:
-        assert isinstance(self._engine, KernelTimer)
-        runs = _count(_KERNEL_MS, usual_ms, _KERNEL_RUNS)
-        return node_times(model, self._engine.kernel_times(marked(model), inputs, runs, 2))
-
-    def _run(
-        self, run: Callable[[Mapping[str, Array]], object], inputs: Mapping[str, Array], usual_ms: float
-    ) -> float:  # fmt: skip
-        self._pause(pause_s(usual_ms))
-        began = self._clock()
-        run(inputs)
-        return (self._clock() - began) * 1e3
 
 
 def quick_fit(tables: Mapping[str, Table]) -> Unsure:
@@ -271,27 +265,10 @@ def quick_fit(tables: Mapping[str, Table]) -> Unsure:
     def unsure(kind: str, configs: Mapping[str, Floats]) -> Floats:
         if kind not in latency.kinds:
             return np.full(len(next(iter(configs.values()))), _UNKNOWN)
-        times = latency.predict(kind, configs)
+        times = latency.kinds[kind].predict(kind, configs)
         return np.minimum(np.log(times.high_ms / times.low_ms), _UNKNOWN) * np.sqrt(times.median_ms)
 
     return unsure
-
-
-def _some(table: Table) -> Table:
-    """At most `_LEARNED` rows, spread over all."""
-    return table.take(np.linspace(0, len(table) - 1, min(len(table), _LEARNED)).astype(np.intp))
-
-
-def columns_of(kernels: Sequence[Kernel]) -> dict[str, dict[str, Floats]]:
-    """Kind → column → one number a kernel of that kind."""
-    by_kind: dict[str, list[Mapping[str, float]]] = {}
-    for kernel in kernels:
-        if kernel.kind != "other":
-            by_kind.setdefault(kernel.kind, []).append(kernel.config)
-    return {
-        kind: {c: np.array([config[c] for config in configs]) for c in KINDS[kind].columns}
-        for kind, configs in by_kind.items()
-    }
 
 
 def _effort_s(weights_mb: float, run_ms: float) -> float:

@@ -42,11 +42,6 @@ class NetworkVisit(msgspec.Struct, frozen=True):
     whole: Annotated[tuple[RunMs, ...], Meta(min_length=1)]
     kernels: tuple[Milliseconds, ...]
 
-    @property
-    def ms(self) -> float:
-        """The median run."""
-        return float(np.median(self.whole))
-
 
 class MeasuredNetwork(msgspec.Struct, frozen=True):
     """A strip and its visits; `seed`, `family` and `work` make it again, `rows` has the columns of each kernel."""
@@ -62,7 +57,15 @@ class MeasuredNetwork(msgspec.Struct, frozen=True):
     @property
     def whole_ms(self) -> float:
         """Time of the whole network, with pauses as between requests: the median over undisturbed visits."""
-        return float(np.median([ms for v in _undisturbed(self.visits, [v.ms for v in self.visits]) for ms in v.whole]))
+        return float(
+            np.median(
+                [
+                    ms
+                    for v in _undisturbed(self.visits, [float(np.median(v.whole)) for v in self.visits])
+                    for ms in v.whole
+                ]
+            )
+        )
 
     def reference(self) -> Reference:
         """What it takes to measure it again another day, and to compare."""
@@ -141,14 +144,8 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
                     "write to another file, or remove them to begin anew"
                 )
 
-    def totals(self) -> dict[int, float]:
-        """Number of the strip → ms of the whole, with the pauses that requests have between them."""
-        return {number: measured.whole_ms for number, measured in enumerate(self.strips)}
-
     def references(self) -> tuple[Reference, ...]:
-        """Some of the networks, spread over all the time that was measured, to tell another day's speed by: with what
-        each took, once.
-        """
+        """Some networks, spread over all the time that was measured, to tell another day's speed by; what each took."""
         if not self.strips:
             return ()
         low, high = np.quantile([s.whole_ms for s in self.strips], (0.1, 0.95)).tolist()
@@ -170,7 +167,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         latency = train(
             self.tables(), name=name or self.machine.processor, engine=self.engine, device=self.device,
             threads=self.threads, created=self.created, machine=self.machine, versions=self.versions, note=note,
-            totals=self.totals(), seed=self.seed,
+            totals={number: s.whole_ms for number, s in enumerate(self.strips)}, seed=self.seed,
         )  # fmt: skip
         # What is learned of all of them is nearer to how fast the device was than the one time each was measured.
         priced = ((r, predict_latency(network(r), latency).whole.median) for r in self.references())

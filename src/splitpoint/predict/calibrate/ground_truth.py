@@ -26,8 +26,7 @@ from splitpoint.models.model import Model, build
 from splitpoint.models.reading import parse_skeleton
 from splitpoint.models.weights import StandIn
 from splitpoint.predict.calibrate.collection import RunMs
-from splitpoint.predict.calibrate.network_timing import visit
-from splitpoint.predict.calibrate.reference import REFERENCE_S, network, require
+from splitpoint.predict.calibrate.reference import REFERENCE_S, network, require, visit
 from splitpoint.predict.learn.latency_model import Reference
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.measure import profile_model
@@ -43,11 +42,8 @@ WHOLES_SHARE = 0.5
 _MOST_GRAPH = 256 << 20
 _Visit = Annotated[list[RunMs], Meta(min_length=1)]
 
-#: What is being done, how many of how many.
-OnStep = Callable[[str, int, int], None]
 
-
-class Wholes(msgspec.Struct, frozen=True, kw_only=True):
+class Wholes(msgspec.Struct, kw_only=True):
     """`wholes.json`: milliseconds of every run of every visit, by network, and what measured them; `references` are of
     the networks that tell how fast the machine was meanwhile, by round.
     """
@@ -71,30 +67,20 @@ _WHOLES = Documents(
 
 @dataclass
 class Truth:
-    """Networks and what they take: `models` by name, `visits` to each whole, a `profile` each where there is one; and
-    visits to reference networks, made in between.
-    """
+    """Networks and what they take: `models` by name, visits to each whole, a profile each where there is one."""
 
-    engine: str
-    device: str
-    threads: int
-    machine: Machine
-    models: dict[str, Model] = field(default_factory=dict)
-    visits: dict[str, list[list[float]]] = field(default_factory=dict)
+    models: dict[str, Model]
+    wholes: Wholes
     profiles: dict[str, Profile] = field(default_factory=dict)
-    references: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def whole(self, name: str, slowdowns: Sequence[float] = ()) -> Stat | None:
         """How long the whole network takes: the median of its visits, and between which its runs lie; None before there
-        was one.
+        was one. (Not the quickest visit, as in a profile: one may be much quicker than all others.)
 
         With `slowdowns` (`ReferenceSpeed.rounds`) each visit counts as if the machine had been so many times faster
         in its round; visits of rounds that have none are left out.
-
-        A profile takes the quickest visit for the undisturbed ones. Here a visit may be much quicker than all others,
-        and a prediction is of the usual one.
         """
-        visits = self.visits.get(name, [])
+        visits = self.wholes.visits.get(name, [])
         if slowdowns:
             visits = [[ms / s for ms in taken] for taken, s in zip(visits, slowdowns, strict=False)]
         if not visits:
@@ -105,19 +91,16 @@ class Truth:
 
     def missing(self) -> bool:
         """Whether a network was never measured, or has no profile."""
-        return any(not self.visits.get(n) or n not in self.profiles for n in self.models)
+        return any(not self.wholes.visits.get(n) or n not in self.profiles for n in self.models)
 
 
 def begin(engine: Engine, models: Mapping[str, Model]) -> Truth:
     """Nothing is known yet of what `models` take with `engine` here."""
-    return Truth(engine.name, engine.device, engine.threads, this_machine(), dict(models))
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def _profiled(model: Model, engine: Engine, budget_s: float) -> Profile:
-    return profile_model(model, engine, budget_s=budget_s)
+    wholes = Wholes(
+        engine=engine.name, device=engine.device, threads=engine.threads, machine=this_machine(), versions=versions(),
+        visits={},
+    )  # fmt: skip
+    return Truth(dict(models), wholes)
 
 
 def measure(
@@ -127,10 +110,10 @@ def measure(
     *,
     references: Sequence[Reference] = (),
     folder: Path | None = None,
-    on_step: OnStep = lambda what, done, total: None,
+    on_step: Callable[[str, int, int], None] = lambda what, done, total: None,
     clock: Clock = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
-    profiler: Callable[[Model, Engine, float], Profile] = _profiled,
+    profiler: Callable[..., Profile] = profile_model,
 ) -> None:
     """Adds what `truth` lacks, in about `budget_s`: visits to wholes in rounds, and between them profiles.
 
@@ -142,21 +125,21 @@ def measure(
     end, wholes_s = clock() + budget_s, WHOLES_SHARE * budget_s
     light = {name: model.with_stand_ins() for name, model in truth.models.items()}
     todo = [name for name in light if name not in truth.profiles]
-    done = 0
-    if truth.visits and any(len(truth.visits.get(n, ())) < VISITS for n in light):
-        truth.references, references = {}, ()
+    done, visits = 0, truth.wholes.visits
+    if visits and any(len(visits.get(n, ())) < VISITS for n in light):
+        truth.wholes.references, references = {}, ()
     require(references)
     for k in range(VISITS):
         began = clock()
-        wholes = [name for name in light if len(truth.visits.get(name, ())) <= k and (k == 0 or wholes_s > 0)]
+        wholes = [name for name in light if len(visits.get(name, ())) <= k and (k == 0 or wholes_s > 0)]
         for j, name in enumerate(wholes):
-            call(on_step, f"{name}, whole", sum(len(truth.visits.get(n, ())) for n in light), VISITS * len(light))
-            truth.visits.setdefault(name, []).append(visit(light[name], engine, clock, pause))
+            call(on_step, f"{name}, whole", sum(len(visits.get(n, ())) for n in light), VISITS * len(light))
+            visits.setdefault(name, []).append(visit(light[name], engine, clock, pause))
             for reference in references[j :: len(wholes)]:
                 taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
-                truth.references.setdefault(reference.name, []).append(taken)
+                truth.wholes.references.setdefault(reference.name, []).append(taken)
             if folder is not None:
-                save_wholes(truth, folder)
+                _WHOLES.save(folder / "wholes.json", truth.wholes)
         round_s = clock() - began
         wholes_s -= round_s
         # What the rounds to come will take, if there is time for them.
@@ -165,13 +148,10 @@ def measure(
         for name in todo[done:upto]:
             call(on_step, f"{name}, its cuts", done, len(todo))
             left_s = max((end - kept_s - clock()) / (len(todo) - done), 1.0)
-            truth.profiles[name] = profiler(light[name], engine, left_s)
+            truth.profiles[name] = profiler(light[name], engine, budget_s=left_s)
             done += 1
             if folder is not None:
                 save_profile(folder / f"{name}.profile.json", truth.profiles[name])
-
-
-# --- keeping ----------------------------------------------------------------------------------------------------------
 
 
 def keep(model: Model, name: str, folder: Path) -> None:
@@ -194,38 +174,23 @@ def names(folder: Path) -> Sequence[str]:
     return sorted(path.stem for path in folder.glob("*.graph"))
 
 
-def save_wholes(truth: Truth, folder: Path) -> None:
-    """Writes the visits so far."""
-    wholes = Wholes(
-        engine=truth.engine, device=truth.device, threads=truth.threads, machine=truth.machine, versions=versions(),
-        visits=truth.visits, references=truth.references,
-    )  # fmt: skip
-    _WHOLES.save(folder / "wholes.json", wholes)
-
-
 def load(folder: Path, models: Mapping[str, Model]) -> Truth | None:
     """What an earlier run measured of `models`; None if nothing. InputError for what makes no sense."""
     path = folder / "wholes.json"
     if not path.is_file():
         return None
-    wholes = _WHOLES.load(path)
-    truth = Truth(wholes.engine, wholes.device, wholes.threads, wholes.machine, dict(models))
-    truth.visits = wholes.visits  # those of other networks as well: the file is written anew
-    truth.references = wholes.references
+    # It has visits to other networks as well: the file is written anew.
+    truth = Truth(dict(models), msgspec.structs.replace(_WHOLES.load(path), versions=versions()))
     for name, model in models.items():
         place = folder / f"{name}.profile.json"
         if place.is_file():
             profile = load_profile(place)
             profile.require(model.fingerprint, name)
-            _require_same(truth, profile, place)
+            for what in ("engine", "device", "threads"):
+                if (ours := getattr(truth.wholes, what)) != (theirs := getattr(profile, what)):
+                    raise InputError(
+                        f"{place} was measured with {what} {theirs}, the wholes beside it with {ours}: "
+                        "use another folder for each"
+                    )
             truth.profiles[name] = profile
     return truth
-
-
-def _require_same(truth: Truth, profile: Profile, path: Path) -> None:
-    for what in ("engine", "device", "threads"):
-        if getattr(truth, what) != getattr(profile, what):
-            raise InputError(
-                f"{path} was measured with {what} {getattr(profile, what)}, the wholes beside it with "
-                f"{getattr(truth, what)}: use another folder for each"
-            )

@@ -31,10 +31,7 @@ class Sketch:
         self._nodes: list[Proto] = []
         self._weights: list[Proto] = []
         self._inputs: list[Proto] = []
-        self._outputs: list[Proto] = []
         self._shapes: dict[str, Shape] = {}
-
-    # --- drawing ------------------------------------------------------------------------------------------------
 
     def pick(self, *values: Any) -> Any:
         """One of `values`."""
@@ -51,8 +48,6 @@ class Sketch:
         """A number of channels: nearly always one that eight divides, as in most networks."""
         step: int = self.pick(8, 8, 8, 8, 16, 16, 32, 4, 2, 1)
         return max(step, round(self.spread(low, high) / step) * step)
-
-    # --- tensors ------------------------------------------------------------------------------------------------
 
     def shape(self, tensor: str) -> Shape:
         return self._shapes[tensor]
@@ -78,12 +73,6 @@ class Sketch:
         self._shapes[name] = shape
         return name
 
-    def give(self, tensor: str) -> None:
-        """Makes `tensor` the network's result."""
-        from onnx import TensorProto, helper
-
-        self._outputs.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, self._shapes[tensor]))
-
     def weight(self, shape: Shape, low: float | None = None, high: float = 0.0) -> str:
         """A weight: small ones have their values, uniform between two numbers or normal; large ones are stand-ins."""
         from onnx import TensorProto, numpy_helper
@@ -103,21 +92,13 @@ class Sketch:
         self._weights.append(tensor)
         return name
 
-    def numbers(self, *values: int) -> str:
-        """A constant of integers: a shape, axes."""
-        return self._constant(np.array(values, np.int64))
-
-    def index(self, value: int) -> str:
-        """A constant integer without a dimension: an index."""
-        return self._constant(np.array(value, np.int64))
-
-    def scales(self, *values: float) -> str:
-        """A constant of floats."""
-        return self._constant(np.array(values, np.float32))
+    def numbers(self, *values: float) -> str:
+        """A constant with one dimension: a shape, axes; scales, if they are floats."""
+        return self._constant(np.array(values, np.float32 if isinstance(values[0], float) else np.int64))
 
     def number(self, value: float) -> str:
-        """A constant of one float."""
-        return self._constant(np.array(value, np.float32))
+        """A constant without a dimension: an index, or a float."""
+        return self._constant(np.array(value, np.float32 if isinstance(value, float) else np.int64))
 
     def _constant(self, values: Array) -> str:
         from onnx import numpy_helper
@@ -144,14 +125,13 @@ class Sketch:
         self.flops += flops
         return names
 
-    def proto(self) -> Proto:
-        """What was added, as an ONNX model without the values of its large weights."""
-        from onnx import helper
+    def proto(self, result: str) -> Proto:
+        """What was added, as an ONNX model that gives `result`, without the values of its large weights."""
+        from onnx import TensorProto, helper
 
-        graph = helper.make_graph(self._nodes, "strip", self._inputs, self._outputs, self._weights)
+        output = helper.make_tensor_value_info(result, TensorProto.FLOAT, self._shapes[result])
+        graph = helper.make_graph(self._nodes, "strip", self._inputs, [output], self._weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
-
-    # --- layers -------------------------------------------------------------------------------------------------
 
     def conv(
         self, x: str, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1, groups: int = 1, act: str = "",
@@ -176,7 +156,7 @@ class Sketch:
         if not name:
             return x
         if name == "Relu6":
-            return self.add("Clip", [x, self.number(0), self.number(6)], shape)
+            return self.add("Clip", [x, self.number(0.0), self.number(6.0)], shape)
         if name == "Silu":
             return self.add("Mul", [x, self.add("Sigmoid", [x], shape)], shape)
         return self.add(name, [x], shape)

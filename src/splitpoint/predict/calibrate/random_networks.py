@@ -1,14 +1,13 @@
 """Random networks to measure: blocks of the kinds that real ones are made of, in sizes that real ones have.
 
 A kernel runs in a network as it never does alone: its input was just written, its weights have to come back to the
-cache, its channels lie in blocks, its activation is fused. So what is timed are networks, short ones of many different
-layers. Sizes are drawn, never taken from a list: every real network stays one that was never measured. They are
-written as exporters write them, and their weights are stand-ins that keep activations at a usual size.
+cache, its channels lie in blocks, its activation is fused. Sizes are drawn, never taken from a list: every real network
+stays one that was never measured. Weights are stand-ins that keep activations at a usual size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import log2, sqrt
 
 import numpy as np
@@ -26,16 +25,11 @@ _DRAWS = 4
 
 def random_network(seed: int, family: str, work: float = 2e9) -> Model:
     """A random network of `family` (one of `FAMILIES`) with about `work` FLOPs; the same for the same arguments."""
-    drawn = [_drawn([seed, k], family, work) for k in range(_DRAWS)]
-    best = min(drawn, key=lambda net: abs(log2(max(1.0, net.flops) / work)))
-    skeleton = best.proto()
+    sketches = [Sketch(np.random.default_rng([seed, k, *family.encode()]), work) for k in range(_DRAWS)]
+    drawn = [(net, FAMILIES[family](net)) for net in sketches]
+    best, result = min(drawn, key=lambda pair: abs(log2(max(1.0, pair[0].flops) / work)))
+    skeleton = best.proto(result)
     return building.build(skeleton, StandIn(skeleton), f"{family}-{seed}")
-
-
-def _drawn(seed: Sequence[int], family: str, work: float) -> Sketch:
-    net = Sketch(np.random.default_rng([*seed, *family.encode()]), work)
-    net.give(FAMILIES[family](net))
-    return net
 
 
 Family = Callable[[Sketch], str]
@@ -55,9 +49,8 @@ def _stages(net: Sketch, first: float, growth: tuple[float, float], most: int) -
     return widths
 
 
-def _late(net: Sketch) -> int:
-    """How far into a network a strip begins: pictures so many times smaller, with as many times the channels."""
-    return int(net.pick(1, 1, 1, 2, 4))
+#: How far into a network a strip begins: pictures so many times smaller, with as many times the channels.
+_LATE = (1, 1, 1, 2, 4)
 
 
 def _stem(net: Sketch, width: int, act: str, late: int = 1) -> str:
@@ -113,7 +106,7 @@ def _wide_head(net: Sketch, x: str, width: float) -> str:
 
 def _resnet(net: Sketch) -> str:
     """Two 3 × 3 convolutions and what they are added to."""
-    late = _late(net)
+    late = int(net.pick(*_LATE))
     base = net.spread(32, 80) * late
     x = _stem(net, net.width(base * 0.9, base * 1.1), "Relu", late)
     for k, width in enumerate(_stages(net, base, (1.5, 2.2), 4 - late // 2)):
@@ -128,7 +121,7 @@ def _resnet(net: Sketch) -> str:
 
 def _bottleneck(net: Sketch) -> str:
     """1 × 1, 3 × 3 (in groups, in some networks), 1 × 1 and an addition; some weigh channels as well."""
-    late = _late(net)
+    late = int(net.pick(*_LATE))
     base = net.spread(24, 72) * late
     expand = net.pick(4, 4, 2, 1)
     group = net.pick(0, 0, 0, 4, 8, 8, 16, 16, 24, 32, 48)
@@ -353,7 +346,7 @@ def _joined(net: Sketch, x: str, heads: int) -> str:
     y = net.reshape(net.linear(x, 3 * width), 1, rows, 3, heads, width // heads)
     y = net.transpose(y, 2, 0, 3, 1, 4)
     shape = (1, heads, rows, width // heads)
-    q, k, v = (net.add("Gather", [y, net.index(j)], shape, axis=0) for j in range(3))
+    q, k, v = (net.add("Gather", [y, net.number(j)], shape, axis=0) for j in range(3))
     return _attended(net, q, net.transpose(k, 0, 1, 3, 2), v)
 
 
@@ -365,7 +358,7 @@ def _apart(net: Sketch, x: str, heads: int) -> str:
     y = net.add("Unsqueeze", [net.reshape(y, rows, 1, 3, width), net.numbers(0)], (1, rows, 1, 3, width))
     y = net.transpose(y, 3, 1, 2, 0, 4)
     y = net.add("Squeeze", [y, net.numbers(-2)], (3, rows, 1, width))
-    parts = [net.add("Gather", [y, net.index(j)], (rows, 1, width), axis=0) for j in range(3)]
+    parts = [net.add("Gather", [y, net.number(j)], (rows, 1, width), axis=0) for j in range(3)]
     parts = [net.transpose(net.reshape(p, rows, heads, size), 1, 0, 2) for p in parts]
     q, k, v = (net.reshape(p, 1, heads, rows, size) for p in parts)
     attended = _attended(net, q, net.transpose(k, 0, 1, 3, 2), v)
@@ -421,18 +414,8 @@ def _mlp_only(net: Sketch) -> str:
 
 
 _UNARY = (
-    "Relu",
-    "Sigmoid",
-    "Tanh",
-    "LeakyRelu",
-    "Elu",
-    "HardSigmoid",
-    "HardSwish",
-    "Silu",
-    "Gelu",
-    "Softplus",
-    "Relu6",
-)
+    "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish", "Silu", "Gelu", "Softplus", "Relu6",
+)  # fmt: skip
 
 
 def _odd(net: Sketch) -> str:
@@ -474,10 +457,10 @@ def _odd_move(net: Sketch, x: str) -> str:
     _, c, h, w = net.shape(x)
     if net.chance(0.3) and h * w <= 64 * 64:
         return net.add(
-            "Resize", [x, "", net.scales(1, 1, 2, 2)], (1, c, 2 * h, 2 * w), mode=net.pick("nearest", "linear")
+            "Resize", [x, "", net.numbers(1.0, 1.0, 2.0, 2.0)], (1, c, 2 * h, 2 * w), mode=net.pick("nearest", "linear")
         )
     if net.chance(0.5):
-        return net.add("Pad", [x, net.numbers(0, 0, 1, 1, 0, 0, 1, 1), net.number(0)], (1, c, h + 2, w + 2))
+        return net.add("Pad", [x, net.numbers(0, 0, 1, 1, 0, 0, 1, 1), net.number(0.0)], (1, c, h + 2, w + 2))
     ends = [net.numbers(0, 0), net.numbers(h - 1, w - 1), net.numbers(2, 3)]
     return net.concat([p := net.add("Slice", [x, *ends], (1, c, h - 1, w - 1)), p])
 

@@ -1,8 +1,7 @@
 """Reference networks: a few of those that a device was calibrated with, measured again to see how fast it is by now.
 
-A machine is not as fast today as it was when it was calibrated: it is warmer, its clocks are others, it has neighbours.
-What is slower then is everything, so two dozen networks tell by how much. They are those of `random_networks`, which a
-latency file names; no real network is among them.
+A machine is slower as a whole on another day: it is warmer, its clocks are others, it has neighbours. By how much, two
+dozen random networks tell that the latency file names; no real network is among them.
 """
 
 from __future__ import annotations
@@ -17,11 +16,14 @@ from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError
 from splitpoint.models.model import Model
-from splitpoint.predict.calibrate.network_timing import visit
 from splitpoint.predict.calibrate.random_networks import FAMILIES, random_network
 from splitpoint.predict.learn.latency_model import Reference
+from splitpoint.profile.measure import pause_s
+from splitpoint.segments import samples_for
 from splitpoint.trace import Clock
 
+#: Runs of a visit: as many as fit so many seconds, within these limits, after two that do not count.
+_VISIT_S, _LEAST_RUNS, _MOST_RUNS, _WARM = 0.6, 3, 200, 2
 #: A visit to a reference network (s): there are many of them. And how often each is visited by `measure`.
 REFERENCE_S, ROUNDS = 0.25, 3
 #: No machine is so many times faster, or slower, on another day.
@@ -80,6 +82,25 @@ def speed_of(references: Sequence[Reference], visits: Mapping[str, Sequence[Sequ
     low, middle, high = np.quantile(usual, (0.25, 0.5, 0.75)).tolist()
     beside = table / usual[:, None]  # of a round, beside what is usual
     return ReferenceSpeed(middle, low, high, len(seen), tuple((middle * np.nanmedian(beside, axis=0)).tolist()))
+
+
+def visit(
+    model: Model, engine: Engine, clock: Clock, pause: Callable[[float], None], seconds: float = _VISIT_S
+) -> list[float]:
+    """Milliseconds of some runs of the whole model, compiled for them, each after a wait as between requests."""
+    inputs = samples_for(model, 1)[0]
+    session = engine.compile(model.whole())
+    try:
+        took: list[float] = []
+        end = clock() + seconds
+        while len(took) < _WARM + _MOST_RUNS and (len(took) < _WARM + _LEAST_RUNS or clock() < end):
+            pause(pause_s(took[-1] if took else 0.0))
+            began = clock()
+            session.run(inputs)
+            took.append((clock() - began) * 1e3)
+        return [round(ms, 6) for ms in took[_WARM:]]
+    finally:
+        session.close()
 
 
 def measure(

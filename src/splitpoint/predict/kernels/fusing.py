@@ -67,19 +67,16 @@ class Wiring:
         self.protos: list[Proto] = list(model.skeleton.graph.node)
         self.ops = [n.op for n in graph.nodes]
         self.weights = {t.name: tuple(t.dims) for t in model.skeleton.graph.initializer}
-        self._ends = {t.name for t in graph.outputs}
+        self.results = {t.name for t in graph.outputs}
         self._data = {t.name for t in graph.inputs}
         self._data.update(t for i in graph.placed for t in graph.nodes[i].outputs)
-        self._reads = [list(node.input) for node in self.protos]
+        #: Names of what each node reads, in their places; empty where one is left out.
+        self.reads = [list(node.input) for node in self.protos]
         self._elements: dict[str, int] = {}
         self._users: dict[str, list[int]] = {}
         for i in graph.placed:
             for t in graph.nodes[i].inputs:
                 self._users.setdefault(t, []).append(i)
-
-    def reads(self, i: int) -> list[str]:
-        """Names of what a node reads, in their places; empty where one is left out."""
-        return self._reads[i]
 
     def out(self, i: int) -> str:
         """The first tensor a node makes."""
@@ -96,11 +93,7 @@ class Wiring:
 
     def ends(self, i: int) -> bool:
         """Whether the model gives away what node `i` makes."""
-        return any(t in self._ends for t in self.graph.nodes[i].outputs)
-
-    def ends_with(self, tensor: str) -> bool:
-        """Whether `tensor` is one of the model's results."""
-        return tensor in self._ends
+        return any(t in self.results for t in self.graph.nodes[i].outputs)
 
     def readers(self, tensor: str) -> list[int]:
         """Placed nodes that read `tensor`."""
@@ -112,7 +105,7 @@ class Wiring:
 
     def data(self, i: int) -> list[str]:
         """What a node reads of the data that flows through the model."""
-        return [t for t in self._reads[i] if t in self._data]
+        return [t for t in self.reads[i] if t in self._data]
 
     def maker(self, tensor: str) -> int:
         """The placed node that makes `tensor`; −1 if none does."""
@@ -140,9 +133,10 @@ class Wiring:
         spec = self.graph.tensors.get(tensor)
         return spec.dtype if spec is not None else ""
 
-    def leaves(self, tensor: str, nodes: list[int]) -> bool:
-        """Whether a tensor is read outside `nodes`, or is a result of the model."""
-        return tensor in self._ends or any(u not in nodes for u in self._users.get(tensor, ()))
+    def leaving(self, nodes: list[int]) -> list[str]:
+        """What `nodes` make that is read outside of them, or is a result of the model."""
+        makes = (t for i in nodes for t in self.graph.nodes[i].outputs)
+        return [t for t in makes if t in self.results or any(u not in nodes for u in self.readers(t))]
 
 
 class _Grouping:
@@ -212,12 +206,12 @@ class _Grouping:
         w = self.wiring
         if w.ops[i] not in ("Mul", "Div") or len(w.data(i)) != 1:
             return False
-        return all(w.elements(t) <= 1 for t in w.reads(i) if not w.is_data(t))
+        return all(w.elements(t) <= 1 for t in w.reads[i] if not w.is_data(t))
 
     def gelu(self, erf: int) -> None:
         """x · ½ · (1 + erf(x / √2)), in whichever order it is written."""
         w = self.wiring
-        before = w.maker(w.reads(erf)[0])
+        before = w.maker(w.reads[erf][0])
         if before < 0 or not self._scales(before) or w.only_user(before) != erf:
             return
         x, nodes, i = w.data(before)[0], [erf, before], erf
@@ -228,18 +222,18 @@ class _Grouping:
             nodes.append(i)
             for t in w.data(i):  # ½ · x may be a node of its own
                 m = w.maker(t)
-                if m >= 0 and m not in nodes and self._scales(m) and x in w.reads(m) and w.only_user(m) == i:
+                if m >= 0 and m not in nodes and self._scales(m) and x in w.reads[m] and w.only_user(m) == i:
                     nodes.append(m)
-            if x in w.reads(i) and w.only_user(i) >= 0 and not self._scales(w.only_user(i)):
+            if x in w.reads[i] and w.only_user(i) >= 0 and not self._scales(w.only_user(i)):
                 break
-        if any(x in w.reads(n) or n in nodes[2:] for n in nodes[2:]):
+        if any(x in w.reads[n] or n in nodes[2:] for n in nodes[2:]):
             self._claim(nodes, "Gelu")
 
     def gated(self, gate: int) -> None:
         """x · sigmoid(x) and x · hard-sigmoid(x)."""
         w = self.wiring
-        x, mul = w.reads(gate)[0], w.only_user(gate)
-        if mul >= 0 and w.ops[mul] == "Mul" and x in w.reads(mul) and w.is_data(x):
+        x, mul = w.reads[gate][0], w.only_user(gate)
+        if mul >= 0 and w.ops[mul] == "Mul" and x in w.reads[mul] and w.is_data(x):
             self._claim([gate, mul], "Silu" if w.ops[gate] == "Sigmoid" else "HardSwish")
 
     def norm(self, root: int) -> None:
@@ -292,7 +286,7 @@ class _Grouping:
             if w.ops[user] == "BatchNormalization" or self._shifts(user, w.out(last)):
                 self._join(group, user)
             elif w.ops[user] == "Add" and not group.added and self._takes(user, last):
-                other = next(t for t in w.reads(user) if t != w.out(last))
+                other = next(t for t in w.reads[user] if t != w.out(last))
                 group.added, group.fused = w.elements(other), group.fused + 1
                 self._join(group, user)
             else:
@@ -305,7 +299,7 @@ class _Grouping:
         w = self.wiring
         if w.ops[i] not in ("Mul", "Add") or w.data(i) != [tensor]:
             return False
-        return all(w.elements(t) <= w.shape(tensor)[1] for t in w.reads(i) if t != tensor)
+        return all(w.elements(t) <= w.shape(tensor)[1] for t in w.reads[i] if t != tensor)
 
     def _takes(self, add: int, last: int) -> bool:
         """Whether the addition belongs to the convolution that ends in `last`: the first that can have it does."""
@@ -322,7 +316,7 @@ class _Grouping:
         """Whether node `i` is a convolution, or its batch norm, without an activation or an addition yet."""
         w = self.wiring
         while w.ops[i] == "BatchNormalization":
-            i = w.maker(w.reads(i)[0])
+            i = w.maker(w.reads[i][0])
             if i < 0:
                 return False
         return w.ops[i] == "Conv"
@@ -340,7 +334,7 @@ class _Grouping:
         w = self.wiring
         if w.ops[i] != "Add" or len(w.data(i)) != 1:
             return False
-        return all(w.elements(t) <= w.shape(w.out(i))[-1] for t in w.reads(i) if not w.is_data(t))
+        return all(w.elements(t) <= w.shape(w.out(i))[-1] for t in w.reads[i] if not w.is_data(t))
 
     def _activation(self, group: Group, last: int, patterns: bool = False) -> None:
         """Takes in the activation that alone reads `last`, where `patterns` says so one of several nodes, too."""
@@ -362,8 +356,8 @@ class _Grouping:
         """Takes in the other pieces that are taken from the same tensor: an engine splits it once."""
         w, first = self.wiring, group.nodes[0]
         data = w.data(first)
-        if not data or data[0] != w.reads(first)[0]:
+        if not data or data[0] != w.reads[first][0]:
             return
         for i in w.readers(data[0]):
-            if i not in self._of and w.ops[i] == w.ops[first] and w.reads(i)[0] == data[0]:
+            if i not in self._of and w.ops[i] == w.ops[first] and w.reads[i][0] == data[0]:
                 self._join(group, i)

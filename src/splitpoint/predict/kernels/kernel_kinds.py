@@ -7,8 +7,14 @@ input and ``kernel`` √(its height · its width): the seed's tables are square.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
+
+from splitpoint.profile.costs import Floats
+
+Named = dict[str, Floats]
 
 #: What ``op`` counts in each kind that has it: files keep the index, so append, never reorder.
 OPS: Mapping[str, tuple[str, ...]] = {
@@ -30,13 +36,127 @@ OPS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+def tiles(a: Floats, b: Floats, side: int) -> Floats:
+    """Blocks of so many rows and columns of a matrix: what cores, or the multiprocessors of a GPU, take turns with."""
+    return np.asarray(np.ceil(a / side) * np.ceil(b / side))
+
+
+def out_side(c: Named) -> Floats:
+    """Height and width of a convolution's output: as given, or those of padding that keeps HW ÷ stride."""
+    return np.where(c["out"] > 0, c["out"], np.ceil(c["HW"] / c["stride"]))
+
+
+def _conv(c: Named) -> Named:
+    """A matrix product of `pixels` × `depth` by `depth` × Cout, or what engines do instead of one.
+
+    Sums of `depth` products take their time however few pixels there are, and pixels and channels are handed out in
+    blocks: on a GPU most small convolutions cost just that.
+    """
+    groups = c.get("groups", np.ones_like(c["HW"]))
+    out, wide = out_side(c), c["Cout"] / groups
+    pixels, depth = out**2 * c["batch"], c["Cin"] / groups * c["kernel"] ** 2
+    planes = c["Cin"] * wide * c["batch"]
+    return {
+        "macs": pixels * depth * c["Cout"],
+        "read": c["HW"] ** 2 * c["batch"] * c["Cin"] + c["added"],
+        "written": pixels * c["Cout"],
+        "weights": depth * c["Cout"],
+        "patches": pixels * depth * groups,
+        "depth": depth,
+        "depth128": tiles(pixels, wide, 128) * groups * depth,
+        "depth32": tiles(pixels, wide, 32) * groups * depth,
+        "depth16": pixels * np.ceil(wide / 16) * groups * depth,
+        "winograd": np.ceil(out / 4) ** 2 * planes,
+        "fourier": c["HW"] ** 2 * planes,
+        "calls": groups * c["batch"],
+        "passes": pixels * c["Cout"] * (c["act"] > 1),
+    }
+
+
+def _dw_conv(c: Named) -> Named:
+    pixels = out_side(c) ** 2 * c["batch"]
+    return {
+        "macs": pixels * c["kernel"] ** 2 * c["Cin"],
+        "read": c["HW"] ** 2 * c["batch"] * c["Cin"] + c["added"],
+        "written": pixels * c["Cin"],
+        # Engines without a kernel for these sizes call that of plain convolution once a channel.
+        "calls": c["Cin"] * c["batch"],
+        "passes": pixels * c["Cin"] * (c["act"] > 1),
+    }
+
+
+def _linear(c: Named) -> Named:
+    return {
+        "macs": c["rows"] * c["in_features"] * c["out_features"],
+        "read": c["rows"] * c["in_features"],
+        "written": c["rows"] * c["out_features"],
+        "weights": c["in_features"] * c["out_features"],
+    }
+
+
+def _matmul(c: Named) -> Named:
+    rows, width, columns = c["rows"], c["in_features"], c["out_features"]
+    return {
+        "macs": c["batch"] * rows * width * columns,
+        "read": c["batch"] * (rows + columns) * width,
+        "written": c["batch"] * rows * columns,
+    }
+
+
+def _maxpool(c: Named) -> Named:
+    written = out_side(c) ** 2 * c["batch"] * c["Cin"]
+    return {"macs": written * c["kernel"] ** 2, "read": c["HW"] ** 2 * c["batch"] * c["Cin"], "written": written}
+
+
+def _avgpool(c: Named) -> Named:
+    # The seed's are adaptive: an output pixel has HW ÷ output pixels in each direction, or one more.
+    kernel = np.where(c["kernel"] > 0, c["kernel"], np.ceil(c["HW"] / np.maximum(c["output"], 1.0)))
+    written = c["output"] ** 2 * c["batch"] * c["Cin"]
+    return {"macs": written * kernel**2, "read": c["HW"] ** 2 * c["batch"] * c["Cin"], "written": written}
+
+
+def _global_pool(c: Named) -> Named:
+    return {"read": c["HW"] ** 2 * c["batch"] * c["Cin"], "written": c["batch"] * c["Cin"]}
+
+
+def _batchnorm(c: Named) -> Named:
+    return {"read": c["HW"] ** 2 * c["batch"] * c["Cin"], "weights": c["Cin"]}
+
+
+def _elements(c: Named) -> Named:
+    return {"read": c["elements"]}
+
+
+def _rows(c: Named) -> Named:
+    return {"read": c["rows"] * c["width"], "written": c["rows"]}
+
+
+def _elementwise(c: Named) -> Named:
+    return {"read": c["elements"] * np.where(c["broadcast"] > 0, 1.0, c["inputs"]), "written": c["elements"]}
+
+
+def _attention(c: Named) -> Named:
+    scores = c["batch"] * c["rows"] * c["columns"]
+    return {
+        "macs": 2 * scores * c["width"],
+        "read": c["batch"] * (c["rows"] + 2 * c["columns"]) * c["width"],
+        "written": scores,
+    }
+
+
 @dataclass(frozen=True)
 class KernelKind:
-    """One kind of kernel: the columns a table of it must have, those it may have, and what its CSV is called."""
+    """One kind of kernel: how much work kernels with such columns do, the columns a table of it must have, and those it
+    may have.
+
+    `apart` are columns (or sizes) whose values are kernels of their own, each of which costs by sizes in its own way.
+    """
 
     name: str
+    work: Callable[[Named], Named]
     required: tuple[str, ...]
     optional: Mapping[str, float] = field(default_factory=dict)
+    apart: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -58,7 +178,7 @@ class KernelKind:
 # `out`: √(height · width) of the output, 0 where HW and stride say it. `fused`: elementwise nodes fused in.
 # `added`: elements of another tensor that a fused Add reads. `weights_mb`: 10⁶ bytes of weights in the whole session
 # the kernel runs in, which decide whether its own are still in the cache when its turn comes; 0: it runs alone.
-# `reorder`: elements of its result that are laid out anew for who reads them (`layout`). `act`: the activation fused
+# `reorder`: elements of its result that are laid out anew for who reads them. `act`: the activation fused
 # in, 0 none, 1 Relu, 2 another: ONNX Runtime's kernels have Relu inside and go over the result once more for others.
 # With Clip a depthwise convolution takes a quarter longer.
 _FUSED = {"out": 0.0, "fused": 0.0, "added": 0.0, "batch": 1.0, "weights_mb": 0.0, "reorder": 0.0, "act": 0.0}
@@ -67,33 +187,40 @@ _FUSED = {"out": 0.0, "fused": 0.0, "added": 0.0, "batch": 1.0, "weights_mb": 0.
 KINDS: Mapping[str, KernelKind] = {
     kind.name: kind
     for kind in (
-        KernelKind("conv", ("HW", "kernel", "stride", "Cin", "Cout", "FLOPs"), _FUSED),
-        KernelKind("dw_conv", ("HW", "kernel", "stride", "Cin", "FLOPs"), _FUSED),
-        KernelKind("group_conv", ("HW", "kernel", "stride", "Cin", "Cout", "groups", "FLOPs"), _FUSED),
+        # All matrix products, for which a common base is nearer than one for each kernel and stride.
+        KernelKind("conv", _conv, ("HW", "kernel", "stride", "Cin", "Cout", "FLOPs"), _FUSED),
+        KernelKind("dw_conv", _dw_conv, ("HW", "kernel", "stride", "Cin", "FLOPs"), _FUSED, ("kernel", "stride")),
+        KernelKind(
+            "group_conv", _conv, ("HW", "kernel", "stride", "Cin", "Cout", "groups", "FLOPs"), _FUSED, ("block",)
+        ),
         # `rows`: all leading dimensions of the input together.
         KernelKind(
-            "linear",
-            ("in_features", "out_features", "FLOPs"),
-            {"rows": 1.0, "fused": 0.0, "weights_mb": 0.0},
+            "linear", _linear, ("in_features", "out_features", "FLOPs"), {"rows": 1.0, "fused": 0.0, "weights_mb": 0.0}
         ),
         # Both operands are data; `batch`: products of one such pair each.
-        KernelKind("matmul", ("rows", "in_features", "out_features", "FLOPs"), {"batch": 1.0, "weights_mb": 0.0}),
-        KernelKind("maxpool", ("HW", "kernel", "stride", "Cin"), {"out": 0.0, "batch": 1.0, "reorder": 0.0}),
-        KernelKind("avgpool", ("HW", "output", "Cin"), {"kernel": 0.0, "stride": 0.0, "batch": 1.0, "reorder": 0.0}),
-        KernelKind("global_pool", ("HW", "Cin"), {"op": 0.0, "batch": 1.0, "reorder": 0.0}),
-        KernelKind("batchnorm", ("HW", "Cin"), {"batch": 1.0, "fused": 0.0, "reorder": 0.0}),
-        KernelKind("activation", ("elements", "op"), {"fused": 0.0, "reorder": 0.0}),
+        KernelKind(
+            "matmul", _matmul, ("rows", "in_features", "out_features", "FLOPs"), {"batch": 1.0, "weights_mb": 0.0}
+        ),
+        KernelKind("maxpool", _maxpool, ("HW", "kernel", "stride", "Cin"), {"out": 0.0, "batch": 1.0, "reorder": 0.0}),
+        KernelKind(
+            "avgpool", _avgpool, ("HW", "output", "Cin"), {"kernel": 0.0, "stride": 0.0, "batch": 1.0, "reorder": 0.0}
+        ),
+        KernelKind("global_pool", _global_pool, ("HW", "Cin"), {"op": 0.0, "batch": 1.0, "reorder": 0.0}),
+        KernelKind("batchnorm", _batchnorm, ("HW", "Cin"), {"batch": 1.0, "fused": 0.0, "reorder": 0.0}),
+        KernelKind("activation", _elements, ("elements", "op"), {"fused": 0.0, "reorder": 0.0}, ("op",)),
         # `elements`: of the result. `broadcast`: how many times the smaller operand is read over; 0: same shapes.
-        KernelKind("elementwise", ("elements", "op"), {"inputs": 2.0, "broadcast": 0.0, "reorder": 0.0}),
-        KernelKind("concat", ("elements", "inputs"), {"reorder": 0.0}),
-        KernelKind("softmax", ("rows", "width")),
-        KernelKind("layernorm", ("rows", "width")),
+        KernelKind(
+            "elementwise", _elementwise, ("elements", "op"), {"inputs": 2.0, "broadcast": 0.0, "reorder": 0.0}, ("op",)
+        ),
+        KernelKind("concat", _elements, ("elements", "inputs"), {"reorder": 0.0}),
+        KernelKind("softmax", _rows, ("rows", "width")),
+        KernelKind("layernorm", _rows, ("rows", "width")),
         # batch: heads × batch; rows of the query, columns of keys and values, width of a head.
-        KernelKind("attention", ("batch", "rows", "columns", "width", "FLOPs")),
+        KernelKind("attention", _attention, ("batch", "rows", "columns", "width", "FLOPs")),
         # Whatever costs by the bytes it moves.
-        KernelKind("move", ("elements", "op"), {"reorder": 0.0}),
+        KernelKind("move", _elements, ("elements", "op"), {"reorder": 0.0}, ("op",)),
         # Anything else; never calibrated, so it is priced by FLOPs and bytes.
-        KernelKind("other", ("elements", "FLOPs")),
+        KernelKind("other", _elements, ("elements", "FLOPs")),
     )
 }
 

@@ -14,21 +14,17 @@ from numpy.typing import NDArray
 from splitpoint.errors import InputError
 from splitpoint.files import make_folder, read_file, write_atomic
 from splitpoint.predict.kernels.kernel_kinds import KINDS, KernelKind
+from splitpoint.profile.costs import Floats, Ints
 from splitpoint.units import counted
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 #: The column with what was measured, in ms, and the one that says in which strip.
 LATENCY, ORIGIN = "latency", "origin"
 #: The seed's largest table has 300 kB and 10,000 rows.
 _MOST_BYTES, _MOST_ROWS = 64 << 20, 500_000
-#: Larger than any size, and a day in ms.
-_MOST_SIZE, _MOST_MS = 1e18, 86_400_000.0
-#: Lines named in one sentence.
-_NAMED = 5
-#: The required columns that may be 0. An operator that is in no list is −1, and so is the strip of a row alone.
-_MAY_BE_ZERO = ("FLOPs",)
+#: The least number above 0; larger than any size, and a day in ms.
+_LEAST_SIZE, _MOST_SIZE, _MOST_MS = np.nextafter(0.0, 1.0), 1e18, 86_400_000.0
+#: Lines named in one sentence, and the reason of an empty line: nothing is wrong with it, and it is no row.
+_NAMED, _EMPTY = 5, "empty"
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,9 @@ class Table:
     """
 
     kind: str
-    columns: Mapping[str, FloatArray]
-    latency_ms: FloatArray
-    origin: IntArray | None = None
+    columns: Mapping[str, Floats]
+    latency_ms: Floats
+    origin: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.latency_ms)
@@ -93,8 +89,15 @@ def read_table(path: Path, kind: KernelKind) -> tuple[Table, list[str]]:
     if len(lines) > _MOST_ROWS:
         raise InputError(f"{path} has {len(lines):,} lines, and a table may have {_MOST_ROWS:,}")
     names = [name.strip() for name in lines[0]] if lines else []
+    missing = [c for c in (*kind.required, LATENCY) if c not in names]
+    if missing:
+        raise InputError(
+            f"{path} has no column {missing[0]}: a table of {kind.name} needs {', '.join(kind.required)} and {LATENCY}"
+        )
+    twice = next((c for c in names if names.count(c) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path} has the column {twice} twice")
     wanted = [c for c in kind.columns if c in names]
-    _check_header(path, kind, names)
     numbers, reasons = _numbers(lines[1:], names, [*wanted, LATENCY, *([ORIGIN] if ORIGIN in names else [])])
     for reason, bad in _nonsense(numbers, kind):
         for at in np.flatnonzero(bad & (reasons == "")):
@@ -121,42 +124,24 @@ def write_tables(folder: Path | str, tables: Mapping[str, Table]) -> None:
         write_atomic(folder / KINDS[kind].file, out.getvalue().encode())
 
 
-def _check_header(path: Path, kind: KernelKind, names: list[str]) -> None:
-    missing = [c for c in (*kind.required, LATENCY) if c not in names]
-    if missing:
-        raise InputError(
-            f"{path} has no column {missing[0]}: a table of {kind.name} needs {', '.join(kind.required)} and {LATENCY}"
-        )
-    twice = next((c for c in names if names.count(c) > 1), None)
-    if twice is not None:
-        raise InputError(f"{path} has the column {twice} twice")
-
-
 def _numbers(
     lines: list[list[str]], names: list[str], wanted: list[str]
-) -> tuple[dict[str, FloatArray], NDArray[np.object_]]:
+) -> tuple[dict[str, Floats], NDArray[np.object_]]:
     """The wanted columns, NaN where a line has none, and a reason for each line that cannot be read ("" for others)."""
     places = [names.index(c) for c in wanted]
     values = np.full((len(lines), len(wanted)), np.nan)
     reasons = np.full(len(lines), "", dtype=object)
     for k, line in enumerate(lines):
-        if not line:
-            reasons[k] = _EMPTY
-            continue
         try:
             values[k] = [float(line[p]) for p in places]
         except IndexError:
-            reasons[k] = "too few columns"
+            reasons[k] = "too few columns" if line else _EMPTY
         except ValueError:
             reasons[k] = "text where a number should be"
     return {c: values[:, j] for j, c in enumerate(wanted)}, reasons
 
 
-#: An empty line: nothing is wrong with it, and it is no row.
-_EMPTY = "empty"
-
-
-def _nonsense(numbers: dict[str, FloatArray], kind: KernelKind) -> list[tuple[str, NDArray[np.bool_]]]:
+def _nonsense(numbers: dict[str, Floats], kind: KernelKind) -> list[tuple[str, NDArray[np.bool_]]]:
     """Reasons to leave rows out, and which rows."""
     latency = numbers[LATENCY]
     reasons = [
@@ -167,12 +152,9 @@ def _nonsense(numbers: dict[str, FloatArray], kind: KernelKind) -> list[tuple[st
     for name, values in numbers.items():
         if name == LATENCY:
             continue
-        if name in (ORIGIN, "op"):
+        least = 0.0 if name == "FLOPs" or name in kind.optional else _LEAST_SIZE
+        if name in (ORIGIN, "op"):  # −1: an operator that is in no list, the strip of a row alone
             least = -1.0
-        elif name in _MAY_BE_ZERO or name in kind.optional:
-            least = 0.0
-        else:
-            least = np.nextafter(0.0, 1.0)
         reasons.append((f"a {name} that makes no sense", ~((values >= least) & (values <= _MOST_SIZE))))
     return reasons
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from splitpoint.errors import EngineError, MissingExtraError
 from splitpoint.predict.learn.trees import Forest
-
-FloatArray = NDArray[np.float64]
+from splitpoint.profile.costs import Floats
 
 #: Leaves are written in units of this: a hundredth of a per cent.
 _STEP = 1e-4
@@ -41,7 +40,7 @@ def need_sklearn() -> None:
         raise MissingExtraError("scikit-learn", "predict", "train a latency model") from exc
 
 
-def grow(rows: FloatArray, target: FloatArray, weights: FloatArray, how: Boosting, seed: int) -> Forest:
+def grow(rows: Floats, target: Floats, weights: Floats, how: Boosting, seed: int) -> Forest:
     """A forest that gives `target` for `rows`. Fewer than twice `how.least` rows, and it is their weighted median.
 
     Trees are grown on ranks among our own cuts, at most `how.bins` a feature: scikit-learn looks for cuts itself as
@@ -78,7 +77,7 @@ def grow(rows: FloatArray, target: FloatArray, weights: FloatArray, how: Boostin
     return forest
 
 
-def _cuts(values: FloatArray, bins: int) -> FloatArray:
+def _cuts(values: Floats, bins: int) -> Floats:
     """Where a feature may be split: between its values, or between as many quantiles as there may be bins."""
     distinct = np.unique(values)
     if len(distinct) > bins:
@@ -95,7 +94,7 @@ def constant(value: float, features: int) -> Forest:
     )
 
 
-def _taken_out(models: Sequence[Any], cuts: Sequence[FloatArray]) -> Forest:
+def _taken_out(models: Sequence[Any], cuts: Sequence[Floats]) -> Forest:
     """The mean of scikit-learn's models as one forest: their thresholds are between ranks, ours are the cuts there."""
     trees = [predictor.nodes for model in models for (predictor,) in model._predictors]
     used = [
@@ -142,7 +141,7 @@ def _preorder(leaf: NDArray[np.uint8], left: NDArray[np.uint32], right: NDArray[
     return order
 
 
-def _check(forest: Forest, rows: FloatArray, wanted: FloatArray) -> None:
+def _check(forest: Forest, rows: Floats, wanted: Floats) -> None:
     """EngineError unless the forest says what scikit-learn says: its trees are read from inside of it."""
     if np.abs(forest.evaluate(rows) - wanted).max() > _STEP * (1 + len(forest.trees)):
         import sklearn
@@ -153,7 +152,7 @@ def _check(forest: Forest, rows: FloatArray, wanted: FloatArray) -> None:
         )
 
 
-def _weighted_median(values: FloatArray, weights: FloatArray) -> float:
+def _weighted_median(values: Floats, weights: Floats) -> float:
     order = np.argsort(values)
     share = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(share, 0.5 * share[-1])])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from splitpoint.documents import Count, LongLabel, Milliseconds, Share
 from splitpoint.machine import Machine
+from splitpoint.predict.kernels.kernels import Kernel
 from splitpoint.predict.learn.features import cells_of, columns_of, features_of, terms_of
 from splitpoint.predict.learn.linear import cells_base
 from splitpoint.predict.learn.trees import Forest
-
-FloatArray = NDArray[np.float64]
+from splitpoint.profile.costs import Floats
+from splitpoint.profile.profiles import Stat
 
 #: Of the file format. A file with another number is refused with a sentence.
 FORMAT = 1
@@ -42,15 +43,16 @@ _End = Annotated[float, Meta(ge=-1, le=1e30)]
 
 @dataclass(frozen=True, slots=True)
 class PredictedTimes:
-    """Milliseconds of many kernels: medians, and the 10th and 90th percentile of what measuring would give.
+    """Milliseconds of many kernels: medians, and the 10th and 90th percentile of what measuring would give."""
 
-    `outside` says how far a kernel lies outside of the training data: 0 is within, 1 a factor e beyond in one feature.
-    """
+    median_ms: Floats
+    low_ms: Floats
+    high_ms: Floats
 
-    median_ms: FloatArray
-    low_ms: FloatArray
-    high_ms: FloatArray
-    outside: FloatArray
+    def stats(self) -> list[Stat]:
+        """One a kernel, with `count` 0: none was measured."""
+        columns = (self.median_ms.tolist(), self.low_ms.tolist(), self.high_ms.tolist())
+        return [Stat(*row, 0) for row in zip(*columns, strict=True)]
 
 
 class LatencyScore(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,13 +78,20 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
     fixed_ms: Milliseconds = 0.0
     spread: Annotated[float, Meta(ge=1, le=1e3)] = 3.0
 
+    def predict(self, kernels: Sequence[Kernel]) -> PredictedTimes:
+        """Of kernels by FLOPs and bytes alone, however well they are written (Williams et al., Roofline, CACM 2009)."""
+        computing = np.array([k.flops for k in kernels], np.float64) / self.flops_per_ms
+        moved = np.array([k.in_nbytes + k.out_nbytes + k.weight_nbytes for k in kernels], np.float64)
+        ms = np.maximum(np.maximum(computing, moved / self.bytes_per_ms), self.fixed_ms)
+        return PredictedTimes(ms, ms / self.spread, ms * self.spread)
+
     def slowed(self, factor: float) -> Roofline:
         """The same where everything takes `factor` times as long."""
-        return Roofline(
+        return msgspec.structs.replace(
+            self,
             flops_per_ms=self.flops_per_ms / factor,
             bytes_per_ms=self.bytes_per_ms / factor,
             fixed_ms=self.fixed_ms * factor,
-            spread=self.spread,
         )
 
 
@@ -127,22 +136,17 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
     score: LatencyScore
     rows: Count
 
-    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> PredictedTimes:
+    def predict(self, kind: str, configs: Mapping[str, Floats]) -> PredictedTimes:
         """Of kernels with these columns (`kinds.KINDS`); a column that is left out has its default."""
         columns, again = _distinct(columns_of(kind, configs))
         features = features_of(kind, columns, self.features)
-        base = self.base_ms(kind, columns)
+        base = cells_base(self.base, terms_of(kind, columns), cells_of(kind, columns))
         median = base * np.exp(self.forest.evaluate(features))
-        outside = _outside(features, self.ranges)
-        width = np.exp(self.width.evaluate(features)) + _WIDER * outside
+        width = np.exp(self.width.evaluate(features)) + _WIDER * _outside(features, self.ranges)
         low, high = median * np.exp(self.low * width), median * np.exp(self.high * width)
-        return PredictedTimes(median[again], low[again], high[again], outside[again])
+        return PredictedTimes(median[again], low[again], high[again])
 
-    def base_ms(self, kind: str, columns: dict[str, FloatArray]) -> FloatArray:
-        """What the terms alone say, in ms."""
-        return cells_base(self.base, terms_of(kind, columns), cells_of(kind, columns))
-
-    def linear_ms(self, kind: str, configs: Mapping[str, FloatArray]) -> FloatArray:
+    def linear_ms(self, kind: str, configs: Mapping[str, Floats]) -> Floats:
         """What plain linear regression says, in ms (it may be negative): the seed's own predictor, to compare with."""
         columns = columns_of(kind, configs)
         constant = np.full(len(next(iter(columns.values()))), self.linear["1"])
@@ -187,10 +191,6 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """What everything in here was multiplied by since the device was calibrated (`slowed`), and when."""
     refreshed: LongLabel = ""
 
-    def predict(self, kind: str, configs: Mapping[str, FloatArray]) -> PredictedTimes:
-        """Of kernels of a calibrated kind (one of `kinds`), whose columns are arrays of one length."""
-        return self.kinds[kind].predict(kind, configs)
-
     def whole_ms(self, kernels_ms: float) -> float:
         """What a segment takes whose kernels add up to this."""
         return self.scale * kernels_ms + self.fixed_ms * float(cold(np.float64(kernels_ms), self.cold_ms))
@@ -212,14 +212,14 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}: {self.engine} on {self.device}, {len(self.kinds)} kinds from {self.rows} rows{note}"
 
 
-def _distinct(columns: Mapping[str, FloatArray]) -> tuple[dict[str, FloatArray], NDArray[np.intp]]:
+def _distinct(columns: Mapping[str, Floats]) -> tuple[dict[str, Floats], NDArray[np.intp]]:
     """Each configuration once, and where each row's is: networks repeat their blocks."""
     rows = np.stack(list(columns.values()), axis=1)
     once, again = np.unique(rows, axis=0, return_inverse=True)
     return dict(zip(columns, once.T, strict=True)), again.ravel()
 
 
-def cold(kernels_ms: FloatArray | np.float64, cold_ms: float = COLD_MS) -> FloatArray:
+def cold(kernels_ms: Floats | np.float64, cold_ms: float = COLD_MS) -> Floats:
     """The share of `fixed_ms` that segments with kernels of so many ms pay, most of it in the first `cold_ms`.
 
     After a pause an engine runs slowly until caches and clocks are warm again; who is done before that pays less.
@@ -227,7 +227,7 @@ def cold(kernels_ms: FloatArray | np.float64, cold_ms: float = COLD_MS) -> Float
     return np.asarray(-np.expm1(-np.asarray(kernels_ms) / cold_ms))
 
 
-def _outside(features: FloatArray, ranges: tuple[tuple[float, float], ...]) -> FloatArray:
+def _outside(features: Floats, ranges: tuple[tuple[float, float], ...]) -> Floats:
     """How far each row lies outside of `ranges`, in logarithms of its worst feature (many are 0 or near it)."""
     least, most = np.array(ranges).T + 2.0
     beyond = np.maximum((features + 2.0) / most, least / (features + 2.0))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from splitpoint.profile.costs import Floats
 
 #: Rounds of reweighting until the sum of |log(measured ÷ base)| hardly falls.
 _ROUNDS = 12
@@ -17,7 +17,7 @@ _NEAR = 0.05
 _CELL_ROWS = 25
 
 
-def fit_base(terms: Mapping[str, FloatArray], latency_ms: FloatArray) -> dict[str, float]:
+def fit_base(terms: Mapping[str, Floats], latency_ms: Floats) -> dict[str, float]:
     """Non-negative ms for a unit of each term, that make the ratio of measured to base nearest 1 in most rows.
 
     Least squares of relative errors (Lawson and Hanson's, non-negative), reweighted towards least absolute logarithms:
@@ -41,9 +41,7 @@ def fit_base(terms: Mapping[str, FloatArray], latency_ms: FloatArray) -> dict[st
     return {"1": 0.01 * float(latency_ms.min())} | base
 
 
-def fit_cells(
-    terms: Mapping[str, FloatArray], latency_ms: FloatArray, cells: NDArray[np.str_]
-) -> dict[str, dict[str, float]]:
+def fit_cells(terms: Mapping[str, Floats], latency_ms: Floats, cells: NDArray[np.str_]) -> dict[str, dict[str, float]]:
     """A base for all rows (""), and one for each cell with rows enough."""
     bases = {"": fit_base(terms, latency_ms)}
     for cell in np.unique(cells).tolist():
@@ -54,8 +52,8 @@ def fit_cells(
 
 
 def cells_base(
-    bases: Mapping[str, Mapping[str, float]], terms: Mapping[str, FloatArray], cells: NDArray[np.str_]
-) -> FloatArray:
+    bases: Mapping[str, Mapping[str, float]], terms: Mapping[str, Floats], cells: NDArray[np.str_]
+) -> Floats:
     """What the base of each row's cell says, in ms; the common one where the cell has none."""
     ms = base_of(bases[""], terms)
     for cell, base in bases.items():
@@ -65,12 +63,12 @@ def cells_base(
     return ms
 
 
-def base_of(base: Mapping[str, float], terms: Mapping[str, FloatArray]) -> FloatArray:
+def base_of(base: Mapping[str, float], terms: Mapping[str, Floats]) -> Floats:
     """What `base` says of rows with these terms, in ms."""
     return np.asarray(np.sum([ms * terms[name] for name, ms in base.items()], axis=0), np.float64)
 
 
-def fit_linear(columns: Mapping[str, FloatArray], latency_ms: FloatArray) -> dict[str, float]:
+def fit_linear(columns: Mapping[str, Floats], latency_ms: Floats) -> dict[str, float]:
     """Ordinary least squares on the columns as they are, the constant as "1": what Neurosurgeon's replica does."""
     names = [name for name, values in columns.items() if np.ptp(values) > 0]
     rows = np.stack(

@@ -34,8 +34,8 @@ from splitpoint.predict.learn.latency_model import (
 )
 from splitpoint.predict.learn.linear import cells_base, fit_base, fit_cells, fit_linear
 from splitpoint.predict.learn.trees import Forest
+from splitpoint.profile.costs import Floats, Ints
 
-FloatArray = NDArray[np.float64]
 _Bases = dict[str, dict[str, float]]
 
 #: Of the interval: what lies below and above it.
@@ -63,12 +63,6 @@ class Effort:
     width: Boosting
     folds: int
 
-    def smoother(self, least: int) -> Effort:
-        """The same with trees that need at least so many rows in a leaf."""
-        return dataclasses.replace(
-            self, median=dataclasses.replace(self.median, leaves=min(self.median.leaves, 16), least=least)
-        )
-
 
 # Settings were chosen by cross-validation within nine tenths of the seed's rows. A tree takes 1 to 5 ms.
 _WIDTH = Boosting(trees=40, leaves=8, least=20, bins=64)
@@ -86,12 +80,12 @@ QUICK: Mapping[int, Effort] = {
 
 
 def effort_for(table: Table, efforts: Mapping[int, Effort]) -> Effort:
-    """The effort for this table: with smoother trees where no more than two sizes tell its rows apart, because
-    whatever else is in many such rows is noise.
-    """
+    """The effort for this table: where two sizes or one tell rows apart, all else is noise, and trees are smoother."""
     effort = efforts[max(least for least in efforts if least <= len(table))]
-    few = len(KINDS[table.kind].required) <= 2
-    return effort.smoother(15) if few and len(table) >= _SMOOTH_FROM else effort
+    if len(KINDS[table.kind].required) > 2 or len(table) < _SMOOTH_FROM:
+        return effort
+    smoother = dataclasses.replace(effort.median, leaves=min(effort.median.leaves, 16), least=15)
+    return dataclasses.replace(effort, median=smoother)
 
 
 def train(
@@ -117,13 +111,12 @@ def train(
     MissingExtraError without scikit-learn; InputError if there is nothing to learn from.
     """
     need_sklearn()
-    if not any(len(table) for table in tables.values()):
-        raise InputError("there are no measured kernels to learn from")
     kinds: dict[str, KindModel] = {}
-    expected: dict[str, FloatArray] = {}
+    expected: dict[str, Floats] = {}
+    tables = {kind: table for kind, table in tables.items() if len(table)}
+    if not tables:
+        raise InputError("there are no measured kernels to learn from")
     for kind, table in tables.items():
-        if not len(table):
-            continue
         if progress is not None:
             call(progress, kind)
         kinds[kind], expected[kind] = learn_kind(table, effort_for(table, QUICK if quick else FULL), seed)
@@ -148,7 +141,7 @@ def train(
     )
 
 
-def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, FloatArray]:
+def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, Floats]:
     """The model of one kind, and what it would have said of each row (ms) had it not seen it."""
     data = _Data.of(table)
     folds = _folds(table, effort.folds, seed)
@@ -181,17 +174,17 @@ def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, 
     return model, np.exp(expected)
 
 
-def score_of(predicted_ms: FloatArray, measured_ms: FloatArray, covered: float) -> LatencyScore:
+def score_of(predicted_ms: Floats, measured_ms: Floats, covered: float) -> LatencyScore:
     """How near predictions are to what was measured, by the rows that a timer tells apart if there are any."""
     telling = measured_ms >= TELLING_MS
     judged = telling if telling.any() else np.ones(len(measured_ms), bool)
     error = np.abs(predicted_ms / measured_ms - 1)[judged]
-    within = [float((error <= share).mean()) for share in (0.05, 0.1, 0.2)]
+    within5, within10, within20 = (float((error <= share).mean()) for share in (0.05, 0.1, 0.2))
     return LatencyScore(
         mape=float(error.mean()),
-        within5=within[0],
-        within10=within[1],
-        within20=within[2],
+        within5=within5,
+        within10=within10,
+        within20=within20,
         covered=covered,
         count=len(error),
     )
@@ -199,7 +192,12 @@ def score_of(predicted_ms: FloatArray, measured_ms: FloatArray, covered: float) 
 
 def fit_roofline(tables: Mapping[str, Table]) -> Roofline:
     """FLOPs and bytes a ms, as the middle of the kernels that compute most and least a byte reach them."""
-    flops, moved, ms = (np.concatenate(parts) for parts in zip(*map(_amounts, tables.values()), strict=True))
+    parts = []
+    for table in tables.values():
+        terms, nothing = terms_of(table.kind, columns_of(table.kind, table.columns)), np.zeros(len(table))
+        elements = np.sum([terms.get(name, nothing) for name in ("read", "written", "weights")], axis=0)
+        parts.append((2e6 * terms.get("macs", nothing), 4e6 * elements, table.latency_ms))
+    flops, moved, ms = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(flops / np.maximum(moved, 1.0))
     # The larger of each: small ones are all fixed cost.
     part = max(1, len(order) // 3)
@@ -224,11 +222,11 @@ class _Data:
     """Rows of one kind as cells, terms, features (and their names) and ms."""
 
     cells: NDArray[np.str_]
-    terms: Mapping[str, FloatArray]
+    terms: Mapping[str, Floats]
     names: tuple[str, ...]
-    features: FloatArray
-    ms: FloatArray
-    log_ms: FloatArray
+    features: Floats
+    ms: Floats
+    log_ms: Floats
 
     @classmethod
     def of(cls, table: Table) -> _Data:
@@ -246,14 +244,14 @@ class _Data:
         return _Data(self.cells[rows], terms, self.names, self.features[rows], self.ms[rows], self.log_ms[rows])
 
 
-def _fit(data: _Data, weights: FloatArray, how: Boosting, seed: int) -> tuple[_Bases, Forest]:
+def _fit(data: _Data, weights: Floats, how: Boosting, seed: int) -> tuple[_Bases, Forest]:
     """The bases and the forest of these rows."""
     bases = fit_cells(data.terms, data.ms, data.cells)
     ratio = data.log_ms - np.log(cells_base(bases, data.terms, data.cells))
     return bases, grow(data.features, ratio, weights, how, seed)
 
 
-def _kept_apart(data: _Data, weights: FloatArray, folds: NDArray[np.int64], how: Boosting, seed: int) -> FloatArray:
+def _kept_apart(data: _Data, weights: Floats, folds: Ints, how: Boosting, seed: int) -> Floats:
     """Logarithm of the ms that each row is expected to take by a model of the other folds."""
     expected = np.full(len(folds), np.log(np.median(data.ms)))
     for fold in np.unique(folds) if len(np.unique(folds)) > 1 else ():
@@ -264,7 +262,7 @@ def _kept_apart(data: _Data, weights: FloatArray, folds: NDArray[np.int64], how:
     return expected
 
 
-def _folds(table: Table, count: int, seed: int) -> NDArray[np.int64]:
+def _folds(table: Table, count: int, seed: int) -> Ints:
     """A fold for each row; rows of one strip are in the same one, because a strip is disturbed as a whole."""
     draw = np.random.default_rng(seed)
     if table.origin is None or len(np.unique(table.origin)) < 2 * count:
@@ -276,16 +274,14 @@ def _folds(table: Table, count: int, seed: int) -> NDArray[np.int64]:
     return np.asarray(folds, np.int64)
 
 
-def _trust(errors: FloatArray) -> FloatArray:
+def _trust(errors: Floats) -> Floats:
     """The weight of each row: 1 where it is as expected, towards 0 where it is far off (Cauchy's)."""
     sigma = max(_SIGMA, float(np.median(np.abs(errors))))
     return np.asarray(1 / (1 + (errors / sigma) ** 2))
 
 
-def _densest(errors: FloatArray) -> float:
-    """Where errors are densest, within ±10 %: what disturbs a kernel makes it slower, so most rows lie a little below
-    the middle. 0 with few rows.
-    """
+def _densest(errors: Floats) -> float:
+    """Where errors are densest within ±10 %: disturbed kernels are slower, so most lie below the middle. 0 for few."""
     if len(errors) < _MANY:
         return 0.0
     places = np.linspace(-0.1, 0.1, 41)
@@ -293,7 +289,7 @@ def _densest(errors: FloatArray) -> float:
     return float(places[int(np.argmax(density))])
 
 
-def _width(features: FloatArray, errors: FloatArray, how: Boosting, seed: int) -> Forest:
+def _width(features: Floats, errors: Floats, how: Boosting, seed: int) -> Forest:
     """The logarithm of how far off a kernel of these features is, usually."""
     target = np.log(np.maximum(np.abs(errors), _LEAST_ERROR))
     if len(errors) < _FEWEST:
@@ -301,7 +297,7 @@ def _width(features: FloatArray, errors: FloatArray, how: Boosting, seed: int) -
     return grow(features, target, np.ones(len(target)), how, seed)
 
 
-def _interval(errors: FloatArray, width: FloatArray, folds: NDArray[np.int64]) -> tuple[float, float, float]:
+def _interval(errors: Floats, width: Floats, folds: Ints) -> tuple[float, float, float]:
     """Low and high in units of width, so that a tenth lies beyond each (split conformal), and the share they cover."""
     ratio = errors / width
     low, high = _ends(ratio)
@@ -310,7 +306,7 @@ def _interval(errors: FloatArray, width: FloatArray, folds: NDArray[np.int64]) -
     return min(low, 0.0), max(high, 0.0), covered
 
 
-def _ends(ratio: FloatArray) -> tuple[float, float]:
+def _ends(ratio: Floats) -> tuple[float, float]:
     """The 10th and the 90th percentile that hold for one more row, too (the extremes of fewer than ten)."""
     share = min(1.0, (1 - _TAIL) * (1 + 1 / len(ratio)))
     return float(np.quantile(ratio, 1 - share, method="lower")), float(np.quantile(ratio, share, method="higher"))
@@ -320,12 +316,12 @@ def _ends(ratio: FloatArray) -> tuple[float, float]:
 
 
 def _law(
-    tables: Mapping[str, Table], expected: Mapping[str, FloatArray], totals: Mapping[int, float]
+    tables: Mapping[str, Table], expected: Mapping[str, Floats], totals: Mapping[int, float]
 ) -> tuple[float, float, float]:
     """`fixed_ms`, `scale` and `spread` of whole models, by strips that were kept apart; (0, 1, 0) without any."""
     sums = dict.fromkeys(totals, 0.0)
     for kind, table in tables.items():
-        if table.origin is not None and len(table):
+        if table.origin is not None:
             for strip, ms in zip(table.origin.tolist(), expected[kind].tolist(), strict=True):
                 if strip in sums:
                     sums[strip] += ms
@@ -339,11 +335,3 @@ def _law(
         fixed_ms, scale = 0.0, float(np.median(whole / kernels))
     off = np.abs(np.log(whole / (fixed_ms * cold(kernels) + scale * kernels)))
     return fixed_ms, scale, float(np.quantile(off, 1 - 2 * _TAIL, method="higher"))
-
-
-def _amounts(table: Table) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """FLOPs (2 per multiply-add), bytes and ms of each row."""
-    terms = terms_of(table.kind, columns_of(table.kind, table.columns))
-    nothing = np.zeros(len(table))
-    moved = np.sum([terms.get(name, nothing) for name in ("read", "written", "weights")], axis=0)
-    return 2e6 * terms.get("macs", nothing), 4e6 * moved, table.latency_ms

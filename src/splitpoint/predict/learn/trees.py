@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from splitpoint.profile.costs import Floats
+
 IndexArray = NDArray[np.intp]
 
 #: Of one forest: nodes, and steps from a root to its farthest leaf.
@@ -43,7 +44,7 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     threshold: tuple[int, ...]
     right: tuple[int, ...]
 
-    def evaluate(self, rows: FloatArray) -> FloatArray:
+    def evaluate(self, rows: Floats) -> Floats:
         """The value of each row (one column a feature)."""
         if not self.trees:
             return np.full(len(rows), self.start)
@@ -52,12 +53,12 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         sums = [self._sums(ranks[k : k + chunk]) for k in range(0, len(rows), chunk)]
         return np.asarray(self.start + self.step * np.concatenate([*sums, np.zeros(0)]))
 
-    def _ranks(self, rows: FloatArray) -> IndexArray:
+    def _ranks(self, rows: Floats) -> IndexArray:
         """How many thresholds of each feature lie below each value: comparing those is comparing the values."""
         columns = [np.searchsorted(t, rows[:, k], side="left") for k, t in enumerate(self._sorted)]
         return np.stack(columns, axis=1)
 
-    def _sums(self, ranks: IndexArray) -> FloatArray:
+    def _sums(self, ranks: IndexArray) -> Floats:
         """The sum of the leaves of each row, all trees of all rows walked a level at a time."""
         feature, threshold, _ = self._nodes
         rows, width = ranks.shape
@@ -70,10 +71,8 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             at = self._children.take(2 * at + (rank > threshold.take(at, mode="clip")), mode="clip")
         return np.asarray(threshold.take(at).reshape(rows, -1).sum(axis=1), np.float64)
 
-    # --- as arrays, made once ---------------------------------------------------------------------------------------
-
     @cached_property
-    def _sorted(self) -> list[FloatArray]:
+    def _sorted(self) -> list[Floats]:
         return [np.array(t, np.float64) for t in self.thresholds]
 
     @cached_property
@@ -82,9 +81,7 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _children(self) -> IndexArray:
-        """Left and right child of each node, one after the other; a leaf is its own on both sides, so who has arrived
-        stays.
-        """
+        """Left and right child of each node in turn; a leaf is its own on both sides, so who has arrived stays."""
         _, _, right = self._nodes
         both = np.stack([np.minimum(right, 1), right], axis=1)
         return np.asarray((np.arange(len(right))[:, None] + both).ravel(), np.intp)
@@ -95,26 +92,27 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _depth(self) -> int:
-        return depth_of(self)
-
-    # --- whether it is one ------------------------------------------------------------------------------------------
+        """Steps from a root to its farthest leaf, at most `MOST_DEPTH` + 1."""
+        _, _, right = self._nodes
+        at, depth = self._roots, 0
+        while depth <= MOST_DEPTH:
+            at = at[right[at] != 0]
+            if not len(at):
+                break
+            at, depth = np.unique(np.concatenate([at + 1, at + right[at]])), depth + 1
+        return depth
 
     def check(self, features: int) -> None:
         """ValueError unless it is a forest over so many features, all of whose rows arrive at a leaf."""
         nodes = len(self.feature)
         if not nodes == len(self.threshold) == len(self.right) == sum(self.trees) <= MOST_NODES:
             raise ValueError(f"its trees have {sum(self.trees)} nodes, and there are {nodes} (at most {MOST_NODES:,})")
-        if len(self.thresholds) != features or not all(self.trees[k] > 0 for k in range(len(self.trees))):
+        if len(self.thresholds) != features or min(self.trees, default=1) < 1:
             raise ValueError(
                 f"{len(self.thresholds)} features with thresholds, but {features} features, or empty trees"
             )
         if not (np.isfinite([self.start, self.step]).all() and all(_ascends(t) for t in self._sorted)):
             raise ValueError("its thresholds are not ascending finite numbers")
-        self._check_nodes()
-        if self._depth > MOST_DEPTH:
-            raise ValueError(f"a tree in it is {self._depth} deep, more than {MOST_DEPTH}")
-
-    def _check_nodes(self) -> None:
         try:
             feature, threshold, right = self._nodes
         except OverflowError as exc:
@@ -133,19 +131,9 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         most = np.maximum.reduceat(leaves, self._roots).sum() if self.trees else 0.0
         if abs(self.start) + abs(self.step) * most > _MOST_LOG:
             raise ValueError("its leaves make a factor that no kernel has")
+        if self._depth > MOST_DEPTH:
+            raise ValueError(f"a tree in it is {self._depth} deep, more than {MOST_DEPTH}")
 
 
-def depth_of(forest: Forest) -> int:
-    """Steps from a root to its farthest leaf, at most `MOST_DEPTH` + 1."""
-    _, _, right = forest._nodes
-    at, depth = forest._roots, 0
-    while depth <= MOST_DEPTH:
-        at = at[right[at] != 0]
-        if not len(at):
-            break
-        at, depth = np.unique(np.concatenate([at + 1, at + right[at]])), depth + 1
-    return depth
-
-
-def _ascends(values: FloatArray) -> bool:
+def _ascends(values: Floats) -> bool:
     return bool(np.isfinite(values).all() and (np.diff(values) > 0).all())

@@ -1,11 +1,9 @@
 """What is believed of the parts of a model, and what measured segments make of it.
 
 The factors by which predictions are wrong are taken as normal: one that all kernels share (this machine today), one
-for each kind (a family of kernels that is better or worse than it was learned), one for each kernel by itself. Sums of
-them are the heads and tails of cuts, so a measured head or tail says something of every kernel in it, less of those
-of its kinds elsewhere, and still less of all others. This is Gaussian conditioning (Rasmussen and Williams, 2006,
-equations 2.23 and 2.24); without any measurement it gives the intervals of sums: errors that are shared do not cancel
-out, a kernel's own do.
+for each kind, one for each kernel by itself. Sums of them are the heads and tails of cuts, so a measured one says most
+of the kernels in it, less of those of its kinds elsewhere, least of all others. This is Gaussian conditioning
+(Rasmussen and Williams, 2006, equations 2.23 and 2.24); without any measurement it gives the intervals of sums.
 """
 
 from __future__ import annotations
@@ -16,13 +14,10 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
-from splitpoint.predict.learn.latency_model import cold
+from splitpoint.predict.learn.latency_model import PredictedTimes, cold
+from splitpoint.profile.costs import Floats, Ints
 from splitpoint.profile.profiles import SegmentCost, Stat
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 #: Standard deviations from the median of a normal variable to its 90th percentile.
 TO_P90 = 1.2816
@@ -65,19 +60,13 @@ class Belief:
     _with: Floats = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
     _root: Floats = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
 
-    # --- sums ---------------------------------------------------------------------------------------------------
-
     def heads(self) -> list[Stat]:
-        """The head of every prefix; the first has nothing to compute."""
+        """The head of every prefix: the first has nothing to compute, the last is the whole model."""
         return self._stats(self.edge, heads=True)
 
     def tails(self) -> list[Stat]:
         """The tail of every prefix; the last has nothing to compute."""
         return self._stats(self.cloud, heads=False)
-
-    def whole(self) -> Stat:
-        """The whole model: the head of the last prefix."""
-        return self.heads()[-1]
 
     def deviations(self) -> Floats:
         """The standard deviation of each part's factor."""
@@ -97,9 +86,7 @@ class Belief:
         # Errors are shares: of a sum that turned out to be larger they are so much larger.
         thought = np.maximum(summed(ms), _NOTHING_MS)
         share = TO_P90 * np.sqrt(np.maximum(variance, 0.0)) / np.minimum(medians, thought)
-        low, high = medians * np.exp(-share), medians * np.exp(share)
-        rows = zip(medians.tolist(), low.tolist(), high.tolist(), strict=True)
-        return [Stat(middle, least, most, 0) for middle, least, most in rows]
+        return PredictedTimes(medians, medians * np.exp(-share), medians * np.exp(share)).stats()
 
     def _summed(self, parts: Floats, *, heads: bool, cold: Floats) -> Floats:
         """The sum of `parts` over each prefix (or over what it leaves), and of the first part the share `cold`."""
@@ -118,8 +105,6 @@ class Belief:
             return 0.0
         variances: Floats = (np.linalg.solve(self._root, covariances.T) ** 2).sum(axis=0)
         return variances
-
-    # --- measurements -------------------------------------------------------------------------------------------
 
     def given(self, segments: Sequence[SegmentCost]) -> Belief:
         """What is believed once these heads and tails were measured. Without any, the same.

@@ -24,10 +24,10 @@ from splitpoint.graph import Graph
 from splitpoint.machine import Machine
 from splitpoint.models.model import Model
 from splitpoint.predict.kernels.fusing import FREE
-from splitpoint.predict.kernels.kernels import Kernel, kernels_of
+from splitpoint.predict.kernels.kernels import Kernel, by_kind, kernels_of
 from splitpoint.predict.learn.latency_model import Latency, PredictedTimes
-from splitpoint.predict.price.posterior import TO_P90, Belief, Floats
-from splitpoint.predict.price.roofline import roofline_times
+from splitpoint.predict.price.posterior import TO_P90, Belief
+from splitpoint.profile.costs import Floats
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat
 
 #: How far whole models may be off (a factor of exp(±this) four times in five) where none was measured to learn it.
@@ -45,14 +45,11 @@ _APART = 0.5
 
 #: What codecs take, where the device's own were not measured.
 CODEC_COSTS: Mapping[str, CodecCost] = {usual_name(kind): CodecCost(*entry.cost) for kind, entry in CODECS.items()}
-_CODECS_NOTE = "codec times of another machine"
 
 
 @dataclass(frozen=True, slots=True)
 class KernelCost:
-    """One kernel as priced. `ms` is what it adds to the whole model; `calibrated` is False where it was priced by its
-    FLOPs and bytes. `layer` and `ops` are of its nodes.
-    """
+    """One kernel as priced: `ms` is what it adds to the whole; not `calibrated`, it was priced by FLOPs and bytes."""
 
     kernel: Kernel
     layer: str
@@ -114,6 +111,11 @@ class Prediction:
         )
         nodes = np.zeros(len(graph.nodes))
         nodes[[i for step in graph.order for i in step]] = (belief.edge * belief.factors)[1:]
+        corrected = f", corrected by {self.measured} measured times" if self.measured else ""
+        notes = (
+            f"predicted from {latency.name}{corrected}, never run there", latency.note,
+            "codec times of another machine" if codecs is None else "",
+        )  # fmt: skip
         return Profile(
             fingerprint=self.fingerprint,
             graph=graph,
@@ -128,14 +130,8 @@ class Prediction:
             segments=segments,
             nodes=tuple(nodes.tolist()),
             codecs=dict(CODEC_COSTS if codecs is None else codecs),
-            note=self._note(own_codecs=codecs is not None),
+            note="; ".join(note for note in notes if note),
         )
-
-    def _note(self, *, own_codecs: bool) -> str:
-        corrected = f", corrected by {self.measured} measured times" if self.measured else ""
-        parts = [f"predicted from {self.latency.name}{corrected}, never run there"]
-        parts += [self.latency.note] if self.latency.note else []
-        return "; ".join(parts if own_codecs else [*parts, _CODECS_NOTE])
 
 
 def predict_latency(model: Model, latency: Latency, measured: Sequence[SegmentCost] = ()) -> Prediction:
@@ -146,13 +142,13 @@ def predict_latency(model: Model, latency: Latency, measured: Sequence[SegmentCo
     """
     graph = model.graph
     kernels = kernels_of(model)
-    times = _times(kernels, latency)
+    times = kernel_times(kernels, latency, latency.scale)
     belief = _belief(graph, kernels, times, latency)
     last = len(belief.counts) - 1
     if wrong := [s.prefix for s in measured if not 0 <= s.prefix <= last]:
         raise InputError(f"a segment was measured at prefix {wrong[0]}, and {graph.name} has 0…{last}")
     corrected = belief.given(measured)
-    stats = _alone(times) if corrected is belief else _corrected(graph, kernels, times, corrected)
+    stats = _stats(graph, kernels, times, None if corrected is belief else corrected)
     costs = tuple(
         KernelCost(
             kernel,
@@ -164,66 +160,31 @@ def predict_latency(model: Model, latency: Latency, measured: Sequence[SegmentCo
         for k, kernel in enumerate(kernels)
     )
     sides = sum((s.head is not None) + (s.tail is not None) for s in measured)
-    return Prediction(graph, model.fingerprint, latency, corrected.whole(), costs, corrected, sides)
+    return Prediction(graph, model.fingerprint, latency, corrected.heads()[-1], costs, corrected, sides)
 
 
 def linear_ms(kernels: Sequence[Kernel], latency: Latency) -> Floats:
     """What plain linear regression on the tables' columns says of each kernel: the predictor to be better than."""
     ms = np.zeros(len(kernels))
-    for kind, at in _by_kind(kernels).items():
+    for kind, at, columns in by_kind(kernels):
         if kind in latency.kinds:
-            ms[at] = latency.kinds[kind].linear_ms(kind, _columns(kernels, at))
+            ms[at] = latency.kinds[kind].linear_ms(kind, columns)
         else:
-            ms[at] = roofline_times([kernels[k] for k in at], latency.roofline).median_ms
+            ms[at] = latency.roofline.predict([kernels[k] for k in at]).median_ms
     return ms
 
 
-# --- kernels ----------------------------------------------------------------------------------------------------------
-
-
-def kernel_times(kernels: Sequence[Kernel], latency: Latency) -> PredictedTimes:
-    """Each kernel by itself, as the engine's own timer would have it: by its kind, or by FLOPs and bytes."""
-    median, low, high, outside = (np.zeros(len(kernels)) for _ in range(4))
-    for kind, at in _by_kind(kernels).items():
+def kernel_times(kernels: Sequence[Kernel], latency: Latency, scale: float = 1.0) -> PredictedTimes:
+    """Each kernel by itself, by its kind or by FLOPs and bytes: `scale` times what the engine's own timer would say."""
+    median, low, high = (np.zeros(len(kernels)) for _ in range(3))
+    for kind, at, columns in by_kind(kernels):
         if kind in latency.kinds:
-            once, again = _alike(kernels, at)
-            times = latency.predict(kind, _columns(kernels, once))
+            times = latency.kinds[kind].predict(kind, columns)
         else:
-            times, again = roofline_times([kernels[k] for k in at], latency.roofline), list(range(len(at)))
-        median[at], low[at] = times.median_ms[again], times.low_ms[again]
-        high[at], outside[at] = times.high_ms[again], times.outside[again]
-    return PredictedTimes(median, np.maximum(low, median / _WIDEST), np.minimum(high, median * _WIDEST), outside)
-
-
-def _times(kernels: Sequence[Kernel], latency: Latency) -> PredictedTimes:
-    """What each kernel adds to the whole model."""
-    times, scale = kernel_times(kernels, latency), latency.scale
-    return PredictedTimes(scale * times.median_ms, scale * times.low_ms, scale * times.high_ms, times.outside)
-
-
-def _by_kind(kernels: Sequence[Kernel]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = defaultdict(list)
-    for k, kernel in enumerate(kernels):
-        places[kernel.kind].append(k)
-    return places
-
-
-def _alike(kernels: Sequence[Kernel], at: Sequence[int]) -> tuple[list[int], list[int]]:
-    """One of each configuration among these kernels, and for each kernel which one: networks repeat their layers."""
-    places: dict[tuple[float, ...], int] = {}
-    once: list[int] = []
-    again = []
-    for k in at:
-        key = tuple(kernels[k].config.values())
-        if key not in places:
-            places[key] = len(once)
-            once.append(k)
-        again.append(places[key])
-    return once, again
-
-
-def _columns(kernels: Sequence[Kernel], at: Sequence[int]) -> dict[str, Floats]:
-    return {name: np.array([kernels[k].config[name] for k in at], np.float64) for name in kernels[at[0]].config}
+            times = latency.roofline.predict([kernels[k] for k in at])
+        median[at], low[at], high[at] = times.median_ms, times.low_ms, times.high_ms
+    low, high = np.maximum(low, median / _WIDEST), np.minimum(high, median * _WIDEST)
+    return PredictedTimes(scale * median, scale * low, scale * high)
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------
@@ -289,21 +250,17 @@ def _moved(graph: Graph, i: int) -> float:
     return 2.0 * sum(graph.tensors[t].nbytes for t in node.outputs if t in graph.tensors)
 
 
-def _alone(times: PredictedTimes) -> list[Stat]:
-    """Each kernel as its kind has it."""
-    columns = (times.median_ms, times.low_ms, times.high_ms)
-    return [Stat(ms, low, high, 0) for ms, low, high in zip(*(c.tolist() for c in columns), strict=True)]
-
-
-def _corrected(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, belief: Belief) -> list[Stat]:
-    """Each kernel as it is believed now: in the middle of what its nodes are."""
+def _stats(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, corrected: Belief | None) -> list[Stat]:
+    """Each kernel as its kind has it; once the belief is `corrected`, in the middle of what its nodes are."""
+    if corrected is None:
+        return times.stats()
     place = {i: k for k, i in enumerate((i for step in graph.order for i in step), 1)}
-    deviations = belief.deviations()
+    deviations = corrected.deviations()
     stats = []
     for k, kernel in enumerate(kernels):
         at = [place[i] for i in kernel.nodes]
-        before = float(belief.edge[at].sum())
-        factor = float((belief.edge * belief.factors)[at].sum()) / before if before > 0 else 1.0
+        before = float(corrected.edge[at].sum())
+        factor = float((corrected.edge * corrected.factors)[at].sum()) / before if before > 0 else 1.0
         ms = float(times.median_ms[k]) * factor
         share = float(np.exp(TO_P90 * deviations[at].max() / factor))
         stats.append(Stat(ms, ms / share, ms * share, 0))

@@ -1,4 +1,4 @@
-"""What requests took in service → heads or tails that were measured, to correct a prediction with."""
+"""What requests took in service → heads that were measured, to correct a prediction with."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ class _Line(msgspec.Struct):
     fallback: str = ""
 
 
-def read_traces(path: Path, graph: Graph, *, heads: bool = True) -> tuple[list[SegmentCost], list[str]]:
-    """The heads of requests for `graph` (or their tails, for the server's machine), and a sentence for what was left
-    out.
+def read_traces(path: Path, graph: Graph) -> tuple[list[SegmentCost], list[str]]:
+    """The head of every cut of `graph` that requests ran with often enough, and a sentence for what was left out.
 
     `path` has a request a line, as ``splitpoint run --json`` prints them. InputError for a file that is something else.
     """
@@ -49,31 +48,19 @@ def read_traces(path: Path, graph: Graph, *, heads: bool = True) -> tuple[list[S
             raise InputError(
                 f"{path} line {number} is no request's trace ({exc}): splitpoint run --json prints them"
             ) from exc
-        ms = line.spans_ms.get("head" if heads else "tail", 0.0)
+        ms = line.spans_ms.get("head", 0.0)
         if not line.error and not line.fallback and 0 < ms <= _MOST_MS:
             taken.setdefault(line.ran or line.cut, []).append(ms)
-    return _segments(path, graph, taken, heads=heads)
-
-
-def _segments(
-    path: Path, graph: Graph, taken: dict[str, list[float]], *, heads: bool
-) -> tuple[list[SegmentCost], list[str]]:
-    """A measured side for every cut that is a prefix and was run often enough."""
     by_place: dict[int, list[list[float]]] = {}
     said = []
     for name, times in taken.items():
         place = _place(graph, name)
-        if place is None:
-            said.append(f"{path.name}: {counted(len(times), 'request')} cut at {name[:80]}, which is no prefix here")
-        elif len(times) < _LEAST:
-            said.append(f"{path.name}: {counted(len(times), 'request')} cut at {name[:80]}, fewer than {_LEAST}")
-        else:
+        if place is not None and len(times) >= _LEAST:
             by_place.setdefault(place, []).append(times)
-    segments = [
-        SegmentCost(place, head=stat_of(runs)) if heads else SegmentCost(place, tail=stat_of(runs))
-        for place, runs in sorted(by_place.items())
-    ]
-    return segments, said
+        else:
+            why = "which is no prefix here" if place is None else f"fewer than {_LEAST}"
+            said.append(f"{path.name}: {counted(len(times), 'request')} cut at {name[:80]}, {why}")
+    return [SegmentCost(place, head=stat_of(runs)) for place, runs in sorted(by_place.items())], said
 
 
 def _place(graph: Graph, name: str) -> int | None:
@@ -82,4 +69,4 @@ def _place(graph: Graph, name: str) -> int | None:
         nodes = graph.cut(name).nodes
     except CutError:
         return None
-    return next((k for k, c in enumerate(graph.prefixes()) if len(c.nodes) == len(nodes) and c.nodes == nodes), None)
+    return next((k for k, c in enumerate(graph.prefixes()) if c.nodes == nodes), None)

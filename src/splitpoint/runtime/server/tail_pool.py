@@ -17,9 +17,9 @@ from secrets import randbelow
 from time import perf_counter, sleep
 from typing import NamedTuple, cast
 
-from splitpoint.engines import Engine, Session
+from splitpoint.engines import Engine, Reopenable, Session
 from splitpoint.engines.apart import Apart, DiedError
-from splitpoint.engines.onnxruntime import OnnxRuntimeEngine, shrink_workspace
+from splitpoint.engines.onnxruntime import shrink_workspace
 from splitpoint.errors import BusyError, EngineError, InputError, SplitpointError
 from splitpoint.machine import usable_cores
 from splitpoint.models.model import Segment
@@ -80,7 +80,7 @@ class TailPool:
         max_wait_s: float,
     ) -> None:
         self._builders, self._tell, self._work_bytes = builders, tell, limits.work_bytes
-        apart = Apart(engine, limits.work_bytes) if isinstance(engine, OnnxRuntimeEngine) else None
+        apart = Apart(engine, limits.work_bytes) if isinstance(engine, Reopenable) else None
         # One by one on two cores, so that the other is left to requests.
         at_once = max(1, min(builders.workers, usable_cores() - 1))
         self.tails = Tails(engine, tail_bytes, tell, max_batch, apart, at_once)
