@@ -75,7 +75,7 @@ def test_only_one_profile_at_a_time_and_leaving_ends_it(chain: Model) -> None:
         compiled = len(gate.compiled)
         assert until(lambda: len(server._peers) == 1)
         gate.open.set()
-        assert until(lambda: server.services.profiling._thread is None)
+        assert until(lambda: server.services.profiling.thread is None)
         assert len(gate.compiled) <= compiled + 1, "nobody waited for it"
         assert second.profile_server(5.0).complete
         second.close()

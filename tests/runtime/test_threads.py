@@ -73,7 +73,7 @@ def test_a_stream_whose_abandoning_fails_ends_too() -> None:
 
 #: Threads that end by themselves, and who hears of what goes wrong in them.
 ONCE = {
-    ("server.py", "p.close"): "close() waits for it",
+    ("server.py", "p.connection.close"): "close() waits for it",
     ("admission.py", "self._serve"): "one connection's: whatever it raises is that connection's end",
     ("channel.py", "self._read"): "the same on the device",
     ("profile_jobs.py", "self._work"): "each profile's failure is its answer",

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from splitpoint.errors import ModelError, SplitpointError, StorageError
 from splitpoint.files import destination, is_special, make_folder, publish, scratch
+from splitpoint.models.dataflow import ort
 from splitpoint.models.layer_names import ALIASES_KEY, SOURCE_KEY, UNUSED_KEY
 from splitpoint.models.reasons import reason_of
 from splitpoint.models.torch import lowering
@@ -156,9 +156,9 @@ class Export:
 
     def _compare(self, path: Path, inputs: tuple[Any, ...], free_batch: bool) -> float:
         """`relative_error` of the file on batches of 2, 1 and 3, or twice on the fixed one; _Different if too large."""
-        options = onnxruntime.SessionOptions()
+        options = ort.SessionOptions()
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [i.name for i in session.get_inputs()]
         sizes = (2, 1, 3) if free_batch else (inputs[0].shape[0] if inputs and inputs[0].dim() else 1,) * 2
         runs = []
