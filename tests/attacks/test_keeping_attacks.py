@@ -375,6 +375,8 @@ def test_open_segments_of_an_address_are_bounded_together(target: Target, monkey
     assert len(target.gate.compiled) == before, "nothing is compiled for it"
     assert opened(other, target, "y2")[0] == Kind.OPENED
     two.send(22, 0, {"segment": header["segment"]})
+    two.send(Kind.PING, 9, [0.0])
+    assert two.receive()[0] == Kind.PONG, "so the server has heard what was said before it"
     assert opened(one, target, "y2")[0] == Kind.OPENED
 
 
