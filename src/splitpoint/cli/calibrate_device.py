@@ -46,7 +46,7 @@ _USUAL_ROWS = 50
     "Where to write what was learned; the measurements go beside it (device.strips.json).",
     default=Path("device.latency.json"), show_default=True,
 )  # fmt: skip
-@budget_option("5m", "How long to measure: 2m, 5m.")
+@budget_option("5m", "How long measuring and learning may take: 2m, 5m.")
 @click.option(
     "--csv",
     "csv_folder",

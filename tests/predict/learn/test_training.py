@@ -190,7 +190,7 @@ def test_a_kind_of_one_network_is_known_as_badly_as_one_never_measured() -> None
 
 
 def test_how_long_learning_takes_follows_from_rows_and_kinds() -> None:
-    ticks = iter([0.0, 0.4])
+    ticks = iter([0.0, 0.9, 1.3, 1.8])
     leaf = leaf_s(lambda: next(ticks))
     assert 0 < leaf < 0.4 / 200
     one = learning_s({"conv": convolutions(50)}, leaf)
