@@ -3,11 +3,13 @@
     python -m bench.predict seed DIR     # DIR has edge/ and cloud/ with the Neurosurgeon replica's tables
     python -m bench.predict folds DIR edge batchnorm
     python -m bench.predict drift DEVICE.strips.json
+    python -m bench.predict budgets DEVICE.strips.json DATA
 
 `seed`: what is learned of nine tenths of the rows of each table, judged on the tenth kept apart (seed 0, as the issue
 asks), beside a random forest on the raw columns and the replica's linear regression; and how far identical
 configurations in the tables differ, below which no prediction can get. Ten minutes on one core. `folds`: one kind,
-every row kept apart once. `drift`: what random networks of an earlier calibration take now.
+every row kept apart once. `drift`: what random networks of an earlier calibration take now. `budgets`: what the first
+seconds of a long calibration are worth, judged by the networks in DATA (`splitpoint predict evaluate --data DATA`).
 """
 
 from __future__ import annotations
@@ -17,18 +19,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter, process_time, sleep
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.common import header
 from splitpoint.engines import open_engine
+from splitpoint.predict.calibrate import ground_truth
 from splitpoint.predict.calibrate.collection import load_collection
 from splitpoint.predict.calibrate.random_networks import random_network
 from splitpoint.predict.calibrate.reference import visit
 from splitpoint.predict.kernels.kernel_table import Table, read_tables
 from splitpoint.predict.learn.features import columns_of
 from splitpoint.predict.learn.linear import fit_linear
-from splitpoint.predict.learn.training import FULL, effort_for, learn_kind
+from splitpoint.predict.learn.training import FULL, effort_for, leaf_s, learn_kind, learning_s
+from splitpoint.predict.price.prediction import predict_latency
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +43,8 @@ TARGETS = {"edge": 0.68, "cloud": 0.85}
 APART, SEED = 0.1, 0
 #: Random networks that are measured again.
 AGAIN = 40
+#: Seconds that calibrating and learning may take together.
+BUDGETS = (30.0, 60.0, 120.0, 300.0)
 
 
 def seed(arguments: list[str]) -> None:
@@ -179,7 +186,43 @@ def drift(arguments: list[str]) -> None:
     )
 
 
-PARTS: Mapping[str, Callable[[list[str]], None]] = {"seed": seed, "folds": folds, "drift": drift}
+def budgets(arguments: list[str]) -> None:
+    """Of every budget: how many networks lie in their ranges (80 % should), how wide those are, and the errors."""
+    if len(arguments) != 2:
+        raise SystemExit("python -m bench.predict budgets DEVICE.strips.json DATA")
+    whole, data = load_collection(Path(arguments[0])), Path(arguments[1])
+    kept = {name: model for name in ground_truth.names(data) if (model := ground_truth.kept(data, name)) is not None}
+    truth = ground_truth.load(data, kept)
+    if truth is None:
+        raise SystemExit(f"{data} has no measured networks: splitpoint predict evaluate --data {data}")
+    leaf = leaf_s()
+    spent = np.cumsum([s.spent_s for s in whole.strips])
+    spent *= whole.spent_s / spent[-1]  # learning between the strips counts as well
+    for budget in BUDGETS:
+        part = whole
+        for k in range(1, len(spent) + 1):
+            part = msgspec.structs.replace(whole, strips=whole.strips[:k], spent_s=float(spent[k - 1]))
+            if part.left_s(budget) <= learning_s(part.tables(), leaf):
+                break
+        started = perf_counter()
+        latency = part.learned(name="part")
+        took = perf_counter() - started
+        said = [
+            (network.median, predict_latency(model, latency).whole)
+            for name, model in kept.items() if (network := truth.whole(name)) is not None
+        ]  # fmt: skip
+        held = [range_.p10 <= ms <= range_.p90 for ms, range_ in said]
+        width = np.median([range_.p90 / range_.p10 for _, range_ in said])
+        error = np.median([abs(range_.median / ms - 1) for ms, range_ in said])
+        print(
+            f"{budget:4.0f} s: {len(part.strips)} networks, {part.rows} kernels in {part.spent_s:.0f} s; "
+            f"learned in {took:.0f} s (expected {learning_s(part.tables(), leaf):.0f}); {sum(held)} of {len(held)} in "
+            f"their ranges ({np.mean(held):.0%}), the upper end {width:.2f} times the lower, errors {error:.0%}; "
+            f"{len(latency.lacking)} kinds with too little", flush=True,
+        )  # fmt: skip
+
+
+PARTS: Mapping[str, Callable[[list[str]], None]] = {"seed": seed, "folds": folds, "drift": drift, "budgets": budgets}
 
 
 def main(arguments: list[str]) -> None:

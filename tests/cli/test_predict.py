@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from commands import fails, ok
 from latencies import latency
@@ -41,6 +42,26 @@ def test_predict_prints_kernels_the_whole_and_what_comes_next(
     assert found["whole_ms"] == pytest.approx(predict_latency(model_of(EFFICIENT), load_latency(device)).whole.median)
     assert [u["op"] for u in found["uncalibrated"]] == ["ReduceMean"]
     assert len(found["kernels"]) == len(kernels_of(model_of(EFFICIENT)))
+
+
+def test_too_little_data_is_repeated_by_predict_its_profile_and_plan(
+    latency_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latency = load_latency(latency_files / "device.latency.json")
+    conv = msgspec.structs.replace(latency.kinds["conv"], networks=3, shared=0.4)
+    few = msgspec.structs.replace(latency, kinds={**latency.kinds, "conv": conv}, lacking=("conv",))
+    path, profile = tmp_path / "few.latency.json", tmp_path / "few.profile.json"
+    save_latency(path, few)
+    sentence = "too little was measured of conv (3 networks): ranges are wide for that; measure on with a longer budget"
+    assert sentence in " ".join(ok(capsys, "predict", EFFICIENT, "--on", path, "-o", profile).split())
+    assert sentence in json.loads(ok(capsys, "predict", EFFICIENT, "--on", path, "--json"))["too_little"]
+    assert sentence in load_profile(profile).note
+    assert main(["plan", EFFICIENT, "--edge", str(path), "--cloud", "neurosurgeon-cloud", "--link", "wifi"]) == 0
+    captured = capsys.readouterr()
+    assert sentence in " ".join((captured.out + captured.err).split())
+    wide, narrow = (predict_latency(model_of(EFFICIENT), x).whole for x in (few, latency))
+    assert wide.p90 / wide.p10 > narrow.p90 / narrow.p10
+    assert predict_latency(model_of(EFFICIENT), latency).too_little == ""
 
 
 def test_predict_fits_a_narrow_terminal(latency_files: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
 import msgspec
+import numpy as np
 
 from splitpoint import install
 from splitpoint.cli.console import bold, countdown, line, out, say, table, waiting
@@ -21,7 +24,8 @@ from splitpoint.machine import now, this_machine
 from splitpoint.predict.calibrate.collect import collect, quick_fit
 from splitpoint.predict.calibrate.collection import Collection, load_collection, save_collection, started
 from splitpoint.predict.calibrate.reference import measure
-from splitpoint.predict.kernels.kernel_table import write_tables
+from splitpoint.predict.kernels.kernel_kinds import KINDS
+from splitpoint.predict.kernels.kernel_table import Table, write_tables
 from splitpoint.predict.learn.files import latency_bytes, load_latency, save_latency
 from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.profile.measure import Progress
@@ -33,6 +37,8 @@ from splitpoint.units import counted
 _ENDING, _BESIDE = ".latency.json", ".strips.json"
 #: Where half of the reference networks lie further apart than this, something disturbed them.
 _UNSURE = 1.25
+#: Of each kind half a minute measures about so many kernels.
+_USUAL_ROWS = 50
 
 
 @click.command()
@@ -40,7 +46,7 @@ _UNSURE = 1.25
     "Where to write what was learned; the measurements go beside it (device.strips.json).",
     default=Path("device.latency.json"), show_default=True,
 )  # fmt: skip
-@budget_option("5m", "How long to measure: 2m, 5m.")
+@budget_option("5m", "How long measuring and learning may take: 2m, 5m.")
 @click.option(
     "--csv",
     "csv_folder",
@@ -88,15 +94,20 @@ def command(
     beside = None if is_special(output) else beside_of(output)
     if beside is not None:
         check_writable(beside)
+    began = time.perf_counter()
     learns = _can_learn(csv_folder)
     engine = choice.open()
     collection = _begun(beside, engine, seed)
-    if beside is not None and output.exists() and collection.strips and collection.left_s(budget_s) <= 0:
+    learning = _learning(budget_s) if learns else _nothing
+    # What starting took is not there for measuring.
+    left_s = budget_s - (time.perf_counter() - began)
+    done = collection.left_s(left_s) <= learning(collection.tables())
+    if beside is not None and output.exists() and collection.strips and done:
         raise UsageError(
             f"{output} has {collection.spent_s:.0f} s of measurements behind it: a larger --budget measures on, and "
             f"without {beside} it begins anew"
         )
-    collection = _measure(collection, engine, budget_s, beside, learns)
+    collection = _measure(collection, engine, left_s, beside, learning, learns)
     if csv_folder is not None:
         write_tables(csv_folder, collection.tables())
         say(f"wrote {counted(collection.rows, 'row')} to {csv_folder}")
@@ -142,7 +153,25 @@ def _begun(beside: Path | None, engine: Engine, seed: int) -> Collection:
     return collection
 
 
-def _measure(collection: Collection, engine: Engine, seconds: float, beside: Path | None, learns: bool) -> Collection:
+def _nothing(tables: Mapping[str, Table]) -> float:
+    return 0.0
+
+
+def _learning(budget_s: float) -> Callable[[Mapping[str, Table]], float]:
+    """What learning takes here in the end, by how quickly trees grow now. It is said for the least that is measured."""
+    from splitpoint.predict.learn.training import leaf_s, learning_s
+
+    leaf = leaf_s()
+    least_s = learning_s({kind: Table(kind, {}, np.ones(_USUAL_ROWS)) for kind in KINDS}, leaf)
+    beyond = f", and the budget is less: expect {least_s:.0f} s and one network" if least_s > budget_s else ""
+    say(f"learning takes about {least_s:.0f} s or more of the budget{beyond}")
+    return lambda tables: learning_s(tables, leaf)
+
+
+def _measure(
+    collection: Collection, engine: Engine, seconds: float, beside: Path | None,
+    learning: Callable[[Mapping[str, Table]], float], learns: bool,
+) -> Collection:  # fmt: skip
     fit = quick_fit if learns else None
     with countdown() as shown:
         task = shown.add_task("calibrating", total=seconds, left="")
@@ -152,7 +181,7 @@ def _measure(collection: Collection, engine: Engine, seconds: float, beside: Pat
             shown.update(task, completed=progress.elapsed_s, description=what, left=f"{progress.left_s:.0f} s left")
 
         try:
-            for latest in collect(collection, engine, budget_s=seconds, fit=fit, on_progress=show):
+            for latest in collect(collection, engine, budget_s=seconds, fit=fit, learning_s=learning, on_progress=show):
                 collection = latest
                 if beside is not None:
                     save_collection(beside, collection)
@@ -221,3 +250,5 @@ def _print(latency: Latency, collection: Collection) -> None:
         f"a whole network takes {latency.scale:.2f} times its kernels and up to {latency.fixed_ms:.2f} ms, within "
         f"± {latency.spread:.0%} four times in five"
     )
+    if sentence := latency.too_little():
+        console.print(sentence)

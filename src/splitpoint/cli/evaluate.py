@@ -141,6 +141,8 @@ def _print(judgement: Judgement, latency: Latency) -> None:
         table(KINDS, kind_cells(judgement.kinds()), console=console)
     for line in sentences(judgement):
         console.print(line)
+    if few := latency.too_little():
+        console.print(few)
     if latency.reference and judgement.speed is None:
         console.print(
             "how fast the machine was meanwhile is not known: the file's reference networks are measured only with "

@@ -204,8 +204,9 @@ def _predicted(model: Model, latency: Latency) -> Profile:
     prediction = predict_latency(model, latency)
     say(f"{latency.name}: {model.name} predicted, never run there ({prediction.whole} for the whole)")
     line = uncalibrated_line(prediction)
-    if line:
-        say(line)
+    for said in (line, prediction.too_little):
+        if said:
+            say(said)
     return prediction.profile(codecs_there(model, latency))
 
 

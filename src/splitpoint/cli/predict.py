@@ -168,6 +168,8 @@ def _print(prediction: Prediction, rows: Sequence[PriceRow]) -> None:
         console.print(f"beside them up to {fine_ms(latency.fixed_ms)} ms that a run costs after a pause")
     if uncalibrated := uncalibrated_line(prediction):
         console.print(uncalibrated)
+    if prediction.too_little:
+        console.print(prediction.too_little)
 
 
 def _say_next(prediction: Prediction, model: str, device_file: str, output: Path | None) -> None:
@@ -183,6 +185,7 @@ def _summary(prediction: Prediction) -> dict[str, object]:
         "fingerprint": prediction.fingerprint,
         "on": prediction.latency.name,
         "note": prediction.latency.note,
+        "too_little": prediction.too_little,
         "engine": prediction.latency.engine,
         "device": prediction.latency.device,
         "threads": prediction.latency.threads,

@@ -69,3 +69,5 @@ def _print(latency: Latency) -> None:
     cells = [(kind, str(model.rows), *rates(model.score)) for kind, model in latency.kinds.items()]
     console.print(f"{latency.name}: what was learned, judged by rows kept apart")
     table(fields_of(_TITLES, left=_TITLES[:1], keep=_TITLES), cells, console=console)
+    if few := latency.too_little():
+        console.print(few)

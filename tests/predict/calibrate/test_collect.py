@@ -30,6 +30,12 @@ def test_a_round_has_a_strip_of_every_family_and_the_budget_ends_it() -> None:
     assert found.rows == sum(len(s.rows) for s in found.strips)
 
 
+def test_what_learning_takes_in_the_end_is_kept_free() -> None:
+    found = collected(VirtualEngine(), 30.0, learning_s=lambda tables: 10.0)
+    assert 16.0 < found.spent_s <= 20.5
+    assert len(collected(VirtualEngine(), 2.0, learning_s=lambda tables: 10.0).strips) == 1  # there is at least one
+
+
 def test_the_whole_is_its_kernels_and_what_is_fixed() -> None:
     engine = VirtualEngine()
     found = collected(engine, 10.0)

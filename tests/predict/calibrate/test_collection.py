@@ -124,3 +124,31 @@ def test_a_file_says_of_its_references_what_it_predicts(monkeypatch: pytest.Monk
     other[k] = msgspec.structs.replace(other[k], visits=(disturbed,))
     again = msgspec.structs.replace(found, strips=tuple(other)).learned()
     assert {r.seed: r.ms for r in again.reference}.get(slow.seed, slow.ms) < 1.1 * slow.ms
+
+
+def test_a_device_whose_own_networks_lie_beyond_their_ranges_says_so_and_is_less_sure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("sklearn")
+    from splitpoint.predict.learn import training as learn
+
+    monkeypatch.setattr(learn, "FULL", learn.QUICK)
+    found = collected(VirtualEngine(), 40.0)
+    calm = found.learned()
+    assert calm.contradicted == 0.0
+    # The law is learned of wholes that were quick when their kernels were, and the references take three times as long.
+    law = learn._law
+
+    def quicker(*args: Any) -> tuple[float, float, float]:
+        fixed_ms, scale, spread = law(*args)
+        return fixed_ms / 3, scale / 3, spread
+
+    monkeypatch.setattr(learn, "_law", quicker)
+    latency = found.learned()
+    assert 2.0 < latency.contradicted < 5.0
+    assert latency.spread == pytest.approx(np.log(latency.contradicted))
+    assert f"four in five lie within {latency.contradicted:.2g} times what it says" in latency.too_little()
+    assert "--budget" in latency.too_little()
+    taken = {s.seed: s.whole_ms for s in found.strips}
+    wholes = [(taken[r.seed], predict_latency(network(r), latency).whole) for r in latency.reference]
+    assert np.mean([said.p10 <= ms <= said.p90 for ms, said in wholes]) >= 0.8

@@ -30,3 +30,14 @@ def test_a_cell_with_few_rows_uses_the_common_base() -> None:
 def test_linear_regression_is_there_to_compare_with() -> None:
     found = fit_linear({"x": np.array([1.0, 2, 3, 4]), "same": np.ones(4)}, np.array([5.0, 7, 9, 11]))
     assert found == pytest.approx({"1": 3.0, "x": 2.0})
+
+
+def test_a_term_that_only_short_rows_have_has_no_price() -> None:
+    """Gates of one pixel have an activation apart; from their microsecond nothing follows for whole pictures."""
+    work = np.linspace(0.1, 5.0, 40)
+    tiny = np.concatenate([np.zeros(40), [1e-5, 2e-5]])
+    terms = {"1": np.ones(42), "macs": np.concatenate([work, [1e-4, 1e-4]]), "passes": tiny}
+    ms = 0.01 + terms["macs"] + 200 * tiny
+    assert "passes" not in fit_base(terms, ms)
+    seen = np.concatenate([np.where(np.arange(40) % 2, work, 0.0), [0.0, 0.0]])
+    assert fit_base(terms | {"passes": seen}, 0.01 + terms["macs"] + 2 * seen)["passes"] == pytest.approx(2, rel=0.01)

@@ -11,11 +11,12 @@ import pytest
 from trained_tables import convolutions, elements, learned
 
 from splitpoint.errors import InputError, MissingExtraError
+from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
 from splitpoint.predict.learn.boost import Boosting
 from splitpoint.predict.learn.files import latency_bytes, parse_latency
 from splitpoint.predict.learn.latency_model import Latency, cold
-from splitpoint.predict.learn.training import FULL, QUICK, effort_for, learn_kind, score_of, train
+from splitpoint.predict.learn.training import FULL, QUICK, effort_for, leaf_s, learn_kind, learning_s, score_of, train
 
 
 def error(latency: Latency, table: Table) -> np.ndarray[Any, Any]:
@@ -142,3 +143,57 @@ def test_the_roofline_is_near_the_device() -> None:
     assert 5e6 < line.flops_per_ms < 1e8  # 20 to 40 GFLOP/s, a part of which is lost
     assert 1e6 < line.bytes_per_ms < 1e8
     assert 1.5 <= line.spread <= 100
+
+
+# --- few rows ---------------------------------------------------------------------------------------------------------
+
+
+def in_networks(networks: int, off: float) -> Table:
+    """Activations in so many networks of eight; in each all take longer or shorter by the same share, `off` usually."""
+    table = elements("activation", 8 * networks)
+    strips = np.repeat(np.arange(networks), 8)
+    factor = np.exp(off * np.random.default_rng(2).normal(size=networks))[strips]
+    return Table(table.kind, table.columns, table.latency_ms * factor, strips)
+
+
+def test_what_kernels_of_one_network_share_is_learned_of_networks_kept_apart() -> None:
+    calm, shaken = (train({"activation": in_networks(40, off)}, name="x", quick=True) for off in (0.0, 0.5))
+    assert calm.kinds["activation"].networks == 40
+    assert calm.kinds["activation"].shared < 0.15
+    assert 0.35 < shaken.kinds["activation"].shared < 0.8
+
+
+def test_rows_of_few_networks_are_judged_by_other_networks() -> None:
+    """Eight kernels of a network are alike: rows apart, of the same networks, would seem near."""
+    model = train({"activation": in_networks(4, 1.0)}, name="x", quick=True).kinds["activation"]
+    assert model.shared > 0.5
+    assert model.score.mape > 0.3
+
+
+def test_too_little_is_in_the_file_and_said() -> None:
+    few, enough = in_networks(3, 0.1), convolutions(100)
+    depthwise = {name: enough.columns[name][:4] for name in KINDS["dw_conv"].required}
+    tables = {"activation": few, "conv": enough, "dw_conv": Table("dw_conv", depthwise, enough.latency_ms[:4])}
+    latency = train(tables, name="x", quick=True)
+    assert latency.lacking == ("activation", "dw_conv")
+    again = parse_latency(latency_bytes(latency), "here")
+    assert again == latency
+    said = again.too_little()
+    assert said.startswith("too little was measured of activation (3 networks), dw_conv (4 rows): ranges are wide")
+    assert "dw_conv" not in again.too_little({"conv", "activation"})
+    assert again.too_little({"conv"}) == ""
+
+
+def test_a_kind_of_one_network_is_known_as_badly_as_one_never_measured() -> None:
+    latency = train({"activation": in_networks(1, 0.0)}, name="x", quick=True)
+    assert latency.kinds["activation"].shared == pytest.approx(np.log(latency.roofline.spread) / 1.2816)
+
+
+def test_how_long_learning_takes_follows_from_rows_and_kinds() -> None:
+    ticks = iter([0.0, 0.9, 1.3, 1.8])
+    leaf = leaf_s(lambda: next(ticks))
+    assert 0 < leaf < 0.4 / 200
+    one = learning_s({"conv": convolutions(50)}, leaf)
+    assert learning_s({"conv": convolutions(50), "linear": convolutions(50)}, leaf) > 1.5 * one
+    assert learning_s({"conv": convolutions(1200)}, leaf) > 3 * one
+    assert learning_s({}, leaf) == 0.0

@@ -63,13 +63,15 @@ def collect(
     *,
     budget_s: float,
     fit: Fit | None = None,
+    learning_s: Callable[[Mapping[str, Table]], float] = lambda tables: 0.0,
     on_progress: Callable[[Progress], None] | None = None,
     clock: Clock = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
 ) -> Iterator[Collection]:
     """`collection` with one visit more, again and again until it has taken `budget_s` seconds in all.
 
-    `fit` learns from tables which kernels are known least; without it strips are taken as they come. EngineError if
+    `fit` learns from tables which kernels are known least; without it strips are taken as they come. `learning_s` says
+    what learning from tables will take in the end, which is kept free. There is at least one strip. EngineError if
     the engine does not say what kernels take, UsageError for a budget that is not positive.
     """
     if not budget_s > 0:
@@ -80,7 +82,7 @@ def collect(
     now = clock()
     while True:
         count, spent = len(survey.collection.strips), survey.collection.spent_s
-        if count and survey.collection.left_s(budget_s) <= 0:
+        if count and survey.collection.left_s(budget_s) <= learning_s(survey.collection.tables()):
             return
         if on_progress is not None:
             total = max(count + 1, round(count * budget_s / spent)) if count else len(FAMILIES)

@@ -21,6 +21,7 @@ from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernel_table import Table
 from splitpoint.predict.learn.latency_model import Latency, Reference
 from splitpoint.predict.price.prediction import predict_latency
+from splitpoint.profile.profiles import Stat
 from splitpoint.units import counted
 
 FORMAT = 1
@@ -30,6 +31,8 @@ _DISTURBED = 1.15
 _LEAST_MS = 5e-4
 #: Reference networks: so many, not the lightest and heaviest, of families that are like real networks.
 _REFERENCES, _MOST_REFERENCE_MB = 24, 48.0
+#: Of so many of them that were measured four in five lie in their ranges, or something is wrong.
+_TELLING, _HOLDS = 5, 0.8
 _NO_REFERENCE = frozenset({"odd", "mlp", "lenet", "text"})
 _Seed = Annotated[int, Meta(ge=0, le=1 << 31)]
 _Size = Annotated[float, Meta(ge=-1, le=1e18)]
@@ -106,8 +109,8 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         return sum(len(s.rows) for s in self.strips)
 
     def left_s(self, budget_s: float) -> float:
-        """Seconds of a budget that are left, less what one strip usually takes: 0 or less where it is used up."""
-        usual = float(np.median([s.spent_s / len(s.visits) for s in self.strips])) if self.strips else 0.0
+        """Seconds of a budget that are left, less what nine of ten strips take: 0 or less where it is used up."""
+        usual = float(np.quantile([s.spent_s / len(s.visits) for s in self.strips], 0.9)) if self.strips else 0.0
         return budget_s - self.spent_s - usual
 
     def tables(self) -> dict[str, Table]:
@@ -170,9 +173,22 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
             totals={number: s.whole_ms for number, s in enumerate(self.strips)}, seed=self.seed,
         )  # fmt: skip
         # What is learned of all of them is nearer to how fast the device was than the one time each was measured.
-        priced = ((r, predict_latency(network(r), latency).whole.median) for r in self.references())
-        reference = tuple(msgspec.structs.replace(r, ms=ms) for r, ms in priced)
-        return msgspec.structs.replace(latency, reference=reference)
+        priced = [(r, predict_latency(network(r), latency).whole) for r in self.references()]
+        reference = tuple(msgspec.structs.replace(r, ms=p.median) for r, p in priced)
+        return msgspec.structs.replace(_contradicted(latency, [(r.ms, p) for r, p in priced]), reference=reference)
+
+
+def _contradicted(latency: Latency, priced: Sequence[tuple[float, Stat]]) -> Latency:
+    """`latency` as it is where the networks of `priced` (ms measured, what it says) lie in their ranges four times in
+    five; otherwise with a spread that holds them, and it says so.
+    """
+    off = np.abs([np.log(ms / said.median) for ms, said in priced])
+    if len(off) < _TELLING or np.mean([said.p10 <= ms <= said.p90 for ms, said in priced]) >= _HOLDS:
+        return latency
+    spread = float(np.quantile(off, _HOLDS, method="higher"))
+    return msgspec.structs.replace(
+        latency, spread=min(max(latency.spread, spread), 10.0), contradicted=float(np.exp(spread))
+    )
 
 
 def started(engine: Engine, seed: int = 0) -> Collection:

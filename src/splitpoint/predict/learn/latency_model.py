@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from splitpoint.predict.learn.linear import cells_base
 from splitpoint.predict.learn.trees import Forest
 from splitpoint.profile.costs import Floats
 from splitpoint.profile.profiles import Stat
+from splitpoint.units import counted
 
 #: Of the file format. A file with another number is refused with a sentence.
 FORMAT = 1
@@ -135,6 +136,11 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
     linear: dict[str, Annotated[float, Meta(ge=-1e18, le=1e18)]]
     score: LatencyScore
     rows: Count
+    networks: Count = 0
+    """In how many networks they were measured; 0 where the rows do not say."""
+    shared: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    """What all kernels of this kind in one network are off together: a standard deviation, as a share, of networks kept
+    apart; 0 where the rows do not say."""
 
     def predict(self, kind: str, configs: Mapping[str, Floats]) -> PredictedTimes:
         """Of kernels with these columns (`kinds.KINDS`); a column that is left out has its default."""
@@ -190,6 +196,27 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     slowdown: Annotated[float, Meta(ge=1e-6, le=1e6)] = 1.0
     """What everything in here was multiplied by since the device was calibrated (`slowed`), and when."""
     refreshed: LongLabel = ""
+    lacking: Annotated[tuple[LongLabel, ...], Meta(max_length=256)] = ()
+    """Kinds of which too little was measured."""
+    contradicted: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """Where the device's own networks do not lie in their ranges four times in five: within which factor they do."""
+
+    def too_little(self, kinds: Collection[str] | None = None) -> str:
+        """A sentence on which of `kinds` (None: all) too little was measured, and what to do; "" if of none."""
+        few = [k for k in self.lacking if k in self.kinds and (kinds is None or k in kinds)]
+        said = []
+        if few:
+            sizes = ((n, "network") if (n := self.kinds[k].networks) else (self.kinds[k].rows, "row") for k in few)
+            named = (f"{k} ({counted(*size)})" for k, size in zip(few, sizes, strict=True))
+            said.append(f"too little was measured of {', '.join(named)}")
+        if self.contradicted:
+            said.append(
+                f"of its own networks four in five lie within {self.contradicted:.2g} times what it says, no nearer"
+            )
+        if not said:
+            return ""
+        longer = "measure on with a longer budget (splitpoint calibrate-device --budget 5m -o FILE)"
+        return f"{'; '.join(said)}: ranges are wide for that; {longer if self.machine else 'train on more rows'}"
 
     def whole_ms(self, kernels_ms: float) -> float:
         """What a segment takes whose kernels add up to this."""

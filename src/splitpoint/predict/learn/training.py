@@ -8,6 +8,7 @@ scores and intervals come from rows kept apart (cross-validation; whole strips w
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from splitpoint.predict.learn.latency_model import (
 from splitpoint.predict.learn.linear import cells_base, fit_base, fit_cells, fit_linear
 from splitpoint.predict.learn.trees import Forest
 from splitpoint.profile.costs import Floats, Ints
+from splitpoint.trace import Clock
 
 _Bases = dict[str, dict[str, float]]
 
@@ -50,6 +52,11 @@ _MANY, _KERNEL = 200, 0.06
 _LEAST_ERROR = 0.005
 #: With fewer rows nothing can be kept apart.
 _FEWEST = 10
+#: Of a kind that was in fewer networks (or has fewer rows, where those do not say of which network) too little is
+#: known: a tenth beyond each end of its range is less than one of them (less than three).
+_FEW_NETWORKS, _FEW_ROWS = 10, 30
+#: Of a normal variable: standard deviations from the median to the 90th percentile.
+_TO_P90 = 1.2816
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,10 @@ _WIDTH = Boosting(trees=40, leaves=8, least=20, bins=64)
 _FIRST = Boosting(loss="absolute_error", trees=80, rate=0.2, bins=64)
 #: Effort from so many rows on.
 FULL: Mapping[int, Effort] = {
-    0: Effort((dataclasses.replace(_FIRST, leaves=16),), Boosting(trees=120, leaves=16, bins=64, seeds=2), _WIDTH, 5),
+    0: Effort(
+        (dataclasses.replace(_FIRST, trees=30, leaves=8),), Boosting(trees=60, rate=0.15, leaves=8, bins=64), _WIDTH, 5
+    ),
+    400: Effort((dataclasses.replace(_FIRST, leaves=16),), Boosting(trees=120, leaves=16, bins=64, seeds=2), _WIDTH, 5),
     1000: Effort((_FIRST, Boosting(trees=150)), Boosting(trees=200, seeds=3), _WIDTH, 5),
     5000: Effort((_FIRST, Boosting(trees=150)), Boosting(trees=250, rate=0.08, leaves=63, seeds=3), _WIDTH, 5),
 }
@@ -86,6 +96,37 @@ def effort_for(table: Table, efforts: Mapping[int, Effort]) -> Effort:
         return effort
     smoother = dataclasses.replace(effort.median, leaves=min(effort.median.leaves, 16), least=15)
     return dataclasses.replace(effort, median=smoother)
+
+
+def leaf_s(clock: Clock = time.perf_counter) -> float:
+    """Seconds in which this machine grows one leaf, by a small forest. MissingExtraError without scikit-learn."""
+    rows = np.random.default_rng(0).random((400, 60))
+    need_sklearn()
+    grow(rows[:20], rows[:20, 0], np.ones(20), _WIDTH, 0)  # what is imported is not counted
+    times = [clock()]
+    for _ in range(3):
+        grow(rows, rows[:, 0], np.ones(len(rows)), _WIDTH, 0)
+        times.append(clock())
+    return float(np.diff(times).min()) / _leaves(_WIDTH, len(rows))
+
+
+def learning_s(tables: Mapping[str, Table], leaf_s: float) -> float:
+    """Seconds that `train` is expected to take for `tables`, where a leaf takes `leaf_s`."""
+    leaves = 0.0
+    for table in tables.values():
+        effort, rows = effort_for(table, FULL), len(table)
+        leaves += effort.folds * sum(_leaves(how, rows) for how in (*effort.trust, effort.median)) + _leaves(
+            effort.width, rows
+        )
+        leaves += effort.median.seeds * _leaves(effort.median, rows)
+    return leaves * leaf_s
+
+
+def _leaves(how: Boosting, rows: int) -> float:
+    """How many leaves a forest has, and what it takes beside them in leaves. Measured: 25 ms a forest, 0.11 ms a
+    leaf, and no more leaves than one for eight rows.
+    """
+    return 0.0 if rows < 2 * how.least else 200 + how.trees * min(how.leaves, rows / 8)
 
 
 def train(
@@ -120,6 +161,10 @@ def train(
         if progress is not None:
             call(progress, kind)
         kinds[kind], expected[kind] = learn_kind(table, effort_for(table, QUICK if quick else FULL), seed)
+    roofline = fit_roofline(tables)
+    for kind, model in kinds.items():
+        if model.networks == 1:  # none could be kept apart: no better known than what was never measured
+            kinds[kind] = msgspec.structs.replace(model, shared=float(np.log(roofline.spread)) / _TO_P90)
     fixed_ms, scale, spread = _law(tables, expected, totals or {})
     return Latency(
         name=name,
@@ -136,8 +181,11 @@ def train(
         cold_ms=COLD_MS,
         scale=scale,
         spread=spread,
-        roofline=fit_roofline(tables),
+        roofline=roofline,
         rows=sum(len(table) for table in tables.values()),
+        lacking=tuple(
+            kind for kind, m in kinds.items() if (m.networks or m.rows) < (_FEW_NETWORKS if m.networks else _FEW_ROWS)
+        ),
     )
 
 
@@ -170,6 +218,8 @@ def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, 
         linear=fit_linear(columns, table.latency_ms),
         score=score_of(np.exp(expected), table.latency_ms, covered),
         rows=len(table),
+        networks=0 if table.origin is None else len(np.unique(table.origin)),
+        shared=_shared(table, expected),
     )
     return model, np.exp(expected)
 
@@ -265,11 +315,11 @@ def _kept_apart(data: _Data, weights: Floats, folds: Ints, how: Boosting, seed: 
 def _folds(table: Table, count: int, seed: int) -> Ints:
     """A fold for each row; rows of one strip are in the same one, because a strip is disturbed as a whole."""
     draw = np.random.default_rng(seed)
-    if table.origin is None or len(np.unique(table.origin)) < 2 * count:
+    if table.origin is None or len(np.unique(table.origin)) < 2:
         return draw.permutation(np.arange(len(table)) % min(count, max(1, len(table))))
     alone = table.origin < 0
     strips, place = np.unique(table.origin, return_inverse=True)
-    folds = draw.permutation(np.arange(len(strips)) % count)[place]
+    folds = draw.permutation(np.arange(len(strips)) % min(count, len(strips)))[place]
     folds[alone] = draw.integers(0, count, int(alone.sum()))
     return np.asarray(folds, np.int64)
 
@@ -306,6 +356,30 @@ def _interval(errors: Floats, width: Floats, folds: Ints) -> tuple[float, float,
     return min(low, 0.0), max(high, 0.0), covered
 
 
+def _shared(table: Table, expected: Floats) -> float:
+    """What kernels of one network are off together (`KindModel.shared`), by the logarithms expected of rows kept apart.
+
+    One network's error is the logarithm of its kernels together, measured ÷ expected.
+    """
+    if table.origin is None or len(np.unique(table.origin)) < 2:
+        return 0.0
+    _, place = np.unique(table.origin, return_inverse=True)
+    measured, thought = np.bincount(place, table.latency_ms), np.bincount(place, np.exp(expected))
+    return _within(np.log(measured / thought)) / _TO_P90
+
+
+def _within(errors: Floats) -> float:
+    """How far from 0 four of five such errors lie, one more included: few say less, so it is farther (split conformal;
+    of fewer than ten Student's t, as the largest of them are hardly the extremes).
+    """
+    from scipy.special import stdtrit
+
+    if len(errors) < _FEWEST:
+        return float(np.sqrt(np.mean(errors**2)) * stdtrit(len(errors), 1 - _TAIL))
+    share = min(1.0, (1 - 2 * _TAIL) * (1 + 1 / len(errors)))
+    return float(np.quantile(np.abs(errors), share, method="higher"))
+
+
 def _ends(ratio: Floats) -> tuple[float, float]:
     """The 10th and the 90th percentile that hold for one more row, too (the extremes of fewer than ten)."""
     share = min(1.0, (1 - _TAIL) * (1 + 1 / len(ratio)))
@@ -326,12 +400,11 @@ def _law(
                 if strip in sums:
                     sums[strip] += ms
     pairs = [(sums[s], totals[s]) for s in totals if sums[s] > 0 and totals[s] > 0]
-    if len(pairs) < _FEWEST:
+    if not pairs:
         return 0.0, 1.0, 0.0
     kernels, whole = np.array(pairs).T
-    line = fit_base({"cold": cold(kernels), "kernels": kernels}, whole)
+    line = {} if len(pairs) < _FEWEST else fit_base({"cold": cold(kernels), "kernels": kernels}, whole)
     fixed_ms, scale = line.get("cold", 0.0), line.get("kernels", 0.0)
     if not scale:
         fixed_ms, scale = 0.0, float(np.median(whole / kernels))
-    off = np.abs(np.log(whole / (fixed_ms * cold(kernels) + scale * kernels)))
-    return fixed_ms, scale, float(np.quantile(off, 1 - 2 * _TAIL, method="higher"))
+    return fixed_ms, scale, _within(np.log(whole / (fixed_ms * cold(kernels) + scale * kernels)))

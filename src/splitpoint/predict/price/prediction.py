@@ -32,7 +32,7 @@ from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat
 
 #: How far whole models may be off (a factor of exp(±this) four times in five) where none was measured to learn it.
 _UNKNOWN = 0.25
-#: Of that error all kernels share this much (of its variance), those of one kind the rest.
+#: Of that error all kernels share this much (of its variance), those of one kind the rest, where a file does not say.
 _COMMON = 0.7
 #: The part that every segment pays first is known this well (a standard deviation, as a share).
 _FIXED = 0.3
@@ -98,6 +98,11 @@ class Prediction:
         rows = [Uncalibrated(op, kind, len(ms), sum(ms) / total) for (op, kind), ms in times.items()]
         return tuple(sorted(rows, key=lambda u: -u.share))
 
+    @property
+    def too_little(self) -> str:
+        """The sentence of `Latency.too_little` on the kinds in this model."""
+        return self.latency.too_little({k.kind for k in self.kernels})
+
     def profile(self, codecs: Mapping[str, CodecCost] | None = None) -> Profile:
         """The profile that planning takes: every prefix has a head and a tail with `count` 0, for none was measured.
 
@@ -113,7 +118,7 @@ class Prediction:
         nodes[[i for step in graph.order for i in step]] = (belief.edge * belief.factors)[1:]
         corrected = f", corrected by {self.measured} measured times" if self.measured else ""
         notes = (
-            f"predicted from {latency.name}{corrected}, never run there", latency.note,
+            f"predicted from {latency.name}{corrected}, never run there", latency.note, self.too_little,
             "codec times of another machine" if codecs is None else "",
         )  # fmt: skip
         return Profile(
@@ -197,6 +202,8 @@ def _belief(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, late
     group = np.zeros(count, np.int64)
     names = {kind: k for k, kind in enumerate(dict.fromkeys(k.kind for k in kernels), 1)}
     spread = latency.spread or _UNKNOWN
+    # A file that says what kinds have in common has the whole's spread beside it: it does not cancel out over kinds.
+    common = 1.0 if any(m.networks for m in latency.kinds.values()) else _COMMON
     for k, kernel in enumerate(kernels):
         at = list(kernel.nodes)
         ms = float(times.median_ms[k])
@@ -204,7 +211,8 @@ def _belief(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, late
         group[at] = names[kernel.kind]
         if kernel.kind in latency.kinds:
             own[at] = log(times.high_ms[k] / times.low_ms[k]) / 2 / TO_P90 if times.low_ms[k] > 0 else 0.0
-            shared[at] = spread / TO_P90 * (1 - _COMMON) ** 0.5
+            learned = latency.kinds[kernel.kind]
+            shared[at] = learned.shared if learned.networks else spread / TO_P90 * (1 - _COMMON) ** 0.5
         else:  # what is wrong with one of them is wrong with all
             shared[at] = log(latency.roofline.spread) / TO_P90
     flat = [i for step in graph.order for i in step]
@@ -212,7 +220,7 @@ def _belief(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, late
         edge=np.concatenate([[latency.fixed_ms], edge[flat]]),
         cloud=np.concatenate([[latency.fixed_ms], cloud[flat]]),
         counts=np.fromiter(accumulate((len(step) for step in graph.order), initial=0), np.int64),
-        overall=spread / TO_P90 * _COMMON**0.5,
+        overall=spread / TO_P90 * common**0.5,
         shared=np.concatenate([[0.0], shared[flat]]),
         own=np.concatenate([[_FIXED], own[flat]]),
         group=np.concatenate([[0], group[flat]]),
