@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 
 from splitpoint.engines import Engine, Session
-from splitpoint.lab.slow_device import sleep_until
+from splitpoint.engines.stretch import sleep_until
 from splitpoint.models.model import Segment
 from splitpoint.tensors import Array
 

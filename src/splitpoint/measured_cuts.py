@@ -1,8 +1,9 @@
 """Cuts measured for real, between a device and a server that are there.
 
 `compare` measures the options of a plan, in turns, for rows of what was predicted beside what was measured; `sweep`
-measures split points, one after the other (its rows: `report.sweep_table`). They are the first seed system's experiment
-and the honest table's proof.
+measures split points, one after the other (its rows: `report.sweep_table`). Both compare medians; what these cannot
+tell from the fastest is measured again, in turns, before one is called that. They are the first seed system's
+experiment and the honest table's proof.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from splitpoint.callbacks import call
 from splitpoint.errors import UsageError, nearest
 from splitpoint.graph import Cut
 from splitpoint.planning.plans import Band, Option
+from splitpoint.report.noise import tied
 from splitpoint.report.sweep_table import SweepRow, sweep_row
 from splitpoint.report.table import Column, number_columns
 from splitpoint.runtime.client.edge import Edge
@@ -28,6 +30,10 @@ from splitpoint.units import ms, size
 
 #: Requests at each cut that are not counted: first runs allocate, and the server's cache fills.
 WARM_UP = 2
+#: What is measured again has so many requests at least, and no more than the second number for being asked for more.
+AGAIN, _MOST_AGAIN = 12, 48
+#: So many cuts are in memory at once while they take turns.
+_TOGETHER = 8
 
 
 class CompareRow(msgspec.Struct, frozen=True):
@@ -42,6 +48,8 @@ class CompareRow(msgspec.Struct, frozen=True):
     stages: dict[str, float]
     requests: int
     up_nbytes: int
+    fastest: bool = False
+    """Whether it cannot be told from the fastest; if several are, all of them were measured again."""
 
     @property
     def error(self) -> float:
@@ -78,9 +86,10 @@ def compare(
     True
 
     One request of each option in turn, so that what disturbs one disturbs all; they take `inputs` one after the other.
-    All options are compiled at once, here and on the server, and `edge` is left at the last one. `on_progress` is told
-    how many requests of how many are done. UsageError without inputs or options, InputError for options of another
-    model, and what `Edge.infer` raises.
+    Those that cannot be told from the fastest are then measured again, with `AGAIN` requests at least. All options are
+    compiled at once, here and on the server, and `edge` is left at one of them. `on_progress` is told how many requests
+    of how many are done, from the first again for those that are measured again. UsageError without inputs or options,
+    InputError for options of another model, and what `Edge.infer` raises.
     """
     if not inputs or not options:
         raise UsageError("a comparison needs at least one input and one option")
@@ -88,40 +97,40 @@ def compare(
     for cut, codecs in places:
         edge.warm(cut, codecs)
     measured = _measure(edge, places, inputs, repeat, on_progress)
-    return [_compared(option, results) for option, results in zip(options, measured, strict=True)]
+    near = tied(_totals(measured))
+    if len(near) > 1:
+        again, left = _again(edge, [places[i] for i in near], inputs, repeat, on_progress)
+        for i, results in zip(near, again, strict=True):
+            measured[i] = results
+        near = [near[k] for k in left]
+    return [_compared(o, results, k in near) for k, (o, results) in enumerate(zip(options, measured, strict=True))]
 
 
-def _compared(option: Option, results: Sequence[Result]) -> CompareRow:
+def _compared(option: Option, results: Sequence[Result], fastest: bool) -> CompareRow:
     """The row of `option` from the results of its requests."""
     spent = [r.numbers | {way: r.trace.ms(way) for way in ("up", "down")} for r in results]
     low, middle, high = (float(q) for q in np.percentile([s["total"] for s in spent], (10, 50, 90)))
     stages = {name: float(np.median([s[name] for s in spent])) for name in (*STAGES, *OTHERS, "up", "down")}
     up = int(np.median([r.up_nbytes for r in results]))
-    return CompareRow(option, Band(middle, low, high), stages, len(results), up)
+    return CompareRow(option, Band(middle, low, high), stages, len(results), up, fastest)
 
 
 def verdict(rows: Sequence[CompareRow]) -> str:
-    """Whether the planned option, the first one, was the fastest; and by how much not."""
-    planned, fastest = rows[0], min(rows, key=lambda r: r.measured.ms)
-    others = [r for r in rows if r is not planned]
-    if planned is fastest:
-        if not others:
-            return f"planned and measured: {planned.option.label}, {ms(planned.measured.ms)} ms"
-        second = min(others, key=lambda r: r.measured.ms)
-        gain = 1 - planned.measured.ms / second.measured.ms
-        if planned.measured.high >= second.measured.low:
-            return (
-                f"the plan is not refuted: {planned.option.label} is the fastest, but {second.option.label} is only "
-                f"{gain:.0%} behind, within what requests vary by"
-            )
-        return f"the plan was right: {planned.option.label} is the fastest, {gain:.0%} before {second.option.label}"
-    late = planned.measured.ms / fastest.measured.ms - 1
-    near = planned.measured.low <= fastest.measured.high
-    how = "within what requests vary by" if near else "more than requests vary by"
-    return (
-        f"planned: {planned.option.label}; fastest: {fastest.option.label}, "
-        f"which the plan is {late:.1%} slower than ({how})"
-    )
+    """Whether the planned option, the first one, was the fastest; by how much not, and which cannot be told apart."""
+    planned = rows[0]
+    near, slower = (sorted((r for r in rows if r.fastest == is_near), key=lambda r: r.measured.ms)
+                    for is_near in (True, False))  # fmt: skip
+    names = ", ".join(f"{r.option.label} ({ms(r.measured.ms)} ms)" for r in near)
+    if not planned.fastest:
+        late = planned.measured.ms / near[0].measured.ms - 1
+        apart = f"; these {len(near)} cannot be told apart" if len(near) > 1 else ""
+        return f"planned: {planned.option.label}; fastest: {names}, which the plan is {late:.1%} slower than{apart}"
+    if len(near) > 1:
+        return f"the plan is not refuted: no difference beyond noise between {names}"
+    if not slower:
+        return f"planned and measured: {planned.option.label}, {ms(planned.measured.ms)} ms"
+    gain = 1 - planned.measured.ms / slower[0].measured.ms
+    return f"the plan was right: {planned.option.label} is the fastest, {gain:.0%} before {slower[0].option.label}"
 
 
 def sweep(
@@ -154,6 +163,21 @@ def sweep(
         yield sweep_row(cut, results, setup, edge.model)
 
 
+def sweep_again(
+    edge: Edge,
+    cuts: Sequence[Cut],
+    inputs: Sequence[Mapping[str, Array]],
+    *,
+    repeat: int = 1,
+    codec: CodecChoice | None = None,
+    setup: str = "",
+) -> tuple[list[SweepRow], list[int]]:
+    """Rows of `cuts`, measured again in turns, with `AGAIN` requests at least; and which of them cannot be told from
+    the fastest, the least median first. Several cuts are in memory at a time. Otherwise as `sweep`."""
+    results, near = _again(edge, [(cut, _at(cut, codec)) for cut in cuts], inputs, repeat * len(inputs))
+    return [sweep_row(cut, r, setup, edge.model) for cut, r in zip(cuts, results, strict=True)], near
+
+
 def _at(cut: Cut, codec: CodecChoice | None) -> CodecChoice | None:
     """What of `codec` concerns the tensors that cross at `cut`."""
     if codec is None or isinstance(codec, str):
@@ -179,3 +203,39 @@ def _measure(
                 measured[i].append(result)
             call(on_progress, k * len(places) + i + 1, total)
     return measured
+
+
+def _again(
+    edge: Edge,
+    places: Sequence[tuple[Cut, CodecChoice | None]],
+    inputs: Sequence[Mapping[str, Array]],
+    requests: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[list[Result]], list[int]]:
+    """The results of `places`, measured again in turns, and which of them cannot be told from the fastest, this first.
+
+    Where they are many, groups of them take turns with the first, until one group is left or nothing more is told
+    apart.
+    """
+    requests = min(max(requests, AGAIN), _MOST_AGAIN)
+    measured: dict[int, list[Result]] = {}
+    left = list(range(len(places)))
+    while True:
+        first, *others = left
+        size = _TOGETHER - 1
+        groups = [[first, *others[k : k + size]] for k in range(0, max(1, len(others)), size)]
+        for group in groups:
+            edge.forget()
+            for i in group:
+                edge.warm(*places[i])
+            results = _measure(edge, [places[i] for i in group], inputs, requests, on_progress)
+            measured |= zip(group, results, strict=True)
+            near = {group[k] for k in tied(_totals(results))}
+            left = [i for i in left if i in near or i not in group]
+        left.sort(key=lambda i: float(np.median([r.total_ms for r in measured[i]])))
+        if len(groups) == 1 or len(left) == 1 + len(others):
+            return [measured[i] for i in range(len(places))], left
+
+
+def _totals(measured: Sequence[Sequence[Result]]) -> list[list[float]]:
+    return [[r.total_ms for r in results] for results in measured]

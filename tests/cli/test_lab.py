@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ from splitpoint.lab import scenario
         ("lab run gone.toml", 4, "there is no file gone.toml"),
         ("lab slow 1 -- true", 2, "above 1"),
         ("lab slow nan -- true", 2, "above 1"),
+        ("lab slow 8 -- true", 2, "true is no command of splitpoint"),
+        (
+            f"lab slow 8 --method limit -- {sys.executable} -m splitpoint profile zoo:lenet5",
+            2,
+            "a profile would be wrong",
+        ),
         ("lab slow 2 --method stop -- nonsuch", 2, "there is no command nonsuch"),
         ("lab slow 2 --method stop -- sh -c exit\\ 7", 7, "emulated: 2x slower"),
         ("lab link --to 127.0.0.1:1 --link 4g", 6, "nothing answers at 127.0.0.1:1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from serving import nothing_leaks
 
 from splitpoint.cli import main
+from splitpoint.cli.run_stream import Stream
 from splitpoint.engines import open_engine
 from splitpoint.link import Link
 from splitpoint.models import load
@@ -68,3 +70,33 @@ def test_run_cuts_in_the_middle_where_the_server_does_not_profile_itself(
     said = capsys.readouterr()
     assert "no plan: " in said.err
     assert json.loads(said.out)["cut"] == lenet.graph.middle().name
+
+
+def test_a_folder_is_planned_for_latency_unless_many_a_second_are_asked_for(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for digit in digits()[:3]:
+        shutil.copy(digit, folder)
+    windows: list[int] = []
+    real = Stream.all_at_once
+    monkeypatch.setattr(Stream, "all_at_once", lambda self, window: (windows.append(window), real(self, window))[1])
+    common = ["--cloud", server.address, "--cache", str(tmp_path), "--threads", "1", "--budget", "500ms", "--json"]
+
+    def said(*words: str) -> str:
+        assert main(["run", *words, *common]) == 0
+        out, err = capsys.readouterr()
+        assert len(out.splitlines()) >= 3  # every photo is answered
+        return err
+
+    assert "planned for latency: one input after the other (--objective throughput: " in said(str(folder))
+    assert "planned for latency, as --objective says" in said(str(folder), "--objective", "latency")
+    assert windows == [1, 1]
+    assert "planned for throughput, as --objective says" in said(str(folder), "--objective", "throughput")
+    assert "heavy load: frames come as fast as they are answered" in said("--source", str(folder))
+    assert windows[2] > 1
+    assert windows[3] > 1
+    for words in ("--at", "pool1"), ("--plan", "plan.json"):
+        assert main(["run", str(folder), *common, *words, "--objective", "latency"]) == 2
+        assert "--objective is what --at auto plans for" in capsys.readouterr().err

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from splitpoint.lab.slow_device import (
     Hierarchy,
     Share,
     Stretched,
+    _is_ours,
     hierarchies,
     share,
-    sleep_until,
     slowed,
 )
 from splitpoint.tensors import Array
@@ -62,18 +61,12 @@ def test_a_stretched_run_takes_so_many_times_as_long() -> None:
     engine.factor = 16
     session.run(x)
     assert inner.now == 5.0
-    assert engine.note == "emulated: 16x slower by waiting after every run"
+    assert engine.note == "emulated: 16x slower by waiting after every run of the engine"
     engine.factor = 1
     session.run(x)
     assert (inner.now, engine.note, session.nbytes, engine.name) == (5.25, "", 12, "clocked")
     session.close()
     assert inner.closed
-
-
-def test_a_wait_does_not_end_early() -> None:
-    moment = time.perf_counter() + 0.003
-    sleep_until(moment)
-    assert moment <= time.perf_counter() < moment + LONG_S
 
 
 @pytest.mark.parametrize("factor", [0.5, 0, -2, float("nan"), float("inf"), 1e9])
@@ -87,7 +80,7 @@ def test_a_factor_that_makes_no_sense(factor: float) -> None:
 def test_a_command_is_not_slowed_by_1_or_by_magic() -> None:
     with pytest.raises(UsageError, match="above 1"):
         slowed(1)
-    with pytest.raises(UsageError, match="auto, quota, stop"):
+    with pytest.raises(UsageError, match="auto, stretched, limit, quota, stop"):
         slowed(2, method="magic")
     with pytest.raises(UsageError, match="1 to 1024 threads"):
         slowed(2, threads=0)
@@ -140,7 +133,7 @@ def test_a_group_without_a_cpu_controller_is_not_used_and_not_left(tmp_path: Pat
     with pytest.raises(EngineError, match="may not set CPU quotas"):
         slowed(2, method="quota", root=root)
     assert list((tmp_path / "group").iterdir()) == []
-    with slowed(2, root=root) as slow:
+    with slowed(2, method="limit", root=root) as slow:
         assert slow.method == "stop"
 
 
@@ -215,6 +208,32 @@ def test_what_is_left_when_we_are_killed_tidies_itself_up(method: str) -> None:
     parent.stdout.close()
     until(lambda: state() in ("Z", "gone"))
     until(lambda: group == "None" or not Path(group).exists())
+
+
+#: Prints the factor and the note that it was given, as one of splitpoint's commands.
+TOLD = """
+import os
+from splitpoint.engines import open_engine
+print(open_engine().slowdown, os.environ["SPLITPOINT_EMULATED"], sep="|")
+"""
+
+
+def test_a_command_of_splitpoint_has_its_engine_slowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for factor, told in ((4.0, "1"), (12.0, "3")):  # the second in a command that is slowed itself
+        monkeypatch.setenv("SPLITPOINT_SLOWDOWN", told)
+        with slowed(4, method="stretched") as slow:
+            process = slow.start([sys.executable, "-c", TOLD], stdout=subprocess.PIPE, text=True)
+            text, _ = process.communicate(timeout=LONG_S)
+        assert text.strip().split("|") == [str(factor), slow.note]
+        assert slow.note == f"emulated: {factor:g}x slower by waiting after every run of the engine"
+
+
+def test_what_cannot_be_slowed_truly_is_refused() -> None:
+    with slowed(4) as slow, pytest.raises(UsageError, match=r"sleep is no command of splitpoint.*--method limit"):
+        slow.start(["sleep", "60"])
+    for command in (["/usr/bin/splitpoint", "doctor"], ["python", "-m", "splitpoint"], ["nice", "splitpoint"]):
+        assert _is_ours(command)
+    assert not _is_ours(["python", "-c", "import splitpoint"])
 
 
 def test_an_unknown_command() -> None:

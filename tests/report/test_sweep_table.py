@@ -10,7 +10,7 @@ import pytest
 from splitpoint.errors import UsageError
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.report.sweep_table import COLUMNS, TABLE, SweepRow, read_rows, sweep_row, write_rows
+from splitpoint.report.sweep_table import COLUMNS, TABLE, SweepRow, close, in_words, read_rows, sweep_row, write_rows
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.runtime.result import Marks, Result
 from splitpoint.trace import Span
@@ -51,9 +51,40 @@ def test_averages_and_percentiles(model: Model) -> None:
     assert row.p50_rtt == pytest.approx(1.8)
     assert row.p95_rtt == pytest.approx(2.61)
     cells = {column.title: column.cell(row) for column in TABLE}
-    assert cells["split after"] == "pool1"
+    assert cells["cut"] == "after pool1"
     assert (cells["device"], cells["up"], cells["recv"], cells["total"]) == ("400", "600", "800", "1800")
     assert (cells["server"], cells["bytes up"]) == ("160", "1.0 kB")
+
+
+def test_the_table_has_medians_and_the_seeds_columns_means(model: Model) -> None:
+    row = row_of(model, 1.0, 1.0, 10.0)
+    assert (row.avg_compute, row.avg_rtt) == pytest.approx((0.8, 3.6))
+    assert (row.p50_compute, row.p50_transfer, row.p50_recv) == pytest.approx((0.2, 0.3, 0.4))
+    assert (row.p50_queue, row.p50_server_compute, row.p50_rtt) == pytest.approx((0.02, 0.08, 0.9))
+    assert (row.p50_low, row.p50_high) == pytest.approx((0.9, 9.0))
+    cells = {column.title: column.cell(row) for column in TABLE}
+    assert (cells["device"], cells["up"], cells["recv"], cells["total"]) == ("200", "300", "400", "900")
+
+
+def placed(model: Model, cut: str, *scales: float) -> SweepRow:
+    return sweep_row(model.graph.cut(cut), [request(s) for s in scales], "here", model)
+
+
+def test_the_fastest_in_words(model: Model) -> None:
+    rows = [placed(model, "input", 1.0), placed(model, "pool1", 0.5), placed(model, "output", 2.0)]
+    assert [r.place for r in rows] == ["all on the server", "split after pool1", "all on the device"]
+    assert in_words(rows[1:2], 3) == "split after pool1, 450 ms"
+    assert in_words(rows, 1) == "all on the server, 900 ms; and 2 more"
+    assert in_words(rows, 2) == "all on the server, 900 ms; split after pool1, 450 ms; and 1 more"
+
+
+def test_what_may_be_the_fastest(model: Model) -> None:
+    scales = (1, 1.1, 1.2), (1.1, 1.3, 9), (2, 3, 4), (4,)
+    cuts = model.graph.chain()
+    first, near, far, last = (placed(model, cut.name, *s) for cut, s in zip(cuts, scales, strict=False))
+    assert close([last, far, near, first]) == [first, near]
+    assert close([last, far]) == [far, last]  # two are never told apart by what was measured at different times
+    assert close([last]) == [last]
 
 
 def test_rows_come_back_from_their_file(model: Model, tmp_path: Path) -> None:

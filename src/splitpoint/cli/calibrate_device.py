@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from splitpoint.cli.options.quantities import budget_option
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, MissingExtraError, UsageError
 from splitpoint.files import check_writable, is_special
-from splitpoint.machine import now, this_machine
+from splitpoint.machine import EMULATED, now, this_machine
 from splitpoint.predict.calibrate.collect import collect, quick_fit
 from splitpoint.predict.calibrate.collection import Collection, load_collection, save_collection, started
 from splitpoint.predict.calibrate.reference import measure
@@ -115,7 +116,7 @@ def command(
         say(f"next, where splitpoint[predict] is: splitpoint predict train {csv_folder} -o {output}")
         return
     with waiting(f"learning from {counted(collection.rows, 'kernel')}"):
-        latency = collection.learned(name=valid(name), note=valid(note))
+        latency = collection.learned(name=valid(name), note=valid(note or os.environ.get(EMULATED, "")))
     save_latency(output, latency)
     if as_json:
         click.echo(latency_bytes(latency), nl=False)

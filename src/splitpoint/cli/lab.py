@@ -70,14 +70,22 @@ def link(target: str, text: str, host: str, port: int, seed: int, controlled: bo
 @command.command(short_help="Run a command on a slower device.", context_settings={"ignore_unknown_options": True})
 @click.argument("factor", type=float)
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--threads", default=1, show_default=True, metavar="N", help="Threads of COMMAND that compute at once.")
+@click.option(
+    "--threads",
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="With a quota: threads of COMMAND that compute at once.",
+)
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
-              help="quota: a control group's CPU limit; stop: stopped and continued in turns; auto: the first that "
-                   "works.")  # fmt: skip
+              help="stretched: each run of splitpoint's engine takes longer (auto: the same, for splitpoint's commands "
+                   "only); quota: a control group's CPU limit; stop: stopped and continued in turns; limit: the first "
+                   "of these two that works. Limits slow Python, too, but nothing of a few milliseconds.")  # fmt: skip
 def slow(factor: float, words: tuple[str, ...], threads: int, method: str) -> None:  # fmt: skip
     """Run COMMAND as if this machine computed FACTOR times slower. Ends with COMMAND's exit status.
 
-    COMMAND finds what to say of its measurements in $SPLITPOINT_EMULATED.
+    What COMMAND's engine computes is slowed, be it short or long; Python, codecs and photos are not. COMMAND finds what
+    to say of its measurements in $SPLITPOINT_EMULATED.
     """
     with slowed(factor, threads=threads, method=method) as limited:
         click.echo(limited.note, err=True)
@@ -85,7 +93,7 @@ def slow(factor: float, words: tuple[str, ...], threads: int, method: str) -> No
         terminal = sys.stdin is not None and sys.stdin.isatty()
         closed = limited.method == "stop" and terminal
         # In ours it gets Ctrl-C from the terminal, without us.
-        shared = limited.method == "quota" and terminal
+        shared = limited.method != "stop" and terminal
         held: list[int] = []
         handlers: dict[int, Any] = {}
         process = None

@@ -68,6 +68,10 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Cut as splitpoint plan -o wrote, instead of planning now.")  # fmt: skip
 @budget_option("10s", "How long --at auto profiles a side.")
+@click.option("--objective", type=click.Choice(("latency", "throughput")),
+              help="What --at auto plans for: each answer as soon as can be, or as many a second as can be. Default: "
+                   "latency for files and folders, one after the other; for --source, videos, cameras and --rate what "
+                   "keeps up with them.")  # fmt: skip
 @fresh_option
 @click.option("--no-adapt", is_flag=True, help="Stay with the first plan of --at auto, whatever becomes of the link.")
 @click.option(
@@ -93,9 +97,11 @@ def command(
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
     Without MODEL the server's only model is used. The device needs no model file: it fetches the graph and its
-    half's weights once. A folder, a video, a camera and rtsp://… are streamed: device, link and server work at the same
+    half's weights once. A video, a camera, rtsp://… and --source are streamed: device, link and server work at the same
     time, and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
     """
+    if asked.objective and (asked.cloud is None or asked.plan_path or not asked.auto):
+        raise UsageError("--objective is what --at auto plans for: it needs --cloud, and neither --at CUT nor --plan")
     if asked.plan_path and (asked.at or asked.codecs):
         raise UsageError("--plan says where to cut and how: --at and --codec are for runs without it")
     fps = rate or 0.0
@@ -111,6 +117,12 @@ def command(
             say(*source.input_files.reasons)
             skipped, labels = source.input_files.skipped, [plain(source.label(path)) for path in source.paths]
         streamed = fps > 0 or source.live or any(is_stream(f) for f in files)
+        streamed = streamed or (asked.objective == "throughput" and source.count != 1)
+        # A folder is its files: who gives one looks at each photo's answer and milliseconds. Where frames come at a
+        # rate, or --source or --objective wants many, they are under way together.
+        objective = asked.objective or ("latency" if isinstance(source, Files) and source_text is None else "")
+        planned = asked.auto and asked.cloud is not None
+        singly = planned and not (fps or source.live) and objective == "latency"
         policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
         check_policy(on_overload, source, fps, has_options=asked.has_options)
         engine = asked.here.choice.open()
@@ -120,7 +132,7 @@ def command(
             runner = stack.enter_context(asked.local(engine))
         else:
             runner = stack.enter_context(asked.edge(engine))
-            arriving = (fps or source.rate or inf) if streamed else 0.0
+            arriving = (fps or source.rate or inf) if streamed and not singly else 0.0
             placed = asked.place(runner, engine, arriving, degrade=policy == DEGRADE, once=source.count == 1)
         feed = Feed(
             source, live=source.live, rate=fps, policy=policy, levels=len(placed.cheaper),
@@ -136,7 +148,8 @@ def command(
         stream = Stream(runner, rows, feed, source.count, asked.deadline_s)
         try:
             if streamed:
-                stream.all_at_once(placed.window(_FRESH_WINDOW if feed.paced else _WINDOW))
+                window = 1 if singly else placed.window(_FRESH_WINDOW if feed.paced else _WINDOW)
+                stream.all_at_once(window)
             else:
                 stream.one_by_one()
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Asked:
     follow_model: bool
     checksum: bool
     here: Here
+    objective: str | None = None
     name: str | None = None
     plan: Plan | None = None
 
@@ -159,7 +161,8 @@ class Asked:
         watching = None
         if not (self.no_adapt or once):
             # In a stream requests also wait for those before them: what is late there is learned.
-            watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0, rate=arriving)
+            rate = {"latency": 0.0, "throughput": inf}.get(self.objective or "", arriving)
+            watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0, rate=rate)
         edge.when_reached(partial(self._plan_now, edge, engine, arriving, watching, degrade=False))
         if edge.reached:
             try:
@@ -189,7 +192,7 @@ class Asked:
             edge.switch(edge.middle)
             return Placed()
         planner = known.planner(edge.model.graph, constraints=Constraints(codecs=self.codecs))
-        planner, plan, rows = _planned(planner, known.link, rate)
+        planner, plan, rows = _planned(planner, known.link, rate, self.objective)
         say(f"link {plan.link}")
         say(typed(f"{plan.advice} (splitpoint compare shows the whole table)"))
         placed = _follow(edge, plan, rows, streamed=rate > 0, degrade=degrade)
@@ -198,17 +201,25 @@ class Asked:
         return placed
 
 
-def _planned(planner: Planner, link: Link, rate: float) -> tuple[Planner, Plan, tuple[Option, ...]]:
-    """(planner, plan, all its options): for least latency, or for most throughput where `rate` needs that."""
+def _planned(
+    planner: Planner, link: Link, rate: float, objective: str | None
+) -> tuple[Planner, Plan, tuple[Option, ...]]:  # fmt: skip
+    """(planner, plan, all its options): for the `objective`, or, without one, for least latency, or for most
+    throughput where `rate` needs that. Says which, and why."""
     quick = planner.plan(link, sensitivity=False)
-    if not rate:
+    if not rate and objective is None:
+        say("planned for latency: one input after the other (--objective throughput: as many a second as can be)")
         return planner, quick, quick.options
     streaming = planner.relaxed(planner.constraints, "throughput")
     many = streaming.plan(link, sensitivity=False)
-    load = judge(rate, quick.best, many.best)
-    say(load.why)
+    if objective is None:
+        load = judge(rate, quick.best, many.best)
+        say(f"{load.why} (--objective says otherwise)")
+        objective = load.objective
+    else:
+        say(f"planned for {objective}, as --objective says")
     rows = (*quick.options, *many.options)
-    return (planner, quick, rows) if load.objective == "latency" else (streaming, many, rows)
+    return (planner, quick, rows) if objective == "latency" else (streaming, many, rows)
 
 
 def _follow(edge: Edge, plan: Plan, rows: Sequence[Option], *, streamed: bool, degrade: bool) -> Placed:

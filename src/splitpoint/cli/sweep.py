@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from splitpoint.cli.options.server_options import cloud_option
 from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.graph import Cut
-from splitpoint.measured_cuts import sweep
+from splitpoint.machine import EMULATED
+from splitpoint.measured_cuts import sweep, sweep_again
 from splitpoint.models.model import Model
-from splitpoint.report.sweep_table import TABLE, SweepRow, draw, read_rows, write_rows
+from splitpoint.report.sweep_table import TABLE, SweepRow, close, draw, in_words, read_rows, write_rows
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.security import Security
@@ -48,8 +50,9 @@ def command(
 
     The CSV begins with split_layer,avg_compute,avg_transfer,avg_recv,avg_rtt in seconds: compute on the device;
     transfer up, end to end (the server's clock is mapped onto the device's, clock_error says how well); recv, the
-    wait from then to the answer, server time included; and their sum. Ctrl-C keeps what was measured; the same
-    command goes on where it stopped.
+    wait from then to the answer, server time included; and their sum: means, as that format has them. The table and
+    the picture show medians (p50_… in the CSV). What cannot be told from the fastest is measured again, in turns.
+    Ctrl-C keeps what was measured; the same command goes on where it stopped.
     """
     engine = here.choice.open()
     with here.reached(model, cloud, security, engine) as edge:
@@ -59,19 +62,21 @@ def command(
         codec = parse_codecs(codecs)
         if codec != "raw":
             setup += f"; codec {' '.join(codecs)}"
+        setup += f"; {note}" if (note := os.environ.get(EMULATED)) else ""
         done = [] if fresh else _done(csv_path, edge.model, setup)
-        rows = _measure(edge, chosen, done, inputs, repeat, setup, codec, csv_path, as_json)
-        title = f"{edge.model.name}, {len(rows)} split points, {len(inputs) * repeat} requests each"
+        rows, fastest = _measure(edge, chosen, done, inputs, repeat, setup, codec, csv_path, as_json)
+        title = f"{edge.model.name}, {len(rows)} split points, {min(r.n for r in rows)} requests or more each"
     if not as_json:
-        _print(rows)
+        _print(rows, fastest)
     wrote(csv_path)
     if png_path:
-        draw(rows, png_path, title)
+        draw(rows, png_path, title, fastest)
         wrote(png_path)
 
 
 def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
-    """Rows of an earlier run. UsageError if it measured something else: rows of two setups do not compare."""
+    """Rows of an earlier run, but those of a version that kept no medians. UsageError if it measured something else:
+    rows of two setups do not compare."""
     if is_special(path) or not path.exists():
         return []
     rows = read_rows(path)
@@ -81,14 +86,18 @@ def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
             raise UsageError(f"{path} holds a sweep of {row.model} {row.fingerprint[:12]}: {way_out}")
         if row.setup != setup:
             raise UsageError(f"{path} was measured otherwise ({row.setup}; now {setup}): {way_out}")
-    return rows
+    kept = [row for row in rows if row.p50_high]
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} rows of {path} have no medians (an earlier version): they are measured anew")
+    return kept
 
 
 def _measure(
     edge: Edge, chosen: Sequence[Cut], done: list[SweepRow], inputs: list[dict[str, Array]], repeat: int, setup: str,
     codec: CodecChoice, path: Path, as_lines: bool,
-) -> list[SweepRow]:  # fmt: skip
-    """The rows of `chosen`, those that are `done` already as they are; the file keeps every other row it has."""
+) -> tuple[list[SweepRow], list[SweepRow]]:  # fmt: skip
+    """The rows of `chosen`, those that are `done` already as they are, but for what may be the fastest, which is
+    measured again; and those that cannot be told from the fastest. The file keeps every other row it has."""
     known = {r.identity: r for r in done}
     wanted = [(len(c.nodes), c.name, " ".join(t.name for t in c.crossing)) for c in chosen]
     left = [c for c, key in zip(chosen, wanted, strict=True) if key not in known]
@@ -105,23 +114,36 @@ def _measure(
                 if as_lines:
                     put_json(row.flat())
                 bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
+            wide = fastest = close([known[key] for key in wanted])
+            while len(wide) > 1:
+                bar.update(task, description=f"measuring {len(wide)} again, in turns")
+                again = [chosen[wanted.index(row.identity)] for row in wide]
+                wide, near = sweep_again(edge, again, inputs, repeat=repeat, codec=codec, setup=setup)
+                known |= {row.identity: row for row in wide}
+                fastest = [wide[k] for k in near]
+                if not once:
+                    write_rows(path, [known[key] for key in sorted(known)])
+                if as_lines:
+                    for row in wide:
+                        put_json(row.flat())
+                # One that was measured once may now have the least median: it takes its turns as well.
+                more = [row for row in close([known[key] for key in wanted]) if row not in wide]
+                wide = [*wide, *more] if more else []
         finally:
             if once and known:
                 write_rows(path, [known[key] for key in sorted(known)])
-    return [known[key] for key in wanted]
+    return [known[key] for key in wanted], fastest
 
 
-def _print(rows: Sequence[SweepRow]) -> None:
+def _print(rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
     console = out()
     table(TABLE, rows, console=console)
-    best = min(rows, key=lambda r: r.p50_rtt)
     console.print(
-        f"milliseconds; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
+        f"milliseconds, medians; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
         "(clock offset between the machines)"
     )
-    fastest = f"{ms(best.p50_rtt * 1e3)} ms (median of {best.n})"
-    console.print(line("fastest: split after ", bold(best.split_layer), f", {fastest}"))
-    for name, meaning in (("input", "all on the server"), ("output", "all on the device")):
-        row = next((r for r in rows if r.split_layer in (name, f"cut:{name}")), best)
-        if row is not best:
-            console.print(f"         {meaning}: {ms(row.p50_rtt * 1e3)} ms")
+    apart = f", not told apart by {fastest[0].n} requests in turns" if len(fastest) > 1 else ""
+    console.print(line(f"fastest{apart}: ", bold(in_words(fastest, len(fastest)))))
+    for row in rows:
+        if row.place.startswith("all on") and row not in fastest:
+            console.print(f"         {row.place}: {ms(row.p50_rtt * 1e3)} ms")

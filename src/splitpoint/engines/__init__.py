@@ -17,6 +17,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+from splitpoint.engines.stretch import slowdown
 from splitpoint.errors import EngineError, UsageError, nearest
 from splitpoint.models.model import Segment
 from splitpoint.tensors import Array, TensorSpec
@@ -77,7 +78,8 @@ class Reopenable(Engine, Protocol):
 def open_engine(name: str = "onnxruntime", *, device: str = "cpu", threads: int = 0) -> Engine:
     """The engine of that name for `device`, with `threads` compute threads (0: one per core it may use).
 
-    UsageError for an unknown name, EngineError where the device's support is not installed.
+    UsageError for an unknown name, EngineError where the device's support is not installed, and for an engine that
+    does not heed `splitpoint lab slow` in a command that this has started.
     """
     target = ENGINES.get(name, name)
     module, _, attribute = target.partition(":")
@@ -88,4 +90,6 @@ def open_engine(name: str = "onnxruntime", *, device: str = "cpu", threads: int 
     except (ImportError, AttributeError) as exc:
         raise EngineError(f"engine {name} cannot be loaded: {exc}") from exc
     engine: Engine = factory(device=device, threads=threads)
+    if slowdown() > 1 and not hasattr(engine, "slowdown"):
+        raise EngineError(f"{name} cannot be slowed: what splitpoint lab slow slows computes with onnxruntime")
     return engine

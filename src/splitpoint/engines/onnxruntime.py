@@ -15,6 +15,7 @@ import numpy as np
 from splitpoint.engines import underway
 from splitpoint.engines.process_memory import give_back, resident_bytes
 from splitpoint.engines.quantised import rewrites_int8, shifted, with_uint8_activations
+from splitpoint.engines.stretch import slowdown, stretched
 from splitpoint.engines.wheels import for_device, load
 from splitpoint.errors import EngineError, InputError, SplitpointError, StorageError, nearest
 from splitpoint.files import temporary_folder
@@ -80,6 +81,7 @@ class OnnxRuntimeEngine:
             raise EngineError(f"the number of threads must be 0 (one a core) or more, not {threads}")
         # ONNX Runtime's own 0 would count cores this process may not use.
         self.threads = threads or usable_cores()
+        self.slowdown = slowdown()
 
     def compile(self, segment: Segment) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(segment, self)
@@ -98,7 +100,8 @@ class OnnxRuntimeEngine:
                 finally:
                     session.close()
                 with open(path, "rb") as file:
-                    return _kernel_medians(msgspec.json.decode(file.read()), warm, warm + runs)
+                    kernels = _kernel_medians(msgspec.json.decode(file.read()), warm, warm + runs)
+                    return [(kernel, ms * self.slowdown) for kernel, ms in kernels]
         except (StorageError, OSError, msgspec.DecodeError):  # no folder, or a full one
             return []
 
@@ -142,7 +145,7 @@ class OnnxRuntimeSession:
         self.inputs, self.outputs = segment.inputs, segment.outputs
         self._int8 = {t.name: t for t in segment.inputs if t.name in self._shifted}
         self._names = [t.name for t in segment.outputs]
-        self._run: Any = self._session.run
+        self._run: Any = stretched(self._session.run, engine.slowdown)
         self._options = ort.RunOptions
         watch(self)
         give_back()  # what building has left behind, which is no session's

@@ -7,7 +7,7 @@
 | what | where |
 |---|---|
 | a link with rate, delay, jitter, stalls, cuts, changed bytes, before any TCP server | `relay.Relay` (`forwarder`) |
-| a device that computes slower | `slow_device`: `Stretched` (an engine), `slowed` (a CPU limit for a command) |
+| a device that computes slower | `slow_device`: `Stretched` (an engine), `slowed` (a command) |
 | a server, a link and a device as a file | `scenario.Scenario`, run by `experiment.run` |
 | what goes wrong, from a seed, and whether every request survives it | `faults.schedule`, `fault_run.run` |
 

@@ -141,8 +141,7 @@ def _device(scenario: Scenario, file: Path, address: str) -> Iterator[Process]:
     with ExitStack() as stack:
         start: Callable[..., subprocess.Popen[Any]] = subprocess.Popen
         if asked.method != "stretched" and asked.slowdown > 1:
-            method = "auto" if asked.method == "limit" else asked.method
-            start = stack.enter_context(slowed(asked.slowdown, threads=asked.threads, method=method)).start
+            start = stack.enter_context(slowed(asked.slowdown, threads=asked.threads, method=asked.method)).start
         yield stack.enter_context(closing(run_splitpoint("device", *words, start=start)))
 
 

@@ -14,9 +14,9 @@ import msgspec
 
 from splitpoint.codecs import open_codec
 from splitpoint.engines import ENGINES
+from splitpoint.engines.stretch import check_factor
 from splitpoint.errors import InputError, SplitpointError, UsageError, nearest
 from splitpoint.files import named, read_text
-from splitpoint.lab.slow_device import check_factor
 from splitpoint.link import Link
 from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link

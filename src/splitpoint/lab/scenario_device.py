@@ -88,7 +88,7 @@ def work(scenario: Scenario, address: str, say: Callable[[str], None], wait: Cal
     note = os.environ.get(EMULATED, "")
     if scenario.device.stretched:
         engine = stretched = Stretched(engine, scenario.device.slowdown)
-        note = stretched.note
+        note = "; ".join(filter(None, (note, stretched.note)))
     device = _Device(address, model, engine, cuts, scenario.checksum)
     try:
         for k in range(len(cuts)):

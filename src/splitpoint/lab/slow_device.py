@@ -1,13 +1,13 @@
-"""A slower device, emulated: an engine whose runs take longer, or a CPU limit for a whole command.
+"""A slower device, emulated: an engine whose runs take longer, or a whole command of which that, or a CPU limit, holds.
 
 >>> Stretched(open_engine(threads=1), 4).note              # every run takes four times as long
-'emulated: 4x slower by waiting after every run'
+'emulated: 4x slower by waiting after every run of the engine'
 
-    with slowed(4) as slow:                                # a real CPU limit, where the system has one
+    with slowed(4) as slow:                                # the same for a command of splitpoint
         slow.start([sys.executable, "-m", "splitpoint", "profile", "zoo:lenet5"]).wait()
 
-`Stretched` is clean and repeatable for any length of run, but slows only what the engine computes. A CPU limit slows
-everything, Python too, but by shares of a period: what takes less than the share runs at full speed, then waits.
+Waiting is repeatable for any length of run, but slows only what the engine computes. A CPU limit slows every command,
+and Python too, but by shares of a period: what takes less than the share runs at full speed, then waits.
 """
 
 from __future__ import annotations
@@ -22,34 +22,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from itertools import count, groupby, islice
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from splitpoint import cgroup
 from splitpoint.engines import Engine, Session
+from splitpoint.engines.stretch import LIMIT, SLOWDOWN, check_factor, sleep_until, slowdown
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.machine import EMULATED
 from splitpoint.models.model import Segment
 from splitpoint.tensors import Array
 
-METHODS = ("auto", "quota", "stop")
+#: ``stretched`` waits after every run of the engine, ``limit`` is the first of ``quota`` and ``stop`` that works.
+METHODS = ("auto", "stretched", "limit", "quota", "stop")
 
-_MOST = 1000.0
 _PERIOD_MS = 10.0
 #: The least the kernel grants in a period, and the least for which starting and stopping a process is exact enough.
 LEAST_QUOTA_MS, LEAST_RUN_MS = 1.0, 2.0
-#: Sleeping ends late by up to this much: the rest is watched.
-_WATCHED_S = 0.3e-3
-
-
-def check_factor(factor: float, *, least: float | None = None) -> float:
-    """`factor` if a device can be that much slower: above 1 (or from `least`) and up to 1000. UsageError otherwise."""
-    fits = isfinite(factor) and factor <= _MOST and (factor > 1 if least is None else factor >= least)
-    if not fits:
-        wanted = "above 1" if least is None else f"{least:g} or more"
-        raise UsageError(f"a device can be slowed by a factor {wanted} and up to {_MOST:g}, not {factor:g}")
-    return factor
 
 
 # --- an engine that takes longer ------------------------------------------------------------------------------------
@@ -82,7 +71,7 @@ class Stretched:
     @property
     def note(self) -> str:
         """What a measurement with it must say; empty at factor 1."""
-        return f"emulated: {self.factor:g}x slower by waiting after every run" if self.factor > 1 else ""
+        return _stretched_note(self.factor) if self.factor > 1 else ""
 
     def compile(self, segment: Segment) -> _StretchedSession:
         return _StretchedSession(self.engine.compile(segment), self)
@@ -105,10 +94,8 @@ class _StretchedSession:
         self._session.close()
 
 
-def sleep_until(moment: float) -> None:
-    """Returns at `moment`; sleeps nearly until then."""
-    while (left := moment - time.perf_counter()) > 0:
-        time.sleep(max(0.0, left - _WATCHED_S))
+def _stretched_note(factor: float) -> str:
+    return f"emulated: {factor:g}x slower by waiting after every run of the engine"
 
 
 # --- a CPU limit for a command ----------------------------------------------------------------------------------------
@@ -164,15 +151,19 @@ def hierarchies(root: Path = Path("/")) -> Iterator[Hierarchy]:
 def slowed(factor: float, *, threads: int = 1, method: str = "auto", root: Path = Path("/")) -> Slowed:
     """Commands started by what this returns compute `factor` times slower. Use it in a with statement.
 
-    `threads` is how many threads of the command compute at once: its limit is theirs together. `method` is ``quota``
-    (a control group's CPU quota; EngineError where this user may not set one), ``stop`` (SIGSTOP and SIGCONT in turns)
-    or ``auto``: the first that works. UsageError for a factor that is not above 1.
+    `method` is ``stretched`` (every run of splitpoint's engine in it takes longer; ``auto`` is that, for commands of
+    splitpoint alone), ``quota`` (a control group's CPU quota; EngineError where this user may not set one), ``stop``
+    (SIGSTOP and SIGCONT in turns) or ``limit`` (the first of these two that works). `threads` is how many threads
+    of the command compute at once: a quota is theirs together. UsageError for a factor that is not above 1.
     """
     check_factor(factor)
     if not 1 <= threads <= 1024:
         raise UsageError(f"a command computes with 1 to 1024 threads, not {threads}")
     if method not in METHODS:
         raise UsageError(f"a command is slowed by {', '.join(METHODS)}, not {method}")
+    if method in ("auto", "stretched"):
+        factor = check_factor(factor * slowdown())  # of a command that is slowed itself
+        return Slowed(factor, method, _stretched_note(factor))
     if method != "stop":
         quota = share(factor, LEAST_QUOTA_MS, threads)
         for hierarchy in hierarchies(root):
@@ -180,7 +171,7 @@ def slowed(factor: float, *, threads: int = 1, method: str = "auto", root: Path 
             if group is not None:
                 several = f" for {threads} threads together" if threads > 1 else ""
                 how = f"a CPU quota of {quota.run_ms:.3g} ms in every {quota.period_ms:.3g} ms{several}"
-                return Slowed(factor, "quota", f"emulated: {factor:g}x slower by {how}", group=group)
+                return Slowed(factor, "quota", _limited_note(factor, how), group=group)
         if method == "quota":
             raise EngineError(
                 "this user may not set CPU quotas here: run it as root, inside `systemd-run --user --scope "
@@ -188,7 +179,16 @@ def slowed(factor: float, *, threads: int = 1, method: str = "auto", root: Path 
             )
     runs = share(factor, LEAST_RUN_MS)
     how = f"stopping it for {runs.period_ms - runs.run_ms:.3g} ms after every {runs.run_ms:.3g} ms"
-    return Slowed(factor, "stop", f"emulated: {factor:g}x slower by {how}")
+    return Slowed(factor, "stop", _limited_note(factor, how))
+
+
+def _limited_note(factor: float, how: str) -> str:
+    return f"emulated: {factor:g}x slower by {how}; computing for a few milliseconds is not slowed"
+
+
+def _is_ours(command: Sequence[str]) -> bool:
+    """Whether `command` is one of splitpoint: ``splitpoint …``, ``python -m splitpoint …``, also behind taskset."""
+    return any(Path(word).name == "splitpoint" for word in command)
 
 
 @dataclass
@@ -213,17 +213,24 @@ class Slowed(AbstractContextManager["Slowed"]):
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """The command as a process, slowed from its first instruction; `options` are Popen's.
 
-        UsageError if there is no such command. `close` ends it if it still runs.
+        UsageError if there is no such command, or its method cannot slow it. `close` ends it if it still runs.
         """
         if not command or shutil.which(command[0]) is None:
             raise UsageError(f"there is no command {command[0] if command else 'given'}: check the spelling")
-        options["env"] = {**(options.get("env") or os.environ), EMULATED: self.note}
+        if self.method == "auto" and not _is_ours(command):
+            raise UsageError(
+                f"{command[0]} is no command of splitpoint, and only what splitpoint's engine computes can be slowed "
+                "truly: say --method stretched if it computes with that, or --method limit to slow all it does on "
+                "average, but not what computes for a few milliseconds"
+            )
+        told = f"{self.factor:g}" if self.method in ("auto", "stretched") else LIMIT
+        options["env"] = {**(options.get("env") or os.environ), EMULATED: self.note, SLOWDOWN: told}
         words = list(command)
         if self.group is not None:
             words = ["/bin/sh", "-c", 'echo 0 > "$0" && exec "$@"', str(self.group / "cgroup.procs"), *words]
-        process = subprocess.Popen(words, start_new_session=self.group is None, **options)
+        process = subprocess.Popen(words, start_new_session=self.method == "stop", **options)
         self._processes.append(process)
-        if self.group is None:
+        if self.method == "stop":
             self._guard(_CONTINUE, str(process.pid))
             thread = threading.Thread(target=_take_turns, args=(process, self.factor), name="slow", daemon=True)
             self._threads.append(thread)

@@ -21,6 +21,7 @@ import numpy as np
 from splitpoint import machine
 from splitpoint.callbacks import call
 from splitpoint.engines import Engine, KernelTimer, Session
+from splitpoint.engines.stretch import refuse_limit
 from splitpoint.engines.underway import limited
 from splitpoint.errors import EngineError, UsageError
 from splitpoint.models.model import Model
@@ -126,6 +127,7 @@ class ProfileRun:
         """
         if not budget_s > 0:
             raise UsageError(f"the time budget must be above 0 seconds, not {budget_s:g}")
+        refuse_limit()
         self.model, self.engine, self.note, self.watts = model, engine, note, watts
         self.budget_s = budget_s
         self._clock = clock

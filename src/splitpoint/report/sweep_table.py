@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 
 from splitpoint.errors import UsageError
@@ -16,6 +16,7 @@ from splitpoint.files import read_text
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.report.files import as_written, bare, picture, write_csv
+from splitpoint.report.noise import median_interval
 from splitpoint.report.table import Column, number_columns
 from splitpoint.runtime.result import Result
 from splitpoint.text import end_of
@@ -25,8 +26,9 @@ from splitpoint.units import ms, size
 
 @dataclass(frozen=True, slots=True)
 class SweepRow:
-    """A split point's averages over `n` requests, in seconds on the device's clock.
+    """A split point's times over `n` requests, in seconds on the device's clock.
 
+    Tables, pictures and the choice of the fastest read the medians (`p50_…`); the means (`avg_…`) are the seed's.
     The first five columns are the seed's. `avg_compute`: head and encoding on the device. `avg_transfer`: from the
     finished frame to its last byte at the server, whose clock is mapped onto the device's, off by `clock_error` at
     most. `avg_recv`: from then to the whole answer. The three follow each other without a gap. `avg_queue` and
@@ -55,13 +57,29 @@ class SweepRow:
     fingerprint: str
     codec: str = ""
     """What each tensor of `crossing` travelled with, in order; empty in the files of earlier versions: raw."""
+    p50_compute: float = 0.0
+    p50_transfer: float = 0.0
+    p50_recv: float = 0.0
+    p50_queue: float = 0.0
+    p50_server_compute: float = 0.0
+    p50_low: float = 0.0
+    p50_high: float = 0.0
+    """Medians of what the columns of these names average, and between what `p50_rtt` lies; 0 in the files of earlier
+    versions."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """Means of `splitpoint.trace.OTHERS`, each a column of its own."""
+    """Medians of `splitpoint.trace.OTHERS`, each a column of its own."""
 
     @property
     def identity(self) -> tuple[int, str, str]:
         """What tells a cut from every other one of its model."""
         return self.nodes, self.split_layer, self.crossing
+
+    @property
+    def place(self) -> str:
+        """Where it is cut, in words."""
+        if not self.nodes:
+            return "all on the server"
+        return f"split after {self.split_layer}" if self.crossing else "all on the device"
 
     def flat(self) -> dict[str, Any]:
         """The row by `COLUMNS`."""
@@ -83,10 +101,12 @@ def sweep_row(cut: Cut, results: Sequence[Result], setup: str, model: Model) -> 
     """
     spent = [r.numbers for r in results]
     totals = [s["total"] - s["decode"] for s in spent]
-    compute = fmean(sum(s[name] for name in DEVICE) for s in spent) / 1e3
-    transfer = fmean(r.trace.ms("up") for r in results) / 1e3
     later = [name for name in STAGES if name not in ("decode", *DEVICE, "net")]
-    recv = fmean(sum(s[name] for name in later) + r.trace.ms("down") for s, r in zip(spent, results, strict=True)) / 1e3
+    computes = [sum(s[name] for name in DEVICE) / 1e3 for s in spent]
+    transfers = [r.trace.ms("up") / 1e3 for r in results]
+    recvs = [(sum(s[name] for name in later) + r.trace.ms("down")) / 1e3 for s, r in zip(spent, results, strict=True)]
+    compute, transfer, recv = fmean(computes), fmean(transfers), fmean(recvs)
+    low, high = median_interval(totals)
     percentiles = quantiles(totals, n=20, method="inclusive") if len(totals) > 1 else totals * 19
     codecs = results[0].codecs
     return SweepRow(
@@ -111,7 +131,14 @@ def sweep_row(cut: Cut, results: Sequence[Result], setup: str, model: Model) -> 
         model=model.name,
         fingerprint=model.fingerprint,
         codec=" ".join(codecs.get(t.name, "raw") for t in cut.crossing),
-        numbers={name: fmean(s[name] for s in spent) for name in OTHERS},
+        p50_compute=median(computes),
+        p50_transfer=median(transfers),
+        p50_recv=median(recvs),
+        p50_queue=median(s["queue"] for s in spent) / 1e3,
+        p50_server_compute=median(s["server"] for s in spent) / 1e3,
+        p50_low=low / 1e3,
+        p50_high=high / 1e3,
+        numbers={name: median(s[name] for s in spent) for name in OTHERS},
     )
 
 
@@ -120,17 +147,28 @@ def _seconds(title: str, field: str, *, keep: bool = False) -> Column[SweepRow]:
 
 
 TABLE: Sequence[Column[SweepRow]] = (
-    Column("split after", lambda r: r.split_layer, right=False, keep=True),
-    _seconds("device", "avg_compute", keep=True),
-    _seconds("up", "avg_transfer", keep=True),
-    _seconds("recv", "avg_recv", keep=True),
-    _seconds("total", "avg_rtt", keep=True),
-    _seconds("p50", "p50_rtt"),
+    Column("cut", lambda r: r.place.removeprefix("split "), right=False, keep=True),
+    _seconds("device", "p50_compute", keep=True),
+    _seconds("up", "p50_transfer", keep=True),
+    _seconds("recv", "p50_recv", keep=True),
+    _seconds("total", "p50_rtt", keep=True),
     _seconds("p95", "p95_rtt"),
-    _seconds("server", "avg_server_compute"),
+    _seconds("server", "p50_server_compute"),
     Column("bytes up", lambda r: size(r.bytes_up), keep=True),
     *number_columns(OTHERS, lambda r: r.numbers),
 )
+
+
+def close(rows: Sequence[SweepRow]) -> list[SweepRow]:
+    """Those of `rows` whose median may be the least, and two at least where there are so many; the least first."""
+    order = sorted(rows, key=lambda r: r.p50_rtt)
+    return [r for k, r in enumerate(order) if k < 2 or r.p50_low <= order[0].p50_high]
+
+
+def in_words(fastest: Sequence[SweepRow], most: int) -> str:
+    """Which are the fastest, `most` of them named: ``all on the server, 9 ms; split after a, 9.1 ms; and 2 more``."""
+    named = [f"{r.place}, {ms(r.p50_rtt * 1e3)} ms" for r in fastest[:most]]
+    return "; ".join(named + [f"and {len(fastest) - most} more"] * (len(fastest) > most))
 
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
@@ -157,40 +195,43 @@ def _row(line: dict[str, str]) -> SweepRow:
     return SweepRow(**{k: _FIELDS[k](as_written(v)) for k, v in line.items()}, numbers=numbers)
 
 
-#: Label → colour and seconds, bottom first; they add up to avg_rtt.
+#: Label → colour and seconds, bottom first: medians, which add up to nearly p50_rtt.
 _BARS: Mapping[str, tuple[str, Callable[[SweepRow], float]]] = {
-    "device compute": ("#4c78a8", lambda r: r.avg_compute),
-    "uplink": ("#f58518", lambda r: r.avg_transfer),
-    "server queue": ("#bab0ac", lambda r: r.avg_queue),
-    "server compute": ("#54a24b", lambda r: r.avg_server_compute),
-    "downlink": ("#e45756", lambda r: max(0.0, r.avg_recv - r.avg_queue - r.avg_server_compute)),
+    "device compute": ("#4c78a8", lambda r: r.p50_compute),
+    "uplink": ("#f58518", lambda r: r.p50_transfer),
+    "server queue": ("#bab0ac", lambda r: r.p50_queue),
+    "server compute": ("#54a24b", lambda r: r.p50_server_compute),
+    "downlink": ("#e45756", lambda r: max(0.0, r.p50_recv - r.p50_queue - r.p50_server_compute)),
 }
 
 
-def draw(rows: Sequence[SweepRow], path: Path, title: str) -> None:
-    """A PNG: stacked stages a cut in ms, crossing bytes on a second axis. MissingExtraError without matplotlib."""
+def draw(rows: Sequence[SweepRow], path: Path, title: str, fastest: Sequence[SweepRow]) -> None:
+    """A PNG: stacked medians of stages a cut in ms, that of the total as a mark, crossing bytes on a second axis, an
+    arrow to the first of the `fastest`. MissingExtraError without matplotlib."""
     with picture(path, size=(max(8.0, 0.24 * len(rows) + 3), 6.0)) as (figure, [axes]):
         axes.set_title(title)
-        _fill(figure, axes, rows)
+        _fill(figure, axes, rows, fastest)
 
 
-def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow]) -> None:
+def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
     places = range(len(rows))
     floor = [0.0] * len(rows)
     for label, (colour, seconds) in _BARS.items():
         values = [seconds(row) * 1e3 for row in rows]
         axes.bar(places, values, bottom=floor, width=0.85, label=label, color=colour)
         floor = [a + b for a, b in zip(floor, values, strict=True)]
-    best = min(places, key=lambda i: rows[i].p50_rtt)
+    totals = [row.p50_rtt * 1e3 for row in rows]
+    axes.plot(places, totals, "_", color="black", markersize=7, label="total")
+    best, top = rows.index(fastest[0]), max(*floor, *totals)
     side = "left" if best < len(rows) / 3 else "right" if best > len(rows) * 2 / 3 else "center"
     axes.annotate(
-        f"fastest: {rows[best].split_layer}, median {rows[best].p50_rtt * 1e3:.1f} ms",
-        (best, floor[best]), (best, max(floor) * 1.14), ha=side, fontsize=10, fontweight="bold",
+        f"{'fastest' if len(fastest) == 1 else 'not told apart'}: {in_words(fastest, 1)}",
+        (best, max(floor[best], totals[best])), (best, top * 1.14), ha=side, fontsize=10, fontweight="bold",
         arrowprops={"arrowstyle": "->"},
     )  # fmt: skip
-    axes.set_ylim(0, max(floor) * 1.22)
+    axes.set_ylim(0, top * 1.22)
     axes.set_xlim(-0.7, len(rows) - 0.3)
-    axes.set_ylabel("mean milliseconds per request")
+    axes.set_ylabel("milliseconds of a request (medians)")
     axes.set_xlabel("split after layer")
     step = max(1, len(rows) // 60)
     axes.set_xticks(list(places)[::step], [end_of(r.split_layer, 26) for r in rows][::step], rotation=90, fontsize=7)

@@ -16,6 +16,7 @@ import numpy as np
 
 from splitpoint.callbacks import call
 from splitpoint.engines import Engine, KernelTimer
+from splitpoint.engines.stretch import refuse_limit
 from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.predict.calibrate.collection import Collection, MeasuredNetwork, NetworkVisit
@@ -76,6 +77,7 @@ def collect(
     """
     if not budget_s > 0:
         raise UsageError(f"the time budget must be above 0 seconds, not {budget_s:g}")
+    refuse_limit()
     if not isinstance(engine, KernelTimer):
         raise EngineError(f"{engine.name} does not say what its kernels take: a device is calibrated with onnxruntime")
     survey = _Survey(collection, engine, fit, clock, pause)
