@@ -120,8 +120,8 @@ class Asker:
         #: When its last answers were given after which it has not asked again.
         self.answered_s: deque[float] = deque(maxlen=_PAUSES)
         self._pauses: deque[float] = deque(maxlen=_PAUSES)
-        #: Within which it asks again: as TCP reckons when an answer is late (RFC 6298), the mean and four times the mean
-        #: deviation, of its last pauses but for the longest, which may have been a rest.
+        #: Within which it asks again. As TCP reckons when an answer is late (RFC 6298): the mean and four times the
+        #: mean deviation, of its last pauses but for the longest, which may have been a rest.
         self.pause_s = inf
 
     def asked(self, now_s: float) -> None:
