@@ -114,23 +114,31 @@ def recomputed(run: Run, feeds: Sequence[Feed], together: Sequence[Mapping[str, 
 class Asker:
     """Who asks for one tail with inputs of one shape, by one connection: how soon after an answer it asks again."""
 
-    __slots__ = ("_pauses", "answered_s", "pause_s")
+    __slots__ = ("_pause_s", "_pauses", "answered_s")
 
     def __init__(self) -> None:
         #: When its last answers were given after which it has not asked again.
         self.answered_s: deque[float] = deque(maxlen=_PAUSES)
         self._pauses: deque[float] = deque(maxlen=_PAUSES)
-        #: Within which it asks again. As TCP reckons when an answer is late (RFC 6298): the mean and four times the
-        #: mean deviation, of its last pauses but for the longest, which may have been a rest.
-        self.pause_s = inf
+        self._pause_s: float | None = inf
 
     def asked(self, now_s: float) -> None:
         if self.answered_s:
             self._pauses.append(now_s - self.answered_s.popleft())
-            if len(self._pauses) >= _USUAL:
-                usual = sorted(self._pauses)[: _PAUSES - 1]
-                mean_s = sum(usual) / len(usual)
-                self.pause_s = mean_s + 4 * sum(abs(s - mean_s) for s in usual) / len(usual)
+            self._pause_s = inf if len(self._pauses) < _USUAL else None
+
+    @property
+    def pause_s(self) -> float:
+        """Within which it asks again, infinite if that is not known.
+
+        As TCP reckons when an answer is late (RFC 6298): the mean and four times the mean deviation, of its last pauses
+        but for the longest, which may have been a rest.
+        """
+        if self._pause_s is None:  # reckoned only where somebody could wait for it: a lone client's never is
+            usual = sorted(self._pauses)[: _PAUSES - 1]
+            mean_s = sum(usual) / len(usual)
+            self._pause_s = mean_s + 4 * sum(abs(s - mean_s) for s in usual) / len(usual)
+        return self._pause_s
 
 
 class Gain:
@@ -162,7 +170,7 @@ class Gain:
         #: The median seconds of a run, for each size of which enough is known.
         self._known: dict[int, float] = {}
         self._choices = 0
-        #: Those who have been answered, and usually ask again within what a wait can save.
+        #: Those who have been answered and not asked again, but for those who are not expected.
         self._away: set[Asker] = set()
 
     def judge(self, verdict: str, why: str) -> None:
@@ -203,8 +211,7 @@ class Gain:
         """A request of `asker` is being answered."""
         with self._lock:
             asker.answered_s.append(now_s)
-            if self._known and asker.pause_s < max(self._known.values()):
-                self._away.add(asker)
+            self._away.add(asker)
 
     def company(self, waiting: int, now_s: float) -> tuple[int, float]:
         """How many to run together where `waiting` are there at `now_s`, and until when to wait for the others.
@@ -231,9 +238,11 @@ class Gain:
     def _due(self, now_s: float) -> list[float]:
         """When those that are away are likely to have asked again at the latest, the first first."""
         due: list[float] = []
+        longest_s = max(self._known.values(), default=0.0)  # more than a wait can ever save
         for asker in tuple(self._away):
-            soon = [at for answered_s in asker.answered_s if (at := answered_s + asker.pause_s) > now_s]
-            if not soon:  # it has not, this time
+            pause_s = asker.pause_s
+            soon = [at for s in asker.answered_s if (at := s + pause_s) > now_s] if pause_s < longest_s else []
+            if not soon:  # it takes too long, or has not come this time
                 self._away.discard(asker)
             due += soon
         return sorted(due)
