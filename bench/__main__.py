@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import codecs, device, planning, relay, slow, split, stream, throughput, truth, wire
+from bench import batches, codecs, device, planning, relay, slow, split, stream, throughput, truth, wire
 from bench.common import header
 from bench.nets import path_of
 
@@ -26,6 +26,7 @@ PARTS: Mapping[str, Callable[[], object]] = {
     "throughput": lambda: throughput.main([]),
     "relay": relay.main,
     "slow": slow.main,
+    "batches": lambda: batches.main(["--rounds", "3", "--seconds", "2"]),
     "truth": lambda: truth.main(["--subset"]),
 }
 

@@ -46,10 +46,10 @@ def interleaved(actions: Mapping[str, Callable[[], float | None]], rounds: int, 
 
 
 @contextmanager
-def helper(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def helper(code: str, *arguments: str, python: str = sys.executable) -> Iterator[subprocess.Popen[str]]:
     """A Python process of our own on the server's core; it must print one line when it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [python, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         yield process

@@ -92,14 +92,19 @@ def tails_of(kinds: Sequence[tuple[str, float]]) -> list[Recorded]:
     for name, share in kinds:
         model = sp.load(name)
         cuts = model.graph.chain()
-        cut = cuts[round(share * (len(cuts) - 1))]
-        both = Halves(model, cut, sp.open_engine(threads=1))
-        known = samples_for(model, 1)[0]
-        made = known | (both.head.run(known) if both.head else {})
-        both.close()
-        segment = model.tail(cut)
-        recorded.append(Recorded(model, segment, {t.name: made[t.name] for t in segment.inputs}, f"{name}@{cut.name}"))
+        recorded.append(tail_of(model, cuts[round(share * (len(cuts) - 1))].name))
     return recorded
+
+
+def tail_of(model: sp.Model, at: str) -> Recorded:
+    """The tail after the cut `at`, with a recorded input."""
+    cut = model.graph.cut(at)
+    both = Halves(model, cut, sp.open_engine(threads=1))
+    known = samples_for(model, 1)[0]
+    made = known | (both.head.run(known) if both.head else {})
+    both.close()
+    segment = model.tail(cut)
+    return Recorded(model, segment, {t.name: made[t.name] for t in segment.inputs}, f"{model.name}@{cut.name}")
 
 
 # --- one edge of the generator --------------------------------------------------------------------------------------
@@ -203,9 +208,14 @@ class Phase(NamedTuple):
 
 
 def play(
-    edges: Sequence[Replayed], pid: int, seconds: float, arrivals: Sequence[tuple[float, int]] | None = None
+    edges: Sequence[Replayed],
+    pid: int,
+    seconds: float,
+    arrivals: Sequence[tuple[float, int]] | None = None,
+    window: int = WINDOW,
 ) -> Phase:
-    """Asks for `seconds`: at `arrivals` (s from the start, edge), or each edge again whenever it is answered.
+    """Asks for `seconds`: at `arrivals` (s from the start, edge), or each edge again whenever it is answered, with
+    `window` requests under way.
 
     An edge of the second kind that is told BUSY asks again when it was told to.
     """
@@ -215,7 +225,7 @@ def play(
     answers: list[Answer] = []
     busy = 0
     closed = arrivals is None
-    timetable = [(0.0, k) for k in range(len(edges)) for _ in range(WINDOW)] if arrivals is None else list(arrivals)
+    timetable = [(0.0, k) for k in range(len(edges)) for _ in range(window)] if arrivals is None else list(arrivals)
     heapq.heapify(timetable)
     cpu_s, start = cpu_of(pid), perf_counter()
     while (now := perf_counter() - start) < seconds or (not closed and any(e.due for e in edges)):

@@ -119,9 +119,10 @@ class Log:
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N",
               help="Most requests for one tail that run as one batch when they wait at the same time, where that is "
                    "measured to be faster; 1: none do.")  # fmt: skip
-@click.option("--max-wait", "max_wait_ms", type=MS_OR_0, default="0", show_default=True, metavar="TIME",
-              help="How long a request may wait for others to join its batch, such as 2ms; 0: only those that wait "
-                   "anyway.")  # fmt: skip
+@click.option("--max-wait", "max_wait_ms", type=MS_OR_0, metavar="TIME",
+              help="How long a request waits for others to join its batch, such as 2ms; 0: it never does. Default: "
+                   "while that pays, by what batches save and how soon devices ask again; one alone never "
+                   "waits.")  # fmt: skip
 @click.option("--max-work", type=SIZE, metavar="SIZE",
               help="Memory that one request may take while it is computed, such as 4GiB; at least what one row takes, "
                    "whatever this says. Default: 1 GiB, or half the memory if that is less.")  # fmt: skip
@@ -136,8 +137,8 @@ class Log:
 @running_options
 def command(
     models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: tuple[str, ...],
-    max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int, max_wait_ms: float,
-    max_work: float | None, max_run: float, until_stdin_ends: bool, here: Here,
+    max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int,
+    max_wait_ms: float | None, max_work: float | None, max_run: float, until_stdin_ends: bool, here: Here,
 ) -> None:  # fmt: skip
     """Serve one or more MODELs to devices. A folder stands for every .onnx file in it that can be read.
 
@@ -170,7 +171,7 @@ def command(
 
         server = Server(
             loaded, host=host, port=port, engine=engine, share=share, limits=limits, max_batch=max_batch,
-            max_wait_s=max_wait_ms / 1e3, security=security, on_event=tell,
+            max_wait_s=None if max_wait_ms is None else max_wait_ms / 1e3, security=security, on_event=tell,
         )  # fmt: skip
         stop = threading.Event()
         came = _stop_by_signal(stop)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -18,7 +20,7 @@ from splitpoint.engines import open_engine
 from splitpoint.errors import EngineError
 from splitpoint.models import load
 from splitpoint.models.model import Model, Segment
-from splitpoint.runtime.server.batching import Gain, alike, run_stacked, stackable, tried
+from splitpoint.runtime.server.batching import Asker, Gain, alike, run_stacked, stackable, tried
 from splitpoint.runtime.server.compiled_tails import Tail
 from splitpoint.tensors import Array, TensorSpec
 
@@ -79,6 +81,196 @@ def test_a_row_is_computed_again_now_and_then() -> None:
     gain = Gain(8)
     again = [k + 1 for k in range(1024) if gain.look_again()]
     assert again == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024]
+
+
+# --- waiting for others, in virtual time ----------------------------------------------------------------------------
+
+#: Seconds of a run of AlexNet's tail after its features, by rows (one core): `python -m bench.batches` has such a tail.
+ALEXNET = {1: 9.9e-3, 2: 11.0e-3, 3: 11.5e-3, 4: 11.8e-3, 5: 12.2e-3, 6: 12.6e-3, 7: 14.8e-3, 8: 15.1e-3}
+
+
+class Answered(NamedTuple):
+    asked_s: float
+    answered_s: float
+    together: int
+
+
+class World:
+    """One worker and its clients in virtual time: `waits` or runs what is there, as `worker_pool` does.
+
+    `pause` says how long a client that was answered pauses before it asks again; None if it does not. Times of a run
+    are `took`.
+    """
+
+    def __init__(
+        self,
+        waits: bool,
+        arrivals: Sequence[tuple[float, int]],
+        pause: Callable[[int], float | None],
+        took: Mapping[int, float] = ALEXNET,
+    ) -> None:
+        self.gain, self.waits, self.pause, self.took = Gain(8), waits, pause, took
+        self.gain.judge("equal", "")
+        self.coming = sorted(arrivals)
+        self.askers = {k: Asker() for _, k in arrivals}
+        self.waiting: deque[tuple[float, int]] = deque()
+        self.now, self.waited_s = 0.0, 0.0
+        self.answers: list[Answered] = []
+
+    def arrive(self, until_s: float, most: int = 1 << 30) -> None:
+        """Takes what comes until then, or until so many wait."""
+        while self.coming and self.coming[0][0] <= until_s and len(self.waiting) < most:
+            at = self.coming.pop(0)
+            self.gain.asked(self.askers[at[1]], at[0])
+            self.waiting.append(at)
+            self.now = max(self.now, at[0])
+
+    def run(self, until_s: float) -> World:
+        while self.now < until_s:
+            self.arrive(self.now)
+            at_once = not self.waiting
+            if at_once:
+                if not self.coming:
+                    break
+                self.arrive(self.coming[0][0], 1)
+            if self.waits:
+                began = self.now
+                wanted, end_s = self.gain.company(len(self.waiting), self.now)
+                if wanted > len(self.waiting):
+                    self.arrive(end_s, wanted)
+                    self.now = self.now if len(self.waiting) >= wanted else end_s
+                    at_once = False
+                self.waited_s += self.now - began
+            size = self.gain.size(len(self.waiting))
+            self.now += self.took[size]
+            if not at_once:
+                self.gain.add(size, self.took[size])
+            self.arrive(self.now)
+            for asked_s, k in [self.waiting.popleft() for _ in range(size)]:
+                self.answers.append(Answered(asked_s, self.now, size))
+                self.gain.answered(self.askers[k], self.now)
+                if (pause_s := self.pause(k)) is not None:
+                    insort(self.coming, (self.now + pause_s, k))
+        return self
+
+    def rate(self, since_s: float) -> float:
+        """Answers a second."""
+        return sum(a.answered_s > since_s for a in self.answers) / (self.now - since_s)
+
+    def took_s(self, percent: float, since_s: float = 0.0) -> float:
+        return float(np.percentile([a.answered_s - a.asked_s for a in self.answers if a.answered_s > since_s], percent))
+
+
+def closed(clients: int, mean_s: float, *, waits: bool, seconds: float = 5.0) -> World:
+    """Clients that ask again about `mean_s` after an answer, give or take half of it."""
+    rng = np.random.default_rng(1)
+    return World(waits, [(0.0, k) for k in range(clients)], lambda _: mean_s * rng.uniform(0.5, 1.5)).run(seconds)
+
+
+def test_a_lone_client_never_waits() -> None:
+    world, never = closed(1, 0.3e-3, waits=True), closed(1, 0.3e-3, waits=False)
+    assert world.waited_s == 0.0
+    assert world.answers == never.answers
+
+
+@pytest.mark.parametrize("clients", [2, 3, 5, 7, 8, 32])
+def test_clients_that_ask_again_at_once_meet_in_batches(clients: int) -> None:
+    """It is nearly what there would be if all came back at the same time, and better than without waits for all."""
+    world, never = closed(clients, 0.5e-3, waits=True), closed(clients, 0.5e-3, waits=False)
+    most = min(clients, 8)
+    assert world.rate(2.0) > 0.93 * most / (ALEXNET[most] + (0.75e-3 if clients <= 8 else 0))
+    assert world.rate(2.0) >= 0.999 * never.rate(2.0)
+    assert world.took_s(95, 2.0) <= 1.01 * never.took_s(95, 2.0)
+    if clients == 8:
+        assert world.rate(2.0) > 1.4 * never.rate(2.0)
+
+
+@pytest.mark.parametrize("pause_s", [2e-3, 5e-3, 10e-3, 15e-3, 40e-3, 200e-3])
+def test_longer_pauses_cost_nothing_either(pause_s: float) -> None:
+    world, never = closed(8, pause_s, waits=True), closed(8, pause_s, waits=False)
+    assert world.rate(2.0) > 0.98 * never.rate(2.0)
+    assert world.took_s(95, 2.0) < 1.02 * never.took_s(95, 2.0)
+
+
+@pytest.mark.parametrize("clients", [2, 8, 32])
+@pytest.mark.parametrize("load", [0.2, 0.5, 0.8, 1.2, 2.0, 3.5])
+def test_arrivals_that_nobody_can_foresee_lose_nothing(clients: int, load: float) -> None:
+    """Poisson arrivals; `load`: of what one by one could do."""
+    rng = np.random.default_rng(2)
+    times = np.cumsum(rng.exponential(ALEXNET[1] / load, 2000))
+    arrivals = [(float(t), int(k)) for t, k in zip(times, rng.integers(0, clients, 2000), strict=True)]
+    world, never = (World(waits, arrivals, lambda _: None).run(inf) for waits in (True, False))
+    assert len(world.answers) == len(never.answers) == 2000
+    assert world.now < 1.01 * never.now
+    assert world.took_s(50) < 1.02 * never.took_s(50)
+    assert world.took_s(95) < 1.02 * never.took_s(95)
+
+
+@pytest.mark.parametrize("phase_s", [0.5e-3, 3e-3, 6e-3, 12e-3])
+def test_two_cameras_lose_nothing(phase_s: float) -> None:
+    """Their frames come at fixed times, the second one's `phase_s` after the first one's."""
+    arrivals = [(n * 0.033 + k * phase_s, k) for n in range(300) for k in range(2)]
+    world, never = (World(waits, arrivals, lambda _: None).run(inf) for waits in (True, False))
+    assert world.took_s(95) <= 1.01 * never.took_s(95)
+
+
+def test_who_stays_away_is_waited_for_once() -> None:
+    leaves = [False]
+
+    def pause(k: int) -> float | None:
+        return None if leaves[0] and k else 0.5e-3
+
+    world = World(True, [(0.0, k) for k in range(4)], pause).run(5.0)
+    leaves[0] = True
+    world.run(5.1)
+    waited_s = world.waited_s
+    world.run(7.0)
+    assert world.waited_s == waited_s
+    assert world.answers[-1].together == 1
+
+
+def test_nobody_waits_where_batches_gain_nothing() -> None:
+    rng = np.random.default_rng(1)
+    took = {size: size * 9.5e-3 for size in range(1, 9)}
+    world = World(True, [(0.0, k) for k in range(8)], lambda _: 0.5e-3 * rng.uniform(0.5, 1.5), took).run(2.0)
+    waited_s = world.waited_s
+    world.run(6.0)
+    assert world.waited_s == waited_s
+    mixing = Gain(8)
+    mixing.judge("different", "a reason")
+    assert mixing.company(1, 0.0) == (1, 0.0)
+
+
+def test_an_asker_is_expected_when_it_has_usually_asked_again() -> None:
+    gain, asker = filled(Gain(8), {1: 0.010, 2: 0.011}), Asker()
+    gain.judge("equal", "")
+    now = 0.0
+    for pause_s in (0.001, 0.002, 0.001):
+        gain.answered(asker, now)
+        assert gain.company(1, now) == (1, now), "not known yet"
+        gain.asked(asker, now + pause_s)
+        now += 1.0
+    gain.answered(asker, now)
+    assert gain.company(1, now) == (2, pytest.approx(now + (1 + 1 / 3 + 4 * 4 / 9) / 1e3))
+    assert gain.company(1, now + 0.004) == (1, now + 0.004), "it has not come"
+    gain.asked(asker, now + 9.0)
+    for _ in range(8):  # one long pause among eight says nothing
+        now += 20.0
+        gain.answered(asker, now)
+        gain.asked(asker, now + 0.001)
+    gain.answered(asker, now + 1.0)
+    assert gain.company(1, now + 1.0) == (2, pytest.approx(now + 1.001))
+    assert gain.company(8, now + 1.0)[0] == 8, "no batch is larger"
+
+
+def test_sizes_between_those_that_are_known_lie_between_them() -> None:
+    gain = filled(Gain(8), {1: 1.0})
+    assert [gain.seconds(n) for n in (1, 8)] == [1.0, 1.0], "as good as it can be, until it was measured"
+    filled(gain, {2: 1.2, 4: 1.4})
+    assert [gain.seconds(n) for n in (1, 2, 3, 4, 8)] == pytest.approx([1.0, 1.2, 1.3, 1.4, 1.8])
+    gain.judge("equal", "")
+    assert gain.size(3) == 3
+    assert Gain(8).seconds(3) == 0.0
 
 
 def one_op(tmp_path: Path, nodes: Sequence[onnx.NodeProto], shape: Sequence[object], out: Sequence[object]) -> Model:

@@ -243,6 +243,12 @@ class Key:
     def wanted(self) -> int:
         return self.most
 
+    def company(self, waiting: int, now_s: float) -> tuple[int, float]:
+        return waiting, now_s
+
+    def seconds(self, size: int) -> float:
+        return 0.0
+
 
 def test_jobs_of_one_key_are_taken_together_and_others_are_not_passed_by_their_own_client() -> None:
     queue, key, other = FairQueue(100), Key(8), Key(8)
@@ -251,6 +257,6 @@ def test_jobs_of_one_key_are_taken_together_and_others_are_not_passed_by_their_o
         queue.push(0.0, WaitingJob(client, nothing, k, name))
     first = queue.take(0.0)
     assert first.what == "a0"
-    assert queue.count_like(key, 99) == 2
+    assert len(list(queue.like(key))) == 2
     assert [j.what for j in queue.take_like(0.0, key, 99)] == ["a1", "c0"], "b1 waits behind b0"
     assert [queue.take(0.0).what for _ in range(2)] == ["b0", "b1"]

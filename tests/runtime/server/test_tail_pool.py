@@ -28,7 +28,7 @@ from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server import RunMarks
-from splitpoint.runtime.server.batching import Gain
+from splitpoint.runtime.server.batching import Asker, Gain
 from splitpoint.runtime.server.fair_queue import Client, WaitingJob
 from splitpoint.runtime.server.run_limits import Like
 from splitpoint.runtime.server.server import Server
@@ -294,7 +294,7 @@ def test_a_tail_that_mixes_is_served_one_by_one(tmp_path: Path) -> None:
 
 def test_an_edge_that_asks_once_is_not_slowed_by_batching(model: Model, tmp_path: Path) -> None:
     with (
-        Server([model], engine=Gate(), port=0, max_wait_s=0.0) as server,
+        Server([model], engine=Gate(), port=0) as server,
         Edge(server.address, at="input", cache=tmp_path / "cache") as edge,
     ):
         result = edge.infer(np.ones((1, 1024), np.float32))
@@ -372,7 +372,7 @@ def test_who_ran_in_a_batch_is_told_its_own_part_and_that_it_waited_for_the_othe
     gain = Gain(4)
     gain.judge("equal", "")
     tail: Any = None
-    queued = Queued(request, tail, RunKind([], Like(0.0), gain))
+    queued = Queued(request, tail, RunKind([], Like(0.0), gain, Asker()))
     began = time.perf_counter()
     BatchRunner(tails, watch, told.append)([WaitingJob(Client(), lambda waited: None, gain, queued) for _ in range(4)])
     wall_s = time.perf_counter() - began

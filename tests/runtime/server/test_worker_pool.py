@@ -39,16 +39,22 @@ def test_what_clients_are_told_of_the_load() -> None:
 
 
 class Key:
-    """Jobs of one kind; `most` of them run as one."""
+    """Jobs of one kind; `most` of them run as one. Until `until_s` it pays to wait for `expected` of them."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, expected: int = 1, until_s: float = 0.0) -> None:
+        self.most, self.expected, self.until_s = most, expected, until_s
 
     def size(self, waiting: int) -> int:
         return min(self.most, waiting)
 
     def wanted(self) -> int:
         return self.most
+
+    def company(self, waiting: int, now_s: float) -> tuple[int, float]:
+        return max(waiting, self.expected), self.until_s
+
+    def seconds(self, size: int) -> float:
+        return 0.01
 
 
 def test_the_pool_runs_what_waits_together_and_charges_each_its_share() -> None:
@@ -117,6 +123,49 @@ def test_nobody_else_waits_for_a_batch_to_fill() -> None:
         pool.submit(WaitingJob(Client(), lambda _: done.release()))
         assert done.acquire(timeout=5)
         assert done.acquire(timeout=5)
+    finally:
+        pool.close()
+
+
+def test_a_worker_waits_for_those_that_are_expected_and_no_longer_than_that() -> None:
+    ran, done = [], threading.Semaphore(0)
+
+    def together(jobs: Sequence[WaitingJob]) -> None:
+        ran.append(len(jobs))
+        done.release()
+
+    def alone(waited_s: float) -> None:
+        ran.append(1)
+        done.release()
+
+    pool = Compute(1, 100, together)
+    try:
+        key = Key(8, expected=3, until_s=time.perf_counter() + 3600)
+        assert not pool.begin(Client(), key), "its thread does not compute it: others are expected"
+        for _ in range(3):
+            pool.submit(WaitingJob(Client(), alone, key))
+        assert done.acquire(timeout=30)
+        key.until_s = 0.0
+        pool.submit(WaitingJob(Client(), alone, key))
+        assert done.acquire(timeout=30)
+        nobody = Client()
+        assert until(lambda: pool.begin(nobody, Key(8)))
+        pool.end(nobody, 0.0)
+    finally:
+        pool.close()
+    assert ran == [3, 1]
+
+
+@pytest.mark.parametrize("max_wait_s", [None, 3600.0])
+def test_who_has_a_deadline_is_not_made_to_miss_it(max_wait_s: float | None) -> None:
+    """A run takes 0.01 s, says the key: what must have begun before that is over does not wait."""
+    done = threading.Semaphore(0)
+    pool = Compute(1, 100, lambda jobs: None, max_wait_s)
+    try:
+        now = time.perf_counter()
+        key = Key(8, expected=8, until_s=now + 3600)
+        pool.submit(WaitingJob(Client(), lambda _: done.release(), key, latest_s=now + 0.01))
+        assert done.acquire(timeout=30)
     finally:
         pool.close()
 

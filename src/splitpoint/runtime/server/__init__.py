@@ -111,6 +111,10 @@ class TailRequest(Protocol):
     alone: bool
     """Whether its sender waits for the answer before it sends more: the thread that calls `run` may compute it."""
 
+    @property
+    def latest_s(self) -> float:
+        """When `refusal` begins to say that it is too late; infinite without a deadline."""
+
     def refusal(self, now_s: float) -> SplitpointError | None:
         """Why it is not to be computed any more: its deadline has passed, or answers before it are not read."""
 

@@ -5,14 +5,19 @@ are equal. It is right if no operator mixes what is in a batch (a mean over it, 
 client's answer would depend on another's request. The graph says so (`models.rows`), not what a client sends; a trial
 of a batch of two, with data of our own, and a row of a batch that is computed again now and then, can only add doubt.
 It helps if a batch takes at least a tenth less than its requests one by one: measured, in service.
+
+To wait for more pays if they are likely to come within what their joining saves: who usually asks again soon after an
+answer is expected, and how long runs of each size take is known. Arrivals that keep no such time are never waited for:
+when there are too many of them, they meet in the queue by themselves.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from functools import partial
+from math import inf, prod
 from statistics import median
 from time import monotonic
 
@@ -33,6 +38,8 @@ GAIN = 0.1
 _HOPE = 0.02
 #: Runs of each size that are kept, and how many there must be before they are believed.
 _KEPT, _ENOUGH = 9, 3
+#: Pauses of one asker that are kept, and how many there must be before it is expected again.
+_PAUSES, _USUAL = 8, 3
 #: A row of every so many batches is computed again, and of the first, second, fourth … before.
 _LOOK_AGAIN = 256
 #: After that many batches or single runs that could have been either, one size is tried that is not used now.
@@ -104,6 +111,36 @@ def recomputed(run: Run, feeds: Sequence[Feed], together: Sequence[Mapping[str, 
     return next((f"output {name} of a batch strays" for name in alone if strays(alone[name], together[k][name])), "")
 
 
+class Asker:
+    """Who asks for one tail with inputs of one shape, by one connection: how soon after an answer it asks again."""
+
+    __slots__ = ("_pause_s", "_pauses", "answered_s")
+
+    def __init__(self) -> None:
+        #: When its last answers were given after which it has not asked again.
+        self.answered_s: deque[float] = deque(maxlen=_PAUSES)
+        self._pauses: deque[float] = deque(maxlen=_PAUSES)
+        self._pause_s: float | None = inf
+
+    def asked(self, now_s: float) -> None:
+        if self.answered_s:
+            self._pauses.append(now_s - self.answered_s.popleft())
+            self._pause_s = inf if len(self._pauses) < _USUAL else None
+
+    @property
+    def pause_s(self) -> float:
+        """Within which it asks again, infinite if that is not known.
+
+        As TCP reckons when an answer is late (RFC 6298): the mean and four times the mean deviation, of its last pauses
+        but for the longest, which may have been a rest.
+        """
+        if self._pause_s is None:  # reckoned only where somebody could wait for it: a lone client's never is
+            usual = sorted(self._pauses)[: _PAUSES - 1]
+            mean_s = sum(usual) / len(usual)
+            self._pause_s = mean_s + 4 * sum(abs(s - mean_s) for s in usual) / len(usual)
+        return self._pause_s
+
+
 class Gain:
     """How many requests of one tail to run together, by what was measured. Any thread may call it.
 
@@ -125,11 +162,16 @@ class Gain:
         self.used_s = monotonic()
         self._batches = 0
         self._lock = threading.Lock()
-        #: 2, 4, 8 … and the largest that is allowed: few sizes, each measured often.
+        self._most = most
+        #: 2, 4, 8 … and the largest that is allowed: few sizes that are tried out, each often.
         self._sizes: list[int] = sorted({*(1 << k for k in range(1, most.bit_length())), most} - {1})
-        self._taken: dict[int, deque[float]] = {size: deque(maxlen=_KEPT) for size in (1, *self._sizes)}
-        self._first = set(self._sizes)  # engines plan their memory at the first run of a shape
+        self._taken: defaultdict[int, deque[float]] = defaultdict(partial(deque, maxlen=_KEPT))
+        self._first = set(range(2, most + 1))  # engines plan their memory at the first run of a shape
+        #: The median seconds of a run, for each size of which enough is known.
+        self._known: dict[int, float] = {}
         self._choices = 0
+        #: Those who have been answered and not asked again, but for those who are not expected.
+        self._away: set[Asker] = set()
 
     def judge(self, verdict: str, why: str) -> None:
         """What a trial, or a batch that was looked at again, has said. Only ``different`` forbids: see the top."""
@@ -152,8 +194,77 @@ class Gain:
         with self._lock:
             if size in self._first:
                 self._first.discard(size)
-            elif size in self._taken:
-                self._taken[size].append(seconds)
+                return
+            taken = self._taken[size]
+            taken.append(seconds)
+            if len(taken) >= _ENOUGH:
+                self._known[size] = median(taken)
+
+    def asked(self, asker: Asker, now_s: float) -> None:
+        """A request of `asker` is here."""
+        with self._lock:
+            asker.asked(now_s)
+            if not asker.answered_s:
+                self._away.discard(asker)
+
+    def answered(self, asker: Asker, now_s: float) -> None:
+        """A request of `asker` is being answered."""
+        with self._lock:
+            asker.answered_s.append(now_s)
+            self._away.add(asker)
+
+    def company(self, waiting: int, now_s: float) -> tuple[int, float]:
+        """How many to run together where `waiting` are there at `now_s`, and until when to wait for the others.
+
+        For the others, it must be likely that they are there by then: that long, their askers have usually paused.
+        Of the numbers that can be waited for it is the one with the least time a request. And nobody's answer may be
+        later for it than the last one's would else be: those who are there wait no longer than half of what one run
+        takes less than two, which is what the others then are early by.
+        """
+        best = waiting, now_s
+        if self.verdict or not self._away or waiting >= self._most:
+            return best
+        with self._lock:
+            due = self._due(now_s)[: self._most - waiting]
+            here = self._seconds(waiting)
+            least = min(here / waiting, (1 - GAIN) * self._seconds(1))
+            for k, due_s in enumerate(due, 1):
+                wait_s, together = due_s - now_s, self._seconds(waiting + k)
+                each = (wait_s + together) / (waiting + k)
+                if each < least and 2 * wait_s <= here + self._seconds(k) - together:
+                    best, least = (waiting + k, due_s), each
+        return best
+
+    def _due(self, now_s: float) -> list[float]:
+        """When those that are away are likely to have asked again at the latest, the first first."""
+        due: list[float] = []
+        longest_s = max(self._known.values(), default=0.0)  # more than a wait can ever save
+        for asker in tuple(self._away):
+            pause_s = asker.pause_s
+            soon = [at for s in asker.answered_s if (at := s + pause_s) > now_s] if pause_s < longest_s else []
+            if not soon:  # it takes too long, or has not come this time
+                self._away.discard(asker)
+            due += soon
+        return sorted(due)
+
+    def seconds(self, size: int) -> float:
+        """How long a run of so many is likely to take, at most; 0.0 if nothing is known."""
+        with self._lock:
+            return self._seconds(size)
+
+    def _seconds(self, size: int) -> float:
+        """Between the sizes that are known, and beyond them, on a line; no more than one, if only that is known.
+
+        A larger one is thus hoped to gain until it was measured.
+        """
+        known = self._known
+        if size in known or not known:
+            return known.get(size, 0.0)
+        sizes = sorted(known)
+        above = next((k for k, s in enumerate(sizes) if s > size), len(sizes) - 1)
+        low, high = sizes[max(0, above - 1)], sizes[above]
+        slope = max(0.0, known[high] - known[low]) / (high - low) if high > low else 0.0
+        return max(0.0, known[low] + slope * (size - low))
 
     def size(self, waiting: int) -> int:
         """How many of `waiting` requests to run as one: the fastest a request, but one by one unless that gains."""
@@ -164,11 +275,11 @@ class Gain:
             return 2
         with self._lock:
             self._choices += 1
-            if unknown := self._unknown(fits):
+            if unknown := self._unknown([*fits, min(waiting, self._most)]):
                 return unknown
             if self._choices % _AGAIN == 0:
                 return (1, *fits)[self._choices // _AGAIN % (1 + len(fits))]
-            return self._best(fits)
+            return self._best([*fits, min(waiting, self._most)])
 
     def wanted(self) -> int:
         """The size that is worth waiting for: the best known one, or the next to be measured; 1 if none is."""
@@ -182,17 +293,20 @@ class Gain:
     def _unknown(self, sizes: Sequence[int]) -> int:
         """The next size to be measured, 0 if none is: where two gain nothing, eight do not, and take long."""
         before = 0.0
+        most = max(self._known, default=0)
         for size in (1, *sizes):
-            taken = self._taken[size]
-            if len(taken) < _ENOUGH:
+            if size not in self._known and (size == 1 or size > most):  # between others it is known well enough
                 return size
-            each = median(taken) / size
+            each = self._seconds(size) / size
             if before and each > (1 - _HOPE) * before:
                 return 0
             before = each
         return 0
 
     def _best(self, sizes: Sequence[int]) -> int:
-        each = {s: median(self._taken[s]) / s for s in (1, *sizes) if self._taken[s]}
+        """One of `sizes` that lies where it is known how long they take, or 1."""
+        if 1 not in self._known:
+            return 1
+        each = {s: self._seconds(s) / s for s in (1, *sizes) if s <= max(self._known)}
         best = min(each, key=lambda s: (each[s], s))
-        return best if 1 in each and each[best] < (1 - GAIN) * each[1] else 1
+        return best if each[best] < (1 - GAIN) * each[1] else 1

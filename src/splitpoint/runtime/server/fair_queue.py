@@ -10,8 +10,9 @@ sends many small ones.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
-from math import exp
+from collections.abc import Callable, Iterator
+from itertools import chain, takewhile
+from math import exp, inf
 from typing import Any, Protocol
 
 import msgspec
@@ -108,7 +109,13 @@ class Together(Protocol):
         """How many of `waiting` such jobs to run as one now: 1 or more."""
 
     def wanted(self) -> int:
-        """How many it is worth waiting for; 1: none but what is there."""
+        """How many are worth waiting for, whenever they come; 1: none but what is there."""
+
+    def company(self, waiting: int, now_s: float) -> tuple[int, float]:
+        """How many to wait for, `waiting` and those that are likely to come soon enough, and until when."""
+
+    def seconds(self, size: int) -> float:
+        """How long running so many as one is likely to take."""
 
 
 def nothing() -> None:
@@ -119,7 +126,7 @@ class WaitingJob(msgspec.Struct):
     """Something to compute for `client`: `run` gets the seconds it waited. Jobs with the same `key` can run together.
 
     `what` is for whoever runs several together; `line` is which of the client's connections it came by; `dropped` is
-    called instead of `run` if that ends first. The rest is the queue's own.
+    called instead of `run` if that ends first; after `latest_s` it is of no use. The rest is the queue's own.
     """
 
     client: Client
@@ -128,6 +135,7 @@ class WaitingJob(msgspec.Struct):
     what: Any = None
     line: object = None
     dropped: Callable[[], None] = nothing
+    latest_s: float = inf
     round: int = 0
     queued_s: float = 0.0
     waited_s: float = 0.0
@@ -194,15 +202,9 @@ class FairQueue:
             taken.append(self._take(now_s, self._next(ready)))
         return taken
 
-    def count_like(self, key: Together, most: int) -> int:
-        """How many jobs `take_like` would return."""
-        count = 0
-        for client in self._clients:
-            for job in client.jobs:
-                if job.key is not key or count >= most:
-                    break
-                count += 1
-        return count
+    def like(self, key: Together) -> Iterator[WaitingJob]:
+        """The jobs `take_like` would return, in any order."""
+        return chain.from_iterable(takewhile(lambda job: job.key is key, client.jobs) for client in self._clients)
 
     def _take(self, now_s: float, client: Client) -> WaitingJob:
         job = client.next()

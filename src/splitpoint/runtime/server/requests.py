@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from math import prod
+from math import inf, prod
 from time import perf_counter, sleep
 from typing import NamedTuple
 
@@ -322,9 +322,13 @@ class InferRequest(msgspec.Struct):
     _opened: OpenedTail
     _checked: CheckedInfer
 
-    def refusal(self, now_s: float) -> SplitpointError | None:
+    @property
+    def latest_s(self) -> float:
         deadline_s = self._checked.header.deadline_s
-        if deadline_s and (late_s := now_s - self.received_s - deadline_s) > 0:
+        return self.received_s + deadline_s if deadline_s else inf
+
+    def refusal(self, now_s: float) -> SplitpointError | None:
+        if (late_s := now_s - self.latest_s) > 0:
             return _LateError(f"the deadline passed {late_s:.3f} s before its turn")
         if self._requests.connection.behind:
             return BusyError("answers are not read: read them first", _UNREAD_S)

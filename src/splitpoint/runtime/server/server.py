@@ -64,9 +64,10 @@ class Server(Closable):
 
     `workers` requests run at once: 1 is right for an engine that uses all cores for one. `tail_cache_bytes` bounds
     compiled tails (2 GiB, or half the memory). Up to `max_batch` requests for one tail that wait at the same time run
-    as one batch, where that is right and a tenth faster (measured); with `max_wait_s` a request waits that long for
-    others to join it. These four are for this process's own workers: `runner` makes something else that computes tails
-    (`runtime.server.TailRunner`). ServerError or UsageError if it cannot listen there.
+    as one batch, where that is right and a tenth faster (measured). A request waits for others to join it if they are
+    likely to come within what that saves; with `max_wait_s`, always up to that long. These four are for this process's
+    own workers: `runner` makes something else that computes tails (`runtime.server.TailRunner`). ServerError or
+    UsageError if it cannot listen there.
     """
 
     def __init__(
@@ -82,14 +83,14 @@ class Server(Closable):
         limits: Limits | None = None,
         tail_cache_bytes: int | None = None,
         max_batch: int = 8,
-        max_wait_s: float = 0.0,
+        max_wait_s: float | None = None,
         runner: MakeRunner | None = None,
         security: ServerSecurity | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
         if not models:
             raise UsageError("a server needs at least one model")
-        if max_batch < 1 or not 0 <= max_wait_s < inf:
+        if max_batch < 1 or (max_wait_s is not None and not 0 <= max_wait_s < inf):
             raise UsageError(f"a batch has 1 request or more, and waits 0 s or more: not {max_batch}, {max_wait_s}")
         #: What is told of events, and cannot fail the server; `redirect` has another one told.
         self.tell = tell = Teller(on_event)

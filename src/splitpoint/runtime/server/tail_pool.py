@@ -26,7 +26,7 @@ from splitpoint.models.model import Segment
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server import RunMarks, TailRequest
 from splitpoint.runtime.server.accounts import Account
-from splitpoint.runtime.server.batching import Feed, Gain, Run, recomputed, run_stacked, tried
+from splitpoint.runtime.server.batching import Asker, Feed, Gain, Run, recomputed, run_stacked, tried
 from splitpoint.runtime.server.compiled_tails import Tail, Tails, tell_batched
 from splitpoint.runtime.server.fair_queue import Client, WaitingJob
 from splitpoint.runtime.server.run_limits import Like, Turns, Watch
@@ -44,11 +44,17 @@ _MOST_KINDS = 64
 
 class RunKind(NamedTuple):
     """What requests of one connection with inputs of these `shapes` have in common: how long they take, and, if they
-    can run as one batch with each other and with those of other connections, what that gains."""
+    can run as one batch with each other and with those of other connections, what that gains, and when they come."""
 
     shapes: Sequence[Sequence[int]]
     like: Like
     gain: Gain | None
+    asker: Asker
+
+    def answered(self, now_s: float) -> None:
+        """One of them is answered now."""
+        if self.gain is not None:
+            self.gain.answered(self.asker, now_s)
 
 
 class Queued(NamedTuple):
@@ -63,8 +69,8 @@ class Queued(NamedTuple):
 class TailPool:
     """Computes with `engine`, up to `workers` requests at once (`server.TailRunner`).
 
-    At most `tail_bytes` of compiled tails stay in memory. Up to `max_batch` requests that wait run as one, and wait up
-    to `max_wait_s` for that. `builders` compile again what has left memory.
+    At most `tail_bytes` of compiled tails stay in memory. Up to `max_batch` requests that wait run as one, and wait for
+    others as long as that pays, or up to `max_wait_s`. `builders` compile again what has left memory.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class TailPool:
         workers: int,
         tail_bytes: int,
         max_batch: int,
-        max_wait_s: float,
+        max_wait_s: float | None,
     ) -> None:
         self._builders, self._tell, self._work_bytes = builders, tell, limits.work_bytes
         apart = Apart(engine, limits.work_bytes) if isinstance(engine, Reopenable) else None
@@ -160,7 +166,8 @@ class TailPool:
             self._dropped(queued, account.no_room(self.retry_after_s(account)))
 
     def _job(self, queued: Queued, client: Client, run: Callable[[float], None], gain: Gain | None) -> WaitingJob:
-        return WaitingJob(client, run, gain, queued, queued.request.account, partial(self._dropped, queued))
+        request, dropped = queued.request, partial(self._dropped, queued)
+        return WaitingJob(client, run, gain, queued, request.account, dropped, request.latest_s)
 
     def _dropped(self, queued: Queued, why: BusyError | None = None) -> None:
         """It is not run after all: because of `why`, or because its client has gone."""
@@ -233,6 +240,7 @@ class TailPool:
             except Exception as exc:  # engines and codecs meet foreign bytes
                 request.refuse(exc)
             else:
+                kind.answered(computed)
                 request.answer(outputs, RunMarks(started, waited_s, ready, decoded, computed))
         finally:
             if session is not None:
@@ -282,15 +290,15 @@ class PoolTail:
             like = Like(nbytes, batches=work.peak(shapes, tail.most) <= most)
         owner = self._account.origin.name
         gain = tail.gain(dtypes, shapes, owner) if like.batches and not vectors else None
-        return RunKind(shapes, like, gain)
+        return RunKind(shapes, like, gain, Asker())
 
     def run(self, request: TailRequest) -> float:
         """Computes `request` in this thread, if that may be, or queues it."""
         pool, tail, kind = self._pool, self._tail, request.kind
         compute, client = pool.compute, request.account.client
-        # One that others may join is not run at once where a wait for them is allowed.
-        at_once = request.alone and (kind.gain is None or not compute.max_wait_s)
-        if at_once and tail.session is not None and compute.begin(client):
+        if kind.gain is not None:
+            kind.gain.asked(kind.asker, request.received_s)
+        if request.alone and tail.session is not None and compute.begin(client, kind.gain):
             started = perf_counter()
             try:
                 pool.run(request, tail, kind, None, None, 0.0)
@@ -362,6 +370,7 @@ class BatchRunner:
             marks = RunMarks(
                 started, job.waited_s, started + decoded - ready + others_s, decoded + others_s, computed, ran
             )
+            job.what.kind.answered(perf_counter())
             job.what.request.answer(own, marks)
         return True
 

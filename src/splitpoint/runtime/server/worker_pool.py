@@ -12,8 +12,6 @@ from splitpoint.runtime.threads import begin, join, persist
 
 #: How long threads that have nothing to do may take to end.
 _END_S = 5.0
-#: More jobs than that are never run as one.
-_MOST = 1024
 
 
 class Compute:
@@ -21,8 +19,8 @@ class Compute:
 
     A thread that has just received a request keeps it if there is room (`begin`, then `end`): handing it over
     would cost two context switches. `submit` queues it. Whose turn it is: `fair_queue`. Jobs with the same key
-    that wait at the same time are given to `together`, as many as the key says; if there are fewer than it
-    wants, a worker waits until the first has waited `max_wait_s`.
+    that wait at the same time are given to `together`, as many as the key says. A worker waits for more of them as long
+    as the key says; with `max_wait_s`, for as many as it wants until the first has waited that long.
     """
 
     def __init__(
@@ -30,18 +28,19 @@ class Compute:
         workers: int,
         queue: int,
         together: Callable[[Sequence[WaitingJob]], None] | None = None,
-        max_wait_s: float = 0.0,
+        max_wait_s: float | None = None,
         on_event: OnEvent = ignore,
         slack: float = SLACK,
         name: str = "compute",
     ) -> None:
         self.workers = workers
-        self.max_wait_s = max_wait_s
+        self._max_wait_s = max_wait_s
         self._together = together
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
         self._more = threading.Condition(self._lock)
-        self._gathering: list[Together] = []  # keys that a worker waits for
+        self._gathering: list[Together] = []  # keys that a worker waits for, and how many more at least
+        self._enough = 0
         self._queue = FairQueue(queue, slack)
         self._running = 0
         self._surplus = 0  # threads that were lent a place which was taken back
@@ -79,12 +78,15 @@ class Compute:
             self._surplus += 1
             self._ready.notify()
 
-    def begin(self, client: Client) -> bool:
-        """Takes a worker's place for the calling thread, if one is free and nobody waits. Then call `end`."""
+    def begin(self, client: Client, key: Together | None = None) -> bool:
+        """Takes a worker's place for the calling thread, if one is free and nobody waits, and a job with this `key`
+        need not wait for others. Then call `end`."""
         with self._lock:
             if self._running >= self.workers or self._queue.waiting or self._closed:
                 return False
             now = perf_counter()
+            if key is not None and (key in self._gathering or self._company(key, 1, now, now)[0] > 1):
+                return False
             self._running += 1
             self._gauge.change(now, 1)
             self._queue.begin(client)
@@ -110,7 +112,7 @@ class Compute:
         with self._lock:
             if self._closed or not self._queue.push(perf_counter(), job):
                 return False
-            if self._gathering:
+            if self._gathering and (job.key not in self._gathering or self._queue.waiting >= self._enough):
                 self._more.notify_all()
             if self._running < self.workers and (job.key is None or job.key not in self._gathering):
                 self._ready.notify()
@@ -173,22 +175,31 @@ class Compute:
     def _gather(self, key: Together, jobs: list[WaitingJob], now: float) -> float:
         """Adds the jobs that are to run with `jobs[0]`; returns when that was done. The lock is held.
 
-        Waits for more of them until the first one has waited `max_wait_s`, but not while another kind of job waits.
+        Waits for more of them as long as that pays (see the class), but not while another kind of job waits, nor until
+        it is too late for one of them.
         """
-        waiting = 1 + self._queue.count_like(key, _MOST)
-        if (end := jobs[0].queued_s + self.max_wait_s) > now:
-            wanted = key.wanted()
+        waiting = [jobs[0], *self._queue.like(key)]
+        wanted, end = self._company(key, len(waiting), jobs[0].queued_s, now)
+        if wanted > len(waiting):
+            end = min(end, min(job.latest_s for job in waiting) - key.seconds(wanted))
             self._gathering.append(key)
-            while waiting < wanted and waiting > self._queue.waiting and not self._closed and now < end:
+            while now < end and not self._closed and len(waiting) < wanted and len(waiting) > self._queue.waiting:
+                self._enough = wanted - 1
                 self._more.wait(end - now)
                 now = perf_counter()
-                waiting = 1 + self._queue.count_like(key, _MOST)
+                waiting = [jobs[0], *self._queue.like(key)]
             self._gathering.remove(key)
             jobs[0].waited_s = now - jobs[0].queued_s
-        jobs += self._queue.take_like(now, key, key.size(waiting) - 1)
+        jobs += self._queue.take_like(now, key, key.size(len(waiting)) - 1)
         if self._queue.waiting and self._running < self.workers:
             self._ready.notify()  # nobody was, for those that came meanwhile
         return now
+
+    def _company(self, key: Together, waiting: int, since_s: float, now_s: float) -> tuple[int, float]:
+        """How many to run together where `waiting` are there, the first since `since_s`; until when to wait."""
+        if self._max_wait_s is None:
+            return key.company(waiting, now_s)
+        return (key.wanted(), since_s + self._max_wait_s) if self._max_wait_s else (waiting, now_s)
 
     def close(self, within_s: float = _END_S) -> bool:
         """Ends the threads after what they run now; what is queued is dropped. Whether they have, `within_s`."""

@@ -1,0 +1,259 @@
+"""What a batch's wait is worth: one tail, clients that ask again when they are answered, ways to wait in turn.
+
+    python -m bench.batches                                    # 1, 8 and 32 clients
+    python -m bench.batches --triton VENV/bin/python           # beside Triton, if that Python has nvidia-pytriton 0.7
+    python -m bench.batches --beside OTHER/src                 # beside the server of another tree
+
+Read this first. The clients are one process that replays recorded tensors over raw sockets on one core; a server has
+the other, with one engine thread and batches of up to 8. All servers are up at once and asked in turn, each for some
+seconds a round, in another order every round; what is printed are medians over the rounds. The tail is AlexNet's after
+its features (random weights): two large matrices, which a batch of 8 reads once. Triton runs it with ONNX Runtime too,
+through PyTriton, with a delay of `--delay` ms, and is asked over HTTP with binary tensors. *raw* is the engine alone,
+in batches of 8.
+
+Targets: the default's rate ≥ 1.0 of Triton's and its p95 ≤ 1.1 of it at 8 and 32 clients; at one client it takes at
+most 1.02 of what never waiting takes (*never*: `--max-wait 0`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from statistics import median
+from subprocess import Popen
+
+import numpy as np
+
+import splitpoint as sp
+from bench.common import EDGE_CORE, header, helper, pin
+from bench.load import Recorded, Replayed, play, tail_of
+from bench.nets import path_of
+from splitpoint.wire import Times
+
+CUT = "features.12/MaxPool"
+MOST = 8
+SRC = str(Path(sp.__file__).parents[1])
+
+#: Arguments: the model, seconds to wait ("" for the default), where splitpoint is.
+SERVE = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from bench.common import pin, SERVER_CORE
+pin(SERVER_CORE)
+import splitpoint as sp
+wait = {"max_wait_s": float(sys.argv[2])} if sys.argv[2] else {}
+with sp.Server([sp.load(sys.argv[1])], engine=sp.open_engine(threads=1), port=0, **wait) as server:
+    print(server.address, flush=True)
+    sys.stdin.read()
+"""
+
+#: Prints the milliseconds of a batch when asked with a line. Arguments: the tail's file, its input, rows.
+RAW = """
+import sys
+from time import perf_counter
+from bench.common import pin, SERVER_CORE
+pin(SERVER_CORE)
+import numpy as np
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+shape = [int(sys.argv[3]), *session.get_inputs()[0].shape[1:]]
+feed = {sys.argv[2]: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+print("ready", flush=True)
+for _ in sys.stdin:
+    took = []
+    for _ in range(40):
+        start = perf_counter()
+        session.run(None, feed)
+        took.append(perf_counter() - start)
+    print(np.median(took[5:]) * 1e3, flush=True)
+"""
+
+#: Triton by PyTriton; needs a Python of its own. Arguments: the tail's file, its input and output, delay (us), port.
+TRITON = """
+import os, signal, sys
+os.sched_setaffinity(0, {1})
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+import numpy as np
+import onnxruntime
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+path, name, out, delay, port = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+shapes = [tuple(t.shape[1:]) for t in (session.get_inputs()[0], session.get_outputs()[0])]
+@batch
+def infer(x):
+    return [session.run(None, {name: x})[0]]
+config = TritonConfig(http_port=port, grpc_port=port + 1, metrics_port=port + 2, log_verbose=0)
+with Triton(config=config) as triton:
+    triton.bind(
+        model_name="tail", infer_func=infer,
+        inputs=[Tensor(name="x", dtype=np.float32, shape=shapes[0])],
+        outputs=[Tensor(name="y", dtype=np.float32, shape=shapes[1])],
+        config=ModelConfig(max_batch_size=8, batcher=DynamicBatcher(max_queue_delay_microseconds=delay)),
+    )
+    triton.run()
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+class ReplayedHttp(Replayed):
+    """A connection to Triton with a recorded request, sent again and again, as `Replayed` is one to us."""
+
+    def __init__(self, port: int, x: sp.tensors.Array) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        shape = ",".join(map(str, x.shape))
+        head = (
+            f'{{"inputs":[{{"name":"x","shape":[{shape}],"datatype":"FP32","parameters":{{"binary_data_size":'
+            f'{x.nbytes}}}}}],"outputs":[{{"name":"y","parameters":{{"binary_data":true}}}}]}}'
+        ).encode()
+        fields = (
+            f"POST /v2/models/tail/infer HTTP/1.1\r\nHost: tail\r\nContent-Type: application/octet-stream\r\n"
+            f"Inference-Header-Content-Length: {len(head)}\r\nContent-Length: {len(head) + x.nbytes}\r\n\r\n"
+        )
+        self._request = memoryview(fields.encode() + head + x.tobytes())
+        self.sock.setblocking(False)
+        self.due: dict[int, float] = {}
+        self._ids = count(100)
+        self._out: deque[memoryview] = deque()
+        self._in = bytearray()
+
+    def ask(self, due_s: float) -> None:
+        self.due[next(self._ids)] = due_s
+        self._out.append(self._request)
+        self.write()
+
+    def read(self) -> Iterator[tuple[float, Times | None, float]]:
+        data = self.sock.recv(1 << 20)
+        if not data:
+            raise SystemExit("Triton closed a connection")
+        self._in += data
+        while (end := self._in.find(b"\r\n\r\n")) >= 0:
+            fields = bytes(self._in[:end]).lower().split(b"\r\n")
+            if b" 200 " not in fields[0]:
+                raise SystemExit(f"Triton said {bytes(self._in)!r}")
+            length = next(int(f.partition(b":")[2]) for f in fields if f.startswith(b"content-length:"))
+            if len(self._in) < end + 4 + length:
+                return
+            del self._in[: end + 4 + length]
+            yield self.due.pop(next(iter(self.due))), Times(), 0.0
+
+
+def measure(asked: argparse.Namespace) -> bool:
+    """Whether the targets are met that could be measured."""
+    name = path_of("alexnet")
+    tail = tail_of(sp.load(name), CUT)
+    (spec,), (out,) = tail.segment.inputs, tail.segment.outputs
+    file = Path("out") / "alexnet-tail.onnx"
+    tail.segment.save(file)
+    waits = {"default": ("", SRC), "never": ("0", SRC), f"{asked.delay:g} ms": (str(asked.delay / 1e3), SRC)}
+    if asked.beside:
+        waits["beside"] = ("", asked.beside)
+    with ExitStack() as stack:
+        raw = stack.enter_context(helper(RAW, str(file), spec.name, str(MOST)))
+        servers = {way: stack.enter_context(helper(SERVE, name, *args)) for way, args in waits.items()}
+        addresses: dict[str, str | int] = {way: said(server) for way, server in servers.items()}
+        if asked.triton:
+            port = str(free_ports())
+            args = (str(file), spec.name, out.name, str(round(asked.delay * 1e3)), port)
+            servers["Triton"] = stack.enter_context(helper(TRITON, *args, python=asked.triton))
+            while said(servers["Triton"]) != "ready":  # it tells much before
+                pass
+            addresses["Triton"] = int(port)
+        said(raw)
+        met = True
+        for clients in asked.clients:
+            met = report(clients, servers, addresses, tail, raw, asked) and met
+    return met
+
+
+def report(
+    clients: int, servers: dict[str, Popen[str]], addresses: dict[str, str | int], tail: Recorded, raw: Popen[str],
+    asked: argparse.Namespace,
+) -> bool:  # fmt: skip
+    x = tail.feed[tail.segment.inputs[0].name]
+    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)  # a second, p50 ms, p95 ms
+    raw_ms = []
+    edges = {
+        way: [ReplayedHttp(at, x) if isinstance(at, int) else Replayed(at, tail) for _ in range(clients)]
+        for way, at in addresses.items()
+    }
+    for way, of in edges.items():
+        play(of, servers[way].pid, 2.0, window=1)  # until it is known what batches gain
+    for k in range(asked.rounds):
+        ways = list(edges)
+        for way in ways[k % len(ways) :] + ways[: k % len(ways)]:
+            phase = play(edges[way], servers[way].pid, asked.seconds, window=1)
+            took = [(a.answered_s - a.due_s) * 1e3 for a in phase.answers]
+            rows[way].append((len(took) / phase.seconds, *np.percentile(took, (50, 95)).tolist()))
+        assert raw.stdin
+        raw.stdin.write("\n")
+        raw.stdin.flush()
+        raw_ms.append(float(said(raw)))
+    for of in edges.values():
+        for edge in of:
+            edge.sock.close()
+    raw_rate = MOST * 1e3 / median(raw_ms)
+    print(f"{clients} client{'s' * (clients > 1)}; raw at {MOST}: {raw_rate:.0f} rows/s, {median(raw_ms):.1f} ms a run")
+    middle = {way: [median(column) for column in zip(*rows[way], strict=True)] for way in rows}
+    for way, (rate, p50, p95) in middle.items():
+        print(f"  {way:8} {rate:6.1f}/s ({rate / raw_rate:.2f} of raw)  p50 {p50:5.1f}  p95 {p95:5.1f} ms", flush=True)
+    met = True
+    if clients == 1:
+        slower = median(a[1] / b[1] for a, b in zip(rows["default"], rows["never"], strict=True))
+        print(f"  default/never, of the medians of a round: {slower:.3f} (target ≤ 1.02)")
+        met = slower <= 1.02
+    elif "Triton" in middle:
+        rate, _, p95 = (a / b for a, b in zip(middle["default"], middle["Triton"], strict=True))
+        print(f"  default/Triton: rate {rate:.2f} (target ≥ 1.0), p95 {p95:.2f} (target ≤ 1.1)")
+        met = rate >= 1.0 and p95 <= 1.1
+    return met
+
+
+def said(process: Popen[str]) -> str:
+    """The next line it prints."""
+    assert process.stdout
+    if line := process.stdout.readline():
+        return line.strip()
+    raise SystemExit("a server has ended: it says above why")
+
+
+def free_ports() -> int:
+    """A port of which, and of the next two, nobody listens at now."""
+    for port in range(18500, 19500, 10):
+        try:
+            for k in range(3):
+                socket.create_server(("127.0.0.1", port + k)).close()
+            return port
+        except OSError:
+            continue
+    raise SystemExit("no three free ports in a row")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Ways to wait for a batch.")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each phase")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--delay", type=float, default=4.0, help="what Triton, and ours beside the default, waits, ms")
+    parser.add_argument("--triton", metavar="PYTHON", help="a Python with nvidia-pytriton, onnxruntime and numpy")
+    parser.add_argument("--beside", metavar="SRC", help="the src of another tree, whose server is asked too")
+    asked = parser.parse_args(arguments)
+    pin(EDGE_CORE)
+    return 0 if measure(asked) else 1
+
+
+if __name__ == "__main__":
+    print(header())
+    raise SystemExit(main())
