@@ -10,7 +10,8 @@ import pytest
 from serving import Gate, affine, nothing_leaks
 
 from splitpoint.cli import main
-from splitpoint.link.files import load_link
+from splitpoint.link import Link
+from splitpoint.link.files import load_link, save_link
 from splitpoint.link.presets import PRESETS
 from splitpoint.runtime.server.server import Server
 
@@ -55,6 +56,11 @@ def test_the_command_says_what_a_link_means(tmp_path: Path, capsys: pytest.Captu
     assert "5.85 Mbit/s" in said
     assert "246 ms for 150.5 kB" in said
     assert "nearest" not in said
+    assert "software" not in said, "not measured is not said to be 0"
+    known = tmp_path / "known.link.json"
+    save_link(known, Link(900, 900, 0.5, 0.1, "here", 0.57))
+    _, said, _ = run(capsys, "--link", str(known))
+    assert "software    0.57 ms a request" in said
     trace = tmp_path / "t.csv"
     trace.write_text("time,up,down,rtt\n0,10,20,40\n5,2,4,60\n")
     _, said, _ = run(capsys, "--link", str(trace))

@@ -122,6 +122,8 @@ def _show(link: Link) -> None:
     click.echo(f"up          {mbps(link.up_mbps)} Mbit/s")
     click.echo(f"down        {mbps(link.down_mbps)} Mbit/s")
     click.echo(f"round trip  {ms(link.rtt_ms)} ms, jitter {ms(link.jitter_ms)} ms (90th percentile above the least)")
+    if link.software_ms:
+        click.echo(f"software    {ms(link.software_ms)} ms a request, of the runtime at both ends, beside the above")
     near = nearest_preset(link)
     if link != PRESETS[near]:
         click.echo(f"nearest     {near} ({PRESETS[near]})")
