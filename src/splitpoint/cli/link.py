@@ -29,6 +29,7 @@ _FAST_MBPS = 2000.0
 
 
 @click.command()
+@click.argument("model", required=False)
 @cloud_option(required=False)
 @click.option(
     "--link",
@@ -40,14 +41,19 @@ _FAST_MBPS = 2000.0
 @output_option("Write the link, for --link FILE elsewhere.", metavar="FILE.link.json")
 @json_option
 def command(
-    cloud: str | None, security: Security, spec: str | None, budget_s: float, output: Path | None, as_json: bool
-) -> None:
+    model: str | None, cloud: str | None, security: Security, spec: str | None, budget_s: float, output: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Measure bandwidth up and down, round trip and jitter to a server (--cloud), show what a link means (--link), or
     list the presets (neither).
 
     Measuring fills the link for up to --budget seconds, and sends what fits into it: some 10 kB up at 0.13 Mbit/s,
     some 15 MB at 100 Mbit/s. Other traffic at that time makes it look slower than it is.
+
+    With MODEL, one that the server has, some requests of it show what the software at both ends adds to each.
     """
+    if model is not None and not cloud:
+        raise UsageError(f"requests of {model} need a server: name it with --cloud HOST")
     if not cloud and given("budget_s"):
         raise UsageError("--budget is how long measuring may take: name the server to measure to with --cloud HOST")
     if cloud and spec is not None:
@@ -55,7 +61,7 @@ def command(
     if output is not None and not cloud and spec is None:
         raise UsageError("-o writes a link: measure one with --cloud, or name one with --link")
     if cloud:
-        link = _measure(cloud, security, budget_s, as_json)
+        link = _measure(model, cloud, security, budget_s, as_json)
     elif spec is not None:
         parsed = parse_link(spec)
         if isinstance(parsed, LinkTrace) and output is not None:
@@ -69,7 +75,7 @@ def command(
         wrote(output)
 
 
-def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
+def _measure(model: str | None, cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
     from splitpoint.runtime.client.channel import Channel
     from splitpoint.runtime.events import software
     from splitpoint.runtime.probe.link_probe import check_budget, measure_link
@@ -83,6 +89,11 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
         channel.close()
     finally:
         connection.close()
+    if model is not None:
+        from splitpoint.runtime.client.edge import Edge
+
+        with Edge(cloud, model, at="cut:input", security=security) as edge:
+            measured = msgspec.structs.replace(measured, link=edge.with_software(measured.link))
     link = measured.link
     if as_json:
         put_json({**msgspec.structs.asdict(measured), "nearest_preset": nearest_preset(link)})
@@ -92,6 +103,8 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
         f"measured    in {measured.seconds:.1f} s, with {measured.pings} pings, "
         f"{size(measured.up_nbytes)} up and {size(measured.down_nbytes)} down"
     )
+    if model is not None and not link.software_ms:
+        click.echo(f"software    does not show: the link is slow beside it, {model} is, or the server is busy")
     if min(link.up_mbps, link.down_mbps) > _FAST_MBPS:
         click.echo(
             "            so fast that the two ends' processors are the limit, not a wire: "

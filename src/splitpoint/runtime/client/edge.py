@@ -341,10 +341,13 @@ class Edge(Closable):
         return glimpse(channel, lambda: channel.clock.offset_s, nbytes, timeout_s)
 
     def measure_link(self, budget_s: float = 3.0) -> Link:
-        """The link to the server, measured by sending over it (`probe.link_probe`), and, where what crosses at the
-        current cut goes to the server raw, what software adds to requests there, by some with made-up inputs
-        (`probe.software`). ServerError if the connection ends."""
-        link = measure_link(self._channel, budget_s).link
+        """The link to the server, measured by sending over it (`probe.link_probe`), `with_software`. ServerError if it
+        ends."""
+        return self.with_software(measure_link(self._channel, budget_s).link)
+
+    def with_software(self, link: Link) -> Link:
+        """`link`, which was measured just now, with what software adds to requests on it, by some with made-up inputs
+        (`probe.software`). As it is where the current cut sends nothing, or not raw. ServerError if the link ends."""
         binding, route = self._binding, self._cuts.current
         if not route.placement.remote or route.encoding.codecs:
             return link
