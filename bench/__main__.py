@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import batches, codecs, device, planning, relay, slow, split, stream, throughput, truth, wire
+from bench import batches, codecs, compare, device, planning, relay, slow, split, stream, throughput, truth, wire
 from bench.common import header
 from bench.nets import path_of
 
@@ -23,6 +23,7 @@ PARTS: Mapping[str, Callable[[], object]] = {
     "device": device.main,
     "codecs": codecs.main,
     "planning": planning.main,
+    "compare": compare.main,
     "throughput": lambda: throughput.main([]),
     "relay": relay.main,
     "slow": slow.main,

@@ -220,6 +220,15 @@ def test_before_any_request_it_is_as_believed_and_unsure() -> None:
     assert up.low < 5.85 < up.high == inf
 
 
+def test_what_software_costs_is_as_measured_until_requests_tell() -> None:
+    estimator = LinkEstimator(Link(50, 50, 1, software_ms=0.6), measured=True)
+    estimator.ping(0.0, 1.0)
+    assert estimator.link.software_ms == 0.6
+    estimator.observe(1.0, 10_000, 2.4, 1000, 0.96)
+    assert estimator.link.software_ms == 0, "else it would be counted twice"
+    assert estimator.overhead_ms > 0
+
+
 VALUES = st.sampled_from([0.0, -1.0, nan, inf, 1e-9, 1.0, 200.0, 1e12]) | st.floats()
 
 

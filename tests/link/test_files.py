@@ -65,6 +65,14 @@ def test_a_link_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_from_before_software_was_measured_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.link.json"
+    path.write_bytes(msgspec.json.encode(GOOD))
+    assert load_link(path) == Link(1, 1, 1)
+    save_link(path, Link(1, 2, 3, 4, "here", 0.5))
+    assert load_link(path) == Link(1, 2, 3, 4, "here", 0.5)
+
+
 GOOD = {"format": 1, "up_mbps": 1.0, "down_mbps": 1.0, "rtt_ms": 1.0}
 
 

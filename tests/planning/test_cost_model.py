@@ -50,6 +50,21 @@ def test_bands_are_the_root_of_the_stages_squares_and_hold_the_links_jitter() ->
     assert device.up_nbytes == device.down_nbytes == 0
 
 
+def test_every_option_that_uses_the_server_pays_for_software_and_no_other() -> None:
+    plain, with_it = Link(50, 50, 1), Link(50, 50, 1, software_ms=0.6)
+    before, after = planned(plain), planned(with_it)
+    for option in before.options:
+        more = Planner(None, pair()).price(option.on_edge, option.codecs, with_it)
+        assert isclose(more.total.ms - option.total.ms, 0.0 if option.kind == "device" else 0.6, abs_tol=1e-9)
+        assert isclose(more.stages["up"].ms - option.stages["up"].ms, 0.0 if option.kind == "device" else 0.3)
+        assert isclose(more.throughput, option.throughput), "it keeps no stage busy"
+    # The search pays the same: a round trip that is as much longer gives the same best, and the same bound.
+    longer = planned(Link(50, 50, 1.6))
+    assert after.best.on_edge == longer.best.on_edge
+    assert isclose(after.best.total.ms, longer.best.total.ms)
+    assert isclose(after.bound, longer.bound)
+
+
 def test_the_round_trip_is_paid_half_on_each_way() -> None:
     near, far = planned(Link(5, 5, 0)).option("server"), planned(Link(5, 5, 40)).option("server")
     assert near is not None

@@ -22,6 +22,7 @@ from splitpoint.link.parse import parse_link
 from splitpoint.link.presets import PRESETS, nearest_preset
 from splitpoint.report.table import Column
 from splitpoint.runtime.client.channel import Channel
+from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.events import software
 from splitpoint.runtime.probe.link_probe import check_budget, measure_link
 from splitpoint.security import Security
@@ -35,6 +36,7 @@ _FAST_MBPS = 2000.0
 
 
 @click.command()
+@click.argument("model", required=False)
 @cloud_option(required=False)
 @click.option(
     "--link", "spec", metavar="SPEC",
@@ -44,14 +46,19 @@ _FAST_MBPS = 2000.0
 @output_option("Write the link, for --link FILE elsewhere.", metavar="FILE.link.json")
 @json_option
 def command(
-    cloud: str | None, security: Security, spec: str | None, budget_s: float, output: Path | None, as_json: bool
-) -> None:
+    model: str | None, cloud: str | None, security: Security, spec: str | None, budget_s: float, output: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Measure bandwidth up and down, round trip and jitter to a server (--cloud), show what a link means (--link), or
     list the presets (neither).
 
     Measuring fills the link for up to --budget seconds, and sends what fits into it: some 10 kB up at 0.13 Mbit/s,
     some 15 MB at 100 Mbit/s. Other traffic at that time makes it look slower than it is.
+
+    With MODEL, one that the server has, some requests of it show what the software at both ends adds to each.
     """
+    if model is not None and not cloud:
+        raise UsageError(f"requests of {model} need a server: name it with --cloud HOST")
     if not cloud and given("budget_s"):
         raise UsageError("--budget is how long measuring may take: name the server to measure to with --cloud HOST")
     if cloud and spec is not None:
@@ -59,7 +66,7 @@ def command(
     if output is not None and not cloud and spec is None:
         raise UsageError("-o writes a link: measure one with --cloud, or name one with --link")
     if cloud:
-        link = _measure(cloud, security, budget_s, as_json)
+        link = _measure(model, cloud, security, budget_s, as_json)
     elif spec is not None:
         parsed = parse_link(spec)
         if isinstance(parsed, LinkTrace) and output is not None:
@@ -80,11 +87,14 @@ def channel_to(cloud: str, security: Security) -> Iterator[Channel]:
         yield Channel(connection, software=software(), timeout_s=5.0, token=security.token)
 
 
-def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
+def _measure(model: str | None, cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:
     check_budget(budget_s)
     with channel_to(cloud, security) as channel:
         measured = measure_link(channel, budget_s, name=cloud)
         channel.close()
+    if model is not None:
+        with Edge(cloud, model, at="cut:input", security=security) as edge:
+            measured = msgspec.structs.replace(measured, link=edge.with_software(measured.link))
     link = measured.link
     _show(link, measured if as_json else None)
     if as_json:
@@ -93,6 +103,8 @@ def _measure(cloud: str, security: Security, budget_s: float, as_json: bool) -> 
         f"measured    in {measured.seconds:.1f} s, with {measured.pings} pings, "
         f"{size(measured.up_nbytes)} up and {size(measured.down_nbytes)} down"
     )
+    if model is not None and not link.software_ms:
+        click.echo(f"software    does not show: the link is slow beside it, {model} is, or the server is busy")
     if min(link.up_mbps, link.down_mbps) > _FAST_MBPS:
         click.echo(
             "            so fast that the two ends' processors are the limit, not a wire: "
@@ -125,6 +137,8 @@ def _show(link: Link, data: msgspec.Struct | None = None) -> None:
     click.echo(f"up          {mbps(link.up_mbps)} Mbit/s")
     click.echo(f"down        {mbps(link.down_mbps)} Mbit/s")
     click.echo(f"round trip  {ms(link.rtt_ms)} ms, jitter {ms(link.jitter_ms)} ms (90th percentile above the least)")
+    if link.software_ms:
+        click.echo(f"software    {ms(link.software_ms)} ms a request, of the runtime at both ends, beside the above")
     if link != PRESETS[near]:
         click.echo(f"nearest     {near} ({PRESETS[near]})")
     click.echo(

@@ -96,8 +96,9 @@ class LinkEstimator:
 
     @property
     def link(self) -> Link:
-        """The link as it is believed to be now."""
-        return Link(self._up.mbps, self._down.mbps, *self._round_trip(), self._start.name)
+        """The link as it is believed to be now. Once frames tell of it, what software costs is in `overhead_ms`."""
+        software_ms = 0.0 if self._up.frames or self._down.frames else self._start.software_ms
+        return Link(self._up.mbps, self._down.mbps, *self._round_trip(), self._start.name, software_ms)
 
     @property
     def overhead_ms(self) -> float:

@@ -105,7 +105,8 @@ class RequestWork(Generic[N]):
         for host, weight in zip(self.hosts[1:], weights.hosts[1:], strict=True):
             total = total + weight * host.ms
         for hop, link, transfer, trip in zip(self.hops, links, weights.transfers, weights.trips, strict=True):
-            total = total + transfer * hop.ms(link) + trip * link.rtt_ms * hop.used + weights.byte * (hop.up + hop.down)
+            beside = trip * link.beside_ms * hop.used
+            total = total + transfer * hop.ms(link) + beside + weights.byte * (hop.up + hop.down)
         return total
 
 
@@ -128,10 +129,10 @@ def host_delays(work: HostWork[N]) -> tuple[Delay[N], Delay[N]]:
 
 
 def hop_delays(work: HopWork[N], link: Link) -> tuple[Delay[N], Delay[N]]:
-    """(the way of what crosses, the way of the answer), each with half of the round trip, which may be late."""
+    """(the way of what crosses, the way of the answer), each with half of what is beside bytes; it may be late."""
     # A link with jitter was measured; one without was made up, and is exact.
     rate = _RATE_SHARE if link.jitter_ms > 0 else 0.0
-    half, late = work.used * (link.rtt_ms / 2), work.used * (link.jitter_ms**2 / 2)
+    half, late = work.used * (link.beside_ms / 2), work.used * (link.jitter_ms**2 / 2)
     up, down = link.up_ms(1) * work.up, link.down_ms(1) * work.down
     up_off = (rate * up) ** 2 + (BYTES_SHARE * link.up_ms(1) * work.guessed) ** 2
     down_off = (rate * down) ** 2

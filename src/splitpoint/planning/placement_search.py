@@ -73,7 +73,7 @@ class SplitProblem:
             encode = decode = np.zeros(len(crossing))
         crossing[self._local] = np.inf
         own = w.hosts[1] * self._theirs.tail_fixed
-        around = w.trips[0] * link.rtt_ms + up * REQUEST_NBYTES + down * ANSWER_NBYTES
+        around = w.trips[0] * link.beside_ms + up * REQUEST_NBYTES + down * ANSWER_NBYTES
         steps = self.costs.steps
         return Problem(
             edge=w.hosts[0] * self._head,
@@ -125,7 +125,7 @@ class SplitProblem:
         latency = weights_of("latency", self.costs.hosts)
         up, down = _byte_costs(link, latency)
         raw = up * self._table.nbytes[:, 0].sum() + down * self.costs.steps.down.sum()
-        fixed = self._own.head_fixed + self._theirs.tail_fixed + link.rtt_ms
+        fixed = self._own.head_fixed + self._theirs.tail_fixed + link.beside_ms
         coded = (self._table.encode_ms + self._table.decode_ms).max(axis=1).sum()
         most = self._head.sum() + self._tail.sum() + raw + coded + fixed + up * REQUEST_NBYTES + down * ANSWER_NBYTES
         return weights.plus(latency, _TIES[objective] / max(1.0, most))

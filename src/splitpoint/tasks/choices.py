@@ -88,5 +88,5 @@ def stages_of(option: Option, conditions: Conditions) -> StageTimes:
     link = conditions.link
     server = at["server"].ms * conditions.server + conditions.queue_ms
     return StageTimes(
-        device, link.up_ms(option.up_nbytes), server, link.down_ms(option.down_nbytes), link.rtt_ms / 2, True
+        device, link.up_ms(option.up_nbytes), server, link.down_ms(option.down_nbytes), link.beside_ms / 2, True
     )

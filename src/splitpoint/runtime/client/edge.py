@@ -10,6 +10,8 @@ from time import monotonic, perf_counter
 from typing import Final, Literal, cast
 from weakref import ReferenceType, proxy, ref
 
+import msgspec
+
 from splitpoint.engines import Engine, Session, open_engine
 from splitpoint.errors import BusyError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
@@ -39,10 +41,12 @@ from splitpoint.runtime.client.wire_remote import WireProvider, WireSettings
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.runtime.probe.link_probe import Glimpse, glimpse, measure_link
+from splitpoint.runtime.probe.software import software_ms
 from splitpoint.runtime.result import Request, Result, Watcher
 from splitpoint.runtime.stream.pipeline import stream
 from splitpoint.runtime.threads import Jobs
 from splitpoint.security import OPEN, Security
+from splitpoint.segments import samples_for
 from splitpoint.survey import placement
 from splitpoint.transports import Connection
 from splitpoint.wire import MOST_BODY, SAID, Kind, ModelInfo, Profiled, ProfileRequest
@@ -337,8 +341,28 @@ class Edge(Closable):
         return glimpse(channel, lambda: channel.clock.offset_s, nbytes, timeout_s)
 
     def measure_link(self, budget_s: float = 3.0) -> Link:
-        """The link to the server, measured by sending over it (`probe.link_probe`). ServerError if it ends."""
-        return measure_link(self._channel, budget_s).link
+        """The link to the server, measured by sending over it (`probe.link_probe`), `with_software`. ServerError if it
+        ends."""
+        return self.with_software(measure_link(self._channel, budget_s).link)
+
+    def with_software(self, link: Link) -> Link:
+        """`link`, which was measured just now, with what software adds to requests on it, by some with made-up inputs
+        (`probe.software`). As it is where the current cut sends nothing, or not raw. ServerError if the link ends."""
+        binding, route = self._binding, self._cuts.current
+        if not route.placement.remote or route.encoding.codecs:
+            return link
+        request = Request(samples_for(self.model, 1)[0])
+
+        def ask() -> Result | None:
+            if not route.placement.hold():
+                return None
+            requests = binding.requests  # as all others, but nobody's: they are not counted
+            try:
+                return requests.finish(requests.send(requests.begin(route, request, 0.0, more=False)))
+            except BusyError:
+                return None
+
+        return msgspec.structs.replace(link, software_ms=software_ms(ask, link))
 
     def profile_server(self, budget_s: float = 60.0, fresh: bool = False) -> Profile:
         """What every cut costs on the server, which measures itself for up to `budget_s` (less, if it says so).
