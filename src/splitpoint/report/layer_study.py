@@ -63,7 +63,6 @@ def cost_rows(profile: Profile) -> list[CostRow]:
     """A row for the input and for every step of the graph, in order."""
     graph = profile.graph
     total = sum(profile.nodes) or 1.0
-    measured = {s.prefix for s in profile.segments}
     rows = []
     for k, (cut, step) in enumerate(zip(graph.prefixes(), ((), *graph.order), strict=True)):
         nodes = [graph.nodes[i] for i in step]
@@ -85,7 +84,7 @@ def cost_rows(profile: Profile) -> list[CostRow]:
                 crossing_bytes=cut.nbytes,
                 **_stats("head", head),
                 **_stats("tail", tail),
-                measured=k in measured,
+                measured=all(side.count or not side.median for side in (head, tail)),
                 flops=sum(n.flops for n in nodes),
                 params=sum(n.params for n in nodes),
             )
