@@ -83,6 +83,8 @@ def step_costs(anchors: Mapping[int, float], kernels: Floats, spreads: Mapping[i
 #: How far off a modelled time is, with nothing to compare: ms of an engine's call, shares of the whole's time and of
 #: its own (a cut undoes fusions), and of what lies between it and the measured cuts beside it (their geometric mean).
 _CALL_MS, _OF_WHOLE, _OF_ITS_OWN, _OF_STRETCH = 0.075, 0.003, 0.03, 0.1
+#: Of the whole's time a call takes at most so much.
+_MOST_CALL = 1 / 3
 #: Errors in that unit, each as likely as the others, and for how many measured cuts they count: of twelve networks
 #: whose cuts were measured and left out (``python -m bench.profile``).
 _PRIOR = np.array([-2.0, -1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 0.9, 1.5, 3.0])
@@ -106,7 +108,8 @@ class Growing:
     def _unit(self, ms: Floats, low: Floats, high: Floats) -> Floats:
         """How far off `ms` may be where `low` and `high` are the nearest that are known."""
         stretch = np.maximum((ms - low) * (high - ms), 0.0)
-        fixed = _CALL_MS**2 + (_OF_WHOLE * self.ms[-1]) ** 2
+        whole = self.ms[-1]
+        fixed = min(_CALL_MS, _MOST_CALL * whole) ** 2 + (_OF_WHOLE * whole) ** 2
         unit: Floats = np.sqrt(fixed + (_OF_ITS_OWN * ms) ** 2 + _OF_STRETCH**2 * stretch)
         return unit
 
