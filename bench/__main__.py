@@ -3,8 +3,8 @@
     python -m bench             # all of it but the long tables
     python -m bench wire split  # some of it, by name
 
-The long ones are commands of their own: `python -m bench.truth` (every scenario), `bench.profile`, `bench.adapt`,
-`bench.tasks`, `bench.faults`, `bench.load`, `bench.fuzz`, `bench.soak` and `bench.predict`.
+The long ones are commands of their own: `python -m bench.truth` (every scenario), `bench.profile` (of more networks),
+`bench.adapt`, `bench.tasks`, `bench.faults`, `bench.load`, `bench.fuzz`, `bench.soak` and `bench.predict`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import batches, codecs, compare, device, planning, relay, slow, split, stream, throughput, truth, wire
+from bench import (
+    batches,
+    codecs,
+    compare,
+    device,
+    planning,
+    profile,
+    relay,
+    slow,
+    split,
+    stream,
+    throughput,
+    truth,
+    wire,
+)
 from bench.common import header
 from bench.nets import path_of
 
@@ -24,6 +38,7 @@ PARTS: Mapping[str, Callable[[], object]] = {
     "codecs": codecs.main,
     "planning": planning.main,
     "compare": compare.main,
+    "profile": lambda: profile.main(["zoo:lenet5", "zoo:efficientnet_lite0"], 20.0),
     "throughput": lambda: throughput.main([]),
     "relay": relay.main,
     "slow": slow.main,

@@ -4,8 +4,11 @@
 
 After every visit of the profile one cut is measured by itself, compiled anew, from the other end of the chain: both see
 the same drift of the machine. *Held out*: the profile with every second cut taken away, asked about those. *Measured
-twice*: the first direct measurement against the second, than which no profile can be better. ``--cpu-time`` is for a
-shared machine: milliseconds that this process computed, without those that others took (one thread only).
+twice*: the first direct measurement against the second, than which no profile can be better. *Bands*: how many of the
+direct measurements lie between p10 and p90 of what is modelled, and how wide that is, where the profile had only the
+whole, or as many cuts as a budget would have had, and the engine's kernel times or only FLOPs to share out the rest.
+``--cpu-time`` is for a shared machine: milliseconds that this process computed, without those that others took (one
+thread only).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from bench.common import EDGE_CORE, header, pin
 from splitpoint.engines import open_engine
 from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.profile.kernel_times import estimated
 from splitpoint.profile.measure import ProfileRun, stat_of
 from splitpoint.profile.profiles import Profile, Stat
 from splitpoint.trace import Clock
@@ -69,7 +73,7 @@ def main(names: Sequence[str], budget_s: float = 60.0, threads: int = 1, clock: 
     for name in names:
         model = load(name)
         started = perf_counter()
-        profile, direct = both(model, budget_s, threads, clock)
+        profile, direct, order = both(model, budget_s, threads, clock)
         chain = [k for k, c in enumerate(model.graph.prefixes()) if c.index is not None]
         print(
             f"{model.name}: whole {profile.whole}, {profile.measured} of {len(chain)} cuts in {budget_s:g} s, "
@@ -80,25 +84,30 @@ def main(names: Sequence[str], budget_s: float = 60.0, threads: int = 1, clock: 
         half = {s.prefix for s in profile.segments if s.prefix in (0, chain[-1])} | set(chain[::2])
         fewer = msgspec.structs.replace(profile, segments=tuple(s for s in profile.segments if s.prefix in half))
         print(f"  held-out cuts     {compare(fewer, direct, [k for k in chain if k not in half])}")
-        print(f"  measured twice    {repeated(model, direct, repeat)}", flush=True)
+        print(f"  measured twice    {repeated(model, direct, repeat)}")
+        flops = msgspec.structs.replace(profile, nodes=tuple(profile.whole.median * estimated(model.graph)))
+        print(f"  bands             {bands(profile, direct, order)}")
+        print(f"  bands by FLOPs    {bands(flops, direct, order)}", flush=True)
 
 
 def both(
     model: Model, budget_s: float, threads: int, now: Clock
-) -> tuple[Profile, dict[int, tuple[list[list[float]], list[list[float]]]]]:
-    """The profile, and (head visits, tail visits) in ms of every cut of the chain, measured in between."""
+) -> tuple[Profile, dict[int, tuple[list[list[float]], list[list[float]]]], list[int]]:
+    """The profile, and (head visits, tail visits) in ms of every cut of the chain, measured in between; the profile's
+    own visits in order.
+    """
     clock, engine = Pausing(now), open_engine(threads=threads)
     survey = ProfileRun(model, engine, budget_s=budget_s, clock=clock)
     other = ProfileRun(model, engine, budget_s=1e9, clock=now)
     chain = [k for k, c in enumerate(model.graph.prefixes()) if c.index is not None]
     direct: dict[int, tuple[list[list[float]], list[list[float]]]] = {k: ([], []) for k in chain}
-    order = cycle(chain[::-1])
+    backwards = cycle(chain[::-1])
     visits = 0
 
     def one() -> None:
         nonlocal visits
         started = now()
-        k = next(order)
+        k = next(backwards)
         visit = other.visit(k)
         for mine, theirs in zip(direct[k], (visit.head, visit.tail), strict=True):
             if theirs:
@@ -107,11 +116,13 @@ def both(
         clock.pause(now() - started)
 
     survey.prepare()
-    for _ in survey.visits():
+    order = []
+    for k in survey.visits():
+        order.append(k)
         one()
     while visits < VISITS * len(chain):
         one()
-    return survey.profile(), direct
+    return survey.profile(), direct, order
 
 
 def compare(
@@ -124,6 +135,28 @@ def compare(
         if visits
     ]
     return errors(pairs)
+
+
+def bands(
+    profile: Profile, direct: dict[int, tuple[list[list[float]], list[list[float]]]], order: Sequence[int]
+) -> str:
+    """For so many measured cuts beside the whole: how many of the other halves lie within their band, and its width."""
+    last, said = len(profile.graph.order), []
+    inner = [k for k in dict.fromkeys(order) if k not in (0, last)]
+    for cuts in (0, 2, 5, 12, 20):
+        kept = {0, last, *inner[:cuts]}
+        part = msgspec.structs.replace(profile, segments=tuple(s for s in profile.segments if s.prefix in kept))
+        halves = [
+            (stat, stat_of(visits).median)
+            for k in sorted(direct.keys() - kept)
+            for stat, visits in zip((part.head(k), part.tail(k)), direct[k], strict=True)
+            if visits
+        ]
+        if halves:
+            inside = sum(stat.p10 <= ms <= stat.p90 for stat, ms in halves)
+            width = np.median([(stat.p90 - stat.p10) / 2 / max(stat.median, 1e-3) for stat, _ in halves])
+            said.append(f"{cuts} cuts {inside} of {len(halves)} ({inside / len(halves):.0%}) ± {width:.0%}")
+    return "; ".join(said)
 
 
 def repeated(

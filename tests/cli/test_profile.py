@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from profile_cases import example
 from serving import nothing_leaks
 
 from splitpoint.cli import main
@@ -16,6 +17,7 @@ from splitpoint.engines import open_engine
 from splitpoint.engines.onnxruntime import OnnxRuntimeEngine
 from splitpoint.models import load as open_model
 from splitpoint.models.model import Model
+from splitpoint.profile import measure
 from splitpoint.profile.files import load_profile, parse_profile
 from splitpoint.profile.profiles import Watts
 from splitpoint.runtime.server.server import Server
@@ -63,6 +65,21 @@ def test_it_says_by_what_layers_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
     assert ", by the engine's own kernel times\n" in run(*ask).output
     monkeypatch.setattr(OnnxRuntimeEngine, "kernel_times", lambda *_: [])
     assert ", by FLOPs and bytes: the engine's own kernel times are not known\n" in run(*ask).output
+
+
+def test_what_the_budget_did_not_reach_is_said_to_be_modelled_and_how_far_off(
+    lenet: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = example(lenet)
+    monkeypatch.setattr(measure, "profile_model", lambda *args, **more: profile)
+    result = run("profile", "zoo:lenet5", "--csv", tmp_path / "p.csv")
+    chain = [k for k, cut in enumerate(lenet.graph.prefixes()) if cut.index is not None and k not in (0, 4, 16)]
+    halves = [half for k in chain for half in (profile.head(k), profile.tail(k))]
+    shares = sorted((half.p90 - half.median) / half.median for half in halves)
+    said = f"the others are modelled, four of five within ± {shares[len(shares) // 2]:.0%} in the middle (a larger"
+    assert said in result.output
+    with (tmp_path / "p.csv").open() as file:
+        assert [r["measured"] for r in csv.DictReader(file)].count("True") == 3
 
 
 def test_json_is_the_profile(tmp_path: Path) -> None:

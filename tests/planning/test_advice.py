@@ -6,14 +6,15 @@ from math import isclose
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from planning_cases import LENET, pair, planned
 from plans import FOUR_G, profiles
 
 from splitpoint.errors import UsageError
 from splitpoint.link import Link
-from splitpoint.planning.advice import pace
+from splitpoint.planning.advice import advise, pace
 from splitpoint.planning.planner import plan
-from splitpoint.planning.plans import STAGES
+from splitpoint.planning.plans import STAGES, Band
 from splitpoint.profile.profiles import Profile
 
 
@@ -49,6 +50,23 @@ def test_a_split_says_by_how_much_it_wins() -> None:
     percent = round(100 * (1 - found.best.total.ms / device.total.ms))
     assert f"({percent} %) less than all on the device" in found.advice
     assert "(accuracy not measured)" in found.advice
+
+
+def test_a_gain_that_was_modelled_and_not_measured_is_too_close_to_call_within_its_band() -> None:
+    found = planned(codecs=("int8",), keep_input_local=True, link=Link(20, 20, 5))
+    device, head = found.option("device"), found.best.hosts[0]
+    assert device is not None
+    gain = device.total.ms - found.best.total.ms
+
+    def said(error: float) -> str:
+        band = Band(head.compute.ms, 0.0, head.compute.ms + error)
+        hosts = (replace(head, compute=band, modelled=True), found.best.hosts[1])
+        best = replace(found.best, hosts=hosts)
+        return advise((device, best), best, "latency")
+
+    assert said(2 * gain).startswith("Too close to call: split after ")
+    assert "are within the error bars (modelled, not measured), measure them with splitpoint compare" in said(2 * gain)
+    assert said(0.5 * gain).startswith("Split after ")
 
 
 def test_two_that_do_not_split_and_are_within_the_error_bars_are_too_close_to_call() -> None:

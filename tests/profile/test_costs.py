@@ -11,7 +11,7 @@ from profile_cases import Machinery, measured, quantised
 import nets
 from nets import load
 from splitpoint.models.model import Model
-from splitpoint.profile.costs import fit, monotone
+from splitpoint.profile.costs import Growing, fit, likely, monotone, step_costs
 from splitpoint.profile.kernel_times import estimated
 
 
@@ -71,3 +71,51 @@ def test_groups_share_what_they_cost_together() -> None:
         # With them go the copied DequantizeLinear before them, which are nobody's own.
         assert own - 1e-6 <= costs.head[step].sum() <= own + 10
         assert (costs.head[step] > 0).all()
+
+
+def test_cuts_that_are_not_as_modelled_make_the_others_unsure() -> None:
+    """Each measured one is compared with what those beside it say of it."""
+    kernels = np.ones(20)
+
+    def width(times: dict[int, float]) -> float:
+        growing = Growing(np.arange(21.0), kernels, {**times, 20: 20.0})
+        low, high = likely(growing.errors())
+        below, above = growing.doubts(low, high)
+        return float((below + above)[11])
+
+    as_said = {k: float(k) for k in range(2, 20, 2)}
+    off = {k: ms * (1.3 if k % 4 else 0.7) for k, ms in as_said.items()}
+    assert width({10: 10.0, 12: 12.0}) < width({10: 10.0}) < width({})
+    assert width(as_said) < 0.8 * width({10: 10.0, 12: 12.0})
+    assert width(off) > 3 * width(as_said)
+
+
+def test_a_prediction_is_compared_with_nothing() -> None:
+    growing = Growing(np.arange(5.0), np.ones(4), dict.fromkeys(range(1, 5)))
+    assert growing.errors().tolist() == []
+    assert likely(growing.errors()) == pytest.approx((-1.5, 2.25))
+
+
+def test_a_segment_without_steps_is_no_doubt() -> None:
+    below, above = Growing(np.zeros(1), np.zeros(0), {}).doubts(-1.0, 1.0)
+    assert below.tolist() == above.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("measured_cuts", "spread"), [(0, 0.2), (1, 0.2), (3, 0.2), (12, 0.2), (12, 0.4), (12, 0.8)])
+def test_four_of_five_measurements_lie_within_the_band(measured_cuts: int, spread: float) -> None:
+    """Machines drawn at random, whose kernels are not what the profiler says: with few cuts as far off as those of real
+    networks are, with many, which show it, however far off.
+    """
+    rng, inside, drawn = np.random.default_rng(7), 0, 0
+    for _ in range(60):
+        kernels = rng.lognormal(0, 1, 40)
+        true = np.cumsum([0.0, *(kernels * rng.lognormal(0, spread, 40))]) * rng.lognormal(0, 0.03, 41)
+        places = {round(40 * (k + 1) / (measured_cuts + 1)) for k in range(measured_cuts)} | {40}
+        known = {k: float(true[k]) for k in places}
+        steps, fixed = step_costs(known, kernels, {})
+        growing = Growing(fixed + np.cumsum([0.0, *steps]), kernels, known)
+        below, above = growing.doubts(*likely(growing.errors()))
+        for k in set(range(1, 40)) - places:
+            inside += bool(growing.ms[k] - below[k] <= true[k] <= growing.ms[k] + above[k])
+            drawn += 1
+    assert inside >= 0.8 * drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from profile_cases import Knowing, example, measured, row, wired
 
@@ -64,11 +65,51 @@ def test_any_closed_set_has_a_head_and_a_tail() -> None:
         profile.head(99)
 
 
-def test_a_modelled_cut_has_the_spread_of_its_neighbours(lenet: Model) -> None:
+def test_a_modelled_cut_has_the_spread_of_its_neighbours_and_the_error_of_the_model(lenet: Model) -> None:
     profile = example(lenet)
-    assert profile.head(6).count == 0
-    assert profile.head(6).p10 / profile.head(6).median == pytest.approx(0.9, abs=1e-6)
-    assert profile.head(6).p90 / profile.head(6).median == pytest.approx(1.25, abs=0.06)
+    stat = profile.head(6)
+    assert stat.count == 0
+    assert 0.6 < stat.p10 / stat.median < 0.89
+    assert 1.26 < stat.p90 / stat.median < 1.6
+    assert profile.head(4).p90 == pytest.approx(1.25 * profile.head(4).median)
+
+
+def test_a_whole_that_takes_longer_than_its_kernels_says_nothing_of_what_a_first_cut_takes(lenet: Model) -> None:
+    """Held back to an eighth, ResNet-50 took 642 ms, its kernels 498: a head of 0.15 ms was said to take 143.9 ± 3.4.
+
+    Whether the rest is paid by every segment or shared out is not known: both lie within the band.
+    """
+    profile = example(lenet)
+    last = len(lenet.graph.order)
+    kernels, whole = last / 2, last / 2 + 30
+    stat = Stat(whole, 0.99 * whole, 1.01 * whole, 9)
+    ends = (SegmentCost(0, None, stat), SegmentCost(last, stat, None))
+    alone = msgspec.structs.replace(profile, whole=stat, segments=ends)
+    for k in range(1, last):
+        for side, done in ((alone.head(k), k), (alone.tail(k), last - k)):
+            assert side.count == 0
+            assert side.median == pytest.approx(whole * done / last)
+            assert side.p10 <= whole * done / last < kernels * done / last + 30 <= side.p90 * (1 + 1e-9)
+    # A short one that was measured settles it.
+    known = msgspec.structs.replace(alone, segments=(*ends, SegmentCost(2, Stat(1.1, 1.09, 1.11, 9), None)))
+    assert known.head(1).p90 < 1.0
+
+
+def test_a_cut_that_is_no_prefix_is_as_unsure_as_the_prefixes_of_its_length(lenet: Model) -> None:
+    graph = load(nets.proto(
+        [nets.node("Relu", ["x"], ["a"], name="a"), nets.node("Neg", ["a"], ["b"], name="b"),
+         nets.node("Exp", ["a"], ["c"], name="c"), nets.node("Add", ["b", "c"], ["y"], name="d")],
+        [nets.value("x", [1, 8])], [nets.value("y", [1, 8])],
+    ))  # fmt: skip
+    profile = measured(graph, Knowing(graph))
+    ends = tuple(s for s in profile.segments if s.prefix in (0, 4))
+    alone = msgspec.structs.replace(profile, segments=ends)
+    branch = next(c for c in (graph.graph.cut_of([0, 1]), graph.graph.cut_of([0, 2]))
+                  if c.nodes != graph.graph.prefixes()[2].nodes)  # fmt: skip
+    assert alone.head(branch).p90 - alone.head(branch).median == pytest.approx(alone.head(2).p90 - alone.head(2).median)
+    assert profile.head(branch).p90 - profile.head(branch).median < 0.5 * (
+        alone.head(branch).p90 - alone.head(branch).median
+    )
 
 
 def test_a_profile_of_another_model_is_refused(lenet: Model) -> None:

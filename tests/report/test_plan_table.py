@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from places import SUPPORT
 from planning_cases import EFFICIENT, LENET, pair, planned
@@ -16,9 +18,11 @@ from splitpoint.cli.plan import show
 from splitpoint.link import Link
 from splitpoint.planning.advice import ALIKE
 from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.files import plan_bytes
 from splitpoint.planning.planner import Planner, plan
 from splitpoint.planning.plans import Plan
 from splitpoint.report.plan_table import draw, seed_lines
+from splitpoint.units import ms
 
 
 def test_one_answer_for_all_rates_says_which_rates() -> None:
@@ -26,6 +30,26 @@ def test_one_answer_for_all_rates_says_which_rates() -> None:
     assert "  from 0.05 to 39724 Mbit/s  all on the device" in text
     assert "at any bandwidth" not in text
     assert "  from 0.05 to 2000 Mbit/s  all on the device" in printed(plan(None, pair(LENET, 0.3, 0.2), FOUR_G))
+
+
+def test_what_was_not_measured_is_marked_and_the_mark_explained() -> None:
+    line = "~ modelled, not measured: the band holds four times in five (a longer profile measures more cuts)"
+    edge, there = pair(LENET, 60.0, 2.0)
+    assert line not in printed(plan(None, (edge, there), FOUR_G))
+    last = len(edge.graph.order)
+    alone = msgspec.structs.replace(edge, segments=tuple(s for s in edge.segments if s.prefix in (0, last)))
+    found = plan(None, (alone, there), FOUR_G)
+    text = printed(found)
+    assert line in text
+    split, device = found.option("split"), found.option("device")
+    assert split is not None
+    assert device is not None
+    assert [h.modelled for h in split.hosts] == [True, False]
+    assert [h.modelled for h in device.hosts] == [False, False]
+    row = next(row for row in text.splitlines() if f"split: {split.cut}" in row)
+    assert f" ~{ms(split.stages['edge'].ms)} " in row
+    again = json.loads(plan_bytes(found))["options"]
+    assert [o["hosts"][0]["modelled"] for o in again] == [o.hosts[0].modelled for o in found.options]
 
 
 def test_only_a_least_latency_is_called_the_best() -> None:

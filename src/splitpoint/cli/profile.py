@@ -148,10 +148,19 @@ def _spread(profile: Profile) -> str:
     return f"runs spread by ± {middle:.0%} (worst cut ± {worst:.0%}){advice}"
 
 
+def _doubt(profile: Profile) -> str:
+    """How far off the modelled halves of single-tensor cuts may be."""
+    chain = [k for k, cut in enumerate(profile.graph.prefixes()) if cut.index is not None]
+    halves = [half for k in chain for half in (profile.head(k), profile.tail(k)) if half.median and not half.count]
+    spreads = sorted(max(h.p90 - h.median, h.median - h.p10) / h.median for h in halves)
+    return f"four of five within ± {spreads[len(spreads) // 2]:.0%} in the middle" if spreads else "none of any length"
+
+
 def _say_next(profile: Profile, output: Path | None, cloud: str | None) -> None:
     if not profile.complete:
         click.echo(
-            "the time budget ended before every cut was measured; the others are modelled (a larger --budget helps)"
+            "the time budget ended before every cut was measured; the others are modelled, "
+            f"{_doubt(profile)} (a larger --budget helps)"
         )
     if output is None:
         click.echo(f"keep it with -o {'cloud' if cloud else 'edge'}.profile.json")

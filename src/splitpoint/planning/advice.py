@@ -37,7 +37,8 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
     if plain is not None and not _told_apart(best, plain, objective):
         return (
             f"Too close to call: {best.label} ({quantity(best, objective)}) and {plain.label} "
-            f"({quantity(plain, objective)}) are within the error bars, measure them with splitpoint compare{hint}."
+            f"({quantity(plain, objective)}) are within the error bars{_unmeasured(best, plain)}, measure them with "
+            f"splitpoint compare{hint}."
         )
     if best.kind == "split":
         if plain is None:
@@ -51,7 +52,7 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
     if not _told_apart(best, split, objective):
         # No gain that anybody could measure: not splitting is simpler.
         gain = 1 - value(split, objective) / value(best, objective) if value(best, objective) > 0 else 0.0
-        how = f"better by {100 * gain:.0f} %, which is within the error bars"
+        how = f"better by {100 * gain:.0f} %, which is within the error bars{_unmeasured(best, split)}"
         if gain < ALIKE:
             how = "no better" if gain <= 0 else f"better by less than {100 * ALIKE:.0f} %"
         return f"{said}; the best split, after {where}, is {how} ({quantity(split, objective)}){hint}."
@@ -64,6 +65,10 @@ def _least(options: Sequence[Option], objective: str) -> Option | None:
 
 def _told_apart(best: Option, other: Option, objective: str) -> bool:
     return value(other, objective) - value(best, objective) > margin(best, other, objective)
+
+
+def _unmeasured(*options: Option) -> str:
+    return " (modelled, not measured)" if any(o.modelled for o in options) else ""
 
 
 def _opening(best: Option) -> str:

@@ -63,6 +63,8 @@ class HostCosts(msgspec.Struct, frozen=True):
     encode: Band
     memory: Count = 0
     """Bytes of its part's weights and tensors, estimated, without the engine's own (some 60 MB). 0 on the last host."""
+    modelled: bool = False
+    """Whether `compute` was modelled or predicted, not measured: its band is wider by how far off that may be."""
 
 
 class HopCosts(msgspec.Struct, frozen=True):
@@ -144,6 +146,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     def label(self) -> str:
         """The option in words: ``split after blocks.5, int8``."""
         return label(self.kind, self.cut, self.codecs)
+
+    @property
+    def modelled(self) -> bool:
+        """Whether a part of it was never measured."""
+        return any(host.modelled for host in self.hosts)
 
     @property
     def sized(self) -> bool:

@@ -65,8 +65,10 @@ class Scorer:
         return Option(
             kind=self._kind(cut, names),
             hosts=tuple(
-                HostCosts(_band(compute), _band(encode), round(memory))
-                for (compute, encode), memory in zip(on_hosts, (placed.memory, 0.0), strict=True)
+                HostCosts(_band(compute), _band(encode), round(memory), bool(stat.median) and not stat.count)
+                for (compute, encode), memory, stat in zip(
+                    on_hosts, (placed.memory, 0.0), placed.parts.computing, strict=True
+                )
             ),
             hops=tuple(
                 HopCosts(placed.name, placed.nodes, _crossing(cut, coded, hop.used), int(hop.up), int(hop.down),

@@ -15,7 +15,7 @@ from splitpoint.documents import Bytes, Cores, Count, Label, LongLabel, Millisec
 from splitpoint.errors import CutError
 from splitpoint.graph import Cut, Graph
 from splitpoint.machine import Machine
-from splitpoint.profile.costs import Floats, NodeCosts, fit
+from splitpoint.profile.costs import Growing, NodeCosts, fit, likely
 from splitpoint.units import counted
 
 #: Of the file. Another number is refused with a sentence.
@@ -87,26 +87,42 @@ class Watts(msgspec.Struct, frozen=True):
 
 
 class _Side:
-    """The heads or the tails of all prefixes; p10 and p90 as shares of the median.
+    """The heads or the tails of all prefixes, and how far (ms) below and above its time four of five measurements lie
+    where it was modelled.
 
-    From what was measured and the fit (ms) of each prefix; at the place `empty` there is nothing to compute.
+    `growing` has the fit of each, and `off` is between what its errors lie (`likely`).
     """
 
-    def __init__(self, known: Mapping[int, Stat], fitted: Floats, counts: Sequence[int], empty: int) -> None:
+    def __init__(
+        self,
+        known: Mapping[int, Stat],
+        growing: Growing,
+        off: tuple[float, float],
+        counts: Sequence[int],
+        *,
+        tails: bool,
+    ) -> None:
+        fitted, below, above = (each[::-1] if tails else each for each in (growing.ms, *growing.doubts(*off)))
         measured = {k: known[k] for k in sorted(known) if known[k].median >= _LEAST_MS}
         low, high = np.ones(len(counts)), np.ones(len(counts))
         if measured:
             places = [counts[k] for k in measured]
             low = np.interp(counts, places, [s.p10 / s.median for s in measured.values()])
             high = np.interp(counts, places, [s.p90 / s.median for s in measured.values()])
-        stats = [
-            Stat(ms, ms * a, ms * b, 0) for ms, a, b in zip(fitted.tolist(), low.tolist(), high.tolist(), strict=True)
+        # A later measurement is off by what the model is, and by what runs are.
+        self.below, self.above = np.hypot(below, fitted * (1 - low)), np.hypot(above, fitted * (high - 1))
+        self.stats = [
+            modelled(*each) for each in zip(*(x.tolist() for x in (fitted, self.below, self.above)), strict=True)
         ]
         spreads = spreads_of(measured)
         for k, stat in known.items():
-            stats[k] = towards(stat, float(fitted[k]), spreads[k] * stat.median) if k in spreads else stat
-        stats[empty] = NOTHING
-        self.stats, self.low, self.high = stats, low, high
+            self.stats[k] = towards(stat, float(fitted[k]), spreads[k] * stat.median) if k in spreads else stat
+        self.stats[-1 if tails else 0] = NOTHING
+
+
+def modelled(ms: float, below: float, above: float) -> Stat:
+    """What was not measured itself, and how far off that may be."""
+    return Stat(ms, max(0.0, ms - below), ms + above, 0)
 
 
 def spreads_of(measured: Mapping[int, Stat]) -> dict[int, float]:
@@ -164,7 +180,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         A measured one is moved towards what all cuts together say, the less the further apart they are in units of its
         spread: of many cuts that take about the same, the one that a measurement flatters would be chosen. A modelled
-        one has `count` 0 and the relative spread of the measured cuts around it.
+        one has `count` 0, and four of five measurements of it would lie between its p10 and p90: that is the spread of
+        the measured cuts around it and the error of the model (`Growing`), together.
         """
         return self._stat(what, heads=True)
 
@@ -173,7 +190,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self._stat(what, heads=False)
 
     def _stat(self, what: Cut | int, *, heads: bool) -> Stat:
-        side = self._heads if heads else self._tails
+        side = self._sides[0 if heads else 1]
         if not isinstance(what, Cut):
             if not 0 <= what < len(self._counts):
                 raise CutError(f"prefix {what} is not in 0…{len(self._counts) - 1}")
@@ -186,8 +203,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             ms = costs.head_fixed + float(costs.head[list(what.nodes)].sum())
         else:
             ms = costs.tail_fixed + float(costs.tail[[i for i in self.graph.placed if i not in what.nodes]].sum())
-        low, high = (float(np.interp(len(what.nodes), self._counts, share)) for share in (side.low, side.high))
-        return Stat(ms, ms * low, ms * high, 0)
+        # Wherever its nodes lie, it has as many of them as a prefix, and is as little known.
+        return modelled(ms, *(float(np.interp(len(what.nodes), self._counts, off)) for off in (side.below, side.above)))
 
     def costs(self) -> NodeCosts:
         """A cost for every node on the device and on the server, whose sums are `head` and `tail` where measured
@@ -210,20 +227,28 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         )
 
     @cached_property
-    def _heads(self) -> _Side:
-        costs = self.costs()
-        done = np.cumsum([0.0, *(costs.head[list(step)].sum() for step in self.graph.order)])
-        known = {s.prefix: s.head for s in self.segments if s.head is not None and s.prefix}
-        return _Side(known, costs.head_fixed + done, self._counts, 0)
-
-    @cached_property
-    def _tails(self) -> _Side:
-        costs = self.costs()
-        steps = [costs.tail[list(step)].sum() for step in self.graph.order]
-        left = np.cumsum([0.0, *reversed(steps)])[::-1]
-        last = len(self._counts) - 1
-        known = {s.prefix: s.tail for s in self.segments if s.tail is not None and s.prefix < last}
-        return _Side(known, costs.tail_fixed + left, self._counts, last)
+    def _sides(self) -> tuple[_Side, _Side]:
+        """Heads and tails. What errors of one have in common, those of the other have, too."""
+        costs, steps = self.costs(), [list(step) for step in self.graph.order]
+        last = len(steps)
+        heads = {s.prefix: s.head for s in self.segments if s.head is not None and s.prefix}
+        tails = {s.prefix: s.tail for s in self.segments if s.tail is not None and s.prefix < last}
+        kernels = np.array([sum(self.nodes[i] for i in step) for step in steps], np.float64)
+        ahead = Growing(
+            costs.head_fixed + np.cumsum([0.0, *(costs.head[step].sum() for step in steps)]),
+            kernels,
+            {k: stat.median if stat.count else None for k, stat in heads.items()},
+        )
+        back = Growing(
+            costs.tail_fixed + np.cumsum([0.0, *(costs.tail[step].sum() for step in reversed(steps))]),
+            kernels[::-1],
+            {last - k: stat.median if stat.count else None for k, stat in tails.items()},
+        )
+        off = likely(np.concatenate([ahead.errors(), back.errors()]))
+        return (
+            _Side(heads, ahead, off, self._counts, tails=False),
+            _Side(tails, back, off, self._counts, tails=True),
+        )
 
     @cached_property
     def _counts(self) -> tuple[int, ...]:

@@ -63,15 +63,15 @@ def cost_rows(profile: Profile) -> list[CostRow]:
     """A row for the input and for every step of the graph, in order."""
     graph = profile.graph
     total = sum(profile.nodes) or 1.0
-    measured = {s.prefix for s in profile.segments}
     rows = []
     for k, (cut, step) in enumerate(zip(graph.prefixes(), ((), *graph.order), strict=True)):
         nodes = [graph.nodes[i] for i in step]
         spent = sum(profile.nodes[i] for i in step)
         output = main_output(nodes[-1], graph) if nodes else first_input(graph)
+        halves = {"head": profile.head(k), "tail": profile.tail(k)}
         sides = {
             f"{side}_{name}": round(ms, 4)
-            for side, stat in (("head", profile.head(k)), ("tail", profile.tail(k)))
+            for side, stat in halves.items()
             for name, ms in (("ms", stat.median), ("p10", stat.p10), ("p90", stat.p90))
         }
         rows.append(
@@ -87,7 +87,7 @@ def cost_rows(profile: Profile) -> list[CostRow]:
                 shape="x".join(map(str, output.shape)) if output else "",
                 output_bytes=output.nbytes if output else 0,
                 crossing_bytes=cut.nbytes,
-                measured=k in measured,
+                measured=all(stat.count or not stat.median for stat in halves.values()),
                 flops=sum(n.flops for n in nodes),
                 params=sum(n.params for n in nodes),
                 **sides,

@@ -58,18 +58,19 @@ def in_few_words(option: Option, room: int) -> str:
 
 def cells(option: Option, *, best: bool) -> tuple[str, ...]:
     """One row by `TITLES`. Behind ± is the larger half of the band; ``device`` is computing and encoding; ``net`` both
-    ways with the round trip."""
+    ways with the round trip. What was not measured has a ~ before it."""
     mark = "→" if best else "×" if option.refused else " "
     stages = option.stages
     edge = stages["edge"].ms + stages["encode"].ms
     link = stages["up"].ms + stages["down"].ms
+    here, there = ("~" if host.modelled else "" for host in (option.hosts[0], option.hosts[-1]))
     return (
         mark,
         option.label.replace("split after ", "split: ", 1),
         f"{ms(option.total.ms)} ± {_error(option.total.error)}",
-        ms(edge) if option.on_edge else "-",
+        here + ms(edge) if option.on_edge else "-",
         "-" if option.kind == "device" else ms(link),
-        "-" if option.kind == "device" else ms(stages["server"].ms),
+        "-" if option.kind == "device" else there + ms(stages["server"].ms),
         "-" if option.kind == "device" else ("" if option.sized else "~") + size(option.up_nbytes),
         rate(option.throughput),
         quality(option),
@@ -121,6 +122,13 @@ def proof(plan: Plan) -> str:
     by = "" if plan.gap < 5e-4 else f" by more than {plan.gap * 100:.2g} %"
     among = "".join(f", {said}" for said in plan.constraints)
     return f"no placement of the nodes is {what}{by} with these codecs{among} (proven, for these profiles)"
+
+
+def modelled(plan: Plan) -> str:
+    """What the mark of times that were not measured means; empty if all were."""
+    if not any(o.modelled for o in plan.options):
+        return ""
+    return "~ modelled, not measured: the band holds four times in five (a longer profile measures more cuts)"
 
 
 def refusals(plan: Plan) -> list[str]:
