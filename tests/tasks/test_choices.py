@@ -56,7 +56,7 @@ def test_what_is_ready_is_the_menu(plan: Planner) -> None:
 
 def test_costs_follow_the_conditions_and_jobs_have_what_tasks_say(plan: Planner) -> None:
     menu = Menu({SOURCE: plan}, USUAL, several=False)
-    slow = menu.at(msgspec.structs.replace(USUAL, device=2.0))
+    slow = menu.at(msgspec.structs.replace(USUAL, device=2.0), 1.0)
     task = Task(name="a", model="net", arrival_s=1.0, deadline_s=0.5, priority=3)
     (usual,), (later,) = menu.jobs([task]), slow.jobs([task])
     assert (usual.release, usual.due, usual.priority) == (1000.0, 1500.0, 3)

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine
 from splitpoint.errors import UsageError
 from splitpoint.inputs import read_inputs
@@ -22,6 +23,7 @@ from splitpoint.link import Link
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.hosts import Host
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.option_costs import same
@@ -34,11 +36,14 @@ from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
 from splitpoint.survey import OnStep, Survey, placement, survey
 from splitpoint.tasks.choices import Source
+from splitpoint.tasks.shared_cores import slowdown
 from splitpoint.tasks.task import Task
 from splitpoint.tasks.turns import SharedDevice
 from splitpoint.tensors import Array
 
 #: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.
+#: Runs that are shorter say nothing of what they share, ms.
+_SAYS_MS = 2.0
 _PATIENCE = Patience(answer_s=120.0, first_s=30.0, least_s=30.0, need_server=True)
 
 
@@ -70,6 +75,8 @@ class Fleet(Closable):
         """Ways that gain by running together on the server: what each further one takes, as a share of one alone."""
         self.compile_s: dict[Source, float] = {}
         """How long it took to make a way of each model ready, at most."""
+        self.shared = 1.0
+        """How many times as long device and server take while both compute: more than 1 where they share cores."""
         self.link: Link | None = None
         self.note = ""
         """What its measurements must say: that the device is emulated. Empty if it is not."""
@@ -102,7 +109,8 @@ class Fleet(Closable):
         self._stack.close()
 
     def survey(self, *, budget_s: float, fresh: bool = False, on_step: OnStep = lambda text: None) -> Link:
-        """Profiles every model here and there, each for `budget_s` at most, measures the link, and makes the planners.
+        """Profiles every model here and there, each for `budget_s` at most, measures the link and whether both share a
+        machine's cores, and makes the planners.
 
         Raises ServerError if the server does not profile itself, UsageError where the constraints cannot be kept.
         """
@@ -117,7 +125,35 @@ class Fleet(Closable):
             link = known.link
             self.know(source, known)
         assert link is not None
+        self._measure_shared(on_step)
         return link
+
+    def _measure_shared(self, on_step: OnStep) -> None:
+        """Runs a model on both sides at once, if they may be one machine: the one with the fewest weights of those that
+        compute for long enough to say something."""
+        machines = [(m.system, m.processor) for host in self._any_hosts() if (m := host.profile.machine)]
+        if machines[0] != machines[1]:
+            return
+        call(on_step, "measuring whether device and server share cores, about a second")
+        long = [source for source in self.edges if min(self.whole_ms(source)) >= _SAYS_MS]
+        nbytes = {source: self.edges[source].model.nbytes for source in long}
+        source = min(long, key=nbytes.__getitem__) if long else max(self.edges, key=lambda s: self.whole_ms(s)[1])
+        edge = self.edges[source]
+        inputs, cut = samples_for(edge.model, 1, 0)[0], edge.model.graph.cut("input")
+        session = self.device.compile(edge.model.with_stand_ins().whole())
+
+        def here() -> float:
+            began = perf_counter()
+            session.run(inputs)
+            return perf_counter() - began
+
+        try:
+            self.shared = slowdown(here, lambda: edge.infer(inputs, at=cut, codec="raw").times.compute_s)
+        finally:
+            session.close()
+
+    def _any_hosts(self) -> Sequence[Host]:
+        return next(iter(self.planners.values())).hosts
 
     def know(self, source: Source, known: Survey) -> None:
         """Plans for `source` by what is known of it."""
