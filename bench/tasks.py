@@ -199,7 +199,7 @@ def measure(fleet: Fleet, relay: Relay, codecs: str, link: str, rounds: int, pol
     taken: dict[str, list[QueueSummary]] = {by: [] for by in policies}
     relay.set_link(PRESETS["lan"])
     for by in policies:  # compiled before the first measured run
-        describe(QueueRun(fleet, tasks, by, inputs).prepare())
+        describe(QueueRun(fleet, tasks, by, inputs).prepare(ahead=True))
     compute_all(fleet, tasks, inputs)
     relay.set_link(PRESETS[link])
     answers: list[tuple[Task, Mapping[str, Array]]] = []

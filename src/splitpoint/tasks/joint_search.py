@@ -377,6 +377,12 @@ def _edges(remote: Sequence[StageTimes], free: Free) -> tuple[float, ...]:
     )
 
 
+def least(jobs: Sequence[QueuedJob], free: Free) -> float:
+    """A time before which not all of `jobs` can have ended, whatever their ways and order."""
+    kinds = list(dict.fromkeys(j.ways for j in jobs))
+    return bound(kinds, [sum(j.ways == ways for j in jobs) for ways in kinds], free)[0]
+
+
 def _shared(
     ways: Sequence[tuple[int, StageTimes]], counts: Sequence[int], edges: Sequence[float], most_ways: int, price: float,
     beside: float,

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from statistics import median
 from time import perf_counter, sleep
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from splitpoint.survey import placement
 from splitpoint.tasks.batch_trial import share_together
 from splitpoint.tasks.choices import Menu, Source, slow_together
 from splitpoint.tasks.fleet import Fleet
+from splitpoint.tasks.joint_search import least
 from splitpoint.tasks.monitor import QueueMonitor, Spent
 from splitpoint.tasks.policies import policy
 from splitpoint.tasks.schedule import Free, JobTurn, QueuedJob, Slot, StageTimes, advance, covered, rehearse, timeline
@@ -50,7 +52,7 @@ _OFF, _SAYS_MS = 1.2, 2.0
 _CORRECTIONS = 2
 #: A plan that needs something compiled must gain this multiple of the time that compiling takes, in what is left of the
 #: queue by then: it keeps device and server busy, and the first requests of a new tail are slow.
-_WORTH = 1.0
+_WORTH = 2.0
 #: Models that are compiled at once before the start.
 _AT_ONCE = 2
 #: How often a server that is busy is asked again, and after how many seconds at most, whatever it says.
@@ -87,6 +89,8 @@ def predict(fleet: Fleet, tasks: Sequence[Task], by: str, ready: bool = False) -
         menu.only(fleet.ready)
     jobs = menu.jobs(tasks)
     slots, bound = rehearse(jobs, chosen_by.decide, free)
+    if bound and ready:  # what is not ready counts, too
+        bound = least(every.jobs(tasks), free._replace(device=min(j.release for j in jobs)))
     spent_ms = (perf_counter() - began) * 1e3
     rows = [_planned(tasks[s.turn.job], menu, s) for s in slots]
     span = max(s.ended for s in slots) - min(j.release for j in jobs)
@@ -96,6 +100,7 @@ def predict(fleet: Fleet, tasks: Sequence[Task], by: str, ready: bool = False) -
     usage = Usage(*(ms / span if span else 0.0 for ms in work))
     bound_ms = max(0.0, bound - min(j.release for j in jobs)) if bound else 0.0
     summary = summarise(rows, by, fleet.link, usage, span, bound_ms=bound_ms, planning_ms=spent_ms)
+    summary = msgspec.structs.replace(summary, shared=fleet.shared)
     used = dict.fromkeys((tasks[s.turn.job].source, s.turn.way) for s in slots)
     return Planned(summary, rows, [(source, menu.options[source][way]) for source, way in used], menu, every)
 
@@ -237,10 +242,7 @@ class QueueRun:
         """Runs a way that is ready: how slow device and server were against the profiles."""
         if option.total.ms > _WARM_MS:
             return None
-        edge = self.fleet.edges[source]
-        task = next(t for t in self.tasks if t.source == source)
-        cut, codecs = placement(edge.model.graph, option)
-        runs = [edge.infer(self._inputs[task.name], at=cut, codec=codecs) for _ in range(_WARM_RUNS)]
+        runs = [self._try(source, option) for _ in range(_WARM_RUNS)]
         self.monitor.loaded(runs[-1].times.load_queue_s * 1e3)
         stages = [stage_ms(run.trace) for run in runs[1:]]  # the first one allocates
         edge_ms = min(s["edge"] + s["encode"] for s in stages)
@@ -251,6 +253,13 @@ class QueueRun:
             self.fleet.gains(source, option, share)
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
         return _ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms)
+
+    def _try(self, source: Source, option: Option) -> Result:
+        """Runs a way that is ready, once, beside all else."""
+        edge = self.fleet.edges[source]
+        task = next(t for t in self.tasks if t.source == source)
+        cut, codecs = placement(edge.model.graph, option)
+        return edge.infer(self._inputs[task.name], at=cut, codec=codecs)
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -269,6 +278,7 @@ class QueueRun:
                 self._stop.set()
                 pool.shutdown(wait=True)
                 beside.shutdown(wait=True, cancel_futures=True)
+        self.fleet.keep()
         if self._errors:
             raise self._errors[0]
         return self.rows
@@ -287,7 +297,9 @@ class QueueRun:
             bound_ms=bound_ms, planning_ms=said.planning_ms + self._planning_ms,
         )  # fmt: skip
         local = sum(bool(r.fallback) for r in self.rows)
-        return msgspec.structs.replace(summary, compile_s=self.compile_s, replans=self.replans, local=local)
+        return msgspec.structs.replace(
+            summary, compile_s=self.compile_s, replans=self.replans, local=local, shared=self.fleet.shared
+        )
 
     def _now_ms(self) -> float:
         return (perf_counter() - self._began) * 1e3
@@ -353,21 +365,22 @@ class QueueRun:
             ready = menu.at(menu.conditions, menu.shared)
             ready.only(self.fleet.ready)
             end_ms = _end(ready.jobs(self.tasks), turns, free)
-            for way in sorted(self._worth(menu, waiting, free, end_ms), key=lambda way: self._compile_ms(*way)):
+            for way in sorted(self._worth(menu, waiting, free, end_ms), key=lambda way: self.fleet.expected_s(*way)):
                 # If it fails, the queue goes on with what is ready; a request finds out whether the server is gone.
                 with suppress(SplitpointError):
                     if not self._stop.is_set():
                         self.fleet.prepare(*way)
+                        self._ask(partial(self._try, *way))  # the first run allocates
                         self._fresh.set()
         finally:
             self._wishing.clear()
 
     def _worth(self, menu: Menu, waiting: Sequence[int], free: Free, end_ms: float) -> list[tuple[Source, Option]]:
-        """The ways that should be compiled, if any: those of all models, or else of one. With what is ready the queue
-        ends at `end_ms`."""
+        """The ways that should be compiled, if any: those of all models that may earn it, or else of one. With what is
+        ready the queue ends at `end_ms`."""
         left_ms = end_ms - free.device
-        cheapest_ms = min((self._compile_ms(source) for source in menu.options), default=0.0)
-        for some in (tuple(menu.options), *((source,) for source in menu.options)):
+        hopeful = self._hopeful(menu, waiting, free, left_ms)
+        for some in dict.fromkeys((hopeful, *((source,) for source in hopeful))):
             if self._stop.is_set():
                 break
             open_to = menu.at(menu.conditions, menu.shared)
@@ -379,16 +392,25 @@ class QueueRun:
                 (source, option) for source, way in used
                 if not self.fleet.is_ready(source, option := open_to.options[source][way])
             ]  # fmt: skip
-            gain_ms, cost_ms = end_ms - _end(jobs, wished, free), sum(self._compile_ms(*way) for way in missing)
+            gain_ms, cost_ms = end_ms - _end(jobs, wished, free), 1e3 * sum(self.fleet.expected_s(*w) for w in missing)
             if _earns(gain_ms, cost_ms, left_ms):
                 return missing
-            if not _earns(gain_ms, cheapest_ms, left_ms):  # nor can a part of it
-                break
         return []
 
-    def _compile_ms(self, source: Source, option: Option | None = None) -> float:
-        """How long compiling a way is expected to take: as long as others of its model did."""
-        return 1e3 * self.fleet.compile_s.get(source, 0.0)
+    def _hopeful(self, menu: Menu, waiting: Sequence[int], free: Free, left_ms: float) -> tuple[Source, ...]:
+        """The models of which another way may earn its compiling: known without a plan, which takes time, too. No way
+        gains more than all work of its model, nor than what is left if everybody is always busy."""
+        work: dict[Source, float] = {}
+        jobs = menu.jobs(self.tasks)
+        for k in waiting:
+            source = self.tasks[k].source
+            work[source] = work.get(source, 0.0) + jobs[k].ways[0].total
+        least_ms = sum(min(s.device + s.least_server for s in jobs[k].ways) for k in waiting)
+        most_ms = left_ms - least_ms * min(free.shared, 2.0) / 2
+        fleet = self.fleet
+        missing = {s: [o for o in menu.options[s] if not fleet.is_ready(s, o)] for s in work}
+        cost_s = {s: min(fleet.expected_s(s, o) for o in options) for s, options in missing.items() if options}
+        return tuple(s for s, cost in cost_s.items() if _earns(min(work[s], most_ms), 1e3 * cost, left_ms))
 
     def _free(self, menu: Menu) -> Free:
         """From when on device, link and server are free, with what is under way."""
