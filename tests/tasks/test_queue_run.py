@@ -78,11 +78,11 @@ def test_what_is_compiled_earns_its_time_back(
     assert planned.summary.makespan_ms <= own.summary.makespan_ms + 1e-6
     monkeypatch.setattr(Fleet, "expected_s", lambda self, source, option: expected_s)
     free = Free(shared=1.0)
-    end_ms = planned.summary.makespan_ms
-    worth = run._worth(planned.every, range(40), free, end_ms)
+    ready, turns = planned.menu.jobs(tasks), list(run._turns)
+    worth = run._worth(planned.every, ready, turns, free)
     assert bool(worth) == compiled
     assert not any(fleet.is_ready(*way) for way in worth)
-    run._wish(planned.every, list(range(40)), run._turns, free)
+    run._wish(planned.every, ready, turns, free)
     assert sum(map(len, fleet.ready.values())) == sum(begun.values()) + len(worth)
     assert run._fresh.is_set() == compiled
     assert len(run.run()) == 40

@@ -331,7 +331,8 @@ class QueueRun:
                 if (wish or changed) and not self._wishing.is_set():
                     wish = False
                     self._wishing.set()
-                    beside.submit(self._wish, self._menu.at(conditions, shared), list(waiting), turns, self._free(menu))
+                    every, now = self._menu.at(conditions, shared), menu.jobs(self.tasks)
+                    beside.submit(self._wish, every, now, list(turns), self._free(menu))
                 turn = turns.pop(0)
                 waiting.remove(turn.job)
                 room.acquire()
@@ -358,14 +359,11 @@ class QueueRun:
         self._planning_ms += (perf_counter() - began) * 1e3
         return menu, turns
 
-    def _wish(self, menu: Menu, waiting: Sequence[int], turns: Sequence[JobTurn], free: Free) -> None:
-        """In the second thread: compiles what earns its time back in what is left of the queue, whose plan with what is
-        ready is `turns`. `menu` has all ways."""
+    def _wish(self, menu: Menu, ready: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free) -> None:
+        """In the second thread: compiles what earns its time back in what is left of the queue, whose plan is `turns`
+        of what is `ready`. `menu` has all ways."""
         try:
-            ready = menu.at(menu.conditions, menu.shared)
-            ready.only(self.fleet.ready)
-            end_ms = _end(ready.jobs(self.tasks), turns, free)
-            for way in sorted(self._worth(menu, waiting, free, end_ms), key=lambda way: self.fleet.expected_s(*way)):
+            for way in sorted(self._worth(menu, ready, turns, free), key=lambda way: self.fleet.expected_s(*way)):
                 # If it fails, the queue goes on with what is ready; a request finds out whether the server is gone.
                 with suppress(SplitpointError):
                     if not self._stop.is_set():
@@ -375,11 +373,13 @@ class QueueRun:
         finally:
             self._wishing.clear()
 
-    def _worth(self, menu: Menu, waiting: Sequence[int], free: Free, end_ms: float) -> list[tuple[Source, Option]]:
-        """The ways that should be compiled, if any: those of all models that may earn it, or else of one. With what is
-        ready the queue ends at `end_ms`."""
+    def _worth(
+        self, menu: Menu, ready: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free
+    ) -> list[tuple[Source, Option]]:
+        """The ways that should be compiled, if any: those of all models that may earn it, or else of one."""
+        end_ms, waiting = _end(ready, turns, free), [turn.job for turn in turns]
         left_ms = end_ms - free.device
-        hopeful = self._hopeful(menu, waiting, free, left_ms)
+        hopeful = self._hopeful(menu, ready, turns, free, left_ms)
         for some in dict.fromkeys((hopeful, *((source,) for source in hopeful))):
             if self._stop.is_set():
                 break
@@ -397,15 +397,17 @@ class QueueRun:
                 return missing
         return []
 
-    def _hopeful(self, menu: Menu, waiting: Sequence[int], free: Free, left_ms: float) -> tuple[Source, ...]:
+    def _hopeful(
+        self, menu: Menu, ready: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free, left_ms: float
+    ) -> tuple[Source, ...]:
         """The models of which another way may earn its compiling: known without a plan, which takes time, too. No way
         gains more than all work of its model, nor than what is left if everybody is always busy."""
         work: dict[Source, float] = {}
+        for turn in turns:
+            source = self.tasks[turn.job].source
+            work[source] = work.get(source, 0.0) + ready[turn.job].ways[turn.way].total
         jobs = menu.jobs(self.tasks)
-        for k in waiting:
-            source = self.tasks[k].source
-            work[source] = work.get(source, 0.0) + jobs[k].ways[0].total
-        least_ms = sum(min(s.device + s.least_server for s in jobs[k].ways) for k in waiting)
+        least_ms = sum(min(s.device + s.least_server for s in jobs[turn.job].ways) for turn in turns)
         most_ms = left_ms - least_ms * min(free.shared, 2.0) / 2
         fleet = self.fleet
         missing = {s: [o for o in menu.options[s] if not fleet.is_ready(s, o)] for s in work}
