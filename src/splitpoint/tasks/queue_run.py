@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from math import inf
 from statistics import median
 from time import perf_counter, sleep
 from typing import NamedTuple
@@ -187,6 +188,7 @@ class QueueRun:
         self.planned: Planned | None = None
         self._turns: list[JobTurn] = []
         self.compile_s = self._planning_ms = 0.0
+        self._ahead = False
 
     # --- before the start ---------------------------------------------------------------------------------------
 
@@ -198,6 +200,7 @@ class QueueRun:
         the plan is made again.
         """
         began = perf_counter()
+        self._ahead = ahead
         self._make_ready("fifo")
         if ahead and self._policy.chooses_cuts:
             self._make_ready(self.by)
@@ -249,7 +252,8 @@ class QueueRun:
         server_ms = min(s["server"] for s in stages)
         if server_ms:
             inputs = [self._inputs[t.name] for t in self.tasks if t.source == source]
-            share = share_together(self.fleet, source, option, inputs, max(edge_ms, server_ms), server_ms)
+            worth_ms = inf if self._ahead else server_ms
+            share = share_together(self.fleet, source, option, inputs, max(edge_ms, server_ms), worth_ms)
             self.fleet.gains(source, option, share)
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
         return _ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms)
