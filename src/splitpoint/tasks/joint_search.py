@@ -73,14 +73,15 @@ def joint(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) 
     turns = tuple(JobTurn(waiting[k], int(w)) for k, w in zip(best.order, best.ways[best.order], strict=True))
     if free.shared > 1:
         own = [decide(jobs, waiting, free).turns for decide in (fifo, edf)]
-        turns = min((*own, turns), key=lambda t: _score(jobs, t, free) * (1 - _SURE * (t is turns)))
+        turns = min((*own, turns), key=lambda t: _score(jobs, t, free, _SURE if t is turns else 0.0))
     return QueueOrder(turns, search.bound)
 
 
-def _score(jobs: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free) -> float:
-    """Missed deadlines and makespan as one number."""
+def _score(jobs: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free, more: float) -> tuple[int, float]:
+    """(missed deadlines, the time it takes and this share more)."""
     slots = timeline(jobs, turns, free)
-    return _MISSED * sum(s.ended > jobs[s.turn.job].due for s in slots) + max(s.ended for s in slots) - free.device
+    missed = sum(s.ended > jobs[s.turn.job].due for s in slots)
+    return missed, (max(s.ended for s in slots) - free.device) * (1 + more)
 
 
 class _Choice(NamedTuple):
