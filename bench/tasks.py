@@ -4,6 +4,7 @@
     python -m bench.tasks --simulate       # profiles and predictions alone, for ten seeds
     python -m bench.tasks --rounds 5
     python -m bench.tasks --device here    # the device's heads are computed beside the server
+    python -m bench.tasks --commands       # the command on one machine: both processes on all cores, fifo and joint
 
 Read this first. One machine plays all parts: the device on one core, the server on another (one thread each), a relay
 that shapes the link. Slow device and link are *emulated*; server and wire are real. Weights are random. All tasks are
@@ -16,18 +17,27 @@ whose weights do not fit their caches. So heads are computed before the queue st
 as long as it would compute (`bench.apart`); what it did compute meanwhile, as a plan was changed, is counted and said.
 With ``--device here`` it computes beside the server and then waits (`splitpoint.lab.slow_device`).
 
-Target: joint's makespan at most 0.85 of fifo's, both links, with what a user gets by default (raw).
+``--commands`` is what a user sees who tries it on one machine: a server and `splitpoint tasks`, neither of them pinned,
+with the default threads and with one each. Profiles are kept, all else is new for each command. Fifo is run twice in
+each round: that says what noise is. Target: joint's makespan and its command's time at most fifo's and the noise.
+
+Target else: joint's makespan at most 0.85 of fifo's, both links, with what a user gets by default (raw).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from subprocess import Popen
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +79,7 @@ class Known(NamedTuple):
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description="One queue, several policies.")
     parser.add_argument("--simulate", action="store_true", help="predictions alone")
+    parser.add_argument("--commands", action="store_true", help="whole commands, on one machine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile-s", type=float, default=PROFILE_S)
     parser.add_argument("--links", nargs="+", default=LINKS, choices=tuple(PRESETS))
@@ -77,6 +88,10 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--device", default="apart", choices=DEVICES, help="where its heads are computed")
     parser.add_argument("--keep", type=Path, help="a folder for the profiles, to use them again")
     given = parser.parse_args(list(arguments))
+    if given.commands:
+        for threads in (0, 1):
+            commands([path_of(name) for name in MIX], given.rounds, threads, given.profile_s)
+        return
     pin(EDGE_CORE)
     names = [path_of(name) for name in MIX]
     print(f"the server's core takes {disturbance(path_of('alexnet')):.2f}x as long while the device's computes")
@@ -178,6 +193,46 @@ for _ in sys.stdin:
 """
 
 
+def commands(names: Sequence[str], rounds: int, threads: int, budget_s: float) -> None:
+    """Whole commands by fifo, fifo again and joint, in turns: makespans and seconds until the command has ended."""
+    taken: dict[str, list[tuple[float, float]]] = {"fifo": [], "fifo again": [], "joint": []}
+    with helper(SERVE_HERE, str(threads), *names) as server, TemporaryDirectory() as cache:
+        command = [
+            *(sys.executable, "-m", "splitpoint", "tasks", "--mix", ",".join(MIX), "--count", str(COUNT)),
+            *("--seed", str(SEED), "--cloud", said(server), "--cache", cache, "--budget", f"{budget_s:g}s", "--json"),
+            *(("--threads", str(threads)) if threads else ()),
+        ]
+        subprocess.run([*command, "--dry-run"], check=True, capture_output=True)  # profiles both sides
+        for _ in range(rounds):
+            for by, runs in taken.items():
+                began = perf_counter()
+                asked = [*command, "--policy", by.split()[0]]
+                ended = subprocess.run(asked, check=True, capture_output=True, text=True)
+                summary = json.loads(ended.stdout)["summary"]
+                runs.append((summary["makespan_ms"], perf_counter() - began))
+                print(
+                    f"  {by:10} {runs[-1][0]:6.0f} ms (predicted {summary['predicted_ms']:.0f}), ready after "
+                    f"{summary['compile_s']:.1f} s, command {runs[-1][1]:.1f} s; shared {summary['shared']:.2f}",
+                    flush=True,
+                )
+    print(f"commands, {threads or 'default'} threads, medians of {rounds} (largest):")
+    for by, runs in taken.items():
+        (span, most), (whole, longest) = ((median(values), max(values)) for values in zip(*runs, strict=True))
+        print(f"  {by:10} {span:6.0f} ms ({most:.0f}), command {whole:.1f} s ({longest:.1f})", flush=True)
+
+
+#: A server on all cores, with so many threads (0: the default).
+SERVE_HERE = """
+import sys
+import splitpoint as sp
+threads = int(sys.argv[1])
+models = [sp.load(m) for m in sys.argv[2:]]
+with sp.Server(models, engine=sp.open_engine(threads=threads) if threads else sp.open_engine(), port=0) as server:
+    print(server.address, flush=True)
+    sys.stdin.read()
+"""
+
+
 def simulate(fleet: Fleet, codecs: str, link: str) -> None:
     """Predicted makespans for ten seeds."""
     fleet.link = PRESETS[link]
@@ -199,7 +254,7 @@ def measure(fleet: Fleet, relay: Relay, codecs: str, link: str, rounds: int, pol
     taken: dict[str, list[QueueSummary]] = {by: [] for by in policies}
     relay.set_link(PRESETS["lan"])
     for by in policies:  # compiled before the first measured run
-        describe(QueueRun(fleet, tasks, by, inputs).prepare())
+        describe(QueueRun(fleet, tasks, by, inputs).prepare(ahead=True))
     compute_all(fleet, tasks, inputs)
     relay.set_link(PRESETS[link])
     answers: list[tuple[Task, Mapping[str, Array]]] = []
@@ -290,7 +345,5 @@ def show(title: str, taken: dict[str, list[QueueSummary]]) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     print(header())
     main(sys.argv[1:])

@@ -27,7 +27,7 @@ from splitpoint.tasks.task import Task
 def test_what_gains_by_running_together_is_known_before_the_start(
     models: Mapping[str, Model], profiles: Mapping[str, Profile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("splitpoint.tasks.batch_trial.BUDGET_S", 0.5)
+    monkeypatch.setattr("splitpoint.tasks.batch_trial.BUDGET_S", 0.4)
     engine = open_engine(threads=1)
     compiled, told, answers = engine.compile, list[str](), dict[str, Result]()
 

@@ -9,7 +9,7 @@ import virtual
 from splitpoint.link import Link
 from splitpoint.planning.planner import Planner
 from splitpoint.runtime.adapt.conditions import Conditions
-from splitpoint.tasks.choices import Menu, same, stages_of
+from splitpoint.tasks.choices import Menu, same, slow_together, stages_of
 from splitpoint.tasks.task import Task
 
 SOURCE = ("net", "")
@@ -54,9 +54,29 @@ def test_what_is_ready_is_the_menu(plan: Planner) -> None:
     assert menu.options[SOURCE][0].kind == "device", "nothing else is ready"
 
 
+def test_all_ways_of_some_models_are_left(plan: Planner) -> None:
+    menu = Menu({SOURCE: plan}, USUAL, several=True)
+    all_of_them = list(menu.options[SOURCE])
+    menu.only({SOURCE: [all_of_them[1]]}, but=[SOURCE])
+    assert menu.options[SOURCE] == all_of_them
+
+
+def test_what_is_lost_beside_each_other_is_a_condition(plan: Planner) -> None:
+    menu = Menu({SOURCE: plan}, USUAL, several=False, shared=1.5)
+    assert not menu.differs(USUAL, 1.6)
+    assert menu.differs(USUAL, 2.0)
+    assert menu.differs(msgspec.structs.replace(USUAL, device=2.0), 1.5)
+    usual = slow_together(msgspec.structs.replace(USUAL, device=1.4, server=1.5), 1.5)
+    assert usual == (USUAL, 1.5), "what was expected is nothing new"
+    worse = slow_together(msgspec.structs.replace(USUAL, device=2.2, server=4.4), 1.0)
+    assert worse == (msgspec.structs.replace(USUAL, server=2.0), 2.2)
+    fast = slow_together(msgspec.structs.replace(USUAL, device=0.5, server=3.0), 1.5)
+    assert fast == (msgspec.structs.replace(USUAL, device=0.5, server=2.0), 1.5)
+
+
 def test_costs_follow_the_conditions_and_jobs_have_what_tasks_say(plan: Planner) -> None:
     menu = Menu({SOURCE: plan}, USUAL, several=False)
-    slow = menu.at(msgspec.structs.replace(USUAL, device=2.0))
+    slow = menu.at(msgspec.structs.replace(USUAL, device=2.0), 1.0)
     task = Task(name="a", model="net", arrival_s=1.0, deadline_s=0.5, priority=3)
     (usual,), (later,) = menu.jobs([task]), slow.jobs([task])
     assert (usual.release, usual.due, usual.priority) == (1000.0, 1500.0, 3)

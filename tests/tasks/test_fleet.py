@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,35 @@ def test_a_model_is_reached_once_and_made_ready_when_asked(fleet: Fleet) -> None
     fleet.gains(LENET, option, 0.5)
     fleet.gains(LENET, option, 1.0)  # gains nothing
     assert fleet.shares[LENET] == ((option, 0.5),)
+
+
+def test_whether_cores_are_shared_is_measured_once_and_kept(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured: list[float] = []
+
+    def slowdown(device: Callable[[], float], server: Callable[[], float]) -> float:
+        measured.extend((device(), server()))
+        return 1.8
+
+    monkeypatch.setattr("splitpoint.tasks.fleet.slowdown", slowdown)
+    fleet.survey(budget_s=0.3)
+    assert fleet.shared == 1.8
+    assert len(measured) == 2
+    assert all(measured), "both have computed"
+    link = fleet.link
+    assert link is not None
+    option = fleet.planners[LENET].local(link)
+    fleet.prepare(LENET, option)
+    fleet.keep()
+    fleet.shared = 1.0
+    fleet.compile_s[LENET] = 1e3
+    fleet.survey(budget_s=0.3)
+    assert fleet.shared == 1.8
+    assert len(measured) == 2, "as the last queue has measured it"
+    assert fleet.expected_s(LENET, option) < 1e3
+    fleet.survey(budget_s=0.3, fresh=True)
+    assert len(measured) == 4
 
 
 def test_a_profile_that_was_wrong_is_corrected(fleet: Fleet, profiles: Mapping[str, Profile]) -> None:

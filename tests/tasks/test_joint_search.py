@@ -63,6 +63,28 @@ def test_joint_is_never_worse_than_individual_plans(jobs: list[QueuedJob]) -> No
 
 
 @settings(max_examples=30, deadline=None)
+@given(jobs_of, st.sampled_from([1.2, 1.9, 3.0]))
+def test_nor_where_device_and_server_share_cores(jobs: list[QueuedJob], shared: float) -> None:
+    free = Free(shared=shared)
+    everyone = range(len(jobs))
+    one, other = (score(jobs, timeline(jobs, p(jobs, everyone, free).turns, free)) for p in (joint, fifo))
+    assert (one.missed, one.makespan) <= (other.missed, other.makespan + 1e-6)
+
+
+def test_what_shares_cores_is_kept_busy_together_only_where_that_gains() -> None:
+    jobs = [QueuedJob((StageTimes(250), StageTimes(0, 1, 250, 0, 0.1)))] * 10
+    spans = {}
+    for shared in (1.0, 1.5, 2.0, 2.5):
+        slots, told = rehearse(jobs, joint, Free(shared=shared))
+        spans[shared] = score(jobs, slots).makespan
+        assert told <= spans[shared] + 1e-6
+        assert told == pytest.approx(spans[shared], rel=0.01)
+    assert spans[1.0] == pytest.approx(1250, rel=0.01)
+    assert spans[1.5] == pytest.approx(1875, rel=0.01)
+    assert spans[2.0] == spans[2.5] == pytest.approx(2500, rel=1e-4), "one after the other, as fifo does"
+
+
+@settings(max_examples=30, deadline=None)
 @given(jobs_of, st.integers(0, 1000))
 def test_neighbours_are_priced_as_the_timeline_says(jobs: list[QueuedJob], seed: int) -> None:
     random = np.random.default_rng(seed)

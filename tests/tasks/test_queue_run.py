@@ -28,6 +28,7 @@ from splitpoint.tasks.fleet import Fleet, inputs_of
 from splitpoint.tasks.monitor import QueueMonitor
 from splitpoint.tasks.policies import POLICIES
 from splitpoint.tasks.queue_run import QueueRun, predict
+from splitpoint.tasks.schedule import Free
 from splitpoint.tasks.task import Task, TaskResult, mix
 
 
@@ -62,6 +63,36 @@ def test_every_answer_is_the_whole_models(name: str, fleet: Fleet, models: Mappi
     assert (summary.met, summary.missed) == (1, 0)
     assert 0 < summary.usage.device <= 1
     assert max(r.total_ms for r in rows) <= summary.makespan_ms
+
+
+@pytest.mark.parametrize(("expected_s", "compiled"), [(1e-9, True), (1e3, False)])
+def test_what_is_compiled_earns_its_time_back(
+    expected_s: float, compiled: bool, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = mix(["lenet5", "residual"], 40, seed=3)
+    run = QueueRun(fleet, tasks, "joint", inputs_of(fleet, tasks))
+    planned = run.prepare()
+    begun = {source: len(ways) for source, ways in fleet.ready.items()}
+    own = QueueRun(fleet, tasks, "fifo", inputs_of(fleet, tasks)).prepare()
+    assert {source: len(ways) for source, ways in fleet.ready.items()} == begun, "it begins with what fifo needs"
+    assert planned.summary.makespan_ms <= own.summary.makespan_ms + 1e-6
+    monkeypatch.setattr(Fleet, "expected_s", lambda self, source, option: expected_s)
+    free = Free(shared=1.0)
+    ready, turns = planned.menu.jobs(tasks), list(run._turns)
+    worth = run._worth(planned.every, ready, turns, free)
+    assert bool(worth) == compiled
+    assert not any(fleet.is_ready(*way) for way in worth)
+    run._wish(planned.every, ready, turns, free)
+    assert sum(map(len, fleet.ready.values())) == sum(begun.values()) + len(worth)
+    assert run._fresh.is_set() == compiled
+    assert len(run.run()) == 40
+
+
+def test_a_fleet_for_many_queues_has_all_compiled_before(fleet: Fleet) -> None:
+    tasks = mix(["lenet5", "residual"], 40, seed=3)
+    QueueRun(fleet, tasks, "joint", inputs_of(fleet, tasks)).prepare(ahead=True)
+    wanted = predict(fleet, tasks, "joint")
+    assert all(fleet.is_ready(*way) for way in wanted.options)
 
 
 def test_a_deadline_that_cannot_be_kept_is_missed_and_answered(fleet: Fleet) -> None:

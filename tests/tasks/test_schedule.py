@@ -32,6 +32,19 @@ def test_requests_that_go_to_the_server_whole_follow_each_other_on_the_link() ->
     assert busy[0].ended == 70 + 1 + 2
 
 
+def test_heads_and_tails_that_share_cores_make_each_other_later() -> None:
+    remote, here = QueuedJob((StageTimes(0, 0, 100, 0, 0, True),)), QueuedJob((StageTimes(60),))
+    both = [remote, here]
+    turns = [JobTurn(0), JobTurn(1)]
+    assert [s.ended for s in timeline(both, turns)] == [100, 60]
+    assert [s.ended for s in timeline(both, turns, Free(shared=1.5))] == [130, 90], "60 of each take 90 for both"
+    assert [s.ended for s in timeline(both, turns, Free(shared=2.0))] == [160, 120], "as if one after the other"
+    assert [s.ended for s in timeline(both, turns[::-1], Free(shared=2.0))] == [60, 160], "what was not there is not"
+    # The server is idle until 50: ten of the head lie beside its work.
+    late = QueuedJob((StageTimes(0, 50, 100, 0, 0, True),))
+    assert [s.ended for s in timeline([late, here], turns, Free(shared=2.0))] == [160, 70]
+
+
 def test_what_waits_for_one_tail_is_run_as_one() -> None:
     split = QueuedJob((batched(StageTimes(10, 20, 30, 1, 5), 0.1),))
     other, here = QueuedJob((StageTimes(0, 1, 70, 0, 5),)), QueuedJob((StageTimes(40),))

@@ -25,13 +25,21 @@ BUDGET_S, _LEAST, _MOST = 1.0, 3, 9
 
 
 def share_together(
-    fleet: Fleet, source: Source, option: Option, inputs: Sequence[Mapping[str, Array]], stage_ms: float
+    fleet: Fleet,
+    source: Source,
+    option: Option,
+    inputs: Sequence[Mapping[str, Array]],
+    stage_ms: float,
+    server_ms: float,
 ) -> float:
     """What each further request of a batch takes on the server, as a share of one alone; 1 if batches gain nothing.
 
     Sends several of `inputs` at once, again and again for `BUDGET_S`; fewer at once where `stage_ms`, the longest
-    stage of a request, is long.
+    stage of a request, is long; and none where the server, on which a request takes `server_ms`, has all `inputs` done
+    in less time than that.
     """
+    if len(inputs) * server_ms < BUDGET_S * 1e3:
+        return 1.0
     count = min(max(_LEAST, int(BUDGET_S * 1e3 / max(stage_ms, 1e-3))), _MOST, len(inputs))
     if count < _LEAST:
         return 1.0

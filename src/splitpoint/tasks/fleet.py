@@ -14,11 +14,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
+from splitpoint.callbacks import call
 from splitpoint.engines import Engine
-from splitpoint.errors import UsageError
+from splitpoint.errors import StorageError, UsageError
 from splitpoint.inputs import read_inputs
 from splitpoint.lifetime import Closable
 from splitpoint.link import Link
+from splitpoint.machine import default_cache
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import photos
 from splitpoint.planning.constraints import Constraints
@@ -29,16 +31,20 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.client.request import LOCAL, WAIT, check_fallback
 from splitpoint.runtime.client.timeouts import Patience
-from splitpoint.runtime.events import OnEvent, ignore, teller
+from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.security import OPEN, Security
 from splitpoint.segments import samples_for
 from splitpoint.survey import OnStep, Survey, placement, survey
 from splitpoint.tasks.choices import Source
+from splitpoint.tasks.kept import KeptQueue, keep, load_kept, place_of
+from splitpoint.tasks.shared_cores import slowdown
 from splitpoint.tasks.task import Task
 from splitpoint.tasks.turns import SharedDevice
 from splitpoint.tensors import Array
 
 #: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.
+#: Runs that are shorter say nothing of what they share, ms.
+_SAYS_MS = 2.0
 _PATIENCE = Patience(answer_s=120.0, first_s=30.0, least_s=30.0, need_server=True)
 
 
@@ -70,6 +76,11 @@ class Fleet(Closable):
         """Ways that gain by running together on the server: what each further one takes, as a share of one alone."""
         self.compile_s: dict[Source, float] = {}
         """How long it took to make a way of each model ready, at most."""
+        self.shared = 1.0
+        """How many times as long device and server take while both compute: more than 1 where they share cores."""
+        self._place: Path | None = None
+        self._kept: KeptQueue | None = None
+        self._took_s: dict[str, float] = {}
         self.link: Link | None = None
         self.note = ""
         """What its measurements must say: that the device is emulated. Empty if it is not."""
@@ -102,7 +113,8 @@ class Fleet(Closable):
         self._stack.close()
 
     def survey(self, *, budget_s: float, fresh: bool = False, on_step: OnStep = lambda text: None) -> Link:
-        """Profiles every model here and there, each for `budget_s` at most, measures the link, and makes the planners.
+        """Profiles every model here and there, each for `budget_s` at most, measures the link and whether both share a
+        machine's cores, and makes the planners.
 
         Raises ServerError if the server does not profile itself, UsageError where the constraints cannot be kept.
         """
@@ -117,7 +129,50 @@ class Fleet(Closable):
             link = known.link
             self.know(source, known)
         assert link is not None
+        self._place = place_of(
+            self._cache or default_cache(on_step),
+            [(p.hosts[0].profile, p.hosts[1].profile) for p in self.planners.values()],
+        )
+        self._kept = None if fresh or self.note else load_kept(self._place)
+        if self._kept is not None:
+            self.shared = self._kept.shared
+        else:
+            self._measure_shared(on_step)
         return link
+
+    def keep(self) -> None:
+        """Keeps what a queue has shown for the next one of these models and machines, where that can be written."""
+        if self._place is None or self.note:
+            return
+        known = self._kept.compile_s if self._kept is not None else {}
+        try:
+            keep(self._place, KeptQueue(shared=self.shared, compile_s={**known, **self._took_s}))
+        except StorageError as exc:
+            self._tell(Event("notice", f"what this queue has shown is not kept for the next: {exc}", {"why": str(exc)}))
+
+    def _measure_shared(self, on_step: OnStep) -> None:
+        """Runs a model on both sides at once, if they may be one machine: the one with the fewest weights of those that
+        compute for long enough to say something."""
+        here, there = (host.profile.machine for host in next(iter(self.planners.values())).hosts)
+        if (here.system, here.processor) != (there.system, there.processor):
+            return
+        call(on_step, "measuring whether device and server share cores, about a second")
+        long = [source for source in self.edges if min(self.whole_ms(source)) >= _SAYS_MS]
+        nbytes = {source: self.edges[source].model.nbytes for source in long}
+        source = min(long, key=nbytes.__getitem__) if long else max(self.edges, key=lambda s: self.whole_ms(s)[1])
+        edge = self.edges[source]
+        inputs, cut = samples_for(edge.model, 1, 0)[0], edge.model.graph.cut("input")
+        session = self.device.compile(edge.model.with_stand_ins().whole())
+
+        def run() -> float:
+            began = perf_counter()
+            session.run(inputs)
+            return perf_counter() - began
+
+        try:
+            self.shared = slowdown(run, lambda: edge.infer(inputs, at=cut, codec="raw").times.compute_s)
+        finally:
+            session.close()
 
     def know(self, source: Source, known: Survey) -> None:
         """Plans for `source` by what is known of it."""
@@ -146,8 +201,17 @@ class Fleet(Closable):
             edge = self.edges[source]
             began = perf_counter()
             edge.warm(*placement(edge.model.graph, option))
-            self.compile_s[source] = max(perf_counter() - began, self.compile_s.get(source, 0.0))
+            took_s = self._took_s[self._name_of(source, option)] = perf_counter() - began
+            self.compile_s[source] = max(took_s, self.compile_s.get(source, 0.0))
             self.ready[source].append(option)
+
+    def expected_s(self, source: Source, option: Option) -> float:
+        """How long making a way ready is expected to take: as it did in an earlier queue, or as others of its model."""
+        known = self._kept.compile_s if self._kept is not None else {}
+        return known.get(self._name_of(source, option), self.compile_s.get(source, 0.0))
+
+    def _name_of(self, source: Source, option: Option) -> str:
+        return f"{self.edges[source].model.fingerprint} {option.label}"
 
     def is_ready(self, source: Source, option: Option) -> bool:
         """Whether a request can be served so at once."""

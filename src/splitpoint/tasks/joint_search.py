@@ -12,6 +12,9 @@ what is done here, in this order:
 3. From the best of these, ways are changed one or two jobs at a time, as long as it helps; then jobs change places.
 
 The individual plans in order of arrival are one of the starts, so that the result is never predicted to be worse.
+Where device and server share cores, the integer program counts what each loses while the other computes; the search
+takes both for slowed all the time, as it keeps both busy, and what comes out must be better than the individual plans
+by the timeline, which knows when both do compute.
 All neighbours are priced at once, as arrays; nothing depends on how fast the machine is.
 """
 
@@ -24,7 +27,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpoint.tasks.schedule import IDLE, MOST_TOGETHER, Free, JobTurn, QueuedJob, QueueOrder, StageTimes, edf, fifo
+from splitpoint.tasks.schedule import (
+    IDLE,
+    MOST_TOGETHER,
+    Free,
+    JobTurn,
+    QueuedJob,
+    QueueOrder,
+    StageTimes,
+    edf,
+    fifo,
+    timeline,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,6 +55,8 @@ _MEAN, _WORK = 0.01, 0.02
 _MISSED = 1e9
 #: More jobs than these are put in order by Johnson's rule alone: then it is as good as any.
 _POLISHED = 64
+#: Where device and server share cores, ways are chosen together only where that is predicted to gain this share.
+_SURE = 0.05
 #: How many different ways a model may be served in one plan: each is a head and a tail that must be held in memory.
 MOST_WAYS = 3
 
@@ -55,7 +71,17 @@ def joint(jobs: Sequence[QueuedJob], waiting: Sequence[int], free: Free = IDLE) 
     search = _JointSearch([jobs[k] for k in waiting], free)
     best = search.run()
     turns = tuple(JobTurn(waiting[k], int(w)) for k, w in zip(best.order, best.ways[best.order], strict=True))
+    if free.shared > 1:
+        own = [decide(jobs, waiting, free).turns for decide in (fifo, edf)]
+        turns = min((*own, turns), key=lambda t: _score(jobs, t, free, _SURE if t is turns else 0.0))
     return QueueOrder(turns, search.bound)
+
+
+def _score(jobs: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free, more: float) -> tuple[int, float]:
+    """(missed deadlines, the time it takes and this share more)."""
+    slots = timeline(jobs, turns, free)
+    missed = sum(s.ended > jobs[s.turn.job].due for s in slots)
+    return missed, (max(s.ended for s in slots) - free.device) * (1 + more)
 
 
 class _Choice(NamedTuple):
@@ -81,6 +107,7 @@ class _JointSearch:
             self.parts[k, : len(job.ways)] = [
                 (*s[:5], float(s.crosses), s.more, float(tails.index(s.tail))) for s in job.ways
             ]
+        self.parts[..., [0, 2, 6]] *= free.shared
         self.last = (float(tails.index(free.last.tail)), *free.last[1:])
         self.release = np.array([j.release for j in jobs], np.float64)
         self.due = np.array([j.due for j in jobs], np.float64)
@@ -332,7 +359,7 @@ def bound(
     if not remote:
         first = [int(np.argmin([s.device for s in own])) for own in kinds]
         return max(alone, longest), [n * np.eye(len(w))[k] for w, n, k in zip(kinds, counts, first, strict=True)]
-    shared, least = _shared(ways, counts, _edges(remote, free), most_ways, work)
+    shared, least = _shared(ways, counts, _edges(remote, free), most_ways, work, free.shared)
     return max(longest, min(alone, least)), shared
 
 
@@ -351,12 +378,21 @@ def _edges(remote: Sequence[StageTimes], free: Free) -> tuple[float, ...]:
     )
 
 
+def least(jobs: Sequence[QueuedJob], free: Free) -> float:
+    """A time before which not all of `jobs` can have ended, whatever their ways and order."""
+    kinds = list(dict.fromkeys(j.ways for j in jobs))
+    return bound(kinds, [sum(j.ways == ways for j in jobs) for ways in kinds], free)[0]
+
+
 def _shared(
-    ways: Sequence[tuple[int, StageTimes]], counts: Sequence[int], edges: Sequence[float], most_ways: int, price: float
-) -> tuple[list[Floats], float]:
+    ways: Sequence[tuple[int, StageTimes]], counts: Sequence[int], edges: Sequence[float], most_ways: int, price: float,
+    beside: float,
+) -> tuple[list[Floats], float]:  # fmt: skip
     """The integer program: (jobs of each kind by way, a time that the busiest machine needs at least).
 
-    Its unknowns are the jobs by way, whether a way is taken, and the time.
+    Its unknowns are the jobs by way, whether a way is taken, and the time. Where device and server take `beside` times
+    as long while both compute, work D of the one and S of the other takes D + (beside - 1) S at least, and the other
+    way round; D + S if they might as well take turns.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -364,6 +400,10 @@ def _shared(
     # The solver's tolerances are absolute, and with numbers in the thousands it sometimes prints a line of its own.
     unit = max(1e-3, sum(s.total for _, s in ways) / size)
     work = np.array([(s.device, s.up, s.least_server, s.down) for _, s in ways]).T / unit
+    if beside > 1:
+        lost = min(beside, 2.0) - 1
+        work = np.vstack([work, work[0] + lost * work[2], work[2] + lost * work[0]])
+        edges = [*edges, edges[0], edges[0]]
     most = np.array(counts, np.float64)[kind]
     members = (kind == np.arange(len(counts))[:, None]).astype(float)
     none, one = np.zeros_like(members), np.zeros((len(counts), 1))
@@ -375,7 +415,7 @@ def _shared(
         rules.append(LinearConstraint(np.hstack([np.eye(size), -np.diag(most), np.zeros((size, 1))]), -inf, 0.0))
         rules.append(LinearConstraint(np.hstack([none, members, one]), 0.0, float(most_ways)))
     solution = milp(
-        c=[*(price * work.sum(0)), *[0.0] * size, 1.0],
+        c=[*(price * work[:4].sum(0)), *[0.0] * size, 1.0],
         integrality=[1] * (2 * size) + [0],
         bounds=Bounds(0.0, [*most, *[1.0] * size, inf]),
         constraints=rules,

@@ -5,7 +5,8 @@
         └──────────── the link, how fast device and server are (`QueueMonitor`) ◄─────────────────────┘
 
 Every policy is run in the same way. It decides anew when a request arrives, and when the conditions differ from those
-that were planned for. Ways that are not compiled yet are compiled in a second thread, and may be chosen from then on.
+that were planned for. A queue begins as soon as each model's own best plan is ready. Whether other ways are worth
+compiling is looked at in a second thread, which compiles them; they may be chosen from then on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from math import inf
 from statistics import median
 from time import perf_counter, sleep
 from typing import NamedTuple
@@ -28,8 +31,9 @@ from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Request, Result
 from splitpoint.survey import placement
 from splitpoint.tasks.batch_trial import share_together
-from splitpoint.tasks.choices import Menu, Source
+from splitpoint.tasks.choices import Menu, Source, slow_together
 from splitpoint.tasks.fleet import Fleet
+from splitpoint.tasks.joint_search import least
 from splitpoint.tasks.monitor import QueueMonitor, Spent
 from splitpoint.tasks.policies import policy
 from splitpoint.tasks.schedule import Free, JobTurn, QueuedJob, Slot, StageTimes, advance, covered, rehearse, timeline
@@ -47,9 +51,11 @@ _WARM_MS, _WARM_RUNS = 4000.0, 3
 _OFF, _SAYS_MS = 1.2, 2.0
 #: How often profiles that runs contradict are corrected before the start, at most.
 _CORRECTIONS = 2
-#: A plan that needs something compiled must gain this multiple of the time that compiling takes: it keeps device and
-#: server busy, and the first requests of a new tail are slow.
+#: A plan that needs something compiled must gain this multiple of the time that compiling takes, in what is left of the
+#: queue by then: it keeps device and server busy, and the first requests of a new tail are slow.
 _WORTH = 2.0
+#: Models that are compiled at once before the start.
+_AT_ONCE = 2
 #: How often a server that is busy is asked again, and after how many seconds at most, whatever it says.
 _TRIES = 50
 _MOST_PAUSE_S = 5.0
@@ -60,23 +66,32 @@ OnAnswer = Callable[[TaskResult, Result], None]
 
 
 class Planned(NamedTuple):
-    """A queue as it is predicted: its rows in the order of the device, and the options that are used."""
+    """A queue as it is predicted: its rows in the order of the device, the options that are used, what was to choose
+    from, and what would be if all were ready."""
 
     summary: QueueSummary
     rows: list[TaskPlan]
     options: list[tuple[Source, Option]]
     menu: Menu
+    every: Menu
 
 
-def predict(fleet: Fleet, tasks: Sequence[Task], by: str) -> Planned:
-    """What policy `by` would make of `tasks` on the fleet's link, in virtual time. UsageError for an unknown policy."""
+def predict(fleet: Fleet, tasks: Sequence[Task], by: str, ready: bool = False) -> Planned:
+    """What policy `by` would make of `tasks` on the fleet's link, in virtual time; with `ready` of what is compiled
+    now. UsageError for an unknown policy."""
     assert fleet.link is not None, "survey first"
     chosen_by = policy(by)
     began = perf_counter()
     conditions = Conditions(link=fleet.link)
-    menu = Menu(fleet.planners, conditions, several=chosen_by.chooses_cuts, shares=fleet.shares)
+    several, free = chosen_by.chooses_cuts, Free(shared=fleet.shared)
+    every = Menu(fleet.planners, conditions, several=several, shares=fleet.shares, shared=fleet.shared)
+    menu = every.at(conditions, fleet.shared)
+    if ready:
+        menu.only(fleet.ready)
     jobs = menu.jobs(tasks)
-    slots, bound = rehearse(jobs, chosen_by.decide)
+    slots, bound = rehearse(jobs, chosen_by.decide, free)
+    if bound and ready:  # what is not ready counts, too
+        bound = least(every.jobs(tasks), free._replace(device=min(j.release for j in jobs)))
     spent_ms = (perf_counter() - began) * 1e3
     rows = [_planned(tasks[s.turn.job], menu, s) for s in slots]
     span = max(s.ended for s in slots) - min(j.release for j in jobs)
@@ -86,8 +101,9 @@ def predict(fleet: Fleet, tasks: Sequence[Task], by: str) -> Planned:
     usage = Usage(*(ms / span if span else 0.0 for ms in work))
     bound_ms = max(0.0, bound - min(j.release for j in jobs)) if bound else 0.0
     summary = summarise(rows, by, fleet.link, usage, span, bound_ms=bound_ms, planning_ms=spent_ms)
+    summary = msgspec.structs.replace(summary, shared=fleet.shared)
     used = dict.fromkeys((tasks[s.turn.job].source, s.turn.way) for s in slots)
-    return Planned(summary, rows, [(source, menu.options[source][way]) for source, way in used], menu)
+    return Planned(summary, rows, [(source, menu.options[source][way]) for source, way in used], menu, every)
 
 
 def _planned(task: Task, menu: Menu, slot: Slot) -> TaskPlan:
@@ -132,6 +148,12 @@ def _contradicted(ratios: Sequence[float]) -> float:
     return middle if not 1 / _OFF <= middle <= _OFF else 1.0
 
 
+def _earns(gain_ms: float, cost_ms: float, left_ms: float) -> bool:
+    """Whether what takes `cost_ms` to compile and gains so much on a queue of `left_ms` earns its time back in what is
+    left of it by then."""
+    return gain_ms * max(0.0, 1 - cost_ms / max(left_ms, 1e-3)) > _WORTH * cost_ms
+
+
 def _end(jobs: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free) -> float:
     """When the last answer is predicted."""
     return max((slot.ended for slot in timeline(jobs, turns, free)), default=0.0)
@@ -161,38 +183,50 @@ class QueueRun:
         self._held_s: dict[int, float] = {}  # how long requests waited for the link between head and sending
         self._uplink = UplinkOrder(lambda nbytes: self.monitor.conditions.link.up_ms(nbytes) / 1e3)
         self._up_ms = self._server_ms = 0.0  # when the last answered request left the link, and the server
-        self._compiling: set[tuple[Source, str]] = set()
+        self._wishing = threading.Event()  # what else might be compiled is being looked at
         self._fresh = threading.Event()  # something was compiled that may be chosen now
         self.planned: Planned | None = None
         self._turns: list[JobTurn] = []
         self.compile_s = self._planning_ms = 0.0
+        self._ahead = False
 
     # --- before the start ---------------------------------------------------------------------------------------
 
-    def prepare(self) -> Planned:
-        """Plans, compiles what the plan needs and runs each way; returns what is predicted.
+    def prepare(self, ahead: bool = False) -> Planned:
+        """Compiles each model's own best plan, runs it, and plans with what is ready; returns what is predicted. With
+        `ahead` all that the policy wants is compiled, however long that takes: for a fleet that runs many queues.
 
         On a machine that others use too a profile may be off by half. Where the runs show that, it is corrected, and
         the plan is made again.
         """
         began = perf_counter()
-        planned = predict(self.fleet, self.tasks, self.by)
-        for _ in range(_CORRECTIONS):
-            known = dict(self.fleet.shares)
-            if not self._correct(self._warm_all(planned)) and self.fleet.shares == known:
-                break
-            planned = predict(self.fleet, self.tasks, self.by)
-        self._warm_all(planned)
+        self._ahead = ahead
+        self._make_ready("fifo")
+        if ahead and self._policy.chooses_cuts:
+            self._make_ready(self.by)
+        planned = predict(self.fleet, self.tasks, self.by, ready=self._policy.chooses_cuts)
         first = [k for k, task in enumerate(self.tasks) if not task.arrival_s]
-        self._turns = list(self._policy.decide(planned.menu.jobs(self.tasks), first, Free()).turns)
+        free = Free(shared=planned.menu.shared)
+        self._turns = list(self._policy.decide(planned.menu.jobs(self.tasks), first, free).turns)
         self.compile_s = perf_counter() - began
         self.planned = planned
         return planned
 
+    def _make_ready(self, by: str) -> None:
+        """Compiles and runs what policy `by` wants, as corrected by the runs."""
+        for left in reversed(range(_CORRECTIONS + 1)):
+            known = dict(self.fleet.shares)
+            seen = self._warm_all(predict(self.fleet, self.tasks, by))
+            if not left or (not self._correct(seen) and self.fleet.shares == known):
+                break
+
     def _warm_all(self, planned: Planned) -> dict[Source, list[_Slowdowns]]:
         """Makes ready what `planned` needs, and returns how slow device and server were in new ways, by model."""
         seen: dict[Source, list[_Slowdowns]] = {}
-        for source, option in planned.options:
+        fresh = [way for way in planned.options if not self.fleet.is_ready(*way)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda way: self.fleet.prepare(*way), fresh))
+        for source, option in fresh:
             if (slowdowns := self._warm(source, option)) is not None:
                 seen.setdefault(source, []).append(slowdowns)
         return seen
@@ -208,25 +242,28 @@ class QueueRun:
         return off
 
     def _warm(self, source: Source, option: Option) -> _Slowdowns | None:
-        """Makes a way ready, and runs it if it is new: how slow device and server were against the profiles."""
-        fresh = not self.fleet.is_ready(source, option)
-        self.fleet.prepare(source, option)
-        if not fresh or option.total.ms > _WARM_MS:
+        """Runs a way that is ready: how slow device and server were against the profiles."""
+        if option.total.ms > _WARM_MS:
             return None
-        edge = self.fleet.edges[source]
-        task = next(t for t in self.tasks if t.source == source)
-        cut, codecs = placement(edge.model.graph, option)
-        runs = [edge.infer(self._inputs[task.name], at=cut, codec=codecs) for _ in range(_WARM_RUNS)]
+        runs = [self._try(source, option) for _ in range(_WARM_RUNS)]
         self.monitor.loaded(runs[-1].times.load_queue_s * 1e3)
         stages = [run.numbers for run in runs[1:]]  # the first one allocates
         edge_ms = min(sum(s[name] for name in DEVICE) for s in stages)
         server_ms = min(s["server"] for s in stages)
         if server_ms:
             inputs = [self._inputs[t.name] for t in self.tasks if t.source == source]
-            share = share_together(self.fleet, source, option, inputs, max(edge_ms, server_ms))
+            worth_ms = inf if self._ahead else server_ms
+            share = share_together(self.fleet, source, option, inputs, max(edge_ms, server_ms), worth_ms)
             self.fleet.gains(source, option, share)
         planned_ms = option.stages["edge"].ms + option.stages["encode"].ms
         return _ratio(edge_ms, planned_ms), _ratio(server_ms, option.stages["server"].ms)
+
+    def _try(self, source: Source, option: Option) -> Result:
+        """Runs a way that is ready, once, beside all else."""
+        edge = self.fleet.edges[source]
+        task = next(t for t in self.tasks if t.source == source)
+        cut, codecs = placement(edge.model.graph, option)
+        return edge.infer(self._inputs[task.name], at=cut, codec=codecs)
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -245,6 +282,7 @@ class QueueRun:
                 self._stop.set()
                 pool.shutdown(wait=True)
                 beside.shutdown(wait=True, cancel_futures=True)
+        self.fleet.keep()
         if self._errors:
             raise self._errors[0]
         return self.rows
@@ -263,7 +301,9 @@ class QueueRun:
             bound_ms=bound_ms, planning_ms=said.planning_ms + self._planning_ms,
         )  # fmt: skip
         local = sum(bool(r.fallback) for r in self.rows)
-        return msgspec.structs.replace(summary, compile_s=self.compile_s, replans=self.replans, local=local)
+        return msgspec.structs.replace(
+            summary, compile_s=self.compile_s, replans=self.replans, local=local, shared=self.fleet.shared
+        )
 
     def _now_ms(self) -> float:
         return (perf_counter() - self._began) * 1e3
@@ -272,10 +312,10 @@ class QueueRun:
         """Begins one task after the other, as soon as the device is free."""
         assert self.planned is not None
         menu, turns = self.planned.menu, self._turns
-        self._menu = menu
+        self._menu = self.planned.every
         waiting = [turn.job for turn in turns]
         left = [k for k in sorted(range(len(self.tasks)), key=lambda k: self.tasks[k].arrival_s) if k not in waiting]
-        planned_ms = 0.0
+        planned_ms, wish = 0.0, self._policy.chooses_cuts
         room = threading.Semaphore(_WINDOW)
         while (left or waiting) and not self._stop.is_set():
             self.fleet.device.take()
@@ -284,13 +324,19 @@ class QueueRun:
                 new = [k for k in left if self.tasks[k].arrival_s * 1e3 <= self._now_ms()]
                 left = left[len(new) :]
                 waiting += new
-                conditions = self.monitor.conditions
-                changed = conditions.differs(menu.conditions) and self._now_ms() - planned_ms > _SETTLE_MS
+                conditions, shared = slow_together(self.monitor.conditions, self.fleet.shared)
+                changed = menu.differs(conditions, shared) and self._now_ms() - planned_ms > _SETTLE_MS
                 fresh = self._fresh.is_set()
+                wish |= bool(new) and self._policy.chooses_cuts
                 if new or changed or fresh:
                     self.replans += changed or fresh
                     planned_ms = self._now_ms()
-                    menu, turns = self._replan(conditions, waiting, beside)
+                    menu, turns = self._replan(conditions, shared, waiting)
+                if (wish or changed) and not self._wishing.is_set():
+                    wish = False
+                    self._wishing.set()
+                    every, now = self._menu.at(conditions, shared), menu.jobs(self.tasks)
+                    beside.submit(self._wish, every, now, list(turns), self._free(menu))
                 turn = turns.pop(0)
                 waiting.remove(turn.job)
                 room.acquire()
@@ -304,51 +350,79 @@ class QueueRun:
         while left and not waiting and (ms := self.tasks[left[0]].arrival_s * 1e3 - self._now_ms()) > 0:
             sleep(min(ms / 1e3, 0.05))
 
-    def _replan(
-        self, conditions: Conditions, waiting: Sequence[int], beside: ThreadPoolExecutor
-    ) -> tuple[Menu, list[JobTurn]]:
-        """(the menu, the order and ways of those that wait), of ways that are ready. Better ones that are worth it are
-        compiled in the second thread."""
+    def _replan(self, conditions: Conditions, shared: float, waiting: Sequence[int]) -> tuple[Menu, list[JobTurn]]:
+        """(the menu, the order and ways of those that wait), of ways that are ready."""
         began = perf_counter()
         self._fresh.clear()
-        if conditions.differs(self._menu.conditions):  # it takes a while, and the device waits for it
+        if self._menu.differs(conditions, shared):  # it takes a while, and the device waits for it
             several = self._policy.chooses_cuts
-            self._menu = Menu(self.fleet.planners, conditions, several=several, shares=self.fleet.shares)
-        menu = self._menu.at(conditions)
-        jobs, free = menu.jobs(self.tasks), self._free()
-        wished = self._policy.decide(jobs, waiting, free)
-        missing: dict[tuple[Source, str], Option] = {}
-        for turn in wished.turns:
-            source = self.tasks[turn.job].source
-            option = menu.options[source][turn.way]
-            if not self.fleet.is_ready(source, option):
-                missing[source, option.label] = option
-        turns = list(wished.turns)
-        if missing:
-            menu.only(self.fleet.ready)
-            ready = menu.jobs(self.tasks)
-            turns = list(self._policy.decide(ready, waiting, free).turns)
-            gain_ms = _end(ready, turns, free) - _end(jobs, wished.turns, free)
-            if gain_ms > _WORTH * 1e3 * sum(self.fleet.compile_s.get(source, 0.0) for source, _ in missing):
-                for way, option in missing.items():
-                    if way not in self._compiling:
-                        self._compiling.add(way)
-                        beside.submit(self._compile, way[0], option)
+            self._menu = Menu(self.fleet.planners, conditions, several=several, shares=self.fleet.shares, shared=shared)
+        menu = self._menu.at(conditions, shared)
+        menu.only(self.fleet.ready)
+        turns = list(self._policy.decide(menu.jobs(self.tasks), waiting, self._free(menu)).turns)
         self._planning_ms += (perf_counter() - began) * 1e3
         return menu, turns
 
-    def _compile(self, source: Source, option: Option) -> None:
-        # If it fails, the queue goes on with what is ready; a request finds out whether the server is gone.
-        with suppress(SplitpointError):
-            if not self._stop.is_set():
-                self.fleet.prepare(source, option)
-                self._fresh.set()
+    def _wish(self, menu: Menu, ready: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free) -> None:
+        """In the second thread: compiles what earns its time back in what is left of the queue, whose plan is `turns`
+        of what is `ready`. `menu` has all ways."""
+        try:
+            for way in sorted(self._worth(menu, ready, turns, free), key=lambda way: self.fleet.expected_s(*way)):
+                # If it fails, the queue goes on with what is ready; a request finds out whether the server is gone.
+                with suppress(SplitpointError):
+                    if not self._stop.is_set():
+                        self.fleet.prepare(*way)
+                        self._ask(partial(self._try, *way))  # the first run allocates
+                        self._fresh.set()
+        finally:
+            self._wishing.clear()
 
-    def _free(self) -> Free:
+    def _worth(
+        self, menu: Menu, ready: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free
+    ) -> list[tuple[Source, Option]]:
+        """The ways that should be compiled, if any: those of all models that may earn it, or else of one."""
+        end_ms, waiting = _end(ready, turns, free), [turn.job for turn in turns]
+        left_ms = end_ms - free.device
+        hopeful = self._hopeful(menu, ready, turns, free, left_ms)
+        for some in dict.fromkeys((hopeful, *((source,) for source in hopeful))):
+            if self._stop.is_set():
+                break
+            open_to = menu.at(menu.conditions, menu.shared)
+            open_to.only(self.fleet.ready, but=some)
+            jobs = open_to.jobs(self.tasks)
+            wished = self._policy.decide(jobs, waiting, free).turns
+            used = {(self.tasks[t.job].source, t.way) for t in wished}
+            missing = [
+                (source, option) for source, way in used
+                if not self.fleet.is_ready(source, option := open_to.options[source][way])
+            ]  # fmt: skip
+            gain_ms, cost_ms = end_ms - _end(jobs, wished, free), 1e3 * sum(self.fleet.expected_s(*w) for w in missing)
+            if _earns(gain_ms, cost_ms, left_ms):
+                return missing
+        return []
+
+    def _hopeful(
+        self, menu: Menu, ready: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free, left_ms: float
+    ) -> tuple[Source, ...]:
+        """The models of which another way may earn its compiling: known without a plan, which takes time, too. No way
+        gains more than all work of its model, nor than what is left if everybody is always busy."""
+        work: dict[Source, float] = {}
+        for turn in turns:
+            source = self.tasks[turn.job].source
+            work[source] = work.get(source, 0.0) + ready[turn.job].ways[turn.way].total
+        jobs = menu.jobs(self.tasks)
+        least_ms = sum(min(s.device + s.least_server for s in jobs[turn.job].ways) for turn in turns)
+        most_ms = left_ms - least_ms * min(free.shared, 2.0) / 2
+        fleet = self.fleet
+        missing = {s: [o for o in menu.options[s] if not fleet.is_ready(s, o)] for s in work}
+        cost_s = {s: min(fleet.expected_s(s, o) for o in options) for s, options in missing.items() if options}
+        return tuple(s for s, cost in cost_s.items() if _earns(min(work[s], most_ms), 1e3 * cost, left_ms))
+
+    def _free(self, menu: Menu) -> Free:
         """From when on device, link and server are free, with what is under way."""
         now = self._now_ms()
         with self._lock:
-            free = Free(now, self._up_ms, self._server_ms, self._server_ms)
+            free = Free(now, self._up_ms, self._server_ms, self._server_ms, shared=menu.shared)
             for start, stages in self._flying.values():
                 _, free = advance(stages, JobTurn(0), start, free)
         return free._replace(device=now)
@@ -357,7 +431,7 @@ class QueueRun:
         task = self.tasks[turn.job]
         option = menu.options[task.source][turn.way]
         stages = menu.stages(task.source, option)
-        free = self._free()
+        free = self._free(menu)
         slot, _ = advance(stages, turn, free.device, free)
         with self._lock:
             self._flying[turn.job] = (free.device, stages)

@@ -9,6 +9,9 @@ waiting for it, and goes on. The link and the server take what comes, first in, 
 (`queue_run`). Requests that follow each other into one tail, and are there when the server begins with the first of
 them, run as one batch where that is faster (`runtime.server.batching`): all are answered when all are computed.
 
+Where device and server share a machine's cores (`Free.shared`), a head takes longer while the server computes, and the
+server while heads are computed: by as much of the one as lies beside the other.
+
 >>> jobs = [QueuedJob((StageTimes(10, 20, 30, 0, 5),)), QueuedJob((StageTimes(40),))]
 >>> [slot.ended for slot in timeline(jobs, [JobTurn(0), JobTurn(1)])]
 [70, 50]
@@ -89,13 +92,16 @@ class Batch(NamedTuple):
 
 
 class Free(NamedTuple):
-    """From when on each is free. `last` is the server's last batch, which others may join until it begins."""
+    """From when on each is free. `last` is the server's last batch, which others may join until it begins; the server
+    has been busy without a break from `since` on. While both compute, device and server take `shared` times as long."""
 
     device: float = 0
     up: float = 0
     server: float = 0
     down: float = 0
     last: Batch = Batch("", 0.0, 0, 0.0)
+    since: float = 0
+    shared: float = 1
 
 
 #: Nothing is under way.
@@ -129,27 +135,46 @@ DecideOrder: TypeAlias = Callable[[Sequence[QueuedJob], Sequence[int], Free], Qu
 def advance(stages: StageTimes, turn: JobTurn, start: float, free: Free) -> tuple[Slot, Free]:
     """One job that the device begins at `start`, and from when on things are free after it."""
     headed = start + stages.device
+    beside = min(headed, free.server) - max(start, free.since) if free.shared > 1 else 0.0
+    if beside > 0:
+        late = (free.shared - 1) * beside
+        headed, last = headed + late, free.last
+        if last.began > start:
+            last = last._replace(began=last.began + late)
+        free = free._replace(server=free.server + late, down=free.down + late, last=last)
     if not stages.crosses:
         return Slot(turn, start, headed, headed, headed, headed, headed, headed), free._replace(device=headed)
     sent = max(free.up, headed) + stages.up
     arrived = sent + stages.trip
-    batch = free.last
+    batch, since = free.last, free.since
     if batch.takes(stages, arrived):
         batch = batch._replace(size=batch.size + 1)
         served = free.server + stages.more
     else:
         batch = Batch(stages.tail, max(free.server, arrived), 1, free.down)
+        since = arrived if arrived > free.server else since
         served = batch.began + stages.server
     down = max(batch.down, served) + batch.size * stages.down
     slot = Slot(turn, start, headed, sent, arrived, batch.began, served, down + stages.trip)
-    return slot, Free(headed, sent, served, down, batch)
+    return slot, Free(headed, sent, served, down, batch, since, free.shared)
 
 
-def put(slots: list[Slot], slot: Slot, batch: Batch, jobs: Sequence[QueuedJob]) -> None:
-    """Adds `slot`, whose job was the last to join `batch`: those that it runs with are answered when it is."""
-    slots.append(slot)
+def put(slots: list[Slot], slot: Slot, free: Free, jobs: Sequence[QueuedJob]) -> None:
+    """Adds `slot`, after which things are `free`: its job was the last to join the batch, and those that it runs with
+    are answered when it is. What the server computes beside its head is later by what that costs."""
     stages = jobs[slot.turn.job].ways[slot.turn.way]
-    left, ended, place = batch.size - 1 if stages.crosses else 0, slot.ended, len(slots) - 1
+    late, beside = slot.headed - slot.started - stages.device, free.shared - 1
+    for place in reversed(range(len(slots) if beside > 0 and late > 1e-9 else 0)):
+        one = slots[place]
+        if jobs[one.turn.job].ways[one.turn.way].crosses:
+            if one.served <= slot.started:
+                break
+            begins, done = (min(late, beside * max(0.0, at - slot.started)) for at in (one.served_from, one.served))
+            slots[place] = one._replace(
+                served_from=one.served_from + begins, served=one.served + done, ended=one.ended + done
+            )
+    slots.append(slot)
+    left, ended, place = free.last.size - 1 if stages.crosses else 0, slot.ended, len(slots) - 1
     while left and place:  # the first of them may have been begun before
         place -= 1
         one = slots[place]
@@ -164,11 +189,11 @@ def timeline(jobs: Sequence[QueuedJob], turns: Iterable[JobTurn], free: Free = I
     for turn in turns:
         job = jobs[turn.job]
         slot, free = advance(job.ways[turn.way], turn, max(free.device, job.release), free)
-        put(slots, slot, free.last, jobs)
+        put(slots, slot, free, jobs)
     return slots
 
 
-def rehearse(jobs: Sequence[QueuedJob], decide: DecideOrder) -> tuple[list[Slot], float]:
+def rehearse(jobs: Sequence[QueuedJob], decide: DecideOrder, free: Free = IDLE) -> tuple[list[Slot], float]:
     """What happens to a queue whose jobs arrive when they do: (slots, the least bound that was told).
 
     `decide` is given what has arrived, and asked anew when more has.
@@ -177,7 +202,7 @@ def rehearse(jobs: Sequence[QueuedJob], decide: DecideOrder) -> tuple[list[Slot]
     waiting: list[int] = []
     turns: list[JobTurn] = []
     slots: list[Slot] = []
-    free, bound = IDLE, 0.0
+    bound = 0.0
     while left or waiting:
         now = free.device if waiting else max(free.device, jobs[left[0]].release)
         new = [k for k in left if jobs[k].release <= now]
@@ -189,7 +214,7 @@ def rehearse(jobs: Sequence[QueuedJob], decide: DecideOrder) -> tuple[list[Slot]
         turn = turns.pop(0)
         waiting.remove(turn.job)
         slot, free = advance(jobs[turn.job].ways[turn.way], turn, now, free)
-        put(slots, slot, free.last, jobs)
+        put(slots, slot, free, jobs)
     return slots, bound
 
 

@@ -138,10 +138,12 @@ class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
     bound_ms: float = 0.0
     planning_ms: float = 0.0
     compile_s: float = 0.0
-    """Compiling heads and tails, before the start."""
+    """Planning, compiling and running heads and tails before the start."""
     replans: int = 0
     local: int = 0
     """Answers that were finished on the device because the server was late or gone."""
+    shared: float = 1.0
+    """How many times as long device and server take while both compute, measured before the start."""
 
 
 def summarise(

@@ -10,6 +10,9 @@ from splitpoint.tasks.task import QueueSummary, TaskPlan, TaskResult
 from splitpoint.trace import OTHERS
 from splitpoint.units import counted, mbps, ms
 
+#: Within this share of the best there can be, nothing is left to gain; beyond this one a prediction was wrong.
+_NEAR, _OFF = 0.1, 0.25
+
 COLUMNS: Sequence[str] = (
     "task", "model", "weights", "priority", "arrival_ms", "deadline_ms", "policy", "option", "up_mbps", "edge_ms",
     "transfer_ms", "server_ms", "waiting_ms", "total_ms", "predicted_ms", "started_ms", "ended_ms", "met", "fallback",
@@ -60,6 +63,22 @@ TABLE: Sequence[Column[TaskPlan]] = (
 )
 
 
+def _against_bound(summary: QueueSummary, predicted: bool) -> str:
+    """What other cuts and another order could still gain."""
+    least, times = ms(summary.bound_ms), summary.makespan_ms / summary.bound_ms
+    if times < 1 + _NEAR:
+        return f"about as fast as it can be: by the profiles, any cuts in any order take {least} ms or more"
+    if predicted:
+        return f"by the profiles, any cuts in any order take {least} ms or more: {times:.1f} times as fast at best"
+    missed = summary.makespan_ms / max(summary.predicted_ms, 1e-9)
+    why = (
+        f"the profiles do not hold here (this took {missed:.1f} times what was predicted): --fresh measures them again"
+        if missed > 1 + _OFF
+        else f"with everything compiled beforehand it could be up to {times:.1f} times as fast"
+    )
+    return f"by the profiles, any cuts in any order take {least} ms or more; {why}"
+
+
 def summary_lines(summary: QueueSummary, *, predicted: bool = False) -> list[str]:
     how = "predicted: " if predicted else ""
     usage = summary.usage
@@ -71,12 +90,14 @@ def summary_lines(summary: QueueSummary, *, predicted: bool = False) -> list[str
     if summary.met or summary.missed:
         lines.append(f"deadlines: {summary.met} met, {summary.missed} missed")
     if summary.bound_ms:
-        gap = max(0.0, summary.makespan_ms / summary.bound_ms - 1)
+        lines.append(_against_bound(summary, predicted))
+    if summary.shared > 1:
         lines.append(
-            f"no cuts and no order are predicted to take less than {ms(summary.bound_ms)} ms: this is within {gap:.1%}"
+            f"device and server share cores: while both compute, each takes {summary.shared:.1f} times as long "
+            "(measured); the plan counts with it"
         )
     if not predicted:
-        more = f", compiled in {summary.compile_s:.1f} s" if summary.compile_s >= 0.05 else ""
+        more = f", ready to begin after {summary.compile_s:.1f} s" if summary.compile_s >= 0.05 else ""
         again = f", planned again {counted(summary.replans, 'time')}" if summary.replans else ""
         lines.append(
             f"{ms(summary.predicted_ms)} ms were predicted; planned in {ms(summary.planning_ms)} ms{more}{again}"
