@@ -82,7 +82,7 @@ def compare(
     >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
     ...     with Edge(server.address, at="cut:input") as device:
     ...         rows = compare(device, options, [{"image": digit}], repeat=2)
-    >>> [row.requests for row in rows] == [2] * len(options)
+    >>> len(rows) == len(options) and all(row.requests >= 2 for row in rows)
     True
 
     One request of each option in turn, so that what disturbs one disturbs all; they take `inputs` one after the other.

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from serving import Gate, affine, nothing_leaks
 
-from splitpoint.cli import main
+from splitpoint.cli import link, main
 from splitpoint.link import Link
 from splitpoint.link.files import load_link, save_link
 from splitpoint.link.presets import PRESETS
-from splitpoint.runtime.probe import link_probe
 from splitpoint.runtime.probe.link_probe import LinkMeasurement
 from splitpoint.runtime.server.server import Server
 
@@ -50,7 +49,7 @@ def test_with_a_model_it_measures_what_software_adds(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # As fast as a link can be, so that what is beside it shows on a busy machine, too.
     known = LinkMeasurement(Link(1e6, 1e6, 0.0), 0.1, 3, 1000, 1000)
-    monkeypatch.setattr(link_probe, "measure_link", lambda channel, budget_s, name: known)
+    monkeypatch.setattr(link, "measure_link", lambda channel, budget_s, name: known)
     [info] = server.catalogue.infos
     status, said, err = run(capsys, info.name, "--cloud", server.address, "--json")
     assert status == 0, err

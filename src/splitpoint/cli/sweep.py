@@ -18,7 +18,7 @@ from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.graph import Cut
 from splitpoint.machine import EMULATED
-from splitpoint.measured_cuts import sweep, sweep_again
+from splitpoint.measured_cuts import AGAIN, sweep, sweep_again
 from splitpoint.models.model import Model
 from splitpoint.report.sweep_table import TABLE, SweepRow, close, draw, in_words, read_rows, write_rows
 from splitpoint.runtime.client.edge import Edge
@@ -115,6 +115,8 @@ def _measure(
                     put_json(row.flat())
                 bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
             wide = fastest = close([known[key] for key in wanted])
+            if not left and all(row.n >= AGAIN for row in wide):
+                wide = []  # an earlier run has measured them again
             while len(wide) > 1:
                 bar.update(task, description=f"measuring {len(wide)} again, in turns")
                 again = [chosen[wanted.index(row.identity)] for row in wide]
