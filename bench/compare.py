@@ -10,13 +10,11 @@ import argparse
 from collections.abc import Sequence
 from statistics import median
 
-from splitpoint.report.compare_table import CompareRow
-
 import splitpoint as sp
 from bench.common import EDGE_CORE, SERVE, header, helper, pin
 from bench.nets import path_of
 from bench.split import said
-from splitpoint.measured_cuts import compare
+from splitpoint.measured_cuts import CompareRow, compare
 from splitpoint.planning.plans import Option
 from splitpoint.profile.measure import profile_model
 from splitpoint.runtime.client.edge import Edge
@@ -26,7 +24,7 @@ from splitpoint.survey import Survey, worth_running
 NETWORKS = ("efficientnet_lite0", "mobilenet_v2", "lenet5")
 #: Single-tensor cuts beside the plan's rows.
 CUTS = 8
-#: What issue 16 asks for: as shares in the middle and at worst; of networks of less than a millisecond, milliseconds.
+#: What is asked for: as shares in the middle and at worst; of networks of less than a millisecond, milliseconds.
 MIDDLE, WORST, SHORT_MS, WITHIN_MS = 0.03, 0.10, 1.0, 0.1
 #: A row is undisturbed if its median is at most so many times its 10th percentile.
 CALM = 1.1
