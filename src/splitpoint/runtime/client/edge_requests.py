@@ -30,9 +30,6 @@ from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.histogram import Histogram, Tally
 from splitpoint.runtime.result import Marks, Request, Result, Watcher, tell
 
-#: Answers that are kept before they are counted.
-_KEPT = 16
-
 
 class Inference:
     """`followed` has the binding of the moment; `check` raises once the edge is closed. Every request is counted in
@@ -159,8 +156,8 @@ class RequestTally:
         self._answers.append((result.marks, result.up_nbytes, result.down_nbytes))
 
     def settle(self) -> None:
-        """Counts what is kept, if that is much. Called while a server computes, so that it delays no answer."""
-        if len(self._answers) >= _KEPT:
+        """Counts what is kept. Called while a server computes, so that it delays no answer."""
+        if self._answers:
             with self._lock:
                 self._count()
 

@@ -23,7 +23,7 @@ import msgspec
 #: Waits that are remembered of a cut, and times it was finished here.
 _KEEP, _KEEP_HERE = 32, 8
 #: Once that many are known, what is usual is worked out anew after so many more.
-_EVERY = 16
+_EVERY = 64
 #: Waits for the usual answer are rounded up to this: setting another one costs a system call.
 _STEP_S = 0.01
 
