@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from splitpoint.cli import main
 from splitpoint.measured_cuts import AGAIN
 from splitpoint.models.zoo import digits
-from splitpoint.report.sweep_table import COLUMNS
+from splitpoint.report.sweep_table import COLUMNS, read_rows, write_rows
 
 
 def test_sweep_writes_the_seeds_columns_and_resumes(
@@ -49,6 +50,16 @@ def test_sweep_writes_the_seeds_columns_and_resumes(
     ok(capsys, *command, "--csv", path, "--cuts", "3")
     last = path.read_text().splitlines()
     assert [line.partition(",")[0] for line in last] == [line.partition(",")[0] for line in after]  # nor lost
+    told = [
+        replace(row, n=AGAIN, p50_rtt=s, p50_low=0.9 * s, p50_high=1.1 * s)
+        for row in read_rows(path)
+        for s in [0.1 if row.split_layer == "output" else 1.0]
+    ]
+    write_rows(path, told)
+    text = ok(capsys, *command, "--csv", path, "--cuts", "3")
+    assert "fastest: all on the device, 100 ms" in text, (
+        "a complete file measures nothing, and bands tell the rest apart"
+    )
     message = fails(capsys, 2, *command, "--csv", path, "--repeat", "2")
     assert "was measured otherwise" in message
     message = fails(capsys, 2, "sweep", "efficientnet_lite0", "--cloud", serving.address, "--csv", path)

@@ -564,5 +564,7 @@ def test_sweep_with_a_codec_keeps_the_seeds_columns_and_resumes(
     assert path.read_text() == before
     old = tmp_path / "old.csv"  # as earlier versions wrote it
     with old.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(line[: COLUMNS.index("codec")] for line in csv.reader(before.splitlines()))
+        csv.writer(file, lineterminator="\n").writerows(
+            line[: COLUMNS.index("codec")] for line in csv.reader(before.splitlines())
+        )
     assert [(r.split_layer, r.codec) for r in read_rows(old)] == [(r["split_layer"], "") for r in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -13,6 +13,7 @@ from time import monotonic
 import certificates
 import numpy as np
 import pytest
+from host_names import Named
 from serving import affine, evaluate, nothing_leaks
 
 from splitpoint.cli import main
@@ -106,27 +107,6 @@ def silent(port: int) -> Iterator[str]:
         finally:
             for sock in crowd:
                 sock.close()
-
-
-Named = Callable[..., None]
-
-
-@pytest.fixture
-def named(monkeypatch: pytest.MonkeyPatch) -> Named:
-    """Gives a name its addresses, in this order."""
-
-    def name(name: str, *hosts: str) -> None:
-        def look_up(host: str, port: int, flags: int = 0) -> list[Target]:
-            if host != name:
-                return real(host, port, flags)
-            if flags:
-                raise socket.gaierror(socket.EAI_NONAME, "a name")
-            return [t for h in hosts for t in real(h, port, socket.AI_NUMERICHOST)]
-
-        monkeypatch.setattr(addresses, "_look_up_now", look_up)
-
-    real = addresses._look_up_now
-    return name
 
 
 def free_port() -> int:

@@ -25,7 +25,7 @@ from splitpoint.runtime.server.accounts import name_of
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import ServerSecurity
 from splitpoint.transports import addresses, connect
-from splitpoint.transports.addresses import Target, is_loopback
+from splitpoint.transports.addresses import is_loopback
 from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.wire import Kind, Limits, Packer, Packet
 
@@ -176,27 +176,6 @@ def has_ipv6() -> bool:
 
 
 ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this system has no IPv6")
-
-
-Named = Callable[..., None]
-
-
-@pytest.fixture
-def named(monkeypatch: pytest.MonkeyPatch) -> Named:
-    """Gives a name its addresses, in this order."""
-
-    def name(name: str, *hosts: str) -> None:
-        def look_up(host: str, port: int, flags: int = 0) -> list[Target]:
-            if host != name:
-                return real(host, port, flags)
-            if flags:
-                raise socket.gaierror(socket.EAI_NONAME, "a name")
-            return [t for h in hosts for t in real(h, port, socket.AI_NUMERICHOST)]
-
-        monkeypatch.setattr(addresses, "_look_up_now", look_up)
-
-    real = addresses._look_up_now
-    return name
 
 
 @ipv6

@@ -88,7 +88,6 @@ def slow(factor: float, words: tuple[str, ...], threads: int, method: str) -> No
     to say of its measurements in $SPLITPOINT_EMULATED.
     """
     with slowed(factor, threads=threads, method=method) as limited:
-        click.echo(limited.note, err=True)
         # In a process group of its own a command may not read the terminal: it would be stopped for good.
         terminal = sys.stdin is not None and sys.stdin.isatty()
         closed = limited.method == "stop" and terminal
@@ -108,6 +107,7 @@ def slow(factor: float, words: tuple[str, ...], threads: int, method: str) -> No
             handlers[number] = signal.signal(number, forward)
         try:
             process = limited.start(words, stdin=subprocess.DEVNULL if closed else None)
+            click.echo(limited.note, err=True)
             for number in held:
                 limited.send(process, number)
             status = process.wait()

@@ -115,8 +115,8 @@ def _measure(
                     put_json(row.flat())
                 bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
             wide = fastest = close([known[key] for key in wanted])
-            if not left and all(row.n >= AGAIN for row in wide):
-                wide = []  # an earlier run has measured them again
+            if not left and all(row.n >= AGAIN for row in wide):  # an earlier run has measured them again
+                fastest, wide = [row for row in wide if row.p50_low <= wide[0].p50_high], []
             while len(wide) > 1:
                 bar.update(task, description=f"measuring {len(wide)} again, in turns")
                 again = [chosen[wanted.index(row.identity)] for row in wide]
@@ -144,7 +144,7 @@ def _print(rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
         f"milliseconds, medians; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
         "(clock offset between the machines)"
     )
-    apart = f", not told apart by {fastest[0].n} requests in turns" if len(fastest) > 1 else ""
+    apart = f", not told apart by {fastest[0].n} requests each" if len(fastest) > 1 else ""
     console.print(line(f"fastest{apart}: ", bold(in_words(fastest, len(fastest)))))
     for row in rows:
         if row.place.startswith("all on") and row not in fastest:
