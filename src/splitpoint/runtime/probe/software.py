@@ -1,10 +1,11 @@
 """What the runtime's own software adds to a request beside the link's round trip and bytes, measured by requests.
 
 A ping follows the one before it at once: both ends are awake, and their caches warm. A request comes after a wait, and
-what it meets has been pushed out of the caches by what was computed meanwhile: here 0.03 ms of a ping are 0.6 ms of a
-request of EfficientNet-Lite0 and 0.15 of LeNet-5. So it is measured by requests of the model, through all that they
-pass, each after a pause like the runs of a profile, and in visits with some time between them, of which those count
-that nothing disturbed. What requests computed is told by their own traces, and no part of it.
+what it meets has been pushed out of the caches by what was computed meanwhile: beside the 0.03 ms of a ping that is
+0.4 ms of a request of EfficientNet-Lite0, and 0.07 of LeNet-5 (`python -m bench compare`, a quiet machine). So it is
+measured by requests of the model, through all that they pass, each after a pause like the runs of a profile, and in
+visits with some time between them, of which those count that nothing disturbed. What requests computed is told by their
+own traces, and no part of it.
 """
 
 from __future__ import annotations
