@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
+from splitpoint.cli.run_rows import Tag
 from splitpoint.cli.stream_summary import StreamSummary
 from splitpoint.runtime.result import Marks, Result
 from splitpoint.runtime.stream.pacing import Counts
@@ -31,6 +33,13 @@ def test_reasons_are_counted_without_their_details() -> None:
     for why in ("the server is gone: reset", "the server is gone: timed out", "the server was late"):
         sums.add(answer(0.020, fallback=why))
     assert list(sums.trouble()) == ["3 of 3 finished here (the server is gone: 2; the server was late: 1)"]
+
+
+def test_answers_by_a_guess_are_counted() -> None:
+    sums = summary(1.0, 2.0, 3.0)
+    for plan in ("guess", "guess", "profiled"):
+        sums.add(msgspec.structs.replace(answer(0.02), tag=Tag("x", plan=plan)))
+    assert list(sums.trouble()) == ["2 of 3 cut by a guess (--profile-first plans before the first)"]
 
 
 def test_what_came_after_its_deadline_is_counted_with_the_worst() -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import OUTPUT, json_option
 from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
 from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
-from splitpoint.cli.run_cut import Placed, follow, place
+from splitpoint.cli.run_cut import Placed, follow, plan_itself
 from splitpoint.cli.run_rows import AnswerRows
 from splitpoint.cli.run_stream import Stream, check_policy, degraded, pacing
 from splitpoint.codecs import Codec, open_codec
@@ -31,11 +30,12 @@ from splitpoint.files import is_special, write_atomic
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model
 from splitpoint.models.names import SHORT_NAMES
+from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.files import load_plan
 from splitpoint.planning.plans import Plan
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.edge_settings import ModelPolicy
+from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy
 from splitpoint.runtime.client.request import FALLBACKS, LOCAL, WAIT, check_fallback
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.client.wire_remote import WireSettings
@@ -44,7 +44,6 @@ from splitpoint.security import Security
 from splitpoint.sources import Files, Source, is_stream, open_source, redacted
 from splitpoint.text import plain
 from splitpoint.units import counted, size
-from splitpoint.wire import SAID
 
 #: Requests under way in a stream where no plan says how many keep everything busy; fewer where frames grow old.
 _WINDOW, _FRESH_WINDOW = 8, 4
@@ -84,15 +83,22 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @click.option(
     "--at", metavar="CUT",
     help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto (default): "
-    "profile both sides and the link, and take the best.",
+    "begin with a guess, profile both sides beside the requests, and go over to the best.",
 )  # fmt: skip
 @click.option(
     "--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Cut as splitpoint plan -o wrote, instead of planning now.",
 )  # fmt: skip
-@budget_option("10s", "How long --at auto profiles a side.")
+@budget_option(
+    "20s", "How long --at auto profiles in all, half of it a side, beside requests. With 0 it does not: the plan is by "
+    "what earlier runs kept, or a guess.", zero=True,
+)  # fmt: skip
+@click.option("--profile-first", is_flag=True, help="Profile before the first request: no answer is by a guess.")
 @fresh_option
-@click.option("--no-adapt", is_flag=True, help="Stay with the first plan of --at auto, whatever becomes of the link.")
+@click.option(
+    "--no-adapt", is_flag=True,
+    help="Stay with the plan of --at auto once both sides are profiled, whatever becomes of the link.",
+)  # fmt: skip
 @click.option(
     "--probe-every", "probe_every_s", type=SECONDS_OR_0, default="1s", show_default=True, metavar="TIME",
     help="How often --at auto looks at an idle link, with at most 1 % of what it carries; 0 is never.",
@@ -115,9 +121,9 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 def command(
     arguments: tuple[str, ...], cloud: str | None, security: Security, source_text: str | None, recursive: bool,
     reconnect_s: float, rate: float | None, on_overload: str | None, deadline_ms: float | None, fallback: str | None,
-    at: str | None, plan_path: Path | None, budget_s: float, fresh: bool, no_adapt: bool, probe_every_s: float,
-    codecs: tuple[str, ...], save: Path | None, checksum: bool, follow_model: bool, model_hash: str | None,
-    as_json: bool, cache: Path | None, choice: EngineChoice, opening: Opening,
+    at: str | None, plan_path: Path | None, budget_s: float, profile_first: bool, fresh: bool, no_adapt: bool,
+    probe_every_s: float, codecs: tuple[str, ...], save: Path | None, checksum: bool, follow_model: bool,
+    model_hash: str | None, as_json: bool, cache: Path | None, choice: EngineChoice, opening: Opening,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
@@ -132,9 +138,9 @@ def command(
     if save is not None and save.suffix != ".npz" and not is_special(save):
         raise UsageError(f"--save writes an .npz file: call it {save.stem}.npz")
     asked = Asked(
-        name, cloud, at, load_plan(plan_path) if plan_path else None, budget_s, fresh, codecs, fallback,
-        (deadline_ms or 0.0) / 1e3, model_hash, checksum, cache, opening, None if no_adapt else probe_every_s, security,
-        follow_model,
+        name, cloud, at, load_plan(plan_path) if plan_path else None, budget_s, profile_first, fresh, codecs,
+        fallback, (deadline_ms or 0.0) / 1e3, model_hash, checksum, cache, opening,
+        None if no_adapt else probe_every_s, security, follow_model,
     )  # fmt: skip
     with ExitStack() as stack:
         source = _open(files, fps, recursive, reconnect_s)
@@ -154,7 +160,7 @@ def command(
         else:
             runner = stack.enter_context(asked.edge(engine))
             arriving = (fps or source.rate or inf) if streamed else 0.0
-            placed = asked.place(runner, engine, arriving, degrade=policy == DEGRADE, once=source.count == 1)
+            placed = asked.place(runner, arriving, degrade=policy == DEGRADE, once=source.count == 1)
         feed = Feed(
             source, live=source.live, rate=fps, policy=policy, levels=len(placed.cheaper),
             moved=lambda level: degraded(runner, placed, level), captured_s=lambda frame: frame.captured_s,
@@ -192,6 +198,7 @@ class Asked:
     at: str | None
     plan: Plan | None
     budget_s: float
+    profile_first: bool
     fresh: bool
     codecs: tuple[str, ...]
     fallback: str | None
@@ -268,35 +275,23 @@ class Asked:
             say(f"{exc}: taking wait")
             return Edge(self.cloud, model, fallback=WAIT, **options)
 
-    def place(self, edge: Edge, engine: Engine, arriving: float, *, degrade: bool, once: bool) -> Placed:
-        """Cuts by the plan, or by one that is made now and goes on being made, unless it is said where."""
+    def place(self, edge: Edge, arriving: float, *, degrade: bool, once: bool) -> Placed:
+        """Cuts by the plan, or by one that is made now and goes on being made, unless it is said where. For one photo
+        (`once`) nothing is measured beside it, as nothing comes after it."""
         if self.plan is not None:
             return follow(edge, self.plan, streamed=arriving > 0, degrade=degrade)
         if not self.auto:
             return Placed()
-        watching = None
-        if self.probe_every_s is not None and not once:
-            # In a stream requests also wait for those before them: what is late there is learned.
-            watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0, rate=arriving)
-
-        def planned(*, cheaper: bool) -> Placed:
-            return place(
-                edge, engine, self.codecs, self.budget_s, self.cache, fresh=self.fresh, rate=arriving, degrade=cheaper,
-                watching=watching,
-            )  # fmt: skip
-
-        edge.when_reached(partial(planned, cheaper=False))
-        if edge.reached:
-            try:
-                return planned(cheaper=degrade)
-            except SAID as exc:
-                if not edge.does_without:
-                    raise
-                edge.plan_later(exc)
-                return Placed()
-        edge.switch("output")
-        say("all runs here until the server is there: then it is planned where to cut")
-        return Placed()
+        if any("=" in codec for codec in self.codecs):
+            raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
+        probe_every_s = self.probe_every_s if self.probe_every_s is not None else 0.0
+        # In a stream requests also wait for those before them: what is late there is learned.
+        how = AutoPlan(
+            0.0 if once and not self.profile_first else self.budget_s, Constraints(codecs=self.codecs),
+            Watching(probe_every_s=probe_every_s, predict=arriving == 0, rate=arriving), self.profile_first, self.fresh,
+            adapt=self.probe_every_s is not None and not once,
+        )  # fmt: skip
+        return plan_itself(edge, how, degrade=degrade)
 
 
 # --- what is run ------------------------------------------------------------------------------------------------------

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+import msgspec
 
 from splitpoint.cli.console import say
 from splitpoint.cli.verbs import typed
-from splitpoint.engines import Engine
-from splitpoint.errors import RefusedError, UsageError
-from splitpoint.link import Link
-from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.planner import Planner
+from splitpoint.errors import RefusedError
 from splitpoint.planning.plans import Option, Plan
-from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.stream.stream_load import cheaper, judge, window
-from splitpoint.survey import placement, survey
+from splitpoint.runtime.client.edge_settings import AutoPlan
+from splitpoint.runtime.stream.stream_load import cheaper, window
+from splitpoint.survey import placement
 from splitpoint.wire import SAID
 
 
@@ -51,55 +48,29 @@ def follow(edge: Edge, plan: Plan, *, streamed: bool, degrade: bool) -> Placed:
     return placed
 
 
-def place(
-    edge: Edge,
-    engine: Engine,
-    codecs: tuple[str, ...],
-    budget_s: float,
-    cache: Path | None,
-    *,
-    fresh: bool,
-    rate: float,
-    degrade: bool,
-    watching: Watching | None = None,
-) -> Placed:
-    """Plans for this device, server and link, says so on standard error, and cuts there.
-
-    `rate` is how many frames a second will arrive: 0, one after the other; inf, as many as are answered. With
-    `watching` the plan follows what changes, unless it is changed for overload (`degrade`).
+def plan_itself(edge: Edge, how: AutoPlan, *, degrade: bool) -> Placed:
+    """Has the edge plan by itself, as `how` says. With `degrade` both sides are profiled first: the cheaper options are
+    then those of a plan, and the plan is changed for overload instead of following what changes.
     """
-    if any("=" in codec for codec in codecs):
-        raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
+    degrade = degrade and edge.reached
+    if degrade:
+        how = msgspec.structs.replace(how, profile_first=True, adapt=False)
     try:
-        known = survey(edge, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=say)
+        edge.plan_itself(how)
     except RefusedError as exc:
         say(typed(f"no plan: {exc}. Cutting at {edge.middle.name}; --at CUT or --plan FILE says otherwise"))
         edge.switch(edge.middle)
         return Placed()
-    planner = known.planner(edge.model.graph, constraints=Constraints(codecs=codecs))
-    planner, plan, rows = _planned(planner, known.link, rate)
-    say(f"link {plan.link}")
-    say(typed(f"{plan.advice} (splitpoint compare shows the whole table)"))
-    placed = Placed(plan.best, cheaper(rows, plan.best) if degrade else (), rate > 0)
-    placed.use(edge, 0)
-    edge.forget()
+    planning = edge.planning
+    if planning is None or planning.chosen is None or planning.stands_on == "guess":
+        return Placed()  # a stream's window is not for a guess to say
+    chosen = planning.chosen
+    placed = Placed(
+        chosen.plan.best, cheaper(chosen.options, chosen.plan.best) if degrade else (),
+        how.watching is not None and how.watching.rate > 0,
+    )  # fmt: skip
     _ready(edge, placed, degrade)
-    if watching is not None and not placed.cheaper:
-        edge.adapt(planner, known.link, watching)
     return placed
-
-
-def _planned(planner: Planner, link: Link, rate: float) -> tuple[Planner, Plan, tuple[Option, ...]]:
-    """(planner, plan, all its options): for least latency, or for most throughput where `rate` needs that."""
-    quick = planner.plan(link, sensitivity=False)
-    if not rate:
-        return planner, quick, quick.options
-    streaming = planner.relaxed(planner.constraints, "throughput")
-    many = streaming.plan(link, sensitivity=False)
-    load = judge(rate, quick.best, many.best)
-    say(load.why)
-    rows = (*quick.options, *many.options)
-    return (planner, quick, rows) if load.objective == "latency" else (streaming, many, rows)
 
 
 def _ready(edge: Edge, placed: Placed, degrade: bool) -> None:

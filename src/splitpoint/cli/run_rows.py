@@ -21,12 +21,13 @@ from splitpoint.units import ms
 
 
 class Tag(NamedTuple):
-    """What a request brings along: its input's name, the level of the option it was begun with (0: as planned), and a
-    shorter name for tables."""
+    """What a request brings along: its input's name, the level of the option it was begun with (0: as planned), a
+    shorter name for tables, and what the plan stood on then (`auto_planning.Stand`)."""
 
     name: str
     level: int = 0
     label: str = ""
+    plan: str = ""
 
 
 class AnswerRows:
@@ -78,6 +79,8 @@ class AnswerRows:
     def _row(self, name: str, result: Result) -> Mapping[str, object]:
         more: dict[str, object] = {"cut": result.cut, "codecs": result.codecs, "up_nbytes": result.up_nbytes,
                                    "clock_error_ms": result.clock_error_ms}  # fmt: skip
+        if result.tag.plan:
+            more["plan"] = result.tag.plan
         if result.fallback:
             more["fallback"] = result.fallback
         if result.attempts > 1:

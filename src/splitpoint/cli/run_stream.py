@@ -96,7 +96,9 @@ class Stream:
                 self.failed.append(exc)
                 say(f"splitpoint: {plain(str(exc))}")
                 continue
-            yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label))
+            planning = self.runner.planning if isinstance(self.runner, Edge) else None
+            stands_on = planning.stands_on if planning is not None else ""
+            yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label, stands_on))
 
     # --- the end ------------------------------------------------------------------------------------------------
 

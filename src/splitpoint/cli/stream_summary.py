@@ -27,7 +27,7 @@ class StreamSummary:
         self._clock = clock
         self._total_ms: deque[float] = deque(maxlen=_REMEMBERED)
         self._fallbacks: Counter[str] = Counter()
-        self._missed = 0
+        self._missed = self._guessed = 0
         self._deadline_s = self._worst_ms = 0.0
 
     def add(self, result: Result) -> None:
@@ -37,6 +37,7 @@ class StreamSummary:
         self._total_ms.append(total_ms(result))
         if result.fallback:
             self._fallbacks[result.fallback.partition(":")[0]] += 1  # without the details, which are in the rows
+        self._guessed += result.tag is not None and result.tag.plan == "guess"
         self._deadline_s = result.deadline_s
         if missed := missed_ms(result):
             self._missed += 1
@@ -52,7 +53,9 @@ class StreamSummary:
         return f"{counted(self.answered, 'answer')}{often}, median {ms(middle)} ms, p95 {ms(slow)} ms"
 
     def trouble(self) -> Iterator[str]:
-        """A line each for what was finished here and what came after its deadline."""
+        """A line each for what was cut by a guess, what was finished here, and what came after its deadline."""
+        if self._guessed:
+            yield f"{self._guessed} of {self.answered} cut by a guess (--profile-first plans before the first)"
         if self._fallbacks:
             whys = "; ".join(f"{why}: {n}" if len(self._fallbacks) > 1 else why for why, n in self._fallbacks.items())
             yield f"{self._fallbacks.total()} of {self.answered} finished here ({whys})"

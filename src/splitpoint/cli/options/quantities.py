@@ -125,8 +125,14 @@ SECONDS, SECONDS_OR_0 = Quantity(parse_budget), Quantity(parse_budget, zero=True
 WATTS = Quantity(parse_watts)
 
 
-def budget_option(default: str, text: str, *, metavar: str = "TIME") -> Callable[[Any], Any]:
-    """--budget: the parameter `budget_s`."""
+def budget_option(default: str, text: str, *, metavar: str = "TIME", zero: bool = False) -> Callable[[Any], Any]:
+    """--budget: the parameter `budget_s`, which may be 0 if that makes sense (`zero`)."""
     return click.option(
-        "--budget", "budget_s", type=SECONDS, default=default, show_default=True, metavar=metavar, help=text
+        "--budget",
+        "budget_s",
+        type=SECONDS_OR_0 if zero else SECONDS,
+        default=default,
+        show_default=True,
+        metavar=metavar,
+        help=text,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from math import inf
 
 import msgspec
 
@@ -20,13 +21,26 @@ Inputs = Mapping[str, Array] | Array | Request
 
 
 class AutoPlan(msgspec.Struct, frozen=True):
-    """How an edge plans by itself: both sides are profiled for up to `budget_s` (what an earlier run kept counts) and
-    the link is measured; `constraints` are what the plan keeps to, `watching` says how often the link is looked at.
+    """How an edge plans by itself (`auto_planning`): by a guess at first, then by profiles of both sides.
+
+    They take `budget_s` in all, half of it each, beside requests and after the first answer (what an earlier run kept
+    counts); with 0 the guess stays. With `profile_first` that is done before the first request, and `fresh` takes
+    nothing that was kept. `constraints` are what the plan keeps to, `watching` says how the edge adapts; without
+    `adapt` it does not, but for going over from the guess.
     """
 
-    budget_s: float = 10.0
+    budget_s: float = 20.0
     constraints: Constraints | None = None
     watching: Watching | None = None
+    profile_first: bool = False
+    fresh: bool = False
+    adapt: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.budget_s < inf:
+            raise UsageError(f"profiling takes so many seconds in all, from 0, not {self.budget_s:g}")
+        if self.profile_first and not self.budget_s:
+            raise UsageError("with a budget of 0 nothing is profiled: give one, or do without profile_first")
 
 
 class ModelPolicy(msgspec.Struct, frozen=True):
