@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import codecs, device, planning, relay, slow, split, stream, throughput, truth, wire
+from bench import codecs, device, first, planning, relay, slow, split, stream, throughput, truth, wire
 from bench.common import header
 from bench.nets import path_of
 
@@ -23,6 +23,8 @@ PARTS: Mapping[str, Callable[[], object]] = {
     "device": device.main,
     "codecs": codecs.main,
     "planning": planning.main,
+    "first": lambda: first.main([]),
+    "beside": lambda: first.main(["--beside", "--rounds", "3"]),
     "throughput": lambda: throughput.main([]),
     "relay": relay.main,
     "slow": slow.main,
