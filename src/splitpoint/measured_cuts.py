@@ -82,8 +82,8 @@ def compare(
     >>> with Server([load("zoo:lenet5")], engine=open_engine(), port=0) as server:
     ...     with Edge(server.address, at="cut:input") as device:
     ...         rows = compare(device, options, [{"image": digit}], repeat=2)
-    >>> [row.requests for row in rows] == [2] * len(options)
-    True
+    >>> len(rows) == len(options), min(row.requests for row in rows) >= 2
+    (True, True)
 
     One request of each option in turn, so that what disturbs one disturbs all; they take `inputs` one after the other.
     Those that cannot be told from the fastest are then measured again, with `AGAIN` requests at least. All options are
