@@ -58,6 +58,8 @@ def test_run_begins_with_a_guess_and_says_so(
     assert "guess" not in said.err
     assert main(["run", images[0], *common, "--budget", "0", "--profile-first"]) == 2
     assert "with a budget of 0 nothing is profiled" in capsys.readouterr().err
+    assert main(["run", images[0], *common, "--at", "pool1", "--profile-first"]) == 2
+    assert "--objective and --profile-first are for --at auto" in capsys.readouterr().err
     assert main(["run", *images, *common, "--codec", "image=int8"]) == 2
     assert "the planner chooses what crosses" in capsys.readouterr().err
 
@@ -124,4 +126,4 @@ def test_a_folder_is_planned_for_latency_unless_many_a_second_are_asked_for(
     assert windows[3] > 1
     for words in ("--at", "pool1"), ("--plan", "plan.json"):
         assert main(["run", str(folder), *common, *words, "--objective", "latency"]) == 2
-        assert "--objective is what --at auto plans for" in capsys.readouterr().err
+        assert "--objective and --profile-first are for --at auto" in capsys.readouterr().err

@@ -105,8 +105,10 @@ def command(
     half's weights once. A video, a camera, rtsp://… and --source are streamed: device, link and server work at the same
     time, and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
     """
-    if asked.objective and (asked.cloud is None or asked.plan_path or not asked.auto):
-        raise UsageError("--objective is what --at auto plans for: it needs --cloud, and neither --at CUT nor --plan")
+    if (asked.objective or asked.profile_first) and (asked.cloud is None or asked.plan_path or not asked.auto):
+        raise UsageError("--objective and --profile-first are for --at auto: give --cloud, and no --at CUT or --plan")
+    if not asked.budget_s and (asked.profile_first or (on_overload == DEGRADE and not asked.plan_path)):
+        raise UsageError("with a budget of 0 nothing is profiled: --profile-first and --on-overload degrade need more")
     if asked.plan_path and (asked.at or asked.codecs):
         raise UsageError("--plan says where to cut and how: --at and --codec are for runs without it")
     fps = rate or 0.0
