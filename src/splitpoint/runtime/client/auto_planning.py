@@ -215,8 +215,9 @@ class AutoPlanning:
             option = planner.price(edge.cut, [edge.codecs.get(t.name, "raw") for t in edge.cut.crossing], link)
         else:
             option = plan.best if sure else at_once(edge, chosen)
-        self.chosen, self.stands_on = chosen, "profiled" if sure else "guess"
-        self._say(option, link, over=over, sure=sure)
+        self.chosen = chosen
+        stand: Stand = "profiled" if sure else "guess"
+        self._say(option, link, stand, over=over)
         if over and not how.adapt:
             option = plan.best
         late = sure and watching.predict  # what a guess expects makes no request late
@@ -226,14 +227,15 @@ class AutoPlanning:
             edge.forget()
         if how.adapt:
             edge.adapt(planner, link, msgspec.structs.replace(watching, predict=late), current=option)
+        self.stands_on = stand  # not before: a request that is begun meanwhile is cut as before
 
-    def _say(self, option: Option, link: Link, *, over: bool, sure: bool) -> None:
+    def _say(self, option: Option, link: Link, stand: Stand, *, over: bool) -> None:
         """Tells of the plan, what it stands on, and with which `option` the edge goes on."""
         assert self.chosen is not None
-        plan, after_s = self.chosen.plan, perf_counter() - self._began_s
+        plan, after_s, sure = self.chosen.plan, perf_counter() - self._began_s, stand == "profiled"
         if sure and self.chosen.load:
             self._step(self.chosen.load)
-        fields = {"stands_on": self.stands_on, "cut": plan.best.label, "now": option.label, "seconds": after_s}
+        fields = {"stands_on": stand, "cut": plan.best.label, "now": option.label, "seconds": after_s}
         if sure and not over:
             self._step(f"link {link}")
             said = plan.advice
