@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import nothing_leaks
@@ -13,6 +15,11 @@ from splitpoint import survey as advisor
 from splitpoint.engines import open_engine
 from splitpoint.link import Link
 from splitpoint.models import load
+from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.planner import Planner
+from splitpoint.profile.files import load_profile
+from splitpoint.profile.kernel_times import typical_ms
+from splitpoint.profile.spare import Enough, Spare
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.server.server import Server
 from splitpoint.survey import survey
@@ -95,3 +102,67 @@ def test_an_emulated_machine_leaves_no_profile_behind(tmp_path: Path, monkeypatc
     assert slow.note == "emulated: 4x slower"
     monkeypatch.delenv("SPLITPOINT_EMULATED")
     assert advisor.profile_here(model, engine, budget_s=0.1, cache=tmp_path) == real
+
+
+class Stepped(Spare):
+    """Enough after so many steps, with a clock on which each takes a second."""
+
+    def __init__(self, steps: int) -> None:
+        self.closed, self.steps, self.at_s = threading.Event(), steps, 0.0
+        super().__init__(lambda: 0, self.closed)
+
+    def clock(self) -> float:
+        return self.at_s
+
+    def proceed(self) -> None:
+        self.at_s += 1.0
+        self.steps -= 1
+        if self.steps < 0:
+            self.closed.set()
+        super().proceed()
+
+    def pause(self, seconds: float) -> None: ...
+
+
+def test_a_profile_that_ended_early_is_kept_unless_an_earlier_one_had_longer(tmp_path: Path) -> None:
+    engine, model = open_engine(threads=1), load("zoo:lenet5")
+    with pytest.raises(Enough):
+        advisor.profile_here(model, engine, budget_s=60.0, cache=tmp_path, beside=Stepped(0))
+    assert not list(tmp_path.glob("profiles/*.json"))
+    long = advisor.profile_here(model, engine, budget_s=60.0, cache=tmp_path, beside=Stepped(8))
+    [kept] = tmp_path.glob("profiles/*.json")
+    assert load_profile(kept) == long
+    assert not long.complete
+    short = advisor.profile_here(model, engine, budget_s=60.0, cache=tmp_path, beside=Stepped(4))
+    assert short == load_profile(kept) == long
+    longer = advisor.profile_here(model, engine, budget_s=60.0, cache=tmp_path, beside=Stepped(12))
+    assert load_profile(kept) == longer != long
+
+
+def test_what_is_known_without_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, lenet, other = open_engine(threads=1), load("zoo:lenet5"), load("zoo:efficientnet_lite0")
+    how: dict[str, Any] = {"budget_s": 10.0, "cache": tmp_path, "on_step": lambda text: None}
+    nothing = advisor.known_here(other, engine, **how)
+    assert nothing.why == "this device by the model's FLOPs"
+    assert nothing.profile.whole.median == pytest.approx(typical_ms(other.graph).sum())
+    made = advisor.profile_here(lenet, engine, budget_s=0.2, cache=tmp_path)
+    alike = advisor.known_here(other, engine, **how)
+    assert alike.why == "this device by the model's FLOPs, as fast as for lenet5"
+    slower = made.whole.median / typical_ms(lenet.graph).sum()
+    assert alike.profile.whole.median == pytest.approx(slower * nothing.profile.whole.median)
+    assert not nothing.sure
+    assert not alike.sure
+    kept = advisor.known_here(lenet, engine, **how)
+    assert kept.profile == made
+    assert not kept.sure, "it had less than it may have"
+    assert advisor.known_here(lenet, engine, **how | {"budget_s": 0.2}).sure
+    monkeypatch.setenv("SPLITPOINT_EMULATED", "emulated: 4x slower")
+    assert advisor.known_here(lenet, engine, **how).why == "this device by the model's FLOPs"
+
+
+def test_a_guess_is_a_profile_that_plans_are_made_of() -> None:
+    model, engine = load("zoo:lenet5"), open_engine(threads=1)
+    fast, slow = advisor.by_flops(model, engine), advisor.by_flops(model, engine, 50.0)
+    planner = Planner(model.graph, (slow, fast), constraints=Constraints(codecs=("int8",)))
+    assert planner.plan(Link(1000, 1000, 0.1)).best.kind == "server"
+    assert Planner(model.graph, (fast, slow)).plan(SLOW).best.kind == "device"

@@ -14,16 +14,22 @@ from serving import nothing_leaks
 from splitpoint.cli import main
 from splitpoint.cli.run_stream import Stream
 from splitpoint.engines import open_engine
+from splitpoint.errors import BusyError
 from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.zoo import digits
 from splitpoint.planning.files import save_plan
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.server.profile_jobs import Profiling
 from splitpoint.runtime.server.server import Server
 from splitpoint.survey import survey
 from splitpoint.wire import Limits
 
 SLOW = Link(1.0, 1.0, 5.0)
+
+
+def refuses(*asked: object, **how: object) -> None:
+    raise BusyError("measures others", 60.0)
 
 
 @pytest.fixture
@@ -32,13 +38,28 @@ def server() -> Iterator[Server]:
         yield made
 
 
-def test_run_plans_by_itself(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_begins_with_a_guess_and_says_so(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = [str(d) for d in digits()[:2]]
     common = ["--cloud", server.address, "--cache", str(tmp_path), "--threads", "1", "--budget", "500ms"]
+    monkeypatch.setattr(Profiling, "ask", refuses)
     assert main(["run", *images, *common, "--json"]) == 0
     said = capsys.readouterr()
-    assert "link" in said.err
-    assert "ms" in said.err
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [(row["cut"], row["plan"]) for row in rows] == [("input", "guess")] * 2
+    assert "a guess to begin with: all on the server, raw input (this device by the model's FLOPs; the" in said.err
+    assert "2 of 2 cut by a guess (--profile-first plans before the first)" in said.err
+    monkeypatch.undo()
+    assert main(["run", *images, *common, "--json", "--profile-first"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["plan"] for line in said.out.splitlines()] == ["profiled"] * 2
+    assert "link " in said.err
+    assert "guess" not in said.err
+    assert main(["run", images[0], *common, "--budget", "0", "--profile-first"]) == 2
+    assert "with a budget of 0 nothing is profiled" in capsys.readouterr().err
+    assert main(["run", images[0], *common, "--at", "pool1", "--profile-first"]) == 2
+    assert "--objective and --profile-first are for --at auto" in capsys.readouterr().err
     assert main(["run", *images, *common, "--codec", "image=int8"]) == 2
     assert "the planner chooses what crosses" in capsys.readouterr().err
 
@@ -66,10 +87,14 @@ def test_run_cuts_in_the_middle_where_the_server_does_not_profile_itself(
     lenet = load("zoo:lenet5")
     with Server([lenet], engine=open_engine(threads=1), port=0, limits=Limits(profile_s=0)) as refusing:
         words = ["run", str(digits()[0]), "--cloud", refusing.address, "--cache", str(tmp_path), "--threads", "1"]
-        assert main([*words, "--budget", "300ms", "--json"]) == 0
-    said = capsys.readouterr()
-    assert "no plan: " in said.err
-    assert json.loads(said.out)["cut"] == lenet.graph.middle().name
+        assert main([*words, "--profile-first", "--budget", "300ms", "--json"]) == 0
+        said = capsys.readouterr()
+        assert "no plan: " in said.err
+        assert json.loads(said.out)["cut"] == lenet.graph.middle().name
+        assert main([*words, "--json"]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["plan"] == "guess"
+        assert "the server by the model's FLOPs, as it does not profile itself (this server does not" in said.err
 
 
 def test_a_folder_is_planned_for_latency_unless_many_a_second_are_asked_for(
@@ -94,9 +119,11 @@ def test_a_folder_is_planned_for_latency_unless_many_a_second_are_asked_for(
     assert "planned for latency, as --objective says" in said(str(folder), "--objective", "latency")
     assert windows == [1, 1]
     assert "planned for throughput, as --objective says" in said(str(folder), "--objective", "throughput")
-    assert "heavy load: frames come as fast as they are answered" in said("--source", str(folder))
+    err = said("--source", str(folder), "--profile-first")
+    assert "planned for what keeps up with the frames (--objective says otherwise)" in err
+    assert "heavy load: frames come as fast as they are answered" in err
     assert windows[2] > 1
     assert windows[3] > 1
     for words in ("--at", "pool1"), ("--plan", "plan.json"):
         assert main(["run", str(folder), *common, *words, "--objective", "latency"]) == 2
-        assert "--objective is what --at auto plans for" in capsys.readouterr().err
+        assert "--objective and --profile-first are for --at auto" in capsys.readouterr().err

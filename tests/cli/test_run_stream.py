@@ -274,7 +274,7 @@ def test_the_load_decides_the_objective(
 ) -> None:
     for name in ("a.png", "b.png"):
         shutil.copy(digits()[0], tmp_path / name)
-    common = ["run", "lenet", "--cloud", serving.address, "--budget", "300ms", "--json"]
+    common = ["run", "lenet", "--cloud", serving.address, "--budget", "300ms", "--json", "--profile-first"]
     assert main([*common, "--source", str(tmp_path)]) == 0
     assert "heavy load: frames come as fast as they are answered" in capsys.readouterr().err
     assert main([*common, "--source", str(tmp_path), "--rate", "2"]) == 0
@@ -345,6 +345,13 @@ def test_reasons_are_counted_without_their_details() -> None:
     for why in ("the server is gone: reset", "the server is gone: timed out", "the server was late"):
         sums.add(answer(0.020, fallback=why))
     assert list(sums.trouble()) == ["3 of 3 finished here (the server is gone: 2; the server was late: 1)"]
+
+
+def test_answers_by_a_guess_are_counted() -> None:
+    sums = summary(1.0, 2.0, 3.0)
+    for plan_of in ("guess", "guess", "profiled"):
+        sums.add(msgspec.structs.replace(answer(0.02), tag=Tag("x", plan=plan_of)))
+    assert list(sums.trouble()) == ["2 of 3 cut by a guess (--profile-first plans before the first)"]
 
 
 def test_what_came_after_its_deadline_is_counted_with_the_worst() -> None:

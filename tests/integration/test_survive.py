@@ -720,7 +720,7 @@ def test_the_rest_of_the_weights_comes_in_the_background_and_slowly(tmp_path: Pa
             relay.set_link(Link(mbps, mbps, 0.2))
             began = time.perf_counter()
             right(model, x, edge.infer(x))
-            assert until(lambda: edge.local_ready, 20)
+            assert until(lambda: edge.local_ready, 60)
             spent = time.perf_counter() - began
             total = sum(b.nbytes for b in model.blobs.values())
             assert spent > 0.8 * total * 8e-6 / (0.1 * mbps), "a tenth of the link at most"
@@ -743,7 +743,7 @@ def test_until_the_weights_are_here_a_request_waits(tmp_path: Path, model: Model
             result = edge.infer(x)
             right(model, x, result)
             assert result.fallback == ""
-            assert until(lambda: edge.local_ready, 10)
+            assert until(lambda: edge.local_ready, 60)
 
 
 def test_what_is_refused_again_and_again_is_raised_where_there_is_no_fallback_yet(tmp_path: Path, model: Model) -> None:
@@ -755,7 +755,7 @@ def test_what_is_refused_again_and_again_is_raised_where_there_is_no_fallback_ye
         with edge:
             with pytest.raises(EngineError, match="out of memory"):
                 edge.infer(x)
-            assert until(lambda: edge.local_ready)
+            assert until(lambda: edge.local_ready, 60)
             result = edge.infer(x)
             right(model, x, result)
             assert result.fallback == "the server failed: out of memory"

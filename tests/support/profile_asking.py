@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,7 +27,7 @@ def budgets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """What each profile that a server makes was given. It takes 0.1 s, and more than 5 s would have been enough."""
     found: list[float] = []
 
-    def quickly(model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None]) -> Profile:
+    def quickly(model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None], **more: Any) -> Profile:
         found.append(budget_s)
         profile = MEASURE(model, engine, budget_s=0.1, proceed=proceed)
         return msgspec.structs.replace(profile, complete=budget_s > 5)

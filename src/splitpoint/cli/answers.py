@@ -100,12 +100,13 @@ def _fit(text: str, width: int) -> str:
 
 
 class Tag(NamedTuple):
-    """What a request brings along: its input's name, the level of the option it was begun with (0: as planned), and a
-    shorter name for tables."""
+    """What a request brings along: its input's name, the level of the option it was begun with (0: as planned), a
+    shorter name for tables, and what the plan stood on then (`auto_planning.Stand`)."""
 
     name: str
     level: int = 0
     label: str = ""
+    plan: str = ""
 
 
 class AnswerRows:
@@ -152,6 +153,8 @@ class AnswerRows:
     def _row(self, name: str, result: Result) -> Mapping[str, object]:
         more: dict[str, object] = {name: result.numbers[name] for name in OTHERS}
         more |= {name: getattr(result, name) for name in ("cut", "codecs", "up_nbytes", "clock_error_ms")}
+        if result.tag.plan:
+            more["plan"] = result.tag.plan
         if result.fallback:
             more["fallback"] = result.fallback
         if result.attempts > 1:

@@ -64,16 +64,21 @@ _WINDOW, _FRESH_WINDOW = 8, 4
                    "can be had), wait for it, or fail (error).")  # fmt: skip
 @click.option("--at", metavar="CUT",
               help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto "
-                   "(default): profile both sides and the link, and take the best.")  # fmt: skip
+                   "(default): begin with a guess, profile both sides beside requests, and go over to the "
+                   "best.")  # fmt: skip
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Cut as splitpoint plan -o wrote, instead of planning now.")  # fmt: skip
-@budget_option("10s", "How long --at auto profiles a side.")
+@budget_option("20s", "How long --at auto profiles in all, half of it a side, beside requests. With 0 it does not: the "
+                      "plan is by what earlier runs kept, or a guess.", zero=True)  # fmt: skip
+@click.option("--profile-first", is_flag=True, help="Profile before the first request: no answer is by a guess.")
 @click.option("--objective", type=click.Choice(("latency", "throughput")),
               help="What --at auto plans for: each answer as soon as can be, or as many a second as can be. Default: "
                    "latency for files and folders, one after the other; for --source, videos, cameras and --rate what "
                    "keeps up with them.")  # fmt: skip
 @fresh_option
-@click.option("--no-adapt", is_flag=True, help="Stay with the first plan of --at auto, whatever becomes of the link.")
+@click.option("--no-adapt", is_flag=True,
+              help="Stay with the plan of --at auto once both sides are profiled, whatever becomes of the "
+                   "link.")  # fmt: skip
 @click.option(
     "--probe-every", "probe_every_s", type=SECONDS_OR_0, default="1s", show_default=True, metavar="TIME",
     help="How often --at auto looks at an idle link, with at most 1 % of what it carries; 0 is never.",
@@ -100,8 +105,10 @@ def command(
     half's weights once. A video, a camera, rtsp://… and --source are streamed: device, link and server work at the same
     time, and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
     """
-    if asked.objective and (asked.cloud is None or asked.plan_path or not asked.auto):
-        raise UsageError("--objective is what --at auto plans for: it needs --cloud, and neither --at CUT nor --plan")
+    if (asked.objective or asked.profile_first) and (asked.cloud is None or asked.plan_path or not asked.auto):
+        raise UsageError("--objective and --profile-first are for --at auto: give --cloud, and no --at CUT or --plan")
+    if not asked.budget_s and (asked.profile_first or (on_overload == DEGRADE and not asked.plan_path)):
+        raise UsageError("with a budget of 0 nothing is profiled: --profile-first and --on-overload degrade need more")
     if asked.plan_path and (asked.at or asked.codecs):
         raise UsageError("--plan says where to cut and how: --at and --codec are for runs without it")
     fps = rate or 0.0
@@ -133,7 +140,7 @@ def command(
         else:
             runner = stack.enter_context(asked.edge(engine))
             arriving = (fps or source.rate or inf) if streamed and not singly else 0.0
-            placed = asked.place(runner, engine, arriving, degrade=policy == DEGRADE, once=source.count == 1)
+            placed = asked.place(runner, arriving, degrade=policy == DEGRADE, once=source.count == 1)
         feed = Feed(
             source, live=source.live, rate=fps, policy=policy, levels=len(placed.cheaper),
             moved=lambda level: degraded(runner, placed, level), captured_s=lambda frame: frame.captured_s,

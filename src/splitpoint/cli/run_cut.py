@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,18 @@ from splitpoint.cli.options.model_options import Here
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import CutError, RefusedError, UsageError
-from splitpoint.link import Link
 from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option, Plan
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.edge_settings import ModelPolicy
+from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy, Objective
 from splitpoint.runtime.client.request import LOCAL, WAIT, check_fallback
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.client.wire_remote import WireSettings
-from splitpoint.runtime.stream.stream_load import cheaper, judge, window
+from splitpoint.runtime.stream.stream_load import cheaper, window
 from splitpoint.security import Security
-from splitpoint.survey import placement, survey
+from splitpoint.survey import placement
 from splitpoint.wire import SAID
 
 
@@ -65,6 +61,7 @@ class Asked:
     at: str | None
     plan_path: Path | None
     budget_s: float
+    profile_first: bool
     fresh: bool
     no_adapt: bool
     probe_every_s: float
@@ -73,7 +70,7 @@ class Asked:
     follow_model: bool
     checksum: bool
     here: Here
-    objective: str | None = None
+    objective: Objective | None = None
     name: str | None = None
     plan: Plan | None = None
 
@@ -147,87 +144,57 @@ class Asked:
 
     # --- where it is cut ----------------------------------------------------------------------------------------
 
-    def place(self, edge: Edge, engine: Engine, arriving: float, *, degrade: bool, once: bool) -> Placed:
-        """Cuts by the plan, or by one that is made now and goes on being made, unless it is said where.
+    def place(self, edge: Edge, arriving: float, *, degrade: bool, once: bool) -> Placed:
+        """Cuts by the plan, or has the edge plan by itself, unless it is said where.
 
         `arriving` is how many frames a second will come: 0, one after the other; inf, as many as are answered. With
-        `degrade`, cheaper options are made ready.
+        `degrade`, cheaper options are made ready: they are those of a plan, so both sides are profiled first, and the
+        plan is changed for overload instead of following what changes, if there are any. For one photo (`once`) nothing
+        is measured beside it, as nothing comes after it.
         """
         if self.plan is not None:
             self.plan.require(edge.model.fingerprint, edge.model.name)
-            return _follow(edge, self.plan, self.plan.options, streamed=arriving > 0, degrade=degrade)
+            Placed(self.plan.best, streamed=arriving > 0).use(edge, 0)
+            edge.forget()
+            return _ready(edge, self.plan, self.plan.options, streamed=arriving > 0, degrade=degrade)
         if not self.auto:
             return Placed()
-        watching = None
-        if not (self.no_adapt or once):
-            # In a stream requests also wait for those before them: what is late there is learned.
-            rate = {"latency": 0.0, "throughput": inf}.get(self.objective or "", arriving)
-            watching = Watching(probe_every_s=self.probe_every_s, predict=arriving == 0, rate=rate)
-        edge.when_reached(partial(self._plan_now, edge, engine, arriving, watching, degrade=False))
-        if edge.reached:
-            try:
-                return self._plan_now(edge, engine, arriving, watching, degrade=degrade)
-            except SAID as exc:
-                if not edge.does_without:
-                    raise
-                edge.plan_later(exc)
-                return Placed()
-        edge.switch("output")
-        say("all runs here until the server is there: then it is planned where to cut")
-        return Placed()
-
-    def _plan_now(
-        self, edge: Edge, engine: Engine, rate: float, watching: Watching | None, *, degrade: bool
-    ) -> Placed:  # fmt: skip
-        """Plans for this device, server and link, says so on standard error, and cuts there.
-
-        With `watching` the plan follows what changes, unless it is changed for overload (`degrade`).
-        """
         if any("=" in codec for codec in self.codecs):
             raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
+        if self.objective is not None:
+            say(f"planned for {self.objective}, as --objective says")
+        elif arriving:
+            say("planned for what keeps up with the frames (--objective says otherwise)")
+        elif not once:
+            say("planned for latency: one input after the other (--objective throughput: as many a second as can be)")
+        degrade = degrade and edge.reached
+        first = self.profile_first or degrade
+        how = AutoPlan(
+            0.0 if once and not first else self.budget_s, Constraints(codecs=self.codecs),
+            # In a stream requests also wait for those before them: what is late there is learned.
+            Watching(probe_every_s=self.probe_every_s, predict=not arriving, rate=arriving), self.objective, first,
+            self.fresh, adapt=not (self.no_adapt or once or degrade),
+        )  # fmt: skip
         try:
-            known = survey(edge, engine, budget_s=self.budget_s, cache=self.here.cache, fresh=self.fresh, on_step=say)
+            edge.plan_itself(how)
         except RefusedError as exc:
             say(typed(f"no plan: {exc}. Cutting at {edge.middle.name}; --at CUT or --plan FILE says otherwise"))
             edge.switch(edge.middle)
             return Placed()
-        planner = known.planner(edge.model.graph, constraints=Constraints(codecs=self.codecs))
-        planner, plan, rows = _planned(planner, known.link, rate, self.objective)
-        say(f"link {plan.link}")
-        say(typed(f"{plan.advice} (splitpoint compare shows the whole table)"))
-        placed = _follow(edge, plan, rows, streamed=rate > 0, degrade=degrade)
-        if watching is not None and not placed.cheaper:
-            edge.adapt(planner, known.link, watching)
+        planning = edge.planning
+        if planning is None or planning.chosen is None or planning.stands_on == "guess":
+            return Placed()  # a stream's window is not for a guess to say
+        chosen = planning.chosen
+        placed = _ready(edge, chosen.plan, chosen.options, streamed=arriving > 0, degrade=degrade)
+        if degrade and not (placed.cheaper or self.no_adapt):
+            edge.adapt(chosen.planner, chosen.plan.link, how.watches)
         return placed
 
 
-def _planned(
-    planner: Planner, link: Link, rate: float, objective: str | None
-) -> tuple[Planner, Plan, tuple[Option, ...]]:  # fmt: skip
-    """(planner, plan, all its options): for the `objective`, or, without one, for least latency, or for most
-    throughput where `rate` needs that. Says which, and why."""
-    quick = planner.plan(link, sensitivity=False)
-    if not rate and objective is None:
-        say("planned for latency: one input after the other (--objective throughput: as many a second as can be)")
-        return planner, quick, quick.options
-    streaming = planner.relaxed(planner.constraints, "throughput")
-    many = streaming.plan(link, sensitivity=False)
-    if objective is None:
-        load = judge(rate, quick.best, many.best)
-        say(f"{load.why} (--objective says otherwise)")
-        objective = load.objective
-    else:
-        say(f"planned for {objective}, as --objective says")
-    rows = (*quick.options, *many.options)
-    return (planner, quick, rows) if objective == "latency" else (streaming, many, rows)
-
-
-def _follow(edge: Edge, plan: Plan, rows: Sequence[Option], *, streamed: bool, degrade: bool) -> Placed:
-    """Cuts as `plan` says. With `degrade`, the cheaper ones of `rows` are compiled, so that changing to one costs
-    nothing; it is said which they are."""
+def _ready(edge: Edge, plan: Plan, rows: Sequence[Option], *, streamed: bool, degrade: bool) -> Placed:
+    """How `edge` is cut, as `plan` says. With `degrade`, the cheaper ones of `rows` are compiled, so that changing to
+    one costs nothing; it is said which they are."""
     placed = Placed(plan.best, cheaper(rows, plan.best) if degrade else (), streamed)
-    placed.use(edge, 0)
-    edge.forget()
     if degrade and not placed.cheaper:
         say("no option is cheaper than this one: on overload the oldest frame is dropped")
     elif degrade:

@@ -46,7 +46,7 @@ class StreamSummary:
         self._clock = clock
         self._total_ms: deque[float] = deque(maxlen=_REMEMBERED)
         self._fallbacks: Counter[str] = Counter()
-        self._missed = 0
+        self._missed = self._guessed = 0
         self._deadline_s = self._worst_ms = 0.0
 
     def add(self, result: Result) -> None:
@@ -56,6 +56,7 @@ class StreamSummary:
         self._total_ms.append(result.total_ms)
         if result.fallback:
             self._fallbacks[result.fallback.partition(":")[0]] += 1  # without the details, which are in the rows
+        self._guessed += result.tag is not None and result.tag.plan == "guess"
         self._deadline_s = result.deadline_s
         if missed := missed_ms(result):
             self._missed += 1
@@ -71,7 +72,9 @@ class StreamSummary:
         return f"{counted(self.answered, 'answer')}{often}, median {ms(middle)} ms, p95 {ms(slow)} ms"
 
     def trouble(self) -> Iterator[str]:
-        """A line each for what was finished here and what came after its deadline."""
+        """A line each for what was cut by a guess, what was finished here, and what came after its deadline."""
+        if self._guessed:
+            yield f"{self._guessed} of {self.answered} cut by a guess (--profile-first plans before the first)"
         if self._fallbacks:
             whys = "; ".join(f"{why}: {n}" if len(self._fallbacks) > 1 else why for why, n in self._fallbacks.items())
             yield f"{self._fallbacks.total()} of {self.answered} finished here ({whys})"
@@ -158,7 +161,9 @@ class Stream:
                 self.failed.append(exc)
                 say(f"splitpoint: {plain(str(exc))}")
                 continue
-            yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label))
+            planning = self.runner.planning if isinstance(self.runner, Edge) else None
+            stands_on = planning.stands_on if planning is not None else ""
+            yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label, stands_on))
 
     # --- the end ------------------------------------------------------------------------------------------------
 

@@ -66,14 +66,21 @@ def marked(model: Model) -> Segment:
     return replace(segment, proto=proto)
 
 
-def estimated(graph: Graph) -> Floats:
-    """Shares by FLOPs and by bytes read and written, 1 together; 0 for copied nodes."""
+def typical_ms(graph: Graph) -> Floats:
+    """What each node would take on a core like many: by its FLOPs, and by the bytes it reads and writes; 0 for copied
+    nodes."""
     weights = np.zeros(len(graph.nodes))
     for i in graph.placed:
         node = graph.nodes[i]
         touched = (graph.tensors[t].nbytes for t in (*node.inputs, *node.outputs) if t in graph.tensors)
         moved = 4 * node.params + sum(touched)
         weights[i] = node.flops / _FLOPS_A_MS + moved / _BYTES_A_MS + 1e-6
+    return weights
+
+
+def estimated(graph: Graph) -> Floats:
+    """The same as shares, 1 together."""
+    weights = typical_ms(graph)
     total = weights.sum()
     return weights / total if total else weights
 

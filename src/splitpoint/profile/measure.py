@@ -30,6 +30,7 @@ from splitpoint.profile.costs import Floats
 from splitpoint.profile.kernel_times import estimated, marked, node_times
 from splitpoint.profile.power import Meter, measure_watts
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat, Watts
+from splitpoint.profile.spare import Enough
 from splitpoint.segments import Halves, samples_for, tried_with
 from splitpoint.tensors import Array
 from splitpoint.trace import Clock
@@ -73,6 +74,7 @@ def profile_model(
     budget_s: float = 60.0,
     on_progress: OnProgress | None = None,
     proceed: Callable[[], None] = lambda: None,
+    pause: Callable[[float], None] = time.sleep,
     note: str = "",
     watts: Watts | None = None,
     meter: Meter | None = None,
@@ -85,14 +87,21 @@ def profile_model(
 
     A budget that ends before every single-tensor cut was measured gives a profile with ``complete=False``, whose other
     cuts are modelled. `watts` are taken as given; a `meter` measures them. `proceed` is called before
-    each step: what it raises ends the survey. UsageError for a budget that is not positive, EngineError if the model
-    cannot run here, or one run takes longer than `underway.LONGEST_S`.
+    each step, `pause` before each run: what they raise ends the survey, but after `Enough` what is measured by then is
+    the result. UsageError for a budget that is not positive, EngineError if the model cannot run here, or one run takes
+    longer than `underway.LONGEST_S`.
     """
-    survey = ProfileRun(model, engine, budget_s=budget_s, note=note, watts=watts, clock=clock, proceed=proceed)
+    survey = ProfileRun(
+        model, engine, budget_s=budget_s, note=note, watts=watts, clock=clock, proceed=proceed, pause=pause
+    )
     with limited(f"{model.name} on made-up inputs"):
-        survey.prepare(meter, on_progress)
-        for _ in survey.visits(on_progress):
-            pass
+        try:
+            survey.prepare(meter, on_progress)
+            for _ in survey.visits(on_progress):
+                pass
+        except Enough:
+            if not survey.begun:
+                raise
     return survey.profile()
 
 
@@ -144,6 +153,11 @@ class ProfileRun:
         self._codecs: dict[str, CodecCost] = {}
         self._visited = 0
         self._spent_s = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether the whole model was measured: there is a `profile` from then on."""
+        return bool(self._whole)
 
     # --- the whole model ----------------------------------------------------------------------------------------
 

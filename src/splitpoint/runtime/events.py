@@ -15,7 +15,7 @@ from splitpoint.text import plain
 
 EventKind = Literal[
     "listening", "warning", "connected", "left", "refused", "opened", "evicted", "batched", "failed", "profiling",
-    "fetched", "notice", "switched", "changed",
+    "fetched", "notice", "switched", "changed", "planned",
 ]  # fmt: skip
 
 

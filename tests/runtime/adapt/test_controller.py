@@ -17,7 +17,6 @@ from relays import ThreadRelay
 from serving import nothing_leaks
 
 from splitpoint.cli import main
-from splitpoint.cli import run_cut as placing
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError, UsageError
 from splitpoint.graph import Cut
@@ -32,6 +31,7 @@ from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.controller import Adaptive, Watching
 from splitpoint.runtime.adapt.prewarm import KEPT_S, MOST
 from splitpoint.runtime.adapt.switch_policy import Policy
+from splitpoint.runtime.client import auto_planning
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import AutoPlan
 from splitpoint.runtime.events import Event
@@ -501,15 +501,17 @@ def test_run_adapts_unless_told_not_to(
     given: list[Watching | None] = []
     adapt = Edge.adapt
 
-    def noted(edge: Edge, planner: Planner, link: Link, watching: Watching | None = None) -> Adaptive:
+    def noted(
+        edge: Edge, planner: Planner, link: Link, watching: Watching | None = None, *, current: Option | None = None
+    ) -> Adaptive:
         given.append(watching)
-        return adapt(edge, planner, link, watching)
+        return adapt(edge, planner, link, watching, current=current)
 
     monkeypatch.setattr(Edge, "adapt", noted)
     known = Survey(*profiles("zoo:lenet5", 20.0, 1.0), Link(50, 50, 2))
-    monkeypatch.setattr(placing, "survey", lambda *given, **more: known)
+    monkeypatch.setattr(auto_planning, "survey", lambda *given, **more: known)
     images = [str(d) for d in digits()[:3]]
-    words = ["--cloud", relayed.address, "--cache", str(tmp_path), "--threads", "1", "--budget", "300ms", "--json"]
+    words = ["--cloud", relayed.address, "--cache", str(tmp_path), "--threads", "1", "--profile-first", "--json"]
     assert main(["run", *images, *words, "--probe-every", "2s"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert given == [Watching(probe_every_s=2.0)]

@@ -121,7 +121,7 @@ def test_the_end_of_the_server_answers_who_waits_for_a_turn(
 ) -> None:
     ending = threading.Event()
 
-    def measured(model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None]) -> Profile:
+    def measured(model: Model, engine: Gate, *, proceed: Callable[[], None], **more: object) -> Profile:
         assert ending.wait(20)
         proceed()
         raise AssertionError("it is not measured to the end")

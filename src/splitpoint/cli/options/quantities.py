@@ -99,8 +99,14 @@ SECONDS, SECONDS_OR_0 = (
 WATTS = _Watts("COMPUTE,TX,IDLE in watts, such as 7,3,2", {}, 1e6)
 
 
-def budget_option(default: str, text: str, *, metavar: str = "TIME") -> Callable[[Any], Any]:
-    """--budget: the parameter `budget_s`."""
+def budget_option(default: str, text: str, *, metavar: str = "TIME", zero: bool = False) -> Callable[[Any], Any]:
+    """--budget: the parameter `budget_s`, which may be 0 if that makes sense (`zero`)."""
     return click.option(
-        "--budget", "budget_s", type=SECONDS, default=default, show_default=True, metavar=metavar, help=text
+        "--budget",
+        "budget_s",
+        type=SECONDS_OR_0 if zero else SECONDS,
+        default=default,
+        show_default=True,
+        metavar=metavar,
+        help=text,
     )

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from math import isfinite
-from pathlib import Path
 from queue import SimpleQueue
 from random import Random
 from time import perf_counter
@@ -26,11 +25,9 @@ from typing import Protocol
 
 import msgspec
 
-from splitpoint.engines import Engine
 from splitpoint.errors import SplitpointError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.link import Link
-from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.runtime.adapt.conditions import Conditions, Observer, Ran
@@ -45,7 +42,7 @@ from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.runtime.probe.link_probe import Glimpse
 from splitpoint.runtime.result import Request, Result, Watcher
 from splitpoint.runtime.threads import persist
-from splitpoint.survey import Reached, placement, survey
+from splitpoint.survey import placement
 
 #: How often a decision is made, at most; what is urgent (a late answer, a lost connection) does not wait for it.
 TICK_S = 0.1
@@ -118,20 +115,21 @@ class Watching(msgspec.Struct, frozen=True):
 class Adaptive:
     """Watches `edge` and switches its cut as `planner` says for the link, the load and the device as they are now.
 
-    `link` is believed at first, and the edge is cut for it at once. `switches` are those made since. Times are seconds
-    of `clock`, which must be the one that results are stamped with. `beside` is given the jobs that take long: a test
-    without threads runs them at once.
+    `link` is believed at first, and the edge is cut for it at once; or, if it is cut as `current` says already, when
+    that is worth it and what it takes is here. `switches` are those made since. Times are seconds of `clock`, which
+    must be the one that results are stamped with. `beside` is given the jobs that take long: a test without threads
+    runs them at once.
     """
 
     def __init__(
         self, edge: Adaptable, planner: Planner, link: Link, watching: Watching | None = None,
-        *, on_event: OnEvent = ignore, clock: Callable[[], float] = perf_counter,
+        *, current: Option | None = None, on_event: OnEvent = ignore, clock: Callable[[], float] = perf_counter,
         beside: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:  # fmt: skip
         watching = watching or Watching()
         self._edge, self._planner = edge, planner
         self._tell, self._now = teller(on_event), clock
-        first = planner.best(link) or planner.local(link)
+        first = current or planner.best(link) or planner.local(link)
         self._observer = Observer(link)
         self._here, self._there = (host.profile for host in planner.hosts)  # the profiles of device and server
         seed = watching.seed if watching.seed is not None else Random().getrandbits(32)
@@ -157,8 +155,9 @@ class Adaptive:
         self._likely: list[Placing] = []
         self.began_s = clock()
         self._predict = watching.predict
-        predicted_ms = first.total.ms if self._predict else None
-        edge.switch(*self._placing(first), predicted_ms=predicted_ms)  # whatever it takes to fetch
+        if current is None:
+            predicted_ms = first.total.ms if self._predict else None
+            edge.switch(*self._placing(first), predicted_ms=predicted_ms)  # whatever it takes to fetch
 
     @property
     def option(self) -> Option:
@@ -410,12 +409,3 @@ class Adaptive:
         cut, codecs = placement(self._planner.graph, option)
         self._cuts[cut.name] = cut
         return cut, codecs
-
-
-def planned(
-    edge: Reached, engine: Engine, budget_s: float, constraints: Constraints | None, cache: Path | None,
-    on_event: OnEvent,
-) -> tuple[Planner, Link]:  # fmt: skip
-    """(plans for this device and the server of `edge`, the link between them as it is now). See `splitpoint.survey`."""
-    known = survey(edge, engine, budget_s=budget_s, cache=cache, on_step=lambda text: on_event(Event("notice", text)))
-    return known.planner(edge.model.graph, constraints=constraints), known.link

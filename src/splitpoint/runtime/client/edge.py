@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Final, Literal, cast
@@ -12,22 +11,23 @@ from weakref import ReferenceType, proxy, ref
 
 import msgspec
 
-from splitpoint.engines import Engine, Session, open_engine
-from splitpoint.errors import BusyError, RefusedError, ServerError, SplitpointError, UsageError
+from splitpoint.engines import Engine, open_engine
+from splitpoint.errors import BusyError, RefusedError, ServerError, UsageError
 from splitpoint.graph import Cut
 from splitpoint.images import InputSpec
 from splitpoint.lifetime import Closable
 from splitpoint.link import Link
-from splitpoint.models.model import Model, Segment
+from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Shared
 from splitpoint.planning.planner import Planner
-from splitpoint.planning.plans import Plan
+from splitpoint.planning.plans import Option, Plan
 from splitpoint.profile.files import parse_profile
 from splitpoint.profile.profiles import Profile
-from splitpoint.runtime.adapt.controller import Adaptive, Watching, planned
+from splitpoint.runtime.adapt.controller import Adaptive, Watching
 from splitpoint.runtime.adapt.switch_log import Switch
 from splitpoint.runtime.circuit_breaker import DOWN, LinkState
 from splitpoint.runtime.client import Remote, RemoteProvider
+from splitpoint.runtime.client.auto_planning import AutoPlanning
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.client.edge_requests import EdgeStats, Inference
@@ -73,7 +73,8 @@ class Edge(Closable):
     name of several versions needs a fingerprint, here or in `models`, which also says what is done about a newer one.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. A `Plan` says both
-    (`from_plan`); ``"auto"``, or an `AutoPlan` with its bounds, chooses the cut, and goes on choosing (`adapt`).
+    (`from_plan`); ``"auto"``, or an `AutoPlan` with its bounds, chooses the cut by a guess, then by profiles that it
+    makes beside requests (`plan_itself`), and goes on choosing (`adapt`).
 
     `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that, and a
     connection that is lost stays lost; ``"wait"`` asks again, on a new connection if need be, until the deadline or for
@@ -125,7 +126,8 @@ class Edge(Closable):
         untold = on_event is ignore
         self._tell = on_event = teller(on_event)  # and only that from here on
         self._jobs = Jobs(on_event)
-        self._when_reached: list[Callable[[], object]] = []
+        self.planning: AutoPlanning | None = None
+        """Who plans, after `plan_itself`, and what that stands on."""
         self.adaptive: Adaptive | None = None
         """Who keeps the cut right, after `adapt`."""
         self._switched = 0  # times that those before it have switched
@@ -151,18 +153,12 @@ class Edge(Closable):
             if isinstance(plan, Plan):
                 at, codec = placement(self.model.graph, plan.best)
             elif auto is not None:
-                self._when_reached.append(partial(_plan, edge, auto, cache))
                 at = "cut:input" if self.reached else "cut:output"
             followed.switch(self.middle if at is None else at, codec)
             if fallback != ERROR:
                 followed.binding.survive()
-            if auto is not None and self.reached:
-                try:
-                    self._when_reached[0]()
-                except SAID as exc:
-                    if not self.does_without:
-                        raise
-                    self.plan_later(exc)
+            if auto is not None:
+                self.plan_itself(auto)
         except BaseException:
             self.close()
             raise
@@ -189,10 +185,14 @@ class Edge(Closable):
     def _end(self) -> None:
         """Ends the connection and frees what is compiled here; requests that are under way get an error."""
         self._jobs.closed.set()
+        if self.planning is not None:
+            self.planning.stop()
         if self.adaptive is not None:
             self.adaptive.close()
         self._followed.close(str(self._over))
         self._jobs.close()
+        if self.planning is not None:
+            self.planning.close()
 
     # --- a server that comes later, or with another model -------------------------------------------------------
 
@@ -201,9 +201,14 @@ class Edge(Closable):
         """Whether the server has been there yet."""
         return self._line.connections > 0
 
-    def when_reached(self, job: Callable[[], object]) -> None:
-        """Has `job` done, in a thread of its own, when the server is there for the first time or with a newer model."""
-        self._when_reached.append(job)
+    @property
+    def begun(self) -> int:
+        """How many requests were asked so far."""
+        return self._inference.tally.counts(self._followed.under_way).asked
+
+    def after_answer(self, job: Callable[[], object]) -> None:
+        """Has `job` done when a request has ended, by whoever asked it: it must be quick."""
+        self._binding.requests.then(job)
 
     def _arrived(self) -> None:
         """From the thread of the line: the server is there (again)."""
@@ -213,8 +218,8 @@ class Edge(Closable):
 
     def _run_jobs(self) -> None:
         try:
-            for job in tuple(self._when_reached):
-                job()
+            if self.planning is not None:
+                self.planning.begin()
         except ServerError:
             if self.link_state == DOWN:  # it has gone again: another time
                 self._met = False
@@ -222,6 +227,12 @@ class Edge(Closable):
 
     def _leave(self) -> None:
         """Another model is about to take the place of this one: who planned for this one stops."""
+        if self.planning is not None:
+            self.planning.stop()
+            self.planning.close()
+        self._stop_adapting()
+
+    def _stop_adapting(self) -> None:
         adaptive, self.adaptive = self.adaptive, None
         if adaptive is not None:
             adaptive.close()
@@ -315,12 +326,6 @@ class Edge(Closable):
         """Whether every request can be answered without the server: the fallback is ``local``, and all weights here."""
         return self.fallback == LOCAL and self._binding.local.possible()
 
-    def plan_later(self, why: SplitpointError) -> None:
-        """All runs here from now on, and what is to be done `when_reached` is done behind, with more patience."""
-        self._tell(Event("notice", f"{why}; all runs here until it is planned where to cut", {"why": str(why)}))
-        self.switch("cut:output")
-        self._jobs.add(self._run_jobs)
-
     @property
     def clock_error_ms(self) -> float:
         """How well the server's clock is known now; infinite while the server has not been there yet."""
@@ -340,10 +345,11 @@ class Edge(Closable):
         channel = self._channel
         return glimpse(channel, lambda: channel.clock.offset_s, nbytes, timeout_s)
 
-    def measure_link(self, budget_s: float = 3.0) -> Link:
-        """The link to the server, measured by sending over it (`probe.link_probe`), `with_software`. ServerError if it
-        ends."""
-        return self.with_software(measure_link(self._channel, budget_s).link)
+    def measure_link(self, budget_s: float = 3.0, *, software: bool = True) -> Link:
+        """The link to the server, measured by sending over it (`probe.link_probe`), and then `with_software`, which
+        may take a second more. ServerError if it ends."""
+        link = measure_link(self._channel, budget_s).link
+        return self.with_software(link) if software else link
 
     def with_software(self, link: Link) -> Link:
         """`link`, which was measured just now, with what software adds to requests on it, by some with made-up inputs
@@ -364,12 +370,13 @@ class Edge(Closable):
 
         return msgspec.structs.replace(link, software_ms=software_ms(ask, link))
 
-    def profile_server(self, budget_s: float = 60.0, fresh: bool = False) -> Profile:
+    def profile_server(self, budget_s: float = 60.0, fresh: bool = False, *, within_s: float | None = None) -> Profile:
         """What every cut costs on the server, which measures itself for up to `budget_s` (less, if it says so).
 
         It keeps the result: asking again costs nothing, unless with `fresh` or, if it did not get to the end, with a
         larger budget. While it has too many others to measure, it is asked again for a while, which `on_event` is told
-        of; where requests can be answered without it, for twice the budget and a little. RefusedError if it does not
+        of; where requests can be answered without it, for twice the budget and a little (or `within_s`, which is also
+        how long its answer is waited for). RefusedError if it does not
         measure itself or has nothing to say of it, BusyError if it stays busy, ServerError if it fails, InputError for
         a profile that makes no sense.
         """
@@ -377,7 +384,9 @@ class Edge(Closable):
             raise UsageError(f"a profile's time budget is a number of seconds above 0, not {budget_s}")
         # Compiling a large model once is not interrupted, and the server may be slow, or measure others first.
         limit_s, busy_s = COMPILE_S + 2 * budget_s, _BUSY_S + _BUSY_BUDGETS * budget_s
-        if self.does_without and not self._jobs.mine:
+        if within_s is not None:
+            limit_s = busy_s = within_s
+        elif self.does_without and not self._jobs.mine:
             limit_s = busy_s = 2 * budget_s + self._means.patience.profile_s
         channel, info = self._channel, self.info
         request, most = ProfileRequest(info.fingerprint, budget_s, fresh), MOST_BODY[Kind.PROFILED]
@@ -458,18 +467,43 @@ class Edge(Closable):
 
     # --- adapting -----------------------------------------------------------------------------------------------
 
-    def adapt(self, planner: Planner, link: Link, watching: Watching | None = None) -> Adaptive:
-        """Cuts as `planner` says for `link`, and from then on for link, load and device as they are seen to be.
+    def plan_itself(self, how: AutoPlan) -> None:
+        """Cuts by a guess, then by profiles of both sides (`auto_planning`), as `how` says; does so anew for a newer
+        model, and all here until the server is there. ServerError and its kin, where that cannot be done without it."""
+        self.check()
+        means = self._means
+        self.planning = planning = AutoPlanning(ref(self), how, means.engine(), means.cache, self._tell)
+        if not self.reached:
+            self.switch("cut:output")
+            self._tell(Event("notice", "all runs here until the server is there: then it is planned where to cut"))
+            return
+        try:
+            planning.begin()
+        except SAID as exc:
+            if not self.does_without:
+                raise
+            # What is to be done when it is reached is done behind, with more patience.
+            self._tell(Event("notice", f"{exc}; all runs here until it is planned where to cut", {"why": str(exc)}))
+            self.switch("cut:output")
+            self._jobs.add(self._run_jobs)
+
+    def adapt(
+        self, planner: Planner, link: Link, watching: Watching | None = None, *, current: Option | None = None
+    ) -> Adaptive:
+        """Cuts as `planner` says for `link`, and from then on for link, load and device as they are seen to be. Where
+        it is cut as `current` says, it goes over when that is worth it and what it takes is here.
 
         The next likely cuts are made ready in the background, and a switch happens between two requests; each is told
         to `on_event` ("switched") and is in `switches`. Called again, it begins anew.
         """
         self.check()
-        self._leave()
+        self._stop_adapting()
         self._binding.fetch_behind()
         self._line.attach()  # what it watches is the link, also while no request goes over it
         # Its threads must not keep alive an edge that is forgotten.
-        self.adaptive = adaptive = Adaptive(cast("Edge", proxy(self)), planner, link, watching, on_event=self._tell)
+        self.adaptive = adaptive = Adaptive(
+            cast("Edge", proxy(self)), planner, link, watching, current=current, on_event=self._tell
+        )
         adaptive.start()
         if self._over is not None:
             adaptive.close()
@@ -558,27 +592,6 @@ class Edge(Closable):
         if not route.placement.remote or not route.placement.hold():
             return False
         return binding.requests.shadow(route, inputs if isinstance(inputs, Request) else Request(inputs))
-
-
-def _plan(edge: ReferenceType[Edge], how: AutoPlan, cache: Path | None) -> None:
-    """Has an edge plan by itself from now on."""
-    if (planning := edge()) is not None:
-        engine = _UntilClosed(planning._jobs.closed, planning._means.engine())
-        known = planned(planning, engine, how.budget_s, how.constraints, cache, planning._tell)
-        planning.adapt(*known, how.watching)
-
-
-class _UntilClosed:
-    """An engine that compiles nothing any more once `closed` is set: measuring ends soon then."""
-
-    def __init__(self, closed: threading.Event, engine: Engine) -> None:
-        self._closed, self._engine = closed, engine
-        self.name, self.device, self.threads = engine.name, engine.device, engine.threads
-
-    def compile(self, segment: Segment) -> Session:
-        if self._closed.is_set():
-            raise ServerError(CLOSED)
-        return self._engine.compile(segment)
 
 
 def _told(edge: ReferenceType[Edge], what: Callable[[Edge], None]) -> None:

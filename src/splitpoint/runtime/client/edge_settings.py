@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from math import inf
+from typing import Literal
 
 import msgspec
 
@@ -17,16 +19,39 @@ At = str | int | Cut
 """A cut, its name, or its number."""
 Inputs = Mapping[str, Array] | Array | Request
 """An array if the model has one input, else arrays by name; or either with what it brings along."""
+Objective = Literal["latency", "throughput"]
 
 
 class AutoPlan(msgspec.Struct, frozen=True):
-    """How an edge plans by itself: both sides are profiled for up to `budget_s` (what an earlier run kept counts) and
-    the link is measured; `constraints` are what the plan keeps to, `watching` says how often the link is looked at.
+    """How an edge plans by itself (`auto_planning`): by a guess at first, then by profiles of both sides.
+
+    They take `budget_s` in all, half of it each, beside requests and after the first answer (what an earlier run kept
+    counts); with 0 the guess stays. `objective`, if given, is what it plans for; else latency, or what keeps up with a
+    stream (`Watching.rate`). With `profile_first` that is done before the first request, and `fresh` takes nothing that
+    was kept. `constraints` are what the plan keeps to, `watching` says how the edge adapts; without `adapt` it does
+    not, but for going over from the guess.
     """
 
-    budget_s: float = 10.0
+    budget_s: float = 20.0
     constraints: Constraints | None = None
     watching: Watching | None = None
+    objective: Objective | None = None
+    profile_first: bool = False
+    fresh: bool = False
+    adapt: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.budget_s < inf:
+            raise UsageError(f"profiling takes so many seconds in all, from 0, not {self.budget_s:g}")
+        if self.profile_first and not self.budget_s:
+            raise UsageError("with a budget of 0 nothing is profiled: give one, or do without profile_first")
+
+    @property
+    def watches(self) -> Watching:
+        """How it adapts: with the rate that keeps to the `objective`, whatever arrives."""
+        watching = self.watching or Watching()
+        rate = {"latency": 0.0, "throughput": inf}.get(self.objective or "", watching.rate)
+        return msgspec.structs.replace(watching, rate=rate)
 
 
 class ModelPolicy(msgspec.Struct, frozen=True):

@@ -118,7 +118,7 @@ class RequestRunner:
     ) -> None:  # fmt: skip
         self._line, self._local, self._fallback = line, local, fallback
         self._watchers, self._reopen, self._refused = watchers, reopen, refused
-        self._then: Callable[[], object] | None = None
+        self._then: list[Callable[[], object]] = []
         self.replaced = False
         """Whether another model has taken the place of the one that these ask."""
         self._answer_s, self._longest_s = answer_s, longest_s
@@ -129,7 +129,7 @@ class RequestRunner:
 
     def then(self, once: Callable[[], object]) -> None:
         """Calls `once` when a request has ended: not before the first answer, as that is waited for."""
-        self._then = once
+        self._then.append(once)
 
     def replace(self) -> None:
         """Another model takes their place."""
@@ -211,8 +211,11 @@ class RequestRunner:
                 self._overdue(ticket, call)
         finally:
             self.abandon(ticket)
-            if self._then is not None:
-                then, self._then = self._then, None
+            while self._then:
+                try:
+                    then = self._then.pop()
+                except IndexError:  # another thread's request has ended at the same moment
+                    break
                 then()
 
     def abandon(self, ticket: Ticket) -> None:

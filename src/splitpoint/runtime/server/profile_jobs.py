@@ -16,6 +16,7 @@ from splitpoint.models.model import Model
 from splitpoint.profile.files import profile_bytes
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
+from splitpoint.profile.spare import Enough, Spare
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.server.accounts import Origin
 from splitpoint.runtime.server.run_limits import Watch
@@ -89,8 +90,8 @@ class _ProfileJob:
 class Profiling:
     """Runs `profile_model` in a thread of its own, for at most `most_s` seconds a model (0: never).
 
-    `served` says how many requests the server has answered: those that ran meanwhile are noted in the profile. `watch`
-    gives up a run that lasts.
+    It takes what requests leave (`Spare`). `served` says how many the server has answered: those that ran meanwhile are
+    noted in the profile. `watch` gives up a run that lasts.
     """
 
     def __init__(
@@ -157,6 +158,10 @@ class Profiling:
 
     def _work(self) -> None:
         """One job after the other, until there is none."""
+        with Spare(self._served, self._closed) as spare:
+            self._all(spare)
+
+    def _all(self, spare: Spare) -> None:
         while True:
             with self._lock:
                 if not self._jobs:
@@ -168,7 +173,7 @@ class Profiling:
                 job.budget_s = max((asker.budget_s for asker in job.askers), default=0.0)
                 began_s = monotonic()
                 self._until = began_s + job.budget_s
-            enough_s, result = self._run(job)
+            enough_s, result = self._run(job, spare)
             with self._lock:
                 del self._jobs[0]
                 job.settle(monotonic() - began_s)
@@ -185,7 +190,7 @@ class Profiling:
                     except Exception as exc:  # no memory, a bug: the others get theirs
                         self._tell(Event("failed", f"a profile of {job.model.name} cannot be sent: {exc!r}"))
 
-    def _run(self, job: _ProfileJob) -> tuple[float, bytes | SplitpointError]:
+    def _run(self, job: _ProfileJob, spare: Spare) -> tuple[float, bytes | SplitpointError]:
         """The profile, or why there is none, and up to which budget that is the answer."""
 
         def check() -> None:
@@ -193,18 +198,26 @@ class Profiling:
                 if self._closed.is_set() or not job.askers:
                     raise _Cancelled
 
+        def proceed() -> None:
+            spare.proceed()  # which may be a rest: then nobody may wait any more
+            check()
+
         name, guarded = job.model.name, None
         try:
             check()
             self._tell(Event("profiling", f"measuring {name} on this machine for up to {job.budget_s:g} s"))
             before = self._served()
             with self._watch.guard() as guarded:
-                profile = profile_model(job.model, self._engine, budget_s=job.budget_s, proceed=check)
+                profile = profile_model(
+                    job.model, self._engine, budget_s=job.budget_s, proceed=proceed, pause=spare.pause,
+                    clock=spare.clock,
+                )  # fmt: skip
+            check()
             profile = _noted(profile, self._served() - before)
             data = profile_bytes(profile)
             self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
             return inf if profile.complete else job.budget_s, data
-        except _Cancelled:
+        except (_Cancelled, Enough):
             self._tell(Event("profiling", f"{name} is not measured to the end: nobody waits for it"))
             return 0.0, ServerError("the server is ending")
         except SplitpointError as exc:

@@ -1,0 +1,96 @@
+"""Measuring with what requests leave: rests in virtual time, and the priority of a real thread."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import pytest
+
+from splitpoint.engines import open_engine
+from splitpoint.models import load
+from splitpoint.profile.measure import profile_model
+from splitpoint.profile.spare import Enough, Spare
+
+
+class Waits(threading.Event):
+    """An event whose waits pass at once, in virtual seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.now_s += timeout or 0.0
+        return self.is_set()
+
+
+def test_it_rests_three_times_as_long_as_it_worked_while_requests_come() -> None:
+    closed, asked = Waits(), 0
+    spare = Spare(lambda: asked, closed, lambda: closed.now_s)
+    closed.now_s += 2.0
+    spare.proceed()
+    assert closed.now_s == 2.0, "nobody asked"
+    closed.now_s += 1.0
+    asked = 1
+    spare.proceed()
+    assert closed.now_s == 6.0
+    assert spare.clock() == 3.0, "rest is no work"
+    closed.now_s += 1.0
+    spare.proceed()
+    assert closed.now_s == 7.0, "nobody asked since"
+
+
+def test_what_is_not_waited_for_any_more_ends() -> None:
+    closed = threading.Event()
+    spare = Spare(lambda: 0, closed)
+    spare.proceed()
+    closed.set()
+    assert spare.over
+    for step in (spare.proceed, lambda: spare.pause(60.0)):
+        with pytest.raises(Enough):
+            step()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_the_thread_steps_back_and_its_waits_for_a_core_are_left_out() -> None:
+    seen: list[float] = []
+
+    def work() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        with Spare(lambda: 0, threading.Event(), lambda: 100.0) as spare:
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            with open("/proc/thread-self/schedstat") as file:
+                waited_s = int(file.read().split()[1]) * 1e-9
+            seen.append(100.0 - waited_s - spare.clock())
+        seen.append(len(os.listdir("/proc/self/fd")) - before)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    nice, later_s, files = seen
+    assert nice == 19
+    assert later_s >= 0.0, "it counts all that the kernel does"
+    assert files == 0
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19, "no other thread does"
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_what_was_measured_by_then_is_the_profile(steps: int) -> None:
+    """`Enough` before anything is measured ends it; afterwards it gives the profile so far."""
+    left = steps
+
+    def proceed() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Enough
+
+    if not steps:
+        with pytest.raises(Enough):
+            profile_model(load("zoo:lenet5"), open_engine(threads=1), budget_s=60, proceed=proceed)
+        return
+    profile = profile_model(load("zoo:lenet5"), open_engine(threads=1), budget_s=60, proceed=proceed)
+    assert profile.whole.median > 0
+    assert not profile.complete
