@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from queues import FAST, whole
 from relays import ThreadRelay
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError
