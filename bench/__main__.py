@@ -4,7 +4,8 @@
     python -m bench wire split  # some of it, by name
 
 The long ones are commands of their own: `python -m bench.truth` (every scenario), `bench.profile` (of more networks),
-`bench.adapt`, `bench.tasks`, `bench.faults`, `bench.load`, `bench.fuzz`, `bench.soak` and `bench.predict`.
+`bench.adapt`, `bench.tasks` (4g and wifi; here only whole commands on one machine), `bench.faults`, `bench.load`,
+`bench.fuzz`, `bench.soak` and `bench.predict`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bench import (
     slow,
     split,
     stream,
+    tasks,
     throughput,
     truth,
     wire,
@@ -45,6 +47,7 @@ PARTS: Mapping[str, Callable[[], object]] = {
     "throughput": lambda: throughput.main([]),
     "relay": relay.main,
     "slow": slow.main,
+    "tasks": lambda: tasks.main(["--commands", "--rounds", "3", "--profile-s", "4"]),
     "batches": lambda: batches.main(["--rounds", "3", "--seconds", "2"]),
     "truth": lambda: truth.main(["--subset"]),
 }
@@ -54,7 +57,7 @@ def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise SystemExit(f"there is no part {unknown[0]}: {', '.join(PARTS)}")
-    print(header())
+    print(header())  # what is not pinned so says it
     for name in names or PARTS:
         print(f"\n--- {name}")
         PARTS[name]()

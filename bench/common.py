@@ -15,10 +15,11 @@ from splitpoint.machine import this_machine, versions
 EDGE_CORE, SERVER_CORE = 0, 1
 
 
-def header() -> str:
-    """Machine and versions: no number means anything without them."""
+def header(pinned: bool = True) -> str:
+    """Machine and versions: no number means anything without them. `pinned`: each side to its core."""
     packages = ", ".join(f"{k} {v}" for k, v in versions().items())
-    return f"{this_machine()}\n{packages}\nedge on core {EDGE_CORE}, server on core {SERVER_CORE}"
+    where = f"\nedge on core {EDGE_CORE}, server on core {SERVER_CORE}" if pinned else ""
+    return f"{this_machine()}\n{packages}{where}"
 
 
 def pin(core: int) -> None:

@@ -9,8 +9,8 @@
 Read this first. One machine plays all parts: the device on one core, the server on another (one thread each), a relay
 that shapes the link. Slow device and link are *emulated*; server and wire are real. Weights are random. All tasks are
 there at the start; what each policy uses is compiled and run before, also several at once, so that the server has tried
-its batches. The policies run in the same pipeline on the same server and take turns. After it every answer is compared
-with the whole model's.
+its batches; a first round is not counted. The policies run in the same pipeline on the same server and take turns.
+After it every answer is compared with the whole model's.
 
 The header says how much the two cores disturb each other, which a device and a server do not do: measured with AlexNet,
 whose weights do not fit their caches. So heads are computed before the queue starts, and while it runs the device waits
@@ -196,6 +196,7 @@ for _ in sys.stdin:
 def commands(names: Sequence[str], rounds: int, threads: int, budget_s: float) -> None:
     """Whole commands by fifo, fifo again and joint, in turns: makespans and seconds until the command has ended."""
     taken: dict[str, list[tuple[float, float]]] = {"fifo": [], "fifo again": [], "joint": []}
+    print(f"{threads or 'default'} threads, device and server on all cores, neither pinned", flush=True)
     with helper(SERVE_HERE, str(threads), *names) as server, TemporaryDirectory() as cache:
         command = [
             *(sys.executable, "-m", "splitpoint", "tasks", "--mix", ",".join(MIX), "--count", str(COUNT)),
@@ -219,6 +220,9 @@ def commands(names: Sequence[str], rounds: int, threads: int, budget_s: float) -
     for by, runs in taken.items():
         (span, most), (whole, longest) = ((median(values), max(values)) for values in zip(*runs, strict=True))
         print(f"  {by:10} {span:6.0f} ms ({most:.0f}), command {whole:.1f} s ({longest:.1f})", flush=True)
+    for by in ("fifo again", "joint"):
+        each = [one[0] / first[0] for one, first in zip(taken[by], taken["fifo"], strict=True)]
+        print(f"  {by} / fifo, of one round: {median(each):.2f} ({min(each):.2f} to {max(each):.2f})", flush=True)
 
 
 #: A server on all cores, with so many threads (0: the default).
@@ -258,14 +262,15 @@ def measure(fleet: Fleet, relay: Relay, codecs: str, link: str, rounds: int, pol
     compute_all(fleet, tasks, inputs)
     relay.set_link(PRESETS[link])
     answers: list[tuple[Task, Mapping[str, Array]]] = []
-    for _ in range(rounds):
+    for k in range(rounds + 1):
         for by in policies:
             run = QueueRun(fleet, tasks, by, inputs)
             run.on_answer = lambda row, result: answers.append((row.task, result.outputs))
             before = computed(fleet)
             run.run()
-            taken[by].append(run.summary)
-            report(run.summary, computed(fleet) - before)
+            if k:  # in the first round the server still tries batches: whoever comes first would pay for all
+                taken[by].append(run.summary)
+            report(run.summary, computed(fleet) - before, "" if k else "not counted: ")
     show(f"{codecs}, {link}, measured, medians of {rounds}", taken)
     if codecs == "raw":
         compare(fleet, inputs, answers)
@@ -325,12 +330,12 @@ def describe(planned: Planned) -> None:
         print(f"    {count:3} x {model}: {option}")
 
 
-def report(s: QueueSummary, heads: int) -> None:
+def report(s: QueueSummary, heads: int, why: str) -> None:
     busy = f"device {s.usage.device:.0%}, link {s.usage.link:.0%}, server {s.usage.server:.0%}"
     again = f", planned again {s.replans} times" if s.replans else ""
     again += f", {heads} heads computed meanwhile" if heads else ""
     print(
-        f"  {s.policy:6} {s.makespan_ms:7.0f} ms (predicted {s.predicted_ms:.0f}), mean {s.mean_ms:.0f}, "
+        f"  {why}{s.policy:6} {s.makespan_ms:7.0f} ms (predicted {s.predicted_ms:.0f}), mean {s.mean_ms:.0f}, "
         f"p95 {s.p95_ms:.0f}; busy: {busy}{again}",
         flush=True,
     )
@@ -345,5 +350,5 @@ def show(title: str, taken: dict[str, list[QueueSummary]]) -> None:
 
 
 if __name__ == "__main__":
-    print(header())
+    print(header(pinned="--commands" not in sys.argv))
     main(sys.argv[1:])

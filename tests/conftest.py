@@ -18,7 +18,7 @@ import splitpoint  # noqa: F401
 from splitpoint import callbacks
 
 #: Fixtures that several rooms ask for by name.
-pytest_plugins = ["host_names", "profile_asking", "token_files"]
+pytest_plugins = ["serving", "host_names", "profile_asking", "token_files"]
 
 # The same examples every time, however slow the machine is. (ONNX Runtime 1.32 aborts on about one of a thousand of the
 # random graphs, by an assertion in its own optimiser: a test must not end by that luck.)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import streams
-from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
 from videos import picture, video
 
 from splitpoint.capture import missing_nbytes

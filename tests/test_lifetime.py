@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import Gate, affine, evaluate, nothing_leaks
+from serving import Gate, affine, evaluate
 from serving import until as until_in
 
 from splitpoint.engines import open_engine
@@ -30,10 +30,7 @@ PATIENT = Patience(first_s=20.0, least_s=20.0, pause_s=0.01, longest_pause_s=0.0
 X: Array = np.random.default_rng(0).normal(size=(1, 1024)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -158,6 +158,10 @@ def test_the_verdict_says_by_how_much(server: Server, tmp_path: Path) -> None:
     assert right == f"the plan was right: {one} is the fastest, 50% before {other}"
     late = f"planned: {one}; fastest: {other} (10.0 ms), which the plan is 100.0% slower than"
     assert verdict([took(first, 20, False), took(second, 10, True)]) == late
+    agrees = f"the plan agrees within a millisecond: {one} (0.90 ms); fastest: {other} (0.40 ms)"
+    assert verdict([took(first, 0.9, False), took(second, 0.4, True)]) == agrees
+    right = f"the plan was right: {one} is the fastest, 0.03 ms before {other}"
+    assert verdict([took(first, 0.40, True), took(second, 0.43, False)]) == right
     alike = verdict([took(first, 10.5, True), took(second, 10, True)])
     assert alike == f"the plan is not refuted: no difference beyond noise between {other} (10.0 ms), {one} (10.5 ms)"
     assert verdict([took(first, 10, True)]) == f"planned and measured: {one}, 10.0 ms"

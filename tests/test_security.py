@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import certificates
 import pytest
-from serving import nothing_leaks
 
 from splitpoint import security
 from splitpoint.errors import UsageError
 from splitpoint.security import Security, ServerSecurity, client_security, read_token, server_security
 
-pytestmark = pytest.mark.usefixtures("_no_environment")
+pytestmark = pytest.mark.usefixtures("no_leaks", "_no_environment")
 
 TOKEN = certificates.TOKEN
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

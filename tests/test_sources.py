@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
 from videos import picture, video
 
 from splitpoint import sources

@@ -34,6 +34,8 @@ WARM_UP = 2
 AGAIN, _MOST_AGAIN = 12, 48
 #: So many cuts are in memory at once while they take turns.
 _TOGETHER = 8
+#: Of less than this nobody notices which is the faster, ms.
+_SLIGHT_MS = 1.0
 
 
 class CompareRow(msgspec.Struct, frozen=True):
@@ -122,15 +124,20 @@ def verdict(rows: Sequence[CompareRow]) -> str:
                     for is_near in (True, False))  # fmt: skip
     names = ", ".join(f"{r.option.label} ({ms(r.measured.ms)} ms)" for r in near)
     if not planned.fastest:
-        late = planned.measured.ms / near[0].measured.ms - 1
+        late_ms = planned.measured.ms - near[0].measured.ms
         apart = f"; these {len(near)} cannot be told apart" if len(near) > 1 else ""
-        return f"planned: {planned.option.label}; fastest: {names}, which the plan is {late:.1%} slower than{apart}"
+        if late_ms < _SLIGHT_MS:
+            own = f"{planned.option.label} ({ms(planned.measured.ms)} ms)"
+            return f"the plan agrees within a millisecond: {own}; fastest: {names}{apart}"
+        late = f"{late_ms / near[0].measured.ms:.1%} slower than"
+        return f"planned: {planned.option.label}; fastest: {names}, which the plan is {late}{apart}"
     if len(near) > 1:
         return f"the plan is not refuted: no difference beyond noise between {names}"
     if not slower:
         return f"planned and measured: {planned.option.label}, {ms(planned.measured.ms)} ms"
-    gain = 1 - planned.measured.ms / slower[0].measured.ms
-    return f"the plan was right: {planned.option.label} is the fastest, {gain:.0%} before {slower[0].option.label}"
+    gain_ms = slower[0].measured.ms - planned.measured.ms
+    gain = f"{gain_ms / slower[0].measured.ms:.0%}" if gain_ms >= _SLIGHT_MS else f"{ms(gain_ms)} ms"
+    return f"the plan was right: {planned.option.label} is the fastest, {gain} before {slower[0].option.label}"
 
 
 def sweep(

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import Gate, affine, nothing_leaks
+from serving import Gate, affine
 
 from splitpoint.cli import main
 from splitpoint.models.model import Model
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import server_security
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture(autouse=True)

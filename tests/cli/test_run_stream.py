@@ -18,7 +18,7 @@ import pytest
 from commands import PYTHON, Serving, fails, ok
 from plans import profiles
 from relays import ThreadRelay
-from serving import interruptible, until  # noqa: F401  # a fixture is used by its name
+from serving import until
 from videos import video
 
 from splitpoint.cli import main

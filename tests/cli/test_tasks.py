@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from queues import two_models
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
+from serving import nothing_leaks
 
 import nets
 from splitpoint.cli import main

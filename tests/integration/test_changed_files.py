@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from serving import affine, evaluate, nothing_leaks, until
+from serving import affine, evaluate, until
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import ChangedError, ModelError, RefusedError, StorageError
@@ -79,10 +79,7 @@ changes = pytest.mark.parametrize(("change", "is_there"), CHANGES, ids=[c.__name
 Change = Callable[[Path], None]
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

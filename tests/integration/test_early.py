@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec import structs
-from serving import affine, evaluate, nothing_leaks
+from serving import affine, evaluate
 from serving import until as until_in
 
 from splitpoint.cli import main
@@ -33,10 +33,7 @@ from splitpoint.tensors import Array
 EAGER = Patience(first_s=20.0, least_s=20.0, pause_s=0.01, longest_pause_s=0.02)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import affine, evaluate, nothing_leaks, until
+from serving import affine, evaluate, until
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import SplitpointError
@@ -23,11 +23,7 @@ from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.result import Result
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 #: A lost server is tried again twice a second at least: what is tested is that it is, and not how seldom.

@@ -19,7 +19,7 @@ import pytest
 from msgspec import structs
 from places import SUPPORT
 from relays import ThreadRelay
-from serving import Gate, affine, evaluate, nothing_leaks
+from serving import Gate, affine, evaluate
 from serving import until as until_in
 
 import nets
@@ -48,10 +48,7 @@ QUICK = Patience(first_s=0.3, least_s=0.1, pong_s=0.2, pause_s=0.02, longest_pau
 PATIENT = Patience(first_s=20.0, least_s=20.0, pause_s=0.02, longest_pause_s=0.1, seed=1)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

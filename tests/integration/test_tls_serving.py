@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 from relays import ThreadRelay
-from serving import Gate, affine, evaluate, nothing_leaks, until
+from serving import Gate, affine, evaluate, until
 
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
@@ -29,15 +29,9 @@ from splitpoint.security import Security, ServerSecurity
 from splitpoint.transports import connect, memory
 from splitpoint.wire import Limits
 
-pytestmark = pytest.mark.usefixtures("_no_environment")
+pytestmark = pytest.mark.usefixtures("no_leaks", "_no_environment")
 
 TOKEN = certificates.TOKEN
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
 
 
 @pytest.fixture

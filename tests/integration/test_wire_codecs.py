@@ -17,7 +17,7 @@ import pytest
 from commands import ok
 from onnx import TensorProto
 from places import DOCS
-from serving import Gate, affine, evaluate, nothing_leaks, until
+from serving import Gate, affine, evaluate, until
 
 import nets
 from splitpoint import wire
@@ -43,10 +43,7 @@ DOC = DOCS / "wire-format.md"
 ENGINE = open_engine(threads=1)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from msgspec.structs import replace
-from serving import nothing_leaks
 
 from splitpoint.engines import open_engine
 from splitpoint.lab import fault_run as ordeal
@@ -62,10 +59,7 @@ def test_the_judge_knows_another_inputs_answer() -> None:
         assert ordeal._judged(model, cut, expected, request, 0.0, result).equal == equal
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_hundreds_of_requests_through_everything_that_can_go_wrong() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import affine, evaluate, nothing_leaks
+from serving import affine, evaluate
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import (
@@ -21,11 +20,7 @@ from splitpoint.runtime.client.edge_settings import ModelPolicy
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import Array
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

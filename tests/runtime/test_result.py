@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import nothing_leaks
 
 from splitpoint import wire
 from splitpoint.runtime.result import Marks, Result, tell
@@ -29,10 +27,7 @@ def test_what_was_finished_here_sums_up_without_a_gap(resumed: float) -> None:
     assert sum(stages.values()) == pytest.approx(500.0)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_a_server_that_lies_about_time_cannot_make_stages_negative() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,7 @@ from splitpoint.runtime.events import Event
 from splitpoint.runtime.stream.pipeline import stream
 from splitpoint.runtime.threads import Jobs, persist
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_a_failing_step_is_told_once_and_tried_again_with_longer_and_longer_pauses() -> None:

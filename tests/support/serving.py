@@ -140,6 +140,13 @@ def until(condition: object, seconds: float = 5.0) -> bool:
 
 
 @pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fails a test that leaves threads or sockets."""
+    with nothing_leaks():
+        yield
+
+
+@pytest.fixture
 def interruptible() -> Iterator[None]:
     """Ctrl-C works here and in what is started here, even where whoever started the tests ignores it (nohup, `&`)."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from queues import FAST, two_models
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
+from serving import nothing_leaks
 
 from splitpoint.engines import open_engine
 from splitpoint.models.model import Model

@@ -9,7 +9,6 @@ from time import sleep
 import numpy as np
 import pytest
 from queues import FAST, whole
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.engines import Session, open_engine
 from splitpoint.lab.slow_device import Stretched

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from queues import individual, jobs_of, random_jobs, score
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.tasks.joint_search import _JointSearch, bound, joint
 from splitpoint.tasks.schedule import (

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
-
 from splitpoint.profile.profiles import Profile
 from splitpoint.tasks.kept import KeptQueue, keep, load_kept, place_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from math import inf
 from typing import Any
 
 import pytest
@@ -26,6 +27,10 @@ class Edge:
 
     def __init__(self) -> None:
         self.probes: list[int] = []
+        self.doubted = 0
+
+    def doubt(self) -> None:
+        self.doubted += 1
 
     def glimpse(self, nbytes: int, timeout_s: float) -> Glimpse:
         self.probes.append(nbytes)
@@ -45,8 +50,8 @@ class Queue:
         self.monitor = QueueMonitor(LINK, clock=lambda: self.now_s)
         self.option: Option = plan.price(plan.graph.prefixes()[0], ["raw"], LINK)
 
-    def began(self, id: int) -> None:
-        self.monitor.began(id, self.edge, self.option)  # type: ignore[arg-type]
+    def began(self, id: int, due_s: float = inf) -> None:
+        self.monitor.began(id, self.edge, self.option, due_s)  # type: ignore[arg-type]
 
     def answered(
         self, id: int, handed_s: float, arrived_s: float, server_s: float, run: BatchRun | None = ALONE
@@ -63,6 +68,22 @@ class Queue:
         )  # fmt: skip
         whole_ms = tuple(host.profile.whole.median for host in self.plan.hosts)
         return self.monitor.answered(id, self.option, whole_ms, result)
+
+
+def test_a_connection_is_tried_while_an_answer_is_late(plan: Planner) -> None:
+    queue = Queue(plan)
+    for id, due_s in ((1, 101.0), (2, 103.0), (3, 101.0)):
+        queue.began(id, due_s)
+    tried = []
+    for now_s in (100.5, 101.5, 102.5):
+        queue.now_s = now_s
+        queue.monitor.look(queue.edge)  # type: ignore[arg-type]
+        tried.append(queue.edge.doubted)
+    assert tried == [0, 1, 2], "once for all of one edge"
+    queue.answered(1, 100.0, 102.0, 0.01)
+    queue.monitor.failed(3)
+    queue.monitor.look(queue.edge)  # type: ignore[arg-type]
+    assert queue.edge.doubted == 2
 
 
 def test_a_request_behind_another_waits_and_the_link_is_not_slower_for_it(plan: Planner) -> None:

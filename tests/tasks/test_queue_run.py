@@ -7,10 +7,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from queues import FAST, whole
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
+from relays import ThreadRelay
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError
@@ -24,10 +25,10 @@ from splitpoint.runtime.result import Result
 from splitpoint.runtime.server.server import Server
 from splitpoint.segments import samples_for
 from splitpoint.survey import Survey
-from splitpoint.tasks.fleet import Fleet, inputs_of
-from splitpoint.tasks.monitor import QueueMonitor
+from splitpoint.tasks.fleet import _PATIENCE, Fleet, inputs_of
+from splitpoint.tasks.monitor import QueueMonitor, Spent
 from splitpoint.tasks.policies import POLICIES
-from splitpoint.tasks.queue_run import QueueRun, predict
+from splitpoint.tasks.queue_run import QueueRun, _slower, predict
 from splitpoint.tasks.schedule import Free
 from splitpoint.tasks.task import Task, TaskResult, mix
 
@@ -232,6 +233,42 @@ def test_what_the_server_does_not_answer_is_finished_here(
     for task in tasks:
         for output, expected in whole(models[task.model], inputs[task.name]).items():
             np.testing.assert_allclose(answers[task.name].outputs[output], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_server_that_falls_silent_is_given_up_as_soon_as_an_answer_is_late(
+    server: Server, models: Mapping[str, Model], profiles: Mapping[str, Profile], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("splitpoint.tasks.fleet._PATIENCE", msgspec.structs.replace(_PATIENCE, pong_s=0.1))
+    monkeypatch.setattr("splitpoint.tasks.monitor.EVERY_S", 0.02)
+    with (
+        ThreadRelay(server.address, FAST) as relay,
+        Fleet(relay.address, engine=open_engine(threads=1), cache=tmp_path, fallback="local") as fleet,
+    ):
+        for name, model in models.items():
+            fleet.add((name, ""), model)
+        slow_device(fleet, profiles)
+        tasks = [Task(name=f"t{k}", model=name) for k, name in enumerate(["lenet5", "residual"] * 5)]
+        inputs = {t.name: samples_for(models[t.model], 1, k)[0] for k, t in enumerate(tasks)}
+        run = QueueRun(fleet, tasks, "fifo", inputs)
+        run.prepare()
+        relay.stall(3600)
+        rows = run.run()
+    assert len(rows) == len(tasks)
+    assert all(row.fallback.startswith("the server is gone") for row in rows), "none waited until it was late"
+
+
+def test_only_what_is_beyond_noise_contradicts_the_profiles() -> None:
+    def slower(factors: Sequence[float], planned: float = 10.0, shared: float = 1.0) -> float:
+        spent = [Spent(planned * f / 2, 9.0, planned * f / 2, 0.0, 0.0, 0.0, 0.0, planned) for f in factors]
+        return _slower(spent, shared)
+
+    assert slower([1.8, 2.2, 2.0, 1.9, 2.1, 2.0]) == pytest.approx(2.0)
+    assert slower([2.0] * 5) == 1.0, "too few"
+    assert slower([2.0] * 5 + [1.0] * 4) == 1.0, "some were as profiled"
+    assert slower([2.0] * 9, planned=1.0) == 1.0, "too short to say anything"
+    assert slower([2.0] * 9, shared=1.8) == 1.0, "while both computed"
+    assert slower([1.1] * 9) == 1.0
 
 
 def test_a_plan_is_predicted_without_running(fleet: Fleet) -> None:

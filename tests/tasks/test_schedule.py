@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from queues import batched, score
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.tasks.schedule import (
     Free,

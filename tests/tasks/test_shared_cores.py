@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import pytest
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.tasks.shared_cores import slowdown
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.errors import UsageError
 from splitpoint.tasks.task import Task, mix

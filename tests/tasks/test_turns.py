@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.tasks.turns import SharedDevice, UplinkOrder
 

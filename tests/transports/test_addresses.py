@@ -14,7 +14,7 @@ import certificates
 import numpy as np
 import pytest
 from host_names import Named
-from serving import affine, evaluate, nothing_leaks
+from serving import affine, evaluate
 
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
@@ -26,11 +26,7 @@ from splitpoint.runtime.server.server import Server
 from splitpoint.transports import addresses, connect
 from splitpoint.transports.addresses import Target, format_address, is_loopback, parse_address, parse_host
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.mark.parametrize(
@@ -77,12 +73,6 @@ def test_a_link_local_address_has_its_interface() -> None:
 
 #: Long enough that waiting for a silent address would be seen, whatever else this machine does.
 LONG_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from serving import nothing_leaks
 from socket_pairs import QUICK, tcp_pair, tls_pair
 
 from splitpoint import wire
@@ -27,10 +26,7 @@ def memory_pair(limits: Limits = QUICK) -> tuple[Connection, Connection]:
     return memory.pair(limits)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 sockets = pytest.mark.parametrize("sockets_pair", [tcp_pair, tls_pair], ids=["tcp", "tls"])

@@ -6,14 +6,14 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import affine, evaluate, nothing_leaks, until
+from serving import affine, evaluate, until
 from socket_pairs import tcp_pair, tls_pair
 
 from splitpoint import wire
@@ -29,11 +29,7 @@ from splitpoint.transports.addresses import is_loopback
 from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.wire import Kind, Limits, Packer, Packet
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_a_writer_that_fails_ends_its_connection() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import certificates
 import numpy as np
 import pytest
-from serving import affine, nothing_leaks, until
+from serving import affine, until
 
 from splitpoint import wire
 from splitpoint.errors import ServerError, UsageError
@@ -22,15 +22,9 @@ from splitpoint.transports.tcp import TcpConnection, TcpListener
 from splitpoint.transports.tls import TlsConnection, client_context, server_context
 from splitpoint.wire import Kind, Limits, Packer
 
-pytestmark = pytest.mark.usefixtures("_no_environment")
+pytestmark = pytest.mark.usefixtures("no_leaks", "_no_environment")
 
 TOKEN = certificates.TOKEN
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
 
 
 @pytest.fixture

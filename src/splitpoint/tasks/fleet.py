@@ -42,9 +42,9 @@ from splitpoint.tasks.task import Task
 from splitpoint.tasks.turns import SharedDevice
 from splitpoint.tensors import Array
 
-#: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.
 #: Runs that are shorter say nothing of what they share, ms.
 _SAYS_MS = 2.0
+#: A request waits for its turn behind others on the link and at the server, as planned: only after this is it late.
 _PATIENCE = Patience(answer_s=120.0, first_s=30.0, least_s=30.0, need_server=True)
 
 

@@ -1,7 +1,8 @@
 """What a queue that runs shows of the link, the device and the server, and where the time of each request went.
 
 What follows from it is `runtime.adapt.conditions`' belief, the same as that of an edge that adapts. A thread looks once
-a second: where no request is on the link, it probes (`runtime.adapt.probe_schedule`).
+a second: where no request is on the link, it probes (`runtime.adapt.probe_schedule`); where an answer should have come,
+it has the connection tried, so that nobody waits for a server that has fallen silent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import NamedTuple
 
@@ -32,8 +34,9 @@ EVERY_S, _WAIT_S = 1.0, 1.0
 
 
 class Spent(NamedTuple):
-    """Where the time of one request went, ms: the device, the network (without waiting for it), the server; and the
-    moments (s) when its head began, its bytes had arrived, and the server and all was done."""
+    """Where the time of one request went, ms: the device, the network (without waiting for it), the server; the moments
+    (s) when its head began, its bytes had arrived, and the server and all was done; and what device and server should
+    have computed by the plan, ms."""
 
     edge: float
     transfer: float
@@ -42,6 +45,7 @@ class Spent(NamedTuple):
     arrived: float
     served: float
     ended: float
+    planned: float
 
 
 class QueueMonitor:
@@ -53,6 +57,7 @@ class QueueMonitor:
         self._now = clock
         self._lock = threading.Lock()
         self._load_ms = 0.0
+        self._due: dict[int, tuple[float, Edge]] = {}
         self._closed = threading.Event()
 
     # --- what is believed ---------------------------------------------------------------------------------------
@@ -74,15 +79,18 @@ class QueueMonitor:
 
     # --- what requests say --------------------------------------------------------------------------------------
 
-    def began(self, id: int, edge: Edge, option: Option) -> None:
+    def began(self, id: int, edge: Edge, option: Option, due_s: float = inf) -> None:
+        """Its answer is planned for the moment `due_s`."""
         if option.kind != "device":
             with self._lock:
                 self._observer.uplink.sent(id, edge, self._now())
+                self._due[id] = due_s, edge
 
     def failed(self, id: int) -> None:
         """It has no answer of the server."""
         with self._lock:
             self._observer.uplink.dropped(id)
+            self._due.pop(id, None)
 
     def answered(
         self, id: int, option: Option, whole_ms: tuple[float, float], result: Result, held_s: float = 0.0
@@ -98,12 +106,13 @@ class QueueMonitor:
                 self._observer.computed(ended, Ran(edge, planned_ms, whole_ms[0]))
         if result.offset is None or not result.up_nbytes or "up" not in at:
             self.failed(id)
-            return Spent(edge, 0.0, 0.0, started, ended, ended, ended)
+            return Spent(edge, 0.0, 0.0, started, ended, ended, ended, planned_ms)
         packed, arrived, served = at["up"].start, at["up"].end, at["down"].start
         server, up_ms, down_ms = stages["server"], at["up"].ms, at["down"].ms
         alone = result.batch is not None and result.batch.size == 1
         tail = Ran(server, option.stages["server"].ms, whole_ms[1], alone)
         with self._lock:
+            self._due.pop(id, None)
             self._schedule.used(ended)
             waited_ms = self._observer.answered(
                 ended, FrameTime(result.up_nbytes, up_ms), FrameTime(result.down_nbytes, down_ms), tail,
@@ -111,7 +120,7 @@ class QueueMonitor:
                 remote_ms=(ended - packed) * 1e3, request=id,
             )  # fmt: skip
         transfer = max(0.0, up_ms - waited_ms) + down_ms
-        return Spent(edge, transfer, server, started, arrived, served, ended)
+        return Spent(edge, transfer, server, started, arrived, served, ended, planned_ms + tail.profiled_ms)
 
     # --- the thread that looks ----------------------------------------------------------------------------------
 
@@ -135,11 +144,14 @@ class QueueMonitor:
         return True
 
     def look(self, edge: Edge) -> None:
-        """Probes the link if it is idle, and it is time to."""
+        """Has the connections of answers that are late tried; probes the link if it is idle, and it is time to."""
         now = self._now()
         with self._lock:
+            late = {of for due_s, of in self._due.values() if due_s < now}
             mbps = self._observer.conditions(now).link.up_mbps
             nbytes = 0 if self._observer.uplink.in_use else self._schedule.probe_nbytes(now, mbps)
+        for one in late:
+            one.doubt()
         if not nbytes:
             return
         seen = edge.glimpse(nbytes, _WAIT_S)

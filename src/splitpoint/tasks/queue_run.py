@@ -26,6 +26,7 @@ import msgspec
 from splitpoint.callbacks import report
 from splitpoint.errors import BusyError, SplitpointError
 from splitpoint.planning.plans import Option
+from splitpoint.report.noise import median_interval, outside
 from splitpoint.runtime.adapt.conditions import Conditions
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Request, Result
@@ -157,6 +158,14 @@ def _earns(gain_ms: float, cost_ms: float, left_ms: float) -> bool:
 def _end(jobs: Sequence[QueuedJob], turns: Sequence[JobTurn], free: Free) -> float:
     """When the last answer is predicted."""
     return max((slot.ended for slot in timeline(jobs, turns, free)), default=0.0)
+
+
+def _slower(spent: Sequence[Spent], shared: float) -> float:
+    """How many times as long as the profiles say requests computed, where that is more than they lose by sharing cores,
+    and beyond noise; 1 else."""
+    ratios = [r for s in spent if (r := _ratio(s.edge + s.server, s.planned))]
+    beyond = outside(len(ratios)) and median_interval(ratios)[0] > _OFF * shared
+    return median(ratios) if beyond else 1.0
 
 
 class QueueRun:
@@ -302,8 +311,9 @@ class QueueRun:
         )  # fmt: skip
         local = sum(bool(r.fallback) for r in self.rows)
         return msgspec.structs.replace(
-            summary, compile_s=self.compile_s, replans=self.replans, local=local, shared=self.fleet.shared
-        )
+            summary, compile_s=self.compile_s, replans=self.replans, local=local, shared=self.fleet.shared,
+            slower=_slower(self._spent, self.fleet.shared),
+        )  # fmt: skip
 
     def _now_ms(self) -> float:
         return (perf_counter() - self._began) * 1e3
@@ -445,7 +455,7 @@ class QueueRun:
         edge = self.fleet.edges[way.task.source]
         device = self.fleet.device
         cut, codecs = placement(edge.model.graph, way.option)
-        self.monitor.began(id, edge, way.option)
+        self.monitor.began(id, edge, way.option, self._began + way.ended_ms / 1e3)
         device.lend(lambda: self._hold(id, way, edge))
         try:
             if not cut.nodes:  # no head: it only passes

@@ -144,6 +144,9 @@ class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Answers that were finished on the device because the server was late or gone."""
     shared: float = 1.0
     """How many times as long device and server take while both compute, measured before the start."""
+    slower: float = 1.0
+    """How many times as long as the profiles say requests computed; 1 where that is within noise, or explained by
+    `shared`."""
 
 
 def summarise(

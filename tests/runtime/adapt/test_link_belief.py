@@ -6,7 +6,6 @@ from random import Random
 
 import numpy as np
 import pytest
-from serving import interruptible, nothing_leaks  # noqa: F401  # a fixture is used by its name
 
 from splitpoint.link import Link
 from splitpoint.runtime.adapt.link_belief import Carried, FrameTime, LinkBelief, SharedUplink

@@ -6,13 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from places import SUPPORT
-from serving import Gate, affine, nothing_leaks
+from serving import Gate, affine
 
 from splitpoint import wire
 from splitpoint.engines import open_engine
@@ -31,11 +30,7 @@ from splitpoint.tensors import Array
 from splitpoint.transports import connect
 from splitpoint.wire import Kind
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from nearby import Nearby
-from serving import affine, evaluate, nothing_leaks, until
+from serving import affine, evaluate, until
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import BusyError, ModelError, RefusedError, ServerError, UsageError
@@ -29,10 +28,7 @@ QUICK = Patience(first_s=0.2, least_s=0.1, pong_s=0.2, pause_s=0.01, longest_pau
 PATIENT = Patience(first_s=20.0, least_s=20.0, pause_s=0.01, longest_pause_s=0.05, seed=1)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from profile_asking import Asking, askers
-from serving import Gate, affine, evaluate, nothing_leaks, until
+from serving import Gate, affine, evaluate, until
 
 import nets
 from splitpoint.engines import open_engine
@@ -38,10 +38,7 @@ from splitpoint.trace import Span
 STAGES = ["head", "encode", "up", "decode", "queue", "tail", "reply", "down"]
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

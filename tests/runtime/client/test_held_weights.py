@@ -6,14 +6,13 @@ import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import affine, evaluate, nothing_leaks
+from serving import affine, evaluate
 
 from splitpoint import wire
 from splitpoint.cli import main
@@ -31,11 +30,7 @@ from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import Array
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

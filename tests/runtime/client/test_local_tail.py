@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import affine, evaluate, nothing_leaks, until
+from serving import affine, evaluate, until
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import EngineError, ServerError
@@ -20,11 +19,7 @@ from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.events import ignore
 from splitpoint.runtime.model_choice import info_of
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,7 @@ from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import Array
 from splitpoint.wire import ModelInfo, TensorInfo
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def info(*inputs: TensorInfo, outputs: tuple[TensorInfo, ...] = ()) -> ModelInfo:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from nearby import Nearby
-from serving import Gate, affine, nothing_leaks, until
+from serving import Gate, affine, until
 
 from splitpoint.codecs import open_codec
 from splitpoint.errors import (
@@ -25,11 +24,7 @@ from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import Array
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

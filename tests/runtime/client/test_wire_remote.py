@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import Gate, affine, evaluate, nothing_leaks, until
+from serving import Gate, affine, evaluate, until
 
 from splitpoint import wire
 from splitpoint.codecs import open_codec
@@ -25,10 +24,7 @@ from splitpoint.tensors import Array
 RAW = Encoding({}, strict=False)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from serving import nothing_leaks
 
 from splitpoint.runtime.probe.server_clock import ServerClock
 from splitpoint.runtime.result import Marks, Result
@@ -126,10 +125,7 @@ def test_an_answer_after_a_sleep_says_how_little_is_known_of_its_ways() -> None:
     assert stages["up"] + stages["down"] == pytest.approx((up + down) * 1e3)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_the_clock_is_that_of_the_shortest_ping() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import affine, evaluate, nothing_leaks, until
+from serving import affine, evaluate, until
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import ServerError
@@ -23,10 +22,7 @@ from splitpoint.transports.tcp import TcpListener
 X = np.ones((1, 1024), np.float32)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

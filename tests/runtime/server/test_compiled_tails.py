@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import Gate, affine, nothing_leaks, until
+from serving import Gate, affine, until
 
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.edge import Edge
@@ -16,11 +15,7 @@ from splitpoint.runtime.server.compiled_tails import Tails
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import Array
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import Gate, affine, nothing_leaks, until
+from serving import Gate, affine, until
 
 from splitpoint import wire
 from splitpoint.errors import BusyError, InputError, ModelError, RefusedError
@@ -22,11 +22,7 @@ from splitpoint.tensors import Array
 from splitpoint.transports import connect
 from splitpoint.wire import Kind
 
-
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import Gate, affine, nothing_leaks, until
+from serving import Gate, affine, until
 
 from splitpoint import wire
 from splitpoint.codecs import open_codec
@@ -53,10 +52,7 @@ def test_who_does_not_read_its_answers_is_in_no_batch() -> None:
 X = np.ones((1, 1024), np.float32)
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

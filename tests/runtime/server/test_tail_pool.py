@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import ModelProto, TensorProto, helper
-from serving import Gate, affine, evaluate, nothing_leaks, until
+from serving import Gate, affine, evaluate, until
 
 from splitpoint import wire
 from splitpoint.cli.serve import command
@@ -68,10 +68,7 @@ MIXING = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 @pytest.fixture

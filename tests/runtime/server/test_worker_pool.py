@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
-from serving import nothing_leaks, until
+from serving import until
 
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.fair_queue import Client, Gauge, RecentWait, WaitingJob
@@ -170,10 +170,7 @@ def test_who_has_a_deadline_is_not_made_to_miss_it(max_wait_s: float | None) -> 
         pool.close()
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_a_job_that_fails_leaves_its_worker_alive() -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from serving import nothing_leaks, until
+from serving import until
 
 from splitpoint.errors import (
     InputError,
@@ -102,10 +102,7 @@ def test_leaving_early_abandons_what_has_begun() -> None:
     assert until(lambda: set(range(3, 5)) <= {*abandoned, *send.came})
 
 
-@pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    with nothing_leaks():
-        yield
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_the_pipeline_delivers_before_it_fails() -> None:

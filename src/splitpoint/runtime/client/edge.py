@@ -340,6 +340,11 @@ class Edge(Closable):
         """The seconds of a round trip to the server; None if none was made in time."""
         return self._remote.ping(self._means.patience.pong_s)
 
+    def doubt(self) -> None:
+        """Has the connection tried with a ping, and given up if nothing moves on it; not with the fallback ``error``,
+        which makes no other."""
+        self._line.doubt(0.0)
+
     def glimpse(self, nbytes: int, timeout_s: float) -> Glimpse | None:
         """What `nbytes` over an idle link tell of it; None if no answer came within `timeout_s`."""
         channel = self._channel
