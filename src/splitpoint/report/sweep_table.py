@@ -23,6 +23,9 @@ from splitpoint.text import end_of
 from splitpoint.trace import DEVICE, OTHERS, STAGES
 from splitpoint.units import ms, size
 
+#: Verdicts.
+FASTEST, SLOWER = "fastest", "slower"
+
 
 @dataclass(frozen=True, slots=True)
 class SweepRow:
@@ -66,6 +69,8 @@ class SweepRow:
     p50_high: float = 0.0
     """Medians of what the columns of these names average, and between what `p50_rtt` lies; 0 in the files of earlier
     versions."""
+    verdict: str = ""
+    """`FASTEST` or `SLOWER`, if it has taken turns with all that may be the fastest: whether it can be told from it."""
     numbers: dict[str, float] = field(default_factory=dict)
     """Medians of `splitpoint.trace.OTHERS`, each a column of its own."""
 
