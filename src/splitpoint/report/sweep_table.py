@@ -152,6 +152,7 @@ def _seconds(title: str, field: str, *, keep: bool = False) -> Column[SweepRow]:
 
 
 TABLE: Sequence[Column[SweepRow]] = (
+    Column("", lambda r: "→" if r.verdict == FASTEST else "", keep=True),
     Column("cut", lambda r: r.place.removeprefix("split "), right=False, keep=True),
     _seconds("device", "p50_compute", keep=True),
     _seconds("up", "p50_transfer", keep=True),
