@@ -219,6 +219,11 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str, fastest: Sequence[Swe
         _fill(figure, axes, rows, fastest)
 
 
+def _tick(row: SweepRow) -> str:
+    place = end_of(row.split_layer, 26) if row.place.startswith("split") else row.place
+    return f"{place} {TABLE[0].cell(row)}".rstrip()
+
+
 def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
     places = range(len(rows))
     floor = [0.0] * len(rows)
@@ -231,7 +236,7 @@ def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow], fastest: Sequence[Sw
     best, top = rows.index(fastest[0]), max(*floor, *totals)
     side = "left" if best < len(rows) / 3 else "right" if best > len(rows) * 2 / 3 else "center"
     axes.annotate(
-        f"{'fastest' if len(fastest) == 1 else 'not told apart'}: {in_words(fastest, 1)}",
+        f"{'fastest' if len(fastest) == 1 else 'not told apart (→)'}: {in_words(fastest, 1)}",
         (best, max(floor[best], totals[best])), (best, top * 1.14), ha=side, fontsize=10, fontweight="bold",
         arrowprops={"arrowstyle": "->"},
     )  # fmt: skip
@@ -240,11 +245,11 @@ def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow], fastest: Sequence[Sw
     axes.set_ylabel("milliseconds of a request (medians)")
     axes.set_xlabel("split after layer")
     step = max(1, len(rows) // 60)
-    axes.set_xticks(list(places)[::step], [end_of(r.split_layer, 26) for r in rows][::step], rotation=90, fontsize=7)
+    axes.set_xticks(list(places)[::step], [_tick(r) for r in rows][::step], rotation=90, fontsize=7)
     sizes = axes.twinx()
     sizes.plot(places, [r.bytes_up / 1e3 for r in rows], color="black", marker=".", linewidth=1, label="bytes up")
     sizes.set_ylabel("kB on the uplink (line)")
-    sizes.set_ylim(bottom=0)
+    sizes.set_ylim(0, max(1.0, 1.22e-3 * max(r.bytes_up for r in rows)))  # below what is said of the fastest
     handles, labels = axes.get_legend_handles_labels()
     more, names = sizes.get_legend_handles_labels()
     columns = 6 if len(rows) > 24 else 3
