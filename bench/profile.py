@@ -29,7 +29,7 @@ from splitpoint.machine import EMULATED
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.profile.kernel_times import estimated
-from splitpoint.profile.measure import ProfileRun, stat_of
+from splitpoint.profile.measure import ProfileRun, compiled_anew, stat_of
 from splitpoint.profile.profiles import Profile, Stat
 from splitpoint.trace import Clock
 
@@ -125,11 +125,12 @@ def measured(profile: Profile, direct: dict[int, tuple[list[list[float]], list[l
                 visits += [stat.p10 <= float(np.median(times)) <= stat.p90 for times in each]
                 runs += [stat.p10 <= ms <= stat.p90 for times in each for ms in times]
                 widths.append((stat.p90 - stat.p10) / 2 / max(stat.median, 1e-3))
+    anew = f"compiled anew, a half differs by {compiled_anew([side for of in direct.values() for side in of]):.1%}"
     if not visits:
-        return "none"
+        return f"none; {anew}"
     return (
         f"in their band: {np.mean(visits):.0%} of {len(visits)} later visits (compiled anew), {np.mean(runs):.0%} of "
-        f"{len(runs)} runs; ± {np.median(widths):.1%}"
+        f"{len(runs)} runs; ± {np.median(widths):.1%}; {anew}"
     )
 
 
