@@ -14,6 +14,7 @@ thread only).
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -24,10 +25,11 @@ import numpy as np
 
 from bench.common import EDGE_CORE, header, pin
 from splitpoint.engines import open_engine
+from splitpoint.machine import EMULATED
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.profile.kernel_times import estimated
-from splitpoint.profile.measure import ProfileRun, stat_of
+from splitpoint.profile.measure import ProfileRun, compiled_anew, stat_of
 from splitpoint.profile.profiles import Profile, Stat
 from splitpoint.trace import Clock
 
@@ -69,16 +71,24 @@ class Errors:
         )
 
 
-def main(names: Sequence[str], budget_s: float = 60.0, threads: int = 1, clock: Clock = perf_counter) -> None:
+def main(
+    names: Sequence[str], budget_s: float = 60.0, threads: int = 1, clock: Clock = perf_counter, cuts: int = 0
+) -> None:
     for name in names:
         model = load(name)
         started = perf_counter()
-        profile, direct, order = both(model, budget_s, threads, clock)
-        chain = [k for k, c in enumerate(model.graph.prefixes()) if c.index is not None]
+        profile, direct, order = both(model, budget_s, threads, clock, cuts)
+        chain = list(direct)
         print(
-            f"{model.name}: whole {profile.whole}, {profile.measured} of {len(chain)} cuts in {budget_s:g} s, "
-            f"{perf_counter() - started:.0f} s with the direct measurements"
+            f"{model.name}: whole {profile.whole}, {profile.measured} of {len(model.graph.chain())} cuts in "
+            f"{budget_s:g} s, {perf_counter() - started:.0f} s with the direct measurements"
+            f"{f'; {profile.note}' if profile.note else ''}"
         )
+        if cuts:
+            show(profile, direct)
+        print(f"  measured cuts     {measured(profile, direct)}")
+        if cuts:
+            continue
         repeat = {k: (stat_of(v[0][:1]), stat_of(v[1][:1])) for k, v in direct.items() if v[0] and v[1]}
         print(f"  all cuts          {compare(profile, direct, chain)}")
         half = {s.prefix for s in profile.segments if s.prefix in (0, chain[-1])} | set(chain[::2])
@@ -90,16 +100,52 @@ def main(names: Sequence[str], budget_s: float = 60.0, threads: int = 1, clock: 
         print(f"  bands by FLOPs    {bands(flops, direct, order)}", flush=True)
 
 
+def show(profile: Profile, direct: dict[int, tuple[list[list[float]], list[list[float]]]]) -> None:
+    """Each half's band, ~ if it is modelled, beside the direct measurement."""
+    said, held = [], []
+    for k, visits in direct.items():
+        for side, stat, of in zip(("head", "tail"), (profile.head(k), profile.tail(k)), visits, strict=True):
+            if of:
+                ms = stat_of(of).median
+                held.append(stat.p10 <= ms <= stat.p90)
+                mark, out = "" if stat.count else "~", "" if held[-1] else "  OUTSIDE"
+                said.append(
+                    f"    {side} of {profile.graph.prefixes()[k].name:30.30} {mark}{stat} measured {ms:.2f}{out}"
+                )
+    print("\n".join(said))
+    print(f"  {sum(held)} of {len(held)} halves lie in their band")
+
+
+def measured(profile: Profile, direct: dict[int, tuple[list[list[float]], list[list[float]]]]) -> str:
+    """How many direct measurements of what the profile measured, too, lie in its band: visits, and runs of them."""
+    visits, runs, widths = [], [], []
+    for k, of in direct.items():
+        for stat, each in zip((profile.head(k), profile.tail(k)), of, strict=True):
+            if stat.count and each:
+                visits += [stat.p10 <= float(np.median(times)) <= stat.p90 for times in each]
+                runs += [stat.p10 <= ms <= stat.p90 for times in each for ms in times]
+                widths.append((stat.p90 - stat.p10) / 2 / max(stat.median, 1e-3))
+    anew = f"compiled anew, a half differs by {compiled_anew([side for of in direct.values() for side in of]):.1%}"
+    if not visits:
+        return f"none; {anew}"
+    return (
+        f"in their band: {np.mean(visits):.0%} of {len(visits)} later visits (compiled anew), {np.mean(runs):.0%} of "
+        f"{len(runs)} runs; ± {np.median(widths):.1%}; {anew}"
+    )
+
+
 def both(
-    model: Model, budget_s: float, threads: int, now: Clock
+    model: Model, budget_s: float, threads: int, now: Clock, cuts: int = 0
 ) -> tuple[Profile, dict[int, tuple[list[list[float]], list[list[float]]]], list[int]]:
     """The profile, and (head visits, tail visits) in ms of every cut of the chain, measured in between; the profile's
     own visits in order.
     """
     clock, engine = Pausing(now), open_engine(threads=threads)
-    survey = ProfileRun(model, engine, budget_s=budget_s, clock=clock)
+    survey = ProfileRun(model, engine, budget_s=budget_s, clock=clock, note=os.environ.get(EMULATED, ""))
     other = ProfileRun(model, engine, budget_s=1e9, clock=now)
     chain = [k for k, c in enumerate(model.graph.prefixes()) if c.index is not None]
+    if cuts:  # not the ends, which are the whole
+        chain = [chain[k] for k in dict.fromkeys(np.linspace(1, len(chain) - 2, cuts).round().astype(int).tolist())]
     direct: dict[int, tuple[list[list[float]], list[list[float]]]] = {k: ([], []) for k in chain}
     backwards = cycle(chain[::-1])
     visits = 0
@@ -119,7 +165,8 @@ def both(
     order = []
     for k in survey.visits():
         order.append(k)
-        one()
+        if not cuts:
+            one()
     while visits < VISITS * len(chain):
         one()
     return survey.profile(), direct, order
@@ -186,8 +233,15 @@ if __name__ == "__main__":
     parser.add_argument("models", nargs="*", default=["zoo:efficientnet_lite0"])
     parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cuts", type=int, default=0, help="measure so many directly, and print them")
     parser.add_argument("--cpu-time", action="store_true")
     arguments = parser.parse_args()
     pin(EDGE_CORE)
     print(header())
-    main(arguments.models, arguments.budget, arguments.threads, process_time if arguments.cpu_time else perf_counter)
+    main(
+        arguments.models,
+        arguments.budget,
+        arguments.threads,
+        process_time if arguments.cpu_time else perf_counter,
+        arguments.cuts,
+    )

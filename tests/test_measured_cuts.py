@@ -20,6 +20,7 @@ from splitpoint.models.model import Model
 from splitpoint.models.zoo import digits
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plans import Band, HopCosts, HostCosts, Option
+from splitpoint.report.sweep_table import FASTEST, SLOWER
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Marks, Result
 from splitpoint.runtime.server.server import Server
@@ -109,13 +110,13 @@ def test_many_that_are_alike_take_turns_in_groups_and_all_are_named() -> None:
     cuts = list(model.graph.chain())[:12]
     quick = {cuts[3].name: 0.001, cuts[10].name: 0.002}  # the others: 2 ms and what nobody can tell apart
     edge = FakeEdge(model, lambda cut, k: quick.get(cut, 0.005 if cut == cuts[5].name else 0.002 + k * 7919 % 5 / 1e6))
-    rows, near = sweep_again(edge, cuts, [{"image": 0}])  # type: ignore[arg-type, list-item]
+    rows = sweep_again(edge, cuts, [{"image": 0}])  # type: ignore[arg-type, list-item]
     assert [r.n for r in rows] == [AGAIN] * 12
-    assert near == [3]
+    assert [r.verdict for r in rows] == [FASTEST if k == 3 else SLOWER for k in range(12)]
     del quick[cuts[3].name]
     edge = FakeEdge(model, lambda cut, k: 0.005 if cut == cuts[5].name else 0.002)
-    rows, near = sweep_again(edge, cuts, [{"image": 0}])  # type: ignore[arg-type, list-item]
-    assert near == [k for k in range(12) if k != 5]
+    rows = sweep_again(edge, cuts, [{"image": 0}])  # type: ignore[arg-type, list-item]
+    assert [r.verdict for r in rows] == [SLOWER if k == 5 else FASTEST for k in range(12)]
     warmed = "".join("w" if did.startswith("warm") else "f" if did == "forget" else "" for did in edge.did)
     assert max(map(len, warmed.split("f"))) == 8  # cuts in memory at once
 

@@ -9,6 +9,7 @@ experiment and the honest table's proof.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from splitpoint.errors import UsageError, nearest
 from splitpoint.graph import Cut
 from splitpoint.planning.plans import Band, Option
 from splitpoint.report.noise import tied
-from splitpoint.report.sweep_table import SweepRow, sweep_row
+from splitpoint.report.sweep_table import FASTEST, SLOWER, SweepRow, sweep_row
 from splitpoint.report.table import Column, number_columns
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.codec_choice import CodecChoice
@@ -178,11 +179,14 @@ def sweep_again(
     repeat: int = 1,
     codec: CodecChoice | None = None,
     setup: str = "",
-) -> tuple[list[SweepRow], list[int]]:
-    """Rows of `cuts`, measured again in turns, with `AGAIN` requests at least; and which of them cannot be told from
-    the fastest, the least median first. Several cuts are in memory at a time. Otherwise as `sweep`."""
+) -> list[SweepRow]:
+    """Rows of `cuts`, measured again in turns, with `AGAIN` requests at least, whose verdicts say which of them cannot
+    be told from the fastest. Several cuts are in memory at a time. Otherwise as `sweep`."""
     results, near = _again(edge, [(cut, _at(cut, codec)) for cut in cuts], inputs, repeat * len(inputs))
-    return [sweep_row(cut, r, setup, edge.model) for cut, r in zip(cuts, results, strict=True)], near
+    return [
+        replace(sweep_row(cut, r, setup, edge.model), verdict=FASTEST if k in near else SLOWER)
+        for k, (cut, r) in enumerate(zip(cuts, results, strict=True))
+    ]
 
 
 def _at(cut: Cut, codec: CodecChoice | None) -> CodecChoice | None:

@@ -13,7 +13,7 @@ from PIL import Image
 from splitpoint.cli import main
 from splitpoint.measured_cuts import AGAIN
 from splitpoint.models.zoo import digits
-from splitpoint.report.sweep_table import COLUMNS, read_rows, write_rows
+from splitpoint.report.sweep_table import COLUMNS, FASTEST, SLOWER, SweepRow, read_rows, write_rows
 
 
 def test_sweep_writes_the_seeds_columns_and_resumes(
@@ -50,20 +50,45 @@ def test_sweep_writes_the_seeds_columns_and_resumes(
     ok(capsys, *command, "--csv", path, "--cuts", "3")
     last = path.read_text().splitlines()
     assert [line.partition(",")[0] for line in last] == [line.partition(",")[0] for line in after]  # nor lost
-    told = [
-        replace(row, n=AGAIN, p50_rtt=s, p50_low=0.9 * s, p50_high=1.1 * s)
-        for row in read_rows(path)
-        for s in [0.1 if row.split_layer == "output" else 1.0]
-    ]
-    write_rows(path, told)
-    text = ok(capsys, *command, "--csv", path, "--cuts", "3")
-    assert "fastest: all on the device, 100 ms" in text, (
-        "a complete file measures nothing, and bands tell the rest apart"
-    )
     message = fails(capsys, 2, *command, "--csv", path, "--repeat", "2")
     assert "was measured otherwise" in message
     message = fails(capsys, 2, "sweep", "efficientnet_lite0", "--cloud", serving.address, "--csv", path)
     assert "--fresh" in message
+
+
+def test_a_verdict_is_kept_and_one_that_was_not_reached_is_not_made_up(
+    serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    command = ["sweep", "lenet", "--cloud", serving.address, "--images", digits()[0], "--csv", path]
+    ok(capsys, *command, "--cuts", "3", "--repeat", "12")
+    measured = read_rows(path)
+    assert FASTEST in {row.verdict for row in measured}
+    made_up = [0.3, 0.1, 0.2]
+
+    def given(verdicts: tuple[str, str, str]) -> list[SweepRow]:
+        rows = [
+            replace(row, p50_rtt=s, p50_low=0.4 * s, p50_high=1.1 * s, verdict=verdict)
+            for row, s, verdict in zip(measured, made_up, verdicts, strict=True)
+        ]
+        write_rows(path, rows)
+        return rows
+
+    # As many requests as turns have, but a verdict for none: it was interrupted before they took them.
+    given(("", "", ""))
+    ok(capsys, *command, "--cuts", "3", "--repeat", "12")
+    after = read_rows(path)
+    assert [row.p50_rtt for row in after[1:]] != made_up[1:]
+    assert all(row.verdict for row in after if row.n >= AGAIN and row.p50_rtt not in made_up)
+    kept = given((SLOWER, FASTEST, FASTEST))
+    text = ok(capsys, *command, "--cuts", "3", "--repeat", "12")
+    assert read_rows(path) == kept  # nothing is measured again
+    assert "not told apart by 12 requests each: split after" in text
+    assert ", 100 ms; all on the device, 200 ms" in text
+    assert "all on the server: 300 ms" in text
+    ok(capsys, *command, "--cuts", "2", "--repeat", "12")
+    assert [row.p50_rtt for row in read_rows(path)][1] == 0.1
+    assert read_rows(path)[2].p50_rtt != 0.2  # it was of three, so it is no verdict of two
 
 
 def test_sweep_writes_once_where_nothing_can_be_written_anew(

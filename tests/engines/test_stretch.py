@@ -13,7 +13,7 @@ from sockets import LONG_S
 import nets
 from splitpoint.engines import onnxruntime, open_engine, stretch
 from splitpoint.engines.stretch import LIMIT, SLOWDOWN, sleep_until, slowdown, stretched
-from splitpoint.errors import EngineError, UsageError
+from splitpoint.errors import EngineError, InputError, UsageError
 from splitpoint.profile.measure import ProfileRun
 
 X = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
@@ -66,6 +66,31 @@ def test_engines_heed_it_in_runs_and_kernels(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(session.run({"x": X})["y"], plain["y"])
     assert waits == []
     session.close()
+
+
+def test_all_of_a_run_is_stretched_and_a_failed_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(stretch, "sleep_until", waits.append)
+    monkeypatch.setenv(SLOWDOWN, "8")
+    session = open_engine(threads=1).compile(nets.load(nets.residual()).whole())
+    with pytest.raises(InputError, match="input x is missing"):
+        session.run({})
+    assert waits == []
+    now = [0.0]
+
+    class Feed(dict[str, np.ndarray]):
+        """What Python does before the engine computes takes a millisecond."""
+
+        def __getitem__(self, name: str) -> np.ndarray:
+            now[0] += 1e-3
+            return super().__getitem__(name)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    session.run(Feed(x=X))
+    assert waits == [pytest.approx(8e-3)]
+    session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.run({"x": X})
 
 
 def test_an_engine_that_does_not_heed_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,18 @@ import pytest
 from splitpoint.errors import UsageError
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.report.sweep_table import COLUMNS, TABLE, SweepRow, close, in_words, read_rows, sweep_row, write_rows
+from splitpoint.report.sweep_table import (
+    COLUMNS,
+    FASTEST,
+    SLOWER,
+    TABLE,
+    SweepRow,
+    close,
+    in_words,
+    read_rows,
+    sweep_row,
+    write_rows,
+)
 from splitpoint.runtime.probe.server_clock import Offset
 from splitpoint.runtime.result import Marks, Result
 from splitpoint.trace import Span
@@ -64,6 +76,11 @@ def test_the_table_has_medians_and_the_seeds_columns_means(model: Model) -> None
     assert (row.p50_low, row.p50_high) == pytest.approx((0.9, 9.0))
     cells = {column.title: column.cell(row) for column in TABLE}
     assert (cells["device"], cells["up"], cells["recv"], cells["total"]) == ("200", "300", "400", "900")
+
+
+def test_the_table_marks_what_cannot_be_told_from_the_fastest(model: Model) -> None:
+    marks = [TABLE[0].cell(replace(row_of(model, 1.0), verdict=v)) for v in (FASTEST, SLOWER, "")]
+    assert marks == ["→", "", ""]
 
 
 def placed(model: Model, cut: str, *scales: float) -> SweepRow:

@@ -37,7 +37,7 @@ from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.profile.files import load_profile
 from splitpoint.profile.profiles import Profile, Watts
-from splitpoint.report.plan_table import draw, fitted, modelled, proof, range_lines, refusals, seed_lines
+from splitpoint.report.plan_table import draw, fitted, legend, proof, range_lines, refusals, seed_lines
 from splitpoint.report.prediction_table import uncalibrated_line
 from splitpoint.report.table import fields_of
 from splitpoint.security import Security
@@ -229,8 +229,7 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     console.print(f"link    {name}{plan.link}")
     titles, rows = fitted(plan, console.width)
     table(fields_of(titles, left=("option", "quality"), keep=titles), rows, console=console)
-    if unmeasured := modelled(plan):
-        console.print(unmeasured)
+    console.print(legend(plan))
     for line in refusals(plan):
         console.print(typed(line))
     for line in seed_lines(plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,15 +19,18 @@ from splitpoint.errors import UsageError
 from splitpoint.files import is_special
 from splitpoint.graph import Cut
 from splitpoint.machine import EMULATED
-from splitpoint.measured_cuts import AGAIN, sweep, sweep_again
+from splitpoint.measured_cuts import sweep, sweep_again
 from splitpoint.models.model import Model
-from splitpoint.report.sweep_table import TABLE, SweepRow, close, draw, in_words, read_rows, write_rows
+from splitpoint.report.sweep_table import FASTEST, TABLE, SweepRow, close, draw, in_words, read_rows, write_rows
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.security import Security
 from splitpoint.segments import select
 from splitpoint.tensors import Array
 from splitpoint.units import ms
+
+#: So many of the fastest are named below the table, which marks all of them.
+_NAMED = 4
 
 
 @click.command()
@@ -114,15 +118,19 @@ def _measure(
                 if as_lines:
                     put_json(row.flat())
                 bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
-            wide = fastest = close([known[key] for key in wanted])
-            if not left and all(row.n >= AGAIN for row in wide):  # an earlier run has measured them again
-                fastest, wide = [row for row in wide if row.p50_low <= wide[0].p50_high], []
-            while len(wide) > 1:
+            wide = close([known[key] for key in wanted])
+            judged = [row for row in known.values() if row.verdict]
+            # An earlier run's verdict stands where nothing of now contradicts it, and all that it is of is asked for.
+            if all(row.verdict for row in wide) and {row.identity for row in judged} <= set(wanted):
+                wide, more = judged, []
+            else:
+                known = {key: replace(row, verdict="") for key, row in known.items()}
+                more = wide if len(wide) > 1 else []
+            while more:
                 bar.update(task, description=f"measuring {len(wide)} again, in turns")
                 again = [chosen[wanted.index(row.identity)] for row in wide]
-                wide, near = sweep_again(edge, again, inputs, repeat=repeat, codec=codec, setup=setup)
+                wide = sweep_again(edge, again, inputs, repeat=repeat, codec=codec, setup=setup)
                 known |= {row.identity: row for row in wide}
-                fastest = [wide[k] for k in near]
                 if not once:
                     write_rows(path, [known[key] for key in sorted(known)])
                 if as_lines:
@@ -130,11 +138,12 @@ def _measure(
                         put_json(row.flat())
                 # One that was measured once may now have the least median: it takes its turns as well.
                 more = [row for row in close([known[key] for key in wanted]) if row not in wide]
-                wide = [*wide, *more] if more else []
+                wide += more
         finally:
             if once and known:
                 write_rows(path, [known[key] for key in sorted(known)])
-    return [known[key] for key in wanted], fastest
+    fastest = [row for row in wide if row.verdict == FASTEST] or wide
+    return [known[key] for key in wanted], sorted(fastest, key=lambda row: row.p50_rtt)
 
 
 def _print(rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
@@ -142,10 +151,10 @@ def _print(rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
     table(TABLE, rows, console=console)
     console.print(
         f"milliseconds, medians; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
-        "(clock offset between the machines)"
+        "(clock offset between the machines); recv is from then to the answer, server in it"
     )
-    apart = f", not told apart by {fastest[0].n} requests each" if len(fastest) > 1 else ""
-    console.print(line(f"fastest{apart}: ", bold(in_words(fastest, len(fastest)))))
+    apart = f" (→), not told apart by {fastest[0].n} requests each" if len(fastest) > 1 else ""
+    console.print(line(f"fastest{apart}: ", bold(in_words(fastest, _NAMED))))
     for row in rows:
         if row.place.startswith("all on") and row not in fastest:
             console.print(f"         {row.place}: {ms(row.p50_rtt * 1e3)} ms")

@@ -10,9 +10,9 @@ A placement is a cut for each hop: what is before hop j runs on the hosts up to 
 placement (floats) and all topological prefixes with all codecs at once (arrays); the exact search takes its numbers
 from the same tables (`placement_search`).
 
-Every spread is in here. Of computing it is p10 and p90 of all measured runs; of the network the jitter, late only, and
-±5 % of the transfer where the link varies; of codecs ±25 %, and as much of bytes that are estimated. Independent parts
-add up as the root of their squares.
+Every spread is in here. Of computing it is what four of five later runs lie in (`Stat`); of the network the jitter,
+late only, and ±5 % of the transfer where the link varies; of codecs ±25 %, and as much of bytes that are estimated.
+Independent parts add up as the root of their squares.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -49,6 +49,11 @@ _GAP = 0.05
 PAUSE_S = 0.005
 #: A run much shorter than that would leave most of the budget to pauses: twice its own time is enough, from this on.
 _LEAST_PAUSE_S = 0.001
+#: How far medians of a half that is compiled again and again lie apart (standard deviation ÷ median), and how many
+#: halves that counts for: EfficientNet-Lite0's on a quiet machine; those of three processes were no further apart.
+_ANEW, _ANEW_COUNT = 0.01, 20
+#: So many standard deviations below and above hold four in five.
+_FOUR_OF_FIVE = 1.2816
 #: Shares of the budget that codecs and power may take.
 _CODECS, _POWER = 0.05, 0.03
 
@@ -354,7 +359,8 @@ class ProfileRun:
     def profile(self) -> Profile:
         """What is known so far."""
         graph, engine = self.model.graph, self.engine
-        segments = tuple(self._segment(k) for k in sorted(self._visits))
+        anew = compiled_anew([x for v in self._visits.values() for x in ([i.head for i in v], [i.tail for i in v])])
+        segments = tuple(self._segment(k, anew) for k in sorted(self._visits))
         chain = {k for k, c in enumerate(self._prefixes) if c.index is not None}
         note = self.note
         if self._failed:
@@ -371,7 +377,7 @@ class ProfileRun:
             versions=machine.versions(),
             created=machine.now(),
             complete=chain <= self._visits.keys(),
-            whole=stat_of(self._wholes()),
+            whole=stat_of(self._wholes(), anew),
             segments=segments,
             nodes=tuple(round(float(ms), 6) for ms in self._nodes),
             codecs=self._codecs,
@@ -379,7 +385,7 @@ class ProfileRun:
             note=note,
         )
 
-    def _segment(self, k: int) -> SegmentCost:
+    def _segment(self, k: int, anew: float = 0.0) -> SegmentCost:
         visits = self._visits[k]
         heads, tails = [v.head for v in visits if v.head], [v.tail for v in visits if v.tail]
         # The head of one end and the tail of the other are the same thing, the whole model: all visits to it count.
@@ -389,8 +395,8 @@ class ProfileRun:
             heads = self._wholes()
         return SegmentCost(
             k,
-            stat_of(heads) if heads else None,
-            stat_of(tails) if tails else None,
+            stat_of(heads, anew) if heads else None,
+            stat_of(tails, anew) if tails else None,
             max(v.head_nbytes for v in visits),
             max(v.tail_nbytes for v in visits),
         )
@@ -418,8 +424,29 @@ def _runs_for(round_ms: float) -> int:
     return 9 if round_ms < 2 else min(15, max(9, int(100 / round_ms)))
 
 
-def stat_of(visits: Sequence[Sequence[float]]) -> Stat:
-    """Median of the runs (ms) of those visits that nothing disturbed; 10th and 90th percentile of all runs.
+def compiled_anew(halves: Iterable[Sequence[Sequence[float]]]) -> float:
+    """Standard deviation of the medians of a half that is compiled anew, as a share of them, by the undisturbed visits
+    to each of `halves` (ms) and by what was seen before.
+
+    >>> compiled_anew([]), round(compiled_anew([[[1.0], [1.1]]] * 80), 3)
+    (0.01, 0.06)
+    """
+    medians = [[float(np.median(times)) for times in _undisturbed(visits)] for visits in halves]
+    apart = [np.array(each) / np.mean(each) - 1 for each in medians if len(each) > 1 and min(each) > 0]
+    squares = _ANEW_COUNT * _ANEW**2 + sum(float(np.sum(each**2)) for each in apart)
+    return float(np.sqrt(squares / (_ANEW_COUNT + sum(len(each) - 1 for each in apart))))
+
+
+def _undisturbed(visits: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Those of `visits` that nothing disturbed."""
+    known = [times for times in visits if times]
+    best = min((float(np.median(times)) for times in known), default=0.0)
+    return [times for times in known if np.median(times) <= best * _DISTURBED]
+
+
+def stat_of(visits: Sequence[Sequence[float]], anew: float = 0.0) -> Stat:
+    """Median of the runs (ms) of those visits that nothing disturbed; 10th and 90th percentile of all runs, and as much
+    further away as it takes to hold four of five later ones, which are compiled anew (`compiled_anew`).
 
     What disturbs a measurement will disturb requests, too: it is no part of what a cut costs, but of how far to trust
     that.
@@ -427,8 +454,11 @@ def stat_of(visits: Sequence[Sequence[float]]) -> Stat:
     >>> stat_of([[2.0, 1.0, 3.0], [9.0, 9.0, 9.0]])
     Stat(median=2.0, p10=1.5, p90=9.0, count=3)
     """
-    best = min(float(np.median(times)) for times in visits)
-    runs = [ms for times in visits if np.median(times) <= best * _DISTURBED for ms in times]
-    middle = round(float(np.median(runs)), 6)
-    low, high = (round(float(q), 6) for q in np.percentile([ms for times in visits for ms in times], (10, 90)))
-    return Stat(middle, min(low, middle), max(high, middle), len(runs))
+    quiet = _undisturbed(visits)
+    runs = [ms for times in quiet for ms in times]
+    middle = float(np.median(runs))
+    off = _FOUR_OF_FIVE * anew * middle * np.sqrt(1 + 1 / len(quiet))
+    low, high = np.percentile([ms for times in visits for ms in times], (10, 90))
+    below, above = (float(np.hypot(max(ms, 0.0), off)) for ms in (middle - low, high - middle))
+    low_ms, middle, high_ms = (round(max(ms, 0.0), 6) for ms in (middle - below, middle, middle + above))
+    return Stat(middle, low_ms, high_ms, len(runs))

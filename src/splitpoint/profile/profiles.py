@@ -23,7 +23,8 @@ FORMAT = 1
 
 
 class Stat(msgspec.Struct, frozen=True, array_like=True):
-    """Milliseconds: the median of `count` undisturbed runs, 10th and 90th percentile of all runs, disturbed or not.
+    """Milliseconds: the median of `count` undisturbed runs, and between what four of five later ones lie, disturbed or
+    not, compiled anew on this machine at this speed.
 
     `count` is 0 where it was not measured itself.
     """

@@ -124,11 +124,10 @@ def proof(plan: Plan) -> str:
     return f"no placement of the nodes is {what}{by} with these codecs{among} (proven, for these profiles)"
 
 
-def modelled(plan: Plan) -> str:
-    """What the mark of times that were not measured means; empty if all were."""
-    if not any(o.modelled for o in plan.options):
-        return ""
-    return "~ modelled, not measured: the band holds four times in five (a longer profile measures more cuts)"
+def legend(plan: Plan) -> str:
+    """What the band and the mark of times that were not measured mean."""
+    mark = "~ modelled, not measured (a longer profile measures more cuts)\n" * any(o.modelled for o in plan.options)
+    return mark + "± holds four times in five, while machines and link are as above"
 
 
 def refusals(plan: Plan) -> list[str]:

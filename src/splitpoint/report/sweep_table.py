@@ -23,6 +23,9 @@ from splitpoint.text import end_of
 from splitpoint.trace import DEVICE, OTHERS, STAGES
 from splitpoint.units import ms, size
 
+#: Verdicts.
+FASTEST, SLOWER = "fastest", "slower"
+
 
 @dataclass(frozen=True, slots=True)
 class SweepRow:
@@ -66,6 +69,8 @@ class SweepRow:
     p50_high: float = 0.0
     """Medians of what the columns of these names average, and between what `p50_rtt` lies; 0 in the files of earlier
     versions."""
+    verdict: str = ""
+    """`FASTEST` or `SLOWER`, if it has taken turns with all that may be the fastest: whether it can be told from it."""
     numbers: dict[str, float] = field(default_factory=dict)
     """Medians of `splitpoint.trace.OTHERS`, each a column of its own."""
 
@@ -147,6 +152,7 @@ def _seconds(title: str, field: str, *, keep: bool = False) -> Column[SweepRow]:
 
 
 TABLE: Sequence[Column[SweepRow]] = (
+    Column("", lambda r: "→" if r.verdict == FASTEST else "", keep=True),
     Column("cut", lambda r: r.place.removeprefix("split "), right=False, keep=True),
     _seconds("device", "p50_compute", keep=True),
     _seconds("up", "p50_transfer", keep=True),
@@ -213,6 +219,11 @@ def draw(rows: Sequence[SweepRow], path: Path, title: str, fastest: Sequence[Swe
         _fill(figure, axes, rows, fastest)
 
 
+def _tick(row: SweepRow) -> str:
+    place = end_of(row.split_layer, 26) if row.place.startswith("split") else row.place
+    return f"{place} {TABLE[0].cell(row)}".rstrip()
+
+
 def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
     places = range(len(rows))
     floor = [0.0] * len(rows)
@@ -225,7 +236,7 @@ def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow], fastest: Sequence[Sw
     best, top = rows.index(fastest[0]), max(*floor, *totals)
     side = "left" if best < len(rows) / 3 else "right" if best > len(rows) * 2 / 3 else "center"
     axes.annotate(
-        f"{'fastest' if len(fastest) == 1 else 'not told apart'}: {in_words(fastest, 1)}",
+        f"{'fastest' if len(fastest) == 1 else 'not told apart (→)'}: {in_words(fastest, 1)}",
         (best, max(floor[best], totals[best])), (best, top * 1.14), ha=side, fontsize=10, fontweight="bold",
         arrowprops={"arrowstyle": "->"},
     )  # fmt: skip
@@ -234,11 +245,11 @@ def _fill(figure: Any, axes: Any, rows: Sequence[SweepRow], fastest: Sequence[Sw
     axes.set_ylabel("milliseconds of a request (medians)")
     axes.set_xlabel("split after layer")
     step = max(1, len(rows) // 60)
-    axes.set_xticks(list(places)[::step], [end_of(r.split_layer, 26) for r in rows][::step], rotation=90, fontsize=7)
+    axes.set_xticks(list(places)[::step], [_tick(r) for r in rows][::step], rotation=90, fontsize=7)
     sizes = axes.twinx()
     sizes.plot(places, [r.bytes_up / 1e3 for r in rows], color="black", marker=".", linewidth=1, label="bytes up")
     sizes.set_ylabel("kB on the uplink (line)")
-    sizes.set_ylim(bottom=0)
+    sizes.set_ylim(0, max(1.0, 1.22e-3 * max(r.bytes_up for r in rows)))  # below what is said of the fastest
     handles, labels = axes.get_legend_handles_labels()
     more, names = sizes.get_legend_handles_labels()
     columns = 6 if len(rows) > 24 else 3
