@@ -63,6 +63,7 @@ class FakeEdge:
         self.adapted: list[tuple[str, Watching]] = []
         self.jobs: list[Callable[[], object]] = []
         self.looked: list[float] = []
+        self.wanted: list[str] = []
 
     def profile_server(self, budget_s: float = 60.0, fresh: bool = False, *, within_s: float | None = None) -> Profile:
         self.asked.append((budget_s, within_s))
@@ -74,6 +75,10 @@ class FakeEdge:
         assert not software, "that takes a second"
         self.looked.append(budget_s)
         return SLOW
+
+    def fetch_first(self, cut: Cut) -> int:
+        self.wanted.append(cut.name)
+        return 0 if self.holds(cut) else 250_000
 
     def switch(self, at: Cut, codec: object = None, *, predicted_ms: float | None = None) -> Cut:
         self.cut = at
@@ -150,7 +155,27 @@ def test_after_an_answer_both_are_profiled_and_it_goes_over(known: list[Basis]) 
     assert edge.switched[1][1] is not None
     said = planned(told)[1]
     assert "both sides are profiled (link 0.5 Mbit/s" in said, "as requests showed it meanwhile"
-    assert "instead of all on the server, raw input, when that is ready" in said
+    assert said.endswith(
+        "; instead of all on the server, raw input, when that is ready: fetching 250.0 kB of weights for it beside "
+        "requests, about 4.0 s while none come, 40.0 s while they come without a pause"
+    )
+    assert edge.wanted == ["output"], "before other weights"
+    assert planning.stand() == "guess", "requests are still cut by it"
+    edge.switch(LENET.graph.cut("output"))
+    assert planning.stand() == "profiled"
+    edge.switch(LENET.graph.cut("input"))
+    assert planning.stand() == "profiled", "by the plan, it has gone back"
+
+
+def test_what_gains_too_little_is_not_waited_for(known: list[Basis], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_planning, "gains", lambda *given: False)
+    edge = FakeEdge(THERE, nothing)
+    planning, told = begun(edge)
+    edge.jobs[0]()
+    assert until(lambda: planning.stands_on == "profiled" and len(edge.adapted) == 2)
+    planning.close()
+    assert planned(told)[1].endswith("; all on the server, raw input stays, as a change gains too little")
+    assert (edge.wanted, planning.stand()) == ([], "profiled")
 
 
 def test_without_adapting_it_goes_over_once(known: list[Basis]) -> None:
@@ -267,7 +292,7 @@ def test_a_real_edge_answers_first_and_goes_over(tmp_path: Path, monkeypatch: py
             first = edge.infer(digit).outputs
             assert (planning.stands_on, len(planned(told))) == ("guess", 1)
             may_end.set()
-            assert until(lambda: planning.stands_on == "profiled", 60)
+            assert until(lambda: planning.stand() == "profiled", 60)
             assert edge.adaptive is not None
             again = edge.infer(digit).outputs
         assert len(planned(told)) == 2
