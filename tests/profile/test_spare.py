@@ -76,6 +76,27 @@ def test_the_thread_steps_back_and_its_waits_for_a_core_are_left_out() -> None:
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19, "no other thread does"
 
 
+def test_a_core_that_is_lost_while_the_clock_is_read_does_not_turn_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time and the waits are two readings: a wait between them is in both, or in neither."""
+    now_s, waited_s, readings, lost_at = 10.0, 0.0, 0, {0}
+
+    def read(what: str) -> float:
+        nonlocal now_s, waited_s, readings
+        if readings in lost_at:  # for 5 ms, before this reading
+            now_s, waited_s = now_s + 0.005, waited_s + 0.005
+        readings += 1
+        return now_s if what == "now" else waited_s
+
+    monkeypatch.setattr(Spare, "_waited_s", lambda spare: read("waited"))
+    spare = Spare(lambda: 0, threading.Event(), lambda: read("now"))
+    worked = []
+    for first in range(8):  # the clock is read in three readings, in five where a core is lost between them
+        lost_at = {readings + first}
+        worked.append(spare.clock())
+    assert worked == pytest.approx([10.0] * 8), "none of it was worked"
+    assert worked == sorted(worked)
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 def test_what_was_measured_by_then_is_the_profile(steps: int) -> None:
     """`Enough` before anything is measured ends it; afterwards it gives the profile so far."""

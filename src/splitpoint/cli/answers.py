@@ -101,7 +101,7 @@ def _fit(text: str, width: int) -> str:
 
 class Tag(NamedTuple):
     """What a request brings along: its input's name, the level of the option it was begun with (0: as planned), a
-    shorter name for tables, and what the plan stood on then (`auto_planning.Stand`)."""
+    shorter name for tables, and what its cut stood on (`auto_planning.Stand`)."""
 
     name: str
     level: int = 0

@@ -162,8 +162,8 @@ class Stream:
                 say(f"splitpoint: {plain(str(exc))}")
                 continue
             planning = self.runner.planning if isinstance(self.runner, Edge) else None
-            stands_on = planning.stands_on if planning is not None else ""
-            yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label, stands_on))
+            stand = planning.stand() if planning is not None else ""
+            yield Request(inputs, tuple(recorder.spans), Tag(frame.name, taken.level, frame.label, stand))
 
     # --- the end ------------------------------------------------------------------------------------------------
 

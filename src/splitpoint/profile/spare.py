@@ -36,7 +36,7 @@ class Spare:
 
     def __init__(self, requests: Callable[[], int], closed: threading.Event, now: Clock = perf_counter) -> None:
         self._requests, self._closed, self._now = requests, closed, now
-        self._rested_s = 0.0
+        self._rested_s = self._worked_s = 0.0
         self._waits = -1
         self._seen, self._since = requests(), now()
 
@@ -59,9 +59,13 @@ class Spare:
         return self._closed.is_set()
 
     def clock(self) -> float:
-        """Seconds that were worked: not those of rest, nor those for which the thread waited for a core."""
-        now_s = self._now()
-        return now_s - self._rested_s - self._waited_s()
+        """Seconds that were worked: not those of rest, nor those for which the thread waited for a core. Never goes
+        back."""
+        before_s, now_s = -1.0, 0.0
+        while (waited_s := self._waited_s()) != before_s:  # it lost its core between the two readings
+            before_s, now_s = waited_s, self._now()
+        self._worked_s = max(self._worked_s, now_s - self._rested_s - waited_s)
+        return self._worked_s
 
     def proceed(self) -> None:
         """Before each step: rests if requests came during the last one."""

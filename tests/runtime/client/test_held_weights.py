@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,10 @@ from splitpoint.errors import (
 )
 from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.runtime.client import held_weights
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.held_weights import fetch
+from splitpoint.runtime.client.held_weights import Background, fetch
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
 from splitpoint.tensors import Array
@@ -240,6 +242,67 @@ def test_a_piece_that_is_too_short_gives_up_all_that_are_under_way(tmp_path: Pat
         fetch(link, "f", WANTED, cache, 500)  # type: ignore[arg-type]
     assert link.abandoned == [id for id, _ in link.sent]
     assert not any(hash in cache for hash in BLOBS)
+
+
+class Behind:
+    """A link, a clock and requests to fetch beside: a piece takes 10 ms, `busy` says what requests do meanwhile."""
+
+    class Stop:
+        def __init__(self) -> None:
+            self.waits: list[float] = []
+
+        def is_set(self) -> bool:
+            return False
+
+        def wait(self, seconds: float) -> bool:
+            self.waits.append(seconds)
+            return False
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, busy: Callable[[Behind], None]) -> None:
+        self.begun = self.under_way = 0
+        self.asked: list[str] = []
+        self.now_s = 0.0
+        self._busy = busy
+        self.timeout_s, self.clock = 1.0, SimpleNamespace(round_trip_s=0.0)
+        self.welcome = wire.Welcome()
+        monkeypatch.setattr(held_weights, "perf_counter", lambda: self.now_s)
+        holding = SimpleNamespace(
+            amount=lambda: (0, 0), missing=lambda hashes: list(WANTED), check_room=lambda wanted: None,
+            channel=lambda: self, cache=BlobCache(folder), info=SimpleNamespace(name="m", fingerprint="f"),
+            model=SimpleNamespace(blobs=BLOBS),
+        )  # fmt: skip
+        self.background = Background(holding, lambda: None, lambda event: None, self)  # type: ignore[arg-type]
+        self.background._stop = self.stop = self.Stop()  # type: ignore[assignment]
+
+    def ask(self, kind: object, request: wire.BlobRequest, answer: object, *, most: int) -> tuple[None, Any]:
+        self.now_s += 0.01
+        self.asked.append(request.hash)
+        self._busy(self)
+        data = BLOBS[request.hash][request.offset : request.offset + request.length]
+        return None, SimpleNamespace(tensors=[SimpleNamespace(data=memoryview(data))])
+
+
+def comes(behind: Behind) -> None:
+    behind.begun += 1
+
+
+def stays(behind: Behind) -> None:
+    behind.under_way = 1
+
+
+@pytest.mark.parametrize(("busy", "pause_s"), [(lambda behind: None, 0.0), (comes, 0.09), (stays, 0.09)])
+def test_weights_take_a_tenth_of_the_link_beside_requests_and_all_of_it_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: Callable[[Behind], None], pause_s: float
+) -> None:
+    behind = Behind(tmp_path, monkeypatch, busy)
+    behind.background._run()
+    assert behind.stop.waits == pytest.approx([pause_s] * 4)
+
+
+def test_weights_that_are_waited_for_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = Behind(tmp_path, monkeypatch, lambda behind: behind.background.first([WANTED[2][0]]))
+    behind.background._run()
+    assert list(dict.fromkeys(behind.asked)) == [WANTED[k][0] for k in (0, 2, 1)]
 
 
 def test_nothing_is_asked_for_where_nothing_is_wanted(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +30,7 @@ from splitpoint.runtime.result import Result
 from splitpoint.runtime.server.server import Server
 from splitpoint.transports import connect
 from splitpoint.transports.framed import flat
+from splitpoint.transports.tcp import TcpConnection
 from splitpoint.wire import Frame, Kind, Limits, Packet
 
 M = TypeVar("M", bound=wire.Message)
@@ -48,6 +52,9 @@ class Pipe:
 
     def carry(self, now: float, nbytes: int) -> float:
         """When the last of `nbytes` that are handed over `now` is there."""
+        if not self.slow_start and self.burst <= 0:
+            self.free = max(now, self.free) + nbytes / self.rate
+            return self.free + self.delay_s
         for part in [SEGMENT] * (nbytes // SEGMENT) + [nbytes % SEGMENT]:
             begin = max(now, self.free)
             k = len(self.acks)
@@ -67,8 +74,9 @@ class VirtualChannel:
     """What `measure_link` needs of a channel, on a simulated link to a simulated server; `now` is its clock."""
 
     def __init__(
-        self, link: Link, *, slow_start: bool = False, burst: float = 0.0, seed: int = 0, dies_after: int = 1 << 60
-    ) -> None:
+        self, link: Link, *, slow_start: bool = False, burst: float = 0.0, seed: int = 0, dies_after: int = 1 << 60,
+        frame_s: float = 0.0, stands: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.timeout_s = 5.0
         self.welcome = wire.Welcome(limits={"blob_chunk": 1 << 20})
         self.now = 0.0
@@ -76,7 +84,7 @@ class VirtualChannel:
         self.waiting: dict[int, tuple[wire.Message, Frame]] = {}
         self.reserved: set[int] = set()
         self.frames = 0
-        self._dies_after = dies_after
+        self._dies_after, self._frame_s, self._stands = dies_after, frame_s, stands
         self._there = self._back = 0.0
         self._link, self._random, self._id = link, random.Random(seed), 0
         half = link.rtt_ms / 2e3
@@ -101,7 +109,8 @@ class VirtualChannel:
     def _serve(self, id: int, header: wire.Message | None, nbytes: int) -> None:
         self.frames += 1
         # A stream stays in order, however late a part of it is.
-        self._there = there = max(self._there, self._up.carry(self.now, nbytes) + self._jitter())
+        there = max(self._there + self._frame_s, self._up.carry(self.now, nbytes) + self._jitter())
+        self._there = there = there + self._stands.get(self.frames, 0.0)
         clock = there + self.clock_offset_s
         answer: wire.Message
         if isinstance(header, wire.Ping):
@@ -189,6 +198,26 @@ def test_a_burst_that_is_let_pass_does_not_pass_for_bandwidth(burst: int) -> Non
     assert made.link.up_mbps == pytest.approx(4, rel=0.1)
     assert made.link.down_mbps == pytest.approx(4, rel=0.1)
     assert made.seconds < 3.5
+
+
+@pytest.mark.parametrize("link", [Link(3000, 3000, 0.05), Link(20, 20, 20), Link(4, 8, 20)], ids=str)
+@pytest.mark.parametrize("budget_s", [0.3, 3.0])
+def test_what_stands_still_does_not_pass_for_a_slow_link(link: Link, budget_s: float) -> None:
+    """A process without a core, or TCP that waits 0.2 s before it sends again, wherever in the measuring that is: of a
+    link of 3 Gbit/s it was said that 12 Mbit/s go down. The two ends need 10 µs for a frame, as real ones do."""
+
+    def channel(stands: Mapping[int, float] = MappingProxyType({})) -> VirtualChannel:
+        channel = VirtualChannel(link, frame_s=1e-5, stands=stands)
+        channel.welcome = wire.Welcome(limits={"blob_chunk": 1 << 16})  # or the test is slow
+        return channel
+
+    usual = channel()
+    plain = measured(usual, budget_s)
+    for at in range(4, usual.frames, 3):
+        made = measured(channel({at: 0.207}), budget_s)
+        assert made.link.up_mbps == pytest.approx(plain.link.up_mbps, rel=0.35), at
+        assert made.link.down_mbps == pytest.approx(plain.link.down_mbps, rel=0.35), at
+        assert made.seconds < 2.5 * budget_s, at
 
 
 def test_a_small_budget_is_kept_where_it_can_be() -> None:
@@ -316,6 +345,40 @@ def test_loopback_is_measured_as_what_an_application_gets(server: Server, tmp_pa
         x = np.ones((1, 64), np.float32)
         np.testing.assert_array_equal(edge.infer(x).outputs["y3"], x)
         assert edge._channel.in_flight == 0
+
+
+def test_a_train_and_each_answer_are_written_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No frame waits for the acknowledgement of a part of it (Nagle against delayed acknowledgements: 40 to 200 ms)."""
+    sockets: list[socket.socket] = []
+    writes: list[tuple[int, int]] = []
+    begin = TcpConnection.__init__
+
+    def watched(connection: TcpConnection, sock: socket.socket, *given: Any, **more: Any) -> None:
+        begin(connection, sock, *given, **more)
+        number, sendmsg = len(sockets), connection._sendmsg
+        sockets.append(sock)
+
+        def counted(buffers: Sequence[wire.Buffer], *rest: Any) -> int:
+            sent = sendmsg(buffers, *rest)
+            writes.append((number, sent))
+            return sent
+
+        connection._sendmsg = counted
+
+    monkeypatch.setattr(TcpConnection, "__init__", watched)
+    channel = ask(server.address)
+    assert len(sockets) == 2
+    assert all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in sockets)
+    channel._pings.next_s = inf  # none comes along
+    del writes[:]
+    ids = [channel.reserve(most=4096) for _ in range(3)]
+    probes = [wire.encode(Kind.PROBE, id, wire.Probe(4096)) for id in ids]
+    train = Packet([part for probe in probes for part in probe.buffers], sum(probe.nbytes for probe in probes))
+    channel.send(ids[0], train)
+    answers = [channel.expect(id, wire.Probed)[1].nbytes for id in ids]
+    channel.close()
+    assert writes[:4] == [(writes[0][0], train.nbytes), *((writes[1][0], nbytes) for nbytes in answers)]
+    assert writes[0][0] != writes[1][0]
 
 
 def test_a_relayed_link_is_measured(server: Server) -> None:

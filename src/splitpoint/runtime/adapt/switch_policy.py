@@ -175,9 +175,8 @@ class Adapter:
         """Whether `best` is worth a switch now."""
         policy = self.policy
         if conditions.reachable:
-            share = self._share(current, best)
-            gain_ms = current.total.ms - best.total.ms if self._costs.objective == "latency" else inf
-            if share < policy.gain or (gain_ms < policy.gain_ms and not current.refused):
+            share = gain(current, best, self._costs.objective)
+            if not gains(policy, current, best, self._costs.objective):
                 self._better_since = None
                 return False
             if self._better_since is None:
@@ -192,15 +191,21 @@ class Adapter:
         barred = self._barred is not None and self._barred.bars(now_s, best)
         return not barred and now_s - self._switched_s >= policy.dwell_s
 
-    def _share(self, current: Option, best: Option) -> float:
-        """What `best` saves of the objective, as a share."""
-        objective = self._costs.objective
-        now, then = value(current, objective), value(best, objective)
-        if current.refused and not best.refused:
-            return 1.0  # it keeps to what was asked for, and the current one does not any more
-        if not isfinite(now) or now <= 0:
-            return 0.0
-        return 1 - then / now
+
+def gain(current: Option, best: Option, objective: str) -> float:
+    """What `best` saves of the `objective`, as a share."""
+    now, then = value(current, objective), value(best, objective)
+    if current.refused and not best.refused:
+        return 1.0  # it keeps to what was asked for, and the current one does not any more
+    if not isfinite(now) or now <= 0:
+        return 0.0
+    return 1 - then / now
+
+
+def gains(policy: Policy, current: Option, best: Option, objective: str) -> bool:
+    """Whether `best` promises as much as a switch must."""
+    gain_ms = current.total.ms - best.total.ms if objective == "latency" else inf
+    return gain(current, best, objective) >= policy.gain and (gain_ms >= policy.gain_ms or bool(current.refused))
 
 
 def _direction(current: Option, best: Option) -> int:

@@ -4,7 +4,8 @@
       │         └─► guess: the best cut that needs no weights that are not here (all on the server needs none)
       ▼
     first answer ──► both sides are profiled with what requests leave (`profile.spare`)
-                        └─► the plan, and the edge goes over to it: between two requests, once its weights are here
+                        └─► the plan, and the edge goes over to it: between two requests, once its weights are here;
+                            until then requests are cut by the guess, which is what `stand` says
 
 While it guesses, the edge adapts as later (`runtime.adapt`): what requests take corrects how fast both sides are taken
 to be. Where both profiles are known already, there is no guess.
@@ -12,7 +13,7 @@ to be. Where both profiles are known already, there is no guess.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,14 +33,16 @@ from splitpoint.planning.plans import Option, Plan
 from splitpoint.profile.profiles import Profile
 from splitpoint.profile.spare import Enough, Spare
 from splitpoint.runtime.adapt.controller import Adaptive, Watching
+from splitpoint.runtime.adapt.switch_policy import gains
 from splitpoint.runtime.circuit_breaker import DOWN
 from splitpoint.runtime.client.edge_settings import AutoPlan, Objective
+from splitpoint.runtime.client.held_weights import SHARE
 from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.stream.stream_load import Load, judge
 from splitpoint.runtime.threads import Jobs
 from splitpoint.survey import Basis, Reached, Survey, by_flops, known_here, placement, profile_here, survey
-from splitpoint.units import counted
+from splitpoint.units import counted, size
 from splitpoint.wire import SAID
 
 #: How long the link is looked at before the first request, and the server's word of its speed is waited for.
@@ -74,6 +77,8 @@ class Plannable(Reached, Protocol):
 
     def holds(self, cut: Cut) -> bool: ...
 
+    def fetch_first(self, cut: Cut) -> int: ...
+
     def switch(self, at: Cut, codec: CodecChoice | None = None, *, predicted_ms: float | None = None) -> Cut: ...
 
     def forget(self) -> None: ...
@@ -104,9 +109,19 @@ class AutoPlanning:
         self.stands_on: Stand = ""
         """What the plan of now stands on."""
         self.chosen: Chosen | None = None
+        #: How the edge is cut by a guess that the plan is to take the place of: head, codecs.
+        self._guessed: tuple[Set[int], Mapping[str, str]] | None = None
         self._sides: list[Basis] = []
         self._beside: Jobs | None = None
         self._began_s = perf_counter()
+
+    def stand(self) -> Stand:
+        """What the cut stands on that a request has which begins now. A plan that waits for weights is not in use."""
+        if self._guessed is not None and (edge := self._edge()) is not None:
+            if self._guessed == (edge.cut.nodes, edge.codecs):
+                return "guess"
+            self._guessed = None
+        return self.stands_on
 
     def stop(self) -> None:
         """What is measured beside ends at its next step; what was measured by then is kept."""
@@ -126,7 +141,7 @@ class AutoPlanning:
         if edge is None:
             return
         self.close()
-        self.stands_on, self._began_s = "", perf_counter()
+        self.stands_on, self._guessed, self._began_s = "", None, perf_counter()
         if how.profile_first:
             known = survey(
                 edge, self._engine, budget_s=how.budget_s / 2, cache=self._cache, fresh=how.fresh, on_step=self._step
@@ -217,7 +232,9 @@ class AutoPlanning:
             option = plan.best if sure else at_once(edge, chosen)
         self.chosen = chosen
         stand: Stand = "profiled" if sure else "guess"
-        self._say(option, link, stand, over=over)
+        if over and how.adapt and sure and gains(watching.policy, option, plan.best, planner.objective):
+            self._guessed = edge.cut.nodes, edge.codecs
+        self._say(edge, option, link, stand, over=over)
         if over and not how.adapt:
             option = plan.best
         late = sure and watching.predict  # what a guess expects makes no request late
@@ -229,7 +246,7 @@ class AutoPlanning:
             edge.adapt(planner, link, msgspec.structs.replace(watching, predict=late), current=option)
         self.stands_on = stand  # not before: a request that is begun meanwhile is cut as before
 
-    def _say(self, option: Option, link: Link, stand: Stand, *, over: bool) -> None:
+    def _say(self, edge: Plannable, option: Option, link: Link, stand: Stand, *, over: bool) -> None:
         """Tells of the plan, what it stands on, and with which `option` the edge goes on."""
         assert self.chosen is not None
         plan, after_s, sure = self.chosen.plan, perf_counter() - self._began_s, stand == "profiled"
@@ -244,9 +261,27 @@ class AutoPlanning:
             said = f"a guess to begin with: {option.label} ({why}; link {link})"
         else:
             both = "both sides are" if sure else "this device is"
-            then = "as now" if _alike(option, plan.best) else f"instead of {option.label}, when that is ready"
-            said = f"after {after_s:.1f} s {both} profiled (link {link}): {plan.advice}; {then}"
+            if _alike(option, plan.best):
+                then = "as now"
+            elif self._guessed is None and self._how.adapt:
+                then = f"{option.label} stays, as a change gains too little"
+            else:
+                then = f"instead of {option.label}, when that is ready"
+                nbytes = edge.fetch_first(placement(edge.model.graph, plan.best)[0])
+                fields["missing_nbytes"] = nbytes
+                if nbytes:
+                    then = f"{then}: {self._fetching(nbytes, link)}"
+            said = f"after {after_s:.1f} s {both} profiled (link {link}): {plan.advice.rstrip('.')}; {then}"
         self._tell(Event("planned", said, fields))
+
+    def _fetching(self, nbytes: int, link: Link) -> str:
+        seconds = nbytes * 8e-6 / link.down_mbps
+        if not self._how.adapt:
+            return f"fetching {size(nbytes)} of weights for it, about {seconds:.1f} s"
+        return (
+            f"fetching {size(nbytes)} of weights for it beside requests, about {seconds:.1f} s while none come, "
+            f"{seconds / SHARE:.1f} s while they come without a pause"
+        )
 
     def _step(self, text: str) -> None:
         self._tell(Event("notice", text))

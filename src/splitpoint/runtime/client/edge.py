@@ -79,7 +79,8 @@ class Edge(Closable):
     `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that, and a
     connection that is lost stays lost; ``"wait"`` asks again, on a new connection if need be, until the deadline or for
     ever; ``"local"`` finishes it here from the tensors that are here. That takes the whole model's weights: a local
-    `Model`, or they are fetched after the first answer, with a tenth of the link; until then it is ``"wait"``.
+    `Model`, or they are fetched after the first answer, with what requests leave of the link; until then it is
+    ``"wait"``.
     A server that is not there yet is waited for (``"wait"``), or, with ``"local"`` and a local `Model`, done without
     until it comes. So is one that refuses (the token, that model, anything), which is mostly a mistake of who began:
     `on_event` is told, or, where that is not given, it is warned of.
@@ -469,6 +470,11 @@ class Edge(Closable):
     def holds(self, cut: Cut) -> bool:
         """Whether `cut` can be made ready without fetching weights over a link that requests need."""
         return self._cuts.holds(cut) or (self._binding.local.possible() and not self._cuts.refusal(cut))
+
+    def fetch_first(self, cut: Cut) -> int:
+        """Has what the head at `cut` needs fetched before other weights, where they are fetched behind requests
+        (`adapt`, the fallback ``"local"``); returns how many bytes of that are not here."""
+        return self._binding.fetch_first(cut)
 
     # --- adapting -----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
+from typing import Protocol
 
 from splitpoint import wire
 from splitpoint.callbacks import call
@@ -21,8 +22,8 @@ from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.units import counted, size
 from splitpoint.wire import Frame, Kind, ModelInfo
 
-#: The share of the link that weights may take which nobody waits for.
-_SHARE = 0.1
+#: The share of the link that weights may take which nobody waits for, beside requests.
+SHARE = 0.1
 #: How long a piece of them should be on its way: a request that comes meanwhile waits for no more than that.
 _PIECE_S = 0.02
 _LEAST_PIECE, _FIRST_PIECE = 2 << 10, 16 << 10
@@ -160,17 +161,28 @@ class Holding:
         return total - sum(n for _, n in self.missing(tuple(self.model.blobs))), total
 
 
+class Requests(Protocol):
+    """Those that weights are fetched beside: how many were begun so far, and how many of them have no answer yet."""
+
+    begun: int
+
+    @property
+    def under_way(self) -> int: ...
+
+
 class Background:
-    """Fetches all that is missing of `holding` in a thread of its own, with no more than a tenth of the link. Then it
+    """Fetches all that is missing of `holding` in a thread of its own, with what `requests` leave of the link. Then it
     calls `done`. A lost connection only delays it.
 
-    One piece is asked for at a time, and after it comes a pause nine times as long as it was under way, the round trip
-    not counted: a share of the link as it is, whatever else goes over it.
+    One piece is asked for at a time: a request that begins meanwhile waits for no more than that. While requests come,
+    it is followed by a pause nine times as long as it was under way, the round trip not counted: a tenth of the link as
+    it is, whatever else goes over it. While none come, the next piece follows at once.
     """
 
-    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent) -> None:
-        self._holding, self._done, self._tell = holding, done, on_event
+    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent, requests: Requests) -> None:
+        self._holding, self._done, self._tell, self._requests = holding, done, on_event, requests
         self._piece = _FIRST_PIECE
+        self._first: Collection[str] = ()
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
 
@@ -179,6 +191,10 @@ class Background:
         with self._lock:
             if not self._stop.is_set() and self._thread.ident is None:
                 self._thread.start()
+
+    def first(self, hashes: Collection[str]) -> None:
+        """Has these weights fetched before others."""
+        self._first = hashes
 
     def close(self) -> None:
         """Ends it; what is fetched stays."""
@@ -192,7 +208,8 @@ class Background:
         try:
             missing = holding.missing(tuple(holding.model.blobs))
             holding.check_room(missing)
-            for hash, nbytes in missing:
+            while missing:
+                hash, nbytes = missing.pop(next((k for k, (h, _) in enumerate(missing) if h in self._first), 0))
                 while not self._fetch(hash, nbytes):
                     if self._stop.wait(_AGAIN_S):
                         return
@@ -221,14 +238,15 @@ class Background:
             channel = self._holding.channel()
             most = _most_piece(channel)
             length = min(self._piece, nbytes - got, most)
-            began = perf_counter()
+            asked, began = self._requests.begun, perf_counter()
             request = wire.BlobRequest(self._holding.info.fingerprint, hash, got, length)
             _, frame = channel.ask(Kind.BLOB, request, wire.BlobData, most=length)
             data = _piece(frame, hash, length)
             under_way_s = perf_counter() - began
             carried_s = max(under_way_s - channel.clock.round_trip_s, 0.1 * under_way_s)
             self._piece = int(min(max(_LEAST_PIECE, length * min(2.0, max(0.25, _PIECE_S / carried_s))), most))
-            if self._stop.wait(max(0.0, carried_s / _SHARE - under_way_s)):
+            quiet = self._requests.begun == asked and not self._requests.under_way
+            if self._stop.wait(0.0 if quiet else max(0.0, carried_s / SHARE - under_way_s)):
                 raise ServerError(CLOSED)
             got += length
             yield data

@@ -119,9 +119,18 @@ class Binding:
         if self.means.fallback != LOCAL and not self.holding.local and self.line.remote.offer.share == "model":
             self._fetch_behind(self.local.complete)
 
+    def fetch_first(self, cut: Cut) -> int:
+        """Has what the head at `cut` needs fetched before other weights; how many bytes of that are missing."""
+        if self.holding.local:
+            return 0
+        wanted = self.model.head(cut).blobs
+        if self.background is not None:
+            self.background.first(wanted)
+        return sum(nbytes for _, nbytes in self.holding.missing(wanted))
+
     def _fetch_behind(self, done: Callable[[], None]) -> None:
         if self.background is None:
-            self.background = Background(self.holding, done, self.means.tell)
+            self.background = Background(self.holding, done, self.means.tell, self.requests)
             self.requests.then(self.background.start)
 
     def complete(self) -> None:

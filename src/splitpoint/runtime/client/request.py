@@ -119,6 +119,8 @@ class RequestRunner:
         self._line, self._local, self._fallback = line, local, fallback
         self._watchers, self._reopen, self._refused = watchers, reopen, refused
         self._then: list[Callable[[], object]] = []
+        self.begun = 0
+        """How many requests were begun so far."""
         self.replaced = False
         """Whether another model has taken the place of the one that these ask."""
         self._answer_s, self._longest_s = answer_s, longest_s
@@ -150,6 +152,7 @@ class RequestRunner:
         """Runs the head, and readies what goes to the server, if that is well. The placement must be held, and is
         released when the ticket is finished or abandoned."""
         placement = route.placement
+        self.begun += 1
         try:
             started = perf_counter()
             known = placement.check(request.inputs)

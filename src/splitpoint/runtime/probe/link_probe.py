@@ -7,6 +7,10 @@ clock, the server's or ours, and only differences are used: the round trip, the 
 beside its bytes cancel. Of a train only the second half counts: in the first, TCP's window may still be growing,
 and a shaper may let a burst pass. Trains grow until one takes long enough, or the budget is spent.
 
+Where most of a train's time is one gap, something else may have stood still than the link: a process without a core, or
+TCP, which waits 0.2 s to send again what a full receiver threw away. So that train is sent again. If the gap is gone
+then, the train that had it counts for nothing, nor does its time; a link that is slow is so both times.
+
 What is measured is what an application gets through. Where the wire is faster than both ends' processors (loopback,
 10 Gbit/s), that is their speed, and so it will be for requests.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from math import isfinite
 from time import perf_counter
 from typing import NamedTuple
@@ -44,8 +49,12 @@ _ENOUGH_SHARE = 0.5
 _PINGS, _PINGS_LEAST = 20, 3
 #: A train is not begun if it would take longer than what is left, or much longer than expected.
 _SLACK = 1.25
-#: More trains of the largest size, if that one was over soon.
+#: More trains of the largest size, if that one was over soon; and of one size where something stands still.
 _REPEATS = 3
+#: Where things stand still, measuring takes so many budgets at most.
+_PATIENCE = 4
+#: The share of a train's seconds that is too much for one gap. Of frames that come evenly it is a fifteenth.
+_GAP_SHARE = 1 / 3
 
 
 class LinkMeasurement(msgspec.Struct, frozen=True):
@@ -59,12 +68,17 @@ class LinkMeasurement(msgspec.Struct, frozen=True):
 
 
 class _Train(NamedTuple):
-    """What the measured half of a train had in bytes and seconds, and what all of it had."""
+    """What the measured half of a train had in bytes and seconds, and what all of it had; its longest gap."""
 
     nbytes: int
     seconds: float
     all_nbytes: int
     all_seconds: float
+    gap_s: float
+
+    @property
+    def rate(self) -> float:
+        return self.nbytes / self.seconds
 
 
 def noise(nbytes: int) -> memoryview:
@@ -86,7 +100,8 @@ def check_budget(budget_s: float) -> None:
 def measure_link(
     channel: Asks, budget_s: float = 3.0, *, name: str = "", clock: Callable[[], float] = perf_counter
 ) -> LinkMeasurement:
-    """The link that `channel` goes over, measured in at most about `budget_s`, and what that took.
+    """The link that `channel` goes over, measured in at most about `budget_s` (up to four times that where something
+    beside the link stands still), and what that took.
 
     It is filled with traffic meanwhile, and other requests on it are slowed down, as they slow down this. `clock` is
     the one that frames are stamped with. ServerError if the server ends, or answers too late, or knows no PROBE.
@@ -122,9 +137,9 @@ class _Probe:
             key=lambda trip: trip.seconds,
         )
         self._trip_s = trips[0].seconds
-        end = self._began + self._budget_s
-        up = self._rate(self._up_train, (self._now() + end) / 2)
-        down = self._rate(self._down_train, end)
+        left_s = self._budget_s - len(trips) * self._trip_s  # where they took longer, something stood still
+        up, spent_s = self._rate(self._up_train, left_s / 2)
+        down, _ = self._rate(self._down_train, left_s - spent_s)
         # A ping has bytes too: 68 both ways are 4 ms at 0.13 Mbit/s.
         bytes_s = trips[0].up_nbytes / up + trips[0].down_nbytes / down
         jitter_s = trips[round(0.9 * (len(trips) - 1))].seconds - self._trip_s
@@ -133,27 +148,41 @@ class _Probe:
 
     # --- bandwidth ----------------------------------------------------------------------------------------------
 
-    def _rate(self, run: Callable[[int], _Train], end: float) -> float:
-        """Bytes a second one way: trains of growing size until one is long enough, or `end`."""
-        enough_s = (end - self._now()) * _ENOUGH_SHARE
-        nbytes, trains = min(_FIRST_NBYTES, self._most), list[_Train]()
+    def _rate(self, run: Callable[[int], _Train], budget_s: float) -> tuple[float, float]:
+        """Bytes a second one way, by trains of growing size until one is long enough or `budget_s` is spent; and how
+        much of that the link was busy for."""
+        enough_s = budget_s * _ENOUGH_SHARE
+        nbytes, trains, spent_s = min(_FIRST_NBYTES, self._most), list[_Train](), 0.0
         while True:
-            train = run(nbytes)
-            trains.append(train)
-            rate = train.nbytes / train.seconds
-            largest = [t for t in trains if t.all_nbytes >= train.all_nbytes]
-            if train.all_seconds >= 0.7 * enough_s or len(largest) >= _REPEATS:
-                break
-            left_s = (end - self._now()) / _SLACK - self._trip_s
-            fits = int(rate * min(left_s, enough_s) / _FRAMES) - _HEAD_NBYTES
+            alike = self._alike(run, nbytes, enough_s / (2 * _GROWTH), trains[-1].rate / 2 if trains else 0.0)
+            train = alike[0]
+            moved = [t for t in alike if t.all_seconds - train.all_seconds <= t.gap_s / 2]
+            trains += reversed(moved)
+            spent_s += sum(self._trip_s + t.all_seconds for t in moved)
+            late_s = max(0.0, self._now() - self._began - _PATIENCE * self._budget_s)
+            left_s = (budget_s - spent_s - late_s) / _SLACK - self._trip_s
+            fits = int(train.rate * min(left_s, enough_s) / _FRAMES) - _HEAD_NBYTES
             larger = min(nbytes * _GROWTH, self._most, fits)
-            if larger < nbytes or (larger < 1.5 * nbytes and nbytes < self._most):
+            often = sum(t.all_nbytes >= train.all_nbytes for t in trains) >= _REPEATS
+            grown = larger >= 1.5 * nbytes or (larger >= nbytes == self._most and not often)
+            if train.all_seconds >= 0.7 * enough_s or not grown:
                 break
             nbytes = larger
         # Of about the same length as the longest, so that a short one with its bursts and gaps does not count.
         longest = max(t.seconds for t in trains)
         counted = [t for t in trains if t.seconds >= longest / 2]
-        return sum(t.nbytes for t in counted) / sum(t.seconds for t in counted)
+        return sum(t.nbytes for t in counted) / sum(t.seconds for t in counted), spent_s
+
+    def _alike(self, run: Callable[[int], _Train], nbytes: int, long_s: float, slow: float) -> list[_Train]:
+        """A train, the quickest first: more than one where something may have stood still, and that matters, as it
+        took `long_s` or was at most as fast as `slow`."""
+        trains = [run(nbytes)]
+        while len(trains) < _REPEATS and trains[0].gap_s > _GAP_SHARE * trains[0].all_seconds:
+            if trains[0].all_seconds < long_s and trains[0].rate > slow:
+                break
+            trains.append(run(nbytes))
+            trains.sort(key=lambda train: train.all_seconds)
+        return trains
 
     def _up_train(self, nbytes: int) -> _Train:
         ids, size = self._send(wire.Probe(), (noise(nbytes),), nbytes)
@@ -205,8 +234,9 @@ def _measure(times: Sequence[float], nbytes: int) -> _Train:
     if not all(isfinite(t) for t in times) or list(times) != sorted(times):
         raise ProtocolError("the server's clock runs backwards: its times of a PROBE cannot be right")
     half, whole = times[-1] - times[_HALF - 1], times[-1] - times[0]
+    gap_s = max(b - a for a, b in pairwise(times))
     # All of it may have been there at once: then it took no time that a clock shows.
-    return _Train((_FRAMES - _HALF) * nbytes, max(half, 1e-7), _FRAMES * nbytes, whole)
+    return _Train((_FRAMES - _HALF) * nbytes, max(half, 1e-7), _FRAMES * nbytes, whole, gap_s)
 
 
 # --- a look at an idle link -------------------------------------------------------------------------------------------
