@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
 import nets
+from splitpoint import load
+from splitpoint.models.model import Model
+from splitpoint.models.zoo import ZOO
 from splitpoint.predict.calibrate.random_networks import FAMILIES, random_network
 from splitpoint.predict.kernels.kernel_kinds import KINDS
 from splitpoint.predict.kernels.kernels import kernels_of
@@ -42,3 +48,18 @@ def test_strips_have_about_the_work_that_is_asked_for() -> None:
             sum(n.flops for n in random_network(k, family, work).graph.nodes) for k in range(2) for work in (4e8, 4e9)
         ]
         assert 2e8 < made[0] < made[1] < 1e10
+
+
+def operators(model: Model) -> set[tuple[str, float]]:
+    """The kinds of its kernels; of those that do one of several operators, which."""
+    return {(k.kind, k.config.get("op", 0.0)) for k in kernels_of(model)}
+
+
+def test_every_operator_of_real_networks_is_drawn() -> None:
+    """Those of the zoo and of the models that come with onnx: what is never drawn is never calibrated."""
+    drawn = set().union(*(operators(random_network(seed, family, 2e8)) for seed in range(3) for family in FAMILIES))
+    real = [f"zoo:{name}" for name in ZOO]
+    real += map(str, sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx")))
+    assert len(real) >= 10
+    missing = {name: found for name in real if (found := operators(load(name)) - drawn)}
+    assert not missing

@@ -69,12 +69,18 @@ def test_convolution_takes_in_norm_sum_and_activation() -> None:
     assert fused.weight_nbytes == 4 * (16 * 16 * 9 + 4 * 16)
 
 
-def test_of_two_convolutions_that_are_added_one_takes_the_sum() -> None:
+@pytest.mark.parametrize("add", ["Add", "Sum"])
+def test_of_two_convolutions_that_are_added_one_takes_the_sum(add: str) -> None:
     model = made(
-        [conv("x", "a", "w"), conv("x", "b", "v"), node("Add", ["a", "b"], ["s"]), node("Relu", ["s"], ["y"])],
+        [conv("x", "a", "w"), conv("x", "b", "v"), node(add, ["a", "b"], ["s"]), node("Relu", ["s"], ["y"])],
         [normal("w", 16, 16, 3, 3), normal("v", 16, 16, 3, 3)],
     )
-    assert ops(model) == [("conv", ["Conv"]), ("conv", ["Conv", "Add", "Relu"])]
+    assert ops(model) == [("conv", ["Conv"]), ("conv", ["Conv", add, "Relu"])]
+
+
+def test_a_sum_of_three_is_a_kernel_of_its_own() -> None:
+    model = made([conv("x", "c"), node("Sum", ["c", "x", "x"], ["y"])], [normal("w", 16, 16, 3, 3)])
+    assert ops(model) == [("conv", ["Conv"]), ("elementwise", ["Sum"])]
 
 
 def test_what_two_read_or_the_model_gives_away_is_not_fused() -> None:

@@ -19,12 +19,14 @@ def test_a_base_finds_the_price_of_each_term() -> None:
     assert base.get("read", 0.0) < 1e-4
 
 
-def test_a_cell_with_few_rows_uses_the_common_base() -> None:
-    cells = np.array(["a"] * 40 + ["b"] * 3)
-    terms = {"1": np.ones(43), "read": np.linspace(1, 5, 43)}
+def test_a_cell_with_few_rows_scales_the_common_base_and_one_with_fewer_uses_it() -> None:
+    cells = np.array(["a"] * 40 + ["b"] * 3 + ["c"] * 2)
+    terms = {"1": np.ones(45), "read": np.linspace(1, 5, 45)}
     bases = fit_cells(terms, np.where(cells == "a", 1.0, 2.0) * terms["read"], cells)
-    assert set(bases) == {"", "a"}
-    assert cells_base(bases, terms, cells)[0] == pytest.approx(1.0, rel=0.05)
+    assert set(bases) == {"", "a", "b"}
+    assert cells_base(bases, terms, cells)[[0, 41, 44]] / terms["read"][[0, 41, 44]] == pytest.approx(
+        [1.0, 2.0, 1.0], rel=0.05
+    )
 
 
 def test_linear_regression_is_there_to_compare_with() -> None:

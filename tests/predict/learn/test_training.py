@@ -189,6 +189,18 @@ def test_a_kind_of_one_network_is_known_as_badly_as_one_never_measured() -> None
     assert latency.kinds["activation"].shared == pytest.approx(np.log(latency.roofline.spread) / 1.2816)
 
 
+def test_an_operator_counts_as_measured_once_it_was_in_two_networks() -> None:
+    table = in_networks(4, 0.1)
+    ops = np.where(table.origin == 0, 7.0, 0.0)
+    ops[-1] = 3.0
+    ops[-9] = 3.0
+    networks = Table("activation", table.columns | {"op": ops}, table.latency_ms, table.origin)
+    assert train({"activation": networks}, name="x", quick=True).kinds["activation"].ops == (0, 3)
+    alone = Table("activation", networks.columns, networks.latency_ms)
+    assert train({"activation": alone}, name="x", quick=True).kinds["activation"].ops == (0, 3, 7)
+    assert train({"conv": convolutions(40)}, name="x", quick=True).kinds["conv"].ops == ()
+
+
 def test_how_long_learning_takes_follows_from_rows_and_kinds() -> None:
     ticks = iter([0.0, 0.9, 1.3, 1.8])
     leaf = leaf_s(lambda: next(ticks))

@@ -20,6 +20,7 @@ from splitpoint.link import Link
 from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
+from splitpoint.predict.kernels.kernel_kinds import op_index
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
 from splitpoint.predict.learn.features import columns_of, terms_of
 from splitpoint.predict.learn.latency_model import Latency
@@ -205,3 +206,15 @@ def test_what_was_never_calibrated_is_priced_by_flops_and_bytes_and_listed() -> 
             assert (cost.ms.p10, cost.ms.p90) == pytest.approx((1.1 * ms / 3, 1.1 * ms * 3))
             assert not cost.calibrated
     assert width(found) > 1.2 * width(known)
+
+
+def test_an_operator_that_no_network_of_the_calibration_had_is_not_priced_as_others_of_its_kind() -> None:
+    model = model_of(EFFICIENT)
+    adds = [k for k in kernels_of(model) if k.kind == "elementwise"]
+    others = msgspec.structs.replace(SLOW.kinds["elementwise"], ops=(op_index("elementwise", "Mul"),))
+    device = msgspec.structs.replace(SLOW, kinds={**SLOW.kinds, "elementwise": others})
+    found = predict_latency(model, device)
+    assert adds
+    assert [(u.kind, u.count) for u in found.uncalibrated] == [
+        ("elementwise", sum(k.config["op"] != op_index("elementwise", "Mul") for k in adds))
+    ]

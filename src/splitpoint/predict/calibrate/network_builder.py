@@ -159,6 +159,8 @@ class Sketch:
             return self.add("Clip", [x, self.number(0.0), self.number(6.0)], shape)
         if name == "Silu":
             return self.add("Mul", [x, self.add("Sigmoid", [x], shape)], shape)
+        if name == "PRelu":
+            return self.add(name, [x, self.weight((shape[1], 1, 1), 0.1, 0.3)], shape)
         return self.add(name, [x], shape)
 
     def pool(self, x: str, op: str = "MaxPool", kernel: int = 2, stride: int = 2, pad: int = 0) -> str:
@@ -215,6 +217,10 @@ class Sketch:
         c = self.channels(x)
         weights = [self.weight((c,), low, high) for low, high in ((0.9, 1.1), (-0.1, 0.1), (-0.1, 0.1), (0.9, 1.1))]
         return self.act(self.add("BatchNormalization", [x, *weights], self.shape(x)), act)
+
+    def across(self, x: str) -> str:
+        """Each position normalised across neighbouring channels (LRN)."""
+        return self.add("LRN", [x], self.shape(x), size=5, alpha=1e-4, beta=0.75, bias=1.0)
 
     def excite(self, x: str, share: float, act: str, gate: str) -> str:
         """Squeeze and excitation: channels are weighted by what the mean over positions says."""

@@ -7,7 +7,8 @@ stays one that was never measured. Weights are stand-ins that keep activations a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import log2, sqrt
 
 import numpy as np
@@ -80,13 +81,13 @@ def _vgg(net: Sketch) -> str:
     return _wide_head(net, x, net.spread(512, 4096))
 
 
-def _alex(net: Sketch) -> str:
-    """A large first convolution, then few and wide ones."""
+def _alex(net: Sketch, normed: bool = False) -> str:
+    """A large first convolution, then few and wide ones; `normed` across channels, as it was at first."""
     kernel = net.pick(11, 9, 7)
     x = net.conv(net.image(int(net.pick(224, 224, 192, 256))), net.width(48, 112), kernel, 4, act="Relu", pad=2)
-    x = net.pool(x, kernel=3)
+    x = net.pool(net.across(x) if normed else x, kernel=3)
     x = net.conv(x, net.width(96, 288), 5, act="Relu")
-    x = net.pool(x, kernel=3)
+    x = net.pool(net.across(x) if normed else x, kernel=3)
     for _ in range(net.pick(1, 2, 3)):
         x = net.conv(x, net.width(160, 448), 3, act="Relu")
     x = net.pool(x, kernel=3)
@@ -210,11 +211,13 @@ def _fire(net: Sketch) -> str:
     return net.classify(net.conv(x, net.pick(10, 100, 1000), act="Relu"))
 
 
-def _inception(net: Sketch) -> str:
-    """Four paths of different windows, side by side."""
+def _inception(net: Sketch, normed: bool = False) -> str:
+    """Four paths of different windows, side by side; the first was `normed` across channels, twice before them."""
     base = net.spread(24, 80)
     x = net.pool(net.conv(net.image(_side(net)), net.width(40, 80), net.pick(7, 7, 3), 2, act="Relu"), kernel=3, pad=1)
+    x = net.across(x) if normed else x
     x = net.conv(net.conv(x, net.width(40, 96), act="Relu"), net.width(120, 224), 3, act="Relu")
+    x = net.across(x) if normed else x
     for width in _stages(net, base, (1.3, 1.9), 3):
         x = net.pool(x, kernel=3, pad=net.pick(0, 1))
         for _ in range(net.pick(1, 2, 3)):
@@ -420,8 +423,19 @@ _UNARY = (
 
 def _odd(net: Sketch) -> str:
     """What occurs here and there, alone: norms, activations, sums, products, softmax and data movement."""
+    return _between(
+        net, (_odd_pool, _odd_norm, _odd_norm, _odd_sum, _odd_sum, _odd_sum, _odd_move, _odd_move, _odd_product)
+    )
+
+
+def _seldom(net: Sketch) -> str:
+    """What is older or seldom: norms across channels, and operators that no other family has."""
+    return _between(net, (Sketch.across, _seldom_act, _seldom_act, _seldom_sum, _seldom_sum, _seldom_move))
+
+
+def _between(net: Sketch, parts: Sequence[Callable[[Sketch, str], str]]) -> str:
+    """Any of `parts` one after the other, convolutions and pools between them."""
     x = net.conv(net.image(int(net.pick(56, 64, 96, 112, 128, 224))), net.width(8, 96), 3, net.pick(1, 2), act="Relu")
-    parts = (_odd_pool, _odd_norm, _odd_norm, _odd_sum, _odd_sum, _odd_sum, _odd_move, _odd_move, _odd_product)
     for k in range(net.pick(8, 12, 16)):
         x = net.pick(*parts)(net, x)
         h = net.shape(x)[2]
@@ -479,11 +493,44 @@ def _odd_product(net: Sketch, x: str) -> str:
     return net.reshape(net.add("MatMul", [shares, rows], (1, c, h * w), 2.0 * c * c * h * w), 1, c, h, w)
 
 
+#: What is computed before these, so that they give numbers, and none that is very small or large.
+_BEFORE = {"Sqrt": "Abs", "Exp": "Tanh"}
+
+
+def _seldom_act(net: Sketch, x: str) -> str:
+    op = net.pick("PRelu", "PRelu", "Gelu", "Erf", "Selu", "Celu", "Softsign", "Exp", "Sqrt", "Abs", "Neg")
+    return net.act(net.act(x, _BEFORE.get(op, "")), op)
+
+
+def _seldom_sum(net: Sketch, x: str) -> str:
+    op = net.pick("Sum", "Sum", "Min", "Mean", "Pow", "GlobalMaxPool", "ReduceMax", "ReduceSum")
+    if op in ("Sum", "Min", "Mean"):
+        return net.sum(net.act(x, "Relu"), x, op)
+    if op == "Pow":
+        return net.sum(net.act(x, "Tanh"), net.number(2.0), op)
+    axes = {} if op == "GlobalMaxPool" else {"keepdims": 1}
+    pooled = net.add(op, [x, net.numbers(2, 3)] if axes else [x], (1, net.channels(x), 1, 1), **axes)
+    return net.sum(x, net.act(pooled, "Sigmoid"), "Mul")
+
+
+def _seldom_move(net: Sketch, x: str) -> str:
+    _, c, h, w = net.shape(x)
+    if h % 2 == 0 and net.chance(0.4):
+        return net.add("SpaceToDepth", [x], (1, 4 * c, h // 2, w // 2), blocksize=2)
+    if c % 4 == 0 and h * w <= 64 * 64:
+        return net.add("DepthToSpace", [x], (1, c // 4, 2 * h, 2 * w), blocksize=2)
+    if net.chance(0.5):
+        return net.add("Tile", [x, net.numbers(1, 2, 1, 1)], (1, 2 * c, h, w))
+    pixel = net.add("Slice", [x, net.numbers(0, 0), net.numbers(1, 1), net.numbers(2, 3)], (1, c, 1, 1))
+    return net.sum(x, net.add("Expand", [pixel, net.numbers(1, c, h, w)], (1, c, h, w)))
+
+
 #: Every family by name. The first round of collecting has one strip of each.
 FAMILIES: Mapping[str, Family] = {
     "bottleneck": _bottleneck, "mobile": _mobile, "vgg": _vgg, "vit": _vit, "dense": _dense, "resnet": _resnet,
     "inception": _inception, "shuffle": _shuffle, "separable": _separable, "alex": _alex, "fire": _fire,
     "text": _text, "next": _next, "grouped": _grouped, "lenet": _lenet, "odd": _odd, "mlp": _mlp_only,
+    "alex_lrn": partial(_alex, normed=True), "inception_lrn": partial(_inception, normed=True), "seldom": _seldom,
 }  # fmt: skip
 
 #: What later strips are drawn from: what most networks are made of is there more than once.

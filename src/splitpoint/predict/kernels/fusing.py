@@ -285,7 +285,7 @@ class _Grouping:
         while (user := w.only_user(last)) >= 0 and user not in self._of:
             if w.ops[user] == "BatchNormalization" or self._shifts(user, w.out(last)):
                 self._join(group, user)
-            elif w.ops[user] == "Add" and not group.added and self._takes(user, last):
+            elif w.ops[user] in ("Add", "Sum") and not group.added and self._takes(user, last):
                 other = next(t for t in w.reads[user] if t != w.out(last))
                 group.added, group.fused = w.elements(other), group.fused + 1
                 self._join(group, user)
@@ -305,7 +305,7 @@ class _Grouping:
         """Whether the addition belongs to the convolution that ends in `last`: the first that can have it does."""
         w = self.wiring
         names = w.data(add)
-        if len(names) != 2 or w.shape(names[0]) != w.shape(names[1]) or names[0] == names[1]:
+        if not len(names) == len(w.reads[add]) == 2 or w.shape(names[0]) != w.shape(names[1]) or names[0] == names[1]:
             return False
         if names[0] == w.out(last):
             return True

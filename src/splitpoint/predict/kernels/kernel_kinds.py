@@ -213,6 +213,8 @@ KINDS: Mapping[str, KernelKind] = {
             "elementwise", _elementwise, ("elements", "op"), {"inputs": 2.0, "broadcast": 0.0, "reorder": 0.0}, ("op",)
         ),
         KernelKind("concat", _elements, ("elements", "inputs"), {"reorder": 0.0}),
+        # A power of a sum for each element: ten times an addition, whatever the window.
+        KernelKind("lrn", _elements, ("elements",), {"reorder": 0.0}),
         KernelKind("softmax", _rows, ("rows", "width")),
         KernelKind("layernorm", _rows, ("rows", "width")),
         # batch: heads × batch; rows of the query, columns of keys and values, width of a head.

@@ -203,6 +203,10 @@ def _concat(w: Wiring, group: Group, first: int) -> Described:
     return "concat", {"elements": w.elements(w.out(first)), "inputs": len([t for t in w.reads[first] if t])}
 
 
+def _lrn(w: Wiring, group: Group, first: int) -> Described:
+    return "lrn", {"elements": w.elements(w.out(first))}
+
+
 def _softmax(w: Wiring, group: Group, first: int) -> Described:
     y = w.shape(w.out(first)) or (1,)
     return "softmax", {"rows": prod(y[:-1]), "width": y[-1]}
@@ -238,7 +242,7 @@ _DESCRIBED: Mapping[str, Callable[[Wiring, Group, int], Described]] = {
     **dict.fromkeys(OPS["elementwise"], _elementwise),
     **dict.fromkeys(OPS["global_pool"], _reduced),
     "Conv": _conv, "MatMul": _product, "Gemm": _product, "MaxPool": _pool, "AveragePool": _pool,
-    "BatchNormalization": _batchnorm, "Concat": _concat, "Softmax": _softmax, "LogSoftmax": _softmax,
+    "BatchNormalization": _batchnorm, "Concat": _concat, "LRN": _lrn, "Softmax": _softmax, "LogSoftmax": _softmax,
     "LayerNormalization": _layernorm, "layernorm": _layernorm, "Attention": _attention, "attention": _attention,
 }  # fmt: skip
 
@@ -292,8 +296,8 @@ def _works_on_blocks(w: Wiring, group: Group, blocked: set[str]) -> bool:
         return False
     if op == "Concat":
         return all(w.shape(t)[1] % _BLOCK == 0 for t in data)
-    if op in ("Add", "Mul"):
-        return len(data) == 2 and w.shape(data[0]) == w.shape(data[1])
+    if op in ("Add", "Sum", "Mul"):
+        return len(data) == len(w.reads[first]) == 2 and w.shape(data[0]) == w.shape(data[1])
     return op in _EITHER
 
 

@@ -141,6 +141,8 @@ class KindModel(msgspec.Struct, frozen=True, kw_only=True):
     shared: Annotated[float, Meta(ge=0, le=100)] = 0.0
     """What all kernels of this kind in one network are off together: a standard deviation, as a share, of networks kept
     apart; 0 where the rows do not say."""
+    ops: tuple[Count, ...] = ()
+    """Which operators (`kernel_kinds.OPS`) were measured; () where the kind has none, or an older file does not say."""
 
     def predict(self, kind: str, configs: Mapping[str, Floats]) -> PredictedTimes:
         """Of kernels with these columns (`kinds.KINDS`); a column that is left out has its default."""
@@ -217,6 +219,11 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
             return ""
         longer = "measure on with a longer budget (splitpoint calibrate-device --budget 5m -o FILE)"
         return f"{'; '.join(said)}: ranges are wide for that; {longer if self.machine else 'train on more rows'}"
+
+    def knows(self, kernel: Kernel) -> bool:
+        """Whether kernels of its kind were measured, and of its operator."""
+        model = self.kinds.get(kernel.kind)
+        return model is not None and (not model.ops or kernel.config["op"] in model.ops)
 
     def whole_ms(self, kernels_ms: float) -> float:
         """What a segment takes whose kernels add up to this."""

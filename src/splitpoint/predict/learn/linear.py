@@ -13,8 +13,8 @@ from splitpoint.profile.costs import Floats
 _ROUNDS = 12
 #: Rows closer than this share to the line are all alike.
 _NEAR = 0.05
-#: With fewer rows a cell has no base of its own.
-_CELL_ROWS = 25
+#: From so many rows on a cell has a base of its own, from so many the common one times a factor.
+_CELL_ROWS, _SCALED_ROWS = 25, 3
 
 
 def fit_base(terms: Mapping[str, Floats], latency_ms: Floats) -> dict[str, float]:
@@ -45,12 +45,16 @@ def fit_base(terms: Mapping[str, Floats], latency_ms: Floats) -> dict[str, float
 
 
 def fit_cells(terms: Mapping[str, Floats], latency_ms: Floats, cells: NDArray[np.str_]) -> dict[str, dict[str, float]]:
-    """A base for all rows (""), and one for each cell with rows enough."""
+    """A base for all rows (""), and one for each cell with rows enough; with few, the common one is scaled to them."""
     bases = {"": fit_base(terms, latency_ms)}
+    common = base_of(bases[""], terms)
     for cell in np.unique(cells).tolist():
         rows = cells == cell
         if cell and rows.sum() >= _CELL_ROWS:
             bases[cell] = fit_base({name: values[rows] for name, values in terms.items()}, latency_ms[rows])
+        elif cell and rows.sum() >= _SCALED_ROWS:
+            factor = float(np.median(latency_ms[rows] / common[rows]))
+            bases[cell] = {name: ms * factor for name, ms in bases[""].items()}
     return bases
 
 

@@ -44,6 +44,8 @@ _Bases = dict[str, dict[str, float]]
 _TAIL = 0.1
 #: Rows this far off, as a share, count half (or, where rows are further off usually, those as far as that).
 _SIGMA = 0.1
+#: Rows and features of the small forest that is timed to tell how quickly this machine learns.
+_TIMED = (400, 60)
 #: Rows from which on trees can be smooth.
 _SMOOTH_FROM = 1000
 #: Rows from which on it can be told where errors are densest, and the kernel of that density.
@@ -100,33 +102,34 @@ def effort_for(table: Table, efforts: Mapping[int, Effort]) -> Effort:
 
 def leaf_s(clock: Clock = time.perf_counter) -> float:
     """Seconds in which this machine grows one leaf, by a small forest. MissingExtraError without scikit-learn."""
-    rows = np.random.default_rng(0).random((400, 60))
+    rows = np.random.default_rng(0).random(_TIMED)
     need_sklearn()
     grow(rows[:20], rows[:20, 0], np.ones(20), _WIDTH, 0)  # what is imported is not counted
     times = [clock()]
     for _ in range(3):
         grow(rows, rows[:, 0], np.ones(len(rows)), _WIDTH, 0)
         times.append(clock())
-    return float(np.diff(times).min()) / _leaves(_WIDTH, len(rows))
+    return float(np.diff(times).min()) / _leaves(_WIDTH, *_TIMED)
 
 
 def learning_s(tables: Mapping[str, Table], leaf_s: float) -> float:
     """Seconds that `train` is expected to take for `tables`, where a leaf takes `leaf_s`."""
     leaves = 0.0
     for table in tables.values():
-        effort, rows = effort_for(table, FULL), len(table)
-        leaves += effort.folds * sum(_leaves(how, rows) for how in (*effort.trust, effort.median)) + _leaves(
-            effort.width, rows
-        )
-        leaves += effort.median.seeds * _leaves(effort.median, rows)
+        effort = effort_for(table, FULL)
+        size = len(table), len(feature_names(table.kind))
+        leaves += effort.folds * sum(_leaves(how, *size) for how in (*effort.trust, effort.median))
+        leaves += _leaves(effort.width, *size) + effort.median.seeds * _leaves(effort.median, *size)
     return leaves * leaf_s
 
 
-def _leaves(how: Boosting, rows: int) -> float:
-    """How many leaves a forest has, and what it takes beside them in leaves. Measured: 25 ms a forest, 0.11 ms a
-    leaf, and no more leaves than one for eight rows.
+def _leaves(how: Boosting, rows: int, features: int) -> float:
+    """How many leaves of the forest that `leaf_s` times take as long as this one. Measured: 20 ms a forest,
+    0.038 ms a leaf and 0.0011 ms more for each feature, and no more leaves than one for eight rows.
     """
-    return 0.0 if rows < 2 * how.least else 200 + how.trees * min(how.leaves, rows / 8)
+    if rows < 2 * how.least:
+        return 0.0
+    return 190 + how.trees * min(how.leaves, rows / 8) * (35 + features) / (35 + _TIMED[1])
 
 
 def train(
@@ -220,8 +223,21 @@ def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, 
         rows=len(table),
         networks=0 if table.origin is None else len(np.unique(table.origin)),
         shared=_shared(table, expected),
+        ops=_operators(table),
     )
     return model, np.exp(expected)
+
+
+def _operators(table: Table) -> tuple[int, ...]:
+    """The operators that rows of the table are of; where rows say of which network, of two networks or more: of an
+    operator of one, none could be kept apart.
+    """
+    if "op" not in table.columns:
+        return ()
+    ops, origin = table.columns["op"].astype(int), table.origin
+    least = 1 if origin is None or len(np.unique(origin)) < 2 else 2
+    kept = [op for op in np.unique(ops).tolist() if origin is None or len(np.unique(origin[ops == op])) >= least]
+    return tuple(op for op in kept if op >= 0)
 
 
 def score_of(predicted_ms: Floats, measured_ms: Floats, covered: float) -> LatencyScore:

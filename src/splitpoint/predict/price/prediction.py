@@ -160,7 +160,7 @@ def predict_latency(model: Model, latency: Latency, measured: Sequence[SegmentCo
             graph.nodes[kernel.nodes[0]].layer,
             tuple(graph.nodes[i].op for i in kernel.nodes),
             stats[k],
-            kernel.kind in latency.kinds,
+            latency.knows(kernel),
         )
         for k, kernel in enumerate(kernels)
     )
@@ -185,9 +185,10 @@ def kernel_times(kernels: Sequence[Kernel], latency: Latency, scale: float = 1.0
     for kind, at, columns in by_kind(kernels):
         if kind in latency.kinds:
             times = latency.kinds[kind].predict(kind, columns)
-        else:
-            times = latency.roofline.predict([kernels[k] for k in at])
-        median[at], low[at], high[at] = times.median_ms, times.low_ms, times.high_ms
+            median[at], low[at], high[at] = times.median_ms, times.low_ms, times.high_ms
+    if unknown := [k for k, kernel in enumerate(kernels) if not latency.knows(kernel)]:
+        times = latency.roofline.predict([kernels[k] for k in unknown])
+        median[unknown], low[unknown], high[unknown] = times.median_ms, times.low_ms, times.high_ms
     low, high = np.maximum(low, median / _WIDEST), np.minimum(high, median * _WIDEST)
     return PredictedTimes(scale * median, scale * low, scale * high)
 
@@ -209,7 +210,7 @@ def _belief(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, late
         ms = float(times.median_ms[k])
         edge[at], cloud[at] = _apart(graph, kernel, ms, latency)
         group[at] = names[kernel.kind]
-        if kernel.kind in latency.kinds:
+        if latency.knows(kernel):
             own[at] = log(times.high_ms[k] / times.low_ms[k]) / 2 / TO_P90 if times.low_ms[k] > 0 else 0.0
             learned = latency.kinds[kernel.kind]
             shared[at] = learned.shared if learned.networks else spread / TO_P90 * (1 - _COMMON) ** 0.5
