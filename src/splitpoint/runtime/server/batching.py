@@ -236,15 +236,20 @@ class Gain:
         return best
 
     def _due(self, now_s: float) -> list[float]:
-        """When those that are away are likely to have asked again at the latest, the first first."""
+        """When those that are away are likely to have asked again at the latest, the first first.
+
+        Who is late is likely to come within as long again as it is late: what holds up one often holds up all, and for
+        a moment. Who is late by more than a wait can ever save has not come this time.
+        """
         due: list[float] = []
-        longest_s = max(self._known.values(), default=0.0)  # more than a wait can ever save
+        longest_s = max(self._known.values(), default=0.0)  # a wait saves no more than half of it
         for asker in tuple(self._away):
             pause_s = asker.pause_s
-            soon = [at for s in asker.answered_s if (at := s + pause_s) > now_s] if pause_s < longest_s else []
-            if not soon:  # it takes too long, or has not come this time
+            soon = [s + pause_s for s in asker.answered_s if 2 * (now_s - s - pause_s) < longest_s]
+            if pause_s < longest_s and soon:
+                due += [now_s + abs(at - now_s) for at in soon]
+            else:
                 self._away.discard(asker)
-            due += soon
         return sorted(due)
 
     def seconds(self, size: int) -> float:
