@@ -2,14 +2,16 @@
 
     python -m bench.batches                                    # 1, 8 and 32 clients
     python -m bench.batches --triton VENV/bin/python           # beside Triton, if that Python has nvidia-pytriton 0.7
-    python -m bench.batches --beside OTHER/src                 # beside the server of another tree
+    python -m bench.batches --beside OTHER/src src             # beside servers of other trees, and of this one again
+    python -m bench.batches --clients 8 --keep FILE            # in pieces: the report is of all rounds that FILE holds
 
 Read this first. The clients are one process that replays recorded tensors over raw sockets on one core; a server has
 the other, with one engine thread and batches of up to 8. All servers are up at once and asked in turn, each for some
-seconds a round, in another order every round; what is printed are medians over the rounds. The tail is AlexNet's after
-its features (random weights): two large matrices, which a batch of 8 reads once. Triton runs it with ONNX Runtime too,
-through PyTriton, with a delay of `--delay` ms, and is asked over HTTP with binary tensors. *raw* is the engine alone,
-in batches of 8.
+seconds a round, in another order every round; what is printed are medians over the rounds, and of each round's ratios
+the median and where it lies 19 times in 20. *CPU* is what the server's processes took, *size* how many ran as one. The
+tail is AlexNet's after its features (random weights): two large matrices, which a batch of 8 reads once. Triton runs it
+with ONNX Runtime too, through PyTriton, with a delay of `--delay` ms, and is asked over HTTP with binary tensors. *raw*
+is the engine alone, in batches of 8.
 
 Targets: the default's rate ≥ 1.0 of Triton's and its p95 ≤ 1.1 of it at 8 and 32 clients; at one client it takes at
 most 1.02 of what never waiting takes (*never*: `--max-wait 0`).
@@ -18,21 +20,24 @@ most 1.02 of what never waiting takes (*never*: `--max-wait 0`).
 from __future__ import annotations
 
 import argparse
+import json
 import socket
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from statistics import median
 from subprocess import Popen
+from typing import NamedTuple
 
 import numpy as np
 
 import splitpoint as sp
 from bench.common import EDGE_CORE, header, helper, pin
-from bench.load import Recorded, Replayed, play, tail_of
+from bench.load import Recorded, Replayed, cpu_of, play, tail_of
 from bench.nets import path_of
+from splitpoint.report.noise import median_interval
 from splitpoint.wire import Times
 
 CUT = "features.12/MaxPool"
@@ -150,6 +155,18 @@ class ReplayedHttp(Replayed):
             yield self.due.pop(next(iter(self.due))), Times(), 0.0
 
 
+class Row(NamedTuple):
+    """What one server did in one round: answers a second, ms (of CPU: an answer), requests a run (0: not told)."""
+
+    clients: int
+    way: str
+    rate: float
+    p50: float
+    p95: float
+    cpu: float
+    size: float
+
+
 def measure(asked: argparse.Namespace) -> bool:
     """Whether the targets are met that could be measured."""
     name = path_of("alexnet")
@@ -158,8 +175,8 @@ def measure(asked: argparse.Namespace) -> bool:
     file = Path("out") / "alexnet-tail.onnx"
     tail.segment.save(file)
     waits = {"default": ("", SRC), "never": ("0", SRC), f"{asked.delay:g} ms": (str(asked.delay / 1e3), SRC)}
-    if asked.beside:
-        waits["beside"] = ("", asked.beside)
+    waits = {way: args for way, args in waits.items() if not asked.ways or way in asked.ways}
+    waits |= {f"beside{k or ''}": ("", src) for k, src in enumerate(asked.beside)}
     with ExitStack() as stack:
         raw = stack.enter_context(helper(RAW, str(file), spec.name, str(MOST)))
         servers = {way: stack.enter_context(helper(SERVE, name, *args)) for way, args in waits.items()}
@@ -172,52 +189,92 @@ def measure(asked: argparse.Namespace) -> bool:
                 pass
             addresses["Triton"] = int(port)
         said(raw)
+        pids = {way: family(server.pid) for way, server in servers.items()}
         met = True
         for clients in asked.clients:
-            met = report(clients, servers, addresses, tail, raw, asked) and met
+            rows = rounds(clients, pids, addresses, tail, raw, asked)
+            if asked.keep:
+                with asked.keep.open("a") as kept:
+                    kept.writelines(json.dumps(row) + "\n" for row in rows)
+                rows = [row for line in asked.keep.open() if (row := Row(*json.loads(line))).clients == clients]
+            met = report(clients, rows) and met
     return met
 
 
-def report(
-    clients: int, servers: dict[str, Popen[str]], addresses: dict[str, str | int], tail: Recorded, raw: Popen[str],
+def family(pid: int) -> list[int]:
+    """A process and those that it has begun, and they."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    pids = [pid]
+    for parent in pids:
+        pids += [child for child, of in parents.items() if of == parent]
+    return pids
+
+
+def rounds(
+    clients: int, pids: dict[str, list[int]], addresses: dict[str, str | int], tail: Recorded, raw: Popen[str],
     asked: argparse.Namespace,
-) -> bool:  # fmt: skip
+) -> list[Row]:  # fmt: skip
     x = tail.feed[tail.segment.inputs[0].name]
-    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)  # a second, p50 ms, p95 ms
-    raw_ms = []
+    rows = []
     edges = {
         way: [ReplayedHttp(at, x) if isinstance(at, int) else Replayed(at, tail) for _ in range(clients)]
         for way, at in addresses.items()
     }
     for way, of in edges.items():
-        play(of, servers[way].pid, 2.0, window=1)  # until it is known what batches gain
+        play(of, pids[way][0], 2.0, window=1)  # until it is known what batches gain
     for k in range(asked.rounds):
         ways = list(edges)
         for way in ways[k % len(ways) :] + ways[: k % len(ways)]:
-            phase = play(edges[way], servers[way].pid, asked.seconds, window=1)
+            before = sum(map(cpu_of, pids[way]))
+            phase = play(edges[way], pids[way][0], asked.seconds, window=1)
+            cpu_ms = (sum(map(cpu_of, pids[way])) - before) * 1e3 / (len(phase.answers) + clients)
             took = [(a.answered_s - a.due_s) * 1e3 for a in phase.answers]
-            rows[way].append((len(took) / phase.seconds, *np.percentile(took, (50, 95)).tolist()))
+            runs = {a.times.compute_s for a in phase.answers} - {0.0}
+            size = len(took) / len(runs) if runs else 0.0
+            p50, p95 = np.percentile(took, (50, 95)).tolist()
+            rows.append(Row(clients, way, len(took) / phase.seconds, p50, p95, cpu_ms, size))
         assert raw.stdin
         raw.stdin.write("\n")
         raw.stdin.flush()
-        raw_ms.append(float(said(raw)))
+        ms = float(said(raw))
+        rows.append(Row(clients, "raw", MOST * 1e3 / ms, ms, ms, ms / MOST, MOST))
     for of in edges.values():
         for edge in of:
             edge.sock.close()
-    raw_rate = MOST * 1e3 / median(raw_ms)
-    print(f"{clients} client{'s' * (clients > 1)}; raw at {MOST}: {raw_rate:.0f} rows/s, {median(raw_ms):.1f} ms a run")
-    middle = {way: [median(column) for column in zip(*rows[way], strict=True)] for way in rows}
-    for way, (rate, p50, p95) in middle.items():
-        print(f"  {way:8} {rate:6.1f}/s ({rate / raw_rate:.2f} of raw)  p50 {p50:5.1f}  p95 {p95:5.1f} ms", flush=True)
+    return rows
+
+
+def report(clients: int, rows: Sequence[Row]) -> bool:
+    """Whether what these rounds say meets the targets."""
+    of: dict[str, list[Row]] = {}
+    for row in rows:
+        of.setdefault(row.way, []).append(row)
+    print(f"{clients} client{'s' * (clients > 1)}, {len(of['default'])} rounds")
+    for way, own in of.items():
+        rate, p50, p95, cpu, size = map(median, list(zip(*own, strict=True))[2:])
+        said = f", {size:.1f} a run" if size else ""
+        print(f"  {way:8} {rate:6.1f}/s  p50 {p50:5.1f}  p95 {p95:5.1f} ms  CPU {cpu:5.2f} ms an answer{said}")
+
+    def ratio(way: str, column: str) -> float:
+        own, others = of["default"], of[way]
+        each: list[float] = [getattr(a, column) / getattr(b, column) for a, b in zip(own, others, strict=True)]
+        middle, (low, high) = median(each), median_interval(each)
+        print(f" {column} {middle:.3f} [{low:.3f}, {high:.3f}]", end="")
+        return middle
+
     met = True
-    if clients == 1:
-        slower = median(a[1] / b[1] for a, b in zip(rows["default"], rows["never"], strict=True))
-        print(f"  default/never, of the medians of a round: {slower:.3f} (target ≤ 1.02)")
-        met = slower <= 1.02
-    elif "Triton" in middle:
-        rate, _, p95 = (a / b for a, b in zip(middle["default"], middle["Triton"], strict=True))
-        print(f"  default/Triton: rate {rate:.2f} (target ≥ 1.0), p95 {p95:.2f} (target ≤ 1.1)")
-        met = rate >= 1.0 and p95 <= 1.1
+    for way in of:
+        if way not in ("default", "raw"):
+            print(f"  default/{way}:", end="")
+            rate, p50, p95, _ = (ratio(way, column) for column in ("rate", "p50", "p95", "cpu"))
+            print(flush=True)
+            if way == "never" and clients == 1:
+                met = met and p50 <= 1.02
+            if way == "Triton" and clients > 1:
+                met = met and rate >= 1.0 and p95 <= 1.1
     return met
 
 
@@ -248,7 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--delay", type=float, default=4.0, help="what Triton, and ours beside the default, waits, ms")
     parser.add_argument("--triton", metavar="PYTHON", help="a Python with nvidia-pytriton, onnxruntime and numpy")
-    parser.add_argument("--beside", metavar="SRC", help="the src of another tree, whose server is asked too")
+    parser.add_argument("--beside", metavar="SRC", nargs="*", default=[], help="src of trees whose server is asked too")
+    parser.add_argument("--ways", nargs="*", metavar="WAY", help="of ours only these: default, never, 4 ms")
+    parser.add_argument("--keep", metavar="FILE", type=Path, help="add the rounds to FILE, report on all it holds")
     asked = parser.parse_args(arguments)
     pin(EDGE_CORE)
     return 0 if measure(asked) else 1

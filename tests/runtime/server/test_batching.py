@@ -185,6 +185,27 @@ def test_clients_that_ask_again_at_once_meet_in_batches(clients: int) -> None:
         assert world.rate(2.0) > 1.4 * never.rate(2.0)
 
 
+@pytest.mark.parametrize(("share", "late", "rate"), [(0.05, 0.04, 480.0), (0.4, 0.2, 440.0)])
+def test_who_is_held_up_with_all_others_is_waited_for(share: float, late: float, rate: float) -> None:
+    """After a `share` of the runs, all that have not asked yet are held up together, for up to 5 ms."""
+    rng = np.random.default_rng(0)
+    ended_s, held_from_s, held_s = -1.0, inf, 0.0
+
+    def pause(_: int) -> float:
+        nonlocal ended_s, held_from_s, held_s
+        if world.now != ended_s:
+            ended_s, held_s = world.now, rng.uniform(1e-3, 5e-3)
+            held_from_s = rng.uniform(0.0, 0.75e-3) if rng.random() < share else inf
+        own_s = rng.uniform(0.25e-3, 0.75e-3)
+        return own_s if own_s < held_from_s else max(own_s, held_from_s + held_s)
+
+    world = World(True, [(0.0, k) for k in range(8)], pause)
+    world.run(40.0)
+    took = [a.answered_s - a.asked_s for a in world.answers if a.answered_s > 1.0]
+    assert sum(s > 1.4 * ALEXNET[8] for s in took) < late * len(took), "who came when a run had just begun without them"
+    assert world.rate(1.0) > rate, "without waits: 328"
+
+
 @pytest.mark.parametrize("pause_s", [2e-3, 5e-3, 10e-3, 15e-3, 40e-3, 200e-3])
 def test_longer_pauses_cost_nothing_either(pause_s: float) -> None:
     world, never = closed(8, pause_s, waits=True), closed(8, pause_s, waits=False)
@@ -251,8 +272,13 @@ def test_an_asker_is_expected_when_it_has_usually_asked_again() -> None:
         gain.asked(asker, now + pause_s)
         now += 1.0
     gain.answered(asker, now)
-    assert gain.company(1, now) == (2, pytest.approx(now + (1 + 1 / 3 + 4 * 4 / 9) / 1e3))
-    assert gain.company(1, now + 0.004) == (1, now + 0.004), "it has not come"
+    nearly_s = (1 + 1 / 3 + 4 * 4 / 9) / 1e3
+    assert gain.company(1, now) == (2, pytest.approx(now + nearly_s)), "mostly within 1 ms"
+    assert gain.company(1, now + 0.002) == (2, pytest.approx(now + nearly_s)), "late: as long again"
+    assert gain.company(1, now + 0.0028) == (2, pytest.approx(now + nearly_s))
+    assert gain.company(1, now + 0.0055) == (1, now + 0.0055), "4.5 ms more are too long"
+    assert gain.company(1, now + 0.009) == (1, now + 0.009), "it has not come"
+    assert gain.company(1, now) == (1, now), "and is not waited for any more"
     gain.asked(asker, now + 9.0)
     for _ in range(8):  # one long pause among eight says nothing
         now += 20.0

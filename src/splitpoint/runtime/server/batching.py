@@ -18,7 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf, prod
-from statistics import median
+from statistics import median, median_high
 from time import monotonic
 
 import numpy as np
@@ -114,31 +114,32 @@ def recomputed(run: Run, feeds: Sequence[Feed], together: Sequence[Mapping[str, 
 class Asker:
     """Who asks for one tail with inputs of one shape, by one connection: how soon after an answer it asks again."""
 
-    __slots__ = ("_pause_s", "_pauses", "answered_s")
+    __slots__ = ("_pauses", "_usual", "answered_s")
 
     def __init__(self) -> None:
         #: When its last answers were given after which it has not asked again.
         self.answered_s: deque[float] = deque(maxlen=_PAUSES)
         self._pauses: deque[float] = deque(maxlen=_PAUSES)
-        self._pause_s: float | None = inf
+        self._usual: tuple[float, float] | None = (inf, inf)
 
     def asked(self, now_s: float) -> None:
         if self.answered_s:
             self._pauses.append(now_s - self.answered_s.popleft())
-            self._pause_s = inf if len(self._pauses) < _USUAL else None
+            self._usual = (inf, inf) if len(self._pauses) < _USUAL else None
 
     @property
-    def pause_s(self) -> float:
-        """Within which it asks again, infinite if that is not known.
+    def usual_s(self) -> tuple[float, float]:
+        """Within which it asks again mostly, and nearly always; infinite if that is not known.
 
-        As TCP reckons when an answer is late (RFC 6298): the mean and four times the mean deviation, of its last pauses
-        but for the longest, which may have been a rest.
+        The median of its last pauses; and as TCP reckons when an answer is late (RFC 6298): the mean and four times the
+        mean deviation, of all but the longest, which may have been a rest.
         """
-        if self._pause_s is None:  # reckoned only where somebody could wait for it: a lone client's never is
-            usual = sorted(self._pauses)[: _PAUSES - 1]
+        if self._usual is None:  # reckoned only where somebody could wait for it: a lone client's never is
+            pauses = sorted(self._pauses)
+            usual = pauses[: _PAUSES - 1]
             mean_s = sum(usual) / len(usual)
-            self._pause_s = mean_s + 4 * sum(abs(s - mean_s) for s in usual) / len(usual)
-        return self._pause_s
+            self._usual = median_high(pauses), mean_s + 4 * sum(abs(s - mean_s) for s in usual) / len(usual)
+        return self._usual
 
 
 class Gain:
@@ -216,9 +217,8 @@ class Gain:
     def company(self, waiting: int, now_s: float) -> tuple[int, float]:
         """How many to run together where `waiting` are there at `now_s`, and until when to wait for the others.
 
-        For the others, it must be likely that they are there by then: that long, their askers have usually paused.
-        Of the numbers that can be waited for it is the one with the least time a request. And nobody's answer may be
-        later for it than the last one's would else be: those who are there wait no longer than half of what one run
+        Of the numbers that are likely to be there soon it is the one with the least time a request. Nobody's answer may
+        be later for it than the last one's would else be: those who are there wait no longer than half of what one run
         takes less than two, which is what the others then are early by.
         """
         best = waiting, now_s
@@ -226,25 +226,30 @@ class Gain:
             return best
         with self._lock:
             due = self._due(now_s)[: self._most - waiting]
-            here = self._seconds(waiting)
+            here, last_s = self._seconds(waiting), now_s
             least = min(here / waiting, (1 - GAIN) * self._seconds(1))
-            for k, due_s in enumerate(due, 1):
-                wait_s, together = due_s - now_s, self._seconds(waiting + k)
-                each = (wait_s + together) / (waiting + k)
-                if each < least and 2 * wait_s <= here + self._seconds(k) - together:
-                    best, least = (waiting + k, due_s), each
+            for k, (likely_s, at_last_s) in enumerate(due, 1):
+                wait_s, together = likely_s - now_s, self._seconds(waiting + k)
+                each, most_s = (wait_s + together) / (waiting + k), (here + self._seconds(k) - together) / 2
+                last_s = max(last_s, at_last_s)
+                if each < least and wait_s <= most_s:
+                    best, least = (waiting + k, min(now_s + most_s, last_s)), each
         return best
 
-    def _due(self, now_s: float) -> list[float]:
-        """When those that are away are likely to have asked again at the latest, the first first."""
-        due: list[float] = []
-        longest_s = max(self._known.values(), default=0.0)  # more than a wait can ever save
+    def _due(self, now_s: float) -> list[tuple[float, float]]:
+        """When those that are away have asked again mostly, and nearly always (`Asker.usual_s`), the first first.
+
+        Who is later than that has, within as long again: what holds up one often holds up all, for a moment.
+        """
+        due: list[tuple[float, float]] = []
+        longest_s = max(self._known.values(), default=0.0)  # half of it is more than a wait can ever save
         for asker in tuple(self._away):
-            pause_s = asker.pause_s
-            soon = [at for s in asker.answered_s if (at := s + pause_s) > now_s] if pause_s < longest_s else []
-            if not soon:  # it takes too long, or has not come this time
+            mostly_s, nearly_s = asker.usual_s
+            soon = [s for s in asker.answered_s if 2 * (now_s - s - mostly_s) < longest_s]
+            if 4 * mostly_s < longest_s and soon:
+                due += [(now_s + abs(s + mostly_s - now_s), now_s + abs(s + nearly_s - now_s)) for s in soon]
+            else:  # it takes too long, or has not come this time
                 self._away.discard(asker)
-            due += soon
         return sorted(due)
 
     def seconds(self, size: int) -> float:
