@@ -14,7 +14,8 @@ with ONNX Runtime too, through PyTriton, with a delay of `--delay` ms, and is as
 is the engine alone, in batches of 8.
 
 Targets: the default's rate ≥ 1.0 of Triton's and its p95 ≤ 1.1 of it at 8 and 32 clients; at one client it takes at
-most 1.02 of what never waiting takes (*never*: `--max-wait 0`).
+most 1.02 of what never waiting takes (*never*: `--max-wait 0`). For one client it is one server that waits in one way
+or the other, and by default *again*: what two processes that do the same differ by is more than 2 %.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ import splitpoint as sp
 wait = {"max_wait_s": float(sys.argv[2])} if sys.argv[2] else {}
 with sp.Server([sp.load(sys.argv[1])], engine=sp.open_engine(threads=1), port=0, **wait) as server:
     print(server.address, flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:  # another wait from now on
+        server._services.runner.compute._max_wait_s = float(line) if line.strip() else None
+        print("set", flush=True)
 """
 
 #: Prints the milliseconds of a batch when asked with a line. Arguments: the tail's file, its input, rows.
@@ -73,7 +76,7 @@ feed = {sys.argv[2]: np.random.default_rng(0).normal(size=shape).astype(np.float
 print("ready", flush=True)
 for _ in sys.stdin:
     took = []
-    for _ in range(40):
+    for _ in range(20):
         start = perf_counter()
         session.run(None, feed)
         took.append(perf_counter() - start)
@@ -192,7 +195,10 @@ def measure(asked: argparse.Namespace) -> bool:
         pids = {way: family(server.pid) for way, server in servers.items()}
         met = True
         for clients in asked.clients:
-            rows = rounds(clients, pids, addresses, tail, raw, asked)
+            if clients == 1:
+                rows = alone(servers["default"], str(addresses["default"]), tail, asked)
+            else:
+                rows = rounds(clients, pids, addresses, tail, raw, asked)
             if asked.keep:
                 with asked.keep.open("a") as kept:
                     kept.writelines(json.dumps(row) + "\n" for row in rows)
@@ -228,23 +234,41 @@ def rounds(
     for k in range(asked.rounds):
         ways = list(edges)
         for way in ways[k % len(ways) :] + ways[: k % len(ways)]:
-            before = sum(map(cpu_of, pids[way]))
-            phase = play(edges[way], pids[way][0], asked.seconds, window=1)
-            cpu_ms = (sum(map(cpu_of, pids[way])) - before) * 1e3 / (len(phase.answers) + clients)
-            took = [(a.answered_s - a.due_s) * 1e3 for a in phase.answers]
-            runs = {a.times.compute_s for a in phase.answers} - {0.0}
-            size = len(took) / len(runs) if runs else 0.0
-            p50, p95 = np.percentile(took, (50, 95)).tolist()
-            rows.append(Row(clients, way, len(took) / phase.seconds, p50, p95, cpu_ms, size))
-        assert raw.stdin
-        raw.stdin.write("\n")
-        raw.stdin.flush()
-        ms = float(said(raw))
+            rows.append(phase(way, edges[way], pids[way], asked.seconds))
+        ms = float(told(raw, ""))
         rows.append(Row(clients, "raw", MOST * 1e3 / ms, ms, ms, ms / MOST, MOST))
     for of in edges.values():
         for edge in of:
             edge.sock.close()
     return rows
+
+
+def alone(server: Popen[str], address: str, tail: Recorded, asked: argparse.Namespace) -> list[Row]:
+    """One client of one server, which waits by default, never, and by default *again* in turn.
+
+    In one process: two that do the same differ by up to a tenth for as long as they live, by where their memory lies.
+    """
+    edges, waits, rows = [Replayed(address, tail)], {"default": "", "never": "0", "again": ""}, []
+    play(edges, server.pid, 2.0, window=1)
+    for k in range(asked.rounds):
+        ways = list(waits)
+        for way in ways[k % len(ways) :] + ways[: k % len(ways)]:
+            told(server, waits[way])
+            rows.append(phase(way, edges, [server.pid], asked.seconds))
+    told(server, "")
+    edges[0].sock.close()
+    return rows
+
+
+def phase(way: str, edges: Sequence[Replayed], pids: Sequence[int], seconds: float) -> Row:
+    before = sum(map(cpu_of, pids))
+    played = play(edges, pids[0], seconds, window=1)
+    cpu_ms = (sum(map(cpu_of, pids)) - before) * 1e3 / (len(played.answers) + len(edges))
+    took = [(a.answered_s - a.due_s) * 1e3 for a in played.answers]
+    runs = {a.times.compute_s for a in played.answers} - {0.0}
+    size = len(took) / len(runs) if runs else 0.0
+    p50, p95 = np.percentile(took, (50, 95)).tolist()
+    return Row(len(edges), way, len(took) / played.seconds, p50, p95, cpu_ms, size)
 
 
 def report(clients: int, rows: Sequence[Row]) -> bool:
@@ -276,6 +300,14 @@ def report(clients: int, rows: Sequence[Row]) -> bool:
             if way == "Triton" and clients > 1:
                 met = met and rate >= 1.0 and p95 <= 1.1
     return met
+
+
+def told(process: Popen[str], line: str) -> str:
+    """What it answers to `line`."""
+    assert process.stdin
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+    return said(process)
 
 
 def said(process: Popen[str]) -> str:
