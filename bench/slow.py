@@ -4,7 +4,7 @@ Heads of EfficientNet-Lite0 from 0.1 to 10 ms, one thread, in a process for each
 of some runs each: as they are (twice: how far two runs of the same differ), and 8 times slower. *Apart* is with 30 ms
 of rest before every run, as requests come; *back to back* without, so that a slowed run follows its own wait. Medians
 ÷ the unslowed one's, and how far the 10th and 90th percentiles lie from the median. ``--all``: also 2 times slower,
-by stopping, and 16 images at once (some 150 ms unslowed); some four minutes.
+by stopping, and 16 images at once (some 150 ms unslowed); that takes minutes.
 """
 
 from __future__ import annotations

@@ -253,8 +253,8 @@ def test_a_disturbed_visit_moves_no_median_and_widens_the_band() -> None:
 def test_a_band_is_as_wide_as_what_is_compiled_anew_differs() -> None:
     alike = [[[10.0, 10.0], [10.0, 10.0]]] * 1000
     apart = [[[9.8, 9.8], [10.2, 10.2]]] * 1000  # of two, each is 2.8 % off
-    assert compiled_anew(alike) < 0.002 < 0.027 < compiled_anew(apart) < 0.029
-    assert compiled_anew([[[10.0]], [], [[10.0], [90.0]]]) == 0.01  # one visit says nothing, nor a disturbed one
+    assert compiled_anew(alike) < 0.003 < 0.027 < compiled_anew(apart) < 0.029
+    assert compiled_anew([[[10.0]], [], [[10.0], [90.0]]]) == 0.02  # one visit says nothing, nor a disturbed one
     once, twice = (stat_of([[10.0] * 9] * visits, 0.01) for visits in (1, 2))
     assert (once.p90 - 10) / (twice.p90 - 10) == pytest.approx((2 / 1.5) ** 0.5, rel=1e-4)
 
@@ -263,7 +263,7 @@ def test_four_of_five_later_visits_lie_in_the_band_of_few() -> None:
     draw = np.random.default_rng(0)
 
     def visits(count: int) -> list[list[float]]:
-        return [(10 * (1 + 0.01 * draw.standard_normal()) * (1 + 0.01 * draw.standard_normal(11))).tolist()
+        return [(10 * (1 + 0.02 * draw.standard_normal()) * (1 + 0.01 * draw.standard_normal(11))).tolist()
                 for _ in range(count)]  # fmt: skip
 
     for count, least, most in (1, 0.76, 0.86), (2, 0.8, 0.93):
