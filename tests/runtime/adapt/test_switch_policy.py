@@ -130,7 +130,7 @@ def test_a_light_stream_that_becomes_heavy_is_planned_for_throughput_and_back(pl
 
 WHYS = {
     "the server's queue is 150 ms": {"queue_ms": 150.0},
-    "the server is 12.0x slower than profiled": {"server": 12.0},
+    "the server is 12.0x slower than expected": {"server": 12.0},
     "the server is gone": {"reachable": False},
     "the server fails": {"failing": 1.0},
     "requests cost 150 ms beyond the plan": {"overhead_ms": 150.0},
@@ -152,7 +152,7 @@ BACK = {
     "the uplink rose to 50 Mbit/s": Conditions(link=SLOW),
     "the server is back": Conditions(link=FAST, reachable=False),
     "the server's queue is only 0.00 ms": Conditions(link=FAST, queue_ms=100),
-    "the device is 5.0x slower than profiled": Conditions(link=FAST, queue_ms=100, device=0.9),
+    "the device is 5.0x slower than expected": Conditions(link=FAST, queue_ms=100, device=0.9),
 }
 
 
@@ -450,7 +450,7 @@ def test_a_server_that_slows_down_is_left_and_returned_to(plan: Planner) -> None
 def test_a_device_that_throttles_gives_work_away_until_it_is_cool(plan: Planner) -> None:
     runner = adapted(plan, always(2), 90, device=steps((0, 1.0), (20, 3.0), (40, 1.0)), start=SLOW)
     first, *_ = [d for at, d in runner.switches if at > 20]
-    assert re.fullmatch(r"the device is [23]\.\dx slower than profiled", first.why)
+    assert re.fullmatch(r"the device is [23]\.\dx slower than expected", first.why)
     assert first.option.kind == "split"
     hot = virtual.planner().slowed(3.0, 1.0)
     best = hot.best(SLOW)

@@ -318,7 +318,7 @@ def _moved(before: float, rate: float) -> str:
 
 
 def _factor(factor: float) -> str:
-    """How fast a machine is, in words: ``1.8x slower than profiled``."""
+    """How fast a machine is, in words: ``1.8x slower than expected``."""
     if 1 / 1.05 < factor < 1.05:
-        return "as fast as profiled again"
-    return f"{factor:.1f}x slower than profiled" if factor > 1 else f"{1 / factor:.1f}x faster than profiled"
+        return "as fast as expected again"
+    return f"{factor:.1f}x slower than expected" if factor > 1 else f"{1 / factor:.1f}x faster than expected"

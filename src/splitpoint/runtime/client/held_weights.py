@@ -24,6 +24,8 @@ from splitpoint.wire import Frame, Kind, ModelInfo
 
 #: The share of the link that weights may take which nobody waits for, beside requests.
 SHARE = 0.1
+#: A piece that comes within so many times of what it should take comes as those before.
+_AS_BEFORE = 1.25
 #: How long a piece of them should be on its way: a request that comes meanwhile waits for no more than that.
 _PIECE_S = 0.02
 _LEAST_PIECE, _FIRST_PIECE = 2 << 10, 16 << 10
@@ -181,7 +183,7 @@ class Background:
 
     def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent, requests: Requests) -> None:
         self._holding, self._done, self._tell, self._requests = holding, done, on_event, requests
-        self._piece = _FIRST_PIECE
+        self._piece, self._rate = _FIRST_PIECE, 0.0
         self._first: Collection[str] = ()
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
@@ -244,9 +246,16 @@ class Background:
             data = _piece(frame, hash, length)
             under_way_s = perf_counter() - began
             carried_s = max(under_way_s - channel.clock.round_trip_s, 0.1 * under_way_s)
-            self._piece = int(min(max(_LEAST_PIECE, length * min(2.0, max(0.25, _PIECE_S / carried_s))), most))
+            if length >= _LEAST_PIECE:  # a shorter one tells of frames more than of the link
+                # What asks for a piece may have waited behind a request's bytes: then the piece itself comes as before.
+                if not self._rate or frame.received - frame.started > _AS_BEFORE * length / self._rate:
+                    self._rate /= 2
+                self._rate = max(length / carried_s, self._rate)
+                self._piece = int(min(max(_LEAST_PIECE, min(2 * self._piece, _PIECE_S * self._rate)), most))
+            if self._rate:
+                carried_s = min(carried_s, length / self._rate)
             quiet = self._requests.begun == asked and not self._requests.under_way
-            if self._stop.wait(0.0 if quiet else max(0.0, carried_s / SHARE - under_way_s)):
+            if self._stop.wait(0.0 if quiet else carried_s * (1 / SHARE - 1)):
                 raise ServerError(CLOSED)
             got += length
             yield data

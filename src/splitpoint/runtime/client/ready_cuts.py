@@ -387,7 +387,7 @@ class Cuts:
             return True
         if self.refusal(cut):
             return False
-        # A head is all that will ever be fetched; a whole model comes by itself, with a tenth of the link.
+        # A head is all that will ever be fetched; a whole model comes by itself, with what requests leave.
         return self._holding.local or self.shared is not None or self._holding.has(self._holding.model.head(cut).blobs)
 
     def reopen(self, placement: Placement, remote: Remote | None = None) -> None:
