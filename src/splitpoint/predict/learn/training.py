@@ -422,5 +422,7 @@ def _law(
     line = {} if len(pairs) < _FEWEST else fit_base({"cold": cold(kernels), "kernels": kernels}, whole)
     fixed_ms, scale = line.get("cold", 0.0), line.get("kernels", 0.0)
     if not scale:
-        fixed_ms, scale = 0.0, float(np.median(whole / kernels))
+        ratios = np.log(whole / kernels)
+        others = [np.median(np.delete(ratios, k)) for k in range(len(ratios))] if len(ratios) > 1 else ratios
+        return 0.0, float(np.exp(np.median(ratios))), _within(ratios - others)  # each as the others tell it
     return fixed_ms, scale, _within(np.log(whole / (fixed_ms * cold(kernels) + scale * kernels)))
