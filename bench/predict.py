@@ -208,17 +208,19 @@ def budgets(arguments: list[str]) -> None:
         latency = part.learned(name="part")
         took = perf_counter() - started
         said = [
-            (network.median, predict_latency(model, latency).whole)
+            (name, network.median, predict_latency(model, latency).whole)
             for name, model in kept.items() if (network := truth.whole(name)) is not None
         ]  # fmt: skip
-        held = [range_.p10 <= ms <= range_.p90 for ms, range_ in said]
-        width = np.median([range_.p90 / range_.p10 for _, range_ in said])
-        error = np.median([abs(range_.median / ms - 1) for ms, range_ in said])
+        outside = [f"{name} {ms:.3g} ms ({r})" for name, ms, r in said if not r.p10 <= ms <= r.p90]
+        inside = len(said) - len(outside)
+        width = np.median([r.p90 / r.p10 for _, _, r in said])
+        off = [max(r.median / ms, ms / r.median) for _, ms, r in said]
         print(
             f"{budget:4.0f} s: {len(part.strips)} networks, {part.rows} kernels in {part.spent_s:.0f} s; "
-            f"learned in {took:.0f} s (expected {learning_s(part.tables(), leaf):.0f}); {sum(held)} of {len(held)} in "
-            f"their ranges ({np.mean(held):.0%}), the upper end {width:.2f} times the lower, errors {error:.0%}; "
-            f"{len(latency.lacking)} kinds with too little", flush=True,
+            f"learned in {took:.0f} s (expected {learning_s(part.tables(), leaf):.0f}); {inside} of {len(said)} in "
+            f"their ranges ({inside / len(said):.0%}), the upper end {width:.2f} times the lower; off by "
+            f"{np.median(off):.2f}, {max(off):.2f} at most; {len(latency.lacking)} kinds with too little; "
+            f"outside: {', '.join(outside) or 'none'}", flush=True,
         )  # fmt: skip
 
 

@@ -38,6 +38,8 @@ from splitpoint.units import counted
 _ENDING, _BESIDE = ".latency.json", ".strips.json"
 #: Where half of the reference networks lie further apart than this, something disturbed them.
 _UNSURE = 1.25
+#: Where learning is expected to take more of the budget than this, what it takes is timed again.
+_MUCH = 0.4
 #: Of each kind half a minute measures about so many kernels.
 _USUAL_ROWS = 50
 
@@ -166,7 +168,14 @@ def _learning(budget_s: float) -> Callable[[Mapping[str, Table]], float]:
     least_s = learning_s({kind: Table(kind, {}, np.ones(_USUAL_ROWS)) for kind in KINDS}, leaf)
     beyond = f", and the budget is less: expect {least_s:.0f} s and one network" if least_s > budget_s else ""
     say(f"learning takes about {least_s:.0f} s or more of the budget{beyond}")
-    return lambda tables: learning_s(tables, leaf)
+
+    def expected(tables: Mapping[str, Table]) -> float:
+        nonlocal leaf
+        if tables and learning_s(tables, leaf) > _MUCH * budget_s:  # was the machine busy for a moment, or is it still?
+            leaf = leaf_s()
+        return learning_s(tables, leaf)
+
+    return expected
 
 
 def _measure(
@@ -239,17 +248,22 @@ def _print(latency: Latency, collection: Collection) -> None:
     console = out()
     threads = counted(latency.threads, "thread")
     console.print(line(bold(latency.name), f", {threads} of {latency.engine} ({latency.device})"))
-    scores = [(k, m.rows, m.score) for k, m in sorted(latency.kinds.items(), key=lambda item: -item[1].rows)]
-    cells = [(kind, str(n), f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") for kind, n, s in scores]
+    # Of a kind that was in one network, none could be kept apart.
+    ordered = sorted(latency.kinds.items(), key=lambda item: -item[1].rows)
+    scores = [(kind, m.rows, m.score, m.networks > 1) for kind, m in ordered]
+    cells = [
+        (kind, str(n), *((f"{s.within10:.0%}", f"{s.mape:.1%}", f"{s.covered:.0%}") if judged else ("-", "-", "-")))
+        for kind, n, s, judged in scores
+    ]
     table(fields_of(_TITLES, left=_TITLES[:1], keep=_TITLES[:4]), cells, console=console)
     of = counted(len(collection.strips), "network")
     measured = f"{counted(collection.rows, 'kernel')} of {of} in {collection.spent_s:.0f} s"
     console.print(
         f"{measured}; errors are those of networks kept apart, of kernels of 5 µs and more where a kind has any"
     )
+    near = f"within ± {latency.spread:.0%} four times in five" if latency.spread else "how nearly, one does not tell"
     console.print(
-        f"a whole network takes {latency.scale:.2f} times its kernels and up to {latency.fixed_ms:.2f} ms, within "
-        f"± {latency.spread:.0%} four times in five"
+        f"a whole network takes {latency.scale:.2f} times its kernels and up to {latency.fixed_ms:.2f} ms, {near}"
     )
     if sentence := latency.too_little():
         console.print(sentence)

@@ -102,8 +102,8 @@ def model_command(
     """Predict what every kernel of MODEL takes on a device, and the whole of it, without running anything.
 
     A kernel is what an engine runs as one: Conv, batch norm and ReLU together. The range behind each time is where four
-    times in five lie. Kernels of a kind that the device was never measured with are priced by FLOPs and bytes, and
-    marked.
+    times in five lie. Kernels of a kind or an operator that the device was not measured with are priced by FLOPs and
+    bytes, and marked.
     """
     latency = load_latency(device_file)
     check_same(latency, device_file, device=device, threads=threads, force=force)

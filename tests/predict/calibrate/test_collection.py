@@ -84,14 +84,6 @@ def test_a_damaged_file_is_refused(tmp_path: Path, place: tuple[Any, ...], value
     assert str(path) in str(caught.value)
 
 
-def test_a_file_from_before_a_kind_was_measured_is_gone_on_with(tmp_path: Path) -> None:
-    path = tmp_path / "device.strips.json"
-    before = collected(VirtualEngine(), 3.0)
-    columns = {name: names for name, names in before.columns.items() if name != "lrn"}
-    save_collection(path, msgspec.structs.replace(before, columns=columns))
-    assert load_collection(path).tables().keys() == before.tables().keys()
-
-
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff\xfe", b'{"format": 1'])
 def test_what_is_no_collection_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "device.strips.json"

@@ -133,3 +133,21 @@ def test_which_convolutions_work_on_blocks(channels: int, blocks: bool) -> None:
     model = made([conv("x", "y")], [normal("w", 16, channels, 3, 3)], [1, channels, 8, 8])
     [kernel] = kernels_of(model)
     assert kernel.config["reorder"] == (16 * 64 if blocks else 0)
+
+
+@pytest.mark.parametrize(("wide", "other", "pooled", "joined"), [(32, 16, 16, 16), (24, 16, 8, 8), (32, 20, 16, 0)])
+def test_a_pool_and_a_concatenation_say_in_which_blocks_they_work(
+    wide: int, other: int, pooled: int, joined: int
+) -> None:
+    """A pool has what it reads laid out for it; parts are joined in blocks where all of them are whole blocks."""
+    model = made(
+        [
+            conv("x", "a", "w"), conv("x", "b", "v"), node("Concat", ["a", "b"], ["c"], axis=1),
+            node("AveragePool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+            node("ReduceMean", ["c"], ["m"], axes=[2, 3]), node("ReduceMean", ["p"], ["n"], axes=[2, 3]),
+            node("Concat", ["m", "n"], ["y"], axis=1),
+        ],
+        [normal("w", wide, 16, 3, 3), normal("v", other, 16, 3, 3)],
+    )  # fmt: skip
+    blocks = {model.graph.nodes[k.nodes[0]].outputs[0]: k.config.get("blocked") for k in kernels_of(model)}
+    assert (blocks["p"], blocks["c"], blocks["y"]) == (pooled, joined, 0)

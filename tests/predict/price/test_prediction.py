@@ -24,6 +24,7 @@ from splitpoint.predict.kernels.kernel_kinds import op_index
 from splitpoint.predict.kernels.kernels import Kernel, kernels_of
 from splitpoint.predict.learn.features import columns_of, terms_of
 from splitpoint.predict.learn.latency_model import Latency
+from splitpoint.predict.price.posterior import ANOTHER_TIME
 from splitpoint.predict.price.prediction import CODEC_COSTS, linear_ms, predict_latency
 from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.profile.profiles import CodecCost, SegmentCost, Stat
@@ -140,6 +141,11 @@ def test_the_best_plan_is_that_of_a_profile_made_of_the_same_sums(name: str) -> 
 def test_a_device_without_a_law_for_whole_models_is_less_sure() -> None:
     model = model_of(EFFICIENT)
     assert width(predict_latency(model, latency(spread=0.0))) > width(predict_latency(model, latency(spread=0.08)))
+
+
+def test_a_device_is_no_surer_than_its_speed_at_another_time() -> None:
+    sure = predict_latency(model_of(LENET), msgspec.structs.replace(SLOW, spread=1e-6))
+    assert sure.belief.overall == pytest.approx(ANOTHER_TIME)
 
 
 def test_nothing_measured_changes_nothing_and_nonsense_is_refused() -> None:

@@ -125,7 +125,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
         return {
             kind: Table(
                 kind,
-                dict(zip(KINDS[kind].columns, np.array(rows).T, strict=True)),
+                dict(zip(self.columns[kind], np.array(rows).T, strict=True)),
                 np.array(latency),
                 np.array(origin, np.int64),
             )
@@ -202,14 +202,14 @@ def started(engine: Engine, seed: int = 0) -> Collection:
 
 def _check(collection: Collection) -> None:
     """ValueError if another version measured it, or its rows and visits do not fit together."""
-    if any(name not in KINDS or KINDS[name].columns != columns for name, columns in collection.columns.items()):
+    if collection.columns != {k.name: k.columns for k in KINDS.values()}:
         raise ValueError("another version of splitpoint measured it")
     for k, one in enumerate(collection.strips):
         at = f"- at `$.strips[{k}]`"
         if one.family not in FAMILIES:
             raise ValueError(f"a random network of no family: {one.family[:40]!r} {at}")
         for kind, values in one.rows:
-            if kind not in KINDS or len(values) != len(KINDS[kind].columns):
+            if len(values) != len(collection.columns.get(kind, ())):
                 raise ValueError(f"a row of {kind[:40]} with {counted(len(values), 'column')} {at}")
         for visit in one.visits:
             if len(visit.kernels) != len(one.rows):

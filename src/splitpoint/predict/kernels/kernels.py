@@ -16,11 +16,12 @@ from splitpoint.predict.kernels.kernel_kinds import KINDS, OPS, op_index
 from splitpoint.profile.costs import Floats
 from splitpoint.tensors import ITEM_SIZES
 
-#: Channels in a block (with AVX2; 16 with AVX-512), and what a number of channels must be divisible by to be blocked.
-_BLOCK, _ALIGNED = 8, 4
+#: Channels in a block (with AVX2; with AVX-512), and what a number of channels must be divisible by to be blocked.
+_BLOCK, _WIDE_BLOCK, _ALIGNED = 8, 16, 4
+_POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 #: Work on blocks where they get them.
 _EITHER = frozenset(
-    {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization", "Relu", "Clip", "Sigmoid",
+    {"BatchNormalization", "Relu", "Clip", "Sigmoid",
      "HardSigmoid", "Tanh", "LeakyRelu", "Elu", "Gelu", "Erf", "Sqrt", "Neg", "Exp", "Identity", "Dropout"}
 )  # fmt: skip
 _RENAMES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -56,10 +57,12 @@ def kernels_of(model: Model) -> tuple[Kernel, ...]:
     wiring = Wiring(model)
     weights_mb = model.nbytes / 1e6
     groups = groups_of(wiring)
-    moved = _reordered(wiring, groups)
+    narrow, wide = (_blocks(wiring, groups, block) for block in (_BLOCK, _WIDE_BLOCK))
+    moved = _reordered(wiring, groups, *narrow)
+    sides = [_WIDE_BLOCK if w else _BLOCK if n else 0 for n, w in zip(narrow[1], wide[1], strict=True)]
     return tuple(
-        _kernel(wiring, group, {"weights_mb": weights_mb, "reorder": elements})
-        for group, elements in zip(groups, moved, strict=True)
+        _kernel(wiring, group, {"weights_mb": weights_mb, "reorder": elements, "blocked": side})
+        for group, elements, side in zip(groups, moved, sides, strict=True)
     )
 
 
@@ -250,20 +253,25 @@ _DESCRIBED: Mapping[str, Callable[[Wiring, Group, int], Described]] = {
 # --- where an engine lays a tensor out anew ---------------------------------------------------------------------------
 
 
-def _reordered(wiring: Wiring, groups: Sequence[Group]) -> list[int]:
+def _blocks(wiring: Wiring, groups: Sequence[Group], block: int) -> tuple[set[str], list[bool]]:
+    """Tensors that are kept in blocks of so many channels, and of each group whether it works on such."""
+    blocked: set[str] = set()
+    blocks: list[bool] = []
+    for group in groups:
+        works = _works_on_blocks(wiring, group, blocked, block)
+        blocks.append(works)
+        if works and not any(wiring.ops[i] in _RENAMES for i in group.nodes):
+            blocked.update(t for i in group.nodes for t in wiring.graph.nodes[i].outputs)
+    return blocked, blocks
+
+
+def _reordered(wiring: Wiring, groups: Sequence[Group], blocked: set[str], blocks: Sequence[bool]) -> list[int]:
     """How many elements are laid out anew behind each group.
 
     ONNX Runtime keeps what its convolutions work on in blocks of channels, and goes back to plain rows for operators
     that want those. That costs as much as a small kernel, and is counted to the one before it.
     """
     of = {i: k for k, group in enumerate(groups) for i in group.nodes}
-    blocked: set[str] = set()
-    blocks: list[bool] = []
-    for group in groups:
-        works = _works_on_blocks(wiring, group, blocked)
-        blocks.append(works)
-        if works and not any(wiring.ops[i] in _RENAMES for i in group.nodes):
-            blocked.update(t for i in group.nodes for t in wiring.graph.nodes[i].outputs)
 
     def changes(tensor: str, maker: int) -> bool:
         """Whether who reads `tensor` wants it laid out as its maker does not leave it."""
@@ -280,28 +288,35 @@ def _reordered(wiring: Wiring, groups: Sequence[Group]) -> list[int]:
 
 
 def _lays_out(w: Wiring, group: Group) -> bool:
-    """Whether a convolution on blocks wants its input in blocks, too: with fewer channels than one it does not."""
+    """Whether a pool or a convolution on blocks wants its input in blocks, too: a convolution with fewer channels than
+    one block does not.
+    """
     first = group.nodes[0]
+    if w.ops[first] in _POOLS:
+        return True
     weight = w.shape(w.reads[first][1]) if w.ops[first] == "Conv" else ()
     return bool(weight) and (weight[1] >= _BLOCK or w.shape(w.reads[first][0])[1] >= _BLOCK)
 
 
-def _works_on_blocks(w: Wiring, group: Group, blocked: set[str]) -> bool:
+def _works_on_blocks(w: Wiring, group: Group, blocked: set[str], block: int) -> bool:
     first = group.nodes[0]
     op = w.ops[first]
     if op == "Conv":
-        return _conv_blocks(w, first)
+        return _conv_blocks(w, first, block)
     data = w.data(first)
+    if op in _POOLS:  # what it reads is laid out for it
+        x = w.shape(w.reads[first][0])
+        return len(x) == 4 and x[1] % block == 0
     if not data or not all(t in blocked for t in data):
         return False
     if op == "Concat":
-        return all(w.shape(t)[1] % _BLOCK == 0 for t in data)
+        return all(w.shape(t)[1] % block == 0 for t in data)
     if op in ("Add", "Sum", "Mul"):
         return len(data) == len(w.reads[first]) == 2 and w.shape(data[0]) == w.shape(data[1])
     return op in _EITHER
 
 
-def _conv_blocks(w: Wiring, i: int) -> bool:
+def _conv_blocks(w: Wiring, i: int, block: int) -> bool:
     """ONNX Runtime's own conditions (NchwcTransformerImpl::TransformConv)."""
     x, weight = w.shape(w.reads[i][0]), w.shape(w.reads[i][1])
     if len(x) != 4 or len(weight) != 4:
@@ -309,7 +324,7 @@ def _conv_blocks(w: Wiring, i: int) -> bool:
     depth, filters = weight[1], weight[0]
     groups = max(1, x[1] // max(1, depth))
     if groups == 1:
-        return depth < _BLOCK or depth % _ALIGNED == 0
+        return depth < block or depth % _ALIGNED == 0
     if filters % _ALIGNED:
         return False
-    return (depth == 1 and filters == groups) or (depth % _BLOCK == 0 and filters // groups % _BLOCK == 0)
+    return (depth == 1 and filters == groups) or (depth % block == 0 and filters // groups % block == 0)

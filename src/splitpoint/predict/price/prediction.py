@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import log
+from math import hypot, log
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from splitpoint.models.model import Model
 from splitpoint.predict.kernels.fusing import FREE
 from splitpoint.predict.kernels.kernels import Kernel, by_kind, kernels_of
 from splitpoint.predict.learn.latency_model import Latency, PredictedTimes
-from splitpoint.predict.price.posterior import TO_P90, Belief
+from splitpoint.predict.price.posterior import ANOTHER_TIME, TO_P90, Belief
 from splitpoint.profile.costs import Floats
 from splitpoint.profile.profiles import CodecCost, Profile, SegmentCost, Stat
 
@@ -221,7 +221,7 @@ def _belief(graph: Graph, kernels: Sequence[Kernel], times: PredictedTimes, late
         edge=np.concatenate([[latency.fixed_ms], edge[flat]]),
         cloud=np.concatenate([[latency.fixed_ms], cloud[flat]]),
         counts=np.fromiter(accumulate((len(step) for step in graph.order), initial=0), np.int64),
-        overall=spread / TO_P90 * common**0.5,
+        overall=hypot(spread / TO_P90 * common**0.5, ANOTHER_TIME),  # calibrations are of one time as well
         shared=np.concatenate([[0.0], shared[flat]]),
         own=np.concatenate([[_FIXED], own[flat]]),
         group=np.concatenate([[0], group[flat]]),
