@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from virtual_kernels import VirtualEngine, collected
 
 from splitpoint.cli import calibrate_device, main
 from splitpoint.errors import InputError, MissingExtraError
 from splitpoint.predict.calibrate.collection import load_collection
-from splitpoint.predict.kernels.kernel_table import read_tables
+from splitpoint.predict.kernels.kernel_table import Table, read_tables
+from splitpoint.predict.learn import training
 
 
 def run(*args: object) -> int:
@@ -93,3 +95,23 @@ def test_mistakes_are_one_sentence(
     said = capsys.readouterr().err
     assert says in said
     assert "Traceback" not in said
+
+
+def test_a_moment_that_was_busy_does_not_end_measuring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([1.0, 1e-4])
+    monkeypatch.setattr(training, "leaf_s", lambda: next(times))
+    expected = calibrate_device._learning(30.0)
+    assert "expect" in capsys.readouterr().err
+    table = Table("conv", {}, np.ones(100))
+    assert expected({"conv": table}) == training.learning_s({"conv": table}, 1e-4) < 3.0
+
+
+def test_of_a_kind_in_one_network_no_accuracy_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    collection = collected(VirtualEngine(), 0.5)
+    assert len(collection.strips) == 1
+    calibrate_device._print(collection.learned(name="x"), collection)
+    shown = capsys.readouterr().out
+    assert "%" not in shown.split("kernels of 1 network")[0].split("in the range")[1]
+    assert "how nearly, one does not tell" in shown

@@ -18,6 +18,8 @@ def test_a_latency_file_is_known_by_its_name_or_by_what_is_in_it(tmp_path: Path)
     (tmp_path / "b.json").write_text('{"kinds": {}}')
     (tmp_path / "c.json").write_text("no JSON")
     assert [is_latency(str(tmp_path / f"{name}.json")) for name in "abcd"] == [True, False, False, False]
+    (tmp_path / "a").write_text('{"kinds": {}, "roofline": {}}')  # calibrate-device -o a
+    assert is_latency(str(tmp_path / "a"))
     assert not is_latency("localhost:3277")
 
 

@@ -30,7 +30,7 @@ def test_predict_prints_kernels_the_whole_and_what_comes_next(
     text = ok(capsys, "predict", "--on", device, EFFICIENT)
     for words in (
         "predicted: nothing was run", "on device: Cortex-A72, onnxruntime on cpu, 1 thread", "for eight of ten",
-        "2: conv dw_conv", "never calibrated, priced by FLOPs and bytes: 1 kernel", "ReduceMean", "blocks.3",
+        "2: conv dw_conv", "not calibrated, priced by FLOPs and bytes: 1 kernel", "ReduceMean", "blocks.3",
         "beside them up to 0.050 ms that a run costs after a pause",
         f"next: splitpoint plan {EFFICIENT} --edge {device} --cloud HOST",
     ):  # fmt: skip

@@ -29,7 +29,7 @@ def is_latency(text: str) -> bool:
     path = Path(text)
     if text in SHIPPED or path.name.endswith(".latency.json"):
         return True
-    if path.suffix != ".json" or not path.is_file():
+    if not path.is_file():
         return False
     try:
         members = parse_json(read_file(path, LATENCIES.most_bytes, LATENCIES.what), dict[str, msgspec.Raw])

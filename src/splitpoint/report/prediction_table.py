@@ -111,7 +111,7 @@ def uncalibrated_line(prediction: Prediction, most: int = 4) -> str:
     more = f" and {counted(len(missing) - most, 'other operator')}" if len(missing) > most else ""
     kernels, share = sum(u.count for u in missing), sum(u.share for u in missing)
     what = counted(kernels, "kernel")
-    return f"* never calibrated, priced by FLOPs and bytes: {what}, {share:.0%} of the time: {', '.join(parts)}{more}"
+    return f"* not calibrated, priced by FLOPs and bytes: {what}, {share:.0%} of the time: {', '.join(parts)}{more}"
 
 
 TABLE: Sequence[Column[PriceRow]] = (

@@ -138,6 +138,15 @@ def test_strips_say_how_kernels_add_up() -> None:
     assert learned().spread == 0.0
 
 
+def test_of_few_strips_each_is_judged_by_the_others() -> None:
+    tables = {"activation": in_networks(2, 0.0)}
+    kernels = [float(tables["activation"].latency_ms[8 * k : 8 * k + 8].sum()) for k in range(2)]
+    both = train(tables, name="x", totals={0: kernels[0], 1: 2 * kernels[1]}, quick=True)
+    assert both.spread > np.log(1.5)
+    one = train({"activation": in_networks(1, 0.0)}, name="x", totals={0: kernels[0]}, quick=True)
+    assert one.spread == 0.0  # not known
+
+
 def test_the_roofline_is_near_the_device() -> None:
     line = learned().roofline
     assert 5e6 < line.flops_per_ms < 1e8  # 20 to 40 GFLOP/s, a part of which is lost
