@@ -152,7 +152,9 @@ class Clock:
         self.begun, self.proceed = threading.Event(), threading.Event()
         self.proceed.set()
 
-    def profile(self, model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None]) -> Profile:
+    def profile(
+        self, model: Model, engine: Gate, *, budget_s: float, proceed: Callable[[], None], **more: object
+    ) -> Profile:
         self.begun.set()
         assert self.proceed.wait(10)
         self.now_s += budget_s

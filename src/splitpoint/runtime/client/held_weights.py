@@ -163,7 +163,7 @@ class Holding:
         return total - sum(n for _, n in self.missing(tuple(self.model.blobs))), total
 
 
-class Requests(Protocol):
+class RequestsBeside(Protocol):
     """Those that weights are fetched beside: how many were begun so far, and how many of them have no answer yet."""
 
     begun: int
@@ -181,7 +181,7 @@ class Background:
     it is, whatever else goes over it. While none come, the next piece follows at once.
     """
 
-    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent, requests: Requests) -> None:
+    def __init__(self, holding: Holding, done: Callable[[], None], on_event: OnEvent, requests: RequestsBeside) -> None:
         self._holding, self._done, self._tell, self._requests = holding, done, on_event, requests
         self._piece, self._rate = _FIRST_PIECE, 0.0
         self._first: Collection[str] = ()
