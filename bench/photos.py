@@ -53,8 +53,8 @@ DEBIAN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ("*.gif", "*/Blender*", "*/Windows*", "*/Linux*", "*/H*", "*/alphabet*", "*/aloeGT*", "*/aloeR*",
          "*/basketball*", "*/box*", "*/cards*", "*/chess*", "*/detect*", "*/digits*", "*/ela_mod*", "*/ellipses*",
          "*/gradient*", "*/graf3*", "*/imageText*", "*/left*", "*/right*", "*/leuvenB*", "*/ml.png", "*/notes*",
-         "*/opencv*", "*/pca*", "*/pic?.png", "*/rubberwhale2*", "*/smarties*", "*/starry*", "*/sudoku*", "*/text_*", "*/mask*",
-         "*/aero3*", "*/polygon*", "*/stanford*", "*/licenseplate*"),
+         "*/opencv*", "*/pca*", "*/pic?.png", "*/rubberwhale2*", "*/smarties*", "*/starry*", "*/sudoku*",
+         "*/text_*", "*/mask*", "*/aero3*", "*/polygon*", "*/stanford*", "*/licenseplate*"),
     ),
 }  # fmt: skip
 #: The same of wheels.
