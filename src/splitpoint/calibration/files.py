@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from splitpoint.calibration.calibrations import FORMAT, Calibration
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import open_priced
 from splitpoint.documents import Documents
 
 
 def _check(calibration: Calibration) -> None:
     """ValueError if what it says does not fit together."""
     for k, row in enumerate(calibration.rows):
-        open_codec(row.codec)
+        open_priced(row.codec)
         quality, at = row.quality, f"$.rows[{k}].quality"
         if quality.inputs > calibration.inputs:
             raise ValueError(f"a quality of {quality.inputs} inputs, more than there are - at `{at}`")
-        if (quality.agreement is not None) != calibration.classifier:
-            what = "a classifier without an agreement" if calibration.classifier else "an agreement of no classifier"
+        if (quality.agreement is not None) != calibration.judged:
+            what = "no agreement, of a classifier" if calibration.judged else "an agreement of no classifier"
             raise ValueError(f"{what} - at `{at}`")
 
 

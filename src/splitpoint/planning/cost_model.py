@@ -25,11 +25,11 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from splitpoint.calibration.calibrations import Calibration, Quality
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import open_priced
 from splitpoint.errors import InputError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.constraints import over_budget
+from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.frame_bytes import REQUEST_NBYTES, VECTOR_NBYTES, answer_nbytes, frame_entry
 from splitpoint.planning.graph_steps import GraphSteps
 from splitpoint.planning.hosts import RAW, Host
@@ -212,7 +212,7 @@ class Calibrated:
                     f"the calibration of {calibration.model} has a row for prefix {row.prefix} that does not fit "
                     f"{graph.name}: it is of another model"
                 )
-            cut, codec = cuts[row.prefix], open_codec(row.codec)
+            cut, codec = cuts[row.prefix], open_priced(row.codec)
             # What crosses and how decides the answer, not which nodes were left on which side of it.
             self._together[_names(cut), row.codec] = row.quality
             for spec, nbytes in zip(cut.crossing, row.nbytes, strict=True):
@@ -227,10 +227,10 @@ class Calibrated:
         """How good the answer is with this codec for all that crosses at `cut`; None if that was not measured."""
         return self._together.get((_names(cut), codec))
 
-    def allows(self, tensor: str, codec: str, max_drop: float | None) -> bool:
-        """Whether an inexact codec keeps within `max_drop` for this tensor: shown, not supposed."""
+    def allows(self, tensor: str, codec: str, limits: Constraints) -> bool:
+        """Whether an inexact codec keeps the answers as `limits` ask for, for this tensor: shown, not supposed."""
         known = self._alone.get((tensor, codec), ())
-        return max_drop is None or (bool(known) and not any(over_budget(quality, max_drop) for quality in known))
+        return not limits.faithful or (bool(known) and not any(limits.too_lossy(quality) for quality in known))
 
 
 def _names(cut: Cut) -> tuple[str, ...]:
@@ -270,7 +270,7 @@ class CostModel:
         return self._coded[key]
 
     def _price(self, hop: int, spec: TensorSpec, name: str) -> Coded:
-        codec = open_codec(name)
+        codec = open_priced(name)
         if not codec.accepts(spec):
             return self.coded(hop, spec, RAW)
         measured = None if codec.sized else self.calibrated.nbytes.get((spec.name, name))
