@@ -67,10 +67,10 @@ class Picture(Codec):
         return fits and (self._sent or self._known())
 
     def _known(self) -> bool:
-        """Whether this Pillow has the format: AVIF came with 11.3, and none of the three need be built in."""
+        """Whether this Pillow has the format: AVIF came with 11.3, and neither it nor WebP need be built in."""
         from PIL import features
 
-        return self._format == "PNG" or bool(features.check(self._format.lower()))
+        return self._format in ("JPEG", "PNG") or bool(features.check(self._format.lower()))
 
     def nbytes(self, spec: TensorSpec) -> int:
         bits = _LOSSLESS if self.exact else float(np.interp(self._quality, _QUALITIES, _BITS))

@@ -29,7 +29,7 @@ KINDS = {
 }
 
 #: How the reason begins why an option that is there to be compared with is refused.
-UNSENT = "priced only"
+UNSENT = "splitpoint does not send"
 
 #: A request's time between a device and a server, in the order it happens. Half of the round trip is in `up` and half
 #: in `down`; what the server decodes is part of `server`.

@@ -176,7 +176,7 @@ def uniform(cut: Cut, codec: str) -> list[str]:
 
 def _unsent(codec: str) -> str:
     """Why a picture is only compared with; empty for codecs that are sent."""
-    return f"{UNSENT}: splitpoint does not send {picture(codec)}" if codec.partition(":")[0] in OPPONENTS else ""
+    return f"{UNSENT} {picture(codec)}" if codec.partition(":")[0] in OPPONENTS else ""
 
 
 def _band(delay: Delay[float]) -> Band:

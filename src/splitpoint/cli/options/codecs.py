@@ -1,4 +1,4 @@
-"""How what crosses travels, and what that may cost: --codec, --calib, --max-drop."""
+"""How what crosses travels, and what that may cost: --codec, --calib, --agreement, --max-drop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options.quantities import SHARE
+from splitpoint.cli.options import together
+from splitpoint.cli.options.quantities import AGREEMENT, SHARE
 from splitpoint.codecs import known_names
 from splitpoint.errors import UsageError
 
@@ -20,9 +21,14 @@ codec_names_option = click.option(
     "--codec", "codecs", multiple=True, metavar="NAME",
     help=f"What may cross encoded: {known_names()}. Several may be given.",
 )  # fmt: skip
-max_drop_option = click.option(
-    "--max-drop", type=SHARE, metavar="SHARE", help="The most top-1 agreement to lose, such as 1% (needs --calib)."
-)
+fidelity_options = together(
+    click.option("--agreement", type=AGREEMENT, metavar="SHARE",
+                 help="The least share of answers that codecs and pictures must keep, as the calibration measured it, "
+                      "such as 98% (needs --calib)."),
+    click.option("--max-drop", type=SHARE, metavar="SHARE",
+                 help="The most of that share that may be lost, such as 1%, with 95 % confidence: stricter than "
+                      "--agreement 99%, by how few inputs the calibration had (needs --calib)."),
+)  # fmt: skip
 calib_option = click.option(
     "--calib", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="What codecs cost in accuracy (splitpoint calibrate -o).",
