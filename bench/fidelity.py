@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the calibration, for splitpoint plan --calib")
     parser.add_argument("--photos", type=Path, help="where the photos are (bench.photos)")
     parser.add_argument("--limit", type=int, help="use the first so many")
+    parser.add_argument("--only", nargs="+", default=[""], help="codecs whose names begin so")
     given = parser.parse_args()
     pin(EDGE_CORE)
     print(header())
@@ -47,11 +48,12 @@ def main() -> None:
     assert model.input_spec is not None
     spec = model.input_spec.bind(model.graph.inputs)
     inputs = [{spec.input: read_image(path, spec)} for path in photos("test", given.photos)[: given.limit]]
+    names = [name for name in calibrated_names() if name.startswith(tuple(given.only))]
     cuts = [model.graph.cut(name) for name in CUTS]
-    found = calibrate(model, open_engine(threads=1), inputs, codecs=calibrated_names(), cuts=cuts)
+    found = calibrate(model, open_engine(threads=1), inputs, codecs=names, cuts=cuts)
     if given.output:
         save_calibration(given.output, found)
-    names = model.graph.prefixes()
+    prefixes = model.graph.prefixes()
     print(f"{len(inputs)} photos\n{'at':<26}{'as':<36}{'bytes':>8}{'same':>8}  {'95 %':<14}{'encode ms':>9}")
     for row in found.rows:
         share = row.quality.agreement or 0.0
@@ -59,7 +61,7 @@ def main() -> None:
         words = picture(row.codec) or row.codec
         words += " (not sent)" if row.codec.partition(":")[0] in OPPONENTS else ""
         print(
-            f"{names[row.prefix].name:<26}{words:<36}{sum(row.nbytes):>8}{share:>8.1%}  {f'{low:.1%}–{high:.1%}':<14}"
+            f"{prefixes[row.prefix].name:<26}{words:<36}{sum(row.nbytes):>8}{share:>8.1%}  {f'{low:.1%}–{high:.1%}':<14}"
             f"{row.encode_ms:>9.2f}"
         )
 

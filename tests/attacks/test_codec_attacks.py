@@ -47,6 +47,7 @@ def ask(attacker: Attacker, id: int, segment: int, codec: str, body: bytes, shap
 @pytest.mark.parametrize(
     "codec",
     [
+        "webp:90", "avif:90", "png", "webp-lossless", "jpeg@50:90",
         "zip-bomb", "raw", "INT8", "int8 ", "int8\0", "int8+zstd+zstd", "+zstd", ":", "jpeg", "jpeg:", "jpeg:0",
         "jpeg:101", "jpeg:-1", "jpeg:99999999999999999999", "jpeg:1e1", "jpeg:٣", "os:system",
         "splitpoint.codecs:open_codec", "../../etc/passwd", "x" * 100_000, "\x1b]0;title\x07", "int8:" + "9" * 30,

@@ -30,7 +30,7 @@ MEASURES: Mapping[str, str] = {
 }
 #: Boxes that a detector is less sure of than this are noise to `boxes50` and `boxes75`.
 SURE = 0.3
-_IOUS: Sequence[float] = np.arange(0.5, 0.951, 0.05).tolist()
+_IOUS: Sequence[float] = [percent / 100 for percent in range(50, 100, 5)]
 
 
 def open_measure(name: str, output: str) -> Measure:
