@@ -60,10 +60,8 @@ def main() -> None:
         low, high = interval(share, row.quality.inputs)
         words = picture(row.codec) or row.codec
         words += " (not sent)" if row.codec.partition(":")[0] in OPPONENTS else ""
-        print(
-            f"{prefixes[row.prefix].name:<26}{words:<36}{sum(row.nbytes):>8}{share:>8.1%}  {f'{low:.1%}–{high:.1%}':<14}"
-            f"{row.encode_ms:>9.2f}"
-        )
+        where, ends = prefixes[row.prefix].name, f"{low:.1%}–{high:.1%}"
+        print(f"{where:<26}{words:<36}{sum(row.nbytes):>8}{share:>8.1%}  {ends:<14}{row.encode_ms:>9.2f}")
 
 
 if __name__ == "__main__":

@@ -96,6 +96,8 @@ def command(
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
     calibration = None if calib is None else load_calibration(calib)
+    if fronts and calibration is None:
+        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     learned = _learned(edge_path, cloud, here.choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
     wanted = here.opening.load(model) if model is not None and load_it else None
@@ -114,8 +116,6 @@ def command(
     if output is not None:
         save_plan(output, plan)
         wrote(output)
-    if fronts and calibration is None:
-        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     for path in fronts:
         write_front(plan, planner.front(link), path)
         wrote(path)
