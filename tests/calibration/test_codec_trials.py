@@ -137,6 +137,7 @@ def test_pictures_are_tried_at_the_input_with_what_they_take(lenet: Model, input
     assert {(r.prefix, r.codec) for r in found.rows} == {(0, name) for name in names}
     for row in found.rows:
         assert row.encode_ms > 0
+        assert row.decode_ms > 0
         assert row.quality.agreement is not None
     exact, small = found.row(0, "png"), found.row(0, "jpeg@50:90")
     assert exact is not None

@@ -70,7 +70,8 @@ class CalibrationRow(msgspec.Struct, frozen=True):
     """One cut (its place in ``Graph.prefixes()``) with one codec for all tensors that cross and accept it.
 
     `nbytes` is the median over the inputs of what crosses, tensor by tensor in the order of ``cut.crossing``;
-    `most` the largest sum seen; `encode_ms` the median time of encoding, all of it, on the machine that calibrated.
+    `most` the largest sum seen; `encode_ms` and `decode_ms` are the median times of coding all of it, on the machine
+    that calibrated.
     """
 
     prefix: Count
@@ -79,6 +80,7 @@ class CalibrationRow(msgspec.Struct, frozen=True):
     most: Count
     quality: Quality
     encode_ms: Milliseconds = 0.0
+    decode_ms: Milliseconds = 0.0
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):

@@ -102,14 +102,16 @@ class _Trial:
 
     codec: Codec
     sizes: list[tuple[int, ...]] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
+    times: list[tuple[float, float]] = field(default_factory=list)
     answers: list[_Answer] = field(default_factory=list)
     failed: str = ""
 
     def row(self, prefix: int, judge: _AnswerJudge) -> CalibrationRow:
         middle = tuple(int(median(of_one)) for of_one in zip(*self.sizes, strict=True))
         quality = judge.quality(self.answers)
-        return CalibrationRow(prefix, self.codec.name, middle, max(map(sum, self.sizes)), quality, median(self.times))
+        encode_ms, decode_ms = (median(of_one) for of_one in zip(*self.times, strict=True))
+        most = max(map(sum, self.sizes))
+        return CalibrationRow(prefix, self.codec.name, middle, most, quality, encode_ms, decode_ms)
 
 
 def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], number: int, judge: _AnswerJudge) -> None:
@@ -120,12 +122,12 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], number: int
         if trial.failed:
             continue
         try:
-            sizes, spent_ms, decoded = _through(trial.codec, values, both.cut.crossing)
+            sizes, times, decoded = _through(trial.codec, values, both.cut.crossing)
         except InputError as exc:
             trial.failed = str(exc)
             continue
         trial.sizes.append(sizes)
-        trial.times.append(spent_ms)
+        trial.times.append(times)
         # Packing with zstd changes no value: int8+zstd answers what int8 answers, and a lossless picture what raw does.
         base = "raw" if trial.codec.exact else trial.codec.name.partition("+")[0]
         if base not in answers:
@@ -138,21 +140,23 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], number: int
 
 def _through(
     codec: Codec, values: Inputs, crossing: Sequence[TensorSpec]
-) -> tuple[tuple[int, ...], float, dict[str, Array]]:
-    """(bytes of each tensor that crosses, ms of encoding, what is decoded of those that the codec takes)."""
-    sizes, spent, decoded = [], 0.0, {}
+) -> tuple[tuple[int, ...], tuple[float, float], dict[str, Array]]:
+    """(bytes of each tensor that crosses, ms of encoding and of decoding, what is decoded of those that the codec
+    takes)."""
+    sizes, encoding, decoding, decoded = [], 0.0, 0.0, {}
     for t in crossing:
         array = values[t.name]
         spec = spec_of(t.name, array)
         if codec.accepts(spec):
             start = perf_counter()
             data = codec.encode(array)
-            spent += perf_counter() - start
-            sizes.append(data.nbytes)
+            between = perf_counter()
             decoded[t.name] = codec.decode(data, spec)
+            encoding, decoding = encoding + between - start, decoding + perf_counter() - between
+            sizes.append(data.nbytes)
         else:
             sizes.append(array.nbytes)
-    return tuple(sizes), spent * 1e3, decoded
+    return tuple(sizes), (encoding * 1e3, decoding * 1e3), decoded
 
 
 class _Answer(NamedTuple):
