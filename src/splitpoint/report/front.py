@@ -71,6 +71,8 @@ def _draw(plan: Plan, options: Sequence[Option], path: Path) -> None:
                 name = f"{' + '.join(dict.fromkeys(option.codecs)) or 'device'} {size(option.up_nbytes)}"
                 axes.annotate(name, place, (5, 3), textcoords="offset points", fontsize=7.5)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel(f"milliseconds a request ({plan.link})")
         axes.set_ylabel("agreement with the uncut model, %")
         axes.set_title(f"{plan.model}: nothing is faster, smaller and more faithful (area: bytes up)", fontsize=10)
