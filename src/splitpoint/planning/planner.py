@@ -96,8 +96,8 @@ class Planner:
     def _calibrated(self) -> tuple[str, ...]:
         """The codecs that are calibrated and no pictures."""
         rows = self._calibration.rows if self._calibration is not None else ()
-        names = dict.fromkeys(r.codec for r in rows if not picture(r.codec))
-        return tuple(name for name in names if all(host.knows(name) for host in self.hosts))
+        known = {r.codec: r.encode_ms > 0 or all(host.knows(r.codec) for host in self.hosts) for r in rows}
+        return tuple(name for name, timed in known.items() if timed and not picture(name))
 
     # --- plans --------------------------------------------------------------------------------------------------
 
