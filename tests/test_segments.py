@@ -97,6 +97,7 @@ def test_the_manifest_says_what_goes_between(tmp_path: Path) -> None:
         "tail": "tail.onnx",
         "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 3, 6, 6]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 4]}],
+        "tables": [],
         "format": 1,
     }
 

@@ -74,6 +74,13 @@ class CalibrationRow(msgspec.Struct, frozen=True):
     quality: Quality
 
 
+class TensorTables(msgspec.Struct, frozen=True):
+    """What a codec that is calibrated was taught of one tensor: `data` are the tables' bytes (`codecs.klt`)."""
+
+    tensor: LongLabel
+    data: bytes
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Rows for every calibrated cut × codec of one model. `classifier`: whether top-1 agreement means anything."""
 
@@ -85,6 +92,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     output: LongLabel
     """The output that was compared."""
     rows: Annotated[tuple[CalibrationRow, ...], msgspec.Meta(min_length=1)]
+    tables: tuple[TensorTables, ...] = ()
+    """Each tensor once, whichever cuts it crosses at."""
 
     def row(self, prefix: int, codec: str) -> CalibrationRow | None:
         """What was measured of `codec` at a cut; None if nothing was."""

@@ -9,9 +9,11 @@ from statistics import median
 
 import numpy as np
 
-from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality, TensorTables
+from splitpoint.calibration.tables import with_tables
 from splitpoint.callbacks import call
-from splitpoint.codecs import Codec, calibrated_names, open_codec
+from splitpoint.codecs import Codec, calibrated_names, needs_tables, open_codec
+from splitpoint.codecs.klt_tables import KltTables
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut
@@ -32,6 +34,7 @@ def calibrate(
     *,
     codecs: Sequence[str] = calibrated_names(),
     cuts: Sequence[Cut] | None = None,
+    tables: Sequence[TensorTables] = (),
     on_progress: OnProgress = lambda done, total: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
@@ -42,6 +45,7 @@ def calibrate(
     1.0
 
     Every input's answer is compared with the whole model's on the raw input. One cut's halves are in memory at a time.
+    Codecs that need tables have these `tables`, which were learnt from other inputs, and are part of the calibration.
     A codec that some value cannot be expressed in (infinity, in int8) has no row there, and `on_note` is told.
     UsageError without inputs, or for an unknown codec; InputError for an input that is not the model's.
     """
@@ -52,7 +56,8 @@ def calibrate(
     prefixes = model.graph.prefixes()
     wanted = model.graph.chain() if cuts is None else cuts
     # A codec is tried where it takes something of what crosses: JPEG is not for images in the middle of a network.
-    tried = [(cut, [_Trial(c) for c in known if any(c.accepts(t) for t in cut.crossing)]) for cut in wanted]
+    given = {entry.tensor: KltTables.from_bytes(entry.data) for entry in tables}
+    tried = [(cut, [_Trial(c, way) for c in known if (way := _ways(c, cut, given))]) for cut in wanted]
     chosen = [(cut, trials) for cut, trials in tried if trials]
     places = {len(c.nodes): k for k, c in enumerate(prefixes)}
     judge = _AnswerJudge(model, engine, checked)
@@ -82,7 +87,15 @@ def calibrate(
         classifier=judge.classifier,
         output=judge.output,
         rows=tuple(rows),
+        tables=tuple(tables),
     )
+
+
+def _ways(codec: Codec, cut: Cut, tables: Mapping[str, KltTables]) -> dict[str, Codec]:
+    """By tensor, `codec` as it encodes what crosses at `cut`: those that it takes."""
+    if not needs_tables(codec.name):
+        return {t.name: codec for t in cut.crossing if codec.accepts(t)}
+    return {t.name: with_tables(codec, tables[t.name]) for t in cut.crossing if t.name in tables}
 
 
 @dataclass
@@ -90,6 +103,7 @@ class _Trial:
     """One codec at one cut, input after input."""
 
     codec: Codec
+    ways: Mapping[str, Codec]
     sizes: list[tuple[int, ...]] = field(default_factory=list)
     same: int = 0
     cosine: float = 1.0
@@ -112,7 +126,7 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: A
         if trial.failed:
             continue
         try:
-            sizes, decoded = _through(trial.codec, values, both.cut.crossing)
+            sizes, decoded = _through(trial.ways, values, both.cut.crossing)
         except InputError as exc:
             trial.failed = str(exc)
             continue
@@ -129,13 +143,16 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], expected: A
         trial.cosine, trial.error = min(trial.cosine, cosine), max(trial.error, error)
 
 
-def _through(codec: Codec, values: Inputs, crossing: Sequence[TensorSpec]) -> tuple[tuple[int, ...], dict[str, Array]]:
-    """(bytes of each tensor that crosses, what is decoded of those that the codec takes)."""
+def _through(
+    ways: Mapping[str, Codec], values: Inputs, crossing: Sequence[TensorSpec]
+) -> tuple[tuple[int, ...], dict[str, Array]]:
+    """(bytes of each tensor that crosses, what is decoded of those that have a codec that takes them)."""
     sizes, decoded = [], {}
     for t in crossing:
         array = values[t.name]
         spec = spec_of(t.name, array)
-        if codec.accepts(spec):
+        codec = ways.get(t.name)
+        if codec is not None and codec.accepts(spec):
             data = codec.encode(array)
             sizes.append(data.nbytes)
             decoded[t.name] = codec.decode(data, spec)

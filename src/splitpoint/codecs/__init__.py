@@ -40,6 +40,11 @@ class Codec(Protocol):
     sized: bool = True
     """Whether `nbytes` is exact, known without encoding; otherwise it is an estimate."""
 
+    @property
+    def sent_as(self) -> str:
+        """What the wire calls it: its name, or, where tables are needed to decode it, the start of their hash."""
+        return self.name
+
     def accepts(self, spec: TensorSpec) -> bool:
         """Whether such a tensor can be encoded. Integer tensors are never quantised; jpeg takes uint8[1,h,w,1|3]."""
         return spec.dtype in FLOATS
@@ -80,6 +85,8 @@ class CodecEntry(NamedTuple):
     """If it has any, names are ``kind:quality``; the table then says which quality is measured, and which are tried."""
     usual: int = 0
     tried: tuple[int, ...] = ()
+    tables: bool = False
+    """Whether it encodes and decodes with the tables of a tensor alone, which a calibration learns."""
 
 
 #: Name, or the part before the colon → the codec. Everything that goes over all codecs reads this table.
@@ -96,7 +103,20 @@ CODECS: Mapping[str, CodecEntry] = {
         "splitpoint.codecs.jpeg:Jpeg", (0.150, 1.94, 0.159, 2.82),
         qualities=range(1, 101), usual=90, tried=(50, 60, 75, 85, 90, 95, 98),
     ),
+    "klt": CodecEntry(
+        "splitpoint.codecs.klt:Klt", (0.2, 3.0, 0.3, 6.0), qualities=range(1, 101), usual=50, tables=True,
+    ),
 }  # fmt: skip
+
+
+def needs_tables(name: str) -> bool:
+    """Whether the codec of that name needs the tables of a tensor.
+
+    >>> needs_tables("klt:50"), needs_tables("int8")
+    (True, False)
+    """
+    entry = CODECS.get(name.partition(":")[0])
+    return entry is not None and entry.tables
 
 
 def usual_name(kind: str) -> str:

@@ -8,7 +8,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from splitpoint.codecs import at_most, checked, dims
+from splitpoint.codecs import Codec, at_most, checked, dims
 from splitpoint.decoding import MAX_PIXELS
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec
@@ -26,10 +26,9 @@ _SEGMENTS = frozenset({0xFFE0, 0xFFDB, _SOF0, 0xFFC4, 0xFFDD, _SOS})
 _LONGEST_HEADER = 2048
 
 
-class Jpeg:
+class Jpeg(Codec):
     """Baseline JPEG with colour at half the resolution (4:2:0), as Pillow writes it by default."""
 
-    exact = False
     sized = False
 
     def __init__(self, name: str) -> None:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from splitpoint import wire
-from splitpoint.codecs import Codec, open_codec
+from splitpoint.codecs import Codec, needs_tables, open_codec
 from splitpoint.errors import (
     BusyError,
     EngineError,
@@ -37,6 +37,7 @@ from splitpoint.tensors import Array, TensorSpec
 from splitpoint.units import size
 from splitpoint.wire import Frame, Kind, Limits
 
+NO_CODECS: Mapping[str, Codec] = {}
 #: Tails that one connection may wait for.
 _MOST_WAITING = 16
 #: The longest that a connection is not read from because it was told BUSY; pings wait as long.
@@ -64,10 +65,13 @@ class CheckedInfer(NamedTuple):
 class OpenedTail:
     """A segment that a connection has opened, and what INFER for it needs, looked up once.
 
-    `batch`: whether its RESULTs say which requests ran as one.
+    `batch`: whether its RESULTs say which requests ran as one. `tabled`: by tensor, the codec with the tables for it.
     """
 
-    def __init__(self, tail: OpenTail, vectors: Sequence[str], limits: Limits, *, batch: bool) -> None:
+    def __init__(
+        self, tail: OpenTail, vectors: Sequence[str], limits: Limits, tabled: Mapping[str, Codec] = NO_CODECS, *,
+        batch: bool,
+    ) -> None:  # fmt: skip
         segment = tail.segment
         wanted = set(vectors)
         self.tail = tail
@@ -78,7 +82,7 @@ class OpenedTail:
         self.packer = wire.Packer(Kind.RESULT, wire.ResultData, batch=batch)
         self.checked = CheckedInfer(wire.Infer(0, ()))
         """The last header that fitted."""
-        self._limits = limits
+        self._limits, self._tabled = limits, tabled
 
     def check(self, header: wire.Infer) -> int:
         """Bytes that decoding the tensors will take. InputError unless they are what the segment needs: known before
@@ -97,7 +101,7 @@ class OpenedTail:
             _check_vector(spec, vector, self._limits)
         kind = self._kind(header)
         decoders = [
-            _decoder(name, tensor) if tensor.codec else None
+            _decoder(name, tensor, self._tabled.get(name)) if tensor.codec else None
             for name, tensor in zip(self.inputs, header.tensors, strict=True)
         ]
         nbytes = sum(d[1].nbytes for d in decoders if d is not None)
@@ -126,12 +130,17 @@ class OpenedTail:
         return known
 
 
-def _decoder(name: str, tensor: wire.Tensor) -> tuple[Codec, TensorSpec]:
-    """The codec that `tensor` came with and what it decodes to. InputError if it cannot: nothing is allocated yet."""
+def _decoder(name: str, tensor: wire.Tensor, tabled: Codec | None) -> tuple[Codec, TensorSpec]:
+    """The codec that `tensor` came with, `tabled` if that needs tables, and what it decodes to. InputError if it
+    cannot: nothing is allocated yet."""
     # Only names that we told the peer, with their parameters: no stranger chooses what is looked up here.
     known = len(tensor.codec) <= 40 and wire.codec_feature(tensor.codec) in wire.features()
+    codec: Codec | None
     try:
-        codec = open_codec(tensor.codec) if known else None
+        if known and needs_tables(tensor.codec):
+            codec = _with_tables(name, tensor, tabled)
+        else:
+            codec = open_codec(tensor.codec) if known else None
     except UsageError:
         codec = None
     if codec is None:
@@ -144,6 +153,14 @@ def _decoder(name: str, tensor: wire.Tensor) -> tuple[Codec, TensorSpec]:
         came = f"{tensor.nbytes} bytes of {codec.name}"
         raise InputError(f"tensor {name} came as {came}: {spec.type} takes at most {most}")
     return codec, spec
+
+
+def _with_tables(name: str, tensor: wire.Tensor, tabled: Codec | None) -> Codec:
+    """`tabled`, if `tensor` was encoded with its tables."""
+    if tabled is None or tabled.sent_as != tensor.codec:
+        came, here = wire.plain(tensor.codec, 40), "has none" if tabled is None else f"has {tabled.sent_as}"
+        raise InputError(f"tensor {name} came as {came}, and for that tensor this server {here}: use another codec")
+    return tabled
 
 
 def _decoded(data: Array, codec: Codec, spec: TensorSpec) -> Array:
@@ -245,7 +262,8 @@ class Requests:
         text = f"{account.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         fields = {"peer": account.name, "model": model.name, "nbytes": tail.nbytes, "compile_s": tail.compile_s}
         self.services.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)", fields))
-        return OpenedTail(tail, request.vectors, self.services.limits, batch=self.batch)
+        tabled = self.services.catalogue.tabled.get(model.fingerprint, NO_CODECS)
+        return OpenedTail(tail, request.vectors, self.services.limits, tabled, batch=self.batch)
 
     def close(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.Close)

@@ -1,0 +1,97 @@
+"""Tables of codecs on this device: of its own calibration, or the server's, which are fetched by hash and kept with the
+weights. They are always those of the very tensor, and such as the server has, too."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from splitpoint.calibration.calibrations import Calibration
+from splitpoint.calibration.tables import fits, tables_of, with_tables
+from splitpoint.codecs import Codec, needs_tables, open_codec
+from splitpoint.codecs.klt_tables import MAX_TABLES_BYTES, KltTables
+from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError
+from splitpoint.runtime.client import Remote
+from splitpoint.runtime.client.held_weights import Holding, fetch, most_piece
+from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.units import size
+
+#: What a tensor travels as where there are no tables for it that both sides have.
+INSTEAD = "int8"
+
+
+class HeldTables:
+    """For `holding`'s model; `calibration` is this device's own, if it has one. InputError if that is of another
+    model."""
+
+    def __init__(self, holding: Holding, calibration: Calibration | None, on_event: OnEvent) -> None:
+        self._holding, self._tell = holding, on_event
+        self._own = {} if calibration is None else tables_of(calibration, holding.model, "the calibration given here")
+        self._lock = threading.Lock()
+        self._held: dict[tuple[str, str], KltTables] = {}
+        self._codecs: dict[tuple[str, str, str], Codec] = {}
+        self._said: set[str] = set()
+
+    def bind(self, asked: Mapping[str, Codec], remote: Remote) -> Mapping[str, Codec]:
+        """`asked`, codecs by tensor, with the tables that they need and `remote` has too. Where there are none for a
+        tensor it gets `INSTEAD`, and it is told why."""
+        if not any(needs_tables(codec.name) for codec in asked.values()):
+            return asked
+        with self._lock:
+            return {n: self._bound(n, c, remote) if needs_tables(c.name) else c for n, c in asked.items()}
+
+    def _bound(self, name: str, codec: Codec, remote: Remote) -> Codec:
+        try:
+            tables = self._tables(name, remote)
+        except SplitpointError as exc:  # of a server that is gone, too: it is asked again when it is back
+            self._say(f"{name} travels as {INSTEAD} instead of {codec.name}: {exc}", name)
+            return open_codec(INSTEAD)
+        key = (codec.name, name, tables.hash)
+        if key not in self._codecs:
+            self._codecs[key] = with_tables(codec, tables)
+        return self._codecs[key]
+
+    def _tables(self, name: str, remote: Remote) -> KltTables:
+        """Those that both sides have for the tensor `name`. SplitpointError says why there are none."""
+        own, info = self._own.get(name), self._holding.info
+        offer = next((m.tables for m in remote.offer.models if m.fingerprint == info.fingerprint), None)
+        if offer is None:
+            if own is None:
+                raise ModelError("the server, which may have tables for it, is not there yet")
+            return own
+        if own is not None and own.hash in {hash for _, hash, _ in offer}:
+            return own
+        theirs = next(((hash, nbytes) for tensor, hash, nbytes in offer if tensor == name), None)
+        mine = f"the calibration given here has tables {own.hash[:12]} for {name}, " if own is not None else ""
+        if theirs is None:
+            theirs_are = "hands out none (--calibration FILE gives them)" if any(offer) else "has no tables for it"
+            raise ModelError(f"{mine}which the server does not have" if mine else f"the server {theirs_are}")
+        if mine:
+            self._say(f"{mine}and the server {theirs[0][:12]}: the server's are used", name)
+        return self._fetched(name, *theirs, remote)
+
+    def _fetched(self, name: str, hash: str, nbytes: int, remote: Remote) -> KltTables:
+        holding, cache = self._holding, self._holding.cache
+        if (name, hash) in self._held:
+            return self._held[name, hash]
+        if nbytes > MAX_TABLES_BYTES:
+            raise StorageError(
+                f"its tables have {size(nbytes)} at the server, and {size(MAX_TABLES_BYTES)} are the most"
+            )
+        if hash not in cache:
+            channel = remote.channel()
+            fetch(channel, holding.info.fingerprint, [(hash, nbytes)], cache, most_piece(channel))
+            fields = {"model": holding.info.name, "tensor": name, "nbytes": nbytes}
+            self._tell(Event("fetched", f"fetched the tables for {name} ({size(nbytes)})", fields))
+        tables = KltTables.from_bytes(bytes(cache.open(hash, nbytes)))
+        if not fits(holding.model.specs[name], tables):
+            raise InputError(
+                f"the server's tables for it are of another tensor, [batch,{','.join(map(str, tables.shape))}]"
+            )
+        self._held[name, hash] = tables
+        return tables
+
+    def _say(self, text: str, tensor: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._tell(Event("notice", text, {"tensor": tensor}))
