@@ -10,10 +10,10 @@ from statistics import median
 import numpy as np
 
 from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality, TensorTables
-from splitpoint.calibration.tables import with_tables
 from splitpoint.callbacks import call
-from splitpoint.codecs import Codec, calibrated_names, needs_tables, open_codec
+from splitpoint.codecs import Codec, calibrated_names, open_codec
 from splitpoint.codecs.klt_tables import KltTables
+from splitpoint.codecs.untabled import Untabled
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut
@@ -93,9 +93,9 @@ def calibrate(
 
 def _ways(codec: Codec, cut: Cut, tables: Mapping[str, KltTables]) -> dict[str, Codec]:
     """By tensor, `codec` as it encodes what crosses at `cut`: those that it takes."""
-    if not needs_tables(codec.name):
-        return {t.name: codec for t in cut.crossing if codec.accepts(t)}
-    return {t.name: with_tables(codec, tables[t.name]) for t in cut.crossing if t.name in tables}
+    if isinstance(codec, Untabled):
+        return {t.name: codec.with_tables(tables[t.name]) for t in cut.crossing if t.name in tables}
+    return {t.name: codec for t in cut.crossing if codec.accepts(t)}
 
 
 @dataclass

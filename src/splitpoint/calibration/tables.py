@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from splitpoint.calibration.calibrations import Calibration, TensorTables
-from splitpoint.codecs import FLOATS, Codec
-from splitpoint.codecs.klt import Klt, learn
+from splitpoint.codecs import FLOATS
+from splitpoint.codecs.klt import learn
+from splitpoint.codecs.klt_learn import LEAST_SAMPLES
 from splitpoint.codecs.klt_tables import KltTables
 from splitpoint.documents import require_model
 from splitpoint.engines import Engine
@@ -28,16 +29,6 @@ def fits(spec: TensorSpec, tables: KltTables) -> bool:
     """Whether `tables` are for tensors like `spec`, whose free dimensions can be anything."""
     rows = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else 1
     return spec.dtype in FLOATS and spec.fits(spec.dtype, (rows, *tables.shape))
-
-
-def with_tables(codec: Codec, tables: KltTables) -> Codec:
-    """`codec`, which needs tables, with these."""
-    return Klt(codec.name, tables)
-
-
-def decoder_with(tables: KltTables) -> Codec:
-    """What decodes with `tables`: the bytes themselves say how fine their steps are."""
-    return Klt("klt:50", tables)
 
 
 def tables_of(calibration: Calibration, model: Model, where: str = "the calibration") -> dict[str, KltTables]:
@@ -58,12 +49,12 @@ def tables_of(calibration: Calibration, model: Model, where: str = "the calibrat
 def apart(inputs: Sequence[T]) -> tuple[list[T], list[T]]:
     """`inputs` in turns: those that tables are learnt from, and those that are measured, which are others.
 
-    UsageError for fewer than four: two that are alike would learn a network that only knows these.
+    UsageError for fewer than what tables are learnt from, twice.
     """
-    if len(inputs) < 4:
+    if len(inputs) < 2 * LEAST_SAMPLES:
         raise UsageError(
-            f"a codec that is calibrated takes at least 4 inputs, and better 60 (half to learn from, half to measure "
-            f"with): not {len(inputs)}"
+            f"tables for klt are learnt from every other input and measured with the rest: {2 * LEAST_SAMPLES} inputs "
+            f"are the least, and 60 are better, but {len(inputs)} came; or name other codecs with --codec"
         )
     return list(inputs[::2]), list(inputs[1::2])
 

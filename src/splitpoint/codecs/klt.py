@@ -22,7 +22,7 @@ import numpy as np
 from splitpoint.codecs import FLOATS, Codec, at_most, checked, dims, takes
 from splitpoint.codecs.klt_learn import learn
 from splitpoint.codecs.klt_symbols import Codes, outside_of
-from splitpoint.codecs.klt_tables import KltTables, step_of
+from splitpoint.codecs.klt_tables import KltTables, sent_with, step_of
 from splitpoint.codecs.klt_transform import Transform
 from splitpoint.errors import InputError, UsageError
 from splitpoint.tensors import Array, TensorSpec
@@ -61,6 +61,10 @@ class Klt(Codec):
         rank = np.argsort(self._transform.by_band)
         #: Where the sorted coefficients are among those that the transform gives.
         self._places = rank[order // channels] * channels + order % channels
+
+    @property
+    def sent_as(self) -> str:
+        return sent_with(self.tables)
 
     @property
     def step(self) -> float:

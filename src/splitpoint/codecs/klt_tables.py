@@ -172,6 +172,11 @@ def step_of(sixteenths: int) -> float:
     return float(np.float32(2.0 ** (sixteenths / 16)))
 
 
+def sent_with(tables: KltTables) -> str:
+    """The codec with these tables as the wire calls it: ``klt:`` and the first 16 digits of their hash."""
+    return f"klt:{tables.hash[:16]}"
+
+
 def check_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """(channels, frequencies) of one example's tensor; InputError if there are no tables for such."""
     channels = shape[-1] if len(shape) == 2 else shape[0] if shape else 0

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Mapping
 
 from splitpoint.calibration.calibrations import Calibration
-from splitpoint.calibration.tables import fits, tables_of, with_tables
-from splitpoint.codecs import Codec, needs_tables, open_codec
+from splitpoint.calibration.tables import fits, tables_of
+from splitpoint.codecs import Codec, open_codec
 from splitpoint.codecs.klt_tables import MAX_TABLES_BYTES, KltTables
+from splitpoint.codecs.untabled import Untabled
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError
 from splitpoint.runtime.client import Remote
 from splitpoint.runtime.client.held_weights import Holding, fetch, most_piece
@@ -35,12 +36,12 @@ class HeldTables:
     def bind(self, asked: Mapping[str, Codec], remote: Remote) -> Mapping[str, Codec]:
         """`asked`, codecs by tensor, with the tables that they need and `remote` has too. Where there are none for a
         tensor it gets `INSTEAD`, and it is told why."""
-        if not any(needs_tables(codec.name) for codec in asked.values()):
+        if not any(isinstance(codec, Untabled) for codec in asked.values()):
             return asked
         with self._lock:
-            return {n: self._bound(n, c, remote) if needs_tables(c.name) else c for n, c in asked.items()}
+            return {n: self._bound(n, c, remote) if isinstance(c, Untabled) else c for n, c in asked.items()}
 
-    def _bound(self, name: str, codec: Codec, remote: Remote) -> Codec:
+    def _bound(self, name: str, codec: Untabled, remote: Remote) -> Codec:
         try:
             tables = self._tables(name, remote)
         except SplitpointError as exc:  # of a server that is gone, too: it is asked again when it is back
@@ -48,7 +49,7 @@ class HeldTables:
             return open_codec(INSTEAD)
         key = (codec.name, name, tables.hash)
         if key not in self._codecs:
-            self._codecs[key] = with_tables(codec, tables)
+            self._codecs[key] = codec.with_tables(tables)
         return self._codecs[key]
 
     def _tables(self, name: str, remote: Remote) -> KltTables:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from splitpoint import wire
 from splitpoint.calibration.calibrations import Calibration
-from splitpoint.calibration.tables import decoder_with, tables_of
-from splitpoint.codecs import Codec
+from splitpoint.calibration.tables import tables_of
 from splitpoint.codecs.klt_tables import KltTables
 from splitpoint.errors import ChangedError, CutError, ModelError, RefusedError, UsageError, nearest
 from splitpoint.graph import Cut
@@ -36,7 +35,7 @@ class Catalogue:
     """`models` by fingerprint, several versions of one name among them. `tell` hears of each file that has changed.
 
     `infos` is what WELCOME says about each model, in the order given: once for each of its names. `tables` are those of
-    `calibrations`, by fingerprint and tensor, and `tabled` what decodes with them. InputError for one of another model.
+    `calibrations`, by fingerprint and tensor. InputError for one of another model, or that does not fit.
     """
 
     def __init__(self, models: Sequence[Model], tell: OnEvent, calibrations: Sequence[Calibration] = ()) -> None:
@@ -51,10 +50,6 @@ class Catalogue:
         for calibration in calibrations:
             model = by_fingerprint.get(calibration.fingerprint) or next(iter(by_fingerprint.values()))
             self.tables.setdefault(model.fingerprint, {}).update(tables_of(calibration, model))
-        self.tabled: Mapping[str, Mapping[str, Codec]] = {
-            fingerprint: {name: decoder_with(tables) for name, tables in of_model.items()}
-            for fingerprint, of_model in self.tables.items()
-        }
         self.infos = tuple(infos.values())
 
     def __getitem__(self, fingerprint: str) -> Model:

@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from math import inf, prod
 from time import perf_counter, sleep
 from typing import NamedTuple
@@ -17,6 +17,8 @@ import numpy as np
 
 from splitpoint import wire
 from splitpoint.codecs import Codec, needs_tables, open_codec
+from splitpoint.codecs.klt import Klt
+from splitpoint.codecs.klt_tables import KltTables, sent_with
 from splitpoint.errors import (
     BusyError,
     EngineError,
@@ -37,7 +39,7 @@ from splitpoint.tensors import Array, TensorSpec
 from splitpoint.units import size
 from splitpoint.wire import Frame, Kind, Limits
 
-NO_CODECS: Mapping[str, Codec] = {}
+NO_TABLES: Mapping[str, KltTables] = {}
 #: Tails that one connection may wait for.
 _MOST_WAITING = 16
 #: The longest that a connection is not read from because it was told BUSY; pings wait as long.
@@ -65,11 +67,11 @@ class CheckedInfer(NamedTuple):
 class OpenedTail:
     """A segment that a connection has opened, and what INFER for it needs, looked up once.
 
-    `batch`: whether its RESULTs say which requests ran as one. `tabled`: by tensor, the codec with the tables for it.
+    `batch`: whether its RESULTs say which requests ran as one. `tables`: of the model's tensors, for codecs.
     """
 
     def __init__(
-        self, tail: OpenTail, vectors: Sequence[str], limits: Limits, tabled: Mapping[str, Codec] = NO_CODECS, *,
+        self, tail: OpenTail, vectors: Sequence[str], limits: Limits, tables: Mapping[str, KltTables] = NO_TABLES, *,
         batch: bool,
     ) -> None:  # fmt: skip
         segment = tail.segment
@@ -82,7 +84,7 @@ class OpenedTail:
         self.packer = wire.Packer(Kind.RESULT, wire.ResultData, batch=batch)
         self.checked = CheckedInfer(wire.Infer(0, ()))
         """The last header that fitted."""
-        self._limits, self._tabled = limits, tabled
+        self._limits, self._tables = limits, tables
 
     def check(self, header: wire.Infer) -> int:
         """Bytes that decoding the tensors will take. InputError unless they are what the segment needs: known before
@@ -101,7 +103,7 @@ class OpenedTail:
             _check_vector(spec, vector, self._limits)
         kind = self._kind(header)
         decoders = [
-            _decoder(name, tensor, self._tabled.get(name)) if tensor.codec else None
+            _decoder(name, tensor, self._tables.get(name)) if tensor.codec else None
             for name, tensor in zip(self.inputs, header.tensors, strict=True)
         ]
         nbytes = sum(d[1].nbytes for d in decoders if d is not None)
@@ -130,15 +132,15 @@ class OpenedTail:
         return known
 
 
-def _decoder(name: str, tensor: wire.Tensor, tabled: Codec | None) -> tuple[Codec, TensorSpec]:
-    """The codec that `tensor` came with, `tabled` if that needs tables, and what it decodes to. InputError if it
+def _decoder(name: str, tensor: wire.Tensor, tables: KltTables | None) -> tuple[Codec, TensorSpec]:
+    """The codec that `tensor` came with, with its `tables` if it needs them, and what it decodes to. InputError if it
     cannot: nothing is allocated yet."""
     # Only names that we told the peer, with their parameters: no stranger chooses what is looked up here.
     known = len(tensor.codec) <= 40 and wire.codec_feature(tensor.codec) in wire.features()
     codec: Codec | None
     try:
         if known and needs_tables(tensor.codec):
-            codec = _with_tables(name, tensor, tabled)
+            codec = _with_tables(name, tensor, tables)
         else:
             codec = open_codec(tensor.codec) if known else None
     except UsageError:
@@ -155,12 +157,18 @@ def _decoder(name: str, tensor: wire.Tensor, tabled: Codec | None) -> tuple[Code
     return codec, spec
 
 
-def _with_tables(name: str, tensor: wire.Tensor, tabled: Codec | None) -> Codec:
-    """`tabled`, if `tensor` was encoded with its tables."""
-    if tabled is None or tabled.sent_as != tensor.codec:
-        came, here = wire.plain(tensor.codec, 40), "has none" if tabled is None else f"has {tabled.sent_as}"
-        raise InputError(f"tensor {name} came as {came}, and for that tensor this server {here}: use another codec")
-    return tabled
+def _with_tables(name: str, tensor: wire.Tensor, tables: KltTables | None) -> Codec:
+    """What decodes `tensor`, if it was encoded with these `tables`."""
+    if tables is None or sent_with(tables) != tensor.codec:
+        came, here = wire.plain(tensor.codec, 40), "no tables" if tables is None else f"those of {sent_with(tables)}"
+        raise InputError(f"tensor {name} came as {came}, and this server has {here} for it: use another codec")
+    return decoder_of(tables)
+
+
+@lru_cache(maxsize=64)
+def decoder_of(tables: KltTables) -> Codec:
+    """The bytes say themselves how fine they are: one for every level, made when it is needed."""
+    return Klt("klt:50", tables)
 
 
 def _decoded(data: Array, codec: Codec, spec: TensorSpec) -> Array:
@@ -262,8 +270,8 @@ class Requests:
         text = f"{account.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         fields = {"peer": account.name, "model": model.name, "nbytes": tail.nbytes, "compile_s": tail.compile_s}
         self.services.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)", fields))
-        tabled = self.services.catalogue.tabled.get(model.fingerprint, NO_CODECS)
-        return OpenedTail(tail, request.vectors, self.services.limits, tabled, batch=self.batch)
+        tables = self.services.catalogue.tables.get(model.fingerprint, NO_TABLES)
+        return OpenedTail(tail, request.vectors, self.services.limits, tables, batch=self.batch)
 
     def close(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.Close)
