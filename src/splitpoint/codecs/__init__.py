@@ -104,7 +104,8 @@ CODECS: Mapping[str, CodecEntry] = {
         qualities=range(1, 101), usual=90, tried=(50, 60, 75, 85, 90, 95, 98),
     ),
     "klt": CodecEntry(
-        "splitpoint.codecs.untabled:Untabled", (0.2, 3.0, 0.3, 6.0), qualities=range(1, 101), usual=50, tables=True,
+        "splitpoint.codecs.untabled:Untabled", (0.2, 3.0, 0.3, 6.0), qualities=range(1, 101), usual=50,
+        tried=(20, 30, 40, 50, 60, 70), tables=True,
     ),
 }  # fmt: skip
 

@@ -531,6 +531,7 @@ class Edge(Closable):
             link_state=line.state,
             round_trip_ms=self.round_trip_ms,
             believed=adaptive.believed if adaptive is not None else None,
+            outside=self._cuts.tables.outside,
         )
 
     # --- running ------------------------------------------------------------------------------------------------

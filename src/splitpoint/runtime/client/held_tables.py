@@ -4,19 +4,24 @@ weights. They are always those of the very tensor, and such as the server has, t
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.tables import fits, tables_of
 from splitpoint.codecs import Codec, open_codec
+from splitpoint.codecs.klt import Klt, outside_of_range
 from splitpoint.codecs.klt_tables import MAX_TABLES_BYTES, KltTables
 from splitpoint.codecs.untabled import Untabled
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError
 from splitpoint.runtime.client import Remote
 from splitpoint.runtime.client.held_weights import Holding, fetch, most_piece
 from splitpoint.runtime.events import Event, OnEvent
+from splitpoint.tensors import Array
 from splitpoint.units import size
 
+#: So many inputs in a row with values far outside of what was calibrated, and it is told.
+_MISFITS = 3
 #: What a tensor travels as where there are no tables for it that both sides have.
 INSTEAD = "int8"
 
@@ -32,6 +37,9 @@ class HeldTables:
         self._held: dict[tuple[str, str], KltTables] = {}
         self._codecs: dict[tuple[str, str, str], Codec] = {}
         self._said: set[str] = set()
+        self._misfits: dict[str, int] = {}
+        #: Tensors that were encoded although some of their values were far outside of what was calibrated.
+        self.outside = 0
 
     def bind(self, asked: Mapping[str, Codec], remote: Remote) -> Mapping[str, Codec]:
         """`asked`, codecs by tensor, with the tables that they need and `remote` has too. Where there are none for a
@@ -49,7 +57,7 @@ class HeldTables:
             return open_codec(INSTEAD)
         key = (codec.name, name, tables.hash)
         if key not in self._codecs:
-            self._codecs[key] = codec.with_tables(tables)
+            self._codecs[key] = _Watched(codec.name, tables, partial(self._encoded, name))
         return self._codecs[key]
 
     def _tables(self, name: str, remote: Remote) -> KltTables:
@@ -92,7 +100,35 @@ class HeldTables:
         self._held[name, hash] = tables
         return tables
 
+    def _encoded(self, name: str, outside: int) -> None:
+        """The tensor was encoded; so many of its values were `outside`, which are exact, but take their bytes."""
+        if not outside:
+            self._misfits[name] = 0
+            return
+        self.outside += 1
+        self._misfits[name] = misfits = self._misfits.get(name, 0) + 1
+        if misfits == _MISFITS:
+            self._say(
+                f"the calibration no longer fits {name}: {misfits} inputs in a row had values far outside of what it "
+                "has seen; calibrate again with inputs like these, or use another codec",
+                name,
+            )
+
     def _say(self, text: str, tensor: str) -> None:
         if text not in self._said:
             self._said.add(text)
             self._tell(Event("notice", text, {"tensor": tensor}))
+
+
+class _Watched(Klt):
+    """Tells after each encoding how many values were outside of what was calibrated."""
+
+    def __init__(self, name: str, tables: KltTables, encoded: Callable[[int], None]) -> None:
+        super().__init__(name, tables)
+        self._encoded = encoded
+
+    def encode(self, array: Array) -> Array:
+        data = super().encode(array)
+        if len(array):
+            self._encoded(outside_of_range(data, len(array)))
+        return data

@@ -267,7 +267,7 @@ class Cuts:
     ) -> None:  # fmt: skip
         self._holding, self._remote, self._engine = holding, remote, engine
         self._patience, self._tell, self._alone = patience, teller(on_event), alone
-        self._tables = tables or HeldTables(holding, None, self._tell)
+        self.tables = tables or HeldTables(holding, None, self._tell)
         self._placements: dict[Key, Placement] = {}
         self._lock, self._building = threading.Lock(), threading.Lock()
         self._closed = False
@@ -291,7 +291,7 @@ class Cuts:
             self._sent_raw.add((key, asked))
             said = f"{asked} takes none of what crosses at {cut.name}: sent raw"
             self._tell(Event("notice", said, {"codec": asked, "cut": cut.name}))
-        strict, bound = not isinstance(asked, str), self._tables.bind(chosen, self._remote())
+        strict, bound = not isinstance(asked, str), self.tables.bind(chosen, self._remote())
         with self._lock:
             known = self._placements.get(key)
             if known is not None:
@@ -427,7 +427,7 @@ class Cuts:
     def _bind_again(self, placement: Placement, remote: Remote) -> None:
         """The server there may have other tables than the one before."""
         for route in placement.routes:
-            route.bind(self._tables.bind(route.asked, remote))
+            route.bind(self.tables.bind(route.asked, remote))
 
     def reopen_current(self, remote: Remote) -> None:
         """Opens at `remote` the tail that the next request needs."""

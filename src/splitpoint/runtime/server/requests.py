@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from math import inf, prod
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from splitpoint import wire
-from splitpoint.codecs import Codec, needs_tables, open_codec
+from splitpoint.codecs import Codec, dims, needs_tables, open_codec
 from splitpoint.codecs.klt import Klt
 from splitpoint.codecs.klt_tables import KltTables, sent_with
 from splitpoint.errors import (
@@ -31,7 +31,7 @@ from splitpoint.errors import (
 )
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import OpenTail, RunMarks
+from splitpoint.runtime.server import OpenTail, RunMarks, TailRequest
 from splitpoint.runtime.server.accounts import DROPPED, Account
 from splitpoint.runtime.server.fair_queue import RecentWait, WaitingJob
 from splitpoint.runtime.server.services import Replies, Services
@@ -39,6 +39,7 @@ from splitpoint.tensors import Array, TensorSpec
 from splitpoint.units import size
 from splitpoint.wire import Frame, Kind, Limits
 
+_NONE: Mapping[int, Array] = {}
 NO_TABLES: Mapping[str, KltTables] = {}
 #: Tails that one connection may wait for.
 _MOST_WAITING = 16
@@ -117,13 +118,15 @@ class OpenedTail:
         in_order = [shapes[t.name] for t in inputs]
         return self.tail.kind_of([t.dtype for t in inputs], in_order, vectors=bool(self.vectors))
 
-    def feed(self, checked: CheckedInfer, tensors: Sequence[Array]) -> dict[str, Array]:
-        """What the session is run with: the tensors, decoded, and the shape vectors, by name. InputError for bytes that
-        are not what they should be."""
+    def feed(
+        self, checked: CheckedInfer, tensors: Sequence[Array], decoded: Mapping[int, Array] = _NONE
+    ) -> dict[str, Array]:  # fmt: skip
+        """What the session is run with: the tensors, decoded (some are by now, by place), and the shape vectors, by
+        name. InputError for bytes that are not what they should be."""
         if checked.decoders:
             tensors = [
-                array if decoder is None else _decoded(array, *decoder)
-                for array, decoder in zip(tensors, checked.decoders, strict=True)
+                array if decoder is None else decoded[k] if k in decoded else _decoded(array, *decoder)
+                for k, (array, decoder) in enumerate(zip(tensors, checked.decoders, strict=True))
             ]
         known = dict(zip(self.inputs, tensors, strict=True))
         if self.vectors:
@@ -347,6 +350,8 @@ class InferRequest(msgspec.Struct):
     _frame: Frame
     _opened: OpenedTail
     _checked: CheckedInfer
+    _decoded: Mapping[int, Array] | None = None
+    """What was decoded together with others, by place."""
 
     @property
     def latest_s(self) -> float:
@@ -360,8 +365,27 @@ class InferRequest(msgspec.Struct):
             return BusyError("answers are not read: read them first", _UNREAD_S)
         return None
 
+    def decode_with(self, others: Iterable[TailRequest]) -> None:
+        known = [r for r in others if isinstance(r, InferRequest)] if self._checked.decoders else []
+        for k, decoder in enumerate(self._checked.decoders):
+            alike = [] if decoder is None else [self, *(r for r in known if r._comes_as(k, decoder))]
+            if decoder is None or len(alike) < 2 or not isinstance(codec := decoder[0], Klt):
+                continue
+            spec = decoder[1]
+            try:
+                together = codec.decode_many([r._frame.tensors[k] for r in alike], spec)
+            except SplitpointError:  # whose bytes they are shows when each is decoded by itself
+                continue
+            for one, part in zip(alike, together.reshape(len(alike), *dims(spec)), strict=True):
+                one._decoded = {**(one._decoded or {}), k: part}
+
+    def _comes_as(self, k: int, decoder: tuple[Codec, TensorSpec]) -> bool:
+        """Whether its tensor `k` came with the same codec and tables, and is as large."""
+        own = self._checked.decoders[k] if self._checked.decoders else None
+        return own is not None and own[0] is decoder[0] and own[1].type == decoder[1].type
+
     def feed(self) -> Mapping[str, Array]:
-        return self._opened.feed(self._checked, self._frame.tensors)
+        return self._opened.feed(self._checked, self._frame.tensors, self._decoded or _NONE)
 
     def answer(self, outputs: Mapping[str, Array], marks: RunMarks) -> None:
         requests, frame = self._requests, self._frame
