@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from splitpoint.calibration.calibrations import Calibration
@@ -80,28 +81,34 @@ class HeldTables:
         return self._fetched(name, *theirs, remote)
 
     def _fetched(self, name: str, hash: str, nbytes: int, remote: Remote) -> KltTables:
-        holding, cache = self._holding, self._holding.cache
         if (name, hash) in self._held:
             return self._held[name, hash]
         if nbytes > MAX_TABLES_BYTES:
             raise StorageError(
                 f"its tables have {size(nbytes)} at the server, and {size(MAX_TABLES_BYTES)} are the most"
             )
-        if hash not in cache:
-            channel = remote.channel()
-            fetch(channel, holding.info.fingerprint, [(hash, nbytes)], cache, most_piece(channel))
-            fields = {"model": holding.info.name, "tensor": name, "nbytes": nbytes}
-            self._tell(Event("fetched", f"fetched the tables for {name} ({size(nbytes)})", fields))
-        tables = KltTables.from_bytes(bytes(cache.open(hash, nbytes)))
-        if not fits(holding.model.specs[name], tables):
-            raise InputError(
-                f"the server's tables for it are of another tensor, [batch,{','.join(map(str, tables.shape))}]"
-            )
+        tables = KltTables.from_bytes(self._bytes(name, hash, nbytes, remote))
+        if not fits(self._holding.model.specs[name], tables):
+            shape = ",".join(map(str, tables.shape))
+            raise InputError(f"the server's tables for it are of another tensor, [batch,{shape}]")
         self._held[name, hash] = tables
         return tables
 
+    def _bytes(self, name: str, hash: str, nbytes: int, remote: Remote) -> bytes:
+        """The bytes with that hash; what is missing in the cache, or has rotted there, is fetched."""
+        info, cache = self._holding.info, self._holding.cache
+        with suppress(StorageError):
+            if hash in cache:
+                return bytes(cache.open(hash, nbytes))
+        channel = remote.channel()
+        fetch(channel, info.fingerprint, [(hash, nbytes)], cache, most_piece(channel))
+        fields = {"model": info.name, "tensor": name, "nbytes": nbytes}
+        self._tell(Event("fetched", f"fetched the tables for {name} ({size(nbytes)})", fields))
+        return bytes(cache.open(hash, nbytes))
+
     def _encoded(self, name: str, outside: int) -> None:
-        """The tensor was encoded; so many of its values were `outside`, which are exact, but take their bytes."""
+        """The tensor was encoded; so many of its values were `outside`. They are exact, but take their bytes; where it
+        is too many the tensor travels as `INSTEAD`."""
         if not outside:
             self._misfits[name] = 0
             return
@@ -120,6 +127,11 @@ class HeldTables:
             self._tell(Event("notice", text, {"tensor": tensor}))
 
 
+def without_tables(codecs: Mapping[str, Codec]) -> Mapping[str, Codec]:
+    """`codecs` with `INSTEAD` for each that has tables: for values that these cannot express."""
+    return {name: open_codec(INSTEAD) if isinstance(codec, Klt) else codec for name, codec in codecs.items()}
+
+
 class _Watched(Klt):
     """Tells after each encoding how many values were outside of what was calibrated."""
 
@@ -128,7 +140,11 @@ class _Watched(Klt):
         self._encoded = encoded
 
     def encode(self, array: Array) -> Array:
-        data = super().encode(array)
+        try:
+            data = super().encode(array)
+        except InputError:
+            self._encoded(array.size)
+            raise
         if len(array):
             self._encoded(outside_of_range(data, len(array)))
         return data

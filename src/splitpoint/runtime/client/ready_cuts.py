@@ -27,7 +27,7 @@ from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Shared
 from splitpoint.runtime.client import Encoding, Remote, RemoteTail, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
-from splitpoint.runtime.client.held_tables import HeldTables
+from splitpoint.runtime.client.held_tables import HeldTables, without_tables
 from splitpoint.runtime.client.held_weights import Holding
 from splitpoint.runtime.client.timeouts import AnswerTimes, Patience
 from splitpoint.runtime.codec_choice import RAW, CodecChoice, check_decodable, choose
@@ -60,7 +60,8 @@ class Route:
     def bind(self, codecs: Mapping[str, Codec]) -> None:
         """From now on what was asked for is done with `codecs`."""
         if self.encoding.codecs != codecs:
-            self.encoding = self.encoding._replace(codecs=codecs)
+            strict, spare = self.encoding.strict, without_tables(codecs)
+            self.encoding = Encoding(codecs, strict, Encoding(spare, strict) if spare != codecs else None)
 
 
 class Placement:

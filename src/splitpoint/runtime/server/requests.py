@@ -374,7 +374,7 @@ class InferRequest(msgspec.Struct):
             spec = decoder[1]
             try:
                 together = codec.decode_many([r._frame.tensors[k] for r in alike], spec)
-            except SplitpointError:  # whose bytes they are shows when each is decoded by itself
+            except Exception:  # whose bytes they are shows when each is decoded by itself
                 continue
             for one, part in zip(alike, together.reshape(len(alike), *dims(spec)), strict=True):
                 one._decoded = {**(one._decoded or {}), k: part}
@@ -385,7 +385,10 @@ class InferRequest(msgspec.Struct):
         return own is not None and own[0] is decoder[0] and own[1].type == decoder[1].type
 
     def feed(self) -> Mapping[str, Array]:
-        return self._opened.feed(self._checked, self._frame.tensors, self._decoded or _NONE)
+        tensors = self._frame.tensors
+        if self._decoded is None:
+            return self._opened.feed(self._checked, tensors)
+        return self._opened.feed(self._checked, tensors, self._decoded)
 
     def answer(self, outputs: Mapping[str, Array], marks: RunMarks) -> None:
         requests, frame = self._requests, self._frame
