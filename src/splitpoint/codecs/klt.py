@@ -21,7 +21,7 @@ import numpy as np
 
 from splitpoint.codecs import FLOATS, Codec, at_most, checked, dims, takes
 from splitpoint.codecs.klt_learn import learn
-from splitpoint.codecs.klt_symbols import Codes, outside_of
+from splitpoint.codecs.klt_symbols import UNLIKE, Codes, outside_of
 from splitpoint.codecs.klt_tables import KltTables, sent_with, step_of
 from splitpoint.codecs.klt_transform import Transform
 from splitpoint.errors import InputError, UsageError
@@ -61,6 +61,8 @@ class Klt(Codec):
         rank = np.argsort(self._transform.by_band)
         #: Where the sorted coefficients are among those that the transform gives.
         self._places = rank[order // channels] * channels + order % channels
+        #: Where what the transform gives is among the sorted ones.
+        self._sorted = np.argsort(self._places)
 
     @property
     def sent_as(self) -> str:
@@ -124,19 +126,12 @@ class Klt(Codec):
         channels = self.tables.channels
         coefficients = np.empty((self._places.size // channels, len(payloads), channels), np.float32)
         for k, row in enumerate(values):
-            coefficients.reshape(-1)[self._places_of(k, len(payloads))] = row
+            coefficients[:, k] = row.take(self._sorted).reshape(-1, channels)
         with np.errstate(over="ignore", invalid="ignore"):
             out = self._transform.inverse(coefficients).astype(spec.dtype, copy=False)
         if not np.isfinite(out).all():
             raise InputError(f"{spec} came as bytes of klt whose values are too large for its dtype")
         return out
-
-    def _places_of(self, k: int, count: int) -> Array:
-        """Where the sorted coefficients of example `k` of `count` are, among [frequencies, batch, channels]."""
-        if count == 1:
-            return self._places
-        channels = self.tables.channels
-        return self._places // channels * (count * channels) + k * channels + self._places % channels
 
     def _coefficients(self, array: Array) -> list[Array]:
         """float32[coefficients] of each example, sorted. InputError for what is not finite."""
@@ -144,12 +139,12 @@ class Klt(Codec):
         if not len(batch):
             return []
         with np.errstate(over="ignore", invalid="ignore"):
-            flat = self._transform.forward(batch).reshape(-1)
-        if not np.isfinite(flat).all():
+            coefficients = self._transform.forward(batch)
+        if not np.isfinite(coefficients).all():
             raise InputError(
                 f"the tensor holds NaN, infinite or too large values, which {self.name} cannot express: send it raw"
             )
-        return [flat.take(self._places_of(k, len(batch))) for k in range(len(batch))]
+        return [coefficients[:, k].take(self._places) for k in range(len(batch))]
 
     def _joined(self, coefficients: Sequence[Array], offset: int) -> Array:
         """The examples' bytes at `offset` from the middle step; before them the length of each but the last."""
@@ -162,7 +157,7 @@ class Klt(Codec):
         values = np.rint(coefficients * np.float32(1 / step_of(step)))
         body = self._codes.write(values, step)
         if len(body) > self._most() - _STEP.size:
-            raise InputError(f"the tensor is nothing like what {self.name} was calibrated on: send it as int8, or raw")
+            raise InputError(UNLIKE)
         return _STEP.pack(offset) + body
 
     def _parts(self, data: Array, spec: TensorSpec) -> list[bytes]:

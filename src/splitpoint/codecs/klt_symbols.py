@@ -30,6 +30,7 @@ from splitpoint.tensors import Array
 MOST_VALUE = 1 << 23
 #: A value of so many times its coefficient's mean magnitude is outside of what was calibrated.
 _OUTSIDE = 32.0
+UNLIKE = "the tensor is nothing like what its codec tables were made from: send it as int8, or raw"
 #: Of each grouping: what a value's place in a symbol is worth.
 DIGITS = [np.float32(2 * reach + 1) ** np.arange(values, dtype=np.float32) for reach, values in GROUPS]
 
@@ -125,10 +126,13 @@ class Codes:
         return round(float(coded) / 8 + 2 * len(segments) + 6)
 
     def write(self, values: Array, step: int) -> bytes:
-        """The bytes of `values`, whole numbers in float32[coefficients], sorted; they are changed."""
+        """The bytes of `values`, whole numbers in float32[coefficients], sorted; they are changed. InputError for 2**23 and more."""
         layout = self.layout(step)
         beyond = np.flatnonzero(np.abs(values) > layout.reach)
-        patches = values[beyond].astype(np.int32)
+        large = values[beyond]
+        if large.size and np.abs(large).max() >= MOST_VALUE:
+            raise InputError(UNLIKE)
+        patches = large.astype(np.int32)
         values[beyond] = 0
         symbols = np.empty(layout.coded.size, np.float32)
         lows: list[Array] = []

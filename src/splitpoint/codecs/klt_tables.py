@@ -52,7 +52,7 @@ class KltTables:
     bands: Array
     """uint8[frequencies]: which matrix each frequency has, in the order of rows, then columns."""
     matrices: Array
-    """float16[bands, channels, channels]: a row is a component, unit vectors at right angles."""
+    """float16[bands, channels, channels]: a row is what one step of a component is in the channels."""
     scales: Array
     """uint8[frequencies, channels]: a coefficient's mean magnitude is about 2**((scale + exponent) / 8)."""
     exponent: int
@@ -67,6 +67,12 @@ class KltTables:
     middle."""
     lengths: Array
     """uint8[classes, 257]: bits of the code of each symbol, 0 where there is none."""
+
+    def __post_init__(self) -> None:
+        for array in (
+            self.mean, self.bands, self.matrices, self.scales, self.groupings, self.centroids, self.lengths,
+        ):  # fmt: skip
+            array.flags.writeable = False
 
     @property
     def channels(self) -> int:
@@ -137,9 +143,6 @@ class KltTables:
         """InputError unless every number is one that tables may have: what decodes with them need not ask again."""
         if not np.isfinite(self.mean).all() or not np.isfinite(self.matrices).all():
             raise InputError("the codec tables hold numbers that are not finite")
-        # A stranger's rows may point anywhere, but not make numbers of another size.
-        if (np.abs(self.matrices) > 1.01).any() or (np.abs(self.mean) > 2.0**64).any():
-            raise InputError("the codec tables hold a matrix or a mean that no calibration has")
         if not len(self.matrices) or self.bands.max() >= len(self.matrices):
             raise InputError(f"the codec tables name a band that is not among their {len(self.matrices)}")
         if abs(self.exponent) > _MOST_SCALE or abs(self.middle) > _MOST_STEP:

@@ -5,12 +5,18 @@ Everything is a product of matrices over whole batches, laid out so that none ha
 
 from __future__ import annotations
 
+from functools import cached_property
+from itertools import pairwise
 from math import isqrt, prod
 
 import numpy as np
 
 from splitpoint.codecs.klt_tables import KltTables
+from splitpoint.errors import InputError
 from splitpoint.tensors import Array
+
+#: No component is so small in the channels that it takes more steps for one.
+_STEEPEST = 1 << 16
 
 
 def cosines(size: int) -> Array:
@@ -55,15 +61,26 @@ class Transform:
         """The frequencies, band by band."""
         self._natural = np.argsort(self.by_band)
         ends = np.cumsum(np.bincount(bands, minlength=len(matrices)))
-        self._bands = [
-            (slice(start, stop), matrix.astype(np.float32))
-            for start, stop, matrix in zip([0, *ends[:-1]], ends, matrices, strict=False)
-            if stop > start
-        ]
+        self._bands = [slice(start, stop) for start, stop in pairwise([0, *ends.tolist()])]
 
     @classmethod
     def of(cls, tables: KltTables) -> Transform:
         return cls(tables.shape, tables.mean, tables.bands, tables.matrices)
+
+    @cached_property
+    def _synthesis(self) -> Array:
+        return self.matrices.astype(np.float32)
+
+    @cached_property
+    def _analysis(self) -> Array:
+        """float32[bands, channels, channels]; InputError for matrices without an inverse, which no calibration has."""
+        try:
+            inverse = np.linalg.inv(self.matrices.astype(np.float64)).astype(np.float32)
+        except np.linalg.LinAlgError:
+            inverse = np.full(1, np.nan)
+        if not (np.abs(inverse) < _STEEPEST).all():
+            raise InputError("the codec tables hold a matrix that cannot be inverted: nothing can be encoded with them")
+        return inverse
 
     def frequencies(self, batch: Array) -> Array:
         """float32[frequencies, batch, channels] of `batch`, float32[batch, …]: cosines, and the mean taken out."""
@@ -86,15 +103,15 @@ class Transform:
         """The coefficients of `batch`, float32[batch, …]."""
         plain = self.frequencies(batch).take(self.by_band, axis=0)
         out = np.empty_like(plain)
-        for rows, matrix in self._bands:
-            np.matmul(_flat(plain[rows]), matrix.T, out=_flat(out[rows]))
+        for rows, matrix in zip(self._bands, self._analysis, strict=True):
+            np.matmul(_flat(plain[rows]), matrix, out=_flat(out[rows]))
         return out
 
     def inverse(self, coefficients: Array) -> Array:
         """float32[batch, …] of coefficients; they are changed."""
         count = coefficients.shape[1]
         plain = np.empty_like(coefficients)
-        for rows, matrix in self._bands:
+        for rows, matrix in zip(self._bands, self._synthesis, strict=True):
             np.matmul(_flat(coefficients[rows]), matrix, out=_flat(plain[rows]))
         out = plain.take(self._natural, axis=0)
         out[0] += self._constant
