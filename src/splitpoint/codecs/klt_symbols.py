@@ -35,7 +35,7 @@ UNLIKE = "the tensor is nothing like what its codec tables were made from: send 
 DIGITS = [np.float32(2 * reach + 1) ** np.arange(values, dtype=np.float32) for reach, values in GROUPS]
 
 
-class Segment(NamedTuple):
+class ClassSpan(NamedTuple):
     """Coefficients [start, stop) of the sorted ones: those of one class."""
 
     table: int
@@ -54,8 +54,8 @@ class Segment(NamedTuple):
 class Layout(NamedTuple):
     """How the coefficients are cut up at one step."""
 
-    segments: tuple[Segment, ...]
-    runs: tuple[tuple[Segment, slice], ...]
+    segments: tuple[ClassSpan, ...]
+    runs: tuple[tuple[ClassSpan, slice], ...]
     """Neighbouring segments that group alike, as one; which of the symbols are theirs."""
     ends: Array
     """int64[segments]: where each one's symbols end."""
@@ -97,9 +97,9 @@ class Codes:
             reached = int(self._at_least[min(256, max(0, (8 * k - offset + 1) // 2))])
             stop = reached - (reached - start) % GROUPS[grouping][1]
             if stop > start:
-                segments.append(Segment(table, grouping, low_bits, start, stop))
+                segments.append(ClassSpan(table, grouping, low_bits, start, stop))
                 start = stop
-        runs: list[tuple[Segment, slice]] = []
+        runs: list[tuple[ClassSpan, slice]] = []
         reach = np.zeros(self.order.size, np.float32)
         symbols = 0
         for s in segments:
@@ -126,7 +126,10 @@ class Codes:
         return round(float(coded) / 8 + 2 * len(segments) + 6)
 
     def write(self, values: Array, step: int) -> bytes:
-        """The bytes of `values`, whole numbers in float32[coefficients], sorted; they are changed. InputError for 2**23 and more."""
+        """The bytes of `values`, whole numbers in float32[coefficients], sorted; they are changed.
+
+        InputError for magnitudes of 2**23 and more.
+        """
         layout = self.layout(step)
         beyond = np.flatnonzero(np.abs(values) > layout.reach)
         large = values[beyond]
