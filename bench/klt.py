@@ -1,6 +1,6 @@
 """The codec klt at cuts of EfficientNet-Lite0 beside JPEG: bytes, top-1 agreement, milliseconds.
 
-    python -m bench.klt [--photos DIR] [--calibrate 30 113] [--cuts blocks.5.project.norm …] [--fast]
+    python -m bench.klt [--photos DIR] [--calibrate 30 113] [--metric 10] [--cuts blocks.5.project.norm …] [--fast]
 
 Photos are those of `bench.photos`, split by photo: the codec is calibrated on some of ``calibration`` and judged on all
 of ``test``. Agreement is with the uncut network on the picture that was not compressed: fidelity, not accuracy.
@@ -22,6 +22,7 @@ from PIL import Image
 
 from bench.common import EDGE_CORE, header, pin
 from bench.photos import photos
+from splitpoint.calibration.tail_metric import of_probabilities, tail_metric
 from splitpoint.codecs.klt import Klt, KltTables, learn
 from splitpoint.engines import Engine, open_engine
 from splitpoint.inputs import read_inputs
@@ -43,32 +44,44 @@ Point = tuple[str, float, Array]
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     pin(EDGE_CORE)
-    print(header())
+    print(header(), flush=True)
     model, engine = load(MODEL), open_engine(threads=1)
     known = [read_inputs(model, p) for p in photos("calibration", options.photos)]
     fresh = [read_inputs(model, p) for p in photos("test", options.photos)]
     print(f"{MODEL}: {len(known)} photos to calibrate, {len(fresh)} others to judge")
-    best = {} if options.fast else jpegs(model, engine, fresh)
+    best = {} if options.fast or options.no_jpeg else jpegs(model, engine, fresh)
     for at in options.cuts:
         cut = Halves(model, model.graph.cut(at), engine)
         features = [crossing(cut, one) for one in known]
         others = [crossing(cut, one) for one in fresh]
-        for count in options.calibrate:
+        kinds = [(n, 0) for n in options.calibrate]
+        if options.metric:
+            kinds.append((max(options.calibrate), options.metric))
+        for count, inputs in kinds:
             start = perf_counter()
-            tables = learn(features[:count])
+            metric = _metric(cut, features[:inputs]) if inputs else None
+            tables = learn(features[:count], metric)
             spent = perf_counter() - start
             size, shape = len(tables.to_bytes()), "x".join(map(str, tables.shape))
-            print(f"\n{at} ({shape}), {min(count, len(known))} photos: {size} bytes of tables in {spent:.1f} s")
+            seen = f"{min(count, len(known))} photos" + (f", the tail's metric from {inputs}" if inputs else "")
+            print(f"\n{at} ({shape}), {seen}: {size} bytes of tables in {spent:.1f} s", flush=True)
             if not options.fast:
                 compare(judged(cut, tables, fresh, others), best)
         speed(tables, others[:40])
         cut.close()
+        if features[0].shape == (1, 40, 28, 28):
+            # No cut of this network is of that size: its features at twice the resolution.
+            larger = [f.repeat(2, axis=2).repeat(2, axis=3) for f in features[:30]]
+            print("\nfloat32[1,40,56,56], each value four times")
+            speed(learn(larger), larger)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.klt", description="The codec klt beside JPEG.")
     parser.add_argument("--photos", type=Path, help="where bench.photos keeps them")
     parser.add_argument("--calibrate", type=int, nargs="+", default=[30, 113], help="how many photos to calibrate on")
+    parser.add_argument("--metric", type=int, default=10, help="and once more in the tail's metric from so many photos")
+    parser.add_argument("--no-jpeg", action="store_true", help="leave JPEG out")
     parser.add_argument("--cuts", nargs="+", default=CUTS)
     parser.add_argument("--fast", action="store_true", help="milliseconds only")
     return parser.parse_args(arguments)
@@ -77,6 +90,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def crossing(cut: Halves, inputs: dict[str, Array]) -> Array:
     assert cut.head
     return cut.head.run(inputs)[cut.cut.crossing[0].name]
+
+
+def _metric(cut: Halves, features: Sequence[Array]) -> Array:
+    assert cut.tail
+    tail, name = cut.tail, cut.cut.crossing[0].name
+    return tail_metric(lambda f: of_probabilities(next(iter(tail.run({name: f}).values()))), features)
 
 
 def jpegs(model: Model, engine: Engine, fresh: Sequence[dict[str, Array]]) -> dict[float, float]:
