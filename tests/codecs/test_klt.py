@@ -111,6 +111,7 @@ def test_what_it_takes() -> None:
     assert klt.accepts(TensorSpec("x", "float16", (7, *MAPS)))
     empty = np.zeros((0, *MAPS), np.float32)
     assert klt.decode(klt.encode(empty), spec_of("x", empty)).shape == empty.shape
+    assert klt.encode_within(empty, 0)[0].size == 0
     for dtype, shape in (("float32", MAPS), ("float32", (1, 12, 6, 7)), ("int8", (1, *MAPS)), ("float32", ())):
         spec = TensorSpec("x", dtype, shape)
         assert not klt.accepts(spec)

@@ -124,3 +124,15 @@ def test_a_matrix_without_an_inverse() -> None:
 def test_shapes_that_there_are_no_tables_for(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="codec tables"):
         check_shape(shape)
+
+
+@pytest.mark.parametrize(("exponent", "middle"), [(512, -1024), (-512, 1024), (512, 1024), (-512, -1024)])
+def test_the_farthest_scales_and_steps(exponent: int, middle: int) -> None:
+    tables = replace(tables_for(SHAPES[0]), exponent=exponent, middle=middle)
+    klt, array = Klt("klt:50", KltTables.from_bytes(tables.to_bytes())), like_features(SHAPES[0], 1)
+    spec = spec_of("x", array)
+    words = refusal(lambda: klt.decode(klt.encode(array), spec))
+    assert words == "" or "nothing like" in words
+    for offset in (-256, 256):
+        data = np.frombuffer(np.int16(offset).tobytes() + bytes(40), np.uint8)
+        assert "broken bytes" in refusal(lambda data=data: klt.decode(data, spec))  # type: ignore[misc]
