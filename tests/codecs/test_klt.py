@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from codec_arrays import allocates_at_most
-from klt_arrays import SHAPES, like_features, tables_for
+from klt_arrays import SHAPES, like_features, refusal, tables_for
 
 from splitpoint.codecs.klt import LEVELS, Klt, learn, outside_of_range
-from splitpoint.codecs.klt_tables import KltTables
+from splitpoint.codecs.klt_tables import GROUPS, KltTables
+from splitpoint.codecs.prefix_codes import code_lengths
 from splitpoint.errors import InputError, UsageError
 from splitpoint.tensors import Array, TensorSpec, spec_of
 
@@ -110,6 +111,7 @@ def test_what_it_takes() -> None:
     assert klt.accepts(TensorSpec("x", "float16", (7, *MAPS)))
     empty = np.zeros((0, *MAPS), np.float32)
     assert klt.decode(klt.encode(empty), spec_of("x", empty)).shape == empty.shape
+    assert klt.encode_within(empty, 0)[0].size == 0
     for dtype, shape in (("float32", MAPS), ("float32", (1, 12, 6, 7)), ("int8", (1, *MAPS)), ("float32", ())):
         spec = TensorSpec("x", dtype, shape)
         assert not klt.accepts(spec)
@@ -223,11 +225,9 @@ def test_damaged_bytes_are_refused_or_decoded_in_bounded_memory(shape: tuple[int
             else:
                 for _ in range(rng.integers(1, 4)):
                     broken[rng.integers(broken.size if turn % 4 == 2 else min(40, broken.size))] = rng.integers(256)
-            try:
-                assert np.isfinite(klt.decode(broken, spec)).all()
-            except InputError as exc:
-                assert len(str(exc)) < 300
-                refused += 1
+            words = refusal(lambda broken=broken: klt.decode(broken, spec))  # type: ignore[misc]
+            assert len(words) < 300
+            refused += bool(words)
     assert refused > 100
 
 
@@ -262,7 +262,41 @@ def test_another_tensors_tables() -> None:
     assert other.hash == klt.tables.hash
     strange = Klt("klt:50", learn(others))
     assert strange.tables.hash != klt.tables.hash
-    try:
-        assert strange.decode(klt.encode(array), spec_of("x", array)).shape == array.shape
-    except InputError as exc:
-        assert "klt" in str(exc)
+    words = refusal(lambda: strange.decode(klt.encode(array), spec_of("x", array)))
+    assert words == "" or "broken bytes of klt" in words
+
+
+# -- bytes that do not change ---------------------------------------------------------------------------------------
+
+
+def plain_tables() -> KltTables:
+    """Of float[30], with numbers that no computer rounds: nothing is rotated, scales fall by half an octave."""
+    groupings, lengths = [], np.zeros((9, 257), np.uint8)
+    for row, grouping in zip(lengths, (4, 4, 3, 2, 1, 1, 1, 0, 0), strict=True):
+        reach, values = GROUPS[grouping]
+        used = (2 * reach + 1) ** values
+        *row[:used], row[256] = code_lengths([1.0] * (used + 1))
+        groupings.append(grouping)
+    return KltTables(
+        (30,), np.zeros(30, np.float32), np.zeros(1, np.uint8), np.eye(30, dtype=np.float16)[None],
+        np.array([255 - 4 * k for k in range(30)], np.uint8)[None], 32 - 255, 0, -2, np.array(groupings, np.uint8),
+        np.full((9, 3), 64, np.uint8), lengths,
+    )  # fmt: skip
+
+
+def test_golden_bytes() -> None:
+    """Whoever changes what these bytes mean makes another version of the tables (docs/codecs.md)."""
+    klt = Klt("klt:50", plain_tables())
+    assert klt.step == 1
+    assert klt.tables.hash == "d470633cb5b718767c3f1dc981ad42c2cef5f7affa28e600f9bb890ed59714a2"
+    array = np.zeros((1, 30), np.float32)
+    array[0, :12] = [19, -11, 300, 6, -5, 4, 3, -2, 1, 0, 0, -1]
+    array[0, 29] = -77
+    data = klt.encode(array).tobytes()
+    header, sizes, spans, low_bits = "0000 09 02", "01 01 01 01 01 01", "11 9e fe a1 c7 25", "03"
+    places, values = "0200 0800 0b00 1d00", "2c010000 01000000 ffffffff b3ffffff"
+    assert data == bytes.fromhex(header + sizes + spans + low_bits + places + values)
+    assert outside_of_range(np.frombuffer(data, np.uint8)) == 2
+    wanted = array.copy()
+    wanted[0, 3:8] -= np.sign(wanted[0, 3:8]) / 8
+    assert np.array_equal(klt.decode(np.frombuffer(data, np.uint8), spec_of("x", array)), wanted)

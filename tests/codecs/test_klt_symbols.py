@@ -37,11 +37,11 @@ def test_every_whole_number_comes_back(shape: tuple[int, ...], step: int) -> Non
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_segments_are_whole_symbols_without_a_gap(shape: tuple[int, ...]) -> None:
+def test_spans_are_whole_symbols_without_a_gap(shape: tuple[int, ...]) -> None:
     codes = Codes(tables_for(shape))
     for step in STEPS:
         at = 0
-        for s in codes.layout(step).segments:
+        for s in codes.layout(step).spans:
             assert s.start == at < s.stop
             assert (s.stop - s.start) % GROUPS[s.grouping][1] == 0
             at = s.stop

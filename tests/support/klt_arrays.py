@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import prod
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from splitpoint.codecs.klt_learn import learn
 from splitpoint.codecs.klt_tables import KltTables
+from splitpoint.errors import InputError
 from splitpoint.tensors import Array
 
 #: Feature maps, of which one is wide; tokens; a vector.
@@ -32,3 +34,12 @@ def like_features(shape: tuple[int, ...], count: int, seed: int = 0) -> Array:
 @cache
 def tables_for(shape: tuple[int, ...]) -> KltTables:
     return learn([like_features(shape, 40)])
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """What `action` is refused with, and empty if it is not; any other exception than InputError goes through."""
+    try:
+        action()
+    except InputError as exc:
+        return str(exc)
+    return ""

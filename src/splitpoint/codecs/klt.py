@@ -85,15 +85,21 @@ class Klt(Codec):
         return dims(spec)[0] * self._most()
 
     def encode(self, array: Array) -> Array:
-        return self._joined(self._coefficients(array), MIDDLE_LEVEL - self._level)
+        data = self._joined(self._coefficients(array), MIDDLE_LEVEL - self._level)
+        if data.size > len(array) * self._most():
+            raise InputError(UNLIKE)
+        return data
 
     def encode_within(self, array: Array, max_bytes: int) -> tuple[Array, float]:
         """(at most `max_bytes` bytes, their step). The step is this level's where that fits, else an estimate's; what
         comes out too large is encoded again, coarser. InputError if not even the coarsest step fits.
         """
         coefficients = self._coefficients(array)
+        if not coefficients:
+            return np.empty(0, np.uint8), self.step
+        max_bytes = min(max_bytes, len(array) * self._most())
         finest = MIDDLE_LEVEL - self._level
-        data = self._joined(coefficients, offset := self._offset(max_bytes / max(1, len(coefficients)), finest))
+        data = self._joined(coefficients, offset := self._offset(max_bytes / len(coefficients), finest))
         if data.size < _FULL * max_bytes and offset > finest:
             # This tensor takes less than usual: finer by as much.
             finer = self._offset(self._usual(offset) * _FULL * max_bytes / data.size, finest)
@@ -154,11 +160,9 @@ class Klt(Codec):
 
     def _packed(self, coefficients: Array, offset: int) -> bytes:
         step = self.tables.middle + offset
-        values = np.rint(coefficients * np.float32(1 / step_of(step)))
-        body = self._codes.write(values, step)
-        if len(body) > self._most() - _STEP.size:
-            raise InputError(UNLIKE)
-        return _STEP.pack(offset) + body
+        with np.errstate(over="ignore"):
+            values = np.rint(coefficients * np.float32(1 / step_of(step)))
+        return _STEP.pack(offset) + self._codes.write(values, step)
 
     def _parts(self, data: Array, spec: TensorSpec) -> list[bytes]:
         """Each example's bytes; InputError unless they are as many as `spec` says."""

@@ -24,18 +24,22 @@ _LEARNED_FROM = 4 << 20
 _LEARNED_AT = range(-66, 67, 6)
 #: What a histogram begins with: so many symbols of independent values, distributed as Laplace's.
 _PRIOR = 64.0
+#: Added to a metric's diagonal, as a share of its mean.
+_RIDGE = 0.3
 
 
-def learn(samples: Iterable[Array]) -> KltTables:
+def learn(samples: Iterable[Array], metric: Array | None = None) -> KltTables:
     """Tables for tensors like `samples`, float[batch, …] each, as a network gives them.
 
     Goes over the samples three times (what can be gone over only once is kept): for the mean and the bands'
     covariances, for the scales, for the codes. Some ten to a hundred different examples do.
+    With `metric`, float[bands, channels, channels] (see `bands_of`), steps are equal in what an error weighs there,
+    not in the tensor's own values.
     InputError for fewer than 8 examples, for such as are all alike, not finite or of different shapes, and for tensors
     that no tables are made for.
     """
     batches = list(samples) if isinstance(samples, Iterator) else samples
-    shape, transform = _rotation(batches)
+    shape, transform = _rotation(batches, metric)
     count = sum(len(b) for b in batches)
     magnitudes = np.zeros((transform.by_band.size, shape[-1] if len(shape) == 2 else shape[0]))
     squares = 0.0
@@ -83,28 +87,29 @@ def _checked(batches: Iterable[Array], shape: tuple[int, ...] | None) -> Iterato
         yield batch
 
 
-def _rotation(batches: Iterable[Array]) -> tuple[tuple[int, ...], Transform]:
-    """(the shape of one example, its transform): the mean, and each band's eigenvectors."""
+def bands_of(shape: tuple[int, ...]) -> Array:
+    """uint8[frequencies]: the bands that tables for such an example have, as many as the matrices have room for."""
+    channels, _ = check_shape(shape)
+    return radial_bands(shape[:-1] if len(shape) == 2 else shape[1:], max(1, _MOST_MATRICES // (2 * channels**2)))
+
+
+def _rotation(batches: Iterable[Array], metric: Array | None) -> tuple[tuple[int, ...], Transform]:
+    """(the shape of one example, its transform): the mean, and each band's components."""
     shape: tuple[int, ...] = ()
     first = np.zeros(0)
     alike, count = True, 0
-    for batch in _checked(batches, None if not count else shape):
+    for batch in _checked(batches, None):
         if not count:
             shape, first = batch.shape[1:], batch[:1]
             channels, frequencies = check_shape(shape)
-            bands = radial_bands(
-                shape[:-1] if len(shape) == 2 else shape[1:], max(1, _MOST_MATRICES // (2 * channels**2))
-            )
-            cosines = Transform(
-                shape, np.zeros(channels, np.float32), bands, np.zeros((0, channels, channels), np.float16)
-            )
+            bands = bands_of(shape)
             rows = [np.flatnonzero(bands == b) for b in range(int(bands.max()) + 1)]
-            moments = np.zeros((len(rows), channels, channels))
-            sums = np.zeros(channels)
-        plain = cosines.frequencies(batch)
-        sums += plain[0].sum(axis=0, dtype=np.float64)
+            moments, sums = np.zeros((len(rows), channels, channels)), np.zeros(channels)
+            plain = Transform(shape, np.zeros(channels, np.float32), bands, moments)
+        cosines = plain.frequencies(batch)
+        sums += cosines[0].sum(axis=0, dtype=np.float64)
         for moment, its in zip(moments, rows, strict=True):
-            values = plain[its].reshape(-1, channels).astype(np.float64)
+            values = cosines[its].reshape(-1, channels).astype(np.float64)
             moment += values.T @ values
         alike = alike and bool((batch == first).all())
         count += len(batch)
@@ -114,11 +119,34 @@ def _rotation(batches: Iterable[Array]) -> tuple[tuple[int, ...], Transform]:
         raise InputError(f"the {count} examples for codec tables are all alike: take different inputs")
     constant = sums / count
     moments[0] -= count * np.outer(constant, constant)
-    vectors = np.linalg.eigh(moments)[1].transpose(0, 2, 1)[:, ::-1]
-    # An eigenvector has two signs: the one whose largest number is positive, so that tables repeat.
-    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=2)[..., None], axis=2)
-    matrices = (vectors * np.sign(largest)).astype(np.float16)
+    if metric is None:
+        components = np.linalg.eigh(moments)[1].transpose(0, 2, 1)[:, ::-1]
+    else:
+        components = _components(moments, metric, np.bincount(bands) / frequencies)
+    # A component has two signs: the one whose largest number is positive, so that tables repeat.
+    largest = np.take_along_axis(components, np.abs(components).argmax(axis=2)[..., None], axis=2)
+    matrices = (components * np.sign(largest)).astype(np.float16)
     return shape, Transform(shape, (constant / np.sqrt(frequencies)).astype(np.float32), bands, matrices)
+
+
+def _components(moments: Array, metric: Array, shares: Array) -> Array:
+    """float64[bands, channels, channels], a row a component: they go apart, and a step of any weighs the same in
+    `metric`, which has a mean of 1 over all coefficients. InputError for one of another size, or that is none.
+    """
+    if metric.shape != moments.shape or not np.isfinite(metric).all():
+        raise InputError(f"a metric of shape {metric.shape} does not fit codec tables of {moments.shape}")
+    weights = np.trace(metric, axis1=1, axis2=2) / metric.shape[1]
+    mean = float(weights @ shares)
+    if not mean > 0:
+        raise InputError("the metric for codec tables is zero: the answers do not depend on this tensor")
+    # What few inputs show of a metric has directions without any weight, which others have.
+    ridge = _RIDGE * weights + 1e-3 * mean
+    values, vectors = np.linalg.eigh((metric + ridge[:, None, None] * np.eye(metric.shape[1])) / mean)
+    roots = np.sqrt(np.maximum(values, 1e-6))[:, None, :]
+    root, inverse = ((vectors * r) @ vectors.transpose(0, 2, 1) for r in (roots, 1 / roots))
+    turned = np.linalg.eigh(root @ moments @ root)[1].transpose(0, 2, 1)[:, ::-1]
+    components: Array = turned @ inverse
+    return components
 
 
 class _Statistics:

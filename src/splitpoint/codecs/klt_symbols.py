@@ -28,6 +28,8 @@ from splitpoint.tensors import Array
 
 #: From here on a float32 does not have every whole number.
 MOST_VALUE = 1 << 23
+#: With them, symbols express as much.
+_MOST_LOW_BITS = 16
 #: A value of so many times its coefficient's mean magnitude is outside of what was calibrated.
 _OUTSIDE = 32.0
 UNLIKE = "the tensor is nothing like what its codec tables were made from: send it as int8, or raw"
@@ -35,7 +37,7 @@ UNLIKE = "the tensor is nothing like what its codec tables were made from: send 
 DIGITS = [np.float32(2 * reach + 1) ** np.arange(values, dtype=np.float32) for reach, values in GROUPS]
 
 
-class Segment(NamedTuple):
+class ClassSpan(NamedTuple):
     """Coefficients [start, stop) of the sorted ones: those of one class."""
 
     table: int
@@ -54,11 +56,11 @@ class Segment(NamedTuple):
 class Layout(NamedTuple):
     """How the coefficients are cut up at one step."""
 
-    segments: tuple[Segment, ...]
-    runs: tuple[tuple[Segment, slice], ...]
-    """Neighbouring segments that group alike, as one; which of the symbols are theirs."""
+    spans: tuple[ClassSpan, ...]
+    runs: tuple[tuple[ClassSpan, slice], ...]
+    """Neighbouring spans that group alike, as one; which of the symbols are theirs."""
     ends: Array
-    """int64[segments]: where each one's symbols end."""
+    """int64[spans]: where each one's symbols end."""
     coded: Array
     """intp[symbols]: the place of the code of the symbol 0 … 0 of its table, among all codes."""
     restored: Array
@@ -89,20 +91,20 @@ class Codes:
         symbols; what is left over is the next one's. What no class takes is not coded.
         """
         lowest, offset = self._tables.lowest, 2 * self._tables.exponent - step
-        segments, start = [], 0
+        spans, start = [], 0
         for k in range((2 * 255 + offset) >> 3, lowest - 1, -1):
-            low_bits = max(0, (k - TOP_CLASS + 1) // 2)
-            table = k - 2 * low_bits - lowest
+            low_bits = min(_MOST_LOW_BITS, max(0, (k - TOP_CLASS + 1) // 2))
+            table = min(k - 2 * low_bits, TOP_CLASS) - lowest
             grouping = int(self._tables.groupings[table])
             reached = int(self._at_least[min(256, max(0, (8 * k - offset + 1) // 2))])
             stop = reached - (reached - start) % GROUPS[grouping][1]
             if stop > start:
-                segments.append(Segment(table, grouping, low_bits, start, stop))
+                spans.append(ClassSpan(table, grouping, low_bits, start, stop))
                 start = stop
-        runs: list[tuple[Segment, slice]] = []
+        runs: list[tuple[ClassSpan, slice]] = []
         reach = np.zeros(self.order.size, np.float32)
         symbols = 0
-        for s in segments:
+        for s in spans:
             reach[s.start : s.stop] = GROUPS[s.grouping][0] << s.low_bits
             last, its = runs[-1] if runs else (s, slice(0, 0))
             if runs and last.grouping == s.grouping and not last.low_bits:
@@ -110,23 +112,26 @@ class Codes:
             else:
                 runs.append((s, slice(symbols, symbols + s.symbols)))
             symbols += s.symbols
-        counts = [s.symbols for s in segments]
-        zero = [SYMBOLS * s.table + ((2 * GROUPS[s.grouping][0] + 1) ** GROUPS[s.grouping][1]) // 2 for s in segments]
+        counts = [s.symbols for s in spans]
+        zero = [SYMBOLS * s.table + ((2 * GROUPS[s.grouping][0] + 1) ** GROUPS[s.grouping][1]) // 2 for s in spans]
         return Layout(
-            tuple(segments), tuple(runs), np.cumsum(counts, dtype=np.int64), np.repeat(np.array(zero, np.intp), counts),
-            np.repeat(np.array([256 * s.table for s in segments], np.intp), counts), reach,
+            tuple(spans), tuple(runs), np.cumsum(counts, dtype=np.int64), np.repeat(np.array(zero, np.intp), counts),
+            np.repeat(np.array([256 * s.table for s in spans], np.intp), counts), reach,
         )  # fmt: skip
 
     def estimate(self, step: int) -> int:
         """Bytes that calibrated values take at `step`, by the lengths of their codes: near enough to plan by."""
         lengths = self._tables.lengths.astype(np.float64)
         bits = (lengths * np.where(lengths, 0.5**lengths, 0)).sum(axis=1)
-        segments = self.layout(step).segments
-        coded = sum(s.symbols * bits[s.table] + s.low_bits * (s.stop - s.start) for s in segments)
-        return round(float(coded) / 8 + 2 * len(segments) + 6)
+        spans = self.layout(step).spans
+        coded = sum(s.symbols * bits[s.table] + s.low_bits * (s.stop - s.start) for s in spans)
+        return round(float(coded) / 8 + 2 * len(spans) + 6)
 
     def write(self, values: Array, step: int) -> bytes:
-        """The bytes of `values`, whole numbers in float32[coefficients], sorted; they are changed. InputError for 2**23 and more."""
+        """The bytes of `values`, whole numbers in float32[coefficients], sorted; they are changed.
+
+        InputError for magnitudes of 2**23 and more.
+        """
         layout = self.layout(step)
         beyond = np.flatnonzero(np.abs(values) > layout.reach)
         large = values[beyond]
@@ -158,7 +163,7 @@ class Codes:
         packed, sizes = pack_bits(codes, lengths, ends)
         wide = bool(beyond.size and np.abs(patches).max() > 127)
         outside = np.abs(patches) * np.float32(step_of(step)) > _OUTSIDE * self._scales[beyond]
-        head = [2 * beyond.size + wide, int(np.count_nonzero(outside)), *sizes[: len(layout.segments)]]
+        head = [2 * beyond.size + wide, int(np.count_nonzero(outside)), *sizes[: len(layout.spans)]]
         return b"".join(
             [
                 write_numbers(head), packed.tobytes(), beyond.astype(self._index).tobytes(),
@@ -172,7 +177,7 @@ class Codes:
         Magnitudes are where their bin's calibrated values have their mean.
         """
         layout = self.layout(step)
-        count = len(layout.segments)
+        count = len(layout.spans)
         (beyond, outside, *sizes), at = read_numbers(data, 0, 2 + count)
         patched, wide = beyond >> 1, beyond & 1
         low_bits = [run.low_bits * (run.stop - run.start) for run, _ in layout.runs]
@@ -182,8 +187,8 @@ class Codes:
         if patched > values.size or outside > patched or len(data) != ends[2] + patched * (4 if wide else 1):
             raise InputError("its parts are not as long as it says")
         pieces = []
-        for segment, size in zip(layout.segments, sizes, strict=True):
-            pieces.append(inflate(self._headers[segment.table], data[at : at + size], segment.symbols))
+        for span, size in zip(layout.spans, sizes, strict=True):
+            pieces.append(inflate(self._headers[span.table], data[at : at + size], span.symbols))
             at += size
         symbols = np.frombuffer(b"".join(pieces), np.uint8)
         places = symbols + layout.restored
