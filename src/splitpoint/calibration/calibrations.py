@@ -83,6 +83,13 @@ class CalibrationRow(msgspec.Struct, frozen=True):
     decode_ms: Milliseconds = 0.0
 
 
+class TensorTables(msgspec.Struct, frozen=True):
+    """What a codec that is calibrated was taught of one tensor: `data` are the tables' bytes (`codecs.klt`)."""
+
+    tensor: LongLabel
+    data: bytes
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Rows for every calibrated cut × codec of one model. `classifier`: whether agreement is that of top labels."""
 
@@ -98,6 +105,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     accuracy: Share | None = None
     """The share of the inputs that the whole model is right about, where their labels were given."""
     rows: Annotated[tuple[CalibrationRow, ...], msgspec.Meta(min_length=1)]
+    tables: tuple[TensorTables, ...] = ()
+    """Each tensor once, whichever cuts it crosses at."""
 
     @property
     def judged(self) -> bool:

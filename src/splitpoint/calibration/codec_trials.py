@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality, TensorTables
 from splitpoint.calibration.measures import cosine, open_measure
 from splitpoint.callbacks import call
 from splitpoint.codecs import Codec, calibrated_names, open_priced
+from splitpoint.codecs.klt_tables import KltTables
+from splitpoint.codecs.untabled import Untabled
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, UsageError
 from splitpoint.graph import Cut
@@ -37,6 +39,7 @@ def calibrate(
     cuts: Sequence[Cut] | None = None,
     measure: str = "",
     labels: Sequence[int] | None = None,
+    tables: Sequence[TensorTables] = (),
     on_progress: OnProgress = lambda done, total: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
@@ -49,6 +52,7 @@ def calibrate(
     Every input's answer is compared with the whole model's on the raw input, by `measure` (`calibration.measures`; of
     a classifier "top1" if none is named). The inputs must be apart from each other: two crops of a photo count as one.
     With `labels` (a class for each input) the accuracy is counted, too. One cut's halves are in memory at a time.
+    Codecs that need tables have these `tables`, which were learnt from other inputs, and are part of the calibration.
     A codec that some value cannot be expressed in (infinity, in int8) has no row there, and `on_note` is told.
     UsageError without inputs, or for an unknown codec; InputError for an input that is not the model's.
     """
@@ -61,7 +65,8 @@ def calibrate(
     prefixes = model.graph.prefixes()
     wanted = model.graph.chain() if cuts is None else cuts
     # A codec is tried where it takes something of what crosses: JPEG is not for images in the middle of a network.
-    tried = [(cut, [_Trial(c) for c in known if any(c.accepts(t) for t in cut.crossing)]) for cut in wanted]
+    given = {entry.tensor: KltTables.from_bytes(entry.data) for entry in tables}
+    tried = [(cut, [_Trial(c, way) for c in known if (way := _ways(c, cut, given))]) for cut in wanted]
     chosen = [(cut, trials) for cut, trials in tried if trials]
     places = {len(c.nodes): k for k, c in enumerate(prefixes)}
     judge = _AnswerJudge(model, engine, checked, measure, labels)
@@ -93,7 +98,15 @@ def calibrate(
         measure="" if judge.classifier else judge.name,
         accuracy=judge.accuracy,
         rows=tuple(rows),
+        tables=tuple(tables),
     )
+
+
+def _ways(codec: Codec, cut: Cut, tables: Mapping[str, KltTables]) -> dict[str, Codec]:
+    """By tensor, `codec` as it encodes what crosses at `cut`: those that it takes."""
+    if isinstance(codec, Untabled):
+        return {t.name: codec.with_tables(tables[t.name]) for t in cut.crossing if t.name in tables}
+    return {t.name: codec for t in cut.crossing if codec.accepts(t)}
 
 
 @dataclass
@@ -101,6 +114,7 @@ class _Trial:
     """One codec at one cut, input after input."""
 
     codec: Codec
+    ways: Mapping[str, Codec]
     sizes: list[tuple[int, ...]] = field(default_factory=list)
     times: list[tuple[float, float]] = field(default_factory=list)
     answers: list[_Answer] = field(default_factory=list)
@@ -122,7 +136,7 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], number: int
         if trial.failed:
             continue
         try:
-            sizes, times, decoded = _through(trial.codec, values, both.cut.crossing)
+            sizes, times, decoded = _through(trial.ways, values, both.cut.crossing)
         except InputError as exc:
             trial.failed = str(exc)
             continue
@@ -139,15 +153,16 @@ def _try_all(both: Halves, inputs: Inputs, trials: Sequence[_Trial], number: int
 
 
 def _through(
-    codec: Codec, values: Inputs, crossing: Sequence[TensorSpec]
+    ways: Mapping[str, Codec], values: Inputs, crossing: Sequence[TensorSpec]
 ) -> tuple[tuple[int, ...], tuple[float, float], dict[str, Array]]:
-    """(bytes of each tensor that crosses, ms of encoding and of decoding, what is decoded of those that the codec
-    takes)."""
+    """(bytes of each tensor that crosses, ms of encoding and of decoding, what is decoded of those that have a
+    codec that takes them)."""
     sizes, encoding, decoding, decoded = [], 0.0, 0.0, {}
     for t in crossing:
         array = values[t.name]
         spec = spec_of(t.name, array)
-        if codec.accepts(spec):
+        codec = ways.get(t.name)
+        if codec is not None and codec.accepts(spec):
             start = perf_counter()
             data = codec.encode(array)
             between = perf_counter()

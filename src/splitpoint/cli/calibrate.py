@@ -8,18 +8,21 @@ from pathlib import Path
 
 import click
 
-from splitpoint.calibration.calibrations import Calibration, CalibrationRow, needed_inputs
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, TensorTables, needed_inputs
 from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.calibration.measures import MEASURES
+from splitpoint.calibration.tables import apart, learn_tables
 from splitpoint.cli.console import err, out, progress, table
 from splitpoint.cli.input_files import read_named, recursive_option
+from splitpoint.cli.options.codecs import beside
 from splitpoint.cli.options.model_options import Here, cuts_option, running_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
-from splitpoint.codecs import OPPONENTS, calibrated_names, open_priced, picture
+from splitpoint.codecs import OPPONENTS, calibrated_names, needs_tables, open_priced, picture
 from splitpoint.errors import InputError, nearest
-from splitpoint.files import read_text
+from splitpoint.files import check_writable, read_text
 from splitpoint.models.model import Model
+from splitpoint.models.zoo import ZOO, zoo_path
 from splitpoint.report.table import fields_of
 from splitpoint.segments import select
 from splitpoint.units import ms, size
@@ -59,13 +62,26 @@ def command(
     names = [open_priced(c).name for c in codecs] or list(calibrated_names())
     loaded = here.opening.load(model)
     named = read_named(loaded, images, limit=limit, recursive=recursive)
-    inputs = [one for _, one in named]
     chosen = select(loaded, cuts)
+    tables: tuple[TensorTables, ...] = ()
+    place = None if as_json else beside(model)
+    if any(map(needs_tables, names)):
+        learning, named = apart(named)
+        if output is None and place is not None and not place.is_relative_to(zoo_path(ZOO[0]).parent):
+            check_writable(place)
+            output = place
+        with progress() as bar:
+            task = bar.add_task("learning tables", total=1)
+            tables = learn_tables(
+                loaded, here.choice.open(), [one for _, one in learning], chosen,
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                on_note=lambda text: err().print(text),
+            )  # fmt: skip
     with progress() as bar:
-        task = bar.add_task("calibrating", total=len(chosen) * len(inputs))
+        task = bar.add_task("calibrating", total=len(chosen) * len(named))
         calibration = calibrate(
-            loaded, here.choice.open(), inputs, codecs=names, cuts=chosen, measure=measure,
-            labels=None if labels is None else _labels(labels, [path for path, _ in named], loaded),
+            loaded, here.choice.open(), [one for _, one in named], codecs=names, cuts=chosen, tables=tables,
+            measure=measure, labels=None if labels is None else _labels(labels, [path for path, _ in named], loaded),
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_note=lambda text: err().print(text),
         )  # fmt: skip

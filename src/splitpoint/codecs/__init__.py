@@ -41,6 +41,11 @@ class Codec(Protocol):
     sized: bool = True
     """Whether `nbytes` is exact, known without encoding; otherwise it is an estimate."""
 
+    @property
+    def sent_as(self) -> str:
+        """What the wire calls it: its name, or, where tables are needed to decode it, the start of their hash."""
+        return self.name
+
     def accepts(self, spec: TensorSpec) -> bool:
         """Whether such a tensor can be encoded. Integer tensors are never quantised; jpeg takes uint8[1,h,w,1|3]."""
         return spec.dtype in FLOATS
@@ -83,6 +88,8 @@ class CodecEntry(NamedTuple):
     tried: tuple[int, ...] = ()
     picture: str = ""
     """What a table calls it, if it is a picture: ``JPEG``."""
+    tables: bool = False
+    """Whether it encodes and decodes with the tables of a tensor alone, which a calibration learns."""
 
 
 #: Name, or the part before the colon → the codec. Everything that goes over all codecs reads this table.
@@ -102,6 +109,10 @@ CODECS: Mapping[str, CodecEntry] = {
     "jpeg444": CodecEntry(
         "splitpoint.codecs.picture:Picture", (0.160, 2.60, 0.170, 3.40),
         qualities=range(1, 101), usual=90, tried=(75, 85, 90, 95, 98), picture="JPEG 4:4:4",
+    ),
+    "klt": CodecEntry(
+        "splitpoint.codecs.untabled:Untabled", (0.2, 3.0, 0.3, 6.0), qualities=range(1, 101), usual=50,
+        tried=(20, 30, 40, 50, 60, 70), tables=True,
     ),
 }  # fmt: skip
 #: Pictures that other systems send instead, and what no cut should be compared without. They are priced and never
@@ -123,6 +134,16 @@ OPPONENTS: Mapping[str, CodecEntry] = {
 }  # fmt: skip
 #: All that has a price.
 PRICED: Mapping[str, CodecEntry] = {**CODECS, **OPPONENTS}
+
+
+def needs_tables(name: str) -> bool:
+    """Whether the codec of that name needs the tables of a tensor.
+
+    >>> needs_tables("klt:50"), needs_tables("int8")
+    (True, False)
+    """
+    entry = CODECS.get(name.partition(":")[0])
+    return entry is not None and entry.tables
 
 
 def usual_name(kind: str) -> str:
