@@ -191,3 +191,10 @@ def test_a_picture_format_that_pillow_lacks_takes_nothing(monkeypatch: pytest.Mo
     assert not open_priced("webp:90").accepts(spec)
     assert open_priced("png").accepts(spec)
     assert open_codec("jpeg:90").accepts(spec)
+
+
+def test_the_module_of_pictures_hides_no_function_of_the_package() -> None:
+    assert open_priced("png").name == "png"  # which imports the module
+    from splitpoint.codecs import picture
+
+    assert picture("png") == "PNG"
