@@ -14,9 +14,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
+from tabled import AT, TENSOR, calibration, lenet
 
 import nets
 from nets import node, value, weight
+from splitpoint.calibration.tables import tables_of
 from splitpoint.engines import Engine, Session
 from splitpoint.errors import CutError, InputError, StorageError, UsageError
 from splitpoint.graph import Cut
@@ -24,7 +26,18 @@ from splitpoint.models.dataflow import drawing
 from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.result import Request
-from splitpoint.segments import Check, Halves, check_inputs, compare, random_note, samples_for, select, split, verify
+from splitpoint.segments import (
+    Check,
+    Halves,
+    check_inputs,
+    compare,
+    load_manifest,
+    random_note,
+    samples_for,
+    select,
+    split,
+    verify,
+)
 from splitpoint.tensors import Array
 
 
@@ -97,6 +110,7 @@ def test_the_manifest_says_what_goes_between(tmp_path: Path) -> None:
         "tail": "tail.onnx",
         "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 3, 6, 6]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 4]}],
+        "tables": [],
         "format": 1,
     }
 
@@ -567,3 +581,45 @@ def test_a_trained_dropout_of_weights_runs_on_one_side_only() -> None:
     model = nets.load(nets.proto(nodes, [value("x", [1, 64])], [value("y", [1, 64])], weights))
     assert model.graph.nodes[0].placed
     assert [t.name for t in model.graph.cut("act").crossing] == ["d", "r"]
+
+
+# --- tables of codecs ------------------------------------------------------------------------------------------------
+
+
+def test_tables_of_what_crosses_are_written_and_pinned(tmp_path: Path) -> None:
+    tables = tables_of(calibration(), lenet())
+    (tmp_path / f"{'0' * 64}.klt").write_bytes(b"of an earlier split")
+    manifest = split(lenet(), AT, tmp_path, tables)
+    (pinned,) = manifest.tables
+    data = tables[TENSOR].to_bytes()
+    assert (pinned.tensor, pinned.hash, pinned.nbytes) == (TENSOR, tables[TENSOR].hash, len(data))
+    assert (tmp_path / pinned.file).read_bytes() == data
+    assert {p.name for p in tmp_path.glob("*.klt")} == {pinned.file}
+    assert load_manifest(tmp_path) == manifest
+    assert split(lenet(), AT, tmp_path).tables == ()
+    assert load_manifest(tmp_path).tables == ()
+    assert not list(tmp_path.glob("*.klt"))
+
+
+@pytest.mark.parametrize("bad", [b"", b"KLT1", bytes(5000)])
+def test_a_manifest_whose_tables_are_others_is_refused(bad: bytes, tmp_path: Path) -> None:
+    (pinned,) = split(lenet(), AT, tmp_path, tables_of(calibration(), lenet())).tables
+    (tmp_path / pinned.file).write_bytes(bad)
+    with pytest.raises(InputError, match=rf"does not hold the tables {pinned.hash[:12]} that the manifest pins for"):
+        load_manifest(tmp_path)
+    (tmp_path / pinned.file).unlink()
+    with pytest.raises(InputError, match="there is no file"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "\0"])
+def test_a_manifest_names_no_file_elsewhere(file: str, tmp_path: Path) -> None:
+    split(lenet(), AT, tmp_path, tables_of(calibration(), lenet()))
+    data = json.loads((tmp_path / "manifest.json").read_text())
+    data["tables"][0]["file"] = file
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="names tables elsewhere"):
+        load_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match="is not a manifest"):
+        load_manifest(tmp_path)

@@ -21,8 +21,8 @@ PUBLIC = [
     "Profile", "ProtocolError", "Recorder", "RefusedError", "Request", "Result", "Security", "Segment", "Server",
     "ServerError", "ServerSecurity", "Session", "Span", "SplitpointError", "StorageError", "TensorSpec", "Trace",
     "UsageError", "VerifyError", "Watching", "WireSettings", "calibrate", "classify", "compare", "export", "load",
-    "load_calibration", "load_latency", "load_plan", "load_profile", "open_codec", "open_engine", "plan",
-    "predict_latency", "profile_model", "read_image", "save_calibration", "save_plan", "save_profile", "split",
+    "load_calibration", "load_latency", "load_manifest", "load_plan", "load_profile", "open_codec", "open_engine",
+    "plan", "predict_latency", "profile_model", "read_image", "save_calibration", "save_plan", "save_profile", "split",
     "verify",
 ]  # fmt: skip
 

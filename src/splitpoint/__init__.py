@@ -71,7 +71,13 @@ if TYPE_CHECKING:
     from splitpoint.runtime.result import Request as Request, Result as Result
     from splitpoint.runtime.server.server import Server as Server
     from splitpoint.security import Security as Security, ServerSecurity as ServerSecurity
-    from splitpoint.segments import Check as Check, Manifest as Manifest, split as split, verify as verify
+    from splitpoint.segments import (
+        Check as Check,
+        Manifest as Manifest,
+        load_manifest as load_manifest,
+        split as split,
+        verify as verify,
+    )
     from splitpoint.tensors import TensorSpec as TensorSpec
     from splitpoint.trace import Recorder as Recorder, Span as Span, Trace as Trace
     from splitpoint.wire import Limits as Limits
@@ -116,7 +122,7 @@ _ROOMS = {
     "runtime.result": "Request Result",
     "runtime.server.server": "Server",
     "security": "Security ServerSecurity",
-    "segments": "Check Manifest split verify",
+    "segments": "Check Manifest load_manifest split verify",
     "tensors": "TensorSpec",
     "trace": "Recorder Span Trace",
     "wire": "Limits",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +13,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from splitpoint.codecs.klt_tables import MAX_TABLES_BYTES, KltTables
+from splitpoint.documents import Count, Documents
 from splitpoint.engines import Engine
 from splitpoint.errors import EngineError, InputError, UsageError
-from splitpoint.files import make_folder, publish, scratch
+from splitpoint.files import make_folder, named, publish, read_file, scratch
 from splitpoint.graph import Cut
 from splitpoint.models.dataflow import drawing
 from splitpoint.models.input_values import advice, default_input, varied, with_values
@@ -26,12 +30,25 @@ from splitpoint.text import listed
 RELATIVE_TOLERANCE = 1e-3
 #: Below this share of its own size an output's change drowns in rounding, and a match proves nothing.
 SIGNAL_FLOOR = 1e-3
+#: What `split` calls a file with tables.
+_TABLES = re.compile(r"[0-9a-f]{64}\.klt")
+
+
+class PinnedTables(msgspec.Struct, frozen=True):
+    """The tables that a tensor is encoded with (`codecs.klt`): their SHA-256 and bytes, and the file beside the
+    manifest that has them."""
+
+    tensor: str
+    hash: str
+    nbytes: Count
+    file: str
 
 
 class Manifest(msgspec.Struct, frozen=True):
     """`manifest.json` beside head.onnx and tail.onnx: what they are parts of and what goes between them.
 
     `passed` names model inputs that the tail reads too; `head` and `tail` are null where a side has nothing to do.
+    `tables` are those of tensors that cross, where there is a calibration.
     """
 
     model: str
@@ -45,11 +62,38 @@ class Manifest(msgspec.Struct, frozen=True):
     tail: str | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    tables: tuple[PinnedTables, ...] = ()
     format: int = 1
 
 
-def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
-    """Write ``head.onnx``, ``tail.onnx`` and ``manifest.json`` into `folder`; any ONNX runtime runs them.
+_MANIFESTS = Documents(
+    what="a manifest", holds=Manifest, format=1, made_by="splitpoint split MODEL --at CUT -o", most_bytes=16 << 20,
+    marks=("crossing", "head", "tail"),
+)  # fmt: skip
+
+
+def load_manifest(folder: Path | str) -> Manifest:
+    """The manifest in `folder`, whose tables have been compared with what it says. InputError for other ones."""
+    folder = Path(folder)
+    manifest = _MANIFESTS.load(folder / "manifest.json")
+    for pinned in manifest.tables:
+        try:
+            data = read_file(named(pinned.file, folder), MAX_TABLES_BYTES, "codec tables")
+        except ValueError as exc:
+            raise InputError(f"the manifest in {folder} names tables elsewhere: {exc}") from exc
+        if len(data) != pinned.nbytes or hashlib.sha256(data).hexdigest() != pinned.hash:
+            raise InputError(
+                f"{folder / pinned.file} does not hold the tables {pinned.hash[:12]} that the manifest pins for "
+                f"{pinned.tensor}: split again, or get that file anew"
+            )
+    return manifest
+
+
+def split(
+    model: Model, at: str | int | Cut, folder: Path | str, tables: Mapping[str, KltTables] | None = None
+) -> Manifest:  # fmt: skip
+    """Write ``head.onnx``, ``tail.onnx`` and ``manifest.json`` into `folder`; any ONNX runtime runs them. Of `tables`,
+    by tensor, those of what crosses are written there, too, and pinned in the manifest.
 
     >>> manifest = split(load("zoo:lenet5"), "pool1", tmp / "parts")
     >>> [t.type for t in manifest.crossing]
@@ -62,6 +106,8 @@ def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
     make_folder(folder)
     head, tail = model.head(cut), model.tail(cut)
     inputs = {t.name for t in model.inputs}
+    packed = {t.name: tables[t.name].to_bytes() for t in cut.crossing if tables and t.name in tables}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in packed.items()}
     manifest = Manifest(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -74,15 +120,19 @@ def split(model: Model, at: str | int | Cut, folder: Path | str) -> Manifest:
         tail="tail.onnx" if tail.outputs else None,
         inputs=model.inputs,
         outputs=model.outputs,
+        tables=tuple(PinnedTables(n, hashes[n], len(data), f"{hashes[n]}.klt") for n, data in packed.items()),
     )
     with scratch(folder / "manifest.json") as new:  # an earlier split stays until this one is all there
         for segment, name in ((head, manifest.head), (tail, manifest.tail)):
             if name:
                 segment.save(new / name)
+        for pinned in manifest.tables:
+            (new / pinned.file).write_bytes(packed[pinned.tensor])
         (new / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         # No manifest may stand beside another's files: it goes first, and comes last.
         (folder / "manifest.json").unlink(missing_ok=True)
-        for name in ("head.onnx.data", "head.onnx", "tail.onnx.data", "tail.onnx", "manifest.json"):
+        written = {t.file for t in manifest.tables} | {p.name for p in folder.iterdir() if _TABLES.fullmatch(p.name)}
+        for name in ("head.onnx.data", "head.onnx", "tail.onnx.data", "tail.onnx", *sorted(written), "manifest.json"):
             if (new / name).exists():
                 publish(new / name, folder / name)
             else:

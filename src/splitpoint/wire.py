@@ -46,7 +46,7 @@ from splitpoint.text import plain as plain  # whatever a peer wrote goes through
 MAGIC: Final = b"\xf5SPT"
 #: Frames of another major version are not understood. A higher minor version only adds: kinds, flags, fields.
 MAJOR: Final = 1
-MINOR: Final = 3
+MINOR: Final = 4
 DEFAULT_PORT: Final = 3277
 
 _PREFIX = struct.Struct("<4sBBBBIIQ")
@@ -203,8 +203,9 @@ class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
         return TensorSpec(self.name, self.dtype, self.shape)
 
 
-class ModelInfo(msgspec.Struct, frozen=True):
-    """A model that a server holds. `input_spec`: JSON, where it is not the one in the graph."""
+class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model that a server holds. `input_spec`: JSON, where it is not the one in the graph. `tables`: those of codecs,
+    each the tensor that it is for (empty: not told), its SHA-256 and its bytes."""
 
     name: str
     fingerprint: str
@@ -212,6 +213,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     inputs: Annotated[tuple[TensorInfo, ...], Some] = ()
     outputs: Annotated[tuple[TensorInfo, ...], Some] = ()
     input_spec: str = ""
+    tables: Annotated[tuple[tuple[str, str, Natural], ...], Some] = ()
 
 
 class Welcome(Message, frozen=True):
@@ -435,7 +437,7 @@ _TEXT, _NAME = 2000, 100
 def _clean_model(info: ModelInfo) -> ModelInfo:
     name, fingerprint = plain(info.name, _NAME), plain(info.fingerprint, _NAME)
     inputs, outputs = (tuple(map(_clean_spec, specs)) for specs in (info.inputs, info.outputs))
-    return ModelInfo(name, fingerprint, info.nbytes, inputs, outputs, info.input_spec)
+    return msgspec.structs.replace(info, name=name, fingerprint=fingerprint, inputs=inputs, outputs=outputs)
 
 
 def _clean_spec(spec: TensorInfo) -> TensorInfo:
@@ -683,7 +685,7 @@ class Packer:
         sizes = [b.nbytes for b in bodies]
         if not memo.head or sizes != memo.sizes or extra != memo.extra:
             tensors = tuple(
-                Tensor(_NAMES[dtype], shape, size, codec.name if codec is not None else "")
+                Tensor(_NAMES[dtype], shape, size, codec.sent_as if codec is not None else "")
                 for (dtype, shape), size, codec in zip(layout, sizes, memo.codecs, strict=True)
             )
             packet = encode(self._kind, 0, self._build(tensors, *extra), (), self._fixed + sum(sizes))

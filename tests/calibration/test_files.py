@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tabled import TENSOR, calibration, tables_for
 
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import calibration_bytes, load_calibration, parse_calibration, save_calibration
@@ -73,3 +75,31 @@ def test_half_a_file_is_refused(found: Calibration, tmp_path: Path) -> None:
         load_calibration(tmp_path / "c.json")
     with pytest.raises(InputError, match="no file"):
         load_calibration(tmp_path / "none.json")
+
+
+def test_tables_are_in_the_file_and_load_back(tmp_path: Path) -> None:
+    save_calibration(tmp_path / "c.json", calibration())
+    loaded = load_calibration(tmp_path / "c.json")
+    assert loaded == calibration()
+    assert tables_for(loaded).hash == tables_for(calibration()).hash
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tables: [*tables, tables[0]], r"two tables of one tensor - at `\$.tables\[2\]`"),
+        (
+            lambda tables: [{**tables[0], "data": "AAAA"}],
+            r"no codec tables of this version.* - at `\$.tables\[0\].data`",
+        ),
+        (lambda tables: [{**tables[0], "data": tables[0]["data"][:-4]}], r"bytes, but these have .*data`"),
+        (lambda tables: [{**tables[0], "data": "?"}], r"base64.* - at `\$.tables\[0\].data`"),
+        (lambda tables: [{**tables[0], "tensor": "\x1b[2J"}], r"control characters - at `\$.tables\[0\].tensor`"),
+        (lambda tables: {TENSOR: tables}, r"Expected `array`, got `object` - at `\$.tables`"),
+    ],
+)
+def test_wrong_tables_are_refused(change: Callable[[Any], Any], why: str) -> None:
+    data = json.loads(calibration_bytes(calibration()))
+    data["tables"] = change(data["tables"])
+    with pytest.raises(InputError, match=why):
+        parse_calibration(json.dumps(data).encode(), "c.json")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
 import pytest
+from commands import Serving, fails, ok
+from pictures import heldout_digits
+from PIL import Image
 
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import load_calibration
 from splitpoint.cli import main
+from splitpoint.models.zoo import zoo_path
+from splitpoint.segments import load_manifest
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +26,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([*words, "--images", str(folder), "-o", str(out), "--limit", "2"]) == 0
     said = capsys.readouterr().out
     assert "int8" in said
-    assert "as JPEG: q90" in said
+    assert "JPEG q90" in said
     assert "not ruled out" in said
     assert load_calibration(out).inputs == 2
 
@@ -37,3 +43,87 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert msgspec.json.decode(said_too.out, type=Calibration).inputs == 1
     assert main([*words, "--images", str(broken), "-o", str(tmp_path / "no" / "c.json")]) == 7
     assert main(["calibrate", "zoo:lenet5", "--images", str(folder), "--codec", "int9"]) == 2
+
+
+def test_labels_and_a_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from splitpoint.models.zoo import digits
+
+    labels, out = tmp_path / "labels.csv", tmp_path / "calib.json"
+    lines = [f"{path.name},{path.stem}" for path in digits()]
+    labels.write_text("\n".join(lines))
+    words = ["calibrate", "zoo:lenet5", "--threads", "1", "--codec", "int8", "--codec", "webp:90", "--images"]
+    words += [str(digits()[0].parent), "-o", str(out)]
+    assert main([*words, "--labels", str(labels)]) == 0
+    said = capsys.readouterr().out
+    assert "the whole model is right about 100.0% of 3 inputs" in said
+    assert "WebP q90" in said
+    assert "priced only" in said
+    known = load_calibration(out)
+    assert known.accuracy == 1
+    assert all(row.quality.accuracy is not None for row in known.rows)
+    labels.write_text("\n".join(lines[1:]))
+    assert main([*words, "--labels", str(labels)]) == 4
+    assert "has no line 0.png,LABEL: every input needs one" in capsys.readouterr().err
+    labels.write_text("\n".join(f"{path.name},cat" for path in digits()))
+    assert main([*words, "--labels", str(labels)]) == 4
+    assert "cat is no label of lenet5" in capsys.readouterr().err
+
+    assert main([*words, "--measure", "cosine"]) == 0
+    assert "the mean of cosine over 3 inputs" in capsys.readouterr().out
+    assert load_calibration(out).measure == "cosine"
+    assert main([*words, "--measure", "cosin"]) == 2
+    assert "no measure is called cosin" in capsys.readouterr().err
+
+
+def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path / "cache"))
+    net, photos = tmp_path / "net.onnx", tmp_path / "digits"
+    net.write_bytes(zoo_path("lenet5").read_bytes())
+    photos.mkdir()
+    for k, picture in enumerate(heldout_digits()[0][:20]):
+        Image.fromarray(picture).save(photos / f"{k:02}.png")
+    beside = tmp_path / "net.calib.json"
+
+    words = ["calibrate", net, "--threads", "1", "--codec", "klt:90", "--codec", "int8", "--cuts", "4"]
+    assert main([str(word) for word in (*words, "--images", photos)]) == 0
+    assert f"wrote {beside}" in capsys.readouterr().err
+    calibration = load_calibration(beside)
+    assert calibration.inputs == 10, "half of them were learnt from"
+    tensors = [entry.tensor for entry in calibration.tables]
+    assert tensors
+    assert {row.codec for row in calibration.rows} == {"klt:90", "int8"}
+    assert "16 inputs are the least" in fails(capsys, 2, *words, "--images", photos, "--limit", "15")
+
+    at = next(r for r in calibration.rows if r.codec == "klt:90").prefix
+    text = ok(capsys, "split", net, "--at", at, "-o", tmp_path / "parts")
+    (pinned,) = load_manifest(tmp_path / "parts").tables
+    assert f"the tables of {pinned.tensor}" in text
+    assert pinned.tensor in tensors
+
+    serving = Serving(str(net))
+    try:
+        assert any(f"tables of {len(tensors)} tensors for klt" in line for line in serving.said), serving.said
+        run = ["run", "--cloud", serving.address, "--at", at, "--codec", "klt:90", "--fallback", "error"]
+        assert main([str(word) for word in (*run, "--json", photos)]) == 0
+        out, err = capsys.readouterr()
+        assert f"fetched the tables for {pinned.tensor}" in err
+        assert len(out.splitlines()) == 20
+        whole = [json.loads(line) for line in ok(capsys, "run", net, "--json", photos).splitlines()]
+        cut = [json.loads(line) for line in out.splitlines()]
+        assert [row["labels"][0]["label"] for row in cut] == [row["labels"][0]["label"] for row in whole]
+        assert f"{pinned.tensor} float32[1,6,28,28] as klt:90 crosses" in ok(
+            capsys, *run, "--calibration", beside, photos / "00.png"
+        )
+        foreign = tmp_path / "foreign.json"
+        foreign.write_text(beside.read_text().replace(calibration.fingerprint, "0" * 64))
+        said = fails(capsys, 4, *run, "--calibration", foreign, photos / "00.png")
+        assert "the calibration given here is of net 000000000000, not of net" in said
+    finally:
+        serving.end()
+    said = fails(capsys, 4, "serve", net, "--calibration", foreign, "--port", "0")
+    assert f"{foreign} is of net 000000000000, not of net" in said
+    beside.write_text("{}")
+    assert f"{beside} is" in fails(capsys, 4, "serve", net, "--port", "0")
+    assert "for a server" in fails(capsys, 2, "run", net, "--calibration", foreign, photos / "00.png")

@@ -222,3 +222,32 @@ def test_rows_that_do_not_fit_the_graph_are_refused() -> None:
     for row in (CalibrationRow(99, "int8", (1,), 1, shown(0.1)), CalibrationRow(3, "int8", (1, 2), 3, shown(0.1))):
         with pytest.raises(InputError, match="another model"):
             split_of(graph, calibration=calibration_of(graph, [row]))
+
+
+def test_a_codec_that_no_profile_times_takes_what_the_calibration_saw_on_this_machines_scale() -> None:
+    """Both hosts have int8's times and none of raw+zstd; the calibration has both at one cut, int8 alone at another."""
+    model = model_of(EFFICIENT)
+    edge, cloud = pair()
+    place = {c.name: k for k, c in enumerate(model.graph.prefixes())}
+    at, other = (model.graph.cut(f"blocks.{k}.project.norm") for k in (5, 3))
+    good = Quality(100, 0.99, 0.99, 0.01)
+    rows = (
+        CalibrationRow(place[at.name], "int8", (16320,), 16320, good, 0.2, 0.1),
+        CalibrationRow(place[at.name], "int4+zstd", (7000,), 7100, good, 0.3, 0.5),
+        CalibrationRow(place[other.name], "int8", (31680,), 31680, good, 0.2, 0.1),
+    )
+    known = msgspec.structs.replace(calibration(model, {(0, "int8"): 1.0}), inputs=100, rows=rows)
+    planner = Planner(None, (edge, cloud), constraints=Constraints(agreement=0.95), calibration=known)
+    int8, zstd = (planner.price(at, [codec], FOUR_G) for codec in ("int8", "int4+zstd"))
+    assert zstd.codecs == ("int4+zstd",)
+    assert zstd.crossing[0].nbytes == 7000
+    assert zstd.stages["encode"].ms == pytest.approx(int8.stages["encode"].ms * 0.3 / 0.2)
+    decode = cloud.codecs["int8"]
+    took = decode.decode_fixed_ms + decode.decode_ms_per_mb * at.crossing[0].nbytes / 1e6
+    assert zstd.stages["server"].ms - int8.stages["server"].ms == pytest.approx(took * 0.5 / 0.1 - took)
+    # Where it was not calibrated nobody knows what it takes: the tensor goes raw.
+    assert planner.price(other, ["int4+zstd"], FOUR_G).codecs == ("raw",)
+    slow = Link(0.5, 20.0, 10.0)
+    assert {o.codecs for o in planner.plan(slow, sensitivity=False).options if o.cut == at.name} == {("int4+zstd",)}
+    with pytest.raises(InputError, match="no times for the codec int4"):
+        Planner(None, (edge, cloud), constraints=Constraints(codecs=("int4+zstd",)))

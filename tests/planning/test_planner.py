@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from planning_cases import LENET, WATTS, pair, parts, worth
-from plans import FOUR_G, profile
+from planning_cases import EFFICIENT, LENET, WATTS, pair, parts, worth
+from plans import FOUR_G, calibration, model_of, profile
 
 import nets
 import splitpoint
@@ -20,6 +20,7 @@ from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.planning.advice import ALIKE
 from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.files import parse_plan, plan_bytes
 from splitpoint.planning.planner import Planner, plan
 from splitpoint.planning.plans import value
 from splitpoint.profile.files import save_profile
@@ -99,3 +100,38 @@ print(found.advice)
     ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
+
+
+def test_the_front_has_nothing_that_another_is_better_than() -> None:
+    model = model_of(EFFICIENT)
+    place = {c.name: k for k, c in enumerate(model.graph.prefixes())}
+    rows = {
+        (0, "jpeg:75"): 0.8, (0, "jpeg:95"): 0.9, (0, "webp:95"): 0.95, (place["blocks.5.project.norm"], "int8"): 0.99,
+        (place["blocks.5.project.norm"], "int4"): 0.93, (place["blocks.3.project.norm"], "int4"): 0.7,
+    }  # fmt: skip
+    planner = Planner(None, pair(), calibration=calibration(model, rows, share=0.1))
+    front = planner.front(FOUR_G)
+    points = [(o.total.ms, o.up_nbytes, -(1.0 if o.exact else o.quality.agreement or 0)) for o in front]  # type: ignore[union-attr]
+    assert len(front) >= 3
+    assert points == sorted(points)
+    for a in points:
+        assert not any(b != a and all(x <= y for x, y in zip(b, a, strict=True)) for b in points)
+    priced = planner.price(model.graph.cut("blocks.5.project.norm"), ["int8"], FOUR_G)
+    assert any(o.total.ms <= priced.total.ms and o.up_nbytes <= priced.up_nbytes for o in front)
+    assert {("jpeg:95",), ("int4",)} <= {o.codecs for o in front}
+    assert ("jpeg:75",) not in {o.codecs for o in front}, "as large and less faithful"
+    assert all(o.quality is not None or o.exact for o in front), "what nobody measured is not on it"
+
+
+def test_the_best_by_bandwidth_for_each_agreement() -> None:
+    model = model_of(EFFICIENT)
+    rows = {(0, "jpeg:90"): 0.92, (0, "jpeg:98"): 0.96}
+    known = calibration(model, rows, share=0.1)
+    found = Planner(None, pair(), calibration=known).plan(FOUR_G)
+    by_share = {a.agreement: a.ranges for a in found.agreements}
+    assert list(by_share) == [0.9, 0.95, 0.98]
+    assert any(r.kind == "jpeg" for r in by_share[0.9])
+    assert {r.codecs for r in by_share[0.95] if r.kind == "jpeg"} == {("jpeg:98",)}
+    assert not any(r.kind == "jpeg" for r in by_share[0.98])
+    assert Planner(None, pair()).plan(FOUR_G).agreements == ()
+    assert parse_plan(plan_bytes(found)) == found

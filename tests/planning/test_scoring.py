@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
 from planning_cases import EFFICIENT, calibrated, live_bytes, planned
 from plans import FOUR_G, profile, profiles
 
 import nets
 from nets import load
+from splitpoint.codecs import PRICED
 from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.graph_steps import head_memory
+from splitpoint.planning.hosts import Host
 from splitpoint.planning.planner import Planner, plan
 
 
@@ -118,3 +122,62 @@ def test_a_cut_inside_a_prefix_takes_no_more_than_the_prefix() -> None:
         cut = graph.cut_of(nets.closed(graph, [i]))
         weights = 4 * sum(graph.nodes[j].params for j in cut.nodes)
         assert weights + live_bytes(graph, cut) <= planner._scorer.memory_of(cut)
+
+
+def test_an_agreement_is_what_was_measured_and_a_drop_what_is_ruled_out() -> None:
+    known = calibrated({("blocks.5.project.norm", "int8"): 0.99})  # of 1000: a drop of 1.6 % is not ruled out
+    asked = {"agreement": 0.99}, {"agreement": 0.991}, {"max_drop": 0.01}, {"max_drop": 0.02}
+    taken = [planned(Link(12, 20, 10), calibration=known, **one).best.codecs == ("int8",) for one in asked]
+    assert taken == [True, False, False, True]
+    both = planned(Link(12, 20, 10), calibration=known, agreement=0.95, max_drop=0.01)
+    assert both.best.exact
+    assert both.constraints == ("an agreement of at least 95 %", "a drop of at most 1 %")
+
+
+def test_each_row_is_priced_at_the_cheapest_setting_that_keeps_the_agreement() -> None:
+    rows = {
+        ("input", "jpeg:75"): 0.8, ("input", "jpeg:90"): 0.9, ("input", "jpeg:98"): 0.97, ("input", "webp:95"): 0.95,
+        ("input", "webp:100"): 0.985, ("input", "webp-lossless"): 1.0, ("blocks.5.project.norm", "int8"): 0.99,
+        ("blocks.5.project.norm", "int4"): 0.93,
+    }  # fmt: skip
+    known = calibrated(rows)
+    chosen = {}
+    for share in (0.9, 0.95, 0.98, 1.0):
+        found = planned(Link(2, 20, 10), calibration=known, agreement=share)
+        jpeg, other, split = (found.option(kind) for kind in ("jpeg", "opponent", "split"))
+        assert jpeg is not None
+        assert other is not None
+        assert split is not None
+        chosen[share] = jpeg.codecs, other.codecs, split.codecs
+        assert (jpeg.refused == "") == (share < 0.98)
+        assert other.refused.startswith("splitpoint does not send")
+    # All pictures have the same bytes here, and the lossless one takes longest.
+    assert chosen[0.95] == (("jpeg:98",), ("webp:95",), ("int8",))
+    assert chosen[0.9][0] in (("jpeg:90",), ("jpeg:98",))
+    assert chosen[0.98] == (("jpeg:98",), ("webp:100",), ("int8",))
+    assert chosen[1.0][1] == ("webp-lossless",)
+
+
+def test_an_opponent_is_told_of_and_never_chosen() -> None:
+    known = calibrated({("input", "jpeg:98"): 0.97, ("input", "webp:95"): 1.0})
+    found = planned(Link(12, 20, 10), calibration=known)
+    other = found.option("opponent")
+    assert other is not None
+    assert other.label == "all on the server, WebP q95 (priced only)"
+    assert other.refused == "splitpoint does not send WebP q95"
+    assert other.total.ms < found.best.total.ms
+    assert found.best.kind != "opponent"
+    assert "; WebP q95 to the server would need " in found.advice
+    assert found.advice.endswith("but is not sent.")
+    assert planned(Link(12, 20, 10)).option("opponent") is None, "what nobody measured is no opponent"
+
+
+def test_pictures_that_no_profile_measured_take_as_many_times_what_jpeg_takes() -> None:
+    edge, _ = profiles(EFFICIENT, 90.0, 4.0)
+    host = Host("device", edge)
+    table, jpeg = PRICED["webp"].cost, PRICED["jpeg"].cost
+    took, measured = host.codec("webp:90"), host.codec("jpeg:90")
+    times = (measured.encode_fixed_ms + 0.15 * measured.encode_ms_per_mb) / (jpeg[0] + 0.15 * jpeg[1])
+    assert took.encode_fixed_ms + 0.15 * took.encode_ms_per_mb == pytest.approx(times * (table[0] + 0.15 * table[1]))
+    assert host.knows("jpeg444:75")
+    assert not Host("device", msgspec.structs.replace(edge, codecs={})).knows("webp:90")

@@ -13,8 +13,8 @@ from splitpoint.codecs import CODECS, open_codec
 from splitpoint.profile.codec_times import sample
 from splitpoint.tensors import Array, TensorSpec, spec_of
 
-TENSORS = tuple(name for name in CODECS if name != "jpeg")
-NAMES = (*TENSORS, "jpeg:90")
+TENSORS = tuple(name for name, entry in CODECS.items() if not entry.qualities)
+NAMES = (*TENSORS, "jpeg:90", "jpeg444:90")
 AFFINE = ("int8", "int4", "int8+zstd", "int4+zstd")
 HALF = ("fp16", "fp16+zstd")
 RAW = ("raw", "raw+zstd")

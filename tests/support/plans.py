@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import open_priced
 from splitpoint.graph import Graph
 from splitpoint.link import Link
 from splitpoint.machine import Machine
@@ -74,7 +74,8 @@ def calibration(
     made = []
     for (prefix, codec), agreement in rows.items():
         crossing = model.graph.prefixes()[prefix].crossing
-        sizes = [open_codec(codec).nbytes(t) if open_codec(codec).sized else round(t.nbytes * share) for t in crossing]
+        known = open_priced(codec)
+        sizes = [known.nbytes(t) if known.sized else round(t.nbytes * share) for t in crossing]
         quality = Quality(inputs, agreement, 0.99, 0.01)
         made.append(CalibrationRow(prefix, codec, tuple(sizes), sum(sizes), quality))
     return Calibration(

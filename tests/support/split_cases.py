@@ -15,6 +15,7 @@ from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.machine import Machine
 from splitpoint.models import load as load_model
+from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.cost_model import CostModel
 from splitpoint.planning.frame_bytes import ANSWER_NBYTES, REQUEST_NBYTES, frame_entry
 from splitpoint.planning.hosts import Host
@@ -81,8 +82,7 @@ def split_of(
     costs = costs_of(graph, profile_of(graph, 1, 4.0, watts=watts), profile_of(graph, 2, 0.4), **more)
     return SplitProblem(
         costs,
-        max_drop=max_drop,
-        keep_input_local=keep_input_local,
+        Constraints(max_drop=max_drop, keep_input_local=keep_input_local),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-from splitpoint.documents import AtLeast1, Count, LongLabel, NotNegative, Share
+from splitpoint.documents import AtLeast1, Count, LongLabel, Milliseconds, NotNegative, Share
 from splitpoint.errors import UsageError
 
 FORMAT = 1
@@ -32,24 +32,30 @@ def needed_inputs(max_drop: float) -> int:
 class Quality(msgspec.Struct, frozen=True):
     """How the answers of `inputs` calibration inputs compare with the whole model's on the raw input.
 
-    `agreement` is the share whose top label stays (None for a model that is no classifier); `cosine` the least cosine
-    between outputs; `error` the largest difference as a share of the range of the model's own outputs.
+    `agreement` is the mean of the calibration's measure, for a classifier the share whose top label stays (None where
+    nothing says what to measure); `cosine` the least cosine between outputs; `error` the largest difference as a share
+    of the range of the model's own outputs. `least` is the lower end of the agreement (95 % confidence, by bootstrap)
+    where a measure knows more than same and other; `accuracy` the share of right labels.
     """
 
     inputs: AtLeast1
     agreement: Share | None
     cosine: Annotated[float, msgspec.Meta(ge=-1.001, le=1.001)]
     error: NotNegative
+    least: Share | None = None
+    accuracy: Share | None = None
 
     @property
     def bound(self) -> float:
-        """The drop in top-1 agreement that the calibration does not rule out, with 95 % confidence.
+        """The drop in agreement that the calibration does not rule out, with 95 % confidence.
 
-        3/n where all n labels stayed (Hanley & Lippman-Hand, 1983: the rule of three), else Clopper and Pearson's
+        Of labels: 3/n where all n stayed (Hanley & Lippman-Hand, 1983: the rule of three), else Clopper and Pearson's
         upper end. 1 where agreement means nothing.
         """
         if self.agreement is None:
             return 1.0
+        if self.least is not None:
+            return 1.0 - self.least
         changed = round((1 - self.agreement) * self.inputs)
         if changed == 0:
             return min(1.0, 3 / self.inputs)
@@ -64,7 +70,8 @@ class CalibrationRow(msgspec.Struct, frozen=True):
     """One cut (its place in ``Graph.prefixes()``) with one codec for all tensors that cross and accept it.
 
     `nbytes` is the median over the inputs of what crosses, tensor by tensor in the order of ``cut.crossing``;
-    `most` the largest sum seen.
+    `most` the largest sum seen; `encode_ms` and `decode_ms` are the median times of coding all of it, on the machine
+    that calibrated.
     """
 
     prefix: Count
@@ -72,10 +79,19 @@ class CalibrationRow(msgspec.Struct, frozen=True):
     nbytes: tuple[Count, ...]
     most: Count
     quality: Quality
+    encode_ms: Milliseconds = 0.0
+    decode_ms: Milliseconds = 0.0
+
+
+class TensorTables(msgspec.Struct, frozen=True):
+    """What a codec that is calibrated was taught of one tensor: `data` are the tables' bytes (`codecs.klt`)."""
+
+    tensor: LongLabel
+    data: bytes
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """Rows for every calibrated cut × codec of one model. `classifier`: whether top-1 agreement means anything."""
+    """Rows for every calibrated cut × codec of one model. `classifier`: whether agreement is that of top labels."""
 
     format: int = FORMAT
     model: LongLabel
@@ -84,7 +100,18 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     classifier: bool
     output: LongLabel
     """The output that was compared."""
+    measure: LongLabel = ""
+    """What agreement is the mean of (`calibration.measures`), if not of top labels that stay."""
+    accuracy: Share | None = None
+    """The share of the inputs that the whole model is right about, where their labels were given."""
     rows: Annotated[tuple[CalibrationRow, ...], msgspec.Meta(min_length=1)]
+    tables: tuple[TensorTables, ...] = ()
+    """Each tensor once, whichever cuts it crosses at."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether its rows have an agreement."""
+        return self.classifier or bool(self.measure)
 
     def row(self, prefix: int, codec: str) -> CalibrationRow | None:
         """What was measured of `codec` at a cut; None if nothing was."""

@@ -12,7 +12,7 @@ from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options import gathered
-from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
+from splitpoint.cli.options.codecs import calib_option, codec_names_option, fidelity_options
 from splitpoint.cli.options.model_options import Here, device_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
@@ -32,7 +32,7 @@ from splitpoint.survey import survey, worth_running
 @recursive_option
 @click.option("--repeat", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Requests an option.")
 @codec_names_option
-@max_drop_option
+@fidelity_options
 @calib_option
 @budget_option("20s", "How long each profiling may take.")
 @fresh_option

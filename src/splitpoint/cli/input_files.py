@@ -45,12 +45,19 @@ def read_photos(
 
     Those that cannot be read are named; InputError if none is left.
     """
+    return [inputs for _, inputs in read_named(model, paths, limit=limit, recursive=recursive)]
+
+
+def read_named(
+    model: Model, paths: Sequence[Path], *, limit: int | None = None, recursive: bool = False
+) -> list[tuple[Path, dict[str, Array]]]:
+    """The same with the file that each is from."""
     listing = find_inputs(paths, recursive=recursive)
     say(*listing.reasons)
-    inputs, failed, note = list[dict[str, Array]](), list[Exception](), noting()
+    inputs, failed, note = list[tuple[Path, dict[str, Array]]](), list[Exception](), noting()
     for path in listing.files[:limit]:
         try:
-            inputs.append(read_photo(model, path, note))
+            inputs.append((path, read_photo(model, path, note)))
         except (InputError, MissingExtraError) as exc:
             failed.append(exc)
             if len(listing.files) > 1:

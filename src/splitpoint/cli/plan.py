@@ -14,10 +14,10 @@ from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
-from splitpoint.cli.options.codecs import calib_option, codec_names_option, max_drop_option
+from splitpoint.cli.options.codecs import calib_option, codec_names_option, fidelity_options
 from splitpoint.cli.options.engine import EngineChoice
 from splitpoint.cli.options.model_options import Here, device_options, is_local
-from splitpoint.cli.options.output import json_option, output_option, png_option, wrote
+from splitpoint.cli.options.output import OUTPUT, json_option, output_option, png_option, wrote
 from splitpoint.cli.options.quantities import MS, SIZE, WATTS, budget_option
 from splitpoint.cli.options.server_options import security_options
 from splitpoint.cli.verbs import typed
@@ -27,7 +27,7 @@ from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
 from splitpoint.models.model import Model
 from splitpoint.models.names import names_of
-from splitpoint.planning.constraints import Constraints, Shared
+from splitpoint.planning.constraints import Constraints, Shared, percent
 from splitpoint.planning.files import plan_bytes, save_plan
 from splitpoint.planning.objectives import NAMES
 from splitpoint.planning.planner import Planner
@@ -37,6 +37,7 @@ from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.profile.files import load_profile
 from splitpoint.profile.profiles import Profile, Watts
+from splitpoint.report.front import write_front
 from splitpoint.report.plan_table import draw, fitted, legend, proof, range_lines, refusals, seed_lines
 from splitpoint.report.prediction_table import uncalibrated_line
 from splitpoint.report.table import fields_of
@@ -62,7 +63,7 @@ MEASURED = "measured"
 )  # fmt: skip
 @click.option("--objective", type=click.Choice(NAMES), default="latency", show_default=True,
               help="What to make least (throughput: most).")  # fmt: skip
-@max_drop_option
+@fidelity_options
 @click.option("--max-edge-memory", type=SIZE, metavar="SIZE",
               help="The most that the device's half may hold, such as 100MB: weights and tensors (an estimate), "
                    "without the engine's own memory.")  # fmt: skip
@@ -77,6 +78,10 @@ MEASURED = "measured"
 @click.option("--force", is_flag=True, help="Only warn where a latency file is of another engine, device or threads.")
 @click.option("--explain", is_flag=True, help="Say why the runner-up lost, stage by stage.")
 @png_option("Draw the plan as a function of the bandwidth (needs splitpoint[plot]).")
+@click.option("--front", "fronts", type=OUTPUT, metavar="FILE", multiple=True,
+              help="Write what nothing else is faster, smaller and more faithful than, whatever agreement is asked "
+                   "for: CSV, or a picture if the file is a .png, .svg or .pdf (needs --calib). May be given "
+                   "twice.")  # fmt: skip
 @output_option("Write the plan as JSON.")
 @json_option
 @device_options
@@ -84,13 +89,15 @@ MEASURED = "measured"
 def command(
     model: str | None, edge_path: Path | None, cloud: str, security: Security, link_text: str | None, objective: str,
     constraints: Constraints, calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool,
-    explain: bool, png_path: Path | None, output: Path | None, as_json: bool, here: Here,
+    explain: bool, png_path: Path | None, fronts: tuple[Path, ...], output: Path | None, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Compare all on the device, all on the server and every split, and say what is best and by how much.
 
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
     calibration = None if calib is None else load_calibration(calib)
+    if fronts and calibration is None:
+        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     learned = _learned(edge_path, cloud, here.choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
     wanted = here.opening.load(model) if model is not None and load_it else None
@@ -109,6 +116,9 @@ def command(
     if output is not None:
         save_plan(output, plan)
         wrote(output)
+    for path in fronts:
+        write_front(plan, planner.front(link), path)
+        wrote(path)
     if png_path is not None:
         draw(plan, planner.curves(link), png_path)
         wrote(png_path)
@@ -237,12 +247,15 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     console.print()
     console.print(typed(plan.advice), style="bold")
     console.print(proof(plan))
-    ranges = range_lines(plan)
+    ranges = range_lines(plan.sensitivity)
     if ranges:
         console.print("\nas the uplink's bandwidth changes, all else being equal:")
         width = max(len(rates) for rates, _ in ranges)
         for rates, label in ranges:
             console.print(f"  {rates:<{width}}  {label}")
+    for kept in plan.agreements:
+        stretches = "; ".join(f"{rates} {typed(label)}" for rates, label in range_lines(kept.ranges))
+        console.print(f"  where {percent(kept.agreement)} of the answers must stay: {stretches}")
     if explain and plan.why:
         console.print()
         for line in plan.why:

@@ -15,7 +15,7 @@ from splitpoint.cli.answers import AnswerRows
 from splitpoint.cli.console import say
 from splitpoint.cli.input_files import recursive_option
 from splitpoint.cli.options import gathered
-from splitpoint.cli.options.codecs import codec_choice_option
+from splitpoint.cli.options.codecs import calibration_option, codec_choice_option
 from splitpoint.cli.options.model_options import device_options
 from splitpoint.cli.options.output import OUTPUT, json_option
 from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
@@ -84,6 +84,7 @@ _WINDOW, _FRESH_WINDOW = 8, 4
     help="How often --at auto looks at an idle link, with at most 1 % of what it carries; 0 is never.",
 )  # fmt: skip
 @codec_choice_option
+@calibration_option
 @click.option("--save", type=OUTPUT, metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @click.option("--follow-model", is_flag=True,

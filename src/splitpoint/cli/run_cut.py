@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import say
-from splitpoint.cli.options.codecs import parse_codecs
+from splitpoint.cli.options.codecs import calibration_for, parse_codecs
 from splitpoint.cli.options.model_options import Here
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
@@ -71,6 +72,7 @@ class Asked:
     checksum: bool
     here: Here
     objective: Objective | None = None
+    calib: Path | None = None
     name: str | None = None
     plan: Plan | None = None
 
@@ -97,20 +99,25 @@ class Asked:
             raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
         if self.checksum:
             raise UsageError("--checksum is for what crosses the link: add --cloud HOST")
-        asked = self.model_hash or self.codecs or self.plan or self.fallback or self.follow_model
+        asked = self.model_hash or self.codecs or self.plan or self.fallback or self.follow_model or self.calib
         if self.at not in (None, "auto", "cut:auto", "output", "cut:output") or asked:
             raise UsageError(
-                "--at, --plan, --codec, --fallback, --model-hash and --follow-model are for a server: add --cloud HOST"
+                "--at, --plan, --codec, --calibration, --fallback, --model-hash and --follow-model are for a server: "
+                "add --cloud HOST"
             )
         return Local(self.here.opening.load(self.name), engine)
 
     def edge(self, engine: Engine) -> Edge:
         """The server, reached; cut as it was asked for, or not at all yet."""
         cuts = self.auto or self.plan is not None
+        model = self.here.opening.here(self.name)
+        calibration = load_calibration(self.calib) if self.calib else None
+        if model is not None and self.name is not None:
+            calibration = calibration_for(model, self.name, self.calib)
         edge = self._connect(
-            self.here.opening.here(self.name) or self.name,
+            model or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
-            engine=engine, cache=self.here.cache, on_event=say, security=self.security,
+            engine=engine, cache=self.here.cache, calibration=calibration, on_event=say, security=self.security,
             models=ModelPolicy(self.model_hash, self.follow_model, self.here.opening.allow_domains),
             wire=WireSettings(checksum=self.checksum),
         )  # fmt: skip

@@ -8,12 +8,17 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import click
 
+from splitpoint.calibration.calibrations import Calibration
+from splitpoint.calibration.files import load_calibration
+from splitpoint.calibration.tables import tables_of
 from splitpoint.cli import signals
+from splitpoint.cli.options.codecs import calibration_for, calibrations_option
 from splitpoint.cli.options.model_options import Here, Opening, running_options
 from splitpoint.cli.options.quantities import MS_OR_0, SIZE
 from splitpoint.cli.options.server_options import server_security_options
@@ -133,10 +138,12 @@ class Log:
 @click.option(
     "--until-stdin-ends", is_flag=True, hidden=True, help="End when standard input does: with who started it."
 )
+@calibrations_option
 @server_security_options
 @running_options
 def command(
     models: tuple[str, ...], host: str, port: int, security: ServerSecurity, verbose: bool, share: tuple[str, ...],
+    calibs: tuple[Path, ...],
     max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int,
     max_wait_ms: float | None, max_work: float | None, max_run: float, until_stdin_ends: bool, here: Here,
 ) -> None:  # fmt: skip
@@ -154,12 +161,14 @@ def command(
         memory_bytes=half_the_memory(Limits.memory_bytes), run_s=max_run,
         work_bytes=int(max_work) if max_work else half_the_memory(Limits.work_bytes),
     )  # fmt: skip
-    loaded = []
+    named = []
     for name in models:
         try:
-            loaded += _loaded(name, here.opening)
+            named += _loaded(name, here.opening)
         except ModelError as exc:
             raise exc if len(models) == 1 else ModelError(_naming(name, exc)) from exc
+    loaded = [model for _, model in named]
+    calibrations = _calibrations(named, calibs)
     few_arenas()
     engine = here.choice.open()
 
@@ -170,8 +179,9 @@ def command(
                 log.say(str(event), err=event.kind == "warning")
 
         server = Server(
-            loaded, host=host, port=port, engine=engine, share=share, limits=limits, max_batch=max_batch,
-            max_wait_s=None if max_wait_ms is None else max_wait_ms / 1e3, security=security, on_event=tell,
+            loaded, host=host, port=port, engine=engine, share=share, calibrations=calibrations, limits=limits,
+            max_batch=max_batch, max_wait_s=None if max_wait_ms is None else max_wait_ms / 1e3, security=security,
+            on_event=tell,
         )  # fmt: skip
         stop = threading.Event()
         came = _stop_by_signal(stop)
@@ -184,6 +194,8 @@ def command(
                 if known_as != model.name:
                     about = f"the same model as {known_as}"
                 log.say(f"{model.name} {model.fingerprint[:12]}  {about}")
+            for fingerprint, tables in server.catalogue.tables.items():
+                log.say(f"{server.catalogue[fingerprint].name}: tables of {counted(len(tables), 'tensor')} for klt")
             for text in server.sharing.said:
                 log.say(text)
             threads_of = counted(engine.threads, "thread")
@@ -221,14 +233,28 @@ def _is_folder(name: str) -> bool:
     return name not in SHORT_NAMES and Path(name).is_dir()
 
 
-def _loaded(name: str, opening: Opening) -> list[Model]:
+def _calibrations(named: Sequence[tuple[str, Model]], given: Sequence[Path]) -> list[Calibration]:
+    """Those of files that are `given`, each of one of the models, and for the other models what lies beside them."""
+    by_fingerprint: dict[str, Calibration] = {}
+    for path in given:
+        calibration = load_calibration(path)
+        its = next((model for _, model in named if model.fingerprint == calibration.fingerprint), named[0][1])
+        tables_of(calibration, its, str(path))
+        by_fingerprint[its.fingerprint] = calibration
+    for name, model in named:
+        if model.fingerprint not in by_fingerprint and (found := calibration_for(model, name, None)) is not None:
+            by_fingerprint[model.fingerprint] = found
+    return list(by_fingerprint.values())
+
+
+def _loaded(name: str, opening: Opening) -> list[tuple[str, Model]]:
     """The model of that name, or those in the folder: a broken one is named, and the others are served."""
     if not _is_folder(name):
-        return [opening.load(name)]
+        return [(name, opening.load(name))]
     paths, loaded = sorted(Path(name).glob("*.onnx")), []
     for path in paths:
         try:
-            loaded.append(Opening(allow_domains=opening.allow_domains).load(str(path)))
+            loaded.append((str(path), Opening(allow_domains=opening.allow_domains).load(str(path))))
         except SplitpointError as exc:
             click.echo(plain(f"not served: {_naming(str(path), exc)}"), err=True)
     if not loaded:

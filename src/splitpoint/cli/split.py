@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from splitpoint.calibration.tables import tables_of
+from splitpoint.cli.options.codecs import calibration_for, calibration_option
 from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import output_option
 from splitpoint.segments import split
@@ -16,17 +18,21 @@ from splitpoint.units import size
 @click.argument("model")
 @click.option("--at", required=True, metavar="CUT", help="A layer, node, tensor, cut number, input, output or middle.")
 @output_option("Folder to write.", metavar="DIR", folder=True, required=True)
+@calibration_option
 @model_options
-def command(model: str, at: str, output: Path, opening: Opening) -> None:
+def command(model: str, at: str, output: Path, calib: Path | None, opening: Opening) -> None:
     """Write head.onnx, tail.onnx and manifest.json for MODEL cut at CUT.
 
     Plain ONNX Runtime (or any other runtime) runs both files; the manifest names the tensors between them.
     """
     loaded = opening.load(model)
-    manifest = split(loaded, at, output)
+    calibration = calibration_for(loaded, model, calib)
+    manifest = split(loaded, at, output, tables_of(calibration, loaded) if calibration else None)
     for name in ("head.onnx", "tail.onnx"):
         if name in (manifest.head, manifest.tail):
             click.echo(f"wrote {output / name} ({size((output / name).stat().st_size)})")
+    for pinned in manifest.tables:
+        click.echo(f"wrote {output / pinned.file} ({size(pinned.nbytes)}), the tables of {pinned.tensor}")
     click.echo(f"wrote {output / 'manifest.json'}")
     between = ", ".join(map(str, manifest.crossing)) or "nothing"
     click.echo(f"between them: {between} ({size(sum(t.nbytes for t in manifest.crossing))})")

@@ -4,8 +4,9 @@
     data = int8.encode(features)                  # uint8[n], what travels
     close = int8.decode(data, spec_of("x", features))
 
-Names are ``raw``, ``fp16``, ``int8``, ``int4``, each also with ``+zstd``, and ``jpeg:QUALITY``. What each one's bytes
-are is in docs/codecs.md.
+Names are ``raw``, ``fp16``, ``int8``, ``int4``, each also with ``+zstd``, ``jpeg:QUALITY`` and ``jpeg444:QUALITY``.
+What each one's bytes are is in docs/codecs.md. `OPPONENTS` are pictures that are calibrated and planned with, so that a
+cut is compared with them, and never sent.
 
 Adding one is a file with a class that has the methods of `Codec`, and a row in `CODECS`: profiles, calibrations,
 predictions, the wire's features and the command line read that table.
@@ -39,6 +40,11 @@ class Codec(Protocol):
     """Whether what is decoded equals what was encoded, bit for bit."""
     sized: bool = True
     """Whether `nbytes` is exact, known without encoding; otherwise it is an estimate."""
+
+    @property
+    def sent_as(self) -> str:
+        """What the wire calls it: its name, or, where tables are needed to decode it, the start of their hash."""
+        return self.name
 
     def accepts(self, spec: TensorSpec) -> bool:
         """Whether such a tensor can be encoded. Integer tensors are never quantised; jpeg takes uint8[1,h,w,1|3]."""
@@ -80,6 +86,10 @@ class CodecEntry(NamedTuple):
     """If it has any, names are ``kind:quality``; the table then says which quality is measured, and which are tried."""
     usual: int = 0
     tried: tuple[int, ...] = ()
+    picture: str = ""
+    """What a table calls it, if it is a picture: ``JPEG``."""
+    tables: bool = False
+    """Whether it encodes and decodes with the tables of a tensor alone, which a calibration learns."""
 
 
 #: Name, or the part before the colon → the codec. Everything that goes over all codecs reads this table.
@@ -93,20 +103,68 @@ CODECS: Mapping[str, CodecEntry] = {
     "int8+zstd": CodecEntry("splitpoint.codecs.packed:Zstd", (0.406, 1.98, 0.203, 1.13)),
     "int4+zstd": CodecEntry("splitpoint.codecs.packed:Zstd", (0.326, 1.25, 0.190, 0.76)),
     "jpeg": CodecEntry(
-        "splitpoint.codecs.jpeg:Jpeg", (0.150, 1.94, 0.159, 2.82),
-        qualities=range(1, 101), usual=90, tried=(50, 60, 75, 85, 90, 95, 98),
+        "splitpoint.codecs.pictures:Picture", (0.150, 1.94, 0.159, 2.82),
+        qualities=range(1, 101), usual=90, tried=(50, 60, 75, 85, 90, 95, 98), picture="JPEG",
+    ),
+    "jpeg444": CodecEntry(
+        "splitpoint.codecs.pictures:Picture", (0.160, 2.60, 0.170, 3.40),
+        qualities=range(1, 101), usual=90, tried=(75, 85, 90, 95, 98), picture="JPEG 4:4:4",
+    ),
+    "klt": CodecEntry(
+        "splitpoint.codecs.untabled:Untabled", (0.2, 3.0, 0.3, 6.0), qualities=range(1, 101), usual=50,
+        tried=(20, 30, 40, 50, 60, 70), tables=True,
     ),
 }  # fmt: skip
+#: Pictures that other systems send instead, and what no cut should be compared without. They are priced and never
+#: sent: `open_codec` knows none of them, so that no byte from elsewhere reaches their decoders (docs/codecs.md).
+#: ``@50``: at half the sides. Their costs are of 224 x 224 photos (`bench.fidelity`), shared out by JPEG's.
+OPPONENTS: Mapping[str, CodecEntry] = {
+    name: CodecEntry("splitpoint.codecs.pictures:Picture", cost, qualities=range(1, 101) if tried else range(0),
+                     usual=90, tried=tried, picture=picture)
+    for name, cost, tried, picture in (
+        ("jpeg@75", (0.40, 5.5, 0.30, 5.0), (50, 75, 90), "JPEG at 75 % of the sides"),
+        ("jpeg@50", (0.40, 4.3, 0.30, 4.0), (50, 75, 90), "JPEG at half the sides"),
+        ("webp", (0.40, 31.0, 0.20, 5.6), (75, 85, 90, 95, 98, 100), "WebP"),
+        ("webp@75", (0.40, 25.0, 0.30, 7.1), (75, 90), "WebP at 75 % of the sides"),
+        ("avif", (4.0, 360.0, 0.30, 10.0), (60, 70, 80, 85, 90, 95), "AVIF"),
+        ("avif@75", (3.0, 230.0, 0.40, 10.5), (70, 90), "AVIF at 75 % of the sides"),
+        ("webp-lossless", (2.0, 255.0, 0.20, 7.2), (), "lossless WebP"),
+        ("png", (0.20, 76.0, 0.10, 9.3), (), "PNG"),
+    )
+}  # fmt: skip
+#: All that has a price.
+PRICED: Mapping[str, CodecEntry] = {**CODECS, **OPPONENTS}
+
+
+def needs_tables(name: str) -> bool:
+    """Whether the codec of that name needs the tables of a tensor.
+
+    >>> needs_tables("klt:50"), needs_tables("int8")
+    (True, False)
+    """
+    entry = CODECS.get(name.partition(":")[0])
+    return entry is not None and entry.tables
 
 
 def usual_name(kind: str) -> str:
     """The name that stands for a row of the table where its cost is measured: ``int8``, ``jpeg:90``."""
-    entry = CODECS[kind]
+    entry = PRICED[kind]
     return f"{kind}:{entry.usual}" if entry.qualities else kind
 
 
+def picture(name: str) -> str:
+    """What a table calls a picture of that name; empty for a codec that is none.
+
+    >>> picture("jpeg444:90"), picture("png"), picture("int8")
+    ('JPEG 4:4:4 q90', 'PNG', '')
+    """
+    kind, _, quality = name.partition(":")
+    words = PRICED[kind].picture if kind in PRICED else ""
+    return f"{words} q{quality}" if words and quality else words
+
+
 def known_names() -> str:
-    """All names, as a user is told them: ``raw, …, and jpeg:1 to jpeg:100``."""
+    """The names of all that may be sent, as a user is told them: ``raw, …, and jpeg:1 to jpeg:100``."""
     plain = ", ".join(kind for kind, entry in CODECS.items() if not entry.qualities)
     graded = (f", and {k}:{e.qualities[0]} to {k}:{e.qualities[-1]}" for k, e in CODECS.items() if e.qualities)
     return plain + "".join(graded)
@@ -116,7 +174,7 @@ def calibrated_names() -> tuple[str, ...]:
     """What a calibration tries if nothing else is asked for: ``fp16``, …, ``jpeg:50``, …"""
     return tuple(
         name
-        for kind, entry in CODECS.items()
+        for kind, entry in PRICED.items()
         if entry.calibrated
         for name in ([f"{kind}:{q}" for q in entry.tried] if entry.qualities else [kind])
     )
@@ -129,10 +187,20 @@ def open_codec(name: str) -> Codec:
     >>> open_codec("int8").nbytes(TensorSpec("x", "float32", (1, 64, 28, 28)))
     50688
     """
+    return _open(name, CODECS)
+
+
+@lru_cache(maxsize=256)
+def open_priced(name: str) -> Codec:
+    """The codec or opponent of that name: for calibrations and plans. UsageError if there is none."""
+    return _open(name, PRICED)
+
+
+def _open(name: str, entries: Mapping[str, CodecEntry]) -> Codec:
     kind, colon, quality = name.partition(":")
-    entry = CODECS.get(kind)
+    entry = entries.get(kind)
     if entry is None or (colon and quality not in map(str, entry.qualities)):
-        hint = nearest(name, CODECS) if len(name) < 40 else ""
+        hint = nearest(name, entries) if len(name) < 40 else ""
         raise UsageError(f"no codec is called {name[:40]!r}{hint} (known: {known_names()})")
     if entry.qualities and not colon:
         least, most = entry.qualities[0], entry.qualities[-1]

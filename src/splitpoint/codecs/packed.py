@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import zstandard
 
-from splitpoint.codecs import at_most, checked, open_codec
+from splitpoint.codecs import Codec, at_most, checked, open_codec
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array, TensorSpec
 
@@ -18,7 +18,7 @@ LEVEL = 1
 _GUESS, _GUESS_INT8 = 0.8, 0.75
 
 
-class Zstd:
+class Zstd(Codec):
     """One Zstandard frame that says how much is in it. Safe for several threads: each has its own (de)compressor."""
 
     sized = False

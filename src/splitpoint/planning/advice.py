@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from splitpoint.codecs import picture
 from splitpoint.planning.constraints import Constraints
-from splitpoint.planning.plans import STAGES, Option, value
+from splitpoint.planning.plans import STAGES, UNSENT, Option, value
 from splitpoint.units import ms, size
 
 #: Below this share two medians are alike, however narrow their bands: profiles repeat within 2 to 4 %.
@@ -33,7 +34,7 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
     others = [o for o in options if not o.refused and o != best]
     plain = _least([o for o in others if o.kind != "split"], objective)
     said = f"{_opening(best)}: {quantity(best, objective)}"
-    hint = _jpeg_hint(options, best, objective)
+    hint = _picture_hint(options, best, objective)
     if plain is not None and not _told_apart(best, plain, objective):
         return (
             f"Too close to call: {best.label} ({quantity(best, objective)}) and {plain.label} "
@@ -80,16 +81,17 @@ def _opening(best: Option) -> str:
     return f"Do not split: run it all {where}"
 
 
-def _jpeg_hint(options: Sequence[Option], best: Option, objective: str) -> str:
-    """A word about the JPEG frame where it would win but nobody knows how accurate it is."""
-    jpeg = next((o for o in options if o.kind == "jpeg" and o.refused.startswith("its accuracy")), None)
-    if jpeg is None or value(jpeg, objective) >= value(best, objective):
-        return ""
-    quality = jpeg.codecs[0].partition(":")[2]
-    return (
-        f"; a JPEG frame (q{quality}) to the server would need {quantity(jpeg, objective)}, if splitpoint calibrate "
-        "finds it accurate enough"
-    )
+def _picture_hint(options: Sequence[Option], best: Option, objective: str) -> str:
+    """A word about a picture that would win, but nobody knows how accurate it is, or splitpoint does not send it."""
+    reasons = {"its accuracy": ", if splitpoint calibrate finds it accurate enough", UNSENT: ", but is not sent"}
+    for option in options:
+        if option.kind in ("jpeg", "opponent") and value(option, objective) < value(best, objective):
+            for start, words in reasons.items():
+                if option.refused.startswith(start):
+                    name = f"a JPEG frame (q{option.codecs[0].partition(':')[2]})"
+                    name = name if option.kind == "jpeg" else picture(option.codecs[0])
+                    return f"; {name} to the server would need {quantity(option, objective)}{words}"
+    return ""
 
 
 def quantity(option: Option, objective: str) -> str:
@@ -199,7 +201,9 @@ def _stage_line(stage: str, best: Option, second: Option) -> str:
 
 
 #: A constraint → its value when it is not set. The first ones are given up first.
-_UNSET: Mapping[str, Any] = {"deadline_ms": None, "max_edge_memory": None, "max_drop": None, "keep_input_local": False}
+_UNSET: Mapping[str, Any] = {
+    "deadline_ms": None, "max_edge_memory": None, "max_drop": None, "agreement": None, "keep_input_local": False
+}  # fmt: skip
 
 
 def contradiction(limits: Constraints, nearest: Callable[[Constraints], Option | None]) -> str:
@@ -221,6 +225,7 @@ def _sentence(limits: Constraints, asked: Sequence[str], given_up: Sequence[str]
         "deadline_ms": f"an answer within {ms(limits.deadline_ms or 0)} ms",
         "max_edge_memory": f"at most {size(limits.max_edge_memory or 0)} on the device",
         "max_drop": "the accuracy budget",
+        "agreement": "the agreement",
         "keep_input_local": "keeping the input on the device",
     }
     what = " and ".join(words[name] for name in given_up)

@@ -11,7 +11,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import open_priced
 from splitpoint.link import Link
 from splitpoint.planning.cost_model import CostModel, high
 from splitpoint.planning.objectives import weights_of
@@ -58,7 +58,7 @@ class Candidates:
         cuts = np.array([not scorer.refusal(cut) for cut in self.cuts])
         allowed = np.repeat(cuts[:, None], len(codecs), axis=1)
         for c, name in enumerate(codecs):
-            if not open_codec(name).exact:
+            if not open_priced(name).exact:
                 allowed[:, c] &= np.array([not scorer.lossy_refusal(cut, name) for cut in self.cuts])
         return allowed
 
@@ -128,10 +128,10 @@ def supported(costs: Floats, most: int) -> Sequence[int]:
     # Those that are nearly the cheapest fill the gaps between them: a request is not to be had in parts.
     behind = (paid / paid.min(1, keepdims=True)).min(0)
     order = np.lexsort((behind, -counts))
-    return [int(k) for k in order[:most] if counts[k] or _efficient(costs, k)]
+    return [int(k) for k in order[:most] if counts[k] or efficient(costs, k)]
 
 
-def _efficient(costs: Floats, row: int) -> bool:
+def efficient(costs: Floats, row: int) -> bool:
     """Whether no other row is as cheap in everything and cheaper in something."""
     better = (costs <= costs[row]).all(1) & (costs < costs[row]).any(1)
     return not bool(better.any())

@@ -11,7 +11,7 @@ from splitpoint.planning.plans import Option, value
 #: A split that promises less than this share, and less than the error bars, is not worth it.
 DOUBTFUL = 0.05
 #: Between those that are `ALIKE`, the simpler.
-_SIMPLER = {"device": 0, "server": 1, "jpeg": 2, "split": 3}
+_SIMPLER = {"device": 0, "server": 1, "jpeg": 2, "opponent": 2, "split": 3}
 
 
 def least(options: Iterable[Option], objective: str) -> Option | None:
@@ -26,11 +26,24 @@ def least(options: Iterable[Option], objective: str) -> Option | None:
 
 def rows(options: Sequence[Option], best: Option, objective: str, splits: int) -> tuple[Option, ...]:
     """The table's rows in order: the plain baselines, the best `splits`, each at another cut; `best`."""
-    plain = [next((o for o in options if o.kind == kind), None) for kind in ("device", "server", "jpeg")]
+    plain = [next((o for o in options if o.kind == kind), None) for kind in ("device", "server", "jpeg", "opponent")]
     ranked = sorted((o for o in options if o.kind == "split"), key=lambda o: (bool(o.refused), *_rank(o, objective)))
     first = {o.on_edge: o for o in reversed(ranked)}
     table = [o for o in plain if o is not None] + [o for o in ranked if first[o.on_edge] is o][:splits]
     return tuple(table) if best in table else (*table, best)
+
+
+def pareto(options: Sequence[Option]) -> Sequence[Option]:
+    """Those that no other is as fast as, as small on the uplink and as faithful, and better in one of these; the
+    fastest first. An option that is not exact and whose agreement is not known is none of them."""
+    shares = [1.0 if o.exact else o.quality.agreement if o.quality is not None else None for o in options]
+    known = [(o, share) for o, share in zip(options, shares, strict=True) if share is not None]
+    points = [(o.total.ms, o.up_nbytes, -share, o) for o, share in known]
+    front: list[tuple[float, int, float, Option]] = []
+    for point in sorted(points, key=lambda p: p[:3]):
+        if not any(other[1] <= point[1] and other[2] <= point[2] for other in front):
+            front.append(point)
+    return [point[3] for point in front]
 
 
 def nearly(option: Option, other: Option, link: Link) -> bool:

@@ -42,14 +42,17 @@ class Shared(msgspec.Struct, frozen=True):
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True):
-    """`max_drop` is a share of top-1 agreement (0.01: one input in a hundred), `max_edge_memory` bytes.
+    """`agreement` is the least share of answers that a calibration must have measured to stay as they are (0.98), and
+    `max_drop` the most that it must have ruled out to change, with 95 % confidence: the same with a margin for how few
+    inputs there were. `max_edge_memory` is in bytes.
 
     `keep_input_local`: neither the model's input crosses nor what holds it only rearranged. `deadline_ms` is met if
     nine requests in ten are answered by then. `codecs` may be used for what crosses; none given means `raw`, and with
-    `max_drop` all that are calibrated. `shared` is what the server allows, where that is not all. UsageError for
-    numbers that make no sense and codecs that do not exist.
+    `agreement` or `max_drop` all that are calibrated. `shared` is what the server allows, where that is not all.
+    UsageError for numbers that make no sense and codecs that do not exist.
     """
 
+    agreement: float | None = None
     max_drop: float | None = None
     max_edge_memory: float | None = None
     keep_input_local: bool = False
@@ -60,6 +63,8 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise UsageError(f"a drop is a share from 0 to below 1, such as 0.01 for 1 %: not {self.max_drop}")
+        if self.agreement is not None and not 0 < self.agreement <= 1:
+            raise UsageError(f"an agreement is a share of the answers, such as 0.98 for 98 %: not {self.agreement}")
         for name, value, unit in (
             ("deadline", self.deadline_ms, "milliseconds"),
             ("edge memory", self.max_edge_memory, "bytes"),
@@ -70,9 +75,26 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
             open_codec(codec)
 
     @property
+    def faithful(self) -> bool:
+        """Whether it says how well answers must be kept."""
+        return self.agreement is not None or self.max_drop is not None
+
+    def too_lossy(self, quality: Quality | None) -> str:
+        """Why lossy codecs of this quality are ruled out by what answers must be kept; empty if they are not."""
+        if not self.faithful:
+            return ""
+        if quality is None or quality.agreement is None:
+            return "its accuracy is not measured (splitpoint calibrate)"
+        if self.agreement is not None and quality.agreement < self.agreement:
+            return f"its agreement is {percent(quality.agreement)}"
+        return "" if self.max_drop is None else over_budget(quality, self.max_drop)
+
+    @property
     def said(self) -> tuple[str, ...]:
         """Each constraint that is set, in words."""
         words = []
+        if self.agreement is not None:
+            words.append(f"an agreement of at least {percent(self.agreement)}")
         if self.max_drop is not None:
             words.append(f"a drop of at most {percent(self.max_drop)}")
         if self.max_edge_memory is not None:
@@ -109,16 +131,18 @@ def percent(share: float) -> str:
     return f"{share * 100:.3g} %"
 
 
-def check_budget(max_drop: float, calibration: Calibration | None) -> None:
-    """UsageError where a budget for the drop in agreement cannot mean anything."""
+def check_budget(limits: Constraints, calibration: Calibration | None) -> None:
+    """UsageError where what answers must be kept cannot mean anything."""
+    if not limits.faithful:
+        return
+    option = "--agreement" if limits.agreement is not None else "--max-drop"
     if calibration is None:
+        raise UsageError(f"{option} needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
+    if not calibration.judged:
         raise UsageError(
-            f"--max-drop {percent(max_drop)} needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json"
-        )
-    if not calibration.classifier:
-        raise UsageError(
-            f"--max-drop is about top-1 agreement, and {calibration.output} of {calibration.model} is no classifier's "
-            "output: choose codecs by the error that its calibration shows, with --codec"
+            f"{option} is about how many answers stay, and {calibration.output} of {calibration.model} is no "
+            "classifier's output: calibrate with --measure, or choose codecs by the error that its calibration shows, "
+            "with --codec"
         )
 
 

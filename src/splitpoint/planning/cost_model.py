@@ -25,11 +25,11 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from splitpoint.calibration.calibrations import Calibration, Quality
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import open_priced
 from splitpoint.errors import InputError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.constraints import over_budget
+from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.frame_bytes import REQUEST_NBYTES, VECTOR_NBYTES, answer_nbytes, frame_entry
 from splitpoint.planning.graph_steps import GraphSteps
 from splitpoint.planning.hosts import RAW, Host
@@ -42,6 +42,8 @@ from splitpoint.tensors import TensorSpec
 CODEC_SHARE = 0.25
 #: Bytes of codecs that depend on the values (JPEG, zstd), where no calibration has measured them.
 BYTES_SHARE = 0.25
+#: The codec by which a machine is compared with the one that calibrated.
+_COMPARED = "int8"
 #: The rate of a link that varies at all, beside its jitter; of one that is given as exact numbers nothing.
 _RATE_SHARE = 0.05
 
@@ -193,12 +195,13 @@ class PlacedParts:
 class Calibrated:
     """What a calibration says of the tensors of `graph`: their bytes with a codec, and how good the answer then is.
 
-    `nbytes` are medians by (tensor, codec); `codecs` those that were calibrated anywhere. InputError if it is of
-    another model.
+    `nbytes` are medians by (tensor, codec); `times` the milliseconds of encoding and decoding it there, on the machine
+    that calibrated; `codecs` those that were calibrated anywhere. InputError if it is of another model.
     """
 
     def __init__(self, graph: Graph, calibration: Calibration | None) -> None:
         self.nbytes: dict[tuple[str, str], int] = {}
+        self.times: dict[tuple[str, str], tuple[float, float]] = {}
         self.codecs: tuple[str, ...] = ()
         self._alone: dict[tuple[str, str], list[Quality]] = {}
         self._together: dict[tuple[tuple[str, ...], str], Quality] = {}
@@ -212,7 +215,7 @@ class Calibrated:
                     f"the calibration of {calibration.model} has a row for prefix {row.prefix} that does not fit "
                     f"{graph.name}: it is of another model"
                 )
-            cut, codec = cuts[row.prefix], open_codec(row.codec)
+            cut, codec = cuts[row.prefix], open_priced(row.codec)
             # What crosses and how decides the answer, not which nodes were left on which side of it.
             self._together[_names(cut), row.codec] = row.quality
             for spec, nbytes in zip(cut.crossing, row.nbytes, strict=True):
@@ -220,6 +223,8 @@ class Calibrated:
                     sizes.setdefault((spec.name, row.codec), []).append(nbytes)
                     if len(row.nbytes) == 1:
                         self._alone.setdefault((spec.name, row.codec), []).append(row.quality)
+                        if row.encode_ms and row.decode_ms:
+                            self.times[spec.name, row.codec] = row.encode_ms, row.decode_ms
         self.nbytes = {key: int(np.median(each)) for key, each in sizes.items()}
         self.codecs = tuple(dict.fromkeys(r.codec for r in calibration.rows))
 
@@ -227,10 +232,10 @@ class Calibrated:
         """How good the answer is with this codec for all that crosses at `cut`; None if that was not measured."""
         return self._together.get((_names(cut), codec))
 
-    def allows(self, tensor: str, codec: str, max_drop: float | None) -> bool:
-        """Whether an inexact codec keeps within `max_drop` for this tensor: shown, not supposed."""
+    def allows(self, tensor: str, codec: str, limits: Constraints) -> bool:
+        """Whether an inexact codec keeps the answers as `limits` ask for, for this tensor: shown, not supposed."""
         known = self._alone.get((tensor, codec), ())
-        return max_drop is None or (bool(known) and not any(over_budget(quality, max_drop) for quality in known))
+        return not limits.faithful or (bool(known) and not any(limits.too_lossy(quality) for quality in known))
 
 
 def _names(cut: Cut) -> tuple[str, ...]:
@@ -240,7 +245,8 @@ def _names(cut: Cut) -> tuple[str, ...]:
 class CostModel:
     """Prices placements of one graph on these hosts. `codecs` are those that the tables have, raw first.
 
-    InputError for a codec that a host has no times for, and for a calibration of another model.
+    InputError for a codec that neither a host nor the calibration has times for, and for a calibration of another
+    model.
     """
 
     def __init__(
@@ -253,10 +259,12 @@ class CostModel:
     ) -> None:
         self.graph, self.hosts = graph, tuple(hosts)
         self.codecs: tuple[str, ...] = tuple(dict.fromkeys((RAW, *codecs)))
+        self.calibrated = Calibrated(graph, calibration)
+        timed = {codec for _, codec in self.calibrated.times}
         for name in self.codecs:
             for host in self.hosts:
-                host.codec(name)
-        self.calibrated = Calibrated(graph, calibration)
+                if name not in timed:
+                    host.codec(name)
         self.steps = GraphSteps(graph)
         self._coded: dict[tuple[int, str, str], Coded] = {}
 
@@ -270,20 +278,34 @@ class CostModel:
         return self._coded[key]
 
     def _price(self, hop: int, spec: TensorSpec, name: str) -> Coded:
-        codec = open_codec(name)
-        if not codec.accepts(spec):
+        codec = open_priced(name)
+        ours, theirs = (self._times(host, spec, name) for host in self.hosts[hop : hop + 2])
+        if not codec.accepts(spec) or ours is None or theirs is None:
             return self.coded(hop, spec, RAW)
         measured = None if codec.sized else self.calibrated.nbytes.get((spec.name, name))
         nbytes = codec.nbytes(spec) if measured is None else measured
-        ours, theirs = self.hosts[hop].codec(name), self.hosts[hop + 1].codec(name)
         return Coded(
             name,
             nbytes,
             frame_entry(spec, name, nbytes),
             codec.sized or measured is not None,
-            ours.encode_fixed_ms + ours.encode_ms_per_mb * spec.nbytes / 1e6,
-            theirs.decode_fixed_ms + theirs.decode_ms_per_mb * spec.nbytes / 1e6,
+            ours[0],
+            theirs[1],
         )
+
+    def _times(self, host: Host, spec: TensorSpec, name: str) -> tuple[float, float] | None:
+        """Milliseconds of encoding and decoding a tensor on a host: by its profile; of a codec that profiles do not
+        time (its work hangs on what a calibration taught it of each tensor) by the calibration, times how much slower
+        than the machine that calibrated this one is with the same tensor and int8. None where neither says."""
+        if host.knows(name):
+            cost, nbytes = host.codec(name), spec.nbytes / 1e6
+            encode = cost.encode_fixed_ms + cost.encode_ms_per_mb * nbytes
+            return encode, cost.decode_fixed_ms + cost.decode_ms_per_mb * nbytes
+        measured, known = (self.calibrated.times.get((spec.name, codec)) for codec in (name, _COMPARED))
+        here = self._times(host, spec, _COMPARED) if known and host.knows(_COMPARED) else None
+        if measured is None or known is None or here is None:
+            return None
+        return measured[0] * here[0] / known[0], measured[1] * here[1] / known[1]
 
     @cached_property
     def tables(self) -> tuple[TensorTable, ...]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from splitpoint.calibration.calibrations import Calibration
+from splitpoint.codecs import PRICED, picture
 from splitpoint.documents import require_model
 from splitpoint.errors import InputError
 from splitpoint.graph import Graph
@@ -15,6 +18,7 @@ from splitpoint.text import listed
 #: Uncoded: it may always be used, and takes no time.
 RAW = "raw"
 _FREE = CodecCost(0.0, 0.0, 0.0, 0.0)
+_JPEG, _PHOTO_MB = "jpeg:90", 0.15
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,24 @@ class Host:
         return cost
 
     def _timed(self, name: str) -> CodecCost | None:
-        """JPEG's times hardly depend on the quality: the nearest quality that was measured stands for another."""
+        """JPEG's times hardly depend on the quality: the nearest quality that was measured stands for another. Pictures
+        that no profile measures (it would take longer than all else) take as many times JPEG's as in the table."""
         codecs: Mapping[str, CodecCost] = self.profile.codecs
         if name == RAW:
             return _FREE
         if name in codecs:
             return codecs[name]
-        wanted = quality_of(name)
-        if wanted is None:
-            return None
-        kind = name.partition(":")[0]
+        kind, wanted = name.partition(":")[0], quality_of(name) or 0
         near = {n: q for n in codecs if n.partition(":")[0] == kind and (q := quality_of(n)) is not None}
-        return codecs[min(near, key=lambda n: abs(near[n] - wanted))] if near else None
+        if near:
+            return codecs[min(near, key=lambda n: abs(near[n] - wanted))]
+        jpeg = self._timed(_JPEG) if picture(name) and kind != _JPEG.partition(":")[0] else None
+        if jpeg is None:
+            return None
+        times, ours, table = msgspec.structs.astuple(jpeg), PRICED[kind].cost, PRICED["jpeg"].cost
+        # By what a photo of 224 x 224 takes: the two parts of another codec need not be alike.
+        encode, decode = ((times[k] + _PHOTO_MB * times[k + 1]) / (table[k] + _PHOTO_MB * table[k + 1]) for k in (0, 2))
+        return CodecCost(encode * ours[0], encode * ours[1], decode * ours[2], decode * ours[3])
 
 
 def quality_of(codec: str) -> int | None:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import open_priced
 from splitpoint.link import Link
 from splitpoint.planning.candidates import Candidates
 from splitpoint.planning.constraints import Constraints, input_like
@@ -27,6 +27,7 @@ from splitpoint.planning.solve.search import Limit, search
 _SEARCH_S, _GLANCE_S = 1.0, 0.05
 #: Objectives that many placements share the least value of, and what of it counts as the same (bytes, ms).
 _TIES: Mapping[str, float] = {"bytes": 0.5, "server-time": 0.5e-6}
+_NONE = Constraints()
 
 
 class SplitProblem:
@@ -35,22 +36,22 @@ class SplitProblem:
     >>> split = SplitProblem(costs)
     >>> cut = costs.steps.cut(least(split.problem(PRESETS["4g"])).on_edge)
 
-    With `max_drop` an inexact codec may be used only for tensors that are shown to keep it (`Calibrated.allows`).
-    `keep_input_local` forbids the model's input to cross, and all tensors that still show it (`input_like`).
+    Of `limits` it keeps what answers must be kept, an inexact codec being used only for tensors that are shown to keep
+    it (`Calibrated.allows`), and `keep_input_local`: neither the model's input nor what still shows it crosses.
     """
 
-    def __init__(self, costs: CostModel, *, max_drop: float | None = None, keep_input_local: bool = False) -> None:
+    def __init__(self, costs: CostModel, limits: Constraints = _NONE) -> None:
         self.costs = costs
         [self._table] = costs.tables
         self._own, self._theirs = (host.profile.costs() for host in costs.hosts)
         self._head, self._tail = costs.steps.sums(self._own.head), costs.steps.sums(self._theirs.tail)
         tensors = costs.steps.tensors
-        shown = input_like(costs.graph) if keep_input_local else ()
+        shown = input_like(costs.graph) if limits.keep_input_local else ()
         self._local = np.array([t.name in shown for t in tensors], bool)
         self._usable = self._table.accepts.copy()
         for c, name in enumerate(costs.codecs):
-            if not open_codec(name).exact:
-                self._usable[:, c] &= [costs.calibrated.allows(t.name, name, max_drop) for t in tensors]
+            if not open_priced(name).exact:
+                self._usable[:, c] &= [costs.calibrated.allows(t.name, name, limits) for t in tensors]
 
     def problem(self, link: Link, objective: str = "latency", *, most: float = np.inf) -> Problem:
         """The problem in the objective's unit: ms (latency, server-time), mJ (energy) or bytes.
@@ -164,15 +165,12 @@ class PlacementSearch:
     @cached_property
     def _bounding(self) -> SplitProblem:
         """The costs of every placement with every codec: a bound for those with less choice."""
-        return SplitProblem(self.costs, keep_input_local=self.constraints.keep_input_local)
+        return SplitProblem(self.costs, Constraints(keep_input_local=self.constraints.keep_input_local))
 
     @cached_property
     def choice(self) -> SplitProblem:
         """The costs of what may be chosen: codecs tensor by tensor, as far as they are accurate enough."""
-        limits = self.constraints
-        if limits.max_drop is None:
-            return self._bounding
-        return SplitProblem(self.costs, max_drop=limits.max_drop, keep_input_local=limits.keep_input_local)
+        return SplitProblem(self.costs, self.constraints) if self.constraints.faithful else self._bounding
 
     @cached_property
     def _cutter(self) -> Cutter:

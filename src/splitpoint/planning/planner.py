@@ -10,22 +10,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 
-from splitpoint.calibration.calibrations import Calibration
-from splitpoint.codecs import open_codec
+from splitpoint.calibration.calibrations import Calibration, Quality
+from splitpoint.codecs import CODECS, open_codec, picture
 from splitpoint.errors import UsageError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
 from splitpoint.planning.advice import advise, contradiction, explain
-from splitpoint.planning.candidates import Candidates
-from splitpoint.planning.choice import least, nearly, rows
+from splitpoint.planning.candidates import Candidates, efficient
+from splitpoint.planning.choice import least, nearly, pareto, rows
 from splitpoint.planning.constraints import Constraints, check_budget
 from splitpoint.planning.cost_model import CostModel
 from splitpoint.planning.hosts import RAW, Host, check_same_model, quality_of
 from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.placement_search import PlacementSearch
-from splitpoint.planning.plans import Option, Plan, value
+from splitpoint.planning.plans import AgreementRanges, Option, Plan, value
 from splitpoint.planning.scoring import Scorer, uniform
 from splitpoint.planning.sensitivity import Curves, curves, ranges
 from splitpoint.planning.solve.problem import Bools, Solution
@@ -38,6 +39,8 @@ Profiles: TypeAlias = Sequence[Profile] | Mapping[str, Profile]
 RUNNERS_UP = 3
 #: JPEG's quality where no calibration says which is enough: what cameras use.
 DEFAULT_JPEG = "jpeg:90"
+#: Agreements that a plan with a calibration says the best rates of, whatever was asked for.
+AGREEMENTS = (0.9, 0.95, 0.98)
 
 
 def plan(
@@ -77,8 +80,7 @@ class Planner:
         check_same_model(self.graph, self.hosts, calibration)
         self.objective, self._calibration = objective, calibration
         weights_of(objective, self.hosts)  # an objective that is none is told now
-        if self.constraints.max_drop is not None:
-            check_budget(self.constraints.max_drop, calibration)
+        check_budget(self.constraints, calibration)
         self.costs = CostModel(self.graph, self.hosts, codecs=self._codecs(), calibration=calibration)
         self._scorer = Scorer(self.costs, self.constraints)
         self._candidates = Candidates(self.costs, self._scorer, objective)
@@ -87,11 +89,15 @@ class Planner:
         self._placed: dict[tuple[int, ...], Cut] = {}
 
     def _codecs(self) -> tuple[str, ...]:
-        """Those that may be used besides raw."""
+        """Those that may be used besides raw. Pictures are priced apart (`_pictures`): there are many of them."""
         asked = self.constraints.codecs
-        if not asked and self.constraints.max_drop is not None and self._calibration is not None:
-            asked = tuple(r.codec for r in self._calibration.rows if all(host.knows(r.codec) for host in self.hosts))
-        return tuple(open_codec(name).name for name in asked)
+        return asked or (self._calibrated() if self.constraints.faithful else ())
+
+    def _calibrated(self) -> tuple[str, ...]:
+        """The codecs that are calibrated and no pictures."""
+        rows = self._calibration.rows if self._calibration is not None else ()
+        known = {r.codec: r.encode_ms > 0 or all(host.knows(r.codec) for host in self.hosts) for r in rows}
+        return tuple(name for name, timed in known.items() if timed and not picture(name))
 
     # --- plans --------------------------------------------------------------------------------------------------
 
@@ -122,12 +128,13 @@ class Planner:
             advice=advise(table, best, self.objective, limited=limited),
             constraints=limits.said,
             sensitivity=ranges(self.best, link, best) if sensitivity else (),
+            agreements=self._agreements(link) if sensitivity else (),
             why=explain(table, best, self.objective),
         )
 
     def best(self, link: Link) -> Option | None:
         """The best option alone (about 1 ms of CPU); None if none keeps to the constraints."""
-        options = [*self._baselines(link), *self._candidates.best(link)]
+        options = [*self._baselines(link, opponents=False), *self._candidates.best(link)]
         return least([*options, *self._solved(self._search.glance(link), link)], self.objective)
 
     def price(self, cut: Cut | Iterable[int], codecs: Sequence[str], link: Link) -> Option:
@@ -175,6 +182,31 @@ class Planner:
                 kept.append(option)
         return kept[:most]
 
+    def _agreements(self, link: Link) -> tuple[AgreementRanges, ...]:
+        """What is best at which bandwidth where each of `AGREEMENTS` must be kept; nothing without a calibration."""
+        if self._calibration is None or not self._calibration.judged:
+            return ()
+        stretches = []
+        for share in AGREEMENTS:
+            limits = msgspec.structs.replace(self.constraints, agreement=share, max_drop=None)
+            planner = self.relaxed(limits, self.objective)
+            stretches.append(AgreementRanges(share, ranges(planner.best, link, planner.best(link))))
+        return tuple(stretches)
+
+    def front(self, link: Link) -> Sequence[Option]:
+        """The options that no other has fewer milliseconds, fewer bytes up and more agreement than, whatever agreement
+        is asked for, opponents among them; the fastest first. Only those whose agreement is known."""
+        limits = msgspec.structs.replace(self.constraints, agreement=None, max_drop=None, codecs=self._calibrated())
+        return pareto(self.relaxed(limits, "latency")._priced(link))
+
+    def _priced(self, link: Link) -> list[Option]:
+        """What is allowed of every prefix with every codec, and all pictures."""
+        allowed = np.argwhere(self._candidates.scores(link)[1]).tolist()
+        options = [self._candidates.option(prefix, codec, link) for prefix, codec in allowed]
+        frame = self._candidates.cuts[0]
+        shown = [*self._known_pictures(sent=True), *self._known_pictures(sent=False)]
+        return options + [self._scorer.option(frame, uniform(frame, codec), link) for codec in shown]
+
     def curves(self, link: Link) -> Curves:
         """The objective of each kind of option as a function of the uplink's bandwidth."""
         return curves(self._kinds, link)
@@ -207,31 +239,49 @@ class Planner:
         options += [o for s in solutions for o in self._solved(s, link)]
         return list({(o.on_edge, o.codecs): o for o in options}.values()), floor
 
-    def _baselines(self, link: Link) -> list[Option]:
-        """All on the device; all on the server, raw and as a JPEG, where there is such a thing."""
+    def _baselines(self, link: Link, *, opponents: bool = True) -> list[Option]:
+        """All on the device; all on the server, raw, as the best picture that may be sent, where there is such a
+        thing, and as the best that may not (`opponents`)."""
         cuts = self._candidates.cuts
-        plain = [(cuts[-1], RAW)]
+        options = [self._scorer.option(cuts[-1], uniform(cuts[-1], RAW), link)]
         if len(cuts) > 1:
-            plain += [(cuts[0], codec) for codec in (RAW, self._jpeg) if codec is not None]
-        return [self._scorer.option(cut, uniform(cut, codec), link) for cut, codec in plain]
+            frame = cuts[0]
+            for codecs in ((RAW,), self._pictures, self._opponents if opponents else ()):
+                priced = [self._scorer.option(frame, uniform(frame, codec), link) for codec in codecs]
+                options += sorted(priced, key=lambda o: (value(o, self.objective), o.total.ms))[:1]
+        return options
 
     @cached_property
-    def _jpeg(self) -> str | None:
-        """JPEG at the lowest quality that keeps the budget (without one: changes no label), at the best there is where
-        none does. None where the model takes no image, or the profiles have no times for JPEG.
-        """
+    def _pictures(self) -> Sequence[str]:
+        """Pictures to price, of those that may be sent: without a calibration, JPEG as it was asked for. None where the
+        model takes no image, or the profiles have no times for JPEG."""
         frame, jpeg = self._candidates.cuts[0], open_codec(DEFAULT_JPEG)
         if not any(jpeg.accepts(t) for t in frame.crossing) or not all(h.knows(DEFAULT_JPEG) for h in self.hosts):
-            return None
-        calibrated = self.costs.calibrated
-        jpegs = [codec for codec in calibrated.codecs if codec.startswith("jpeg:")]
-        known = {codec: quality for codec in jpegs if (quality := calibrated.quality(frame, codec)) is not None}
-        asked = [c for c in self.constraints.codecs if c.startswith("jpeg:")]
-        for codec in sorted(known, key=_quality):
-            same = self.constraints.max_drop is not None or known[codec].agreement == 1
-            if same and not self._scorer.too_lossy(known[codec], [codec]):
-                return codec
-        return max(known or asked or [DEFAULT_JPEG], key=_quality)
+            return ()
+        asked = [c for c in self.constraints.codecs if picture(c)]
+        return self._cheapest(self._known_pictures(sent=True)) or (asked or [DEFAULT_JPEG])[-1:]
+
+    @cached_property
+    def _opponents(self) -> Sequence[str]:
+        return self._cheapest(self._known_pictures(sent=False))
+
+    def _known_pictures(self, *, sent: bool) -> Mapping[str, Quality]:
+        """Pictures whose agreement was measured, of those that may be sent or of the others."""
+        frame, calibrated = self._candidates.cuts[0], self.costs.calibrated
+        named = [c for c in calibrated.codecs if picture(c) and (c.partition(":")[0] in CODECS) == sent]
+        known = {c: calibrated.quality(frame, c) for c in named if all(host.knows(c) for host in self.hosts)}
+        return {codec: quality for codec, quality in known.items() if quality is not None}
+
+    def _cheapest(self, known: Mapping[str, Quality]) -> Sequence[str]:
+        """Those that keep the answers as asked for (unasked: change none) and could be the best on some link; where
+        none does, the one with the most agreement."""
+        limits, frame = self.constraints, self._candidates.cuts[0]
+        kept = [c for c, q in known.items() if (q.agreement == 1 or limits.faithful) and not limits.too_lossy(q)]
+        if not kept:
+            return sorted(known, key=lambda c: (known[c].agreement or 0.0, quality_of(c) or 0))[-1:]
+        coded = [[self.costs.coded(0, t, c) for t in frame.crossing] for c in kept]
+        costs = np.array([np.sum([(k.nbytes, k.encode_ms, k.decode_ms) for k in row], axis=0) for row in coded])
+        return [c for k, c in enumerate(kept) if efficient(costs, k)]
 
     def _solved(self, solution: Solution, link: Link) -> Iterable[Option]:
         """A solution's placement with the codecs that suit it, by the full model."""
@@ -274,7 +324,3 @@ def pair(profiles: Profiles) -> tuple[Profile, Profile]:
         return edge, cloud
     except (KeyError, ValueError, TypeError):
         raise UsageError("profiles are (the device's, the server's), or {'edge': …, 'cloud': …}") from None
-
-
-def _quality(codec: str) -> int:
-    return quality_of(codec) or 0

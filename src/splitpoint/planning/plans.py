@@ -7,24 +7,29 @@ from typing import Final, Literal
 import msgspec
 
 from splitpoint.calibration.calibrations import Quality
-from splitpoint.documents import Above0, Count, NotNegative, require_model
+from splitpoint.codecs import picture
+from splitpoint.documents import Above0, Count, NotNegative, Share, require_model
 from splitpoint.errors import UsageError
 from splitpoint.link import Link
 
 #: Of the file. 1 (splitpoint 0.1.0) had one device, one link and one server, by name.
 FORMAT = 2
 
-OptionKind = Literal["device", "server", "jpeg", "split"]
+OptionKind = Literal["device", "server", "jpeg", "opponent", "split"]
 #: The kind of a range of rates at which no option keeps to the constraints.
 NO_OPTION: Final = "none"
-RangeKind = Literal["device", "server", "jpeg", "split", "none"]
+RangeKind = Literal["device", "server", "jpeg", "opponent", "split", "none"]
 #: What an option is, in the words of the table.
 KINDS = {
     "device": "all on the device",
     "server": "all on the server, raw input",
     "jpeg": "all on the server, JPEG",
+    "opponent": "all on the server, another picture (priced only)",
     "split": "split",
 }
+
+#: How the reason begins why an option that is there to be compared with is refused.
+UNSENT = "splitpoint does not send"
 
 #: A request's time between a device and a server, in the order it happens. Half of the round trip is in `up` and half
 #: in `down`; what the server decodes is part of `server`.
@@ -167,9 +172,9 @@ def label(kind: str, cut: str, codecs: tuple[str, ...]) -> str:
     named = " + ".join(dict.fromkeys(codecs))
     if kind in ("device", NO_OPTION):
         return KINDS.get(kind, "nothing keeps to the constraints")
-    if kind == "jpeg":
-        quality = next((c.partition(":")[2] for c in codecs if c.startswith("jpeg:")), "")
-        return f"{KINDS[kind]} q{quality}"
+    if kind in ("jpeg", "opponent"):
+        shown = next((words for words in map(picture, codecs) if words), "JPEG")
+        return f"all on the server, {shown}{' (priced only)' if kind == 'opponent' else ''}"
     if kind == "server":
         return KINDS[kind] if named in ("raw", "") else f"all on the server, {named} input"
     return f"split after {cut}" if named in ("raw", "") else f"split after {cut}, {named}"
@@ -188,6 +193,13 @@ class RateRange(msgspec.Struct, frozen=True):
     def label(self) -> str:
         """The option in words."""
         return label(self.kind, self.cut, self.codecs)
+
+
+class AgreementRanges(msgspec.Struct, frozen=True):
+    """What is best at which rates where `agreement` (a share) must be kept."""
+
+    agreement: Share
+    ranges: tuple[RateRange, ...]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +226,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     constraints: tuple[str, ...] = ()
     """What it keeps to, in words."""
     sensitivity: tuple[RateRange, ...] = ()
+    agreements: tuple[AgreementRanges, ...] = ()
+    """With a calibration: the same for some agreements that may be asked for."""
     why: tuple[str, ...] = ()
     """`--explain`: why the runner-up lost, stage by stage."""
 

@@ -8,14 +8,14 @@ from functools import cached_property
 from math import sqrt
 
 from splitpoint.calibration.calibrations import Quality
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import OPPONENTS, open_priced, picture
 from splitpoint.graph import JOIN, Cut
 from splitpoint.link import Link
-from splitpoint.planning.constraints import Constraints, input_like, over_budget, percent
+from splitpoint.planning.constraints import Constraints, input_like, percent
 from splitpoint.planning.cost_model import Coded, CostModel, Delay, PlacedParts, hop_delays, host_delays
 from splitpoint.planning.graph_steps import head_memory
 from splitpoint.planning.objectives import weights_of
-from splitpoint.planning.plans import Band, Crossing, HopCosts, HostCosts, Option, OptionKind
+from splitpoint.planning.plans import UNSENT, Band, Crossing, HopCosts, HostCosts, Option, OptionKind
 from splitpoint.units import ms, size
 
 #: Requests a second of a request that takes no time: JSON has no infinity.
@@ -51,14 +51,14 @@ class Scorer:
         coded = [self.costs.coded(0, t, c) for c, t in zip(codecs, cut.crossing, strict=True)]
         names = [t.codec for t in coded]
         work = self.costs.work(placed.parts, [coded])
-        exact = all(open_codec(name).exact for name in names)
+        exact = all(open_priced(name).exact for name in names)
         quality = None if exact else self._quality(cut, names)
         on_hosts = [host_delays(host) for host in work.hosts]
         on_hops = [hop_delays(hop, at) for hop, at in zip(work.hops, links, strict=True)]
         delays = [delay for pair in (*on_hosts, *on_hops) for delay in pair]
         # Spreads are independent: medians add up, spreads as root of squares.
         total = _band(Delay(sum(d.ms for d in delays), sum(d.below for d in delays), sum(d.above for d in delays)))
-        reasons = [placed.refusal, "" if exact else self.too_lossy(quality, names)]
+        reasons = [placed.refusal, "" if exact else self.too_lossy(quality, names), *map(_unsent, names)]
         if self.constraints.deadline_ms is not None and total.high > self.constraints.deadline_ms:
             reasons.append(f"one request in ten takes longer than {ms(total.high)} ms")
         slowest = max(work.busy(links))
@@ -95,7 +95,9 @@ class Scorer:
             return "device"
         if len(cut.nodes):
             return "split"
-        return "jpeg" if any(n.startswith("jpeg:") for n in names) else "server"
+        if any(map(_unsent, names)):
+            return "opponent"
+        return "jpeg" if any(map(picture, names)) else "server"
 
     def _quality(self, cut: Cut, names: Sequence[str]) -> Quality | None:
         """What is calibrated of these codecs at this cut, if they are one codec for all that accept it."""
@@ -137,10 +139,10 @@ class Scorer:
         With a budget it must be shown to be kept. Without one, a codec that was asked for is taken as it is, and
         another only where no label changed.
         """
-        if self.constraints.max_drop is not None:
-            return over_budget(quality, self.constraints.max_drop)
+        if self.constraints.faithful:
+            return self.constraints.too_lossy(quality)
         asked = set(self.constraints.codecs)
-        if all(n in asked or open_codec(n).exact for n in names):
+        if all(n in asked or open_priced(n).exact for n in names):
             return ""
         if quality is None or quality.agreement is None:
             return "its accuracy is not measured (splitpoint calibrate)"
@@ -149,7 +151,7 @@ class Scorer:
     def lossy_refusal(self, cut: Cut, codec: str) -> str:
         """Why one codec for all that crosses at `cut` loses too much there; empty if it does not."""
         names = [self.costs.coded(0, t, codec).codec for t in cut.crossing]
-        if all(open_codec(n).exact for n in names):
+        if all(open_priced(n).exact for n in names):
             return ""
         return self.too_lossy(self.costs.calibrated.quality(cut, codec), names)
 
@@ -170,6 +172,11 @@ class Scorer:
 def uniform(cut: Cut, codec: str) -> list[str]:
     """`codec` for every tensor that crosses; where one does not accept it, `Scorer.option` takes raw."""
     return [codec] * len(cut.crossing)
+
+
+def _unsent(codec: str) -> str:
+    """Why a picture is only compared with; empty for codecs that are sent."""
+    return f"{UNSENT} {picture(codec)}" if codec.partition(":")[0] in OPPONENTS else ""
 
 
 def _band(delay: Delay[float]) -> Band:

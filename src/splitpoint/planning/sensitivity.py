@@ -28,7 +28,7 @@ class Curves:
     values: Mapping[str, tuple[float, ...]]
 
 
-def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option) -> tuple[RateRange, ...]:
+def ranges(best_at: Callable[[Link], Option | None], link: Link, best: Option | None) -> tuple[RateRange, ...]:
     """Which option is the best at which rates: re-planned on a logarithmic grid, change points by bisection.
 
     For a sum (latency, energy) each option is a line over 1 ÷ rate: one that wins at two rates wins between them. A

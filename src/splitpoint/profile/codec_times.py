@@ -22,7 +22,8 @@ _LEAST_ROUNDS = 3
 def codec_costs(model: Model, budget_s: float) -> dict[str, CodecCost]:
     """Codec → its cost for tensors like those that cross in `model`, measured in about `budget_s` seconds."""
     costs = {}
-    for codec in (open_codec(usual_name(kind)) for kind in CODECS):
+    # What a codec with tables costs is a matter of these, not of bytes alone: a calibration measures it.
+    for codec in (open_codec(usual_name(kind)) for kind, entry in CODECS.items() if not entry.tables):
         spec = next((s for s in _specs(model) if codec.accepts(s)), None)
         if spec is not None:
             costs[codec.name] = measure(codec, spec, budget_s / len(CODECS))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from splitpoint.planning.advice import rate
-from splitpoint.planning.plans import Option, Plan, value
+from splitpoint.planning.constraints import percent
+from splitpoint.planning.plans import Option, Plan, RateRange, value
 from splitpoint.planning.sensitivity import Curves
 from splitpoint.report.files import bare, picture
 from splitpoint.text import end_of
@@ -83,7 +84,7 @@ def _error(error: float) -> str:
 
 
 def quality(option: Option) -> str:
-    """How good the answer is: exact, as calibrated, or not measured."""
+    """How good the answer is: exact, as calibrated (and at least so good, with 95 % confidence), or not measured."""
     if option.exact:
         return "exact"
     known = option.quality
@@ -91,7 +92,10 @@ def quality(option: Option) -> str:
         return "not measured"
     if known.agreement is None:
         return f"error {known.error:.1%}"
-    return f"{round(known.agreement * known.inputs)}/{known.inputs} same"
+    least = f"≥ {100 * (1 - known.bound):.3g} %"
+    if known.least is not None:
+        return f"{percent(known.agreement)} alike, {least}"
+    return f"{round(known.agreement * known.inputs)}/{known.inputs} same, {least}"
 
 
 def seed_lines(plan: Plan) -> tuple[str, ...]:
@@ -135,10 +139,10 @@ def refusals(plan: Plan) -> list[str]:
     return [f"× {o.label}: {o.refused}" for o in plan.options if o.refused]
 
 
-def range_lines(plan: Plan) -> list[tuple[str, str]]:
+def range_lines(ranges: Sequence[RateRange]) -> list[tuple[str, str]]:
     """(uplink rates, what is best there), a line a range."""
-    lines, last = [], len(plan.sensitivity) - 1
-    for k, stretch in enumerate(plan.sensitivity):
+    lines, last = [], len(ranges) - 1
+    for k, stretch in enumerate(ranges):
         low, high = _mbps(stretch.up_mbps_from), _mbps(stretch.up_mbps_to)
         rates = f"{low} to {high}"
         if last == 0:
@@ -160,6 +164,7 @@ _LINES: Mapping[str, tuple[str, str, str]] = {
     "device": ("all on the device", "#4c78a8", "-"),
     "server": ("all on the server, raw input", "#e45756", "-"),
     "jpeg": ("all on the server, JPEG", "#b279a2", "--"),
+    "opponent": ("all on the server, another picture (priced only)", "#9d9d9d", ":"),
     "split": ("best split", "#54a24b", "-"),
 }
 

@@ -16,8 +16,10 @@ from splitpoint.cli.verbs import VERBS, Verbs, group
 
 #: Options and arguments that name what is read, or a cache.
 _READ = {
-    "--ca", "--cache", "--calib", "--client-ca", "--edge", "--images", "--input", "--input-spec", "--inputs",
-    "--measured", "--plan", "--tls-cert", "--tls-key", "--token-file", "--traces", "file", "folder", "images", "inputs",
+    "--ca", "--cache", "--calib", "--calibration", "--client-ca", "--edge", "--images", "--input", "--input-spec",
+    "--inputs", "--labels", "--measured", "--plan", "--tls-cert", "--tls-key", "--token-file", "--traces", "file",
+    "folder",
+    "images", "inputs",
 }  # fmt: skip
 
 

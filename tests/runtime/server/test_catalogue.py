@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from serving import affine
+from tabled import TENSOR, calibration, lenet, other_calibration, tables_for
 
 from splitpoint import wire
-from splitpoint.errors import ChangedError, ModelError, RefusedError, UsageError
+from splitpoint.errors import ChangedError, InputError, ModelError, RefusedError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.catalogue import Catalogue, Sharing
@@ -115,3 +116,44 @@ def test_nothing_is_handed_out_where_nothing_is_shared(model: Model) -> None:
 def test_what_makes_no_sense_is_said(model: Model, share: str | list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         sharing(share, model)
+
+
+# --- tables of codecs ------------------------------------------------------------------------------------------------
+
+
+def test_tables_are_kept_by_model_and_tensor(tmp_path: Path) -> None:
+    catalogue = Catalogue([affine(tmp_path), lenet()], print, [calibration()])
+    assert {f: set(tables) for f, tables in catalogue.tables.items()} == {lenet().fingerprint: {TENSOR, "pool2"}}
+    with pytest.raises(InputError, match=r"the calibration is of lenet5 .*, not of affine"):
+        Catalogue([affine(tmp_path)], print, [calibration()])
+    # A second one for the same tensor takes its place, the other tensor's stay.
+    both = Catalogue([lenet()], print, [calibration(), other_calibration()]).tables[lenet().fingerprint]
+    assert both[TENSOR].hash == tables_for(other_calibration()).hash
+    assert both["pool2"].hash == tables_for(calibration(), "pool2").hash
+
+
+@pytest.mark.parametrize(
+    ("share", "told", "leaves"),
+    [
+        ("model", [TENSOR, "pool2"], [TENSOR, "pool2"]),
+        ("head:pool1", [TENSOR], [TENSOR]),
+        ("head:conv1", [], []),
+        ("none", ["", ""], []),
+    ],
+)
+def test_which_tables_are_told_and_leave(share: str, told: list[str], leaves: list[str]) -> None:
+    model = lenet()
+    catalogue = Catalogue([model], print, [calibration()])
+    shared = Sharing(share, catalogue.models, catalogue.names, catalogue.tables)
+    infos = shared.tables(model.fingerprint)
+    assert [name for name, _, _ in infos] == told
+    for tensor in (TENSOR, "pool2"):
+        tables = tables_for(calibration(), tensor)
+        if tensor in leaves:
+            assert (tensor, tables.hash, len(tables.to_bytes())) in infos
+            assert shared.nbytes_of(model, tables.hash) == len(tables.to_bytes())
+            assert bytes(shared.open(model, tables.hash)) == tables.to_bytes()
+        else:
+            with pytest.raises(RefusedError):
+                shared.nbytes_of(model, tables.hash)
+    assert Sharing(share, catalogue.models, catalogue.names).tables(model.fingerprint) == ()

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from serving import Gate, affine, until
+from tabled import TENSOR, calibration, lenet, tables_for
 
 from splitpoint import wire
 from splitpoint.codecs import open_codec
+from splitpoint.codecs.klt import Klt
+from splitpoint.codecs.klt_tables import sent_with
 from splitpoint.errors import (
     BusyError,
     EngineError,
@@ -335,3 +338,73 @@ def test_a_cut_that_cannot_even_be_refused_ends_its_connection(model: Model, mon
         with pytest.raises(ServerError, match="closed the connection"):
             Edge(server.address, model, at="input", patience=Patience(answer_s=60))
     assert any("has no answer: MemoryError" in e.sentence for e in told)
+
+
+# --- tables of codecs ------------------------------------------------------------------------------------------------
+
+
+def tabled_requests(opened: OpenedTail, bodies: list[Array]) -> list[InferRequest]:
+    none: Any = None
+    replies: Any = SimpleNamespace(connection=SimpleNamespace(behind=False))
+    made = []
+    for id, body in enumerate(bodies, 1):
+        opened.check(infer(wire.Tensor("float32", (1, 6, 14, 14), body.nbytes, sent_with(tables_for(calibration())))))
+        frame = wire.Frame(int(Kind.INFER), 0, id, None, tensors=[body])
+        requests = Requests(none, none, replies, batch=False)
+        made.append(InferRequest(requests.account, None, 0.0, False, requests, frame, opened, opened.checked))
+    return made
+
+
+@pytest.fixture
+def tabled() -> OpenedTail:
+    cut = lenet().graph.cut(TENSOR)
+    tail: Any = SimpleNamespace(segment=lenet().tail(cut), kind_of=lambda dtypes, shapes, *, vectors: None)
+    return OpenedTail(tail, (), Limits(), {TENSOR: tables_for(calibration())}, batch=False)
+
+
+def test_requests_of_a_batch_that_came_with_the_same_tables_decode_together(
+    tabled: OpenedTail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    many = Klt.decode_many
+    monkeypatch.setattr(Klt, "decode_many", lambda self, data, spec: counts.append(len(data)) or many(self, data, spec))
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(1, 6, 14, 14)).astype(np.float32) for _ in range(4)]
+    codec = Klt("klt:70", tables_for(calibration()))
+    bodies = [codec.encode(v) for v in values]
+    expected = [codec.decode(body, TensorSpec(TENSOR, "float32", (1, 6, 14, 14))) for body in bodies]
+    counts.clear()
+    first, *others = tabled_requests(tabled, bodies)
+    first.decode_with(others)
+    for request, wanted in zip((first, *others), expected, strict=True):
+        np.testing.assert_allclose(request.feed()[TENSOR], wanted, atol=1e-5)
+    assert counts == [4], "all at once, and none again"
+    # One whose bytes are broken fails by itself, and no other does.
+    first, *others = tabled_requests(tabled, [bodies[0], bodies[1][:-3], bodies[2]])
+    first.decode_with(others)
+    for request, wanted in ((first, expected[0]), (others[1], expected[2])):
+        np.testing.assert_allclose(request.feed()[TENSOR], wanted, atol=1e-5)
+    with pytest.raises(InputError, match="broken bytes of klt"):
+        others[0].feed()
+
+
+def test_requests_without_tables_are_not_even_looked_at(opened: OpenedTail) -> None:
+    none: Any = None
+    replies: Any = SimpleNamespace(connection=SimpleNamespace(behind=False))
+    requests = Requests(none, none, replies, batch=False)
+    opened.check(infer(RAW))
+    frame = wire.Frame(int(Kind.INFER), 0, 1, None, tensors=[np.ones((2, 1024), np.float32)])
+    request = InferRequest(none, None, 0.0, False, requests, frame, opened, opened.checked)
+
+    def others() -> Iterator[InferRequest]:
+        pytest.fail("raw requests do no more than before")
+        yield request
+
+    request.decode_with(others())
+    assert request.feed()["x"].shape == (2, 1024)
+
+
+def test_a_name_of_tables_is_only_compared_and_never_opened(tabled: OpenedTail) -> None:
+    for codec in ("klt:50", "klt:", "klt", f"klt:{'0' * 16}"):
+        with pytest.raises(InputError, match="and this server has those of klt:"):
+            tabled.check(infer(wire.Tensor("float32", (1, 6, 14, 14), 100, codec)))

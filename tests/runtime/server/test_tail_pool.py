@@ -363,6 +363,7 @@ def test_who_ran_in_a_batch_is_told_its_own_part_and_that_it_waited_for_the_othe
     request: Any = SimpleNamespace(
         account=SimpleNamespace(name="a client"),
         refusal=lambda now_s: None,
+        decode_with=lambda others: None,
         feed=lambda: {"x": np.zeros((1, 3), np.float32)},
         answer=lambda outputs, marks: clocks.append(marks),
     )

@@ -1,4 +1,4 @@
-"""How what crosses travels, and what that may cost: --codec, --calib, --max-drop."""
+"""How what crosses travels, and what that may cost: --codec, --calib, --agreement, --max-drop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options.quantities import SHARE
+from splitpoint.calibration.calibrations import Calibration
+from splitpoint.calibration.files import load_calibration
+from splitpoint.calibration.tables import tables_of
+from splitpoint.cli.options import together
+from splitpoint.cli.options.quantities import AGREEMENT, SHARE
 from splitpoint.codecs import known_names
 from splitpoint.errors import UsageError
+from splitpoint.models.model import Model
+from splitpoint.models.names import full_name
+from splitpoint.models.zoo import zoo_path
 
 codec_choice_option = click.option(
     "--codec", "codecs", multiple=True, metavar="NAME|TENSOR=NAME",
@@ -20,13 +27,47 @@ codec_names_option = click.option(
     "--codec", "codecs", multiple=True, metavar="NAME",
     help=f"What may cross encoded: {known_names()}. Several may be given.",
 )  # fmt: skip
-max_drop_option = click.option(
-    "--max-drop", type=SHARE, metavar="SHARE", help="The most top-1 agreement to lose, such as 1% (needs --calib)."
-)
+fidelity_options = together(
+    click.option("--agreement", type=AGREEMENT, metavar="SHARE",
+                 help="The least share of answers that codecs and pictures must keep, as the calibration measured it, "
+                      "such as 98% (needs --calib)."),
+    click.option("--max-drop", type=SHARE, metavar="SHARE",
+                 help="The most of that share that may be lost, such as 1%, with 95 % confidence: stricter than "
+                      "--agreement 99%, by how few inputs the calibration had (needs --calib)."),
+)  # fmt: skip
+_CALIBRATION = click.Path(path_type=Path, dir_okay=False)
 calib_option = click.option(
-    "--calib", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--calib", "--calibration", "calib", type=_CALIBRATION, metavar="FILE",
     help="What codecs cost in accuracy (splitpoint calibrate -o).",
 )  # fmt: skip
+#: What `splitpoint calibrate` calls a calibration beside MODEL.onnx.
+BESIDE = ".calib.json"
+calibration_option = click.option(
+    "--calibration", "--calib", "calib", type=_CALIBRATION, metavar="FILE",
+    help=f"The tables of the codec klt (splitpoint calibrate). Default: MODEL{BESIDE} beside MODEL.onnx, if there.",
+)  # fmt: skip
+calibrations_option = click.option(
+    "--calibration", "--calib", "calibs", type=_CALIBRATION, multiple=True, metavar="FILE",
+    help="The tables of the codec klt for one of the models (splitpoint calibrate); may be given several times. "
+    f"Default: MODEL{BESIDE} beside MODEL.onnx, if it is there.",
+)  # fmt: skip
+
+
+def beside(name: str) -> Path | None:
+    """Where the calibration of the model called `name` lies, if that is a file's or the zoo's."""
+    text = full_name(name)
+    path = zoo_path(text[4:]) if text.startswith("zoo:") else Path(text)
+    return path.with_suffix(BESIDE) if path.suffix == ".onnx" else None
+
+
+def calibration_for(model: Model, name: str, given: Path | None) -> Calibration | None:
+    """The calibration in `given`, or what lies beside the model of that `name`. InputError if it is another model's."""
+    path = given or beside(name)
+    if path is None or not (given or path.exists()):
+        return None
+    calibration = load_calibration(path)
+    tables_of(calibration, model, str(path))
+    return calibration
 
 
 def parse_codecs(codecs: tuple[str, ...]) -> str | Mapping[str, str]:

@@ -79,6 +79,7 @@ _MILLISECONDS = {unit: factor * 1e3 for unit, factor in _SECONDS.items()} | {"":
 _DAY_S = 86400.0
 
 SHARE = _Share("a share of the answers, such as 1% or 0.01", {}, 1.0)
+AGREEMENT = _Share("a share of the answers, such as 98% or 0.98, and at most 100%", {}, 1.0 + 1e-12)
 #: Bytes.
 SIZE = Quantity("a size such as 100MB, above zero and at most a petabyte", _BYTES, 1e15)
 #: Frames a second.

@@ -53,10 +53,12 @@ class Offer(NamedTuple):
 
 class Encoding(NamedTuple):
     """How tensors travel: codecs by name, the others raw. What its codec does not take after all (a batch of several)
-    travels raw too, or is an InputError if `strict`."""
+    travels raw too, or is an InputError if `strict`. With `spare` a request travels whose values `codecs` cannot
+    express, because they are nothing like what was calibrated."""
 
     codecs: Mapping[str, Codec]
     strict: bool
+    spare: Encoding | None = None
 
 
 class TailAnswer(msgspec.Struct, gc=False):

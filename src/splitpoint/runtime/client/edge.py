@@ -11,6 +11,7 @@ from weakref import ReferenceType, proxy, ref
 
 import msgspec
 
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.engines import Engine, open_engine
 from splitpoint.errors import BusyError, RefusedError, ServerError, UsageError
 from splitpoint.graph import Cut
@@ -72,9 +73,11 @@ class Edge(Closable):
     has, not needed if it has one model: the graph and the weights of the head are then fetched into `cache` once. A
     name of several versions needs a fingerprint, here or in `models`, which also says what is done about a newer one.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
-    tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. A `Plan` says both
-    (`from_plan`); ``"auto"``, or an `AutoPlan` with its bounds, chooses the cut by a guess, then by profiles that it
-    makes beside requests (`plan_itself`), and goes on choosing (`adapt`).
+    tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. One that needs
+    tables (``"klt:60"``) has those of `calibration`, if the server has them too, or fetches the server's; where there
+    are none it is int8, which `on_event` is told. A `Plan` says cut and codecs (`from_plan`); ``"auto"``, or an
+    `AutoPlan` with its bounds, chooses the cut by a guess, then by profiles that it makes beside requests
+    (`plan_itself`), and goes on choosing (`adapt`).
 
     `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that, and a
     connection that is lost stays lost; ``"wait"`` asks again, on a new connection if need be, until the deadline or for
@@ -109,6 +112,7 @@ class Edge(Closable):
         deadline_s: float = 0.0,
         engine: Engine | None = None,
         cache: Path | None = None,
+        calibration: Calibration | None = None,
         models: ModelPolicy = ModelPolicy(),  # noqa: B008 (frozen)
         patience: Patience = PATIENCE,
         security: Security = OPEN,
@@ -143,6 +147,7 @@ class Edge(Closable):
             provider, engine_of, self.fallback, patience, models, cache, self.watchers, on_event, on_progress,
             arrived=lambda: _told(edge, Edge._arrived),
             changed=lambda models: _told(edge, lambda e: e._followed.changed(models, e._leave, e._run_jobs)),
+            calibration=calibration,
         )  # fmt: skip
         self._followed = followed = Followed(
             means, model, self._jobs, codec, deadline_s=self.deadline_s, untold=untold
@@ -537,6 +542,7 @@ class Edge(Closable):
             link_state=line.state,
             round_trip_ms=self.round_trip_ms,
             believed=adaptive.believed if adaptive is not None else None,
+            outside=self._cuts.tables.outside,
         )
 
     # --- running ------------------------------------------------------------------------------------------------

@@ -127,8 +127,9 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 class EdgeStats(msgspec.Struct, frozen=True, kw_only=True):
     """What `Edge.stats` returns. `requests`, `connections` (the first one included) and `switches` (of the cut, by
-    `adapt`) count from the beginning; the cut, the state of the link, its shortest recent round trip, and what `adapt`
-    believes of link, device and server (None without it) are as of now.
+    `adapt`) count from the beginning, and so do tensors with values far `outside` of what their codec was calibrated
+    on; the cut, the state of the link, its shortest recent round trip, and what `adapt` believes of link, device and
+    server (None without it) are as of now.
     """
 
     requests: RequestCounts
@@ -138,6 +139,7 @@ class EdgeStats(msgspec.Struct, frozen=True, kw_only=True):
     link_state: LinkState
     round_trip_ms: float
     believed: Conditions | None = None
+    outside: int = 0
 
 
 class RequestTally:

@@ -125,7 +125,7 @@ class Holding:
             return 0
         self.check_room(wanted)
         channel = self.channel()
-        fetched = fetch(channel, self.info.fingerprint, wanted, self.cache, _most_piece(channel), self._progress)
+        fetched = fetch(channel, self.info.fingerprint, wanted, self.cache, most_piece(channel), self._progress)
         text = f"fetched {counted(len(wanted), 'weight')} of {self.info.name} ({size(fetched)})"
         self._tell(Event("fetched", text, {"model": self.info.name, "nbytes": fetched, "weights": len(wanted)}))
         return fetched
@@ -238,7 +238,7 @@ class Background:
         got = 0
         while got < nbytes:
             channel = self._holding.channel()
-            most = _most_piece(channel)
+            most = most_piece(channel)
             length = min(self._piece, nbytes - got, most)
             asked, began = self._requests.begun, perf_counter()
             request = wire.BlobRequest(self._holding.info.fingerprint, hash, got, length)
@@ -313,7 +313,7 @@ def _ahead(channel: Channel, fingerprint: str, wanted: Sequence[tuple[str, int]]
             channel.abandon(id)
 
 
-def _most_piece(channel: Channel) -> int:
+def most_piece(channel: Channel) -> int:
     """How many bytes of a weight may be asked for at once."""
     return min(channel.welcome.limits.get("blob_chunk", 1 << 20), _MOST_PIECE)
 

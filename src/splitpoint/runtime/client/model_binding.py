@@ -18,6 +18,7 @@ from time import monotonic
 
 import msgspec
 
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.engines import Engine
 from splitpoint.errors import BusyError, ModelError, RefusedError, ServerError, SplitpointError, UnreachableError
 from splitpoint.graph import Cut
@@ -26,6 +27,7 @@ from splitpoint.runtime.circuit_breaker import DOWN, UP, LinkState
 from splitpoint.runtime.client import Abortable, Remote, RemoteProvider
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.edge_settings import At, ModelPolicy
+from splitpoint.runtime.client.held_tables import HeldTables
 from splitpoint.runtime.client.held_weights import Background, Holding
 from splitpoint.runtime.client.local_tail import LocalTails
 from splitpoint.runtime.client.ready_cuts import Cuts, Route
@@ -62,6 +64,8 @@ class Means(msgspec.Struct, frozen=True):
     progress: Callable[[int, int], None] | None
     arrived: Callable[[], None]
     changed: Callable[[Sequence[ModelInfo]], None]
+    calibration: Calibration | None = None
+    """This device's own."""
 
 
 class Binding:
@@ -90,7 +94,8 @@ class Binding:
         )  # fmt: skip
         self.local = LocalTails(holding, means.engine, lambda: self.cuts.all())
         alone = self.local.possible if means.fallback == LOCAL else lambda: False
-        self.cuts = Cuts(holding, lambda: line.remote, means.engine, patience, tell, alone)
+        tables = HeldTables(holding, means.calibration, tell)
+        self.cuts = Cuts(holding, lambda: line.remote, means.engine, patience, tell, alone, tables)
         self.requests = RequestRunner(
             line, self.local, means.fallback, means.watchers, self.cuts.reopen, self._refused,
             answer_s=patience.answer_s, longest_s=patience.longest_pause_s,
@@ -347,6 +352,11 @@ class Followed:
     def _bound_anew(self, old: Binding) -> Binding:
         """The newer model of the same name, as ready as `old` is."""
         means = self._means
+        if means.calibration is not None:
+            means = msgspec.structs.replace(means, calibration=None)
+            means.tell(
+                Event("notice", f"the calibration given here is of the {old.info.name} before: not used any more")
+            )
         with ExitStack() as undo:
             remote = means.provider.connect(means.patience.greet_s)
             undo.callback(remote.close)

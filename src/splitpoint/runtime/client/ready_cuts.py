@@ -27,6 +27,7 @@ from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Shared
 from splitpoint.runtime.client import Encoding, Remote, RemoteTail, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
+from splitpoint.runtime.client.held_tables import HeldTables, without_tables
 from splitpoint.runtime.client.held_weights import Holding
 from splitpoint.runtime.client.timeouts import AnswerTimes, Patience
 from splitpoint.runtime.codec_choice import RAW, CodecChoice, check_decodable, choose
@@ -51,10 +52,16 @@ def key_of(cut: Cut) -> Key:
 
 
 class Route:
-    """A placement, and how what crosses there travels."""
+    """A placement, and how what crosses there travels: with what was `asked` for, as it is `bound` to tables."""
 
-    def __init__(self, placement: Placement, codecs: Mapping[str, Codec], *, strict: bool) -> None:
-        self.placement, self.encoding = placement, Encoding(codecs, strict)
+    def __init__(self, placement: Placement, asked: Mapping[str, Codec], *, strict: bool) -> None:
+        self.placement, self.asked, self.encoding = placement, asked, Encoding(asked, strict)
+
+    def bind(self, codecs: Mapping[str, Codec]) -> None:
+        """From now on what was asked for is done with `codecs`."""
+        if self.encoding.codecs != codecs:
+            strict, spare = self.encoding.strict, without_tables(codecs)
+            self.encoding = Encoding(codecs, strict, Encoding(spare, strict) if spare != codecs else None)
 
 
 class Placement:
@@ -84,12 +91,22 @@ class Placement:
         self._holds: list[None] = []
         self._closing = self._freed = False
 
-    def route(self, codecs: Mapping[str, Codec], *, strict: bool) -> Route:
-        """How its tensors travel with `codecs`, which must take theirs if `strict`. Called by one at a time."""
-        key = (strict and bool(codecs), *((name, codecs[name].name) for name in sorted(codecs)))
+    def route(
+        self, asked: Mapping[str, Codec], *, strict: bool, bound: Mapping[str, Codec] | None = None
+    ) -> Route:  # fmt: skip
+        """How its tensors travel with the codecs `asked` for, which must take theirs if `strict`; with the tables of
+        these they are `bound`. Called by one at a time."""
+        key = (strict and bool(asked), *((name, asked[name].name) for name in sorted(asked)))
         if key not in self._routes:
-            self._routes[key] = Route(self, codecs, strict=strict)
+            self._routes[key] = Route(self, asked, strict=strict)
+        if bound is not None:
+            self._routes[key].bind(bound)
         return self._routes[key]
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """Those that there are so far."""
+        return tuple(self._routes.values())
 
     def is_open_at(self, remote: Remote) -> bool:
         """Whether its tail can be asked over `remote`."""
@@ -247,10 +264,11 @@ class Cuts:
 
     def __init__(
         self, holding: Holding, remote: Callable[[], Remote], engine: Callable[[], Engine], patience: Patience,
-        on_event: OnEvent, alone: Callable[[], bool] = lambda: False,
+        on_event: OnEvent, alone: Callable[[], bool] = lambda: False, tables: HeldTables | None = None,
     ) -> None:  # fmt: skip
         self._holding, self._remote, self._engine = holding, remote, engine
         self._patience, self._tell, self._alone = patience, teller(on_event), alone
+        self.tables = tables or HeldTables(holding, None, self._tell)
         self._placements: dict[Key, Placement] = {}
         self._lock, self._building = threading.Lock(), threading.Lock()
         self._closed = False
@@ -274,22 +292,22 @@ class Cuts:
             self._sent_raw.add((key, asked))
             said = f"{asked} takes none of what crosses at {cut.name}: sent raw"
             self._tell(Event("notice", said, {"codec": asked, "cut": cut.name}))
-        strict = not isinstance(asked, str)
+        strict, bound = not isinstance(asked, str), self.tables.bind(chosen, self._remote())
         with self._lock:
             known = self._placements.get(key)
             if known is not None:
-                check_decodable(chosen, self._remote().offer.codecs)
-                return known.route(chosen, strict=strict)
+                check_decodable(bound, self._remote().offer.codecs)
+                return known.route(chosen, strict=strict, bound=bound)
         # One at a time; whoever wants a cut that is ready does not wait for it.
         with self._tell.held(), self._building:
             first = not self._placements
-            placement = self._placements.get(key) or self._build(cut, chosen, hurry=(first or hurry) and self._alone())
+            placement = self._placements.get(key) or self._build(cut, bound, hurry=(first or hurry) and self._alone())
             with self._lock:
                 if self._closed:
                     placement.close()
                     raise ServerError(CLOSED)
                 self._placements[key] = placement
-                route = placement.route(chosen, strict=strict)
+                route = placement.route(chosen, strict=strict, bound=bound)
         if placement.remote and placement.remote_tail is None and not first and not self._remote().ended:
             with suppress(SplitpointError):  # the server has come meanwhile: whoever needs the tail finds out why not
                 self.reopen(placement)
@@ -401,16 +419,23 @@ class Cuts:
             return
         try:
             tail.ready(COMPILE_S, self._patience.pong_s)
+            self._bind_again(placement, remote)
         except BaseException:
             tail.close()
             raise
         placement.open_tail(tail)
+
+    def _bind_again(self, placement: Placement, remote: Remote) -> None:
+        """The server there may have other tables than the one before."""
+        for route in placement.routes:
+            route.bind(self.tables.bind(route.asked, remote))
 
     def reopen_current(self, remote: Remote) -> None:
         """Opens at `remote` the tail that the next request needs."""
         opened: Route | None = None
         while opened is not self.current:  # it may be switched meanwhile
             opened = self.current
+            self._bind_again(opened.placement, remote)
             check_decodable(opened.encoding.codecs, remote.offer.codecs)
             self.reopen(opened.placement, remote)
 

@@ -9,7 +9,7 @@ from time import monotonic, perf_counter
 import msgspec
 
 from splitpoint import wire
-from splitpoint.errors import ProtocolError, ServerError, SplitpointError
+from splitpoint.errors import InputError, ProtocolError, ServerError, SplitpointError
 from splitpoint.graph import Cut
 from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer
 from splitpoint.runtime.client.channel import Channel
@@ -136,8 +136,10 @@ class WireTail:
         number = remote.reserve(most=most_nbytes)
         try:
             packet = packer.pack(number, arrays, (self._segment, vectors, deadline_s), (), flags)
-        except BaseException:
+        except BaseException as exc:
             remote.abandon(number)
+            if isinstance(exc, InputError) and encoding.spare is not None:
+                return self.begin(known, encoding.spare, most_nbytes, deadline_s, more)
             raise
         packed = packet.codecs
         codecs = {n: c for n, c in zip(self._tensors, packed, strict=True) if c} if packed else _ALL_RAW

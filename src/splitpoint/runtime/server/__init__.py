@@ -73,7 +73,7 @@ machine, another serving framework) is given to `Server(…, runner=…)`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -117,6 +117,9 @@ class TailRequest(Protocol):
 
     def refusal(self, now_s: float) -> SplitpointError | None:
         """Why it is not to be computed any more: its deadline has passed, or answers before it are not read."""
+
+    def decode_with(self, others: Iterable[TailRequest]) -> None:
+        """Decodes what it and `others` of its kind have brought in one go, where their codec can; may do nothing."""
 
     def feed(self) -> Mapping[str, Array]:
         """The inputs, decoded. InputError for bytes that are not what they should be."""

@@ -9,12 +9,15 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from splitpoint import wire
+from splitpoint.calibration.calibrations import Calibration
+from splitpoint.calibration.tables import tables_of
+from splitpoint.codecs.klt_tables import KltTables
 from splitpoint.errors import ChangedError, CutError, ModelError, RefusedError, UsageError, nearest
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model, Segment
@@ -31,10 +34,11 @@ _OWN_FILE = "give the model's own file (splitpoint run model.onnx …)"
 class Catalogue:
     """`models` by fingerprint, several versions of one name among them. `tell` hears of each file that has changed.
 
-    `infos` is what WELCOME says about each model, in the order given: once for each of its names.
+    `infos` is what WELCOME says about each model, in the order given: once for each of its names. `tables` are those of
+    `calibrations`, by fingerprint and tensor. InputError for one of another model, or that does not fit.
     """
 
-    def __init__(self, models: Sequence[Model], tell: OnEvent) -> None:
+    def __init__(self, models: Sequence[Model], tell: OnEvent, calibrations: Sequence[Calibration] = ()) -> None:
         by_fingerprint: dict[str, Model] = {}
         infos: dict[tuple[str, str], wire.ModelInfo] = {}
         told: dict[Path, object] = {}
@@ -42,6 +46,10 @@ class Catalogue:
             by_fingerprint.setdefault(model.fingerprint, replace(model, weights=_ServedWeights(model, tell, told)))
             infos.setdefault((model.name, model.fingerprint), info_of(model))
         self.models: Mapping[str, Model] = by_fingerprint
+        self.tables: dict[str, dict[str, KltTables]] = {}
+        for calibration in calibrations:
+            model = by_fingerprint.get(calibration.fingerprint) or next(iter(by_fingerprint.values()))
+            self.tables.setdefault(model.fingerprint, {}).update(tables_of(calibration, model))
         self.infos = tuple(infos.values())
 
     def __getitem__(self, fingerprint: str) -> Model:
@@ -119,15 +127,16 @@ class _SharedHead:
 
 
 class Sharing:
-    """What of `models` (by fingerprint) is handed out; `names` are what each is called.
+    """What of `models` (by fingerprint) is handed out; `names` are what each is called, `tables` those of its tensors.
 
     `share` is ``model``, ``none``, ``head:CUT``, or for some models ``head:MODEL=CUT``, also several of these.
     UsageError for what makes no sense, and where a head cannot be handed out without the rest.
     """
 
     def __init__(
-        self, share: str | Sequence[str], models: Mapping[str, Model], names: Mapping[str, Sequence[str]]
-    ) -> None:
+        self, share: str | Sequence[str], models: Mapping[str, Model], names: Mapping[str, Sequence[str]],
+        tables: Mapping[str, Mapping[str, KltTables]] = {},
+    ) -> None:  # fmt: skip
         texts = [share] if isinstance(share, str) else list(share)
         kinds = {text.partition(":")[0] for text in texts}
         if len(kinds) != 1 or kinds - {"model", "head", "none"} or (kinds != {"head"} and texts != [*kinds]):
@@ -135,6 +144,10 @@ class Sharing:
         #: As WELCOME says it: ``model``, ``head`` or ``none``.
         self.kind = kinds.pop()
         self._small: dict[str, Mapping[str, bytes]] = {}
+        self._tables = {
+            fingerprint: {name: (t.hash, memoryview(t.to_bytes())) for name, t in of_model.items()}
+            for fingerprint, of_model in tables.items()
+        }
         self._heads: dict[str, _SharedHead] = {}
         if self.kind == "head":
             self._heads = _heads([text.partition(":")[2] for text in texts], models, names)
@@ -151,6 +164,12 @@ class Sharing:
             f"{h.model.name}: the head up to {h.cut.name} may leave, {size(h.nbytes)} of its weights; the rest stays"
             for h in self._heads.values()
         ]
+
+    def tables(self, fingerprint: str) -> tuple[tuple[str, str, int], ...]:
+        """Which tables WELCOME says there are: all that what may be sent here is decoded with. Where nothing leaves,
+        not even the tensors' names do: who has tables knows whose they are."""
+        none = self.kind == "none"
+        return tuple(("" if none else name, hash, data.nbytes) for name, hash, data in self._told_tables(fingerprint))
 
     # --- what is asked ----------------------------------------------------------------------------------------------
 
@@ -177,10 +196,13 @@ class Sharing:
         return head.graph if head else model.graph_bytes(), {b.hash: b.nbytes for b in model.blobs.values()}
 
     def nbytes_of(self, model: Model, hash: str) -> int:
-        """The bytes of a weight that may leave. RefusedError for one that may not, ModelError for one that is not."""
+        """The bytes of a weight, or of tables, that may leave. RefusedError for one that may not, ModelError for one
+        that is not."""
         if self.kind == "none":
             raise RefusedError(f"the server hands out no weights: {_OWN_FILE}")
         head = self._heads.get(model.fingerprint)
+        if (tables := self._tables_called(model, hash)) is not None:
+            return tables.nbytes
         if head is not None and hash not in head.weights:
             raise RefusedError(
                 f"weight {hash[:12]} is not of the head that is shared (--share head:{head.cut.name}): cut at "
@@ -196,7 +218,19 @@ class Sharing:
 
     def open(self, model: Model, hash: str) -> memoryview:
         """Its bytes, after `nbytes_of` has said that it may leave."""
+        if (tables := self._tables_called(model, hash)) is not None:
+            return tables
         return model.blob(hash) if hash in model.blobs else memoryview(self._inline(model)[hash])
+
+    def _told_tables(self, fingerprint: str) -> Iterator[tuple[str, str, memoryview]]:
+        """(tensor, hash, bytes) of those for tensors that are sent here: of a shared head's only."""
+        head = self._heads.get(fingerprint)
+        for name, (hash, data) in self._tables.get(fingerprint, {}).items():
+            if head is None or name in head.tensors:
+                yield name, hash, data
+
+    def _tables_called(self, model: Model, hash: str) -> memoryview | None:
+        return next((data for _, its, data in self._told_tables(model.fingerprint) if its == hash), None)
 
     def _inline(self, model: Model) -> Mapping[str, bytes]:
         """A device may have the graph from where less of it was shared: what it then lacks is asked for by hash."""

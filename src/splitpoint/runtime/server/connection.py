@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from time import perf_counter, sleep, thread_time
 
+import msgspec
+
 from splitpoint import wire
 from splitpoint.errors import BusyError, InputError, ProtocolError, RefusedError, ServerError, SplitpointError
 from splitpoint.models.model import Model
@@ -29,6 +31,8 @@ _FRAME_S, _BYTE_S = 50e-6, 5e-9
 _PLAIN_HEADER = 4096
 #: The longest that a connection is not read from because its address has talked too much.
 _PAUSE_S = 10.0
+#: What a client has agreed on that can use tables.
+_TABLED = wire.codec_feature("klt")
 #: Weights that one address may ask for in turns, a piece of each, without having them read anew.
 _GIVING = 4
 
@@ -81,7 +85,7 @@ class Peer:
         welcome = wire.Welcome(
             software=software(),
             features=self._features,
-            models=services.catalogue.infos,
+            models=self._models(),
             share=services.sharing.kind,
             limits=dict(sorted(told.items())),
             heads=services.sharing.heads,
@@ -95,6 +99,14 @@ class Peer:
             who = f"{who}, with the certificate of {wire.plain(identity, 80)}"
         fields = {"peer": self.name, "software": self._hello.software, "identity": identity}
         services.tell(Event("connected", f"{self.name} connected ({who})", fields))
+
+    def _models(self) -> tuple[wire.ModelInfo, ...]:
+        """What WELCOME says of the models: with the tables of codecs, if the client knows those codecs."""
+        services, infos = self._services, self._services.catalogue.infos
+        if _TABLED not in self._features:
+            return infos
+        told = services.sharing.tables
+        return tuple(msgspec.structs.replace(info, tables=told(info.fingerprint)) for info in infos)
 
     def _converse(self) -> None:
         limits = self._services.limits

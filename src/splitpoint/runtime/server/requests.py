@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from math import inf, prod
 from time import perf_counter, sleep
 from typing import NamedTuple
@@ -16,7 +16,9 @@ import msgspec
 import numpy as np
 
 from splitpoint import wire
-from splitpoint.codecs import Codec, open_codec
+from splitpoint.codecs import Codec, dims, needs_tables, open_codec
+from splitpoint.codecs.klt import Klt
+from splitpoint.codecs.klt_tables import KltTables, sent_with
 from splitpoint.errors import (
     BusyError,
     EngineError,
@@ -29,7 +31,7 @@ from splitpoint.errors import (
 )
 from splitpoint.models.model import Model
 from splitpoint.runtime.events import Event
-from splitpoint.runtime.server import OpenTail, RunMarks
+from splitpoint.runtime.server import OpenTail, RunMarks, TailRequest
 from splitpoint.runtime.server.accounts import DROPPED, Account
 from splitpoint.runtime.server.fair_queue import RecentWait, WaitingJob
 from splitpoint.runtime.server.services import Replies, Services
@@ -37,6 +39,8 @@ from splitpoint.tensors import Array, TensorSpec
 from splitpoint.units import size
 from splitpoint.wire import Frame, Kind, Limits
 
+_NONE: Mapping[int, Array] = {}
+NO_TABLES: Mapping[str, KltTables] = {}
 #: Tails that one connection may wait for.
 _MOST_WAITING = 16
 #: The longest that a connection is not read from because it was told BUSY; pings wait as long.
@@ -64,10 +68,13 @@ class CheckedInfer(NamedTuple):
 class OpenedTail:
     """A segment that a connection has opened, and what INFER for it needs, looked up once.
 
-    `batch`: whether its RESULTs say which requests ran as one.
+    `batch`: whether its RESULTs say which requests ran as one. `tables`: of the model's tensors, for codecs.
     """
 
-    def __init__(self, tail: OpenTail, vectors: Sequence[str], limits: Limits, *, batch: bool) -> None:
+    def __init__(
+        self, tail: OpenTail, vectors: Sequence[str], limits: Limits, tables: Mapping[str, KltTables] = NO_TABLES, *,
+        batch: bool,
+    ) -> None:  # fmt: skip
         segment = tail.segment
         wanted = set(vectors)
         self.tail = tail
@@ -78,7 +85,7 @@ class OpenedTail:
         self.packer = wire.Packer(Kind.RESULT, wire.ResultData, batch=batch)
         self.checked = CheckedInfer(wire.Infer(0, ()))
         """The last header that fitted."""
-        self._limits = limits
+        self._limits, self._tables = limits, tables
 
     def check(self, header: wire.Infer) -> int:
         """Bytes that decoding the tensors will take. InputError unless they are what the segment needs: known before
@@ -97,7 +104,7 @@ class OpenedTail:
             _check_vector(spec, vector, self._limits)
         kind = self._kind(header)
         decoders = [
-            _decoder(name, tensor) if tensor.codec else None
+            _decoder(name, tensor, self._tables.get(name)) if tensor.codec else None
             for name, tensor in zip(self.inputs, header.tensors, strict=True)
         ]
         nbytes = sum(d[1].nbytes for d in decoders if d is not None)
@@ -111,13 +118,15 @@ class OpenedTail:
         in_order = [shapes[t.name] for t in inputs]
         return self.tail.kind_of([t.dtype for t in inputs], in_order, vectors=bool(self.vectors))
 
-    def feed(self, checked: CheckedInfer, tensors: Sequence[Array]) -> dict[str, Array]:
-        """What the session is run with: the tensors, decoded, and the shape vectors, by name. InputError for bytes that
-        are not what they should be."""
+    def feed(
+        self, checked: CheckedInfer, tensors: Sequence[Array], decoded: Mapping[int, Array] = _NONE
+    ) -> dict[str, Array]:  # fmt: skip
+        """What the session is run with: the tensors, decoded (some are by now, by place), and the shape vectors, by
+        name. InputError for bytes that are not what they should be."""
         if checked.decoders:
             tensors = [
-                array if decoder is None else _decoded(array, *decoder)
-                for array, decoder in zip(tensors, checked.decoders, strict=True)
+                array if decoder is None else decoded[k] if k in decoded else _decoded(array, *decoder)
+                for k, (array, decoder) in enumerate(zip(tensors, checked.decoders, strict=True))
             ]
         known = dict(zip(self.inputs, tensors, strict=True))
         if self.vectors:
@@ -126,12 +135,17 @@ class OpenedTail:
         return known
 
 
-def _decoder(name: str, tensor: wire.Tensor) -> tuple[Codec, TensorSpec]:
-    """The codec that `tensor` came with and what it decodes to. InputError if it cannot: nothing is allocated yet."""
+def _decoder(name: str, tensor: wire.Tensor, tables: KltTables | None) -> tuple[Codec, TensorSpec]:
+    """The codec that `tensor` came with, with its `tables` if it needs them, and what it decodes to. InputError if it
+    cannot: nothing is allocated yet."""
     # Only names that we told the peer, with their parameters: no stranger chooses what is looked up here.
     known = len(tensor.codec) <= 40 and wire.codec_feature(tensor.codec) in wire.features()
+    codec: Codec | None
     try:
-        codec = open_codec(tensor.codec) if known else None
+        if known and needs_tables(tensor.codec):
+            codec = _with_tables(name, tensor, tables)
+        else:
+            codec = open_codec(tensor.codec) if known else None
     except UsageError:
         codec = None
     if codec is None:
@@ -144,6 +158,20 @@ def _decoder(name: str, tensor: wire.Tensor) -> tuple[Codec, TensorSpec]:
         came = f"{tensor.nbytes} bytes of {codec.name}"
         raise InputError(f"tensor {name} came as {came}: {spec.type} takes at most {most}")
     return codec, spec
+
+
+def _with_tables(name: str, tensor: wire.Tensor, tables: KltTables | None) -> Codec:
+    """What decodes `tensor`, if it was encoded with these `tables`."""
+    if tables is None or sent_with(tables) != tensor.codec:
+        came, here = wire.plain(tensor.codec, 40), "no tables" if tables is None else f"those of {sent_with(tables)}"
+        raise InputError(f"tensor {name} came as {came}, and this server has {here} for it: use another codec")
+    return decoder_of(tables)
+
+
+@lru_cache(maxsize=64)
+def decoder_of(tables: KltTables) -> Codec:
+    """The bytes say themselves how fine they are: one for every level, made when it is needed."""
+    return Klt("klt:50", tables)
 
 
 def _decoded(data: Array, codec: Codec, spec: TensorSpec) -> Array:
@@ -245,7 +273,8 @@ class Requests:
         text = f"{account.name} opened {model.name} from {wire.plain(', '.join(boundary), 80)}"
         fields = {"peer": account.name, "model": model.name, "nbytes": tail.nbytes, "compile_s": tail.compile_s}
         self.services.tell(Event("opened", f"{text} ({size(tail.nbytes)}, {tail.compile_s * 1e3:.0f} ms)", fields))
-        return OpenedTail(tail, request.vectors, self.services.limits, batch=self.batch)
+        tables = self.services.catalogue.tables.get(model.fingerprint, NO_TABLES)
+        return OpenedTail(tail, request.vectors, self.services.limits, tables, batch=self.batch)
 
     def close(self, frame: Frame) -> None:
         assert isinstance(frame.header, wire.Close)
@@ -321,6 +350,8 @@ class InferRequest(msgspec.Struct):
     _frame: Frame
     _opened: OpenedTail
     _checked: CheckedInfer
+    _decoded: Mapping[int, Array] | None = None
+    """What was decoded together with others, by place."""
 
     @property
     def latest_s(self) -> float:
@@ -334,8 +365,30 @@ class InferRequest(msgspec.Struct):
             return BusyError("answers are not read: read them first", _UNREAD_S)
         return None
 
+    def decode_with(self, others: Iterable[TailRequest]) -> None:
+        known = [r for r in others if isinstance(r, InferRequest)] if self._checked.decoders else []
+        for k, decoder in enumerate(self._checked.decoders):
+            alike = [] if decoder is None else [self, *(r for r in known if r._comes_as(k, decoder))]
+            if decoder is None or len(alike) < 2 or not isinstance(codec := decoder[0], Klt):
+                continue
+            spec = decoder[1]
+            try:
+                together = codec.decode_many([r._frame.tensors[k] for r in alike], spec)
+            except Exception:  # whose bytes they are shows when each is decoded by itself
+                continue
+            for one, part in zip(alike, together.reshape(len(alike), *dims(spec)), strict=True):
+                one._decoded = {**(one._decoded or {}), k: part}
+
+    def _comes_as(self, k: int, decoder: tuple[Codec, TensorSpec]) -> bool:
+        """Whether its tensor `k` came with the same codec and tables, and is as large."""
+        own = self._checked.decoders[k] if self._checked.decoders else None
+        return own is not None and own[0] is decoder[0] and own[1].type == decoder[1].type
+
     def feed(self) -> Mapping[str, Array]:
-        return self._opened.feed(self._checked, self._frame.tensors)
+        tensors = self._frame.tensors
+        if self._decoded is None:
+            return self._opened.feed(self._checked, tensors)
+        return self._opened.feed(self._checked, tensors, self._decoded)
 
     def answer(self, outputs: Mapping[str, Array], marks: RunMarks) -> None:
         requests, frame = self._requests, self._frame

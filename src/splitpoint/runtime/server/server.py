@@ -12,6 +12,7 @@ from time import monotonic
 from weakref import ReferenceType, ref
 
 from splitpoint import wire
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.engines import Engine, underway
 from splitpoint.engines.process_memory import give_back
 from splitpoint.errors import BusyError, UsageError
@@ -58,9 +59,11 @@ class Server(Closable):
     It listens at `host` (with a scheme, ``memory://kitchen``, by another transport) and `port`; or, if `listeners` are
     given, at those, which it closes: it then cannot be started again. `share` is what devices may fetch: ``"model"``
     everything, ``"head:CUT"`` the graph and the weights of the head up to that cut, which is then the deepest one whose
-    tail is run, ``"none"`` nothing; several, ``"head:MODEL=CUT"``, say it model by model. `security` says whom it lets
-    in: where other machines can reach it TLS and a token or client certificates are a must, unless it is insecure on
-    purpose. `on_event` gets one `Event` a connection made, left or refused, from any thread (`runtime.events`).
+    tail is run, ``"none"`` nothing; several, ``"head:MODEL=CUT"``, say it model by model. `calibrations` have the
+    tables of codecs that need them; those of a tensor may be fetched with the head that makes it. `security` says whom
+    it lets in: where other machines can reach it TLS and a token or client certificates are a must, unless it is
+    insecure on purpose. `on_event` gets one `Event` a connection made, left or refused, from any thread
+    (`runtime.events`).
 
     `workers` requests run at once: 1 is right for an engine that uses all cores for one. `tail_cache_bytes` bounds
     compiled tails (2 GiB, or half the memory). Up to `max_batch` requests for one tail that wait at the same time run
@@ -79,6 +82,7 @@ class Server(Closable):
         port: int = wire.DEFAULT_PORT,
         listeners: Sequence[Listener] = (),
         share: str | Sequence[str] = "model",
+        calibrations: Sequence[Calibration] = (),
         workers: int = 1,
         limits: Limits | None = None,
         tail_cache_bytes: int | None = None,
@@ -94,8 +98,8 @@ class Server(Closable):
             raise UsageError(f"a batch has 1 request or more, and waits 0 s or more: not {max_batch}, {max_wait_s}")
         #: What is told of events, and cannot fail the server; `redirect` has another one told.
         self.tell = tell = Teller(on_event)
-        self.catalogue = Catalogue(models, tell)
-        self.sharing = Sharing(share, self.catalogue.models, self.catalogue.names)
+        self.catalogue = catalogue = Catalogue(models, tell, calibrations)
+        self.sharing = Sharing(share, catalogue.models, catalogue.names, catalogue.tables)
         self.limits = limits or Limits(
             memory_bytes=half_the_memory(Limits.memory_bytes), work_bytes=half_the_memory(Limits.work_bytes)
         )

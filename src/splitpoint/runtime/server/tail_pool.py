@@ -327,6 +327,7 @@ class BatchRunner:
             self._try_out(jobs[0].what, gain)
             return
         started = perf_counter()
+        jobs[0].what.request.decode_with(job.what.request for job in jobs[1:])
         feeds: list[tuple[WaitingJob, Feed]] = []
         for job in jobs:
             feed = _feed(job.what.request, started)

@@ -10,12 +10,16 @@ from codec_arrays import (
     photo,
     there_and_back,
 )
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, features
 
-from splitpoint.codecs import open_codec
+from splitpoint.codecs import OPPONENTS, known_names, open_codec, open_priced, usual_name
 from splitpoint.decoding import MAX_PIXELS
-from splitpoint.errors import InputError
-from splitpoint.tensors import TensorSpec, spec_of
+from splitpoint.errors import InputError, UsageError
+from splitpoint.models.zoo import photos
+from splitpoint.planning.constraints import Constraints
+from splitpoint.tensors import Array, TensorSpec, spec_of
+from splitpoint.wire import codec_feature
+from splitpoint.wire import features as wire_features
 
 # -- jpeg -----------------------------------------------------------------------------------------------------------
 
@@ -120,3 +124,77 @@ def test_scans_behind_the_picture_are_not_gone_over() -> None:
         except InputError:
             continue
         assert np.array_equal(decoded, codec.decode(codec.encode(array), spec))
+
+
+# -- jpeg444, and opponents -----------------------------------------------------------------------------------------
+
+
+def smooth(height: int = 90, width: int = 120) -> Array:
+    """A photo without noise, whose colour changes faster than its brightness."""
+    y, x = np.mgrid[:height, :width]
+    rgb = np.stack([128 + 90 * np.sin(x * 2 + k * 2.1) * np.cos(y / 25) for k in range(3)], axis=-1)
+    return np.clip(rgb, 0, 255).astype(np.uint8)[None]
+
+
+def error(name: str, array: Array) -> float:
+    codec = open_priced(name)
+    decoded = codec.decode(codec.encode(array), spec_of("x", array))
+    assert (decoded.dtype, decoded.shape) == (array.dtype, array.shape)
+    return float(np.abs(decoded.astype(float) - array).mean())
+
+
+def test_jpeg444_keeps_colour_that_jpeg_halves() -> None:
+    assert error("jpeg444:95", smooth()) < 0.5 * error("jpeg:95", smooth())
+    there_and_back("jpeg444:90", photo(33, 47, 1))  # grey has no colour to keep
+
+
+@pytest.mark.parametrize("kind", list(OPPONENTS))
+@pytest.mark.parametrize("colours", [1, 3])
+def test_opponents_are_pictures_that_pillow_writes(kind: str, colours: int) -> None:
+    codec = open_priced(usual_name(kind))
+    array = photo(61, 83, colours)
+    if not codec.accepts(spec_of("x", array)):
+        assert not features.check(kind.partition("@")[0].partition("-")[0]), "what Pillow has is tried"
+        return
+    data = codec.encode(array)
+    with Image.open(io.BytesIO(data.tobytes())) as image:
+        shrunk = int(kind.partition("@")[2] or 100)
+        assert image.size == (-(-83 * shrunk // 100), -(-61 * shrunk // 100))
+        assert image.format == kind.partition("@")[0].partition("-")[0].upper()
+    moved = error(codec.name, array)
+    assert (moved == 0) == codec.exact
+    assert codec.exact == (kind in ("webp-lossless", "png"))
+
+
+def test_a_smaller_picture_loses_more() -> None:
+    with Image.open(photos()[0]) as image:
+        array = np.asarray(image.convert("RGB"))[None, 100:260, 100:300]
+    errors = [error(f"{kind}:90", array) for kind in ("jpeg", "jpeg@75", "jpeg@50")]
+    assert errors == sorted(errors)
+
+
+@pytest.mark.parametrize("kind", list(OPPONENTS))
+def test_no_opponent_is_ever_sent_or_decoded_for_a_stranger(kind: str) -> None:
+    name = usual_name(kind)
+    with pytest.raises(UsageError, match="no codec is called"):
+        open_codec(name)
+    assert codec_feature(name) not in wire_features()
+    assert kind not in known_names()
+    with pytest.raises(UsageError):
+        Constraints(codecs=(name,))
+
+
+def test_a_picture_format_that_pillow_lacks_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = TensorSpec("x", "uint8", (1, 40, 56, 3))
+    monkeypatch.setattr(features, "check", lambda name: False)
+    assert not open_priced("avif:90").accepts(spec)
+    assert not open_priced("webp:90").accepts(spec)
+    assert open_priced("png").accepts(spec)
+    assert open_codec("jpeg:90").accepts(spec)
+
+
+def test_the_module_of_pictures_hides_no_function_of_the_package() -> None:
+    assert open_priced("png").name == "png"  # which imports the module
+    from splitpoint.codecs import picture
+
+    assert picture("png") == "PNG"

@@ -1,0 +1,114 @@
+"""Tables of codecs that are calibrated: learnt from real inputs, checked against a model, and given to a codec.
+
+They belong to one tensor of one model, whichever cuts it crosses at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from splitpoint.calibration.calibrations import Calibration, TensorTables
+from splitpoint.codecs import FLOATS
+from splitpoint.codecs.klt import learn
+from splitpoint.codecs.klt_learn import LEAST_SAMPLES
+from splitpoint.codecs.klt_tables import KltTables
+from splitpoint.documents import require_model
+from splitpoint.engines import Engine
+from splitpoint.errors import InputError, UsageError
+from splitpoint.graph import Cut
+from splitpoint.models.model import Model
+from splitpoint.tensors import Array, TensorSpec
+
+T = TypeVar("T")
+#: Values of all inputs together that are held while tables are learnt: of one tensor after the other, or of several.
+_HELD_NBYTES = 256 << 20
+
+
+def fits(spec: TensorSpec, tables: KltTables) -> bool:
+    """Whether `tables` are for tensors like `spec`, whose free dimensions can be anything."""
+    rows = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else 1
+    return spec.dtype in FLOATS and spec.fits(spec.dtype, (rows, *tables.shape))
+
+
+def tables_of(calibration: Calibration, model: Model, where: str = "the calibration") -> dict[str, KltTables]:
+    """The tables in `calibration` by tensor. InputError if they are not those of `model`; `where` they are from."""
+    ours = model.name, model.fingerprint
+    require_model(where, (calibration.model, calibration.fingerprint), ours, "calibrate this model")
+    tables: dict[str, KltTables] = {}
+    for entry in calibration.tables:
+        spec, one = model.specs.get(entry.tensor), KltTables.from_bytes(entry.data)
+        if spec is None or not fits(spec, one):
+            what = "no tensor of that name can travel" if spec is None else f"it is {spec.type}"
+            shape = ",".join(map(str, one.shape))
+            raise InputError(f"{where} has tables of {entry.tensor} for [batch,{shape}], but in {model.name} {what}")
+        tables[entry.tensor] = one
+    return tables
+
+
+def apart(inputs: Sequence[T]) -> tuple[list[T], list[T]]:
+    """`inputs` in turns: those that tables are learnt from, and those that are measured, which are others.
+
+    UsageError for fewer than what tables are learnt from, twice.
+    """
+    if len(inputs) < 2 * LEAST_SAMPLES:
+        raise UsageError(
+            f"tables for klt are learnt from every other input and measured with the rest: {2 * LEAST_SAMPLES} inputs "
+            f"are the least, and 60 are better, but {len(inputs)} came; or name other codecs with --codec"
+        )
+    return list(inputs[::2]), list(inputs[1::2])
+
+
+def learn_tables(
+    model: Model,
+    engine: Engine,
+    inputs: Sequence[Mapping[str, Array]],
+    cuts: Sequence[Cut],
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> tuple[TensorTables, ...]:
+    """Tables for all that crosses at `cuts`, each tensor once, from these `inputs` (which the model takes).
+
+    `on_note` is told of a tensor that none can be learnt for, and why; `on_progress` how many tensors are done.
+    """
+    wanted = {t.name: t for cut in cuts for t in cut.crossing if t.dtype in FLOATS and len(t.shape) > 1}
+    learnt: list[TensorTables] = []
+    for group in _groups(list(wanted.values()), len(inputs)):
+        samples = _values(model, engine, inputs, group)
+        for name in group:
+            try:
+                learnt.append(TensorTables(name, learn(samples.pop(name)).to_bytes()))
+            except InputError as exc:
+                on_note(f"no tables for {name}: {exc}")
+            on_progress(len(learnt), len(wanted))
+    return tuple(learnt)
+
+
+def _groups(specs: Sequence[TensorSpec], inputs: int) -> Iterator[list[str]]:
+    """Tensors that are computed and held together."""
+    group: list[str] = []
+    held = 0
+    for spec in specs:
+        nbytes = inputs * spec.bind({d: 1 for d in spec.shape if isinstance(d, str)}).nbytes
+        if group and held + nbytes > _HELD_NBYTES:
+            yield group
+            group, held = [], 0
+        group.append(spec.name)
+        held += nbytes
+    if group:
+        yield group
+
+
+def _values(
+    model: Model, engine: Engine, inputs: Sequence[Mapping[str, Array]], names: Sequence[str]
+) -> dict[str, list[Array]]:
+    """The tensors of those `names` for each of `inputs`."""
+    segment = model.segment([t.name for t in model.inputs], names)
+    session = engine.compile(segment) if segment.outputs else None
+    try:
+        known = [{**one, **(session.run(one) if session else {})} for one in inputs]
+    finally:
+        if session:
+            session.close()
+    return {name: [one[name] for one in known] for name in names}
