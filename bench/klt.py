@@ -33,7 +33,7 @@ from splitpoint.tensors import Array, spec_of
 
 MODEL = "zoo:efficientnet_lite0"
 CUTS = ("blocks.5.project.norm", "blocks.3.project.norm", "blocks.11.project.norm")
-LEVELS = (20, 30, 40, 46, 52, 58, 64, 70, 76, 82, 88, 94, 100)
+LEVELS = (4, 14, 24, 30, 36, 42, 48, 54, 60, 66, 72, 78, 84)
 JPEGS = tuple((q, s) for s in ("4:2:0", "4:4:4") for q in (50, 75, 85, 90, 92, 94, 95, 96, 97, 98, 99))
 SHARES = (0.90, 0.95, 0.98)
 
@@ -161,7 +161,7 @@ def compare(points: Sequence[Point], best: dict[float, float]) -> dict[float, fl
 
 
 def speed(tables: KltTables, features: Sequence[Array]) -> None:
-    for level in (30, 60, 90):
+    for level in (14, 44, 74):
         klt = Klt(f"klt:{level}", tables)
         data = [klt.encode(f) for f in features]
         size = median(d.size for d in data)

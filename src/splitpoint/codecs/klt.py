@@ -37,6 +37,8 @@ _FARTHEST = 256
 _OFFSETS = np.arange(-_FARTHEST, _FARTHEST + 1, 8)
 #: A budget is used where so much of it is.
 _FULL = 0.98
+#: Coefficients that are decoded at a time.
+_CHUNK = 1 << 17
 _STEP = struct.Struct("<h")
 _LENGTH = "<u4"
 
@@ -119,25 +121,32 @@ class Klt(Codec):
         """The tensors of `data`, each one of `spec`, one after the other along the batch axis."""
         takes(self, spec)
         payloads = [part for one in data for part in self._parts(one, spec)]
-        values = np.empty((len(payloads), self._places.size), np.float32)
-        for row, payload in zip(values, payloads, strict=True):
+        out = np.empty((len(payloads), *self.tables.shape), spec.dtype)
+        # As many at a time as stay in a core's own cache.
+        some = max(1, _CHUNK // self._places.size)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for at in range(0, len(payloads), some):
+                out[at : at + some] = self._transform.inverse(self._unpacked(payloads[at : at + some], spec))
+        if not np.isfinite(out).all():
+            raise InputError(f"{spec} came as bytes of klt whose values are too large for its dtype")
+        return out
+
+    def _unpacked(self, payloads: Sequence[bytes], spec: TensorSpec) -> Array:
+        """The coefficients in `payloads`, float32[frequencies, batch, channels]; InputError for broken bytes."""
+        channels = self.tables.channels
+        coefficients = np.empty((self._places.size // channels, len(payloads), channels), np.float32)
+        values = np.empty(self._places.size, np.float32)
+        for k, payload in enumerate(payloads):
             try:
                 (offset,) = _STEP.unpack_from(payload)
                 if abs(offset) > _FARTHEST:
                     raise InputError("its step is none that an encoder chooses")
-                self._codes.read(payload[_STEP.size :], self.tables.middle + offset, row)
+                self._codes.read(payload[_STEP.size :], self.tables.middle + offset, values)
             except (InputError, struct.error) as exc:
                 raise InputError(f"{spec} came as broken bytes of klt: {exc}") from exc
-            row *= np.float32(step_of(self.tables.middle + offset))
-        channels = self.tables.channels
-        coefficients = np.empty((self._places.size // channels, len(payloads), channels), np.float32)
-        for k, row in enumerate(values):
-            coefficients[:, k] = row.take(self._sorted).reshape(-1, channels)
-        with np.errstate(over="ignore", invalid="ignore"):
-            out = self._transform.inverse(coefficients).astype(spec.dtype, copy=False)
-        if not np.isfinite(out).all():
-            raise InputError(f"{spec} came as bytes of klt whose values are too large for its dtype")
-        return out
+            values *= np.float32(step_of(self.tables.middle + offset))
+            coefficients[:, k] = values.take(self._sorted).reshape(-1, channels)
+        return coefficients
 
     def _coefficients(self, array: Array) -> list[Array]:
         """float32[coefficients] of each example, sorted. InputError for what is not finite."""
