@@ -330,7 +330,7 @@ def test_features_are_those_of_both_sides() -> None:
 class Slow:
     """fp16, but each way takes 30 ms, and it notes which threads decode."""
 
-    name, exact, sized = "fp16", False, True
+    name, sent_as, exact, sized = "fp16", "fp16", False, True
 
     def __init__(self) -> None:
         self.inner: Codec = open_codec("fp16")
