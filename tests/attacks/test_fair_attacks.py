@@ -373,7 +373,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Measuring a model takes until this is set."""
     go = threading.Event()
 
-    def measured(model: Model, engine: Gate, *, budget_s: float, proceed: object) -> object:
+    def measured(model: Model, engine: Gate, *, proceed: object, **how: object) -> object:
         assert callable(proceed)
         while not go.wait(0.01):
             proceed()

@@ -51,7 +51,7 @@ def test_run_begins_with_a_guess_and_says_so(
     assert "a guess to begin with: all on the server, raw input (this device by the model's FLOPs; the" in said.err
     assert "2 of 2 cut by a guess (--profile-first plans before the first)" in said.err
     monkeypatch.undo()
-    assert main(["run", *images, *common, "--json", "--profile-first"]) == 0
+    assert main(["run", *images, *common, "--json", "--profile-first", "--fallback", "wait"]) == 0
     said = capsys.readouterr()
     assert [json.loads(line)["plan"] for line in said.out.splitlines()] == ["profiled"] * 2
     assert "link " in said.err

@@ -8,6 +8,7 @@ times slower, a measured link, a latency file of four kinds of kernels.
 from __future__ import annotations
 
 import json
+from math import exp, hypot, log
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from splitpoint.models import load
 from splitpoint.planning.files import load_plan, parse_plan, plan_bytes, save_plan
 from splitpoint.planning.planner import Planner
 from splitpoint.predict.learn.files import load_latency
+from splitpoint.predict.price.posterior import ANOTHER_TIME, TO_P90
 from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.profile.files import load_profile
 from splitpoint.report import plan_table
@@ -123,4 +125,7 @@ def test_a_link_is_the_link_it_was(meaning: dict[str, Any]) -> None:
 def test_a_latency_file_predicts_what_it_predicted(meaning: dict[str, Any]) -> None:
     predicted = predict_latency(load("zoo:lenet5"), load_latency(OLD / "device.latency.json"))
     assert predicted.whole.median == pytest.approx(meaning["latency"]["whole"], rel=1e-9)
-    assert predicted.whole.p10 == pytest.approx(meaning["latency"]["low"], rel=1e-9)
+    # Ranges of then left out that a machine takes another time in another hour.
+    then = log(meaning["latency"]["whole"] / meaning["latency"]["low"]) / TO_P90
+    now = meaning["latency"]["whole"] / exp(TO_P90 * hypot(then, ANOTHER_TIME))
+    assert predicted.whole.p10 == pytest.approx(now, rel=1e-5)
