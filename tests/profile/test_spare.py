@@ -1,4 +1,4 @@
-"""Measuring with what requests leave: rests in virtual time, and the priority of a real thread."""
+"""Measuring with what requests leave: rests in virtual time, and the scheduling class of a real thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from splitpoint.engines import open_engine
 from splitpoint.models import load
 from splitpoint.profile.measure import profile_model
-from splitpoint.profile.spare import Enough, Spare
+from splitpoint.profile.spare import Enough, Spare, aside, longest_s
 
 
 class Waits(threading.Event):
@@ -26,7 +26,7 @@ class Waits(threading.Event):
         return self.is_set()
 
 
-def test_it_rests_three_times_as_long_as_it_worked_while_requests_come() -> None:
+def test_it_works_for_a_tenth_of_the_time_while_requests_come() -> None:
     closed, asked = Waits(), 0
     spare = Spare(lambda: asked, closed, lambda: closed.now_s)
     closed.now_s += 2.0
@@ -35,11 +35,36 @@ def test_it_rests_three_times_as_long_as_it_worked_while_requests_come() -> None
     closed.now_s += 1.0
     asked = 1
     spare.proceed()
-    assert closed.now_s == 6.0
+    assert closed.now_s == 12.0
     assert spare.clock() == 3.0, "rest is no work"
     closed.now_s += 1.0
     spare.proceed()
-    assert closed.now_s == 7.0, "nobody asked since"
+    assert closed.now_s == 13.0, "nobody asked since"
+
+
+def test_a_wait_for_a_core_is_not_rested_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, asked, waited_s = Waits(), 0, 0.0
+    monkeypatch.setattr(Spare, "_waited_s", lambda spare: waited_s)
+    spare = Spare(lambda: asked, closed, lambda: closed.now_s)
+    closed.now_s, waited_s, asked = 5.0, 4.0, 1
+    spare.proceed()
+    assert closed.now_s == 14.0, "one second of work"
+
+
+def test_under_requests_without_end_it_ends() -> None:
+    closed, asked = Waits(), 0
+    spare = Spare(lambda: asked, closed, lambda: closed.now_s)
+    spare.begin(10.0)
+    with pytest.raises(Enough):  # noqa: PT012 - until it does
+        while True:
+            closed.now_s += 1.0
+            asked += 1
+            assert not spare.over
+            spare.proceed()
+    assert spare.over
+    assert longest_s(10.0) <= closed.now_s <= longest_s(10.0) + 10.0
+    spare.begin(10.0)
+    assert not spare.over, "the next work"
 
 
 def test_what_is_not_waited_for_any_more_ends() -> None:
@@ -60,7 +85,10 @@ def test_the_thread_steps_back_and_its_waits_for_a_core_are_left_out() -> None:
     def work() -> None:
         before = len(os.listdir("/proc/self/fd"))
         with Spare(lambda: 0, threading.Event(), lambda: 100.0) as spare:
-            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            seen.append(os.sched_getscheduler(threading.get_native_id()))
+            inner = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(threading.get_native_id())))
+            inner.start()
+            inner.join()
             with open("/proc/thread-self/schedstat") as file:
                 waited_s = int(file.read().split()[1]) * 1e-9
             seen.append(100.0 - waited_s - spare.clock())
@@ -69,11 +97,24 @@ def test_the_thread_steps_back_and_its_waits_for_a_core_are_left_out() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    nice, later_s, files = seen
-    assert nice == 19
+    policy, inherited, later_s, files = seen
+    assert policy == inherited == os.SCHED_IDLE
     assert later_s >= 0.0, "it counts all that the kernel does"
     assert files == 0
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19, "no other thread does"
+    assert os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER, "no other thread does"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_what_is_done_aside_leaves_the_caller_its_priority() -> None:
+    def work(spare: Spare) -> int:
+        return os.sched_getscheduler(threading.get_native_id())
+
+    assert aside(work, Spare(lambda: 0, threading.Event())) == os.SCHED_IDLE
+    assert os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER
+    closed = threading.Event()
+    closed.set()
+    with pytest.raises(Enough):
+        aside(Spare.proceed, Spare(lambda: 0, closed))
 
 
 def test_a_core_that_is_lost_while_the_clock_is_read_does_not_turn_it_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,51 @@ def test_a_profile_says_that_requests_ran_beside_it(models: list[Model], monkeyp
         assert quiet.note == ""
 
 
+def test_who_waits_for_a_profile_hands_over_no_answers(models: list[Model]) -> None:
+    """It sleeps between two looks, with a low priority maybe: requests on its connection are read by who made them."""
+    gate, looked, look = Gate(is_open=False), threading.Event(), threading.Event()
+    got: list[int] = []
+
+    def pause(seconds: float) -> bool:
+        looked.set()
+        return not look.wait(20)
+
+    with (
+        Server(models, engine=gate, port=0) as server,
+        Edge(server.address, models[0], at="input", engine=Gate()) as edge,
+    ):
+
+        def ask() -> None:
+            request = wire.ProfileRequest(models[0].fingerprint, 10.0, False)
+            _, frame = edge._channel.ask(Kind.PROFILE, request, wire.Profiled, 60.0, most=1 << 20, pause=pause)
+            got.append(frame.nbytes)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert looked.wait(20)
+        gate.open.set()
+        for _ in range(3):
+            edge.infer(np.zeros((1, 1024), np.float32))
+        assert not got
+        look.set()
+        thread.join(20)
+    assert len(got) == 1
+
+
+def test_requests_that_leave_no_time_are_the_reason_for_none(
+    models: list[Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **options: object) -> Profile:
+        raise profiling.Enough
+
+    monkeypatch.setattr(profiling, "profile_model", never)
+    with Server(models, engine=Gate(), port=0) as server:
+        edge = Edge(server.address, models[0], at="input", engine=Gate())
+        with edge, pytest.raises(BusyError, match="requests leave this server no time to measure itself"):
+            edge.profile_server(10.0, within_s=20.0)
+        assert askers(server) == 0
+
+
 def test_one_address_cannot_pile_up_requests_for_profiles(models: list[Model]) -> None:
     gate = Gate(is_open=False)
     with Server(models, engine=gate, port=0) as server, Edge(server.address, models[0], at="input") as edge:

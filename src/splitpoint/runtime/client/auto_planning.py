@@ -31,7 +31,7 @@ from splitpoint.planning.choice import least
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option, Plan
 from splitpoint.profile.profiles import Profile
-from splitpoint.profile.spare import Enough, Spare
+from splitpoint.profile.spare import Enough, Spare, aside, longest_s
 from splitpoint.runtime.adapt.controller import Adaptive, Watching
 from splitpoint.runtime.adapt.switch_policy import gains
 from splitpoint.runtime.circuit_breaker import DOWN
@@ -49,8 +49,8 @@ from splitpoint.wire import SAID
 _LOOK_S, _WORD_S = 0.3, 0.5
 #: What a server that has no profile of itself yet is given for a first one: to compile the model and run it.
 _SHORT_S = 0.05
-#: Beside requests a server may take so many times what it works, and a while to begin.
-_PATIENCE, _BEGINS_S = 8.0, 600.0
+#: So much longer than it may take to measure, until a server has begun.
+_BEGINS_S = 300.0
 #: How often it is looked whether a server that is away is back.
 _AGAIN_S = 1.0
 
@@ -186,11 +186,16 @@ class AutoPlanning:
         half_s, model, requests = how.budget_s / 2, edge.model, partial(_begun, self._edge)
         del edge  # it may be forgotten meanwhile
         self._tell(Event("notice", f"profiling beside requests, at most {how.budget_s:g} s in all"))
-        with Spare(requests, beside.closed) as spare, suppress(Enough):
-            here = profile_here(
+
+        def measure(spare: Spare) -> Profile:
+            spare.begin(half_s)
+            return profile_here(
                 model, self._engine, budget_s=half_s, cache=self._cache, fresh=how.fresh, on_step=lambda text: None,
                 beside=spare,
             )  # fmt: skip
+
+        with suppress(Enough):
+            here = aside(measure, Spare(requests, beside.closed))  # what adapts and switches later is not to step back
             there = self._there(half_s, beside)
             if (edge := self._edge()) is None or beside.closed.is_set():
                 return
@@ -203,7 +208,7 @@ class AutoPlanning:
         said."""
         while (edge := self._edge()) is not None:
             try:
-                return edge.profile_server(half_s, self._how.fresh, within_s=_BEGINS_S + _PATIENCE * half_s)
+                return edge.profile_server(half_s, self._how.fresh, within_s=_BEGINS_S + longest_s(half_s))
             except SAID as exc:
                 why = exc
             if beside.closed.is_set():  # which is why

@@ -36,6 +36,8 @@ CLOSED = "the connection is closed"
 _LAST_WORDS_S = 0.2
 #: Nobody else has read for so long: then the reading thread does.
 _QUIET_S = 0.1
+#: How often it is looked for an answer that takes long.
+_LOOK_S = 0.1
 
 #: What of an answer is no tensor or piece: times, a checksum, a header that was the last one again.
 _BESIDE_NBYTES = 8 << 10
@@ -261,16 +263,42 @@ class Channel:
             sink(self._again(why))
 
     def ask(
-        self, kind: int, header: wire.Message, answer: type[M], timeout_s: float | None = None, *, most: int = 0
+        self,
+        kind: int,
+        header: wire.Message,
+        answer: type[M],
+        timeout_s: float | None = None,
+        *,
+        most: int = 0,
+        pause: Callable[[float], bool] | None = None,
     ) -> tuple[M, Frame]:
-        """Sends a request without a body and waits: (the answer's header, its frame, with a body of `most` bytes)."""
+        """Sends a request without a body and waits: (the answer's header, its frame, with a body of `most` bytes).
+
+        `pause` is for an answer that may take long: it waits so many seconds, between two looks, and says whether to
+        stop. Whoever waits in `poll` meanwhile reads, and would hand over the answers to everybody's requests, each a
+        few tenths of a millisecond later, or as late as its own priority makes it.
+        """
         id = self.reserve(most=most)
         self.send(id, wire.encode(kind, id, header))
+        if pause is not None:
+            return self._of(self._look_for(id, self.timeout_s if timeout_s is None else timeout_s, pause), answer)
         return self.expect(id, answer, timeout_s)
+
+    def _look_for(self, id: int, timeout_s: float, wait: Callable[[float], bool]) -> Frame:
+        """The answer to request `id`, as `wait`, but a tenth later, or `_LOOK_S`."""
+        began_s = monotonic()
+        while (frame := self.poll(id, 0.0, whole=self._reader is not None)) is None:
+            spent_s = monotonic() - began_s
+            if spent_s >= timeout_s or wait(min(max(spent_s / 10, 1e-3), _LOOK_S, timeout_s - spent_s)):
+                self.abandon(id)
+                raise self.late() if spent_s >= timeout_s else ServerError(CLOSED)
+        return frame
 
     def expect(self, id: int, answer: type[M], timeout_s: float | None = None) -> tuple[M, Frame]:
         """Waits for request `id`, whose answer must be an `answer`."""
-        frame = self.wait(id, timeout_s)
+        return self._of(self.wait(id, timeout_s), answer)
+
+    def _of(self, frame: Frame, answer: type[M]) -> tuple[M, Frame]:
         if not isinstance(frame.header, answer):
             raise ProtocolError(f"the server answered with {wire.describe(frame.kind)}, not {answer.__name__}")
         return frame.header, frame

@@ -404,7 +404,9 @@ class Edge(Closable):
         end, told = monotonic() + busy_s, False
         while True:
             try:
-                _, frame = channel.ask(Kind.PROFILE, request, Profiled, limit_s, most=most)
+                _, frame = channel.ask(
+                    Kind.PROFILE, request, Profiled, limit_s, most=most, pause=self._jobs.closed.wait
+                )
                 break
             except BusyError as exc:
                 pause_s = min(max(exc.retry_after_s, _LEAST_PAUSE_S), _MOST_PAUSE_S)

@@ -26,6 +26,8 @@ from splitpoint.units import counted
 Answer = Callable[[bytes | SplitpointError], None]
 #: Models that wait while another one is measured.
 _MOST_WAITING = 8
+#: When who asked for one may ask again, if requests left no time at all.
+_AGAIN_S = 60.0
 
 
 class _Cancelled(Exception):
@@ -205,6 +207,7 @@ class Profiling:
         name, guarded = job.model.name, None
         try:
             check()
+            spare.begin(job.budget_s)
             self._tell(Event("profiling", f"measuring {name} on this machine for up to {job.budget_s:g} s"))
             before = self._served()
             with self._watch.guard() as guarded:
@@ -217,7 +220,10 @@ class Profiling:
             data = profile_bytes(profile)
             self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
             return inf if profile.complete else job.budget_s, data
-        except (_Cancelled, Enough):
+        except (_Cancelled, Enough) as exc:
+            if isinstance(exc, Enough) and not self._closed.is_set():
+                self._tell(Event("profiling", f"{name} is not measured: requests leave no time for it"))
+                return inf, BusyError("requests leave this server no time to measure itself", _AGAIN_S)
             self._tell(Event("profiling", f"{name} is not measured to the end: nobody waits for it"))
             return 0.0, ServerError("the server is ending")
         except SplitpointError as exc:
