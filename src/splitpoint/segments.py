@@ -106,8 +106,7 @@ def split(
     make_folder(folder)
     head, tail = model.head(cut), model.tail(cut)
     inputs = {t.name for t in model.inputs}
-    packed = {t.name: tables[t.name].to_bytes() for t in cut.crossing if tables and t.name in tables}
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in packed.items()}
+    packed = {t.name: tables[t.name] for t in cut.crossing if tables and t.name in tables}
     manifest = Manifest(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -120,14 +119,14 @@ def split(
         tail="tail.onnx" if tail.outputs else None,
         inputs=model.inputs,
         outputs=model.outputs,
-        tables=tuple(PinnedTables(n, hashes[n], len(data), f"{hashes[n]}.klt") for n, data in packed.items()),
+        tables=tuple(PinnedTables(n, t.hash, len(t.to_bytes()), f"{t.hash}.klt") for n, t in packed.items()),
     )
     with scratch(folder / "manifest.json") as new:  # an earlier split stays until this one is all there
         for segment, name in ((head, manifest.head), (tail, manifest.tail)):
             if name:
                 segment.save(new / name)
         for pinned in manifest.tables:
-            (new / pinned.file).write_bytes(packed[pinned.tensor])
+            (new / pinned.file).write_bytes(packed[pinned.tensor].to_bytes())
         (new / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         # No manifest may stand beside another's files: it goes first, and comes last.
         (folder / "manifest.json").unlink(missing_ok=True)

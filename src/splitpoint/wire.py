@@ -197,9 +197,8 @@ class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
     def spec(self) -> TensorSpec:
         """What it describes. ProtocolError for a dtype that never travels."""
         if self.dtype not in ITEM_SIZES:
-            raise ProtocolError(
-                f"tensor {plain(self.name, _NAME)} has the dtype {plain(self.dtype, 40)}, which never travels"
-            )
+            name, dtype = plain(self.name, _NAME), plain(self.dtype, 40)
+            raise ProtocolError(f"tensor {name} has the dtype {dtype}, which never travels")
         return TensorSpec(self.name, self.dtype, self.shape)
 
 

@@ -96,6 +96,13 @@ def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
     assert {row.codec for row in calibration.rows} == {"klt:90", "int8"}
     assert "16 inputs are the least" in fails(capsys, 2, *words, "--images", photos, "--limit", "15")
 
+    few = tmp_path / "few.json"
+    words = ["calibrate", net, "--threads", "1", "--cuts", "4", "--images", photos, "--limit", "15", "-o", few]
+    assert main([str(word) for word in words]) == 0, "nobody asked for klt"
+    assert "klt is left out: it takes 16 inputs or more, half of them to learn from, not 15" in capsys.readouterr().err
+    assert load_calibration(few).inputs == 15
+    assert not any(row.codec.startswith("klt") for row in load_calibration(few).rows)
+
     at = next(r for r in calibration.rows if r.codec == "klt:90").prefix
     text = ok(capsys, "split", net, "--at", at, "-o", tmp_path / "parts")
     (pinned,) = load_manifest(tmp_path / "parts").tables
@@ -116,6 +123,8 @@ def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
         assert f"{pinned.tensor} float32[1,6,28,28] as klt:90 crosses" in ok(
             capsys, *run, "--calibration", beside, photos / "00.png"
         )
+        planned = ok(capsys, "plan", net, "--cloud", serving.address, "--budget", "1s", "--agreement", "90%")
+        assert "where 95 % of the answers must stay" in planned, "of the calibration beside the model"
         foreign = tmp_path / "foreign.json"
         foreign.write_text(beside.read_text().replace(calibration.fingerprint, "0" * 64))
         said = fails(capsys, 4, *run, "--calibration", foreign, photos / "00.png")

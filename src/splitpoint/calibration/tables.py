@@ -23,6 +23,8 @@ from splitpoint.tensors import Array, TensorSpec
 T = TypeVar("T")
 #: Values of all inputs together that are held while tables are learnt: of one tensor after the other, or of several.
 _HELD_NBYTES = 256 << 20
+#: Inputs from which half, which is learnt from, are enough for tables.
+LEAST_APART = 2 * LEAST_SAMPLES
 
 
 def fits(spec: TensorSpec, tables: KltTables) -> bool:
@@ -49,12 +51,12 @@ def tables_of(calibration: Calibration, model: Model, where: str = "the calibrat
 def apart(inputs: Sequence[T]) -> tuple[list[T], list[T]]:
     """`inputs` in turns: those that tables are learnt from, and those that are measured, which are others.
 
-    UsageError for fewer than what tables are learnt from, twice.
+    UsageError for fewer than `LEAST_APART`.
     """
-    if len(inputs) < 2 * LEAST_SAMPLES:
+    if len(inputs) < LEAST_APART:
         raise UsageError(
-            f"tables for klt are learnt from every other input and measured with the rest: {2 * LEAST_SAMPLES} inputs "
-            f"are the least, and 60 are better, but {len(inputs)} came; or name other codecs with --codec"
+            f"tables for klt are learnt from every other input and measured with the rest: {LEAST_APART} inputs are "
+            f"the least, and 60 are better, but {len(inputs)} came; or name other codecs with --codec"
         )
     return list(inputs[::2]), list(inputs[1::2])
 

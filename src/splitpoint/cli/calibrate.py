@@ -12,10 +12,10 @@ from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Ten
 from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.calibration.measures import MEASURES
-from splitpoint.calibration.tables import apart, learn_tables
-from splitpoint.cli.console import err, out, progress, table
+from splitpoint.calibration.tables import LEAST_APART, apart, learn_tables
+from splitpoint.cli.console import err, out, progress, say, table
 from splitpoint.cli.input_files import read_named, recursive_option
-from splitpoint.cli.options.codecs import beside
+from splitpoint.cli.options.codecs import BESIDE, beside
 from splitpoint.cli.options.model_options import Here, cuts_option, running_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.codecs import OPPONENTS, calibrated_names, needs_tables, open_priced, picture
@@ -27,6 +27,9 @@ from splitpoint.report.table import fields_of
 from splitpoint.segments import select
 from splitpoint.units import ms, size
 
+#: What is tried and has no qualities.
+_PLAIN = [name for name in calibrated_names() if not (":" in name or picture(name))]
+
 
 @click.command()
 @click.argument("model")
@@ -35,8 +38,9 @@ from splitpoint.units import ms, size
 @recursive_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use the first N inputs only.")
 @click.option("--codec", "codecs", multiple=True, metavar="NAME",
-              help=f"Codecs to try; default: {', '.join(c for c in calibrated_names() if ':' not in c)}, "
-                   "and, for images, JPEG, WebP and AVIF at several qualities and sizes.")  # fmt: skip
+              help=f"Codecs to try. Default: {', '.join(_PLAIN)}; "
+                   f"klt at several levels, from {LEAST_APART} inputs on; and, for images, JPEG, WebP and AVIF at "
+                   "several qualities and sizes, lossless WebP and PNG.")  # fmt: skip
 @cuts_option
 @click.option("--measure", default="", metavar="NAME|MODULE:FUNCTION",
               help=f"How alike two answers are: {'; '.join(f'{n}: {words}' for n, words in MEASURES.items())}; or a "
@@ -45,7 +49,8 @@ from splitpoint.units import ms, size
 @click.option("--labels", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="True labels, for the accuracy beside the agreement: CSV with a line FILE NAME,LABEL for each input "
                    "(a label's words, or its number).")  # fmt: skip
-@output_option("Write the calibration, for splitpoint plan --calib.")
+@output_option(f"Write the calibration, for --calibration of other commands. Default, with klt: MODEL{BESIDE} beside "
+               "MODEL.onnx, where they look for it.")  # fmt: skip
 @json_option
 @running_options
 def command(
@@ -56,8 +61,10 @@ def command(
 
     Quality is agreement with the whole model on the raw input: how many top labels stay (or --measure), the least
     cosine and the largest error of the outputs. The same is recorded of the pictures that people would send instead;
-    WebP, AVIF and lossless ones are never sent by splitpoint. splitpoint plan --agreement 98% --calib FILE then
-    compares what keeps as much.
+    WebP, AVIF and lossless ones are never sent by splitpoint. splitpoint plan MODEL --agreement 98% then compares what
+    keeps as much.
+
+    The tables of klt are learnt first, from every other input; what is then measured are the others.
     """
     names = [open_priced(c).name for c in codecs] or list(calibrated_names())
     loaded = here.opening.load(model)
@@ -65,6 +72,9 @@ def command(
     chosen = select(loaded, cuts)
     tables: tuple[TensorTables, ...] = ()
     place = None if as_json else beside(model)
+    if not codecs and len(named) < LEAST_APART:
+        names = [name for name in names if not needs_tables(name)]
+        say(f"klt is left out: it takes {LEAST_APART} inputs or more, half of them to learn from, not {len(named)}")
     if any(map(needs_tables, names)):
         learning, named = apart(named)
         if output is None and place is not None and not place.is_relative_to(zoo_path(ZOO[0]).parent):

@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options import gathered
-from splitpoint.cli.options.codecs import calib_option, codec_names_option, fidelity_options
+from splitpoint.cli.options.codecs import calibration_option, codec_names_option, fidelity_options
 from splitpoint.cli.options.model_options import Here, device_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
@@ -33,7 +32,7 @@ from splitpoint.survey import survey, worth_running
 @click.option("--repeat", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Requests an option.")
 @codec_names_option
 @fidelity_options
-@calib_option
+@calibration_option
 @budget_option("20s", "How long each profiling may take.")
 @fresh_option
 @output_option("Write predictions and measurements as JSON.")
@@ -49,9 +48,8 @@ def command(
 
     Both sides are profiled first (the results are kept) and the link is measured.
     """
-    calibration = None if calib is None else load_calibration(calib)
     engine = here.choice.open()
-    with here.reached(model, cloud, security, engine) as edge:
+    with here.reached(model, cloud, security, engine, calib) as (edge, calibration):
         inputs = read_images(edge.model, images, recursive=recursive)
         known = survey(edge, engine, budget_s=budget_s, cache=here.cache, fresh=fresh, on_step=say)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from splitpoint import install
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.cli.answers import AnswerRows, Tag
+from splitpoint.cli.options.codecs import calibration_for
 from splitpoint.cli.options.engine import EngineChoice, engine_option
 from splitpoint.cli.plan import show
 from splitpoint.cli.run import describe
@@ -55,9 +57,10 @@ def command(at: str | None, engine: str) -> None:
         with Edge(address, at="cut:input", engine=ours, cache=folder) as edge:
             click.echo(f"device process: profiling both sides and the link, about {2 * _BUDGET_S + 3:.0f} s\n")
             known = survey(edge, ours, budget_s=_BUDGET_S, cache=folder)
-            plan = known.planner(edge.model.graph).plan(known.link)
+            calibration = calibration_for(MODEL, None, edge.model)
+            plan = known.planner(edge.model.graph, calibration=calibration).plan(known.link)
             show(plan)
-            _what_if(known, edge)
+            _what_if(known, edge, calibration)
             # Both halves are shown, whether or not it pays on this machine.
             split = next((o for o in plan.options if o.kind == "split"), plan.best)
             edge.switch(*([at] if at else placement(edge.model.graph, split)))
@@ -66,10 +69,10 @@ def command(at: str | None, engine: str) -> None:
     click.echo(_next())
 
 
-def _what_if(known: Survey, edge: Edge) -> None:
+def _what_if(known: Survey, edge: Edge, calibration: Calibration | None) -> None:
     """What would be advised for a slower device behind other links: predicted, nothing is run."""
     slow = Survey(known.edge.slowed(_SLOWER), known.cloud, known.link)
-    planner = slow.planner(edge.model.graph)
+    planner = slow.planner(edge.model.graph, calibration=calibration)
     click.echo(f"\npredicted for a device that computes {_SLOWER} times slower than this one:")
     for name in ("4g", "wifi", "wifi5", "lan"):
         link = PRESETS[name]

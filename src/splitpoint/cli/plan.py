@@ -10,11 +10,10 @@ import click
 import msgspec
 from rich.console import Console
 
-from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
-from splitpoint.cli.options.codecs import calib_option, codec_names_option, fidelity_options
+from splitpoint.cli.options.codecs import calibration_for, calibration_option, codec_names_option, fidelity_options
 from splitpoint.cli.options.engine import EngineChoice
 from splitpoint.cli.options.model_options import Here, device_options, is_local
 from splitpoint.cli.options.output import OUTPUT, json_option, output_option, png_option, wrote
@@ -71,7 +70,7 @@ MEASURED = "measured"
 @click.option("--deadline", "deadline_ms", type=MS, metavar="TIME",
               help="Nine requests in ten must be answered by then, such as 200ms.")  # fmt: skip
 @codec_names_option
-@calib_option
+@calibration_option
 @click.option("--edge-watts", type=WATTS, metavar="COMPUTE,TX,IDLE",
               help="The device's power in watts, for --objective energy.")  # fmt: skip
 @budget_option("20s", "How long profiling may take.")
@@ -80,7 +79,7 @@ MEASURED = "measured"
 @png_option("Draw the plan as a function of the bandwidth (needs splitpoint[plot]).")
 @click.option("--front", "fronts", type=OUTPUT, metavar="FILE", multiple=True,
               help="Write what nothing else is faster, smaller and more faithful than, whatever agreement is asked "
-                   "for: CSV, or a picture if the file is a .png, .svg or .pdf (needs --calib). May be given "
+                   "for: CSV, or a picture if the file is a .png, .svg or .pdf (needs a calibration). May be given "
                    "twice.")  # fmt: skip
 @output_option("Write the plan as JSON.")
 @json_option
@@ -95,12 +94,12 @@ def command(
 
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
-    calibration = None if calib is None else load_calibration(calib)
-    if fronts and calibration is None:
-        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     learned = _learned(edge_path, cloud, here.choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
     wanted = here.opening.load(model) if model is not None and load_it else None
+    calibration = calibration_for(model, calib, wanted)
+    if fronts and calibration is None:
+        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     edge, there, link, shared = _gather(
         model, wanted, edge_path, cloud, security, link_text, budget_s, here=here, learned=learned
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import say
 from splitpoint.cli.options.codecs import calibration_for, parse_codecs
 from splitpoint.cli.options.model_options import Here
@@ -111,13 +110,11 @@ class Asked:
         """The server, reached; cut as it was asked for, or not at all yet."""
         cuts = self.auto or self.plan is not None
         model = self.here.opening.here(self.name)
-        calibration = load_calibration(self.calib) if self.calib else None
-        if model is not None and self.name is not None:
-            calibration = calibration_for(model, self.name, self.calib)
         edge = self._connect(
             model or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
-            engine=engine, cache=self.here.cache, calibration=calibration, on_event=say, security=self.security,
+            engine=engine, cache=self.here.cache, on_event=say, security=self.security,
+            calibration=calibration_for(self.name, self.calib, model),
             models=ModelPolicy(self.model_hash, self.follow_model, self.here.opening.allow_domains),
             wire=WireSettings(checksum=self.checksum),
         )  # fmt: skip

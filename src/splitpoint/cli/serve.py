@@ -242,7 +242,7 @@ def _calibrations(named: Sequence[tuple[str, Model]], given: Sequence[Path]) -> 
         tables_of(calibration, its, str(path))
         by_fingerprint[its.fingerprint] = calibration
     for name, model in named:
-        if model.fingerprint not in by_fingerprint and (found := calibration_for(model, name, None)) is not None:
+        if model.fingerprint not in by_fingerprint and (found := calibration_for(name, None, model)) is not None:
             by_fingerprint[model.fingerprint] = found
     return list(by_fingerprint.values())
 

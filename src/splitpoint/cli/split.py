@@ -26,7 +26,7 @@ def command(model: str, at: str, output: Path, calib: Path | None, opening: Open
     Plain ONNX Runtime (or any other runtime) runs both files; the manifest names the tensors between them.
     """
     loaded = opening.load(model)
-    calibration = calibration_for(loaded, model, calib)
+    calibration = calibration_for(model, calib, loaded)
     manifest = split(loaded, at, output, tables_of(calibration, loaded) if calibration else None)
     for name in ("head.onnx", "tail.onnx"):
         if name in (manifest.head, manifest.tail):

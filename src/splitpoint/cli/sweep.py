@@ -11,7 +11,7 @@ import click
 
 from splitpoint.cli.console import bold, line, out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
-from splitpoint.cli.options.codecs import codec_choice_option, parse_codecs
+from splitpoint.cli.options.codecs import calibration_option, codec_choice_option, parse_codecs
 from splitpoint.cli.options.model_options import Here, cuts_option, device_options
 from splitpoint.cli.options.output import csv_option, json_option, png_option, wrote
 from splitpoint.cli.options.server_options import cloud_option
@@ -41,6 +41,7 @@ _NAMED = 4
 @click.option("--repeat", type=click.IntRange(1, 100_000), default=3, show_default=True, help="Requests an input.")
 @cuts_option
 @codec_choice_option
+@calibration_option
 @csv_option("Where the rows go.", default=Path("split_latency_results.csv"), show_default=True)
 @png_option("Also draw the result (needs splitpoint[plot]).")
 @click.option("--fresh", is_flag=True, help="Measure anew what the CSV already has.")
@@ -48,7 +49,8 @@ _NAMED = 4
 @device_options
 def command(
     model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int, cuts: str,
-    codecs: tuple[str, ...], csv_path: Path, png_path: Path | None, fresh: bool, as_json: bool, here: Here,
+    codecs: tuple[str, ...], calib: Path | None, csv_path: Path, png_path: Path | None, fresh: bool, as_json: bool,
+    here: Here,
 ) -> None:  # fmt: skip
     """Run MODEL at every split point against a server, and write split_latency_results.csv.
 
@@ -59,7 +61,7 @@ def command(
     Ctrl-C keeps what was measured; the same command goes on where it stopped.
     """
     engine = here.choice.open()
-    with here.reached(model, cloud, security, engine) as edge:
+    with here.reached(model, cloud, security, engine, calib) as (edge, _):
         chosen = select(edge.model, cuts)
         inputs = read_images(edge.model, images, recursive=recursive)
         setup = f"{engine.name} on {engine.device}, {engine.threads} threads; {cloud}; {len(inputs)} inputs x {repeat}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from splitpoint.codecs.klt_symbols import DIGITS
-from splitpoint.codecs.klt_tables import GROUPS, LOWEST_CLASS, TOP_CLASS, KltTables, check_shape, step_of
+from splitpoint.codecs.klt_tables import GROUPS, LOWEST_CLASS, TOP_CLASS, KltTables, axes_of, check_shape, step_of
 from splitpoint.codecs.klt_transform import Transform, radial_bands
 from splitpoint.codecs.prefix_codes import SYMBOLS, code_lengths
 from splitpoint.errors import InputError
@@ -43,7 +43,7 @@ def learn(samples: Iterable[Array], metric: Array | None = None) -> KltTables:
     batches = list(samples) if isinstance(samples, Iterator) else samples
     shape, transform = _rotation(batches, metric)
     count = sum(len(b) for b in batches)
-    magnitudes = np.zeros((transform.by_band.size, shape[-1] if len(shape) == 2 else shape[0]))
+    magnitudes = np.zeros((transform.by_band.size, axes_of(shape)[0]))
     squares = 0.0
     for batch in _checked(batches, shape):
         coefficients = transform.forward(batch)
@@ -93,7 +93,7 @@ def _checked(batches: Iterable[Array], shape: tuple[int, ...] | None) -> Iterato
 def bands_of(shape: tuple[int, ...]) -> Array:
     """uint8[frequencies]: the bands that tables for such an example have, as many as the matrices have room for."""
     channels, _ = check_shape(shape)
-    return radial_bands(shape[:-1] if len(shape) == 2 else shape[1:], max(1, _MOST_MATRICES // (2 * channels**2)))
+    return radial_bands(axes_of(shape)[1], max(1, _MOST_MATRICES // (2 * channels**2)))
 
 
 def _rotation(batches: Iterable[Array], metric: Array | None) -> tuple[tuple[int, ...], Transform]:

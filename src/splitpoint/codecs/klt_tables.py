@@ -76,12 +76,7 @@ class KltTables:
 
     @property
     def channels(self) -> int:
-        return self.shape[-1] if len(self.shape) == 2 else self.shape[0]
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The axes that the cosine transform goes over: (height, width), (tokens,) or none."""
-        return self.shape[:-1] if len(self.shape) == 2 else self.shape[1:]
+        return axes_of(self.shape)[0]
 
     @cached_property
     def hash(self) -> str:
@@ -180,14 +175,19 @@ def sent_with(tables: KltTables) -> str:
     return f"klt:{tables.hash[:16]}"
 
 
+def axes_of(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """(channels, the axes that the cosine transform goes over: (height, width), (tokens,) or none) of one example."""
+    return (shape[-1], shape[:-1]) if len(shape) == 2 else (shape[0], shape[1:])
+
+
 def check_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """(channels, frequencies) of one example's tensor; InputError if there are no tables for such."""
-    channels = shape[-1] if len(shape) == 2 else shape[0] if shape else 0
     if not 1 <= len(shape) <= _MOST_RANK or not all(1 <= n <= _LONGEST for n in shape):
         raise InputError(
             f"no codec tables are for one example of shape {shape}: they are for (channels, height, width), (tokens, "
             f"features) and (features,), sides 1 to {_LONGEST}"
         )
+    channels, positions = axes_of(shape)
     if 2 * channels**2 + prod(shape) > MAX_TABLES_BYTES - (1 << 18):
         raise InputError(f"codec tables for one example of shape {shape} would have over {MAX_TABLES_BYTES >> 20} MiB")
-    return channels, prod(shape) // channels
+    return channels, prod(positions)

@@ -11,7 +11,7 @@ from math import isqrt, prod
 
 import numpy as np
 
-from splitpoint.codecs.klt_tables import KltTables
+from splitpoint.codecs.klt_tables import KltTables, axes_of
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array
 
@@ -54,8 +54,8 @@ class Transform:
         self.mean, self.bands, self.matrices = mean, bands, matrices
         self._shape = shape
         self._tokens = len(shape) == 2
-        self._channels = shape[-1] if self._tokens else shape[0]
-        self._axes = [cosines(n) for n in (shape[:-1] if self._tokens else shape[1:])]
+        self._channels, positions = axes_of(shape)
+        self._axes = [cosines(n) for n in positions]
         self._constant = mean * np.float32(np.sqrt(bands.size))
         self.by_band = np.argsort(bands, kind="stable")
         """The frequencies, band by band."""

@@ -12,17 +12,8 @@ from splitpoint.units import size
 
 #: Of the CSV file, in order. `agreement` and `not_below` (95 % confidence) are shares; those of exact options are 1.
 COLUMNS: Sequence[str] = (
-    "option",
-    "kind",
-    "cut",
-    "codecs",
-    "ms",
-    "up_bytes",
-    "agreement",
-    "not_below",
-    "inputs",
-    "sent",
-)
+    "option", "kind", "cut", "codecs", "ms", "up_bytes", "agreement", "not_below", "inputs", "sent"
+)  # fmt: skip
 _PICTURES = frozenset({".png", ".svg", ".pdf"})
 #: Kind → (what the legend calls it, colour).
 _COLOURS: Mapping[str, tuple[str, str]] = {

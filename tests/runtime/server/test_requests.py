@@ -46,7 +46,7 @@ def test_who_does_not_read_its_answers_is_in_no_batch() -> None:
     requests = Requests(none, none, replies, batch=False)
     frame = wire.Frame(int(Kind.INFER), 0, 7, None, tensors=[np.zeros((1, 3), np.float32)])
     checked = SimpleNamespace(kind=None, header=wire.Infer(1, ()))
-    opened: Any = SimpleNamespace(checked=checked, feed=lambda checked, tensors: {"x": tensors[0]})
+    opened: Any = SimpleNamespace(checked=checked, feed=lambda checked, tensors, decoded: {"x": tensors[0]})
     request = InferRequest(requests.account, None, 0.0, True, requests, frame, opened, opened.checked)
     assert _feed(request, 0.0) is None
     connection.behind = False

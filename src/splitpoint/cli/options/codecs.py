@@ -30,26 +30,22 @@ codec_names_option = click.option(
 fidelity_options = together(
     click.option("--agreement", type=AGREEMENT, metavar="SHARE",
                  help="The least share of answers that codecs and pictures must keep, as the calibration measured it, "
-                      "such as 98% (needs --calib)."),
+                      "such as 98% (needs a calibration)."),
     click.option("--max-drop", type=SHARE, metavar="SHARE",
                  help="The most of that share that may be lost, such as 1%, with 95 % confidence: stricter than "
-                      "--agreement 99%, by how few inputs the calibration had (needs --calib)."),
-)  # fmt: skip
-_CALIBRATION = click.Path(path_type=Path, dir_okay=False)
-calib_option = click.option(
-    "--calib", "--calibration", "calib", type=_CALIBRATION, metavar="FILE",
-    help="What codecs cost in accuracy (splitpoint calibrate -o).",
+                      "--agreement 99%, by how few inputs the calibration had."),
 )  # fmt: skip
 #: What `splitpoint calibrate` calls a calibration beside MODEL.onnx.
 BESIDE = ".calib.json"
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_THERE = f"Default: MODEL{BESIDE} beside MODEL.onnx, if it is there."
 calibration_option = click.option(
-    "--calibration", "--calib", "calib", type=_CALIBRATION, metavar="FILE",
-    help=f"The tables of the codec klt (splitpoint calibrate). Default: MODEL{BESIDE} beside MODEL.onnx, if there.",
+    "--calibration", "--calib", "calib", type=_FILE, metavar="FILE",
+    help=f"What codecs cost in accuracy, and the tables of klt, from splitpoint calibrate. {_THERE}",
 )  # fmt: skip
 calibrations_option = click.option(
-    "--calibration", "--calib", "calibs", type=_CALIBRATION, multiple=True, metavar="FILE",
-    help="The tables of the codec klt for one of the models (splitpoint calibrate); may be given several times. "
-    f"Default: MODEL{BESIDE} beside MODEL.onnx, if it is there.",
+    "--calibration", "--calib", "calibs", type=_FILE, multiple=True, metavar="FILE",
+    help=f"The tables of klt for one of the models, from splitpoint calibrate; may be given several times. {_THERE}",
 )  # fmt: skip
 
 
@@ -60,13 +56,15 @@ def beside(name: str) -> Path | None:
     return path.with_suffix(BESIDE) if path.suffix == ".onnx" else None
 
 
-def calibration_for(model: Model, name: str, given: Path | None) -> Calibration | None:
-    """The calibration in `given`, or what lies beside the model of that `name`. InputError if it is another model's."""
-    path = given or beside(name)
+def calibration_for(name: str | None, given: Path | None, model: Model | None) -> Calibration | None:
+    """What every command takes as the calibration: the file that is `given`, else what lies beside the model called
+    `name`, if it is `model` on this machine. InputError if it is another model's."""
+    path = given or (beside(name) if name and model is not None else None)
     if path is None or not (given or path.exists()):
         return None
     calibration = load_calibration(path)
-    tables_of(calibration, model, str(path))
+    if model is not None:
+        tables_of(calibration, model, str(path))
     return calibration
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.cli.options import gathered
+from splitpoint.cli.options.codecs import calibration_for
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.server_options import cache_option
 from splitpoint.engines import Engine
@@ -131,13 +133,17 @@ class Here:
         return Edge(cloud, model, at="cut:input", cache=self.cache, security=security, models=models, **more)
 
     @contextmanager
-    def reached(self, model: str, cloud: str, security: Security, engine: Engine) -> Iterator[Edge]:
-        """The same for MODEL, whether it is here or there: inputs are made as `opening` says."""
+    def reached(
+        self, model: str, cloud: str, security: Security, engine: Engine, calib: Path | None
+    ) -> Iterator[tuple[Edge, Calibration | None]]:
+        """The same for MODEL, whether it is here or there, with its calibration (`calibration_for`): inputs are made as
+        `opening` says."""
         local = self.opening.here(model)
-        with self.edge(local or model, cloud, security, engine=engine) as edge:
+        calibration = calibration_for(model, calib, local)
+        with self.edge(local or model, cloud, security, engine=engine, calibration=calibration) as edge:
             if local is None:
                 edge.prepare(self.opening.on)
-            yield edge
+            yield edge, calibration
 
 
 #: As the one parameter `here`: of what runs a model here; and of what also reaches a server.

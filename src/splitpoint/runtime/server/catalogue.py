@@ -9,7 +9,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -144,13 +144,15 @@ class Sharing:
         #: As WELCOME says it: ``model``, ``head`` or ``none``.
         self.kind = kinds.pop()
         self._small: dict[str, Mapping[str, bytes]] = {}
-        self._tables = {
-            fingerprint: {name: (t.hash, memoryview(t.to_bytes())) for name, t in of_model.items()}
-            for fingerprint, of_model in tables.items()
-        }
         self._heads: dict[str, _SharedHead] = {}
         if self.kind == "head":
             self._heads = _heads([text.partition(":")[2] for text in texts], models, names)
+        #: By fingerprint, (tensor, hash, bytes) of tables for tensors that are sent here: of a shared head's only.
+        self._tables: dict[str, list[tuple[str, str, memoryview]]] = {}
+        for fingerprint, of_model in tables.items():
+            head = self._heads.get(fingerprint)
+            told = [(n, t.hash, memoryview(t.to_bytes())) for n, t in of_model.items() if not head or n in head.tensors]
+            self._tables[fingerprint] = told
 
     @property
     def heads(self) -> dict[str, str]:
@@ -169,7 +171,8 @@ class Sharing:
         """Which tables WELCOME says there are: all that what may be sent here is decoded with. Where nothing leaves,
         not even the tensors' names do: who has tables knows whose they are."""
         none = self.kind == "none"
-        return tuple(("" if none else name, hash, data.nbytes) for name, hash, data in self._told_tables(fingerprint))
+        told = self._tables.get(fingerprint, ())
+        return tuple(("" if none else name, hash, data.nbytes) for name, hash, data in told)
 
     # --- what is asked ----------------------------------------------------------------------------------------------
 
@@ -222,15 +225,8 @@ class Sharing:
             return tables
         return model.blob(hash) if hash in model.blobs else memoryview(self._inline(model)[hash])
 
-    def _told_tables(self, fingerprint: str) -> Iterator[tuple[str, str, memoryview]]:
-        """(tensor, hash, bytes) of those for tensors that are sent here: of a shared head's only."""
-        head = self._heads.get(fingerprint)
-        for name, (hash, data) in self._tables.get(fingerprint, {}).items():
-            if head is None or name in head.tensors:
-                yield name, hash, data
-
     def _tables_called(self, model: Model, hash: str) -> memoryview | None:
-        return next((data for _, its, data in self._told_tables(model.fingerprint) if its == hash), None)
+        return next((data for _, its, data in self._tables.get(model.fingerprint, ()) if its == hash), None)
 
     def _inline(self, model: Model) -> Mapping[str, bytes]:
         """A device may have the graph from where less of it was shared: what it then lacks is asked for by hash."""

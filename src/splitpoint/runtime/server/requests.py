@@ -140,12 +140,9 @@ def _decoder(name: str, tensor: wire.Tensor, tables: KltTables | None) -> tuple[
     cannot: nothing is allocated yet."""
     # Only names that we told the peer, with their parameters: no stranger chooses what is looked up here.
     known = len(tensor.codec) <= 40 and wire.codec_feature(tensor.codec) in wire.features()
-    codec: Codec | None
+    tabled = known and needs_tables(tensor.codec)
     try:
-        if known and needs_tables(tensor.codec):
-            codec = _with_tables(name, tensor, tables)
-        else:
-            codec = open_codec(tensor.codec) if known else None
+        codec = _with_tables(name, tensor, tables) if tabled else open_codec(tensor.codec) if known else None
     except UsageError:
         codec = None
     if codec is None:
@@ -350,7 +347,7 @@ class InferRequest(msgspec.Struct):
     _frame: Frame
     _opened: OpenedTail
     _checked: CheckedInfer
-    _decoded: Mapping[int, Array] | None = None
+    _decoded: Mapping[int, Array] = _NONE
     """What was decoded together with others, by place."""
 
     @property
@@ -377,7 +374,7 @@ class InferRequest(msgspec.Struct):
             except Exception:  # whose bytes they are shows when each is decoded by itself
                 continue
             for one, part in zip(alike, together.reshape(len(alike), *dims(spec)), strict=True):
-                one._decoded = {**(one._decoded or {}), k: part}
+                one._decoded = {**one._decoded, k: part}
 
     def _comes_as(self, k: int, decoder: tuple[Codec, TensorSpec]) -> bool:
         """Whether its tensor `k` came with the same codec and tables, and is as large."""
@@ -385,10 +382,7 @@ class InferRequest(msgspec.Struct):
         return own is not None and own[0] is decoder[0] and own[1].type == decoder[1].type
 
     def feed(self) -> Mapping[str, Array]:
-        tensors = self._frame.tensors
-        if self._decoded is None:
-            return self._opened.feed(self._checked, tensors)
-        return self._opened.feed(self._checked, tensors, self._decoded)
+        return self._opened.feed(self._checked, self._frame.tensors, self._decoded)
 
     def answer(self, outputs: Mapping[str, Array], marks: RunMarks) -> None:
         requests, frame = self._requests, self._frame
