@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from splitpoint.calibration.calibrations import Calibration, TensorTables
+from splitpoint.callbacks import call
 from splitpoint.codecs import FLOATS
 from splitpoint.codecs.klt import learn
 from splitpoint.codecs.klt_learn import LEAST_SAMPLES
@@ -82,8 +83,8 @@ def learn_tables(
             try:
                 learnt.append(TensorTables(name, learn(samples.pop(name)).to_bytes()))
             except InputError as exc:
-                on_note(f"no tables for {name}: {exc}")
-            on_progress(len(learnt), len(wanted))
+                call(on_note, f"no tables for {name}: {exc}")
+            call(on_progress, len(learnt), len(wanted))
     return tuple(learnt)
 
 

@@ -30,6 +30,8 @@ _STEADY = 64
 _RIDGE = 0.3
 
 
+# A product of finite numbers may be reported as invalid, for lanes that BLAS computes and throws away.
+@np.errstate(invalid="ignore")
 def learn(samples: Iterable[Array], metric: Array | None = None) -> KltTables:
     """Tables for tensors like `samples`, float[batch, …] each, as a network gives them.
 
