@@ -105,8 +105,8 @@ def test_names_and_the_table(name: str) -> None:
     ("name", "words"),
     [
         ("", "known: raw"), ("int-8", "did you mean int8"), ("INT8", "no codec"), ("int8+zstd+zstd", "no codec"),
-        ("zstd", "no codec"), ("jpeg", "needs a quality"), ("jpeg:0", "no codec"), ("jpeg:101", "no codec"),
-        ("jpeg:٣", "no codec"), ("jpeg:90 ", "no codec"), ("int8:90", "no codec"), ("x" * 9999, "no codec"),
+        ("zstd", "no codec"), ("jpeg", "needs a quality"), ("jpeg:0", "needs a quality"), ("jpeg:101", "a quality"),
+        ("jpeg:٣", "needs a quality"), ("jpeg:90 ", "a quality"), ("int8:90", "no codec"), ("x" * 9999, "no codec"),
     ],
 )  # fmt: skip
 def test_unknown_names(name: str, words: str) -> None:

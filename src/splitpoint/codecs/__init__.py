@@ -164,10 +164,10 @@ def picture(name: str) -> str:
 
 
 def known_names() -> str:
-    """The names of all that may be sent, as a user is told them: ``raw, …, and jpeg:1 to jpeg:100``."""
+    """The names of all that may be sent, as a user is told them: ``raw, …; jpeg:1 to jpeg:100, …``."""
     plain = ", ".join(kind for kind, entry in CODECS.items() if not entry.qualities)
-    graded = (f", and {k}:{e.qualities[0]} to {k}:{e.qualities[-1]}" for k, e in CODECS.items() if e.qualities)
-    return plain + "".join(graded)
+    graded = (f"{k}:{e.qualities[0]} to {k}:{e.qualities[-1]}" for k, e in CODECS.items() if e.qualities)
+    return f"{plain}; {', '.join(graded)}"
 
 
 def calibrated_names() -> tuple[str, ...]:
@@ -199,10 +199,10 @@ def open_priced(name: str) -> Codec:
 def _open(name: str, entries: Mapping[str, CodecEntry]) -> Codec:
     kind, colon, quality = name.partition(":")
     entry = entries.get(kind)
-    if entry is None or (colon and quality not in map(str, entry.qualities)):
+    if entry is None or (colon and not entry.qualities):
         hint = nearest(name, entries) if len(name) < 40 else ""
         raise UsageError(f"no codec is called {name[:40]!r}{hint} (known: {known_names()})")
-    if entry.qualities and not colon:
+    if entry.qualities and quality not in map(str, entry.qualities):
         least, most = entry.qualities[0], entry.qualities[-1]
         raise UsageError(f"the codec {kind} needs a quality from {least} to {most}: {usual_name(kind)}, for instance")
     module, _, attribute = entry.where.partition(":")

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from splitpoint.codecs.klt_symbols import DIGITS
-from splitpoint.codecs.klt_tables import GROUPS, LOWEST_CLASS, TOP_CLASS, KltTables, axes_of, check_shape, step_of
+from splitpoint.codecs.klt_tables import (
+    GROUPS,
+    LOWEST_CLASS,
+    MOST_BANDS,
+    TOP_CLASS,
+    KltTables,
+    axes_of,
+    check_shape,
+    step_of,
+)
 from splitpoint.codecs.klt_transform import Transform, radial_bands
 from splitpoint.codecs.prefix_codes import SYMBOLS, code_lengths
 from splitpoint.errors import InputError
@@ -95,7 +104,7 @@ def _checked(batches: Iterable[Array], shape: tuple[int, ...] | None) -> Iterato
 def bands_of(shape: tuple[int, ...]) -> Array:
     """uint8[frequencies]: the bands that tables for such an example have, as many as the matrices have room for."""
     channels, _ = check_shape(shape)
-    return radial_bands(axes_of(shape)[1], max(1, _MOST_MATRICES // (2 * channels**2)))
+    return radial_bands(axes_of(shape)[1], max(1, min(MOST_BANDS, _MOST_MATRICES // (2 * channels**2))))
 
 
 def _rotation(batches: Iterable[Array], metric: Array | None) -> tuple[tuple[int, ...], Transform]:

@@ -27,6 +27,8 @@ _MAGIC = b"KLT1"
 #: rank, bands, classes, the lowest class, the scales' exponent, the step of level 50; two bytes of zeros before it.
 _HEAD = struct.Struct("<4sBBBbhh")
 _MOST_RANK, _LONGEST = 3, 1 << 16
+#: How many bands there are is a byte.
+MOST_BANDS = 255
 #: Scales are between 2**-64 and 2**64, in eighths of an octave; so the step of level 50, in sixteenths.
 _MOST_SCALE, _MOST_STEP = 512, 1024
 #: The highest class has a mean of 8 to 11.3 steps: what is larger travels with its lowest bits apart.

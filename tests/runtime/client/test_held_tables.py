@@ -148,7 +148,7 @@ def test_a_calibration_of_another_model_is_refused_at_once(tmp_path: Path) -> No
     with (
         server_of() as server,
         Edge(server.address, at=AT, cache=tmp_path) as edge,
-        pytest.raises(UsageError, match="no codec is called"),
+        pytest.raises(UsageError, match="needs a quality from 1 to 100"),
     ):
         edge.switch(AT, "klt:101")
 
