@@ -102,8 +102,8 @@ class KltTables:
         return b"".join(
             [
                 head, struct.pack(f"<{len(self.shape)}I", *self.shape), self.mean.astype("<f4").tobytes(),
-                self.bands.tobytes(), self.matrices.tobytes(), self.units.astype("<f4").tobytes(), self.scales.tobytes(),
-                classes.tobytes(),
+                self.bands.tobytes(), self.matrices.tobytes(), self.units.astype("<f4").tobytes(),
+                self.scales.tobytes(), classes.tobytes(),
             ]
         )  # fmt: skip
 
