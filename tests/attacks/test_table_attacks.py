@@ -221,7 +221,7 @@ def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-OTHER = b"KLT1" + bytes(4000)
+OTHER = b"KLT2" + bytes(4000)
 
 
 @pytest.mark.parametrize(

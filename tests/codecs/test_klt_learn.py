@@ -7,8 +7,8 @@ import pytest
 from klt_arrays import SHAPES, like_features, tables_for
 
 from splitpoint.codecs.klt import Klt
-from splitpoint.codecs.klt_learn import learn
-from splitpoint.codecs.klt_tables import MOST_BANDS, KltTables
+from splitpoint.codecs.klt_learn import MOST_BANDS, learn
+from splitpoint.codecs.klt_tables import KltTables
 from splitpoint.codecs.klt_transform import Transform
 from splitpoint.errors import InputError
 from splitpoint.tensors import spec_of
@@ -58,7 +58,7 @@ def test_a_band_of_few_examples_borrows_from_its_neighbours() -> None:
 
 
 def test_maps_of_more_frequencies_than_bands_can_be_counted() -> None:
-    """The corner of 200 x 200 is 283 frequencies from the middle; how many bands tables have is a byte."""
+    """The corner of 200 x 200 is 283 frequencies from the middle: bands are joined."""
     samples = like_features((1, 200, 200), 8)
     tables = KltTables.from_bytes(learn([samples]).to_bytes())
     assert len(tables.matrices) == MOST_BANDS == tables.bands.max() + 1

@@ -31,7 +31,7 @@ def test_there_and_back(shape: tuple[int, ...]) -> None:
 
 def test_they_cannot_be_changed() -> None:
     for tables in (tables_for(SHAPES[0]), KltTables.from_bytes(tables_for(SHAPES[0]).to_bytes())):
-        for array in (tables.mean, tables.bands, tables.matrices, tables.scales, tables.lengths):
+        for array in (tables.mean, tables.bands, tables.matrices, tables.units, tables.scales, tables.lengths):
             with pytest.raises(ValueError, match="read-only"):
                 array[...] = 0
 
@@ -40,9 +40,9 @@ def test_a_layout_that_does_not_change() -> None:
     """The head of tables of float[24], by docs/codecs.md: whoever changes it makes another version."""
     data = tables_for(SHAPES[3]).to_bytes()
     magic, rank, bands, classes, lowest = struct.unpack_from("<4sBBBb", data)
-    assert (magic, rank, bands, lowest + classes) == (b"KLT1", 1, 1, 7)
+    assert (magic, rank, bands, lowest + classes) == (b"KLT2", 1, 1, 7)
     assert struct.unpack_from("<I", data, 12) == (24,)
-    assert len(data) == 16 + 4 * 24 + 1 + 2 * 24 * 24 + 24 + 133 * classes
+    assert len(data) == 16 + 4 * 24 + 1 + 24 * 24 + 4 * 24 + 24 + 133 * classes
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -92,7 +92,8 @@ def test_damaged_tables_are_refused_or_only_wrong(shape: tuple[int, ...]) -> Non
     ("change", "words"),
     [
         ({"mean": np.full(24, np.nan, np.float32)}, "not finite"),
-        ({"matrices": np.full((1, 24, 24), np.inf, np.float16)}, "not finite"),
+        ({"units": np.full((1, 24), np.inf, np.float32)}, "not finite"),
+        ({"units": np.full((1, 24), -600, np.float32)}, "larger than any"),
         ({"bands": np.array([1], np.uint8)}, "band"),
         ({"exponent": 600}, "scale or a step"),
         ({"middle": -2000}, "scale or a step"),
@@ -115,7 +116,7 @@ def test_codes_that_are_not_complete() -> None:
 
 
 def test_a_matrix_without_an_inverse() -> None:
-    tables = replace(tables_for(SHAPES[3]), matrices=np.zeros((1, 24, 24), np.float16))
+    tables = replace(tables_for(SHAPES[3]), matrices=np.zeros((1, 24, 24), np.int8))
     with pytest.raises(InputError, match="cannot be inverted"):
         Klt("klt:50", KltTables.from_bytes(tables.to_bytes())).encode(like_features(SHAPES[3], 1))
 

@@ -26,7 +26,7 @@ def test_forward_is_what_the_documentation_says(shape: tuple[int, ...]) -> None:
     else:
         plain = (batch - tables.mean)[None]
     plain = plain.reshape(-1, 3, tables.channels)
-    inverse = np.linalg.inv(tables.matrices.astype(float))
+    inverse = np.linalg.inv(tables.matrices * tables.units[..., None].astype(float))
     expected = [plain[f] @ inverse[tables.bands[f]] for f in transform.by_band]
     assert np.allclose(transform.forward(batch), expected, atol=1e-3)
 

@@ -36,8 +36,9 @@ def tail_metric(answer: Callable[[Array], Array], samples: Sequence[Array], *, s
     last = int(bands.max())
     group_of = np.searchsorted(np.array(_GROUPS) * last, np.arange(last + 1), side="left") if last else np.zeros(1, int)
     plain = Transform(
-        shape, np.zeros(channels, np.float32), bands, np.eye(channels, dtype=np.float16)[None].repeat(last + 1, 0)
-    )
+        shape, np.zeros(channels, np.float32), bands, np.eye(channels, dtype=np.int8)[None].repeat(last + 1, 0),
+        np.ones((last + 1, channels), np.float32),
+    )  # fmt: skip
     spread = float(np.sqrt(np.mean([np.square(s - s.mean()).mean() for s in samples])))
     rng = np.random.default_rng(seed)
     groups = np.zeros((int(group_of.max()) + 1, channels, channels))

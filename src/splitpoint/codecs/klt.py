@@ -170,7 +170,8 @@ class Klt(Codec):
     def _packed(self, coefficients: Array, offset: int) -> bytes:
         step = self.tables.middle + offset
         with np.errstate(over="ignore"):
-            values = np.rint(coefficients * np.float32(1 / step_of(step)))
+            values = coefficients * np.float32(1 / step_of(step))
+        np.rint(values, out=values)
         return _STEP.pack(offset) + self._codes.write(values, step)
 
     def _parts(self, data: Array, spec: TensorSpec) -> list[bytes]:

@@ -140,14 +140,12 @@ class Codes:
         patches = large.astype(np.int32)
         values[beyond] = 0
         symbols = np.empty(layout.coded.size, np.float32)
-        lows: list[Array] = []
-        low_lengths: list[int] = []
+        lows: list[tuple[int, Array]] = []
         for run, its in layout.runs:
             part = values[run.start : run.stop]
             if run.low_bits:
                 high = np.floor(part * np.float32(0.5**run.low_bits))
-                lows.append(part - high * np.float32(2**run.low_bits))
-                low_lengths += [run.low_bits] * part.size
+                lows.append((run.low_bits, part - high * np.float32(2**run.low_bits)))
                 part = high
             if GROUPS[run.grouping][1] == 1:
                 symbols[its] = part
@@ -155,12 +153,15 @@ class Codes:
                 np.dot(part.reshape(-1, GROUPS[run.grouping][1]), DIGITS[run.grouping], out=symbols[its])
         places = symbols.astype(np.intp)
         places += layout.coded
-        codes, lengths, ends = self._codes.take(places), self._lengths.take(places), layout.ends
-        if lows:
-            codes = np.concatenate([codes, *lows], dtype=np.uint64, casting="unsafe")
-            lengths = np.concatenate([lengths, np.array(low_lengths)])
-            ends = np.append(ends, lengths.size)
-        packed, sizes = pack_bits(codes, lengths, ends)
+        stop = places.size
+        codes = np.empty(stop + sum(low.size for _, low in lows), np.uint64)
+        lengths = np.empty(codes.size, np.int64)
+        self._codes.take(places, out=codes[:stop], mode="clip")
+        self._lengths.take(places, out=lengths[:stop], mode="clip")
+        for bits, low in lows:
+            start, stop = stop, stop + low.size
+            codes[start:stop], lengths[start:stop] = low, bits
+        packed, sizes = pack_bits(codes, lengths, np.append(layout.ends, stop) if lows else layout.ends)
         wide = bool(beyond.size and np.abs(patches).max() > 127)
         outside = np.abs(patches) * np.float32(step_of(step)) > _OUTSIDE * self._scales[beyond]
         head = [2 * beyond.size + wide, int(np.count_nonzero(outside)), *sizes[: len(layout.spans)]]

@@ -21,16 +21,16 @@ from splitpoint.codecs.prefix_codes import LONGEST_CODE, SYMBOLS
 from splitpoint.errors import InputError
 from splitpoint.tensors import Array
 
-#: The most that tables may have, in bytes: 2,000 channels' vectors, or 12 bands of 512 channels.
+#: The most that tables may have, in bytes: 2,800 channels' vectors, or 4 bands of 1,280 channels.
 MAX_TABLES_BYTES = 8 << 20
-_MAGIC = b"KLT1"
+_MAGIC = b"KLT2"
 #: rank, bands, classes, the lowest class, the scales' exponent, the step of level 50; two bytes of zeros before it.
 _HEAD = struct.Struct("<4sBBBbhh")
 _MOST_RANK, _LONGEST = 3, 1 << 16
-#: How many bands there are is a byte.
-MOST_BANDS = 255
 #: Scales are between 2**-64 and 2**64, in eighths of an octave; so the step of level 50, in sixteenths.
 _MOST_SCALE, _MOST_STEP = 512, 1024
+#: So no matrix has a number of 2**16 or more.
+_MOST_UNIT = 512.0
 #: The highest class has a mean of 8 to 11.3 steps: what is larger travels with its lowest bits apart.
 TOP_CLASS = 6
 LOWEST_CLASS = -16
@@ -54,7 +54,9 @@ class KltTables:
     bands: Array
     """uint8[frequencies]: which matrix each frequency has, in the order of rows, then columns."""
     matrices: Array
-    """float16[bands, channels, channels]: a row is what one step of a component is in the channels."""
+    """int8[bands, channels, channels]: a row is what one step of a component is in the channels, in its unit."""
+    units: Array
+    """float32[bands, channels]: what 1 in a row of a matrix stands for."""
     scales: Array
     """uint8[frequencies, channels]: a coefficient's mean magnitude is about 2**((scale + exponent) / 8)."""
     exponent: int
@@ -72,7 +74,7 @@ class KltTables:
 
     def __post_init__(self) -> None:
         for array in (
-            self.mean, self.bands, self.matrices, self.scales, self.groupings, self.centroids, self.lengths,
+            self.mean, self.bands, self.matrices, self.units, self.scales, self.groupings, self.centroids, self.lengths,
         ):  # fmt: skip
             array.flags.writeable = False
 
@@ -95,7 +97,8 @@ class KltTables:
         return b"".join(
             [
                 head, struct.pack(f"<{len(self.shape)}I", *self.shape), self.mean.astype("<f4").tobytes(),
-                self.bands.tobytes(), self.matrices.astype("<f2").tobytes(), self.scales.tobytes(), classes.tobytes(),
+                self.bands.tobytes(), self.matrices.tobytes(), self.units.astype("<f4").tobytes(),
+                self.scales.tobytes(), classes.tobytes(),
             ]
         )  # fmt: skip
 
@@ -114,7 +117,8 @@ class KltTables:
             raise InputError(f"codec tables are of tensors with 1 to {_MOST_RANK} axes beside the batch: these are not")
         shape = struct.unpack_from(f"<{rank}I", data, _HEAD.size)
         channels, frequencies = check_shape(shape)
-        sizes = (4 * channels, frequencies, 2 * bands * channels**2, prod(shape), classes * _CLASS_BYTES)
+        vectors = bands * channels
+        sizes = (4 * channels, frequencies, vectors * channels, 4 * vectors, prod(shape), classes * _CLASS_BYTES)
         if len(data) != at + sum(sizes):
             raise InputError(
                 f"codec tables of {shape} with {bands} bands have {at + sum(sizes)} bytes, but these have {len(data)}"
@@ -123,12 +127,12 @@ class KltTables:
         for size in sizes:
             parts.append(np.frombuffer(data, np.uint8, size, at))
             at += size
-        mean, matrices = parts[0].view("<f4").astype(np.float32), parts[2].view("<f2").astype(np.float16)
-        packed = parts[4].reshape(classes, _CLASS_BYTES)
+        mean, units = parts[0].view("<f4").astype(np.float32), parts[3].view("<f4").astype(np.float32)
+        packed = parts[5].reshape(classes, _CLASS_BYTES)
         nibbles = np.stack([packed[:, 4:] & 15, packed[:, 4:] >> 4], axis=2).reshape(classes, SYMBOLS + 1)
         tables = KltTables(
-            shape, mean, parts[1], matrices.reshape(bands, channels, channels),
-            parts[3].reshape(frequencies, channels), exponent, middle, lowest,
+            shape, mean, parts[1], parts[2].view(np.int8).reshape(bands, channels, channels),
+            units.reshape(bands, channels), parts[4].reshape(frequencies, channels), exponent, middle, lowest,
             packed[:, 0], packed[:, 1:4], nibbles[:, :SYMBOLS],
         )  # fmt: skip
         if nibbles[:, SYMBOLS].any():
@@ -138,8 +142,8 @@ class KltTables:
 
     def check(self) -> None:
         """InputError unless every number is one that tables may have: what decodes with them need not ask again."""
-        if not np.isfinite(self.mean).all() or not np.isfinite(self.matrices).all():
-            raise InputError("the codec tables hold numbers that are not finite")
+        if not np.isfinite(self.mean).all() or not (np.abs(self.units) < _MOST_UNIT).all():
+            raise InputError("the codec tables hold numbers that are not finite, or larger than any calibration has")
         if not len(self.matrices) or self.bands.max() >= len(self.matrices):
             raise InputError(f"the codec tables name a band that is not among their {len(self.matrices)}")
         if abs(self.exponent) > _MOST_SCALE or abs(self.middle) > _MOST_STEP:
@@ -190,6 +194,6 @@ def check_shape(shape: tuple[int, ...]) -> tuple[int, int]:
             f"features) and (features,), sides 1 to {_LONGEST}"
         )
     channels, positions = axes_of(shape)
-    if 2 * channels**2 + prod(shape) > MAX_TABLES_BYTES - (1 << 18):
+    if channels**2 + prod(shape) > MAX_TABLES_BYTES - (1 << 18):
         raise InputError(f"codec tables for one example of shape {shape} would have over {MAX_TABLES_BYTES >> 20} MiB")
     return channels, prod(positions)

@@ -50,8 +50,8 @@ def radial_bands(positions: tuple[int, ...], most: int) -> Array:
 class Transform:
     """Tensors ↔ coefficients float32[frequencies, batch, channels], the frequencies in the order of their bands."""
 
-    def __init__(self, shape: tuple[int, ...], mean: Array, bands: Array, matrices: Array) -> None:
-        self.mean, self.bands, self.matrices = mean, bands, matrices
+    def __init__(self, shape: tuple[int, ...], mean: Array, bands: Array, matrices: Array, units: Array) -> None:
+        self.mean, self.bands, self.matrices, self.units = mean, bands, matrices, units
         self._shape = shape
         self._tokens = len(shape) == 2
         self._channels, positions = axes_of(shape)
@@ -65,17 +65,17 @@ class Transform:
 
     @classmethod
     def of(cls, tables: KltTables) -> Transform:
-        return cls(tables.shape, tables.mean, tables.bands, tables.matrices)
+        return cls(tables.shape, tables.mean, tables.bands, tables.matrices, tables.units)
 
     @cached_property
     def _synthesis(self) -> Array:
-        return self.matrices.astype(np.float32)
+        return self.matrices * self.units[..., None]
 
     @cached_property
     def _analysis(self) -> Array:
         """float32[bands, channels, channels]; InputError for matrices without an inverse, which no calibration has."""
         try:
-            inverse = np.linalg.inv(self.matrices.astype(np.float64)).astype(np.float32)
+            inverse = np.linalg.inv(self._synthesis.astype(np.float64)).astype(np.float32)
         except np.linalg.LinAlgError:
             inverse = np.full(1, np.nan)
         if not (np.abs(inverse) < _STEEPEST).all():

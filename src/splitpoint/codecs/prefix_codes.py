@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -84,7 +85,8 @@ def inflate(header: bytes, block: bytes, symbols: int) -> bytes:
 
 def pack_bits(codes: Array, lengths: Array, ends: Array) -> tuple[Array, list[int]]:
     """(uint8[bytes], bytes of each block): `codes` (uint64[n]) of 1 to 32 bits one after the other, lowest bit first;
-    blocks are codes up to each of `ends`, and begin with a whole byte.
+    blocks are codes up to each of `ends`, and begin with a whole byte. `codes` and `lengths` (int64[n]) are changed:
+    fresh memory for every step would cost more than the steps.
     """
     if not codes.size:
         return np.empty(0, np.uint8), [0] * len(ends)
@@ -92,15 +94,16 @@ def pack_bits(codes: Array, lengths: Array, ends: Array) -> tuple[Array, list[in
     block_ends = until[ends - 1]
     sizes = (np.diff(block_ends, prepend=0) + 7) >> 3
     shift = 8 * (np.cumsum(sizes) - sizes) - np.append(0, block_ends[:-1])
-    at = until - lengths
-    at += np.repeat(shift, np.diff(ends, prepend=0))
-    word, bit = at >> 6, (at & 63).astype(np.uint64)
+    at = np.subtract(until, lengths, out=until)
+    for (start, stop), by in zip(pairwise([0, *ends.tolist()]), shift.tolist(), strict=True):
+        at[start:stop] += by
+    word, bit = np.right_shift(at, 6, out=lengths), np.bitwise_and(at, 63, out=at).view(np.uint64)
     # A code begins in every word: the codes of each are one run, and its last one may reach into the next word.
     firsts = np.append(0, np.flatnonzero(word[1:] != word[:-1]) + 1)
     lasts = np.append(firsts[1:] - 1, codes.size - 1)
     packed = np.zeros(firsts.size + 1, "<u8")
-    packed[:-1] = np.bitwise_or.reduceat(codes << bit, firsts)
-    packed[1:] |= (codes[lasts] >> np.uint64(1)) >> (np.uint64(63) - bit[lasts])
+    packed[1:] = (codes[lasts] >> np.uint64(1)) >> (np.uint64(63) - bit[lasts])
+    packed[:-1] |= np.bitwise_or.reduceat(np.left_shift(codes, bit, out=codes), firsts)
     return packed.view(np.uint8)[: int(sizes.sum())], sizes.tolist()
 
 
