@@ -12,7 +12,7 @@ from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options import gathered
-from splitpoint.cli.options.codecs import calib_option, codec_names_option, fidelity_options
+from splitpoint.cli.options.codecs import calib_option, calibration_beside, codec_names_option, fidelity_options
 from splitpoint.cli.options.model_options import Here, device_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
@@ -54,6 +54,7 @@ def command(
     with here.reached(model, cloud, security, engine) as edge:
         inputs = read_images(edge.model, images, recursive=recursive)
         known = survey(edge, engine, budget_s=budget_s, cache=here.cache, fresh=fresh, on_step=say)
+        calibration = calibration or calibration_beside(model, edge.model.fingerprint)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)
         plan = planner.plan(known.link)
         with progress() as bar:

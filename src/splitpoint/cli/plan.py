@@ -14,7 +14,7 @@ from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import out, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
-from splitpoint.cli.options.codecs import calib_option, codec_names_option, fidelity_options
+from splitpoint.cli.options.codecs import calib_option, calibration_beside, codec_names_option, fidelity_options
 from splitpoint.cli.options.engine import EngineChoice
 from splitpoint.cli.options.model_options import Here, device_options, is_local
 from splitpoint.cli.options.output import OUTPUT, json_option, output_option, png_option, wrote
@@ -80,7 +80,7 @@ MEASURED = "measured"
 @png_option("Draw the plan as a function of the bandwidth (needs splitpoint[plot]).")
 @click.option("--front", "fronts", type=OUTPUT, metavar="FILE", multiple=True,
               help="Write what nothing else is faster, smaller and more faithful than, whatever agreement is asked "
-                   "for: CSV, or a picture if the file is a .png, .svg or .pdf (needs --calib). May be given "
+                   "for: CSV, or a picture if the file is a .png, .svg or .pdf (needs a calibration). May be given "
                    "twice.")  # fmt: skip
 @output_option("Write the plan as JSON.")
 @json_option
@@ -96,8 +96,6 @@ def command(
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
     calibration = None if calib is None else load_calibration(calib)
-    if fronts and calibration is None:
-        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     learned = _learned(edge_path, cloud, here.choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
     wanted = here.opening.load(model) if model is not None and load_it else None
@@ -106,6 +104,9 @@ def command(
     )
     if edge_watts is not None:
         edge = msgspec.structs.replace(edge, watts=edge_watts)
+    calibration = calibration or calibration_beside(model or edge.graph.name, edge.fingerprint)
+    if fronts and calibration is None:
+        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     constraints = msgspec.structs.replace(constraints, shared=shared)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
     plan = planner.plan(link)
@@ -228,6 +229,12 @@ def _link(text: str) -> Link:
     return link
 
 
+def show_options(plan: Plan, console: Console) -> None:
+    """The table alone."""
+    titles, rows = fitted(plan, console.width)
+    table(fields_of(titles, left=("option", "quality"), keep=titles), rows, console=console)
+
+
 def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -> None:
     """Print the honest table, and what it comes to, to standard output or `console`."""
     console = console or out()
@@ -237,8 +244,7 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
         console.print(f"{name}  {host}")
     name = f"{plan.link.name}: " if plan.link.name and plan.link.name not in str(plan.link) else ""
     console.print(f"link    {name}{plan.link}")
-    titles, rows = fitted(plan, console.width)
-    table(fields_of(titles, left=("option", "quality"), keep=titles), rows, console=console)
+    show_options(plan, console)
     console.print(legend(plan))
     for line in refusals(plan):
         console.print(typed(line))
@@ -253,6 +259,8 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
         width = max(len(rates) for rates, _ in ranges)
         for rates, label in ranges:
             console.print(f"  {rates:<{width}}  {label}")
+    if plan.agreements:
+        console.print("lossy codecs and pictures are planned only where asked for (--agreement, --max-drop, --codec):")
     for kept in plan.agreements:
         stretches = "; ".join(f"{rates} {typed(label)}" for rates, label in range_lines(kept.ranges))
         console.print(f"  where {percent(kept.agreement)} of the answers must stay: {stretches}")

@@ -30,21 +30,22 @@ codec_names_option = click.option(
 fidelity_options = together(
     click.option("--agreement", type=AGREEMENT, metavar="SHARE",
                  help="The least share of answers that codecs and pictures must keep, as the calibration measured it, "
-                      "such as 98% (needs --calib)."),
+                      "such as 98% (needs a calibration)."),
     click.option("--max-drop", type=SHARE, metavar="SHARE",
                  help="The most of that share that may be lost, such as 1%, with 95 % confidence: stricter than "
-                      "--agreement 99%, by how few inputs the calibration had (needs --calib)."),
+                      "--agreement 99%, by how few inputs the calibration had (needs a calibration)."),
 )  # fmt: skip
 _CALIBRATION = click.Path(path_type=Path, dir_okay=False)
-calib_option = click.option(
-    "--calib", "--calibration", "calib", type=_CALIBRATION, metavar="FILE",
-    help="What codecs cost in accuracy (splitpoint calibrate -o).",
-)  # fmt: skip
 #: What `splitpoint calibrate` calls a calibration beside MODEL.onnx.
 BESIDE = ".calib.json"
+calib_option = click.option(
+    "--calib", "--calibration", "calib", type=_CALIBRATION, metavar="FILE",
+    help=f"What codecs cost in accuracy (splitpoint calibrate). Default: MODEL{BESIDE} beside MODEL.onnx, if there.",
+)  # fmt: skip
 calibration_option = click.option(
     "--calibration", "--calib", "calib", type=_CALIBRATION, metavar="FILE",
-    help=f"The tables of the codec klt (splitpoint calibrate). Default: MODEL{BESIDE} beside MODEL.onnx, if there.",
+    help="What codecs cost in accuracy, and the tables of the codec klt (splitpoint calibrate). Default: "
+    f"MODEL{BESIDE} beside MODEL.onnx, if there.",
 )  # fmt: skip
 calibrations_option = click.option(
     "--calibration", "--calib", "calibs", type=_CALIBRATION, multiple=True, metavar="FILE",
@@ -68,6 +69,15 @@ def calibration_for(model: Model, name: str, given: Path | None) -> Calibration 
     calibration = load_calibration(path)
     tables_of(calibration, model, str(path))
     return calibration
+
+
+def calibration_beside(name: str | None, fingerprint: str) -> Calibration | None:
+    """What lies beside the model that is called `name` here, if that is the model with this `fingerprint`."""
+    path = beside(name) if name is not None else None
+    if path is None or not path.exists():
+        return None
+    calibration = load_calibration(path)
+    return calibration if calibration.fingerprint == fingerprint else None
 
 
 def parse_codecs(codecs: tuple[str, ...]) -> str | Mapping[str, str]:
