@@ -120,7 +120,7 @@ class Asked:
         cuts = self.auto or self.plan is not None
         model = self.here.opening.here(self.name)
         calibration = load_calibration(self.calib) if self.calib else None
-        if model is not None and self.name is not None:
+        if model is not None and self.name is not None and self._lossy:
             calibration = calibration_for(model, self.name, self.calib)
         edge = self._connect(
             model or self.name,
@@ -165,7 +165,12 @@ class Asked:
         """What codecs lose of the server's `model`: by --calibration, or by what lies beside the model here."""
         if self.calib is not None:
             return load_calibration(self.calib)
-        return calibration_beside(self.name or model.name, model.fingerprint)
+        return calibration_beside(self.name or model.name, model.fingerprint) if self._lossy else None
+
+    @property
+    def _lossy(self) -> bool:
+        """Whether anything but raw may cross: only then is a calibration worth reading."""
+        return self.faithful or bool(self.codecs) or self.plan is not None
 
     # --- where it is cut ----------------------------------------------------------------------------------------
 
