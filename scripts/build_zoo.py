@@ -551,6 +551,13 @@ The 1000 label names inside are `torchvision.models._meta._IMAGENET_CATEGORIES` 
 > NEGLIGENCE OR OTHERWISE) ARISING IN ANY WAY OUT OF THE USE OF THIS SOFTWARE, EVEN IF ADVISED OF THE
 > POSSIBILITY OF SUCH DAMAGE.
 
+## efficientnet_lite0.calib.json
+
+What codecs do to that network's answers, and tables of the codec `klt` for three of its tensors: means,
+covariances and histograms of features. Made by [scripts/calibrate_zoo.py](../../../scripts/calibrate_zoo.py) from
+113 free photographs of Debian and PyPI packages (`bench/photos.py` names packages and licences); no photo is in
+it. Apache-2.0, as splitpoint.
+
 ## lenet5.onnx, digits/, heldout.png, heldout.txt
 
 LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998), trained by the script: the weights are splitpoint's own,

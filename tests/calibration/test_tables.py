@@ -27,6 +27,24 @@ def test_a_tensor_that_crosses_at_several_cuts_is_learnt_once() -> None:
     assert learnt == learn_tables(model, ENGINE, digits()[:8], cuts), "the same inputs give the same bytes"
 
 
+def test_those_of_a_classifier_can_be_learnt_where_its_tail_looks() -> None:
+    model, done = lenet(), []
+    cuts = [model.graph.cut("pool2")]
+    learnt = learn_tables(
+        model, ENGINE, digits()[:12], cuts, metric=True, on_progress=lambda d, total: done.append((d, total))
+    )
+    assert [t.tensor for t in learnt] == ["pool2"]
+    assert learnt != learn_tables(model, ENGINE, digits()[:12], cuts)
+    passes = 10 * 16 * 3  # ten digits, a channel and a group of frequencies each
+    assert done == [(k + 1, passes + 1) for k in range(passes + 1)]
+
+    numbers = nets.load(nets.residual())
+    values = [{"x": v.astype(np.float32)} for v in np.random.default_rng(0).normal(size=(9, 1, 3, 8, 8))]
+    inside = [next(c for c in numbers.graph.chain() if c.nodes and c.crossing)]
+    plain = learn_tables(numbers, ENGINE, values, inside)
+    assert learn_tables(numbers, ENGINE, values, inside, metric=True) == plain != (), "no classifier's: as it is"
+
+
 def test_what_cannot_be_learnt_is_said_and_the_rest_is_learnt() -> None:
     told: list[str] = []
     cuts = [lenet().graph.cut(AT)]

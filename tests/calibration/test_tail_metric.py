@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from splitpoint.calibration.tail_metric import of_probabilities, tail_metric
+from splitpoint.calibration.tail_metric import of_probabilities, passes, samples_worth, tail_metric
 from splitpoint.codecs.klt import Klt, learn
 from splitpoint.codecs.klt_transform import cosines
 from splitpoint.errors import InputError
@@ -58,3 +58,12 @@ def test_a_codec_with_the_metric_errs_where_the_tail_does_not_look() -> None:
 def test_what_is_no_metric_for_a_tensor(metric: Array) -> None:
     with pytest.raises(InputError, match="metric"):
         learn(SAMPLES, metric)
+
+
+def test_passes_are_counted_and_bounded() -> None:
+    told: list[None] = []
+    tail_metric(low, SAMPLES[:3], on_pass=lambda: told.append(None))
+    assert len(told) == 3 * passes(SHAPE) == 3 * 4 * 3
+    assert passes((5,)) == 5, "a vector has one group"
+    assert passes((1000, 7, 7)) == 2000, "two bands are two groups"
+    assert [samples_worth(shape) for shape in ((80, 14, 14), (400, 7, 7), (1000, 7, 7))] == [10, 5, 0]

@@ -14,6 +14,7 @@ from PIL import Image
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import load_calibration
 from splitpoint.cli import main
+from splitpoint.models import load
 from splitpoint.models.zoo import zoo_path
 from splitpoint.segments import load_manifest
 
@@ -75,6 +76,40 @@ def test_labels_and_a_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "no measure is called cosin" in capsys.readouterr().err
 
 
+def test_which_cuts_and_what_a_few_inputs_are_enough_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "digits", tmp_path / "calib.json"
+    folder.mkdir()
+    for k, picture in enumerate(heldout_digits()[0][:16]):
+        Image.fromarray(picture).save(folder / f"{k:02}.png")
+
+    def calibrated(*more: object) -> Calibration:
+        words = ["calibrate", "zoo:lenet5", "--threads", "1", "--images", folder, "-o", out, *more]
+        assert main([str(word) for word in words]) == 0
+        return load_calibration(out)
+
+    names = [cut.name for cut in load("zoo:lenet5").graph.prefixes()]
+
+    def cuts(calibration: Calibration) -> list[str]:
+        return [names[place] for place in dict.fromkeys(row.prefix for row in calibration.rows)]
+
+    few = ["--codec", "int8", "--codec", "jpeg:90"]
+    assert cuts(calibrated(*few)) == ["input", "pool2", "tanh3"]
+    assert "calibrating input, pool2, tanh3: every other cut" in capsys.readouterr().err
+    assert cuts(calibrated(*few, "--at", "tanh4", "--at", "pool1")) == ["tanh4", "pool1"]
+    assert cuts(calibrated(*few, "--at", "pool1", "--cuts", "worthwhile")) == ["pool1", "input", "pool2", "tanh3"]
+    assert len(cuts(calibrated(*few, "--cuts", "chain"))) > 10
+    assert "every other cut" not in capsys.readouterr().err
+
+    klt = ["--codec", "klt:30", "--codec", "klt:90", "--at", "pool2"]
+    plain, metric = calibrated(*klt), calibrated(*klt, "--metric")
+    text = capsys.readouterr().out
+    assert "klt at 95 %" in text
+    assert "klt:30" in text
+    assert plain.tables != metric.tables
+    assert not calibrated("--limit", 15, "--at", "pool2").tables
+    assert "klt is left out: it is calibrated with 16 inputs at least" in capsys.readouterr().err
+
+
 def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +164,16 @@ def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
         foreign.write_text(beside.read_text().replace(calibration.fingerprint, "0" * 64))
         said = fails(capsys, 4, *run, "--calibration", foreign, photos / "00.png")
         assert "the calibration given here is of net 000000000000, not of net" in said
+        asked = ["run", net, "--cloud", serving.address, "--budget", "0", "--agreement", "90%", photos / "00.png"]
+        assert main([str(word) for word in asked]) == 0, "what lies beside the model says what codecs keep"
+        capsys.readouterr()
+        assert "--at auto" in fails(capsys, 2, *asked, "--at", "pool1")
+        text = ok(capsys, "plan", net, "--cloud", serving.address, "--budget", "0.5s", "--agreement", "90%")
+        assert "an agreement of at least 90 %" in text
+        bare = tmp_path / "bare" / "net.onnx"
+        bare.parent.mkdir()
+        bare.write_bytes(net.read_bytes())
+        assert "--agreement needs a calibration" in fails(capsys, 2, "run", bare, *asked[2:])
     finally:
         serving.end()
     said = fails(capsys, 4, "serve", net, "--calibration", foreign, "--port", "0")

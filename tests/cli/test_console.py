@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 
 from splitpoint.cli.console import out as console_out
-from splitpoint.cli.console import table
+from splitpoint.cli.console import steps, table
 from splitpoint.report.table import fields_of
 
 PYTHON = [sys.executable, "-m", "splitpoint"]
@@ -62,3 +62,16 @@ def test_a_narrow_table_keeps_its_numbers(capsys: pytest.CaptureFixture[str], mo
     assert "spare" not in text
     assert "[31m[/b]" in text
     assert "\x1b" not in text
+
+
+def test_where_no_bar_can_move_a_line_every_ten_seconds_says_how_far(capsys: pytest.CaptureFixture[str]) -> None:
+    now_s = [0.0]
+    with steps("calibrating", clock=lambda: now_s[0]) as on_progress:
+        for done in range(31):
+            now_s[0] = float(done)
+            on_progress(done, 40)
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrating: 10 of 40, 10 s, about 30 s left",
+        "calibrating: 20 of 40, 20 s, about 20 s left",
+        "calibrating: 30 of 40, 30 s, about 10 s left",
+    ]

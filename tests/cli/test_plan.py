@@ -53,7 +53,8 @@ def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str
 def test_the_table_and_what_the_second_seed_printed(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ok(capsys, *command(files))
     for words in (
-        "all on the device", "all on the server, raw input", "all on the server, JPEG q90", "split: ", "Do not split: ",
+        "all on the device", "all on the server, raw input", "all on the server, JPEG 4:4:4 q98", "72/75 same",
+        "split: ", "Do not split: ", "lossy codecs and pictures are planned only where asked for", "klt:50",
         "bandwidth: 5.85 Mbit/s", "best latency: 90.0 ms", "best partition point: output (all on the device)",
         "as the uplink's bandwidth changes",
     ):  # fmt: skip
@@ -119,7 +120,6 @@ def test_a_trace_is_planned_for_by_its_mean(files: Path, tmp_path: Path, capsys:
         (("--deadline", "9" * 67 + "s"), 2, "at most a day, not " + "9" * 39 + "…"),
         (("--max-edge-memory", "9" * 67), 2, "at most a petabyte, not " + "9" * 39 + "…"),
         (("--max-edge-memory", "1001TB"), 2, "at most a petabyte, not 1001TB"),
-        (("--max-drop", "1%"), 2, "needs a calibration: splitpoint calibrate"),
         (("--max-drop", "two"), 2, "--max-drop is a share"),
         (("--max-edge-memory", "-3MB"), 2, "--max-edge-memory is a size"),
         (("--objective", "energy"), 2, "--edge-watts"),
@@ -134,6 +134,17 @@ def test_what_makes_no_sense_is_one_sentence(
     files: Path, more: tuple[str, ...], status: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert words in fails(capsys, status, *command(files, *more))
+
+
+def test_what_answers_must_be_kept_takes_a_calibration(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sides = ["plan", "--edge", files / "lenet_edge.profile.json", "--cloud", files / "lenet_cloud.profile.json"]
+    said = fails(capsys, 2, *sides, "--link", "4g", "--max-drop", "1%")
+    assert "--max-drop needs a calibration: splitpoint calibrate" in said
+    assert "--front needs a calibration" in fails(capsys, 2, *sides, "--link", "4g", "--front", "front.csv")
+    # The zoo's network comes with one.
+    text = ok(capsys, *command(files, "--agreement", "95%"))
+    assert "split: blocks.5.project.norm, klt:50" in text
+    assert "an agreement of at least 95 %" in text
 
 
 @pytest.mark.parametrize("link", ["0mbit,3ms", "-1mbit,3ms", "nanmbit,3ms", "5g7", "10mbit"])

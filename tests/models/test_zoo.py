@@ -13,8 +13,11 @@ import pytest
 from pictures import heldout_digits
 from PIL import Image
 
+from splitpoint.calibration.files import load_calibration
+from splitpoint.calibration.tables import tables_of
 from splitpoint.errors import ModelError
 from splitpoint.images import InputSpec, classify, read_image
+from splitpoint.models import load
 from splitpoint.models.zoo import NAMES, ZOO, digits, photos, zoo_path
 from splitpoint.tensors import Array
 
@@ -54,7 +57,7 @@ def test_names_and_aliases() -> None:
 def test_package_data_stays_small_and_licensed() -> None:
     folder = zoo_path("lenet5").parent
     files = [p for p in folder.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 11_000_000
+    assert sum(p.stat().st_size for p in files) < 11_500_000
     text = (folder / "LICENSES.md").read_text()
     for path in (p for p in files if p.name != "LICENSES.md"):
         named = path.name in text or f"{path.parent.name}/" in text
@@ -143,3 +146,15 @@ def test_lite0_weights_are_half_and_every_module_is_reachable() -> None:
             assert aliases[f"blocks.{block}.{part}.conv"] == f"blocks.{block}.{part}.norm"
     assert {"normalize", "stem.relu6", "head.norm", "pool", "fc"} <= layers
     assert aliases["stem.conv"] == "stem.norm"
+
+
+def test_the_ready_calibration_is_of_the_network_as_it_is_and_small() -> None:
+    path = zoo_path("efficientnet_lite0").with_suffix(".calib.json")
+    calibration, model = load_calibration(path), load("zoo:efficientnet_lite0")
+    assert path.stat().st_size < 1_700_000
+    assert list(tables_of(calibration, model)) == [f"blocks.{k}.project.norm" for k in (3, 5, 11)]
+    names = [cut.name for cut in model.graph.prefixes()]
+    measured = {names[row.prefix] for row in calibration.rows if row.codec.startswith("klt:")}
+    assert measured == {entry.tensor for entry in calibration.tables}
+    assert {"jpeg:95", "jpeg444:98", "webp:95", "avif:90"} <= {r.codec for r in calibration.rows if r.prefix == 0}
+    assert calibration.inputs >= 75

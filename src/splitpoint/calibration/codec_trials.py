@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality, TensorTables
-from splitpoint.calibration.measures import cosine, open_measure
+from splitpoint.calibration.measures import compared_output, cosine, open_measure
 from splitpoint.callbacks import call
 from splitpoint.codecs import Codec, calibrated_names, open_priced
 from splitpoint.codecs.klt_tables import KltTables
@@ -191,9 +191,7 @@ class _AnswerJudge:
     ) -> None:
         spec = model.input_spec
         self._names = [t.name for t in model.outputs]
-        floats = [t.name for t in model.outputs if t.dtype.startswith("float")]
-        named = spec.output if spec is not None and spec.output else ""
-        self.output = named or (floats or [model.outputs[0].name])[0]
+        self.output = compared_output(model)
         open_measure(measure or "top1", self.output)  # one that is none is told before anything is computed
         session = engine.compile(model.whole())
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from splitpoint.errors import InputError, UsageError, nearest
+from splitpoint.models.model import Model
 from splitpoint.tensors import Array
 
 Outputs = Mapping[str, Array]
@@ -31,6 +32,13 @@ MEASURES: Mapping[str, str] = {
 #: Boxes that a detector is less sure of than this are noise to `boxes50` and `boxes75`.
 SURE = 0.3
 _IOUS: Sequence[float] = [percent / 100 for percent in range(50, 100, 5)]
+
+
+def compared_output(model: Model) -> str:
+    """The output that measures of one output look at: the input spec's, or the first of floats."""
+    spec = model.input_spec
+    floats = [t.name for t in model.outputs if t.dtype.startswith("float")]
+    return spec.output if spec is not None and spec.output else (floats or [model.outputs[0].name])[0]
 
 
 def open_measure(name: str, output: str) -> Measure:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from splitpoint.calibration.calibrations import Calibration, TensorTables
+from splitpoint.calibration.measures import compared_output
+from splitpoint.calibration.tail_metric import of_probabilities, passes, samples_worth, tail_metric
 from splitpoint.callbacks import call
 from splitpoint.codecs import FLOATS
 from splitpoint.codecs.klt import learn
@@ -68,24 +70,74 @@ def learn_tables(
     inputs: Sequence[Mapping[str, Array]],
     cuts: Sequence[Cut],
     *,
+    metric: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> tuple[TensorTables, ...]:
     """Tables for all that crosses at `cuts`, each tensor once, from these `inputs` (which the model takes).
 
-    `on_note` is told of a tensor that none can be learnt for, and why; `on_progress` how many tensors are done.
+    With `metric` those of a classifier are learnt in the metric of the tail (`tail_metric`) for tensors that cross
+    alone, unless that takes too many passes: then, and of other models, in the tensor's own values.
+    `on_note` is told of a tensor that none can be learnt for, and why; `on_progress` of passes through tails, and
+    tensors, that are done.
     """
     wanted = {t.name: t for cut in cuts for t in cut.crossing if t.dtype in FLOATS and len(t.shape) > 1}
+    sole = (
+        {cut.crossing[0].name: cut for cut in cuts if len(cut.crossing) == 1} if metric and _classifies(model) else {}
+    )
+    counts = {name: min(_metric_samples(t), len(inputs)) if name in sole else 0 for name, t in wanted.items()}
+    total = len(wanted) + sum(n * passes(_example(wanted[name])) for name, n in counts.items() if n)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        call(on_progress, done, total)
+
     learnt: list[TensorTables] = []
     for group in _groups(list(wanted.values()), len(inputs)):
         samples = _values(model, engine, inputs, group)
         for name in group:
+            its = samples.pop(name)
             try:
-                learnt.append(TensorTables(name, learn(samples.pop(name)).to_bytes()))
+                weights = _metric(model, engine, sole[name], its[: counts[name]], step) if counts[name] else None
+                learnt.append(TensorTables(name, learn(its, weights).to_bytes()))
             except InputError as exc:
                 call(on_note, f"no tables for {name}: {exc}")
-            call(on_progress, len(learnt), len(wanted))
+            step()
     return tuple(learnt)
+
+
+def _classifies(model: Model) -> bool:
+    """Whether distances between answers are known: those of a classifier for one input."""
+    spec, output = model.input_spec, compared_output(model)
+    flat = any(t.name == output and len(t.shape) == 2 and t.dtype in FLOATS for t in model.outputs)
+    return spec is not None and spec.task == "classify" and flat
+
+
+def _example(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of one example, free dimensions taken as one."""
+    return tuple(n if isinstance(n, int) else 1 for n in spec.shape[1:])
+
+
+def _metric_samples(spec: TensorSpec) -> int:
+    """How many values of `spec` a metric is learnt from; 0: none is, as for what no tables are made for."""
+    try:
+        return samples_worth(_example(spec)) if all(isinstance(n, int) for n in spec.shape[1:]) else 0
+    except InputError:
+        return 0
+
+
+def _metric(model: Model, engine: Engine, cut: Cut, samples: Sequence[Array], step: Callable[[], None]) -> Array | None:
+    """What the answers are sensitive to in the tensor that crosses at `cut`; None where they are made before it."""
+    tail, name, output = model.tail(cut), cut.crossing[0].name, compared_output(model)
+    if output not in {t.name for t in tail.outputs} or any(len(one) != 1 for one in samples):
+        return None
+    session = engine.compile(tail)
+    try:
+        return tail_metric(lambda f: of_probabilities(session.run({name: f})[output]), samples, on_pass=step)
+    finally:
+        session.close()
 
 
 def _groups(specs: Sequence[TensorSpec], inputs: int) -> Iterator[list[str]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from splitpoint.callbacks import call
 from splitpoint.codecs.klt_learn import bands_of
 from splitpoint.codecs.klt_tables import check_shape
 from splitpoint.codecs.klt_transform import Transform
@@ -21,9 +22,40 @@ from splitpoint.tensors import Array
 _NOISE = 0.25
 #: Up to these shares of the highest band frequencies are one group, and the rest is another.
 _GROUPS = (0.06, 0.25)
+#: As many passes are enough for one tensor, and from fewer samples than the least nothing is learnt.
+_MOST_PASSES, _MOST_SAMPLES, _LEAST_SAMPLES = 6000, 10, 4
 
 
-def tail_metric(answer: Callable[[Array], Array], samples: Sequence[Array], *, seed: int = 0) -> Array:
+def samples_worth(shape: tuple[int, ...]) -> int:
+    """From how many features of this shape (without the batch axis) a metric should be learnt; 0 where that would take
+    too many passes, which are `passes` each.
+
+    >>> samples_worth((80, 14, 14)), samples_worth((1000, 7, 7))
+    (10, 0)
+    """
+    count = min(_MOST_SAMPLES, _MOST_PASSES // passes(shape))
+    return count if count >= _LEAST_SAMPLES else 0
+
+
+def passes(shape: tuple[int, ...]) -> int:
+    """How many forward passes through the tail one sample of this shape takes, beside one without noise."""
+    return check_shape(shape)[0] * (int(_groups(bands_of(shape)).max()) + 1)
+
+
+def _groups(bands: Array) -> Array:
+    """int[bands]: the group of each band, without gaps."""
+    last = int(bands.max())
+    groups = np.searchsorted(np.array(_GROUPS) * last, np.arange(last + 1), side="left")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def tail_metric(
+    answer: Callable[[Array], Array],
+    samples: Sequence[Array],
+    *,
+    seed: int = 0,
+    on_pass: Callable[[], None] = lambda: None,
+) -> Array:
     """float64[bands, channels, channels]: how far `answer` moves, squared, for an error of one in each coefficient.
 
     `samples` are features, float32[1, …]; ten of them do. `answer` gives the tail's answer to one as a vector whose
@@ -33,8 +65,7 @@ def tail_metric(answer: Callable[[Array], Array], samples: Sequence[Array], *, s
     shape = samples[0].shape[1:]
     channels, frequencies = check_shape(shape)
     bands = bands_of(shape)
-    last = int(bands.max())
-    group_of = np.searchsorted(np.array(_GROUPS) * last, np.arange(last + 1), side="left") if last else np.zeros(1, int)
+    last, group_of = int(bands.max()), _groups(bands)
     plain = Transform(
         shape, np.zeros(channels, np.float32), bands, np.eye(channels, dtype=np.int8)[None].repeat(last + 1, 0),
         np.ones((last + 1, channels), np.float32),
@@ -53,6 +84,7 @@ def tail_metric(answer: Callable[[Array], Array], samples: Sequence[Array], *, s
                 coefficients = np.zeros((frequencies, 1, channels), np.float32)
                 coefficients[:, 0, c] = noise
                 moved[c] = answer(sample + plain.inverse(coefficients)).reshape(-1) - base
+                call(on_pass)
             gram += moved @ moved.T / (its.sum() * (_NOISE * spread) ** 2 * len(samples))
     return groups[group_of]
 

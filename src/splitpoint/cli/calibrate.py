@@ -13,18 +13,23 @@ from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.files import calibration_bytes, save_calibration
 from splitpoint.calibration.measures import MEASURES
 from splitpoint.calibration.tables import LEAST_APART, apart, learn_tables
-from splitpoint.cli.console import err, out, progress, say, table
+from splitpoint.calibration.worthwhile_cuts import worthwhile
+from splitpoint.cli.console import err, out, say, steps, table
 from splitpoint.cli.input_files import read_named, recursive_option
 from splitpoint.cli.options.codecs import BESIDE, beside
-from splitpoint.cli.options.model_options import Here, cuts_option, running_options
+from splitpoint.cli.options.model_options import Here, running_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.codecs import OPPONENTS, calibrated_names, needs_tables, open_priced, picture
 from splitpoint.errors import InputError, nearest
 from splitpoint.files import check_writable, read_text
+from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import ZOO, zoo_path
+from splitpoint.planning.constraints import percent
+from splitpoint.planning.planner import AGREEMENTS
 from splitpoint.report.table import fields_of
 from splitpoint.segments import select
+from splitpoint.text import plain
 from splitpoint.units import ms, size
 
 #: What is tried and has no qualities.
@@ -41,7 +46,19 @@ _PLAIN = [name for name in calibrated_names() if not (":" in name or picture(nam
               help=f"Codecs to try. Default: {', '.join(_PLAIN)}; "
                    f"klt at several levels, from {LEAST_APART} inputs on; and, for images, JPEG, WebP and AVIF at "
                    "several qualities and sizes, lossless WebP and PNG.")  # fmt: skip
-@cuts_option
+@click.option(
+    "--at",
+    "named",
+    multiple=True,
+    metavar="CUT",
+    help="Calibrate this cut (may be given several times) instead of the worthwhile ones.",
+)
+@click.option("--cuts", metavar="worthwhile|chain|all|N",
+              help="The input, and cuts with fewer values than any before them (worthwhile, the default); all "
+                   "single-tensor cuts; every topological prefix; or N spread over all.")  # fmt: skip
+@click.option("--metric", is_flag=True,
+              help="Learn where a classifier's answers look, by some thousand more passes through each tail: klt then "
+                   "errs elsewhere, and takes some 6 % fewer bytes at the same divergence of answers.")  # fmt: skip
 @click.option("--measure", default="", metavar="NAME|MODULE:FUNCTION",
               help=f"How alike two answers are: {'; '.join(f'{n}: {words}' for n, words in MEASURES.items())}; or a "
                    "function of (expected, got), both outputs by name, to a number from 0 to 1. Default: top1 for "
@@ -54,10 +71,11 @@ _PLAIN = [name for name in calibrated_names() if not (":" in name or picture(nam
 @json_option
 @running_options
 def command(
-    model: str, images: tuple[Path, ...], recursive: bool, limit: int | None, codecs: tuple[str, ...], cuts: str,
-    measure: str, labels: Path | None, output: Path | None, as_json: bool, here: Here,
+    model: str, images: tuple[Path, ...], recursive: bool, limit: int | None, codecs: tuple[str, ...],
+    named: tuple[str, ...], cuts: str | None, metric: bool, measure: str, labels: Path | None, output: Path | None,
+    as_json: bool, here: Here,
 ) -> None:  # fmt: skip
-    """Run real inputs through every cut with every codec, and record bytes and quality.
+    """Run real inputs through cuts with every codec, and record bytes and quality.
 
     Quality is agreement with the whole model on the raw input: how many top labels stay (or --measure), the least
     cosine and the largest error of the outputs. The same is recorded of the pictures that people would send instead;
@@ -68,32 +86,29 @@ def command(
     """
     names = [open_priced(c).name for c in codecs] or list(calibrated_names())
     loaded = here.opening.load(model)
-    named = read_named(loaded, images, limit=limit, recursive=recursive)
-    chosen = select(loaded, cuts)
+    chosen = _cuts(loaded, named, cuts)
+    inputs = read_named(loaded, images, limit=limit, recursive=recursive)
     tables: tuple[TensorTables, ...] = ()
     place = None if as_json else beside(model)
-    if not codecs and len(named) < LEAST_APART:
+    if not codecs and len(inputs) < LEAST_APART:
         names = [name for name in names if not needs_tables(name)]
-        say(f"klt is left out: it takes {LEAST_APART} inputs or more, half of them to learn from, not {len(named)}")
+        say(f"klt is left out: it takes {LEAST_APART} inputs or more, half of them to learn from, not {len(inputs)}")
     if any(map(needs_tables, names)):
-        learning, named = apart(named)
+        learning, inputs = apart(inputs)
         if output is None and place is not None and not place.is_relative_to(zoo_path(ZOO[0]).parent):
             check_writable(place)
             output = place
-        with progress() as bar:
-            task = bar.add_task("learning tables", total=1)
+        with steps("learning tables") as on_progress:
             tables = learn_tables(
                 loaded, here.choice.open(), [one for _, one in learning], chosen,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                metric=metric, on_progress=on_progress,
                 on_note=lambda text: err().print(text),
             )  # fmt: skip
-    with progress() as bar:
-        task = bar.add_task("calibrating", total=len(chosen) * len(named))
+    with steps("calibrating") as on_progress:
         calibration = calibrate(
-            loaded, here.choice.open(), [one for _, one in named], codecs=names, cuts=chosen, tables=tables,
-            measure=measure, labels=None if labels is None else _labels(labels, [path for path, _ in named], loaded),
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            on_note=lambda text: err().print(text),
+            loaded, here.choice.open(), [one for _, one in inputs], codecs=names, cuts=chosen, tables=tables,
+            measure=measure, labels=None if labels is None else _labels(labels, [path for path, _ in inputs], loaded),
+            on_progress=on_progress, on_note=lambda text: err().print(text),
         )  # fmt: skip
     if as_json:
         click.echo(calibration_bytes(calibration), nl=False)
@@ -102,6 +117,19 @@ def command(
     if output:
         save_calibration(output, calibration)
         wrote(output)
+
+
+def _cuts(model: Model, named: Sequence[str], which: str | None) -> list[Cut]:
+    """Those that are named, and those of `which`; where neither is given the worthwhile ones, which is said."""
+    if not named and which in (None, "worthwhile"):
+        cuts = worthwhile(model.graph)
+        names = ", ".join(cut.name for cut in cuts)
+        say(plain(f"calibrating {names}: every other cut sends no less than one before it (--at CUT, --cuts chain)"))
+        return cuts
+    cuts = [model.graph.cut(name) for name in named]
+    if which is not None:
+        cuts += worthwhile(model.graph) if which == "worthwhile" else select(model, which)
+    return list({cut.nodes: cut for cut in reversed(cuts)}.values())[::-1]
 
 
 def _labels(path: Path, inputs: Sequence[Path], model: Model) -> list[int]:
@@ -127,7 +155,10 @@ def _print(calibration: Calibration, model: Model) -> None:
     console = out()
     prefixes = model.graph.prefixes()
     places = list(dict.fromkeys(r.prefix for r in calibration.rows))
-    general = [c for c in dict.fromkeys(r.codec for r in calibration.rows) if not picture(c)]
+    codecs = [c for c in dict.fromkeys(r.codec for r in calibration.rows) if not picture(c)]
+    # Of a codec with many levels those are told that are enough.
+    levelled = [c for c in codecs if calibration.judged and needs_tables(c)]
+    general = [c for c in codecs if c not in levelled]
     columns = fields_of(("cut", "raw", *general), left=("cut",), keep=("cut", "raw"))
     rows = []
     for place in places:
@@ -136,6 +167,14 @@ def _print(calibration: Calibration, model: Model) -> None:
             rows.append((prefixes[place].name, size(prefixes[place].nbytes), *cells))
     if rows:
         table(columns, rows, console=console)
+    if levelled:
+        titles = ("cut", *(f"klt at {percent(share)}" for share in AGREEMENTS))
+        listed = [
+            (prefixes[place].name, *(_least(calibration, place, levelled, share) for share in AGREEMENTS))
+            for place in places
+            if calibration.row(place, levelled[0])
+        ]
+        table(fields_of(titles, left=("cut",), keep=titles), listed, console=console)
     pictures = [r for r in calibration.rows if picture(r.codec)]
     if pictures:
         titles = ("the input as", "bytes", "agreement", "not below", "encode ms", "")
@@ -161,6 +200,14 @@ def _print(calibration: Calibration, model: Model) -> None:
             f"bytes (median), and the largest error of {calibration.output} as a share of its range; --measure says "
             "what else counts as the same answer"
         )
+
+
+def _least(calibration: Calibration, place: int, codecs: Sequence[str], share: float) -> str:
+    """The fewest bytes of `codecs` at a cut that keep this share of the answers."""
+    rows = [row for codec in codecs if (row := calibration.row(place, codec)) is not None]
+    kept = [row for row in rows if (row.quality.agreement or 0.0) >= share]
+    best = min(kept, key=lambda row: sum(row.nbytes), default=None)
+    return "-" if best is None else f"{best.codec} {size(sum(best.nbytes))}"
 
 
 def _agreement(row: CalibrationRow) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from splitpoint.cli.console import out, progress, put_json, say, table
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options import gathered
-from splitpoint.cli.options.codecs import calibration_option, codec_names_option, fidelity_options
+from splitpoint.cli.options.codecs import calibration_beside, calibration_option, codec_names_option, fidelity_options
 from splitpoint.cli.options.model_options import Here, device_options
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
@@ -52,6 +52,7 @@ def command(
     with here.reached(model, cloud, security, engine, calib) as (edge, calibration):
         inputs = read_images(edge.model, images, recursive=recursive)
         known = survey(edge, engine, budget_s=budget_s, cache=here.cache, fresh=fresh, on_step=say)
+        calibration = calibration or calibration_beside(model, edge.model.fingerprint)
         planner = known.planner(edge.model.graph, constraints=constraints, calibration=calibration)
         plan = planner.plan(known.link)
         with progress() as bar:

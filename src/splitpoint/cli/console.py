@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, TypeVar
 
 import click
@@ -115,6 +116,29 @@ def progress(console: Console | None = None) -> Progress:
     """A progress bar (on standard error, or `console`): what, how many, time so far and left. Only on a terminal."""
     left = (TextColumn("left"), bars.TimeRemainingColumn())
     return _bar(console or err(), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), *left)
+
+
+#: Where no bar can move, a line this often says how far it is.
+_SAID_EVERY_S = 10.0
+
+
+@contextmanager
+def steps(what: str, *, clock: Callable[[], float] = monotonic) -> Iterator[Callable[[int, int], None]]:
+    """Progress of `what`, for work of minutes: what is given takes how many steps are done, of how many. A bar on a
+    terminal, elsewhere (a log) a line every ten seconds."""
+    with progress() as bar:
+        task = bar.add_task(what, total=None)
+        began_s = said_s = clock()
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal said_s
+            bar.update(task, completed=done, total=total)
+            if bar.disable and (now_s := clock()) - said_s >= _SAID_EVERY_S:
+                said_s, spent_s = now_s, now_s - began_s
+                left_s = spent_s * (total / done - 1) if done else 0.0
+                say(f"{what}: {done} of {total}, {spent_s:.0f} s, about {left_s:.0f} s left")
+
+        yield on_progress
 
 
 def countdown() -> Progress:

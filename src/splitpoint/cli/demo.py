@@ -10,9 +10,10 @@ import click
 from splitpoint import install
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.cli.answers import AnswerRows, Tag
+from splitpoint.cli.console import out
 from splitpoint.cli.options.codecs import calibration_for
 from splitpoint.cli.options.engine import EngineChoice, engine_option
-from splitpoint.cli.plan import show
+from splitpoint.cli.plan import show, show_options
 from splitpoint.cli.run import describe
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
@@ -24,19 +25,24 @@ from splitpoint.link.presets import PRESETS
 from splitpoint.machine import usable_cores
 from splitpoint.models import load
 from splitpoint.models.zoo import photos
+from splitpoint.planning.constraints import Constraints, percent
+from splitpoint.planning.plans import Option
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.result import Request
 from splitpoint.segments import compare
 from splitpoint.survey import Survey, placement, survey
 from splitpoint.tensors import Array
 from splitpoint.trace import Recorder
-from splitpoint.units import ms
+from splitpoint.units import ms, size
 
 MODEL = "zoo:efficientnet_lite0"
 #: Seconds that each side may profile itself.
 _BUDGET_S = 5.0
 #: The device of the what-if, against this machine: a small board against a server.
 _SLOWER = 8
+#: Its links, the first with a table of its own, and what it asks of codecs and pictures alike.
+_LINKS = ("4g", "wifi", "wifi5", "lan")
+_AGREEMENT = 0.95
 
 
 @click.command()
@@ -70,18 +76,28 @@ def command(at: str | None, engine: str) -> None:
 
 
 def _what_if(known: Survey, edge: Edge, calibration: Calibration | None) -> None:
-    """What would be advised for a slower device behind other links: predicted, nothing is run."""
+    """What would be advised for a slower device behind other links, everything at the same agreement: predicted,
+    nothing is run."""
     slow = Survey(known.edge.slowed(_SLOWER), known.cloud, known.link)
-    planner = slow.planner(edge.model.graph, calibration=calibration)
-    click.echo(f"\npredicted for a device that computes {_SLOWER} times slower than this one:")
-    for name in ("4g", "wifi", "wifi5", "lan"):
+    agreement = _AGREEMENT if calibration is not None else None
+    planner = slow.planner(edge.model.graph, constraints=Constraints(agreement=agreement), calibration=calibration)
+    kept = f", where {percent(_AGREEMENT)} of the answers must stay" if calibration is not None else ""
+    first = planner.plan(PRESETS[_LINKS[0]], sensitivity=False)
+    click.echo(f"\npredicted for a device that computes {_SLOWER} times slower than this one{kept};")
+    click.echo(f"behind {_LINKS[0]} ({first.link}):")
+    show_options(first, out())
+    for name in _LINKS:
         link = PRESETS[name]
         plan = planner.plan(link, sensitivity=False)
         least = {o.kind: o for o in reversed(plan.options) if o.kind != plan.best.kind}
-        told = [f"{plan.best.label} {ms(plan.best.total.ms)} ms"]
-        told += [f"{o.label} {ms(o.total.ms)}{' (×)' if o.refused else ''}" for o in least.values()]
-        click.echo(f"  {name:<6}{link.up_mbps:>5g} Mbit/s: {'; '.join(told)}")
-    click.echo(typed("  (×: only if splitpoint calibrate finds JPEG accurate enough for this network)"))
+        told = "; ".join(_told(option) for option in (plan.best, *least.values()))
+        click.echo(f"  {name:<6}{link.up_mbps:>5g} Mbit/s: {told}")
+    click.echo(typed("  (×: see splitpoint plan, which says why)"))
+
+
+def _told(option: Option) -> str:
+    crosses = "" if option.kind == "device" else f" {size(option.up_nbytes)}"
+    return f"{option.label} {ms(option.total.ms)} ms{crosses}{' (×)' if option.refused else ''}"
 
 
 def _run(edge: Edge, address: str) -> Sequence[Mapping[str, Array]]:
@@ -121,6 +137,10 @@ def _next() -> str:
     lines = (
         (f"serve {MODEL}", "the server; the others in another terminal"),
         (f"run --cloud localhost {photo_folder}", "a device: plans, fetches its half, runs"),
+        (
+            f"run --cloud localhost --agreement 95% {photo_folder}",
+            "the same, with codecs that keep 95 % of the answers",
+        ),
         ("compare efficientnet_lite0 --cloud localhost", "predicted beside measured"),
         (f"calibrate {MODEL} --images {photo_folder} -o calib.json", "what codecs do to answers"),
         (f"inspect {MODEL}", "what would cross the link at each layer"),

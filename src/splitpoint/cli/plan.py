@@ -13,7 +13,13 @@ from rich.console import Console
 from splitpoint.cli.console import out, say, table
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
-from splitpoint.cli.options.codecs import calibration_for, calibration_option, codec_names_option, fidelity_options
+from splitpoint.cli.options.codecs import (
+    calibration_beside,
+    calibration_for,
+    calibration_option,
+    codec_names_option,
+    fidelity_options,
+)
 from splitpoint.cli.options.engine import EngineChoice
 from splitpoint.cli.options.model_options import Here, device_options, is_local
 from splitpoint.cli.options.output import OUTPUT, json_option, output_option, png_option, wrote
@@ -98,13 +104,14 @@ def command(
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
     wanted = here.opening.load(model) if model is not None and load_it else None
     calibration = calibration_for(model, calib, wanted)
-    if fronts and calibration is None:
-        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     edge, there, link, shared = _gather(
         model, wanted, edge_path, cloud, security, link_text, budget_s, here=here, learned=learned
     )
     if edge_watts is not None:
         edge = msgspec.structs.replace(edge, watts=edge_watts)
+    calibration = calibration or calibration_beside(model or edge.graph.name, edge.fingerprint)
+    if fronts and calibration is None:
+        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
     constraints = msgspec.structs.replace(constraints, shared=shared)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
     plan = planner.plan(link)
@@ -227,6 +234,12 @@ def _link(text: str) -> Link:
     return link
 
 
+def show_options(plan: Plan, console: Console) -> None:
+    """The table alone."""
+    titles, rows = fitted(plan, console.width)
+    table(fields_of(titles, left=("option", "quality"), keep=titles), rows, console=console)
+
+
 def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -> None:
     """Print the honest table, and what it comes to, to standard output or `console`."""
     console = console or out()
@@ -236,8 +249,7 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
         console.print(f"{name}  {host}")
     name = f"{plan.link.name}: " if plan.link.name and plan.link.name not in str(plan.link) else ""
     console.print(f"link    {name}{plan.link}")
-    titles, rows = fitted(plan, console.width)
-    table(fields_of(titles, left=("option", "quality"), keep=titles), rows, console=console)
+    show_options(plan, console)
     console.print(legend(plan))
     for line in refusals(plan):
         console.print(typed(line))
@@ -252,6 +264,8 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
         width = max(len(rates) for rates, _ in ranges)
         for rates, label in ranges:
             console.print(f"  {rates:<{width}}  {label}")
+    if plan.agreements:
+        console.print("lossy codecs and pictures are planned only where asked for (--agreement, --max-drop, --codec):")
     for kept in plan.agreements:
         stretches = "; ".join(f"{rates} {typed(label)}" for rates, label in range_lines(kept.ranges))
         console.print(f"  where {percent(kept.agreement)} of the answers must stay: {stretches}")

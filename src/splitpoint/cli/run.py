@@ -15,7 +15,7 @@ from splitpoint.cli.answers import AnswerRows
 from splitpoint.cli.console import say
 from splitpoint.cli.input_files import recursive_option
 from splitpoint.cli.options import gathered
-from splitpoint.cli.options.codecs import calibration_option, codec_choice_option
+from splitpoint.cli.options.codecs import calibration_option, codec_choice_option, fidelity_options
 from splitpoint.cli.options.model_options import device_options
 from splitpoint.cli.options.output import OUTPUT, json_option
 from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
@@ -84,6 +84,7 @@ _WINDOW, _FRESH_WINDOW = 8, 4
     help="How often --at auto looks at an idle link, with at most 1 % of what it carries; 0 is never.",
 )  # fmt: skip
 @codec_choice_option
+@fidelity_options
 @calibration_option
 @click.option("--save", type=OUTPUT, metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
@@ -108,6 +109,8 @@ def command(
     """
     if (asked.objective or asked.profile_first) and (asked.cloud is None or asked.plan_path or not asked.auto):
         raise UsageError("--objective and --profile-first are for --at auto: give --cloud, and no --at CUT or --plan")
+    if asked.faithful and (asked.cloud is None or not asked.auto):
+        raise UsageError("--agreement and --max-drop are for --at auto: give --cloud, and no --at CUT or --plan")
     if not asked.budget_s and (asked.profile_first or (on_overload == DEGRADE and not asked.plan_path)):
         raise UsageError("with a budget of 0 nothing is profiled: --profile-first and --on-overload degrade need more")
     if asked.plan_path and (asked.at or asked.codecs):

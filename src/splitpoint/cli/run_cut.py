@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitpoint.calibration.calibrations import Calibration
+from splitpoint.calibration.files import load_calibration
 from splitpoint.cli.console import say
-from splitpoint.cli.options.codecs import calibration_for, parse_codecs
+from splitpoint.cli.options.codecs import calibration_beside, calibration_for, parse_codecs
 from splitpoint.cli.options.model_options import Here
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
@@ -66,6 +68,8 @@ class Asked:
     no_adapt: bool
     probe_every_s: float
     codecs: tuple[str, ...]
+    agreement: float | None
+    max_drop: float | None
     model_hash: str | None
     follow_model: bool
     checksum: bool
@@ -84,6 +88,11 @@ class Asked:
     def auto(self) -> bool:
         """Whether it is to be planned now."""
         return self.at in (None, "auto", "cut:auto") and self.plan is None
+
+    @property
+    def faithful(self) -> bool:
+        """Whether it says how many of the answers must be kept."""
+        return self.agreement is not None or self.max_drop is not None
 
     @property
     def has_options(self) -> bool:
@@ -114,7 +123,7 @@ class Asked:
             model or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.here.cache, on_event=say, security=self.security,
-            calibration=calibration_for(self.name, self.calib, model),
+            calibration=calibration_for(self.name, self.calib, model) if self._lossy or self.calib else None,
             models=ModelPolicy(self.model_hash, self.follow_model, self.here.opening.allow_domains),
             wire=WireSettings(checksum=self.checksum),
         )  # fmt: skip
@@ -146,6 +155,21 @@ class Asked:
             edge.deadline_s = 0.0
         return edge
 
+    @property
+    def _keeps(self) -> Constraints:
+        return Constraints(codecs=self.codecs, agreement=self.agreement, max_drop=self.max_drop)
+
+    def _measured(self, model: Model) -> Calibration | None:
+        """What codecs lose of the server's `model`: by --calibration, or by what lies beside the model here."""
+        if self.calib is not None:
+            return load_calibration(self.calib)
+        return calibration_beside(self.name or model.name, model.fingerprint) if self._lossy else None
+
+    @property
+    def _lossy(self) -> bool:
+        """Whether anything but raw may cross: only then is a calibration worth reading."""
+        return self.faithful or bool(self.codecs) or self.plan is not None
+
     # --- where it is cut ----------------------------------------------------------------------------------------
 
     def place(self, edge: Edge, arriving: float, *, degrade: bool, once: bool) -> Placed:
@@ -174,10 +198,10 @@ class Asked:
         degrade = degrade and edge.reached
         first = self.profile_first or degrade
         how = AutoPlan(
-            0.0 if once and not first else self.budget_s, Constraints(codecs=self.codecs),
+            0.0 if once and not first else self.budget_s, self._keeps,
             # In a stream requests also wait for those before them: what is late there is learned.
             Watching(probe_every_s=self.probe_every_s, predict=not arriving, rate=arriving), self.objective, first,
-            self.fresh, adapt=not (self.no_adapt or once or degrade),
+            self.fresh, adapt=not (self.no_adapt or once or degrade), calibration=self._measured(edge.model),
         )  # fmt: skip
         try:
             edge.plan_itself(how)

@@ -112,7 +112,7 @@ CODECS: Mapping[str, CodecEntry] = {
     ),
     "klt": CodecEntry(
         "splitpoint.codecs.untabled:Untabled", (0.2, 3.0, 0.3, 6.0), qualities=range(1, 101), usual=50,
-        tried=(20, 30, 40, 50, 60, 70), tables=True,
+        tried=tuple(range(20, 95, 5)), tables=True,
     ),
 }  # fmt: skip
 #: Pictures that other systems send instead, and what no cut should be compared without. They are priced and never

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from plans import profiles
 from serving import nothing_leaks, until
+from tabled import calibration
 
 from splitpoint.engines import open_engine
 from splitpoint.errors import BusyError, RefusedError, ServerError, SplitpointError, UsageError
@@ -24,7 +25,7 @@ from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.model import Model
 from splitpoint.models.zoo import digits
-from splitpoint.planning.constraints import Shared
+from splitpoint.planning.constraints import Constraints, Shared
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option
 from splitpoint.profile import spare
@@ -139,6 +140,17 @@ def test_the_guess_needs_nothing_that_is_not_here(known: list[Basis]) -> None:
     other = FakeEdge(THERE)
     begun(other)
     assert other.switched == [("output", None)], "what is here may be chosen"
+
+
+def test_what_answers_must_be_kept_is_planned_for_with_what_is_calibrated_of_this_model(known: list[Basis]) -> None:
+    kept = Constraints(agreement=0.9)
+    planning, _ = begun(FakeEdge(THERE), constraints=kept, calibration=calibration())
+    assert planning.chosen is not None
+    assert planning.chosen.plan.constraints == ("an agreement of at least 90 %",)
+    other = msgspec.structs.replace(calibration(), fingerprint="0" * 64)
+    begun(FakeEdge(THERE), calibration=other)
+    with pytest.raises(UsageError, match="--agreement needs a calibration"):
+        begun(FakeEdge(THERE), constraints=kept, calibration=other)
 
 
 def test_after_an_answer_both_are_profiled_and_it_goes_over(known: list[Basis]) -> None:

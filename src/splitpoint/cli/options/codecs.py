@@ -33,7 +33,7 @@ fidelity_options = together(
                       "such as 98% (needs a calibration)."),
     click.option("--max-drop", type=SHARE, metavar="SHARE",
                  help="The most of that share that may be lost, such as 1%, with 95 % confidence: stricter than "
-                      "--agreement 99%, by how few inputs the calibration had."),
+                      "--agreement 99%, by how few inputs the calibration had (needs a calibration)."),
 )  # fmt: skip
 #: What `splitpoint calibrate` calls a calibration beside MODEL.onnx.
 BESIDE = ".calib.json"
@@ -66,6 +66,15 @@ def calibration_for(name: str | None, given: Path | None, model: Model | None) -
     if model is not None:
         tables_of(calibration, model, str(path))
     return calibration
+
+
+def calibration_beside(name: str | None, fingerprint: str) -> Calibration | None:
+    """What lies beside the model that is called `name` here, if that is the model with this `fingerprint`."""
+    path = beside(name) if name is not None else None
+    if path is None or not path.exists():
+        return None
+    calibration = load_calibration(path)
+    return calibration if calibration.fingerprint == fingerprint else None
 
 
 def parse_codecs(codecs: tuple[str, ...]) -> str | Mapping[str, str]:

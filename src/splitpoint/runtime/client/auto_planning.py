@@ -228,7 +228,10 @@ class AutoPlanning:
         """Plans with what is `known`, and cuts so: at once for the first plan, else when what it takes is here."""
         how, watching = self._how, self._how.watches
         over = self.stands_on == "guess"
-        planner = known.planner(edge.model.graph, constraints=how.constraints)
+        calibration = how.calibration
+        if calibration is not None and calibration.fingerprint != edge.model.fingerprint:  # of the model before
+            calibration = None
+        planner = known.planner(edge.model.graph, constraints=how.constraints, calibration=calibration)
         chosen = choose(planner, known.link, watching.rate, how.objective)
         planner, plan, link = chosen.planner, chosen.plan, known.link
         if over:
