@@ -13,9 +13,10 @@ import click
 
 from splitpoint.cli.answers import AnswerRows
 from splitpoint.cli.console import say
+from splitpoint.cli.fidelity import fidelity_of
 from splitpoint.cli.input_files import recursive_option
 from splitpoint.cli.options import gathered
-from splitpoint.cli.options.codecs import calibration_option, codec_choice_option
+from splitpoint.cli.options.codecs import calibration_option, codec_choice_option, fidelity_options
 from splitpoint.cli.options.model_options import device_options
 from splitpoint.cli.options.output import OUTPUT, json_option
 from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
@@ -84,6 +85,7 @@ _WINDOW, _FRESH_WINDOW = 8, 4
     help="How often --at auto looks at an idle link, with at most 1 % of what it carries; 0 is never.",
 )  # fmt: skip
 @codec_choice_option
+@fidelity_options
 @calibration_option
 @click.option("--save", type=OUTPUT, metavar="FILE.npz", help="Keep all outputs.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
@@ -152,6 +154,7 @@ def command(
         rows = AnswerRows(
             lambda: runner.model.input_spec, labels, lambda: describe(runner, asked.cloud), as_json=as_json,
             keep=save is not None,
+            fidelity=fidelity_of(runner) if isinstance(runner, Edge) else None,
         )  # fmt: skip
         stream = Stream(runner, rows, feed, source.count, asked.deadline_s)
         try:
