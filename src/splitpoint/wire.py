@@ -687,7 +687,8 @@ class Packer:
             codecs = self._choose(arrays) if self._choose is not None else [None] * len(arrays)
             names = tuple(c.name if c is not None else "" for c in codecs)
             memo = _Memo(layout, codecs, names if any(names) else ())
-        bodies = (coder or encoded)(arrays, memo.codecs)
+        encoded = None if coder is None else coder(arrays, memo.codecs)
+        bodies = encoded or [a if c is None else c.encode(a) for a, c in zip(arrays, memo.codecs, strict=True)]
         sizes = [b.nbytes for b in bodies]
         if not memo.head or sizes != memo.sizes or extra != memo.extra:
             tensors = tuple(
@@ -699,11 +700,6 @@ class Packer:
             memo = memo._replace(extra=extra, sizes=sizes, head=head, nbytes=packet.nbytes, has_empty=0 in sizes)
             self._memo = memo
         return bodies, memo
-
-
-def encoded(arrays: Sequence[Array], codecs: Sequence[Codec | None]) -> Sequence[Array]:
-    """`arrays` as they travel with their `codecs` (None: raw)."""
-    return [a if c is None else c.encode(a) for a, c in zip(arrays, codecs, strict=True)]
 
 
 def _portable(array: Array) -> Array:

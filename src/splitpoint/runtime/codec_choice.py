@@ -83,7 +83,7 @@ class FittingCoder:
     def check(self, nbytes: int) -> None:
         """OverBudgetError if a frame of `nbytes` has more than it may have."""
         if nbytes > self._room.most:
-            how = " + ".join(dict.fromkeys(name or "raw" for name in self.names)) or "nothing but its header"
+            how = " + ".join(dict.fromkeys(name or "raw" for name in self.names)) or "raw"
             raise OverBudgetError(
                 f"the request has {size(nbytes)} as {how}, and may have {size(round(self._room.most))}: allow more, "
                 "another cut or codec, or a larger drop"
