@@ -180,14 +180,14 @@ class Scorer:
         if not self.constraints.best_that_fits or not cut.crossing:
             return ""
         best = self.best_that_fits(cut)
-        kept = [self.costs.coded(0, t, best).codec for t in cut.crossing]
-        if kept == list(names) or all(open_priced(name).exact for name in names):
+        kept = [self.costs.coded(0, t, best or RAW).codec for t in cut.crossing]
+        if not best or kept == list(names) or all(open_priced(name).exact for name in names):
             return ""
         return f"{best} keeps more of the answers within the bytes"
 
     def best_that_fits(self, cut: Cut) -> str:
         """The codec that keeps the most answers of those with which a request at `cut` has no more bytes than it may
-        have; of equals the one with the fewest. Raw if there is none."""
+        have; of equals the one with the fewest. Empty if there is none."""
         if cut.nodes not in self._fitting:
             kept = []
             for codec in (RAW, *self.costs.calibrated.codecs):
@@ -197,7 +197,7 @@ class Scorer:
                 share = 1.0 if exact else None if quality is None else quality.agreement
                 if share is not None and not any(map(_unsent, names)) and not self.too_large(cut, names):
                     kept.append((-share, sum(self.costs.coded(0, t, codec).nbytes for t in cut.crossing), codec))
-            self._fitting[cut.nodes] = min(kept, default=(0.0, 0, RAW))[2]
+            self._fitting[cut.nodes] = min(kept, default=(0.0, 0, ""))[2]
         return self._fitting[cut.nodes]
 
     @cached_property
