@@ -11,18 +11,18 @@ from pathlib import Path
 SRC = Path(__file__).resolve().parents[1] / "src" / "splitpoint"
 
 #: All files together.
-TOTAL = 54_708
+TOTAL = 56_932
 #: Each file, but for those below, which have what they had when the budget was made.
 FILE = 700
 LARGER = {
-    "wire.py": 877,
+    "wire.py": 884,
 }
 
 
 def complaints(lines: dict[str, int]) -> list[str]:
     """What is over the budget, or in it without need, a sentence each.
 
-    >>> complaints({"wire.py": 877, "new.py": 701} | dict.fromkeys(LARGER, 701))[0]
+    >>> complaints({"wire.py": 884, "new.py": 701} | dict.fromkeys(LARGER, 701))[0]
     'new.py has 701 lines, its ceiling is 700: split it, or raise its number in scripts/line_budget.py'
     """
     total = sum(lines.values())

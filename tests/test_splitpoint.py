@@ -16,14 +16,14 @@ from splitpoint.runtime.client.request import FALLBACKS, Fallback
 
 PUBLIC = [
     "AutoPlan", "BusyError", "Calibration", "Check", "Codec", "Constraints", "Cut", "CutError", "Edge", "EdgeStats",
-    "Engine", "EngineError", "Event", "Graph", "InputError", "InputSpec", "Limits", "Link", "Local", "Manifest",
-    "MissingExtraError", "Model", "ModelError", "ModelPolicy", "Node", "Option", "Patience", "Plan", "Planner",
-    "Profile", "ProtocolError", "Recorder", "RefusedError", "Request", "Result", "Security", "Segment", "Server",
-    "ServerError", "ServerSecurity", "Session", "Span", "SplitpointError", "StorageError", "TensorSpec", "Trace",
-    "UsageError", "VerifyError", "Watching", "WireSettings", "calibrate", "classify", "compare", "export", "load",
-    "load_calibration", "load_latency", "load_manifest", "load_plan", "load_profile", "open_codec", "open_engine",
-    "plan", "predict_latency", "profile_model", "read_image", "save_calibration", "save_plan", "save_profile", "split",
-    "verify",
+    "Engine", "EngineError", "Event", "FrameBudget", "Graph", "InputError", "InputSpec", "Limits", "Link", "Local",
+    "Manifest", "MissingExtraError", "Model", "ModelError", "ModelPolicy", "Node", "Option", "Patience", "Plan",
+    "Planner", "Profile", "ProtocolError", "Recorder", "RefusedError", "Request", "Result", "Security", "Segment",
+    "Server", "ServerError", "ServerSecurity", "Session", "Span", "SplitpointError", "StorageError", "TensorSpec",
+    "Trace", "UsageError", "VerifyError", "Watching", "WireSettings", "calibrate", "classify", "compare", "export",
+    "load", "load_calibration", "load_latency", "load_manifest", "load_plan", "load_profile", "open_codec",
+    "open_engine", "plan", "predict_latency", "profile_model", "read_image", "save_calibration", "save_plan",
+    "save_profile", "split", "verify",
 ]  # fmt: skip
 
 

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from splitpoint.runtime.client.timeouts import Patience as Patience
     from splitpoint.runtime.client.whole_model import Local as Local
     from splitpoint.runtime.client.wire_remote import WireSettings as WireSettings
+    from splitpoint.runtime.codec_choice import FrameBudget as FrameBudget
     from splitpoint.runtime.events import Event as Event
     from splitpoint.runtime.result import Request as Request, Result as Result
     from splitpoint.runtime.server.server import Server as Server
@@ -118,6 +119,7 @@ _ROOMS = {
     "runtime.client.timeouts": "Patience",
     "runtime.client.whole_model": "Local",
     "runtime.client.wire_remote": "WireSettings",
+    "runtime.codec_choice": "FrameBudget",
     "runtime.events": "Event",
     "runtime.result": "Request Result",
     "runtime.server.server": "Server",

@@ -7,6 +7,7 @@
     │   └── UnsupportedError         2    this operating system lacks what is needed
     ├── ModelError                   3    the model cannot be found, read, exported or cut
     ├── InputError                   4    an image, tensor or input spec is broken or of the wrong kind
+    │   └── OverBudgetError          4    what a request would send does not fit into the bytes that it may have
     ├── EngineError                  5    the engine, its provider or its device is not there or failed
     ├── ServerError                  6    the server is not there, or ended, or refused the request
     │   ├── ProtocolError            6    the peer does not speak our protocol, or broke it
@@ -71,6 +72,10 @@ class InputError(SplitpointError):
     """An image, tensor or input spec is broken or of the wrong kind."""
 
     exit_code = 4
+
+
+class OverBudgetError(InputError):
+    """What a request would send does not fit into the bytes that it may have."""
 
 
 class EngineError(SplitpointError):

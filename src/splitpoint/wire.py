@@ -612,6 +612,8 @@ def checked(packet: Packet) -> Packet:
 
 #: With which codecs tensors travel (None: raw).
 Choose = Callable[[Sequence[Array]], Sequence[Codec | None]]
+#: Arrays and their codecs → what travels.
+Coder = Callable[[Sequence[Array], Sequence[Codec | None]], Sequence[Array]]
 
 
 class _Memo(NamedTuple):
@@ -651,18 +653,20 @@ class Packer:
         extra: tuple[object, ...] = (),
         times: Sequence[float] = (),
         flags: int = 0,
+        coder: Coder | None = None,
     ) -> Packet:
-        """The frame with `arrays` as body: not copied if they are raw, contiguous and little-endian.
+        """The frame with `arrays` as body: not copied if they are raw, contiguous and little-endian. `coder` encodes
+        them with their codecs, if not as usual.
 
         InputError for what never travels or cannot be encoded so. `times` belongs to RESULT, and only there.
         """
         memo = self._memo
         if self._choose is not None or not memo.head or len(arrays) != len(memo.layout) or extra != memo.extra:
-            arrays, memo = self._learn(arrays, extra)
+            arrays, memo = self._learn(arrays, extra, coder)
         else:
             for array, (dtype, shape) in zip(arrays, memo.layout, strict=True):
                 if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-                    arrays, memo = self._learn(arrays, extra)
+                    arrays, memo = self._learn(arrays, extra, coder)
                     break
         head = memo.head[:]  # the frame's own: it may be written later
         _FLAGS_AND_ID.pack_into(head, _FLAGS_AT, flags, id)
@@ -672,7 +676,9 @@ class Packer:
             arrays = [a for a in arrays if a.nbytes]
         return Packet((head, *arrays), memo.nbytes, memo.names)
 
-    def _learn(self, arrays: Sequence[Array], extra: tuple[object, ...]) -> tuple[list[Array], _Memo]:
+    def _learn(
+        self, arrays: Sequence[Array], extra: tuple[object, ...], coder: Coder | None
+    ) -> tuple[Sequence[Array], _Memo]:  # fmt: skip
         """(`arrays` as they travel, the header for them)."""
         arrays = [_portable(a) for a in arrays]
         memo, layout = self._memo, [(a.dtype, a.shape) for a in arrays]
@@ -680,7 +686,8 @@ class Packer:
             codecs = self._choose(arrays) if self._choose is not None else [None] * len(arrays)
             names = tuple(c.name if c is not None else "" for c in codecs)
             memo = _Memo(layout, codecs, names if any(names) else ())
-        bodies = [a if c is None else c.encode(a) for a, c in zip(arrays, memo.codecs, strict=True)]
+        encoded = None if coder is None else coder(arrays, memo.codecs)
+        bodies = encoded or [a if c is None else c.encode(a) for a, c in zip(arrays, memo.codecs, strict=True)]
         sizes = [b.nbytes for b in bodies]
         if not memo.head or sizes != memo.sizes or extra != memo.extra:
             tensors = tuple(

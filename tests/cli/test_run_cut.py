@@ -10,7 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from serving import nothing_leaks
+from tabled import AT, TENSOR, lenet, rated
 
+from splitpoint.calibration.files import save_calibration
 from splitpoint.cli import main
 from splitpoint.cli.run_stream import Stream
 from splitpoint.engines import open_engine
@@ -127,3 +129,63 @@ def test_a_folder_is_planned_for_latency_unless_many_a_second_are_asked_for(
     for words in ("--at", "pool1"), ("--plan", "plan.json"):
         assert main(["run", str(folder), *common, *words, "--objective", "latency"]) == 2
         assert "--objective and --profile-first are for --at auto" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tabled() -> Iterator[Server]:
+    known = rated(int8=1.0, klt_20=0.9, klt_40=0.97, klt_60=0.995)
+    with Server([lenet()], engine=open_engine(threads=1), port=0, calibrations=(known,)) as made:
+        yield made
+
+
+def test_run_takes_what_keeps_the_answers_and_says_what_they_are_worth(
+    tabled: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = tmp_path / "known.json"
+    save_calibration(known, rated(int8=1.0, klt_20=0.9, klt_40=0.97, klt_60=0.995))
+    images = [str(d) for d in digits()[:3]]
+    run = ["run", "zoo:lenet5", *images, "--cloud", tabled.address, "--cache", str(tmp_path), "--threads", "1"]
+    at = [*run, "--at", AT, "--calibration", str(known)]
+    for asked, codec, kept in (
+        (["--agreement", "95%"], "klt:40", 0.97),
+        (["--agreement", "97%"], "klt:60", 0.995),  # of 1,000 answers 970 stayed, which does not show 97 %
+        (["--max-drop", "5%"], "klt:40", 0.97),
+        (["--codec", "klt:60", "--agreement", "95%"], "klt:60", 0.995),
+    ):
+        assert main([*at, *asked, "--json"]) == 0
+        said = capsys.readouterr()
+        rows = [json.loads(line) for line in said.out.splitlines()]
+        assert [row["codecs"] for row in rows] == [{TENSOR: codec}] * 3
+        assert {row["kept"]["agreement"] for row in rows} == {kept}
+        assert all(row["kept"]["least"] < kept and row["kept"]["inputs"] == 1000 for row in rows)
+        assert f"3 answers as {codec} at {AT}, " in said.err
+        assert f" up: {kept:.1%} of 1000 answers stayed in the calibration with {codec}, at least 9" in said.err
+    assert main([*at, "--codec", "klt:20", "--agreement", "95%"]) == 2
+    assert f"at {AT} klt:20 does not keep to what is asked for: 900/1000 labels stay" in capsys.readouterr().err
+    assert main([*run, "--at", AT, "--agreement", "95%"]) == 2
+    assert "needs a calibration: splitpoint calibrate" in capsys.readouterr().err
+    assert main(["run", "zoo:lenet5", *images, "--agreement", "95%"]) == 2
+    assert "are for a server" in capsys.readouterr().err
+
+
+def test_run_keeps_to_a_budget_of_bytes(
+    tabled: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    known = tmp_path / "known.json"
+    save_calibration(known, rated(klt_20=0.9, klt_40=0.97, klt_60=0.995))
+    images = [str(d) for d in digits()[:3]]
+    run = ["run", "zoo:lenet5", *images, "--cloud", tabled.address, "--cache", str(tmp_path), "--threads", "1"]
+    at = [*run, "--at", AT, "--calibration", str(known), "--max-bytes", "200"]
+    assert main([*at, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(row["up_nbytes"] <= 200 for row in rows)
+    levels = [int(row["codecs"][TENSOR].partition(":")[2]) for row in rows]
+    assert all(level <= 60 for level in levels)
+    assert min(levels) < 60, "the level by the calibration would take more"
+    for row, level in zip(rows, levels, strict=True):
+        coarser = [known for known in (20, 40, 60) if known <= level]
+        assert row.get("kept", {}).get("measured") == (f"klt:{coarser[-1]}" if coarser else None)
+    assert main([*at, "--agreement", "98%", "--fallback", "error"]) == 4
+    assert "the request has" in capsys.readouterr().err
+    assert main([*at, "--agreement", "98%"]) == 0, "it is finished here instead"
+    assert "3 of 3 finished here (the request has" in capsys.readouterr().out

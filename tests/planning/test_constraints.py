@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import virtual
 from planning_cases import EFFICIENT, calibrated, planned
-from plans import model_of
+from plans import model_of, profiles
 from split_cases import (
     graph_of,
     split_of,
@@ -21,8 +22,10 @@ from splitpoint.calibration.calibrations import Quality
 from splitpoint.errors import UsageError
 from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints, input_like, over_budget
+from splitpoint.planning.planner import Planner
 from splitpoint.planning.solve.min_cut import least
 from splitpoint.planning.solve.problem import stages
+from splitpoint.units import size
 
 
 def test_the_input_stays_local_and_what_only_rearranges_it_does_too() -> None:
@@ -42,8 +45,8 @@ def test_only_codecs_that_are_allowed_cross() -> None:
 
 @pytest.mark.parametrize(
     "limits",
-    [{"max_drop": -0.1}, {"max_drop": 1.0}, {"max_drop": float("nan")}, {"deadline_ms": 0.0},
-     {"deadline_ms": float("nan")}, {"max_edge_memory": -1.0}, {"codecs": ("int9",)}],
+    [{"max_drop": -0.1}, {"max_drop": 1.0}, {"max_drop": float("nan")}, {"deadline_ms": 0.0}, {"max_bytes": 0.0},
+     {"deadline_ms": float("nan")}, {"max_bytes": inf}, {"max_edge_memory": -1.0}, {"codecs": ("int9",)}],
 )  # fmt: skip
 def test_constraints_that_make_no_sense_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -104,3 +107,40 @@ def test_what_is_mixed_with_another_tensor_shows_only_if_that_does() -> None:
 def test_a_budget_must_be_shown_to_be_kept(same: int, of: int, max_drop: float, shown: bool) -> None:
     assert (over_budget(Quality(of, same / of, 1.0, 0.0), max_drop) == "") == shown
     assert over_budget(Quality(of, None, 1.0, 0.0), max_drop).startswith("its accuracy is not measured")
+
+
+def test_what_chooses_unseen_is_held_to_the_lower_end() -> None:
+    assert Constraints(agreement=0.98).bounded == Constraints(max_drop=0.02)
+    assert Constraints(agreement=0.98, max_drop=0.01).bounded == Constraints(max_drop=0.01)
+    assert Constraints(agreement=0.9, max_drop=0.5).bounded.max_drop == 0.1
+    assert Constraints(max_drop=0.03, deadline_ms=5).bounded == Constraints(max_drop=0.03, deadline_ms=5)
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "codec"), [(3000, None), (3300, "klt:36"), (6500, "klt:60"), (9000, "klt:72"), (17_000, "int8")]
+)
+def test_bytes_alone_mean_the_most_answers_within_them(max_bytes: float, codec: str | None) -> None:
+    pair = profiles("zoo:efficientnet_lite0", 100.0, 8.0)
+    planner = Planner(None, pair, constraints=Constraints(max_bytes=max_bytes), calibration=virtual.front())
+    cut = planner.graph.cut("blocks.5.project.norm")
+    options = {
+        name: planner.price(cut, [name], Link(1, 4, 10)) for name in ("raw", "int8", "klt:36", "klt:60", "klt:72")
+    }
+    assert [name for name, option in options.items() if not option.refused] == ([codec] if codec else [])
+    assert options["raw"].refused.endswith("its request has up to 62.8 kB")
+    plan = planner.plan(Link(1, 4, 10))
+    assert plan.best.up_nbytes <= max_bytes
+    assert f"at most {size(round(max_bytes))} up" in plan.constraints
+    for rate in (0.5, 2.0, 20.0, 200.0):
+        best = planner.best(Link(rate, 4 * rate, 10))
+        assert best is not None
+        assert best.up_nbytes <= max_bytes
+
+
+def test_with_an_agreement_bytes_are_a_limit_and_the_fewest_milliseconds_win() -> None:
+    pair = profiles("zoo:efficientnet_lite0", 100.0, 8.0)
+    limits = Constraints(agreement=0.96, max_bytes=5000)
+    planner = Planner(None, pair, constraints=limits, calibration=virtual.front())
+    best = planner.best(Link(2, 8, 10))
+    assert best is not None
+    assert (best.cut, best.codecs) == ("blocks.5.project.norm", ("klt:48",))

@@ -25,6 +25,11 @@ def test_a_codec_without_times_is_refused() -> None:
         plan(None, (msgspec.structs.replace(edge, codecs={}), cloud), FOUR_G, constraints=Constraints(codecs=("int8",)))
 
 
+def test_a_codec_with_tables_needs_a_calibration() -> None:
+    with pytest.raises(InputError, match="nothing says what klt:60 takes: give a calibration"):
+        plan(None, pair(), FOUR_G, constraints=Constraints(codecs=("klt:60",)))
+
+
 def test_other_jpeg_qualities_take_the_times_of_the_nearest() -> None:
     graph = graph_of("zoo:lenet5")
     split = split_of(graph, codecs=("jpeg:75",))

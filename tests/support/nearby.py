@@ -17,6 +17,7 @@ from splitpoint.errors import RefusedError, ServerError, SplitpointError, Unreac
 from splitpoint.graph import Cut
 from splitpoint.models.model import Model
 from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer
+from splitpoint.runtime.codec_choice import FrameRoom
 from splitpoint.runtime.model_choice import info_of
 from splitpoint.runtime.probe.server_clock import Offset, ServerClock
 from splitpoint.tensors import Array
@@ -106,7 +107,7 @@ class NearbyTail:
 
     def begin(
         self, known: Mapping[str, Array], encoding: Encoding, most_nbytes: int, deadline_s: float = 0.0,
-        more: bool = False,
+        more: bool = False, room: FrameRoom | None = None,
     ) -> NearbyCall:  # fmt: skip
         self.remote.check()
         return NearbyCall(self, {name: array.copy() for name, array in known.items()})

@@ -10,7 +10,7 @@ from calibration_cases import ENGINE
 from pictures import heldout_digits
 from PIL import Image
 
-from splitpoint.calibration.calibrations import Calibration, TensorTables
+from splitpoint.calibration.calibrations import Calibration, CalibrationRow, Quality, TensorTables
 from splitpoint.calibration.codec_trials import calibrate
 from splitpoint.calibration.tables import learn_tables
 from splitpoint.codecs.klt_tables import KltTables
@@ -45,6 +45,18 @@ def calibration() -> Calibration:
     """With tables for two cuts."""
     made = calibrate(lenet(), ENGINE, digits()[:1], codecs=["int8"], cuts=[lenet().graph.cut(AT)])
     return msgspec.structs.replace(made, tables=learnt(0, AT, "pool2"))
+
+
+def rated(**kept: float) -> Calibration:
+    """`calibration` with what 1,000 inputs say of levels of klt: ``klt_40=0.99``."""
+    place = next(k for k, cut in enumerate(lenet().graph.prefixes()) if [t.name for t in cut.crossing] == [TENSOR])
+    rows = []
+    for name, share in kept.items():
+        codec, _, level = name.partition("_")
+        nbytes = 60 + int(level) if level else 2000
+        quality = Quality(1000, share, 0.9, 0.1)
+        rows.append(CalibrationRow(place, f"{codec}:{level}" if level else codec, (nbytes,), 200, quality, 0.1, 0.1))
+    return msgspec.structs.replace(calibration(), rows=tuple(rows), inputs=1000)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ from splitpoint.codecs.klt_tables import KltTables
 from splitpoint.documents import require_model
 from splitpoint.engines import Engine
 from splitpoint.errors import InputError, UsageError
-from splitpoint.graph import Cut
+from splitpoint.graph import Cut, Graph
 from splitpoint.models.model import Model
 from splitpoint.tensors import Array, TensorSpec
 
@@ -49,6 +49,17 @@ def tables_of(calibration: Calibration, model: Model, where: str = "the calibrat
             raise InputError(f"{where} has tables of {entry.tensor} for [batch,{shape}], but in {model.name} {what}")
         tables[entry.tensor] = one
     return tables
+
+
+def levels_within(calibration: Calibration, graph: Graph, tensor: str, max_drop: float) -> list[int]:
+    """The levels of klt for `tensor` that are shown to lose at most `max_drop` of the answers, with 95 % confidence,
+    wherever it crosses alone and was measured."""
+    cuts, shown = graph.prefixes(), dict[int, bool]()
+    for row in calibration.rows:
+        kind, _, level = row.codec.partition(":")
+        if kind == "klt" and [t.name for t in cuts[row.prefix].crossing] == [tensor]:
+            shown[int(level)] = shown.get(int(level), True) and row.quality.bound <= max_drop
+    return [level for level, kept in shown.items() if kept]
 
 
 def apart(inputs: Sequence[T]) -> tuple[list[T], list[T]]:

@@ -10,10 +10,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import click
+import msgspec
 from rich.console import Console
 
 from splitpoint import images
 from splitpoint.cli import console
+from splitpoint.cli.fidelity import Fidelity
 from splitpoint.errors import InputError
 from splitpoint.images import InputSpec
 from splitpoint.runtime.result import Result
@@ -112,13 +114,14 @@ class Tag(NamedTuple):
 class AnswerRows:
     """A table, row by row as answers come, or a line of JSON each; `about` is printed above the table.
 
-    With `keep`, the outputs are remembered for `saved`.
+    With `keep`, the outputs are remembered for `saved`. `fidelity` says what the answers are worth.
     """
 
     def __init__(
         self, spec: Callable[[], InputSpec | None], labels: Sequence[str], about: Callable[[], str], *, as_json: bool,
-        keep: bool,
+        keep: bool, fidelity: Fidelity | None = None,
     ) -> None:  # fmt: skip
+        self.fidelity = fidelity
         self._spec_now, self._about, self.as_json = spec, about, as_json
         self._lines = Lines(console.out().width, labels)
         # Rows and a live bar on one terminal must come from one console.
@@ -138,6 +141,8 @@ class AnswerRows:
 
     def _of(self, result: Result) -> Iterator[str]:
         name = result.tag.name
+        if self.fidelity is not None:
+            self.fidelity.add(result)
         if self._keep:
             self.outputs[self._key(name)] = result.outputs
         if self.as_json:
@@ -153,6 +158,8 @@ class AnswerRows:
     def _row(self, name: str, result: Result) -> Mapping[str, object]:
         more: dict[str, object] = {name: result.numbers[name] for name in OTHERS}
         more |= {name: getattr(result, name) for name in ("cut", "codecs", "up_nbytes", "clock_error_ms")}
+        if self.fidelity is not None and (kept := self.fidelity.of(result)) is not None:
+            more["kept"] = msgspec.to_builtins(kept)
         if result.tag.plan:
             more["plan"] = result.tag.plan
         if result.fallback:

@@ -13,6 +13,7 @@ import click
 
 from splitpoint.cli.answers import AnswerRows
 from splitpoint.cli.console import say
+from splitpoint.cli.fidelity import fidelity_of
 from splitpoint.cli.input_files import recursive_option
 from splitpoint.cli.options import gathered
 from splitpoint.cli.options.codecs import calibration_option, codec_choice_option, fidelity_options
@@ -109,8 +110,6 @@ def command(
     """
     if (asked.objective or asked.profile_first) and (asked.cloud is None or asked.plan_path or not asked.auto):
         raise UsageError("--objective and --profile-first are for --at auto: give --cloud, and no --at CUT or --plan")
-    if asked.faithful and (asked.cloud is None or not asked.auto):
-        raise UsageError("--agreement and --max-drop are for --at auto: give --cloud, and no --at CUT or --plan")
     if not asked.budget_s and (asked.profile_first or (on_overload == DEGRADE and not asked.plan_path)):
         raise UsageError("with a budget of 0 nothing is profiled: --profile-first and --on-overload degrade need more")
     if asked.plan_path and (asked.at or asked.codecs):
@@ -155,6 +154,7 @@ def command(
         rows = AnswerRows(
             lambda: runner.model.input_spec, labels, lambda: describe(runner, asked.cloud), as_json=as_json,
             keep=save is not None,
+            fidelity=fidelity_of(runner) if isinstance(runner, Edge) else None,
         )  # fmt: skip
         stream = Stream(runner, rows, feed, source.count, asked.deadline_s)
         try:

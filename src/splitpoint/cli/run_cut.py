@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitpoint.calibration.calibrations import Calibration
-from splitpoint.calibration.files import load_calibration
+import msgspec
+
 from splitpoint.cli.console import say
-from splitpoint.cli.options.codecs import calibration_beside, calibration_for, parse_codecs
+from splitpoint.cli.options.codecs import calibration_for, parse_codecs
 from splitpoint.cli.options.model_options import Here
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
 from splitpoint.errors import CutError, RefusedError, UsageError
 from splitpoint.models.model import Model
-from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.codec_at_cut import at_cut
+from splitpoint.planning.constraints import Constraints, check_budget
 from splitpoint.planning.plans import Option, Plan
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
@@ -24,6 +25,7 @@ from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy, Objec
 from splitpoint.runtime.client.request import LOCAL, WAIT, check_fallback
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.client.wire_remote import WireSettings
+from splitpoint.runtime.codec_choice import FrameBudget
 from splitpoint.runtime.stream.stream_load import cheaper, window
 from splitpoint.security import Security
 from splitpoint.survey import placement
@@ -70,6 +72,7 @@ class Asked:
     codecs: tuple[str, ...]
     agreement: float | None
     max_drop: float | None
+    max_bytes: float | None
     model_hash: str | None
     follow_model: bool
     checksum: bool
@@ -90,14 +93,21 @@ class Asked:
         return self.at in (None, "auto", "cut:auto") and self.plan is None
 
     @property
-    def faithful(self) -> bool:
-        """Whether it says how many of the answers must be kept."""
-        return self.agreement is not None or self.max_drop is not None
-
-    @property
     def has_options(self) -> bool:
         """Whether there will be a plan with more than one option."""
         return self.cloud is not None and (self.auto or self.plan is not None)
+
+    @property
+    def limits(self) -> Constraints:
+        """What codecs must keep to. Nobody looks over what is chosen while it runs: it is held to the calibration's
+        lower end."""
+        asked = Constraints(agreement=self.agreement, max_drop=self.max_drop, max_bytes=self.max_bytes)
+        return msgspec.structs.replace(asked, codecs=() if self.by_tensor else self.codecs).bounded
+
+    @property
+    def by_tensor(self) -> bool:
+        """Whether codecs are named for tensors."""
+        return any("=" in codec for codec in self.codecs)
 
     # --- what runs ----------------------------------------------------------------------------------------------
 
@@ -107,11 +117,12 @@ class Asked:
             raise UsageError("say which MODEL to run here, or which server has it (--cloud HOST)")
         if self.checksum:
             raise UsageError("--checksum is for what crosses the link: add --cloud HOST")
-        asked = self.model_hash or self.codecs or self.plan or self.fallback or self.follow_model or self.calib
+        bounds = self.limits != Constraints() or self.calib is not None
+        asked = self.model_hash or self.codecs or self.plan or self.fallback or self.follow_model or bounds
         if self.at not in (None, "auto", "cut:auto", "output", "cut:output") or asked:
             raise UsageError(
-                "--at, --plan, --codec, --calibration, --fallback, --model-hash and --follow-model are for a server: "
-                "add --cloud HOST"
+                "--at, --plan, --codec, --calibration, --agreement, --max-drop, --max-bytes, --fallback, --model-hash "
+                "and --follow-model are for a server: add --cloud HOST"
             )
         return Local(self.here.opening.load(self.name), engine)
 
@@ -123,9 +134,9 @@ class Asked:
             model or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.here.cache, on_event=say, security=self.security,
-            calibration=calibration_for(self.name, self.calib, model) if self._lossy or self.calib else None,
+            calibration=calibration_for(self.name, self.calib, model) if self._lossy else None,
             models=ModelPolicy(self.model_hash, self.follow_model, self.here.opening.allow_domains),
-            wire=WireSettings(checksum=self.checksum),
+            wire=WireSettings(checksum=self.checksum), budget=FrameBudget(self.max_bytes, self.limits.max_drop),
         )  # fmt: skip
         try:
             if self.at == "auto" and (named := edge.model.graph.meanings("auto")):
@@ -156,19 +167,9 @@ class Asked:
         return edge
 
     @property
-    def _keeps(self) -> Constraints:
-        return Constraints(codecs=self.codecs, agreement=self.agreement, max_drop=self.max_drop)
-
-    def _measured(self, model: Model) -> Calibration | None:
-        """What codecs lose of the server's `model`: by --calibration, or by what lies beside the model here."""
-        if self.calib is not None:
-            return load_calibration(self.calib)
-        return calibration_beside(self.name or model.name, model.fingerprint) if self._lossy else None
-
-    @property
     def _lossy(self) -> bool:
         """Whether anything but raw may cross: only then is a calibration worth reading."""
-        return self.faithful or bool(self.codecs) or self.plan is not None
+        return bool(self.codecs or self.calib) or self.plan is not None or self.limits != Constraints()
 
     # --- where it is cut ----------------------------------------------------------------------------------------
 
@@ -182,12 +183,17 @@ class Asked:
         """
         if self.plan is not None:
             self.plan.require(edge.model.fingerprint, edge.model.name)
+            if not self.plan.best.exact and (why := self.limits.too_lossy(self.plan.best.quality)):
+                raise UsageError(f"the plan's {self.plan.best.label} does not keep what is asked for: {why}")
             Placed(self.plan.best, streamed=arriving > 0).use(edge, 0)
             edge.forget()
             return _ready(edge, self.plan, self.plan.options, streamed=arriving > 0, degrade=degrade)
         if not self.auto:
+            self._keep_to(self.limits, edge)
             return Placed()
-        if any("=" in codec for codec in self.codecs):
+        if self.limits.faithful:
+            check_budget(self.limits, edge.calibration)
+        if self.by_tensor:
             raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
         if self.objective is not None:
             say(f"planned for {self.objective}, as --objective says")
@@ -198,10 +204,10 @@ class Asked:
         degrade = degrade and edge.reached
         first = self.profile_first or degrade
         how = AutoPlan(
-            0.0 if once and not first else self.budget_s, self._keeps,
+            0.0 if once and not first else self.budget_s, self.limits,
             # In a stream requests also wait for those before them: what is late there is learned.
             Watching(probe_every_s=self.probe_every_s, predict=not arriving, rate=arriving), self.objective, first,
-            self.fresh, adapt=not (self.no_adapt or once or degrade), calibration=self._measured(edge.model),
+            self.fresh, adapt=not (self.no_adapt or once or degrade),
         )  # fmt: skip
         try:
             edge.plan_itself(how)
@@ -217,6 +223,22 @@ class Asked:
         if degrade and not (placed.cheaper or self.no_adapt):
             edge.adapt(chosen.planner, chosen.plan.link, how.watches)
         return placed
+
+    def _keep_to(self, limits: Constraints, edge: Edge) -> None:
+        """At the cut that was named: takes the codec that keeps to `limits`, or checks the one that was named."""
+        if not (limits.faithful or limits.best_that_fits) or self.by_tensor:
+            return
+        calibration, cut = edge.calibration, edge.cut
+        check_budget(limits, calibration)
+        if calibration is None:  # raw, and what is too large is refused when it is there
+            return
+        codec, why = at_cut(calibration, edge.model.graph, cut, limits)
+        if why:
+            which = f"{codec} does not keep" if codec else "no codec keeps"
+            raise UsageError(f"at {cut.name} {which} to what is asked for: {why}")
+        if codec not in self.codecs:
+            say(f"at {cut.name} as {codec}, by the calibration")
+            edge.switch(cut, codec)
 
 
 def _ready(edge: Edge, plan: Plan, rows: Sequence[Option], *, streamed: bool, degrade: bool) -> Placed:

@@ -175,7 +175,8 @@ class Stream:
             click.echo(summary.speed(), err=err)
             if self.feed.paced or self.interrupted:
                 click.echo(summary.frames(self.feed.counts, policy), err=err)
-        for line in summary.trouble():
+        told = self.rows.fidelity.lines() if self.rows.fidelity is not None else ()
+        for line in (*told, *summary.trouble()):
             click.echo(line, err=err)
 
     def check(self) -> None:

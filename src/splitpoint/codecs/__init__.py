@@ -40,6 +40,8 @@ class Codec(Protocol):
     """Whether what is decoded equals what was encoded, bit for bit."""
     sized: bool = True
     """Whether `nbytes` is exact, known without encoding; otherwise it is an estimate."""
+    stepped: bool = False
+    """Whether it can be asked to `fit` a tensor."""
 
     @property
     def sent_as(self) -> str:
@@ -64,6 +66,11 @@ class Codec(Protocol):
         InputError for what `accepts` refuses, and for values that the codec cannot express (a NaN, for int8).
         """
         ...
+
+    def fit(self, array: Array, max_bytes: int) -> tuple[Array, str]:
+        """(`array` encoded, the codec's name for that): of a codec with steps coarser than usual, if more than
+        `max_bytes` come out, and as near to them as its coarsest step allows."""
+        return self.encode(array), self.name
 
     def decode(self, data: Array, spec: TensorSpec) -> Array:
         """The tensor in `data` (uint8[n], from a stranger); it may share memory with `data`, and be read-only.

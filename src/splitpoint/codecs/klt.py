@@ -47,6 +47,9 @@ class Klt(Codec):
     """One quality of one tensor's tables. `tables` decode every quality."""
 
     sized = False
+    stepped = True
+    #: What `fit` never goes below.
+    coarsest = LEVELS[0]
 
     def __init__(self, name: str, tables: KltTables) -> None:
         kind, _, level = name.partition(":")
@@ -96,23 +99,34 @@ class Klt(Codec):
         """(at most `max_bytes` bytes, their step). The step is this level's where that fits, else an estimate's; what
         comes out too large is encoded again, coarser. InputError if not even the coarsest step fits.
         """
+        data, offset = self._within(array, max_bytes, _FARTHEST)
+        if data.size > max_bytes:
+            raise InputError(f"{max_bytes} bytes are too few: at its coarsest step {self.name} takes {data.size}")
+        return data, step_of(self.tables.middle + offset)
+
+    def fit(self, array: Array, max_bytes: int) -> tuple[Array, str]:
+        data, offset = self._within(array, max_bytes, MIDDLE_LEVEL - min(self.coarsest, self._level))
+        if data.size > len(array) * self._most():
+            raise InputError(UNLIKE)
+        return data, f"klt:{MIDDLE_LEVEL - offset}"
+
+    def _within(self, array: Array, max_bytes: int, farthest: int) -> tuple[Array, int]:
+        """(the bytes, their offset from the middle step): at most `max_bytes`, unless `farthest` takes more."""
         coefficients = self._coefficients(array)
-        if not coefficients:
-            return np.empty(0, np.uint8), self.step
-        max_bytes = min(max_bytes, len(array) * self._most())
         finest = MIDDLE_LEVEL - self._level
-        data = self._joined(coefficients, offset := self._offset(max_bytes / len(coefficients), finest))
+        if not coefficients:
+            return np.empty(0, np.uint8), finest
+        max_bytes = min(max_bytes, len(array) * self._most())
+        data = self._joined(coefficients, offset := self._offset(max_bytes / len(coefficients), finest, farthest))
         if data.size < _FULL * max_bytes and offset > finest:
             # This tensor takes less than usual: finer by as much.
-            finer = self._offset(self._usual(offset) * _FULL * max_bytes / data.size, finest)
+            finer = self._offset(self._usual(offset) * _FULL * max_bytes / data.size, finest, farthest)
             if finer < offset:
                 data = self._joined(coefficients, offset := finer)
-        while data.size > max_bytes:
-            if offset == _FARTHEST:
-                raise InputError(f"{max_bytes} bytes are too few: at its coarsest step {self.name} takes {data.size}")
-            coarser = self._offset(self._usual(offset) * _FULL * max_bytes / data.size, finest)
-            data = self._joined(coefficients, offset := min(_FARTHEST, max(offset + 1, coarser)))
-        return data, step_of(self.tables.middle + offset)
+        while data.size > max_bytes and offset < farthest:
+            coarser = self._offset(self._usual(offset) * _FULL * max_bytes / data.size, finest, farthest)
+            data = self._joined(coefficients, offset := min(farthest, max(offset + 1, coarser)))
+        return data, offset
 
     def decode(self, data: Array, spec: TensorSpec) -> Array:
         return self.decode_many([data], spec)
@@ -197,10 +211,10 @@ class Klt(Codec):
     def _usual(self, offset: int) -> float:
         return float(np.interp(offset, _OFFSETS, self._curve))
 
-    def _offset(self, nbytes: float, finest: int) -> int:
-        """The finest offset that usually takes no more than `nbytes`, and is no finer than `finest`."""
+    def _offset(self, nbytes: float, finest: int, farthest: int) -> int:
+        """The finest offset from `finest` to `farthest` that usually takes no more than `nbytes`."""
         offset = float(np.interp(nbytes, self._curve[::-1], _OFFSETS[::-1]))
-        return min(_FARTHEST, max(finest, ceil(offset)))
+        return min(farthest, max(finest, ceil(offset)))
 
 
 def outside_of_range(data: Array, batch: int = 1) -> int:

@@ -202,7 +202,8 @@ def _stage_line(stage: str, best: Option, second: Option) -> str:
 
 #: A constraint → its value when it is not set. The first ones are given up first.
 _UNSET: Mapping[str, Any] = {
-    "deadline_ms": None, "max_edge_memory": None, "max_drop": None, "agreement": None, "keep_input_local": False
+    "deadline_ms": None, "max_edge_memory": None, "max_drop": None, "agreement": None, "keep_input_local": False,
+    "max_bytes": None,
 }  # fmt: skip
 
 

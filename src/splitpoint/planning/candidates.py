@@ -60,6 +60,11 @@ class Candidates:
         for c, name in enumerate(codecs):
             if not open_priced(name).exact:
                 allowed[:, c] &= np.array([not scorer.lossy_refusal(cut, name) for cut in self.cuts])
+            if scorer.constraints.max_bytes is not None:
+                allowed[:, c] &= np.array([not scorer.too_large(cut, uniform(cut, name)) for cut in self.cuts])
+        if scorer.constraints.best_that_fits:
+            best = [scorer.best_that_fits(cut) for cut in self.cuts]
+            allowed &= np.array([[name == one or open_priced(name).exact for name in codecs] for one in best])
         return allowed
 
     # --- rows ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from splitpoint.link import Link
 from splitpoint.planning.advice import ALIKE, margin
-from splitpoint.planning.plans import Option, value
+from splitpoint.planning.plans import Option, kept, value
 
 #: A split that promises less than this share, and less than the error bars, is not worth it.
 DOUBTFUL = 0.05
@@ -36,8 +36,7 @@ def rows(options: Sequence[Option], best: Option, objective: str, splits: int) -
 def pareto(options: Sequence[Option]) -> Sequence[Option]:
     """Those that no other is as fast as, as small on the uplink and as faithful, and better in one of these; the
     fastest first. An option that is not exact and whose agreement is not known is none of them."""
-    shares = [1.0 if o.exact else o.quality.agreement if o.quality is not None else None for o in options]
-    known = [(o, share) for o, share in zip(options, shares, strict=True) if share is not None]
+    known = [(o, share) for o in options if (share := kept(o)) is not None]
     points = [(o.total.ms, o.up_nbytes, -share, o) for o, share in known]
     front: list[tuple[float, int, float, Option]] = []
     for point in sorted(points, key=lambda p: p[:3]):

@@ -47,9 +47,11 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     inputs there were. `max_edge_memory` is in bytes.
 
     `keep_input_local`: neither the model's input crosses nor what holds it only rearranged. `deadline_ms` is met if
-    nine requests in ten are answered by then. `codecs` may be used for what crosses; none given means `raw`, and with
-    `agreement` or `max_drop` all that are calibrated. `shared` is what the server allows, where that is not all.
-    UsageError for numbers that make no sense and codecs that do not exist.
+    nine requests in ten are answered by then. `max_bytes` is the most that a request's frame has: where nothing is said
+    of the answers, and of codecs, each cut has what keeps the most of them within that. `codecs` may be used for what
+    crosses; none given means `raw`, and with `agreement`, `max_drop` or `max_bytes` all that are calibrated. `shared`
+    is what the server allows, where that is not all. UsageError for numbers that make no sense and codecs that do not
+    exist.
     """
 
     agreement: float | None = None
@@ -57,6 +59,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     max_edge_memory: float | None = None
     keep_input_local: bool = False
     deadline_ms: float | None = None
+    max_bytes: float | None = None
     codecs: tuple[str, ...] = ()
     shared: Shared | None = None
 
@@ -68,6 +71,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         for name, value, unit in (
             ("deadline", self.deadline_ms, "milliseconds"),
             ("edge memory", self.max_edge_memory, "bytes"),
+            ("size of a request", self.max_bytes, "bytes"),
         ):
             if value is not None and not (isfinite(value) and value > 0):
                 raise UsageError(f"the {name} must be a number of {unit} above zero, not {value}")
@@ -78,6 +82,20 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     def faithful(self) -> bool:
         """Whether it says how well answers must be kept."""
         return self.agreement is not None or self.max_drop is not None
+
+    @property
+    def bounded(self) -> Constraints:
+        """The same for who chooses while nobody looks: an agreement is then what the calibration's lower end (95 %
+        confidence) must be, and not its mean."""
+        if self.agreement is None:
+            return self
+        drops = (1 - self.agreement, 1.0 if self.max_drop is None else self.max_drop)
+        return msgspec.structs.replace(self, agreement=None, max_drop=round(min(drops), 12))
+
+    @property
+    def best_that_fits(self) -> bool:
+        """Whether the bytes alone say how well answers must be kept: as well as they can be within them."""
+        return self.max_bytes is not None and not (self.faithful or self.codecs)
 
     def too_lossy(self, quality: Quality | None) -> str:
         """Why lossy codecs of this quality are ruled out by what answers must be kept; empty if they are not."""
@@ -101,6 +119,8 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
             words.append(f"at most {size(self.max_edge_memory)} on the device")
         if self.keep_input_local:
             words.append("the input stays on the device")
+        if self.max_bytes is not None:
+            words.append(f"at most {size(round(self.max_bytes))} up")
         if self.deadline_ms is not None:
             words.append(f"an answer within {ms(self.deadline_ms)} ms")
         if self.shared is not None:

@@ -196,13 +196,15 @@ class Calibrated:
     """What a calibration says of the tensors of `graph`: their bytes with a codec, and how good the answer then is.
 
     `nbytes` are medians by (tensor, codec); `times` the milliseconds of encoding and decoding it there, on the machine
-    that calibrated; `codecs` those that were calibrated anywhere. InputError if it is of another model.
+    that calibrated; `codecs` those that were calibrated anywhere; `most` the bytes of all that crosses with a codec,
+    of the input that took the most, by the tensors' names. InputError if it is of another model.
     """
 
     def __init__(self, graph: Graph, calibration: Calibration | None) -> None:
         self.nbytes: dict[tuple[str, str], int] = {}
         self.times: dict[tuple[str, str], tuple[float, float]] = {}
         self.codecs: tuple[str, ...] = ()
+        self.most: dict[tuple[tuple[str, ...], str], int] = {}
         self._alone: dict[tuple[str, str], list[Quality]] = {}
         self._together: dict[tuple[tuple[str, ...], str], Quality] = {}
         if calibration is None:
@@ -218,6 +220,7 @@ class Calibrated:
             cut, codec = cuts[row.prefix], open_priced(row.codec)
             # What crosses and how decides the answer, not which nodes were left on which side of it.
             self._together[_names(cut), row.codec] = row.quality
+            self.most[_names(cut), row.codec] = row.most
             for spec, nbytes in zip(cut.crossing, row.nbytes, strict=True):
                 if codec.accepts(spec):
                     sizes.setdefault((spec.name, row.codec), []).append(nbytes)
@@ -231,6 +234,10 @@ class Calibrated:
     def quality(self, cut: Cut, codec: str) -> Quality | None:
         """How good the answer is with this codec for all that crosses at `cut`; None if that was not measured."""
         return self._together.get((_names(cut), codec))
+
+    def largest(self, cut: Cut, codec: str) -> int | None:
+        """The most bytes that all that crosses at `cut` took with this codec; None if that was not measured."""
+        return self.most.get((_names(cut), codec))
 
     def allows(self, tensor: str, codec: str, limits: Constraints) -> bool:
         """Whether an inexact codec keeps the answers as `limits` ask for, for this tensor: shown, not supposed."""

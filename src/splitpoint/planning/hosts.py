@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from splitpoint.calibration.calibrations import Calibration
-from splitpoint.codecs import PRICED, picture
+from splitpoint.codecs import PRICED, needs_tables, picture
 from splitpoint.documents import require_model
 from splitpoint.errors import InputError
 from splitpoint.graph import Graph
@@ -39,6 +39,8 @@ class Host:
     def codec(self, codec: str) -> CodecCost:
         """What a codec takes on this machine; InputError if the profile has no times for it."""
         cost = self._timed(codec)
+        if cost is None and needs_tables(codec):
+            raise InputError(f"nothing says what {codec} takes: give a calibration that has it (splitpoint calibrate)")
         if cost is None:
             known = listed(self.profile.codecs)
             raise InputError(

@@ -18,7 +18,7 @@ from splitpoint.codecs import CODECS, open_codec, picture
 from splitpoint.errors import UsageError
 from splitpoint.graph import Cut, Graph
 from splitpoint.link import Link
-from splitpoint.planning.advice import advise, contradiction, explain
+from splitpoint.planning.advice import ALIKE, advise, contradiction, explain
 from splitpoint.planning.candidates import Candidates, efficient
 from splitpoint.planning.choice import least, nearly, pareto, rows
 from splitpoint.planning.constraints import Constraints, check_budget
@@ -26,7 +26,7 @@ from splitpoint.planning.cost_model import CostModel
 from splitpoint.planning.hosts import RAW, Host, check_same_model, quality_of
 from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.placement_search import PlacementSearch
-from splitpoint.planning.plans import AgreementRanges, Option, Plan, value
+from splitpoint.planning.plans import AgreementRanges, Option, Plan, kept, value
 from splitpoint.planning.scoring import Scorer, uniform
 from splitpoint.planning.sensitivity import Curves, curves, ranges
 from splitpoint.planning.solve.problem import Bools, Solution
@@ -90,8 +90,8 @@ class Planner:
 
     def _codecs(self) -> tuple[str, ...]:
         """Those that may be used besides raw. Pictures are priced apart (`_pictures`): there are many of them."""
-        asked = self.constraints.codecs
-        return asked or (self._calibrated() if self.constraints.faithful else ())
+        limits = self.constraints
+        return limits.codecs or (self._calibrated() if limits.faithful or limits.best_that_fits else ())
 
     def _calibrated(self) -> tuple[str, ...]:
         """The codecs that are calibrated and no pictures."""
@@ -168,6 +168,31 @@ class Planner:
 
     def _like(self, profiles: Profiles, limits: Constraints, objective: str) -> Planner:
         return Planner(self.graph, profiles, objective=objective, constraints=limits, calibration=self._calibration)
+
+    def bounded(self) -> Planner:
+        """The same for who chooses while nobody looks (`Constraints.bounded`)."""
+        limits = self.constraints.bounded
+        return self if limits == self.constraints else self.relaxed(limits, self.objective)
+
+    @property
+    def nothing_lossy(self) -> str:
+        """A sentence where answers must be kept and nothing that loses any is shown to keep them; else empty."""
+        limits, known = self.constraints, self._calibration
+        if not limits.faithful or known is None or any(not limits.too_lossy(row.quality) for row in known.rows):
+            return ""
+        best = max((row.quality for row in known.rows), key=lambda quality: -quality.bound)
+        return f"no codec is shown to keep the answers as asked for, so none is used: {limits.too_lossy(best)}"
+
+    def finer(self, option: Option, link: Link) -> Option:
+        """`option`, or another codec for the same cut that keeps more of the answers, if nobody could tell the two
+        apart by the objective; where it is said how many must be kept."""
+        if not self.constraints.faithful or option.exact:
+            return option
+        cut, most = self._cut_of(option.on_edge), value(option, self.objective) * (1 + ALIKE)
+        codecs = {*self.costs.codecs, *(self._known_pictures(sent=True) if not option.on_edge else ())}
+        options = [self._scorer.option(cut, uniform(cut, codec), link) for codec in sorted(codecs)]
+        near = [o for o in options if not o.refused and value(o, self.objective) <= most]
+        return max((option, *near), key=lambda o: (kept(o) or 0.0, -value(o, self.objective)))
 
     def frontier(self, link: Link, most: int = 8) -> Sequence[Option]:
         """At most `most` options that a queue of requests may need: the best one, then others that are the cheapest
@@ -276,6 +301,9 @@ class Planner:
         """Those that keep the answers as asked for (unasked: change none) and could be the best on some link; where
         none does, the one with the most agreement."""
         limits, frame = self.constraints, self._candidates.cuts[0]
+        if limits.max_bytes is not None:
+            fitting = {c: q for c, q in known.items() if not self._scorer.too_large(frame, uniform(frame, c))}
+            known = fitting or known
         kept = [c for c, q in known.items() if (q.agreement == 1 or limits.faithful) and not limits.too_lossy(q)]
         if not kept:
             return sorted(known, key=lambda c: (known[c].agreement or 0.0, quality_of(c) or 0))[-1:]

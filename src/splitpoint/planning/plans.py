@@ -255,6 +255,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join([self.advice, *rows])
 
 
+def kept(option: Option) -> float | None:
+    """The share of the answers that `option` keeps; None if that is not known."""
+    if option.exact:
+        return 1.0
+    return option.quality.agreement if option.quality is not None else None
+
+
 def value(option: Option, objective: str) -> float:
     """What `objective` makes of an option, in its own unit; less is better."""
     if objective == "throughput":

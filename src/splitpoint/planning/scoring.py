@@ -8,12 +8,13 @@ from functools import cached_property
 from math import sqrt
 
 from splitpoint.calibration.calibrations import Quality
-from splitpoint.codecs import OPPONENTS, open_priced, picture
+from splitpoint.codecs import OPPONENTS, needs_tables, open_priced, picture
 from splitpoint.graph import JOIN, Cut
 from splitpoint.link import Link
 from splitpoint.planning.constraints import Constraints, input_like, percent
 from splitpoint.planning.cost_model import Coded, CostModel, Delay, PlacedParts, hop_delays, host_delays
 from splitpoint.planning.graph_steps import head_memory
+from splitpoint.planning.hosts import RAW
 from splitpoint.planning.objectives import weights_of
 from splitpoint.planning.plans import UNSENT, Band, Crossing, HopCosts, HostCosts, Option, OptionKind
 from splitpoint.units import ms, size
@@ -39,6 +40,7 @@ class Scorer:
     def __init__(self, costs: CostModel, constraints: Constraints) -> None:
         self.costs, self.graph, self.constraints = costs, costs.graph, constraints
         self._placed: dict[Set[int], _Placed] = {}
+        self._fitting: dict[Set[int], str] = {}
         # Of a request, not of a plan: energy is told wherever the watts are known.
         self._energy = weights_of("energy", costs.hosts) if costs.hosts[0].profile.watts is not None else None
 
@@ -59,6 +61,8 @@ class Scorer:
         # Spreads are independent: medians add up, spreads as root of squares.
         total = _band(Delay(sum(d.ms for d in delays), sum(d.below for d in delays), sum(d.above for d in delays)))
         reasons = [placed.refusal, "" if exact else self.too_lossy(quality, names), *map(_unsent, names)]
+        if self.constraints.max_bytes is not None:
+            reasons.append(self.too_large(cut, names) or self._outdone(cut, names))
         if self.constraints.deadline_ms is not None and total.high > self.constraints.deadline_ms:
             reasons.append(f"one request in ten takes longer than {ms(total.high)} ms")
         slowest = max(work.busy(links))
@@ -141,6 +145,8 @@ class Scorer:
         """
         if self.constraints.faithful:
             return self.constraints.too_lossy(quality)
+        if self.constraints.best_that_fits and quality is not None and quality.agreement is not None:
+            return ""
         asked = set(self.constraints.codecs)
         if all(n in asked or open_priced(n).exact for n in names):
             return ""
@@ -154,6 +160,45 @@ class Scorer:
         if all(open_priced(n).exact for n in names):
             return ""
         return self.too_lossy(self.costs.calibrated.quality(cut, codec), names)
+
+    def too_large(self, cut: Cut, names: Sequence[str]) -> str:
+        """Why a request with these codecs has more bytes than it may have; empty if it has not. Of klt the usual bytes
+        count, as each frame is encoded coarser if it has more; of what is compressed otherwise, the most seen."""
+        limit, placed = self.constraints.max_bytes, self._at(cut)
+        if limit is None or not placed.parts.used[0]:
+            return ""
+        coded = [self.costs.coded(0, t, name) for t, name in zip(cut.crossing, names, strict=True)]
+        nbytes = sum(t.nbytes for t in coded)
+        if not all(t.codec == RAW or needs_tables(t.codec) or open_priced(t.codec).sized for t in coded):
+            seen = [self.costs.calibrated.largest(cut, codec) for codec in dict.fromkeys(names) if codec != RAW]
+            nbytes = max([nbytes, *(most for most in seen if most is not None)])
+        nbytes += placed.parts.frame_nbytes[0] + sum(t.entry for t in coded)
+        return f"its request has up to {size(nbytes)}" if nbytes > limit else ""
+
+    def _outdone(self, cut: Cut, names: Sequence[str]) -> str:
+        """Why another codec is taken where the bytes alone decide; empty if none is better."""
+        if not self.constraints.best_that_fits or not cut.crossing:
+            return ""
+        best = self.best_that_fits(cut)
+        kept = [self.costs.coded(0, t, best or RAW).codec for t in cut.crossing]
+        if not best or kept == list(names) or all(open_priced(name).exact for name in names):
+            return ""
+        return f"{best} keeps more of the answers within the bytes"
+
+    def best_that_fits(self, cut: Cut) -> str:
+        """The codec that keeps the most answers of those with which a request at `cut` has no more bytes than it may
+        have; of equals the one with the fewest. Empty if there is none."""
+        if cut.nodes not in self._fitting:
+            kept = []
+            for codec in (RAW, *self.costs.calibrated.codecs):
+                names = [self.costs.coded(0, t, codec).codec for t in cut.crossing]
+                quality = self.costs.calibrated.quality(cut, codec)
+                exact = all(open_priced(name).exact for name in names)
+                share = 1.0 if exact else None if quality is None else quality.agreement
+                if share is not None and not any(map(_unsent, names)) and not self.too_large(cut, names):
+                    kept.append((-share, sum(self.costs.coded(0, t, codec).nbytes for t in cut.crossing), codec))
+            self._fitting[cut.nodes] = min(kept, default=(0.0, 0, ""))[2]
+        return self._fitting[cut.nodes]
 
     @cached_property
     def _input_like(self) -> frozenset[str]:

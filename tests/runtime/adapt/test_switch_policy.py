@@ -491,3 +491,56 @@ def test_the_same_seed_decides_the_same(plan: Planner) -> None:
     once, again = (adapted(plan, virtual.random_walk(3), 12, seed=9) for _ in range(2))
     assert once.done == again.done
     assert once.switches == again.switches
+
+
+# --- along the front --------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_link_gets_fewer_bytes_at_a_stated_loss_before_the_server_is_given_up() -> None:
+    plan = virtual.faithful(0.95, 200.0).bounded()
+    course, start = steps((0.0, 20.0), (15.0, 1.0), (35.0, 20.0)), Link(20, 80, 10)
+    runner = Runner(World(seed=3), Network(course), plan, start=start)
+    runner.world.run(60.0)
+    fine, coarse = "split after blocks.3.project.norm, klt:60", "split after blocks.5.project.norm, klt:48"
+    assert runner.done[-1].label == fine
+    assert {d.label for d in runner.done if 3.0 <= d.began_s < 15.0} == {fine}
+    assert {d.label for d in runner.done if 17.0 <= d.began_s < 35.0} == {coarse}
+    whys = [decision.why for _, decision in runner.switches]
+    assert [why for why in whys if why.startswith("the uplink")] == [
+        "the uplink fell to 1 Mbit/s", "the uplink rose to 16 Mbit/s"
+    ]  # fmt: skip
+    assert len(whys) <= 4
+    lossless = virtual.planner(100.0).best(Link(1, 4, 10))
+    lossy = virtual.faithful(0.95, 100.0).bounded().best(Link(1, 4, 10))
+    assert lossless is not None
+    assert lossy is not None
+    assert (lossless.kind, lossy.kind) == ("device", "split")
+
+
+def test_no_setting_is_used_whose_lower_end_is_below_what_is_asked_for() -> None:
+    plan, seen = virtual.faithful(0.95), set[str]()
+    for rate_mbps in (0.3, 1.0, 3.0, 20.0, 80.0):
+        link = Link(rate_mbps, 4 * rate_mbps, 10)
+        decides = Adapter(plan, current=plan.local(link))
+        seen |= {decides.decide(k / 2, Conditions(link=link)).option.label for k in range(8)}
+        by_mean = plan.best(link)
+        assert by_mean is not None
+        seen_by_mean = by_mean.label
+        assert seen_by_mean.endswith(("klt:42", "device", "raw input"))
+    assert any("klt:48" in label for label in seen)
+    assert not any(f"klt:{level}" in label for label in seen for level in (36, 42))
+
+
+def test_what_keeps_more_for_as_long_is_taken_after_a_while_and_left_when_it_takes_longer() -> None:
+    plan = virtual.faithful(0.95, 60.0)
+    cut = plan.graph.cut("blocks.3.project.norm")
+    fast, slow = Link(50, 200, 10), Link(6, 24, 10)
+    decides = Adapter(plan, current=plan.price(cut, ["klt:48"], fast), policy=Policy(dwell_s=0.0))
+    first, *later = [decides.decide(k / 4, Conditions(link=fast)) for k in range(8)]
+    assert not first.switch
+    (finer,) = [d for d in later if d.switch]
+    assert finer.option.codecs == ("klt:60",)
+    assert finer.option.on_edge == plan.price(cut, ["klt:48"], fast).on_edge
+    assert finer.why == "it takes as long, and 98.5 % of the answers stay"
+    back = next(d for k in range(40) if (d := decides.decide(10 + k / 4, Conditions(link=slow))).switch)
+    assert back.option.codecs == ("klt:48",)

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from calibration_cases import ENGINE
 from serving import affine, nothing_leaks, until
-from tabled import AT, TENSOR, answers, calibration, digits, lenet, other_calibration, tables_for
+from tabled import AT, TENSOR, answers, calibration, digits, lenet, other_calibration, rated, tables_for
 
 from splitpoint.calibration.calibrations import Calibration, TensorTables
 from splitpoint.codecs.klt import learn
-from splitpoint.errors import InputError, UsageError
+from splitpoint.errors import InputError, OverBudgetError, UsageError
 from splitpoint.models.model import Model
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.codec_choice import FrameBudget
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
 
@@ -224,3 +225,123 @@ def test_a_calibration_that_fits_counts_nothing(tmp_path: Path) -> None:
         for one in digits()[10:15]:
             edge.infer(one)
         assert edge.stats().outside == 0
+
+
+# --- budgets ---------------------------------------------------------------------------------------------------------
+
+
+def sizes(address: str, cache: Path) -> tuple[int, int, int]:
+    """Bytes of the frames of a digit at levels 1, 40 and 100."""
+    with Edge(address, at=AT, cache=cache) as edge:
+        frames = [edge.infer(digits()[10], at=AT, codec={TENSOR: f"klt:{level}"}).up_nbytes for level in (1, 40, 100)]
+    return frames[0], frames[1], frames[2]
+
+
+def test_a_budget_is_never_exceeded_and_it_is_said_how_coarse_that_was(tmp_path: Path) -> None:
+    with server_of(calibration()) as server:
+        coarse, middle, fine = sizes(server.address, tmp_path)
+        for most in (coarse + 20, (coarse + middle) // 2, middle, (middle + fine) // 2, 2 * fine):
+            with Edge(server.address, at=AT, codec="klt:100", cache=tmp_path, budget=FrameBudget(most)) as edge:
+                for one in digits()[10:20]:
+                    result = edge.infer(one)
+                    assert 0 < result.up_nbytes <= most
+                    (codec,) = result.codecs.values()
+                    assert (codec == "klt:100") == (most == 2 * fine)
+                    assert result.outputs["logits"].shape == (1, 10)
+
+
+def test_what_fits_at_no_step_is_refused_or_finished_here(tmp_path: Path) -> None:
+    said = r"the request has .* as klt:1, and may have 60 B: allow more, another cut or codec, or a larger drop"
+    with server_of(calibration()) as server:
+        with Edge(server.address, at=AT, codec="klt:100", cache=tmp_path, budget=FrameBudget(60)) as edge:
+            for _ in range(2):
+                with pytest.raises(OverBudgetError, match=said):
+                    edge.infer(digits()[10])
+        with (
+            Edge(server.address, at=AT, codec="int8", cache=tmp_path, budget=FrameBudget(600)) as edge,
+            pytest.raises(OverBudgetError, match="as int8, and may have 600 B"),
+        ):
+            edge.infer(digits()[10])
+        with Edge(server.address, lenet(), at=AT, codec="klt:100", cache=tmp_path, budget=FrameBudget(60),
+                  fallback="local") as edge:  # fmt: skip
+            result = edge.infer(digits()[10])
+            assert result.fallback.startswith("the request has")
+            assert result.outputs["logits"].argmax() == answers()[0].argmax()
+            assert edge.link_state == "up"
+
+
+def test_no_frame_is_coarser_than_what_is_shown_to_keep_the_answers(tmp_path: Path) -> None:
+    known = rated(klt_20=0.9, klt_40=0.99, klt_60=0.999)
+    with server_of(calibration()) as server:
+        coarse, middle, _ = sizes(server.address, tmp_path)
+        options: dict[str, Any] = {"at": AT, "codec": "klt:100", "cache": tmp_path, "calibration": known}
+        with Edge(server.address, lenet(), **options, budget=FrameBudget(middle + 100, 0.05)) as edge:
+            (codec,) = edge.infer(digits()[10]).codecs.values()
+            assert 40 <= int(codec.partition(":")[2]) < 100
+        with (
+            Edge(server.address, lenet(), **options, budget=FrameBudget((coarse + middle) // 2, 0.05)) as edge,
+            pytest.raises(OverBudgetError, match="as klt:40,"),
+        ):
+            edge.infer(digits()[10])
+        with (  # no level is shown to keep so much
+            Edge(server.address, lenet(), **options, budget=FrameBudget(middle, 0.001)) as edge,
+            pytest.raises(OverBudgetError, match="as klt:100,"),
+        ):
+            edge.infer(digits()[10])
+
+
+class Slow:
+    """In place of who adapts: a link on which so many bytes a second go up."""
+
+    switches = ()
+
+    def __init__(self, bytes_a_second: float) -> None:
+        self.rate = bytes_a_second
+
+    def fits(self, left_s: float) -> float:
+        return left_s * self.rate
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_frame_under_a_deadline_is_as_coarse_as_it_may_be_to_be_in_time(tmp_path: Path) -> None:
+    with (
+        server_of(calibration()) as server,
+        Edge(server.address, lenet(), at=AT, codec="klt:100", cache=tmp_path, budget=FrameBudget(None, 0.05),
+             calibration=rated(klt_40=0.99)) as edge,
+    ):  # fmt: skip
+        edge.adaptive = Slow(0.001)  # type: ignore[assignment]
+        assert edge.infer(digits()[10]).codecs == {TENSOR: "klt:100"}, "there is no deadline"
+        assert edge.infer(digits()[10], deadline_s=60).codecs == {TENSOR: "klt:40"}, "never coarser; it may be late"
+        edge.adaptive = Slow(1e9)  # type: ignore[assignment]
+        assert edge.infer(digits()[10], deadline_s=60).codecs == {TENSOR: "klt:100"}
+        edge.adaptive = None
+
+
+def test_values_outside_are_counted_within_a_budget_too(tmp_path: Path) -> None:
+    with (
+        server_of(shrunken(0.1)) as server,
+        Edge(server.address, at=AT, codec="klt:50", cache=tmp_path, budget=FrameBudget(100_000)) as edge,
+    ):
+        for k, one in enumerate(digits()[10:13]):
+            assert edge.infer(one).codecs == {TENSOR: "klt:50"}
+            assert edge.stats().outside == k + 1
+
+
+def test_what_was_measured_with_other_tables_says_nothing(tmp_path: Path) -> None:
+    told: list[Event] = []
+    known = rated(int8=1.0, klt_40=0.99)
+    with server_of(calibration()) as server, Edge(server.address, lenet(), at=AT, cache=tmp_path, calibration=known,
+                                                  on_event=told.append) as edge:  # fmt: skip
+        assert edge.calibration == known
+        assert not told
+    with server_of(other_calibration()) as server, Edge(server.address, lenet(), at=AT, cache=tmp_path,
+                                                        calibration=known, on_event=told.append) as edge:  # fmt: skip
+        for _ in range(2):
+            assert edge.calibration is not None
+            assert [row.codec for row in edge.calibration.rows] == ["int8"]
+        assert [text for text in sentences(told) if "the server has no such tables" in text] == [
+            f"the server has no such tables as the calibration given here for {TENSOR}, pool2: what klt keeps there is "
+            "not known (serve --calibration FILE gives it the same)"
+        ]

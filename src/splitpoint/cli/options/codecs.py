@@ -11,7 +11,7 @@ from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import load_calibration
 from splitpoint.calibration.tables import tables_of
 from splitpoint.cli.options import together
-from splitpoint.cli.options.quantities import AGREEMENT, SHARE
+from splitpoint.cli.options.quantities import AGREEMENT, SHARE, SIZE
 from splitpoint.codecs import known_names
 from splitpoint.errors import UsageError
 from splitpoint.models.model import Model
@@ -29,11 +29,16 @@ codec_names_option = click.option(
 )  # fmt: skip
 fidelity_options = together(
     click.option("--agreement", type=AGREEMENT, metavar="SHARE",
-                 help="The least share of answers that codecs and pictures must keep, as the calibration measured it, "
-                      "such as 98% (needs a calibration)."),
+                 help="The least share of answers that codecs and pictures must keep, such as 98% (needs a "
+                      "calibration). plan and compare take what the calibration measured; run, which chooses while "
+                      "nobody looks, the lower end of that (95 % confidence)."),
     click.option("--max-drop", type=SHARE, metavar="SHARE",
                  help="The most of that share that may be lost, such as 1%, with 95 % confidence: stricter than "
                       "--agreement 99%, by how few inputs the calibration had (needs a calibration)."),
+    click.option("--max-bytes", type=SIZE, metavar="SIZE",
+                 help="The most that a request sends, such as 4kB. klt takes a coarser step for a frame that has more. "
+                      "Where nothing else says how well answers must be kept: as well as they can be within that, by "
+                      "the calibration."),
 )  # fmt: skip
 #: What `splitpoint calibrate` calls a calibration beside MODEL.onnx.
 BESIDE = ".calib.json"

@@ -126,7 +126,7 @@ class Adaptive:
         *, current: Option | None = None, on_event: OnEvent = ignore, clock: Callable[[], float] = perf_counter,
         beside: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:  # fmt: skip
-        watching = watching or Watching()
+        watching, planner = watching or Watching(), planner.bounded()
         self._edge, self._planner = edge, planner
         self._tell, self._now = teller(on_event), clock
         first = current or planner.best(link) or planner.local(link)
@@ -163,6 +163,12 @@ class Adaptive:
     def option(self) -> Option:
         """What the edge runs with, at the price when it was last looked at."""
         return self._adapter.current
+
+    def fits(self, left_s: float) -> float:
+        """How many bytes the device can send for an answer in `left_s`, as link and server are believed to be."""
+        option, link = self._adapter.current, self.believed.link
+        besides_ms = option.total.ms - option.stages["edge"].ms - link.up_ms(option.up_nbytes)
+        return (left_s * 1e3 - besides_ms) / link.up_ms(1)
 
     # --- life ---------------------------------------------------------------------------------------------------
 

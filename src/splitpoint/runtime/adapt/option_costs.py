@@ -52,9 +52,12 @@ class View:
         return self.planner.price(option.on_edge, option.codecs, self.link)
 
     def best(self) -> Option | None:
-        """The best that keeps to the constraints; where none can keep the deadline now, the fastest."""
+        """The best that keeps to the constraints, and of what is as good what keeps the most answers; where none can
+        keep the deadline now, the fastest."""
         best = self.planner.best(self.link)
-        return best if best is not None or self.easier is self.planner else self.easier.best(self.link)
+        if best is not None:
+            return self.planner.finer(best, self.link)
+        return None if self.easier is self.planner else self.easier.best(self.link)
 
     def alone(self) -> Option | None:
         """What to do without a server: all on the device, in whatever time; None if a constraint rules it out."""
@@ -78,6 +81,7 @@ def same(one: Option, other: Option) -> bool:
 
 class OptionCosts:
     """What options cost under changing conditions, and the last best ones: conditions seldom change between two looks.
+    An agreement that `planner` must keep is one that the calibration's lower end (95 % confidence) keeps.
 
     `rate` is how many frames a second arrive in a stream (inf: as many as are answered; 0: it is none). Then each view
     is one of a planner for latency or for throughput, by the load test of DADS (`stream_load.judge`), whichever
@@ -85,6 +89,7 @@ class OptionCosts:
     """
 
     def __init__(self, planner: Planner, rate: float = 0.0) -> None:
+        planner = planner.bounded()
         self.objective = planner.objective
         self._rate = rate if planner.objective in ("latency", "throughput") else 0.0
         self._base = {planner.objective: planner}

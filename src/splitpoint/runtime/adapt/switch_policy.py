@@ -25,8 +25,10 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from splitpoint.errors import UsageError
+from splitpoint.planning.advice import ALIKE
+from splitpoint.planning.constraints import percent
 from splitpoint.planning.planner import Planner
-from splitpoint.planning.plans import Option, value
+from splitpoint.planning.plans import Option, kept, value
 from splitpoint.runtime.adapt.conditions import Conditions
 from splitpoint.runtime.adapt.option_costs import OptionCosts, View, same
 from splitpoint.units import mbps, ms
@@ -132,6 +134,8 @@ class Adapter:
         self._before, self.current = current, best
         self._then, self._switched_s, self._better_since = conditions, now_s, None
         why = _said(cause, then, conditions) or "it is better now"
+        if keeps_more(current, best, self._costs.objective):
+            why = f"it takes as long, and {percent(kept(best) or 0.0)} of the answers stay"
         if not conditions.reachable:
             return Decision(True, best, why)
         gain_ms = current.total.ms - best.total.ms
@@ -175,7 +179,7 @@ class Adapter:
         """Whether `best` is worth a switch now."""
         policy = self.policy
         if conditions.reachable:
-            share = gain(current, best, self._costs.objective)
+            share = max(gain(current, best, self._costs.objective), policy.gain)
             if not gains(policy, current, best, self._costs.objective):
                 self._better_since = None
                 return False
@@ -202,8 +206,19 @@ def gain(current: Option, best: Option, objective: str) -> float:
     return 1 - then / now
 
 
+def keeps_more(current: Option, best: Option, objective: str) -> bool:
+    """Whether `best` is the same cut with a codec that keeps more of the answers, and nobody could tell the two apart
+    by the `objective`. Nothing is compiled for that."""
+    now, then = kept(current), kept(best)
+    if now is None or then is None or now >= then or current.on_edge != best.on_edge:
+        return False
+    return value(best, objective) <= value(current, objective) * (1 + ALIKE)
+
+
 def gains(policy: Policy, current: Option, best: Option, objective: str) -> bool:
     """Whether `best` promises as much as a switch must."""
+    if keeps_more(current, best, objective):
+        return True
     gain_ms = current.total.ms - best.total.ms if objective == "latency" else inf
     return gain(current, best, objective) >= policy.gain and (gain_ms >= policy.gain_ms or bool(current.refused))
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # reading a cache's size needs no NumPy
     from splitpoint.errors import SplitpointError
     from splitpoint.graph import Cut
     from splitpoint.runtime.client.channel import Channel
+    from splitpoint.runtime.codec_choice import FrameRoom
     from splitpoint.runtime.probe.server_clock import Offset, ServerClock
     from splitpoint.tensors import Array
     from splitpoint.wire import ModelInfo, Times
@@ -59,6 +60,11 @@ class Encoding(NamedTuple):
     codecs: Mapping[str, Codec]
     strict: bool
     spare: Encoding | None = None
+
+    @property
+    def stepped(self) -> bool:
+        """Whether some tensor can be encoded coarser."""
+        return any(codec.stepped for codec in self.codecs.values())
 
 
 class TailAnswer(msgspec.Struct, gc=False):
@@ -126,12 +132,13 @@ class RemoteTail(Protocol):
 
     def begin(
         self, known: Mapping[str, Array], encoding: Encoding, most_nbytes: int, deadline_s: float = 0.0,
-        more: bool = False,
+        more: bool = False, room: FrameRoom | None = None,
     ) -> RemoteCall:  # fmt: skip
         """A request for the outputs out of what is `known` (what the tail takes, maybe more), ready to be sent.
 
         For an answer of more than `most_nbytes` no memory should be taken. A remote that cannot begin within
-        `deadline_s` (0: none) should refuse. `more`: others follow before the answer.
+        `deadline_s` (0: none) should refuse. `more`: others follow before the answer. `room` is how much may be sent:
+        OverBudgetError for what does not fit.
         """
 
     def close(self) -> None:

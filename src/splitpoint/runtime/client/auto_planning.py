@@ -23,11 +23,13 @@ from weakref import ReferenceType
 
 import msgspec
 
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.engines import Engine
 from splitpoint.errors import RefusedError
 from splitpoint.graph import Cut
 from splitpoint.link import Link
 from splitpoint.planning.choice import least
+from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option, Plan
 from splitpoint.profile.profiles import Profile
@@ -103,8 +105,10 @@ class AutoPlanning:
     """Plans for the edge that `edge` refers to, and tells `tell` of it ("planned")."""
 
     def __init__(
-        self, edge: ReferenceType[Plannable], how: AutoPlan, engine: Engine, cache: Path | None, tell: OnEvent
-    ) -> None:
+        self, edge: ReferenceType[Plannable], how: AutoPlan, engine: Engine, cache: Path | None, tell: OnEvent,
+        calibration: Callable[[], Calibration | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._calibration = calibration
         self._edge, self._how, self._engine, self._cache, self._tell = edge, how, engine, cache, tell
         self.stands_on: Stand = ""
         """What the plan of now stands on."""
@@ -228,10 +232,12 @@ class AutoPlanning:
         """Plans with what is `known`, and cuts so: at once for the first plan, else when what it takes is here."""
         how, watching = self._how, self._how.watches
         over = self.stands_on == "guess"
-        calibration = how.calibration
-        if calibration is not None and calibration.fingerprint != edge.model.fingerprint:  # of the model before
-            calibration = None
-        planner = known.planner(edge.model.graph, constraints=how.constraints, calibration=calibration)
+        limits = (how.constraints or Constraints()).bounded
+        # Without a word on what may be lost, nothing lossy is chosen by itself.
+        calibration = self._calibration() if limits.faithful or limits.max_bytes or limits.codecs else None
+        planner = known.planner(edge.model.graph, constraints=limits, calibration=calibration)
+        if (said := planner.nothing_lossy) and not over:
+            self._step(said)
         chosen = choose(planner, known.link, watching.rate, how.objective)
         planner, plan, link = chosen.planner, chosen.plan, known.link
         if over:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Final, Literal, cast
@@ -39,7 +40,7 @@ from splitpoint.runtime.client.reconnect import Line
 from splitpoint.runtime.client.request import ERROR, LOCAL, Fallback, Ticket, check_deadline, check_fallback
 from splitpoint.runtime.client.timeouts import PATIENCE, Patience
 from splitpoint.runtime.client.wire_remote import WireProvider, WireSettings
-from splitpoint.runtime.codec_choice import CodecChoice
+from splitpoint.runtime.codec_choice import UNBOUNDED, CodecChoice, FrameBudget
 from splitpoint.runtime.events import Event, OnEvent, ignore, teller
 from splitpoint.runtime.probe.link_probe import Glimpse, glimpse, measure_link
 from splitpoint.runtime.probe.software import software_ms
@@ -75,8 +76,9 @@ class Edge(Closable):
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. One that needs
     tables (``"klt:60"``) has those of `calibration`, if the server has them too, or fetches the server's; where there
-    are none it is int8, which `on_event` is told. A `Plan` says cut and codecs (`from_plan`); ``"auto"``, or an
-    `AutoPlan` with its bounds, chooses the cut by a guess, then by profiles that it makes beside requests
+    are none it is int8, which `on_event` is told. `budget` is how many bytes a request may send, and what it may lose
+    where a coarser step keeps it to that, or to its deadline. A `Plan` says cut and codecs (`from_plan`); ``"auto"``,
+    or an `AutoPlan` with its bounds, chooses the cut by a guess, then by profiles that it makes beside requests
     (`plan_itself`), and goes on choosing (`adapt`).
 
     `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that, and a
@@ -113,6 +115,7 @@ class Edge(Closable):
         engine: Engine | None = None,
         cache: Path | None = None,
         calibration: Calibration | None = None,
+        budget: FrameBudget = UNBOUNDED,
         models: ModelPolicy = ModelPolicy(),  # noqa: B008 (frozen)
         patience: Patience = PATIENCE,
         security: Security = OPEN,
@@ -147,7 +150,8 @@ class Edge(Closable):
             provider, engine_of, self.fallback, patience, models, cache, self.watchers, on_event, on_progress,
             arrived=lambda: _told(edge, Edge._arrived),
             changed=lambda models: _told(edge, lambda e: e._followed.changed(models, e._leave, e._run_jobs)),
-            calibration=calibration,
+            calibration=calibration, budget=budget,
+            fits=lambda left_s: inf if (e := edge()) is None or e.adaptive is None else e.adaptive.fits(left_s),
         )  # fmt: skip
         self._followed = followed = Followed(
             means, model, self._jobs, codec, deadline_s=self.deadline_s, untold=untold
@@ -306,6 +310,11 @@ class Edge(Closable):
     def codecs(self) -> Mapping[str, str]:
         """How what crosses now travels, by tensor name; what travels raw is not in it."""
         return {name: codec.name for name, codec in self._cuts.current.encoding.codecs.items()}
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """This device's own calibration, without what was measured with other tables than the server has."""
+        return self._cuts.tables.usable(self._line.remote)
 
     @property
     def input_spec(self) -> InputSpec | None:
@@ -489,8 +498,11 @@ class Edge(Closable):
         """Cuts by a guess, then by profiles of both sides (`auto_planning`), as `how` says; does so anew for a newer
         model, and all here until the server is there. ServerError and its kin, where that cannot be done without it."""
         self.check()
-        means = self._means
-        self.planning = planning = AutoPlanning(ref(self), how, means.engine(), means.cache, self._tell)
+        means, edge = self._means, ref(self)
+        self.planning = planning = AutoPlanning(
+            ref(self), how, means.engine(), means.cache, self._tell,
+            lambda: None if (alive := edge()) is None else alive.calibration,
+        )  # fmt: skip
         if not self.reached:
             self.switch("cut:output")
             self._tell(Event("notice", "all runs here until the server is there: then it is planned where to cut"))

@@ -8,7 +8,6 @@ from typing import Literal
 
 import msgspec
 
-from splitpoint.calibration.calibrations import Calibration
 from splitpoint.errors import UsageError
 from splitpoint.graph import Cut
 from splitpoint.planning.constraints import Constraints
@@ -29,8 +28,8 @@ class AutoPlan(msgspec.Struct, frozen=True):
     They take `budget_s` in all, half of it each, beside requests and after the first answer (what an earlier run kept
     counts); with 0 the guess stays. `objective`, if given, is what it plans for; else latency, or what keeps up with a
     stream (`Watching.rate`). With `profile_first` that is done before the first request, and `fresh` takes nothing that
-    was kept. `constraints` are what the plan keeps to, and `calibration` says what codecs lose of the model with its
-    fingerprint; `watching` says how the edge adapts; without `adapt` it does not, but for going over from the guess.
+    was kept. `constraints` are what the plan keeps to, `watching` says how the edge adapts; without `adapt` it
+    does not, but for going over from the guess.
     """
 
     budget_s: float = 20.0
@@ -40,7 +39,6 @@ class AutoPlan(msgspec.Struct, frozen=True):
     profile_first: bool = False
     fresh: bool = False
     adapt: bool = True
-    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.budget_s < inf:

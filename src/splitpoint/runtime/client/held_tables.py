@@ -8,17 +8,21 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
+import msgspec
+
 from splitpoint.calibration.calibrations import Calibration
-from splitpoint.calibration.tables import fits, tables_of
-from splitpoint.codecs import Codec, open_codec
-from splitpoint.codecs.klt import Klt, outside_of_range
+from splitpoint.calibration.tables import fits, levels_within, tables_of
+from splitpoint.codecs import Codec, needs_tables, open_codec
+from splitpoint.codecs.klt import LEVELS, Klt, outside_of_range
 from splitpoint.codecs.klt_tables import MAX_TABLES_BYTES, KltTables
 from splitpoint.codecs.untabled import Untabled
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError
 from splitpoint.runtime.client import Remote
 from splitpoint.runtime.client.held_weights import Holding, fetch, most_piece
+from splitpoint.runtime.codec_choice import UNBOUNDED, FrameBudget
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.tensors import Array
+from splitpoint.text import listed
 from splitpoint.units import size
 
 #: A tensor is outside of what was calibrated where more than this share of its values are. Of EfficientNet-Lite0's
@@ -32,11 +36,14 @@ INSTEAD = "int8"
 
 
 class HeldTables:
-    """For `holding`'s model; `calibration` is this device's own, if it has one. InputError if that is of another
-    model."""
+    """For `holding`'s model; `calibration` is this device's own, if it has one, and says how coarse `budget` lets a
+    frame be. InputError if that is of another model."""
 
-    def __init__(self, holding: Holding, calibration: Calibration | None, on_event: OnEvent) -> None:
+    def __init__(
+        self, holding: Holding, calibration: Calibration | None, on_event: OnEvent, budget: FrameBudget = UNBOUNDED
+    ) -> None:  # fmt: skip
         self._holding, self._tell = holding, on_event
+        self._calibration, self._budget = calibration, budget
         self._own = {} if calibration is None else tables_of(calibration, holding.model, "the calibration given here")
         self._lock = threading.Lock()
         self._held: dict[tuple[str, str], KltTables] = {}
@@ -45,6 +52,25 @@ class HeldTables:
         self._misfits: dict[str, int] = {}
         #: Tensors that were encoded although some of their values were far outside of what was calibrated.
         self.outside = 0
+
+    def usable(self, remote: Remote) -> Calibration | None:
+        """This device's own calibration without what was measured with other tables than `remote` has: that says
+        nothing of what would be sent. What is left out is told."""
+        known, info = self._calibration, self._holding.info
+        offer = next((m.tables for m in remote.offer.models if m.fingerprint == info.fingerprint), None)
+        if known is None or offer is None:
+            return known
+        theirs = {hash for _, hash, _ in offer}
+        lacking = {name for name, own in self._own.items() if own.hash not in theirs}
+        if not lacking:
+            return known
+        self._say(
+            f"the server has no such tables as the calibration given here for {listed(sorted(lacking))}: "
+            "what klt keeps there is not known (serve --calibration FILE gives it the same)", "",
+        )  # fmt: skip
+        names = [{t.name for t in cut.crossing} for cut in self._holding.model.graph.prefixes()]
+        rows = [r for r in known.rows if not needs_tables(r.codec) or lacking.isdisjoint(names[r.prefix])]
+        return msgspec.structs.replace(known, rows=tuple(rows)) if rows else None
 
     def bind(self, asked: Mapping[str, Codec], remote: Remote) -> Mapping[str, Codec]:
         """`asked`, codecs by tensor, with the tables that they need and `remote` has too. Where there are none for a
@@ -62,8 +88,19 @@ class HeldTables:
             return open_codec(INSTEAD)
         key = (codec.name, name, tables.hash)
         if key not in self._codecs:
-            self._codecs[key] = _Watched(codec.name, tables, partial(self._encoded, name))
+            coarsest = self._coarsest(name, tables)
+            self._codecs[key] = _Watched(codec.name, tables, partial(self._encoded, name), coarsest)
         return self._codecs[key]
+
+    def _coarsest(self, name: str, tables: KltTables) -> int:
+        """The level that no frame is encoded coarser than; a codec's own may be coarser still."""
+        most, own = self._budget.max_drop, self._own.get(name)
+        if most is None:
+            return LEVELS[0]
+        if self._calibration is None or own is None or own.hash != tables.hash:
+            return LEVELS[-1]  # nothing is known of the tables that are used
+        shown = levels_within(self._calibration, self._holding.model.graph, name, most)
+        return min(shown, default=LEVELS[-1])
 
     def _tables(self, name: str, remote: Remote) -> KltTables:
         """Those that both sides have for the tensor `name`. SplitpointError says why there are none."""
@@ -137,19 +174,26 @@ def without_tables(codecs: Mapping[str, Codec]) -> Mapping[str, Codec]:
 
 
 class _Watched(Klt):
-    """Tells after each encoding how many values were outside of what was calibrated."""
+    """Tells after each encoding how many values were outside of what was calibrated. It is never coarser than the level
+    `coarsest`, or its own."""
 
-    def __init__(self, name: str, tables: KltTables, encoded: Callable[[int], None]) -> None:
+    def __init__(self, name: str, tables: KltTables, encoded: Callable[[int], None], coarsest: int) -> None:
         super().__init__(name, tables)
-        self._encoded = encoded
+        self._encoded, self.coarsest = encoded, coarsest
 
     def encode(self, array: Array) -> Array:
+        return self._told(array, lambda: (super(_Watched, self).encode(array), ""))[0]
+
+    def fit(self, array: Array, max_bytes: int) -> tuple[Array, str]:
+        return self._told(array, lambda: super(_Watched, self).fit(array, max_bytes))
+
+    def _told(self, array: Array, make: Callable[[], tuple[Array, str]]) -> tuple[Array, str]:
         try:
-            data = super().encode(array)
+            made = make()
         except InputError:
             self._encoded(array.size)
             raise
         if len(array):
-            outside = outside_of_range(data, len(array))
+            outside = outside_of_range(made[0], len(array))
             self._encoded(outside if outside > _FEW * array.size else 0)
-        return data
+        return made

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from random import Random
@@ -34,7 +35,7 @@ from splitpoint.runtime.client.ready_cuts import Cuts, Route
 from splitpoint.runtime.client.reconnect import REFUSALS, AbsentRemote, Line, gone
 from splitpoint.runtime.client.request import ERROR, LOCAL, WAIT, Fallback, RequestRunner
 from splitpoint.runtime.client.timeouts import Patience
-from splitpoint.runtime.codec_choice import CodecChoice
+from splitpoint.runtime.codec_choice import UNBOUNDED, CodecChoice, FrameBudget
 from splitpoint.runtime.events import Event, OnEvent
 from splitpoint.runtime.model_choice import choose_model, info_of, missing
 from splitpoint.runtime.result import Watcher, tell
@@ -66,6 +67,9 @@ class Means(msgspec.Struct, frozen=True):
     changed: Callable[[Sequence[ModelInfo]], None]
     calibration: Calibration | None = None
     """This device's own."""
+    budget: FrameBudget = UNBOUNDED
+    fits: Callable[[float], float] = lambda left_s: inf
+    """How many bytes may go up for an answer in so many seconds, as the link is believed to be."""
 
 
 class Binding:
@@ -94,11 +98,11 @@ class Binding:
         )  # fmt: skip
         self.local = LocalTails(holding, means.engine, lambda: self.cuts.all())
         alone = self.local.possible if means.fallback == LOCAL else lambda: False
-        tables = HeldTables(holding, means.calibration, tell)
+        tables = HeldTables(holding, means.calibration, tell, means.budget)
         self.cuts = Cuts(holding, lambda: line.remote, means.engine, patience, tell, alone, tables)
         self.requests = RequestRunner(
             line, self.local, means.fallback, means.watchers, self.cuts.reopen, self._refused,
-            answer_s=patience.answer_s, longest_s=patience.longest_pause_s,
+            answer_s=patience.answer_s, longest_s=patience.longest_pause_s, budget=means.budget, fits=means.fits,
         )  # fmt: skip
 
     @property

@@ -28,13 +28,14 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from splitpoint.errors import BusyError, ProtocolError, ServerError, SplitpointError, UsageError
+from splitpoint.errors import BusyError, OverBudgetError, ProtocolError, ServerError, SplitpointError, UsageError
 from splitpoint.runtime.circuit_breaker import UP
 from splitpoint.runtime.client import Remote, RemoteCall, TailAnswer
 from splitpoint.runtime.client.channel import CLOSED
 from splitpoint.runtime.client.local_tail import LocalTails
 from splitpoint.runtime.client.ready_cuts import Placement, Route
 from splitpoint.runtime.client.reconnect import REFUSALS, Line, gone
+from splitpoint.runtime.codec_choice import UNBOUNDED, FrameBudget, FrameRoom
 from splitpoint.runtime.result import Marks, Request, Result, Watcher, tell
 from splitpoint.tensors import Array
 
@@ -109,13 +110,17 @@ class Ticket(msgspec.Struct, eq=False):
 class RequestRunner:
     """The requests of one binding: over `line`, or without it. `local` finishes here; `reopen` opens a placement's tail
     at the remote of the moment; `refused` says why, if it is of no use to wait for the server. Answers are waited for
-    `answer_s`; a busy server is asked again after `longest_s` at most."""
+    `answer_s`; a busy server is asked again after `longest_s` at most. What goes to the server keeps to `budget`, and
+    to what `fits` says goes up in so many seconds."""
 
     def __init__(
         self, line: Line, local: LocalTails, fallback: Fallback, watchers: Sequence[Watcher],
         reopen: Callable[[Placement], None], refused: Callable[[], SplitpointError | None],
-        *, answer_s: float, longest_s: float,
+        *, answer_s: float, longest_s: float, budget: FrameBudget = UNBOUNDED,
+        fits: Callable[[float], float] = lambda left_s: inf,
     ) -> None:  # fmt: skip
+        self._most, self._coarser = budget.max_bytes or inf, budget.max_drop is not None
+        self._fits, self._roomy = fits, budget == UNBOUNDED
         self._line, self._local, self._fallback = line, local, fallback
         self._watchers, self._reopen, self._refused = watchers, reopen, refused
         self._then: list[Callable[[], object]] = []
@@ -256,10 +261,17 @@ class RequestRunner:
                 deadline_s = max(ticket.left_s(), 0.0) if deadline_s else 0.0
             ticket.remote = tail.remote
             try:
-                most_nbytes = placement.most_nbytes(ticket.known)
-                ticket.call = tail.begin(ticket.known, ticket.route.encoding, most_nbytes, deadline_s, ticket.more)
+                most_nbytes, room = placement.most_nbytes(ticket.known), None if self._roomy else self._room(ticket)
+                encoding = ticket.route.encoding
+                ticket.call = tail.begin(ticket.known, encoding, most_nbytes, deadline_s, ticket.more, room)
             except ServerError as exc:
                 self._failed(ticket, exc)
+                return False
+            except OverBudgetError as exc:
+                line.dropped()
+                ticket.why = str(exc)
+                if not self._can_finish(ticket):
+                    raise
                 return False
             except BaseException:  # it cannot travel, or Ctrl-C
                 line.dropped()
@@ -269,6 +281,14 @@ class RequestRunner:
         if not self._survives:
             raise ServerError(f"no answer: {ticket.why}")
         return False
+
+    def _room(self, ticket: Ticket) -> FrameRoom:
+        """How much may be sent, and how much of it is in time: before it must be finished here, where that is done."""
+        aim = inf
+        if self._coarser and ticket.deadline_s and ticket.route.encoding.stepped:
+            here_s = ticket.route.placement.times.here_s if self._can_finish(ticket) else 0.0
+            aim = self._fits(ticket.left_s() - here_s)
+        return FrameRoom(self._most, aim)
 
     def _leave(self, ticket: Ticket) -> None:
         """What comes of the call is put into the queue, from whatever thread it comes in."""

@@ -9,11 +9,11 @@ from time import monotonic, perf_counter
 import msgspec
 
 from splitpoint import wire
-from splitpoint.errors import InputError, ProtocolError, ServerError, SplitpointError
+from splitpoint.errors import InputError, OverBudgetError, ProtocolError, ServerError, SplitpointError
 from splitpoint.graph import Cut
 from splitpoint.runtime.client import Abortable, Encoding, Offer, TailAnswer
 from splitpoint.runtime.client.channel import Channel
-from splitpoint.runtime.codec_choice import chooser, codecs_in
+from splitpoint.runtime.codec_choice import FittingCoder, FrameRoom, chooser, codecs_in
 from splitpoint.runtime.events import software
 from splitpoint.security import Security
 from splitpoint.tensors import Array
@@ -123,7 +123,7 @@ class WireTail:
 
     def begin(
         self, known: Mapping[str, Array], encoding: Encoding, most_nbytes: int, deadline_s: float = 0.0,
-        more: bool = False,
+        more: bool = False, room: FrameRoom | None = None,
     ) -> WireCall:  # fmt: skip
         kept = self._packers.get(id(encoding))
         packer = kept[1] if kept is not None else self._packer(encoding)
@@ -133,15 +133,18 @@ class WireTail:
             vectors = tuple(tuple(int(n) for n in known[name].reshape(-1)) for name in self._vectors)
         remote = self.remote
         flags = wire.PIPELINED if more or remote.in_flight else 0
+        coder = FittingCoder(room, len(vectors)) if room is not None else None
         number = remote.reserve(most=most_nbytes)
         try:
-            packet = packer.pack(number, arrays, (self._segment, vectors, deadline_s), (), flags)
+            packet = packer.pack(number, arrays, (self._segment, vectors, deadline_s), (), flags, coder)
+            if coder is not None:
+                coder.check(packet.nbytes)
         except BaseException as exc:
             remote.abandon(number)
-            if isinstance(exc, InputError) and encoding.spare is not None:
-                return self.begin(known, encoding.spare, most_nbytes, deadline_s, more)
+            if isinstance(exc, InputError) and encoding.spare is not None and not isinstance(exc, OverBudgetError):
+                return self.begin(known, encoding.spare, most_nbytes, deadline_s, more, room)
             raise
-        packed = packet.codecs
+        packed = packet.codecs if coder is None else coder.names
         codecs = {n: c for n, c in zip(self._tensors, packed, strict=True) if c} if packed else _ALL_RAW
         return WireCall(remote, number, packet, packet.nbytes, perf_counter(), codecs)
 
