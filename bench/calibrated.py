@@ -1,16 +1,18 @@
 """Calibrations of networks with real weights, for benchmarks: `python -m bench.calibrated [NETWORK …]`.
 
-Tables and settings come from the calibration photos of `bench.photos`: a third of them are learnt from, the others say
-which setting keeps how many answers. The test photos judge what was picked: fidelity (the uncut model's top label on
-the same input, uncompressed), not accuracy. Both are kept in out/calibrated and made again when they are not there.
-The cuts are those where the least crosses: the first of each stretch of the chain that is narrower than what is before
-and behind it, and no wider than the input.
+A zoo's network has the calibration that comes with it (`scripts/calibrate_zoo.py`). Of others tables and settings come
+from the same calibration photos of `bench.photos`: a third of them are learnt from, the others say which setting keeps
+how many answers; out/calibrated keeps that. Their cuts are those where the least crosses: the first of each stretch of
+the chain that is narrower than what is before and behind it, and no wider than the input.
+
+The test photos judge what was picked: fidelity (the uncut model's top label on the same input, uncompressed), not
+accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
@@ -30,20 +32,12 @@ from splitpoint.graph import Cut
 from splitpoint.inputs import read_inputs
 from splitpoint.models import load
 from splitpoint.models.model import Model
+from splitpoint.models.zoo import zoo_path
 from splitpoint.tensors import Array
 
 Inputs: TypeAlias = Mapping[str, Array]
 #: Networks whose weights are real.
 REAL = ("efficientnet_lite0",)
-#: What is tried: one setting is picked by a few answers more or less, so that they are close to each other.
-SENT = (
-    *("fp16", "int8", "int4", "raw+zstd", "int8+zstd", "int4+zstd"),
-    *(f"klt:{level}" for level in range(18, 91, 6)),
-    *(f"jpeg:{quality}" for quality in (75, 85, 90, 95, 97, 98, 99)),
-    *(f"jpeg444:{quality}" for quality in (85, 90, 92, 94, 95, 96, 97, 98, 99)),
-)
-#: And of the pictures that are never sent those that keep much.
-UNSENT = ("webp:95", "webp:98", "webp:100", "avif:80", "avif:90", "avif:95", "webp-lossless")
 _FOLDER = Path("out") / "calibrated"
 
 
@@ -70,51 +64,39 @@ def read(model: Model, part: str) -> list[dict[str, Array]]:
     return [read_inputs(model, path) for path in photos(part)]
 
 
-def calibrated(name: str) -> Calibration:
-    """What settings keep on calibration photos, with the tables."""
-
-    def at(model: Model, inputs: Sequence[Inputs], cut: Cut) -> Calibration:
-        engine, learnt = open_engine(threads=1), len(inputs) // 3
-        tables = learn_tables(model, engine, inputs[:learnt], [cut], on_note=print)
-        return calibrate(model, engine, inputs[learnt:], codecs=(*SENT, *UNSENT), cuts=[cut], tables=tables)
-
-    return _kept(name, "calibration", at)
-
-
-def judged(name: str) -> Calibration:
-    """The same settings on the test photos, but for pictures that are never sent."""
-    tables = calibrated(name).tables
-
-    def at(model: Model, inputs: Sequence[Inputs], cut: Cut) -> Calibration:
-        return calibrate(model, open_engine(threads=1), inputs, codecs=SENT, cuts=[cut], tables=tables)
-
-    return _kept(name, "test", at)
-
-
-def place_of(name: str, part: str = "calibration") -> Path:
-    """The file of `calibrated`, or of `judged`."""
-    return _FOLDER / f"{name}.{part}.json"
-
-
-def _kept(name: str, part: str, at: Callable[[Model, Sequence[Inputs], Cut], Calibration]) -> Calibration:
-    """What `at` says of all cuts; each is kept when it is done, so that a run that is ended goes on."""
-    place = place_of(name, part)
+def place_of(name: str) -> Path:
+    """The file of a network's calibration; made, and made to its end, if it is not there."""
+    ready = zoo_path(name).with_suffix(".calib.json")
+    place = ready if ready.exists() else _FOLDER / f"{name}.calib.json"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         model = load(path_of(name))
-        inputs = read(model, part)
+        inputs, engine = read(model, "calibration"), open_engine(threads=1)
         pieces = []
         for cut in narrow_cuts(model)[:-1]:
-            piece = place.with_suffix(f".{cut.name}.json")
+            piece = place.with_suffix(f".{cut.name}.json")  # a run that is ended goes on
             if not piece.exists():
                 began = perf_counter()
-                save_calibration(piece, at(model, inputs, cut))
-                print(f"{name} at {cut.name}, {part} photos: {perf_counter() - began:.0f} s", flush=True)
+                tables = learn_tables(model, engine, inputs[::3], [cut], on_note=print)
+                rest = [one for k, one in enumerate(inputs) if k % 3]
+                save_calibration(piece, calibrate(model, engine, rest, cuts=[cut], tables=tables, on_note=print))
+                print(f"{name} is calibrated at {cut.name}: {perf_counter() - began:.0f} s", flush=True)
             pieces.append(load_calibration(piece))
         rows = tuple(row for piece in pieces for row in piece.rows)
         tables = tuple({t.tensor: t for piece in pieces for t in piece.tables}.values())
         save_calibration(place, replace(pieces[0], rows=rows, tables=tables))
-    return load_calibration(place)
+    return place
+
+
+def calibrated(name: str) -> Calibration:
+    """What settings keep on calibration photos, with the tables."""
+    return load_calibration(place_of(name))
+
+
+def judged(model: Model, known: Calibration, at: str, codecs: Sequence[str], inputs: Sequence[Inputs]) -> Calibration:
+    """What `codecs` keep at a cut on `inputs`: the test photos."""
+    cut, engine = model.graph.cut(at), open_engine(threads=1)
+    return calibrate(model, engine, inputs, codecs=codecs, cuts=[cut], tables=known.tables)
 
 
 def cheapest(calibration: Calibration, prefix: int, agreement: float, kinds: Sequence[str]) -> CalibrationRow | None:
@@ -132,22 +114,27 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=REAL)
     print(header(pinned=False))
     for name in parser.parse_args().networks:
-        known, test = calibrated(name), judged(name)
-        prefixes = load(path_of(name)).graph.prefixes()
-        print(f"{name}: settings by {known.inputs} calibration photos, judged on {test.inputs} others")
+        model, known = load(path_of(name)), calibrated(name)
+        inputs, prefixes = read(model, "test"), model.graph.prefixes()
+        print(f"{name}: settings by {known.inputs} calibration photos, judged on {len(inputs)} others")
         print(f"{'at':<26}{'kept':>6}  {'as':<12}{'bytes':>8}{'there':>8}{'bytes':>8}{'on test photos':>20}")
         for prefix in dict.fromkeys(r.prefix for r in known.rows):
-            for share in (0.90, 0.95, 0.98):
-                for kinds in (("jpeg", "jpeg444"), ("klt",), ("int8", "int4", "int8+zstd", "int4+zstd")):
-                    row = cheapest(known, prefix, share, kinds)
-                    other = row and test.row(prefix, row.codec)
-                    if row and other:
-                        same = other.quality.agreement or 0.0
-                        low, high = interval(same, test.inputs)
-                        print(
-                            f"{prefixes[prefix].name:<26}{share:>6.0%}  {row.codec:<12}{sum(row.nbytes):>8}"
-                            f"{row.quality.agreement:>8.1%}{sum(other.nbytes):>8}{same:>7.1%} ({low:.1%}–{high:.1%})"
-                        )
+            at = prefixes[prefix].name
+            rows = {
+                (share, kinds): cheapest(known, prefix, share, kinds)
+                for share in (0.90, 0.95, 0.98)
+                for kinds in (("jpeg",), ("jpeg444",), ("klt",), ("int8", "int4", "int8+zstd", "int4+zstd"))
+            }
+            picked = list(dict.fromkeys(row.codec for row in rows.values() if row))
+            test = judged(model, known, at, picked, inputs)
+            for (share, _), row in rows.items():
+                if row and (other := test.row(prefix, row.codec)):
+                    same = other.quality.agreement or 0.0
+                    low, high = interval(same, test.inputs)
+                    print(
+                        f"{at:<26}{share:>6.0%}  {row.codec:<12}{sum(row.nbytes):>8}{row.quality.agreement:>8.1%}"
+                        f"{sum(other.nbytes):>8}{same:>7.1%} ({low:.1%}–{high:.1%})"
+                    )
 
 
 if __name__ == "__main__":

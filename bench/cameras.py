@@ -17,12 +17,11 @@ than the uplink has). Settings are those of the fewest bytes that kept 95 % of t
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +29,7 @@ from random import Random
 from statistics import median
 from time import monotonic, perf_counter, sleep
 
+import msgspec
 import numpy as np
 
 from bench.calibrated import calibrated, cheapest, judged, place_of, read
@@ -53,13 +53,9 @@ EVERY_S = 1.0
 AGREEMENT = 0.95
 #: How many times slower than a core of this machine a camera computes.
 SLOWER = 8.0
-#: What is compared: kinds of codecs at each cut.
-WAYS: Mapping[str, Sequence[str]] = {
-    "jpeg": ("jpeg", "jpeg444"),
-    "int8": ("int8",),
-    "int4+zstd": ("int4+zstd",),
-    "klt": ("klt",),
-}
+#: What is compared: kinds of codecs, at the input those that are pictures.
+PICTURES = ("jpeg", "jpeg444")
+WAYS = (*PICTURES, "int8", "int4+zstd", "klt")
 CUTS = ("blocks.5.project.norm", "blocks.11.project.norm")
 _START_S, _END_S = 120.0, 60.0
 
@@ -111,6 +107,16 @@ class Tried:
             f"{self.cameras:3} cameras: {self.late:3} of {self.frames} frames late, p50 {self.p50:.0f}, p95 "
             f"{self.p95:.0f}, worst {self.worst:.0f} ms; {self.nbytes:.0f} bytes a frame, {self.used:.0%} of the uplink"
         )
+
+
+@dataclass(frozen=True)
+class Result:
+    """The most cameras without a late frame, for the moments that a seed draws."""
+
+    way: Way
+    seed: int
+    seconds: int
+    most: Tried
 
 
 class Recorded:
@@ -166,21 +172,23 @@ class Scene:
         return Recorded(outputs, SLOWER * median(taken))
 
 
-def ways(known: Calibration, test: Calibration, model: Model, kinds: Sequence[str], cuts: Sequence[str]) -> list[Way]:
+def ways(known: Calibration, scene: Scene, kinds: Sequence[str], cuts: Sequence[str]) -> list[Way]:
     """The settings to compare, of the fewest bytes that kept `AGREEMENT` on the calibration photos."""
-    places = {cut.name: k for k, cut in enumerate(model.graph.prefixes())}
+    places = {cut.name: k for k, cut in enumerate(scene.model.graph.prefixes())}
     chosen = []
     for kind in kinds:
-        for cut in ("input",) if kind == "jpeg" else cuts:
-            row = cheapest(known, places[cut], AGREEMENT, WAYS[kind])
+        for cut in ("input",) if kind in PICTURES else cuts:
+            row = cheapest(known, places[cut], AGREEMENT, (kind,))
             if row is None:
                 print(f"{kind} at {cut}: no setting keeps {AGREEMENT:.0%}")
                 continue
+            test = judged(scene.model, known, cut, [row.codec], scene.inputs)
             there = test.row(places[cut], row.codec)
             assert there
             same = there.quality.agreement or 0.0
             low, high = interval(same, test.inputs)
-            chosen.append(Way(kind, cut, row.codec, sum(there.nbytes), row.quality.agreement or 0.0, same, low, high))
+            kept = row.quality.agreement or 0.0
+            chosen.append(Way(kind, cut, row.codec, sum(there.nbytes), kept, same, low, high))
     return chosen
 
 
@@ -293,11 +301,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     if given.short:
-        given.ways, given.cuts, given.seconds = ("jpeg", "klt"), CUTS[:1], 10
+        given.ways, given.cuts, given.seconds = ["jpeg", "klt"], CUTS[:1], 10
     print(header())
-    model, known = load(path_of(NETWORK)), calibrated(NETWORK)
-    scene = Scene(model)
-    rows = json.loads(given.out.read_text()) if given.out.exists() else []
+    known, scene = calibrated(NETWORK), Scene(load(path_of(NETWORK)))
+    results = load_results(given.out)
     with (
         helper(SERVE_CALIBRATED, path_of(NETWORK), str(place_of(NETWORK))) as server,
         Relay(said(server), UPLINK) as relay,
@@ -305,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.sched_setaffinity(relay.pid, {SERVER_CORE})
         pin(EDGE_CORE)
         print(f"{UPLINK}, shared; a frame every {EVERY_S:g} s; devices emulated, {SLOWER:g}x slower")
-        for way in ways(known, judged(NETWORK), model, given.ways, given.cuts):
+        for way in ways(known, scene, given.ways, given.cuts):
             engine = scene.head(way.cut)
             print(
                 f"{way.label}: {way.nbytes} bytes, keeps {way.kept:.1%} of calibration and {way.same:.1%} "
@@ -315,27 +322,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 of = partial(play, way=way, scene=scene, engine=engine, relay=relay, calibration=known)
                 best = most(partial(of, frames=given.seconds, seed=seed), way.nbytes)
                 print(f"  seed {seed}: {best}", flush=True)
-                rows.append({"way": asdict(way), "seed": seed, "seconds": given.seconds, "best": asdict(best)})
+                results = [r for r in results if (r.way.label, r.seed) != (way.label, seed)]
+                results.append(Result(way, seed, given.seconds, best))
                 given.out.parent.mkdir(exist_ok=True)
-                given.out.write_text(json.dumps(rows, indent=1))
-    report(rows)
+                given.out.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
+    report(results)
 
 
-def report(rows: Sequence[dict[str, dict[str, float]]]) -> None:
-    """Of every way the least of its seeds, and how many times as many as with JPEG."""
-    least: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        label = f"{row['way']['codec']} at {row['way']['cut']}"
-        if label not in least or row["best"]["cameras"] < least[label]["best"]["cameras"]:
-            least[label] = row
-    plain = next((row["best"]["cameras"] for label, row in least.items() if label.startswith("jpeg")), 0)
+def load_results(path: Path) -> list[Result]:
+    return msgspec.json.decode(path.read_bytes(), type=list[Result]) if path.exists() else []
+
+
+def report(results: Sequence[Result]) -> None:
+    """Of every way the least of its seeds, and how many times as many as with the better JPEG."""
+    least: dict[str, Result] = {}
+    for one in results:
+        label = one.way.label
+        if label not in least or one.most.cameras < least[label].most.cameras:
+            least[label] = one
+    plain = max((one.most.cameras for one in least.values() if one.way.kind in PICTURES), default=0)
     print(f"{'what crosses':<38}{'bytes':>7}{'test photos':>13}{'cameras':>9}{'p50':>6}{'p95':>6}{'worst':>7} ms")
-    for label, row in least.items():
-        way, best = row["way"], row["best"]
-        times = f"  {best['cameras'] / plain:.1f} x JPEG's" if plain else ""
+    for label, one in least.items():
+        most = one.most
+        times = f"  {most.cameras / plain:.1f} x JPEG's" if plain else ""
         print(
-            f"{label:<38}{way['nbytes']:>7.0f}{way['same']:>13.1%}{best['cameras']:>9.0f}{best['p50']:>6.0f}"
-            f"{best['p95']:>6.0f}{best['worst']:>7.0f}{times}"
+            f"{label:<38}{one.way.nbytes:>7}{one.way.same:>13.1%}{most.cameras:>9}{most.p50:>6.0f}{most.p95:>6.0f}"
+            f"{most.worst:>7.0f}{times}"
         )
 
 
