@@ -44,6 +44,7 @@ from splitpoint.link import Link
 from splitpoint.models import load
 from splitpoint.models.model import Model, Segment
 from splitpoint.runtime.client.edge import Edge
+from splitpoint.runtime.client.timeouts import Patience
 from splitpoint.segments import Halves
 from splitpoint.tensors import Array, TensorSpec
 
@@ -201,7 +202,10 @@ def camera(
     random = Random(f"{seed}:{number}")
     phase = random.random() * EVERY_S
     order = random.sample(range(len(scene.inputs)), frames)
-    with Edge(address, scene.model, at=way.cut, codec=way.codec, engine=engine, calibration=calibration) as edge:
+    with Edge(
+        address, scene.model, at=way.cut, codec=way.codec, engine=engine, calibration=calibration,
+        patience=Patience(answer_s=120),
+    ) as edge:  # fmt: skip
         edge.infer(scene.inputs[order[0]])
         assert way.codec in edge.codecs.values(), f"{way.label} travels as {dict(edge.codecs)}"
         pipe.send("ready")
