@@ -276,12 +276,12 @@ def _receive(pipe: Connection, within_s: float) -> list[tuple[float, bool, int]]
 
 def most(tries: Callable[[int], Tried], bytes_each: float) -> Tried:
     """The run with the most cameras and none late, by halving; SystemExit if one camera alone is late."""
-    full = int(UPLINK.up_mbps * 125e3 * EVERY_S / bytes_each)  # more of them need more than there is
-    low, high = 0, max(full, 1) + 1
+    full = int(UPLINK.up_mbps * 125e3 * EVERY_S / bytes_each)
+    low, high = 0, full + full // 10 + 2  # that many need more than there is, whatever the mean is beside the median
     best: Tried | None = None
     while high - low > 1:
         # Most of a link can be used: the search begins there.
-        middle = round(0.85 * full) if best is None and high > full and full > 3 else (low + high) // 2
+        middle = round(0.85 * full) if low == 0 and high > full > 3 else (low + high) // 2
         tried = tries(min(max(middle, low + 1), high - 1))
         print(f"    {tried}", flush=True)
         if tried.late:

@@ -19,7 +19,8 @@ cuts of the chain raw. Pictures that splitpoint does not send (AVIF, WebP) are p
 - bytes: those of a request both ways, with nine answers in ten within twice the least latency that was planned.
 
 *Regret* is what the planned option took over the least that any option took, less one. An option is not measured where
-nine tenths of its bytes ÷ rate, the round trip and its head take longer than the best that was measured already.
+nine tenths of its bytes ÷ rate, the round trip and its head take longer than the best that was measured already, or
+where the planner predicts twice that.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ SEED, MEASURED = 17, 90
 PHOTOS, FIRST = 12, 4
 #: Twice the least latency: by when answers must be there where bytes are counted.
 WITHIN = 2.0
+#: What is predicted to take so many times as long as the best that was measured is not measured.
+UNLIKELY = 2.0
 _WINDOW = 6
 _FRAMES, _STREAM_S = (18, 66), 2.0
 
@@ -286,13 +289,14 @@ class Table:
             option = planner.price(c.cut, [c.codecs.get(t.name, "raw") for t in c.cut.crossing], link)
             return value(option, cell.objective)
 
-        options = {c.name: c for c in sorted(self.options(cell.agreement), key=guess)}
-        options = {chosen.name: chosen} | options
+        known = {c.name: c for c in self.options(cell.agreement)}
+        guesses = {name: guess(c) for name, c in known.items()}
+        options = {chosen.name: chosen} | {name: known[name] for name in sorted(guesses, key=lambda n: guesses[n])}
         taken: dict[str, float] = {}
         skipped = 0
         for name, candidate in options.items():
             best = min(taken.values(), default=inf)
-            if self.floor_ms(candidate, cell) >= best:
+            if self.floor_ms(candidate, cell) >= best or guesses.get(name, 0.0) > UNLIKELY * best:
                 skipped += 1
                 continue
             self.warm(candidate, streaming)
