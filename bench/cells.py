@@ -58,9 +58,9 @@ from splitpoint.link import Link
 from splitpoint.link.presets import PRESETS
 from splitpoint.models import load
 from splitpoint.models.model import Model
-from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.constraints import Constraints, input_like
 from splitpoint.planning.planner import Planner
-from splitpoint.planning.plans import KINDS, Option, value
+from splitpoint.planning.plans import Option, value
 from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.client.edge import Edge
@@ -165,6 +165,7 @@ class Table:
         Profile, Profile], software_ms: float) -> None:  # fmt: skip
         self.model, self.known, self.bench, self.streamed, self.apart = model, known, bench, streamed, apart
         self.profiles, self.software_ms = profiles, software_ms
+        self.shown = input_like(model.graph)
         self._planners: dict[tuple[int, float, str], Planner] = {}
         self._warm: set[tuple[bool, str]] = set()
 
@@ -206,13 +207,21 @@ class Table:
             other.label if other else "", deadline_ms,
         )  # fmt: skip
 
+    def kind(self, kind: str, crossing: Sequence[str]) -> str:
+        """A cut where nothing crosses but the input, rearranged, is none inside: all is on the server."""
+        return "server" if kind == "split" and all(name in self.shown for name in crossing) else kind
+
+    def chosen(self, option: Option) -> Candidate:
+        kind = self.kind(option.kind, [t.name for t in option.crossing])
+        return replace(as_candidate(self.model, option), kind=kind)
+
     # --- options ------------------------------------------------------------------------------------------------
 
     def options(self, agreement: float) -> Iterator[Candidate]:
         """What a cell's best is chosen from."""
         prefixes = {cut.nodes: k for k, cut in enumerate(self.model.graph.prefixes())}
         for cut in self.model.graph.chain():
-            kind = {"input": "server", "output": "device"}.get(cut.name, "split")
+            kind = self.kind({"output": "device"}.get(cut.name, "split"), [t.name for t in cut.crossing])
             yield Candidate(f"{cut.name} raw", kind, cut, {}, cut.nbytes)
             rows = [
                 r
@@ -281,7 +290,7 @@ class Table:
     def explore(self, cell: Cell, planned: Planned) -> tuple[dict[str, float], dict[str, Candidate], int]:
         """A first measurement of all options that have not lost: (what they took, options, how many had lost)."""
         streaming = cell.objective == "throughput"
-        chosen = as_candidate(self.model, planned.option)
+        chosen = self.chosen(planned.option)
         link = Link(cell.mbps, cell.mbps, cell.rtt_ms, software_ms=self.software_ms)
         planner = self.planner(cell.slow, cell.agreement, cell.objective)
 
@@ -316,7 +325,7 @@ class Table:
     def _fastest(self, cell: Cell, planned: Planned) -> Row:
         taken, options, skipped = self.explore(cell, planned)
         ranked = sorted(taken, key=lambda name: taken[name])
-        chosen = as_candidate(self.model, planned.option).name
+        chosen = self.chosen(planned.option).name
         firsts = {options[name].kind: name for name in reversed(ranked) if taken[name] < 1.3 * taken[ranked[0]]}
         playing = list(dict.fromkeys([chosen, *ranked[:3], *firsts.values()]))
         again: dict[str, list[float]] = {name: [] for name in playing}
@@ -334,7 +343,7 @@ class Table:
 
     def _fewest(self, cell: Cell, planned: Planned) -> Row:
         """Options from the fewest bytes on until one is in time."""
-        chosen = as_candidate(self.model, planned.option)
+        chosen = self.chosen(planned.option)
         ordered = sorted(self.options(cell.agreement), key=lambda c: 0 if c.kind == "device" else c.nbytes)
         options = {c.name: c for c in ordered} | {chosen.name: chosen}
         final: dict[str, float] = {}
@@ -370,7 +379,7 @@ class Table:
         self, cell: Cell, planned: Planned, taken: Mapping[str, float], options: Mapping[str, Candidate],
         final: Mapping[str, float], skipped: int,
     ) -> Row:  # fmt: skip
-        chosen = as_candidate(self.model, planned.option)
+        chosen = self.chosen(planned.option)
         best = min(final, key=lambda name: final[name])
         kinds: dict[str, float] = {}
         for name, took in taken.items():
@@ -380,6 +389,11 @@ class Table:
             final[best], kinds, planned.opponent, planned.opponent_as, False, len(taken), skipped, 0.0,
         )  # fmt: skip
 
+
+_WORDS = {
+    "device": "all on the device", "server": "all on the server, lossless", "jpeg": "a picture to the server",
+    "split": "a cut inside",
+}  # fmt: skip
 
 # --- running, and what is kept --------------------------------------------------------------------------------------
 
@@ -434,7 +448,8 @@ def run(network: str, kept: Kept, until: float, profile_s: float) -> None:
             bench.heads |= {prefixes[s.prefix].name: s.head.median for s in profiles[0].segments if s.head}
             table = Table(model, known, bench, streamed, apart, profiles, software_ms)
             if network not in kept.plans:
-                kept.plans[network] = [(asdict(c), (o := table.best(c)).kind, o.label) for c in cells(network)]
+                bests = [(cell, table.best(cell)) for cell in cells(network)]
+                kept.plans[network] = [(asdict(c), table.chosen(o).kind, o.label) for c, o in bests]
                 kept.save()
             print(f"{len(kept.plans[network])} cells planned; {perf_counter() - began:.0f} s so far", flush=True)
             for cell in left:
@@ -463,7 +478,7 @@ def report(kept: Kept) -> None:
         for objective in OBJECTIVES:
             for agreement in AGREEMENTS:
                 counts = Counter(k for c, k, _ in plans if (c["objective"], c["agreement"]) == (objective, agreement))
-                print(f"  {objective:10} {agreement:.0%}: " + ", ".join(f"{KINDS[k]} {n}" for k, n in counts.items()))
+                print(f"  {objective:10} {agreement:.0%}: " + ", ".join(f"{_WORDS[k]} {n}" for k, n in counts.items()))
     rows = kept.rows
     if not rows:
         return
@@ -508,8 +523,7 @@ def draw(kept: Kept, network: str, path: Path) -> None:
     pen.text((8, 6), f"{network}: planned (field) and measured to be the best (framed)", fill="black")
     for k, (kind, colour) in enumerate(_COLOURS.items()):
         pen.rectangle((8 + 175 * k, 26, 20 + 175 * k, 38), fill=colour)
-        words = {"server": "all on the server, raw", "jpeg": "a picture to the server", "split": "a cut inside"}
-        pen.text((25 + 175 * k, 26), words.get(kind, KINDS.get(kind, kind)), fill="black")
+        pen.text((25 + 175 * k, 26), _WORDS[kind], fill="black")
     best = {row.cell: row.best_kind for row in kept.rows}
     for of, kind, _ in kept.plans[network]:
         cell = Cell(**of)
