@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.short:
         given.ways, given.cuts, given.seconds = ["jpeg", "klt"], CUTS[:1], 10
-    print(header())
+    print(header(), flush=True)
     known, scene = calibrated(NETWORK), Scene(load(path_of(NETWORK)))
     results = load_results(given.out)
     with (

@@ -556,7 +556,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--map", type=Path, help="write it as a picture, a file for each network")
     parser.add_argument("--out", type=Path, default=Path("out") / "cells.json")
     given = parser.parse_args(arguments)
-    print(header())
+    print(header(), flush=True)
     kept = Kept(given.out)
     if not given.report:
         until = perf_counter() + given.seconds
