@@ -48,6 +48,7 @@ from splitpoint.profile.measure import profile_model
 from splitpoint.profile.profiles import Profile
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.timeouts import Patience
+from splitpoint.runtime.result import Result
 from splitpoint.survey import placement
 from splitpoint.tensors import Array
 
@@ -128,9 +129,9 @@ def candidates(model: Model, codecs: Sequence[str]) -> list[Candidate]:
             specs = [t for t in cut.crossing if codec.accepts(t)]
             if name != "raw" and not specs:
                 continue
-            codecs = {t.name: name for t in specs if name != "raw"}
+            travels = {t.name: name for t in specs if name != "raw"}
             nbytes = sum(codec.nbytes(t) if t in specs else t.nbytes for t in cut.crossing)
-            placed.append(Candidate(f"{cut.name} {name}", as_kind, cut, codecs, nbytes))
+            placed.append(Candidate(f"{cut.name} {name}", as_kind, cut, travels, nbytes))
     return placed
 
 
@@ -138,11 +139,13 @@ class Bench:
     """One network: an edge on our core, its server and the relay on the other, and every request that was measured."""
 
     def __init__(
-        self, edge: Edge, relay: Relay, engine: Stretched, image: Mapping[str, Array], codecs: Sequence[str]
-    ) -> None:
-        self.edge, self.relay, self.engine, self.image, self.codecs = edge, relay, engine, image, codecs
-        self.model = edge.model
+        self, edge: Edge, relay: Relay, engine: Stretched, images: Sequence[Mapping[str, Array]],
+        links: Mapping[str, Link] = PRESETS, codecs: Sequence[str] = CODECS,
+    ) -> None:  # fmt: skip
+        self.edge, self.relay, self.engine, self.images = edge, relay, engine, images
+        self.links, self.codecs, self.model = links, codecs, edge.model
         self.link = ""
+        self.last: Result | None = None
         #: (candidate, link, slowdown) → milliseconds. What stays on the device knows no link.
         self.taken: dict[tuple[str, str, int], list[float]] = {}
         #: Cut → milliseconds of its head on the device at full speed, the least seen.
@@ -152,16 +155,16 @@ class Bench:
 
     def set_link(self, link: str) -> None:
         if link != self.link:
-            self.relay.set_link(PRESETS[link])
+            self.relay.set_link(self.links[link])
             self.link = link
 
-    def once(self, candidate: Candidate, link: str, slow: int) -> float:
-        """One request, in milliseconds."""
+    def once(self, candidate: Candidate, link: str, slow: int, turn: int = 0) -> float:
+        """One request with the image whose turn it is, in milliseconds."""
         if candidate.kind != "device":
             self.set_link(link)
         self.engine.factor = float(slow)
         self.edge.switch(candidate.cut, candidate.codecs)
-        result = self.edge.infer(self.image)
+        self.last = result = self.edge.infer(self.images[turn % len(self.images)])
         head = result.trace.ms("head") / slow
         self.heads[candidate.cut.name] = min(self.heads.get(candidate.cut.name, INFINITE), head)
         return (result.marks.ended - result.marks.started) * 1e3
@@ -170,7 +173,7 @@ class Bench:
         """The median after `times` requests in all."""
         taken = self.taken.setdefault(_key(candidate, link, slow), [])
         while len(taken) < times:
-            taken.append(self.once(candidate, link, slow))
+            taken.append(self.once(candidate, link, slow, len(taken)))
         median_ms = median(taken)
         self.best[link, slow] = min(self.best.get((link, slow), INFINITE), median_ms)
         return median_ms
@@ -193,7 +196,7 @@ class Bench:
 
     def has_lost(self, candidate: Candidate, head_ms: float, link: str, slow: int) -> bool:
         """Whether its bytes ÷ rate, round trip and head alone take longer than the best so far."""
-        known = PRESETS[link]
+        known = self.links[link]
         wire = 0.0 if candidate.kind == "device" else known.rtt_ms + known.up_ms(candidate.nbytes)
         return wire + head_ms * slow >= self.best.get((link, slow), INFINITE)
 
@@ -232,7 +235,7 @@ def run(
             here = profile_model(model, open_engine(threads=1), budget_s=profile_s)
             there = edge.profile_server(profile_s)
             say(f"{name}: whole {here.whole.median:.1f} ms on the device's core, {there.whole.median:.1f} there")
-            bench = Bench(edge, relay, engine, read_inputs(model, photos()[0]), codecs)
+            bench = Bench(edge, relay, engine, [read_inputs(model, photos()[0])], codecs=codecs)
             known = {}
             for link in links:
                 bench.set_link(link)
