@@ -1,7 +1,7 @@
 """How alike two answers of a network are, from 0 to 1, for networks whose raw outputs say nothing by themselves.
 
-`yolo` and `centres` are detectors' (their boxes are matched at an IoU of 0.5; by `yolo75` and `centres75` at 0.75). All
-but `nearest`, which needs other photos beside, can be given to ``splitpoint calibrate --measure bench.scores:NAME``.
+`yolo` and `centres` are detectors' (their boxes are matched at an IoU of 0.5; by `yolo75` and `centres75` at 0.75).
+`yolo_measure` and `centres_measure` are for ``splitpoint calibrate --measure bench.scores:NAME``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from splitpoint.calibration.measures import open_measure
+from splitpoint.calibration.measures import Outputs, open_measure
 from splitpoint.tensors import Array
 
 #: Boxes below this score are not looked at, and of two that share more than `_SAME` of their area the surer is kept.
@@ -114,6 +114,16 @@ def centres(whole: Array, other: Array, gallery: Sequence[Array] = ()) -> float:
 
 def centres75(whole: Array, other: Array, gallery: Sequence[Array] = ()) -> float:
     return _matched("boxes75", centre_boxes(whole), centre_boxes(other))
+
+
+def yolo_measure(whole: Outputs, other: Outputs) -> float:
+    [name] = whole
+    return yolo(whole[name], other[name])
+
+
+def centres_measure(whole: Outputs, other: Outputs) -> float:
+    [name] = whole
+    return centres(whole[name], other[name])
 
 
 # --- whether there is anything to keep --------------------------------------------------------------------------------

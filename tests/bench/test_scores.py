@@ -43,7 +43,7 @@ def test_yolo_compares_boxes() -> None:
     assert (yolo(whole, whole), yolo(whole, moved), yolo75(whole, moved)) == (1.0, 1.0, 0.5)
     assert yolo(whole, raw_yolo()) == 0.0
     assert (sees_yolo(whole), sees_yolo(raw_yolo())) == (True, False)
-    assert open_measure("bench.scores:yolo75", "raw")({"raw": whole}, {"raw": moved}) == 0.5
+    assert open_measure("bench.scores:yolo_measure", "raw")({"raw": whole}, {"raw": raw_yolo()}) == 0.0
 
 
 def raw_centres(*peaks: tuple[int, int, int, float]) -> np.ndarray:
@@ -65,6 +65,7 @@ def test_centres_compares_boxes() -> None:
     whole, other = raw_centres((7, 3, 5, 0.6)), raw_centres((7, 3, 6, 0.6))  # 16 of 24 shared
     assert (centres(whole, other), centres75(whole, other)) == (1.0, 0.0)
     assert centres(whole, raw_centres((6, 3, 5, 0.6))) == 0.0
+    assert open_measure("bench.scores:centres_measure", "raw")({"raw": whole}, {"raw": other}) == 1.0
     assert (sees_centres(whole), sees_centres(raw_centres())) == (True, False)
 
 
