@@ -289,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="which, where that is not all of them")
     parser.add_argument("--photos", type=Path, help="where bench.photos keeps them")
+    parser.add_argument("--levels", type=int, nargs="*", default=[], help="of klt to test beside those worth testing")
     parser.add_argument("--test", type=int, help="use the first so many of the test photos")
     parser.add_argument("-o", "--output", type=Path, help="a folder for what each crop's bytes and scores are")
     options = parser.parse_args(arguments)
@@ -329,7 +330,7 @@ def run(name: str, options: argparse.Namespace) -> None:
             log.point(cut.cast(codec, cut.fresh, subject.fresh_answers))
         for count in options.calibrate:
             for seed in options.seeds if count < len(cut.to_learn) else [0]:
-                _klt(subject, cut, count, seed, rivals, log)
+                _klt(subject, cut, count, seed, options.levels, rivals, log)
         cut.close()
 
 
@@ -338,7 +339,13 @@ def _of(points: Sequence[Point], subsampling: str) -> list[Point]:
 
 
 def _klt(
-    subject: Subject, cut: CutSubject, count: int, seed: int, rivals: Mapping[float, Sequence[Point]], log: _Log
+    subject: Subject,
+    cut: CutSubject,
+    count: int,
+    seed: int,
+    levels: Sequence[int],
+    rivals: Mapping[float, Sequence[Point]],
+    log: _Log,
 ) -> None:
     chosen = np.random.default_rng(seed).permutation(len(cut.to_learn))[:count]
     folds: list[tuple[Sequence[int], set[int]]]
@@ -368,7 +375,7 @@ def _klt(
         log.point(point, "calibration photos")
     at = {share: level_at(known, share) for share in SHARES}
     tested = []
-    for level in sorted({*worth_testing(known), *at.values()}):
+    for level in sorted({*worth_testing(known), *at.values(), *levels}):
         tested.append(cut.klt(level, tables, cut.fresh, subject.fresh_answers))
         log.point(tested[-1])
     for share in SHARES:

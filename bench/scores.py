@@ -33,8 +33,8 @@ def same_label(whole: Array, other: Array, gallery: Sequence[Array] = ()) -> flo
 
 
 def nearest(whole: Array, other: Array, gallery: Sequence[Array]) -> float:
-    """Whether an embedding's nearest among those of the gallery, by the cosine, stays."""
-    known = np.concatenate([one.reshape(1, -1) for one in gallery]).astype(np.float64)
+    """Whether an embedding's nearest among those of the gallery, by the cosine, stays. It is none of them itself."""
+    known = np.stack([one.reshape(-1) for one in gallery if not np.array_equal(one, whole)]).astype(np.float64)
     known /= np.linalg.norm(known, axis=1, keepdims=True)
     return float((known @ whole.reshape(-1)).argmax() == (known @ other.reshape(-1)).argmax())
 

@@ -73,6 +73,8 @@ def test_nearest_is_the_same_photo_by_the_cosine() -> None:
     gallery = [np.array([[1.0, 0.0]]), np.array([[0.0, 10.0]])]
     assert nearest(np.array([[5.0, 1.0]]), np.array([[0.3, 0.2]]), gallery) == 1.0
     assert nearest(np.array([[5.0, 1.0]]), np.array([[0.2, 0.3]]), gallery) == 0.0
+    # A photo of the gallery is not its own nearest.
+    assert nearest(gallery[0], np.array([[9.0, 1.0]]), [*gallery, np.array([[-1.0, 0.0]])]) == 1.0
 
 
 @pytest.mark.parametrize(
