@@ -67,15 +67,17 @@ def centre_boxes(raw: Array) -> Boxes:
     """What CenterNet says, of its maps [1, classes + 4, h, w]: how much each place is a centre, and how far its box
     goes to the left, up, right and down. Only the peaks among their eight neighbours count."""
     heat, far = raw[0, :_CLASSES].astype(np.float64), raw[0, _CLASSES:].astype(np.float64)
-    height, width = heat.shape[1:]
     edged = np.pad(heat, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
-    around = [edged[:, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
-    peak = (heat >= np.max(around, axis=0)) & (heat >= LEAST)
-    classes, y, x = np.nonzero(peak)
+    classes, y, x = np.nonzero(heat >= LEAST)  # few of them, so that only their neighbours are looked at
+    peak = np.ones(len(classes), bool)
+    for dy in range(3):
+        for dx in range(3):
+            peak &= heat[classes, y, x] >= edged[classes, y + dy, x + dx]
+    classes, y, x = classes[peak], y[peak], x[peak]
     left, up, right, down = far[:, y, x]
-    x, y = x * _STRIDE, y * _STRIDE
-    corners = np.stack([x - left, y - up, x + right, y + down], axis=1)
-    return _thinned(corners, heat[peak], classes)
+    at_x, at_y = x * _STRIDE, y * _STRIDE
+    corners = np.stack([at_x - left, at_y - up, at_x + right, at_y + down], axis=1)
+    return _thinned(corners, heat[classes, y, x], classes)
 
 
 def _thinned(corners: Array, scores: Array, classes: Array) -> Boxes:
