@@ -428,7 +428,7 @@ def test_one_address_may_have_half_of_the_models_that_wait_and_others_are_measur
     models = [affine(tmp_path, name=f"m{k}", seed=k) for k in range(10)]
     watch = Watch(30.0, 0, lambda: None, lambda: None, lambda: None, lambda text: None)
     asked = profiling.Profiling(Gate(), 60.0, lambda event: None, lambda: 0, watch)
-    asked._thread = threading.current_thread()  # nothing is measured
+    asked.thread = threading.current_thread()  # nothing is measured
     greedy, modest = Origin("10.0.0.1", 1), Origin("10.0.0.2", 1)
 
     def ask(model: Model, origin: Origin) -> bool:
