@@ -107,7 +107,7 @@ def test_which_cuts_and_what_a_few_inputs_are_enough_for(tmp_path: Path, capsys:
     assert "klt:30" in text
     assert plain.tables != metric.tables
     assert not calibrated("--limit", 15, "--at", "pool2").tables
-    assert "klt is left out: it is calibrated with 16 inputs at least" in capsys.readouterr().err
+    assert "klt is left out: it takes 16 inputs or more" in capsys.readouterr().err
 
 
 def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
@@ -167,7 +167,8 @@ def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
         asked = ["run", net, "--cloud", serving.address, "--budget", "0", "--agreement", "90%", photos / "00.png"]
         assert main([str(word) for word in asked]) == 0, "what lies beside the model says what codecs keep"
         capsys.readouterr()
-        assert "--at auto" in fails(capsys, 2, *asked, "--at", "pool1")
+        assert main([str(word) for word in (*asked, "--at", "pool1")]) == 0, "raw keeps them all"
+        assert "at pool1 as raw, by the calibration" in capsys.readouterr().err
         text = ok(capsys, "plan", net, "--cloud", serving.address, "--budget", "0.5s", "--agreement", "90%")
         assert "an agreement of at least 90 %" in text
         bare = tmp_path / "bare" / "net.onnx"

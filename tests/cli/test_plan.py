@@ -54,7 +54,7 @@ def test_the_table_and_what_the_second_seed_printed(files: Path, capsys: pytest.
     text = ok(capsys, *command(files))
     for words in (
         "all on the device", "all on the server, raw input", "all on the server, JPEG 4:4:4 q98", "72/75 same",
-        "split: ", "Do not split: ", "lossy codecs and pictures are planned only where asked for", "klt:50",
+        "split: ", "Do not split: ", "lossy codecs and pictures are planned only where asked for", "klt:45",
         "bandwidth: 5.85 Mbit/s", "best latency: 90.0 ms", "best partition point: output (all on the device)",
         "as the uplink's bandwidth changes",
     ):  # fmt: skip
@@ -143,7 +143,7 @@ def test_what_answers_must_be_kept_takes_a_calibration(files: Path, capsys: pyte
     assert "--front needs a calibration" in fails(capsys, 2, *sides, "--link", "4g", "--front", "front.csv")
     # The zoo's network comes with one.
     text = ok(capsys, *command(files, "--agreement", "95%"))
-    assert "split: blocks.5.project.norm, klt:50" in text
+    assert "split: blocks.5.project.norm, klt:45" in text
     assert "an agreement of at least 95 %" in text
 
 

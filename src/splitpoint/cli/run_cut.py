@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from splitpoint.cli.console import say
 from splitpoint.cli.options.codecs import calibration_for, parse_codecs
 from splitpoint.cli.options.model_options import Here
@@ -98,11 +96,17 @@ class Asked:
         return self.cloud is not None and (self.auto or self.plan is not None)
 
     @property
+    def asked(self) -> Constraints:
+        """What codecs must keep to, as it was said."""
+        codecs = () if self.by_tensor else self.codecs
+        return Constraints(
+            agreement=self.agreement, max_drop=self.max_drop, max_bytes=self.max_bytes, codecs=codecs
+        )  # fmt: skip
+
+    @property
     def limits(self) -> Constraints:
-        """What codecs must keep to. Nobody looks over what is chosen while it runs: it is held to the calibration's
-        lower end."""
-        asked = Constraints(agreement=self.agreement, max_drop=self.max_drop, max_bytes=self.max_bytes)
-        return msgspec.structs.replace(asked, codecs=() if self.by_tensor else self.codecs).bounded
+        """The same: as nobody looks over what is chosen while it runs, it is held to the calibration's lower end."""
+        return self.asked.bounded
 
     @property
     def by_tensor(self) -> bool:
@@ -192,7 +196,7 @@ class Asked:
             self._keep_to(self.limits, edge)
             return Placed()
         if self.limits.faithful:
-            check_budget(self.limits, edge.calibration)
+            check_budget(self.asked, edge.calibration)
         if self.by_tensor:
             raise UsageError("with --at auto the planner chooses what crosses: give --codec NAME, not TENSOR=NAME")
         if self.objective is not None:
@@ -229,7 +233,7 @@ class Asked:
         if not (limits.faithful or limits.best_that_fits) or self.by_tensor:
             return
         calibration, cut = edge.calibration, edge.cut
-        check_budget(limits, calibration)
+        check_budget(self.asked, calibration)
         if calibration is None:  # raw, and what is too large is refused when it is there
             return
         codec, why = at_cut(calibration, edge.model.graph, cut, limits)
