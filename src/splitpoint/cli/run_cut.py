@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.cli.console import say
-from splitpoint.cli.options.codecs import calibration_for, parse_codecs
+from splitpoint.cli.options.codecs import calibration_beside, calibration_for, parse_codecs
 from splitpoint.cli.options.model_options import Here
 from splitpoint.cli.verbs import typed
 from splitpoint.engines import Engine
@@ -19,7 +20,7 @@ from splitpoint.planning.constraints import Constraints, check_budget
 from splitpoint.planning.plans import Option, Plan
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
-from splitpoint.runtime.client.edge_settings import AutoPlan, ModelPolicy, Objective
+from splitpoint.runtime.client.edge_settings import AutoPlan, FindCalibration, ModelPolicy, Objective
 from splitpoint.runtime.client.request import LOCAL, WAIT, check_fallback
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.client.wire_remote import WireSettings
@@ -138,7 +139,7 @@ class Asked:
             model or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
             engine=engine, cache=self.here.cache, on_event=say, security=self.security,
-            calibration=calibration_for(self.name, self.calib, model) if self._lossy else None,
+            calibration=self._calibration(model) if self._lossy else None,
             models=ModelPolicy(self.model_hash, self.follow_model, self.here.opening.allow_domains),
             wire=WireSettings(checksum=self.checksum), budget=FrameBudget(self.max_bytes, self.limits.max_drop),
         )  # fmt: skip
@@ -169,6 +170,12 @@ class Asked:
         if edge.fallback == WAIT:  # who waits gets a late answer, too: from now on its deadline is only counted
             edge.deadline_s = 0.0
         return edge
+
+    def _calibration(self, model: Model | None) -> Calibration | FindCalibration | None:
+        """That of `model`, or, where the server has it, what lies beside the one with its name here."""
+        if model is not None or self.calib is not None:
+            return calibration_for(self.name, self.calib, model)
+        return lambda theirs: calibration_beside(self.name or theirs.name, theirs.fingerprint)
 
     @property
     def _lossy(self) -> bool:

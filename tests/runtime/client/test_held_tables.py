@@ -58,7 +58,7 @@ def test_the_answers_are_the_whole_models_at_a_fine_level_and_tables_are_fetched
                     assert result.outputs["logits"].argmax() == expected.argmax()
                     error = np.abs(result.outputs["logits"] - expected).max()
                     assert 0 < error <= BOUND * np.ptp(expected)
-    assert sentences(told, "fetched")[1:] == [f"fetched the tables for {TENSOR} (4.4 kB)"]
+    assert sentences(told, "fetched")[1:] == [f"fetched the tables for {TENSOR} (3.6 kB)"]
     assert tables_for(calibration()).hash in BlobCache(tmp_path)
     assert not sentences(told)
 

@@ -33,7 +33,7 @@ from splitpoint.runtime.client.auto_planning import AutoPlanning
 from splitpoint.runtime.client.blob_cache import BlobCache
 from splitpoint.runtime.client.channel import CLOSED, Channel
 from splitpoint.runtime.client.edge_requests import EdgeStats, Inference
-from splitpoint.runtime.client.edge_settings import At, AutoPlan, Inputs, ModelPolicy
+from splitpoint.runtime.client.edge_settings import At, AutoPlan, FindCalibration, Inputs, ModelPolicy
 from splitpoint.runtime.client.model_binding import Binding, Followed, Means
 from splitpoint.runtime.client.ready_cuts import COMPILE_S, Cuts
 from splitpoint.runtime.client.reconnect import Line
@@ -75,11 +75,11 @@ class Edge(Closable):
     name of several versions needs a fingerprint, here or in `models`, which also says what is done about a newer one.
     `at` names a cut; at ``"input"`` all is computed on the server, at ``"output"`` all here. `codec` is how crossing
     tensors travel: one name (``"int8"``) for all that it takes, the others raw, or names by tensor. One that needs
-    tables (``"klt:60"``) has those of `calibration`, if the server has them too, or fetches the server's; where there
-    are none it is int8, which `on_event` is told. `budget` is how many bytes a request may send, and what it may lose
-    where a coarser step keeps it to that, or to its deadline. A `Plan` says cut and codecs (`from_plan`); ``"auto"``,
-    or an `AutoPlan` with its bounds, chooses the cut by a guess, then by profiles that it makes beside requests
-    (`plan_itself`), and goes on choosing (`adapt`).
+    tables (``"klt:60"``) has those of `calibration`, or of what that gives for the model, if the server has them too,
+    or fetches the server's; where there are none it is int8, which `on_event` is told. `budget` is how many bytes a
+    request may send, and what it may lose where a coarser step keeps it to that, or to its deadline. A `Plan` says cut
+    and codecs (`from_plan`); ``"auto"``, or an `AutoPlan` with its bounds, chooses the cut by a guess, then by profiles
+    that it makes beside requests (`plan_itself`), and goes on choosing (`adapt`).
 
     `fallback` is what becomes of a request when the server is late, gone, busy or wrong: ``"error"`` raises that, and a
     connection that is lost stays lost; ``"wait"`` asks again, on a new connection if need be, until the deadline or for
@@ -114,7 +114,7 @@ class Edge(Closable):
         deadline_s: float = 0.0,
         engine: Engine | None = None,
         cache: Path | None = None,
-        calibration: Calibration | None = None,
+        calibration: Calibration | FindCalibration | None = None,
         budget: FrameBudget = UNBOUNDED,
         models: ModelPolicy = ModelPolicy(),  # noqa: B008 (frozen)
         patience: Patience = PATIENCE,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import inf
 from typing import Literal
 
 import msgspec
 
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.errors import UsageError
 from splitpoint.graph import Cut
+from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Constraints
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.result import Request
@@ -20,6 +22,8 @@ At = str | int | Cut
 Inputs = Mapping[str, Array] | Array | Request
 """An array if the model has one input, else arrays by name; or either with what it brings along."""
 Objective = Literal["latency", "throughput"]
+FindCalibration = Callable[[Model], Calibration | None]
+"""The calibration of a model that may be the server's, so that it is known only when that is reached."""
 
 
 class AutoPlan(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from splitpoint.models.model import Model
 from splitpoint.runtime.circuit_breaker import DOWN, UP, LinkState
 from splitpoint.runtime.client import Abortable, Remote, RemoteProvider
 from splitpoint.runtime.client.channel import CLOSED
-from splitpoint.runtime.client.edge_settings import At, ModelPolicy
+from splitpoint.runtime.client.edge_settings import At, FindCalibration, ModelPolicy
 from splitpoint.runtime.client.held_tables import HeldTables
 from splitpoint.runtime.client.held_weights import Background, Holding
 from splitpoint.runtime.client.local_tail import LocalTails
@@ -65,7 +65,7 @@ class Means(msgspec.Struct, frozen=True):
     progress: Callable[[int, int], None] | None
     arrived: Callable[[], None]
     changed: Callable[[Sequence[ModelInfo]], None]
-    calibration: Calibration | None = None
+    calibration: Calibration | FindCalibration | None = None
     """This device's own."""
     budget: FrameBudget = UNBOUNDED
     fits: Callable[[float], float] = lambda left_s: inf
@@ -98,7 +98,8 @@ class Binding:
         )  # fmt: skip
         self.local = LocalTails(holding, means.engine, lambda: self.cuts.all())
         alone = self.local.possible if means.fallback == LOCAL else lambda: False
-        tables = HeldTables(holding, means.calibration, tell, means.budget)
+        own = means.calibration(holding.model) if callable(means.calibration) else means.calibration
+        tables = HeldTables(holding, own, tell, means.budget)
         self.cuts = Cuts(holding, lambda: line.remote, means.engine, patience, tell, alone, tables)
         self.requests = RequestRunner(
             line, self.local, means.fallback, means.watchers, self.cuts.reopen, self._refused,
@@ -356,7 +357,7 @@ class Followed:
     def _bound_anew(self, old: Binding) -> Binding:
         """The newer model of the same name, as ready as `old` is."""
         means = self._means
-        if means.calibration is not None:
+        if isinstance(means.calibration, Calibration):
             means = msgspec.structs.replace(means, calibration=None)
             means.tell(
                 Event("notice", f"the calibration given here is of the {old.info.name} before: not used any more")
