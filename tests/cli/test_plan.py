@@ -139,7 +139,7 @@ def test_what_makes_no_sense_is_one_sentence(
 def test_what_answers_must_be_kept_takes_a_calibration(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = ["plan", "--edge", files / "lenet_edge.profile.json", "--cloud", files / "lenet_cloud.profile.json"]
     said = fails(capsys, 2, *sides, "--link", "4g", "--max-drop", "1%")
-    assert "--max-drop needs a calibration: splitpoint calibrate" in said
+    assert "--max-drop needs a calibration: splitpoint calibrate-codecs" in said
     assert "--front needs a calibration" in fails(capsys, 2, *sides, "--link", "4g", "--front", "front.csv")
     # The zoo's network comes with one.
     text = ok(capsys, *command(files, "--agreement", "95%"))

@@ -163,7 +163,7 @@ def test_run_takes_what_keeps_the_answers_and_says_what_they_are_worth(
     assert main([*at, "--codec", "klt:20", "--agreement", "95%"]) == 2
     assert f"at {AT} klt:20 does not keep to what is asked for: 900/1000 labels stay" in capsys.readouterr().err
     assert main([*run, "--at", AT, "--agreement", "95%"]) == 2
-    assert "needs a calibration: splitpoint calibrate" in capsys.readouterr().err
+    assert "needs a calibration: splitpoint calibrate-codecs" in capsys.readouterr().err
     assert main(["run", "zoo:lenet5", *images, "--agreement", "95%"]) == 2
     assert "are for a server" in capsys.readouterr().err
 

@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 
 from splitpoint.cli.console import out, say, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
 from splitpoint.cli.options.codecs import (
@@ -52,7 +53,13 @@ from splitpoint.security import Security
 MEASURED = "measured"
 
 
-@click.command()
+@verb(
+    ("this machine as the edge, a server, and the link between them as they are now", "plan yolo.onnx --cloud SERVER"),
+    (
+        "from files alone, where 98 % of the answers must stay",
+        "plan --edge edge.profile.json --cloud cloud.profile.json --link 4g --agreement 98% -o plan.json",
+    ),
+)
 @click.argument("model", required=False)
 @click.option("--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="The device's profile (splitpoint profile -o), or what was learned of it (splitpoint "
@@ -111,7 +118,7 @@ def command(
         edge = msgspec.structs.replace(edge, watts=edge_watts)
     calibration = calibration or calibration_beside(model or edge.graph.name, edge.fingerprint)
     if fronts and calibration is None:
-        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
+        raise UsageError("--front needs a calibration: splitpoint calibrate-codecs MODEL --images DIR -o calib.json")
     constraints = msgspec.structs.replace(constraints, shared=shared)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
     plan = planner.plan(link)

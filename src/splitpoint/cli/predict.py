@@ -11,6 +11,7 @@ import click
 from splitpoint import install
 from splitpoint.cli import evaluate, train
 from splitpoint.cli.console import bold, line, out, put_json, say, table
+from splitpoint.cli.help_pages import Verbs
 from splitpoint.cli.latency_files import check_same, codecs_there, in_words, refuse, whose
 from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import csv_option, json_option, output_option, wrote
@@ -40,7 +41,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 _MODEL = "MODEL"
 
 
-class _Default(click.Group):
+class _Default(Verbs):
     """Its commands by name; anything else is a MODEL. `./train` is a file of that name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -67,14 +68,23 @@ command.add_command(train.command, "train")
 command.add_command(evaluate.command, "evaluate")
 
 
-@command.command(name=_MODEL)
+@command.command(
+    name=_MODEL,
+    examples=(
+        ("a network that never ran there", "predict torchvision:resnet50 --on edge.latency.json"),
+        (
+            "on the machines of the Neurosurgeon study, which come along",
+            "predict alexnet --weights random --on neurosurgeon-edge",
+        ),
+    ),
+)
 @click.argument("model")
 @click.option(
     "--on",
     "device_file",
     required=True,
     metavar="FILE|NAME",
-    help="What was learned of the device (splitpoint calibrate-device -o), or one of those that come along: "
+    help="What was learned of the device (splitpoint calibrate-kernels -o), or one of those that come along: "
     "neurosurgeon-edge, neurosurgeon-cloud.",
 )
 @click.option(

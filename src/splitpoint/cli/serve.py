@@ -18,10 +18,11 @@ from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import load_calibration
 from splitpoint.calibration.tables import tables_of
 from splitpoint.cli import signals
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options.codecs import calibration_for, calibrations_option
 from splitpoint.cli.options.model_options import Here, Opening, running_options
 from splitpoint.cli.options.quantities import MS_OR_0, SIZE
-from splitpoint.cli.options.server_options import server_security_options
+from splitpoint.cli.options.server_options import port_option, server_security_options
 from splitpoint.cli.stdio import ReaderGone, silence
 from splitpoint.engines.process_memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
@@ -99,11 +100,17 @@ class Log:
             click.echo(f"splitpoint: {exc}; serving goes on", err=True)
 
 
-@click.command()
+@verb(
+    ("for this machine alone", "serve zoo:efficientnet_lite0"),
+    (
+        "for other machines: TLS and a token, which splitpoint keys makes",
+        "serve yolo.onnx --host 0.0.0.0 --tls-cert lab/server.pem --tls-key lab/server.key --token-file lab/token",
+    ),
+)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True,
               help="Address to listen on; 0.0.0.0: every one, ::: those of IPv6 too.")  # fmt: skip
-@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
+@port_option(DEFAULT_PORT, "0: any free one.")
 @click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
 @click.option("--share", multiple=True, default=("model",), metavar="model|head:CUT|none",
               help="What devices may fetch: everything (default), the graph and the weights of the head up to CUT, "

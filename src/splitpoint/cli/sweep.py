@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import bold, line, out, progress, put_json, say, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options.codecs import calibration_option, codec_choice_option, parse_codecs
 from splitpoint.cli.options.model_options import Here, cuts_option, device_options
@@ -27,13 +28,19 @@ from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.security import Security
 from splitpoint.segments import select
 from splitpoint.tensors import Array
-from splitpoint.units import ms
+from splitpoint.units import counted, ms
 
 #: So many of the fastest are named below the table, which marks all of them.
 _NAMED = 4
 
 
-@click.command()
+@verb(
+    ("every cut that one tensor crosses", "sweep mobilenet_v2 --cloud SERVER"),
+    (
+        "every cut there is, with a picture; the same line goes on after Ctrl-C",
+        "sweep yolo --cloud SERVER --cuts all -o all.csv --png all.png",
+    ),
+)
 @click.argument("model")
 @cloud_option()
 @images_option
@@ -42,7 +49,9 @@ _NAMED = 4
 @cuts_option
 @codec_choice_option
 @calibration_option
-@csv_option("Where the rows go.", default=Path("split_latency_results.csv"), show_default=True)
+@csv_option(
+    "Where the rows go.", "-o", "--output", "--out", default=Path("split_latency_results.csv"), show_default=True
+)
 @png_option("Also draw the result (needs splitpoint[plot]).")
 @click.option("--fresh", is_flag=True, help="Measure anew what the CSV already has.")
 @json_option
@@ -71,7 +80,8 @@ def command(
         setup += f"; {note}" if (note := os.environ.get(EMULATED)) else ""
         done = [] if fresh else _done(csv_path, edge.model, setup)
         rows, fastest = _measure(edge, chosen, done, inputs, repeat, setup, codec, csv_path, as_json)
-        title = f"{edge.model.name}, {len(rows)} split points, {min(r.n for r in rows)} requests or more each"
+        asked = counted(min(r.n for r in rows), "request")
+        title = f"{edge.model.name}, {counted(len(rows), 'split point')}, {asked} or more each"
     if not as_json:
         _print(rows, fastest)
     wrote(csv_path)
@@ -155,7 +165,7 @@ def _print(rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
         f"milliseconds, medians; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
         "(clock offset between the machines); recv is from then to the answer, server in it"
     )
-    apart = f" (→), not told apart by {fastest[0].n} requests each" if len(fastest) > 1 else ""
+    apart = f" (→), not told apart by {counted(fastest[0].n, 'request')} each" if len(fastest) > 1 else ""
     console.print(line(f"fastest{apart}: ", bold(in_words(fastest, _NAMED))))
     for row in rows:
         if row.place.startswith("all on") and row not in fastest:

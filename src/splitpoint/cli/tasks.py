@@ -10,10 +10,11 @@ import msgspec
 
 from splitpoint.cli import answers
 from splitpoint.cli.console import out, progress, put_json, say, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options.codecs import codec_names_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.model_options import Opening, allow_domain_option, is_local
-from splitpoint.cli.options.output import csv_option, json_option, wrote
+from splitpoint.cli.options.output import csv_option, json_option, result_option, wrote
 from splitpoint.cli.options.quantities import budget_option
 from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, UsageError
@@ -32,7 +33,10 @@ from splitpoint.tasks.task_rows import COLUMNS, TABLE, record, summary_lines
 from splitpoint.units import ms
 
 
-@click.command()
+@verb(
+    ("40 requests for three models, in the order that ends first", "tasks --mix alexnet,vgg16_bn,lenet --cloud SERVER"),
+    ("tasks of a file: only what each policy would come to", "tasks tasks.toml --cloud SERVER --dry-run"),
+)
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[TASKS.toml]")
 @cloud_option(required=False)
 @click.option("--mix", "models", metavar="MODEL,MODEL,…", help="Draw tasks at random from these models, all at once.")
@@ -49,6 +53,7 @@ from splitpoint.units import ms
                    "(error). auto: local for models that are here, wait for others.")  # fmt: skip
 @budget_option("10s", "How long each profiling may take.")
 @fresh_option
+@result_option
 @csv_option("Write one line a task.")
 @json_option
 @cache_option

@@ -83,7 +83,7 @@ def _opening(best: Option) -> str:
 
 def _picture_hint(options: Sequence[Option], best: Option, objective: str) -> str:
     """A word about a picture that would win, but nobody knows how accurate it is, or splitpoint does not send it."""
-    reasons = {"its accuracy": ", if splitpoint calibrate finds it accurate enough", UNSENT: ", but is not sent"}
+    reasons = {"its accuracy": ", if splitpoint calibrate-codecs finds it accurate enough", UNSENT: ", but is not sent"}
     for option in options:
         if option.kind in ("jpeg", "opponent") and value(option, objective) < value(best, objective):
             for start, words in reasons.items():

@@ -102,7 +102,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         if not self.faithful:
             return ""
         if quality is None or quality.agreement is None:
-            return "its accuracy is not measured (splitpoint calibrate)"
+            return "its accuracy is not measured (splitpoint calibrate-codecs)"
         if self.agreement is not None and quality.agreement < self.agreement:
             return f"its agreement is {percent(quality.agreement)}"
         return "" if self.max_drop is None else over_budget(quality, self.max_drop)
@@ -157,7 +157,7 @@ def check_budget(limits: Constraints, calibration: Calibration | None) -> None:
         return
     option = "--agreement" if limits.agreement is not None else "--max-drop"
     if calibration is None:
-        raise UsageError(f"{option} needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
+        raise UsageError(f"{option} needs a calibration: splitpoint calibrate-codecs MODEL --images DIR -o calib.json")
     if not calibration.judged:
         raise UsageError(
             f"{option} is about how many answers stay, and {calibration.output} of {calibration.model} is no "
@@ -169,7 +169,7 @@ def check_budget(limits: Constraints, calibration: Calibration | None) -> None:
 def over_budget(quality: Quality | None, max_drop: float) -> str:
     """Why lossy codecs of this quality are ruled out by `max_drop`; empty if they are not."""
     if quality is None or quality.agreement is None:
-        return "its accuracy is not measured (splitpoint calibrate)"
+        return "its accuracy is not measured (splitpoint calibrate-codecs)"
     if quality.bound <= max_drop:
         return ""
     if quality.agreement < 1:

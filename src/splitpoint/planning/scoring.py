@@ -151,7 +151,7 @@ class Scorer:
         if all(n in asked or open_priced(n).exact for n in names):
             return ""
         if quality is None or quality.agreement is None:
-            return "its accuracy is not measured (splitpoint calibrate)"
+            return "its accuracy is not measured (splitpoint calibrate-codecs)"
         return "" if quality.agreement == 1 else f"{percent(1 - quality.agreement)} of the labels change"
 
     def lossy_refusal(self, cut: Cut, codec: str) -> str:

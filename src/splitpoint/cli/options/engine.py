@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import click
 
-from splitpoint.cli.options import gathered
+from splitpoint.cli.options import ENGINE, gathered, together
 from splitpoint.engines import ENGINES, Engine, open_engine
 
 #: The engine where none is named.
@@ -31,8 +31,11 @@ def engine_of(name: str, device: str, threads: int) -> Engine:
     return open_engine(name if name in ENGINES else DEFAULT, device=device, threads=threads)
 
 
-engine_option = click.option(
-    "--engine", type=click.Choice(tuple(ENGINES)), default=DEFAULT, show_default=True, help="What computes here."
+engine_option = together(
+    click.option(
+        "--engine", type=click.Choice(tuple(ENGINES)), default=DEFAULT, show_default=True, help="What computes here."
+    ),
+    section=ENGINE,
 )
 
 #: As the one parameter `choice`.
@@ -40,8 +43,9 @@ engine_options = gathered(
     "choice",
     EngineChoice,
     engine_option,
-    click.option("--device", default="cpu", metavar="NAME",
+    click.option("-d", "--device", default="cpu", metavar="NAME",
                  help="cpu, cuda, tensorrt, openvino, coreml, … (default: cpu; see splitpoint doctor)."),
     click.option("--threads", type=click.IntRange(0, 1024), default=0, metavar="N",
                  help="Compute threads (default: one per core)."),
+    section=ENGINE,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from splitpoint.calibration.calibrations import Calibration
-from splitpoint.cli.options import gathered
+from splitpoint.cli.options import MODEL, gathered, together
 from splitpoint.cli.options.codecs import calibration_for
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.server_options import cache_option
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _FILE = click.Path(path_type=Path)
 
-allow_domain_option = click.option("--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
-                                   help="Run all operators of this domain: for a model, of someone you trust, with "
-                                        "others than ONNX's and the usual ones of com.microsoft.")  # fmt: skip
+allow_domain_option = together(
+    click.option("--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
+                 help="Run all operators of this domain: for a model, of someone you trust, with others than ONNX's "
+                      "and the usual ones of com.microsoft."),
+    section=MODEL,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ model_options = gathered(
     click.option("--value", "values", multiple=True, metavar="NAME=NUMBER[,…]",
                  help="A real value for an input that must make sense: --value sr=16000. Given once, it is kept."),
     allow_domain_option,
+    section=MODEL,
 )  # fmt: skip
 
 

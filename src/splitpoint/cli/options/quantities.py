@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.types import StringParamType
 
+from splitpoint.cli.options import PLANNING, together
 from splitpoint.errors import UsageError
 from splitpoint.profile.profiles import Watts
 
@@ -102,12 +103,8 @@ WATTS = _Watts("COMPUTE,TX,IDLE in watts, such as 7,3,2", {}, 1e6)
 
 def budget_option(default: str, text: str, *, metavar: str = "TIME", zero: bool = False) -> Callable[[Any], Any]:
     """--budget: the parameter `budget_s`, which may be 0 if that makes sense (`zero`)."""
-    return click.option(
-        "--budget",
-        "budget_s",
-        type=SECONDS_OR_0 if zero else SECONDS,
-        default=default,
-        show_default=True,
-        metavar=metavar,
-        help=text,
+    kind = SECONDS_OR_0 if zero else SECONDS
+    option = click.option(
+        "--budget", "budget_s", type=kind, default=default, show_default=True, metavar=metavar, help=text
     )
+    return together(option, section=PLANNING)
