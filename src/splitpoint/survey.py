@@ -168,12 +168,12 @@ def known_here(model: Model, engine: Engine, *, budget_s: float, cache: Path | N
     profile, spent_s = _kept_here(place, model, on_step)
     if profile is not None:
         sure = profile.complete or spent_s >= budget_s
-        return Basis(profile, f"this device as profiled on {profile.created[:10]}", sure)
+        return Basis(profile, f"this machine as profiled on {profile.created[:10]}", sure)
     if (other := _kept_of_another(place.parent, _of(engine))) is not None:
         usual_ms = max(float(typical_ms(other.graph).sum()), 1e-9)
-        why = f"this device by the model's FLOPs, as fast as for {other.graph.name}"
+        why = f"this machine by the model's FLOPs, as fast as for {other.graph.name}"
         return Basis(by_flops(model, engine, other.whole.median / usual_ms), why)
-    return Basis(by_flops(model, engine), "this device by the model's FLOPs")
+    return Basis(by_flops(model, engine), "this machine by the model's FLOPs")
 
 
 def by_flops(model: Model, engine: Engine, slowdown: float = 1.0) -> Profile:

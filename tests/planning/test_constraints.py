@@ -34,7 +34,7 @@ def test_the_input_stays_local_and_what_only_rearranges_it_does_too() -> None:
     assert not {c.name for c in found.best.crossing} & telling
     server = found.option("server")
     assert server is not None
-    assert server.refused == "the input would leave the device"
+    assert server.refused == "the input would leave the edge"
     assert planned(Link(1000, 1000, 0.3)).best.kind == "server"
 
 

@@ -62,7 +62,7 @@ _USUAL_ROWS = 50
     help="Write the measurements as tables, one CSV file a kind (splitpoint predict train DIR learns from them).",
 )
 @click.option(
-    "--name", default="", metavar="TEXT", help="What the device is called in tables (default: its processor)."
+    "--name", default="", metavar="TEXT", help="What this machine is called in tables (default: its processor)."
 )
 @click.option("--note", default="", metavar="TEXT", help="Kept in the file: what is special about this machine.")
 @click.option(

@@ -26,17 +26,17 @@ from splitpoint.errors import UsageError
 @output_option("The same as DIR.", metavar="DIR", folder=True)
 @json_option
 @click.option("--host", "hosts", multiple=True, metavar="NAME",
-              help="A name or IP address by which devices call the server; may be given several times "
+              help="A name or IP address by which edges call the server; may be given several times "
                    "(default: this machine's name). localhost is always one.")  # fmt: skip
 @click.option("--days", type=click.FloatRange(0, 36_500, min_open=True), default=365, show_default=True, metavar="N",
               help="How long they hold.")  # fmt: skip
 def command(
     folder: Path | None, output: Path | None, as_json: bool, hosts: tuple[str, ...], days: float
 ) -> None:  # fmt: skip
-    """Make what a server and its devices need to know each other, in DIR: an authority of your own, a certificate for
-    the server and one for devices, and a token.
+    """Make what a server and its edges need to know each other, in DIR: an authority of your own, a certificate for
+    the server and one for edges, and a token.
 
-    For a few machines of your own: whoever can read DIR can be the server, and any device.
+    For a few machines of your own: whoever can read DIR can be the server, and any edge.
     """
     if (folder is None) == (output is None):
         raise UsageError("say which folder the keys go to, once: splitpoint keys DIR")
@@ -49,14 +49,14 @@ def command(
         return
     where = hosts[0] if hosts else socket.gethostname()
     ca, token, server, key = (shlex.quote(str(p)) for p in (files.ca, files.token, files.server, files.server_key))
-    click.echo(f"{folder}: an authority, a server certificate for {', '.join(called)}, one for devices, and a token")
+    click.echo(f"{folder}: an authority, a server certificate for {', '.join(called)}, one for edges, and a token")
     click.echo(f"server     {install.command()} serve MODEL --host 0.0.0.0 --tls-cert {server} --tls-key {key} \\")
     click.echo(f"               --token-file {token}")
-    click.echo(f"devices    (copy {files.ca.name} and {files.token.name} there, over a way you trust)")
+    click.echo(f"edge       (copy {files.ca.name} and {files.token.name} there, over a way you trust)")
     click.echo(
         f"           splitpoint run MODEL INPUTS --cloud {where} --ca {files.ca.name} --token-file {files.token.name}"
     )
     click.echo(
-        f"or         --client-ca {ca} instead of the server's token: each device then needs "
+        f"or         --client-ca {ca} instead of the server's token: each edge then needs "
         f"--tls-cert {files.client.name} --tls-key {files.client_key.name}"
     )

@@ -1,4 +1,4 @@
-"""splitpoint lab: a shaped link, a slowed device, scenarios on one machine."""
+"""splitpoint lab: a shaped link, a slowed edge, scenarios on one machine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _FAULTS_APART = (15, 45)
 
 @click.group(cls=Verbs)
 def command() -> None:
-    """Emulate a network and a slow device on this machine, without root. Every result says that it is emulated."""
+    """Emulate a network and a slow edge on this machine, without root. Every result says that it is emulated."""
 
 
 @command.command(
@@ -159,7 +159,7 @@ def list_scenarios(output: Path | None, csv_path: Path | None, as_json: bool) ->
         Column("scenario", lambda s: s.name, right=False, keep=True),
         Column("model", lambda s: s.model, right=False),
         Column("link", link_of, right=False),
-        Column("device", lambda s: f"{s.device.slowdown:g}x slower", right=False),
+        Column("edge", lambda s: f"{s.device.slowdown:g}x slower", right=False),
         Column("cuts", lambda s: ", ".join(s.at), right=False),
         Column("about", lambda s: s.title, right=False),
     ]
@@ -197,7 +197,7 @@ def _put(
 def run(name: str, output: Path | None, csv_path: Path | None, as_json: bool) -> None:
     """Run SCENARIO (a .toml file, or a name of `splitpoint lab list`) and print what each cut took.
 
-    A server process, a relay process and a device process on this machine; the link and the device are emulated.
+    A server process, a relay process and an edge process on this machine; the link and the edge are emulated.
     """
     file = find(name)
     scenario = load_scenario(file)
@@ -274,7 +274,7 @@ def faults(
     swallowed and corrupted. Every request must be answered once and with what the whole model answers; if not, exit
     status 1.
 
-    A server process, a relay process and the device on this machine; frames carry checksums.
+    A server process, a relay process and the edge on this machine; frames carry checksums.
     """
     from splitpoint.lab import fault_run
 
@@ -305,7 +305,7 @@ def faults(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--cloud", "address", required=True)
 def edge(file: Path, address: str) -> None:
-    """The device of `lab run`."""
+    """The edge of `lab run`."""
     from splitpoint.lab.scenario_device import work
 
     work(load_scenario(file), address, click.echo, _lines_for_life().__next__)

@@ -46,7 +46,7 @@ _FAST_MBPS = 2000.0
     "--link", "spec", metavar="SPEC",
     help="Do not measure: a preset, UP/DOWN,ROUNDTRIP (10mbit/20mbit,40ms), a .link.json or a trace .csv.",
 )  # fmt: skip
-@budget_option("3s", "How long measuring may take.", metavar="SECONDS")
+@budget_option("3s", "How long measuring may take.")
 @output_option("Write the link, for --link FILE elsewhere.", metavar="FILE.link.json")
 @json_option
 def command(

@@ -46,7 +46,7 @@ _SLOWEST = 8
 @csv_option("Write a row a layer as CSV.")
 @xlsx_option("Write a row a layer as a spreadsheet (needs splitpoint[xlsx]).")
 @click.option("--edge-watts", type=WATTS, metavar="COMPUTE,TX,IDLE",
-              help="Watts of the device computing, sending and waiting; measured if the system tells.")  # fmt: skip
+              help="Watts of the edge computing, sending and waiting; measured if the system tells.")  # fmt: skip
 @click.option("--note", default="", metavar="TEXT", help="Kept in the profile: what is special about this machine.")
 @json_option
 @device_options

@@ -72,7 +72,7 @@ _WINDOW, _FRESH_WINDOW = 8, 4
               help="When the server is late, gone, busy or wrong: finish here (local, default where the whole model "
                    "can be had), wait for it, or fail (error).")  # fmt: skip
 @click.option("--at", metavar="CUT",
-              help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto "
+              help="A layer, node, tensor, cut number, input (all on the server), output (all on the edge), or auto "
                    "(default): begin with a guess, profile both sides beside requests, and go over to the "
                    "best.")  # fmt: skip
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -113,8 +113,8 @@ def command(
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
-    Without MODEL the server's only model is used. The device needs no model file: it fetches the graph and its
-    half's weights once. A video, a camera, rtsp://… and --source are streamed: device, link and server work at the same
+    Without MODEL the server's only model is used. The edge needs no model file: it fetches the graph and its
+    half's weights once. A video, a camera, rtsp://… and --source are streamed: edge, link and server work at the same
     time, and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
     """
     if (asked.objective or asked.profile_first) and (asked.cloud is None or asked.plan_path or not asked.auto):

@@ -14,7 +14,7 @@ from splitpoint.cli.help_pages import verb
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options.codecs import calibration_option, codec_choice_option, parse_codecs
 from splitpoint.cli.options.model_options import Here, cuts_option, device_options
-from splitpoint.cli.options.output import csv_option, json_option, png_option, wrote
+from splitpoint.cli.options.output import json_option, output_option, png_option, wrote
 from splitpoint.cli.options.server_options import cloud_option
 from splitpoint.errors import UsageError
 from splitpoint.files import is_special
@@ -49,8 +49,8 @@ _NAMED = 4
 @cuts_option
 @codec_choice_option
 @calibration_option
-@csv_option(
-    "Where the rows go.", "-o", "--output", "--out", default=Path("split_latency_results.csv"), show_default=True
+@output_option(
+    "Where the rows go (CSV).", "--csv", "csv_path", default=Path("split_latency_results.csv"), show_default=True
 )
 @png_option("Also draw the result (needs splitpoint[plot]).")
 @click.option("--fresh", is_flag=True, help="Measure anew what the CSV already has.")
@@ -63,8 +63,8 @@ def command(
 ) -> None:  # fmt: skip
     """Run MODEL at every split point against a server, and write split_latency_results.csv.
 
-    The CSV begins with split_layer,avg_compute,avg_transfer,avg_recv,avg_rtt in seconds: compute on the device;
-    transfer up, end to end (the server's clock is mapped onto the device's, clock_error says how well); recv, the
+    The CSV begins with split_layer,avg_compute,avg_transfer,avg_recv,avg_rtt in seconds: compute on the edge;
+    transfer up, end to end (the server's clock is mapped onto the edge's, clock_error says how well); recv, the
     wait from then to the answer, server time included; and their sum: means, as that format has them. The table and
     the picture show medians (p50_… in the CSV). What cannot be told from the fastest is measured again, in turns.
     Ctrl-C keeps what was measured; the same command goes on where it stopped.

@@ -34,9 +34,9 @@ from splitpoint.units import counted
 @output_option("Where to write what was learned (device.latency.json).", required=True)
 @csv_option("Write how well each kind was learned.")
 @json_option
-@click.option("--name", default="", metavar="TEXT", help="What the device is called (default: the folder's name).")
+@click.option("--name", default="", metavar="TEXT", help="What the machine is called (default: the folder's name).")
 @click.option("--engine", default="onnxruntime", show_default=True, metavar="NAME", help="What ran the kernels.")
-@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="The engine's device.")
+@click.option("-d", "--device", default="cpu", show_default=True, metavar="NAME", help="The engine's device.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, metavar="N", help="Compute threads (0: not known).")
 @click.option("--note", default="", metavar="TEXT", help="Kept in the file: where the tables are from.")
 @click.option("--seed-flops", is_flag=True, help="FLOPs columns are counted as in the Neurosurgeon replica's tables.")

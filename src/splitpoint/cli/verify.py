@@ -82,7 +82,8 @@ def command(
     if not as_json and not loaded.inputs:
         click.echo(f"{loaded.name} has no inputs: its one answer is the same at {counted(len(chosen), 'cut')}")
     elif not as_json and worst:
+        equal = f"{counted(len(chosen), 'cut')} {'equal' if len(chosen) > 1 else 'equals'}"
         click.echo(
-            f"{loaded.name}: {counted(len(chosen), 'cut')} like the whole model on {len(samples or (1, 2))} inputs; "
+            f"{loaded.name}: {equal} the whole model on {len(samples or (1, 2))} inputs; "
             f"worst difference {worst.error:.1e} of the output's own change (at {worst.cut.name})"
         )

@@ -116,9 +116,9 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         if self.max_drop is not None:
             words.append(f"a drop of at most {percent(self.max_drop)}")
         if self.max_edge_memory is not None:
-            words.append(f"at most {size(self.max_edge_memory)} on the device")
+            words.append(f"at most {size(self.max_edge_memory)} on the edge")
         if self.keep_input_local:
-            words.append("the input stays on the device")
+            words.append("the input stays on the edge")
         if self.max_bytes is not None:
             words.append(f"at most {size(round(self.max_bytes))} up")
         if self.deadline_ms is not None:

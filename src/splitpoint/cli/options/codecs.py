@@ -12,7 +12,7 @@ from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import load_calibration
 from splitpoint.calibration.tables import tables_of
 from splitpoint.cli.options import PLANNING, together
-from splitpoint.cli.options.quantities import AGREEMENT, SHARE, SIZE
+from splitpoint.cli.options.quantities import AGREEMENT, BYTES, SHARE
 from splitpoint.codecs import known_names
 from splitpoint.errors import UsageError
 from splitpoint.models.model import Model
@@ -41,7 +41,7 @@ fidelity_options = together(
     click.option("--max-drop", type=SHARE, metavar="SHARE",
                  help="The most of that share that may be lost, such as 1%, with 95 % confidence: stricter than "
                       "--agreement 99%, by how few inputs the calibration had (needs a calibration)."),
-    click.option("--max-bytes", type=SIZE, metavar="SIZE",
+    click.option("--max-bytes", type=BYTES, metavar="SIZE",
                  help="The most that a request sends, such as 4kB. klt takes a coarser step for a frame that has more. "
                       "Where nothing else says how well answers must be kept: as well as they can be within that, by "
                       "the calibration."),

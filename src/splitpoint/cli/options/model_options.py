@@ -81,12 +81,12 @@ class Opening:
         return model.with_values(values) if values else model
 
     def here(self, model: str | None) -> Model | None:
-        """MODEL if it is on this device, loaded; None if it is one of the server's. UsageError for options that would
+        """MODEL if it is on this machine, loaded; None if it is one of the server's. UsageError for options that would
         change nothing then."""
         if model is not None and is_local(model):
             return self.load(model)
         if self.shapes or self.weights:
-            raise UsageError("--shape and --weights are for a model on this device; here the server's is used as it is")
+            raise UsageError("--shape and --weights are for a model on this machine: the server's is used as it is")
         return None
 
     def _values(self, photos: bool = False) -> dict[str, Any]:
@@ -159,7 +159,7 @@ cuts_option = click.option("--cuts", default="chain", metavar="chain|all|N", sho
 
 
 def is_local(name: str) -> bool:
-    """Whether MODEL is on this device, rather than a name the server knows."""
+    """Whether MODEL is on this machine, rather than a name the server knows."""
     path = Path(name)
     if path.suffix in (".onnx", ".pt2") or name.startswith("zoo:"):
         return True

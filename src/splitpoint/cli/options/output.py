@@ -77,9 +77,9 @@ def output_option(text: str, *old: str, metavar: str = "FILE", folder: bool = Fa
 result_option = output_option("Write what --json prints.")
 
 
-def csv_option(text: str, *also: str, **more: Any) -> Option:
+def csv_option(text: str) -> Option:
     """--csv: the parameter `csv_path`."""
-    return _option("--csv", *also, "csv_path", type=OUTPUT, metavar="FILE", help=text, **more)
+    return _option("--csv", "csv_path", type=OUTPUT, metavar="FILE", help=text)
 
 
 def png_option(text: str) -> Option:

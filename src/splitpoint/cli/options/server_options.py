@@ -1,4 +1,4 @@
-"""The server that a device is to reach: --cloud, how to speak with it, and where what it hands out is kept."""
+"""The server that an edge is to reach: --cloud, how to speak with it, and where what it hands out is kept."""
 
 from __future__ import annotations
 
