@@ -93,15 +93,16 @@ def _server(words: Sequence[str], host: str | None, port: int, here: bool, *, se
     at = "" if port == DEFAULT_PORT else f" -p {port}"
     device = f" -d {best}" if here and (best := _faster()) else ""
     serve = f"{call} serve {' '.join(words)}{device}{at}"
+    every = "::" if host and ":" in host else "0.0.0.0"
     if host is None:
         yield serve
     elif not secret:
-        yield f"{serve} --host 0.0.0.0 --insecure"
+        yield f"{serve} --host {every} --insecure"
     else:
         if not (here and (_KEYS / "server.pem").is_file()):
             yield f"{call} keys {_KEYS} --host {host}"
         yield (
-            f"{serve} --host 0.0.0.0 --tls-cert {_KEYS}/server.pem --tls-key {_KEYS}/server.key "
+            f"{serve} --host {every} --tls-cert {_KEYS}/server.pem --tls-key {_KEYS}/server.key "
             f"--token-file {_KEYS}/token"
         )
 
