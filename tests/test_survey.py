@@ -166,3 +166,21 @@ def test_a_guess_is_a_profile_that_plans_are_made_of() -> None:
     planner = Planner(model.graph, (slow, fast), constraints=Constraints(codecs=("int8",)))
     assert planner.plan(Link(1000, 1000, 0.1)).best.kind == "server"
     assert Planner(model.graph, (fast, slow)).plan(SLOW).best.kind == "device"
+
+
+def test_what_is_there_at_once_is_not_announced_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(advisor, "_AT_ONCE_S", 60.0)
+    with advisor._announced(told.append, "the server profiles lenet5"):
+        pass
+    assert told == []
+    monkeypatch.setattr(advisor, "_AT_ONCE_S", 0.0)
+    said = threading.Event()
+
+    def heard(text: str) -> None:
+        told.append(text)
+        said.set()
+
+    with advisor._announced(heard, "the server profiles lenet5"):
+        assert said.wait(60)
+    assert told == ["the server profiles lenet5"]

@@ -12,7 +12,9 @@ True
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -43,6 +45,8 @@ from splitpoint.units import counted
 
 #: Kept profiles of other models that are looked at, which takes some milliseconds each.
 _LATEST = 3
+#: What takes less is not announced.
+_AT_ONCE_S = 0.5
 #: Told what is being measured, before it begins, and what is known already.
 OnStep = Callable[[str], None]
 
@@ -98,8 +102,8 @@ def survey(
     given. Raises ServerError if the server does not profile itself.
     """
     here = profile_here(edge.model, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=on_step)
-    call(on_step, f"the server profiles {edge.model.name}, at most {budget_s:g} s (unless it has done so before)")
-    there = edge.profile_server(budget_s, fresh=fresh)
+    with _announced(on_step, f"the server profiles {edge.model.name}, at most {budget_s:g} s"):
+        there = edge.profile_server(budget_s, fresh=fresh)
     if link is None:
         call(on_step, "measuring the link, at most 3 s")
         link = edge.measure_link()
@@ -107,6 +111,19 @@ def survey(
         deepest = edge.shared.cut.name
         call(on_step, f"cuts behind {deepest} are left out: the server shares no more of {edge.model.name}")
     return Survey(here, there, link, edge.shared)
+
+
+@contextmanager
+def _announced(on_step: OnStep, text: str) -> Iterator[None]:
+    """Says what is done inside, unless it is done at once: what a server has kept is no work."""
+    timer = threading.Timer(_AT_ONCE_S, call, (on_step, text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def profile_here(

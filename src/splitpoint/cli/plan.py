@@ -10,7 +10,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from splitpoint.cli.console import out, say, table
+from splitpoint.cli.console import out, say, table, waiting
 from splitpoint.cli.help_pages import verb
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
@@ -162,7 +162,8 @@ def _gather(
     shared = None
     with nullcontext() if named else here.edge(served, cloud, security, engine=engine) as server:
         if server is not None:
-            there, shared = server.profile_server(budget_s), server.shared
+            with waiting(f"the server profiles {server.model.name}, at most {budget_s:g} s"):
+                there, shared = server.profile_server(budget_s), server.shared
             if link is None:
                 say("measuring the link, 3 s")
                 link = server.measure_link()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.console import put_json
+from splitpoint.cli.console import put_json, steps
 from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options.model_options import allow_domain_option
 from splitpoint.cli.options.output import json_option, result_option, save_json
@@ -39,7 +39,12 @@ def command(
     What is there already is not fetched again, and `run` then starts without fetching.
     """
     models = ModelPolicy(pinned=model_hash, allow_domains=allow_domains)
-    with Edge(cloud, model, at="cut:input", cache=cache, models=models, security=security) as edge:
+    with (
+        steps(f"fetching {model or 'the model'} from {cloud}", size) as on_progress,
+        Edge(
+            cloud, model, at="cut:input", cache=cache, models=models, security=security, on_progress=on_progress
+        ) as edge,
+    ):  # fmt: skip
         fetched = edge.pull(at)
         if edge.cache.unkept is not None:
             raise edge.cache.unkept

@@ -142,6 +142,8 @@ def command(
         objective = asked.objective or ("latency" if isinstance(source, Files) and source_text is None else "")
         planned = asked.auto and asked.cloud is not None
         singly = planned and not (fps or source.live) and objective == "latency"
+        # Without a server photos under way together would only wait for each other.
+        streamed = streamed and not (asked.cloud is None and objective == "latency" and not fps)
         policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
         check_policy(on_overload, source, fps, has_options=asked.has_options)
         engine = asked.here.choice.open()

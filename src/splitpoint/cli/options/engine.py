@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import monotonic
 
 import click
 
+from splitpoint.cli.console import how_far, telling
 from splitpoint.cli.options import ENGINE, gathered, together
-from splitpoint.engines import ENGINES, Engine, open_engine
+from splitpoint.engines import ENGINES, Engine, Session, open_engine
+from splitpoint.models.model import Segment
 
 #: The engine where none is named.
 DEFAULT = next(iter(ENGINES))
@@ -23,7 +26,16 @@ class EngineChoice:
 
     def open(self) -> Engine:
         """It, opened. EngineError where the device's support is not installed."""
-        return open_engine(self.engine, device=self.device, threads=self.threads)
+        engine = open_engine(self.engine, device=self.device, threads=self.threads)
+        compile = engine.compile
+
+        def told(segment: Segment) -> Session:
+            began_s, what = monotonic(), f"compiling for {self.device}"
+            with telling(lambda: how_far(what, "", monotonic() - began_s, None)):
+                return compile(segment)
+
+        engine.compile = told  # type: ignore[method-assign]  # minutes for TensorRT, a second for others
+        return engine
 
 
 def engine_of(name: str, device: str, threads: int) -> Engine:

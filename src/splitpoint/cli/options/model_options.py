@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from splitpoint.calibration.calibrations import Calibration
+from splitpoint.cli.console import fetching, waiting
 from splitpoint.cli.options import MODEL, gathered, together
 from splitpoint.cli.options.codecs import calibration_for
 from splitpoint.cli.options.engine import EngineChoice, engine_options
@@ -22,6 +23,7 @@ from splitpoint.models import load
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.input_values import listed
 from splitpoint.models.model import Model
+from splitpoint.models.names import full_name
 from splitpoint.security import Security
 from splitpoint.tensors import load_arrays
 
@@ -60,10 +62,13 @@ class Opening:
         With `photos` an input may also be one: it says nothing that is needed here.
         """
         values = self._values(photos)
-        loaded = load(
-            model, shapes=parse_shapes(self.shapes), weights=self.weights, input_spec=self.input_spec, values=values,
-            allow_domains=self.allow_domains,
-        )  # fmt: skip
+        # An export takes 10 to 60 s; what is in the cache is there before a word of it.
+        exporting = f"exporting {model} with PyTorch, kept for the next time; mostly 10 to 60 s"
+        with waiting(exporting) if is_exported(model) else nullcontext():
+            loaded = load(
+                model, shapes=parse_shapes(self.shapes), weights=self.weights, input_spec=self.input_spec,
+                values=values, allow_domains=self.allow_domains,
+            )  # fmt: skip
         assumed = loaded.graph.assumed
         if any(name != "batch" for name in assumed):
             free = ", ".join(f"{name} = {size}" for name, size in assumed.items())
@@ -134,7 +139,10 @@ class Here:
         from splitpoint.runtime.client.edge_settings import ModelPolicy
 
         models = ModelPolicy(allow_domains=self.opening.allow_domains)
-        return Edge(cloud, model, at="cut:input", cache=self.cache, security=security, models=models, **more)
+        return Edge(
+            cloud, model, at="cut:input", cache=self.cache, security=security, models=models,
+            on_progress=fetching("fetching weights"), **more,
+        )  # fmt: skip
 
     @contextmanager
     def reached(
@@ -156,6 +164,16 @@ device_options = gathered("here", Here, cache_option, engine_options, model_opti
 
 cuts_option = click.option("--cuts", default="chain", metavar="chain|all|N", show_default=True,
                            help="Single-tensor cuts, every topological prefix, or N spread over all.")  # fmt: skip
+
+
+def is_exported(name: str) -> bool:
+    """Whether MODEL is PyTorch's: it is exported when it is needed for the first time."""
+    text = full_name(name)
+    if text.startswith("zoo:") or text.endswith(".onnx"):
+        return False
+    from splitpoint.models.torch import is_torch_source
+
+    return is_torch_source(text)
 
 
 def is_local(name: str) -> bool:
