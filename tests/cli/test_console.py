@@ -122,6 +122,12 @@ def test_each_kind_of_bar_has_its_line() -> None:
         assert lines_of(bar) == "sweeping: 10 of 40, 10 s, about 30 s left"
         bar.update(task, completed=40)
         assert lines_of(bar) == "", "what is done needs no words"
+    with console.progress() as bar:
+        bar.add_task("sweeping", total=40, completed=30)
+        bar.tasks[0].start_time = bar.get_time() - 10
+        assert lines_of(bar) == "sweeping: 30 of 40, 10 s", "an earlier run's took no time of this one"
+        bar.advance(bar.tasks[0].id, 5)
+        assert lines_of(bar) == "sweeping: 35 of 40, 10 s, about 10 s left"
     with console.countdown() as bar:
         bar.add_task("measuring lenet5", total=60.0, left="50 s left")
         assert lines_of(bar) == "measuring lenet5: 0 s, 50 s left"

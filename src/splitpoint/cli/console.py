@@ -15,7 +15,7 @@ import msgspec
 import rich.progress as bars
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task, TextColumn
+from rich.progress import Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -155,6 +155,12 @@ class _Bar(Progress):
     def __init__(self, *columns: ProgressColumn, console: Console, lines: bool = True) -> None:
         super().__init__(*columns, console=console, transient=True, disable=not _can_move(console))
         self._lines = telling(self._told) if lines and self.disable else None
+        self._before: dict[TaskID, float] = {}
+
+    def add_task(self, description: str, *args: Any, completed: int = 0, **more: Any) -> TaskID:
+        task = super().add_task(description, *args, completed=completed, **more)
+        self._before[task] = completed
+        return task
 
     def start(self) -> None:
         super().start()
@@ -178,7 +184,8 @@ class _Bar(Progress):
         if task.total is None:
             return how_far(task.description, "", spent_s, None)
         done = task.fields.get("far") or f"{task.completed:.0f} of {task.total:.0f}"
-        left_s = spent_s * (task.total / task.completed - 1) if task.completed else None
+        now = task.completed - self._before.get(task.id, 0.0)  # what an earlier run has done took no time of this one
+        left_s = spent_s * (task.total - task.completed) / now if now else None
         return how_far(task.description, done, spent_s, left_s)
 
 
