@@ -157,8 +157,11 @@ class _Bar(Progress):
         self._lines = telling(self._told) if lines and self.disable else None
         self._before: dict[TaskID, float] = {}
 
-    def add_task(self, description: str, *args: Any, completed: int = 0, **more: Any) -> TaskID:
-        task = super().add_task(description, *args, completed=completed, **more)
+    def add_task(
+        self, description: str, start: bool = True, total: float | None = 100.0, completed: int = 0,
+        visible: bool = True, **fields: Any,
+    ) -> TaskID:  # fmt: skip
+        task = super().add_task(description, start, total, completed, visible, **fields)
         self._before[task] = completed
         return task
 

@@ -69,7 +69,7 @@ def command(
     """Compare predictions with what networks take on this machine: kernels, whole networks, and plans.
 
     Without MODELs sixteen from LeNet-5 to a vision transformer are measured; none of them was in what predictions are
-    learned from. Plans are made from predictions for five links and three slower devices, and priced by what was
+    learned from. Plans are made from predictions for five links and three slower machines, and priced by what was
     measured: how much longer they take than the best plan is the regret. Some networks of the calibration are measured
     as well: they tell how much faster or slower the machine was meanwhile, and what the errors are at the same speed.
     Run it when nothing else runs.

@@ -43,7 +43,7 @@ def command(
     """List MODEL's cut points, one a row.
 
     Each row is a node in topological order: its layer, what it makes, and everything that would cross the link if
-    the device ran all up to and including it. A number under "cut" marks a cut that one tensor (or the fewest there
+    the edge ran all up to and including it. A number under "cut" marks a cut that one tensor (or the fewest there
     are) crosses; --at takes that number, a layer's path, a node or a tensor. Where a name means several of these, it
     is written layer:NAME, node:NAME, tensor:NAME or cut:NUMBER.
     """

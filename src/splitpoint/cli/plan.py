@@ -63,7 +63,7 @@ MEASURED = "measured"
 @click.argument("model", required=False)
 @click.option("--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="The edge's profile (splitpoint profile -o), or what was learned of it (splitpoint "
-                   "calibrate-device -o, or neurosurgeon-edge), which prices a MODEL that never ran there; without it "
+                   "calibrate-kernels -o, or neurosurgeon-edge), which prices a MODEL that never ran there; without it "
                    "this machine is profiled now.")  # fmt: skip
 @click.option("--cloud", required=True, metavar="FILE|HOST[:PORT]",
               help="The server's profile or latency file (also neurosurgeon-cloud), or the server, which then profiles "
